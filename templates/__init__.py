@@ -1,0 +1,1 @@
+"""Hold the dialog's Jinja templates, shipped as ``flask_byok.templates``."""
