@@ -1,0 +1,168 @@
+"""The providers as data. Sources: each vendor's API reference, checked against public key verifiers."""
+
+from __future__ import annotations
+
+from ..credentials import Verdict
+from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule
+
+_INVALID = "The provider does not know this key."
+_RESTRICTED = "The key is good, but its permissions are narrow."
+_NO_CREDIT = "The key is good, but the account has no credit left."
+_RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
+_DISABLED = "The provider has blocked or disabled this key."
+_SERVICE_OFF = "The key is good, but it may not use this API. Enable the API or change the key's restrictions."
+
+OPENAI = ProviderSpec(
+    id="openai",
+    name="OpenAI",
+    base_url="https://api.openai.com/v1",
+    fields=(Field(placeholder="sk-…"),),
+    env=("OPENAI_API_KEY",),
+    prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
+    refused_prefixes=("sk-admin-",),
+    get_key_url="https://platform.openai.com/api-keys",
+    default_model="gpt-4o-mini",
+    check=CheckSpec(
+        # A restricted key is answered 401 or 403 "missing scopes": that is not a bad key.
+        rules=(
+            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
+            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "insufficient permissions"),
+            Rule((401,), Verdict.INVALID, _INVALID, "invalid_api_key"),
+            Rule((401,), Verdict.INVALID, _INVALID, "incorrect api key"),
+            Rule((401,), Verdict.DISABLED, _DISABLED, "account_deactivated"),
+            Rule((429,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "insufficient_quota"),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        ),
+    ),
+)
+
+ANTHROPIC = ProviderSpec(
+    id="anthropic",
+    name="Anthropic",
+    base_url="https://api.anthropic.com",
+    adapter="anthropic",
+    fields=(Field(placeholder="sk-ant-…"),),
+    env=("ANTHROPIC_API_KEY",),
+    prefixes=("sk-ant-", "sk-ant-api03-"),
+    refused_prefixes=("sk-ant-admin01-",),
+    get_key_url="https://console.anthropic.com/settings/keys",
+    default_model="claude-3-5-haiku-latest",
+    check=CheckSpec(
+        path="/v1/models",
+        models_path="/v1/models",
+        auth=Auth("x-api-key", "{api_key}"),
+        headers={"anthropic-version": "2023-06-01"},
+        rules=(
+            Rule((401,), Verdict.INVALID, _INVALID),
+            Rule((403,), Verdict.VALID_RESTRICTED, _RESTRICTED, "permission_error"),
+            Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "credit balance"),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        ),
+    ),
+)
+
+GOOGLE = ProviderSpec(
+    id="google",
+    name="Google Gemini",
+    base_url="https://generativelanguage.googleapis.com",
+    adapter="google",
+    fields=(Field(placeholder="AIza…"),),
+    env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    aliases=("gemini", "google_gemini"),
+    prefixes=("AIza", "AQ."),
+    get_key_url="https://aistudio.google.com/apikey",
+    default_model="gemini-2.0-flash",
+    check=CheckSpec(
+        path="/v1beta/models?pageSize=1",
+        models_path="/v1beta/models?pageSize=100",
+        auth=Auth("x-goog-api-key", "{api_key}"),
+        rules=(
+            # A bad key is answered 400, not 401 (google.rpc.ErrorInfo reason API_KEY_INVALID).
+            Rule((400,), Verdict.INVALID, _INVALID, "api_key_invalid"),
+            Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "service_disabled"),
+            Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "_blocked"),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        ),
+    ),
+)
+
+GROQ = ProviderSpec(
+    id="groq",
+    name="Groq",
+    base_url="https://api.groq.com/openai/v1",
+    fields=(Field(placeholder="gsk_…"),),
+    env=("GROQ_API_KEY",),
+    prefixes=("gsk_",),
+    get_key_url="https://console.groq.com/keys",
+    default_model="llama-3.1-8b-instant",
+    check=CheckSpec(
+        rules=(
+            Rule((401,), Verdict.INVALID, _INVALID),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        )
+    ),
+)
+
+XAI = ProviderSpec(
+    id="xai",
+    name="xAI",
+    base_url="https://api.x.ai/v1",
+    fields=(Field(placeholder="xai-…"),),
+    env=("XAI_API_KEY",),
+    aliases=("grok",),
+    prefixes=("xai-",),
+    refused_prefixes=("xai-token-",),
+    get_key_url="https://console.x.ai",
+    default_model="grok-3-mini",
+    check=CheckSpec(
+        path="/api-key",
+        rules=(
+            Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_blocked":true'),
+            Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_disabled":true'),
+            Rule((200,), Verdict.DISABLED, _DISABLED, '"team_blocked":true'),
+            # xAI answers a bad key 400 as well as 401.
+            Rule((400, 401), Verdict.INVALID, _INVALID),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        ),
+    ),
+)
+
+OPENROUTER = ProviderSpec(
+    id="openrouter",
+    name="OpenRouter",
+    base_url="https://openrouter.ai/api/v1",
+    fields=(Field(placeholder="sk-or-v1-…"),),
+    env=("OPENROUTER_API_KEY",),
+    prefixes=("sk-or-v1-",),
+    get_key_url="https://openrouter.ai/settings/keys",
+    default_model="openrouter/auto",
+    check=CheckSpec(
+        # Its /models is public and answers 200 to any string, so it can list but not check.
+        path="/key",
+        rules=(
+            Rule((401,), Verdict.INVALID, _INVALID),
+            Rule((402,), Verdict.VALID_NO_CREDIT, _NO_CREDIT),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        ),
+    ),
+)
+
+CUSTOM = ProviderSpec(
+    id="custom",
+    name="Custom (OpenAI-compatible)",
+    fields=(
+        Field("base_url", "Base URL", secret=False, placeholder="https://…/v1"),
+        Field(),
+    ),
+    standalone=True,
+    check=CheckSpec(
+        rules=(
+            Rule((401,), Verdict.INVALID, _INVALID),
+            Rule((404,), Verdict.UNCHECKED, "This server lists no models, so the key could not be checked."),
+            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+        )
+    ),
+)
+
+#: The whole catalog, in the order in which it is shown.
+PROVIDERS: tuple[ProviderSpec, ...] = (OPENAI, ANTHROPIC, GOOGLE, GROQ, XAI, OPENROUTER, CUSTOM)

@@ -1,0 +1,184 @@
+"""Every error flask-byok raises, in one tree.
+
+::
+
+    ByokError
+      ConfigurationError
+      UnknownProviderError          404 unknown_provider
+      ProviderLockedError           403 provider_locked
+      OwnerRequiredError            401 owner_required
+      SessionRequiredError          409 session_required
+      NotAllowedError               403 not_allowed
+      MalformedApiKeyError          422 malformed_api_key
+      KeyRefusedError               422 key_refused
+      KeyExistsError                409 key_exists
+      KeyNotFoundError              404 key_not_found
+      CredentialError
+        MissingCredentialError      409 key_missing
+        RejectedCredentialError     409 key_rejected
+        UnreadableCredentialError   409 key_unreadable
+      EndpointNotAllowedError       422 endpoint_not_allowed
+      ProviderUnavailableError      502 provider_unavailable
+      RateLimitedError              429 rate_limited
+      InvalidFieldError             422 invalid_field
+      StoreError                    503 store_unavailable
+
+Messages are our own sentences. They never hold a key, part of one, or a provider's text (which can hold the key).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from .credentials import Validation
+
+
+class ByokError(Exception):
+    """Root of every error of this package; one ``except`` catches them all."""
+
+    #: Machine-readable name, stable across releases.
+    code: ClassVar[str] = "byok_error"
+    #: HTTP status that the web layer answers with.
+    status: ClassVar[int] = 500
+    #: Short human title of the problem (RFC 9457 ``title``).
+    title: ClassVar[str] = "flask-byok failed"
+
+    def __init__(
+        self, message: str | None = None, *, provider: str | None = None, tier: str | None = None
+    ) -> None:
+        super().__init__(message or self.title)
+        #: Provider that is meant, where one is.
+        self.provider = provider
+        #: Tier that is meant, where one is.
+        self.tier = tier
+
+
+class ConfigurationError(ByokError):
+    """Raised by ``init_app`` when a setting is missing, malformed or unsafe."""
+
+    code = "configuration"
+    title = "flask-byok is not set up correctly"
+
+
+class UnknownProviderError(ByokError):
+    """Raised when a provider id is not in the catalog or is not switched on."""
+
+    code, status, title = "unknown_provider", 404, "This provider is not available here"
+
+
+class ProviderLockedError(ByokError):
+    """Raised when a person sets a key for a provider that only the operator may configure."""
+
+    code, status, title = "provider_locked", 403, "This provider is managed by the operator"
+
+
+class OwnerRequiredError(ByokError):
+    """Raised when something needs a signed-in person and nobody is signed in."""
+
+    code, status, title = "owner_required", 401, "Please sign in first"
+
+
+class SessionRequiredError(ByokError):
+    """Raised when a session key is written before the session is established, or after it ended."""
+
+    code, status, title = "session_required", 409, "Your session is not ready: load the list of keys, then try again"
+
+
+class NotAllowedError(ByokError):
+    """Raised when the caller may not do this at all."""
+
+    code, status, title = "not_allowed", 403, "This is not allowed"
+
+
+class InvalidFieldError(ByokError):
+    """Raised when a field of a request has a value that cannot be used."""
+
+    code, status, title = "invalid_field", 422, "A field has a value that cannot be used"
+
+
+class MalformedApiKeyError(ByokError):
+    """Raised when what was given cannot be an API key: empty, too long, or with odd characters."""
+
+    code, status, title = "malformed_api_key", 422, "This is not an API key"
+
+
+class KeyRefusedError(ByokError):
+    """Raised when a check forbids storing the key; what was stored before stays."""
+
+    code, status, title = "key_refused", 422, "The key was not saved"
+
+    def __init__(self, validation: Validation, *, provider: str) -> None:
+        super().__init__(validation.reason, provider=provider)
+        #: What the check found.
+        self.validation = validation
+
+
+class KeyExistsError(ByokError):
+    """Raised when a key is created where one exists already."""
+
+    code, status, title = "key_exists", 409, "There is a key already"
+
+
+class KeyNotFoundError(ByokError):
+    """Raised when a stored key does not exist, or is somebody else's."""
+
+    code, status, title = "key_not_found", 404, "There is no such key"
+
+
+class CredentialError(ByokError):
+    """Raised when no usable credential comes out of the tiers; see the three children."""
+
+    code, status, title = "credential", 409, "There is no usable key"
+
+
+class MissingCredentialError(CredentialError):
+    """Raised when no tier has a key for the provider."""
+
+    code, title = "key_missing", "No API key is configured for this provider"
+
+
+class RejectedCredentialError(CredentialError):
+    """Raised when the provider refused the key that would be used."""
+
+    code, title = "key_rejected", "The provider refused this API key"
+
+
+class UnreadableCredentialError(CredentialError):
+    """Raised when a stored key does not open with the encryption keys we have."""
+
+    code, title = "key_unreadable", "The stored API key cannot be read"
+
+
+class EndpointNotAllowedError(ByokError):
+    """Raised when a base URL is not one that keys may be sent to."""
+
+    code, status, title = "endpoint_not_allowed", 422, "This address may not be called"
+
+
+class ProviderUnavailableError(ByokError):
+    """Raised when the provider cannot be reached or fails for a reason that is not the key."""
+
+    code, status, title = "provider_unavailable", 502, "The provider is not available"
+
+
+class RateLimitedError(ByokError):
+    """Raised when a caller has asked too often; ``retry_after`` is in seconds."""
+
+    code, status, title = "rate_limited", 429, "Too many attempts; please wait a moment"
+
+    def __init__(self, message: str | None = None, *, retry_after: int = 60) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class StoreError(ByokError):
+    """Raised when a key store does not answer; ``retry_after`` is in seconds."""
+
+    code, status, title = "store_unavailable", 503, "The key store is not available right now"
+
+    def __init__(
+        self, message: str | None = None, *, tier: str | None = None, retry_after: int = 1
+    ) -> None:
+        super().__init__(message, tier=tier)
+        self.retry_after = retry_after

@@ -1,0 +1,66 @@
+"""Who is asking, and whose a credential is.
+
+An owner is written as one string: ``session:<id>``, ``user:<id>``, ``team:<id>`` or ``system``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """A place in the lookup order."""
+
+    SESSION = "session"
+    USER = "user"
+    TEAM = "team"
+    SYSTEM = "system"
+    SECRET = "secret"  # noqa: S105  (the name of a tier, not a secret)
+    ENV = "env"
+
+
+#: The tiers that hold the operator's own keys.
+OPERATOR_TIERS = frozenset({Tier.SYSTEM, Tier.SECRET, Tier.ENV})
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRef:
+    """A server-side session as the session store knows it.
+
+    ``sid`` is a keyed hash of the host's session id, never the id itself. ``ref`` names what is stored for
+    the session; it stays the same when the session id is renewed.
+    """
+
+    sid: str
+    ref: str
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The person on whose behalf a call is made, as the host's loaders say.
+
+    ``user`` is the host's user id, None for a visitor. ``session`` is None where no session is established.
+    """
+
+    user: str | None = None
+    session: SessionRef | None = None
+    teams: tuple[str, ...] = ()
+    admin: bool = False
+
+    @property
+    def authenticated(self) -> bool:
+        """Say whether somebody is signed in."""
+        return self.user is not None
+
+    @property
+    def identity(self) -> str:
+        """Name who uses the session: ``user:<id>``, or an empty string for a visitor."""
+        return "" if self.user is None else f"user:{self.user}"
+
+    @property
+    def owner(self) -> str | None:
+        """Name the owner that this caller is: the user, else the session, else None."""
+        if self.user is not None:
+            return self.identity
+        return None if self.session is None else f"session:{self.session.ref}"

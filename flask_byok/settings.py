@@ -1,0 +1,202 @@
+"""The operator's settings, read once from a mapping and the environment, and checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from .errors import ConfigurationError
+from .owners import Tier
+
+Cipher = Literal["fernet", "aes-256-gcm"]
+FallbackReason = Literal["rejected", "unreadable", "no_credit", "rate_limited", "unreachable"]
+StoreFailure = Literal["fail", "skip"]
+ValidateOnSet = Literal["off", "warn", "require"]
+Promote = Literal["ask", "on_login", "never"]
+
+#: Named lookup orders for ``BYOK_PRECEDENCE``.
+PRECEDENCES: dict[str, tuple[Tier, ...]] = {
+    "user_first": (Tier.SESSION, Tier.USER, Tier.TEAM, Tier.SYSTEM, Tier.SECRET, Tier.ENV),
+    "env_first": (Tier.SECRET, Tier.ENV, Tier.SESSION, Tier.USER, Tier.TEAM, Tier.SYSTEM),
+}
+
+#: A session in steady use still ends after this many lifetimes (OWASP ASVS asks for an absolute maximum).
+MAX_SESSION_LIFETIMES = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings of one app. Attribute names are the config keys without ``BYOK_``, in lower case."""
+
+    encryption_key: str | None = field(default=None, repr=False)
+    encryption_key_fallbacks: tuple[str, ...] = field(default=(), repr=False)
+    cipher: Cipher = "fernet"
+    precedence: tuple[Tier, ...] = PRECEDENCES["user_first"]
+    providers: tuple[str, ...] | None = None
+    require_login: bool = False
+    base_urls: Mapping[str, str] = field(default_factory=dict)
+    locked_providers: tuple[str, ...] = ()
+    session_store: Any = None
+    redis: Any = field(default=None, repr=False)
+    redis_wait: int = 0
+    secrets_dir: Path = Path("/run/secrets")
+    database_url: Any = field(default=None, repr=False)
+    session_ttl: timedelta = timedelta(hours=24)
+    validate_on_set: ValidateOnSet = "warn"
+    promote: Promote = "ask"
+    max_key_lifetime: timedelta | None = None
+    fallback_on: frozenset[FallbackReason] = frozenset()
+    on_store_failure: StoreFailure = "fail"
+    allow_custom_providers: bool = False
+    allow_private_endpoints: bool = False
+    allow_reveal: bool = False
+    validate_rate: str = "20/minute"
+    set_rate: str = "20/minute"
+    url_prefix: str = "/api"
+    csp_nonce: Callable[[], str] | None = field(default=None, repr=False)
+    labels: str = "default"
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+    ) -> Settings:
+        """Read the settings from a Flask config and the environment.
+
+        :raises ConfigurationError: a value cannot be used; the message names the config key and says what to do.
+        """
+        read = _Reader(config, environ)
+        return cls(
+            encryption_key=read.encryption_key(),
+            encryption_key_fallbacks=read.encryption_key_fallbacks(),
+            cipher=read.choice("CIPHER", "fernet", get_args(Cipher)),
+            precedence=read.precedence(),
+            providers=read.ids("PROVIDERS") if config.get("BYOK_PROVIDERS") is not None else None,
+            require_login=read.flag("REQUIRE_LOGIN"),
+            base_urls=read.base_urls(),
+            locked_providers=read.ids("LOCKED_PROVIDERS"),
+            session_store=config.get("BYOK_SESSION_STORE"),
+            redis=config.get("BYOK_REDIS") or config.get("SESSION_REDIS"),
+            redis_wait=read.whole_number("REDIS_WAIT", 0),
+            secrets_dir=Path(config.get("BYOK_SECRETS_DIR", "/run/secrets")),
+            database_url=config.get("BYOK_DATABASE_URL"),
+            session_ttl=read.duration("SESSION_TTL", timedelta(hours=24)),
+            validate_on_set=read.choice("VALIDATE_ON_SET", "warn", get_args(ValidateOnSet)),
+            promote=read.choice("PROMOTE", "ask", get_args(Promote)),
+            max_key_lifetime=read.duration("MAX_KEY_LIFETIME", None),
+            fallback_on=read.fallback_on(),
+            on_store_failure=read.choice("ON_STORE_FAILURE", "fail", get_args(StoreFailure)),
+            allow_custom_providers=read.flag("ALLOW_CUSTOM_PROVIDERS"),
+            allow_private_endpoints=read.flag("ALLOW_PRIVATE_ENDPOINTS"),
+            allow_reveal=read.flag("ALLOW_REVEAL"),
+            validate_rate=config.get("BYOK_VALIDATE_RATE", "20/minute"),
+            set_rate=config.get("BYOK_SET_RATE", "20/minute"),
+            url_prefix=read.url_prefix(),
+            csp_nonce=config.get("BYOK_CSP_NONCE"),
+            labels=read.choice("LABELS", "default", ("default", "env")),
+        )
+
+
+class _Reader:
+    """Reads one value at a time and complains in the operator's words."""
+
+    def __init__(self, config: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        self.config = config
+        self.environ = environ
+
+    def encryption_key(self) -> str | None:
+        text = self._config_or_environ("BYOK_ENCRYPTION_KEY")
+        path = self._config_or_environ("BYOK_ENCRYPTION_KEY_FILE")
+        if text or not path:
+            return text or None
+        try:
+            return Path(path).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"BYOK_ENCRYPTION_KEY_FILE: {path} cannot be read ({type(error).__name__}). "
+                "Check the path and the file's permissions."
+            ) from None
+
+    def encryption_key_fallbacks(self) -> tuple[str, ...]:
+        value = self._config_or_environ("BYOK_ENCRYPTION_KEY_FALLBACKS") or ()
+        if isinstance(value, str):
+            value = [part for part in value.replace(",", " ").split() if part]
+        return tuple(value)
+
+    def _config_or_environ(self, name: str) -> Any:
+        return self.config.get(name) or self.environ.get(name)
+
+    def flag(self, name: str) -> bool:
+        value = self.config.get(f"BYOK_{name}", False)
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use True or False.")
+        return value
+
+    def whole_number(self, name: str, default: int) -> int:
+        value = self.config.get(f"BYOK_{name}", default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a whole number from 0 up.")
+        return value
+
+    def duration(self, name: str, default: Any) -> Any:
+        value = self.config.get(f"BYOK_{name}", default)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = timedelta(seconds=value)
+        if value is not default and (not isinstance(value, timedelta) or value.total_seconds() < 1):
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a timedelta, or seconds from 1 up.")
+        return value
+
+    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> Any:
+        value = self.config.get(f"BYOK_{name}", default)
+        if value not in choices:
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use one of {', '.join(map(repr, choices))}.")
+        return value
+
+    def ids(self, name: str) -> tuple[str, ...]:
+        value = self.config.get(f"BYOK_{name}", ())
+        if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a sequence of provider ids.")
+        return tuple(value)
+
+    def precedence(self) -> tuple[Tier, ...]:
+        value = self.config.get("BYOK_PRECEDENCE", "user_first")
+        if isinstance(value, str) and value in PRECEDENCES:
+            return PRECEDENCES[value]
+        try:
+            tiers = () if isinstance(value, str) else tuple(Tier(tier) for tier in value)
+        except (TypeError, ValueError):
+            tiers = ()
+        if not tiers or len(set(tiers)) != len(tiers):
+            raise ConfigurationError(
+                f"BYOK_PRECEDENCE is {value!r}; use 'user_first', 'env_first', or a sequence of different tiers "
+                f"out of {', '.join(Tier)}."
+            )
+        return tiers
+
+    def fallback_on(self) -> frozenset[Any]:
+        reasons = frozenset(self.ids("FALLBACK_ON"))
+        if unknown := reasons - set(get_args(FallbackReason)):
+            raise ConfigurationError(
+                f"BYOK_FALLBACK_ON has {sorted(unknown)!r}; use reasons out of {', '.join(get_args(FallbackReason))}."
+            )
+        return reasons
+
+    def base_urls(self) -> dict[str, str]:
+        urls = self.config.get("BYOK_BASE_URLS", {})
+        if not isinstance(urls, Mapping):
+            raise ConfigurationError("BYOK_BASE_URLS must be a mapping of provider ids to URLs.")
+        for provider, url in urls.items():
+            parts = urlsplit(url) if isinstance(url, str) else None
+            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ConfigurationError(f"BYOK_BASE_URLS[{provider!r}] is not an http or https URL.")
+        return dict(urls)
+
+    def url_prefix(self) -> str:
+        value = self.config.get("BYOK_URL_PREFIX", "/api")
+        if not isinstance(value, str) or (value and not value.startswith("/")):
+            raise ConfigurationError(f"BYOK_URL_PREFIX is {value!r}; use a path that starts with '/'.")
+        return value.rstrip("/")
