@@ -1,0 +1,63 @@
+"""Keys for the fake providers: right in shape, worthless, the same on every run."""
+
+from __future__ import annotations
+
+import hashlib
+from threading import Lock
+
+from .wire import BEHAVIOURS
+
+#: Shape of each provider's key as (prefix, characters after it).
+SHAPES = {
+    "openai": ("sk-proj-", 148),
+    "anthropic": ("sk-ant-api03-", 95),
+    "google": ("AIza", 35),
+    "groq": ("gsk_", 52),
+    "xai": ("xai-", 80),
+    "openrouter": ("sk-or-v1-", 64),
+    "custom": ("custom-", 32),
+    "demo": ("demo-", 24),
+}
+
+
+def make_api_key(provider: str, behaviour: str = "good", owner: object = None) -> str:
+    """Make a key of the provider's shape; equal arguments give an equal key."""
+    prefix, length = SHAPES[provider]
+    tail = _letters(f"{provider}/{behaviour}/{owner}", length)
+    if provider == "demo":
+        return f"{prefix}{behaviour.replace('_', '-')}-{tail}"
+    if provider == "openai":
+        return f"{prefix}{tail[:72]}T3BlbkFJ{tail[80:]}"
+    return prefix + tail
+
+
+class ApiKeyBook:
+    """Which key does what, for every provider. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._behaviours: dict[tuple[str, str], str] = {}
+
+    def add(self, provider: str, api_key: str, behaviour: str, *, replace: bool = True) -> None:
+        """Register a key; `replace=False` leaves a known key, also a revoked one, as it is."""
+        _check(provider, behaviour)
+        with self._lock:
+            if replace or (provider, api_key) not in self._behaviours:
+                self._behaviours[provider, api_key] = behaviour
+
+    def behaviour(self, provider: str, api_key: str | None) -> str:
+        """Say how the provider treats this key."""
+        with self._lock:
+            return self._behaviours.get((provider, api_key or ""), "bad")
+
+
+def _check(provider: str, behaviour: str) -> None:
+    if provider not in SHAPES:
+        raise ValueError(f"No fake provider {provider!r}; there are {', '.join(SHAPES)}.")
+    if behaviour not in BEHAVIOURS:
+        raise ValueError(f"No behaviour {behaviour!r}; there are {', '.join(BEHAVIOURS)}.")
+
+
+def _letters(seed: str, length: int) -> str:
+    """Stretch a seed to lower-case hexadecimal digits, which every provider's alphabet has."""
+    return hashlib.shake_256(seed.encode()).hexdigest((length + 1) // 2)[:length]
