@@ -1,0 +1,46 @@
+# Two commands from a fresh clone: `make demo` and `make test`.
+# Both need python3 (3.11 or newer), make and git, and put everything else into .venv or provide it.
+
+BIN := .venv/bin
+LOCKED := requirements.lock pyproject.toml setup.cfg
+
+.NOTPARALLEL:
+.PHONY: demo test check docs bench stress lock clean
+
+demo: .venv/.runtime ## chat with your own key; prints the address
+	$(BIN)/python -m flask_byok.demo
+
+test: ## every check and the whole test suite, with real services
+	scripts/provide
+	$(MAKE) check
+	scripts/test
+
+check: .venv/.dev ## what can be told without running the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.dev ## into docs/_build/html
+	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
+
+bench: .venv/.dev ## measured ratios against the raw parts and a naive version
+	$(BIN)/python -m tests.bench
+
+stress: ## the long trials
+	scripts/provide
+	$(MAKE) .venv/.dev
+	scripts/test -m stress
+
+lock: ## choose new versions of everything
+	scripts/lock
+
+clean:
+	rm -rf .venv build dist *.egg-info docs/_build tests/axe/node_modules
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+
+.venv/.runtime: $(LOCKED)
+	scripts/venv runtime
+
+.venv/.dev: $(LOCKED)
+	scripts/venv dev

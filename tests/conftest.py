@@ -1,0 +1,82 @@
+"""Offer the real services to every test, and let nothing be skipped in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+import redis
+
+from tests import services
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+
+def _fail_if_skipped(report: Report) -> Report:
+    if report.skipped and os.environ.get("CI") == "true":
+        report.outcome = "failed"
+        report.longrepr = f"nothing may be skipped when CI=true: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Turn a test that skips into one that fails, in CI."""
+    return _fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Turn a module that skips itself into one that fails, in CI."""
+    return _fail_if_skipped((yield))
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[services.RedisServer]:
+    """Run one Redis for the whole run; a test that harms its server makes its own instead."""
+    if services.redis_binary() is None:
+        pytest.skip("redis-server is not installed")
+    with services.RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """Name an empty Redis: our own, or, where none is installed, the one at REDIS_URL."""
+    if services.redis_binary() is None and "REDIS_URL" in os.environ:
+        url = os.environ["REDIS_URL"]
+    else:
+        server: services.RedisServer = request.getfixturevalue("redis_server")
+        url = server.url
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> Iterator[str]:
+    """Name a PostgreSQL: our own, or, where none is installed, the one at DATABASE_URL."""
+    if services.postgres_binary("initdb") is not None:
+        with services.PostgresServer() as server:
+            yield server.url
+    elif "DATABASE_URL" in os.environ:
+        yield os.environ["DATABASE_URL"]
+    else:
+        pytest.skip("PostgreSQL is not installed")
+
+
+@pytest.fixture
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """Name an empty database on PostgreSQL, for SQLAlchemy with psycopg."""
+    url = services.create_database(postgres_server_url)
+    yield url
+    services.drop_database(url, postgres_server_url)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """Name a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'byok.sqlite'}"

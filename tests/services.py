@@ -1,0 +1,272 @@
+"""Start and stop the real services that the tests talk to, each by its own pid.
+
+Everything listens on 127.0.0.1, on a port below the range from which the kernel takes ports for
+outgoing connections, so that a server can come back on the port it had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psycopg
+import redis
+from sqlalchemy.engine import URL, make_url
+
+AXE_SCRIPT = Path(__file__).parent / "axe/node_modules/axe-core/axe.min.js"
+
+
+def free_port() -> int:
+    """Find a port on 127.0.0.1 that nobody listens on."""
+    while True:
+        port = random.randint(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def wait_until(ready: Callable[[], object], what: str, timeout: float = 15.0) -> None:
+    """Poll `ready` until it returns something true; its exceptions count as "not yet".
+
+    :raises TimeoutError: after `timeout` seconds, with the last exception as its cause.
+    """
+    deadline = time.monotonic() + timeout
+    reason: Exception | None = None
+    while time.monotonic() < deadline:
+        try:
+            if ready():
+                return
+        except Exception as error:
+            reason = error
+        time.sleep(0.02)
+    raise TimeoutError(f"{what} is not ready after {timeout:g} s") from reason
+
+
+def redis_binary() -> str | None:
+    """Find the Redis server program."""
+    return shutil.which("redis-server")
+
+
+def postgres_binary(name: str) -> str | None:
+    """Find a PostgreSQL program; Debian keeps the server's outside PATH."""
+    packaged = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
+    return str(packaged[0]) if packaged else shutil.which(name)
+
+
+class Server(ABC):
+    """One server process with a folder and a port of its own; a context manager."""
+
+    name: str
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.directory = Path(tempfile.mkdtemp(prefix="byok-"))
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @abstractmethod
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start the program; output goes to `self.directory / "log"`."""
+
+    @abstractmethod
+    def ready(self) -> bool:
+        """Tell whether the server answers; may raise instead."""
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        process = self.process = self.launch()
+
+        def answers() -> bool:
+            if process.poll() is not None:
+                raise ChildProcessError((self.directory / "log").read_text(errors="replace"))
+            return self.ready()
+
+        try:
+            wait_until(answers, self.name)
+        except BaseException:
+            self.kill()
+            raise
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the server, if it runs."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """End the server at once, as a crash does (SIGKILL)."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def stop_process(self) -> None:
+        """Freeze the server: its port still accepts, nothing answers (SIGSTOP)."""
+        self.signal(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Thaw a frozen server (SIGCONT)."""
+        self.signal(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Kill the server and start it again on the same port."""
+        self.kill()
+        self.start()
+
+    def stop(self) -> None:
+        """End the server and delete its folder."""
+        self.kill()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class RedisServer(Server):
+    """A Redis that keeps nothing on disk: after `kill` and `restart` it is empty."""
+
+    name = "redis-server"
+
+    @property
+    def url(self) -> str:
+        """The address of logical database 0."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        binary = redis_binary()
+        if binary is None:
+            raise FileNotFoundError("redis-server is not installed")
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(self.port),
+            "dir": str(self.directory),
+            "save": "",
+            "appendonly": "no",
+            # `dump` is searched for plain text, which compression would hide.
+            "rdbcompression": "no",
+        }
+        arguments = [part for name, value in settings.items() for part in (f"--{name}", value)]
+        with (self.directory / "log").open("ab") as log:
+            return subprocess.Popen([binary, *arguments], stdout=log, stderr=log)
+
+    def ready(self) -> bool:
+        with redis.Redis.from_url(self.url, socket_timeout=1) as client:
+            return bool(client.ping())
+
+    def dump(self) -> bytes:
+        """Read all data of all logical databases, keys and values, uncompressed."""
+        file = self.directory / "dump.rdb"
+        with redis.Redis.from_url(self.url) as client:
+            client.save()
+        data = file.read_bytes()
+        file.unlink()  # else a restart would load it
+        return data
+
+
+class PostgresServer(Server):
+    """A PostgreSQL with a cluster of its own; user `byok`, no password, no unix socket."""
+
+    name = "postgres"
+
+    @property
+    def url(self) -> str:
+        """The address of the maintenance database, for SQLAlchemy with psycopg."""
+        return f"postgresql+psycopg://byok@127.0.0.1:{self.port}/postgres"
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        data = self.directory / "data"
+        if not data.exists():
+            self._initdb(data)
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "fsync": "off",
+        }
+        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        return self._run("postgres", "-D", str(data), *arguments)
+
+    def ready(self) -> bool:
+        with psycopg.connect(_conninfo(make_url(self.url)), connect_timeout=1):
+            return True
+
+    def create_database(self) -> str:
+        """Make an empty database and return its address."""
+        return create_database(self.url)
+
+    def stop(self) -> None:
+        """End the server with its children (fast shutdown) and delete its folder."""
+        if self.process is not None:
+            self.cont()
+            self.signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        super().stop()
+
+    def _initdb(self, data: Path) -> None:
+        if os.geteuid() == 0:
+            shutil.chown(self.directory, "postgres", "postgres")
+        arguments = ["-U", "byok", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        if self._run("initdb", "-D", str(data), *arguments).wait(60) != 0:
+            raise ChildProcessError((self.directory / "log").read_text(errors="replace"))
+
+    def _run(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        binary = postgres_binary(program)
+        if binary is None:
+            raise FileNotFoundError(f"{program} is not installed")
+        # PostgreSQL refuses to run as root.
+        user = "postgres" if os.geteuid() == 0 else None
+        with (self.directory / "log").open("ab") as log:
+            return subprocess.Popen(
+                [binary, *arguments],
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
+                user=user,
+                group=user,
+                extra_groups=[] if user else None,
+            )
+
+
+def create_database(server_url: str) -> str:
+    """Make an empty database on the PostgreSQL at `server_url` and return its address."""
+    url = _psycopg_url(server_url)
+    name = f"byok_{uuid.uuid4().hex}"
+    with psycopg.connect(_conninfo(url), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+def drop_database(url: str, server_url: str) -> None:
+    """Delete a database made by `create_database`, whoever is still connected."""
+    with psycopg.connect(_conninfo(_psycopg_url(server_url)), autocommit=True) as connection:
+        connection.execute(f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)'.encode())
+
+
+def _psycopg_url(url: str) -> URL:
+    return make_url(url).set(drivername="postgresql+psycopg")
+
+
+def _conninfo(url: URL) -> str:
+    return url.set(drivername="postgresql").render_as_string(hide_password=False)

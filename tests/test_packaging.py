@@ -1,0 +1,143 @@
+"""The wheel as a stranger meets it: in a fresh environment, far from this repository."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parent.parent
+BUILT_FROM = ["flask_byok", "templates", "pyproject.toml", "setup.cfg", "LICENSE"]
+
+# Run inside the fresh environment.
+USE_THE_WHEEL = """
+import importlib.resources, pathlib, sys
+import flask_byok, flask_byok.templates
+
+home = pathlib.Path(sys.prefix).resolve()
+for package in ("flask_byok", "flask_byok.templates"):
+    found = pathlib.Path(sys.modules[package].__file__).resolve()
+    assert found.is_relative_to(home), f"{package} comes from {found}"
+assert importlib.resources.files("flask_byok").joinpath("py.typed").is_file()
+print("used from the wheel")
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel from a copy of the sources, so that no earlier build can add to it."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in BUILT_FROM:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, source / name)
+    _pip("wheel", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(target), str(source))
+    (built,) = target.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def stranger(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the wheel in a new environment and return that environment's Python.
+
+    Its dependencies are borrowed from this environment's folder, whose own `.pth` files, the
+    editable install among them, are not read from there.
+    """
+    folder = tmp_path_factory.mktemp("stranger")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv/bin/python"
+    _pip("--python", str(python), "install", "--no-deps", "--no-index", str(wheel))
+    (packages,) = (folder / "venv/lib").glob("python*/site-packages")
+    (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
+    return python
+
+
+def _pip(*arguments: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
+    subprocess.run(command, check=True)
+
+
+def _sources() -> Iterator[str]:
+    """Name, as the wheel does, every file that belongs to the package."""
+    for folder, place in (("flask_byok", "flask_byok"), ("templates", "flask_byok/templates")):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
+
+
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def _declared() -> Iterator[Requirement]:
+    """Give every requirement of the project, its extras and its dependency groups."""
+    project = _project()
+    groups = [
+        project["project"]["dependencies"],
+        *project["project"]["optional-dependencies"].values(),
+        *project["dependency-groups"].values(),
+    ]
+    for group in groups:
+        for entry in group:
+            if isinstance(entry, str) and not entry.startswith("flask-byok["):
+                yield Requirement(entry)
+
+
+def test_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
+    """Each module, template and asset of the sources ships, and nothing else does."""
+    with zipfile.ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert shipped == set(_sources())
+
+
+def test_wheel_works_far_from_the_repository(stranger: Path, tmp_path: Path) -> None:
+    """The installed package renders its dialog in an environment that never saw the sources."""
+    done = subprocess.run(
+        [stranger, "-I", "-c", USE_THE_WHEEL], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("used from the wheel\n")
+
+
+def test_entry_points_can_be_loaded(stranger: Path, tmp_path: Path) -> None:
+    """The commands for `flask` and the plugin for pytest are where the metadata says."""
+    script = (
+        "from importlib.metadata import distribution\n"
+        "for point in distribution('flask-byok').entry_points: point.load(); print(point.group)"
+    )
+    done = subprocess.run(
+        [stranger, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {"flask.commands", "pytest11"}
+
+
+def test_lock_satisfies_every_declared_requirement() -> None:
+    """The lock file names a version for each requirement, extra and group, and it fits."""
+    lines = [
+        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"
+    ]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+]+", line)] == []
+    locked = {canonicalize_name(name): version for name, version in (x.split("==") for x in lines)}
+    for requirement in _declared():
+        version = locked[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version, prereleases=True), requirement
+
+
+def test_dependencies_have_lower_bounds_only() -> None:
+    """No requirement caps a version, so hosts can upgrade without waiting for a release."""
+    bounds = {spec.operator for requirement in _declared() for spec in requirement.specifier}
+    assert bounds == {">="}
