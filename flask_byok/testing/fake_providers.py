@@ -22,19 +22,23 @@ from .wire import BEHAVIOURS, Answer, Reply, Request, json_answer
 @dataclass(frozen=True)
 class _Provider:
     base_path: str
-    api_key_header: str
+    #: Where the key is looked for, in this order.
+    api_key_headers: tuple[str, ...]
     answer: Callable[[Request], Reply]
 
 
+_BEARER = ("authorization",)
+
+# Anthropic's documents say x-api-key; its Python SDK sends a bearer token from version 2 on.
 _PROVIDERS = {
-    "openai": _Provider("/v1", "authorization", openai_wire.answer),
-    "anthropic": _Provider("", "x-api-key", anthropic_wire.answer),
-    "google": _Provider("", "x-goog-api-key", google_wire.answer),
-    "groq": _Provider("/openai/v1", "authorization", openai_wire.answer),
-    "xai": _Provider("/v1", "authorization", openai_wire.answer),
-    "openrouter": _Provider("/api/v1", "authorization", openai_wire.answer),
-    "custom": _Provider("/v1", "authorization", openai_wire.answer),
-    "demo": _Provider("/v1", "authorization", openai_wire.answer),
+    "openai": _Provider("/v1", _BEARER, openai_wire.answer),
+    "anthropic": _Provider("", ("x-api-key", "authorization"), anthropic_wire.answer),
+    "google": _Provider("", ("x-goog-api-key",), google_wire.answer),
+    "groq": _Provider("/openai/v1", _BEARER, openai_wire.answer),
+    "xai": _Provider("/v1", _BEARER, openai_wire.answer),
+    "openrouter": _Provider("/api/v1", _BEARER, openai_wire.answer),
+    "custom": _Provider("/v1", _BEARER, openai_wire.answer),
+    "demo": _Provider("/v1", _BEARER, openai_wire.answer),
 }
 
 
@@ -180,13 +184,13 @@ class FakeProviders:
     def _answer_hostile(self, received: Received, rest: str) -> Reply:
         kind, _, below = rest.partition("/")
         reply = hostile.answer(kind, f"/{below}", self.redirect_to, self._server.pause)
-        api_key = _read_api_key(received, "authorization")
+        api_key = _read_api_key(received, _BEARER)
         self._record(received, "hostile", api_key, reply)
         return reply
 
     def _answer_provider(self, received: Received, provider: str, path: str) -> Reply:
         facts = _PROVIDERS[provider]
-        api_key = _read_api_key(received, facts.api_key_header)
+        api_key = _read_api_key(received, facts.api_key_headers)
         behaviour = self._api_keys.behaviour(provider, api_key)
         request = Request(
             provider=provider,
@@ -231,9 +235,10 @@ class FakeProviders:
         )
 
 
-def _read_api_key(received: Received, header: str) -> str | None:
-    value = received.headers.get(header)
-    if header == "authorization" and value is not None:
+def _read_api_key(received: Received, headers: tuple[str, ...]) -> str | None:
+    name = next((name for name in headers if name in received.headers), "")
+    value = received.headers.get(name)
+    if name == "authorization" and value is not None:
         scheme, _, value = value.partition(" ")
         return value if scheme.lower() == "bearer" else None
     return value

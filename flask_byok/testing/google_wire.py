@@ -98,12 +98,17 @@ def _list_models(request: Request) -> Reply:
         }
         for model, name in MODELS.items()
     ]
-    start = int(request.query.get("pageToken", "0"))
-    end = start + int(request.query.get("pageSize", "50"))
+    start = _number(request, "pageToken", 0)
+    end = start + _number(request, "pageSize", 50)
     page: dict[str, object] = {"models": models[start:end]}
     if end < len(models):
         page["nextPageToken"] = str(end)
     return json_answer(200, page)
+
+
+def _number(request: Request, name: str, default: int) -> int:
+    text = request.query.get(name, "")
+    return int(text) if text.isdecimal() else default
 
 
 def _chat(request: Request, model: str, *, streamed: bool) -> Reply:

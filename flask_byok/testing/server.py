@@ -61,8 +61,9 @@ class FakeServer(ThreadingHTTPServer):
     def stop(self) -> None:
         """Stop serving and cut every connection."""
         self.stopping.set()
-        self.shutdown()
-        self._thread.join(JOIN_SECONDS)
+        if self._thread.is_alive():  # without a loop to end, shutdown() would wait for ever
+            self.shutdown()
+            self._thread.join(JOIN_SECONDS)
         self.server_close()
         with self._lock:
             for connection in self._connections:

@@ -1,0 +1,65 @@
+"""Fake providers for each test, and the real SDKs pointed at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anthropic
+import httpx2
+import openai
+import pytest
+from google import genai
+
+from flask_byok.testing import FakeProviders
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeProviders]:
+    """Run fake providers whose slow keys are slow by a moment only."""
+    with FakeProviders() as providers:
+        providers.slow_seconds = 0.3
+        yield providers
+
+
+@pytest.fixture
+def http() -> Iterator[httpx2.Client]:
+    """Provide a plain client without the environment's proxies."""
+    with httpx2.Client(trust_env=False, timeout=10) as client:
+        yield client
+
+
+class Sdks:
+    """Makes the real SDKs' clients for a fake server."""
+
+    def __init__(self, fake: FakeProviders) -> None:
+        self.fake = fake
+        # google-genai's client closes itself when it is collected, even while its `models` is used.
+        self._google: list[genai.Client] = []
+
+    def openai(self, provider: str = "openai", api_key: str | None = None) -> openai.OpenAI:
+        return openai.OpenAI(
+            api_key=api_key or self.fake.api_key(provider),
+            base_url=self.fake.base_url(provider),
+            max_retries=0,
+        )
+
+    def anthropic(self, api_key: str | None = None) -> anthropic.Anthropic:
+        return anthropic.Anthropic(
+            api_key=api_key or self.fake.api_key("anthropic"),
+            base_url=self.fake.base_url("anthropic"),
+            max_retries=0,
+        )
+
+    def google(self, api_key: str | None = None) -> genai.Client:
+        client = genai.Client(
+            api_key=api_key or self.fake.api_key("google"),
+            http_options={"base_url": self.fake.base_url("google")},
+        )
+        self._google.append(client)
+        return client
+
+
+@pytest.fixture
+def sdks(fake: FakeProviders) -> Sdks:
+    """Make the SDKs' clients."""
+    return Sdks(fake)
