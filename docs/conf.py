@@ -9,7 +9,6 @@ release = version = installed_version("flask-byok")
 
 extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes"]
 autodoc_typehints = "description"
-nitpicky = True
 
 html_theme = "flask"
 html_title = f"flask-byok {version}"

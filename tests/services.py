@@ -97,16 +97,15 @@ class Server(ABC):
         """Tell whether the server answers; may raise instead."""
 
     def start(self) -> None:
-        """Start the server and wait until it answers."""
-        process = self.process = self.launch()
+        """Start the server and wait until it answers.
 
-        def answers() -> bool:
+        :raises ChildProcessError: the program ended instead; with what it printed.
+        """
+        process = self.process = self.launch()
+        try:
+            wait_until(lambda: process.poll() is not None or self.ready(), self.name)
             if process.poll() is not None:
                 raise ChildProcessError((self.directory / "log").read_text(errors="replace"))
-            return self.ready()
-
-        try:
-            wait_until(answers, self.name)
         except BaseException:
             self.kill()
             raise
