@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from ..errors import ConfigurationError, UnknownProviderError
 from .rows import PROVIDERS
-from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule
+from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule, comparable
 
-__all__ = ["Auth", "Catalog", "CheckSpec", "Field", "ProviderSpec", "Rule", "PROVIDERS"]
+__all__ = ["Auth", "Catalog", "CheckSpec", "Field", "ProviderSpec", "Rule", "PROVIDERS", "comparable"]
 
 
 class Catalog:

@@ -56,6 +56,7 @@ ANTHROPIC = ProviderSpec(
             Rule((401,), Verdict.INVALID, _INVALID),
             Rule((403,), Verdict.VALID_RESTRICTED, _RESTRICTED, "permission_error"),
             Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "credit balance"),
+            Rule((400, 403), Verdict.DISABLED, _DISABLED, "organization has been disabled"),
             Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
         ),
     ),
@@ -79,6 +80,8 @@ GOOGLE = ProviderSpec(
         rules=(
             # A bad key is answered 400, not 401 (google.rpc.ErrorInfo reason API_KEY_INVALID).
             Rule((400,), Verdict.INVALID, _INVALID, "api_key_invalid"),
+            # google.api.ErrorReason, as the two above and below.
+            Rule((403,), Verdict.DISABLED, _DISABLED, "consumer_suspended"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "service_disabled"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "_blocked"),
             Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
@@ -120,7 +123,8 @@ XAI = ProviderSpec(
             Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_blocked":true'),
             Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_disabled":true'),
             Rule((200,), Verdict.DISABLED, _DISABLED, '"team_blocked":true'),
-            # xAI answers a bad key 400 as well as 401.
+            # xAI answers a bad key 400 as well as 401; in a chat a 400 has other causes too.
+            Rule((400,), Verdict.INVALID, _INVALID, "incorrect api key"),
             Rule((400, 401), Verdict.INVALID, _INVALID),
             Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
         ),

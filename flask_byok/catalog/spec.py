@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -60,6 +61,21 @@ class Rule:
     verdict: Verdict
     reason: str
     contains: str = ""
+
+    def fits(self, status: int, text: str) -> bool:
+        """Say whether this is the kind of answer: its status, and its text as :func:`comparable`."""
+        return status in self.status and self.contains in text
+
+
+def comparable(body: bytes, secrets: Iterable[str] = ()) -> str:
+    """Return an answer's body as rules compare it, without the secrets that it may repeat."""
+    text = body.decode(errors="replace")
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "")
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")).lower()
+    except (ValueError, RecursionError):
+        return text.lower()
 
 
 @dataclass(frozen=True, slots=True)
