@@ -15,6 +15,8 @@ from typing import Any, Literal, NoReturn
 from .errors import MalformedApiKeyError
 from .owners import Tier
 
+#: Who chose an endpoint: our catalog, the operator (any address), or the person (public addresses only).
+EndpointTrust = Literal["catalog", "operator", "personal"]
 State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
 
 #: Shortest and longest API key that is accepted, in characters. Real keys have 20 to about 200.
@@ -73,7 +75,9 @@ def clean_api_key(text: str) -> str:
         api_key = stripped
     shortest, longest = API_KEY_LENGTH
     if not shortest <= len(api_key) <= longest:
-        raise MalformedApiKeyError(f"An API key has {shortest} to {longest:,} characters. Check what was pasted.")
+        raise MalformedApiKeyError(
+            f"An API key has {shortest} to {longest:,} characters. Check what was pasted."
+        )
     if not all("!" <= char <= "~" for char in api_key):
         raise MalformedApiKeyError(
             "An API key has only letters, digits and ASCII punctuation, and no spaces or line breaks inside. "
@@ -207,7 +211,7 @@ class Credential:
     """A resolved, opened credential, alive for one use.
 
     ``fields`` holds the secrets by name; a provider with one key has the field ``api_key``.
-    ``base_url`` is the endpoint that it may be sent to and no other.
+    ``base_url`` is the endpoint that it may be sent to and no other; ``trust`` says who chose it.
     ``version`` is None for the operator's environment and secret files.
     """
 
@@ -216,7 +220,7 @@ class Credential:
     owner: str
     fields: Mapping[str, Secret]
     base_url: str
-    personal_endpoint: bool = False
+    trust: EndpointTrust = "catalog"
     hint: str = ""
     version: str | None = None
 

@@ -82,7 +82,11 @@ class OwnerRequiredError(ByokError):
 class SessionRequiredError(ByokError):
     """Raised when a session key is written before the session is established, or after it ended."""
 
-    code, status, title = "session_required", 409, "Your session is not ready: load the list of keys, then try again"
+    code, status, title = (
+        "session_required",
+        409,
+        "Your session is not ready: load the list of keys, then try again",
+    )
 
 
 class NotAllowedError(ByokError):

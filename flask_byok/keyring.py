@@ -16,7 +16,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -25,7 +24,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from .errors import ConfigurationError, UnreadableCredentialError
 from .settings import Cipher
-
 
 #: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
 PADDING = 512
@@ -75,7 +73,9 @@ class Keyring:
         if cipher not in _CODES:
             raise ConfigurationError(f"BYOK_CIPHER is {cipher!r}; use 'fernet' or 'aes-256-gcm'.")
         current = _Key(parse_encryption_key(encryption_key, "BYOK_ENCRYPTION_KEY"))
-        retired = [_Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks]
+        retired = [
+            _Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks
+        ]
         #: Names of all keys, the current one first.
         self.key_ids = tuple(dict.fromkeys(key.key_id for key in (current, *retired)))
         self.cipher: Cipher = cipher
@@ -139,7 +139,9 @@ class _Key:
         if code == "f":
             return self._fernet(info).decrypt(payload)
         if code == "g":
-            return AESGCM(self._derive(b"gcm" + info)).decrypt(raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], info)
+            return AESGCM(self._derive(b"gcm" + info)).decrypt(
+                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], info
+            )
         raise ValueError("unknown cipher")
 
     def _fernet(self, info: bytes) -> Fernet:

@@ -41,12 +41,14 @@ class Caller:
     """The person on whose behalf a call is made, as the host's loaders say.
 
     ``user`` is the host's user id, None for a visitor. ``session`` is None where no session is established.
+    ``address`` is the network address, for counting a visitor's attempts.
     """
 
     user: str | None = None
     session: SessionRef | None = None
     teams: tuple[str, ...] = ()
     admin: bool = False
+    address: str = ""
 
     @property
     def authenticated(self) -> bool:

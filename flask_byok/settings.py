@@ -40,7 +40,7 @@ class Settings:
     providers: tuple[str, ...] | None = None
     require_login: bool = False
     base_urls: Mapping[str, str] = field(default_factory=dict)
-    locked_providers: tuple[str, ...] = ()
+    locked_providers: frozenset[str] = frozenset()
     session_store: Any = None
     redis: Any = field(default=None, repr=False)
     redis_wait: int = 0
@@ -78,7 +78,7 @@ class Settings:
             providers=read.ids("PROVIDERS") if config.get("BYOK_PROVIDERS") is not None else None,
             require_login=read.flag("REQUIRE_LOGIN"),
             base_urls=read.base_urls(),
-            locked_providers=read.ids("LOCKED_PROVIDERS"),
+            locked_providers=frozenset(read.ids("LOCKED_PROVIDERS")),
             session_store=config.get("BYOK_SESSION_STORE"),
             redis=config.get("BYOK_REDIS") or config.get("SESSION_REDIS"),
             redis_wait=read.whole_number("REDIS_WAIT", 0),
@@ -147,13 +147,17 @@ class _Reader:
         if isinstance(value, int | float) and not isinstance(value, bool):
             value = timedelta(seconds=value)
         if value is not default and (not isinstance(value, timedelta) or value.total_seconds() < 1):
-            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a timedelta, or seconds from 1 up.")
+            raise ConfigurationError(
+                f"BYOK_{name} is {value!r}; use a timedelta, or seconds from 1 up."
+            )
         return value
 
     def choice(self, name: str, default: str, choices: tuple[str, ...]) -> Any:
         value = self.config.get(f"BYOK_{name}", default)
         if value not in choices:
-            raise ConfigurationError(f"BYOK_{name} is {value!r}; use one of {', '.join(map(repr, choices))}.")
+            raise ConfigurationError(
+                f"BYOK_{name} is {value!r}; use one of {', '.join(map(repr, choices))}."
+            )
         return value
 
     def ids(self, name: str) -> tuple[str, ...]:
@@ -192,11 +196,15 @@ class _Reader:
         for provider, url in urls.items():
             parts = urlsplit(url) if isinstance(url, str) else None
             if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigurationError(f"BYOK_BASE_URLS[{provider!r}] is not an http or https URL.")
+                raise ConfigurationError(
+                    f"BYOK_BASE_URLS[{provider!r}] is not an http or https URL."
+                )
         return dict(urls)
 
     def url_prefix(self) -> str:
         value = self.config.get("BYOK_URL_PREFIX", "/api")
         if not isinstance(value, str) or (value and not value.startswith("/")):
-            raise ConfigurationError(f"BYOK_URL_PREFIX is {value!r}; use a path that starts with '/'.")
+            raise ConfigurationError(
+                f"BYOK_URL_PREFIX is {value!r}; use a path that starts with '/'."
+            )
         return value.rstrip("/")

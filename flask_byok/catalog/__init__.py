@@ -9,7 +9,16 @@ from ..errors import ConfigurationError, UnknownProviderError
 from .rows import PROVIDERS
 from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule, comparable
 
-__all__ = ["Auth", "Catalog", "CheckSpec", "Field", "ProviderSpec", "Rule", "PROVIDERS", "comparable"]
+__all__ = [
+    "PROVIDERS",
+    "Auth",
+    "Catalog",
+    "CheckSpec",
+    "Field",
+    "ProviderSpec",
+    "Rule",
+    "comparable",
+]
 
 
 class Catalog:
@@ -65,4 +74,6 @@ class Catalog:
         except UnknownProviderError:
             near = difflib.get_close_matches(name, self._names, n=1)
             guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}") from None
+            raise ConfigurationError(
+                f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}"
+            ) from None

@@ -10,7 +10,9 @@ _RESTRICTED = "The key is good, but its permissions are narrow."
 _NO_CREDIT = "The key is good, but the account has no credit left."
 _RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
 _DISABLED = "The provider has blocked or disabled this key."
-_SERVICE_OFF = "The key is good, but it may not use this API. Enable the API or change the key's restrictions."
+_SERVICE_OFF = (
+    "The key is good, but it may not use this API. Enable the API or change the key's restrictions."
+)
 
 OPENAI = ProviderSpec(
     id="openai",
@@ -162,7 +164,11 @@ CUSTOM = ProviderSpec(
     check=CheckSpec(
         rules=(
             Rule((401,), Verdict.INVALID, _INVALID),
-            Rule((404,), Verdict.UNCHECKED, "This server lists no models, so the key could not be checked."),
+            Rule(
+                (404,),
+                Verdict.UNCHECKED,
+                "This server lists no models, so the key could not be checked.",
+            ),
             Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
         )
     ),

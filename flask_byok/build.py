@@ -1,0 +1,128 @@
+"""Build one app's parts from its settings."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from .catalog import PROVIDERS, Catalog, ProviderSpec
+from .errors import ConfigurationError
+from .keyring import Keyring, generate_encryption_key
+from .owners import Tier
+from .resolver import OperatorTier, Resolver, SessionTier, TierReader
+from .settings import MAX_SESSION_LIFETIMES, Settings
+from .stores.base import SessionStore
+from .stores.operator import EnvironmentKeys, SecretFileKeys
+
+_MISSING_ENCRYPTION_KEY = (
+    "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
+    "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
+)
+
+
+def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
+    """Return the keyring; with ``throw_away`` (debug, testing) a missing encryption key is made up for this run.
+
+    :raises ConfigurationError: there is no encryption key, or one is malformed.
+    """
+    encryption_key = settings.encryption_key
+    if encryption_key is None:
+        if not throw_away:
+            raise ConfigurationError(_MISSING_ENCRYPTION_KEY)
+        warnings.warn(
+            "BYOK_ENCRYPTION_KEY is not set: using a throw-away key, so stored keys are lost at the next start.",
+            stacklevel=4,
+        )
+        encryption_key = generate_encryption_key()
+    return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
+
+
+def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Catalog:
+    """Return the providers that are on: the catalog, other packages' and the host's own.
+
+    :raises ConfigurationError: two have the same id, or ``BYOK_PROVIDERS`` names an unknown one.
+    """
+    others = [entry.load() for entry in entry_points(group="flask_byok.providers")]
+    catalog = Catalog([*PROVIDERS, *others, *registered])
+    for setting, ids in (
+        ("BYOK_LOCKED_PROVIDERS", settings.locked_providers),
+        ("BYOK_BASE_URLS", settings.base_urls),
+    ):
+        if unknown := sorted(name for name in ids if name not in catalog):
+            raise ConfigurationError(f"{setting} names unknown providers: {', '.join(unknown)}.")
+    if settings.providers is not None:
+        catalog = catalog.only(settings.providers)
+    if settings.allow_custom_providers:
+        return catalog
+    return Catalog(spec for spec in catalog if not spec.personal_base_url)
+
+
+def build_session_store(app: Flask, settings: Settings) -> SessionStore:
+    """Return the store for session keys: as set, else Redis where it is configured, else the database.
+
+    :raises ConfigurationError: the setting names no store.
+    """
+    chosen = settings.session_store or ("redis" if settings.redis else "database")
+    if chosen == "redis":
+        return _redis_store(settings)
+    if chosen == "database":
+        return _database_store(app, settings)
+    if hasattr(chosen, "establish"):
+        store: SessionStore = chosen
+        return store
+    raise ConfigurationError(
+        f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
+    )
+
+
+def build_resolver(settings: Settings, sessions: SessionStore, keyring: Keyring) -> Resolver:
+    """Return the resolver with the tiers of this version in the configured order."""
+    tiers: dict[Tier, TierReader] = {
+        Tier.SESSION: SessionTier(sessions, keyring, settings),
+        Tier.SECRET: OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
+        Tier.ENV: OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
+    }
+    return Resolver([tiers[tier] for tier in settings.precedence if tier in tiers], settings)
+
+
+def _redis_store(settings: Settings) -> SessionStore:
+    if not settings.redis:
+        raise ConfigurationError(
+            "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
+        )
+    from .stores.redis import RedisSessionStore
+
+    return RedisSessionStore(
+        settings.redis,
+        ttl=settings.session_ttl,
+        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+        wait=settings.redis_wait,
+    )
+
+
+def _database_store(app: Flask, settings: Settings) -> SessionStore:
+    from .stores.sql import SqlSessionStore
+
+    return SqlSessionStore(
+        settings.database_url or _host_engine(app) or _embedded_url(app),
+        ttl=settings.session_ttl,
+        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+    )
+
+
+def _host_engine(app: Flask) -> Any:
+    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None."""
+    extension = app.extensions.get("sqlalchemy") or app.extensions.get("sqlalchemy_lite")
+    if extension is None:
+        return None
+    with app.app_context():
+        return getattr(extension, "engine", None)
+
+
+def _embedded_url(app: Flask) -> str:
+    return f"sqlite:///{Path(app.instance_path) / 'byok.sqlite3'}"

@@ -1,0 +1,258 @@
+"""The Flask extension: wires one app, and gives views the verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flask import Flask, Response
+
+from . import signals
+from .build import build_catalog, build_keyring, build_resolver, build_session_store
+from .catalog import Catalog, ProviderSpec
+from .credentials import Credential, Secret, Validation
+from .errors import ByokError, ConfigurationError, MissingCredentialError
+from .intake import NewKey
+from .outbound import Outbound
+from .redaction import install_log_redaction
+from .service import Service
+from .settings import Settings
+from .stores.rates import RateLimiter, RateStorage
+from .web.api import create_blueprint
+from .web.problems import problem_response
+from .web.sessions import SessionBinding, check_session_interface, index_key
+from .web.sse import stream_response
+from .web.state import EXTENSION, ByokState, Loaders, current_caller, get_state
+from .web.ui import UI, register_pages
+
+if TYPE_CHECKING:
+    from .providers import BaseProvider
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class BYOK:
+    """Bring your own API key, for Flask apps.
+
+    One object serves any number of apps; what belongs to an app lies in ``app.extensions["byok"]``.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        self._registered: list[ProviderSpec] = []
+        self._catalogs: list[Catalog] = []
+        self._loaders = Loaders(owner=_flask_login_user, team=tuple, admin=bool)
+        if app is not None:
+            self.init_app(app)
+
+    def __repr__(self) -> str:
+        return f"BYOK({len(self._catalogs)} apps)"
+
+    def init_app(self, app: Flask) -> None:
+        """Set up an app: read its settings, build its parts, add routes, hooks and the template global.
+
+        :raises ConfigurationError: a setting is missing, malformed or unsafe; the message says what to do.
+        """
+        if EXTENSION in app.extensions:
+            raise ConfigurationError(
+                "flask-byok is set up for this app already: call init_app once."
+            )
+        settings = Settings.from_config(app.config)
+        check_session_interface(app)
+        state = self._build_state(app, settings)
+        app.extensions[EXTENSION] = state
+        self._catalogs.append(state.service.catalog)
+        state.binding.init_app(app)
+        blueprint = create_blueprint(settings.url_prefix)
+        register_pages(blueprint)
+        app.register_blueprint(blueprint)
+        app.register_error_handler(ByokError, problem_response)
+        app.jinja_env.globals["byok"] = UI(state)
+        install_log_redaction()
+        _end_at_sign_out(app, state.binding)
+
+    def _build_state(self, app: Flask, settings: Settings) -> ByokState:
+        if not app.secret_key:
+            raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
+        keyring = build_keyring(settings, throw_away=app.debug or app.testing)
+        catalog = build_catalog(settings, self._registered)
+        sessions = build_session_store(app, settings)
+        rates = RateStorage.beside(sessions)
+        service = Service(
+            settings=settings,
+            catalog=catalog,
+            keyring=keyring,
+            resolver=build_resolver(settings, sessions, keyring),
+            sessions=sessions,
+            outbound=Outbound(allow_private=settings.allow_private_endpoints),
+            validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
+            set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
+            notify=_sender(app),
+        )
+        return ByokState(
+            app,
+            settings,
+            service,
+            SessionBinding(sessions, index_key(app.secret_key)),
+            self._loaders,
+        )
+
+    # what the host tells us
+
+    def owner_loader(self, loader: Callable[[], str | None]) -> Callable[[], str | None]:
+        """Register the function that returns the signed-in user's id, or None for a visitor."""
+        self._loaders.owner = loader
+        return loader
+
+    def team_loader(self, loader: Callable[[], Iterable[str]]) -> Callable[[], Iterable[str]]:
+        """Register the function that returns the ids of the signed-in user's teams."""
+        self._loaders.team = loader
+        return loader
+
+    def admin_loader(self, loader: Callable[[], bool]) -> Callable[[], bool]:
+        """Register the function that says whether the signed-in user administers shared keys."""
+        self._loaders.admin = loader
+        return loader
+
+    def register_provider(self, spec: ProviderSpec) -> None:
+        """Offer a provider beside the catalog's, in apps set up before and after.
+
+        :raises ConfigurationError: its id or an alias is taken.
+        """
+        for catalog in self._catalogs:
+            catalog.register(spec)
+        self._registered.append(spec)
+
+    # the verbs
+
+    def resolve(self, provider: str) -> Credential:
+        """Return the credential that serves the present caller.
+
+        :raises MissingCredentialError: no tier has a key.
+        :raises RejectedCredentialError: the provider refused the key that would be used.
+        :raises UnreadableCredentialError: the key that would be used does not open.
+        """
+        state = get_state()
+        return state.service.resolve(current_caller(state), provider)
+
+    def get_api_key(self, provider: str) -> str:
+        """Return the API key itself; for its errors see ``resolve``."""
+        return self.resolve(provider).api_key
+
+    def get_api_keys(self, providers: Iterable[str]) -> dict[str, str]:
+        """Return the API keys by provider, leaving out absent ones; one round of look-ups."""
+        state = get_state()
+        found = state.service.resolve_many(current_caller(state), list(providers))
+        return {provider: credential.api_key for provider, credential in found.items()}
+
+    def get_service_config(self, provider: str) -> Mapping[str, str]:
+        """Return every field of the credential as a mapping; for its errors see ``resolve``."""
+        credential = self.resolve(provider)
+        return {name: secret.reveal() for name, secret in credential.fields.items()}
+
+    def missing_keys(self, providers: Iterable[str]) -> list[str]:
+        """Return those of these providers that have no key; one round of look-ups."""
+        wanted = list(providers)
+        state = get_state()
+        found = state.service.resolve_many(current_caller(state), wanted)
+        return [provider for provider in wanted if provider not in found]
+
+    def require_keys(self, *providers: str) -> Callable[[_F], _F]:
+        """Decorate a view: without a key for each of these providers it answers 409 ``key_missing``."""
+
+        def decorate(view: _F) -> _F:
+            @wraps(view)
+            def guarded(*args: Any, **kwargs: Any) -> Any:
+                if missing := self.missing_keys(providers):
+                    raise MissingCredentialError(
+                        f"An API key is needed for: {', '.join(missing)}. Add it in the API key settings.",
+                        provider=missing[0],
+                    )
+                return view(*args, **kwargs)
+
+            return guarded  # type: ignore[return-value]  # the same signature
+
+        return decorate
+
+    def list_keys(self) -> list[dict[str, Any]]:
+        """Return the status of every provider for the present caller."""
+        state = get_state()
+        providers: list[dict[str, Any]] = state.service.get(
+            current_caller(state), need_session=False
+        )["providers"]
+        return providers
+
+    def set(
+        self,
+        provider: str,
+        api_key: str | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Store a key for the present caller and return the provider's status; ``options`` as in ``NewKey``."""
+        state = get_state()
+        typed = fields or ({} if api_key is None else {"api_key": api_key})
+        new = NewKey(fields={name: Secret(value) for name, value in typed.items()}, **options)
+        status, _ = state.service.set(current_caller(state), provider, new)
+        return status
+
+    def clear(self, provider: str, tier: str = "all") -> list[str]:
+        """Delete the present caller's key and return the tiers it was in."""
+        state = get_state()
+        cleared, _ = state.service.clear(current_caller(state), provider, tier)
+        return cleared
+
+    def validate(self, provider: str, api_key: str | None = None) -> Validation:
+        """Ask the provider about a key, by default the one in use."""
+        state = get_state()
+        fields = None if api_key is None else {"api_key": Secret(api_key)}
+        return state.service.validate(current_caller(state), provider, fields)
+
+    def promote(
+        self, providers: list[str] | None = None, on_conflict: str = "keep"
+    ) -> dict[str, list[str]]:
+        """Keep for the signed-in user what was saved before signing in."""
+        state = get_state()
+        return state.service.promote(current_caller(state), providers, on_conflict)
+
+    def stream_response(
+        self,
+        provider: BaseProvider,
+        messages: Iterable[Mapping[str, Any]],
+        model: str | None = None,
+    ) -> Response:
+        """Return a ``text/event-stream`` answer with the provider's reply; see ``web.sse``."""
+        return stream_response(provider, messages, model)
+
+
+def _flask_login_user() -> str | None:
+    """Return the id of Flask-Login's user, where the host uses Flask-Login."""
+    from flask import current_app
+
+    if not hasattr(current_app, "login_manager"):
+        return None
+    from flask_login import current_user
+
+    return str(current_user.get_id()) if current_user.is_authenticated else None
+
+
+def _end_at_sign_out(app: Flask, binding: SessionBinding) -> None:
+    if find_spec("flask_login") is None:
+        return
+    from flask_login import user_logged_out
+
+    def on_logged_out(sender: Flask, **extra: Any) -> None:
+        binding.end()
+
+    user_logged_out.connect(on_logged_out, app, weak=False)
+
+
+def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
+    def notify(event: str, facts: Mapping[str, Any]) -> None:
+        signal = getattr(signals, event)
+        if signal.receivers:
+            signal.send(app, **facts)
+
+    return notify

@@ -1,0 +1,77 @@
+"""Provider objects for views: the right key, for this call only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flask import current_app, has_app_context
+
+from .catalog import Catalog, ProviderSpec
+from .credentials import Credential, Secret, clean_api_key, make_hint
+from .outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
+from .providers import BaseProvider, make_provider
+from .web.state import EXTENSION, ByokState, current_caller, get_state
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+
+
+def get_provider_with_api_key(
+    provider: str, api_key: str | None = None, **options: Any
+) -> BaseProvider:
+    """Return a new provider object, on the caller's key or on an explicit one.
+
+    It is made anew at each call and never cached. An explicit ``api_key`` wins and needs no app. Once made, the
+    object needs no request context, so a stream may use it.
+
+    :param options: ``model``, ``timeout`` and the like, handed to the adapter; with an explicit key also ``base_url``.
+    :raises MissingCredentialError: no tier has a key; for the other errors see ``BYOK.resolve``.
+    """
+    if api_key is None:
+        state = get_state()
+        return state.service.provider(current_caller(state), provider, **options)
+    spec, credential, outbound = _explicit(provider, api_key, options.pop("base_url", None))
+    return make_provider(spec, credential, outbound, **options)
+
+
+def get_chat_model_with_api_key(
+    provider: str, model: str, api_key: str | None = None, **kwargs: Any
+) -> BaseChatModel:
+    """Return a new LangChain chat model, on the caller's key or on an explicit one.
+
+    Needs ``pip install 'flask-byok[langchain]'``. ``kwargs`` go to the LangChain class.
+    """
+    from .providers.langchain import make_chat_model
+
+    if api_key is None:
+        state = get_state()
+        credential = state.service.resolve(current_caller(state), provider)
+        spec, outbound = state.service.catalog.get(provider), state.service.outbound
+    else:
+        spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
+    return make_chat_model(spec, credential, outbound, model, **kwargs)
+
+
+def _explicit(
+    provider: str, api_key: str, base_url: str | None
+) -> tuple[ProviderSpec, Credential, Outbound]:
+    state = _state_or_none()
+    spec = (Catalog() if state is None else state.service.catalog).get(provider)
+    outbound = default_outbound() if state is None else state.service.outbound
+    own = base_url and check_personal_base_url(base_url, allow_private=outbound.allow_private)
+    endpoint = endpoint_for(spec, {} if state is None else state.settings.base_urls, own or None)
+    cleaned = clean_api_key(api_key)
+    credential = Credential(
+        provider=spec.id,
+        source="argument",
+        owner="argument",
+        fields={"api_key": Secret(cleaned)},
+        base_url=endpoint.base_url,
+        trust=endpoint.trust,
+        hint=make_hint(cleaned, spec.prefixes),
+    )
+    return spec, credential, outbound
+
+
+def _state_or_none() -> ByokState | None:
+    return current_app.extensions.get(EXTENSION) if has_app_context() else None

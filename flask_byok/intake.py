@@ -1,0 +1,100 @@
+"""Take in what a person typed: clean it, check where it may go, before anything else sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from .catalog import Field, ProviderSpec
+from .credentials import Secret, clean_api_key, utcnow
+from .errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
+from .outbound import Endpoint, check_personal_base_url, endpoint_for
+from .settings import Settings, ValidateOnSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """What a person wants to save. ``fields`` holds the secrets as typed, by field name."""
+
+    fields: Mapping[str, Secret]
+    base_url: str | None = None
+    label: str | None = None
+    description: str | None = None
+    expires_at: datetime | None = None
+    validate: ValidateOnSet | None = None
+    persist: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A cleaned credential, and the endpoint that it goes to. ``base_url`` is the person's own, or None."""
+
+    fields: Mapping[str, Secret]
+    base_url: str | None
+    endpoint: Endpoint
+
+    def revealed(self) -> dict[str, str]:
+        """Return the plain values, for the one request that carries them."""
+        return {name: secret.reveal() for name, secret in self.fields.items()}
+
+
+def read_typed(
+    spec: ProviderSpec, fields: Mapping[str, Secret], base_url: str | None, settings: Settings
+) -> Typed:
+    """Return what was typed, cleaned.
+
+    :raises InvalidFieldError: the provider has no such field.
+    :raises MalformedApiKeyError: a field is missing or cannot be a key.
+    :raises EndpointNotAllowedError: keys may not be sent to that base URL.
+    """
+    if not fields.keys() <= {f.name for f in spec.fields}:
+        raise InvalidFieldError(f"{spec.name} has no such field.", provider=spec.id)
+    cleaned = {f.name: _clean(spec, f, fields.get(f.name)) for f in spec.fields}
+    given = {name: secret for name, secret in cleaned.items() if secret is not None}
+    own = given.pop("base_url", None)
+    personal = _personal(spec, own.reveal() if own else base_url, settings)
+    return Typed(given, personal, endpoint_for(spec, settings.base_urls, personal))
+
+
+def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings) -> datetime | None:
+    """Return when the key expires: as wanted, but no later than ``BYOK_MAX_KEY_LIFETIME`` from now.
+
+    :raises InvalidFieldError: the time is past or has no zone.
+    """
+    now = utcnow()
+    if wanted is not None and wanted.tzinfo is None:
+        raise InvalidFieldError(
+            "expires_at needs a time zone, such as a Z at its end.", provider=spec.id
+        )
+    if wanted is not None and wanted <= now:
+        raise InvalidFieldError("expires_at is in the past.", provider=spec.id)
+    latest = None if settings.max_key_lifetime is None else now + settings.max_key_lifetime
+    return min((moment for moment in (wanted, latest) if moment is not None), default=None)
+
+
+def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
+    text = value.reveal().strip() if value is not None else ""
+    if not text:
+        if f.required:
+            raise MalformedApiKeyError(f"{f.label} is missing.", provider=spec.id)
+        return None
+    if not f.secret:
+        return Secret(text)
+    try:
+        return Secret(clean_api_key(text))
+    except MalformedApiKeyError as error:
+        raise MalformedApiKeyError(str(error), provider=spec.id) from None
+
+
+def _personal(spec: ProviderSpec, base_url: str | None, settings: Settings) -> str | None:
+    if not base_url:
+        return None
+    if not settings.allow_custom_providers:
+        raise EndpointNotAllowedError(
+            "A base URL of your own is not allowed here.", provider=spec.id
+        )
+    try:
+        return check_personal_base_url(base_url, allow_private=settings.allow_private_endpoints)
+    except EndpointNotAllowedError as error:
+        raise EndpointNotAllowedError(str(error), provider=spec.id) from None

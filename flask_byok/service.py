@@ -1,0 +1,355 @@
+"""The verbs: get, set, clear, validate, promote, resolve. HTTP, Python, command line and dialog all call these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from .catalog import Catalog, ProviderSpec
+from .credentials import (
+    Credential,
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Validation,
+    Verdict,
+    make_hint,
+    new_version,
+    utcnow,
+)
+from .errors import (
+    ByokError,
+    InvalidFieldError,
+    KeyRefusedError,
+    OwnerRequiredError,
+    ProviderLockedError,
+    SessionRequiredError,
+)
+from .intake import NewKey, Typed, read_expiry, read_typed
+from .keyring import Context, Keyring
+from .outbound import Endpoint, Outbound, endpoint_for
+from .owners import Caller, SessionRef, Tier
+from .probes import check_api_key
+from .providers import BaseProvider, make_provider
+from .resolver import Candidate, Resolver
+from .sealing import open_record, seal, session_owner
+from .settings import Settings, ValidateOnSet
+from .status import build_status, storage_sentence
+from .stores.base import SessionStore
+
+
+class Limiter(Protocol):
+    """Counts attempts: see ``stores.rates``."""
+
+    def check(self, owner: str) -> None:
+        """Count one attempt.
+
+        :raises RateLimitedError: there were too many.
+        """
+
+
+#: Called with an event's name and safe facts about it, after the event.
+Notify = Callable[[str, Mapping[str, Any]], None]
+
+
+class Service:
+    """Everything one app does with keys, for a caller whom the host has identified."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        catalog: Catalog,
+        keyring: Keyring,
+        resolver: Resolver,
+        sessions: SessionStore,
+        outbound: Outbound,
+        validate_limit: Limiter,
+        set_limit: Limiter,
+        notify: Notify,
+    ) -> None:
+        self.settings = settings
+        self.catalog = catalog
+        self.resolver = resolver
+        self.sessions = sessions
+        self.outbound = outbound
+        self._keyring = keyring
+        self._validate_limit = validate_limit
+        self._set_limit = set_limit
+        self._notify = notify
+
+    # get
+
+    def get(self, caller: Caller, *, need_session: bool = True) -> dict[str, Any]:
+        """Return the status of every provider, and what governs them, as a JSON-able mapping.
+
+        :raises SessionRequiredError: the caller's session has ended and must be established anew; without
+            ``need_session`` it then counts as empty.
+        """
+        self._require_login(caller)
+        specs = list(self.catalog)
+        found = self.resolver.survey(caller, specs, need_session=need_session)
+        if self.settings.promote == "never" and self._wipe_waiting(caller, found):
+            found = self.resolver.survey(caller, specs)
+        return {
+            "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
+            "precedence": [tier.value for tier in self.settings.precedence],
+            "authenticated": caller.authenticated,
+            "storage": storage_sentence(self.settings, self.sessions.name),
+        }
+
+    def get_one(self, caller: Caller, provider: str) -> dict[str, Any]:
+        """Return the status of one provider."""
+        self._require_login(caller)
+        spec = self.catalog.get(provider)
+        return self._status(caller, spec, self.resolver.survey(caller, [spec])[spec.id])
+
+    def resolve(self, caller: Caller, provider: str) -> Credential:
+        """Return the credential that serves this caller; see ``Resolver.resolve`` for the errors."""
+        self._require_login(caller)
+        spec = self.catalog.get(provider)
+        credential = self.resolver.resolve(caller, spec)
+        self._notify("key_used", {"provider": spec.id, "source": str(credential.source)})
+        return credential
+
+    def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
+        """Return the credentials for these providers, leaving out those without a key; one round of look-ups.
+
+        :raises CredentialError: the key that would be used is unreadable or was refused.
+        """
+        self._require_login(caller)
+        specs = {provider: self.catalog.get(provider) for provider in providers}
+        found = self.resolver.survey(caller, list(specs.values()))
+        chosen = {name: self.resolver.choose(found[spec.id]) for name, spec in specs.items()}
+        return {
+            name: self.resolver.settle(candidate, specs[name])
+            for name, candidate in chosen.items()
+            if candidate is not None
+        }
+
+    # set
+
+    def set(
+        self, caller: Caller, provider: str, new: NewKey
+    ) -> tuple[dict[str, Any], Validation | None]:
+        """Store a key in the caller's session and return the provider's new status and what a check found.
+
+        :raises KeyRefusedError: the check forbids storing; what was there before stays.
+        """
+        self._require_login(caller)
+        spec = self.catalog.get(provider)
+        if self.resolver.locked_for(caller, spec) or Tier.SESSION not in self.settings.precedence:
+            raise ProviderLockedError(
+                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
+                provider=spec.id,
+            )
+        if new.persist:
+            raise InvalidFieldError(
+                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
+            )
+        session = self._session(caller)
+        self._set_limit.check(_rate_key(caller))
+        expires_at = read_expiry(new.expires_at, spec, self.settings)
+        typed = read_typed(spec, new.fields, new.base_url, self.settings)
+        validation = self._check_before_set(spec, typed, new.validate)
+        record = self._sealed(spec, session, caller, typed, new, expires_at)
+        self.sessions.write(session, caller.identity, record)
+        if validation is not None:
+            verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
+            self.sessions.record_verdict(session, caller.identity, spec.id, verdict)
+        self._notify("key_set", {"provider": spec.id, "tier": "session", "hint": record.hint})
+        return self.get_one(caller, spec.id), validation
+
+    def _check_before_set(
+        self, spec: ProviderSpec, typed: Typed, asked: ValidateOnSet | None
+    ) -> Validation | None:
+        mode = asked or self.settings.validate_on_set
+        if self.settings.validate_on_set == "require":
+            mode = "require"  # the operator's rule; a request may ask for more, not for less
+        if mode == "off":
+            return None
+        validation = check_api_key(spec, typed.revealed(), typed.endpoint, self.outbound)
+        if validation.valid is False or (mode == "require" and validation.valid is None):
+            raise KeyRefusedError(validation, provider=spec.id)
+        return validation
+
+    def _sealed(
+        self,
+        spec: ProviderSpec,
+        session: SessionRef,
+        caller: Caller,
+        typed: Typed,
+        new: NewKey,
+        expires_at: datetime | None,
+    ) -> CredentialRecord:
+        owner = session_owner(session, caller.identity)
+        now = utcnow()
+        return CredentialRecord(
+            provider=spec.id,
+            owner=owner,
+            ciphertext=seal(
+                self._keyring, Context("session", owner, spec.id), typed.fields, typed.base_url
+            ),
+            hint=make_hint(typed.revealed().get("api_key", ""), spec.prefixes),
+            version=new_version(),
+            created_at=now,
+            updated_at=now,
+            expires_at=expires_at,
+            label=new.label,
+            description=new.description,
+        )
+
+    # clear
+
+    def clear(
+        self, caller: Caller, provider: str, tier: str = "all"
+    ) -> tuple[list[str], dict[str, Any]]:
+        """Delete the caller's own key and return the tiers it was in, and the provider's new status."""
+        self._require_login(caller)
+        spec = self.catalog.get(provider)
+        cleared: list[str] = []
+        if caller.session is not None and tier in ("session", "all"):
+            own = self.sessions.clear(caller.session, caller.identity, [spec.id])
+            left = self._clear_waiting(caller, [spec.id])
+            cleared = ["session"] if own or left else []
+        if cleared:
+            self._notify("key_cleared", {"provider": spec.id, "tier": "session"})
+        return cleared, self.get_one(caller, spec.id)
+
+    def _clear_waiting(self, caller: Caller, providers: Sequence[str]) -> list[str]:
+        if caller.session is None or not caller.authenticated:
+            return []
+        return self.sessions.clear(caller.session, caller.identity, providers, visitor=True)
+
+    def _wipe_waiting(self, caller: Caller, found: Mapping[str, Sequence[Candidate]]) -> bool:
+        waiting = [name for name, cs in found.items() if any(c.state == "waiting" for c in cs)]
+        return bool(waiting) and bool(self._clear_waiting(caller, waiting))
+
+    # validate
+
+    def validate(
+        self,
+        caller: Caller,
+        provider: str,
+        fields: Mapping[str, Secret] | None = None,
+        base_url: str | None = None,
+    ) -> Validation:
+        """Ask the provider about a typed key, or about the one in use; nothing is stored but the verdict."""
+        self._require_login(caller)
+        spec = self.catalog.get(provider)
+        self._validate_limit.check(_rate_key(caller))
+        if fields is None:
+            return self._validate_in_use(caller, spec)
+        typed = read_typed(spec, fields, base_url, self.settings)
+        return check_api_key(spec, typed.revealed(), typed.endpoint, self.outbound)
+
+    def _validate_in_use(self, caller: Caller, spec: ProviderSpec) -> Validation:
+        candidate = self.resolver.candidate(caller, spec)
+        if candidate is None:
+            credential = self.resolver.settle(None, spec)
+        else:
+            credential = self.resolver.opened(
+                candidate, spec
+            )  # a refused key may be asked about again
+        fields = {name: secret.reveal() for name, secret in credential.fields.items()}
+        validation = check_api_key(
+            spec, fields, Endpoint(credential.base_url, credential.trust), self.outbound
+        )
+        self._note(caller, credential, validation.verdict, validation.checked_at)
+        self._notify("key_validated", {"provider": spec.id, "verdict": validation.verdict.value})
+        return validation
+
+    def reporter(self, caller: Caller, credential: Credential) -> Callable[[Verdict], None]:
+        """Return what a provider object calls when its provider refuses the key in real traffic."""
+
+        def report(verdict: Verdict) -> None:
+            self._notify(
+                "key_rejected", {"provider": credential.provider, "source": str(credential.source)}
+            )
+            try:
+                self._note(caller, credential, verdict, utcnow())
+            except ByokError:
+                return  # the person hears of the refusal all the same; only the mark is missing
+
+        return report
+
+    def _note(
+        self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
+    ) -> None:
+        if (
+            caller.session is None
+            or credential.source != Tier.SESSION
+            or credential.version is None
+        ):
+            return
+        recorded = RecordedVerdict(verdict, checked_at, credential.version)
+        self.sessions.record_verdict(caller.session, caller.identity, credential.provider, recorded)
+
+    # promote
+
+    def promote(
+        self, caller: Caller, providers: Sequence[str] | None = None, on_conflict: str = "keep"
+    ) -> dict[str, list[str]]:
+        """Make what was saved before signing in the user's own; returns ``promoted`` and ``kept`` provider ids.
+
+        ``on_conflict`` says what happens where the user has a key already: ``keep`` that one, or ``replace`` it.
+        """
+        if not caller.authenticated:
+            raise OwnerRequiredError("Sign in first; your keys can then be kept for your account.")
+        session = self._session(caller)
+        wanted = [self.catalog.get(p).id for p in providers] if providers is not None else None
+        view = self.sessions.read(session, caller.identity, wanted)
+        promoted, kept = [], []
+        for provider, record in view.visitor_records.items():
+            if provider in view.records and on_conflict == "keep":
+                kept.append(provider)
+                continue
+            self._adopt(session, caller, record)
+            promoted.append(provider)
+        self._clear_waiting(caller, promoted)
+        for provider in promoted:
+            self._notify("key_promoted", {"provider": provider})
+        return {"promoted": promoted, "kept": kept}
+
+    def _adopt(self, session: SessionRef, caller: Caller, record: CredentialRecord) -> None:
+        """Seal a visitor's record anew for the user and store it under the user."""
+        fields, base_url = open_record(self._keyring, "session", session_owner(session, ""), record)
+        spec = self.catalog.get(record.provider)
+        typed = Typed(fields, base_url, endpoint_for(spec, self.settings.base_urls, base_url))
+        new = NewKey(fields={}, label=record.label, description=record.description)
+        adopted = self._sealed(spec, session, caller, typed, new, record.expires_at)
+        self.sessions.write(session, caller.identity, adopted)
+
+    # provider objects
+
+    def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
+        """Return a new provider object on the credential that serves this caller."""
+        credential = self.resolve(caller, provider)
+        spec = self.catalog.get(provider)
+        return make_provider(
+            spec, credential, self.outbound, report=self.reporter(caller, credential), **options
+        )
+
+    # shared steps
+
+    def _status(
+        self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
+    ) -> dict[str, Any]:
+        return build_status(
+            spec, candidates, caller=caller, resolver=self.resolver, settings=self.settings
+        )
+
+    def _require_login(self, caller: Caller) -> None:
+        if self.settings.require_login and not caller.authenticated:
+            raise OwnerRequiredError("Sign in to use API keys here.")
+
+    def _session(self, caller: Caller) -> SessionRef:
+        if caller.session is None:
+            raise SessionRequiredError
+        return caller.session
+
+
+def _rate_key(caller: Caller) -> str:
+    # A visitor can have a new session at any time, so visitors are counted by address.
+    return caller.identity or f"address:{caller.address}"

@@ -1,0 +1,89 @@
+"""What may be said about a provider's key: the ``status`` of the HTTP interface, without any key in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from .catalog import ProviderSpec
+from .credentials import CredentialRecord, isoformat
+from .owners import OPERATOR_TIERS, Caller, Tier
+from .resolver import Candidate, Resolver
+from .settings import Settings
+
+
+def build_status(
+    spec: ProviderSpec,
+    candidates: Sequence[Candidate],
+    *,
+    caller: Caller,
+    resolver: Resolver,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Return the status of one provider as a JSON-able mapping.
+
+    ``source`` is the tier of the very candidate that a call would use. Where none is usable, state and times are of
+    the first that is there (an expired key, say), and ``source`` is None.
+    """
+    chosen = resolver.choose(candidates)
+    waiting = next((c for c in candidates if c.state == "waiting"), None)
+    present = [c for c in candidates if c.state != "waiting"]
+    shown = chosen or (present[0] if present else None)
+    locked = resolver.locked(spec, candidates)
+    status: dict[str, Any] = {
+        "provider": spec.id,
+        "name": spec.name,
+        "has_key": chosen is not None,
+        "source": None if chosen is None else chosen.tier.value,
+        "tiers": [c.tier.value for c in present],
+        "can_override": not locked and Tier.SESSION in settings.precedence,
+        "locked": locked,
+        "standalone": spec.standalone,
+        "state": None if shown is None else shown.state,
+        "promotable": waiting is not None,
+        "fields": [f.to_dict() for f in spec.fields],
+        "get_key_url": spec.get_key_url,
+    }
+    status |= _record_facts(_shown_record(shown, waiting))
+    if caller.admin:
+        status["operator_names"] = [c.operator_name for c in present if c.operator_name]
+    return status
+
+
+def storage_sentence(settings: Settings, store_name: str) -> str:
+    """Say in one honest sentence where keys go, made from the configuration."""
+    return (
+        f"Your keys are sent to this site's server, encrypted, and kept in {store_name} for this session only: they "
+        f"are deleted when you sign out or after {_duration(settings.session_ttl)} without use. "
+        "Each key is sent only to its own provider."
+    )
+
+
+def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:
+    # An operator's key shows no hint: members see that it exists, nothing more.
+    if shown is not None and shown.tier not in OPERATOR_TIERS:
+        return shown.record
+    return waiting.record if shown is None and waiting is not None else None
+
+
+def _record_facts(record: CredentialRecord | None) -> dict[str, Any]:
+    validity = record.current_validity() if record else None
+    return {
+        "hint": record.hint if record else None,
+        "label": record.label if record else None,
+        "validity": validity.to_dict() if validity else None,
+        "created_at": isoformat(record.created_at) if record else None,
+        "updated_at": isoformat(record.updated_at) if record else None,
+        "expires_at": isoformat(record.expires_at) if record else None,
+        "last_used_at": isoformat(record.last_used_at) if record else None,
+        "usage_count": record.usage_count if record else 0,
+    }
+
+
+def _duration(span: timedelta) -> str:
+    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        count, rest = divmod(int(span.total_seconds()), size)
+        if count and not rest and (unit != "day" or count > 1):
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{int(span.total_seconds())} seconds"

@@ -1,0 +1,203 @@
+"""The five calls of ``/api/providers/keys``, and the functions that the settings page shares with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from flask import Blueprint, Response, request
+from flask_wtf.csrf import CSRFError
+from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
+
+from ..credentials import Secret
+from ..errors import ByokError, InvalidFieldError, SessionRequiredError
+from ..intake import NewKey
+from .guards import csrf_token, on_csrf_error, refuse_cross_site, secure
+from .problems import http_problem_response, problem_response
+from .state import current_caller, established_caller, get_state
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+class _SetBody(msgspec.Struct, forbid_unknown_fields=True):
+    provider: str
+    api_key: str | None = None
+    fields: dict[str, str] | None = None
+    persist: bool = False
+    label: str | None = None
+    description: str | None = None
+    expires_at: datetime | None = None
+    base_url: str | None = None
+    validate: Literal["off", "warn", "require"] | None = None
+
+
+class _ClearBody(msgspec.Struct, forbid_unknown_fields=True):
+    provider: str
+    tier: Literal["session", "user", "all"] = "all"
+
+
+class _ValidateBody(msgspec.Struct, forbid_unknown_fields=True):
+    provider: str
+    api_key: str | None = None
+    fields: dict[str, str] | None = None
+    base_url: str | None = None
+
+
+class _PromoteBody(msgspec.Struct, forbid_unknown_fields=True):
+    providers: list[str] | None = None
+    on_conflict: Literal["keep", "replace"] = "keep"
+
+
+def snapshot() -> dict[str, Any]:
+    """Return the body of ``GET /api/providers/keys``; establishes the session as the call does."""
+    state = get_state()
+    try:
+        body = state.service.get(established_caller(state))
+    except SessionRequiredError:
+        body = state.service.get(established_caller(state, anew=True))
+    return body | {"csrf_token": csrf_token()}
+
+
+def set_key(provider: str, fields: Mapping[str, str], **options: Any) -> dict[str, Any]:
+    """Store a key for the present caller; ``options`` are those of ``NewKey``."""
+    state = get_state()
+    new = NewKey(fields=_secrets(fields), **options)
+    status, validation = state.service.set(current_caller(state), provider, new)
+    return {
+        "success": True,
+        "provider": status,
+        "validation": None if validation is None else validation.to_dict(),
+    }
+
+
+def clear_key(provider: str, tier: str = "all") -> dict[str, Any]:
+    """Delete the present caller's key."""
+    state = get_state()
+    cleared, status = state.service.clear(current_caller(state), provider, tier)
+    return {"success": True, "cleared": cleared, "provider": status}
+
+
+def validate_key(
+    provider: str, fields: Mapping[str, str] | None = None, base_url: str | None = None
+) -> dict[str, Any]:
+    """Check a typed key, or the one in use."""
+    state = get_state()
+    secrets = None if fields is None else _secrets(fields)
+    return state.service.validate(current_caller(state), provider, secrets, base_url).to_dict()
+
+
+def promote_keys(
+    providers: list[str] | None = None, on_conflict: str = "keep"
+) -> dict[str, list[str]]:
+    """Keep for the signed-in user what was saved before signing in."""
+    state = get_state()
+    return state.service.promote(current_caller(state), providers, on_conflict)
+
+
+def create_blueprint(url_prefix: str) -> Blueprint:
+    """Return the blueprint ``byok`` with the JSON calls; the extension adds the pages."""
+    blueprint = Blueprint(
+        "byok",
+        "flask_byok",
+        url_prefix=url_prefix or None,
+        static_folder=str(Path(__file__).parent.parent / "static"),
+        static_url_path="/providers/static",
+    )
+    blueprint.before_request(refuse_cross_site)
+    blueprint.after_request(secure)
+    blueprint.register_error_handler(ByokError, problem_response)
+    blueprint.register_error_handler(CSRFError, on_csrf_error)
+    blueprint.register_error_handler(HTTPException, http_problem_response)
+    _add_routes(blueprint)
+    return blueprint
+
+
+def _add_routes(blueprint: Blueprint) -> None:
+    calls: list[tuple[str, str, Callable[[], Any]]] = [
+        ("GET", "/providers/keys", snapshot),
+        ("POST", "/providers/keys/set", _set),
+        ("POST", "/providers/keys/clear", _clear),
+        ("POST", "/providers/keys/validate", _validate),
+        ("POST", "/providers/keys/promote", _promote),
+    ]
+    for method, path, call in calls:
+        endpoint = f"{call.__name__.lstrip('_')}_keys"
+        blueprint.add_url_rule(path, endpoint, _json_view(call), methods=[method])
+    blueprint.add_url_rule("/providers/openapi.json", "openapi", _openapi, methods=["GET"])
+
+
+def _json_view(call: Callable[[], Any]) -> Callable[[], Response]:
+    def view() -> Response:
+        return Response(msgspec.json.encode(call()), mimetype="application/json")
+
+    return view
+
+
+def _set() -> dict[str, Any]:
+    body = _read(_SetBody)
+    return set_key(
+        body.provider,
+        _fields(body.api_key, body.fields) or {},
+        base_url=body.base_url,
+        label=_text(body.label, "label", 100),
+        description=_text(body.description, "description", 500),
+        expires_at=body.expires_at,
+        validate=body.validate,
+        persist=body.persist,
+    )
+
+
+def _clear() -> dict[str, Any]:
+    body = _read(_ClearBody)
+    return clear_key(body.provider, body.tier)
+
+
+def _validate() -> dict[str, Any]:
+    body = _read(_ValidateBody)
+    return validate_key(body.provider, _fields(body.api_key, body.fields), body.base_url)
+
+
+def _promote() -> dict[str, Any]:
+    body = _read(_PromoteBody)
+    return promote_keys(body.providers, body.on_conflict)
+
+
+def _openapi() -> Response:
+    text = files("flask_byok.web").joinpath("openapi.json").read_bytes()
+    return Response(text, mimetype="application/json")
+
+
+def _read(model: type[_Body]) -> _Body:
+    """Return the request's JSON body; what was sent is never repeated."""
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType("Send the body as application/json.")
+    try:
+        return msgspec.json.decode(request.get_data(cache=False), type=model)
+    except msgspec.ValidationError as error:
+        known = [name for name in model.__struct_fields__ if f"$.{name}" in str(error)]
+        which = f"The field {known[0]!r} has" if known else "A field is missing, unknown, or has"
+        raise InvalidFieldError(f"{which} a value that cannot be used.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise BadRequest("The body is not JSON.") from None
+
+
+def _fields(api_key: str | None, fields: dict[str, str] | None) -> dict[str, str] | None:
+    if api_key is not None and fields is not None:
+        raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
+    return {"api_key": api_key} if api_key is not None else fields
+
+
+def _secrets(fields: Mapping[str, str]) -> dict[str, Secret]:
+    return {name: Secret(value) for name, value in fields.items()}
+
+
+def _text(value: str | None, name: str, longest: int) -> str | None:
+    text = (value or "").strip()
+    if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
+        raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
+    return text or None

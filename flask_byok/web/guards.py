@@ -1,0 +1,98 @@
+"""Turn away requests that another site could have made, and put the security headers on every answer."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from flask import Response, current_app, g, request
+from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
+from wtforms.validators import ValidationError
+
+from .problems import simple_problem_response
+
+#: Largest request body that is read, in bytes; a service account file has about 2,500.
+MAX_BODY = 64 * 1024
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    # Not "no-referrer": Flask-WTF compares the referrer of HTTPS requests with the host.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def refuse_cross_site() -> Response | None:
+    """Refuse a state-changing request that did not come from this site's own pages."""
+    request.max_content_length = MAX_BODY
+    if request.method in _SAFE_METHODS:
+        return None
+    if not _same_origin():
+        return csrf_problem("The request came from another site.")
+    return _refuse_without_token()
+
+
+def csrf_problem(detail: str) -> Response:
+    """Return our answer to a missing, stale or wrong CSRF token."""
+    return simple_problem_response(
+        400, "csrf", f"{detail} Load the list of keys for a fresh token, then try again."
+    )
+
+
+def on_csrf_error(error: CSRFError) -> Response:
+    """Answer what the host's own ``CSRFProtect`` raised for one of our routes as JSON."""
+    return csrf_problem(str(error.description))
+
+
+def csrf_token() -> str | None:
+    """Return a fresh CSRF token, or None where the host has switched CSRF protection off."""
+    if not _csrf_enabled():
+        return None
+    token: str = generate_csrf()
+    return token
+
+
+def secure(response: Response) -> Response:
+    """Put the security headers on an answer of ours."""
+    if request.endpoint == "byok.static":
+        return response
+    for name, value in _HEADERS.items():
+        response.headers[name] = value
+    response.headers.setdefault(
+        "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
+    )
+    return response
+
+
+def _same_origin() -> bool:
+    """Judge by ``Sec-Fetch-Site``, else by ``Origin``; a client that sends neither is no browser."""
+    site = request.headers.get("Sec-Fetch-Site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = request.headers.get("Origin")
+    return origin is None or urlsplit(origin).netloc == request.host
+
+
+def _refuse_without_token() -> Response | None:
+    # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
+    if not _csrf_enabled():
+        return None
+    try:
+        validate_csrf(_sent_token())
+    except ValidationError as error:
+        return csrf_problem(str(error))
+    g.csrf_valid = True
+    return None
+
+
+def _sent_token() -> str | None:
+    names = current_app.config.get("WTF_CSRF_HEADERS", ["X-CSRFToken", "X-CSRF-Token"])
+    sent = (request.headers.get(name) for name in names)
+    field = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
+    return next((token for token in sent if token), None) or request.form.get(field)
+
+
+def _csrf_enabled() -> bool:
+    return bool(current_app.config.get("WTF_CSRF_ENABLED", True))

@@ -1,0 +1,78 @@
+"""Errors as RFC 9457 ``application/problem+json``."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from flask import Response
+from werkzeug.exceptions import HTTPException
+
+from ..errors import ByokError, KeyRefusedError, RateLimitedError, StoreError
+
+#: Where each problem type is described.
+TYPE_PREFIX = "https://flask-byok.readthedocs.io/problems#"
+
+_HTTP_CODES = {400: "bad_request", 413: "too_large", 415: "unsupported_media_type"}
+
+
+def problem(error: ByokError) -> dict[str, Any]:
+    """Return the problem object of one of our errors."""
+    body: dict[str, Any] = {
+        "type": TYPE_PREFIX + error.code,
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+        "code": error.code,
+    }
+    if error.provider is not None:
+        body["provider"] = error.provider
+    if isinstance(error, KeyRefusedError):
+        body["validation"] = error.validation.to_dict()
+    return body
+
+
+def problem_response(error: ByokError) -> Response:
+    """Return the HTTP answer for one of our errors."""
+    response = _response(problem(error), error.status)
+    if isinstance(error, StoreError | RateLimitedError):
+        response.headers["Retry-After"] = str(error.retry_after)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        # RFC 9110, 15.5.2 asks for a challenge; the host's sign-in is a page, so none of the schemes fits.
+        response.headers["WWW-Authenticate"] = "Session"
+    return response
+
+
+def http_problem_response(error: HTTPException) -> Response:
+    """Return the answer for an error that Flask raised on one of our routes, as a problem object too."""
+    status = error.code or 500
+    title = HTTPStatus(status).phrase
+    code = _HTTP_CODES.get(status, title.lower().replace(" ", "_"))
+    body = {
+        "type": TYPE_PREFIX + code,
+        "title": title,
+        "status": status,
+        "detail": error.description or title,
+        "code": code,
+    }
+    response = _response(body, status)
+    if allow := dict(error.get_headers()).get("Allow"):
+        response.headers["Allow"] = allow
+    return response
+
+
+def simple_problem_response(status: int, code: str, detail: str) -> Response:
+    """Return the answer for a request that our guards turn away."""
+    body = {
+        "type": TYPE_PREFIX + code,
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    return _response(body, status)
+
+
+def _response(body: dict[str, Any], status: int) -> Response:
+    return Response(msgspec.json.encode(body), status, mimetype="application/problem+json")

@@ -1,0 +1,202 @@
+"""Bind the session store to the host's server-side session.
+
+The host's session data holds one thing of ours: the ``ref``, a random name for what the store keeps. Its being there at
+the start of a request and gone at the end is how a cleared session is noticed; a changed session id is how a renewed
+one is. Requests that do neither, and do not use keys, cost no round trip.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask, Response, g, has_request_context, request
+from flask.globals import request_ctx
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+
+from ..errors import ConfigurationError, StoreError
+from ..owners import SessionRef, Tier
+from ..stores.base import SessionStore
+from .problems import problem_response
+from .session_guard import UnavailableSession, guard_sessions
+
+#: Our one entry in the host's session data.
+MARKER = "_byok"
+
+_ENVIRON = "flask_byok.session"
+
+# Flask-Session keeps this entry when a session is cleared.
+_KEPT_ON_CLEAR = "_permanent"
+
+SERVER_SIDE_HELP = (
+    "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
+    "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
+)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The session as the store last knew it in this request."""
+
+    session: Any
+    sid: str
+    marker: str | None
+    keys: frozenset[str]
+    emptied: bool = False
+
+    @classmethod
+    def now(cls, session: Any) -> _Seen:
+        """Look at the session without marking it as accessed."""
+        seen = cls(session, session.sid, dict.get(session, MARKER), _keys(session))
+        if seen.marker is None and seen.keys:
+            seen.watch_clear()
+        return seen
+
+    def watch_clear(self) -> None:
+        """Notice ``session.clear()`` where a race may have lost the marker that would tell."""
+        clear = self.session.clear
+
+        def noting_clear() -> None:
+            clear()
+            self.emptied = True
+
+        self.session.clear = noting_clear
+
+    def was_cleared(self) -> bool:
+        if self.marker is not None:
+            return dict.get(self.session, MARKER) != self.marker
+        return self.emptied or (bool(self.keys) and self.keys.isdisjoint(_keys(self.session)))
+
+    def remember(self, ref: str) -> None:
+        self.session[MARKER] = self.marker = ref
+
+
+class SessionBinding:
+    """Follows the host's session of one app through each request."""
+
+    def __init__(self, store: SessionStore, index_key: bytes) -> None:
+        self._store = store
+        self._index_key = index_key
+
+    def init_app(self, app: Flask) -> None:
+        """Put our hooks outermost: first before a request, last after it."""
+        guard_sessions(app)
+        app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
+        app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
+
+    def current(self) -> SessionRef | None:
+        """Return the established session of this request, or None; asks the store only if a race lost the ref."""
+        seen = self._caught_up()
+        if seen is None:
+            return None
+        if seen.marker is None and seen.keys and (ref := self._known_ref(seen)):
+            seen.remember(ref)
+        return None if seen.marker is None else self._ref(seen, seen.marker)
+
+    def establish(self, *, anew: bool = False) -> SessionRef | None:
+        """Return the session of this request, establishing it where there is none; ``anew`` replaces an ended one."""
+        seen = self._caught_up()
+        if seen is None:
+            return None
+        if seen.marker is None or anew:
+            seen.remember(self._store.establish(self._hash(seen.sid), seen.marker))
+        return self._ref(seen, seen.marker or "")
+
+    def end(self) -> None:
+        """Delete what is kept for this session: somebody signed out."""
+        seen = self._caught_up()
+        if seen is not None and (seen.marker or seen.keys):
+            seen.session.pop(MARKER, None)
+            self._end(seen)
+
+    def _before_request(self) -> None:
+        _shed_stale_context()
+        session = _session_of_request()
+        if isinstance(session, UnavailableSession):
+            return
+        _require_server_side(session)
+        request.environ[_ENVIRON] = _Seen.now(session)
+
+    def _after_request(self, response: Response) -> Response:
+        try:
+            if _ENVIRON in request.environ:
+                self._caught_up()
+        except StoreError as error:
+            # The person must not believe that a sign-out or renewal was carried out when it was not.
+            return problem_response(error)
+        return response
+
+    def _caught_up(self) -> _Seen | None:
+        """Carry over to the store what has happened to the session in this request so far."""
+        if not has_request_context():
+            return None
+        seen: _Seen | None = request.environ.get(_ENVIRON)
+        if seen is None:
+            if isinstance(_session_of_request(), UnavailableSession):
+                raise StoreError(tier=Tier.SESSION)
+            return None
+        if seen.was_cleared():
+            self._end(seen)
+        elif seen.session.sid != seen.sid:
+            self._renew(seen)
+        return seen
+
+    def _end(self, seen: _Seen) -> None:
+        if ref := self._known_ref(seen):
+            self._store.end(self._ref(seen, ref))
+        seen.marker, seen.emptied = None, False
+        seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
+
+    def _renew(self, seen: _Seen) -> None:
+        if ref := self._known_ref(seen):
+            self._store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
+            seen.remember(ref)
+        seen.sid = seen.session.sid
+
+    def _known_ref(self, seen: _Seen) -> str | None:
+        return seen.marker or self._store.find(self._hash(seen.sid))
+
+    def _ref(self, seen: _Seen, ref: str) -> SessionRef:
+        return SessionRef(self._hash(seen.sid), ref)
+
+    def _hash(self, sid: str) -> str:
+        return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
+
+
+def index_key(secret_key: str | bytes) -> bytes:
+    """Derive the key that session ids are hashed with; it outlives a rotation of the encryption key."""
+    raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
+    return hmac.digest(raw, b"flask-byok session index", "sha256")
+
+
+def check_session_interface(app: Flask) -> None:
+    """Refuse Flask's cookie session at start-up, unless the config announces a server-side one.
+
+    :raises ConfigurationError: sessions would live in a cookie.
+    """
+    announced = str(app.config.get("SESSION_TYPE") or "null").lower() != "null"
+    if isinstance(app.session_interface, SecureCookieSessionInterface) and not announced:
+        raise ConfigurationError(SERVER_SIDE_HELP)
+
+
+def _keys(session: Any) -> frozenset[str]:
+    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR}
+
+
+def _require_server_side(session: Any) -> None:
+    if isinstance(session, SecureCookieSession) or not isinstance(
+        getattr(session, "sid", None), str
+    ):
+        raise ConfigurationError(SERVER_SIDE_HELP)
+
+
+def _session_of_request() -> Any:
+    # flask.session would mark the session as accessed, and every page would then say "Vary: Cookie".
+    return request_ctx._session
+
+
+def _shed_stale_context() -> None:
+    """Drop what an abandoned stream of somebody else may have left on ``g`` (pallets/flask#6123)."""
+    for name in ("_login_user", "csrf_token", "csrf_valid"):
+        g.pop(name, None)

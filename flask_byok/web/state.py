@@ -1,0 +1,86 @@
+"""What belongs to one app, and the caller of the present request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from flask import Flask, current_app, has_request_context, request
+
+from ..errors import ConfigurationError, StoreError
+from ..owners import Caller, SessionRef
+from ..service import Service
+from ..settings import Settings
+from .sessions import SessionBinding
+
+#: Where the state lies in ``app.extensions``.
+EXTENSION = "byok"
+
+
+@dataclass(slots=True)
+class Loaders:
+    """The host's answers to: who is this? Each is called within the request."""
+
+    owner: Callable[[], str | None]
+    team: Callable[[], Iterable[str]]
+    admin: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ByokState:
+    """Everything of flask-byok that belongs to one app."""
+
+    app: Flask
+    settings: Settings
+    service: Service
+    binding: SessionBinding
+    loaders: Loaders
+
+    def __repr__(self) -> str:
+        return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"
+
+
+def get_state(app: Any = None) -> ByokState:
+    """Return the state of the app, by default of the current one.
+
+    :raises ConfigurationError: flask-byok was not set up for it.
+    """
+    state: ByokState | None = (app or current_app).extensions.get(EXTENSION)
+    if state is None:
+        raise ConfigurationError(
+            "flask-byok is not set up for this app; did you forget to call byok.init_app(app)?"
+        )
+    return state
+
+
+def current_caller(state: ByokState) -> Caller:
+    """Return who makes the present request; outside a request nobody does, and only the operator's keys are found."""
+    if not has_request_context():
+        return Caller()
+    try:
+        session = state.binding.current()
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        session = None
+    return _caller(state, session)
+
+
+def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
+    """Return who makes the present request, with a session that keys can be written to.
+
+    ``anew`` says that the session found at first has ended and another must take its place.
+    """
+    return _caller(state, state.binding.establish(anew=anew))
+
+
+def _caller(state: ByokState, session: SessionRef | None) -> Caller:
+    user = state.loaders.owner()
+    return Caller(
+        user=None if user is None else str(user),
+        session=session,
+        teams=tuple(map(str, state.loaders.team())),
+        admin=bool(state.loaders.admin()),
+        address=request.remote_addr or "",
+    )

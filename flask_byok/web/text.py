@@ -1,0 +1,127 @@
+"""Every word that the settings show, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Words of the templates.
+TEXT: Mapping[str, str] = {
+    "title": "API keys",
+    "open": "API keys",
+    "open_page": "API keys, as a page",
+    "settings": "Settings",
+    "close": "Close",
+    "back": "Back",
+    "save": "Save",
+    "validate": "Check",
+    "clear": "Clear",
+    "promote": "Keep it",
+    "reveal": "Show what you type",
+    "confirm_question": "Remove this key?",
+    "confirm": "Remove",
+    "cancel": "Cancel",
+    "retry": "Try again",
+    "get_key": "Get a key",
+    "new_window": "opens in a new tab",
+    "hint": "Key",
+    "checked": "Checked",
+    "expires": "Expires",
+    "replace": "Paste a new key to replace it",
+    "promotable": "This key was saved before you signed in, and is not used. Keep it in your account?",
+    "precedence_title": "Which key is used?",
+    "precedence": "The first of these that has a key:",
+    "locked": "Managed by the operator of this app; it cannot be changed here.",
+    "no_providers": "No provider is switched on in this app.",
+}
+
+#: The badge of a tier, by the vocabulary named in ``BYOK_LABELS``; the empty tier means that no key is in use.
+BADGES: Mapping[str, Mapping[str, str]] = {
+    "default": {
+        "session": "YOUR KEY",
+        "user": "YOUR KEY",
+        "team": "SHARED",
+        "system": "SHARED",
+        "secret": "SHARED",
+        "env": "SHARED",
+        "": "NOT SET",
+        "standalone": "STANDALONE",
+    },
+    "env": {
+        "session": "SET",
+        "user": "SET",
+        "team": "SET",
+        "system": "SET",
+        "secret": "ENV",
+        "env": "ENV",
+        "": "none",
+        "standalone": "STANDALONE",
+    },
+}
+
+CHIPS: Mapping[str, str] = {
+    "active": "Active",
+    "inactive": "Inactive",
+    "expired": "Expired",
+    "rejected": "Rejected",
+    "unreadable": "Unreadable",
+}
+
+TIERS: Mapping[str, str] = {
+    "session": "your key for this session",
+    "user": "your key in your account",
+    "team": "your team's key",
+    "system": "this app's shared key",
+    "secret": "this app's key from a secret file",
+    "env": "this app's key from its environment",
+}
+
+VERDICTS: Mapping[str, str] = {
+    "valid": "The key works.",
+    "valid_restricted": "The key works, but its permissions are narrow.",
+    "valid_no_credit": "The key is good, but the account has no credit left.",
+    "valid_rate_limited": "The key is good, but over its rate limit right now.",
+    "invalid": "The provider does not know this key.",
+    "disabled": "The provider has blocked this key.",
+    "wrong_provider": "This key belongs to another provider.",
+    "admin_key_refused": "This is an admin key, which can do far more than a call needs.",
+    "unreachable": "The provider could not be reached, so nothing is known about the key.",
+    "unchecked": "The key could not be checked.",
+}
+
+#: Why something failed, by the error's code, where a page was loaded anew and only the code is left.
+REASONS: Mapping[str, str] = {
+    "csrf": "The page was open for too long. Please try again.",
+    "key_missing": "There is no key to check.",
+    "key_rejected": "The provider refused this key.",
+    "key_unreadable": "The stored key cannot be read. Save it again.",
+    "malformed_api_key": "This is not an API key. Check what was pasted.",
+    "endpoint_not_allowed": "This address may not be called.",
+    "invalid_field": "A field has a value that cannot be used.",
+    "not_allowed": "This is not allowed.",
+    "owner_required": "Please sign in first.",
+    "provider_locked": "This provider is managed by the operator.",
+    "provider_unavailable": "The provider is not available right now.",
+    "rate_limited": "Too many attempts. Please wait a moment and try again.",
+    "session_required": "Your session was not ready. Please try again.",
+    "store_unavailable": "The key store is not available right now. Please try again.",
+    "unknown_provider": "This provider is not available here.",
+}
+
+#: What the script says too; it reads them from the element's ``data-text-*`` attributes.
+MESSAGES: Mapping[str, str] = {
+    "saved": "Key saved",
+    "cleared": "Key removed",
+    "nothing_cleared": "There was no key to remove",
+    "shared_now": "The shared key is used now.",
+    "promoted": "Key kept in your account",
+    "kept": "Your account has a key already; it stays",
+    "models": "Models available: {count}.",
+    "save_failed": "Failed to save key",
+    "clear_failed": "Failed to remove key",
+    "validate_failed": "Failed to check key",
+    "promote_failed": "Failed to keep key",
+    "load_failed": "Failed to load API keys",
+    "network": "No connection to the server. Nothing was changed; please try again.",
+    "unexpected": "The server gave an unexpected answer.",
+    "working": "Working…",
+}

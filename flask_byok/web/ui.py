@@ -1,0 +1,311 @@
+"""The settings dialog and page: rendered here, and working by plain forms where there is no script."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from flask import Blueprint, Response, current_app, request, url_for
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from ..credentials import Verdict
+from ..errors import ByokError, RateLimitedError, StoreError
+from . import api, text
+from .state import ByokState, get_state
+
+#: What the standalone page may load; it needs one script, one style sheet and its own server.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+#: Query parameters that carry a form's outcome to the next page: codes only, never free text.
+_OUTCOME = "byok"
+_OUTCOME_FACTS = ("byok_provider", "byok_verdict", "byok_reason")
+
+
+class UI:
+    """The template global ``byok``: ``head``, ``button``, ``dialog`` and ``page`` of one app."""
+
+    def __init__(self, state: ByokState) -> None:
+        self._settings = state.settings
+
+    def head(self) -> Markup:
+        """Return the style sheet's and the script's tags for a page's head."""
+        return self._render("head.html")
+
+    def button(self) -> Markup:
+        """Return the button that opens the dialog, and a link to the page where there is no script."""
+        return self._render("button.html")
+
+    def dialog(self) -> Markup:
+        """Return the dialog with the caller's present settings; one round trip to the store."""
+        here = url_for("byok.settings_page", next=_present_url())
+        return self._render("dialog.html", next_url=here, in_dialog=True, **self._content())
+
+    def page(self) -> Markup:
+        """Return the same settings as a section of a host's own page."""
+        content = self._content()
+        return self._render(
+            "settings.html", next_url=_present_url(), collapsible=True, notice=_notice(content), **content
+        )
+
+    def document(self) -> Response:
+        """Return the standalone page as an answer of its own."""
+        nonce = self._nonce() or secrets.token_urlsafe(16)
+        content = self._content()
+        back = _local_path(request.args.get("next"))
+        html = self._render(
+            "document.html",
+            nonce=nonce,
+            next_url=_without_outcome(request.full_path),
+            back_url=back,
+            notice=_notice(content),
+            **content,
+        )
+        error: ByokError | None = content["error"]
+        response = Response(html, status=200 if error is None else error.status)
+        if isinstance(error, StoreError | RateLimitedError):
+            response.headers["Retry-After"] = str(error.retry_after)
+        response.headers["Content-Security-Policy"] = _PAGE_POLICY.format(nonce=nonce)
+        return response
+
+    def _content(self) -> dict[str, Any]:
+        """Return what the templates show of the caller's keys, or why nothing can be shown."""
+        try:
+            found = api.snapshot()
+        except ByokError as error:
+            reason = text.REASONS.get(error.code, error.title)
+            return {"error": error, "failure": reason, "rows": []}
+        return {
+            "error": None,
+            "failure": None,
+            "rows": [_row(status, text.BADGES[self._settings.labels]) for status in found["providers"]],
+            "precedence": _precedence(found["precedence"], found["authenticated"]),
+            "storage": found["storage"],
+            "csrf_token": found["csrf_token"],
+        }
+
+    def _nonce(self) -> str | None:
+        return self._settings.csp_nonce() if self._settings.csp_nonce else None
+
+    def _render(self, name: str, **context: Any) -> Markup:
+        page_url = url_for("byok.settings_page")
+        everywhere = {
+            "text": text.TEXT,
+            "messages": text.MESSAGES,
+            "nonce": self._nonce(),
+            "style_url": _asset_url("byok.css"),
+            "script_url": _asset_url("byok.js"),
+            "page_url": page_url,
+            "base_url": page_url.removesuffix("/settings"),
+            "action_url": lambda action: url_for("byok.settings_action", action=action),
+            "csrf_field": current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
+            "collapsible": False,
+            "in_dialog": False,
+            "notice": None,
+        }
+        return Markup(_templates().get_template(name).render(everywhere | context))  # noqa: S704  (escaped by the template)
+
+
+def register_pages(blueprint: Blueprint) -> None:
+    """Add the standalone page, and the routes that its forms post to, to the blueprint."""
+    blueprint.add_url_rule("/providers/settings", "settings_page", _settings_page)
+    blueprint.add_url_rule(
+        "/providers/settings/<any(save, validate, clear, promote):action>",
+        "settings_action",
+        _settings_action,
+        methods=["POST"],
+    )
+    blueprint.after_request(_show_problem_on_page)
+
+
+def _settings_page() -> Response:
+    return UI(get_state()).document()
+
+
+def _settings_action(action: str) -> Response:
+    provider = request.form.get("provider", "")
+    outcome = _ACTIONS[action](provider)
+    return _go_back(outcome | {"byok_provider": provider})
+
+
+def _save(provider: str) -> dict[str, str]:
+    validation = api.set_key(provider, _typed_fields(provider))["validation"]
+    return {_OUTCOME: "saved"} | _verdict(validation)
+
+
+def _validate(provider: str) -> dict[str, str]:
+    typed = _typed_fields(provider)
+    validation = api.validate_key(provider, typed if any(typed.values()) else None)
+    return {_OUTCOME: "validated"} | _verdict(validation)
+
+
+def _clear(provider: str) -> dict[str, str]:
+    answer = api.clear_key(provider, request.form.get("tier", "all"))
+    return {_OUTCOME: "cleared" if answer["cleared"] else "nothing_cleared"}
+
+
+def _promote(provider: str) -> dict[str, str]:
+    return {_OUTCOME: "promoted" if api.promote_keys([provider])["promoted"] else "kept"}
+
+
+_ACTIONS = {"save": _save, "validate": _validate, "clear": _clear, "promote": _promote}
+
+
+def _typed_fields(provider: str) -> dict[str, str]:
+    spec = get_state().service.catalog.get(provider)
+    return {field.name: request.form.get(field.name, "") for field in spec.fields}
+
+
+def _verdict(validation: Mapping[str, Any] | None) -> dict[str, str]:
+    return {} if validation is None else {"byok_verdict": validation["verdict"]}
+
+
+def _show_problem_on_page(response: Response) -> Response:
+    """Turn the problem object that answers a form into a way back to the page, which says it in words.
+
+    A form that another site made keeps the bare problem: nobody sent it from a page of ours.
+    """
+    if request.endpoint != "byok.settings_action" or response.mimetype != "application/problem+json":
+        return response
+    if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+        return response
+    problem = response.get_json()
+    action = (request.view_args or {}).get("action", "save")
+    outcome = {_OUTCOME: f"{action}_failed", "byok_reason": problem["code"]}
+    outcome |= _verdict(problem.get("validation"))
+    provider = request.form.get("provider", "")
+    if provider in get_state().service.catalog:  # people paste keys into the wrong field: repeat no other text
+        outcome["byok_provider"] = provider
+    return _go_back(outcome)
+
+
+def _go_back(outcome: Mapping[str, str]) -> Response:
+    """Redirect to the page that the form was on, with the outcome in its query."""
+    target = _local_path(request.form.get("next")) or url_for("byok.settings_page")
+    parts = urlsplit(_without_outcome(target))
+    query = parse_qsl(parts.query, keep_blank_values=True) + list(outcome.items())
+    return Response(status=303, headers={"Location": f"{parts.path}?{urlencode(query)}"})
+
+
+def _present_url() -> str:
+    return _without_outcome(request.script_root + request.full_path)
+
+
+def _without_outcome(url: str) -> str:
+    """Return the URL's path and query without what an earlier form left there."""
+    parts = urlsplit(url)
+    query = [
+        (name, value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        if name != _OUTCOME and name not in _OUTCOME_FACTS
+    ]
+    return f"{parts.path}?{urlencode(query)}" if query else parts.path
+
+
+def _local_path(url: str | None) -> str | None:
+    """Return the URL if it is a path on this very site, else None.
+
+    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` are elsewhere.
+    """
+    if not url or not url.startswith("/") or url.startswith("//") or "\\" in url:
+        return None
+    return url if all("!" <= char <= "~" for char in url) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Notice:
+    kind: str
+    text: str
+
+
+def _notice(content: Mapping[str, Any]) -> _Notice | None:
+    """Say in words what the query says in codes; anything unknown there says nothing."""
+    outcome = request.args.get(_OUTCOME, "")
+    provider = request.args.get("byok_provider")
+    verdict = request.args.get("byok_verdict", "")
+    known = text.VERDICTS.get(verdict, "")
+    if outcome == "validated" and known:
+        name = next((row["name"] for row in content["rows"] if row["provider"] == provider), "")
+        return _Notice(_kind(verdict), f"{name}: {known}" if name else known)
+    if outcome not in text.MESSAGES:
+        return None
+    if outcome.endswith("_failed"):
+        reason = known or text.REASONS.get(request.args.get("byok_reason", ""), "")
+        return _Notice("error", ": ".join(filter(None, (text.MESSAGES[outcome], reason))))
+    if outcome == "saved" and known and verdict != Verdict.VALID:
+        return _Notice("success", f"{text.MESSAGES[outcome]}. {known}")
+    return _Notice("success", text.MESSAGES[outcome])
+
+
+def _kind(verdict: str) -> str:
+    return {True: "success", False: "error", None: "warning"}[Verdict(verdict).valid]
+
+
+def _row(status: Mapping[str, Any], badges: Mapping[str, str]) -> dict[str, Any]:
+    """Return a provider's status with the words that its row shows."""
+    validity = status["validity"]
+    return {
+        **status,
+        "badge": badges[status["source"] or ""],
+        "standalone_badge": badges["standalone"],
+        "chip": text.CHIPS.get(status["state"] or ""),
+        "verdict": text.VERDICTS[validity["verdict"]] if validity else None,
+        "checked": _moment(validity["checked_at"]) if validity else None,
+        "reason": None if status["can_override"] else text.TEXT["locked"],
+        "clear_tier": _clear_tier(status),
+        "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
+    }
+
+
+def _clear_tier(status: Mapping[str, Any]) -> str | None:
+    """Name the tier that Clear is about: the one in use, else one that holds a key of the caller's own."""
+    own = [tier for tier in ("session", "user") if tier in status["tiers"]]
+    if status["source"] in own:
+        return str(status["source"])
+    return "session" if status["promotable"] else next(iter(own), None)
+
+
+def _input_type(field: Mapping[str, Any]) -> str:
+    if field["secret"]:
+        return "password"
+    return "url" if field["name"] == "base_url" else "text"
+
+
+def _moment(timestamp: str) -> str:
+    return f"{timestamp[:16].replace('T', ' ')} UTC"
+
+
+def _precedence(tiers: list[str], authenticated: bool) -> list[str]:
+    personal = {"user", "team"}
+    return [text.TIERS[tier] for tier in tiers if authenticated or tier not in personal]
+
+
+@cache
+def _templates() -> Environment:
+    """Return an environment of our own: the host's templates cannot shadow ours, nor its settings stop escaping."""
+    return Environment(
+        loader=FunctionLoader(lambda name: files("flask_byok.templates").joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _asset_url(filename: str) -> str:
+    return url_for("byok.static", filename=filename, v=_digest(filename))
+
+
+@cache
+def _digest(filename: str) -> str:
+    """Name the file's content, so that a new release is not shadowed by a cached old one."""
+    return sha256(files("flask_byok").joinpath("static", filename).read_bytes()).hexdigest()[:12]
