@@ -1,7 +1,7 @@
 """Calls out: which addresses keys may be sent to, and the clients that send them there."""
 
 from .endpoints import Endpoint, check_personal_base_url, endpoint_for
-from .pool import Answer, Outbound, default_outbound
+from .pool import Answer, Outbound, default_outbound, network_fault
 
 __all__ = [
     "Answer",
@@ -10,4 +10,5 @@ __all__ = [
     "check_personal_base_url",
     "default_outbound",
     "endpoint_for",
+    "network_fault",
 ]

@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
-from typing import Literal, Protocol
+from typing import Protocol
 from urllib.parse import SplitResult, urlsplit
 
+from ..credentials import EndpointTrust
 from ..errors import EndpointNotAllowedError
 from .addresses import AddressRule, is_public, is_public_or_private
-
-Trust = Literal["catalog", "operator", "personal"]
 
 MAX_URL_LENGTH = 500
 
@@ -47,7 +46,7 @@ class Endpoint:
     """A base URL, and who chose it: the catalog, the operator, or the person whose key it is."""
 
     base_url: str
-    trust: Trust
+    trust: EndpointTrust
 
 
 class _Spec(Protocol):

@@ -110,7 +110,7 @@ class Outbound:
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
-        from .transport import deadline, network_fault
+        from .transport import deadline
 
         url = endpoint.base_url.rstrip("/") + path
         # A compressed answer could be a thousand times longer than what we count.
@@ -130,6 +130,13 @@ class Outbound:
         from .transport import GuardedTransport, KeylessClient
 
         return KeylessClient(GuardedTransport(rules, self.tls, self._resolver))
+
+
+def network_fault(error: BaseException) -> str | None:
+    """Return our own words for an error of the network, or None for any other error."""
+    from .transport import describe_fault
+
+    return describe_fault(error)
 
 
 @cache

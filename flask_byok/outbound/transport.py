@@ -245,7 +245,7 @@ def origin_of(url: httpx2.URL | str) -> Origin:
     )
 
 
-def network_fault(error: BaseException) -> str | None:
+def describe_fault(error: BaseException) -> str | None:
     """Return our own words for an error of the network, or None for any other error."""
     if isinstance(error, httpx2.TimeoutException):
         return "The provider took too long to answer. Try again in a moment."

@@ -1,0 +1,7 @@
+"""Provider objects: one credential each, on the provider's own SDK and our shared keyless pool."""
+
+from .base import BaseProvider, Report
+from .factory import make_provider
+from .langchain import make_chat_model
+
+__all__ = ["BaseProvider", "Report", "make_chat_model", "make_provider"]

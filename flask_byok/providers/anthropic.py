@@ -1,0 +1,67 @@
+"""Anthropic on its own SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import cache
+from typing import Any
+
+from .base import BaseProvider, Message
+from .failures import Failure, failure_of
+from .messages import split_system
+from .operator_settings import forget_custom_headers
+
+#: Longest answer, in tokens. The API demands a limit; every current model can do this one.
+MAX_TOKENS = 4096
+
+
+class AnthropicProvider(BaseProvider):
+    """Anthropic's messages format."""
+
+    extra = "anthropic"
+
+    def _make_client(self, http_client: Any) -> Any:
+        return _client_class()(
+            api_key=self.api_key,
+            base_url=self._credential.base_url,
+            http_client=http_client,
+            **{"max_retries": 1, "open_telemetry": False, **self._options},
+        )
+
+    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+        system, turns = split_system(messages)
+        request: dict[str, Any] = {
+            "model": model,
+            "max_tokens": MAX_TOKENS,
+            "messages": [{"role": turn.role, "content": turn.text} for turn in turns],
+        }
+        if system:
+            request["system"] = system
+        with closing(self.client.messages.create(**request, stream=True)) as stream:
+            for event in stream:
+                if event.type == "content_block_delta" and event.delta.type == "text_delta":
+                    yield event.delta.text
+
+    def _failure(self, error: Exception) -> Failure | None:
+        from anthropic import AnthropicError
+
+        return failure_of(error, (AnthropicError,))
+
+
+@cache
+def _client_class() -> type[Any]:
+    """Return the SDK's client, deaf to the environment; made on first use as it loads the SDK."""
+    from anthropic import Anthropic
+
+    class Client(Anthropic):
+        """Takes what it is given and nothing from ANTHROPIC_*; so do the copies it makes."""
+
+        def __init__(self, **options: Any) -> None:
+            # An explicit key keeps the SDK from tokens, profiles and federation.
+            given = {name: value for name, value in options.items() if value is not None}
+            super().__init__(**{"webhook_key": "", **given})
+            self.webhook_key = given.get("webhook_key") or None
+            forget_custom_headers(self, given.get("default_headers"))
+
+    return Client

@@ -1,0 +1,201 @@
+"""What all provider objects share: one credential, one client, and errors without the key."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
+
+from ..catalog import ProviderSpec
+from ..credentials import Credential, Secret, Verdict, clean_api_key, make_hint
+from ..errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
+from ..outbound import Endpoint, Outbound
+from .failures import Failure, describe
+
+#: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
+Message = Mapping[str, Any]
+#: Called with the verdict when a provider refuses the key in real use.
+Report = Callable[[Verdict], None]
+
+# What decides where the key goes, and which key goes there.
+_OURS = frozenset({"api_key", "base_url", "http_client", "http_options"})
+
+
+class BaseProvider(ABC):
+    """A provider together with one credential, for one use. It is never cached or shared.
+
+    :param report: called when the provider refuses the key.
+    :param options: passed to the SDK's client: ``timeout``, ``max_retries``, ….
+    """
+
+    #: How the SDK is installed, for the message where it is missing.
+    extra: ClassVar[str]
+
+    def __init__(
+        self,
+        spec: ProviderSpec,
+        credential: Credential,
+        outbound: Outbound,
+        *,
+        report: Report | None = None,
+        **options: Any,
+    ) -> None:
+        if ours := _OURS & options.keys():
+            raise ConfigurationError(
+                f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
+                "Set the endpoint with BYOK_BASE_URLS."
+            )
+        self._spec = spec
+        self._credential = credential
+        self._outbound = outbound
+        self._report = report
+        self._options = options
+        self._client: Any = None
+
+    @property
+    def name(self) -> str:
+        """The provider's id."""
+        return self._spec.id
+
+    @property
+    def display_name(self) -> str:
+        """The provider's name as people read it."""
+        return self._spec.name
+
+    @property
+    def source(self) -> str:
+        """The tier that the credential came from, or ``argument``."""
+        return str(self._credential.source)
+
+    @property
+    def is_configured(self) -> bool:
+        """Say whether every field that the provider requires has a value."""
+        return all(
+            self._credential.reveal(field.name) or field.name == "base_url"
+            for field in self._spec.fields
+            if field.required
+        )
+
+    @property
+    def api_key(self) -> str:
+        """The API key. Setting it changes this object only."""
+        return self._credential.api_key
+
+    @api_key.setter
+    def api_key(self, api_key: str) -> None:
+        self.set_api_key(api_key)
+
+    def set_api_key(self, api_key: str) -> None:
+        """Use another key from now on, in this object only.
+
+        :raises MalformedApiKeyError: this cannot be a key.
+        """
+        cleaned = clean_api_key(api_key)
+        self._credential = dataclasses.replace(
+            self._credential,
+            source="argument",
+            fields={**self._credential.fields, "api_key": Secret(cleaned)},
+            hint=make_hint(cleaned, self._spec.prefixes),
+            version=None,
+        )
+        self._client = None
+        # A refusal of this key says nothing about the stored one.
+        self._report = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return safe facts, never the key."""
+        return {
+            "provider": self.name,
+            "name": self.display_name,
+            "is_configured": self.is_configured,
+            "source": self.source,
+            "hint": self._credential.hint,
+        }
+
+    @property
+    def client(self) -> Any:
+        """The provider's own SDK client, made on first use and kept by this object alone.
+
+        :raises MissingCredentialError: there is no key.
+        :raises ConfigurationError: the SDK is not installed.
+        """
+        if self._client is None:
+            self._client = self._build_client()
+        return self._client
+
+    def stream_chat(self, messages: Sequence[Message], model: str | None = None) -> Iterator[str]:
+        """Yield the answer to a conversation, piece by piece. The call is made at the first piece.
+
+        :param model: the catalog's default model where it is left out.
+        :raises RejectedCredentialError: the provider refused the key.
+        :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
+        """
+        try:
+            yield from self._stream(messages, self._model(model))
+            return
+        except ByokError:
+            raise
+        except Exception as error:
+            failure = self._failure(error)
+            if failure is None:
+                raise
+        # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
+        raise self._raised(failure)
+
+    def _build_client(self) -> Any:
+        if not self.is_configured:
+            raise MissingCredentialError(
+                f"No API key for {self.display_name} is configured.", provider=self.name
+            )
+        # Checks the endpoint again: what may be called can have changed since the key was saved.
+        http_client = self._outbound.client_for(self._endpoint)
+        try:
+            return self._make_client(http_client)
+        except ImportError:
+            pass
+        raise ConfigurationError(
+            f"The SDK for {self.display_name} is not installed: "
+            f"pip install 'flask-byok[{self.extra}]'.",
+            provider=self.name,
+        )
+
+    @property
+    def _endpoint(self) -> Endpoint:
+        return Endpoint(self._credential.base_url, self._credential.trust)
+
+    def _model(self, model: str | None) -> str:
+        chosen = model or self._spec.default_model
+        if not chosen:
+            raise InvalidFieldError(
+                f"{self.display_name} has no default model: name one.", provider=self.name
+            )
+        return chosen
+
+    def _raised(self, failure: Failure) -> ByokError:
+        error, verdict = describe(self._spec, self._credential, failure)
+        if verdict is not None and self._report is not None:
+            self._report(verdict)
+        return error
+
+    @abstractmethod
+    def _make_client(self, http_client: Any) -> Any:
+        """Build the SDK's client on our HTTP client.
+
+        :raises ImportError: the SDK is not installed.
+        """
+
+    @abstractmethod
+    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+        """Yield the answer; whatever the SDK raises passes."""
+
+    @abstractmethod
+    def _failure(self, error: Exception) -> Failure | None:
+        """Return what an SDK's error says, or None where it is not one of the SDK's."""
+
+    def __repr__(self) -> str:
+        hint = self._credential.hint
+        return f"<{type(self).__name__} {self.name} source={self.source} hint={hint!r}>"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a provider object cannot be pickled or copied: it holds a key")

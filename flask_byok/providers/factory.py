@@ -1,0 +1,39 @@
+"""Make the provider object that a spec names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..catalog import ProviderSpec
+from ..credentials import Credential
+from ..outbound import Outbound
+from .anthropic import AnthropicProvider
+from .base import BaseProvider, Report
+from .google import GoogleProvider
+from .openai import OpenAIProvider
+
+_ADAPTERS: dict[str, type[BaseProvider]] = {
+    "openai": OpenAIProvider,
+    "anthropic": AnthropicProvider,
+    "google": GoogleProvider,
+}
+
+
+def make_provider(
+    spec: ProviderSpec,
+    credential: Credential,
+    outbound: Outbound,
+    report: Report | None = None,
+    **options: Any,
+) -> BaseProvider:
+    """Return a new provider object for this one credential. No SDK is loaded before it is used.
+
+    :param report: called when the provider refuses the key.
+    :param options: passed to the SDK's client.
+    """
+    if spec.provider_class is not None:
+        provider: BaseProvider = spec.provider_class(
+            spec, credential, outbound, report=report, **options
+        )
+        return provider
+    return _ADAPTERS[spec.adapter](spec, credential, outbound, report=report, **options)

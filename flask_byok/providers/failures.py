@@ -1,0 +1,127 @@
+"""What a failed call means, in our own words: SDKs' errors hold the request and its key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..catalog import ProviderSpec, comparable
+from ..credentials import Credential, Verdict
+from ..errors import CredentialError, ProviderUnavailableError, RejectedCredentialError
+from ..outbound import network_fault
+
+# Statuses that mean the same in every answer. Of any other, only a rule that names the answer's
+# text is taken: in a chat, a 400 or 403 has many causes beside the key.
+_PLAIN_STATUSES = frozenset({401, 402, 429})
+
+# Error types of streams, which have begun with 200 (Anthropic's error reference).
+_STATUS_OF_TYPE = {
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "overloaded_error": 529,
+}
+
+_IN_GENERAL = {
+    400: "{name} did not accept this request. Check the model and the messages.",
+    402: "The account at {name} has no credit left. Add credit there, or use another key.",
+    403: "{name} does not allow this call. Check the key's permissions and your account.",
+    404: "{name} does not know this model. Choose another one.",
+    413: "The conversation is too long for {name}. Begin a new one.",
+    429: "{name} is getting too many calls with this key. Try again in a moment.",
+}
+_BY_VERDICT = {
+    Verdict.VALID_NO_CREDIT: _IN_GENERAL[402],
+    Verdict.VALID_RATE_LIMITED: _IN_GENERAL[429],
+    Verdict.VALID_RESTRICTED: "The key for {name} may not make this call. Widen its permissions.",
+}
+_FAULT = "{name} has a fault of its own or too much to do. Try again in a moment."
+_UNKNOWN = "{name} gave an answer that was not understood. Try again."
+_REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Failure:
+    """A failed call: the network's fault in words, or the answer's status and body."""
+
+    network: str | None = None
+    status: int = 0
+    body: bytes = b""
+
+
+def failure_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> Failure | None:
+    """Read an error that is of one of the SDK's kinds, or of the network; None for any other."""
+    for cause in _chain(error):
+        if fault := network_fault(cause):
+            return Failure(network=fault)
+    if not isinstance(error, kinds):
+        return None
+    body = _body(error)
+    return Failure(status=_status(error, body), body=json.dumps(body, default=str).encode())
+
+
+def describe(
+    spec: ProviderSpec, credential: Credential, failure: Failure
+) -> tuple[CredentialError | ProviderUnavailableError, Verdict | None]:
+    """Return our error, and the verdict on the key where it is refused."""
+    if failure.network is not None:
+        return ProviderUnavailableError(failure.network, provider=spec.id), None
+    verdict = _verdict(spec, credential, failure)
+    if verdict is not None and verdict.valid is False:
+        text = f"{spec.name} refused this API key. Check it, or save another one."
+        return RejectedCredentialError(text, provider=spec.id, tier=str(credential.source)), verdict
+    sentence = _BY_VERDICT.get(verdict) if verdict is not None else None
+    text = (sentence or _in_general(failure.status)).format(name=spec.name)
+    return ProviderUnavailableError(text, provider=spec.id), None
+
+
+def _verdict(spec: ProviderSpec, credential: Credential, failure: Failure) -> Verdict | None:
+    text = comparable(failure.body, (secret.reveal() for secret in credential.fields.values()))
+    for rule in spec.check.rules:
+        named = rule.contains and rule.contains in text
+        plain = not rule.contains and failure.status in _PLAIN_STATUSES
+        if (named or plain) and failure.status in (0, *rule.status):
+            return rule.verdict
+    return None
+
+
+def _in_general(status: int) -> str:
+    if 300 <= status < 400:
+        return _REDIRECT
+    if status >= 500:
+        return _FAULT
+    return _IN_GENERAL.get(status, _UNKNOWN)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what caused it: SDKs wrap the network's errors."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__
+
+
+def _body(error: Any) -> Any:
+    """Return the answer's JSON as the SDK kept it, one ``error`` level down where there is one."""
+    body = getattr(error, "body", None) or getattr(error, "details", None)
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        return body["error"]
+    return body
+
+
+def _status(error: Any, body: Any) -> int:
+    """Return the HTTP status; in a stream, which began with 200, the one that the body means."""
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    if isinstance(status, int) and status >= 300:
+        return status
+    facts = body if isinstance(body, dict) else {}
+    code = facts.get("code")
+    if isinstance(code, int) and 300 <= code < 600:
+        return code
+    return _STATUS_OF_TYPE.get(str(facts.get("type")), 0)

@@ -1,0 +1,60 @@
+"""Google's Gemini API on its own SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+from .base import BaseProvider, Message
+from .failures import Failure, failure_of
+from .messages import split_system
+
+#: Milliseconds that may pass between two pieces of an answer; without it the SDK waits for ever.
+TIMEOUT_MS = 300_000
+
+
+class GoogleProvider(BaseProvider):
+    """Google's generateContent format."""
+
+    extra = "google"
+
+    def _make_client(self, http_client: Any) -> Any:
+        from google.genai import Client
+        from google.genai.client import DebugConfig
+        from google.genai.types import HttpOptions
+
+        # Everything is named, as the SDK looks into the environment for whatever is left out.
+        return Client(
+            api_key=self.api_key,
+            vertexai=False,
+            debug_config=DebugConfig(client_mode=None, replays_directory=None, replay_id=None),
+            http_options=HttpOptions(
+                base_url=self._credential.base_url,
+                api_version="v1beta",
+                timeout=TIMEOUT_MS,
+                httpx_client=http_client,
+                httpx_async_client=self._outbound.async_client(),
+                async_client_args={"ssl": self._outbound.tls},
+            ),
+            **self._options,
+        )
+
+    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+        system, turns = split_system(messages)
+        roles = {"assistant": "model"}
+        contents = [
+            {"role": roles.get(turn.role, turn.role), "parts": [{"text": turn.text}]}
+            for turn in turns
+        ]
+        config = {"system_instruction": system} if system else None
+        generate = self.client.models.generate_content_stream
+        with closing(generate(model=model, contents=contents, config=config)) as stream:
+            for chunk in stream:
+                if chunk.text:
+                    yield chunk.text
+
+    def _failure(self, error: Exception) -> Failure | None:
+        from google.genai.errors import APIError
+
+        return failure_of(error, (APIError, ValueError))

@@ -1,0 +1,107 @@
+"""LangChain chat models on the same clients: LangChain by itself shares one between keys."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from ..catalog import ProviderSpec
+from ..credentials import Credential
+from ..errors import ConfigurationError
+from ..outbound import Outbound
+from .factory import make_provider
+
+# What decides where the key goes, under all the names that LangChain has for it.
+_OURS = frozenset(
+    {
+        "anthropic_api_key",
+        "anthropic_api_url",
+        "anthropic_proxy",
+        "api_key",
+        "async_client",
+        "base_url",
+        "client",
+        "http_async_client",
+        "http_client",
+        "openai_api_base",
+        "openai_api_key",
+        "openai_proxy",
+        "root_async_client",
+        "root_client",
+    }
+)
+# What the SDK's client takes, and not the chat model.
+_CLIENT_OPTIONS = ("timeout", "max_retries", "default_headers")
+
+
+def make_chat_model(
+    spec: ProviderSpec, credential: Credential, outbound: Outbound, model: str, **kwargs: Any
+) -> Any:
+    """Return a new LangChain chat model for this one credential; its synchronous methods only.
+
+    :param kwargs: passed to the chat model (``temperature``, …), or to the SDK's client
+        (``timeout``, ``max_retries``, ``default_headers``).
+    :raises ConfigurationError: LangChain's package for the provider is not installed, or has none
+        that could be installed beside its SDK.
+    """
+    if ours := _OURS & kwargs.keys():
+        raise ConfigurationError(
+            f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
+            "Set the endpoint with BYOK_BASE_URLS."
+        )
+    make = {"openai": _make_openai, "anthropic": _make_anthropic}.get(spec.adapter)
+    if make is None:
+        raise ConfigurationError(
+            f"There is no LangChain chat model for {spec.name}: langchain-google-genai cannot be "
+            "installed beside google-genai 3. Use get_provider_with_api_key.",
+            provider=spec.id,
+        )
+    options = {name: kwargs.pop(name) for name in _CLIENT_OPTIONS if name in kwargs}
+    client = make_provider(spec, credential, outbound, **options).client
+    try:
+        return make(client, credential, model, kwargs)
+    except ImportError:
+        pass
+    raise ConfigurationError("LangChain is not installed: pip install 'flask-byok[langchain]'.")
+
+
+def _make_openai(client: Any, credential: Credential, model: str, kwargs: dict[str, Any]) -> Any:
+    from langchain_openai import ChatOpenAI
+
+    fields: dict[str, Any] = {
+        "model": model,
+        # Explicit, so that neither the environment nor LangSmith's gateway is asked.
+        "api_key": credential.api_key,
+        "base_url": credential.base_url,
+        "openai_proxy": None,
+        "root_client": client,
+        "client": client.chat.completions,
+        "root_async_client": _SyncOnly(),
+        "async_client": _SyncOnly(),
+    }
+    return ChatOpenAI(**kwargs, **fields)
+
+
+def _make_anthropic(client: Any, credential: Credential, model: str, kwargs: dict[str, Any]) -> Any:
+    from langchain_anthropic import ChatAnthropic
+
+    fields: dict[str, Any] = {
+        "model": model,
+        "api_key": credential.api_key,
+        "base_url": credential.base_url,
+        "anthropic_proxy": None,
+    }
+    chat = ChatAnthropic(**kwargs, **fields)
+    # It takes no client; these are where its lazily made ones would be kept.
+    chat.__dict__.update(_client=client, _async_client=_SyncOnly())
+    return chat
+
+
+class _SyncOnly:
+    """Stands where LangChain looks for an async client, which could not be guarded."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise ConfigurationError(
+            "Chat models with people's keys are synchronous: use invoke and stream."
+        )

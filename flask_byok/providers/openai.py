@@ -1,0 +1,61 @@
+"""OpenAI, and every provider that speaks its format, on OpenAI's SDK."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import cache
+from typing import Any
+
+from .base import BaseProvider, Message
+from .failures import Failure, failure_of
+from .operator_settings import forget_custom_headers
+
+
+class OpenAIProvider(BaseProvider):
+    """A provider that speaks OpenAI's chat completions format."""
+
+    extra = "openai"
+
+    def _make_client(self, http_client: Any) -> Any:
+        return _client_class()(
+            api_key=self.api_key,
+            base_url=self._credential.base_url,
+            http_client=http_client,
+            **{"max_retries": 1, **self._options},
+        )
+
+    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+        create = self.client.chat.completions.create
+        with closing(create(model=model, messages=list(messages), stream=True)) as stream:
+            for chunk in stream:
+                for choice in chunk.choices[:1]:
+                    if choice.delta.content:
+                        yield choice.delta.content
+
+    def _failure(self, error: Exception) -> Failure | None:
+        from openai import OpenAIError
+
+        return failure_of(error, (OpenAIError,))
+
+
+@cache
+def _client_class() -> type[Any]:
+    """Return the SDK's client, deaf to the environment; made on first use as it loads the SDK."""
+    from openai import OpenAI
+
+    class Client(OpenAI):
+        """Takes what it is given and nothing from OPENAI_*; so do the copies it makes of itself."""
+
+        def __init__(self, **options: Any) -> None:
+            # Empty, not None: for None the SDK looks into the environment.
+            silent = dict.fromkeys(
+                ("organization", "project", "admin_api_key", "webhook_secret"), ""
+            )
+            given = {name: value for name, value in options.items() if value is not None}
+            super().__init__(**{**silent, **given})
+            for name in silent:
+                setattr(self, name, given.get(name) or None)
+            forget_custom_headers(self, given.get("default_headers"))
+
+    return Client
