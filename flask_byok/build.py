@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flask import Flask
 
@@ -72,9 +72,8 @@ def build_session_store(app: Flask, settings: Settings) -> SessionStore:
         return _redis_store(settings)
     if chosen == "database":
         return _database_store(app, settings)
-    if hasattr(chosen, "establish"):
-        store: SessionStore = chosen
-        return store
+    if not isinstance(chosen, str):
+        return cast(SessionStore, chosen)
     raise ConfigurationError(
         f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
     )

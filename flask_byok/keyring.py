@@ -68,7 +68,11 @@ class Keyring:
     """
 
     def __init__(
-        self, encryption_key: str, fallbacks: Iterable[str] = (), *, cipher: Cipher = "fernet"
+        self,
+        encryption_key: str | bytes,
+        fallbacks: Iterable[str | bytes] = (),
+        *,
+        cipher: Cipher = "fernet",
     ) -> None:
         if cipher not in _CODES:
             raise ConfigurationError(f"BYOK_CIPHER is {cipher!r}; use 'fernet' or 'aes-256-gcm'.")
@@ -157,12 +161,12 @@ def generate_encryption_key() -> str:
     return Fernet.generate_key().decode()
 
 
-def parse_encryption_key(text: str, setting: str) -> bytes:
+def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
     """Return the 32 bytes of an encryption key.
 
     :raises ConfigurationError: neither a Fernet key nor 64 hex digits; names the setting, not the value.
     """
-    stripped = text.strip() if isinstance(text, str) else ""
+    stripped = (text.decode("ascii", "replace") if isinstance(text, bytes) else str(text)).strip()
     if re.fullmatch(r"[0-9a-fA-F]{64}", stripped):
         return bytes.fromhex(stripped)
     try:

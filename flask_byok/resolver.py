@@ -163,28 +163,30 @@ class Resolver:
         :raises UnreadableCredentialError: the key that would be used does not open.
         :raises StoreError: a store does not answer.
         """
-        return self.settle(self.candidate(caller, spec), spec)
+        return self.settle(self.choose(self._walk(caller, spec, self._tiers)), spec)
 
-    def settle(self, chosen: Candidate | None, spec: ProviderSpec) -> Credential:
-        """Return the credential of the candidate that decides, or raise what stands in the way; see ``resolve``."""
+    def find(self, caller: Caller, spec: ProviderSpec) -> Credential:
+        """Return the same credential, even if its provider refused it: it may be asked about again."""
+        return self.settle(self.choose(self._walk(caller, spec, self._tiers)), spec, refused=True)
+
+    def settle(
+        self, chosen: Candidate | None, spec: ProviderSpec, *, refused: bool = False
+    ) -> Credential:
+        """Return the credential of the candidate that decides, or raise what stands in the way; see ``resolve``.
+
+        ``refused`` lets a refused key pass.
+        """
         if chosen is None:
             raise MissingCredentialError(
                 f"No API key for {spec.name} is configured. Add one in the API key settings.",
                 provider=spec.id,
             )
-        if chosen.state == "rejected":
+        if chosen.state == "rejected" and not refused:
             raise RejectedCredentialError(
                 f"{spec.name} refused this API key. Replace it in the API key settings.",
                 provider=spec.id,
                 tier=chosen.tier,
             )
-        return self.opened(chosen, spec)
-
-    def opened(self, chosen: Candidate, spec: ProviderSpec) -> Credential:
-        """Return the candidate's credential.
-
-        :raises UnreadableCredentialError: it does not open.
-        """
         if chosen.credential is None:
             raise UnreadableCredentialError(
                 f"The stored API key for {spec.name} cannot be read. Save it again in the API key settings.",
@@ -206,10 +208,6 @@ class Resolver:
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
         """Return the candidate that decides: the one to use, or the one that stops the search."""
         return next((candidate for candidate in candidates if not self._passes(candidate)), None)
-
-    def candidate(self, caller: Caller, spec: ProviderSpec) -> Candidate | None:
-        """Return the candidate that decides for one provider, asking no more tiers than needed."""
-        return self.choose(self._walk(caller, spec, self._tiers))
 
     def locked(self, spec: ProviderSpec, candidates: Iterable[Candidate]) -> bool:
         """Say whether only the operator's key counts: set so, or because it comes before any personal key."""
@@ -272,6 +270,6 @@ _REASONS: dict[Verdict, FallbackReason] = {
 def _reason(candidate: Candidate) -> FallbackReason | None:
     """Name the reason for which an operator may let the search go on past this candidate."""
     if candidate.state in ("rejected", "unreadable"):
-        return candidate.state  # type: ignore[return-value]  # both are fallback reasons
+        return candidate.state
     validity = candidate.record.current_validity() if candidate.record else None
     return _REASONS.get(validity.verdict) if validity else None

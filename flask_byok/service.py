@@ -245,13 +245,7 @@ class Service:
         return check_api_key(spec, typed.revealed(), typed.endpoint, self.outbound)
 
     def _validate_in_use(self, caller: Caller, spec: ProviderSpec) -> Validation:
-        candidate = self.resolver.candidate(caller, spec)
-        if candidate is None:
-            credential = self.resolver.settle(None, spec)
-        else:
-            credential = self.resolver.opened(
-                candidate, spec
-            )  # a refused key may be asked about again
+        credential = self.resolver.find(caller, spec)
         fields = {name: secret.reveal() for name, secret in credential.fields.items()}
         validation = check_api_key(
             spec, fields, Endpoint(credential.base_url, credential.trust), self.outbound

@@ -33,8 +33,8 @@ MAX_SESSION_LIFETIMES = 30
 class Settings:
     """All settings of one app. Attribute names are the config keys without ``BYOK_``, in lower case."""
 
-    encryption_key: str | None = field(default=None, repr=False)
-    encryption_key_fallbacks: tuple[str, ...] = field(default=(), repr=False)
+    encryption_key: str | bytes | None = field(default=None, repr=False)
+    encryption_key_fallbacks: tuple[str | bytes, ...] = field(default=(), repr=False)
     cipher: Cipher = "fernet"
     precedence: tuple[Tier, ...] = PRECEDENCES["user_first"]
     providers: tuple[str, ...] | None = None
@@ -108,7 +108,7 @@ class _Reader:
         self.config = config
         self.environ = environ
 
-    def encryption_key(self) -> str | None:
+    def encryption_key(self) -> str | bytes | None:
         text = self._config_or_environ("BYOK_ENCRYPTION_KEY")
         path = self._config_or_environ("BYOK_ENCRYPTION_KEY_FILE")
         if text or not path:
@@ -121,11 +121,11 @@ class _Reader:
                 "Check the path and the file's permissions."
             ) from None
 
-    def encryption_key_fallbacks(self) -> tuple[str, ...]:
+    def encryption_key_fallbacks(self) -> tuple[str | bytes, ...]:
         value = self._config_or_environ("BYOK_ENCRYPTION_KEY_FALLBACKS") or ()
-        if isinstance(value, str):
-            value = [part for part in value.replace(",", " ").split() if part]
-        return tuple(value)
+        if isinstance(value, bytes):
+            return (value,)
+        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else tuple(value)
 
     def _config_or_environ(self, name: str) -> Any:
         return self.config.get(name) or self.environ.get(name)

@@ -7,7 +7,6 @@ with a session cookie into a 500 after a long wait. Behind this guard the reques
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
 from typing import Any, NoReturn, cast
 
 from flask import Flask, Request, Response
@@ -16,7 +15,7 @@ from flask.sessions import SessionInterface, SessionMixin
 from ..errors import StoreError
 
 
-class UnavailableSession(MutableMapping[str, Any], SessionMixin):
+class UnavailableSession(dict[str, Any], SessionMixin):
     """A session whose store does not answer; whoever reads or writes it gets ``StoreError``."""
 
     modified = False
@@ -27,10 +26,8 @@ class UnavailableSession(MutableMapping[str, Any], SessionMixin):
             "The session store is not available right now. Please try again in a moment."
         )
 
-    __getitem__ = __setitem__ = __delitem__ = __len__ = __contains__ = _refuse
-
-    def __iter__(self) -> Iterator[str]:
-        self._refuse()
+    __getitem__ = __setitem__ = __delitem__ = __contains__ = __len__ = __iter__ = _refuse
+    get = pop = popitem = setdefault = update = clear = keys = values = items = _refuse
 
 
 class SessionGuard:
