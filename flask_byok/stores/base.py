@@ -1,10 +1,11 @@
 """What every session store does.
 
-The host's session data is rewritten whole by each request that touches it, so keys live beside it. A session is
-known by two names: ``sid``, a keyed hash of the host's session id, and ``ref``, random, which names what is stored
-and stays when the host renews the id. What is stored is valid for one ``sid`` at a time and belongs to one identity;
-both are compared by the store itself, in the same step as the read or write. An ended ``ref`` stays dead, so that a
-request still under way cannot bring anything back.
+The host's session data is rewritten whole by each request that touches it, so keys live beside it.
+A session is known by two names: ``sid``, a keyed hash of the host's session id, and ``ref``,
+random, which names what is stored and stays when the host renews the id. What is stored is valid
+for one ``sid`` at a time and belongs to one identity; both are compared by the store itself, in the
+same step as the read or write. An ended ``ref`` stays dead, so that a request still under way
+cannot bring anything back.
 """
 
 from __future__ import annotations
@@ -20,15 +21,17 @@ from ..owners import SessionRef
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CredentialRecord)
+_verdict_decoder = msgspec.json.Decoder(RecordedVerdict)
 
 
 @dataclass(frozen=True, slots=True)
 class SessionView:
     """What a session holds for one identity.
 
-    ``records`` are the identity's own, by provider. ``visitor_records`` were saved in this session before somebody
-    signed in; for a visitor it is empty. ``alive`` is False when the session has ended, was renewed under another
-    id, or belonged to somebody else: it then holds nothing and takes nothing.
+    ``records`` are the identity's own, by provider. ``visitor_records`` were saved in this session
+    before somebody signed in; for a visitor it is empty. ``alive`` is False when the session has
+    ended, was renewed under another id, or belonged to somebody else: it then holds nothing and
+    takes nothing.
     """
 
     records: Mapping[str, CredentialRecord] = field(default_factory=dict)
@@ -37,13 +40,16 @@ class SessionView:
 
 
 class SessionStore(Protocol):
-    """Keeps the sealed records of sessions. Every method raises ``StoreError`` when the store does not answer."""
+    """Keeps the sealed records of sessions.
+
+    Every method raises ``StoreError`` when the store does not answer.
+    """
 
     #: One noun for the storage sentence: "Redis", "the database".
     name: str
 
     def establish(self, sid: str, dead: str | None = None) -> str:
-        """Return the ref for a session id, making one where there is none, or only the ``dead`` one.
+        """Return the ref for a session id, making one where there is none or it is ``dead``.
 
         Two first callers get the same ref.
         """
@@ -54,30 +60,35 @@ class SessionStore(Protocol):
     def read(
         self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
     ) -> SessionView:
-        """Return the records for these providers, or for all, in one round trip, and let the lifetime slide.
+        """Return the records for these providers, or all, and let the lifetime slide.
 
-        A session that belongs to another identity is ended, and a dead view returned. A signed-in identity sees what
-        the visitor left as ``visitor_records``.
+        One round trip. A session that belongs to another identity is ended, and a dead view
+        returned. A signed-in identity sees what the visitor left as ``visitor_records``.
         """
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
         """Store one record under its provider, replacing the one before it.
 
-        :raises SessionRequiredError: the session is not alive for this id and identity; nothing is stored.
+        :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
+            stored.
         """
 
     def clear(
         self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
     ) -> list[str]:
-        """Delete the records of these providers and return those that were there. Deleting nothing is fine.
+        """Delete the records of these providers and return those that were there.
 
-        ``visitor`` deletes what the visitor left instead of the identity's own.
+        Deleting nothing is fine. ``visitor`` deletes what the visitor left instead of the
+        identity's own.
         """
 
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
     ) -> None:
-        """Store a verdict beside the record; readers ignore it once the record has another version."""
+        """Store a verdict beside the record, if there is one.
+
+        Readers ignore it once the record has another version.
+        """
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""
@@ -91,12 +102,43 @@ def encode_record(record: CredentialRecord) -> bytes:
     return _encoder.encode(record.with_validity(None))
 
 
-def decode_record(raw: bytes | str, provider: str) -> CredentialRecord:
-    """Return the record; what cannot be read becomes a record that does not open, never an error."""
+def encode_verdict(verdict: RecordedVerdict | None) -> bytes:
+    """Return a verdict as JSON; nothing for None."""
+    return b"" if verdict is None else _encoder.encode(verdict)
+
+
+def decode_record(
+    raw: bytes | str, provider: str, verdict: bytes | str | None = None
+) -> CredentialRecord:
+    """Return the record with its verdict.
+
+    What cannot be read, or was moved here from another provider, becomes a record that does not
+    open, never an error.
+    """
     try:
-        return _decoder.decode(raw)
-    except (msgspec.DecodeError, ValueError):
-        now = utcnow()
-        return CredentialRecord(
-            provider=provider, owner="", ciphertext="", hint="", version="", created_at=now, updated_at=now
-        )
+        record = _decoder.decode(raw)
+    except ValueError:  # msgspec's errors are ValueErrors
+        return _unreadable(provider)
+    if record.provider != provider:
+        return _unreadable(provider)
+    return record.with_validity(_decode_verdict(verdict)) if verdict else record
+
+
+def _decode_verdict(raw: bytes | str) -> RecordedVerdict | None:
+    try:
+        return _verdict_decoder.decode(raw)
+    except ValueError:
+        return None
+
+
+def _unreadable(provider: str) -> CredentialRecord:
+    now = utcnow()
+    return CredentialRecord(
+        provider=provider,
+        owner="",
+        ciphertext="",
+        hint="",
+        version="",
+        created_at=now,
+        updated_at=now,
+    )

@@ -1,0 +1,63 @@
+"""Stop asking a store that does not answer, so that nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Breaker:
+    """Counts faults of one store in this process and says whether to ask it at all.
+
+    After ``faults`` in a row it is open: for ``open_for`` seconds nobody asks. Then one caller
+    probes, and what happens to that one decides for all.
+    """
+
+    def __init__(
+        self,
+        faults: int = 2,
+        open_for: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit = faults
+        self._open_for = open_for
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._faults = 0
+        self._open_until: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether calls fail at once."""
+        return self._open_until is not None
+
+    def allow(self) -> bool:
+        """Say whether this caller may ask the store; it must report the outcome afterwards."""
+        # Without the lock: a caller that has just missed the opening only asks once more.
+        return self._open_until is None or self._may_probe()
+
+    def success(self) -> None:
+        """Note that the store answered."""
+        if self._faults:
+            with self._lock:
+                self._faults = 0
+                self._open_until = None
+
+    def fault(self) -> None:
+        """Note that the store did not answer."""
+        with self._lock:
+            self._faults += 1
+            if self._faults >= self._limit:
+                self._open_until = self._clock() + self._open_for
+
+    def _may_probe(self) -> bool:
+        with self._lock:
+            if self._open_until is None:
+                return True
+            now = self._clock()
+            if now < self._open_until:
+                return False
+            # If this caller never reports, another one may probe after the same time.
+            self._open_until = now + self._open_for
+            return True

@@ -1,0 +1,139 @@
+"""What Redis does in one step. Each script touches one key, so it runs on a cluster too.
+
+The hash of a session has ``_sid``, ``_owner``, ``_created`` and ``_seen`` (milliseconds), the
+sealed records as ``k:<scope>:<provider>`` and their verdicts as ``c:<scope>:<provider>``. An ended
+one has the single field ``_dead``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+#: What a guarded script answers instead of doing its work.
+REFUSED, ENDED = 0, -1
+#: What it answers when it has; ``CREATED`` if the hash is new.
+DONE, CREATED = 1, 2
+
+
+@dataclass(frozen=True)
+class Script:
+    """A Lua script and the name under which Redis keeps it."""
+
+    source: str
+    sha: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # SHA-1 is how Redis names scripts; it protects nothing.
+        digest = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+        object.__setattr__(self, "sha", digest)
+
+
+# ARGV: sid, identity, now, ttl, max_age (milliseconds), then what the script itself wants.
+_GUARD = """
+local key, sid, identity = KEYS[1], ARGV[1], ARGV[2]
+local now, ttl, max_age = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local held = redis.call('HMGET', key, '_dead', '_sid', '_owner', '_created')
+if held[1] or (held[2] and held[2] ~= sid) then return 0 end
+local created = tonumber(held[4]) or now
+if (held[3] and held[3] ~= '' and held[3] ~= identity) or now - created >= max_age then
+  redis.call('DEL', key)
+  redis.call('HSET', key, '_dead', '1')
+  redis.call('PEXPIRE', key, ttl)
+  return -1
+end
+local function seen()
+  redis.call('HSET', key, '_seen', now)
+  redis.call('PEXPIRE', key, math.min(ttl, created + max_age - now))
+end
+"""
+
+#: Also: record field, record, verdict field, verdict or nothing.
+WRITE = Script(
+    _GUARD
+    + """
+if not held[2] then redis.call('HSET', key, '_sid', sid, '_created', now) end
+redis.call('HSET', key, '_owner', identity, ARGV[6], ARGV[7])
+if ARGV[9] == '' then redis.call('HDEL', key, ARGV[8])
+else redis.call('HSET', key, ARGV[8], ARGV[9]) end
+seen()
+return held[2] and 1 or 2
+"""
+)
+
+#: Also: pairs of a record field and its verdict field. Answers the record fields that were there.
+CLEAR = Script(
+    _GUARD
+    + """
+local cleared = {}
+for i = 6, #ARGV, 2 do
+  if redis.call('HDEL', key, ARGV[i]) == 1 then cleared[#cleared + 1] = ARGV[i] end
+  redis.call('HDEL', key, ARGV[i + 1])
+end
+return cleared
+"""
+)
+
+#: Also: record field, verdict field, verdict.
+VERDICT = Script(
+    _GUARD
+    + """
+if redis.call('HEXISTS', key, ARGV[6]) == 0 then return 0 end
+redis.call('HSET', key, ARGV[7], ARGV[8])
+return 1
+"""
+)
+
+#: Lets the lifetime slide.
+TOUCH = Script(
+    _GUARD
+    + """
+if not held[2] then return 0 end
+seen()
+return 1
+"""
+)
+
+#: ARGV: old sid, new sid, now, ttl. Makes the hash where there is none, so that a first write still
+#: under way is refused under the old sid.
+RENEW = Script("""
+local held = redis.call('HMGET', KEYS[1], '_dead', '_sid')
+if held[1] or (held[2] and held[2] ~= ARGV[1] and held[2] ~= ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], '_sid', ARGV[2])
+if not held[2] then
+  redis.call('HSET', KEYS[1], '_owner', '', '_created', ARGV[3], '_seen', ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+end
+return 1
+""")
+
+#: ARGV: ttl. Answers the sid that was valid.
+END = Script("""
+local sid = redis.call('HGET', KEYS[1], '_sid')
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], '_dead', '1')
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return sid
+""")
+
+#: On a map entry. ARGV: fresh ref, dead ref or nothing, ttl. Answers the ref that counts.
+ESTABLISH = Script("""
+local ref = redis.call('GET', KEYS[1])
+if ref and ref ~= ARGV[2] then return ref end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return ARGV[1]
+""")
+
+#: On a map entry. ARGV: ref, ttl. Keeps the entry as long as the session, without replacing
+#: another. Answers 1 if it had expired and was made anew.
+KEEP = Script("""
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 1 end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+return 0
+""")
+
+#: On a map entry. ARGV: ref. Deletes the entry if it still leads there.
+FORGET = Script("""
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+""")

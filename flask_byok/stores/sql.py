@@ -1,0 +1,322 @@
+"""Session keys in a SQL database: the default, for apps without Redis."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    SQLAlchemyError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from ..credentials import CredentialRecord, RecordedVerdict
+from ..errors import SessionRequiredError, StoreError
+from ..owners import SessionRef
+from . import sql_tables as tables
+from .base import SessionView, decode_record, encode_record, encode_verdict
+from .breaker import Breaker
+from .sql_engine import Transactions, open_engine
+from .sql_tables import metadata
+
+__all__ = ["SqlSessionStore", "metadata"]
+
+_logger = logging.getLogger("flask_byok.stores")
+_FAULTS = (OperationalError, InterfaceError, PoolTimeoutError)
+#: A read lets the lifetime slide only after this part of it has passed.
+_SLIDE = 20
+#: Several workers may make the tables at once, or one session id's row; this many tries are plenty
+#: for either.
+_TRIES = 8
+#: One in so many new sessions clears away so many that ended so many seconds ago.
+_PURGE_EVERY, _PURGE_BATCH, _PURGE_AFTER = 64, 200, 3600
+_DEAD = SessionView(alive=False)
+
+T = TypeVar("T")
+
+
+class SqlSessionStore:
+    """Keeps each session in one row, and each of its records in another.
+
+    The tables are made at first use. It works on connections of its own and commits nobody else's
+    work.
+
+    :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
+    :param ttl: lifetime after the last use; it slides in steps of a twentieth.
+    :param max_age: lifetime after the session was established, however much it is used.
+    """
+
+    name = "the database"
+
+    def __init__(
+        self,
+        engine_or_url: Any,
+        *,
+        ttl: timedelta,
+        max_age: timedelta,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.engine = open_engine(engine_or_url)
+        if self.engine is not engine_or_url:
+            # Our connections end with us; the host's stay the host's.
+            weakref.finalize(self, self.engine.dispose)
+        self.breaker = Breaker()
+        self._transactions = Transactions(self.engine)
+        self._ttl = ttl.total_seconds()
+        self._max_age = max_age.total_seconds()
+        self._clock = clock
+        self._ready = False
+
+    def establish(self, sid: str, dead: str | None = None) -> str:
+        """Return the ref for a session id, making one where there is none or it is ``dead``."""
+        found = self.find(sid)
+        if found is not None and found != dead:
+            return found
+        if secrets.randbelow(_PURGE_EVERY) == 0:
+            self._guarded(self._purge)
+        return self._guarded(self._establish, sid, dead)
+
+    def find(self, sid: str) -> str | None:
+        """Return the ref for a session id, or None."""
+        return self._guarded(self._find, sid)
+
+    def read(
+        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
+    ) -> SessionView:
+        """Return the records for these providers, or all, and let the lifetime slide."""
+        rows = self._guarded(self._read, session.ref, providers)
+        if not rows or not self._usable(session, identity, rows[0]):
+            return _DEAD
+        if not identity:
+            return SessionView(_records(rows, "v"))
+        return SessionView(_records(rows, "u"), _records(rows, "v"))
+
+    def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
+        """Store one record under its provider, replacing the one before it.
+
+        :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
+            stored.
+        """
+        verdict = encode_verdict(record.validity)
+        values = self._guard_values(session, identity) | {
+            "in_scope": _scope(identity),
+            "of_provider": record.provider,
+            "sealed": encode_record(record).decode(),
+            "found": verdict.decode() or None,
+        }
+        if not self._guarded(self._write, values):
+            self._end_if_foreign(session, identity)
+            raise SessionRequiredError(provider=record.provider, tier="session")
+
+    def clear(
+        self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
+    ) -> list[str]:
+        """Delete the records of these providers and return those that were there."""
+        values = self._guard_values(session, identity) | {
+            "in_scope": "v" if visitor else _scope(identity),
+            "providers": list(providers),
+        }
+        cleared = self._guarded(self._clear, values)
+        if not cleared:
+            self._end_if_foreign(session, identity)
+        return [provider for provider in providers if provider in cleared]
+
+    def record_verdict(
+        self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
+    ) -> None:
+        """Store a verdict beside the record, if there is one."""
+        values = self._guard_values(session, identity) | {
+            "in_scope": _scope(identity),
+            "of_provider": provider,
+            "found": encode_verdict(verdict).decode(),
+        }
+        if not self._guarded(self._single, tables.VERDICT, values):
+            self._end_if_foreign(session, identity)
+
+    def renew(self, session: SessionRef, new_sid: str) -> None:
+        """Make what is stored valid for another session id, and for the old one no longer."""
+        if new_sid != session.sid:
+            self._guarded(self._renew, session, new_sid)
+
+    def end(self, session: SessionRef) -> None:
+        """Delete everything of the session and refuse whatever is still written to it."""
+        self._guarded(self._end, session.ref)
+
+    def _guarded(self, function: Callable[..., T], *args: Any) -> T:
+        if not self.breaker.allow():
+            raise StoreError(tier="session")
+        try:
+            result = self._prepared(function, *args)
+        except SQLAlchemyError as error:
+            if isinstance(error, _FAULTS):
+                self.breaker.fault()
+            else:
+                self.breaker.success()  # it answered
+            self._ready = False
+            # The error's own text may hold an address or what was sent.
+            _logger.warning("The session database failed: %s", type(error).__name__)
+            raise StoreError(tier="session") from None
+        self.breaker.success()
+        return result
+
+    def _prepared(self, function: Callable[..., T], *args: Any) -> T:
+        self._create_tables()
+        try:
+            return function(*args)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # The server was restarted since the pool was filled; SQLAlchemy has emptied it. Every
+        # statement may be repeated: what was not acknowledged may have happened or not.
+        return function(*args)
+
+    def _create_tables(self) -> None:
+        for attempt in range(_TRIES):
+            if self._ready:
+                return
+            try:
+                metadata.create_all(self.engine)
+                self._ready = True
+            except SQLAlchemyError:
+                # Another worker makes them at this moment; then the next try finds them.
+                if attempt == _TRIES - 1:
+                    raise
+                time.sleep(0.01)
+
+    def _find(self, sid: str) -> str | None:
+        with self._transactions.single() as connection:
+            values = {"session_sid": sid, **self._times()}
+            return connection.execute(tables.FIND, values).scalar()
+
+    def _establish(self, sid: str, dead: str | None) -> str:
+        values = {"session_ref": secrets.token_hex(16), "session_sid": sid, **self._times()}
+        for attempt in range(_TRIES):
+            try:
+                with self._transactions.several() as connection:
+                    found = connection.execute(tables.FIND, values).scalar()
+                    if found is not None and found != dead:
+                        return found
+                    connection.execute(tables.DETACH, values)
+                    connection.execute(tables.ADD, values)
+                    return str(values["session_ref"])
+            except IntegrityError:
+                if attempt == _TRIES - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _read(self, ref: str, providers: Sequence[str] | None) -> Sequence[Any]:
+        with self._transactions.single() as connection:
+            if providers is None:
+                return connection.execute(tables.READ_ALL, {"session_ref": ref}).all()
+            values = {"session_ref": ref, "providers": list(providers)}
+            return connection.execute(tables.READ_SOME, values).all()
+
+    def _write(self, values: dict[str, Any]) -> bool:
+        if self._transactions.dialect == "postgresql":
+            return self._single(tables.POSTGRESQL_WRITE, values) == 1
+        with self._transactions.several() as connection:
+            if connection.execute(tables.CLAIM, values).rowcount != 1:
+                return False
+            dialect = self._transactions.dialect
+            for statement in tables.UPSERT.get(dialect, tables.GENERIC_UPSERT):
+                connection.execute(statement, values)
+            return True
+
+    def _clear(self, values: dict[str, Any]) -> set[str]:
+        if self._transactions.dialect == "postgresql":
+            with self._transactions.single() as connection:
+                return set(connection.execute(tables.POSTGRESQL_CLEAR, values).scalars())
+        with self._transactions.several() as connection:
+            if connection.execute(tables.TOUCH, values).rowcount != 1:
+                return set()
+            present = set(connection.execute(tables.PRESENT, values).scalars())
+            connection.execute(tables.CLEAR, values)
+            return present
+
+    def _renew(self, session: SessionRef, new_sid: str) -> None:
+        old = {"session_ref": session.ref, "session_sid": session.sid}
+        new = {"session_ref": session.ref, "session_sid": new_sid}
+        with self._transactions.several() as connection:
+            if connection.execute(tables.UNNAME, old).rowcount == 1:
+                connection.execute(tables.DETACH, new)
+                connection.execute(tables.NAME, new)
+
+    def _end(self, ref: str) -> None:
+        values = {"session_ref": ref, "until": self._clock() + self._ttl}
+        with self._transactions.several() as connection:
+            # In this order: a write under way holds the row, and is seen by the second statement.
+            connection.execute(tables.BURY, values)
+            connection.execute(tables.EMPTY, values)
+
+    def _purge(self) -> None:
+        values = {"before": self._clock() - _PURGE_AFTER, "batch": _PURGE_BATCH}
+        with self._transactions.several() as connection:
+            if refs := connection.execute(tables.EXPIRED, values).scalars().all():
+                for statement in tables.PURGE:
+                    connection.execute(statement, {"refs": refs})
+
+    def _single(self, statement: Any, values: dict[str, Any]) -> int:
+        with self._transactions.single() as connection:
+            rows: int = connection.execute(statement, values).rowcount
+            return rows
+
+    def _usable(self, session: SessionRef, identity: str, row: Any) -> bool:
+        now = self._clock()
+        if row.dead or row.sid != session.sid or row.expires_at <= now:
+            return False
+        if row.owner not in ("", identity) or row.created_at <= now - self._max_age:
+            self.end(session)
+            return False
+        if (self._ttl - (row.expires_at - now)) * _SLIDE > self._ttl:
+            self._slide(session, identity)
+        return True
+
+    def _slide(self, session: SessionRef, identity: str) -> None:
+        try:
+            self._guarded(self._single, tables.TOUCH, self._guard_values(session, identity))
+        except StoreError:
+            return  # the read itself was answered
+
+    def _end_if_foreign(self, session: SessionRef, identity: str) -> None:
+        row = self._guarded(self._state, session.ref)
+        if row is None or row.dead or row.sid != session.sid:
+            return
+        if row.owner not in ("", identity) or row.created_at <= self._clock() - self._max_age:
+            self.end(session)
+
+    def _state(self, ref: str) -> Any:
+        with self._transactions.single() as connection:
+            return connection.execute(tables.STATE, {"session_ref": ref}).one_or_none()
+
+    def _guard_values(self, session: SessionRef, identity: str) -> dict[str, Any]:
+        return {
+            "session_ref": session.ref,
+            "session_sid": session.sid,
+            "identity": identity,
+            **self._times(),
+        }
+
+    def _times(self) -> dict[str, float]:
+        now = self._clock()
+        return {"now": now, "oldest": now - self._max_age, "until": now + self._ttl}
+
+
+def _scope(identity: str) -> str:
+    return "u" if identity else "v"
+
+
+def _records(rows: Iterable[Any], scope: str) -> dict[str, CredentialRecord]:
+    return {
+        row.provider: decode_record(row.record, row.provider, row.verdict)
+        for row in rows
+        if row.scope == scope
+    }

@@ -1,0 +1,211 @@
+"""Tables of the SQL session store, and the statements that read and change them.
+
+Every change starts with an UPDATE of the session's row that finds it only while it is alive for
+this id and identity. It locks the row, so a change and the session's end come one after the other,
+never side by side.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    ColumnElement,
+    Double,
+    MetaData,
+    Select,
+    String,
+    Table,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    delete,
+    false,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql.dml import Delete, Insert, ReturningDelete
+
+metadata = MetaData()
+
+#: One row a session. ``sid`` is NULL once nothing leads here. Times are seconds since 1970.
+sessions = Table(
+    "byok_sessions",
+    metadata,
+    Column("ref", String(64), primary_key=True),
+    Column("sid", String(128), unique=True, index=True, nullable=True),
+    Column("owner", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+    Column("dead", Boolean, nullable=False),
+)
+
+#: One row for each sealed record; ``scope`` is ``v`` for a visitor's, ``u`` for a signed-in
+#: identity's.
+keys = Table(
+    "byok_session_keys",
+    metadata,
+    Column("ref", String(64), primary_key=True),
+    Column("scope", String(1), primary_key=True),
+    Column("provider", String(100), primary_key=True),
+    Column("record", Text, nullable=False),
+    Column("verdict", Text, nullable=True),
+)
+
+_KEY = (keys.c.ref, keys.c.scope, keys.c.provider)
+_IN_PROVIDERS = keys.c.provider.in_(bindparam("providers", expanding=True))
+
+
+def _alive() -> ColumnElement[bool]:
+    return and_(
+        sessions.c.ref == bindparam("session_ref"),
+        sessions.c.sid == bindparam("session_sid"),
+        sessions.c.dead.is_(false()),
+        sessions.c.expires_at > bindparam("now"),
+        sessions.c.created_at > bindparam("oldest"),
+        or_(sessions.c.owner == "", sessions.c.owner == bindparam("identity")),
+    )
+
+
+#: Finds the session alive, locks it and lets its lifetime slide.
+TOUCH: Update = update(sessions).where(_alive()).values(expires_at=bindparam("until"))
+#: The same, and makes it the identity's own.
+CLAIM: Update = TOUCH.values(owner=bindparam("identity"))
+
+FIND: Select[str] = select(sessions.c.ref).where(
+    sessions.c.sid == bindparam("session_sid"),
+    sessions.c.expires_at > bindparam("now"),
+    sessions.c.created_at > bindparam("oldest"),
+)
+STATE = select(sessions.c.sid, sessions.c.owner, sessions.c.created_at, sessions.c.dead).where(
+    sessions.c.ref == bindparam("session_ref")
+)
+
+ADD = insert(sessions).values(
+    ref=bindparam("session_ref"),
+    sid=bindparam("session_sid"),
+    owner="",
+    created_at=bindparam("now"),
+    expires_at=bindparam("until"),
+    dead=false(),
+)
+#: Takes a session id from whatever it led to.
+DETACH = update(sessions).where(sessions.c.sid == bindparam("session_sid")).values(sid=None)
+#: Finds a session by both its names, for renewal.
+UNNAME = (
+    update(sessions)
+    .where(
+        sessions.c.ref == bindparam("session_ref"),
+        sessions.c.sid == bindparam("session_sid"),
+        sessions.c.dead.is_(false()),
+    )
+    .values(sid=None)
+)
+NAME = (
+    update(sessions)
+    .where(sessions.c.ref == bindparam("session_ref"))
+    .values(sid=bindparam("session_sid"))
+)
+BURY = (
+    update(sessions)
+    .where(sessions.c.ref == bindparam("session_ref"))
+    .values(dead=true(), sid=None, owner="", expires_at=bindparam("until"))
+)
+EMPTY = delete(keys).where(keys.c.ref == bindparam("session_ref"))
+
+#: Sessions that ended so long ago that no request of theirs can still be under way.
+EXPIRED = (
+    select(sessions.c.ref)
+    .where(sessions.c.expires_at < bindparam("before"))
+    .limit(bindparam("batch"))
+    .with_for_update(skip_locked=True)
+)
+PURGE = tuple(
+    delete(table).where(table.c.ref.in_(bindparam("refs", expanding=True)))
+    for table in (keys, sessions)
+)
+
+VERDICT = (
+    update(keys)
+    .where(
+        keys.c.ref == bindparam("session_ref"),
+        keys.c.scope == bindparam("in_scope"),
+        keys.c.provider == bindparam("of_provider"),
+        keys.c.ref.in_(select(sessions.c.ref).where(_alive())),
+    )
+    .values(verdict=bindparam("found"))
+)
+
+
+def read_statement(all_providers: bool) -> Select[tuple[object, ...]]:
+    """Return the statement that reads a session with its records."""
+    wanted = [keys.c.ref == sessions.c.ref]
+    if not all_providers:
+        wanted.append(_IN_PROVIDERS)
+    columns = (keys.c.scope, keys.c.provider, keys.c.record, keys.c.verdict)
+    return (
+        select(*sessions.c, *columns)
+        .select_from(sessions.outerjoin(keys, and_(*wanted)))
+        .where(sessions.c.ref == bindparam("session_ref"))
+    )
+
+
+READ_SOME, READ_ALL = read_statement(False), read_statement(True)
+
+_VALUES = {
+    "ref": bindparam("session_ref", type_=String),
+    "scope": bindparam("in_scope", type_=String),
+    "provider": bindparam("of_provider", type_=String),
+    "record": bindparam("sealed", type_=Text),
+    "verdict": bindparam("found", type_=Text),
+}
+
+
+def _postgresql_write() -> Insert:
+    alive = CLAIM.returning(sessions.c.ref).cte("alive")
+    values = [alive.c.ref, *(value for name, value in _VALUES.items() if name != "ref")]
+    row = postgresql.insert(keys).from_select(list(_VALUES), select(*values))
+    return row.on_conflict_do_update(
+        index_elements=_KEY,
+        set_={"record": row.excluded.record, "verdict": row.excluded.verdict},
+    )
+
+
+def _postgresql_clear() -> ReturningDelete[str]:
+    alive = TOUCH.returning(sessions.c.ref).cte("alive")
+    return (
+        delete(keys)
+        .where(
+            keys.c.ref.in_(select(alive.c.ref)),
+            keys.c.scope == bindparam("in_scope"),
+            _IN_PROVIDERS,
+        )
+        .returning(keys.c.provider)
+    )
+
+
+def _sqlite_upsert() -> Insert:
+    row = sqlite.insert(keys).values(_VALUES)
+    return row.on_conflict_do_update(
+        index_elements=_KEY,
+        set_={"record": row.excluded.record, "verdict": row.excluded.verdict},
+    )
+
+
+#: One statement each on PostgreSQL: a round trip costs more there than the work.
+POSTGRESQL_WRITE, POSTGRESQL_CLEAR = _postgresql_write(), _postgresql_clear()
+
+_MINE = and_(keys.c.ref == bindparam("session_ref"), keys.c.scope == bindparam("in_scope"))
+PRESENT: Select[str] = select(keys.c.provider).where(_MINE, _IN_PROVIDERS)
+CLEAR: Delete = delete(keys).where(_MINE, _IN_PROVIDERS)
+#: After CLAIM, in the same transaction, on SQLite and elsewhere.
+UPSERT = {"sqlite": (_sqlite_upsert(),)}
+GENERIC_UPSERT = (
+    delete(keys).where(_MINE, keys.c.provider == bindparam("of_provider")),
+    insert(keys).values(_VALUES),
+)

@@ -1,0 +1,399 @@
+"""Facts that every session store has to pass; each store's test file only builds the store."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, new_version, utcnow
+from flask_byok.errors import SessionRequiredError
+from flask_byok.owners import SessionRef
+from flask_byok.stores.base import SessionStore
+
+VISITOR, ANN, BEN = "", "user:ann", "user:ben"
+DAY = timedelta(days=1)
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.offset
+
+    def forward(self, by: timedelta) -> None:
+        """Let this much time pass."""
+        self.offset += by.total_seconds()
+
+
+MakeStore = Callable[..., SessionStore]
+
+
+def make_record(provider: str = "openai", ciphertext: str = "sealed") -> CredentialRecord:
+    """Make a record as the service would store it."""
+    now = utcnow()
+    return CredentialRecord(
+        provider=provider,
+        owner="session:1",
+        ciphertext=ciphertext,
+        hint="sk-…1234",
+        version=new_version(),
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def begin(store: SessionStore, sid: str = "sid-1") -> SessionRef:
+    """Establish a session."""
+    return SessionRef(sid, store.establish(sid))
+
+
+def verdict_for(record: CredentialRecord, verdict: Verdict = Verdict.VALID) -> RecordedVerdict:
+    """Make a verdict about this version of a record."""
+    return RecordedVerdict(verdict, utcnow(), record.version)
+
+
+class SessionStoreContract:
+    """What every session store does. A subclass offers ``make_store``."""
+
+    @pytest.fixture
+    def store(self, make_store: MakeStore) -> SessionStore:
+        """Make a store with an ordinary lifetime."""
+        return make_store(ttl=DAY, max_age=30 * DAY)
+
+    def test_ref_is_found_again(self, store: SessionStore) -> None:
+        """A session id leads to the same ref each time, and none leads nowhere."""
+        assert store.find("sid-1") is None
+        ref = store.establish("sid-1")
+        assert store.find("sid-1") == store.establish("sid-1") == ref
+        assert store.establish("sid-2") != ref
+
+    def test_first_callers_agree(self, store: SessionStore) -> None:
+        """Sixteen threads that establish one session at once get one ref."""
+        store.find("warm up")
+        for trial in range(10):
+            barrier = threading.Barrier(16)
+
+            def establish(sid: str, barrier: threading.Barrier = barrier) -> str:
+                barrier.wait()
+                return store.establish(sid)
+
+            with ThreadPoolExecutor(16) as pool:
+                assert len(set(pool.map(establish, [f"sid-{trial}"] * 16))) == 1
+
+    def test_dead_ref_is_replaced(self, store: SessionStore) -> None:
+        """Only the ref that is named as dead is replaced, and only once."""
+        ref = store.establish("sid-1")
+        assert store.establish("sid-1", dead="another") == ref
+        fresh = store.establish("sid-1", dead=ref)
+        assert fresh != ref
+        assert store.establish("sid-1", dead=ref) == store.find("sid-1") == fresh
+
+    def test_record_comes_back_whole(self, store: SessionStore) -> None:
+        """What is read equals what was written, asked for by name or with all the others."""
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        assert store.read(session, VISITOR, ["openai", "groq"]).records == {"openai": record}
+        assert store.read(session, VISITOR).records == {"openai": record}
+        assert store.read(session, VISITOR, ["groq"]).records == {}
+        assert store.read(session, VISITOR, []).records == {}
+
+    def test_last_write_wins(self, store: SessionStore) -> None:
+        """A second write replaces the record and leaves those of other providers alone."""
+        session, other = begin(store), make_record("groq")
+        for record in (make_record(), other, second := make_record(ciphertext="second")):
+            store.write(session, VISITOR, record)
+        assert store.read(session, VISITOR).records == {"openai": second, "groq": other}
+
+    def test_clear_names_what_was_there(self, store: SessionStore) -> None:
+        """Clearing deletes the named records, says which there were, and may be repeated."""
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        store.write(session, VISITOR, make_record("groq"))
+        assert store.clear(session, VISITOR, ["xai", "openai"]) == ["openai"]
+        assert store.clear(session, VISITOR, ["openai"]) == []
+        assert list(store.read(session, VISITOR).records) == ["groq"]
+
+    def test_clear_of_nothing(self, store: SessionStore) -> None:
+        """Clearing in a session without any record is fine."""
+        assert store.clear(begin(store), VISITOR, ["openai"]) == []
+
+    def test_sessions_are_apart(self, store: SessionStore) -> None:
+        """A session neither sees nor clears another one's records."""
+        first, second = begin(store, "sid-1"), begin(store, "sid-2")
+        store.write(first, VISITOR, make_record())
+        assert store.read(second, VISITOR).records == {}
+        assert store.clear(second, VISITOR, ["openai"]) == []
+        assert list(store.read(first, VISITOR).records) == ["openai"]
+
+    def test_names_of_another_session(self, store: SessionStore) -> None:
+        """A ref under somebody else's session id shows nothing, takes nothing and harms nothing."""
+        victim, thief = begin(store, "sid-1"), begin(store, "sid-2")
+        store.write(victim, VISITOR, make_record())
+        mixed = SessionRef(thief.sid, victim.ref)
+        assert not store.read(mixed, VISITOR).alive
+        assert store.clear(mixed, VISITOR, ["openai"]) == []
+        with pytest.raises(SessionRequiredError):
+            store.write(mixed, VISITOR, make_record(ciphertext="planted"))
+        assert store.read(victim, VISITOR).records["openai"].ciphertext == "sealed"
+
+    @pytest.mark.parametrize(
+        "provider", ["a:b", "k:v:openai", "_sid", "_dead", "Ünï-✓ 😀", "a'b\"c%s{0}", "x" * 90]
+    )
+    def test_odd_provider_names(self, store: SessionStore, provider: str) -> None:
+        """Whatever a provider is called, its record is stored, found and cleared under that name."""
+        session = begin(store)
+        store.write(session, VISITOR, record := make_record(provider))
+        assert store.read(session, VISITOR).records == {provider: record}
+        assert store.read(session, VISITOR, [provider, "openai"]).records == {provider: record}
+        assert store.clear(session, VISITOR, ["openai", provider]) == [provider]
+
+    def test_visitor_signs_in(self, store: SessionStore) -> None:
+        """Who signs in sees the visitor's records apart from the own, and may clear them."""
+        session, planted, own = begin(store), make_record(), make_record(ciphertext="own")
+        store.write(session, VISITOR, planted)
+        view = store.read(session, ANN)
+        assert (view.records, view.visitor_records) == ({}, {"openai": planted})
+        store.write(session, ANN, own)
+        for view in (store.read(session, ANN), store.read(session, ANN, ["openai"])):
+            assert (view.records, view.visitor_records) == ({"openai": own}, {"openai": planted})
+        assert store.clear(session, ANN, ["openai"], visitor=True) == ["openai"]
+        view = store.read(session, ANN)
+        assert (view.records, view.visitor_records) == ({"openai": own}, {})
+
+    @pytest.mark.parametrize("stranger", [VISITOR, BEN])
+    def test_stranger_reads(self, store: SessionStore, stranger: str) -> None:
+        """A session that somebody used signed in ends when anybody else reads it."""
+        session = begin(store)
+        store.write(session, ANN, make_record())
+        assert not store.read(session, stranger, ["openai"]).alive
+        self.assert_ended(store, session)
+
+    @pytest.mark.parametrize("stranger", [VISITOR, BEN])
+    def test_stranger_writes(self, store: SessionStore, stranger: str) -> None:
+        """A session that somebody used signed in ends when anybody else writes to it."""
+        session = begin(store)
+        store.write(session, ANN, make_record())
+        with pytest.raises(SessionRequiredError):
+            store.write(session, stranger, make_record())
+        self.assert_ended(store, session)
+
+    @pytest.mark.parametrize("stranger", [VISITOR, BEN])
+    def test_stranger_clears(self, store: SessionStore, stranger: str) -> None:
+        """A session that somebody used signed in ends when anybody else clears in it."""
+        session = begin(store)
+        store.write(session, ANN, make_record())
+        assert store.clear(session, stranger, ["openai"]) == []
+        self.assert_ended(store, session)
+
+    def test_stranger_checks(self, store: SessionStore) -> None:
+        """A session that somebody used signed in ends when anybody else stores a verdict in it."""
+        session, record = begin(store), make_record()
+        store.write(session, ANN, record)
+        store.record_verdict(session, BEN, "openai", verdict_for(record))
+        self.assert_ended(store, session)
+
+    def test_ended_stays_ended(self, store: SessionStore) -> None:
+        """After the end nothing is there, and writes still under way are refused."""
+        session = begin(store)
+        store.write(session, VISITOR, record := make_record())
+        store.end(session)
+        store.end(session)
+        store.record_verdict(session, VISITOR, "openai", verdict_for(record))
+        store.renew(session, "sid-new")
+        self.assert_ended(store, session)
+        assert store.find("sid-new") != session.ref
+
+    def test_end_before_the_first_write(self, store: SessionStore) -> None:
+        """A first write that was under way when the session ended is refused."""
+        session = begin(store)
+        store.end(session)
+        self.assert_ended(store, session)
+
+    def test_new_session_after_the_end(self, store: SessionStore) -> None:
+        """The same session id can begin again, under another ref and with nothing in it."""
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        store.end(session)
+        fresh = SessionRef("sid-1", store.establish("sid-1", dead=session.ref))
+        assert fresh.ref != session.ref
+        assert store.read(fresh, VISITOR).alive
+        assert store.read(fresh, VISITOR).records == {}
+        store.write(fresh, VISITOR, make_record())
+        self.assert_ended(store, session)
+
+    def test_renewed_session_moves(self, store: SessionStore) -> None:
+        """After a renewal the new id has everything and the old one nothing, then and later."""
+        old = begin(store)
+        store.write(old, ANN, record := make_record())
+        store.renew(old, "sid-new")
+        store.renew(old, "sid-new")
+        new = SessionRef("sid-new", old.ref)
+        assert store.find("sid-new") == old.ref
+        assert store.find("sid-1") is None
+        assert store.read(new, ANN).records == {"openai": record}
+        assert not store.read(old, ANN).alive
+        with pytest.raises(SessionRequiredError):
+            store.write(old, ANN, make_record(ciphertext="late"))
+        assert store.clear(old, ANN, ["openai"]) == []
+        assert store.read(new, ANN).records == {"openai": record}
+
+    def test_renewal_before_the_first_write(self, store: SessionStore) -> None:
+        """A first write under the old id is refused, not lost, and the new id may write."""
+        old = begin(store)
+        store.renew(old, "sid-new")
+        with pytest.raises(SessionRequiredError):
+            store.write(old, VISITOR, make_record())
+        new = SessionRef("sid-new", old.ref)
+        store.write(new, VISITOR, record := make_record())
+        assert store.read(new, VISITOR).records == {"openai": record}
+
+    def test_renewal_under_the_same_id(self, store: SessionStore) -> None:
+        """Renewing a session under the id that it has changes nothing."""
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        store.renew(session, session.sid)
+        assert store.find(session.sid) == session.ref
+        assert list(store.read(session, VISITOR).records) == ["openai"]
+
+    def test_renewal_replaces_what_the_new_id_had(self, store: SessionStore) -> None:
+        """A new id that led somewhere already leads to the renewed session afterwards."""
+        store.establish("sid-new")
+        store.renew(old := begin(store), "sid-new")
+        assert store.find("sid-new") == old.ref
+
+    def test_second_renewal_elsewhere(self, store: SessionStore) -> None:
+        """Of two renewals of one session id the first one counts."""
+        old = begin(store)
+        store.write(old, VISITOR, make_record())
+        store.renew(old, "sid-a")
+        store.renew(old, "sid-b")
+        assert list(store.read(SessionRef("sid-a", old.ref), VISITOR).records) == ["openai"]
+        assert not store.read(SessionRef("sid-b", old.ref), VISITOR).alive
+        assert store.find("sid-b") != old.ref
+
+    def test_end_of_a_renewed_session(self, store: SessionStore) -> None:
+        """A logout that was under way during a renewal ends the renewed session too."""
+        old = begin(store)
+        store.write(old, VISITOR, make_record())
+        store.renew(old, "sid-new")
+        store.end(old)
+        self.assert_ended(store, SessionRef("sid-new", old.ref))
+
+    def test_verdict_dies_with_its_version(self, store: SessionStore) -> None:
+        """A verdict shows beside the version that it is about, and beside no other."""
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        store.record_verdict(session, VISITOR, "openai", good := verdict_for(record))
+        assert store.read(session, VISITOR).records["openai"].current_validity() == good
+        store.write(session, VISITOR, make_record(ciphertext="second"))
+        assert store.read(session, VISITOR).records["openai"].validity is None
+        store.record_verdict(session, VISITOR, "openai", good)
+        assert store.read(session, VISITOR).records["openai"].current_validity() is None
+
+    def test_verdict_comes_with_the_record(self, store: SessionStore) -> None:
+        """A record that is written with a verdict is read with it."""
+        session, record = begin(store), make_record()
+        checked = record.with_validity(verdict_for(record, Verdict.INVALID))
+        store.write(session, ANN, checked)
+        assert store.read(session, ANN, ["openai"]).records == {"openai": checked}
+
+    def test_verdict_about_nothing(self, store: SessionStore) -> None:
+        """A verdict about a record that is gone is not kept for the next one."""
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        store.clear(session, VISITOR, ["openai"])
+        store.record_verdict(session, VISITOR, "openai", verdict_for(record))
+        store.write(session, VISITOR, record)
+        assert store.read(session, VISITOR).records["openai"].validity is None
+
+    def test_lifetime_ends(self, make_store: MakeStore) -> None:
+        """A session that nobody uses is gone after its lifetime."""
+        store = make_store(ttl=timedelta(seconds=1), max_age=DAY)
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        assert store.read(session, VISITOR).records
+        time.sleep(1.2)
+        assert store.read(session, VISITOR).records == {}
+        assert store.find(session.sid) is None
+
+    def test_lifetime_slides(self, make_store: MakeStore) -> None:
+        """Reading keeps a session and its id for longer than one lifetime."""
+        store = make_store(ttl=timedelta(seconds=1), max_age=DAY)
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        for _ in range(6):
+            time.sleep(0.3)
+            assert store.read(session, VISITOR, ["openai"]).records
+        assert store.find(session.sid) == session.ref
+
+    @pytest.mark.parametrize("by", ["read", "write"])
+    def test_use_does_not_keep_it_for_ever(self, make_store: MakeStore, by: str) -> None:
+        """A session ends at its greatest age, however much it is used."""
+        clock = Clock()
+        store = make_store(ttl=DAY, max_age=2 * DAY, clock=clock)
+        session = begin(store)
+        for _ in range(3):
+            store.write(session, VISITOR, make_record())
+            assert store.read(session, VISITOR).records
+            clock.forward(DAY * 0.66)
+        clock.forward(DAY * 0.05)
+        if by == "read":
+            assert not store.read(session, VISITOR).alive
+        else:
+            with pytest.raises(SessionRequiredError):
+                store.write(session, VISITOR, make_record())
+        self.assert_ended(store, session)
+
+    def test_parallel_writes_all_count(self, store: SessionStore) -> None:
+        """No write is lost when sixteen threads write to one session at once."""
+        session = begin(store)
+        providers = [f"p{number}" for number in range(48)]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda p: store.write(session, VISITOR, make_record(p)), providers))
+        assert sorted(store.read(session, VISITOR).records) == sorted(providers)
+
+    def test_write_under_way_during_the_end(self, store: SessionStore) -> None:
+        """A write that overlaps the end is refused or wiped, never found afterwards."""
+        for trial in range(25):
+            session = begin(store, f"sid-{trial}")
+            barrier = threading.Barrier(5)
+
+            def write(
+                name: str, session: SessionRef = session, barrier: threading.Barrier = barrier
+            ) -> None:
+                barrier.wait()
+                try:
+                    for _ in range(4):
+                        store.write(session, VISITOR, make_record(name))
+                except SessionRequiredError:
+                    return
+
+            with ThreadPoolExecutor(4) as pool:
+                writers = [pool.submit(write, f"p{number}") for number in range(4)]
+                barrier.wait()
+                store.end(session)
+            for writer in writers:
+                writer.result()
+            self.assert_ended(store, session)
+
+    def assert_ended(self, store: SessionStore, session: SessionRef) -> None:
+        """Fail unless the session holds nothing and takes nothing, whoever asks."""
+        assert store.find(session.sid) != session.ref
+        for identity in (VISITOR, ANN, BEN):
+            for providers in (None, ["openai"]):
+                view = store.read(session, identity, providers)
+                assert not view.alive
+                assert not view.records
+                assert not view.visitor_records
+            with pytest.raises(SessionRequiredError):
+                store.write(session, identity, make_record())
+        assert store.clear(session, ANN, ["openai"]) == []
+        assert not store.read(session, ANN).alive
