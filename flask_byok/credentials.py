@@ -25,7 +25,8 @@ API_KEY_LENGTH = (8, 4096)
 # Characters that pasting leaves around a key: quotes, and marks that no screen shows.
 _WRAPPING = "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u00ad"
 
-_live: weakref.WeakSet[Secret] = weakref.WeakSet()
+# By id. Not a WeakSet: that cannot be read in one thread while another adds to it.
+_live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
 
 
 class Secret:
@@ -35,7 +36,7 @@ class Secret:
 
     def __init__(self, value: str) -> None:
         self._value = value
-        _live.add(self)
+        _live[id(self)] = self
 
     def reveal(self) -> str:
         """Return the value; call it only where a client or a request is made."""
@@ -62,7 +63,8 @@ class Secret:
 
 def live_secrets() -> Iterator[str]:
     """Yield the values of all secrets that are alive in this process, for redaction only."""
-    return (secret.reveal() for secret in _live.copy())
+    secrets = (reference() for reference in _live.valuerefs())
+    return (secret.reveal() for secret in secrets if secret is not None)
 
 
 def clean_api_key(text: str) -> str:

@@ -83,7 +83,7 @@ def _redact_within(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_redact_within(name): _redact_within(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_redact_within(inner) for inner in value)
+        return [_redact_within(inner) for inner in value]
     if isinstance(value, bytes):
         return redact(value.decode(errors="replace")).encode()
     return value

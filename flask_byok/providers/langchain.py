@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..catalog import ProviderSpec
 from ..credentials import Credential
 from ..errors import ConfigurationError
 from ..outbound import Outbound
 from .factory import make_provider
+
+if TYPE_CHECKING:
+    from langchain_core.language_models.chat_models import BaseChatModel
 
 # What decides where the key goes, under all the names that LangChain has for it.
 _OURS = frozenset(
@@ -35,7 +38,7 @@ _CLIENT_OPTIONS = ("timeout", "max_retries", "default_headers")
 
 def make_chat_model(
     spec: ProviderSpec, credential: Credential, outbound: Outbound, model: str, **kwargs: Any
-) -> Any:
+) -> BaseChatModel:
     """Return a new LangChain chat model for this one credential; its synchronous methods only.
 
     :param kwargs: passed to the chat model (``temperature``, …), or to the SDK's client
@@ -64,7 +67,9 @@ def make_chat_model(
     raise ConfigurationError("LangChain is not installed: pip install 'flask-byok[langchain]'.")
 
 
-def _make_openai(client: Any, credential: Credential, model: str, kwargs: dict[str, Any]) -> Any:
+def _make_openai(
+    client: Any, credential: Credential, model: str, kwargs: dict[str, Any]
+) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
 
     fields: dict[str, Any] = {
@@ -81,7 +86,9 @@ def _make_openai(client: Any, credential: Credential, model: str, kwargs: dict[s
     return ChatOpenAI(**kwargs, **fields)
 
 
-def _make_anthropic(client: Any, credential: Credential, model: str, kwargs: dict[str, Any]) -> Any:
+def _make_anthropic(
+    client: Any, credential: Credential, model: str, kwargs: dict[str, Any]
+) -> BaseChatModel:
     from langchain_anthropic import ChatAnthropic
 
     fields: dict[str, Any] = {
