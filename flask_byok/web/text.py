@@ -25,8 +25,6 @@ TEXT: Mapping[str, str] = {
     "new_window": "opens in a new tab",
     "hint": "Key",
     "checked": "Checked",
-    "expires": "Expires",
-    "replace": "Paste a new key to replace it",
     "promotable": "This key was saved before you signed in, and is not used. Keep it in your account?",
     "precedence_title": "Which key is used?",
     "precedence": "The first of these that has a key:",
@@ -107,21 +105,26 @@ REASONS: Mapping[str, str] = {
     "unknown_provider": "This provider is not available here.",
 }
 
-#: What the script says too; it reads them from the element's ``data-text-*`` attributes.
-MESSAGES: Mapping[str, str] = {
+#: What came of an action, by the code that a form's outcome has in the next page's query.
+OUTCOMES: Mapping[str, str] = {
     "saved": "Key saved",
     "cleared": "Key removed",
     "nothing_cleared": "There was no key to remove",
-    "shared_now": "The shared key is used now.",
     "promoted": "Key kept in your account",
     "kept": "Your account has a key already; it stays",
-    "models": "Models available: {count}.",
     "save_failed": "Failed to save key",
     "clear_failed": "Failed to remove key",
     "validate_failed": "Failed to check key",
     "promote_failed": "Failed to keep key",
+}
+
+#: What the script says; it reads them from the element's ``data-text-*`` attributes.
+MESSAGES: Mapping[str, str] = {
+    **OUTCOMES,
+    "shared_now": "The shared key is used now.",
+    "models": "Models available: {count}.",
     "load_failed": "Failed to load API keys",
-    "network": "No connection to the server. Nothing was changed; please try again.",
+    "network": "No connection to the server. Please try again.",
     "unexpected": "The server gave an unexpected answer.",
     "working": "Working…",
 }

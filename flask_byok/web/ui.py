@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from flask import Blueprint, Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..credentials import Verdict
 from ..errors import ByokError, RateLimitedError, StoreError
 from . import api, text
+from .outcome import Notice, Outcome, local_path, notice, without_outcome
 from .state import ByokState, get_state
 
 #: What the standalone page may load; it needs one script, one style sheet and its own server.
@@ -25,10 +24,6 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-
-#: Query parameters that carry a form's outcome to the next page: codes only, never free text.
-_OUTCOME = "byok"
-_OUTCOME_FACTS = ("byok_provider", "byok_verdict", "byok_reason")
 
 
 class UI:
@@ -54,20 +49,20 @@ class UI:
         """Return the same settings as a section of a host's own page."""
         content = self._content()
         return self._render(
-            "settings.html", next_url=_present_url(), collapsible=True, notice=_notice(content), **content
+            "settings.html", next_url=_present_url(), collapsible=True, notice=_notice(content["rows"]), **content
         )
 
     def document(self) -> Response:
         """Return the standalone page as an answer of its own."""
         nonce = self._nonce() or secrets.token_urlsafe(16)
         content = self._content()
-        back = _local_path(request.args.get("next"))
+        back = local_path(request.args.get("next"))
         html = self._render(
             "document.html",
             nonce=nonce,
-            next_url=_without_outcome(request.full_path),
+            next_url=_present_url(),
             back_url=back,
-            notice=_notice(content),
+            notice=_notice(content["rows"]),
             **content,
         )
         error: ByokError | None = content["error"]
@@ -99,7 +94,7 @@ class UI:
     def _render(self, name: str, **context: Any) -> Markup:
         page_url = url_for("byok.settings_page")
         everywhere = {
-            "text": text.TEXT,
+            "text": SimpleNamespace(**text.TEXT),
             "messages": text.MESSAGES,
             "nonce": self._nonce(),
             "style_url": _asset_url("byok.css"),
@@ -132,29 +127,28 @@ def _settings_page() -> Response:
 
 
 def _settings_action(action: str) -> Response:
-    provider = request.form.get("provider", "")
-    outcome = _ACTIONS[action](provider)
-    return _go_back(outcome | {"byok_provider": provider})
+    return _go_back(_ACTIONS[action](request.form.get("provider", "")))
 
 
-def _save(provider: str) -> dict[str, str]:
-    validation = api.set_key(provider, _typed_fields(provider))["validation"]
-    return {_OUTCOME: "saved"} | _verdict(validation)
+def _save(provider: str) -> Outcome:
+    validation = api.set_key(provider, _typed_fields(provider))["validation"] or {}
+    return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
 
 
-def _validate(provider: str) -> dict[str, str]:
+def _validate(provider: str) -> Outcome:
     typed = _typed_fields(provider)
     validation = api.validate_key(provider, typed if any(typed.values()) else None)
-    return {_OUTCOME: "validated"} | _verdict(validation)
+    return Outcome(code="validated", provider=provider, verdict=validation["verdict"])
 
 
-def _clear(provider: str) -> dict[str, str]:
-    answer = api.clear_key(provider, request.form.get("tier", "all"))
-    return {_OUTCOME: "cleared" if answer["cleared"] else "nothing_cleared"}
+def _clear(provider: str) -> Outcome:
+    cleared = api.clear_key(provider, request.form.get("tier", "all"))["cleared"]
+    return Outcome(code="cleared" if cleared else "nothing_cleared", provider=provider)
 
 
-def _promote(provider: str) -> dict[str, str]:
-    return {_OUTCOME: "promoted" if api.promote_keys([provider])["promoted"] else "kept"}
+def _promote(provider: str) -> Outcome:
+    promoted = api.promote_keys([provider])["promoted"]
+    return Outcome(code="promoted" if promoted else "kept", provider=provider)
 
 
 _ACTIONS = {"save": _save, "validate": _validate, "clear": _clear, "promote": _promote}
@@ -163,10 +157,6 @@ _ACTIONS = {"save": _save, "validate": _validate, "clear": _clear, "promote": _p
 def _typed_fields(provider: str) -> dict[str, str]:
     spec = get_state().service.catalog.get(provider)
     return {field.name: request.form.get(field.name, "") for field in spec.fields}
-
-
-def _verdict(validation: Mapping[str, Any] | None) -> dict[str, str]:
-    return {} if validation is None else {"byok_verdict": validation["verdict"]}
 
 
 def _show_problem_on_page(response: Response) -> Response:
@@ -179,75 +169,29 @@ def _show_problem_on_page(response: Response) -> Response:
     if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
         return response
     problem = response.get_json()
-    action = (request.view_args or {}).get("action", "save")
-    outcome = {_OUTCOME: f"{action}_failed", "byok_reason": problem["code"]}
-    outcome |= _verdict(problem.get("validation"))
     provider = request.form.get("provider", "")
-    if provider in get_state().service.catalog:  # people paste keys into the wrong field: repeat no other text
-        outcome["byok_provider"] = provider
+    outcome = Outcome(
+        code=f"{(request.view_args or {}).get('action')}_failed",
+        # People paste keys into the wrong field: only what the catalog knows is repeated.
+        provider=provider if provider in get_state().service.catalog else "",
+        verdict=problem.get("validation", {}).get("verdict", ""),
+        reason=problem["code"],
+    )
     return _go_back(outcome)
 
 
-def _go_back(outcome: Mapping[str, str]) -> Response:
-    """Redirect to the page that the form was on, with the outcome in its query."""
-    target = _local_path(request.form.get("next")) or url_for("byok.settings_page")
-    parts = urlsplit(_without_outcome(target))
-    query = parse_qsl(parts.query, keep_blank_values=True) + list(outcome.items())
-    return Response(status=303, headers={"Location": f"{parts.path}?{urlencode(query)}"})
+def _go_back(outcome: Outcome) -> Response:
+    """Redirect to the page that the form was on."""
+    page = local_path(request.form.get("next")) or url_for("byok.settings_page")
+    return Response(status=303, headers={"Location": outcome.added_to(page)})
 
 
 def _present_url() -> str:
-    return _without_outcome(request.script_root + request.full_path)
+    return without_outcome(request.script_root + request.full_path)
 
 
-def _without_outcome(url: str) -> str:
-    """Return the URL's path and query without what an earlier form left there."""
-    parts = urlsplit(url)
-    query = [
-        (name, value)
-        for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        if name != _OUTCOME and name not in _OUTCOME_FACTS
-    ]
-    return f"{parts.path}?{urlencode(query)}" if query else parts.path
-
-
-def _local_path(url: str | None) -> str | None:
-    """Return the URL if it is a path on this very site, else None.
-
-    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` are elsewhere.
-    """
-    if not url or not url.startswith("/") or url.startswith("//") or "\\" in url:
-        return None
-    return url if all("!" <= char <= "~" for char in url) else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Notice:
-    kind: str
-    text: str
-
-
-def _notice(content: Mapping[str, Any]) -> _Notice | None:
-    """Say in words what the query says in codes; anything unknown there says nothing."""
-    outcome = request.args.get(_OUTCOME, "")
-    provider = request.args.get("byok_provider")
-    verdict = request.args.get("byok_verdict", "")
-    known = text.VERDICTS.get(verdict, "")
-    if outcome == "validated" and known:
-        name = next((row["name"] for row in content["rows"] if row["provider"] == provider), "")
-        return _Notice(_kind(verdict), f"{name}: {known}" if name else known)
-    if outcome not in text.MESSAGES:
-        return None
-    if outcome.endswith("_failed"):
-        reason = known or text.REASONS.get(request.args.get("byok_reason", ""), "")
-        return _Notice("error", ": ".join(filter(None, (text.MESSAGES[outcome], reason))))
-    if outcome == "saved" and known and verdict != Verdict.VALID:
-        return _Notice("success", f"{text.MESSAGES[outcome]}. {known}")
-    return _Notice("success", text.MESSAGES[outcome])
-
-
-def _kind(verdict: str) -> str:
-    return {True: "success", False: "error", None: "warning"}[Verdict(verdict).valid]
+def _notice(rows: list[dict[str, Any]]) -> Notice | None:
+    return notice(Outcome.read(request.args), {row["provider"]: row["name"] for row in rows})
 
 
 def _row(status: Mapping[str, Any], badges: Mapping[str, str]) -> dict[str, Any]:

@@ -1,0 +1,343 @@
+// The browser's side of flask-byok: the verbs for hosts, and the element <byok-settings>.
+// Needs no build, no library and no exception to a Content-Security-Policy. The server renders every
+// word and every row; this file only sends what was typed and puts fresh rows in place of old ones.
+
+let token; // undefined: not known yet; null: the host needs none
+
+/** Return `{providers, precedence, authenticated, storage, csrf_token}`. */
+export async function getProviderKeys() {
+  const answer = await request("/keys");
+  token = answer.csrf_token;
+  return answer;
+}
+
+/** Save a key: a string, or an object of fields. Options: label, expires_at, validate and so on. */
+export async function setProviderKey(provider, key, options = {}) {
+  return changed("save", provider, await post("/keys/set", { provider, ...typed(key), ...options }));
+}
+
+/** Delete the person's own key; `tier` is "session", "user" or "all". */
+export async function clearProviderKey(provider, tier = "all") {
+  return changed("clear", provider, await post("/keys/clear", { provider, tier }));
+}
+
+/** Check a typed key, or, without one, the key in use. */
+export async function validateProviderKey(provider, key) {
+  const answer = await post("/keys/validate", { provider, ...(key && typed(key)) });
+  return key ? answer : changed("validate", provider, answer);
+}
+
+/** Keep what was saved before signing in; without a list, all of it. */
+export async function promoteProviderKeys(providers, onConflict = "keep") {
+  const body = { on_conflict: onConflict, ...(providers && { providers }) };
+  const one = providers?.length === 1 ? providers[0] : null;
+  return changed("promote", one, await post("/keys/promote", body));
+}
+
+/** Say whether a key is there to be used, be it the person's or a shared one. */
+export async function hasApiKey(provider) {
+  const { providers } = await getProviderKeys();
+  return providers.some((status) => status.provider === provider && status.has_key);
+}
+
+const typed = (key) => (typeof key === "string" ? { api_key: key } : { fields: key });
+
+function changed(action, provider, answer) {
+  document.dispatchEvent(new CustomEvent("byok:change", { detail: { action, provider, answer } }));
+  return answer;
+}
+
+const base = () => document.querySelector("[data-byok-base]")?.dataset.byokBase ?? "/api/providers";
+
+function failure(code, message = "", facts = {}) {
+  return Object.assign(new Error(message), { code }, facts);
+}
+
+async function request(path, body) {
+  let response;
+  try {
+    response = await fetch(base() + path, {
+      method: body ? "POST" : "GET",
+      headers: body && { "Content-Type": "application/json", "X-CSRFToken": token ?? "" },
+      body: body && JSON.stringify(body),
+    });
+  } catch {
+    throw failure("network");
+  }
+  const answer = await response.json().catch(() => null);
+  if (response.ok && answer) return answer;
+  const { code = "unexpected", detail, title } = answer ?? {};
+  throw failure(code, detail ?? title, { status: response.status, problem: answer });
+}
+
+// A token ages and a session ends while a page stays open: then once more with fresh ones.
+async function post(path, body) {
+  if (token === undefined) await getProviderKeys();
+  try {
+    return await request(path, body);
+  } catch (error) {
+    if (error.code !== "csrf" && error.code !== "session_required") throw error;
+    await getProviderKeys();
+    return request(path, body);
+  }
+}
+
+// The settings as the server renders them now. XMLHttpRequest gives a document in which nothing runs;
+// no HTML passes through a string here.
+function rendered() {
+  return new Promise((resolve, reject) => {
+    const xhr = new XMLHttpRequest();
+    xhr.open("GET", `${base()}/settings`);
+    xhr.responseType = "document";
+    xhr.onerror = () => reject(failure("network"));
+    xhr.onload = () => {
+      const settings = xhr.response?.querySelector("byok-settings");
+      const root = settings?.shadowRoot ?? settings?.querySelector("template")?.content;
+      const content = root?.querySelector("[data-byok-content]");
+      if (content) resolve(content);
+      else reject(failure("unexpected"));
+    };
+    xhr.send();
+  });
+}
+
+const rowOf = (root, provider) => root.querySelector(`[data-byok-provider="${CSS.escape(provider)}"]`);
+
+class ByokSettings extends HTMLElement {
+  #retry = null;
+  #refreshed = null;
+  #gone = null;
+
+  connectedCallback() {
+    this.#adoptTemplate();
+    const root = this.shadowRoot;
+    if (!root) return;
+    this.toggleAttribute("data-byok-ready", true);
+    this.#readToken(root);
+    this.#gone = new AbortController();
+    const on = (target, type, listener, capture = false) =>
+      target?.addEventListener(type, listener, { signal: this.#gone.signal, capture });
+    on(root, "submit", (event) => this.#onSubmit(event));
+    on(root, "click", (event) => this.#onClick(event));
+    on(root, "keydown", (event) => this.#onKey(event));
+    on(root, "toggle", (event) => this.#onToggle(event), true);
+    on(root, "input", (event) => event.target.removeAttribute("aria-invalid"));
+    on(document, "byok:change", ({ detail }) => (this.#refreshed = this.#refresh(detail.provider)));
+    on(window, "pagehide", () => wipe(root));
+    on(window, "pageshow", (event) => event.persisted && this.#refresh());
+    on(this.closest("dialog"), "close", () => wipe(root));
+  }
+
+  disconnectedCallback() {
+    this.#gone?.abort();
+  }
+
+  /** Put the focus where a key for the provider is typed. */
+  focusProvider(provider) {
+    const row = rowOf(this.shadowRoot, provider);
+    focusIn(row, "[part=input]:enabled");
+    row?.scrollIntoView({ block: "nearest" });
+  }
+
+  // A browser without declarative shadow roots leaves the template where it is.
+  #adoptTemplate() {
+    const template = this.querySelector(":scope > template");
+    if (this.shadowRoot || !template) return;
+    this.attachShadow({ mode: "open" }).append(template.content);
+    template.remove();
+  }
+
+  #readToken(root) {
+    const field = root.querySelector("[data-byok-csrf]");
+    if (field) token = field.value;
+  }
+
+  #onSubmit(event) {
+    event.preventDefault();
+    const action = event.submitter?.dataset.byokAction ?? "save";
+    this.#act(event.target.closest("[data-byok-provider]").dataset.byokProvider, action, event.submitter?.value);
+  }
+
+  #onClick(event) {
+    const control = event.target.closest("[data-byok-action]");
+    if (control?.ariaDisabled === "true") event.preventDefault();
+    else if (control?.dataset.byokAction === "reveal") reveal(control, control.ariaPressed !== "true");
+    else if (control?.dataset.byokAction === "cancel") this.#cancel(control);
+    else if (control?.dataset.byokAction === "retry") {
+      event.preventDefault();
+      if (control.matches("a") || !this.#retry) this.#load();
+      else this.#retry();
+    }
+  }
+
+  #onKey(event) {
+    const open = event.key === "Escape" && event.target.closest("[part=confirm][open]");
+    if (!open) return;
+    event.preventDefault(); // the question closes, the dialog stays
+    this.#cancel(open);
+  }
+
+  #onToggle(event) {
+    if (event.target.open) event.target.querySelector("[data-byok-action=cancel]")?.focus();
+  }
+
+  #cancel(within) {
+    const confirm = within.closest("[part=confirm]");
+    confirm.open = false;
+    confirm.querySelector("summary").focus();
+  }
+
+  async #act(provider, action, value) {
+    const row = rowOf(this.shadowRoot, provider);
+    if (row.ariaBusy === "true") return;
+    setBusy(row, true);
+    this.#say("busy", this.dataset.textWorking);
+    try {
+      const { kind, message } = await this[`_${action}`](provider, row, value);
+      await this.#refreshed;
+      this.#say(kind, message);
+    } catch (error) {
+      this.#fail(action === "confirm" ? "clear" : action, error, row, () => this.#act(provider, action, value));
+    } finally {
+      setBusy(row, false);
+    }
+  }
+
+  async _save(provider, row) {
+    const { validation } = await setProviderKey(provider, typedIn(row));
+    wipe(row);
+    const caveat = validation && validation.verdict !== "valid" ? `. ${validation.reason}` : "";
+    return { kind: "success", message: this.dataset.textSaved + caveat };
+  }
+
+  async _validate(provider, row) {
+    const name = row.querySelector("[part=name]").textContent;
+    const { valid, reason, models_available: models } = await validateProviderKey(provider, typedIn(row));
+    const count = models?.length ? ` ${this.dataset.textModels.replace("{count}", models.length)}` : "";
+    const kind = valid ? "success" : valid === null ? "warning" : "error";
+    return { kind, message: `${name}: ${reason}${count}` };
+  }
+
+  async _confirm(provider, row, tier) {
+    const { cleared, provider: status } = await clearProviderKey(provider, tier);
+    const message = cleared.length ? this.dataset.textCleared : this.dataset.textNothingCleared;
+    return { kind: "success", message: status.has_key ? `${message}. ${this.dataset.textSharedNow}` : message };
+  }
+
+  async _promote(provider) {
+    const { promoted } = await promoteProviderKeys([provider]);
+    return { kind: "success", message: promoted.length ? this.dataset.textPromoted : this.dataset.textKept };
+  }
+
+  #fail(action, error, row, again) {
+    const known = { network: this.dataset.textNetwork, unexpected: this.dataset.textUnexpected };
+    const reason = known[error.code] ?? error.message;
+    const failed = this.dataset[`text${action[0].toUpperCase()}${action.slice(1)}Failed`];
+    const passing = error.code === "network" || error.status === 429 || error.status >= 500;
+    this.#say("error", reason ? `${failed}: ${reason}` : failed, passing ? again : null);
+    if (error.status === 422) markInvalid(row);
+  }
+
+  #say(kind, message, retry = null) {
+    const region = this.shadowRoot.querySelector("[data-byok-message]");
+    const button = this.shadowRoot.querySelector("button[data-byok-action=retry]");
+    if (!retry && this.shadowRoot.activeElement === button) region.focus();
+    this.#retry = retry;
+    button.hidden = !retry;
+    region.role = kind === "error" ? "alert" : "status";
+    region.dataset.byokKind = kind;
+    region.textContent = message;
+  }
+
+  async #load() {
+    this.#say("busy", this.dataset.textWorking);
+    if (await this.#refresh()) this.#say("", "");
+  }
+
+  // Put the server's fresh row, or with no provider all rows, in place of what is shown.
+  async #refresh(provider) {
+    try {
+      const fresh = await rendered();
+      const [old, now] = [this.shadowRoot, fresh].map((root) => provider && rowOf(root, provider));
+      if (old && now) swap(old, now);
+      else swap(this.shadowRoot.querySelector("[data-byok-content]"), fresh);
+      this.#readToken(this.shadowRoot);
+      return true;
+    } catch (error) {
+      this.#fail("load", error, null, () => this.#load());
+      return false;
+    }
+  }
+}
+
+function wipe(root) {
+  for (const button of root.querySelectorAll("[data-byok-action=reveal]")) reveal(button, false);
+  for (const form of root.querySelectorAll("form")) form.reset();
+}
+
+// What was typed: nothing, one key, or all fields of a credential that has several.
+function typedIn(row) {
+  const inputs = [...row.querySelectorAll("[part=input]")];
+  if (!inputs.some((input) => input.value)) return undefined;
+  if (inputs.length === 1 && inputs[0].name === "api_key") return inputs[0].value;
+  return Object.fromEntries(inputs.map((input) => [input.name, input.value]));
+}
+
+function reveal(button, shown) {
+  button.ariaPressed = String(shown);
+  button.getRootNode().getElementById(button.getAttribute("aria-controls")).type = shown ? "text" : "password";
+}
+
+// Not `disabled`: a disabled control drops the focus to the page behind the dialog.
+function setBusy(row, busy) {
+  row.ariaBusy = String(busy);
+  for (const control of row.querySelectorAll("button, summary")) control.ariaDisabled = busy ? "true" : null;
+  for (const input of row.querySelectorAll("[part=input]")) input.readOnly = busy;
+}
+
+function markInvalid(row) {
+  for (const input of row.querySelectorAll("[part=input]")) input.ariaInvalid = "true";
+  focusIn(row, "[part=input]:enabled");
+}
+
+function swap(old, now) {
+  const fresh = document.importNode(now, true);
+  const focused = old.getRootNode().activeElement;
+  const held = old.contains(focused) ? focused : null;
+  old.replaceWith(fresh);
+  if (held) refocus(fresh, held);
+}
+
+// The same control where it is still there; after a removal that is the input of the same row.
+function refocus(fresh, held) {
+  const provider = held.closest("[data-byok-provider]")?.dataset.byokProvider;
+  const row = (provider && (rowOf(fresh, provider) ?? fresh)) || fresh;
+  const { byokAction: action } = held.dataset;
+  const same = action ? `[data-byok-action="${action}"]` : `[name="${CSS.escape(held.name ?? "")}"]`;
+  focusIn(row, same) || focusIn(row, "[part=input]:enabled") || row.focus();
+}
+
+function focusIn(row, selector) {
+  const control = row?.querySelector(selector);
+  control?.focus();
+  return control?.matches(":focus");
+}
+
+customElements.define("byok-settings", ByokSettings);
+
+const dialog = () => document.querySelector("#byok-dialog");
+
+function openDialog(provider) {
+  if (!dialog()) return location.assign(`${base()}/settings`);
+  if (!dialog().open) dialog().showModal();
+  if (provider) dialog().querySelector("byok-settings").focusProvider(provider);
+}
+
+document.addEventListener("byok:open", (event) => openDialog(event.detail?.provider));
+
+// A browser without invoker commands leaves the button without effect.
+if (!("command" in HTMLButtonElement.prototype)) {
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.('[commandfor="byok-dialog"]')) openDialog();
+  });
+}

@@ -1,0 +1,94 @@
+"""Carry a form's outcome to the next page: codes in its query, never free text, read back as our own words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from ..credentials import Verdict
+from .text import OUTCOMES, REASONS, VERDICTS
+
+Kind = Literal["success", "warning", "error"]
+
+_OUTCOME, _PROVIDER, _VERDICT, _REASON = "byok", "byok_provider", "byok_verdict", "byok_reason"
+_PARAMETERS = frozenset({_OUTCOME, _PROVIDER, _VERDICT, _REASON})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a form. ``code`` is a key of ``OUTCOMES`` or ``validated``; ``reason`` is an error's code."""
+
+    code: str
+    provider: str = ""
+    verdict: str = ""
+    reason: str = ""
+
+    @classmethod
+    def read(cls, query: Mapping[str, str]) -> Outcome:
+        """Return the outcome in a page's query; empty where there is none."""
+        return cls(
+            code=query.get(_OUTCOME, ""),
+            provider=query.get(_PROVIDER, ""),
+            verdict=query.get(_VERDICT, ""),
+            reason=query.get(_REASON, ""),
+        )
+
+    def added_to(self, url: str) -> str:
+        """Return the path and query of the URL with this outcome instead of an earlier one."""
+        parts = urlsplit(url)
+        facts = {_OUTCOME: self.code, _PROVIDER: self.provider, _VERDICT: self.verdict, _REASON: self.reason}
+        query = _foreign(parts.query) + [(name, value) for name, value in facts.items() if value]
+        return f"{parts.path}?{urlencode(query)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A message to show."""
+
+    kind: Kind
+    text: str
+
+
+def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
+    """Say an outcome in words; ``names`` are the providers' by id. Unknown codes say nothing."""
+    known = VERDICTS.get(outcome.verdict, "")
+    if outcome.code == "validated" and known:
+        name = names.get(outcome.provider)
+        return Notice(_kind(outcome.verdict), f"{name}: {known}" if name else known)
+    if outcome.code not in OUTCOMES:
+        return None
+    said = OUTCOMES[outcome.code]
+    if outcome.code.endswith("_failed"):
+        reason = known or REASONS.get(outcome.reason)
+        return Notice("error", f"{said}: {reason}" if reason else said)
+    caveat = known if outcome.verdict != Verdict.VALID else ""
+    return Notice("success", f"{said}. {caveat}" if caveat else said)
+
+
+def without_outcome(url: str) -> str:
+    """Return the URL's path and query without what an earlier form left there."""
+    parts = urlsplit(url)
+    query = _foreign(parts.query)
+    return f"{parts.path}?{urlencode(query)}" if query else parts.path
+
+
+def local_path(url: str | None) -> str | None:
+    """Return the URL if it is a path on this very site, else None.
+
+    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` are elsewhere.
+    """
+    if not url or not url.startswith("/") or url.startswith("//") or "\\" in url:
+        return None
+    return url if all("!" <= char <= "~" for char in url) else None
+
+
+def _foreign(query: str) -> list[tuple[str, str]]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return [(name, value) for name, value in pairs if name not in _PARAMETERS]
+
+
+def _kind(verdict: str) -> Kind:
+    kinds: dict[bool | None, Kind] = {True: "success", False: "error", None: "warning"}
+    return kinds[Verdict(verdict).valid]
