@@ -205,7 +205,7 @@ class SqlSessionStore:
                     found = connection.execute(tables.FIND, values).scalar()
                     if found is not None and found != dead:
                         return found
-                    connection.execute(tables.DETACH, values)
+                    connection.execute(tables.RELEASE, values | {"dead_ref": dead or ""})
                     connection.execute(tables.ADD, values)
                     return str(values["session_ref"])
             except IntegrityError:

@@ -94,6 +94,19 @@ ADD = insert(sessions).values(
     expires_at=bindparam("until"),
     dead=false(),
 )
+#: Takes a session id from what is over, and from nothing that another worker has just added.
+RELEASE = (
+    update(sessions)
+    .where(
+        sessions.c.sid == bindparam("session_sid"),
+        or_(
+            sessions.c.ref == bindparam("dead_ref"),
+            sessions.c.expires_at <= bindparam("now"),
+            sessions.c.created_at <= bindparam("oldest"),
+        ),
+    )
+    .values(sid=None)
+)
 #: Takes a session id from whatever it led to.
 DETACH = update(sessions).where(sessions.c.sid == bindparam("session_sid")).values(sid=None)
 #: Finds a session by both its names, for renewal.
@@ -170,10 +183,11 @@ def _postgresql_write() -> Insert:
     alive = CLAIM.returning(sessions.c.ref).cte("alive")
     values = [alive.c.ref, *(value for name, value in _VALUES.items() if name != "ref")]
     row = postgresql.insert(keys).from_select(list(_VALUES), select(*values))
-    return row.on_conflict_do_update(
+    statement = row.on_conflict_do_update(
         index_elements=_KEY,
         set_={"record": row.excluded.record, "verdict": row.excluded.verdict},
     )
+    return statement.execution_options(preserve_rowcount=True)
 
 
 def _postgresql_clear() -> ReturningDelete[str]:

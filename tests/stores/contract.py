@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -13,7 +16,7 @@ import pytest
 from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, new_version, utcnow
 from flask_byok.errors import SessionRequiredError
 from flask_byok.owners import SessionRef
-from flask_byok.stores.base import SessionStore
+from flask_byok.stores.base import SessionStore, encode_record
 
 VISITOR, ANN, BEN = "", "user:ann", "user:ben"
 DAY = timedelta(days=1)
@@ -60,8 +63,44 @@ def verdict_for(record: CredentialRecord, verdict: Verdict = Verdict.VALID) -> R
     return RecordedVerdict(verdict, utcnow(), record.version)
 
 
+class Worker:
+    """Changes its own providers of a shared session at random and knows what must be there."""
+
+    def __init__(self, store: SessionStore, name: str, seed: int) -> None:
+        self.store = store
+        self.providers = [f"{name}-{number}" for number in range(3)]
+        self.random = random.Random(seed)
+        self.expected: dict[str, str] = {}
+        self.acknowledged = self.refused = 0
+
+    def run(self, sids: list[str], ref: str, steps: int) -> None:
+        """Do this many random steps, each under the newest session id."""
+        for step in range(steps):
+            session = SessionRef(sids[-1], ref)
+            try:
+                self._step(session, str(step))
+                self.acknowledged += 1
+            except SessionRequiredError:
+                self.refused += 1
+            view = self.store.read(session, VISITOR, self.providers)
+            if view.alive:
+                assert {p: r.ciphertext for p, r in view.records.items()} == self.expected
+
+    def _step(self, session: SessionRef, ciphertext: str) -> None:
+        provider = self.random.choice(self.providers)
+        if self.random.random() < 0.6:
+            self.store.write(session, VISITOR, make_record(provider, ciphertext))
+            self.expected[provider] = ciphertext
+        elif self.store.clear(session, VISITOR, [provider]):
+            self.expected.pop(provider)
+
+
 class SessionStoreContract:
-    """What every session store does. A subclass offers ``make_store``."""
+    """What every session store does. A subclass offers ``make_store`` and ``overwrite``."""
+
+    def overwrite(self, store: SessionStore, session: SessionRef, raw: str) -> None:
+        """Put something else in place of the visitor's openai record."""
+        raise NotImplementedError
 
     @pytest.fixture
     def store(self, make_store: MakeStore) -> SessionStore:
@@ -351,6 +390,70 @@ class SessionStoreContract:
             with pytest.raises(SessionRequiredError):
                 store.write(session, VISITOR, make_record())
         self.assert_ended(store, session)
+
+    @pytest.mark.parametrize("raw", ["", "{", "[]", '{"provider": 1}', "byok1.x.f.y"])
+    def test_garbage_is_an_unreadable_record(self, store: SessionStore, raw: str) -> None:
+        """What cannot be read shows as a record that does not open; the others stay."""
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        store.write(session, VISITOR, other := make_record("groq"))
+        self.overwrite(store, session, raw)
+        for providers in (None, ["openai", "groq"]):
+            records = store.read(session, VISITOR, providers).records
+            assert (records["openai"].provider, records["openai"].ciphertext) == ("openai", "")
+            assert records["groq"] == other
+        assert store.clear(session, VISITOR, ["openai"]) == ["openai"]
+
+    def test_record_of_another_provider(self, store: SessionStore) -> None:
+        """A record that was moved here from another provider does not open."""
+        session = begin(store)
+        store.write(session, VISITOR, make_record())
+        self.overwrite(store, session, encode_record(make_record("groq")).decode())
+        assert store.read(session, VISITOR).records["openai"].ciphertext == ""
+
+    def test_forked_worker(self, store: SessionStore) -> None:
+        """A worker that was forked from a process in use shares no connection with it."""
+        sessions = [begin(store, f"sid-{number}") for number in range(2)]
+        for number, session in enumerate(sessions):
+            store.write(session, VISITOR, make_record(ciphertext=str(number)))
+
+        def consistent(number: int) -> bool:
+            views = (store.read(sessions[number], VISITOR, ["openai"]) for _ in range(150))
+            return all(view.records["openai"].ciphertext == str(number) for view in views)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests
+            child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if consistent(1) else 1)
+            finally:
+                os._exit(2)
+        assert consistent(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+    def test_random_interleavings(self, make_store: MakeStore) -> None:
+        """Nothing acknowledged is lost or revived while others write, clear and renew.
+
+        Two stores, as in two processes, with two threads each; every thread checks its own records
+        after every step.
+        """
+        stores = [make_store(ttl=DAY, max_age=30 * DAY) for _ in range(2)]
+        sids = ["sid-0"]
+        ref = stores[0].establish("sid-0")
+        workers = [Worker(stores[n % 2], f"w{n}", seed=n) for n in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(worker.run, sids, ref, 60) for worker in workers]
+            for number in range(1, 8):
+                time.sleep(0.02)
+                stores[1].renew(SessionRef(sids[-1], ref), f"sid-{number}")
+                sids.append(f"sid-{number}")
+            for future in running:
+                future.result()
+        expected = {p: c for worker in workers for p, c in worker.expected.items()}
+        records = stores[0].read(SessionRef(sids[-1], ref), VISITOR).records
+        assert {p: record.ciphertext for p, record in records.items()} == expected
+        assert sum(worker.acknowledged for worker in workers) > 120
 
     def test_parallel_writes_all_count(self, store: SessionStore) -> None:
         """No write is lost when sixteen threads write to one session at once."""
