@@ -154,10 +154,10 @@ class Service:
         typed = read_typed(spec, new.fields, new.base_url, self.settings)
         validation = self._check_before_set(spec, typed, new.validate)
         record = self._sealed(spec, session, caller, typed, new, expires_at)
-        self.sessions.write(session, caller.identity, record)
         if validation is not None:
             verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
-            self.sessions.record_verdict(session, caller.identity, spec.id, verdict)
+            record = record.with_validity(verdict)
+        self.sessions.write(session, caller.identity, record)
         self._notify("key_set", {"provider": spec.id, "tier": "session", "hint": record.hint})
         return self.get_one(caller, spec.id), validation
 

@@ -1,0 +1,163 @@
+"""Run every measurement: `python -m tests.bench`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import redis
+from cryptography.fernet import Fernet
+from flask import Flask
+from flask.testing import FlaskClient
+from openai import OpenAI
+
+from flask_byok import BYOK, get_provider_with_api_key
+from flask_byok.testing import FakeProviders
+from tests.services import RedisServer
+
+from .host import NaiveHost, byok_host, plain_host, stream
+from .measure import interleaved, show
+
+
+def main() -> None:
+    """Measure against a real Redis and a local provider server."""
+    warnings.simplefilter("ignore", DeprecationWarning)
+    with RedisServer() as server, FakeProviders() as fake:
+        app, byok = byok_host(fake, server.url)
+        visitor = app.test_client()
+        visitor.get("/api/providers/keys")
+        api_key = fake.api_key("openai", "good")
+        body = {"provider": "openai", "api_key": api_key}
+        assert visitor.post("/api/providers/keys/set", json=body).status_code == 200
+        raw = redis.Redis.from_url(server.url)
+        bench_resolve(app, byok, visitor, raw, api_key)
+        bench_factory(app, visitor, api_key)
+        bench_round_trips(visitor, raw)
+        bench_untouched(app)
+        bench_stream(visitor, fake, raw, api_key)
+
+
+def bench_resolve(
+    app: Flask, byok: BYOK, visitor: FlaskClient, raw: redis.Redis, api_key: str
+) -> None:
+    """Resolve a session key, against the bare read and the bare decryption that it cannot do without."""
+    fernet = Fernet(Fernet.generate_key())
+    raw.hset("bench", "openai", fernet.encrypt(api_key.encode().ljust(512)))
+
+    def bare() -> str:
+        return fernet.decrypt(raw.hget("bench", "openai")).decode()  # type: ignore[arg-type]
+
+    with within_request(app, visitor):
+        times = interleaved(
+            {"one HGET + one decryption": bare, "resolve": lambda: byok.resolve("openai")}
+        )
+    show("Resolve", times, against="one HGET + one decryption", goal="≤ × 1.5")
+
+
+def bench_factory(app: Flask, visitor: FlaskClient, api_key: str) -> None:
+    """Make a provider object, and its SDK client, against a fresh SDK client."""
+    with within_request(app, visitor):
+        work: dict[str, Callable[[], object]] = {
+            "OpenAI(api_key=…)": lambda: OpenAI(api_key=api_key),
+            "get_provider_with_api_key(…, api_key=…)": lambda: get_provider_with_api_key(
+                "openai", api_key=api_key
+            ),
+            "the same and its .client": lambda: (
+                get_provider_with_api_key("openai", api_key=api_key).client
+            ),
+            "get_provider_with_api_key(…), resolved": lambda: get_provider_with_api_key("openai"),
+        }
+        times = interleaved(work, rounds=15, repeat=10)
+    show("Factory", times, against="OpenAI(api_key=…)", goal="≤ × 0.01")
+
+
+def bench_round_trips(visitor: FlaskClient, raw: redis.Redis) -> None:
+    """Count what one status call of all providers asks Redis."""
+    before = commands(raw)
+    visitor.get("/api/providers/keys")
+    print(f"\nStatus of all providers: {commands(raw) - before} store round trip  (goal: 1)")
+
+
+def bench_untouched(app: Flask) -> None:
+    """Serve a route that does not use keys, with flask-byok and without."""
+    without, with_byok = plain_host().test_client(), app.test_client()
+    times = interleaved(
+        {
+            "host alone": lambda: without.get("/plain"),
+            "host with flask-byok": lambda: with_byok.get("/plain"),
+        },
+        rounds=60,
+        repeat=50,
+    )
+    show("A route that does not use keys", times, against="host alone", goal="< 20 µs more")
+    print(f"  difference: {times['host with flask-byok'] - times['host alone']:.1f} µs a request")
+
+
+def bench_stream(visitor: FlaskClient, fake: FakeProviders, raw: redis.Redis, api_key: str) -> None:
+    """Stream an answer: until the first piece, and a piece, against the SDK called directly."""
+    naive = NaiveHost(fake, raw).app.test_client()
+    naive.get(f"/set/{api_key}")
+    sdk = OpenAI(api_key=api_key, base_url=fake.base_url("openai"))
+    ways: dict[str, Callable[[], Iterable[object]]] = {
+        "the SDK alone, one client kept": lambda: stream(sdk),
+        "stream_response": lambda: visitor.get("/chat").iter_encoded(),
+        "written by hand": lambda: naive.get("/chat").iter_encoded(),
+    }
+    first = interleaved(
+        {n: lambda w=w: first_piece(w()) for n, w in ways.items()}, rounds=40, repeat=3
+    )  # type: ignore[misc]
+    show(
+        "First piece of a stream",
+        first,
+        against="the SDK alone, one client kept",
+        goal="< 1 ms later",
+    )
+    many = {"message": " ".join(["word"] * 400)}
+    long_ways: dict[str, Callable[[], Iterable[object]]] = {
+        "the SDK alone, one client kept": lambda: stream(sdk, many["message"]),
+        "stream_response": lambda: visitor.get("/chat", query_string=many).iter_encoded(),
+        "written by hand": lambda: naive.get("/chat", query_string=many).iter_encoded(),
+    }
+    pieces = sum(1 for _ in stream(sdk, many["message"]))
+    whole = interleaved(
+        {n: lambda w=w: sum(1 for _ in w()) for n, w in long_ways.items()}, rounds=30, repeat=2
+    )  # type: ignore[misc]
+    each = {name: (whole[name] - first[name]) / (pieces - 1) for name in ways}
+    show(
+        f"Each further piece (of {pieces})",
+        each,
+        against="the SDK alone, one client kept",
+        goal="< 20 µs more",
+    )
+
+
+def first_piece(pieces: Iterable[object]) -> object:
+    """Take the first piece and let the rest go."""
+    return next(iter(pieces))
+
+
+class within_request:  # noqa: N801  (reads as a sentence)
+    """Be inside a request of a visitor's session, as a view is."""
+
+    def __init__(self, app: Flask, visitor: FlaskClient) -> None:
+        cookie = visitor.get_cookie("session")
+        assert cookie is not None
+        self._context = app.test_request_context(headers={"Cookie": f"session={cookie.value}"})
+        self._app = app
+
+    def __enter__(self) -> None:
+        self._context.push()
+        self._app.preprocess_request()
+
+    def __exit__(self, *exc: object) -> None:
+        self._context.pop()
+
+
+def commands(raw: redis.Redis) -> int:
+    """Return how many commands Redis has processed, this one left out."""
+    stats = raw.info("commandstats")
+    return sum(s["calls"] for name, s in stats.items() if "info" not in name)
+
+
+if __name__ == "__main__":
+    main()
