@@ -22,8 +22,9 @@ State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
 #: Shortest and longest API key that is accepted, in characters. Real keys have 20 to about 200.
 API_KEY_LENGTH = (8, 4096)
 
-# Characters that pasting leaves around a key: quotes, and marks that no screen shows.
-_WRAPPING = "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u00ad"
+# Characters that pasting leaves around a key: white space, quotes, and marks that no screen shows.
+_WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_WRAPPING = _WHITE_SPACE + "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u00ad"
 
 # By id. Not a WeakSet: that cannot be read in one thread while another adds to it.
 _live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
@@ -72,9 +73,7 @@ def clean_api_key(text: str) -> str:
 
     :raises MalformedApiKeyError: it is not printable ASCII of 8 to 4,096 characters. Nothing of it is repeated.
     """
-    api_key = text
-    while api_key != (stripped := api_key.strip().strip(_WRAPPING)):
-        api_key = stripped
+    api_key = text.strip(_WRAPPING)
     shortest, longest = API_KEY_LENGTH
     if not shortest <= len(api_key) <= longest:
         raise MalformedApiKeyError(

@@ -82,7 +82,7 @@ class Settings:
             session_store=config.get("BYOK_SESSION_STORE"),
             redis=config.get("BYOK_REDIS") or config.get("SESSION_REDIS"),
             redis_wait=read.whole_number("REDIS_WAIT", 0),
-            secrets_dir=Path(config.get("BYOK_SECRETS_DIR", "/run/secrets")),
+            secrets_dir=read.directory("SECRETS_DIR", "/run/secrets"),
             database_url=config.get("BYOK_DATABASE_URL"),
             session_ttl=read.duration("SESSION_TTL", timedelta(hours=24)),
             validate_on_set=read.choice("VALIDATE_ON_SET", "warn", get_args(ValidateOnSet)),
@@ -93,10 +93,10 @@ class Settings:
             allow_custom_providers=read.flag("ALLOW_CUSTOM_PROVIDERS"),
             allow_private_endpoints=read.flag("ALLOW_PRIVATE_ENDPOINTS"),
             allow_reveal=read.flag("ALLOW_REVEAL"),
-            validate_rate=config.get("BYOK_VALIDATE_RATE", "20/minute"),
-            set_rate=config.get("BYOK_SET_RATE", "20/minute"),
+            validate_rate=read.rate("VALIDATE_RATE"),
+            set_rate=read.rate("SET_RATE"),
             url_prefix=read.url_prefix(),
-            csp_nonce=config.get("BYOK_CSP_NONCE"),
+            csp_nonce=read.function("CSP_NONCE"),
             labels=read.choice("LABELS", "default", ("default", "env")),
         )
 
@@ -114,18 +114,30 @@ class _Reader:
         if text or not path:
             return text or None
         try:
-            return Path(path).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
+            content = Path(path).read_text().strip()
+        except (OSError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"BYOK_ENCRYPTION_KEY_FILE: {path} cannot be read ({type(error).__name__}). "
                 "Check the path and the file's permissions."
             ) from None
+        if not content:
+            raise ConfigurationError(
+                f"BYOK_ENCRYPTION_KEY_FILE: {path} is empty. "
+                "Write a key from 'flask byok generate-key' to it."
+            )
+        return content
 
     def encryption_key_fallbacks(self) -> tuple[str | bytes, ...]:
         value = self._config_or_environ("BYOK_ENCRYPTION_KEY_FALLBACKS") or ()
         if isinstance(value, bytes):
             return (value,)
-        return tuple(value.replace(",", " ").split()) if isinstance(value, str) else tuple(value)
+        if isinstance(value, str):
+            return tuple(value.replace(",", " ").split())
+        if not isinstance(value, Sequence):
+            raise ConfigurationError(
+                "BYOK_ENCRYPTION_KEY_FALLBACKS must be a sequence of encryption keys, newest first."
+            )
+        return tuple(value)
 
     def _config_or_environ(self, name: str) -> Any:
         return self.config.get(name) or self.environ.get(name)
@@ -144,12 +156,31 @@ class _Reader:
 
     def duration(self, name: str, default: Any) -> Any:
         value = self.config.get(f"BYOK_{name}", default)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = timedelta(seconds=value)
-        if value is not default and (not isinstance(value, timedelta) or value.total_seconds() < 1):
+        if value is None and default is None:
+            return None
+        span = _span(value)
+        if span is None or span.total_seconds() < 1:
             raise ConfigurationError(
                 f"BYOK_{name} is {value!r}; use a timedelta, or seconds from 1 up."
             )
+        return span
+
+    def directory(self, name: str, default: str) -> Path:
+        value = self.config.get(f"BYOK_{name}", default)
+        if not isinstance(value, str | Path) or not str(value):
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use the path of a directory.")
+        return Path(value)
+
+    def rate(self, name: str) -> str:
+        value = self.config.get(f"BYOK_{name}", "20/minute")
+        if not isinstance(value, str):
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a rate such as '20/minute'.")
+        return value
+
+    def function(self, name: str) -> Callable[[], str] | None:
+        value: Callable[[], str] | None = self.config.get(f"BYOK_{name}")
+        if value is not None and not callable(value):
+            raise ConfigurationError(f"BYOK_{name} must be a function without arguments.")
         return value
 
     def choice(self, name: str, default: str, choices: tuple[str, ...]) -> Any:
@@ -162,8 +193,12 @@ class _Reader:
 
     def ids(self, name: str) -> tuple[str, ...]:
         value = self.config.get(f"BYOK_{name}", ())
-        if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
-            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a sequence of provider ids.")
+        if (
+            isinstance(value, str)
+            or not isinstance(value, Sequence | set | frozenset)
+            or not all(isinstance(each, str) for each in value)
+        ):
+            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a sequence of names.")
         return tuple(value)
 
     def precedence(self) -> tuple[Tier, ...]:
@@ -194,8 +229,7 @@ class _Reader:
         if not isinstance(urls, Mapping):
             raise ConfigurationError("BYOK_BASE_URLS must be a mapping of provider ids to URLs.")
         for provider, url in urls.items():
-            parts = urlsplit(url) if isinstance(url, str) else None
-            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+            if not _is_http_url(url):
                 raise ConfigurationError(
                     f"BYOK_BASE_URLS[{provider!r}] is not an http or https URL."
                 )
@@ -208,3 +242,24 @@ class _Reader:
                 f"BYOK_URL_PREFIX is {value!r}; use a path that starts with '/'."
             )
         return value.rstrip("/")
+
+
+def _span(value: Any) -> timedelta | None:
+    if isinstance(value, timedelta):
+        return value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return timedelta(seconds=value)
+    except (OverflowError, ValueError):  # too many, or not a number
+        return None
+
+
+def _is_http_url(url: Any) -> bool:
+    if not isinstance(url, str):
+        return False
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
