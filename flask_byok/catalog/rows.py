@@ -103,6 +103,8 @@ GROQ = ProviderSpec(
     check=CheckSpec(
         rules=(
             Rule((401,), Verdict.INVALID, _INVALID),
+            Rule((400,), Verdict.DISABLED, _DISABLED, "organization_restricted"),
+            Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "blocked_api_access"),
             Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
         )
     ),
@@ -163,13 +165,14 @@ CUSTOM = ProviderSpec(
     standalone=True,
     check=CheckSpec(
         rules=(
+            # Many stand before OpenAI and pass its answers on.
+            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
             Rule((401,), Verdict.INVALID, _INVALID),
             Rule(
                 (404,),
                 Verdict.UNCHECKED,
                 "This server lists no models, so the key could not be checked.",
             ),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
         )
     ),
 )

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from .base import BaseProvider, Message
-from .failures import Failure, failure_of
 from .messages import split_system
 from .operator_settings import forget_custom_headers
 
@@ -29,7 +28,7 @@ class AnthropicProvider(BaseProvider):
             **{"max_retries": 1, "open_telemetry": False, **self._options},
         )
 
-    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)
         request: dict[str, Any] = {
             "model": model,
@@ -38,15 +37,10 @@ class AnthropicProvider(BaseProvider):
         }
         if system:
             request["system"] = system
-        with closing(self.client.messages.create(**request, stream=True)) as stream:
+        with closing(client.messages.create(**request, stream=True)) as stream:
             for event in stream:
                 if event.type == "content_block_delta" and event.delta.type == "text_delta":
                     yield event.delta.text
-
-    def _failure(self, error: Exception) -> Failure | None:
-        from anthropic import AnthropicError
-
-        return failure_of(error, (AnthropicError,))
 
 
 @cache

@@ -11,7 +11,7 @@ from ..catalog import ProviderSpec
 from ..credentials import Credential, Secret, Verdict, clean_api_key, make_hint
 from ..errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from ..outbound import Endpoint, Outbound
-from .failures import Failure, describe
+from .failures import Failure, describe, failure_of
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
@@ -131,15 +131,14 @@ class BaseProvider(ABC):
         :raises RejectedCredentialError: the provider refused the key.
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
         """
+        client, chosen = self.client, self._model(model)
         try:
-            yield from self._stream(messages, self._model(model))
+            yield from self._stream(client, messages, chosen)
             return
         except ByokError:
             raise
         except Exception as error:
-            failure = self._failure(error)
-            if failure is None:
-                raise
+            failure = failure_of(error)
         # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
         raise self._raised(failure)
 
@@ -186,12 +185,8 @@ class BaseProvider(ABC):
         """
 
     @abstractmethod
-    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         """Yield the answer; whatever the SDK raises passes."""
-
-    @abstractmethod
-    def _failure(self, error: Exception) -> Failure | None:
-        """Return what an SDK's error says, or None where it is not one of the SDK's."""
 
     def __repr__(self) -> str:
         hint = self._credential.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +13,25 @@ from ..credentials import Credential, Verdict
 from ..errors import CredentialError, ProviderUnavailableError, RejectedCredentialError
 from ..outbound import network_fault
 
+_logger = logging.getLogger(__name__)
+
 # Statuses that mean the same in every answer. Of any other, only a rule that names the answer's
 # text is taken: in a chat, a 400 or 403 has many causes beside the key.
 _PLAIN_STATUSES = frozenset({401, 402, 429})
 
-# Error types of streams, which have begun with 200 (Anthropic's error reference).
-_STATUS_OF_TYPE = {
+# What an error in a stream means, which has begun with 200: Anthropic's types, OpenAI's codes.
+_STATUS_OF_NAME = {
     "authentication_error": 401,
     "permission_error": 403,
     "not_found_error": 404,
     "rate_limit_error": 429,
     "api_error": 500,
     "overloaded_error": 529,
+    "invalid_api_key": 401,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "server_error": 500,
+    "service_unavailable": 503,
 }
 
 _IN_GENERAL = {
@@ -40,7 +48,7 @@ _BY_VERDICT = {
     Verdict.VALID_RESTRICTED: "The key for {name} may not make this call. Widen its permissions.",
 }
 _FAULT = "{name} has a fault of its own or too much to do. Try again in a moment."
-_UNKNOWN = "{name} gave an answer that was not understood. Try again."
+_UNKNOWN = "{name} did not finish its answer. Try again."
 _REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
 
 
@@ -53,15 +61,17 @@ class Failure:
     body: bytes = b""
 
 
-def failure_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> Failure | None:
-    """Read an error that is of one of the SDK's kinds, or of the network; None for any other."""
+def failure_of(error: Exception) -> Failure:
+    """Read what an SDK raised in a call: the network's fault, an answer, or something unforeseen."""
     for cause in _chain(error):
         if fault := network_fault(cause):
             return Failure(network=fault)
-    if not isinstance(error, kinds):
-        return None
     body = _body(error)
-    return Failure(status=_status(error, body), body=json.dumps(body, default=str).encode())
+    status = _status(error, body)
+    if not status and body is None:
+        # The kind alone: its text can hold anything that the provider sent.
+        _logger.warning("A call failed with %s.%s", type(error).__module__, type(error).__name__)
+    return Failure(status=status, body=json.dumps(body, default=str).encode())
 
 
 def describe(
@@ -124,4 +134,5 @@ def _status(error: Any, body: Any) -> int:
     code = facts.get("code")
     if isinstance(code, int) and 300 <= code < 600:
         return code
-    return _STATUS_OF_TYPE.get(str(facts.get("type")), 0)
+    names = (str(code), str(facts.get("type")))
+    return next((_STATUS_OF_NAME[name] for name in names if name in _STATUS_OF_NAME), 0)

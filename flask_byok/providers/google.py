@@ -7,7 +7,6 @@ from contextlib import closing
 from typing import Any
 
 from .base import BaseProvider, Message
-from .failures import Failure, failure_of
 from .messages import split_system
 
 #: Milliseconds that may pass between two pieces of an answer; without it the SDK waits for ever.
@@ -40,7 +39,7 @@ class GoogleProvider(BaseProvider):
             **self._options,
         )
 
-    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
+    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)
         roles = {"assistant": "model"}
         contents = [
@@ -48,13 +47,8 @@ class GoogleProvider(BaseProvider):
             for turn in turns
         ]
         config = {"system_instruction": system} if system else None
-        generate = self.client.models.generate_content_stream
+        generate = client.models.generate_content_stream
         with closing(generate(model=model, contents=contents, config=config)) as stream:
             for chunk in stream:
                 if chunk.text:
                     yield chunk.text
-
-    def _failure(self, error: Exception) -> Failure | None:
-        from google.genai.errors import APIError
-
-        return failure_of(error, (APIError, ValueError))

@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 from .base import BaseProvider, Message
-from .failures import Failure, failure_of
 from .operator_settings import forget_custom_headers
 
 
@@ -25,18 +24,13 @@ class OpenAIProvider(BaseProvider):
             **{"max_retries": 1, **self._options},
         )
 
-    def _stream(self, messages: Sequence[Message], model: str) -> Iterator[str]:
-        create = self.client.chat.completions.create
+    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
+        create = client.chat.completions.create
         with closing(create(model=model, messages=list(messages), stream=True)) as stream:
             for chunk in stream:
                 for choice in chunk.choices[:1]:
                     if choice.delta.content:
                         yield choice.delta.content
-
-    def _failure(self, error: Exception) -> Failure | None:
-        from openai import OpenAIError
-
-        return failure_of(error, (OpenAIError,))
 
 
 @cache
