@@ -12,6 +12,8 @@ from .errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyE
 from .outbound import Endpoint, check_personal_base_url, endpoint_for
 from .settings import Settings, ValidateOnSet
 
+_LONGEST_PLAIN = 500
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewKey:
@@ -44,16 +46,24 @@ def read_typed(
 ) -> Typed:
     """Return what was typed, cleaned.
 
-    :raises InvalidFieldError: the provider has no such field.
-    :raises MalformedApiKeyError: a field is missing or cannot be a key.
+    :param base_url: the person's own, where it is not among the fields.
+    :raises InvalidFieldError: the provider has no such field, or a field that is no secret is missing or odd.
+    :raises MalformedApiKeyError: a secret is missing or cannot be a key.
     :raises EndpointNotAllowedError: keys may not be sent to that base URL.
     """
+    if base_url and spec.personal_base_url:
+        fields = {"base_url": Secret(base_url), **fields}
+    elif base_url:
+        raise EndpointNotAllowedError(
+            f"Keys for {spec.name} go to its own address only: leave out the base URL.",
+            provider=spec.id,
+        )
     if not fields.keys() <= {f.name for f in spec.fields}:
         raise InvalidFieldError(f"{spec.name} has no such field.", provider=spec.id)
     cleaned = {f.name: _clean(spec, f, fields.get(f.name)) for f in spec.fields}
     given = {name: secret for name, secret in cleaned.items() if secret is not None}
     own = given.pop("base_url", None)
-    personal = _personal(spec, own.reveal() if own else base_url, settings)
+    personal = None if own is None else _personal(spec, own.reveal(), settings)
     return Typed(given, personal, endpoint_for(spec, settings.base_urls, personal))
 
 
@@ -77,19 +87,29 @@ def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
     text = value.reveal().strip() if value is not None else ""
     if not text:
         if f.required:
-            raise MalformedApiKeyError(f"{f.label} is missing.", provider=spec.id)
+            kind = MalformedApiKeyError if f.secret else InvalidFieldError
+            raise kind(f"{f.label} is missing.", provider=spec.id)
         return None
     if not f.secret:
-        return Secret(text)
+        return Secret(_clean_plain(spec, f, text))
     try:
         return Secret(clean_api_key(text))
     except MalformedApiKeyError as error:
         raise MalformedApiKeyError(str(error), provider=spec.id) from None
 
 
-def _personal(spec: ProviderSpec, base_url: str | None, settings: Settings) -> str | None:
-    if not base_url:
-        return None
+def _clean_plain(spec: ProviderSpec, f: Field, text: str) -> str:
+    # It may travel in a header; a base URL is checked by its own rules.
+    if f.name != "base_url" and (
+        len(text) > _LONGEST_PLAIN or not all(" " <= char <= "~" for char in text)
+    ):
+        raise InvalidFieldError(
+            f"{f.label} has up to {_LONGEST_PLAIN} printable ASCII characters.", provider=spec.id
+        )
+    return text
+
+
+def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
     if not settings.allow_custom_providers:
         raise EndpointNotAllowedError(
             "A base URL of your own is not allowed here.", provider=spec.id

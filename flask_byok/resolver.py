@@ -6,6 +6,7 @@ as the source is what is used.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,13 +14,14 @@ from typing import Literal, Protocol
 from .catalog import ProviderSpec
 from .credentials import Credential, CredentialRecord, State, Verdict, utcnow
 from .errors import (
+    EndpointNotAllowedError,
     MissingCredentialError,
     RejectedCredentialError,
     SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
-from .keyring import Keyring
+from .keyring import Keyring, UnknownKeyIdError
 from .outbound import endpoint_for
 from .owners import OPERATOR_TIERS, Caller, Tier
 from .sealing import open_record, session_owner
@@ -27,13 +29,15 @@ from .settings import FallbackReason, Settings
 from .stores.base import SessionStore
 from .stores.operator import OperatorKey
 
+_logger = logging.getLogger("flask_byok.resolver")
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """What one tier has for a provider.
 
-    ``credential`` is None where it does not open, and where it is ``waiting``: left by a visitor, not yet kept by
-    the user who signed in.
+    ``credential`` is None where it does not open, is inactive or expired, and where it is ``waiting``: left by a
+    visitor, not yet kept by the user who signed in.
     """
 
     tier: Tier
@@ -94,11 +98,15 @@ class SessionTier:
         return found
 
     def _candidate(self, spec: ProviderSpec, owner: str, record: CredentialRecord) -> Candidate:
+        state = record.state(utcnow())
+        if state in ("inactive", "expired"):
+            return Candidate(self.tier, state, record=record)
         try:
             fields, base_url = open_record(self._keyring, "session", owner, record)
-        except UnreadableCredentialError:
+            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
+        except (UnreadableCredentialError, EndpointNotAllowedError) as error:
+            _warn(error)
             return Candidate(self.tier, "unreadable", record=record)
-        endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
         credential = Credential(
             provider=spec.id,
             source=self.tier,
@@ -109,7 +117,7 @@ class SessionTier:
             hint=record.hint,
             version=record.version,
         )
-        return Candidate(self.tier, record.state(utcnow()), credential, record)
+        return Candidate(self.tier, state, credential, record)
 
 
 class OperatorTier:
@@ -128,11 +136,11 @@ class OperatorTier:
     def _candidate(self, spec: ProviderSpec) -> Candidate | None:
         try:
             key = self._keys.find(spec)
-        except UnreadableCredentialError:
+            if key is None:
+                return None
+            endpoint = endpoint_for(spec, self._settings.base_urls, None)
+        except (UnreadableCredentialError, EndpointNotAllowedError):
             return Candidate(self.tier, "unreadable")
-        if key is None:
-            return None
-        endpoint = endpoint_for(spec, self._settings.base_urls, None)
         credential = Credential(
             provider=spec.id,
             source=self.tier,
@@ -258,6 +266,15 @@ class Resolver:
     def _before_session(self, tier: Tier) -> bool:
         order = self._settings.precedence
         return Tier.SESSION not in order or order.index(tier) < order.index(Tier.SESSION)
+
+
+def _warn(error: Exception) -> None:
+    # To people it is one of the keys that do not open; only the operator can mend this one.
+    if isinstance(error, UnknownKeyIdError):
+        _logger.warning(
+            "A stored key was sealed with an encryption key that is not configured: retired too early? "
+            "Add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
+        )
 
 
 _REASONS: dict[Verdict, FallbackReason] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -25,12 +26,13 @@ from .errors import (
     OwnerRequiredError,
     ProviderLockedError,
     SessionRequiredError,
+    UnreadableCredentialError,
 )
 from .intake import NewKey, Typed, read_expiry, read_typed
 from .keyring import Context, Keyring
-from .outbound import Endpoint, Outbound, endpoint_for
+from .outbound import Endpoint, Outbound
 from .owners import Caller, SessionRef, Tier
-from .probes import check_api_key
+from .probes import check_api_key, refuse_admin_key
 from .providers import BaseProvider, make_provider
 from .resolver import Candidate, Resolver
 from .sealing import open_record, seal, session_owner
@@ -167,9 +169,12 @@ class Service:
         mode = asked or self.settings.validate_on_set
         if self.settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
-        if mode == "off":
+        fields = typed.revealed()
+        validation = refuse_admin_key(spec, fields)
+        if mode != "off":
+            validation = check_api_key(spec, fields, typed.endpoint, self.outbound)
+        if validation is None:
             return None
-        validation = check_api_key(spec, typed.revealed(), typed.endpoint, self.outbound)
         if validation.valid is False or (mode == "require" and validation.valid is None):
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
@@ -288,32 +293,52 @@ class Service:
         """Make what was saved before signing in the user's own; returns ``promoted`` and ``kept`` provider ids.
 
         ``on_conflict`` says what happens where the user has a key already: ``keep`` that one, or ``replace`` it.
+        One that only the operator may set, or that does not open, is left where it is.
+
+        :raises UnreadableCredentialError: nothing was promoted or kept, for this reason.
         """
         if not caller.authenticated:
             raise OwnerRequiredError("Sign in first; your keys can then be kept for your account.")
         session = self._session(caller)
-        wanted = [self.catalog.get(p).id for p in providers] if providers is not None else None
-        view = self.sessions.read(session, caller.identity, wanted)
-        promoted, kept = [], []
-        for provider, record in view.visitor_records.items():
-            if provider in view.records and on_conflict == "keep":
-                kept.append(provider)
+        specs = (
+            list(self.catalog) if providers is None else [self.catalog.get(p) for p in providers]
+        )
+        view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
+        promoted, kept, unreadable = [], [], []
+        for spec in specs:
+            record = view.visitor_records.get(spec.id)
+            if record is None or self.resolver.locked_for(caller, spec):
                 continue
-            self._adopt(session, caller, record)
-            promoted.append(provider)
-        self._clear_waiting(caller, promoted)
-        for provider in promoted:
-            self._notify("key_promoted", {"provider": provider})
+            if spec.id in view.records and on_conflict == "keep":
+                kept.append(spec.id)
+                continue
+            adopted = self._adopt(session, caller, record)
+            (promoted if adopted else unreadable).append(spec.id)
+        if unreadable and not promoted and not kept:
+            raise UnreadableCredentialError(
+                "The key that was saved before signing in cannot be read. Save it again.",
+                provider=unreadable[0],
+                tier=Tier.SESSION,
+            )
         return {"promoted": promoted, "kept": kept}
 
-    def _adopt(self, session: SessionRef, caller: Caller, record: CredentialRecord) -> None:
-        """Seal a visitor's record anew for the user and store it under the user."""
-        fields, base_url = open_record(self._keyring, "session", session_owner(session, ""), record)
-        spec = self.catalog.get(record.provider)
-        typed = Typed(fields, base_url, endpoint_for(spec, self.settings.base_urls, base_url))
-        new = NewKey(fields={}, label=record.label, description=record.description)
-        adopted = self._sealed(spec, session, caller, typed, new, record.expires_at)
+    def _adopt(self, session: SessionRef, caller: Caller, record: CredentialRecord) -> bool:
+        """Move a visitor's record to the user, sealed anew; False where it does not open."""
+        visitor = session_owner(session, "")
+        owner = session_owner(session, caller.identity)
+        try:
+            fields, base_url = open_record(self._keyring, "session", visitor, record)
+        except UnreadableCredentialError:
+            return False
+        context = Context("session", owner, record.provider)
+        # The key is the same, so its version and what is known about it stay.
+        adopted = dataclasses.replace(
+            record, owner=owner, ciphertext=seal(self._keyring, context, fields, base_url)
+        )
         self.sessions.write(session, caller.identity, adopted)
+        self._clear_waiting(caller, [record.provider])
+        self._notify("key_promoted", {"provider": record.provider})
+        return True
 
     # provider objects
 

@@ -42,6 +42,7 @@ def build_status(
         "standalone": spec.standalone,
         "state": None if shown is None else shown.state,
         "promotable": waiting is not None,
+        "promotable_hint": waiting.record.hint if waiting and waiting.record else None,
         "fields": [f.to_dict() for f in spec.fields],
         "get_key_url": spec.get_key_url,
     }

@@ -54,6 +54,17 @@ def check_api_key(
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
+def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, str]) -> Validation | None:
+    """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
+    if not _is_admin_key(spec, fields.get("api_key", "")):
+        return None
+    return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
+
+
+def _is_admin_key(spec: ProviderSpec, api_key: str) -> bool:
+    return api_key.startswith(spec.refused_prefixes)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class _Check:
     spec: ProviderSpec
@@ -65,7 +76,7 @@ class _Check:
     def run(self) -> tuple[Verdict, str, Answer | None]:
         """Return verdict, reason, and the answer if it was a success."""
         api_key = self.fields.get("api_key", "")
-        if api_key.startswith(self.spec.refused_prefixes):
+        if _is_admin_key(self.spec, api_key):
             return Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, None
         try:
             answer = self._ask()
