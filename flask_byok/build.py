@@ -55,6 +55,10 @@ def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Cat
     ):
         if unknown := sorted(name for name in ids if name not in catalog):
             raise ConfigurationError(f"{setting} names unknown providers: {', '.join(unknown)}.")
+    for name in settings.base_urls:
+        if (spec := catalog.get(name)).id != name:
+            # Read by id; under an alias it would be ignored, and keys would go elsewhere.
+            raise ConfigurationError(f"BYOK_BASE_URLS names {name!r}, an alias: use {spec.id!r}.")
     if settings.providers is not None:
         catalog = catalog.only(settings.providers)
     if settings.allow_custom_providers:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -33,9 +32,10 @@ from .keyring import Context, Keyring
 from .outbound import Endpoint, Outbound
 from .owners import Caller, SessionRef, Tier
 from .probes import check_api_key, refuse_admin_key
+from .promotion import Promotion, promote_waiting
 from .providers import BaseProvider, make_provider
 from .resolver import Candidate, Resolver
-from .sealing import open_record, seal, session_owner
+from .sealing import seal, session_owner
 from .settings import Settings, ValidateOnSet
 from .status import build_status, storage_sentence
 from .stores.base import SessionStore
@@ -91,9 +91,7 @@ class Service:
         """
         self._require_login(caller)
         specs = list(self.catalog)
-        found = self.resolver.survey(caller, specs, need_session=need_session)
-        if self.settings.promote == "never" and self._wipe_waiting(caller, found):
-            found = self.resolver.survey(caller, specs)
+        found = self._survey(caller, specs, need_session=need_session)
         return {
             "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
             "precedence": [tier.value for tier in self.settings.precedence],
@@ -105,15 +103,22 @@ class Service:
         """Return the status of one provider."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        return self._status(caller, spec, self.resolver.survey(caller, [spec])[spec.id])
+        return self._status(caller, spec, self._survey(caller, [spec])[spec.id])
 
     def resolve(self, caller: Caller, provider: str) -> Credential:
         """Return the credential that serves this caller; see ``Resolver.resolve`` for the errors."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        credential = self.resolver.resolve(caller, spec)
+        credential = self._choose(caller, spec)
         self._notify("key_used", {"provider": spec.id, "source": str(credential.source)})
         return credential
+
+    def _choose(self, caller: Caller, spec: ProviderSpec) -> Credential:
+        if self.settings.promote == "on_login" and caller.authenticated:
+            return self.resolver.settle(
+                self.resolver.choose(self._survey(caller, [spec])[spec.id]), spec
+            )
+        return self.resolver.resolve(caller, spec)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         """Return the credentials for these providers, leaving out those without a key; one round of look-ups.
@@ -122,7 +127,7 @@ class Service:
         """
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
-        found = self.resolver.survey(caller, list(specs.values()))
+        found = self._survey(caller, list(specs.values()))
         chosen = {name: self.resolver.choose(found[spec.id]) for name, spec in specs.items()}
         return {
             name: self.resolver.settle(candidate, specs[name])
@@ -227,10 +232,6 @@ class Service:
             return []
         return self.sessions.clear(caller.session, caller.identity, providers, visitor=True)
 
-    def _wipe_waiting(self, caller: Caller, found: Mapping[str, Sequence[Candidate]]) -> bool:
-        waiting = [name for name, cs in found.items() if any(c.state == "waiting" for c in cs)]
-        return bool(waiting) and bool(self._clear_waiting(caller, waiting))
-
     # validate
 
     def validate(
@@ -303,42 +304,44 @@ class Service:
         specs = (
             list(self.catalog) if providers is None else [self.catalog.get(p) for p in providers]
         )
-        view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
-        promoted, kept, unreadable = [], [], []
-        for spec in specs:
-            record = view.visitor_records.get(spec.id)
-            if record is None or self.resolver.locked_for(caller, spec):
-                continue
-            if spec.id in view.records and on_conflict == "keep":
-                kept.append(spec.id)
-                continue
-            adopted = self._adopt(session, caller, record)
-            (promoted if adopted else unreadable).append(spec.id)
-        if unreadable and not promoted and not kept:
+        result = self._promote(caller, session, specs, replace=on_conflict == "replace")
+        if result.unreadable and not result.promoted and not result.kept:
             raise UnreadableCredentialError(
                 "The key that was saved before signing in cannot be read. Save it again.",
-                provider=unreadable[0],
+                provider=result.unreadable[0],
                 tier=Tier.SESSION,
             )
-        return {"promoted": promoted, "kept": kept}
+        return {"promoted": result.promoted, "kept": result.kept}
 
-    def _adopt(self, session: SessionRef, caller: Caller, record: CredentialRecord) -> bool:
-        """Move a visitor's record to the user, sealed anew; False where it does not open."""
-        visitor = session_owner(session, "")
-        owner = session_owner(session, caller.identity)
-        try:
-            fields, base_url = open_record(self._keyring, "session", visitor, record)
-        except UnreadableCredentialError:
-            return False
-        context = Context("session", owner, record.provider)
-        # The key is the same, so its version and what is known about it stay.
-        adopted = dataclasses.replace(
-            record, owner=owner, ciphertext=seal(self._keyring, context, fields, base_url)
+    def _promote(
+        self, caller: Caller, session: SessionRef, specs: Sequence[ProviderSpec], *, replace: bool
+    ) -> Promotion:
+        result = promote_waiting(
+            caller,
+            session,
+            specs,
+            replace=replace,
+            sessions=self.sessions,
+            keyring=self._keyring,
+            resolver=self.resolver,
         )
-        self.sessions.write(session, caller.identity, adopted)
-        self._clear_waiting(caller, [record.provider])
-        self._notify("key_promoted", {"provider": record.provider})
-        return True
+        for provider in result.promoted:
+            self._notify("key_promoted", {"provider": provider})
+        return result
+
+    def _survey(
+        self, caller: Caller, specs: Sequence[ProviderSpec], *, need_session: bool = False
+    ) -> dict[str, list[Candidate]]:
+        """Return what the tiers have, after ``BYOK_PROMOTE`` was applied to what waits; ``ask`` leaves it."""
+        found = self.resolver.survey(caller, specs, need_session=need_session)
+        waiting = [s for s in specs if any(c.state == "waiting" for c in found[s.id])]
+        if not waiting or self.settings.promote == "ask" or caller.session is None:
+            return found
+        if self.settings.promote == "never":
+            self._clear_waiting(caller, [spec.id for spec in waiting])
+        else:
+            self._promote(caller, caller.session, waiting, replace=False)
+        return self.resolver.survey(caller, specs)
 
     # provider objects
 
