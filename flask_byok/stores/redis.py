@@ -32,8 +32,9 @@ from .redis_scripts import Script
 _logger = logging.getLogger("flask_byok.stores")
 _FAILURES = (RedisError, RedisClusterException, ChildDeadlockedError, OSError)
 _META = ("_dead", "_sid", "_owner", "_created", "_seen")
-#: Milliseconds that replicas have to acknowledge a write; less than the read timeout.
-_WAIT_LIMIT = 150
+#: Milliseconds that replicas have to acknowledge a write, on a cluster and elsewhere. Redis ends such
+#: a wait up to 100 ms late, which must still be within the read timeout.
+_WAIT_LIMITS = (50, 100)
 #: A read lets the lifetime slide only after this part of it has passed.
 _SLIDE = 20
 _DEAD = SessionView(alive=False)
@@ -51,7 +52,7 @@ class RedisSessionStore:
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the first write, however much it is used.
     :param wait: replicas that must acknowledge a change. Each change then waits for them (Redis
-        ``WAIT``), and fails with ``StoreError`` when too few answer within 150 ms.
+        ``WAIT``), and fails with ``StoreError`` when too few answer in time.
     """
 
     name = "Redis"
@@ -72,6 +73,7 @@ class RedisSessionStore:
         self._ttl = _milliseconds(ttl)
         self._max_age = _milliseconds(max_age)
         self._wait = wait
+        self._wait_limit = _WAIT_LIMITS[not isinstance(self.client, RedisCluster)]
         self._clock = clock
 
     def guarded(self, function: Callable[..., T], *args: Any) -> T:
@@ -259,7 +261,7 @@ class RedisSessionStore:
             node = node.get_redis_connection(owner)
         pipeline = node.pipeline(transaction=False)
         pipeline.execute_command(*call)  # type: ignore[no-untyped-call]
-        pipeline.execute_command("WAIT", self._wait, _WAIT_LIMIT)  # type: ignore[no-untyped-call]
+        pipeline.execute_command("WAIT", self._wait, self._wait_limit)  # type: ignore[no-untyped-call]
         result, replicas = pipeline.execute(raise_on_error=False)
         return result, replicas
 

@@ -22,6 +22,8 @@ from ..errors import ConfigurationError, StoreError
 #: Seconds to connect, to wait for an answer, and to wait for a free connection. Their sum stays
 #: under 0.5.
 CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1
+#: A cluster client that got no answer asks for the nodes before it gives up: twice as many waits.
+CLUSTER_READ_TIMEOUT = 0.2
 #: Connections of one process to one server.
 MAX_CONNECTIONS = 64
 
@@ -105,6 +107,7 @@ def _sentinel_pool(pool: SentinelConnectionPool, options: dict[str, Any]) -> Sen
 def _cluster(client: RedisCluster) -> RedisCluster:
     options = _limits(client.get_connection_kwargs())  # type: ignore[no-untyped-call]
     options = {name: value for name, value in options.items() if name not in ("host", "port", "db")}
+    options["socket_timeout"] = CLUSTER_READ_TIMEOUT
     known = client.get_nodes()  # type: ignore[no-untyped-call]
     nodes = [ClusterNode(node.host, node.port) for node in known]  # type: ignore[no-untyped-call]
     try:
