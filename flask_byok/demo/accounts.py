@@ -1,0 +1,66 @@
+"""Two accounts to sign in with. Their passwords are no secret: the sign-in page shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from flask import Blueprint, current_app, redirect, render_template, request, session, url_for
+from flask_login import UserMixin, login_required, login_user, logout_user
+from werkzeug.security import check_password_hash, generate_password_hash
+from werkzeug.wrappers import Response
+
+from .extensions import login_manager
+
+bp = Blueprint("accounts", __name__)
+
+
+@dataclass(frozen=True)
+class User(UserMixin):  # type: ignore[misc]  # Flask-Login ships no types
+    """Somebody with an account."""
+
+    id: str
+    name: str
+    #: Shown on the sign-in page, since this is a demo.
+    password: str = field(repr=False)
+
+
+USERS = {
+    user.id: user
+    for user in (
+        User("ada", "Ada", password="engine-1843"),
+        User("grace", "Grace", password="compiler-1952"),
+    )
+}
+_HASHES = {user.id: generate_password_hash(user.password) for user in USERS.values()}
+
+login_manager.login_view = "accounts.sign_in"
+login_manager.user_loader(USERS.get)
+
+
+@bp.get("/sign-in")
+def sign_in() -> str:
+    """Show the form."""
+    return render_template("sign_in.html", users=USERS.values())
+
+
+@bp.post("/sign-in")
+def sign_in_submit() -> Any:
+    """Sign in, under a new session id."""
+    name = request.form.get("name", "").strip().lower()
+    if not check_password_hash(_HASHES.get(name, ""), request.form.get("password", "")):
+        page = render_template("sign_in.html", users=USERS.values(), name=name, wrong=True)
+        return page, 401
+    # A session id that somebody planted before is worth nothing after.
+    current_app.session_interface.regenerate(session)  # type: ignore[attr-defined]
+    login_user(USERS[name])
+    return redirect(url_for("chat.index"), 303)
+
+
+@bp.post("/sign-out")
+@login_required
+def sign_out() -> Response:
+    """Sign out; flask-byok deletes what the session kept."""
+    logout_user()
+    session.clear()
+    return redirect(url_for("chat.index"), 303)

@@ -1,0 +1,95 @@
+"""What the demo runs on: files in a folder of its own, or what REDIS_URL and DATABASE_URL name."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cachelib.file import FileSystemCache
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from sqlalchemy import create_engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from flask_byok.keyring import generate_encryption_key
+
+from .failure import UnusableSettingError
+
+#: Providers in the order in which the demo offers them.
+PROVIDERS = ("demo", "openai", "anthropic", "google", "groq", "xai", "openrouter")
+
+
+def app_config(environ: Mapping[str, str], folder: Path, demo_url: str) -> dict[str, Any]:
+    """Return the app's configuration.
+
+    :param folder: where files go; gone when the demo stops.
+    :param demo_url: base URL of the fake provider.
+    :raises UnusableSettingError: a server does not answer, or its URL is none.
+    """
+    config: dict[str, Any] = {
+        "INSTANCE_PATH": str(folder),
+        "SECRET_KEY": environ.get("SECRET_KEY") or secrets.token_hex(32),
+        "BYOK_PROVIDERS": PROVIDERS,
+        "BYOK_BASE_URLS": {"demo": demo_url},
+    }
+    if not (environ.get("BYOK_ENCRYPTION_KEY") or environ.get("BYOK_ENCRYPTION_KEY_FILE")):
+        # For a demo that forgets everything. An app sets the same one at each start.
+        config["BYOK_ENCRYPTION_KEY"] = generate_encryption_key()
+    if url := environ.get("DATABASE_URL"):
+        config["BYOK_DATABASE_URL"] = database_url(url)
+    if url := environ.get("REDIS_URL"):
+        return config | {"SESSION_TYPE": "redis", "SESSION_REDIS": redis_client(url)}
+    sessions = FileSystemCache(str(folder / "sessions"), mode=0o600)
+    return config | {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": sessions}
+
+
+def redis_client(url: str) -> Redis:
+    """Return a client with short time limits: every request with a session cookie waits for it.
+
+    :raises UnusableSettingError: no Redis answers there.
+    """
+    try:
+        client = Redis.from_url(
+            url, socket_connect_timeout=0.2, socket_timeout=0.5, retry=Retry(NoBackoff(), 0)
+        )
+        client.ping()
+    except (RedisError, ValueError) as error:
+        # Without the URL: it may hold a password.
+        raise UnusableSettingError(
+            f"No Redis answers at REDIS_URL ({type(error).__name__}). Start one, correct the address "
+            "(such as redis://127.0.0.1:6379/0), or unset REDIS_URL to run without."
+        ) from None
+    return client
+
+
+def database_url(url: str) -> str:
+    """Return the URL with the driver that the extra ``postgres`` installs.
+
+    :raises UnusableSettingError: no database answers there.
+    """
+    scheme, colon, rest = url.partition(":")
+    if scheme in ("postgres", "postgresql"):
+        url = f"postgresql+psycopg{colon}{rest}"
+    try:
+        engine = create_engine(url)
+        engine.connect().close()
+        engine.dispose()
+    except (SQLAlchemyError, ImportError) as error:
+        raise UnusableSettingError(
+            f"No database answers at DATABASE_URL ({type(error).__name__}). Start one, correct the address "
+            "(such as postgresql://user:password@127.0.0.1:5432/name), or unset DATABASE_URL to run without."
+        ) from None
+    return url
+
+
+def describe_stores(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Return in words where sessions and keys are kept."""
+    files = f"files in {folder}"
+    if environ.get("REDIS_URL"):
+        return {"sessions": "Redis", "keys": "Redis, encrypted"}
+    keys = "the database at DATABASE_URL" if environ.get("DATABASE_URL") else f"SQLite in {folder}"
+    return {"sessions": files, "keys": f"{keys}, encrypted"}
