@@ -10,7 +10,9 @@ from typing import TypeVar
 import pytest
 import redis
 
+from flask_byok.testing import FakeProviders
 from tests import services
+from tests.app import Browser, HostApp, browser, make_app
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -80,3 +82,23 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
 def sqlite_url(tmp_path: Path) -> str:
     """Name a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path / 'byok.sqlite'}"
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeProviders]:
+    """Run fake providers whose slow keys are slow by a moment only."""
+    with FakeProviders() as providers:
+        providers.slow_seconds = 0.3
+        yield providers
+
+
+@pytest.fixture
+def app(tmp_path: Path, fake: FakeProviders) -> HostApp:
+    """Make a host with every provider faked, its sessions and keys in files."""
+    return make_app(tmp_path, fake)
+
+
+@pytest.fixture
+def visitor(app: HostApp) -> Browser:
+    """Open a browser on the host."""
+    return browser(app)
