@@ -117,10 +117,12 @@ def _read_secret(path: Path) -> str | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return None
-        content = file.read(MAX_SECRET_FILE + 1)
+        content = os.read(descriptor, MAX_SECRET_FILE + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_SECRET_FILE:
         raise ValueError("too long for a secret")
     return content.decode()
