@@ -1,0 +1,365 @@
+"""Sealing, with vectors and a second implementation beside it."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet, InvalidToken
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_byok.errors import ConfigurationError, UnreadableCredentialError
+from flask_byok.keyring import (
+    Context,
+    Keyring,
+    UnknownKeyIdError,
+    generate_encryption_key,
+    parse_encryption_key,
+)
+from flask_byok.settings import Cipher
+from tests import sealing_reference as reference
+
+CIPHERS: tuple[Cipher, ...] = ("fernet", "aes-256-gcm")
+CONTEXT = Context("session", "session:4f1c", "openai")
+VECTORS = Path(__file__).parent / "vectors"
+GENERATE: list[dict[str, Any]] = json.loads((VECTORS / "generate.json").read_text())
+VERIFY: list[dict[str, Any]] = json.loads((VECTORS / "verify.json").read_text())
+INVALID: dict[str, Any] = json.loads((VECTORS / "invalid.json").read_text())
+
+both_ciphers = pytest.mark.parametrize("cipher", CIPHERS)
+
+
+def opens(keyring: Keyring, ciphertext: str, context: Context = CONTEXT) -> bool:
+    """Say whether a ciphertext opens; any error but ours is a failure of the test."""
+    try:
+        keyring.open(ciphertext, context)
+    except UnreadableCredentialError:
+        return False
+    return True
+
+
+class NaiveSealer:
+    """What a first draft does: one Fernet key for everything, bound to nothing."""
+
+    def __init__(self) -> None:
+        self._fernet = Fernet(Fernet.generate_key())
+
+    def seal(self, plaintext: bytes, context: Context) -> str:
+        """Encrypt; the context is of no use here."""
+        return self._fernet.encrypt(plaintext).decode()
+
+    def open(self, ciphertext: str, context: Context) -> bytes:
+        """Decrypt for whomever."""
+        return self._fernet.decrypt(ciphertext)
+
+
+# vectors
+
+
+@pytest.mark.parametrize("vector", GENERATE, ids=lambda v: f"{v['cipher']} {v['time']}")
+def test_vectors_to_generate(vector: dict[str, Any]) -> None:
+    """The second implementation makes the vector's ciphertext from its parts, and the keyring opens it."""
+    context = Context(**vector["context"])
+    ciphertext = reference.seal(
+        vector["cipher"],
+        parse_encryption_key(vector["encryption_key"], "it"),
+        (context.scope, context.owner, context.provider, context.slot),
+        vector["plaintext"].encode(),
+        nonce=bytes.fromhex(vector["nonce"]),
+        time=vector["time"],
+    )
+    assert ciphertext == vector["ciphertext"]
+    opened = Keyring(vector["encryption_key"]).open(ciphertext, context)
+    assert opened == vector["plaintext"].encode()
+
+
+@pytest.mark.parametrize("vector", VERIFY, ids=lambda v: v["name"])
+def test_vectors_to_verify(vector: dict[str, Any]) -> None:
+    """What was sealed once opens for ever, while its key is the current one or a fallback."""
+    keyring = Keyring(vector["encryption_key"], vector["fallbacks"])
+    ciphertext = vector["ciphertext"]
+    opened = keyring.open(ciphertext, Context(**vector["context"]))
+    assert opened == vector["plaintext"].encode()
+    assert keyring.needs_rotation(ciphertext) == vector["needs_rotation"]
+
+
+@pytest.mark.parametrize("vector", INVALID["vectors"], ids=lambda v: v["name"])
+def test_invalid_vectors(vector: dict[str, Any]) -> None:
+    """What is not ours is refused, and only an unknown key id is told apart."""
+    keyring = Keyring(INVALID["encryption_key"])
+    with pytest.raises(UnreadableCredentialError) as caught:
+        keyring.open(vector["ciphertext"], Context(**vector["context"]))
+    assert isinstance(caught.value, UnknownKeyIdError) == vector["unknown_key_id"]
+    assert caught.value.code == "key_unreadable"
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+# the format
+
+
+@both_ciphers
+def test_sealed_text_has_four_parts(cipher: Cipher) -> None:
+    """A ciphertext names its format, its key and its cipher, and is made anew each time."""
+    material = bytes(range(32))
+    keyring = Keyring(material.hex(), cipher=cipher)
+    first, second = (keyring.seal(b"api key", CONTEXT) for _ in range(2))
+    form, key_id, code, payload = first.split(".")
+    assert (form, key_id) == ("byok1", reference.key_id(material))
+    assert code == {"fernet": "f", "aes-256-gcm": "g"}[cipher]
+    assert base64.urlsafe_b64decode(payload)
+    assert first != second
+    assert keyring.open(first, CONTEXT) == keyring.open(second, CONTEXT) == b"api key"
+
+
+@both_ciphers
+def test_second_implementation_reads_what_is_sealed(cipher: Cipher) -> None:
+    """Taking nonce and time from a new ciphertext, the second implementation makes the same one."""
+    material = bytes(range(32))
+    ciphertext = Keyring(material.hex(), cipher=cipher).seal(b"api key", CONTEXT)
+    raw = base64.urlsafe_b64decode(ciphertext.split(".")[3])
+    nonce, time = (
+        (raw[9:25], int.from_bytes(raw[1:9], "big")) if cipher == "fernet" else (raw[:12], 0)
+    )
+    parts = ("session", "session:4f1c", "openai", "")
+    assert reference.seal(cipher, material, parts, b"api key", nonce=nonce, time=time) == ciphertext
+
+
+@both_ciphers
+def test_length_tells_nothing(cipher: Cipher) -> None:
+    """Keys of 20 to 400 characters give ciphertexts of one length; bare Fernet tells them apart."""
+    keyring, naive = Keyring(generate_encryption_key(), cipher=cipher), NaiveSealer()
+    sizes = range(20, 401, 10)
+    assert len({len(keyring.seal(b"k" * size, CONTEXT)) for size in sizes}) == 1
+    assert len({len(naive.seal(b"k" * size, CONTEXT)) for size in sizes}) > 10
+
+
+@both_ciphers
+@given(plaintext=st.binary(max_size=1100))
+def test_what_goes_in_comes_out(cipher: Cipher, plaintext: bytes) -> None:
+    """Any bytes come back as they were, whatever padding they needed."""
+    keyring = Keyring("ab" * 32, cipher=cipher)
+    assert keyring.open(keyring.seal(plaintext, CONTEXT), CONTEXT) == plaintext
+
+
+# nothing but the untouched ciphertext opens
+
+
+@both_ciphers
+def test_every_bit_flip_is_refused(cipher: Cipher) -> None:
+    """No bit of the text can be turned over, wherever it is."""
+    keyring = Keyring(generate_encryption_key(), cipher=cipher)
+    ciphertext = keyring.seal(b"sk-proj-" + b"k" * 120, CONTEXT)
+    flipped = (
+        ciphertext[:place] + chr(ord(char) ^ 1 << bit) + ciphertext[place + 1 :]
+        for place, char in enumerate(ciphertext)
+        for bit in range(8)
+    )
+    assert [text for text in flipped if opens(keyring, text)] == []
+    assert opens(keyring, ciphertext)
+
+
+@both_ciphers
+def test_spare_bits_are_refused(cipher: Cipher) -> None:
+    """The last letter of base64 can be spelt in more than one way; only one of them opens."""
+    keyring = Keyring(generate_encryption_key(), cipher=cipher)
+    ciphertext = keyring.seal(b"k" * 600, CONTEXT)
+    assert ciphertext.endswith("=")
+    alphabet = string.ascii_letters + string.digits + "+/-_="
+    spelt = [ciphertext[:-2] + one + other for one in alphabet for other in alphabet]
+    assert [text for text in spelt if opens(keyring, text)] == [ciphertext]
+
+
+@both_ciphers
+def test_every_truncation_is_refused(cipher: Cipher) -> None:
+    """No beginning and no end of the text opens."""
+    keyring = Keyring(generate_encryption_key(), cipher=cipher)
+    ciphertext = keyring.seal(b"api key", CONTEXT)
+    cut = [text for n in range(1, len(ciphertext)) for text in (ciphertext[:n], ciphertext[n:])]
+    assert [text for text in cut if opens(keyring, text)] == []
+
+
+@both_ciphers
+@given(text=st.text(max_size=60) | st.text("byok1.fgA=_-", max_size=60))
+def test_any_text_is_refused(cipher: Cipher, text: str) -> None:
+    """Whatever lies in the store, opening it fails with our error and no other."""
+    keyring = Keyring("ab" * 32, cipher=cipher)
+    assert not opens(keyring, text)
+    assert not opens(keyring, f"byok1.{keyring.key_ids[0]}.f.{text}")
+    assert not opens(keyring, f"byok1.{keyring.key_ids[0]}.g.{text}")
+
+
+OWNERS = ("session:1", "session:1/user:1", "user:1", "team:1")
+PROVIDERS = ("openai", "groq", "anthropic")
+SCOPES = ("session", "user", "team")
+CONTEXTS = [
+    Context(scope, owner, provider, slot)
+    for scope, owner, provider, slot in itertools.product(SCOPES, OWNERS, PROVIDERS, ("", "work"))
+]
+
+
+@both_ciphers
+def test_every_swap_is_refused(cipher: Cipher) -> None:
+    """A ciphertext moved to any other owner, provider, scope or slot does not open."""
+    keyring = Keyring(generate_encryption_key(), cipher=cipher)
+    sealed = {context: keyring.seal(b"api key", context) for context in CONTEXTS}
+    pairs = list(itertools.permutations(CONTEXTS, 2))
+    assert len(pairs) == 72 * 71
+    assert [pair for pair in pairs if opens(keyring, sealed[pair[0]], pair[1])] == []
+    assert all(opens(keyring, sealed[context], context) for context in CONTEXTS)
+
+
+def test_naive_sealer_opens_every_swap() -> None:
+    """Bare Fernet, as a first draft uses it, opens each of those 5,112 swaps: the test above can fail."""
+    naive = NaiveSealer()
+    sealed = {context: naive.seal(b"api key", context) for context in CONTEXTS}
+    for here, there in itertools.permutations(CONTEXTS, 2):
+        try:
+            assert naive.open(sealed[here], there) == b"api key"
+        except InvalidToken:
+            pytest.fail("bare Fernet is bound to something after all")
+
+
+few_letters = st.text("ab:/\0é", max_size=5)
+contexts = st.builds(Context, few_letters, few_letters, few_letters, few_letters)
+
+
+@given(one=contexts, other=contexts)
+def test_encoding_is_injective(one: Context, other: Context) -> None:
+    """Two contexts have one encoding only if they are equal."""
+    assert (one.encode() == other.encode()) == (one == other)
+
+
+@given(context=contexts)
+def test_encoding_as_described(context: Context) -> None:
+    """The encoding is the one that the second implementation writes."""
+    parts = (context.scope, context.owner, context.provider, context.slot)
+    assert context.encode() == reference.encode(parts)
+
+
+@given(parts=st.lists(few_letters, min_size=4, max_size=4), cut=st.integers(0, 5))
+def test_letters_moved_between_parts(parts: list[str], cut: int) -> None:
+    """Letters moved from one part to the next make another encoding, though joined they read the same."""
+    moved = [parts[0] + parts[1][:cut], parts[1][cut:], *parts[2:]]
+    assert (Context(*moved).encode() == Context(*parts).encode()) == (moved == parts)
+
+
+# encryption keys
+
+
+def test_current_key_seals_and_fallbacks_open() -> None:
+    """After a rotation new texts carry the new key's id, old ones still open and ask to be sealed anew."""
+    old, new = generate_encryption_key(), generate_encryption_key()
+    before, after = Keyring(old), Keyring(new, [old])
+    ciphertext = before.seal(b"api key", CONTEXT)
+    assert after.open(ciphertext, CONTEXT) == b"api key"
+    assert after.needs_rotation(ciphertext)
+    assert not before.needs_rotation(ciphertext)
+    again = after.seal(b"api key", CONTEXT)
+    assert not after.needs_rotation(again)
+    assert Keyring(new).open(again, CONTEXT) == b"api key"
+    assert after.key_ids == (again.split(".")[1], ciphertext.split(".")[1])
+    with pytest.raises(UnknownKeyIdError):
+        before.open(again, CONTEXT)
+
+
+def test_other_cipher_needs_rotation() -> None:
+    """Each cipher opens what the other sealed, and would seal it anew."""
+    encryption_key = generate_encryption_key()
+    for mine, other in (CIPHERS, CIPHERS[::-1]):
+        ciphertext = Keyring(encryption_key, cipher=other).seal(b"api key", CONTEXT)
+        keyring = Keyring(encryption_key, cipher=mine)
+        assert keyring.open(ciphertext, CONTEXT) == b"api key"
+        assert keyring.needs_rotation(ciphertext)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(lambda raw: base64.urlsafe_b64encode(raw).decode(), id="Fernet"),
+        pytest.param(lambda raw: base64.urlsafe_b64encode(raw), id="Fernet bytes"),
+        pytest.param(lambda raw: base64.b64encode(raw).decode() + "\n", id="base64 and line break"),
+        pytest.param(lambda raw: raw.hex(), id="hex"),
+        pytest.param(lambda raw: raw.hex().upper().encode(), id="HEX bytes"),
+    ],
+)
+def test_forms_of_an_encryption_key(form: Any) -> None:
+    """One key in any of its forms, as text or bytes, is one key."""
+    raw = bytes(range(220, 252))
+    assert parse_encryption_key(form(raw), "BYOK_ENCRYPTION_KEY") == raw
+    assert Keyring(form(raw)).key_ids == (reference.key_id(raw),)
+
+
+MALFORMED = [
+    "",
+    " ",
+    "hunter2-is-my-key",
+    "ab" * 31,
+    "ab" * 33,
+    "zz" * 32,
+    generate_encryption_key()[:-2],
+    generate_encryption_key() + "AAAA",
+    generate_encryption_key().replace("=", "") + "é",
+    b"\xff" * 44,
+    bytes(range(32)),
+    1234567890,
+    None,
+]
+
+
+@pytest.mark.parametrize("malformed", MALFORMED, ids=lambda value: repr(value)[:20])
+def test_malformed_encryption_keys(malformed: Any) -> None:
+    """A malformed key is refused with a sentence that names the setting, says what to do, and repeats nothing."""
+    good = generate_encryption_key()
+    for setting, make in (
+        ("BYOK_ENCRYPTION_KEY", lambda: Keyring(malformed)),
+        ("BYOK_ENCRYPTION_KEY_FALLBACKS", lambda: Keyring(good, [malformed])),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            make()
+        message = str(caught.value)
+        assert message.startswith(f"{setting} ")
+        assert "flask byok generate-key" in message
+        shown = malformed.decode("latin1") if isinstance(malformed, bytes) else str(malformed)
+        assert len(shown) < 5 or shown not in message
+        assert caught.value.__cause__ is None
+
+
+def test_unknown_cipher() -> None:
+    """A cipher that does not exist is refused by its setting's name."""
+    with pytest.raises(ConfigurationError, match=r"BYOK_CIPHER is 'rot13'; use 'fernet' or"):
+        Keyring(generate_encryption_key(), cipher="rot13")  # type: ignore[arg-type]
+
+
+def test_generated_keys_differ() -> None:
+    """Each generated encryption key is new and has 32 bytes."""
+    made = {generate_encryption_key() for _ in range(50)}
+    assert len(made) == 50
+    assert {len(parse_encryption_key(key, "it")) for key in made} == {32}
+
+
+def test_repr_shows_no_key() -> None:
+    """A keyring shows the ids of its keys and nothing that opens anything."""
+    old, new = generate_encryption_key(), generate_encryption_key()
+    keyring = Keyring(new, [old])
+    shown = f"{keyring!r} {keyring} {keyring._current!r} {keyring._keys}"
+    for encryption_key in (old, new):
+        raw = parse_encryption_key(encryption_key, "it")
+        assert encryption_key not in shown
+        assert raw.hex() not in shown
+        assert repr(raw)[2:-1] not in shown
+    assert all(key_id in repr(keyring) for key_id in keyring.key_ids)
+
+
+def test_fingerprint() -> None:
+    """A fingerprint is equal for equal secrets under one encryption key, and shows nothing of them."""
+    one, other = Keyring("ab" * 32), Keyring("cd" * 32)
+    assert one.fingerprint("api key") == one.fingerprint("api key") != one.fingerprint("api kez")
+    assert one.fingerprint("api key") != other.fingerprint("api key")
+    assert len(one.fingerprint("")) == 64
