@@ -22,6 +22,9 @@ POOL_TIMEOUT = CONNECT_TIMEOUT = 1
 #: Seconds that a SQLite writer queues behind others.
 BUSY_TIMEOUT = 5
 
+# Marks our own engines, whose connections commit each statement unless told otherwise.
+_OWN = "flask_byok_own"
+
 _forked_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -34,12 +37,17 @@ def open_engine(engine_or_url: Any) -> Engine:
 
     :raises ConfigurationError: neither an engine nor a URL that SQLAlchemy knows.
     """
-    engine = engine_or_url if isinstance(engine_or_url, Engine) else None
-    url = engine.url if engine is not None else _parse(engine_or_url)
+    host = engine_or_url if isinstance(engine_or_url, Engine) else None
+    url = _parse(engine_or_url) if host is None else host.url
     if _in_memory(url):
         return _memory_engine()
-    if engine is None:
+    if host is None:
         engine = _engine(url)
+    elif url.get_backend_name() == "sqlite":
+        # Hosts often begin SQLite transactions in ways of their own, which ours would collide with.
+        engine = _sqlite_engine(url)
+    else:
+        engine = host
     _forked_engines.add(engine)
     return engine
 
@@ -52,11 +60,11 @@ class Transactions:
 
     def __init__(self, engine: Engine) -> None:
         self.dialect = engine.dialect.name
-        self._several: Engine = engine
-        self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
-        if self.dialect == "sqlite":
-            self._several = self._single
-        elif self.dialect == "postgresql":
+        self._single: Engine = engine
+        if not engine.get_execution_options().get(_OWN):
+            self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._several: Engine = self._single
+        if self.dialect != "sqlite":
             # The statements rely on seeing what was committed while they waited for a row.
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
@@ -92,35 +100,46 @@ def _in_memory(url: URL) -> bool:
 
 def _memory_engine() -> Engine:
     # One connection for all threads, which queue for it.
-    return create_engine(
-        "sqlite://",
+    return _own_engine(
+        make_url("sqlite://"),
         poolclass=QueuePool,
         pool_size=1,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT,
         connect_args={"check_same_thread": False},
-        hide_parameters=True,
     )
 
 
+def _sqlite_engine(url: URL) -> Engine:
+    _make_file(url)
+    return _own_engine(url, pool_timeout=POOL_TIMEOUT, connect_args={"timeout": BUSY_TIMEOUT})
+
+
 def _engine(url: URL) -> Engine:
-    options: dict[str, Any] = {"pool_timeout": POOL_TIMEOUT, "hide_parameters": True}
     backend = url.get_backend_name()
     if backend == "sqlite":
-        _make_file(url)
-        options["connect_args"] = {"timeout": BUSY_TIMEOUT}
-    elif backend == "postgresql":
-        options["connect_args"] = {"connect_timeout": CONNECT_TIMEOUT}
+        engine = _sqlite_engine(url)
+        event.listen(engine, "connect", _prepare_sqlite)
+        return engine
+    patience = {"connect_timeout": CONNECT_TIMEOUT} if backend == "postgresql" else {}
+    return _own_engine(url, pool_timeout=POOL_TIMEOUT, connect_args=patience)
+
+
+def _own_engine(url: URL, **options: Any) -> Engine:
+    mark = {_OWN: True}
     try:
-        engine = create_engine(url, **options)
+        return create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+            execution_options=mark,
+            **options,
+        )
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigurationError(
             f"The driver of BYOK_DATABASE_URL ({url.drivername}) is not installed: "
             f"{type(error).__name__}. For PostgreSQL install 'flask-byok[postgres]'."
         ) from None
-    if backend == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-    return engine
 
 
 def _make_file(url: URL) -> None:

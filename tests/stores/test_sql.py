@@ -189,6 +189,21 @@ def test_host_transaction_is_its_own(engine: Engine) -> None:
     assert store.read(session, VISITOR).records
 
 
+def test_host_begins_sqlite_its_own_way(sqlite_url: str) -> None:
+    """A host that begins SQLite transactions by hand shares its file, not its engine."""
+    host = create_engine(sqlite_url, connect_args={"isolation_level": None})
+    event.listen(host, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    store = store_on(host)
+    session = begin(store)
+    store.write(session, VISITOR, record := make_record())
+    store.record_verdict(session, VISITOR, "openai", verdict_for(record))
+    with host.connect() as connection:
+        assert connection.execute(select(tables.keys.c.verdict)).scalar()
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
+    assert store.engine is not host
+    host.dispose()
+
+
 def test_host_isolation_is_its_own(postgres_url: str) -> None:
     """A host that works in serializable transactions keeps them, and ours work beside."""
     engine = create_engine(postgres_url, isolation_level="SERIALIZABLE")
