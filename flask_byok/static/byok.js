@@ -153,9 +153,11 @@ class ByokSettings extends HTMLElement {
   }
 
   #onSubmit(event) {
+    const row = event.target.closest("[data-byok-provider]");
+    if (!row) return; // the form that closes the dialog, which passes through our slot
     event.preventDefault();
-    const action = event.submitter?.dataset.byokAction ?? "save";
-    this.#act(event.target.closest("[data-byok-provider]").dataset.byokProvider, action, event.submitter?.value);
+    const { dataset, value } = event.submitter ?? {};
+    this.#act(row.dataset.byokProvider, dataset?.byokAction ?? "save", value);
   }
 
   #onClick(event) {

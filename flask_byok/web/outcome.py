@@ -38,7 +38,12 @@ class Outcome:
     def added_to(self, url: str) -> str:
         """Return the path and query of the URL with this outcome instead of an earlier one."""
         parts = urlsplit(url)
-        facts = {_OUTCOME: self.code, _PROVIDER: self.provider, _VERDICT: self.verdict, _REASON: self.reason}
+        facts = {
+            _OUTCOME: self.code,
+            _PROVIDER: self.provider,
+            _VERDICT: self.verdict,
+            _REASON: self.reason,
+        }
         query = _foreign(parts.query) + [(name, value) for name, value in facts.items() if value]
         return f"{parts.path}?{urlencode(query)}"
 

@@ -14,6 +14,7 @@ from flask import Blueprint, Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..credentials import Secret
 from ..errors import ByokError, RateLimitedError, StoreError
 from . import api, text
 from .outcome import Notice, Outcome, local_path, notice, without_outcome
@@ -49,7 +50,11 @@ class UI:
         """Return the same settings as a section of a host's own page."""
         content = self._content()
         return self._render(
-            "settings.html", next_url=_present_url(), collapsible=True, notice=_notice(content["rows"]), **content
+            "settings.html",
+            next_url=_present_url(),
+            collapsible=True,
+            notice=_notice(content["rows"]),
+            **content,
         )
 
     def document(self) -> Response:
@@ -82,7 +87,9 @@ class UI:
         return {
             "error": None,
             "failure": None,
-            "rows": [_row(status, text.BADGES[self._settings.labels]) for status in found["providers"]],
+            "rows": [
+                _row(status, text.BADGES[self._settings.labels]) for status in found["providers"]
+            ],
             "precedence": _precedence(found["precedence"], found["authenticated"]),
             "storage": found["storage"],
             "csrf_token": found["csrf_token"],
@@ -137,7 +144,8 @@ def _save(provider: str) -> Outcome:
 
 def _validate(provider: str) -> Outcome:
     typed = _typed_fields(provider)
-    validation = api.validate_key(provider, typed if any(typed.values()) else None)
+    is_typed = any(secret.reveal() for secret in typed.values())
+    validation = api.validate_key(provider, typed if is_typed else None)
     return Outcome(code="validated", provider=provider, verdict=validation["verdict"])
 
 
@@ -154,9 +162,9 @@ def _promote(provider: str) -> Outcome:
 _ACTIONS = {"save": _save, "validate": _validate, "clear": _clear, "promote": _promote}
 
 
-def _typed_fields(provider: str) -> dict[str, str]:
+def _typed_fields(provider: str) -> dict[str, Secret]:
     spec = get_state().service.catalog.get(provider)
-    return {field.name: request.form.get(field.name, "") for field in spec.fields}
+    return {field.name: Secret(request.form.get(field.name, "")) for field in spec.fields}
 
 
 def _show_problem_on_page(response: Response) -> Response:
@@ -164,7 +172,10 @@ def _show_problem_on_page(response: Response) -> Response:
 
     A form that another site made keeps the bare problem: nobody sent it from a page of ours.
     """
-    if request.endpoint != "byok.settings_action" or response.mimetype != "application/problem+json":
+    if (
+        request.endpoint != "byok.settings_action"
+        or response.mimetype != "application/problem+json"
+    ):
         return response
     if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
         return response
@@ -237,7 +248,9 @@ def _precedence(tiers: list[str], authenticated: bool) -> list[str]:
 def _templates() -> Environment:
     """Return an environment of our own: the host's templates cannot shadow ours, nor its settings stop escaping."""
     return Environment(
-        loader=FunctionLoader(lambda name: files("flask_byok.templates").joinpath(name).read_text("utf-8")),
+        loader=FunctionLoader(
+            lambda name: files("flask_byok.templates").joinpath(name).read_text("utf-8")
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

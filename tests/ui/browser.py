@@ -1,0 +1,168 @@
+"""Headless Chromium, and the settings in it as a person meets them."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=900,1000",
+)
+
+
+@contextmanager
+def chromium(*, script: bool = True) -> Iterator[Chrome]:
+    """Run a browser of our own, with or without JavaScript."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = ChromeOptions()
+        options.binary_location = shutil.which("chromium") or ""
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        if not script:
+            blocked = {"profile.managed_default_content_settings.javascript": 2}
+            options.add_experimental_option("prefs", blocked)
+        driver = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+class SettingsPage:
+    """What a person sees and does in the settings, dialog or page."""
+
+    def __init__(self, driver: Chrome, url: str) -> None:
+        self.driver = driver
+        self.url = url
+
+    def visit(self, path: str = "/") -> None:
+        """Load a page of the host."""
+        self.driver.get(self.url + path)
+
+    def open(self, path: str = "/") -> None:
+        """Load a page of the host and open its dialog with the button."""
+        self.visit(path)
+        self.driver.find_element(By.CSS_SELECTOR, "[commandfor=byok-dialog]").click()
+        self.wait(lambda: self.dialog_is_open(), "the dialog is open")
+
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+        """Poll until the condition holds; an element that was replaced meanwhile is looked up again."""
+        waiting = WebDriverWait(self.driver, seconds, 0.05, ignored_exceptions=[Exception])
+        return waiting.until(lambda _: condition(), what)
+
+    def dialog_is_open(self) -> bool:
+        """Say whether the dialog is shown."""
+        dialog = self.driver.find_element(By.ID, "byok-dialog")
+        return dialog.get_attribute("open") is not None
+
+    def find(self, selector: str) -> WebElement:
+        """Find an element inside the shadow root."""
+        root = self.driver.find_element(By.CSS_SELECTOR, "byok-settings").shadow_root
+        return root.find_element(By.CSS_SELECTOR, selector)
+
+    def find_all(self, selector: str) -> list[WebElement]:
+        """Find all such elements inside the shadow root."""
+        root = self.driver.find_element(By.CSS_SELECTOR, "byok-settings").shadow_root
+        return root.find_elements(By.CSS_SELECTOR, selector)
+
+    def row(self, provider: str, selector: str = "") -> WebElement:
+        """Find a provider's row, or an element in it."""
+        return self.find(f'[data-byok-provider="{provider}"] {selector}'.strip())
+
+    def row_all(self, provider: str, selector: str) -> list[WebElement]:
+        """Find all such elements in a provider's row."""
+        return self.find_all(f'[data-byok-provider="{provider}"] {selector}')
+
+    def source(self, provider: str) -> str | None:
+        """Return the tier that the row names."""
+        return self.row(provider).get_attribute("data-byok-source")
+
+    def badge(self, provider: str) -> str:
+        """Return the row's badge."""
+        return self.row(provider, "[data-byok-badge]").text
+
+    def input(self, provider: str, name: str = "api_key") -> WebElement:
+        """Find where a field is typed."""
+        return self.row(provider, f'input[name="{name}"]')
+
+    def typed(self, provider: str) -> str:
+        """Return what stands in the key's input."""
+        return str(self.input(provider).get_property("value"))
+
+    def type(self, provider: str, text: str, name: str = "api_key") -> None:
+        """Type into a field."""
+        field = self.input(provider, name)
+        field.clear()
+        field.send_keys(text)
+
+    def press(self, provider: str, action: str) -> None:
+        """Press one of a row's buttons."""
+        self.row(provider, f'[data-byok-action="{action}"]').click()
+
+    def save(self, provider: str, api_key: str) -> None:
+        """Type a key and press Save."""
+        self.type(provider, api_key)
+        self.press(provider, "save")
+
+    @property
+    def message(self) -> str:
+        """What the live region says."""
+        return self.find("[data-byok-message]").text
+
+    def expect(self, message: str) -> None:
+        """Wait until the live region says just this."""
+        try:
+            self.wait(lambda: self.message == message, message)
+        except Exception:
+            assert self.message == message
+            raise
+
+    def focused(self) -> str:
+        """Name what has the focus: an action, an input's name, a tag; inside the shadow root too."""
+        name = self.driver.execute_script("""
+            let element = document.activeElement;
+            while (element.shadowRoot?.activeElement) element = element.shadowRoot.activeElement;
+            return element.dataset.byokAction ?? (element.name || element.tagName.toLowerCase());
+        """)
+        return str(name)
+
+    def call(self, expression: str, *arguments: Any) -> Any:
+        """Await an expression in which `byok` is the module and `given` are the arguments."""
+        return self.driver.execute_async_script(
+            f"""
+            const done = arguments[arguments.length - 1], given = [...arguments].slice(0, -1);
+            const source = document.querySelector('script[type="module"]').src;
+            import(source)
+              .then(async (byok) => done(await ({expression})))
+              .catch((error) => done({{ code: error.code, message: error.message }}));
+            """,
+            *arguments,
+        )
+
+    def emulate(self, **features: str) -> None:
+        """Set media features: `prefers_color_scheme="dark"`."""
+        chosen = [{"name": n.replace("_", "-"), "value": v} for n, v in features.items()]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": chosen})
+
+    def resize(self, width: int, height: int) -> None:
+        """Make the viewport this wide, in CSS pixels."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

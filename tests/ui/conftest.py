@@ -1,0 +1,76 @@
+"""One browser for all tests, and a fresh host for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome
+
+from flask_byok.testing import FakeProviders
+
+from .browser import SettingsPage, chromium
+from .host import Host, create_host
+
+ServeHost = Callable[..., Host]
+
+
+@pytest.fixture(scope="session")
+def scripted_browser() -> Iterator[Chrome]:
+    """Start a browser once; starting takes longer than most tests."""
+    with chromium() as driver:
+        yield driver
+
+
+@pytest.fixture(scope="session")
+def scriptless_browser() -> Iterator[Chrome]:
+    """Start a browser without JavaScript once."""
+    with chromium(script=False) as driver:
+        yield driver
+
+
+@pytest.fixture
+def browser(scripted_browser: Chrome) -> Iterator[Chrome]:
+    """Give the browser with nothing left in it from the test before."""
+    yield scripted_browser
+    scripted_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    scripted_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    _empty(scripted_browser)
+
+
+@pytest.fixture
+def plain_browser(scriptless_browser: Chrome) -> Iterator[Chrome]:
+    """Give the browser without JavaScript, with nothing left in it."""
+    yield scriptless_browser
+    _empty(scriptless_browser)
+
+
+def _empty(driver: Chrome) -> None:
+    driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+    driver.get("about:blank")
+    driver.get_log("browser")  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def serve(tmp_path: Path, byok_fake_providers: FakeProviders) -> Iterator[ServeHost]:
+    """Serve a host whose providers are the fake ones; keywords are its settings."""
+    hosts: list[Host] = []
+
+    def start(**config: Any) -> Host:
+        urls = byok_fake_providers.base_urls
+        real = {name: urls[name] for name in urls.keys() - {"demo", "custom"}}
+        host = Host(create_host(tmp_path, **{"BYOK_BASE_URLS": real} | config))
+        hosts.append(host.__enter__())
+        return host
+
+    yield start
+    for host in hosts:
+        host.__exit__()
+
+
+@pytest.fixture
+def settings(serve: ServeHost, browser: Chrome) -> SettingsPage:
+    """Show a host with the default settings."""
+    return SettingsPage(browser, serve().url)

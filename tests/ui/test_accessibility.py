@@ -1,0 +1,182 @@
+"""Usable by everyone: axe, keyboard, small windows, forced colours."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.action_chains import ActionChains
+
+from flask_byok.testing import FakeProviders
+from tests.services import AXE_SCRIPT
+
+from .browser import SettingsPage
+from .conftest import ServeHost
+
+#: What axe looks for: WCAG 2.2 AA, and what it calls best practice.
+RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+THEMES: dict[str, dict[str, str]] = {
+    "light": {"prefers_color_scheme": "light"},
+    "dark": {"prefers_color_scheme": "dark"},
+    "forced": {"forced_colors": "active", "prefers_color_scheme": "dark"},
+}
+SIZES = {"wide": (900, 1000), "narrow": (320, 640)}
+
+
+def findings(settings: SettingsPage) -> list[str]:
+    """Run axe on the page and return what it finds, with the element."""
+    settings.driver.execute_script(AXE_SCRIPT.read_text())
+    found: dict[str, Any] = settings.driver.execute_async_script(
+        """
+        const [rules, done] = arguments;
+        axe.run(document, { runOnly: rules, resultTypes: ["violations"] }).then(done, (e) => done({ error: `${e}` }));
+        """,
+        RULES,
+    )
+    assert "error" not in found, found
+    assert len(found["passes"]) > 15, "axe did not look into the page"
+    return [
+        f"{v['id']}: {json.dumps(n['target'])}" for v in found["violations"] for n in v["nodes"]
+    ]
+
+
+@pytest.fixture
+def settings(
+    serve: ServeHost,
+    browser: Chrome,
+    byok_fake_providers: FakeProviders,
+    request: pytest.FixtureRequest,
+) -> SettingsPage:
+    """Show a host with each kind of row: own key, shared, locked, not set, two fields."""
+    host = serve(
+        BYOK_LOCKED_PROVIDERS=["groq"],
+        BYOK_ALLOW_CUSTOM_PROVIDERS=True,
+    )
+    return SettingsPage(browser, host.url)
+
+
+def show_every_state(settings: SettingsPage, fake: FakeProviders) -> None:
+    """Bring the dialog into the state with the most to see: saved, refused, asking."""
+    settings.open()
+    settings.save("openai", fake.api_key("openai", "restricted"))
+    settings.wait(lambda: settings.message.startswith("Key saved"), "saved")
+    settings.press("openai", "clear")
+    settings.save("anthropic", "sk-ant-not-a-key-of-anybody")
+    settings.wait(lambda: settings.message.startswith("Failed"), "refused")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_nothing_in_the_dialog(
+    settings: SettingsPage, byok_fake_providers: FakeProviders, theme: str, size: str
+) -> None:
+    """In each theme and width, axe has no finding."""
+    settings.emulate(**THEMES[theme])
+    settings.resize(*SIZES[size])
+    show_every_state(settings, byok_fake_providers)
+    assert findings(settings) == []
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/providers/settings?next=/", "/inline", "/inline?dir=rtl", "/"]
+)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_pages(settings: SettingsPage, path: str, theme: str) -> None:
+    """The standalone page, the inline settings in both directions, and the host's page with the dialog shut."""
+    settings.emulate(**THEMES[theme])
+    settings.visit(path)
+    assert findings(settings) == []
+
+
+def test_axe_would_find_something(settings: SettingsPage) -> None:
+    """The check can fail: an input without its label is found inside the shadow root."""
+    settings.open()
+    script = "arguments[0].querySelector('label').remove(); arguments[0].querySelector('[part=input]').placeholder = ''"
+    settings.driver.execute_script(script, settings.row("openai"))
+    assert any(found.startswith("label:") for found in findings(settings))
+
+
+def test_narrow_window_needs_no_sideways_scrolling(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """At 320 CSS pixels nothing is wider than the window, in the dialog and in the page."""
+    settings.resize(*SIZES["narrow"])
+    show_every_state(settings, byok_fake_providers)
+    overflow = """
+        const box = document.querySelector("byok-settings");
+        return [document.documentElement.scrollWidth - innerWidth, box.scrollWidth - box.clientWidth];
+    """
+    assert settings.driver.execute_script(overflow) == [0, 0]
+    settings.visit("/api/providers/settings?next=/")
+    assert max(settings.driver.execute_script(overflow)) <= 0
+
+
+def test_targets_are_large_enough(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """Every control is at least 44 CSS pixels high and wide."""
+    settings.resize(*SIZES["narrow"])
+    show_every_state(settings, byok_fake_providers)
+    controls = settings.find_all(":is(button, input, a, [part=button])")
+    shown = [(c.text, c.size) for c in controls if c.is_displayed()]
+    assert len(shown) > 20
+    assert [s for s in shown if s[1]["height"] < 44 or s[1]["width"] < 44] == []
+
+
+def test_keyboard_alone_is_enough(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """Tab, Enter, Space and Escape open, save, ask, clear and close; the focus is never lost."""
+    settings.visit()
+
+    def press(*keys: str) -> str:
+        ActionChains(settings.driver).send_keys(*keys).perform()
+        return settings.focused()
+
+    def tab_to(control: str) -> None:
+        for _ in range(8):
+            if press(Keys.TAB) == control:
+                return
+        raise AssertionError(f"Tab does not lead to {control}")
+
+    tab_to("button")
+    press(Keys.ENTER)
+    settings.wait(settings.dialog_is_open, "the dialog is open")
+    tab_to("api_key")
+    press(byok_fake_providers.api_key("openai"), Keys.ENTER)
+    settings.expect("Key saved")
+    assert settings.focused() == "api_key"
+    tab_to("clear")
+    press(Keys.SPACE)
+    settings.wait(lambda: settings.focused() == "cancel", "the question has the focus")
+    ActionChains(settings.driver).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(
+        Keys.SHIFT
+    ).perform()
+    assert settings.focused() == "confirm"
+    press(Keys.ENTER)
+    settings.expect("Key removed")
+    assert settings.focused() == "api_key"
+    press(Keys.ESCAPE)
+    settings.wait(lambda: not settings.dialog_is_open(), "the dialog is shut")
+    assert settings.focused() == "button"
+
+
+def test_focus_is_not_hidden(settings: SettingsPage) -> None:
+    """What the focus reaches is never behind the header or the message, in a low window."""
+    settings.resize(400, 420)
+    settings.open()
+    settings.press("openai", "validate")
+    settings.wait(lambda: settings.message.startswith("Failed"), "a message stands at the bottom")
+    hidden = """
+        const root = document.querySelector("byok-settings").shadowRoot;
+        const box = root.activeElement?.getBoundingClientRect();
+        const edge = (part) => root.querySelector(`[part="${part}"]`).getBoundingClientRect();
+        return box && (box.bottom > edge("message-bar").top + 1 || box.top < edge("header").bottom - 1)
+          ? root.activeElement.outerHTML : null;
+    """
+    for _ in range(20):
+        ActionChains(settings.driver).send_keys(Keys.TAB).perform()
+        assert settings.driver.execute_script(hidden) is None

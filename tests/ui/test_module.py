@@ -1,0 +1,102 @@
+"""The script's module, as a host's own scripts use it."""
+
+from __future__ import annotations
+
+import pytest
+
+from flask_byok.testing import FakeProviders
+
+from .browser import SettingsPage
+
+
+@pytest.fixture
+def open_settings(settings: SettingsPage) -> SettingsPage:
+    """Show the host's page, which records the events of the module."""
+    settings.visit()
+    settings.driver.execute_script("""
+        window.changes = [];
+        document.addEventListener("byok:change", (event) => window.changes.push(event.detail));
+    """)
+    return settings
+
+
+def test_module_exports_the_verbs(open_settings: SettingsPage) -> None:
+    """The module exports the five verbs and `hasApiKey`, and nothing else."""
+    names = open_settings.call("Object.keys(byok).sort()")
+    assert names == [
+        "clearProviderKey",
+        "getProviderKeys",
+        "hasApiKey",
+        "promoteProviderKeys",
+        "setProviderKey",
+        "validateProviderKey",
+    ]
+
+
+def test_verbs_work_and_tell_of_changes(
+    open_settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """A host's script can save, check and clear; each change is an event without the key, and the row follows."""
+    page, api_key = open_settings, byok_fake_providers.api_key("openai")
+    assert page.call("byok.hasApiKey('openai')") is False
+    assert page.call("byok.validateProviderKey('openai', given[0])", api_key)["verdict"] == "valid"
+    assert page.call("byok.setProviderKey('openai', given[0])", api_key)["success"] is True
+    assert page.call("byok.hasApiKey('openai')") is True
+    page.wait(lambda: page.source("openai") == "session", "the row follows")
+    assert page.call("byok.validateProviderKey('openai')")["valid"] is True
+    assert page.call("byok.clearProviderKey('openai')")["cleared"] == ["session"]
+    page.wait(lambda: page.source("openai") == "", "the row follows")
+    changes = page.driver.execute_script("return window.changes")
+    assert [(c["action"], c["provider"]) for c in changes] == [
+        ("save", "openai"),
+        ("validate", "openai"),
+        ("clear", "openai"),
+    ]
+    assert api_key not in str(changes)
+
+
+def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
+    """A verb that fails rejects with the problem's code and a sentence of ours, and changes nothing."""
+    failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
+    assert failed == {"code": "key_refused", "message": "The provider does not know this key."}
+    failed = open_settings.call("byok.promoteProviderKeys()")
+    assert failed["code"] == "owner_required"
+    assert open_settings.driver.execute_script("return window.changes") == []
+
+
+def test_event_opens_the_dialog_at_a_provider(open_settings: SettingsPage) -> None:
+    """`byok:open` opens the dialog; with a provider, the focus is where its key is typed."""
+    open_settings.driver.execute_script(
+        "document.dispatchEvent(new CustomEvent('byok:open', { detail: { provider: 'google' } }))"
+    )
+    assert open_settings.dialog_is_open()
+    field = open_settings.driver.execute_script(
+        "return document.querySelector('byok-settings').shadowRoot.activeElement.id"
+    )
+    assert field == "byok-google-api_key"
+
+
+def test_event_leads_to_the_page_where_there_is_no_dialog(open_settings: SettingsPage) -> None:
+    """`byok:open` on a page without the dialog goes to the standalone page."""
+    open_settings.visit("/inline")
+    open_settings.driver.execute_script("document.dispatchEvent(new CustomEvent('byok:open'))")
+    open_settings.wait(
+        lambda: open_settings.driver.current_url.endswith("/api/providers/settings"), "page"
+    )
+
+
+def test_missing_browser_features_are_filled_in(open_settings: SettingsPage) -> None:
+    """A template that the browser left alone becomes the shadow root, and works."""
+    open_settings.driver.execute_script("""
+        const old = document.querySelector("byok-settings");
+        const settings = document.createElement("byok-settings");
+        for (const { name, value } of old.attributes) settings.setAttribute(name, value);
+        settings.removeAttribute("data-byok-ready");
+        const template = document.createElement("template");
+        template.content.append(...[...old.shadowRoot.childNodes].map((node) => node.cloneNode(true)));
+        settings.append(template);
+        old.replaceWith(settings);
+        document.querySelector("dialog").showModal();
+    """)
+    open_settings.save("openai", "short")
+    open_settings.wait(lambda: open_settings.message.startswith("Failed to save key"), "an answer")
