@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from flask import Blueprint, current_app, redirect, render_template, request, session, url_for
-from flask_login import UserMixin, login_required, login_user, logout_user
+from flask_login import UserMixin, login_user, logout_user
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.wrappers import Response
 
@@ -28,11 +29,10 @@ class User(UserMixin):  # type: ignore[misc]  # Flask-Login ships no types
 USERS = {
     user.id: user
     for user in (
-        User("ada", "Ada", password="engine-1843"),
-        User("grace", "Grace", password="compiler-1952"),
+        User("ada", "Ada", "engine-1843"),
+        User("grace", "Grace", "compiler-1952"),
     )
 }
-_HASHES = {user.id: generate_password_hash(user.password) for user in USERS.values()}
 
 login_manager.login_view = "accounts.sign_in"
 login_manager.user_loader(USERS.get)
@@ -48,7 +48,7 @@ def sign_in() -> str:
 def sign_in_submit() -> Any:
     """Sign in, under a new session id."""
     name = request.form.get("name", "").strip().lower()
-    if not check_password_hash(_HASHES.get(name, ""), request.form.get("password", "")):
+    if not check_password_hash(_stored_hash(name), request.form.get("password", "")):
         page = render_template("sign_in.html", users=USERS.values(), name=name, wrong=True)
         return page, 401
     # A session id that somebody planted before is worth nothing after.
@@ -58,9 +58,14 @@ def sign_in_submit() -> Any:
 
 
 @bp.post("/sign-out")
-@login_required
 def sign_out() -> Response:
     """Sign out; flask-byok deletes what the session kept."""
     logout_user()
     session.clear()
     return redirect(url_for("chat.index"), 303)
+
+
+@cache
+def _stored_hash(name: str) -> str:
+    """Return what a real app would have in its database; made when asked for, as it takes its time."""
+    return generate_password_hash(USERS[name].password) if name in USERS else ""

@@ -105,8 +105,9 @@ async function submit() {
   const content = text.value.trim();
   if (!content || running) return;
   const chosen = menu.selectedOptions[0];
+  for (const old of log.querySelectorAll(".failed")) old.remove();
   conversation.push({ role: "user", content });
-  addTurn("mine", content);
+  const { turn } = addTurn("mine", content);
   text.value = "";
   setRunning(new AbortController());
   try {
@@ -114,15 +115,16 @@ async function submit() {
   } catch (error) {
     if (error.name !== "AbortError") showProblem({ detail: "The connection was lost. Please try again." });
   } finally {
-    if (conversation.at(-1).role === "user") takeBack();
+    if (conversation.at(-1).role === "user") takeBack(turn);
     setRunning(null);
   }
 }
 
 // What was not answered is not part of the conversation; it goes back to be sent again.
-function takeBack() {
+function takeBack(turn) {
   const { content } = conversation.pop();
   text.value ||= content;
+  turn.remove();
 }
 
 function showSource() {
