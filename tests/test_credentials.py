@@ -1,0 +1,390 @@
+"""Secrets that do not show, hints, and what is stored of a key."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import io
+import json
+import logging
+import pickle
+import pprint
+import string
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_byok.credentials import (
+    API_KEY_LENGTH,
+    Credential,
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Validation,
+    Verdict,
+    clean_api_key,
+    isoformat,
+    live_secrets,
+    make_hint,
+    new_version,
+    utcnow,
+)
+from flask_byok.errors import MalformedApiKeyError
+from flask_byok.owners import Tier
+
+API_KEY = "sk-proj-CANARY-4711-never-to-be-seen"
+PRINTABLE = string.ascii_letters + string.digits + string.punctuation
+NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+
+
+def make_credential() -> Credential:
+    """Make a credential that holds the canary."""
+    return Credential(
+        provider="openai",
+        source=Tier.SESSION,
+        owner="session:1",
+        fields={"api_key": Secret(API_KEY)},
+        base_url="https://api.openai.com/v1",
+        hint="sk-proj-…seen",
+    )
+
+
+def make_record(**changes: Any) -> CredentialRecord:
+    """Make a stored credential."""
+    facts: dict[str, Any] = {
+        "provider": "openai",
+        "owner": "session:1",
+        "ciphertext": "sealed",
+        "hint": "sk-…1234",
+        "version": "v1",
+        "created_at": NOW,
+        "updated_at": NOW,
+    }
+    return CredentialRecord(**(facts | changes))
+
+
+# what is secret stays secret
+
+
+def log(value: Any) -> str:
+    """Log a value in each of the ways that logging has."""
+    stream = io.StringIO()
+    logger = logging.Logger("test", logging.DEBUG)
+    logger.addHandler(logging.StreamHandler(stream))
+    logger.debug("a %s b %r c %(x)s" if isinstance(value, dict) else "a %s b %r", value, value)
+    logger.error({"it": value, "list": [value]})
+    return stream.getvalue()
+
+
+def raise_with(value: Any) -> str:
+    """Print a traceback that shows the local variables, as error pages do."""
+    try:
+        raise LookupError(value)
+    except LookupError as error:
+        report = traceback.TracebackException.from_exception(error, capture_locals=True)
+        return "".join(report.format()) + repr(error) + str(error.args)
+
+
+SHOWN: dict[str, Callable[[Any], str]] = {
+    "repr": repr,
+    "str": str,
+    "ascii": ascii,
+    "f-string": lambda value: f"{value} {value!r} {value!s} {value!a} {[value]} {value:>99}",
+    "format": lambda value: format(value, "s") + f"{value}",
+    "percent": lambda value: "%s %r" % (value, value),  # noqa: UP031  (one of the ways)
+    "json": lambda value: json.dumps({"it": value}, default=str),
+    "pprint": lambda value: pprint.pformat({"it": [value]}),
+    "logging": log,
+    "traceback": raise_with,
+    "dir": lambda value: str(dir(value)),
+}
+REFUSED: dict[str, Callable[[Any], Any]] = {
+    "json": json.dumps,
+    "msgspec": msgspec.json.encode,
+    "msgspec builtins": msgspec.to_builtins,
+    "pickle": pickle.dumps,
+    "pickle 0": lambda value: pickle.dumps(value, protocol=0),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "vars": vars,
+    "iterate": list,
+}
+
+
+@pytest.mark.parametrize("way", SHOWN)
+@pytest.mark.parametrize("make", [lambda: Secret(API_KEY), make_credential])
+def test_no_way_of_showing_shows_the_key(way: str, make: Callable[[], Any]) -> None:
+    """However it is turned into text, nothing of a secret is in it."""
+    try:
+        shown = SHOWN[way](make())
+    except TypeError as error:
+        shown = str(error)
+    assert "CANARY" not in shown
+    assert "4711" not in shown
+
+
+@pytest.mark.parametrize("way", REFUSED)
+@pytest.mark.parametrize("make", [lambda: Secret(API_KEY), make_credential])
+def test_no_way_of_copying_copies_the_key(way: str, make: Callable[[], Any]) -> None:
+    """What would copy or store a secret is refused, and the refusal does not show it either."""
+    with pytest.raises(TypeError) as caught:
+        REFUSED[way](make())
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("taking_apart", [dataclasses.asdict, dataclasses.astuple])
+def test_dataclass_functions_show_nothing(taking_apart: Callable[[Any], Any]) -> None:
+    """A credential cannot be taken apart by the functions that take dataclasses apart."""
+    with pytest.raises(TypeError) as caught:
+        taking_apart(make_credential())
+    assert "CANARY" not in str(caught.value)
+
+
+def test_credential_shows_safe_facts() -> None:
+    """The repr of a credential names its provider, source and hint."""
+    shown = "Credential(provider='openai', source='session', hint='sk-proj-…seen')"
+    assert repr(make_credential()) == shown
+
+
+def test_credential_gives_its_fields_when_asked() -> None:
+    """The one way to a value is to ask for it by name."""
+    credential = make_credential()
+    assert credential.api_key == credential.reveal("api_key") == API_KEY
+    assert credential.reveal("region") == ""
+    assert Secret(API_KEY).reveal() == API_KEY
+
+
+def test_credential_cannot_change() -> None:
+    """Neither a credential nor its fields can be changed, and the mapping it was made from is let go."""
+    fields = {"api_key": Secret(API_KEY)}
+    credential = dataclasses.replace(make_credential(), fields=fields)
+    fields["api_key"] = Secret("another key")
+    assert credential.api_key == API_KEY
+    with pytest.raises(TypeError):
+        credential.fields["api_key"] = Secret("another key")  # type: ignore[index]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        credential.owner = "user:1"  # type: ignore[misc]
+
+
+def test_secrets_compare_by_value_among_themselves() -> None:
+    """Two secrets are equal if their values are; no secret equals a string."""
+    assert Secret(API_KEY) == Secret(API_KEY)
+    assert Secret(API_KEY) != Secret(API_KEY + "x")
+    assert Secret(API_KEY) != API_KEY
+
+
+def test_live_secrets_end_with_their_objects() -> None:
+    """The redactor hears of a secret as long as it lives, and no longer."""
+    secret = Secret("redact-me-while-i-live")
+    assert "redact-me-while-i-live" in set(live_secrets())
+    del secret
+    gc.collect()
+    assert "redact-me-while-i-live" not in set(live_secrets())
+
+
+def test_live_secrets_while_others_are_made() -> None:
+    """Secrets can be listed in one thread while others make and drop theirs."""
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            _ = [Secret(f"churned-{n}") for n in range(50)]
+
+    threads = [threading.Thread(target=churn) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(200):
+            assert all(isinstance(value, str) for value in live_secrets())
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+# cleaning
+
+
+@given(st.text(max_size=200) | st.text(PRINTABLE + " \t\n\"'\u200b", max_size=60))
+def test_what_passes_is_printable_ascii(text: str) -> None:
+    """What passes is printable ASCII of a key's length, found in the text, and passes again unchanged."""
+    try:
+        api_key = clean_api_key(text)
+    except MalformedApiKeyError:
+        return
+    assert API_KEY_LENGTH[0] <= len(api_key) <= API_KEY_LENGTH[1]
+    assert set(api_key) <= set(PRINTABLE)
+    assert api_key in text
+    assert clean_api_key(api_key) == api_key
+
+
+@given(
+    api_key=st.text(PRINTABLE, min_size=8, max_size=100).filter(lambda t: t.strip("\"'`") == t),
+    before=st.text(" \t\r\n\"'`“\u200b\ufeff\u00a0", max_size=6),
+    after=st.text(" \t\r\n\"'`”\u200b\u00ad\u3000", max_size=6),
+)
+def test_pasted_wrapping_is_stripped(api_key: str, before: str, after: str) -> None:
+    """White space, quotes and invisible marks around a key are stripped, and nothing of the key."""
+    assert clean_api_key(before + api_key + after) == api_key
+
+
+@given(
+    api_key=st.text(PRINTABLE, min_size=20, max_size=60),
+    odd=st.characters(exclude_characters=PRINTABLE, codec="utf-8"),
+    place=st.integers(8, 12),
+)
+def test_what_is_refused_is_not_repeated(api_key: str, odd: str, place: int) -> None:
+    """An odd character inside a key is refused, and the message repeats neither."""
+    text = api_key[:place] + odd + api_key[place:]
+    with pytest.raises(MalformedApiKeyError) as caught:
+        clean_api_key(text)
+    message = f"{caught.value!r}{caught.value.__dict__}"
+    assert all(text[start : start + 7] not in message for start in range(len(text) - 7))
+
+
+@pytest.mark.parametrize("inside", [" ", "\n", "\r", "\t", "\0", "\x7f", "é", "…", "\u200b", "Ａ"])
+def test_odd_characters_inside(inside: str) -> None:
+    """Control characters, spaces and other scripts inside a key are refused."""
+    with pytest.raises(MalformedApiKeyError, match="ASCII"):
+        clean_api_key(f"sk-12345{inside}67890")
+
+
+@pytest.mark.parametrize(
+    ("length", "fits"), [(0, False), (7, False), (8, True), (4096, True), (4097, False)]
+)
+def test_length_of_a_key(length: int, fits: bool) -> None:
+    """A key has 8 to 4,096 characters; what is around it does not count."""
+    text = f"\n  '{'k' * length}'  \n"
+    if fits:
+        assert clean_api_key(text) == "k" * length
+    else:
+        with pytest.raises(MalformedApiKeyError, match=r"8 to 4,096 characters"):
+            clean_api_key(text)
+
+
+def test_cleaning_takes_one_pass() -> None:
+    """A long text of quotes and spaces by turns costs no more than any other of its length."""
+    started = time.perf_counter()
+    with pytest.raises(MalformedApiKeyError):
+        clean_api_key("\" '" * 300_000)
+    assert time.perf_counter() - started < 1
+
+
+# hints
+
+
+@pytest.mark.parametrize(
+    ("api_key", "hint"),
+    [
+        ("sk-proj-abcdefgh1234", "sk-proj-…1234"),
+        ("sk-abcdefghijk1234", "sk-…1234"),
+        ("abcdefghijklmnop", "…mnop"),
+        ("abcdefgh1234", "…1234"),
+        ("abcdefg1234", "…"),
+        ("sk-proj-1234", "sk-proj-…"),
+        ("sk-12345", "sk-…"),
+    ],
+)
+def test_hints(api_key: str, hint: str) -> None:
+    """A hint is the longest public prefix and the last four, with no tail where too little stays hidden."""
+    assert make_hint(api_key, ("sk-", "sk-proj-")) == hint
+
+
+@given(st.text(PRINTABLE, min_size=8, max_size=200))
+def test_hint_hides_at_least_four(api_key: str) -> None:
+    """Besides its public prefix at most four characters show, and at least as many stay hidden."""
+    prefixes = ("sk-", "sk-proj-")
+    public, _, tail = make_hint(api_key, prefixes).partition("…")
+    assert public in ("", *prefixes)
+    assert api_key.startswith(public)
+    assert api_key.endswith(tail)
+    assert len(tail) in (0, 4)
+    if tail:
+        assert len(api_key) - len(public) - len(tail) >= 4
+        assert len(api_key) >= 12
+
+
+# verdicts and records
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "valid"),
+    [
+        (("valid", "valid_restricted", "valid_no_credit", "valid_rate_limited"), True),
+        (("invalid", "disabled", "wrong_provider", "admin_key_refused"), False),
+        (("unreachable", "unchecked"), None),
+    ],
+)
+def test_what_verdicts_say(verdicts: tuple[str, ...], valid: bool | None) -> None:
+    """A verdict says yes, no, or that nothing was learnt."""
+    assert {Verdict(verdict).valid for verdict in verdicts} == {valid}
+
+
+def test_every_verdict_was_asked() -> None:
+    """There are ten verdicts."""
+    assert len(Verdict) == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({}, "active"),
+        ({"expires_at": NOW + timedelta(seconds=1)}, "active"),
+        ({"expires_at": NOW}, "expired"),
+        ({"active": False}, "inactive"),
+        ({"active": False, "expires_at": NOW}, "inactive"),
+        ({"validity": RecordedVerdict(Verdict.VALID_NO_CREDIT, NOW, "v1")}, "active"),
+        ({"validity": RecordedVerdict(Verdict.UNREACHABLE, NOW, "v1")}, "active"),
+        ({"validity": RecordedVerdict(Verdict.INVALID, NOW, "v1")}, "rejected"),
+        ({"validity": RecordedVerdict(Verdict.DISABLED, NOW, "v1")}, "rejected"),
+        ({"validity": RecordedVerdict(Verdict.INVALID, NOW, "v0")}, "active"),
+        ({"validity": RecordedVerdict(Verdict.INVALID, NOW, "v1"), "expires_at": NOW}, "expired"),
+    ],
+)
+def test_state_of_a_record(changes: dict[str, Any], state: str) -> None:
+    """A record is what its switch, its end and a verdict on this very version make it."""
+    assert make_record(**changes).state(NOW) == state
+
+
+def test_verdict_on_another_version() -> None:
+    """A verdict on another version of the key does not show."""
+    old = RecordedVerdict(Verdict.VALID, NOW, "v0")
+    assert make_record(validity=old).current_validity() is None
+    assert make_record().with_validity(old).validity is old
+
+
+def test_validation_as_json() -> None:
+    """A validation has the JSON form of the HTTP interface."""
+    validation = Validation("openai", Verdict.UNREACHABLE, "No answer.", NOW, 12, ("gpt-4o",))
+    assert validation.to_dict() == {
+        "provider": "openai",
+        "verdict": "unreachable",
+        "valid": None,
+        "reason": "No answer.",
+        "models_available": ["gpt-4o"],
+        "checked_at": "2026-05-01T12:00:00.000Z",
+        "latency_ms": 12,
+    }
+
+
+def test_times() -> None:
+    """Times are UTC in whole milliseconds, written with a Z."""
+    assert utcnow().tzinfo is UTC
+    assert utcnow().microsecond % 1000 == 0
+    east = NOW.astimezone(timezone(timedelta(hours=9)))
+    assert isoformat(east) == "2026-05-01T12:00:00.000Z"
+    assert isoformat(None) is None
+
+
+def test_versions_differ() -> None:
+    """Each version is new."""
+    assert len({new_version() for _ in range(1000)}) == 1000
