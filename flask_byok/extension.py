@@ -24,7 +24,14 @@ from .web.api import create_blueprint
 from .web.problems import problem_response
 from .web.sessions import SessionBinding, check_session_interface, index_key
 from .web.sse import stream_response
-from .web.state import EXTENSION, ByokState, Loaders, current_caller, get_state
+from .web.state import (
+    EXTENSION,
+    ByokState,
+    Loaders,
+    current_caller,
+    get_state,
+    keep_redacted,
+)
 from .web.ui import UI, register_pages
 
 if TYPE_CHECKING:
@@ -134,7 +141,7 @@ class BYOK:
         :raises UnreadableCredentialError: the key that would be used does not open.
         """
         state = get_state()
-        return state.service.resolve(current_caller(state), provider)
+        return keep_redacted(state.service.resolve(current_caller(state), provider))
 
     def get_api_key(self, provider: str) -> str:
         """Return the API key itself; for its errors see ``resolve``."""
@@ -144,7 +151,7 @@ class BYOK:
         """Return the API keys by provider, leaving out absent ones; one round of look-ups."""
         state = get_state()
         found = state.service.resolve_many(current_caller(state), list(providers))
-        return {provider: credential.api_key for provider, credential in found.items()}
+        return {provider: keep_redacted(one).api_key for provider, one in found.items()}
 
     def get_service_config(self, provider: str) -> Mapping[str, str]:
         """Return every field of the credential as a mapping; for its errors see ``resolve``."""

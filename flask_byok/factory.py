@@ -8,6 +8,7 @@ from flask import current_app, has_app_context
 
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, clean_api_key, make_hint
+from .errors import EndpointNotAllowedError
 from .outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .providers import BaseProvider, make_provider
 from .web.state import EXTENSION, ByokState, current_caller, get_state
@@ -58,6 +59,8 @@ def _explicit(
     state = _state_or_none()
     spec = (Catalog() if state is None else state.service.catalog).get(provider)
     outbound = default_outbound() if state is None else state.service.outbound
+    if base_url and not spec.personal_base_url:
+        raise EndpointNotAllowedError(f"{spec.name} has its own address.", provider=spec.id)
     own = base_url and check_personal_base_url(base_url, allow_private=outbound.allow_private)
     endpoint = endpoint_for(spec, {} if state is None else state.settings.base_urls, own or None)
     cleaned = clean_api_key(api_key)

@@ -17,17 +17,20 @@ from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 from ..credentials import Secret
 from ..errors import ByokError, InvalidFieldError, SessionRequiredError
 from ..intake import NewKey
-from .guards import csrf_token, on_csrf_error, refuse_cross_site, secure
+from .guards import csrf_token, on_csrf_error, refuse_cross_site, refuse_unrouted, secure
 from .problems import http_problem_response, problem_response
 from .state import current_caller, established_caller, get_state
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
+# Shorter words that begin as keys do ("sk-learn") are words.
+_SHORTEST_REAL_KEY = 20
+
 
 class _SetBody(msgspec.Struct, forbid_unknown_fields=True):
     provider: str
-    api_key: str | None = None
-    fields: dict[str, str] | None = None
+    api_key: Secret | None = None
+    fields: dict[str, Secret] | None = None
     persist: bool = False
     label: str | None = None
     description: str | None = None
@@ -43,8 +46,8 @@ class _ClearBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class _ValidateBody(msgspec.Struct, forbid_unknown_fields=True):
     provider: str
-    api_key: str | None = None
-    fields: dict[str, str] | None = None
+    api_key: Secret | None = None
+    fields: dict[str, Secret] | None = None
     base_url: str | None = None
 
 
@@ -63,10 +66,10 @@ def snapshot() -> dict[str, Any]:
     return body | {"csrf_token": csrf_token()}
 
 
-def set_key(provider: str, fields: Mapping[str, str], **options: Any) -> dict[str, Any]:
+def set_key(provider: str, fields: Mapping[str, Secret], **options: Any) -> dict[str, Any]:
     """Store a key for the present caller; ``options`` are those of ``NewKey``."""
     state = get_state()
-    new = NewKey(fields=_secrets(fields), **options)
+    new = NewKey(fields=fields, **options)
     status, validation = state.service.set(current_caller(state), provider, new)
     return {
         "success": True,
@@ -83,12 +86,11 @@ def clear_key(provider: str, tier: str = "all") -> dict[str, Any]:
 
 
 def validate_key(
-    provider: str, fields: Mapping[str, str] | None = None, base_url: str | None = None
+    provider: str, fields: Mapping[str, Secret] | None = None, base_url: str | None = None
 ) -> dict[str, Any]:
     """Check a typed key, or the one in use."""
     state = get_state()
-    secrets = None if fields is None else _secrets(fields)
-    return state.service.validate(current_caller(state), provider, secrets, base_url).to_dict()
+    return state.service.validate(current_caller(state), provider, fields, base_url).to_dict()
 
 
 def promote_keys(
@@ -108,6 +110,7 @@ def create_blueprint(url_prefix: str) -> Blueprint:
         static_folder=str(Path(__file__).parent.parent / "static"),
         static_url_path="/providers/static",
     )
+    blueprint.before_app_request(refuse_unrouted(f"{url_prefix}/providers/"))
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
     blueprint.register_error_handler(ByokError, problem_response)
@@ -140,12 +143,13 @@ def _json_view(call: Callable[[], Any]) -> Callable[[], Response]:
 
 def _set() -> dict[str, Any]:
     body = _read(_SetBody)
+    fields = _fields(body.api_key, body.fields) or {}
     return set_key(
         body.provider,
-        _fields(body.api_key, body.fields) or {},
+        fields,
         base_url=body.base_url,
-        label=_text(body.label, "label", 100),
-        description=_text(body.description, "description", 500),
+        label=_note(body.label, "label", 100, fields),
+        description=_note(body.description, "description", 500, fields),
         expires_at=body.expires_at,
         validate=body.validate,
         persist=body.persist,
@@ -177,7 +181,7 @@ def _read(model: type[_Body]) -> _Body:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
     try:
-        return msgspec.json.decode(request.get_data(cache=False), type=model)
+        return msgspec.json.decode(request.get_data(cache=False), type=model, dec_hook=_secret)
     except msgspec.ValidationError as error:
         known = [name for name in model.__struct_fields__ if f"$.{name}" in str(error)]
         which = f"The field {known[0]!r} has" if known else "A field is missing, unknown, or has"
@@ -186,18 +190,32 @@ def _read(model: type[_Body]) -> _Body:
         raise BadRequest("The body is not JSON.") from None
 
 
-def _fields(api_key: str | None, fields: dict[str, str] | None) -> dict[str, str] | None:
+def _secret(kind: type, value: Any) -> Secret:
+    """Turn text into a secret at once, so that no repr of a body shows it."""
+    if kind is not Secret or not isinstance(value, str):
+        raise TypeError("not a string")
+    return Secret(value)
+
+
+def _fields(api_key: Secret | None, fields: dict[str, Secret] | None) -> dict[str, Secret] | None:
     if api_key is not None and fields is not None:
         raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
     return {"api_key": api_key} if api_key is not None else fields
 
 
-def _secrets(fields: Mapping[str, str]) -> dict[str, Secret]:
-    return {name: Secret(value) for name, value in fields.items()}
-
-
-def _text(value: str | None, name: str, longest: int) -> str | None:
+def _note(value: str | None, name: str, longest: int, fields: Mapping[str, Secret]) -> str | None:
+    """Return a text that is kept beside the key and shown."""
     text = (value or "").strip()
     if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
         raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
+    if _holds_key(text, fields):
+        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
     return text or None
+
+
+def _holds_key(text: str, fields: Mapping[str, Secret]) -> bool:
+    typed = (secret.reveal().strip() for secret in fields.values())
+    known = tuple(prefix for spec in get_state().service.catalog for prefix in spec.prefixes)
+    return any(secret and secret in text for secret in typed) or any(
+        len(word) >= _SHORTEST_REAL_KEY and word.startswith(known) for word in text.split()
+    )

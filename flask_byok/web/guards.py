@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from flask import Response, current_app, g, request
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
+from werkzeug.exceptions import MethodNotAllowed, NotFound
 from wtforms.validators import ValidationError
 
-from .problems import simple_problem_response
+from ..credentials import Secret
+from .problems import http_problem_response, simple_problem_response
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
@@ -54,10 +57,27 @@ def csrf_token() -> str | None:
     return token
 
 
+def refuse_unrouted(below: str) -> Callable[[], Response | None]:
+    """Return a hook that answers unknown paths and methods below a path as our other errors.
+
+    Flask raises these before it knows the blueprint, and would answer a page.
+    """
+
+    def refuse() -> Response | None:
+        error = request.routing_exception
+        if isinstance(error, NotFound | MethodNotAllowed) and request.path.startswith(below):
+            return secure(http_problem_response(error))
+        return None
+
+    return refuse
+
+
 def secure(response: Response) -> Response:
     """Put the security headers on an answer of ours."""
     if request.endpoint == "byok.static":
         return response
+    # Somebody may send a key in the query: while this is alive, the access log is redacted.
+    request.environ["flask_byok.query"] = Secret(request.query_string.decode("latin-1"))
     for name, value in _HEADERS.items():
         response.headers[name] = value
     response.headers.setdefault(

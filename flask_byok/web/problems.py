@@ -6,10 +6,10 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from flask import Response
+from flask import Response, current_app
 from werkzeug.exceptions import HTTPException
 
-from ..errors import ByokError, KeyRefusedError, RateLimitedError, StoreError
+from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
 
 #: Where each problem type is described.
 TYPE_PREFIX = "https://flask-byok.readthedocs.io/problems#"
@@ -35,6 +35,8 @@ def problem(error: ByokError) -> dict[str, Any]:
 
 def problem_response(error: ByokError) -> Response:
     """Return the HTTP answer for one of our errors."""
+    if isinstance(error, ConfigurationError):
+        current_app.logger.error("%s", error)  # for the operator, who reads logs
     response = _response(problem(error), error.status)
     if isinstance(error, StoreError | RateLimitedError):
         response.headers["Retry-After"] = str(error.retry_after)
@@ -75,4 +77,6 @@ def simple_problem_response(status: int, code: str, detail: str) -> Response:
 
 
 def _response(body: dict[str, Any], status: int) -> Response:
-    return Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
+    response = Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
+    response.headers["Cache-Control"] = "no-store"
+    return response

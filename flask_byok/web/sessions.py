@@ -11,7 +11,15 @@ import hmac
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Flask, Response, g, has_request_context, request
+from flask import (
+    Flask,
+    Response,
+    after_this_request,
+    current_app,
+    g,
+    has_request_context,
+    request,
+)
 from flask.globals import request_ctx
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 
@@ -23,6 +31,9 @@ from .session_guard import UnavailableSession, guard_sessions
 
 #: Our one entry in the host's session data.
 MARKER = "_byok"
+
+# What the marker becomes where a session was emptied and the store could not be told.
+_TO_END = "to end"
 
 _ENVIRON = "flask_byok.session"
 
@@ -44,11 +55,15 @@ class _Seen:
     marker: str | None
     keys: frozenset[str]
     emptied: bool = False
+    unfinished: bool = False
 
     @classmethod
     def now(cls, session: Any) -> _Seen:
         """Look at the session without marking it as accessed."""
-        seen = cls(session, session.sid, dict.get(session, MARKER), _keys(session))
+        marker = dict.get(session, MARKER)
+        seen = cls(session, session.sid, marker, _keys(session))
+        if marker == _TO_END:
+            seen.marker, seen.unfinished = None, True
         if seen.marker is None and seen.keys:
             seen.watch_clear()
         return seen
@@ -114,14 +129,15 @@ class SessionBinding:
         _shed_stale_context()
         session = _session_of_request()
         if isinstance(session, UnavailableSession):
+            after_this_request(session.let_go)
             return
         _require_server_side(session)
         request.environ[_ENVIRON] = _Seen.now(session)
 
     def _after_request(self, response: Response) -> Response:
         try:
-            if _ENVIRON in request.environ:
-                self._caught_up()
+            if seen := request.environ.get(_ENVIRON):
+                self._follow(seen)
         except StoreError as error:
             # The person must not believe that a sign-out or renewal was carried out when it was not.
             return problem_response(error)
@@ -136,16 +152,29 @@ class SessionBinding:
             if isinstance(_session_of_request(), UnavailableSession):
                 raise StoreError(tier=Tier.SESSION)
             return None
-        if seen.was_cleared():
+        if seen.unfinished:
             self._end(seen)
-        elif seen.session.sid != seen.sid:
-            self._renew(seen)
+        self._follow(seen)
         return seen
 
+    def _follow(self, seen: _Seen) -> None:
+        renewed = seen.session.sid != seen.sid
+        if seen.was_cleared() or (renewed and seen.unfinished):
+            self._end(seen)
+        elif renewed:
+            self._renew(seen)
+
     def _end(self, seen: _Seen) -> None:
-        if ref := self._known_ref(seen):
-            self._store.end(self._ref(seen, ref))
-        seen.marker, seen.emptied = None, False
+        try:
+            if ref := self._known_ref(seen):
+                self._store.end(self._ref(seen, ref))
+        except StoreError:
+            # The session id outlives this; once the store is back, it must not lead to what is to end.
+            seen.session[MARKER] = _TO_END
+            raise
+        if dict.get(seen.session, MARKER) == _TO_END:
+            del seen.session[MARKER]
+        seen.marker, seen.emptied, seen.unfinished = None, False, False
         seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
 
     def _renew(self, seen: _Seen) -> None:
@@ -155,7 +184,8 @@ class SessionBinding:
         seen.sid = seen.session.sid
 
     def _known_ref(self, seen: _Seen) -> str | None:
-        return seen.marker or self._store.find(self._hash(seen.sid))
+        # A session that was empty when it came is new: nothing can be known of it.
+        return seen.marker or (self._store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
         return SessionRef(self._hash(seen.sid), ref)
@@ -198,5 +228,7 @@ def _session_of_request() -> Any:
 
 def _shed_stale_context() -> None:
     """Drop what an abandoned stream of somebody else may have left on ``g`` (pallets/flask#6123)."""
-    for name in ("_login_user", "csrf_token", "csrf_valid"):
-        g.pop(name, None)
+    if left := vars(g._get_current_object()):
+        token = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
+        for name in ("_login_user", "csrf_valid", token):
+            left.pop(name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..providers import BaseProvider
 from .problems import problem
 
 _encode = msgspec.json.encode
+_logger = logging.getLogger("flask_byok.web")
 
 
 def stream_response(
@@ -25,6 +27,7 @@ def stream_response(
     """
     response = Response(_events(provider, list(messages), model), mimetype="text/event-stream")
     response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
     response.headers["X-BYOK-Source"] = str(provider.source)
     return response
@@ -38,8 +41,9 @@ def _events(
             yield _event(b"delta", {"text": text})
     except ByokError as error:
         yield _event(b"error", problem(error))
-    except Exception:
-        # Whatever it is, its text may hold the key: it is neither sent nor logged.
+    except Exception as error:
+        # Its text may hold the key: it is neither sent nor logged.
+        _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
         yield _event(b"error", problem(ProviderUnavailableError(provider=provider.name)))
     else:
         yield _event(b"done", {})

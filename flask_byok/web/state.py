@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Flask, current_app, has_request_context, request
 
+from ..credentials import Credential
 from ..errors import ConfigurationError, StoreError
 from ..owners import Caller, SessionRef
 from ..service import Service
@@ -75,10 +76,21 @@ def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
     return _caller(state, state.binding.establish(anew=anew))
 
 
+def keep_redacted(credential: Credential) -> Credential:
+    """Keep a credential alive until the request ends, and the redactor of logs with it, and return it.
+
+    The view may hold the key as a plain string when it fails.
+    """
+    if has_request_context():
+        request.environ.setdefault("flask_byok.resolved", []).append(credential)
+    return credential
+
+
 def _caller(state: ByokState, session: SessionRef | None) -> Caller:
-    user = state.loaders.owner()
+    user: Any = state.loaders.owner()
     return Caller(
-        user=None if user is None else str(user),
+        # Hosts write "current_user.is_authenticated and current_user.id".
+        user=None if user is None or user is False or user == "" else str(user),
         session=session,
         teams=tuple(map(str, state.loaders.team())),
         admin=bool(state.loaders.admin()),

@@ -15,6 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..credentials import Secret
+from ..credentials import Secret
 from ..errors import ByokError, RateLimitedError, StoreError
 from . import api, text
 from .outcome import Notice, Outcome, local_path, notice, without_outcome
@@ -163,8 +164,9 @@ _ACTIONS = {"save": _save, "validate": _validate, "clear": _clear, "promote": _p
 
 
 def _typed_fields(provider: str) -> dict[str, Secret]:
-    spec = get_state().service.catalog.get(provider)
-    return {field.name: Secret(request.form.get(field.name, "")) for field in spec.fields}
+    """Return what was typed, by field; empty inputs are left out."""
+    names = [field.name for field in get_state().service.catalog.get(provider).fields]
+    return {name: Secret(typed) for name in names if (typed := request.form.get(name))}
 
 
 def _show_problem_on_page(response: Response) -> Response:
