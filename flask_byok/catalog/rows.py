@@ -48,7 +48,7 @@ ANTHROPIC = ProviderSpec(
     prefixes=("sk-ant-", "sk-ant-api03-"),
     refused_prefixes=("sk-ant-admin01-",),
     get_key_url="https://console.anthropic.com/settings/keys",
-    default_model="claude-3-5-haiku-latest",
+    default_model="claude-haiku-4-5",
     check=CheckSpec(
         path="/v1/models",
         models_path="/v1/models",
@@ -74,7 +74,7 @@ GOOGLE = ProviderSpec(
     aliases=("gemini", "google_gemini"),
     prefixes=("AIza", "AQ."),
     get_key_url="https://aistudio.google.com/apikey",
-    default_model="gemini-2.0-flash",
+    default_model="gemini-3.8-flash",
     check=CheckSpec(
         path="/v1beta/models?pageSize=1",
         models_path="/v1beta/models?pageSize=100",

@@ -1,0 +1,54 @@
+"""Provider objects at the fake providers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from flask_byok.catalog import Catalog
+from flask_byok.credentials import Credential, Secret
+from flask_byok.outbound import Outbound
+from flask_byok.owners import Tier
+from flask_byok.providers import BaseProvider, make_provider
+from flask_byok.testing import FakeProviders
+
+CATALOG = Catalog()
+
+Make = Callable[..., BaseProvider]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeProviders]:
+    """Run the fake providers."""
+    with FakeProviders() as server:
+        yield server
+
+
+def credential_for(
+    fake: FakeProviders, provider: str, api_key: str, trust: Any = "operator"
+) -> Credential:
+    """Make an opened credential for the fake provider."""
+    return Credential(
+        provider=provider,
+        source=Tier.SESSION,
+        owner="session:1",
+        fields={"api_key": Secret(api_key)},
+        base_url=fake.base_url(provider),
+        trust=trust,
+        hint="…1234",
+        version="1",
+    )
+
+
+@pytest.fixture
+def make(fake: FakeProviders) -> Make:
+    """Return a function that makes a provider object on one shared Outbound."""
+    outbound = Outbound()
+
+    def make(provider: str, api_key: str, **options: Any) -> BaseProvider:
+        credential = credential_for(fake, provider, api_key)
+        return make_provider(CATALOG.get(provider), credential, outbound, **options)
+
+    return make

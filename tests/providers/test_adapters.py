@@ -1,0 +1,211 @@
+"""The real SDKs against the fake providers."""
+
+from __future__ import annotations
+
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from flask_byok.credentials import Verdict
+from flask_byok.errors import ByokError, ProviderUnavailableError, RejectedCredentialError
+from flask_byok.testing import FakeProviders, assert_no_key_bleed
+
+from .conftest import CATALOG, Make
+
+PROVIDERS = [spec.id for spec in CATALOG]
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def chain(error: BaseException) -> str:
+    """Write an error as a careless host would: text, repr, whole traceback with all contexts."""
+    linked = [error, error.__cause__, error.__context__]
+    lines = traceback.format_exception(error)
+    return "".join([*lines, *map(repr, linked), *map(str, linked), repr(vars(error))])
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_answer_comes_piece_by_piece(fake: FakeProviders, make: Make, provider: str) -> None:
+    """Every adapter streams the provider's answer as text."""
+    pieces = list(make(provider, fake.api_key(provider)).stream_chat(HELLO, "some-model"))
+    assert len(pieces) > 5
+    assert "".join(pieces) == fake.reply_text(provider, "Hello")
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_a_conversation_arrives_in_the_providers_own_form(
+    fake: FakeProviders, make: Make, provider: str
+) -> None:
+    """System text and both roles are sent as each provider writes them."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": "Two"},
+        {"role": "user", "content": [{"type": "text", "text": "Three"}]},
+    ]
+    list(make(provider, fake.api_key(provider)).stream_chat(messages, "some-model"))
+    body: Any = fake.calls[-1].body
+    if provider == "openai":
+        assert body["messages"] == messages
+    elif provider == "anthropic":
+        assert body["system"] == "Be brief."
+        assert [turn["role"] for turn in body["messages"]] == ["user", "assistant", "user"]
+        assert body["messages"][2]["content"] == "Three"
+    else:
+        assert body["systemInstruction"]["parts"][0]["text"] == "Be brief."
+        assert [turn["role"] for turn in body["contents"]] == ["user", "model", "user"]
+
+
+def fail(make: Make, provider: str, api_key: str, text: str = "Hello") -> tuple[Any, list[Any]]:
+    """Return the error of a failing chat, and what was reported."""
+    reported: list[Any] = []
+    # Google's SDK has no such option, and does not try again by itself.
+    options = {} if provider == "google" else {"max_retries": 0}
+    stream = make(provider, api_key, report=reported.append, **options)
+    with pytest.raises(ByokError) as caught:
+        list(stream.stream_chat([{"role": "user", "content": text}], "some-model"))
+    assert api_key not in chain(caught.value)
+    assert caught.value.__context__ is None
+    return caught.value, reported
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_refused_key_is_reported(fake: FakeProviders, make: Make, provider: str) -> None:
+    """A key that the provider calls bad raises `key_rejected` and is reported once."""
+    error, reported = fail(make, provider, fake.api_key(provider, "bad"))
+    assert isinstance(error, RejectedCredentialError)
+    assert (error.provider, error.tier) == (provider, "session")
+    assert reported == [Verdict.INVALID]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_key_revoked_in_mid_stream_is_reported(
+    fake: FakeProviders, make: Make, provider: str
+) -> None:
+    """A stream that ends with a refusal is a refusal."""
+    error, reported = fail(make, provider, fake.api_key(provider), "revoked-midstream")
+    assert isinstance(error, RejectedCredentialError)
+    assert reported == [Verdict.INVALID]
+
+
+# What a person is told; none of these says that the key is bad.
+SENTENCES = [
+    ("openai", "restricted", "permissions"),
+    ("openai", "broke", "no credit"),
+    ("openai", "rate_limited", "too many calls"),
+    ("openai", "overloaded", "fault of its own"),
+    ("anthropic", "restricted", "permissions"),
+    ("anthropic", "broke", "no credit"),
+    ("anthropic", "rate_limited", "too many calls"),
+    ("anthropic", "overloaded", "fault of its own"),
+    ("google", "restricted", "permissions"),
+    ("google", "service_disabled", "permissions"),
+    ("google", "rate_limited", "too many calls"),
+    ("google", "overloaded", "fault of its own"),
+    ("groq", "broke", "no credit"),
+    ("groq", "restricted", "permissions"),
+    ("xai", "rate_limited", "too many calls"),
+    ("openrouter", "broke", "no credit"),
+    ("custom", "restricted", "permissions"),
+]
+
+
+@pytest.mark.parametrize(("provider", "behaviour", "words"), SENTENCES)
+def test_other_failures_are_not_the_keys(
+    fake: FakeProviders, make: Make, provider: str, behaviour: str, words: str
+) -> None:
+    """Scope, credit, rate and faults each have their own sentence, and nothing is reported."""
+    error, reported = fail(make, provider, fake.api_key(provider, behaviour))
+    assert isinstance(error, ProviderUnavailableError)
+    assert words in str(error)
+    assert reported == []
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("ending", ["fail-midstream", "error-midstream"])
+def test_a_stream_that_breaks_off_says_so(
+    fake: FakeProviders, make: Make, provider: str, ending: str
+) -> None:
+    """What came before the break is kept; the end is an error."""
+    error, reported = fail(make, provider, fake.api_key(provider), ending)
+    assert isinstance(error, ProviderUnavailableError)
+    assert reported == []
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize(
+    ("status", "words"), [(404, "model"), (400, "request"), (413, "long"), (302, "redirect")]
+)
+def test_answers_are_explained_by_their_status(
+    fake: FakeProviders, make: Make, provider: str, status: int, words: str
+) -> None:
+    """An unknown model, a bad request and a long conversation are told apart."""
+    fake.answer_next(provider, status, {"error": {"message": "no", "code": "x"}})
+    error, reported = fail(make, provider, fake.api_key(provider))
+    assert isinstance(error, ProviderUnavailableError)
+    assert words in str(error)
+    assert reported == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_garbage_is_no_crash(
+    fake: FakeProviders, make: Make, provider: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that no SDK understands is a failure of the provider, or is empty; no text of it is logged."""
+    fake.answer_next(
+        provider, 200, {"surprise": ["secret words"]}, Content_Type="text/event-stream"
+    )
+    with suppress(ProviderUnavailableError):
+        assert list(make(provider, fake.api_key(provider)).stream_chat(HELLO)) == []
+    assert "secret words" not in caplog.text
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
+    """A server that is gone is told in our own words."""
+    api_key = fake.api_key(provider)
+    fake.stop()
+    error, _ = fail(make, provider, api_key)
+    assert isinstance(error, ProviderUnavailableError)
+    assert "cannot be reached" in str(error)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_hanging_provider_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
+    """A provider that does not answer in time is told so."""
+    fake.latency = 2
+    stream = make(provider, fake.api_key(provider), timeout=0.2, max_retries=0).stream_chat(HELLO)
+    with pytest.raises(ProviderUnavailableError, match="too long"):
+        list(stream)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_fifty_people_at_once_keep_their_keys(
+    fake: FakeProviders, make: Make, provider: str
+) -> None:
+    """50 keys interleaved in threads on one pool: each call has its own key and no cookie."""
+    fake.set_cookie = True
+    owners = {str(number): fake.api_key(provider, owner=number) for number in range(50)}
+
+    def chat(owner: str) -> None:
+        messages = [{"role": "user", "content": f"owner:{owner} hello"}]
+        assert list(make(provider, owners[owner]).stream_chat(messages, "some-model"))
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(chat, list(owners) * 2))
+    assert len(fake.calls) == 100
+    assert_no_key_bleed(fake.calls, owners)
+
+
+def test_a_key_set_on_a_shared_object_bleeds(fake: FakeProviders, make: Make) -> None:
+    """The naive design, one object for all with the key set on it, fails the same proof."""
+    owners = {str(number): fake.api_key("openai", owner=number) for number in range(2)}
+    shared = make("openai", owners["0"])
+    for owner, api_key in owners.items():
+        shared.set_api_key(api_key)
+        list(shared.stream_chat([{"role": "user", "content": f"owner:{owner}"}]))
+    list(shared.stream_chat([{"role": "user", "content": "owner:nobody"}]))
+    with pytest.raises(AssertionError, match="owner nobody was served with the key of owner 1"):
+        assert_no_key_bleed(fake.calls, {**owners, "nobody": None})

@@ -1,0 +1,227 @@
+"""What all provider objects do."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from flask_byok.catalog import ProviderSpec
+from flask_byok.credentials import Credential, Secret
+from flask_byok.errors import (
+    ConfigurationError,
+    EndpointNotAllowedError,
+    InvalidFieldError,
+    MalformedApiKeyError,
+    MissingCredentialError,
+)
+from flask_byok.outbound import Outbound
+from flask_byok.providers import BaseProvider, make_provider
+from flask_byok.testing import FakeProviders
+
+from .conftest import CATALOG, Make, credential_for
+
+CANARY = "sk-proj-canary0123456789"
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+def test_an_object_tells_safe_facts_only(make: Make) -> None:
+    """Name, source and hint are shown; the key is in no repr, dict, JSON or format."""
+    provider = make("openai", CANARY)
+    assert (provider.name, provider.display_name) == ("openai", "OpenAI")
+    assert (provider.source, provider.is_configured) == ("session", True)
+    facts = provider.to_dict()
+    assert facts["hint"] == "…1234"
+    for shown in (
+        repr(provider),
+        str(provider),
+        f"{provider}",
+        json.dumps(facts),
+        str(vars(provider)),
+    ):
+        assert CANARY not in shown
+
+
+@pytest.mark.parametrize("spill", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_an_object_is_not_copied(make: Make, spill: Any) -> None:
+    """Pickles and copies are refused."""
+    with pytest.raises(TypeError):
+        spill(make("openai", CANARY))
+
+
+def test_the_key_can_be_read_and_set(make: Make, fake: FakeProviders) -> None:
+    """`api_key` gives the string; setting it changes this object, and its next call."""
+    old, new = fake.api_key("openai", owner="old"), fake.api_key("openai", owner="new")
+    provider, other = make("openai", old), make("openai", old)
+    assert provider.api_key == old
+    client = provider.client
+    provider.api_key = f" {new}\n"
+    assert (provider.api_key, provider.source, other.api_key) == (new, "argument", old)
+    assert provider.client is not client
+    list(provider.stream_chat(HELLO))
+    list(other.stream_chat(HELLO))
+    assert [call.api_key for call in fake.calls] == [new, old]
+
+
+def test_what_is_no_key_is_not_set(make: Make) -> None:
+    """A malformed key is refused and the old one stays."""
+    provider = make("openai", CANARY)
+    with pytest.raises(MalformedApiKeyError):
+        provider.set_api_key("two words of text")
+    assert provider.api_key == CANARY
+
+
+def test_a_refusal_of_a_key_that_was_set_is_not_reported(make: Make, fake: FakeProviders) -> None:
+    """The stored key is not marked for what another one did."""
+    reported: list[Any] = []
+    provider = make("openai", fake.api_key("openai"), report=reported.append)
+    provider.set_api_key(fake.api_key("openai", "bad"))
+    with pytest.raises(Exception, match="refused"):
+        list(provider.stream_chat(HELLO))
+    assert reported == []
+
+
+def test_every_object_has_a_client_of_its_own(make: Make) -> None:
+    """The SDK's client is made once for an object and never shared; only the HTTP client is."""
+    first, second = make("openai", CANARY), make("openai", CANARY)
+    assert first.client is first.client
+    assert first.client is not second.client
+    assert first.client._client is second.client._client
+
+
+@pytest.mark.parametrize("name", ["base_url", "api_key", "http_client", "http_options"])
+def test_options_cannot_redirect_a_key(fake: FakeProviders, name: str) -> None:
+    """Where the key goes is decided by the operator and by whose key it is."""
+    credential = credential_for(fake, "openai", CANARY)
+    options = {name: "https://evil.example"}
+    with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS") as caught:
+        make_provider(CATALOG.get("openai"), credential, Outbound(), **options)
+    assert "evil" not in str(caught.value)
+
+
+def test_options_reach_the_sdk(make: Make) -> None:
+    """Other options are the SDK's own."""
+    client = make("openai", CANARY, timeout=7.0, max_retries=5, organization="org-mine").client
+    assert (client.timeout, client.max_retries, client.organization) == (7.0, 5, "org-mine")
+
+
+def test_without_a_key_there_is_no_client(fake: FakeProviders) -> None:
+    """An empty credential is not configured, and the SDK never looks for a key by itself."""
+    empty = Credential(
+        provider="openai", source="argument", owner="", fields={}, base_url=fake.base_url("openai")
+    )
+    provider = make_provider(CATALOG.get("openai"), empty, Outbound())
+    assert not provider.is_configured
+    with pytest.raises(MissingCredentialError):
+        provider.client  # noqa: B018
+
+
+def test_a_model_must_be_known_or_named(fake: FakeProviders, make: Make) -> None:
+    """A provider without a default model wants one."""
+    provider = make("custom", fake.api_key("custom"))
+    with pytest.raises(InvalidFieldError, match="model"):
+        list(provider.stream_chat(HELLO))
+    assert "".join(provider.stream_chat(HELLO, "local-small"))
+
+
+def test_a_personal_endpoint_is_checked_at_use(fake: FakeProviders) -> None:
+    """An address that may not be called any more is refused before a client is made."""
+    credential = credential_for(fake, "custom", fake.api_key("custom"), "personal")
+    spec = CATALOG.get("custom")
+    with pytest.raises(EndpointNotAllowedError):
+        list(make_provider(spec, credential, Outbound()).stream_chat(HELLO, "m"))
+    allowed = make_provider(spec, credential, Outbound(allow_private=True))
+    assert list(allowed.stream_chat(HELLO, "m"))
+    del allowed
+    gc.collect()
+    assert len(fake.calls) == 1
+
+
+def test_a_host_can_bring_its_own_class(make: Make) -> None:
+    """A spec's `provider_class` is made instead of the adapter."""
+
+    class Echo(BaseProvider):
+        extra = "none"
+
+        def _make_client(self, http_client: Any) -> Any:
+            return "client"
+
+        def _stream(self, client: Any, messages: Any, model: str) -> Any:
+            yield f"{client} {model}"
+
+    spec = ProviderSpec(
+        id="echo",
+        name="Echo",
+        base_url="https://echo.example",
+        default_model="m",
+        provider_class=Echo,
+    )
+    credential = Credential(
+        provider="echo",
+        source="argument",
+        owner="",
+        fields={"api_key": Secret(CANARY)},
+        base_url="https://echo.example",
+    )
+    provider = make_provider(spec, credential, Outbound())
+    assert list(provider.stream_chat(HELLO)) == ["client m"]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_a_missing_sdk_is_named(make: Make, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """Without the SDK the error says how to install it."""
+    for name in ("openai", "anthropic", "google.genai"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for module in ("openai", "anthropic"):
+        sys.modules[f"flask_byok.providers.{module}"]._client_class.cache_clear()
+    with pytest.raises(ConfigurationError, match=rf"pip install 'flask-byok\[{provider}\]'"):
+        make(provider, CANARY).client  # noqa: B018
+
+
+def test_making_an_object_is_cheap() -> None:
+    """An object with its SDK client costs a hundredth of a fresh SDK client, as in a new process."""
+    code = """if True:
+        import time, openai
+        from flask_byok.catalog import Catalog
+        from flask_byok.credentials import Credential, Secret
+        from flask_byok.outbound import Outbound
+        from flask_byok.providers import make_provider
+        spec, outbound = Catalog().get("openai"), Outbound()
+        def ours():
+            fields = {"api_key": Secret("sk-proj-0123456789")}
+            credential = Credential("openai", "argument", "", fields, spec.base_url)
+            return make_provider(spec, credential, outbound).client
+        def fresh():
+            return openai.OpenAI(api_key="sk-proj-0123456789")
+        def best(make, times):
+            ours(), fresh()
+            spans = []
+            for _ in range(times):
+                started = time.perf_counter()
+                make()
+                spans.append(time.perf_counter() - started)
+            return min(spans)
+        print(best(fresh, 10) / best(ours, 200))
+    """
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(out.stdout) > 100
+
+
+def test_an_abandoned_stream_gives_its_connection_back(make: Make, fake: FakeProviders) -> None:
+    """A reader who goes away leaves no connection in use in the shared pool."""
+    fake.chunk_delay = 0.01
+    for name in ("openai", "anthropic", "google"):
+        stream = make(name, fake.api_key(name)).stream_chat(HELLO)
+        next(stream)
+        stream.close()
+    pool = make("openai", CANARY).client._client._transport._pool
+    deadline = time.monotonic() + 2
+    while busy := [c for c in pool.connections if not (c.is_idle() or c.is_closed())]:
+        assert time.monotonic() < deadline, busy

@@ -1,0 +1,104 @@
+"""LangChain chat models with people's keys."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from flask_byok.errors import ConfigurationError
+from flask_byok.outbound import Outbound
+from flask_byok.providers import make_chat_model
+from flask_byok.testing import FakeProviders, assert_no_key_bleed
+
+from .conftest import CATALOG, credential_for
+from .test_operator_settings import POISON, everything
+
+LANGCHAIN = ["openai", "groq", "anthropic"]
+
+
+def chat_model(
+    fake: FakeProviders, outbound: Outbound, provider: str, api_key: str, **kwargs: Any
+) -> Any:
+    """Make a chat model at the fake provider."""
+    credential = credential_for(fake, provider, api_key)
+    return make_chat_model(CATALOG.get(provider), credential, outbound, "some-model", **kwargs)
+
+
+@pytest.mark.parametrize("provider", LANGCHAIN)
+def test_a_chat_model_answers(fake: FakeProviders, provider: str) -> None:
+    """`invoke` and `stream` call the person's provider with the person's key."""
+    api_key = fake.api_key(provider)
+    model = chat_model(fake, Outbound(), provider, api_key, temperature=0.1, timeout=20)
+    assert model.invoke("Hello").content == fake.reply_text(provider, "Hello")
+    pieces = [chunk.content for chunk in model.stream("Hello") if isinstance(chunk.content, str)]
+    assert "".join(pieces) == fake.reply_text(provider, "Hello")
+    assert {call.api_key for call in fake.calls} == {api_key}
+    assert fake.calls[0].body["temperature"] == 0.1  # type: ignore[index]
+
+
+@pytest.mark.parametrize("provider", LANGCHAIN)
+def test_the_key_is_not_shown(fake: FakeProviders, provider: str) -> None:
+    """A chat model's repr and dump hold no key."""
+    api_key = fake.api_key(provider)
+    model = chat_model(fake, Outbound(), provider, api_key)
+    assert api_key not in repr(model) + str(model) + str(model.to_json())
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_people_share_no_client_with_a_key(fake: FakeProviders, provider: str) -> None:
+    """Interleaved chat models on one pool: each call has its own key and no cookie."""
+    fake.set_cookie = True
+    outbound = Outbound()
+    owners = {str(number): fake.api_key(provider, owner=number) for number in range(20)}
+
+    def chat(owner: str) -> None:
+        chat_model(fake, outbound, provider, owners[owner]).invoke(f"owner:{owner} hello")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(chat, owners))
+    assert_no_key_bleed(fake.calls, owners)
+
+
+@pytest.mark.parametrize("provider", LANGCHAIN)
+def test_the_operators_environment_is_shut_out(
+    fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the SDKs' variables nor LangSmith's gateway change a call."""
+    for name, value in POISON.items():
+        monkeypatch.setenv(name, value)
+    chat_model(fake, Outbound(), provider, fake.api_key(provider)).invoke("Hello")
+    (call,) = fake.calls
+    assert call.api_key == fake.api_key(provider)
+    assert "poison" not in everything(call)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_async_calls_are_refused(fake: FakeProviders, provider: str) -> None:
+    """What could not be guarded is not offered."""
+    model = chat_model(fake, Outbound(), provider, fake.api_key(provider))
+    with pytest.raises(ConfigurationError, match="synchronous"):
+        asyncio.run(model.ainvoke("Hello"))
+    assert fake.calls == []
+
+
+@pytest.mark.parametrize("name", ["base_url", "openai_api_base", "http_client", "client"])
+def test_arguments_cannot_redirect_a_key(fake: FakeProviders, name: str) -> None:
+    """Where the key goes is not the caller's to say, under any name."""
+    with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS"):
+        chat_model(fake, Outbound(), "openai", fake.api_key("openai"), **{name: "x"})
+
+
+def test_google_has_none(fake: FakeProviders) -> None:
+    """The error says why, and what to use."""
+    with pytest.raises(ConfigurationError, match="langchain-google-genai cannot be installed"):
+        chat_model(fake, Outbound(), "google", fake.api_key("google"))
+
+
+def test_a_missing_langchain_is_named(fake: FakeProviders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without LangChain the error says how to install it."""
+    monkeypatch.setitem(__import__("sys").modules, "langchain_openai", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'flask-byok\[langchain\]'"):
+        chat_model(fake, Outbound(), "openai", fake.api_key("openai"))

@@ -1,0 +1,242 @@
+"""Logs and error reports without keys."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import io
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_byok.catalog import Catalog
+from flask_byok.credentials import Credential, Secret
+from flask_byok.outbound import Endpoint, Outbound
+from flask_byok.probes import check_api_key
+from flask_byok.providers import make_provider
+from flask_byok.redaction import REDACTED, install_log_redaction, redact, sentry_before_send
+from flask_byok.testing import FakeProviders
+
+CANARY = 'sk-canary+/="0123456789\\abc&%'
+
+
+@pytest.fixture
+def secret() -> Secret:
+    """Keep a key with every awkward character alive."""
+    return Secret(CANARY)
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """Write all loggers' records at DEBUG into a text, redacted."""
+    factory = logging.getLogRecordFactory()
+    install_log_redaction()
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    root = logging.getLogger()
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield text
+    root.removeHandler(handler)
+    root.setLevel(level)
+    logging.setLogRecordFactory(factory)
+
+
+def encodings(value: str) -> dict[str, str]:
+    """Write a value in each way that it may appear."""
+    return {
+        "plain": value,
+        "url": quote(value),
+        "url path": quote(value, safe=""),
+        "json": json.dumps({"k": value}),
+        "repr": repr([value]),
+        "base64": base64.b64encode(value.encode()).decode(),
+        "url-safe base64": base64.urlsafe_b64encode(value.encode()).decode(),
+        "basic auth": base64.b64encode(f"user:{value}".encode()).decode(),
+        "base64 within": base64.b64encode(f"a{value}bc".encode()).decode(),
+        "base64 within 2": base64.b64encode(f"ab{value}c".encode()).decode(),
+    }
+
+
+@pytest.mark.parametrize("name", encodings(CANARY))
+def test_every_encoding_is_redacted(secret: Secret, name: str) -> None:
+    """A key is found plain, URL-, JSON- and base64-encoded, at any place."""
+    assert REDACTED in redact(f"before {encodings(CANARY)[name]} after")
+    assert CANARY not in redact(encodings(CANARY)[name])
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60))
+def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
+    """Whatever printable key is alive, no encoding of it stays as it was."""
+    alive = Secret(value)
+    for text in encodings(value).values():
+        assert redact(text) != text
+    del alive
+
+
+def test_short_values_and_dead_secrets_are_left() -> None:
+    """A short value would blot out ordinary words, and a secret that is gone is known no more."""
+    short, gone = Secret("the"), Secret("gone-0123456789")
+    del gone
+    gc.collect()
+    text = "the gone-0123456789"
+    assert redact(text) == text
+    del short
+
+
+def test_message_arguments_and_traceback_are_redacted(secret: Secret, log: io.StringIO) -> None:
+    """The key is in no part of a record as it is written."""
+    logger = logging.getLogger("some.library")
+    logger.debug("calling with %s and %r", CANARY, {"key": CANARY})
+    logger.info("headers: %(key)s", {"key": CANARY})
+    logger.warning(f"formatted {CANARY}")
+    try:
+        try:
+            raise ValueError(f"bad header {CANARY}")
+        except ValueError as error:
+            raise RuntimeError("outer") from error
+    except RuntimeError:
+        logger.exception("failed")
+    logger.error("stack", stack_info=True)
+    written = log.getvalue()
+    assert CANARY not in written
+    assert repr(CANARY)[1:-1] not in written
+    assert written.count(REDACTED) >= 4
+    assert "RuntimeError: outer" in written
+
+
+def test_a_record_that_cannot_be_formatted_is_redacted(
+    secret: Secret, log: io.StringIO, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """logging prints such a record's parts itself, so they are redacted first."""
+    logging.getLogger("some.library").warning("two %s %s", CANARY)
+    captured = capsys.readouterr()
+    assert CANARY not in log.getvalue() + captured.out + captured.err
+    assert REDACTED in log.getvalue()
+
+
+def test_records_without_a_key_are_left_as_they_are(secret: Secret, log: io.StringIO) -> None:
+    """Message, arguments and exception of other records stay, for handlers that look at them."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("some.library")
+    logger.addHandler(handler)
+    try:
+        raise ValueError("harmless")
+    except ValueError:
+        logger.exception("number %d", 7)
+    finally:
+        logger.removeHandler(handler)
+    assert (records[0].msg, records[0].args) == ("number %d", (7,))
+    assert records[0].exc_info
+
+
+def test_installing_twice_wraps_once(log: io.StringIO) -> None:
+    """Several apps of a process may each install it."""
+    once = logging.getLogRecordFactory()
+    install_log_redaction()
+    assert logging.getLogRecordFactory() is once
+
+
+def test_a_factory_of_the_hosts_is_kept() -> None:
+    """The record that the host's own factory makes is the one that is redacted."""
+    before = logging.getLogRecordFactory()
+
+    def hosts(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.request_id = "r1"
+        return record
+
+    logging.setLogRecordFactory(hosts)
+    try:
+        install_log_redaction()
+        record = logging.getLogger("x").makeRecord("x", 20, "f", 1, "m", (), None)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert record.request_id == "r1"  # type: ignore[attr-defined]
+
+
+def test_an_event_of_sentry_is_redacted(secret: Secret) -> None:
+    """Every text of an event, however deep, as key or as value."""
+    event = {
+        "exception": {"values": [{"value": f"bad {CANARY}", "n": 1}]},
+        "vars": {CANARY: ("x", CANARY.encode())},
+        "level": "error",
+    }
+    found = sentry_before_send(event, {})
+    assert CANARY not in str(found)
+    assert REDACTED in str(found)
+    assert found["level"] == "error"
+
+
+def test_threads_that_make_and_drop_secrets_do_not_break_logging(log: io.StringIO) -> None:
+    """A record can be redacted while other requests' secrets come and go."""
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def churn() -> None:
+        while not stop.is_set():
+            [Secret("k" * 20) for _ in range(50)]
+
+    def write() -> None:
+        try:
+            for _ in range(200):
+                logging.getLogger("some.library").debug("x")
+        except RuntimeError as error:
+            failures.append(error)
+
+    churners = [threading.Thread(target=churn) for _ in range(2)]
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for thread in churners + writers:
+        thread.start()
+    for thread in writers:
+        thread.join()
+    stop.set()
+    for thread in churners:
+        thread.join()
+    assert failures == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("behaviour", ["good", "bad"])
+def test_the_sdks_and_the_http_client_log_no_key_at_debug(
+    log: io.StringIO, provider: str, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat and a check with every logger at DEBUG write much, and no key."""
+    spec = Catalog().get(provider)
+    with FakeProviders() as fake:
+        api_key = fake.api_key(provider, behaviour)
+        endpoint = Endpoint(fake.base_url(provider), "operator")
+        credential = Credential(
+            provider=provider,
+            source="argument",
+            owner="",
+            fields={"api_key": Secret(api_key)},
+            base_url=endpoint.base_url,
+            trust="operator",
+        )
+        outbound = Outbound()
+        try:
+            stream = make_provider(spec, credential, outbound).stream_chat(
+                [{"role": "user", "content": "Hello"}]
+            )
+            assert list(stream)
+        except Exception:
+            assert behaviour == "bad"
+            logging.getLogger("host").exception("chat failed")
+        del credential, stream
+        check_api_key(spec, {"api_key": api_key}, endpoint, outbound)
+    written = log.getvalue()
+    assert "httpcore2" in written or "send_request" in written
+    for text in encodings(api_key).values():
+        assert text not in written
+    assert api_key[12:] not in written
