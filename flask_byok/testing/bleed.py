@@ -15,11 +15,9 @@ def assert_no_key_bleed(
 ) -> None:
     """Assert that each owner's calls went out with that owner's key alone, and no cookie.
 
-    Let each owner's chat message name its owner, as in "owner:7 hello"; then
+    Let each owner's chat message name its owner, as in "owner:7 hello"; then::
 
-    ```python
-    assert_no_key_bleed(fake.calls, {"7": key_of_7, "8": key_of_8, "nobody": None})
-    ```
+        assert_no_key_bleed(fake.calls, {"7": key_of_7, "8": key_of_8, "nobody": None})
 
     A call counts for the owner whose marker its body holds; None means that it must carry no key.
     Calls without a marker (a check of a key, say) are searched for cookies only.

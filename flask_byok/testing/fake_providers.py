@@ -45,22 +45,22 @@ _PROVIDERS = {
 class FakeProviders:
     """A server that behaves as the catalog's providers do, for tests and for the demo.
 
-    ```python
-    with FakeProviders() as fake:
-        app.config["BYOK_BASE_URLS"] = fake.base_urls
-        api_key = fake.api_key("openai", "good")
-        ...
-        assert fake.calls_for("openai")[-1].api_key == api_key
-    ```
+    ::
 
-    A key of each behaviour (`BEHAVIOURS`) is known from the start; every other key is bad.
-    A stream ends badly on demand: see `chat.ENDINGS`. The attributes may be set at any time:
+        with FakeProviders() as fake:
+            app.config["BYOK_BASE_URLS"] = fake.base_urls
+            api_key = fake.api_key("openai", "good")
+            ...
+            assert fake.calls_for("openai")[-1].api_key == api_key
 
-    - `latency`: seconds before each answer.
-    - `slow_seconds`: seconds that a "slow" key waits before a good answer. The default is over
+    A key of each behaviour (``BEHAVIOURS``) is known from the start; every other key is bad.
+    A stream ends badly on demand: see ``chat.ENDINGS``. The attributes may be set at any time:
+
+    - ``latency``: seconds before each answer.
+    - ``slow_seconds``: seconds that a "slow" key waits before a good answer. The default is over
       five, as a check with a shorter time limit would fail good keys.
-    - `set_cookie`: whether each answer sets a cookie of its own.
-    - `redirect_to`: base URL to which `hostile_url("redirect")` redirects; the default is the
+    - ``set_cookie``: whether each answer sets a cookie of its own.
+    - ``redirect_to``: base URL to which ``hostile_url("redirect")`` redirects; the default is the
       custom provider's.
 
     :param ssl_context: serve https with this server-side context.
@@ -122,8 +122,12 @@ class FakeProviders:
 
     @property
     def base_urls(self) -> dict[str, str]:
-        """The base URL of every provider, for `app.config["BYOK_BASE_URLS"]`."""
-        return {provider: self.base_url(provider) for provider in _PROVIDERS}
+        """The base URL of every provider of the catalog, for ``app.config["BYOK_BASE_URLS"]``.
+
+        Without "custom", where each person names a server, and "demo", which an app must add itself.
+        """
+        offered = _PROVIDERS.keys() - {"custom", "demo"}
+        return {provider: self.base_url(provider) for provider in sorted(offered)}
 
     def hostile_url(self, kind: str) -> str:
         """Return the base URL of an endpoint that means harm (`hostile.KINDS`)."""

@@ -15,7 +15,7 @@ from flask_byok.testing import assert_no_key_bleed
 
 def test_one(byok_fake_providers):
     api_key = byok_fake_providers.api_key("demo")
-    url = byok_fake_providers.base_urls["demo"] + "/models"
+    url = byok_fake_providers.base_url("demo") + "/models"
     with urlopen(Request(url, headers={"Authorization": f"Bearer {api_key}"})) as answer:
         assert answer.status == 200
     assert [call.api_key for call in byok_fake_providers.calls] == [api_key]
