@@ -1,0 +1,222 @@
+"""The operator's settings: every key, good and bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_byok.errors import ConfigurationError
+from flask_byok.owners import Tier
+from flask_byok.settings import PRECEDENCES, Settings
+
+ENCRYPTION_KEY = "ab" * 32
+
+
+def read(environ: dict[str, str] | None = None, **config: Any) -> Settings:
+    """Read settings from a config and an environment of the test's own."""
+    return Settings.from_config(config, environ or {})
+
+
+def nonce() -> str:
+    """Return what a host's CSP nonce function returns."""
+    return "nonce"
+
+
+#: config key, a good value, what it becomes
+GOOD: list[tuple[str, Any, Any]] = [
+    ("BYOK_CIPHER", "aes-256-gcm", "aes-256-gcm"),
+    ("BYOK_PRECEDENCE", "env_first", PRECEDENCES["env_first"]),
+    ("BYOK_PRECEDENCE", ["env", "session"], (Tier.ENV, Tier.SESSION)),
+    ("BYOK_PROVIDERS", ["groq", "openai"], ("groq", "openai")),
+    ("BYOK_PROVIDERS", [], ()),
+    ("BYOK_REQUIRE_LOGIN", True, True),
+    ("BYOK_BASE_URLS", {"openai": "http://[::1]:8000/v1"}, {"openai": "http://[::1]:8000/v1"}),
+    ("BYOK_LOCKED_PROVIDERS", {"openai"}, frozenset({"openai"})),
+    ("BYOK_SESSION_STORE", "redis", "redis"),
+    ("BYOK_REDIS", "redis://localhost", "redis://localhost"),
+    ("BYOK_REDIS_WAIT", 1, 1),
+    ("BYOK_SECRETS_DIR", "/etc/secrets", Path("/etc/secrets")),
+    ("BYOK_SECRETS_DIR", Path("secrets"), Path("secrets")),
+    ("BYOK_DATABASE_URL", "sqlite://", "sqlite://"),
+    ("BYOK_SESSION_TTL", timedelta(minutes=5), timedelta(minutes=5)),
+    ("BYOK_SESSION_TTL", 90, timedelta(seconds=90)),
+    ("BYOK_VALIDATE_ON_SET", "require", "require"),
+    ("BYOK_PROMOTE", "never", "never"),
+    ("BYOK_MAX_KEY_LIFETIME", timedelta(days=30), timedelta(days=30)),
+    ("BYOK_MAX_KEY_LIFETIME", None, None),
+    ("BYOK_FALLBACK_ON", ["rejected", "no_credit"], frozenset({"rejected", "no_credit"})),
+    ("BYOK_ON_STORE_FAILURE", "skip", "skip"),
+    ("BYOK_ALLOW_CUSTOM_PROVIDERS", True, True),
+    ("BYOK_ALLOW_PRIVATE_ENDPOINTS", True, True),
+    ("BYOK_ALLOW_REVEAL", True, True),
+    ("BYOK_VALIDATE_RATE", "5/hour", "5/hour"),
+    ("BYOK_SET_RATE", "5/hour", "5/hour"),
+    ("BYOK_URL_PREFIX", "/keys/", "/keys"),
+    ("BYOK_URL_PREFIX", "", ""),
+    ("BYOK_CSP_NONCE", nonce, nonce),
+    ("BYOK_LABELS", "env", "env"),
+    ("BYOK_ENCRYPTION_KEY", ENCRYPTION_KEY, ENCRYPTION_KEY),
+    ("BYOK_ENCRYPTION_KEY", ENCRYPTION_KEY.encode(), ENCRYPTION_KEY.encode()),
+    ("BYOK_ENCRYPTION_KEY_FALLBACKS", ["a", b"b"], ("a", b"b")),
+    ("BYOK_ENCRYPTION_KEY_FALLBACKS", "a, b c", ("a", "b", "c")),
+    ("BYOK_ENCRYPTION_KEY_FALLBACKS", b"a", (b"a",)),
+]
+
+#: config key, a bad value, what the message tells the operator to do
+BAD: list[tuple[str, Any, str]] = [
+    ("BYOK_CIPHER", "rot13", "use one of 'fernet', 'aes-256-gcm'"),
+    ("BYOK_PRECEDENCE", "me_first", "use 'user_first', 'env_first', or a sequence"),
+    ("BYOK_PRECEDENCE", ["session", "session"], "different tiers"),
+    ("BYOK_PRECEDENCE", ["session", "mine"], "session, user, team, system, secret, env"),
+    ("BYOK_PRECEDENCE", [], "use 'user_first'"),
+    ("BYOK_PRECEDENCE", 7, "use 'user_first'"),
+    ("BYOK_PROVIDERS", "openai", "use a sequence"),
+    ("BYOK_PROVIDERS", [7], "use a sequence"),
+    ("BYOK_PROVIDERS", b"openai", "use a sequence"),
+    ("BYOK_REQUIRE_LOGIN", "yes", "use True or False"),
+    ("BYOK_REQUIRE_LOGIN", 1, "use True or False"),
+    ("BYOK_BASE_URLS", ["http://localhost"], "must be a mapping"),
+    ("BYOK_BASE_URLS", {"openai": "localhost:8000"}, "is not an http or https URL"),
+    ("BYOK_BASE_URLS", {"openai": "ftp://localhost"}, "is not an http or https URL"),
+    ("BYOK_BASE_URLS", {"openai": "https://"}, "is not an http or https URL"),
+    ("BYOK_BASE_URLS", {"openai": "http://[::1"}, "is not an http or https URL"),
+    ("BYOK_BASE_URLS", {"openai": "http://localhost:http"}, "is not an http or https URL"),
+    ("BYOK_BASE_URLS", {"openai": None}, "is not an http or https URL"),
+    ("BYOK_LOCKED_PROVIDERS", "openai", "use a sequence"),
+    ("BYOK_LOCKED_PROVIDERS", True, "use a sequence"),
+    ("BYOK_REDIS_WAIT", -1, "use a whole number from 0 up"),
+    ("BYOK_REDIS_WAIT", True, "use a whole number"),
+    ("BYOK_REDIS_WAIT", "1", "use a whole number"),
+    ("BYOK_SECRETS_DIR", None, "use the path of a directory"),
+    ("BYOK_SECRETS_DIR", "", "use the path of a directory"),
+    ("BYOK_SESSION_TTL", 0, "use a timedelta, or seconds from 1 up"),
+    ("BYOK_SESSION_TTL", None, "use a timedelta"),
+    ("BYOK_SESSION_TTL", "1 day", "use a timedelta"),
+    ("BYOK_SESSION_TTL", math.nan, "use a timedelta"),
+    ("BYOK_SESSION_TTL", math.inf, "use a timedelta"),
+    ("BYOK_SESSION_TTL", True, "use a timedelta"),
+    ("BYOK_VALIDATE_ON_SET", True, "use one of 'off', 'warn', 'require'"),
+    ("BYOK_PROMOTE", "always", "use one of 'ask', 'on_login', 'never'"),
+    ("BYOK_MAX_KEY_LIFETIME", timedelta(0), "use a timedelta"),
+    ("BYOK_MAX_KEY_LIFETIME", "forever", "use a timedelta"),
+    ("BYOK_FALLBACK_ON", ["expired"], "use reasons out of rejected, unreadable"),
+    ("BYOK_FALLBACK_ON", "rejected", "use a sequence"),
+    ("BYOK_FALLBACK_ON", [["rejected"]], "use a sequence"),
+    ("BYOK_ON_STORE_FAILURE", "ignore", "use one of 'fail', 'skip'"),
+    ("BYOK_ALLOW_CUSTOM_PROVIDERS", "no", "use True or False"),
+    ("BYOK_ALLOW_PRIVATE_ENDPOINTS", None, "use True or False"),
+    ("BYOK_ALLOW_REVEAL", 0, "use True or False"),
+    ("BYOK_VALIDATE_RATE", 20, "use a rate such as '20/minute'"),
+    ("BYOK_SET_RATE", None, "use a rate such as '20/minute'"),
+    ("BYOK_URL_PREFIX", "api", "use a path that starts with '/'"),
+    ("BYOK_URL_PREFIX", None, "use a path that starts with '/'"),
+    ("BYOK_CSP_NONCE", "nonce", "must be a function"),
+    ("BYOK_LABELS", "loud", "use one of 'default', 'env'"),
+    ("BYOK_ENCRYPTION_KEY_FALLBACKS", 7, "must be a sequence"),
+    ("BYOK_ENCRYPTION_KEY_FILE", "/nowhere/at/all", "Check the path"),
+    ("BYOK_ENCRYPTION_KEY_FILE", 7.5, "Check the path"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "becomes"), GOOD)
+def test_good_values(name: str, value: Any, becomes: Any) -> None:
+    """Each key takes its value, and the attribute has the key's name."""
+    settings = read(**{name: value})
+    assert getattr(settings, name.removeprefix("BYOK_").lower()) == becomes
+
+
+@pytest.mark.parametrize(("name", "value", "advice"), BAD)
+def test_bad_values(name: str, value: Any, advice: str) -> None:
+    """A value that cannot be used is refused with the key's name and what to do."""
+    with pytest.raises(ConfigurationError) as caught:
+        read(**{name: value})
+    assert str(caught.value).startswith(name)
+    assert advice in str(caught.value)
+
+
+def test_every_setting_is_tested() -> None:
+    """Each setting occurs among the good values above."""
+    names = {f"BYOK_{field.name.upper()}" for field in dataclasses.fields(Settings)}
+    assert names == {name for name, _, _ in GOOD}
+
+
+def test_defaults() -> None:
+    """An empty config gives the documented defaults."""
+    assert read() == Settings()
+    settings = read()
+    assert settings.encryption_key is None
+    assert settings.cipher == "fernet"
+    assert settings.providers is None
+    assert settings.session_ttl == timedelta(hours=24)
+    assert settings.validate_on_set == "warn"
+    assert settings.promote == "ask"
+    assert settings.on_store_failure == "fail"
+    assert settings.validate_rate == settings.set_rate == "20/minute"
+    assert settings.url_prefix == "/api"
+    assert settings.secrets_dir == Path("/run/secrets")
+
+
+def test_presets() -> None:
+    """Both presets hold all six tiers in the documented order."""
+    assert read().precedence == PRECEDENCES["user_first"]
+    assert ", ".join(PRECEDENCES["user_first"]) == "session, user, team, system, secret, env"
+    assert ", ".join(PRECEDENCES["env_first"]) == "secret, env, session, user, team, system"
+
+
+def test_redis_of_the_session() -> None:
+    """Without a Redis of its own, BYOK takes that of the sessions."""
+    assert read(SESSION_REDIS="redis://s").redis == "redis://s"
+    assert read(SESSION_REDIS="redis://s", BYOK_REDIS="redis://b").redis == "redis://b"
+
+
+# where the encryption key comes from
+
+
+def test_encryption_key_from_the_environment() -> None:
+    """The environment serves where the config has no encryption key, and only there."""
+    environ = {"BYOK_ENCRYPTION_KEY": "from environ", "BYOK_ENCRYPTION_KEY_FALLBACKS": "a b"}
+    settings = read(environ)
+    assert settings.encryption_key == "from environ"
+    assert settings.encryption_key_fallbacks == ("a", "b")
+    assert read(environ, BYOK_ENCRYPTION_KEY="from config").encryption_key == "from config"
+
+
+def test_encryption_key_from_a_file(tmp_path: Path) -> None:
+    """A file named in the config or the environment holds the key, line break and all."""
+    path = tmp_path / "encryption_key"
+    path.write_text(f"{ENCRYPTION_KEY}\n")
+    environ = {"BYOK_ENCRYPTION_KEY_FILE": str(path)}
+    assert read(environ).encryption_key == ENCRYPTION_KEY
+    assert read(BYOK_ENCRYPTION_KEY_FILE=path).encryption_key == ENCRYPTION_KEY
+    assert read(environ, BYOK_ENCRYPTION_KEY="in config").encryption_key == "in config"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe"])
+def test_encryption_key_file_without_a_key(tmp_path: Path, content: bytes) -> None:
+    """A file that is empty or not text is refused by the name of its setting."""
+    path = tmp_path / "encryption_key"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"^BYOK_ENCRYPTION_KEY_FILE: .*\. \w"):
+        read(BYOK_ENCRYPTION_KEY_FILE=path)
+
+
+def test_process_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default the environment is the process's own."""
+    monkeypatch.setenv("BYOK_ENCRYPTION_KEY", "from the process")
+    assert Settings.from_config({}).encryption_key == "from the process"
+
+
+def test_repr_shows_no_secret() -> None:
+    """Settings show neither encryption keys nor addresses, which can hold passwords."""
+    settings = read(
+        BYOK_ENCRYPTION_KEY="canary-1",
+        BYOK_ENCRYPTION_KEY_FALLBACKS=["canary-2"],
+        BYOK_REDIS="redis://:canary-3@localhost",
+        BYOK_DATABASE_URL="postgresql://u:canary-4@localhost/db",
+    )
+    assert "canary" not in f"{settings!r}{settings}"
