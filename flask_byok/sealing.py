@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -17,7 +17,7 @@ from .owners import SessionRef
 class Sealed:
     """The fields of a credential by name, and the base URL that the person gave with them."""
 
-    fields: dict[str, str]
+    fields: dict[str, str] = field(repr=False)
     base_url: str | None = None
 
 

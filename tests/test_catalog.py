@@ -1,0 +1,209 @@
+"""The providers as data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_byok.catalog import (
+    PROVIDERS,
+    Auth,
+    Catalog,
+    Field,
+    ProviderSpec,
+    Rule,
+    comparable,
+)
+from flask_byok.credentials import Verdict
+from flask_byok.errors import ConfigurationError, UnknownProviderError
+from flask_byok.providers.factory import _ADAPTERS
+
+FIXED = [spec for spec in PROVIDERS if not spec.personal_base_url]
+
+
+def test_catalog_has_the_providers() -> None:
+    """The catalog has seven providers, in the order in which people see them."""
+    ids = [spec.id for spec in Catalog()]
+    assert ids == ["openai", "anthropic", "google", "groq", "xai", "openrouter", "custom"]
+    assert len(Catalog()) == 7
+
+
+@pytest.mark.parametrize(
+    ("alias", "provider"), [("gemini", "google"), ("google_gemini", "google"), ("grok", "xai")]
+)
+def test_aliases(alias: str, provider: str) -> None:
+    """An alias leads to its provider."""
+    assert Catalog().get(alias) is Catalog().get(provider)
+    assert alias in Catalog()
+    assert Catalog().get(alias).id == provider
+
+
+@pytest.mark.parametrize("spec", FIXED, ids=lambda spec: spec.id)
+def test_rows_are_whole(spec: ProviderSpec) -> None:
+    """A provider of its own address has https, a variable for the operator, a page to get a key, and a model."""
+    assert spec.base_url.startswith("https://")
+    assert not spec.base_url.endswith("/")
+    assert spec.env
+    assert spec.get_key_url
+    assert spec.get_key_url.startswith("https://")
+    assert spec.default_model
+    assert spec.adapter in _ADAPTERS
+    assert not spec.standalone
+
+
+def test_custom_gives_its_own_address() -> None:
+    """The custom provider has no address and no operator's variable: each person gives both."""
+    custom = Catalog().get("custom")
+    assert custom.personal_base_url
+    assert custom.standalone
+    assert (custom.base_url, custom.env) == ("", ())
+    assert [(f.name, f.secret) for f in custom.fields] == [("base_url", False), ("api_key", True)]
+
+
+@pytest.mark.parametrize("spec", PROVIDERS, ids=lambda spec: spec.id)
+def test_keys_travel_in_a_header_only(spec: ProviderSpec) -> None:
+    """A key is sent in a header, never in a URL; where there is none, nothing is sent."""
+    headers = spec.check.auth.headers({"api_key": "k-1"})
+    assert len(headers) == 1
+    assert headers.popitem()[1] in ("k-1", "Bearer k-1")
+    assert spec.check.auth.headers({"api_key": ""}) == spec.check.auth.headers({}) == {}
+    for path in (spec.check.path, spec.check.models_path or "/"):
+        assert path.startswith("/")
+        assert "key=" not in path
+
+
+@pytest.mark.parametrize("spec", PROVIDERS, ids=lambda spec: spec.id)
+def test_rules_compare_lower_case(spec: ProviderSpec) -> None:
+    """What a rule looks for is written as answers are compared, else it would never fit."""
+    for rule in spec.check.rules:
+        assert rule.contains == rule.contains.lower()
+        assert rule.status
+        assert rule.reason.endswith(".")
+
+
+@pytest.mark.parametrize("spec", PROVIDERS, ids=lambda spec: spec.id)
+def test_no_rule_hides_another(spec: ProviderSpec) -> None:
+    """No rule stands behind one that takes all its answers."""
+    rules = spec.check.rules
+    for place, rule in enumerate(rules):
+        for earlier in rules[:place]:
+            covered = earlier.contains in rule.contains and set(rule.status) <= set(earlier.status)
+            assert not covered, (earlier, rule)
+
+
+def test_unknown_provider_is_not_repeated() -> None:
+    """Somebody who pastes a key as the provider's id does not get it back."""
+    with pytest.raises(UnknownProviderError) as caught:
+        Catalog().get("sk-proj-CANARY")
+    assert "CANARY" not in f"{caught.value!r}{caught.value.__dict__}"
+    assert caught.value.provider is None
+
+
+def test_some_providers_only() -> None:
+    """The operator's choice of providers keeps its order, and an alias in it will do."""
+    catalog = Catalog().only(["grok", "openai"])
+    assert [spec.id for spec in catalog] == ["xai", "openai"]
+    with pytest.raises(UnknownProviderError):
+        catalog.get("groq")
+
+
+def test_misspelt_provider() -> None:
+    """A provider that does not exist is refused with the nearest name that does."""
+    with pytest.raises(
+        ConfigurationError, match=r"BYOK_PROVIDERS: there is no provider 'opnai'. .* 'openai'\?"
+    ):
+        Catalog().only(["opnai"])
+    with pytest.raises(ConfigurationError, match=r"'zzz'\.$"):
+        Catalog().only(["zzz"])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ProviderSpec(id="openai", name="Another"),
+        ProviderSpec(id="gemini", name="By an alias"),
+        ProviderSpec(id="mine", name="With a taken alias", aliases=("groq",)),
+    ],
+    ids=lambda spec: spec.name,
+)
+def test_taken_names(spec: ProviderSpec) -> None:
+    """A provider cannot take another's id or alias, and leaves nothing behind when it tries."""
+    catalog = Catalog()
+    with pytest.raises(ConfigurationError, match="is registered twice"):
+        catalog.register(spec)
+    assert len(catalog) == 7
+    assert "mine" not in catalog
+
+
+def test_registered_provider() -> None:
+    """A host's own provider is found beside the catalog's, and not in other catalogs."""
+    catalog = Catalog()
+    catalog.register(ProviderSpec(id="mine", name="Mine", aliases=("own",)))
+    assert catalog.get("own").name == "Mine"
+    assert "mine" not in Catalog()
+
+
+@pytest.mark.parametrize("bad", ["", "OpenAI", "1st", "my-provider", "a b", "x" * 41, "é", "a/b"])
+def test_malformed_ids(bad: str) -> None:
+    """An id has lower-case letters, digits and underscores: it stands in URLs, names and contexts."""
+    with pytest.raises(ConfigurationError, match="Provider id"):
+        ProviderSpec(id=bad, name="Bad")
+
+
+def test_spec_cannot_change() -> None:
+    """What describes a provider is fixed."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PROVIDERS[0].base_url = "https://elsewhere.example"  # type: ignore[misc]
+
+
+def test_field_as_json() -> None:
+    """A field has the JSON form that status shows."""
+    assert Field(placeholder="sk-…").to_dict() == {
+        "name": "api_key",
+        "label": "API key",
+        "secret": True,
+        "required": True,
+        "placeholder": "sk-…",
+    }
+
+
+def test_auth_with_several_fields() -> None:
+    """A header's template may name several fields."""
+    auth = Auth("X-Auth", "{region}:{api_key}")
+    assert auth.headers({"api_key": "k", "region": "eu"}) == {"X-Auth": "eu:k"}
+
+
+def test_rule_fits_status_and_text() -> None:
+    """A rule fits an answer by its status and by what must be in it."""
+    rule = Rule((401, 403), Verdict.INVALID, "Bad.", '"code":"invalid_api_key"')
+    body = b'{"error": {"code" : "INVALID_api_key"}}'
+    assert rule.fits(401, comparable(body))
+    assert not rule.fits(400, comparable(body))
+    assert not rule.fits(401, comparable(b'{"code": "other"}'))
+    assert Rule((401,), Verdict.INVALID, "Bad.").fits(401, "")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"A":  "B \\u00e9"}', '{"a":"b é"}'),
+        (b"<html>NO</html>", "<html>no</html>"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        (b"[" * 100_000, "[" * 100_000),
+        (b"", ""),
+    ],
+    ids=["JSON", "HTML", "bytes", "deep", "empty"],
+)
+def test_comparable(body: bytes, text: str) -> None:
+    """JSON is compared without white space and in lower case; anything else in lower case."""
+    assert comparable(body) == text
+
+
+@given(api_key=st.text("abcXYZ019-_", min_size=8, max_size=40))
+def test_comparable_forgets_secrets(api_key: str) -> None:
+    """An answer that repeats the key is compared without it, so a key cannot decide its own verdict."""
+    body = f'{{"message": "Incorrect: {api_key}."}}'.encode()
+    assert comparable(body, [api_key, ""]) == '{"message":"incorrect: ."}'

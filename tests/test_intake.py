@@ -1,0 +1,178 @@
+"""What a person typed, before anything else sees it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_byok.catalog import Catalog, Field, ProviderSpec
+from flask_byok.credentials import Secret, utcnow
+from flask_byok.errors import (
+    ByokError,
+    EndpointNotAllowedError,
+    InvalidFieldError,
+    MalformedApiKeyError,
+)
+from flask_byok.intake import NewKey, Typed, read_expiry, read_typed
+from flask_byok.settings import Settings
+
+OPENAI, CUSTOM = Catalog().get("openai"), Catalog().get("custom")
+REGIONAL = ProviderSpec(
+    id="regional",
+    name="Regional",
+    base_url="https://regional.example",
+    fields=(Field(), Field("region", "Region", secret=False), Field("extra", required=False)),
+)
+OPEN = Settings(allow_custom_providers=True)
+API_KEY = "sk-proj-CANARY-4711-abcdefgh"
+
+
+def take(
+    spec: ProviderSpec, base_url: str | None = None, settings: Settings = OPEN, **fields: str
+) -> Typed:
+    """Take in fields as typed."""
+    secrets = {name: Secret(value) for name, value in fields.items()}
+    return read_typed(spec, secrets, base_url, settings)
+
+
+def test_key_is_cleaned_and_goes_to_the_catalog() -> None:
+    """A key is cleaned, and goes to the provider's own address."""
+    typed = take(OPENAI, api_key=f'  "{API_KEY}"\n')
+    assert typed.revealed() == {"api_key": API_KEY}
+    assert typed.base_url is None
+    assert (typed.endpoint.base_url, typed.endpoint.trust) == (OPENAI.base_url, "catalog")
+
+
+def test_operator_chooses_the_endpoint() -> None:
+    """The operator's address for a provider takes the place of the catalog's."""
+    settings = Settings(base_urls={"openai": "http://127.0.0.1:9/v1"})
+    endpoint = take(OPENAI, settings=settings, api_key=API_KEY).endpoint
+    assert (endpoint.base_url, endpoint.trust) == ("http://127.0.0.1:9/v1", "operator")
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_address_of_a_custom_provider(beside: bool) -> None:
+    """A person's own address counts, whether it is given beside the key or as a field."""
+    url = "https://LLM.example:443/v1/"
+    secrets = {"api_key": Secret(API_KEY)} | ({} if beside else {"base_url": Secret(url)})
+    typed = read_typed(CUSTOM, secrets, url if beside else None, OPEN)
+    assert typed.base_url == typed.endpoint.base_url == "https://llm.example/v1"
+    assert typed.endpoint.trust == "personal"
+    assert typed.revealed() == {"api_key": API_KEY}
+
+
+def test_address_that_would_not_be_used() -> None:
+    """An address for a provider that has its own is refused, not dropped: the key would go elsewhere than said."""
+    with pytest.raises(EndpointNotAllowedError, match="leave out the base URL"):
+        take(OPENAI, base_url="https://gateway.example/v1", api_key=API_KEY)
+
+
+def test_custom_is_off_by_default() -> None:
+    """Nobody may give an address unless the operator allows it."""
+    with pytest.raises(EndpointNotAllowedError, match="not allowed here"):
+        take(CUSTOM, base_url="https://llm.example/v1", settings=Settings(), api_key=API_KEY)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://llm.example/v1", "https://127.0.0.1/v1", "https://localhost", "nonsense"]
+)
+def test_addresses_that_are_refused(url: str) -> None:
+    """An address that is not public https is refused with the provider's name, and is not repeated."""
+    with pytest.raises(EndpointNotAllowedError) as caught:
+        take(CUSTOM, base_url=url, api_key=API_KEY)
+    assert caught.value.provider == "custom"
+    assert url not in str(caught.value)
+
+
+def test_private_addresses_where_allowed() -> None:
+    """The operator can let people use addresses in the own network."""
+    settings = Settings(allow_custom_providers=True, allow_private_endpoints=True)
+    typed = take(CUSTOM, base_url="http://127.0.0.1:11434/v1", settings=settings, api_key=API_KEY)
+    assert typed.base_url == "http://127.0.0.1:11434/v1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "error", "message"),
+    [
+        (OPENAI, {}, MalformedApiKeyError, "API key is missing"),
+        (OPENAI, {"api_key": " \n"}, MalformedApiKeyError, "API key is missing"),
+        (OPENAI, {"api_key": "short"}, MalformedApiKeyError, "8 to 4,096"),
+        (OPENAI, {"api_key": "CANARY with spaces"}, MalformedApiKeyError, "ASCII"),
+        (OPENAI, {"api_key": API_KEY, "CANARY": "x"}, InvalidFieldError, "no such field"),
+        (CUSTOM, {"api_key": API_KEY}, InvalidFieldError, "Base URL is missing"),
+        (REGIONAL, {"api_key": API_KEY}, InvalidFieldError, "Region is missing"),
+        (REGIONAL, {"api_key": API_KEY, "region": "eu\r\nCANARY: 1"}, InvalidFieldError, "ASCII"),
+        (REGIONAL, {"api_key": API_KEY, "region": "é"}, InvalidFieldError, "ASCII"),
+        (REGIONAL, {"api_key": API_KEY, "region": "x" * 501}, InvalidFieldError, "500"),
+    ],
+)
+def test_what_is_refused(
+    spec: ProviderSpec, fields: dict[str, str], error: type[ByokError], message: str
+) -> None:
+    """Missing, odd and unknown fields are refused by name, and nothing typed is repeated."""
+    with pytest.raises(error, match=message) as caught:
+        read_typed(spec, {name: Secret(value) for name, value in fields.items()}, None, OPEN)
+    assert caught.value.provider == spec.id
+    assert "CANARY" not in f"{caught.value!r}"
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_further_fields() -> None:
+    """Other fields than the key are taken as they are, and optional ones may be left out."""
+    typed = take(REGIONAL, api_key=API_KEY, region=" eu west ")
+    assert typed.revealed() == {"api_key": API_KEY, "region": "eu west"}
+
+
+@given(text=st.text(max_size=80))
+def test_any_text_is_taken_or_refused(text: str) -> None:
+    """Whatever is typed is taken clean or refused with one of our errors."""
+    try:
+        typed = take(REGIONAL, api_key=text, region=text)
+    except (MalformedApiKeyError, InvalidFieldError):
+        return
+    assert all(" " <= char <= "~" for value in typed.revealed().values() for char in value)
+
+
+def test_typed_does_not_show_the_key() -> None:
+    """Neither what was typed nor what is wanted shows the key."""
+    new = NewKey(fields={"api_key": Secret(API_KEY)})
+    assert "CANARY" not in f"{take(OPENAI, api_key=API_KEY)!r}{new!r}"
+
+
+# expiry
+
+
+def test_expiry_as_wanted() -> None:
+    """Without a cap a key expires when it was said, in any time zone, or never."""
+    wanted = utcnow() + timedelta(days=400)
+    assert read_expiry(wanted, OPENAI, Settings()) == wanted
+    assert read_expiry(None, OPENAI, Settings()) is None
+
+
+@pytest.mark.parametrize("wanted", [None, timedelta(days=31), timedelta(days=29)])
+def test_expiry_under_a_cap(wanted: timedelta | None) -> None:
+    """The operator's cap shortens what is longer, holds where nothing is said, and leaves what is shorter."""
+    now = utcnow()
+    cap = timedelta(days=30)
+    moment = None if wanted is None else now + wanted
+    expires = read_expiry(moment, OPENAI, Settings(max_key_lifetime=cap))
+    assert expires is not None
+    expected = min(wanted or cap, cap)
+    assert timedelta(0) <= expires - (now + expected) < timedelta(seconds=5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        (datetime(2020, 1, 1, tzinfo=UTC), "in the past"),
+        (datetime(2999, 1, 1), "time zone"),  # noqa: DTZ001  (what is refused)
+    ],
+)
+def test_expiry_that_is_refused(wanted: Any, message: str) -> None:
+    """A time in the past or without a zone is refused."""
+    with pytest.raises(InvalidFieldError, match=message):
+        read_expiry(wanted, OPENAI, Settings())
