@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
@@ -27,6 +28,9 @@ from .settings import Cipher
 
 #: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
 PADDING = 512
+
+#: How many derived keys each encryption key keeps ready.
+DERIVED_KEYS = 1024
 
 _FORMAT = "byok1"
 _CODES: dict[Cipher, str] = {"fernet": "f", "aes-256-gcm": "g"}
@@ -130,6 +134,8 @@ class _Key:
         self._material = material
         self.key_id = hashlib.sha256(b"flask-byok key id" + material).hexdigest()[:12]
         self.fingerprint_key = self._derive(b"fingerprint")
+        # One person's calls come in rows, and deriving takes as long as decrypting.
+        self._fernet = lru_cache(DERIVED_KEYS)(self._derive_fernet)
 
     def seal(self, code: str, plaintext: bytes, info: bytes) -> str:
         if code == "f":
@@ -148,7 +154,7 @@ class _Key:
             )
         raise ValueError("unknown cipher")
 
-    def _fernet(self, info: bytes) -> Fernet:
+    def _derive_fernet(self, info: bytes) -> Fernet:
         return Fernet(base64.urlsafe_b64encode(self._derive(b"fernet" + info)))
 
     def _derive(self, info: bytes) -> bytes:
