@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
 
@@ -26,6 +26,7 @@ BUSY_TIMEOUT = 5
 _OWN = "flask_byok_own"
 
 _forked_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+_parents_pools: list[Pool] = []
 
 
 def open_engine(engine_or_url: Any) -> Engine:
@@ -159,6 +160,8 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 
 def _leave_parents_connections() -> None:
     for engine in list(_forked_engines):
+        # Kept, since some drivers say goodbye to the server when a connection is collected.
+        _parents_pools.append(engine.pool)
         engine.dispose(close=False)
 
 

@@ -39,7 +39,7 @@ class SentinelServer(TunedRedis):
 
 
 class ClusterServer(TunedRedis):
-    """A Cluster of one node that has all slots."""
+    """A Cluster of one node that has all slots; more nodes may join."""
 
     def __init__(self) -> None:
         super().__init__(cluster_enabled="yes", cluster_port=free_port())
@@ -50,6 +50,29 @@ class ClusterServer(TunedRedis):
         with redis.Redis.from_url(self.url) as client:
             client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
             wait_until(lambda: b"cluster_state:ok" in _cluster_info(client), "cluster")
+
+
+class SecondNode(TunedRedis):
+    """A node without slots that joins a Cluster."""
+
+    def __init__(self, first: ClusterServer) -> None:
+        super().__init__(cluster_enabled="yes", cluster_port=free_port())
+        self.first = first
+
+    def start(self) -> None:
+        """Start the node and wait until both know each other."""
+        super().start()
+        with redis.Redis.from_url(self.url) as client:
+            address = ("127.0.0.1", self.first.port, self.first.settings["cluster_port"])
+            client.execute_command("CLUSTER MEET", *address)
+            wait_until(lambda: b"cluster_state:ok" in _cluster_info(client), "second node")
+
+    def take(self, slot: int) -> None:
+        """Move an empty slot to this node."""
+        with redis.Redis.from_url(self.url) as here, redis.Redis.from_url(self.first.url) as there:
+            node = here.execute_command("CLUSTER MYID")
+            for client in (here, there):
+                client.execute_command("CLUSTER SETSLOT", slot, "NODE", node)
 
 
 class ReplicaOf(TunedRedis):

@@ -19,7 +19,7 @@ from flask_byok.stores.redis import RedisSessionStore
 from tests.services import RedisServer, free_port, wait_until
 
 from .contract import ANN, DAY, VISITOR, MakeStore, SessionStoreContract, begin, make_record
-from .redis_kinds import ClusterServer, ReplicaOf, SentinelServer, TunedRedis
+from .redis_kinds import ClusterServer, ReplicaOf, SecondNode, SentinelServer, TunedRedis
 
 
 def store_on(client_or_url: Any, **options: Any) -> RedisSessionStore:
@@ -283,6 +283,24 @@ def test_cluster_without_replicas(cluster: RedisCluster) -> None:
         with pytest.raises(StoreError, match="replicas"):
             store.write(session, VISITOR, make_record())
     assert not store.breaker.is_open
+
+
+@pytest.mark.parametrize("wait", [0, 1])
+def test_slot_that_moves(wait: int) -> None:
+    """A session whose slot has moved to another node is found there, with and without waiting."""
+    with ClusterServer() as server, SecondNode(server) as second:
+        with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
+            store = store_on(client, wait=wait)
+            session = begin(store)
+            second.take(client.keyslot(session.ref))
+        if wait:  # there is no replica, but it was written
+            with pytest.raises(StoreError, match="replicas"):
+                store.write(session, VISITOR, make_record())
+        else:
+            store.write(session, VISITOR, make_record())
+        assert store.read(session, VISITOR).records
+        with redis.Redis.from_url(second.url) as there:
+            assert there.exists(f"byok:h:{{{session.ref}}}")
 
 
 def test_wrong_kind_of_value(redis_url: str) -> None:
