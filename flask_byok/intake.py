@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from .catalog import Field, ProviderSpec
 from .credentials import Secret, clean_api_key, utcnow
@@ -73,14 +73,23 @@ def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings)
     :raises InvalidFieldError: the time is past or has no zone.
     """
     now = utcnow()
-    if wanted is not None and wanted.tzinfo is None:
-        raise InvalidFieldError(
-            "expires_at needs a time zone, such as a Z at its end.", provider=spec.id
-        )
+    if wanted is not None:
+        wanted = _in_utc(wanted, spec)
     if wanted is not None and wanted <= now:
         raise InvalidFieldError("expires_at is in the past.", provider=spec.id)
     latest = None if settings.max_key_lifetime is None else now + settings.max_key_lifetime
     return min((moment for moment in (wanted, latest) if moment is not None), default=None)
+
+
+def _in_utc(wanted: datetime, spec: ProviderSpec) -> datetime:
+    if wanted.tzinfo is None:
+        raise InvalidFieldError(
+            "expires_at needs a time zone, such as a Z at its end.", provider=spec.id
+        )
+    try:
+        return wanted.astimezone(UTC)
+    except OverflowError:
+        raise InvalidFieldError("expires_at is too far away.", provider=spec.id) from None
 
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:

@@ -11,13 +11,21 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 from flask import Blueprint, Response, request
+from flask.sansio.blueprints import BlueprintSetupState
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 
 from ..credentials import Secret
 from ..errors import ByokError, InvalidFieldError, SessionRequiredError
 from ..intake import NewKey
-from .guards import csrf_token, on_csrf_error, refuse_cross_site, refuse_unrouted, secure
+from .guards import (
+    csrf_token,
+    limit_body,
+    on_csrf_error,
+    refuse_cross_site,
+    refuse_unrouted,
+    secure,
+)
 from .problems import http_problem_response, problem_response
 from .state import current_caller, established_caller, get_state
 
@@ -110,6 +118,7 @@ def create_blueprint(url_prefix: str) -> Blueprint:
         static_folder=str(Path(__file__).parent.parent / "static"),
         static_url_path="/providers/static",
     )
+    blueprint.record_once(_limit_bodies)
     blueprint.before_app_request(refuse_unrouted(f"{url_prefix}/providers/"))
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
@@ -118,6 +127,11 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     blueprint.register_error_handler(HTTPException, http_problem_response)
     _add_routes(blueprint)
     return blueprint
+
+
+def _limit_bodies(setup: BlueprintSetupState) -> None:
+    # At the front: whoever opens the body first decides how much of it is read.
+    setup.app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
 
 
 def _add_routes(blueprint: Blueprint) -> None:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
+from http import HTTPStatus
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,6 @@ from flask import Blueprint, Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..credentials import Secret
 from ..credentials import Secret
 from ..errors import ByokError, RateLimitedError, StoreError
 from . import api, text
@@ -128,6 +128,7 @@ def register_pages(blueprint: Blueprint) -> None:
         methods=["POST"],
     )
     blueprint.after_request(_show_problem_on_page)
+    blueprint.after_request(_keep_asset)
 
 
 def _settings_page() -> Response:
@@ -181,6 +182,8 @@ def _show_problem_on_page(response: Response) -> Response:
         return response
     if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
         return response
+    if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return response  # the form was not read, so nothing is known of where it came from
     problem = response.get_json()
     provider = request.form.get("provider", "")
     outcome = Outcome(
@@ -191,6 +194,14 @@ def _show_problem_on_page(response: Response) -> Response:
         reason=problem["code"],
     )
     return _go_back(outcome)
+
+
+def _keep_asset(response: Response) -> Response:
+    """Let browsers keep the script and the style sheet: their address names their content."""
+    if request.endpoint == "byok.static" and "v" in request.args and response.status_code < 400:
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
 
 
 def _go_back(outcome: Outcome) -> Response:

@@ -1,0 +1,286 @@
+"""The five calls as a browser makes them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flask_byok.testing import FakeProviders
+from tests.app import KEYS, Browser, HostApp, browser, fingerprint, make_app
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+
+#: Bodies of ``set`` that are turned away, with the status and code of the answer.
+REFUSED_BODIES = [
+    ('{"provider": "openai", "api_key": "short"}', 422, "malformed_api_key"),
+    ('{"provider": "openai"}', 422, "malformed_api_key"),
+    ('{"provider": "openai", "api_key": "  "}', 422, "malformed_api_key"),
+    ('{"provider": "openai", "api_key": "has a space"}', 422, "malformed_api_key"),
+    ('{"provider": "openai", "api_key": "bell\\u0007bell"}', 422, "malformed_api_key"),
+    ('{"provider": "openai", "api_key": "' + "k" * 4097 + '"}', 422, "malformed_api_key"),
+    ('{"provider": "nobody", "api_key": "k-12345678"}', 404, "unknown_provider"),
+    ('{"provider": "openai", "api_key": 12345678}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": ["k-12345678"]}', 422, "invalid_field"),
+    ('{"provider": "openai", "fields": {"api_key": 1}}', 422, "invalid_field"),
+    ('{"provider": "openai", "fields": {"other": "k-12345678"}}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": "k-12345678", "fields": {}}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": "k-12345678", "owner": "user:a"}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": "k-12345678", "persist": true}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": "k-12345678", "label": "a\\nb"}', 422, "invalid_field"),
+    (
+        '{"provider": "openai", "api_key": "k-12345678", "label": "' + "x" * 101 + '"}',
+        422,
+        "invalid_field",
+    ),
+    ('{"provider": "openai", "api_key": "k-12345678", "validate": "no"}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": "k-12345678", "expires_at": "soon"}', 422, "invalid_field"),
+    (
+        '{"provider": "openai", "api_key": "k-12345678", "expires_at": "2099-01-01T00:00:00"}',
+        422,
+        "invalid_field",
+    ),
+    (
+        '{"provider": "openai", "api_key": "k-12345678", "expires_at": "1999-01-01T00:00:00Z"}',
+        422,
+        "invalid_field",
+    ),
+    (
+        '{"provider": "openai", "api_key": "k-12345678", "base_url": "https://elsewhere.example/v1"}',
+        422,
+        "endpoint_not_allowed",
+    ),
+    ("[]", 422, "invalid_field"),
+    ("{", 400, "bad_request"),
+    ("", 400, "bad_request"),
+    ("[" * 60_000, 422, "invalid_field"),
+    ('{"provider": "\\ud800"}', 400, "bad_request"),
+]
+
+
+def test_status_of_nobody_yet(visitor: Browser) -> None:
+    """A new visitor sees every provider without a key, and is given a session and a token."""
+    body = visitor.load()
+    assert [row["provider"] for row in body["providers"]][:3] == ["openai", "anthropic", "google"]
+    assert not any(row["has_key"] or row["source"] or row["hint"] for row in body["providers"])
+    assert body["precedence"] == ["session", "user", "team", "system", "secret", "env"]
+    assert body["authenticated"] is False
+    assert body["csrf_token"]
+
+
+def test_set_use_clear(visitor: Browser, fake: FakeProviders) -> None:
+    """A saved key is shown by its hint alone, serves at once, and is gone once cleared."""
+    api_key = fake.api_key("openai")
+    saved = visitor.save(api_key, label="mine")
+    assert saved.status_code == 200
+    assert saved.get_json()["success"] is True
+    assert saved.get_json()["validation"]["verdict"] == "valid"
+    status = visitor.status()
+    assert (status["source"], status["state"], status["label"]) == ("session", "active", "mine")
+    assert status["hint"] == f"sk-proj-…{api_key[-4:]}"
+    assert status["validity"]["verdict"] == "valid"
+    assert visitor.get("/used/openai").get_json() == {
+        "source": "session",
+        "fingerprint": fingerprint(api_key),
+    }
+    cleared = visitor.call("clear", provider="openai").get_json()
+    assert (cleared["success"], cleared["cleared"]) == (True, ["session"])
+    assert visitor.call("clear", provider="openai").get_json()["cleared"] == []
+    assert visitor.get("/used/openai").status_code == 409
+
+
+def test_refused_key_leaves_the_old_one(visitor: Browser, fake: FakeProviders) -> None:
+    """A key that its provider refuses is not stored, and the one before it goes on serving."""
+    good = fake.api_key("openai")
+    visitor.save(good)
+    refused = visitor.call("set", provider="openai", api_key=fake.api_key("openai", "bad"))
+    assert refused.status_code == 422
+    assert refused.get_json()["code"] == "key_refused"
+    assert refused.get_json()["validation"]["verdict"] == "invalid"
+    assert visitor.get("/used/openai").get_json()["fingerprint"] == fingerprint(good)
+
+
+def test_validate_typed_stores_nothing(visitor: Browser, fake: FakeProviders) -> None:
+    """A typed key can be checked without being stored; without one the key in use is checked."""
+    visitor.load()
+    typed = visitor.call("validate", provider="openai", api_key=fake.api_key("openai"))
+    assert typed.get_json()["valid"] is True
+    assert visitor.status()["has_key"] is False
+    unset = visitor.call("validate", provider="openai")
+    assert (unset.status_code, unset.get_json()["code"]) == (409, "key_missing")
+    visitor.call("set", provider="openai", api_key=fake.api_key("openai"), validate="off")
+    assert visitor.status()["validity"] is None
+    assert visitor.call("validate", provider="openai").get_json()["valid"] is True
+    assert visitor.status()["validity"]["verdict"] == "valid"
+
+
+def test_promote_asks_for_a_user(visitor: Browser) -> None:
+    """A visitor has no account to keep keys for."""
+    visitor.load()
+    assert visitor.call("promote").status_code == 401
+    assert visitor.call("promote").get_json()["code"] == "owner_required"
+
+
+def test_expiry_is_kept_and_ends_the_key(visitor: Browser, fake: FakeProviders) -> None:
+    """A key serves until the time that was given with it."""
+    soon = datetime.now(UTC) + timedelta(seconds=0.5)
+    visitor.save(fake.api_key("openai"), expires_at=soon.isoformat(), validate="off")
+    assert visitor.get("/used/openai").status_code == 200
+    while datetime.now(UTC) < soon:
+        pass
+    assert visitor.get("/used/openai").status_code == 409
+    assert visitor.status()["state"] == "expired"
+
+
+@pytest.mark.parametrize(
+    "expires_at",
+    ["9999-12-31T23:59:59-23:59", "9999-12-31T23:59:59.999999Z", "9999-12-31T00:00:00+23:59"],
+)
+def test_far_expiry_never_breaks_the_list(
+    visitor: Browser, fake: FakeProviders, expires_at: str
+) -> None:
+    """A time at the edge of the calendar is taken or refused, and the list still answers."""
+    answer = visitor.save(fake.api_key("openai"), expires_at=expires_at, validate="off")
+    assert answer.status_code in (200, 422)
+    assert visitor.get(KEYS).status_code == 200
+
+
+@pytest.mark.parametrize(("body", "status", "code"), REFUSED_BODIES)
+def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code: str) -> None:
+    """What cannot be used is refused with its own code and status, and nothing of it is repeated."""
+    visitor.load()
+    headers = {"X-CSRFToken": visitor.token or ""}
+    answer = visitor.post(
+        f"{KEYS}/set", data=body, content_type="application/json", headers=headers
+    )
+    assert (answer.status_code, answer.get_json()["code"]) == (status, code)
+    assert answer.mimetype == "application/problem+json"
+    for repeated in ("12345678", "kkkk", "elsewhere", "nobody"):
+        assert repeated not in answer.text
+
+
+@pytest.mark.parametrize("size", [64 * 1024 + 1, 1024 * 1024])
+@pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded"])
+def test_body_limit(visitor: Browser, size: int, content_type: str) -> None:
+    """More than 64 KiB are not read."""
+    visitor.load()
+    answer = visitor.post(
+        f"{KEYS}/set",
+        data=b"x" * size,
+        content_type=content_type,
+        headers={"X-CSRFToken": visitor.token or ""},
+    )
+    assert (answer.status_code, answer.get_json()["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_only_json_is_read(visitor: Browser, content_type: str) -> None:
+    """A body that an HTML form can send is not read as JSON."""
+    visitor.load()
+    answer = visitor.post(
+        f"{KEYS}/clear",
+        data='{"provider": "openai"}',
+        content_type=content_type,
+        headers={"X-CSRFToken": visitor.token or ""},
+    )
+    assert (answer.status_code, answer.get_json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_a_key_in_the_label_is_refused(visitor: Browser, fake: FakeProviders) -> None:
+    """What is shown cannot hold the key by mistake."""
+    api_key = fake.api_key("openai")
+    for label in (api_key, f"mine: {api_key}", fake.api_key("anthropic")):
+        answer = visitor.save(api_key, description=label, validate="off")
+        assert (answer.status_code, answer.get_json()["code"]) == (422, "invalid_field")
+    assert visitor.save(api_key, label="sk-learn experiments", validate="off").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", KEYS, 200),
+        ("HEAD", KEYS, 200),
+        ("OPTIONS", KEYS, 200),
+        ("GET", "/api/providers/openapi.json", 200),
+        ("POST", f"{KEYS}/set", 400),
+        ("OPTIONS", f"{KEYS}/set", 200),
+        ("GET", f"{KEYS}/set", 405),
+        ("DELETE", KEYS, 405),
+        ("PUT", f"{KEYS}/promote", 405),
+        ("GET", f"{KEYS}/nothing", 404),
+        ("POST", f"{KEYS}/set/", 404),
+    ],
+)
+def test_headers_of_every_answer(visitor: Browser, method: str, path: str, status: int) -> None:
+    """Good or bad, each answer carries the security headers, and an error is a problem object."""
+    answer = visitor.open(path, method=method)
+    assert answer.status_code == status
+    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+    if status >= 400:
+        assert answer.mimetype == "application/problem+json"
+        assert answer.get_json()["status"] == status
+    if status == 405:
+        assert answer.headers["Allow"]
+
+
+def test_the_hosts_own_answers_stay_its_own(visitor: Browser) -> None:
+    """Paths and methods of the host are answered as the host answers them."""
+    assert visitor.get("/nothing").mimetype == "text/html"
+    assert visitor.post("/plain").status_code in (400, 405)
+    assert "Content-Security-Policy" not in visitor.get("/plain").headers
+    assert visitor.get("/api/other").mimetype == "text/html"
+
+
+def test_session_is_required_before_a_write(app: HostApp, tmp_path: Path) -> None:
+    """Without an established session nothing is stored: the list is to be loaded first."""
+    app.config["WTF_CSRF_ENABLED"] = False
+    answer = browser(app).call("set", provider="openai", api_key="k-12345678")
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "session_required")
+
+
+def test_login_can_be_required(tmp_path: Path, fake: FakeProviders) -> None:
+    """With BYOK_REQUIRE_LOGIN a visitor is told to sign in by every call."""
+    visitor = browser(make_app(tmp_path, fake, BYOK_REQUIRE_LOGIN=True, WTF_CSRF_ENABLED=False))
+    answers = [visitor.get(KEYS)]
+    answers += [visitor.call(verb, provider="openai") for verb in ("clear", "validate", "set")]
+    assert {(a.status_code, a.get_json()["code"]) for a in answers} == {(401, "owner_required")}
+    assert all("WWW-Authenticate" in a.headers for a in answers)
+    visitor.post("/sign-in/a")
+    assert visitor.save(fake.api_key("openai")).status_code == 200
+
+
+def test_locked_provider(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator's key serves a locked provider, and nobody can put another in its place."""
+    operators = fake.api_key("openai", owner="operator")
+    monkeypatch.setenv("OPENAI_API_KEY", operators)
+    visitor = browser(make_app(tmp_path, fake, BYOK_LOCKED_PROVIDERS=["openai"]))
+    answer = visitor.save(fake.api_key("openai"))
+    assert (answer.status_code, answer.get_json()["code"]) == (403, "provider_locked")
+    status = visitor.status()
+    assert (status["locked"], status["can_override"], status["source"]) == (True, False, "env")
+    assert status["hint"] is None
+    assert operators[-4:] not in visitor.get(KEYS).text
+
+
+@pytest.mark.parametrize(
+    ("setting", "verb"), [("BYOK_SET_RATE", "set"), ("BYOK_VALIDATE_RATE", "validate")]
+)
+def test_rates(tmp_path: Path, fake: FakeProviders, setting: str, verb: str) -> None:
+    """Who asks too often waits, and is told how long."""
+    visitor = browser(make_app(tmp_path, fake, **{setting: "2/minute"}))
+    visitor.load()
+    answers = [
+        visitor.call(verb, provider="openai", api_key=fake.api_key("openai")) for _ in range(3)
+    ]
+    assert [a.status_code for a in answers] == [200, 200, 429]
+    assert answers[-1].get_json()["code"] == "rate_limited"
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 60

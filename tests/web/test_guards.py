@@ -1,0 +1,209 @@
+"""Requests that another site could make."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from flask import Response, stream_with_context
+from itsdangerous import TimestampSigner
+from werkzeug.test import EnvironBuilder
+
+from flask_byok.testing import FakeProviders
+from tests.app import KEYS, Browser, HostApp, browser, make_app
+
+BODY = {"provider": "openai"}
+
+
+@pytest.fixture(params=[True, False], ids=["with CSRFProtect", "without CSRFProtect"])
+def host(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -> HostApp:
+    """Make a host that protects its own forms, and one that does not."""
+    return make_app(tmp_path, fake, csrf_protect=request.param)
+
+
+def _clear(client: Browser, token: str | None, **headers: str) -> tuple[int, str | None]:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    if token is not None:
+        sent["X-CSRFToken"] = token
+    answer = client.post(f"{KEYS}/clear", json=BODY, headers=sent)
+    body = answer.get_json()
+    if answer.status_code != 200:
+        assert answer.mimetype == "application/problem+json"
+        assert answer.headers["Cache-Control"] == "no-store"
+    return answer.status_code, body.get("code")
+
+
+def test_the_token_of_this_session_passes(host: HostApp) -> None:
+    """With the token of the list, a call is carried out."""
+    client = browser(host)
+    client.load()
+    assert _clear(client, client.token) == (200, None)
+
+
+def test_missing_and_foreign_tokens(host: HostApp) -> None:
+    """No token, garbage, and the token of another session are refused."""
+    client, other = browser(host), browser(host)
+    client.load()
+    other.load()
+    for token in (None, "", "garbage", other.token, (client.token or "") + "x"):
+        assert _clear(client, token) == (400, "csrf")
+
+
+def test_token_of_an_emptied_session(host: HostApp) -> None:
+    """A token dies with the session's data, and a fresh one works."""
+    client = browser(host)
+    client.load()
+    stale = client.token
+    client.post("/empty?then=1")
+    assert _clear(client, stale) == (400, "csrf")
+    client.load()
+    assert _clear(client, client.token) == (200, None)
+
+
+def test_token_expires(host: HostApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token is refused after 3,600 seconds, and a fresh one works."""
+    client = browser(host)
+    now = time.time()
+    with monkeypatch.context() as patch:
+        patch.setattr(TimestampSigner, "get_timestamp", lambda signer: int(now) - 3602)
+        client.load()
+    assert _clear(client, client.token) == (400, "csrf")
+    client.load()
+    assert _clear(client, client.token) == (200, None)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "", "nonsense"])
+def test_other_sites_are_refused(host: HostApp, site: str) -> None:
+    """What the browser says comes from elsewhere is refused, even with a good token."""
+    client = browser(host)
+    client.load()
+    assert _clear(client, client.token, Sec_Fetch_Site=site) == (400, "csrf")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost:8080", ""],
+)
+def test_foreign_origins_are_refused(host: HostApp, origin: str) -> None:
+    """Where the browser does not say, the origin must be this very host."""
+    client = browser(host)
+    client.load()
+    assert _clear(client, client.token, Origin=origin) == (400, "csrf")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Sec_Fetch_Site": "same-origin"}, {"Sec_Fetch_Site": "none"}, {"Origin": "http://localhost"}],
+)
+def test_own_pages_pass(host: HostApp, headers: dict[str, str]) -> None:
+    """The site's own pages are let through."""
+    client = browser(host)
+    client.load()
+    assert _clear(client, client.token, **headers) == (200, None)
+
+
+def test_forms_of_other_sites(host: HostApp) -> None:
+    """A form, also one of text/plain that spells JSON, is refused whatever it holds."""
+    client = browser(host)
+    client.load()
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = client.post(
+            f"{KEYS}/clear", data='{"provider":"openai"}', content_type=content_type
+        )
+        assert (answer.status_code, answer.get_json()["code"]) == (400, "csrf")
+    answer = client.post(f"{KEYS}/clear", data={"provider": "openai", "csrf_token": client.token})
+    assert (answer.status_code, answer.get_json()["code"]) == (415, "unsupported_media_type")
+
+
+def test_reading_changes_nothing(host: HostApp, fake: FakeProviders) -> None:
+    """No GET, HEAD or OPTIONS needs a token or changes a key."""
+    client = browser(host)
+    client.save(fake.api_key("openai"))
+    for method in ("GET", "HEAD", "OPTIONS"):
+        for path in (KEYS, f"{KEYS}/clear", f"{KEYS}/set", "/api/providers/settings/clear"):
+            client.open(path, method=method, query_string={"provider": "openai", "tier": "all"})
+    assert client.status()["has_key"] is True
+
+
+def test_csrf_can_be_switched_off_by_the_host(tmp_path: Path, fake: FakeProviders) -> None:
+    """WTF_CSRF_ENABLED rules here too: then no token is given or needed, but other sites stay out."""
+    client = browser(make_app(tmp_path, fake, WTF_CSRF_ENABLED=False))
+    assert client.load()["csrf_token"] is None
+    assert _clear(client, None) == (200, None)
+    assert _clear(client, None, Sec_Fetch_Site="cross-site") == (400, "csrf")
+
+
+def test_the_hosts_names_for_tokens_are_used(tmp_path: Path, fake: FakeProviders) -> None:
+    """Header and session field may have the names that the host gave them."""
+    config = {"WTF_CSRF_HEADERS": ["X-Own-Token"], "WTF_CSRF_FIELD_NAME": "own_token"}
+    client = browser(make_app(tmp_path, fake, **config))
+    client.load()
+    assert _clear(client, None, X_Own_Token=client.token or "") == (200, None)
+    assert _clear(client, client.token) == (400, "csrf")
+
+
+class _Worker:
+    """Answers requests in this very thread and context, as a worker does, and can abandon a stream."""
+
+    def __init__(self, app: HostApp) -> None:
+        self.app = app
+
+    def abandon(self, path: str, cookie: str) -> Iterator[bytes]:
+        """Begin to answer and return the rest of the answer, never closed."""
+        environ = EnvironBuilder(path=path, headers={"Cookie": cookie}).get_environ()
+        rest = iter(self.app.wsgi_app(environ, lambda *args: None))
+        next(rest)
+        return rest
+
+
+def _cookie(client: Browser) -> str:
+    cookie = client.get_cookie("session")
+    assert cookie is not None
+    return f"session={cookie.value}"
+
+
+def test_an_abandoned_stream_gives_nothing_to_the_next_person(
+    tmp_path: Path, fake: FakeProviders
+) -> None:
+    """What a stream that nobody finished left on the worker is neither identity, token nor key of the next."""
+    app = make_app(tmp_path, fake)
+
+    @app.post("/stuck")
+    @app.get("/stuck")
+    def stuck() -> Response:
+        from flask_login import current_user
+        from flask_wtf.csrf import generate_csrf
+
+        assert current_user.is_authenticated
+        generate_csrf()
+        app.byok.get_api_key("openai")
+
+        def pieces() -> Iterator[bytes]:
+            yield b"one"
+            yield b"two"
+
+        return Response(stream_with_context(pieces()))
+
+    first, second = browser(app), browser(app)
+    first.post("/sign-in/first")
+    first.save(fake.api_key("openai", owner="first"))
+    second.load()
+    own_token = second.token
+    rest = _Worker(app).abandon("/stuck", _cookie(first))
+    # Proof that something is left: Flask's own g is still the first person's.
+    from flask import g
+
+    assert g._login_user.get_id() == "first"
+    body = second.get(KEYS).get_json()
+    assert body["authenticated"] is False
+    assert not any(row["has_key"] for row in body["providers"])
+    assert second.get("/used/openai").status_code == 409
+    assert _clear(second, None) == (400, "csrf")
+    assert _clear(second, first.token) == (400, "csrf")
+    assert _clear(second, own_token) == (200, None)
+    assert _clear(second, body["csrf_token"]) == (200, None)
+    rest.close()  # type: ignore[attr-defined]  # a generator's
+    gc.collect()
