@@ -194,5 +194,5 @@ def _add_routes(app: HostApp) -> None:
     @app.get("/chat/<provider>")
     def chat(provider: str) -> Response:
         message = {"role": "user", "content": request.args.get("message", "hello")}
-        chosen = get_provider_with_api_key(provider, max_retries=0)
+        chosen = get_provider_with_api_key(provider)
         return app.byok.stream_response(chosen, [message], request.args.get("model"))

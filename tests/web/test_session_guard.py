@@ -1,0 +1,171 @@
+"""A host whose own session store is down goes on where it needs no session."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask, Request, Response, session
+from flask.sessions import SessionInterface
+from flask_session.base import ServerSideSession
+
+from flask_byok import BYOK
+from flask_byok.web.session_guard import SLOW_FAULT, UnavailableSession
+from tests.app import ENCRYPTION_KEY, KEYS
+
+
+class BrokenInterface(SessionInterface):
+    """A session store that can fail when it is read or written, slowly or at once."""
+
+    def __init__(self) -> None:
+        self.open_error: Exception | None = None
+        self.save_error: Exception | None = None
+        self.seconds = 0.0
+        self.opened = 0
+
+    def open_session(self, app: Flask, request: Request) -> Any:
+        self.opened += 1
+        if self.open_error is not None:
+            time.sleep(self.seconds)
+            raise self.open_error
+        return ServerSideSession(sid="the-sid")
+
+    def save_session(self, app: Flask, session: Any, response: Response) -> None:
+        if self.save_error is not None:
+            raise self.save_error
+
+
+@pytest.fixture
+def interface() -> BrokenInterface:
+    """Provide a session store to break."""
+    return BrokenInterface()
+
+
+@pytest.fixture
+def app(tmp_path: Path, interface: BrokenInterface) -> Flask:
+    """Make a host on the breakable store."""
+    app = Flask("host", instance_path=str(tmp_path))
+    app.config.update(SECRET_KEY="x", BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY, WTF_CSRF_ENABLED=False)
+    app.session_interface = interface
+    BYOK(app)
+
+    @app.get("/plain")
+    def plain() -> str:
+        return "plain"
+
+    @app.get("/look")
+    def look() -> str:
+        return str(session.get("user"))
+
+    @app.post("/write")
+    def write() -> Response:
+        session["user"] = "a"
+        return Response("written", headers={"X-Done": "yes"})
+
+    @app.after_request
+    def look_afterwards(response: Response) -> Response:
+        # As Flask-Login does for its remember-me cookie.
+        if "_remember" in session:
+            session.pop("_remember")
+        return response
+
+    return app
+
+
+def test_routes_without_a_session_go_on(app: Flask, interface: BrokenInterface) -> None:
+    """A route that does not touch the session answers as ever, also if a hook looks at it afterwards."""
+    interface.open_error = ConnectionError("redis://:password@host is down")
+    answer = app.test_client().get("/plain")
+    assert (answer.status_code, answer.text) == (200, "plain")
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/look"), ("POST", "/write"), ("GET", KEYS)])
+def test_routes_with_a_session_answer_503(
+    app: Flask, interface: BrokenInterface, caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
+    """Whoever needs the session is told to come back; the fault is logged without the store's address."""
+    interface.open_error = ConnectionError("redis://:password@host is down")
+    answer = app.test_client().open(path, method=method)
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert "ConnectionError" in caplog.text
+    assert "password" not in caplog.text + answer.text
+
+
+def test_a_change_that_cannot_be_saved_is_no_success(
+    app: Flask, interface: BrokenInterface
+) -> None:
+    """Where the session changed and cannot be saved, the answer that says so is replaced by a 503."""
+    interface.save_error = ConnectionError("down")
+    answer = app.test_client().post("/write")
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
+    assert int(answer.headers["Content-Length"]) == len(answer.data)
+    assert "X-Done" not in answer.headers
+
+
+def test_an_unchanged_session_need_not_be_saved(app: Flask, interface: BrokenInterface) -> None:
+    """Where nothing changed, a failure to save harms nobody."""
+    interface.save_error = ConnectionError("down")
+    assert app.test_client().get("/plain").text == "plain"
+
+
+def test_what_the_developer_did_wrong_is_not_hidden(app: Flask, interface: BrokenInterface) -> None:
+    """Something in the session that cannot be written down is a fault of the program."""
+    interface.save_error = TypeError("cannot serialize")
+    app.testing = True
+    with pytest.raises(TypeError, match="cannot serialize"):
+        app.test_client().post("/write")
+
+
+def test_a_slow_fault_is_not_waited_for_again(app: Flask, interface: BrokenInterface) -> None:
+    """After two slow faults nobody waits for the store for a while; quick ones are tried each time."""
+    interface.open_error = TimeoutError()
+    interface.seconds = SLOW_FAULT * 1.5
+    for _ in range(6):
+        assert app.test_client().get("/plain").status_code == 200
+    assert interface.opened == 2
+
+
+def test_a_quick_fault_shuts_nobody_out(app: Flask, interface: BrokenInterface) -> None:
+    """One person's unreadable session does not keep the others out."""
+    for _ in range(5):
+        interface.open_error = ValueError("unreadable")
+        assert app.test_client().get("/look").status_code == 503
+        interface.open_error = None
+        assert app.test_client().get("/look").status_code == 200
+
+
+def test_it_comes_back_by_itself(app: Flask, interface: BrokenInterface) -> None:
+    """Once the store answers again, so does the host."""
+    interface.open_error = TimeoutError()
+    assert app.test_client().get("/look").status_code == 503
+    interface.open_error = None
+    assert app.test_client().get("/look").status_code == 200
+
+
+def test_every_way_to_touch_it_refuses() -> None:
+    """Reading, writing, counting, iterating and asking for the id all raise until the view has answered."""
+    from flask_byok import StoreError
+
+    refusing = UnavailableSession()
+    touches: list[Any] = [
+        lambda: refusing["a"],
+        lambda: refusing.__setitem__("a", 1),
+        lambda: refusing.pop("a"),
+        lambda: refusing.get("a"),
+        lambda: "a" in refusing,
+        lambda: bool(refusing),
+        lambda: list(refusing),
+        lambda: refusing.clear(),
+        lambda: refusing.sid,
+        lambda: refusing.permanent,
+        lambda: refusing.setdefault("a", 1),
+        lambda: dict(refusing.items()),
+    ]
+    for touch in touches:
+        with pytest.raises(StoreError):
+            touch()
+    refusing.let_go(Response())
+    assert "a" not in refusing

@@ -1,0 +1,381 @@
+"""Keys follow the host's session: emptied, renewed, signed out, passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cachelib import FileSystemCache
+from flask import Flask, session, stream_with_context
+from flask_session import Session
+
+from flask_byok import BYOK, ConfigurationError, StoreError
+from flask_byok.testing import FakeProviders
+from flask_byok.web.session_guard import SessionGuard
+from flask_byok.web.sessions import MARKER, index_key
+from flask_byok.web.state import get_state
+from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
+
+
+class CountingStore:
+    """A session store that counts the calls to another, and fails on demand."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.name = inner.name
+        self.calls: list[str] = []
+        self.failing = False
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._inner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append(name)
+            if self.failing:
+                raise StoreError(tier="session")
+            return method(*args, **kwargs)
+
+        return call
+
+
+def _sql_store(directory: Path) -> Any:
+    from datetime import timedelta
+
+    from flask_byok.stores.sql import SqlSessionStore
+
+    url = f"sqlite:///{directory / 'byok.sqlite'}"
+    return SqlSessionStore(url, ttl=timedelta(hours=1), max_age=timedelta(days=1))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CountingStore:
+    """Count what is asked of the store."""
+    return CountingStore(_sql_store(tmp_path))
+
+
+@pytest.fixture
+def app(tmp_path: Path, fake: FakeProviders, store: CountingStore) -> HostApp:
+    """Make a host on the counting store."""
+    return make_app(tmp_path, fake, BYOK_SESSION_STORE=store, BYOK_VALIDATE_ON_SET="off")
+
+
+def _key(fake: FakeProviders, owner: str = "") -> str:
+    return fake.api_key("openai", owner=owner)
+
+
+def _used(client: Browser) -> str | None:
+    answer = client.get("/used/openai")
+    return answer.get_json().get("fingerprint") if answer.status_code == 200 else None
+
+
+def _twin(app: HostApp, client: Browser) -> Browser:
+    """Return another browser with the same session cookie."""
+    twin = browser(app)
+    cookie = client.get_cookie("session")
+    assert cookie is not None
+    twin.set_cookie("session", cookie.value)
+    return twin
+
+
+def _edit(app: HostApp, client: Browser, **data: Any) -> None:
+    """Write to the host's session data from outside of any request; None deletes an entry."""
+    cookie = client.get_cookie("session")
+    assert cookie is not None
+    cache, name = app.config["SESSION_CACHELIB"], f"session:{cookie.value}"
+    interface: Any = app.session_interface
+    held = (
+        interface.serializer.decode(cache.get(name))
+        if isinstance(cache.get(name), bytes)
+        else cache.get(name)
+    )
+    changed = {k: v for k, v in {**held, **data}.items() if v is not None}
+    cache.set(name, changed)
+
+
+@pytest.mark.parametrize("path", ["/empty", "/empty?then=1"])
+def test_an_emptied_session_has_no_keys(
+    app: HostApp, visitor: Browser, fake: FakeProviders, path: str
+) -> None:
+    """session.clear() deletes the keys, also when the same request fills the session again."""
+    visitor.save(_key(fake))
+    twin = _twin(app, visitor)
+    visitor.post(path)
+    assert _used(visitor) is None
+    assert _used(twin) is None
+    assert visitor.status()["has_key"] is False
+    assert visitor.save(_key(fake, "new")).status_code == 200
+    assert _used(visitor) == fingerprint(_key(fake, "new"))
+
+
+def test_emptied_after_a_race_has_lost_the_marker(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """An overlapping request may have written the marker away; emptying still deletes the keys."""
+    visitor.get("/visit")
+    visitor.save(_key(fake))
+    _edit(app, visitor, **{MARKER: None})
+    visitor.post("/empty?then=1")
+    assert _used(visitor) is None
+
+
+def test_a_lost_marker_loses_no_key(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """Where an overlapping request has written the marker away, the keys are found by the session's id."""
+    visitor.get("/visit")
+    visitor.save(_key(fake))
+    _edit(app, visitor, **{MARKER: None})
+    assert _used(visitor) == fingerprint(_key(fake))
+
+
+def test_a_renewed_session_keeps_its_keys(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """regenerate() takes the keys along, and the old cookie leads to nothing."""
+    visitor.save(_key(fake))
+    thief = _twin(app, visitor)
+    visitor.post("/renew")
+    assert _used(visitor) == fingerprint(_key(fake))
+    assert _used(thief) is None
+
+
+def test_sign_out_deletes_the_keys(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """Flask-Login's logout_user() leaves nothing to whoever comes next in the same session."""
+    visitor.post("/sign-in/a")
+    visitor.get("/visit")
+    visitor.save(_key(fake))
+    assert _used(visitor) == fingerprint(_key(fake))
+    visitor.post("/sign-out")
+    assert _used(visitor) is None
+    visitor.post("/sign-in/a")
+    assert _used(visitor) is None
+    assert visitor.status()["has_key"] is False
+
+
+def test_a_host_that_only_forgets_the_user(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """A user's keys do not serve the visitor who is left when the host pops its user id."""
+    visitor.post("/sign-in/a")
+    visitor.save(_key(fake))
+    _edit(app, visitor, _user_id=None)
+    assert _used(visitor) is None
+    _edit(app, visitor, _user_id="a")
+    assert _used(visitor) is None
+
+
+def test_another_user_in_the_same_session(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """Keys of A serve neither B nor A again once B was here."""
+    visitor.post("/sign-in/a")
+    visitor.save(_key(fake))
+    visitor.post("/sign-in/b")
+    assert _used(visitor) is None
+    assert visitor.status()["has_key"] is False
+    visitor.post("/sign-in/a")
+    assert _used(visitor) is None
+    visitor.post("/sign-in/b")
+    assert visitor.save(_key(fake, "b")).status_code == 200
+    assert _used(visitor) == fingerprint(_key(fake, "b"))
+
+
+def test_a_visitors_key_waits_for_the_user(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """What was saved before signing in is shown and not used, until the user keeps it."""
+    visitor.save(_key(fake))
+    visitor.post("/sign-in/a")
+    assert _used(visitor) is None
+    status = visitor.status()
+    assert (status["has_key"], status["promotable"]) == (False, True)
+    assert status["hint"].endswith(_key(fake)[-4:])
+    assert visitor.call("promote").get_json() == {"promoted": ["openai"], "kept": []}
+    assert _used(visitor) == fingerprint(_key(fake))
+
+
+def test_requests_without_keys_cost_nothing(tmp_path: Path, store: CountingStore) -> None:
+    """A host's request that uses no key asks the store nothing, and is answered as it was without us."""
+    answers = []
+    for with_byok in (True, False):
+        app = Flask("bare", instance_path=str(tmp_path))
+        app.config.update(
+            SECRET_KEY="x", SESSION_TYPE="cachelib", SESSION_REFRESH_EACH_REQUEST=False
+        )
+        app.config.update(SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions")))
+        app.config.update(BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY, BYOK_SESSION_STORE=store)
+        Session(app)
+        if with_byok:
+            BYOK(app)
+        app.add_url_rule("/plain", view_func=lambda: "plain", endpoint="plain")
+        app.add_url_rule("/fill", view_func=lambda: session.update(a=1) or "ok", endpoint="fill")
+        app.add_url_rule("/look", view_func=lambda: str(session.get("a")), endpoint="look")
+        client = app.test_client()
+        seen = [client.get(path) for path in ("/plain", "/fill", "/plain", "/look")]
+        answers.append([(list(a.headers.keys()), a.headers.get("Vary"), a.text) for a in seen])
+    assert answers[0] == answers[1]
+    assert "Set-Cookie" not in answers[0][0][0]
+    assert store.calls == []
+
+
+def test_one_use_is_one_round_trip(
+    app: HostApp, visitor: Browser, fake: FakeProviders, store: CountingStore
+) -> None:
+    """Resolving asks the store once; so does the status of all providers but for the session's own look-up."""
+    visitor.save(_key(fake))
+    store.calls.clear()
+    visitor.get("/used/openai")
+    assert store.calls == ["read"]
+    store.calls.clear()
+    visitor.load()
+    assert store.calls == ["read"]
+
+
+@pytest.mark.parametrize("path", ["/empty?then=1", "/empty", "/sign-out", "/renew"])
+def test_a_store_that_fails_is_no_silent_success(
+    app: HostApp, visitor: Browser, fake: FakeProviders, store: CountingStore, path: str
+) -> None:
+    """Where the store cannot be told that a session ended or moved, the answer is 503 with Retry-After."""
+    visitor.post("/sign-in/a")
+    visitor.save(_key(fake))
+    store.failing = True
+    answer = visitor.post(path)
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert visitor.get("/plain").status_code == 200
+
+
+@pytest.mark.parametrize("lost_marker", [False, True])
+@pytest.mark.parametrize("path", ["/empty?then=1", "/sign-out"])
+def test_what_could_not_be_deleted_does_not_come_back(
+    app: HostApp,
+    visitor: Browser,
+    fake: FakeProviders,
+    store: CountingStore,
+    path: str,
+    lost_marker: bool,
+) -> None:
+    """A session that was emptied while the store was down has no keys when the store is back."""
+    visitor.get("/visit")
+    visitor.save(_key(fake))
+    if lost_marker:
+        _edit(app, visitor, **{MARKER: None})
+    if path == "/sign-out":
+        visitor.post("/sign-in/a")
+    store.failing = True
+    assert visitor.post(path).status_code == 503
+    assert visitor.get("/plain").status_code == 200
+    store.failing = False
+    assert visitor.get("/plain").status_code == 200
+    assert _used(visitor) is None
+    assert visitor.status()["hint"] is None
+    assert visitor.save(_key(fake, "new")).status_code == 200
+
+
+def test_what_could_not_be_deleted_does_not_move_along(
+    app: HostApp, visitor: Browser, fake: FakeProviders, store: CountingStore
+) -> None:
+    """Renewing a session whose end the store has not heard of does not carry its keys over."""
+    visitor.save(_key(fake))
+    store.failing = True
+    visitor.post("/empty?then=1")
+    store.failing = False
+    visitor.post("/renew")
+    assert _used(visitor) is None
+
+
+def test_the_order_of_extensions_does_not_matter(tmp_path: Path, fake: FakeProviders) -> None:
+    """Session(app) may come after BYOK(app)."""
+    visitor = browser(make_app(tmp_path, fake, session_after=True))
+    visitor.save(_key(fake))
+    assert _used(visitor) == fingerprint(_key(fake))
+    visitor.post("/empty?then=1")
+    assert _used(visitor) is None
+
+
+def test_a_stream_outlives_its_session(
+    app: HostApp, visitor: Browser, fake: FakeProviders, store: CountingStore
+) -> None:
+    """The key was resolved before the stream began, so nothing that happens meanwhile breaks it."""
+    visitor.save(_key(fake))
+    answer = visitor.get("/chat/openai", buffered=False)
+    pieces = iter(answer.response)
+    next(pieces)
+    store.failing = True
+    assert visitor.post("/empty?then=1").status_code == 503
+    assert b"event: done" in b"".join(pieces)
+
+
+def test_the_session_within_a_stream(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """A host that streams with the request's context can still resolve within it."""
+
+    @app.get("/late")
+    def late() -> Any:
+        def pieces() -> Iterator[str]:
+            yield "key "
+            yield app.byok.resolve("openai").source
+
+        return app.response_class(stream_with_context(pieces()))
+
+    visitor.save(_key(fake))
+    assert visitor.get("/late").text == "key session"
+
+
+def test_apps_in_one_process_are_apart(tmp_path: Path, fake: FakeProviders) -> None:
+    """Apps have their own settings, keyrings, stores and prefixes, also with one BYOK object."""
+    one = make_app(tmp_path / "one", fake)
+    two = make_app(
+        tmp_path / "two",
+        fake,
+        BYOK_ENCRYPTION_KEY="6b" * 32,
+        BYOK_URL_PREFIX="/v2",
+        BYOK_PROVIDERS=["groq"],
+    )
+    first, second = browser(one), browser(two)
+    first.save(_key(fake))
+    rows = second.get("/v2/providers/keys").get_json()["providers"]
+    assert [row["provider"] for row in rows] == ["groq"]
+    assert second.get(KEYS).status_code == 404
+    assert first.status()["has_key"] is True
+    assert get_state(one).service is not get_state(two).service
+    assert get_state(one).binding is not get_state(two).binding
+
+
+def test_a_rotated_encryption_key_keeps_sessions(tmp_path: Path, fake: FakeProviders) -> None:
+    """The index of sessions hangs on SECRET_KEY alone, so keys are found after a rotation."""
+    visitor = browser(make_app(tmp_path, fake))
+    visitor.save(_key(fake))
+    rotated = make_app(
+        tmp_path,
+        fake,
+        BYOK_ENCRYPTION_KEY="6b" * 32,
+        BYOK_ENCRYPTION_KEY_FALLBACKS=[ENCRYPTION_KEY],
+    )
+    assert _used(_twin(rotated, visitor)) == fingerprint(_key(fake))
+    assert index_key("a") == index_key(b"a") != index_key("b")
+
+
+def test_the_stores_names_do_not_tell_the_session_id(
+    app: HostApp, visitor: Browser, fake: FakeProviders, tmp_path: Path
+) -> None:
+    """Who reads the key store cannot take over sessions."""
+    visitor.save(_key(fake))
+    cookie = visitor.get_cookie("session")
+    assert cookie is not None
+    files = [path.read_bytes() for path in tmp_path.glob("byok.sqlite*")]
+    assert files
+    assert not any(cookie.value.encode() in content for content in files)
+
+
+def test_without_init_app() -> None:
+    """Using keys in an app that was never set up says what was forgotten."""
+    with pytest.raises(ConfigurationError, match="init_app"):
+        get_state(HostApp("bare"))
+
+
+def test_the_hosts_interface_is_still_reached(app: HostApp) -> None:
+    """What a host asks of its own session interface passes through our guard."""
+    browser(app).get("/plain")
+    interface: Any = app.session_interface
+    assert isinstance(interface, SessionGuard)
+    assert interface.key_prefix == "session:"
