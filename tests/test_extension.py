@@ -1,0 +1,309 @@
+"""The extension as a host's developer meets it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cachelib import FileSystemCache
+from flask import Flask, Response
+from flask.sessions import SessionInterface
+from flask_session import Session
+
+from flask_byok import (
+    BYOK,
+    ConfigurationError,
+    Credential,
+    KeyRefusedError,
+    MissingCredentialError,
+    ProviderSpec,
+    SessionRequiredError,
+    UnknownProviderError,
+    key_cleared,
+    key_promoted,
+    key_rejected,
+    key_set,
+    key_used,
+    key_validated,
+)
+from flask_byok.testing import FakeProviders
+from flask_byok.web.state import current_caller, get_state
+from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
+
+
+def bare(directory: Path, **config: Any) -> Flask:
+    """Return a host that is ready but for flask-byok."""
+    app = Flask("bare", instance_path=str(directory))
+    app.config.update(SECRET_KEY="x", SESSION_TYPE="cachelib", BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY)
+    app.config.update(SESSION_CACHELIB=FileSystemCache(str(directory / "sessions")), **config)
+    return app
+
+
+def test_init_app_twice(tmp_path: Path) -> None:
+    """An app is set up once."""
+    app = bare(tmp_path)
+    byok = BYOK(app)
+    with pytest.raises(ConfigurationError, match="once"):
+        byok.init_app(app)
+
+
+def test_repr_shows_counts(tmp_path: Path) -> None:
+    """The reprs of the extension and its state name no setting."""
+    app = bare(tmp_path)
+    byok = BYOK(app)
+    assert repr(byok) == "BYOK(1 apps)"
+    assert repr(app.extensions["byok"]).startswith("ByokState('bare'")
+
+
+@pytest.mark.parametrize("missing", ["SECRET_KEY", "BYOK_ENCRYPTION_KEY", "SESSION_TYPE"])
+def test_what_is_missing_is_named(tmp_path: Path, missing: str) -> None:
+    """Without what keys need, init_app refuses, and leaves the app as it was."""
+    app = bare(tmp_path, **{missing: None})
+    with pytest.raises(ConfigurationError) as caught:
+        BYOK(app)
+    assert missing in str(caught.value)
+    assert "byok" not in app.extensions
+    assert "byok" not in app.blueprints
+
+
+@pytest.mark.parametrize("value", ["", "short", "zz" * 32, "1" * 63, b"\xff" * 44])
+def test_malformed_encryption_keys(tmp_path: Path, value: Any) -> None:
+    """A malformed encryption key is refused with how to make one, and is not repeated."""
+    app = bare(tmp_path, BYOK_ENCRYPTION_KEY=value)
+    with pytest.raises(ConfigurationError, match="flask byok generate-key") as caught:
+        BYOK(app)
+    assert not value or str(value) not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", ["debug", "testing"])
+def test_a_throw_away_key_for_trying_out(tmp_path: Path, mode: str) -> None:
+    """In debug mode and in tests a missing encryption key is made up, with a warning."""
+    app = bare(tmp_path, BYOK_ENCRYPTION_KEY=None)
+    setattr(app, mode, True)
+    with pytest.warns(UserWarning, match="BYOK_ENCRYPTION_KEY"):
+        BYOK(app)
+
+
+class SidlessInterface(SessionInterface):
+    """Sessions without a server-side id."""
+
+    def open_session(self, app: Flask, request: Any) -> Any:
+        return self.make_null_session(app)
+
+    def save_session(self, app: Flask, session: Any, response: Response) -> None:
+        return None
+
+
+def test_sessions_without_an_id_are_refused(tmp_path: Path) -> None:
+    """A session that has no id on the server is refused at the first request, saying what to do."""
+    app = bare(tmp_path)
+    app.session_interface = SidlessInterface()
+    BYOK(app)
+    answer = app.test_client().get("/api/providers/keys")
+    assert answer.status_code == 500
+    assert "Configure Flask-Session" in answer.get_json()["detail"]
+
+
+@pytest.mark.parametrize("nobody", [None, False, ""])
+def test_the_loader_may_say_nobody_in_many_ways(tmp_path: Path, nobody: Any) -> None:
+    """None, False and an empty string all mean a visitor."""
+    app = make_app(tmp_path)
+    app.byok.owner_loader(lambda: nobody)
+    with app.test_request_context():
+        assert current_caller(get_state()).authenticated is False
+
+
+@pytest.mark.parametrize("user", [0, 7, "a"])
+def test_the_loader_may_return_any_id(tmp_path: Path, user: Any) -> None:
+    """An id of any type becomes text; 0 is somebody."""
+    app = make_app(tmp_path)
+    app.byok.owner_loader(lambda: user)
+    app.byok.team_loader(lambda: [1, "b"])  # type: ignore[list-item]  # hosts do
+    app.byok.admin_loader(lambda: True)
+    with app.test_request_context():
+        caller = current_caller(get_state())
+    assert (caller.user, caller.teams, caller.admin) == (str(user), ("1", "b"), True)
+
+
+def test_verbs_in_python(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """The verbs do in views what they do over HTTP."""
+    api_key = fake.api_key("openai")
+    seen: dict[str, Any] = {}
+
+    def view(run: Callable[[], Any]) -> Any:
+        app.view_functions["plain"] = lambda: (seen.update(result=run()), "ok")[1]
+        assert visitor.get("/plain").status_code == 200
+        return seen["result"]
+
+    byok = app.byok
+    visitor.load()
+    assert view(lambda: byok.missing_keys(["openai", "groq"])) == ["openai", "groq"]
+    assert view(lambda: byok.set("openai", api_key, label="x"))["label"] == "x"
+    assert view(lambda: byok.get_api_key("openai")) == api_key
+    assert view(lambda: byok.get_api_keys(["openai", "groq"])) == {"openai": api_key}
+    assert view(lambda: byok.get_service_config("openai")) == {"api_key": api_key}
+    assert view(lambda: byok.missing_keys(["openai", "groq"])) == ["groq"]
+    assert isinstance(view(lambda: byok.resolve("openai")), Credential)
+    assert view(lambda: byok.validate("openai")).valid is True
+    assert view(lambda: byok.validate("openai", fake.api_key("openai", "bad"))).valid is False
+    assert {row["provider"]: row["has_key"] for row in view(byok.list_keys)}["openai"] is True
+    assert view(lambda: byok.clear("openai")) == ["session"]
+    assert view(lambda: byok.clear("openai")) == []
+
+
+def test_errors_in_python(app: HostApp, fake: FakeProviders) -> None:
+    """The verbs raise the errors of the tree."""
+    with app.test_request_context():
+        with pytest.raises(MissingCredentialError) as caught:
+            app.byok.resolve("openai")
+        assert "settings" in str(caught.value)
+        with pytest.raises(UnknownProviderError):
+            app.byok.resolve("nobody")
+        with pytest.raises(SessionRequiredError):
+            app.byok.set("openai", fake.api_key("openai"))
+
+
+def test_require_keys(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """A view that requires keys answers 409 key_missing without them."""
+
+    @app.get("/both")
+    @app.byok.require_keys("openai", "groq")
+    def both() -> str:
+        """Keep this docstring."""
+        return "both"
+
+    visitor.save(fake.api_key("openai"))
+    answer = visitor.get("/both")
+    assert (answer.status_code, answer.get_json()["code"]) == (409, "key_missing")
+    assert answer.get_json()["provider"] == "groq"
+    visitor.save(fake.api_key("groq"), "groq")
+    assert visitor.get("/both").text == "both"
+    assert both.__doc__ == "Keep this docstring."
+
+
+def test_outside_of_a_request_only_the_operators_keys_are_found(
+    app: HostApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job nobody is signed in."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-operator-0123456789")
+    with app.app_context():
+        assert app.byok.resolve("openai").source == "env"
+        with pytest.raises(MissingCredentialError):
+            app.byok.resolve("groq")
+
+
+def test_registered_providers(tmp_path: Path) -> None:
+    """A provider registered before or after init_app is offered like the catalog's own."""
+    byok = BYOK()
+    byok.register_provider(
+        ProviderSpec(id="early", name="Early", base_url="https://early.example/v1")
+    )
+    app = bare(tmp_path)
+    byok.init_app(app)
+    Session(app)
+    byok.register_provider(ProviderSpec(id="late", name="Late", base_url="https://late.example/v1"))
+    rows = app.test_client().get("/api/providers/keys").get_json()["providers"]
+    assert {"early", "late", "openai"} <= {row["provider"] for row in rows}
+    with pytest.raises(ConfigurationError, match="twice"):
+        byok.register_provider(ProviderSpec(id="late", name="Again"))
+
+
+def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """Each event is told with safe facts, by the app."""
+    heard: list[tuple[str, dict[str, Any]]] = []
+    signals = [key_set, key_cleared, key_validated, key_promoted, key_used, key_rejected]
+    receivers = []
+    for signal in signals:
+
+        def receive(sender: Any, _name: str = signal.name, **facts: Any) -> None:
+            assert sender is app
+            heard.append((_name, facts))
+
+        receivers.append(receive)
+        signal.connect(receive, app)
+    api_key = fake.api_key("openai")
+    visitor.save(api_key)
+    visitor.post("/sign-in/a")
+    visitor.load()
+    visitor.call("promote")
+    visitor.call("validate", provider="openai")
+    visitor.get("/used/openai")
+    fake.revoke("openai", api_key)
+    visitor.get("/chat/openai")
+    visitor.call("clear", provider="openai")
+    names = [name for name, _ in heard]
+    assert names == [
+        "key_set",
+        "key_promoted",
+        "key_validated",
+        "key_used",
+        "key_used",
+        "key_rejected",
+        "key_cleared",
+    ]
+    assert all(facts["provider"] == "openai" for _, facts in heard)
+    assert api_key not in repr(heard)
+
+
+def test_importing_is_light() -> None:
+    """import flask_byok loads no SDK, no database, no HTTP client and no Flask."""
+    program = (
+        "import sys, flask_byok; flask_byok.__version__; "
+        "heavy = {'openai', 'anthropic', 'google.genai', 'sqlalchemy', 'httpx', 'httpx2', 'redis', 'flask'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_all_public_names_exist() -> None:
+    """Each name in __all__ can be imported, and no other attribute is made up."""
+    import flask_byok
+
+    for name in flask_byok.__all__:
+        assert getattr(flask_byok, name) is not None
+    assert set(flask_byok.__all__) <= set(dir(flask_byok))
+    with pytest.raises(AttributeError):
+        flask_byok.nothing  # noqa: B018
+
+
+def test_a_key_that_may_not_be_stored_raises(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """In Python too, a refused key raises with what was found."""
+    visitor.load()
+    found: list[Any] = []
+
+    def view() -> str:
+        with pytest.raises(KeyRefusedError) as caught:
+            app.byok.set("openai", fake.api_key("openai", "bad"))
+        found.append(caught.value.validation.verdict)
+        return "ok"
+
+    app.view_functions["plain"] = view
+    visitor.get("/plain")
+    assert found == ["invalid"]
+
+
+def test_two_browsers_two_apps_one_extension(tmp_path: Path, fake: FakeProviders) -> None:
+    """One BYOK object serves several apps, whose keys are apart."""
+    byok = BYOK()
+    apps = []
+    for name, secret in (("one", "1"), ("two", "2")):
+        app = bare(
+            tmp_path / name, BYOK_BASE_URLS={"openai": fake.base_url("openai")}, SECRET_KEY=secret
+        )
+        Session(app)
+        byok.init_app(app)
+        apps.append(app)
+    first, second = (browser(app) for app in apps)
+    assert first.save(fake.api_key("openai")).status_code == 200
+    assert second.status()["has_key"] is False
+    assert first.status()["has_key"] is True
+    assert repr(byok) == "BYOK(2 apps)"

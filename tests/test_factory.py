@@ -1,0 +1,153 @@
+"""Provider objects for views: the right key, for this call only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flask_byok import (
+    ConfigurationError,
+    EndpointNotAllowedError,
+    MalformedApiKeyError,
+    MissingCredentialError,
+    UnknownProviderError,
+    get_chat_model_with_api_key,
+    get_provider_with_api_key,
+)
+from flask_byok.testing import FakeProviders
+from tests.app import Browser, HostApp
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def test_an_explicit_key_needs_no_app() -> None:
+    """With a key of its own, a provider object can be made anywhere."""
+    provider = get_provider_with_api_key("openai", "sk-explicit-0123456789")
+    assert provider.api_key == "sk-explicit-0123456789"
+    assert (provider.name, provider.display_name) == ("openai", "OpenAI")
+    assert (provider.source, provider.is_configured) == ("argument", True)
+    assert str(provider.client.base_url) == "https://api.openai.com/v1/"
+
+
+def test_without_a_key_an_app_is_needed() -> None:
+    """Without a key and without an app there is nothing to resolve."""
+    with pytest.raises(RuntimeError):
+        get_provider_with_api_key("openai")
+
+
+def test_each_call_makes_a_new_object(app: HostApp, fake: FakeProviders) -> None:
+    """No provider object or client of an SDK is made twice from one."""
+    with app.app_context():
+        one, two = (get_provider_with_api_key("openai", fake.api_key("openai")) for _ in range(2))
+        assert one is not two
+        assert one.client is not two.client
+        assert one.client is one.client
+
+
+def test_setting_a_key_changes_this_object_only(app: HostApp, fake: FakeProviders) -> None:
+    """set_api_key() is about one object: its next call carries the new key, others' do not."""
+    first, second = fake.api_key("openai", owner=1), fake.api_key("openai", owner=2)
+    with app.app_context():
+        one, two = (get_provider_with_api_key("openai", first) for _ in range(2))
+        "".join(one.stream_chat(MESSAGES))
+        one.set_api_key(second)
+        "".join(one.stream_chat(MESSAGES))
+        "".join(two.stream_chat(MESSAGES))
+        two.api_key = f"  {second}\n"
+        assert two.api_key == second
+    assert [call.api_key for call in fake.calls] == [first, second, first]
+
+
+def test_a_key_set_on_an_object_is_not_stored(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """What is set on a provider object serves no other request."""
+    stored, passing = fake.api_key("openai", owner=1), fake.api_key("openai", owner=2)
+
+    @app.get("/swap")
+    def swap() -> str:
+        provider = get_provider_with_api_key("openai")
+        provider.set_api_key(passing)
+        return "".join(provider.stream_chat(MESSAGES))
+
+    visitor.save(stored, validate="off")
+    visitor.get("/swap")
+    visitor.get("/chat/openai").get_data()
+    assert [call.api_key for call in fake.calls] == [passing, stored]
+
+
+@pytest.mark.parametrize("api_key", ["", "short", "two words here", "käse-käse-käse"])
+def test_what_cannot_be_a_key(app: HostApp, monkeypatch: pytest.MonkeyPatch, api_key: str) -> None:
+    """An explicit key that is none is refused: the operator's does not take its place."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-operator-0123456789")
+    with app.app_context():
+        with pytest.raises(MalformedApiKeyError):
+            get_provider_with_api_key("openai", api_key)
+        provider = get_provider_with_api_key("openai", "sk-explicit-0123456789")
+        with pytest.raises(MalformedApiKeyError):
+            provider.set_api_key(api_key)
+        assert provider.api_key == "sk-explicit-0123456789"
+
+
+def test_the_callers_key_in_a_request(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """Without an explicit key the caller's own serves; without one of either, the error says where to add it."""
+    assert visitor.get("/chat/openai").status_code == 409
+    visitor.save(fake.api_key("openai"), validate="off")
+    visitor.get("/chat/openai").get_data()
+    assert [call.api_key for call in fake.calls] == [fake.api_key("openai")]
+    with app.test_request_context(), pytest.raises(MissingCredentialError, match="settings"):
+        get_provider_with_api_key("openai")
+
+
+@pytest.mark.parametrize("option", ["base_url", "http_client", "http_options"])
+def test_no_option_moves_a_stored_key(
+    app: HostApp, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Where a resolved key goes cannot be changed by an option."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-operator-0123456789")
+    options: dict[str, Any] = {option: "https://elsewhere.example/v1"}
+    with app.app_context(), pytest.raises(ConfigurationError, match=option):
+        get_provider_with_api_key("openai", **options)
+
+
+def test_a_base_url_of_ones_own() -> None:
+    """An explicit key may go to an explicit public address, of a provider that takes one; nowhere else."""
+    provider = get_provider_with_api_key(
+        "custom", "key-0123456789", base_url="https://llm.example.com/v1/"
+    )
+    assert str(provider.client.base_url) == "https://llm.example.com/v1/"
+    for address in (
+        "https://127.0.0.1/v1",
+        "http://llm.example.com/v1",
+        "https://localhost/v1",
+        None,
+    ):
+        with pytest.raises(EndpointNotAllowedError):
+            get_provider_with_api_key("custom", "key-0123456789", base_url=address)
+    with pytest.raises(EndpointNotAllowedError):
+        get_provider_with_api_key("openai", "key-0123456789", base_url="https://llm.example.com/v1")
+
+
+def test_unknown_provider() -> None:
+    """A provider that is not in the catalog is not made up, and its name is not repeated."""
+    with pytest.raises(UnknownProviderError) as caught:
+        get_provider_with_api_key("sk-pasted-here-0123456789", "key-0123456789")
+    assert "pasted" not in str(caught.value)
+
+
+def test_chat_models(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """A LangChain model is made on the caller's key or an explicit one, and calls with it."""
+    explicit = fake.api_key("openai", owner="explicit")
+
+    @app.get("/ask")
+    def ask() -> str:
+        return str(get_chat_model_with_api_key("openai", "gpt-4o-mini").invoke("hello").content)
+
+    visitor.save(fake.api_key("openai"), validate="off")
+    assert visitor.get("/ask").text == fake.reply_text("openai", "hello")
+    with app.app_context():
+        model = get_chat_model_with_api_key("openai", "gpt-4o-mini", explicit)
+        assert explicit not in repr(model)
+        model.invoke("hello")
+    assert [call.api_key for call in fake.calls] == [fake.api_key("openai"), explicit]

@@ -1,0 +1,135 @@
+"""Errors as problem objects: every code of the contract, with its status."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from flask import Flask, abort
+from werkzeug.exceptions import Forbidden, MethodNotAllowed
+
+from flask_byok import BYOK, Validation, Verdict, errors
+from flask_byok.credentials import utcnow
+from flask_byok.web.problems import (
+    TYPE_PREFIX,
+    http_problem_response,
+    problem,
+    problem_response,
+    simple_problem_response,
+)
+from tests.app import Browser, HostApp, browser
+
+CODES = {
+    errors.UnknownProviderError: (404, "unknown_provider"),
+    errors.ProviderLockedError: (403, "provider_locked"),
+    errors.OwnerRequiredError: (401, "owner_required"),
+    errors.SessionRequiredError: (409, "session_required"),
+    errors.NotAllowedError: (403, "not_allowed"),
+    errors.MalformedApiKeyError: (422, "malformed_api_key"),
+    errors.KeyExistsError: (409, "key_exists"),
+    errors.KeyNotFoundError: (404, "key_not_found"),
+    errors.MissingCredentialError: (409, "key_missing"),
+    errors.RejectedCredentialError: (409, "key_rejected"),
+    errors.UnreadableCredentialError: (409, "key_unreadable"),
+    errors.EndpointNotAllowedError: (422, "endpoint_not_allowed"),
+    errors.ProviderUnavailableError: (502, "provider_unavailable"),
+    errors.StoreError: (503, "store_unavailable"),
+    errors.RateLimitedError: (429, "rate_limited"),
+    errors.InvalidFieldError: (422, "invalid_field"),
+}
+
+
+@pytest.mark.parametrize("kind", CODES, ids=lambda kind: kind.__name__)
+def test_every_error_in_a_view(app: HostApp, kind: type[errors.ByokError]) -> None:
+    """Raised in a view of the host, each error is answered with its own status and code, and not cached."""
+
+    @app.get("/raise")
+    def fail() -> str:
+        raise kind()
+
+    answer = browser(app).get("/raise")
+    status, code = CODES[kind]
+    body = answer.get_json()
+    assert (answer.status_code, body["status"], body["code"]) == (status, status, code)
+    assert body["type"] == TYPE_PREFIX + code
+    assert body["title"] == kind.title
+    assert body["detail"]
+    assert answer.mimetype == "application/problem+json"
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_the_provider_is_named_where_one_is_meant() -> None:
+    """A problem names the provider, and leaves it out where none is meant."""
+    assert problem(errors.MissingCredentialError("…", provider="openai"))["provider"] == "openai"
+    assert "provider" not in problem(errors.StoreError())
+
+
+def test_a_refused_key_says_what_was_found() -> None:
+    """The answer to a refused key has the validation beside."""
+    found = Validation("openai", Verdict.INVALID, "No such key.", utcnow())
+    body = problem(errors.KeyRefusedError(found, provider="openai"))
+    assert (body["status"], body["code"], body["detail"]) == (422, "key_refused", "No such key.")
+    assert body["validation"]["verdict"] == "invalid"
+
+
+def test_waiting_is_told_in_seconds(app: HostApp) -> None:
+    """Retry-After comes with the two errors that pass by themselves, a challenge with 401."""
+    with app.app_context():
+        assert problem_response(errors.StoreError(retry_after=2)).headers["Retry-After"] == "2"
+        assert (
+            problem_response(errors.RateLimitedError(retry_after=9)).headers["Retry-After"] == "9"
+        )
+        assert "Retry-After" not in problem_response(errors.KeyExistsError()).headers
+        assert problem_response(errors.OwnerRequiredError()).headers["WWW-Authenticate"]
+
+
+def test_http_errors_are_problems_too() -> None:
+    """Flask's own errors become problems with a code made of their name."""
+    answer = http_problem_response(Forbidden("Not today."))
+    assert (answer.status_code, answer.get_json()["code"]) == (403, "forbidden")
+    assert answer.get_json()["detail"] == "Not today."
+    answer = http_problem_response(MethodNotAllowed(["GET"]))
+    assert (answer.get_json()["code"], answer.headers["Allow"]) == ("method_not_allowed", "GET")
+    assert simple_problem_response(400, "csrf", "…").get_json()["code"] == "csrf"
+
+
+def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:
+    """What a host's own hook raises on our routes is a problem object, with our headers."""
+
+    @app.before_request
+    def closed() -> None:
+        abort(503, "Closed for the night.")
+
+    answer = visitor.get("/api/providers/keys")
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "service_unavailable")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_an_unforeseen_error_on_our_routes_says_nothing(
+    app: HostApp, visitor: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fault in a host's loader is a bare 500 problem, and its traceback goes to the log."""
+
+    def broken() -> str:
+        raise RuntimeError("the loader's secret")
+
+    app.byok.owner_loader(broken)
+    answer = visitor.get("/api/providers/keys")
+    assert (answer.status_code, answer.get_json()["code"]) == (500, "internal_server_error")
+    assert "the loader's secret" not in answer.text
+    assert "the loader's secret" in caplog.text
+
+
+def test_a_wrong_set_up_found_late_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where Session(app) was forgotten the first request says so, to the client and in the log."""
+    app = Flask("host", instance_path=str(tmp_path))
+    app.config.update(SECRET_KEY="x", SESSION_TYPE="redis", BYOK_ENCRYPTION_KEY="11" * 32)
+    BYOK(app)
+    app.add_url_rule("/", view_func=lambda: "never")
+    with caplog.at_level(logging.ERROR):
+        answer = app.test_client().get("/")
+    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
+    assert "Session(app)" in caplog.text

@@ -1,0 +1,46 @@
+"""Settings of a host that put keys at risk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flask_byok.web.safety import unsafe_settings
+
+SAFE = {
+    "SESSION_COOKIE_SECURE": True,
+    "SESSION_COOKIE_HTTPONLY": True,
+    "SESSION_COOKIE_SAMESITE": "Lax",
+    "WTF_CSRF_ENABLED": True,
+}
+
+
+def test_safe_settings_are_silent() -> None:
+    """There is nothing to say about safe settings."""
+    assert unsafe_settings(SAFE, debug=False) == []
+    assert unsafe_settings({**SAFE, "SESSION_COOKIE_SAMESITE": "Strict"}, debug=False) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SESSION_COOKIE_SECURE", False),
+        ("SESSION_COOKIE_HTTPONLY", False),
+        ("SESSION_COOKIE_SAMESITE", None),
+        ("SESSION_COOKIE_SAMESITE", "None"),
+        ("WTF_CSRF_ENABLED", False),
+    ],
+)
+def test_each_unsafe_setting_is_named(name: str, value: Any) -> None:
+    """Each unsafe setting is named once, with what to do."""
+    (sentence,) = unsafe_settings({**SAFE, name: value}, debug=False)
+    assert name in sentence
+    assert "et it to" in sentence
+
+
+def test_debug_mode_is_named() -> None:
+    """Debug mode shows local variables to whoever meets an error."""
+    (sentence,) = unsafe_settings(SAFE, debug=True)
+    assert "Debug mode" in sentence
+    assert len(unsafe_settings({}, debug=True)) == 3
