@@ -1,0 +1,129 @@
+"""A service on real parts, without Flask: a SQLite file, fake providers, the operator's own environment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from flask_byok.catalog import Catalog, ProviderSpec
+from flask_byok.credentials import CredentialRecord, Secret, Validation
+from flask_byok.intake import NewKey
+from flask_byok.keyring import Keyring, generate_encryption_key
+from flask_byok.outbound import Outbound
+from flask_byok.owners import Caller, SessionRef, Tier
+from flask_byok.resolver import OperatorTier, Resolver, SessionTier, TierReader
+from flask_byok.service import Service
+from flask_byok.settings import Settings
+from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
+from flask_byok.stores.rates import RateLimiter, RateStorage
+from flask_byok.stores.sql import SqlSessionStore
+from flask_byok.testing import FakeProviders
+
+#: An operator's keys, which nobody may see.
+ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"
+
+
+@dataclass
+class World:
+    """One app's parts, and what a test does to them."""
+
+    directory: Path
+    fake: FakeProviders
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environ: dict[str, str] = field(default_factory=dict)
+    keyring: Keyring = field(default_factory=lambda: Keyring(generate_encryption_key()))
+    catalog: Catalog = field(default_factory=Catalog)
+    events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    #: A store to use instead of the database.
+    other_store: Any = None
+
+    def __post_init__(self) -> None:
+        self.store = SqlSessionStore(
+            f"sqlite:///{self.directory / 'byok.sqlite'}",
+            ttl=timedelta(hours=1),
+            max_age=timedelta(days=1),
+        )
+        config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
+        self.settings = Settings.from_config(config | dict(self.config), {})
+        self.service = self._make_service()
+
+    def with_keyring(self, keyring: Keyring) -> World:
+        """Return the same world after the operator has changed the encryption keys."""
+        return dataclasses.replace(self, keyring=keyring)
+
+    def with_config(self, **config: Any) -> World:
+        """Return the same world after the operator has changed settings."""
+        return dataclasses.replace(self, config={**self.config, **config})
+
+    def secret_file(self, name: str, content: str) -> None:
+        """Mount a secret file."""
+        (self.directory / name).write_text(content)
+
+    def caller(self, user: str | None = None, sid: str = "sid-1", **facts: Any) -> Caller:
+        """Return somebody with an established session."""
+        session = SessionRef(sid, self.store.establish(sid))
+        return Caller(user=user, session=session, address="192.0.2.1", **facts)
+
+    def set(
+        self, caller: Caller, api_key: str, provider: str = "openai", **options: Any
+    ) -> tuple[dict[str, Any], Validation | None]:
+        """Set a key as typed."""
+        new = NewKey(fields={"api_key": Secret(api_key)}, **options)
+        return self.service.set(caller, provider, new)
+
+    def status(self, caller: Caller, provider: str = "openai") -> dict[str, Any]:
+        """Return what the list says of one provider."""
+        rows = self.service.get(caller)["providers"]
+        return next(row for row in rows if row["provider"] == provider)
+
+    def record(self, caller: Caller, provider: str = "openai") -> CredentialRecord:
+        """Return what lies in the store."""
+        assert caller.session is not None
+        return self.store.read(caller.session, caller.identity).records[provider]
+
+    def tamper(self, caller: Caller, provider: str = "openai", **changes: Any) -> None:
+        """Change what lies in the store, as somebody could who can write there."""
+        assert caller.session is not None
+        changed = dataclasses.replace(self.record(caller, provider), **changes)
+        self.store.write(caller.session, caller.identity, changed)
+
+    def names(self) -> list[str]:
+        """Return the names of the events so far."""
+        return [name for name, _ in self.events]
+
+    def _make_service(self) -> Service:
+        store = self.store if self.other_store is None else self.other_store
+        rates = RateStorage.in_memory()
+        return Service(
+            settings=self.settings,
+            catalog=self.catalog,
+            keyring=self.keyring,
+            resolver=self._make_resolver(store),
+            sessions=store,
+            outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
+            validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
+            set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
+            notify=lambda name, facts: self.events.append((name, dict(facts))),
+        )
+
+    def _make_resolver(self, store: Any) -> Resolver:
+        settings = self.settings
+        files = SecretFileKeys(settings.secrets_dir, self.environ)
+        tiers: dict[Tier, TierReader] = {
+            Tier.SESSION: SessionTier(store, self.keyring, settings),
+            Tier.SECRET: OperatorTier(Tier.SECRET, files, settings),
+            Tier.ENV: OperatorTier(Tier.ENV, EnvironmentKeys(self.environ), settings),
+        }
+        return Resolver([tiers[tier] for tier in settings.precedence if tier in tiers], settings)
+
+
+def registered(*specs: ProviderSpec) -> Catalog:
+    """Return the catalog with a host's own providers."""
+    catalog = Catalog()
+    for spec in specs:
+        catalog.register(spec)
+    return catalog
