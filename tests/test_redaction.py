@@ -209,7 +209,7 @@ def test_threads_that_make_and_drop_secrets_do_not_break_logging(log: io.StringI
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 @pytest.mark.parametrize("behaviour", ["good", "bad"])
 def test_the_sdks_and_the_http_client_log_no_key_at_debug(
-    log: io.StringIO, provider: str, behaviour: str, monkeypatch: pytest.MonkeyPatch
+    log: io.StringIO, provider: str, behaviour: str
 ) -> None:
     """A chat and a check with every logger at DEBUG write much, and no key."""
     spec = Catalog().get(provider)
@@ -235,8 +235,14 @@ def test_the_sdks_and_the_http_client_log_no_key_at_debug(
             logging.getLogger("host").exception("chat failed")
         del credential, stream
         check_api_key(spec, {"api_key": api_key}, endpoint, outbound)
+        # Today's SDKs mask their headers themselves; a host that logs a key shows the redactor at
+        # work.
+        alive = Secret(api_key)
+        logging.getLogger("host").debug("using %s", api_key)
+        del alive
     written = log.getvalue()
-    assert "httpcore2" in written or "send_request" in written
+    assert "send_request_headers" in written
+    assert f"using {REDACTED}" in written
     for text in encodings(api_key).values():
         assert text not in written
     assert api_key[12:] not in written

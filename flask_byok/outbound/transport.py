@@ -104,13 +104,17 @@ class _GuardedBackend(httpcore2.NetworkBackend):
         addresses = self._resolve(host, port, end)
         if not all(self._passes(host, port, address) for address in addresses):
             raise httpcore2.ConnectError("the name has an address that may not be called")
-        for last, address in enumerate(addresses, start=1 - len(addresses)):
+        tried = addresses[:MAX_ADDRESSES]
+        for after, address in zip(range(len(tried) - 1, -1, -1), tried, strict=True):
+            # An address that swallows packets must leave time for the next one.
+            share = max(end - time.monotonic(), 0.001) / (after + 1)
             try:
-                left = max(end - time.monotonic(), 0.001)
-                stream = self._plain.connect_tcp(address, port, left, local_address, socket_options)
+                stream = self._plain.connect_tcp(
+                    address, port, share, local_address, socket_options
+                )
                 return _TimedStream(stream)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if last == 0:
+                if not after:
                     raise
         raise httpcore2.ConnectError("the name has no address")
 

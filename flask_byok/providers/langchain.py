@@ -77,7 +77,6 @@ def _make_openai(
         # Explicit, so that neither the environment nor LangSmith's gateway is asked.
         "api_key": credential.api_key,
         "base_url": credential.base_url,
-        "openai_proxy": None,
         "root_client": client,
         "client": client.chat.completions,
         "root_async_client": _SyncOnly(),
@@ -95,7 +94,6 @@ def _make_anthropic(
         "model": model,
         "api_key": credential.api_key,
         "base_url": credential.base_url,
-        "anthropic_proxy": None,
     }
     chat = ChatAnthropic(**kwargs, **fields)
     # It takes no client; these are where its lazily made ones would be kept.

@@ -96,6 +96,32 @@ def test_a_name_is_resolved_once_for_a_connection(dialled: Dialled) -> None:
     assert dialled.addresses == [PUBLIC, "93.184.215.15"]
 
 
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two addresses the second is reached although the first swallows every packet."""
+    connect = socket.create_connection
+
+    def swallow(address: Any, timeout: float, **options: Any) -> socket.socket:
+        if address[0] == PUBLIC:
+            time.sleep(timeout)
+            raise TimeoutError
+        return connect(address, timeout, **options)
+
+    monkeypatch.setattr(socket, "create_connection", swallow)
+    outbound = Outbound(resolver=Resolver([PUBLIC, "127.0.0.1"]))
+    url = fake.base_url("openai").replace("127.0.0.1", "two.example")
+    assert fetch(outbound, url, "operator", seconds=1.0).status == 401
+
+
+def test_a_long_list_of_addresses_is_not_tried_to_its_end(dialled: Dialled) -> None:
+    """A name with many addresses does not keep a worker busy."""
+    many = [f"93.184.215.{number}" for number in range(1, 100)]
+    with pytest.raises(ProviderUnavailableError):
+        fetch(Outbound(resolver=Resolver(many)), "https://many.example")
+    assert len(dialled.addresses) == 4
+
+
 @pytest.mark.parametrize("trust", ["catalog", "personal"])
 def test_catalog_and_personal_names_must_be_public(dialled: Dialled, trust: str) -> None:
     """A poisoned name of the catalog's is refused like a person's."""
