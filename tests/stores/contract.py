@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import time
 import warnings
@@ -425,6 +426,7 @@ class SessionStoreContract:
             warnings.simplefilter("ignore", DeprecationWarning)  # threads of other tests
             child = os.fork()
         if child == 0:
+            signal.alarm(30)  # a shared connection may hang
             try:
                 os._exit(0 if consistent(1) else 1)
             finally:
