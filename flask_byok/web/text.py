@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 #: Words of the templates.
 TEXT: Mapping[str, str] = {
+    "lang": "en",
     "title": "API keys",
     "open": "API keys",
     "open_page": "API keys, as a page",

@@ -29,6 +29,7 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>A host</title>
 <link rel="stylesheet" href="/host.css">
+{% if request.path == "/harsh" %}<link rel="stylesheet" href="/harsh.css">{% endif %}
 <script nonce="{{ csp_nonce() }}">
   window.violations = [];
   addEventListener("securitypolicyviolation", (event) => {
@@ -52,6 +53,18 @@ STYLE = """
 :root { color-scheme: light dark; }
 body { margin: 0; font-family: system-ui, sans-serif; color: CanvasText; background: Canvas; }
 main { padding: 1rem; }
+"""
+
+
+#: What style sheets of frameworks do to dialogs, buttons and everything, at their worst.
+HARSH_STYLE = """
+* { margin: 0; padding: 0; box-sizing: border-box; font: 9px/1 fantasy; }
+*, ::before, ::after { border: 0 solid; }
+dialog { display: flex; position: fixed; inset: 0; width: 100%; min-width: 100%; min-height: 100%; margin: 0;
+  padding: 4rem; background: rgb(0 0 0 / 0.3); color: grey; text-align: center; text-transform: uppercase; }
+dialog:not([open]) { display: none; }
+button, input, [type="submit"] { width: 100%; margin-bottom: 2rem; background: navy; color: navy; border-radius: 0; }
+form { display: grid; gap: 3rem; } p, li, h2, h3 { margin: 3rem; font-size: 3rem; } ul { padding: 5rem; }
 """
 
 
@@ -90,6 +103,7 @@ def create_host(directory: Path, register: Sequence[ProviderSpec] = (), **config
 def _add_pages(app: Flask) -> None:
     @app.get("/")
     @app.get("/inline")
+    @app.get("/harsh")
     def page() -> Response:
         response = Response(render_template_string(PAGE), mimetype="text/html")
         response.headers["Content-Security-Policy"] = POLICY.format(nonce=csp_nonce())
@@ -98,6 +112,10 @@ def _add_pages(app: Flask) -> None:
     @app.get("/host.css")
     def style() -> Response:
         return Response(STYLE, mimetype="text/css")
+
+    @app.get("/harsh.css")
+    def harsh_style() -> Response:
+        return Response(HARSH_STYLE, mimetype="text/css")
 
     @app.get("/elsewhere")
     def elsewhere() -> str:

@@ -91,6 +91,46 @@ def test_axe_finds_nothing_in_the_pages(settings: SettingsPage, path: str, theme
     assert findings(settings) == []
 
 
+def test_axe_finds_nothing_in_the_failure(serve: ServeHost, browser: Chrome) -> None:
+    """What is shown when keys cannot be loaded is as good."""
+    settings = SettingsPage(browser, serve(BYOK_REQUIRE_LOGIN=True).url)
+    settings.open()
+    assert settings.find("[data-byok-failure]").is_displayed()
+    assert findings(settings) == []
+
+
+def test_axe_finds_nothing_in_a_key_that_waits(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """The row that asks whether to keep a visitor's key is as good."""
+    settings.open()
+    settings.save("openai", byok_fake_providers.api_key("openai"))
+    settings.expect("Key saved")
+    settings.open("/sign-in/ada")
+    assert settings.row("openai", "[part=promotable]").is_displayed()
+    assert findings(settings) == []
+
+
+def test_harsh_host_style_changes_nothing_inside(settings: SettingsPage) -> None:
+    """A host's resets and rules for dialogs and buttons do not reach the settings."""
+    measure = """
+        const root = document.querySelector("byok-settings").shadowRoot, row = root.querySelector("[part=row]");
+        const parts = [document.querySelector("dialog"), row, ...row.querySelectorAll("input, button, [part=name]")];
+        return parts.map((part) => [part.offsetWidth, part.offsetHeight, getComputedStyle(part).color]);
+    """
+    settings.open()
+    expected = settings.driver.execute_script(measure)
+    settings.open("/harsh")
+    measured = settings.driver.execute_script(measure)
+    for before, after in zip(expected, measured, strict=True):
+        assert after == [
+            pytest.approx(before[0], abs=30),
+            pytest.approx(before[1], abs=4),
+            before[2],
+        ]
+    assert findings(settings) == []
+
+
 def test_axe_would_find_something(settings: SettingsPage) -> None:
     """The check can fail: an input without its label is found inside the shadow root."""
     settings.open()

@@ -56,6 +56,21 @@ def test_restricted_key_is_saved_with_a_caveat(
     assert settings.row("openai", "[data-byok-verdict=valid_restricted]").is_displayed()
 
 
+def test_impatience_sends_once(settings: SettingsPage, byok_fake_providers: FakeProviders) -> None:
+    """While a save is on its way the row says so, takes no second press and keeps the focus."""
+    byok_fake_providers.latency = 0.7
+    settings.open()
+    settings.save("openai", byok_fake_providers.api_key("openai"))
+    settings.press("openai", "save")
+    settings.press("openai", "validate")
+    assert settings.row("openai").get_attribute("aria-busy") == "true"
+    assert settings.message == "Working…"
+    assert settings.focused() == "validate"
+    settings.expect("Key saved")
+    assert settings.row("openai").get_attribute("aria-busy") != "true"
+    assert len(byok_fake_providers.calls_for("openai")) == 1
+
+
 def test_typed_key_is_checked_without_saving(
     settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
