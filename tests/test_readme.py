@@ -1,0 +1,298 @@
+"""What the README and the documentation say is true: their examples run, and what they name is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cachelib import FileSystemCache
+from flask import Flask, session
+from flask_session import Session
+
+import flask_byok
+from flask_byok import BYOK, errors
+from flask_byok.settings import Settings
+from flask_byok.testing import FakeProviders
+from flask_byok.web.problems import TYPE_PREFIX
+from tests import services
+from tests.test_demo import Visitor, _events
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+EXAMPLES = DOCS / "examples"
+BLOCKS = re.findall(r"^( *)```python\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
+
+
+@contextmanager
+def _flask_run(directory: Path, **environ: str) -> Iterator[str]:
+    """Serve `app.py` in the directory as the README says, and return its address."""
+    port = services.free_port()
+    command = [sys.executable, "-m", "flask", "run", "--port", str(port)]
+    clean = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
+    with (
+        (directory / "log").open("w") as log,
+        subprocess.Popen(command, cwd=directory, env=clean | environ, stdout=log, stderr=log) as p,
+    ):
+        try:
+            url = f"http://127.0.0.1:{port}"
+            services.wait_until(lambda: Visitor(url).page(), "flask run")
+            yield url
+        finally:
+            p.terminate()
+
+
+def _printed_encryption_key(directory: Path) -> str:
+    command = [sys.executable, "-m", "flask", "byok", "generate-key"]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """The README's app, saved and run by its commands, serves the dialog, keeps a key and streams with it."""
+    (tmp_path / "app.py").write_text(BLOCKS[0][1])
+    with _flask_run(
+        tmp_path,
+        FLASK_SECRET_KEY="made up for this test",
+        FLASK_BYOK_BASE_URLS=json.dumps(byok_fake_providers.base_urls),
+        BYOK_ENCRYPTION_KEY=_printed_encryption_key(tmp_path),
+    ) as url:
+        visitor = _ReadmeVisitor(url)
+        assert '<dialog id="byok-dialog"' in visitor.page()
+        hello = {"messages": [{"role": "user", "content": "hello"}]}
+        assert visitor.post("/chat", hello)[1]["code"] == "key_missing"
+        api_key = byok_fake_providers.api_key("openai")
+        new = {"provider": "openai", "api_key": api_key}
+        assert visitor.post("/api/providers/keys/set", new)[0] == 200
+        with visitor.stream("/chat", hello) as answer:
+            assert answer.headers["X-BYOK-Source"] == "session"
+            assert _events(answer.read().decode())[-1] == ("done", {})
+    assert byok_fake_providers.calls_for("openai")[-1].api_key == api_key
+
+
+class _ReadmeVisitor(Visitor):
+    """Takes the CSRF token from where the README's app has it."""
+
+    def csrf_token(self) -> str:
+        with self.open("/api/providers/keys") as answer:
+            return str(json.load(answer)["csrf_token"])
+
+
+def test_documentation_has_the_same_quick_start() -> None:
+    """The README's app and the one in the documentation are equal, and short."""
+    assert BLOCKS[0][1] == (EXAMPLES / "quickstart.py").read_text()
+    assert len([line for line in BLOCKS[0][1].splitlines() if line]) <= 20
+
+
+def test_readme_owner_loader_says_who_it_is(host: tuple[Flask, BYOK]) -> None:
+    """The README's loader makes the host's own session entry the owner."""
+    app, byok = host
+    indent, code = BLOCKS[1]
+    plain = "\n".join(line.removeprefix(indent) for line in code.splitlines())
+    exec(plain, {"byok": byok, "session": session})
+    app.add_url_rule("/become", view_func=lambda: session.update(user_id="7") or "")
+    client = app.test_client()
+    assert client.get("/api/providers/keys").get_json()["authenticated"] is False
+    client.get("/become")
+    assert client.get("/api/providers/keys").get_json()["authenticated"] is True
+
+
+def test_every_block_of_the_readme_is_run_here() -> None:
+    """The README has two blocks of Python, each with its test above."""
+    assert len(BLOCKS) == README.count("```python") == 2
+
+
+def test_readme_names_files_that_exist() -> None:
+    """Each link and each test that the README names is a file of the project."""
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    tests = re.findall(r"`(tests/[^`]+)`", README)
+    assert len(tests) >= 12
+    assert [name for name in links + tests if not (ROOT / name).exists()] == []
+
+
+@pytest.fixture
+def host(tmp_path: Path, byok_fake_providers: FakeProviders) -> tuple[Flask, BYOK]:
+    """Make a host as the examples' reader has one."""
+    app = Flask("host", instance_path=str(tmp_path))
+    app.config.update(
+        SECRET_KEY="made up for this test",
+        SESSION_TYPE="cachelib",
+        SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions")),
+        BYOK_ENCRYPTION_KEY="00" * 32,
+        BYOK_BASE_URLS=byok_fake_providers.base_urls,
+        BYOK_PRECEDENCE=("session",),
+    )
+    Session(app)
+    return app, BYOK(app)
+
+
+def _example(name: str) -> dict[str, Any]:
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_example_of_calls_works(
+    host: tuple[Flask, BYOK], byok_fake_providers: FakeProviders
+) -> None:
+    """Each way to use a key in the quick start answers with the key, and says so without one."""
+    app, byok = host
+    _example("calls")["add_views"](app, byok)
+    client = app.test_client()
+    assert client.get("/poem").get_json()["code"] == "key_missing"
+    assert client.get("/key-or-not").text.startswith("key_missing: No API key for Anthropic")
+    _save(client, "openai", byok_fake_providers.api_key("openai"))
+    assert client.get("/models").get_json()["source"] == "session"
+    assert "gpt-4o-mini" in client.get("/models").get_json()["names"]
+    assert "A poem" in client.get("/poem").text
+    assert "A question" in client.get("/ask").text
+    _save(client, "anthropic", byok_fake_providers.api_key("anthropic"))
+    assert client.get("/key-or-not").text == "there is one"
+
+
+def _save(client: Any, provider: str, api_key: str) -> None:
+    token = client.get("/api/providers/keys").get_json()["csrf_token"]
+    body = {"provider": provider, "api_key": api_key}
+    headers = {"X-CSRFToken": token}
+    answer = client.post("/api/providers/keys/set", json=body, headers=headers)
+    assert answer.status_code == 200, answer.get_json()
+
+
+def test_example_of_an_owner_loader_works(
+    host: tuple[Flask, BYOK], byok_fake_providers: FakeProviders
+) -> None:
+    """Signing in and out as the quick start does makes an owner, and takes the keys away in the end."""
+    app, _ = host
+    example = _example("owner_loader")
+    fresh = Flask("fresh", instance_path=app.instance_path)
+    fresh.config.update(app.config)
+    Session(fresh)
+    example["byok"].init_app(fresh)
+    example["add_accounts"](fresh)
+    client = fresh.test_client()
+    client.post("/sign-in/7")
+    assert client.get("/api/providers/keys").get_json()["authenticated"] is True
+    _save(client, "openai", byok_fake_providers.api_key("openai"))
+    assert _sources(client)["openai"] == "session"
+    client.post("/sign-out")
+    assert client.get("/api/providers/keys").get_json()["authenticated"] is False
+    assert _sources(client)["openai"] is None
+
+
+def _sources(client: Any) -> dict[str, str | None]:
+    statuses = client.get("/api/providers/keys").get_json()["providers"]
+    return {status["provider"]: status["source"] for status in statuses}
+
+
+def test_example_of_an_explicit_key_prints_what_it_says() -> None:
+    """The comments of the example are what its lines print."""
+    with redirect_stdout(StringIO()) as printed:
+        _example("explicit_key")
+    said = re.findall(r"\)  # (.+)$", (EXAMPLES / "explicit_key.py").read_text(), re.MULTILINE)
+    assert printed.getvalue().splitlines() == said
+
+
+def test_example_of_a_policy_fits_the_dialog(host: tuple[Flask, BYOK]) -> None:
+    """The policy's nonce is the one on the dialog's script, and a new one each time."""
+    app, _ = host
+    fresh = Flask("fresh", instance_path=app.instance_path)
+    fresh.config.update(app.config)
+    _example("csp")["add_policy"](fresh)
+    Session(fresh)
+    BYOK(fresh)
+    fresh.add_url_rule("/", view_func=_render(fresh, "{{ byok.head() }}"))
+    seen = set()
+    for _ in range(2):
+        answer = fresh.test_client().get("/")
+        (nonce,) = set(re.findall(r'nonce="([^"]+)"', answer.text))
+        assert f"'nonce-{nonce}'" in answer.headers["Content-Security-Policy"]
+        seen.add(nonce)
+    assert len(seen) == 2
+
+
+def _render(app: Flask, source: str) -> Callable[[], str]:
+    return lambda: app.jinja_env.from_string(source).render()
+
+
+def test_example_for_sentry_hands_over_the_redactor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example makes Sentry call the function that redacts events."""
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "sentry_sdk", SimpleNamespace(init=given.update))
+    _example("sentry")
+    assert given["before_send"] is flask_byok.sentry_before_send
+
+
+def test_example_for_production_is_safe(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The example for deployment keeps everything in Redis, and `flask byok check` finds nothing unsafe."""
+    shutil.copy(EXAMPLES / "production.py", tmp_path / "app.py")
+    environ = {"SECRET_KEY": "made up", "REDIS_URL": redis_url, "BYOK_ENCRYPTION_KEY": "00" * 32}
+    done = subprocess.run(
+        [sys.executable, "-m", "flask", "byok", "check"],
+        cwd=tmp_path,
+        env=os.environ | environ,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = (DOCS / "deployment.rst").read_text().replace("\n   ", "\n")
+    assert done.stdout in shown
+
+
+def test_examples_for_testing_pass(tmp_path: Path) -> None:
+    """The tests that the documentation shows run, beside an app like its reader's, and pass."""
+    for name in ("app.py", "test_chat.py", "test_no_bleed.py"):
+        shutil.copy(EXAMPLES / name, tmp_path / name)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "4 passed" in done.stdout
+
+
+def test_every_example_is_used() -> None:
+    """Each file of examples is shown in the documentation and run here."""
+    pages = "".join(page.read_text() for page in DOCS.glob("*.rst"))
+    here = Path(__file__).read_text()
+    for example in EXAMPLES.glob("*.py"):
+        assert f"examples/{example.name}" in pages
+        assert example.name in here or f'_example("{example.stem}")' in here, example.name
+
+
+def test_every_setting_is_described() -> None:
+    """The page on configuration has an entry for each setting that is read, and for no other."""
+    described = re.findall(
+        r"^\.\. confval:: (\w+)$", (DOCS / "configuration.rst").read_text(), re.M
+    )
+    read = {f"BYOK_{field.name.upper()}" for field in fields(Settings)}
+    assert sorted(described) == sorted(read | {"BYOK_ENCRYPTION_KEY_FILE"})
+
+
+def test_every_public_name_is_described() -> None:
+    """The page on the Python interface has each name that `flask_byok` exports."""
+    page = (DOCS / "api.rst").read_text()
+    assert [name for name in flask_byok.__all__ if not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_every_problem_is_described() -> None:
+    """Each code that an answer can have is an anchor on the page that its `type` links to."""
+    anchors = set(re.findall(r'<span id="(\w+)">', (DOCS / "problems.rst").read_text()))
+    of_errors = {
+        error.code
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.ByokError)
+    }
+    of_http = {"csrf", "bad_request", "too_large", "unsupported_media_type", "method_not_allowed"}
+    assert anchors == of_errors | of_http
+    assert TYPE_PREFIX.endswith("problems#")
