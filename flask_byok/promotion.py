@@ -44,8 +44,9 @@ def promote_waiting(
     wanted = {spec.id: spec for spec in specs}
     view = sessions.read(session, caller.identity, list(wanted))
     result = Promotion()
-    for provider, record in view.visitor_records.items():
-        if resolver.locked_for(caller, wanted[provider]):
+    for provider, spec in wanted.items():
+        record = view.visitor_records.get(provider)
+        if record is None or resolver.locked_for(caller, spec):
             continue
         if provider in view.records and not replace:
             result.kept.append(provider)

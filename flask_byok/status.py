@@ -87,4 +87,5 @@ def _duration(span: timedelta) -> str:
         count, rest = divmod(int(span.total_seconds()), size)
         if count and not rest and (unit != "day" or count > 1):
             return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{int(span.total_seconds())} seconds"
+    count = int(span.total_seconds())
+    return f"{count} second{'s' if count > 1 else ''}"

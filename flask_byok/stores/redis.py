@@ -24,7 +24,7 @@ from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
 from . import redis_scripts as scripts
-from .base import SessionView, decode_record, encode_record, encode_verdict
+from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
 from .breaker import Breaker
 from .redis_client import limited_client
 from .redis_scripts import Script
@@ -162,7 +162,8 @@ class RedisSessionStore:
     ) -> None:
         """Store a verdict beside the record, if there is one."""
         names = _names(_scope(identity), provider)
-        self._change(scripts.VERDICT, session, identity, *names, encode_verdict(verdict))
+        mark = version_mark(verdict.version)
+        self._change(scripts.VERDICT, session, identity, *names, encode_verdict(verdict), mark)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""

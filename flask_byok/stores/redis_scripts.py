@@ -74,11 +74,12 @@ return cleared
 """
 )
 
-#: Also: record field, verdict field, verdict.
+#: Also: record field, verdict field, verdict, what a record of the verdict's version holds.
 VERDICT = Script(
     _GUARD
     + """
-if redis.call('HEXISTS', key, ARGV[6]) == 0 then return 0 end
+local record = redis.call('HGET', key, ARGV[6])
+if not record or not string.find(record, ARGV[9], 1, true) then return 0 end
 redis.call('HSET', key, ARGV[7], ARGV[8])
 return 1
 """

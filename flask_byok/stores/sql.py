@@ -23,7 +23,7 @@ from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
 from . import sql_tables as tables
-from .base import SessionView, decode_record, encode_record, encode_verdict
+from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
 from .breaker import Breaker
 from .sql_engine import Transactions, open_engine
 from .sql_tables import metadata
@@ -138,6 +138,7 @@ class SqlSessionStore:
             "in_scope": _scope(identity),
             "of_provider": provider,
             "found": encode_verdict(verdict).decode(),
+            "mark": version_mark(verdict.version),
         }
         if not self._guarded(self._single, tables.VERDICT, values):
             self._end_if_foreign(session, identity)

@@ -149,6 +149,7 @@ VERDICT = (
         keys.c.ref == bindparam("session_ref"),
         keys.c.scope == bindparam("in_scope"),
         keys.c.provider == bindparam("of_provider"),
+        keys.c.record.contains(bindparam("mark")),
         keys.c.ref.in_(select(sessions.c.ref).where(_alive())),
     )
     .values(verdict=bindparam("found"))

@@ -338,6 +338,15 @@ class SessionStoreContract:
         store.record_verdict(session, VISITOR, "openai", good)
         assert store.read(session, VISITOR).records["openai"].current_validity() is None
 
+    def test_late_verdict_leaves_the_newer_one(self, store: SessionStore) -> None:
+        """A verdict on an older version takes nothing from the newer key, nor from its verdict."""
+        session, old, new = begin(store), make_record(), make_record()
+        new = new.with_validity(verdict_for(new, Verdict.INVALID))
+        store.write(session, VISITOR, old)
+        store.write(session, VISITOR, new)
+        store.record_verdict(session, VISITOR, "openai", verdict_for(old))
+        assert store.read(session, VISITOR).records["openai"] == new
+
     def test_verdict_comes_with_the_record(self, store: SessionStore) -> None:
         """A record that is written with a verdict is read with it."""
         session, record = begin(store), make_record()
