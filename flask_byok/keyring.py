@@ -188,9 +188,9 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
 
 
 def _decode_canonical(payload: str) -> bytes:
-    # Base64 ignores spare bits in its last character; refusing them keeps one ciphertext one spelling.
+    # Base64 ignores spare bits in its last character and stray ones between; one ciphertext has one spelling here.
     raw = base64.urlsafe_b64decode(payload)
-    if base64.urlsafe_b64encode(raw).decode() != payload:
+    if base64.urlsafe_b64encode(raw) != payload.encode():
         raise ValueError("not canonical base64")
     return raw
 

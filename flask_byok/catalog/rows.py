@@ -23,7 +23,7 @@ OPENAI = ProviderSpec(
     prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
     refused_prefixes=("sk-admin-",),
     get_key_url="https://platform.openai.com/api-keys",
-    default_model="gpt-4o-mini",
+    default_model="gpt-5.4-mini",
     check=CheckSpec(
         # A restricted key is answered 401 or 403 "missing scopes": that is not a bad key.
         rules=(
