@@ -9,6 +9,7 @@ release = version = installed_version("flask-byok")
 
 extensions = ["sphinx.ext.autodoc", "pallets_sphinx_themes"]
 autodoc_typehints = "description"
+autodoc_member_order = "bysource"
 
 html_theme = "flask"
 html_title = f"flask-byok {version}"

@@ -3,144 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.cookiejar import CookieJar
-from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlencode
-from urllib.request import HTTPCookieProcessor, Request, build_opener
 
 import pytest
 import redis
 
 from tests import services
-
-# Variables that would change what the demo does.
-_FOREIGN = ("REDIS_URL", "DATABASE_URL", "PORT", "SECRET_KEY", "BYOK_", "_API_KEY")
-
-
-class Demo:
-    """A running demo, and what it printed when it started."""
-
-    def __init__(self, process: subprocess.Popen[str], banner: str) -> None:
-        self.process = process
-        self.banner = banner
-
-    def printed(self, pattern: str) -> str:
-        found = re.search(pattern, self.banner)
-        assert found is not None, f"{pattern} is not in {self.banner}"
-        return found[0]
-
-    @property
-    def url(self) -> str:
-        return self.printed(r"http://127\.0\.0\.1:\d+")
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.printed(r"\S*/flask-byok-demo-\w+"))
-
-    def stop(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-        """Stop it as Ctrl-C does; returns its exit status and all that it printed since."""
-        self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=10)
-        return self.process.returncode, rest.strip()
-
-
-class Visitor:
-    """A browser without a screen: keeps cookies and the CSRF token."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._opener = build_opener(HTTPCookieProcessor(CookieJar()))
-
-    def open(self, path: str, data: bytes | None = None, **headers: str) -> Any:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = Request(self.url + path, data=data, headers=named)
-        try:
-            return self._opener.open(request, timeout=10)
-        except HTTPError as error:
-            return error
-
-    def page(self, path: str = "/") -> str:
-        with self.open(path) as answer:
-            assert answer.status == 200
-            return str(answer.read().decode())
-
-    def csrf_token(self) -> str:
-        found = re.search(r'name="csrf-token" content="([^"]+)"', self.page())
-        assert found is not None
-        return found[1]
-
-    def post(self, path: str, body: object) -> tuple[int, Any]:
-        with self.stream(path, body) as answer:
-            return answer.status, json.loads(answer.read())
-
-    def stream(self, path: str, body: object) -> Any:
-        return self.open(
-            path,
-            json.dumps(body).encode(),
-            Content_Type="application/json",
-            X_CSRFToken=self.csrf_token(),
-        )
-
-    def submit(self, path: str, **fields: str) -> tuple[int, str]:
-        form = urlencode(fields | {"csrf_token": self.csrf_token()}).encode()
-        with self.open(path, form) as answer:
-            return answer.status, answer.read().decode()
-
-    def source(self, provider: str = "demo") -> str | None:
-        with self.open("/api/providers/keys") as answer:
-            statuses = json.load(answer)["providers"]
-        return next(s["source"] for s in statuses if s["provider"] == provider)
-
-    def chat(self, text: str, provider: str = "demo") -> Any:
-        messages = [{"role": "user", "content": text}]
-        return self.stream("/chat", {"provider": provider, "messages": messages})
-
-
-def _start(**environ: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if not _is_foreign(name)}
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", "flask_byok.demo"],
-        env=kept | environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _is_foreign(name: str) -> bool:
-    return name.startswith(_FOREIGN) or name.endswith(_FOREIGN)
-
-
-@contextmanager
-def _running(**environ: str) -> Iterator[Demo]:
-    with _start(**{"PORT": str(services.free_port())} | environ) as process:
-        try:
-            assert process.stdout is not None
-            banner = ""
-            for line in process.stdout:
-                banner += line
-                if "Ctrl-C" in line:
-                    break
-            yield Demo(process, banner)
-        finally:
-            process.kill()
+from tests.demo import Demo, Visitor, read_events, run_demo, start_demo
 
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
     """Run one demo without any server beside it, for all tests that only use it."""
-    with _running() as running:
+    with run_demo() as running:
         yield running
 
 
@@ -206,7 +85,7 @@ def test_person_saves_a_key_chats_and_clears_it(visitor: Visitor, good_key: str)
     with visitor.chat("hello there") as answer:
         assert answer.headers["X-BYOK-Source"] == "session"
         assert answer.headers["Content-Type"].startswith("text/event-stream")
-        events = _events(answer.read().decode())
+        events = read_events(answer.read().decode())
     assert events[-1] == ("done", {})
     text = "".join(data["text"] for name, data in events if name == "delta")
     assert "“hello there”" in text
@@ -311,7 +190,7 @@ def test_chat_refuses_what_is_no_conversation(visitor: Visitor, body: object) ->
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_stops_cleanly_and_forgets_its_files(number: signal.Signals) -> None:
     """Ctrl-C in the middle of an answer ends the program with status 0, and its folder is gone."""
-    with _running() as running:
+    with run_demo() as running:
         visitor = Visitor(running.url)
         key = running.printed(r"demo-good-\w+")
         visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": key})
@@ -324,7 +203,7 @@ def test_demo_stops_cleanly_and_forgets_its_files(number: signal.Signals) -> Non
 
 def test_files_are_for_their_owner_only_and_hold_no_key() -> None:
     """Nobody else on the machine can read the demo's files, and no key is in them."""
-    with _running() as running:
+    with run_demo() as running:
         key = running.printed(r"demo-good-\w+")
         visitor = Visitor(running.url)
         visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": key})
@@ -337,12 +216,12 @@ def test_files_are_for_their_owner_only_and_hold_no_key() -> None:
 
 def test_redis_is_used_where_it_is_named(redis_url: str) -> None:
     """With REDIS_URL both sessions and keys are in Redis, no key in plain text."""
-    with _running(REDIS_URL=redis_url) as running:
+    with run_demo(REDIS_URL=redis_url) as running:
         assert re.search(r"sessions +Redis\n +API keys +Redis", running.banner)
         visitor, key = Visitor(running.url), running.printed(r"demo-good-\w+")
         visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": key})
         with visitor.chat("hello") as answer:
-            assert _events(answer.read().decode())[-1] == ("done", {})
+            assert read_events(answer.read().decode())[-1] == ("done", {})
         with redis.Redis.from_url(redis_url) as client:
             names = client.keys("*")
         assert any(name.startswith(b"session:") for name in names)
@@ -353,7 +232,7 @@ def test_redis_is_used_where_it_is_named(redis_url: str) -> None:
 def test_database_is_used_where_it_is_named(postgres_url: str) -> None:
     """With DATABASE_URL keys are in that database, also where its URL names no driver."""
     plain = postgres_url.replace("postgresql+psycopg:", "postgresql:")
-    with _running(DATABASE_URL=plain) as running:
+    with run_demo(DATABASE_URL=plain) as running:
         assert "the database at DATABASE_URL" in running.banner
         visitor, key = Visitor(running.url), running.printed(r"demo-good-\w+")
         visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": key})
@@ -364,7 +243,7 @@ def test_taken_port_is_explained() -> None:
     """Where PORT names a port in use the demo says so and ends."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with _start(PORT=str(port)) as process:
+        with start_demo(PORT=str(port)) as process:
             printed, _ = process.communicate(timeout=10)
     assert process.returncode == 1
     assert f"PORT={port} is taken by another program." in printed
@@ -385,18 +264,12 @@ def test_taken_port_is_explained() -> None:
 )
 def test_unusable_setting_is_explained(name: str, value: str, sentence: str) -> None:
     """A setting that does not work ends the demo with one sentence that holds no password."""
-    with _start(**{"PORT": str(services.free_port())} | {name: value}) as process:
+    with start_demo(**{"PORT": str(services.free_port())} | {name: value}) as process:
         printed, _ = process.communicate(timeout=10)
     assert process.returncode == 1
     assert sentence in printed
     assert "Traceback" not in printed
     assert "pass-word" not in printed
-
-
-def _events(text: str) -> list[tuple[str, Any]]:
-    """Read server-sent events as (name, data)."""
-    frames = (dict(line.split(": ", 1) for line in f.splitlines()) for f in text.split("\n\n") if f)
-    return [(frame["event"], json.loads(frame["data"])) for frame in frames]
 
 
 def _accounts(visitor: Visitor) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from flask_byok.settings import Settings
 from flask_byok.testing import FakeProviders
 from flask_byok.web.problems import TYPE_PREFIX
 from tests import services
-from tests.test_demo import Visitor, _events
+from tests.demo import Visitor, read_events
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -79,7 +79,7 @@ def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakePr
         assert visitor.post("/api/providers/keys/set", new)[0] == 200
         with visitor.stream("/chat", hello) as answer:
             assert answer.headers["X-BYOK-Source"] == "session"
-            assert _events(answer.read().decode())[-1] == ("done", {})
+            assert read_events(answer.read().decode())[-1] == ("done", {})
     assert byok_fake_providers.calls_for("openai")[-1].api_key == api_key
 
 
