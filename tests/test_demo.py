@@ -229,6 +229,25 @@ def test_redis_is_used_where_it_is_named(redis_url: str) -> None:
         assert running.stop()[0] == 0
 
 
+def test_redis_that_dies_costs_a_moment_and_comes_back() -> None:
+    """Without its Redis the demo answers 503 at once, a page to people, and goes on by itself afterwards."""
+    with services.RedisServer() as server, run_demo(REDIS_URL=server.url) as running:
+        visitor = Visitor(running.url)
+        visitor.page()
+        server.kill()
+        started = time.monotonic()
+        with visitor.open("/") as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"]
+            assert "Try again" in answer.read().decode()
+        with visitor.open("/api/providers/keys") as answer:
+            assert answer.status == 503
+            assert json.load(answer)["code"] == "store_unavailable"
+        assert time.monotonic() - started < 1
+        server.start()
+        services.wait_until(visitor.page, "the demo")
+
+
 def test_database_is_used_where_it_is_named(postgres_url: str) -> None:
     """With DATABASE_URL keys are in that database, also where its URL names no driver."""
     plain = postgres_url.replace("postgresql+psycopg:", "postgresql:")

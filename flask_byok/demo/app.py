@@ -6,8 +6,10 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, Response, render_template, request
+from flask import Flask, Response, current_app, render_template, request
 from flask_wtf.csrf import CSRFError
+
+from flask_byok import StoreError
 
 from . import accounts, chat
 from .extensions import byok, csrf, login_manager, server_side_session
@@ -42,6 +44,7 @@ def create_app(config: Mapping[str, Any]) -> Flask:
     app.register_blueprint(accounts.bp)
     app.register_blueprint(chat.bp)
     app.register_error_handler(CSRFError, _on_csrf_error)
+    app.register_error_handler(StoreError, _on_store_error)
     app.jinja_env.globals["csp_nonce"] = csp_nonce
     app.after_request(_secure)
     return app
@@ -61,3 +64,10 @@ def _secure(response: Response) -> Response:
 
 def _on_csrf_error(error: CSRFError) -> tuple[str, int]:
     return render_template("sorry.html", reason=error.description), 400
+
+
+def _on_store_error(error: StoreError) -> tuple[str, int, dict[str, str]]:
+    """Show a page that needs no session; flask-byok's own routes go on answering in JSON."""
+    # Not render_template: Flask-Login's context processor looks into the session.
+    page = current_app.jinja_env.get_template("away.html").render(reason=str(error))
+    return page, error.status, {"Retry-After": str(error.retry_after)}

@@ -90,6 +90,7 @@ def describe_stores(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
     """Return in words where sessions and keys are kept."""
     files = f"files in {folder}"
     if environ.get("REDIS_URL"):
-        return {"sessions": "Redis", "keys": "Redis, encrypted"}
+        unused = "; DATABASE_URL is not needed beside it" if environ.get("DATABASE_URL") else ""
+        return {"sessions": "Redis", "keys": f"Redis, encrypted{unused}"}
     keys = "the database at DATABASE_URL" if environ.get("DATABASE_URL") else f"SQLite in {folder}"
     return {"sessions": files, "keys": f"{keys}, encrypted"}

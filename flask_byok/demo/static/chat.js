@@ -76,6 +76,7 @@ async function ask(provider, name, signal) {
   if (!response.ok) {
     const problem = response.headers.get("Content-Type").includes("json") ? await response.json() : {};
     if (response.status === 400) problem.detail = "Your session has changed. Please load the page again.";
+    if (response.status === 503) problem.detail = "The store does not answer. Please try again in a moment.";
     return showProblem(problem, provider);
   }
   const { turn, paragraph } = addTurn("theirs", "");
