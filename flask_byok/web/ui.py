@@ -66,7 +66,8 @@ class UI:
         html = self._render(
             "document.html",
             nonce=nonce,
-            next_url=_present_url(),
+            # Made anew: whatever else is in the present query is not repeated.
+            next_url=url_for("byok.settings_page", next=back),
             back_url=back,
             notice=_notice(content["rows"]),
             **content,
