@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
 
 from .errors import MalformedApiKeyError
 from .owners import Tier
 
 #: Who chose an endpoint: our catalog, the operator (any address), or the person (public addresses only).
 EndpointTrust = Literal["catalog", "operator", "personal"]
+#: A time with a zone; what a store gives back without one does not decode.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
 
 #: Shortest and longest API key that is accepted, in characters. Real keys have 20 to about 200.
@@ -153,7 +157,7 @@ class RecordedVerdict:
     """A verdict as stored, with the version of the credential that it is about."""
 
     verdict: Verdict
-    checked_at: datetime
+    checked_at: Moment
     version: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -174,14 +178,14 @@ class CredentialRecord:
     ciphertext: str
     hint: str
     version: str
-    created_at: datetime
-    updated_at: datetime
-    expires_at: datetime | None = None
+    created_at: Moment
+    updated_at: Moment
+    expires_at: Moment | None = None
     label: str | None = None
     description: str | None = None
     slot: str = ""
     active: bool = True
-    last_used_at: datetime | None = None
+    last_used_at: Moment | None = None
     usage_count: int = 0
     validity: RecordedVerdict | None = None
 

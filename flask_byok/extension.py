@@ -156,14 +156,15 @@ class BYOK:
     def get_service_config(self, provider: str) -> Mapping[str, str]:
         """Return every field of the credential as a mapping; for its errors see ``resolve``."""
         credential = self.resolve(provider)
-        return {name: secret.reveal() for name, secret in credential.fields.items()}
+        spec = get_state().service.catalog.get(provider)
+        fields = {name: secret.reveal() for name, secret in credential.fields.items()}
+        # The base URL that a person typed is a field too, kept apart because it decides where the key goes.
+        return {**fields, "base_url": credential.base_url} if spec.personal_base_url else fields
 
     def missing_keys(self, providers: Iterable[str]) -> list[str]:
         """Return those of these providers that have no key; one round of look-ups."""
-        wanted = list(providers)
         state = get_state()
-        found = state.service.resolve_many(current_caller(state), wanted)
-        return [provider for provider in wanted if provider not in found]
+        return state.service.missing(current_caller(state), list(providers))
 
     def require_keys(self, *providers: str) -> Callable[[_F], _F]:
         """Decorate a view: without a key for each of these providers it answers 409 ``key_missing``."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from .catalog import ProviderSpec
 from .credentials import CredentialRecord
-from .errors import UnreadableCredentialError
+from .errors import SessionRequiredError, UnreadableCredentialError
 from .keyring import Context, Keyring
 from .owners import Caller, SessionRef
 from .resolver import Resolver
@@ -40,9 +40,12 @@ def promote_waiting(
     A key that only the operator may set, or that does not open, is left where it is.
 
     :param replace: put it in the place of a key that the user has already.
+    :raises SessionRequiredError: the session has ended.
     """
     wanted = {spec.id: spec for spec in specs}
     view = sessions.read(session, caller.identity, list(wanted))
+    if not view.alive:
+        raise SessionRequiredError
     result = Promotion()
     for provider, spec in wanted.items():
         record = view.visitor_records.get(provider)

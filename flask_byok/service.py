@@ -110,7 +110,7 @@ class Service:
         self._require_login(caller)
         spec = self.catalog.get(provider)
         credential = self._choose(caller, spec)
-        self._notify("key_used", {"provider": spec.id, "source": str(credential.source)})
+        self._tell_use(credential)
         return credential
 
     def _choose(self, caller: Caller, spec: ProviderSpec) -> Credential:
@@ -125,6 +125,20 @@ class Service:
 
         :raises CredentialError: the key that would be used is unreadable or was refused.
         """
+        found = self._look_up(caller, providers)
+        for credential in found.values():
+            self._tell_use(credential)
+        return found
+
+    def missing(self, caller: Caller, providers: Sequence[str]) -> list[str]:
+        """Return those of these providers that have no key; one round of look-ups.
+
+        :raises CredentialError: the key that would be used is unreadable or was refused.
+        """
+        found = self._look_up(caller, providers)
+        return [provider for provider in providers if provider not in found]
+
+    def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
         found = self._survey(caller, list(specs.values()))
@@ -134,6 +148,10 @@ class Service:
             for name, candidate in chosen.items()
             if candidate is not None
         }
+
+    def _tell_use(self, credential: Credential) -> None:
+        facts = {"provider": credential.provider, "source": str(credential.source)}
+        self._notify("key_used", facts)
 
     # set
 
