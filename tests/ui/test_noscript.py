@@ -93,6 +93,7 @@ def test_key_is_checked(settings: SettingsPage, byok_fake_providers: FakeProvide
     settings.press("openai", "validate")
     settings.expect("OpenAI: The key is good, but the account has no credit left.")
     settings.save("openai", byok_fake_providers.api_key("openai"))
+    settings.expect("Key saved")
     settings.press("openai", "validate")
     settings.expect("OpenAI: The key works.")
 
@@ -100,6 +101,7 @@ def test_key_is_checked(settings: SettingsPage, byok_fake_providers: FakeProvide
 def test_clear_asks_first(settings: SettingsPage, byok_fake_providers: FakeProviders) -> None:
     """Clear unfolds the question; only Remove removes."""
     settings.save("openai", byok_fake_providers.api_key("openai"))
+    settings.expect("Key saved")
     assert not settings.row("openai", "[data-byok-action=confirm]").is_displayed()
     settings.press("openai", "clear")
     settings.press("openai", "confirm")
@@ -112,6 +114,7 @@ def test_key_from_before_sign_in_is_kept(
 ) -> None:
     """A visitor's key can be kept after sign-in by a form too."""
     settings.save("openai", byok_fake_providers.api_key("openai"))
+    settings.expect("Key saved")
     settings.visit("/sign-in/ada")
     settings.visit("/api/providers/settings")
     settings.press("openai", "promote")
