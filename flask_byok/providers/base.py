@@ -26,6 +26,7 @@ class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider refuses the key.
+    :param model: used where a call names none; else the catalog's default model is.
     :param options: passed to the SDK's client: ``timeout``, ``max_retries``, ….
     """
 
@@ -39,6 +40,7 @@ class BaseProvider(ABC):
         outbound: Outbound,
         *,
         report: Report | None = None,
+        model: str | None = None,
         **options: Any,
     ) -> None:
         if ours := _OURS & options.keys():
@@ -50,6 +52,7 @@ class BaseProvider(ABC):
         self._credential = credential
         self._outbound = outbound
         self._report = report
+        self._default_model = model or spec.default_model
         self._options = options
         self._client: Any = None
 
@@ -127,7 +130,7 @@ class BaseProvider(ABC):
     def stream_chat(self, messages: Sequence[Message], model: str | None = None) -> Iterator[str]:
         """Yield the answer to a conversation, piece by piece. The call is made at the first piece.
 
-        :param model: the catalog's default model where it is left out.
+        :param model: the object's own model where it is left out.
         :raises RejectedCredentialError: the provider refused the key.
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
         """
@@ -164,7 +167,7 @@ class BaseProvider(ABC):
         return Endpoint(self._credential.base_url, self._credential.trust)
 
     def _model(self, model: str | None) -> str:
-        chosen = model or self._spec.default_model
+        chosen = model or self._default_model
         if not chosen:
             raise InvalidFieldError(
                 f"{self.display_name} has no default model: name one.", provider=self.name

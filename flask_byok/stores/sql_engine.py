@@ -7,6 +7,7 @@ import stat
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,16 @@ class Transactions:
 
 def _parse(url: Any) -> URL:
     try:
-        return make_url(url)
+        parsed = make_url(url)
     except ArgumentError:
         # Without the URL: it may hold a password.
         raise ConfigurationError(
             "BYOK_DATABASE_URL is not a database URL; use for example "
             "postgresql+psycopg://user@host/name or sqlite:///path/to/file, or a SQLAlchemy engine."
         ) from None
+    # A bare postgresql:// means psycopg2 to SQLAlchemy; the extra "postgres" installs psycopg 3.
+    bare = parsed.drivername == "postgresql" and find_spec("psycopg2") is None
+    return parsed.set(drivername="postgresql+psycopg") if bare else parsed
 
 
 def _in_memory(url: URL) -> bool:

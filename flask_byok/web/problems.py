@@ -12,7 +12,7 @@ from werkzeug.exceptions import HTTPException
 from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
 
 #: Where each problem type is described.
-TYPE_PREFIX = "https://flask-byok.readthedocs.io/problems#"
+TYPE_PREFIX = "https://flask-byok.readthedocs.io/en/latest/problems.html#"
 
 _HTTP_CODES = {400: "bad_request", 413: "too_large", 415: "unsupported_media_type"}
 

@@ -225,3 +225,12 @@ def test_an_abandoned_stream_gives_its_connection_back(make: Make, fake: FakePro
     deadline = time.monotonic() + 2
     while busy := [c for c in pool.connections if not (c.is_idle() or c.is_closed())]:
         assert time.monotonic() < deadline, busy
+
+
+def test_a_provider_object_can_have_a_model_of_its_own(fake: FakeProviders, make: Make) -> None:
+    """A model given to the factory is the one that a call without a model asks for."""
+    made = make("openai", fake.api_key("openai", "good"), model="gpt-of-mine")
+    list(made.stream_chat([{"role": "user", "content": "hello"}]))
+    list(made.stream_chat([{"role": "user", "content": "hello"}], "another"))
+    bodies: list[Any] = [call.body for call in fake.calls]
+    assert [body["model"] for body in bodies] == ["gpt-of-mine", "another"]
