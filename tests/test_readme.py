@@ -295,4 +295,4 @@ def test_every_problem_is_described() -> None:
     }
     of_http = {"csrf", "bad_request", "too_large", "unsupported_media_type", "method_not_allowed"}
     assert anchors == of_errors | of_http
-    assert TYPE_PREFIX.endswith("problems#")
+    assert TYPE_PREFIX.endswith("problems.html#")
