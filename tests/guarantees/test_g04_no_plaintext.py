@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import json
 import logging
@@ -66,13 +67,14 @@ def everything_logged() -> Iterator[io.StringIO]:
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
     loggers = [logging.getLogger(), *map(logging.getLogger, LOGGERS)]
     levels = [logger.level for logger in loggers]
-    logging.getLogger().addHandler(handler)
+    # Alone: pytest's own handlers keep the records, and with their tracebacks the keys alive.
+    others, logging.getLogger().handlers = logging.getLogger().handlers, [handler]
     for logger in loggers:
         logger.setLevel(logging.DEBUG)
     try:
         yield text
     finally:
-        logging.getLogger().removeHandler(handler)
+        logging.getLogger().handlers = others
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
@@ -144,6 +146,11 @@ def add_routes(app: HostApp) -> None:
         return str(get_chat_model_with_api_key("openai", "gpt-4o-mini").invoke("hello").content)
 
 
+def forget() -> None:
+    """Let go of what only cycles hold, so that no redactor knows the key by chance."""
+    gc.collect()
+
+
 def good_calls(wire: Wire, canary: str) -> None:
     """Do with a good key all that can be done."""
     wire.load()
@@ -164,7 +171,8 @@ def good_calls(wire: Wire, canary: str) -> None:
         "/api/providers/openapi.json",
     ):
         assert wire.send("GET", path)[0] == 200
-    for path in ("/boom", "/boom-as-text", "/boom-chained"):
+    for path in ("/boom-as-text", "/boom", "/boom-chained"):
+        forget()
         assert wire.send("GET", path)[0] == 500
     assert wire.form("/api/providers/settings/save", provider="openai", api_key=canary)[0] == 303
     assert (
@@ -204,6 +212,7 @@ def bad_calls(wire: Wire, canary: str, bad: str) -> None:
         ("GET", "/api/providers/settings"),
         ("POST", "/api/providers/settings/save"),
     ):
+        forget()
         wire.send(method, path + query)
     wire.send("POST", f"{KEYS}/clear", "{}", X_CSRFToken=canary, Content_Type="application/json")
     wire.send("POST", f"{KEYS}/clear", "{}", Origin=canary, Content_Type="application/json")
