@@ -31,7 +31,6 @@ from .redis_scripts import Script
 
 _logger = logging.getLogger("flask_byok.stores")
 _FAILURES = (RedisError, RedisClusterException, ChildDeadlockedError, OSError)
-_META = ("_dead", "_sid", "_owner", "_created", "_seen")
 #: Milliseconds that replicas have to acknowledge a write, on a cluster and elsewhere. Redis ends such
 #: a wait up to 100 ms late, which must still be within the read timeout.
 _WAIT_LIMITS = (50, 100)
@@ -119,14 +118,15 @@ class RedisSessionStore:
             providers = tuple(providers)
             fields = _fields(bool(identity), providers)
             values = self.guarded(self._execute, "HMGET", key, *fields)
-        if values[1] is None:
-            return _EMPTY if values[0] is None else _DEAD
-        if not self._usable(session, identity, values):
+        meta = values[0]
+        if meta is None:
+            return _EMPTY
+        if meta == scripts.DEAD or not self._usable(session, identity, meta):
             return _DEAD
-        records = _records(providers, values, len(_META))
+        records = _records(providers, values, 1)
         if not identity:
             return SessionView(records)
-        return SessionView(records, _records(providers, values, len(_META) + 2 * len(providers)))
+        return SessionView(records, _records(providers, values, 1 + 2 * len(providers)))
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
         """Store one record under its provider, replacing the one before it.
@@ -182,12 +182,12 @@ class RedisSessionStore:
         for sid in {session.sid, valid.decode() if valid else session.sid}:
             self._forget(sid, session.ref)
 
-    def _usable(self, session: SessionRef, identity: str, values: list[Any]) -> bool:
-        _, sid, owner, created, seen = values[: len(_META)]
-        if sid.decode() != session.sid:
+    def _usable(self, session: SessionRef, identity: str, meta: bytes) -> bool:
+        sid, created, seen, owner = meta.decode().split("|", 3)
+        if sid != session.sid:
             return False
         now = self._now()
-        if (owner and owner.decode() != identity) or now - int(created) >= self._max_age:
+        if (owner and owner != identity) or now - int(created) >= self._max_age:
             self.end(session)
             return False
         if (now - int(seen)) * _SLIDE > self._ttl:
@@ -205,8 +205,8 @@ class RedisSessionStore:
         if not self._run(scripts.KEEP, _map_key(session.sid), session.ref, self._ttl):
             return
         # The entry had expired, or the session has just ended or moved and must not be found here.
-        valid = self.guarded(self._execute, "HGET", _hash_key(session.ref), "_sid")
-        if valid != session.sid.encode():
+        meta = self.guarded(self._execute, "HGET", _hash_key(session.ref), "_")
+        if meta is None or not meta.startswith(f"{session.sid}|".encode()):
             self._forget(session.sid, session.ref)
 
     def _change(self, script: Script, session: SessionRef, identity: str, *args: Any) -> Any:
@@ -300,7 +300,7 @@ def _fields(signed_in: bool, providers: tuple[str, ...]) -> tuple[str, ...]:
     """List the fields to read: the session's own, the identity's pairs, the visitor's pairs."""
     scopes = "uv" if signed_in else "v"
     pairs = (_names(scope, provider) for scope in scopes for provider in providers)
-    return _META + tuple(name for pair in pairs for name in pair)
+    return ("_", *(name for pair in pairs for name in pair))
 
 
 def _providers(held: dict[bytes, bytes]) -> tuple[str, ...]:

@@ -149,7 +149,7 @@ def test_ended_session_keeps_no_ciphertext(redis_url: str) -> None:
     store.write(session, VISITOR, make_record())
     store.end(session)
     assert list(store.client.scan_iter("*")) == [f"byok:h:{{{session.ref}}}".encode()]
-    assert store.client.hgetall(f"byok:h:{{{session.ref}}}") == {b"_dead": b"1"}
+    assert store.client.hgetall(f"byok:h:{{{session.ref}}}") == {b"_": b"-"}
 
 
 @pytest.mark.parametrize("value", ["http://u:hunter22@host", "hunter22", 22, object()])
