@@ -56,6 +56,8 @@ class _Seen:
     keys: frozenset[str]
     emptied: bool = False
     unfinished: bool = False
+    #: The established session as the store names it, kept because hashing costs more than all else here.
+    ref: SessionRef | None = None
 
     @classmethod
     def now(cls, session: Any) -> _Seen:
@@ -85,6 +87,7 @@ class _Seen:
 
     def remember(self, ref: str) -> None:
         self.session[MARKER] = self.marker = ref
+        self.ref = None
 
 
 class SessionBinding:
@@ -175,20 +178,22 @@ class SessionBinding:
         if dict.get(seen.session, MARKER) == _TO_END:
             del seen.session[MARKER]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
-        seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
+        seen.sid, seen.keys, seen.ref = seen.session.sid, _keys(seen.session), None
 
     def _renew(self, seen: _Seen) -> None:
         if ref := self._known_ref(seen):
             self._store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
             seen.remember(ref)
-        seen.sid = seen.session.sid
+        seen.sid, seen.ref = seen.session.sid, None
 
     def _known_ref(self, seen: _Seen) -> str | None:
         # A session that was empty when it came is new: nothing can be known of it.
         return seen.marker or (self._store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
-        return SessionRef(self._hash(seen.sid), ref)
+        if seen.ref is None or seen.ref.ref != ref:
+            seen.ref = SessionRef(self._hash(seen.sid), ref)
+        return seen.ref
 
     def _hash(self, sid: str) -> str:
         return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
