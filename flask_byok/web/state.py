@@ -82,7 +82,8 @@ def keep_redacted(credential: Credential) -> Credential:
     The view may hold the key as a plain string when it fails.
     """
     if has_request_context():
-        request.environ.setdefault("flask_byok.resolved", []).append(credential)
+        kept = request.environ.setdefault("flask_byok.resolved", {})
+        kept[credential.provider, credential.source, credential.version] = credential
     return credential
 
 
