@@ -56,6 +56,7 @@ class _Seen:
     keys: frozenset[str]
     emptied: bool = False
     unfinished: bool = False
+    failed: bool = False
     #: The established session as the store names it, kept because hashing costs more than all else here.
     ref: SessionRef | None = None
 
@@ -155,12 +156,14 @@ class SessionBinding:
             if isinstance(_session_of_request(), UnavailableSession):
                 raise StoreError(tier=Tier.SESSION)
             return None
-        if seen.unfinished:
+        if seen.unfinished and not seen.failed:
             self._end(seen)
         self._follow(seen)
         return seen
 
     def _follow(self, seen: _Seen) -> None:
+        if seen.failed:  # one wait for the store is enough for one request
+            raise StoreError(tier=Tier.SESSION)
         renewed = seen.session.sid != seen.sid
         if seen.was_cleared() or (renewed and seen.unfinished):
             self._end(seen)
@@ -174,6 +177,7 @@ class SessionBinding:
         except StoreError:
             # The session id outlives this; once the store is back, it must not lead to what is to end.
             seen.session[MARKER] = _TO_END
+            seen.failed = True
             raise
         if dict.get(seen.session, MARKER) == _TO_END:
             del seen.session[MARKER]

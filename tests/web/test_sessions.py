@@ -239,8 +239,10 @@ def test_a_store_that_fails_is_no_silent_success(
     visitor.post("/sign-in/a")
     visitor.save(_key(fake))
     store.failing = True
+    store.calls.clear()
     answer = visitor.post(path)
     assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
+    assert len(store.calls) == 1  # nobody waits twice
     assert int(answer.headers["Retry-After"]) >= 1
     assert visitor.get("/plain").status_code == 200
 
