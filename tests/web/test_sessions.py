@@ -109,13 +109,15 @@ def test_an_emptied_session_has_no_keys(
     assert _used(visitor) == fingerprint(_key(fake, "new"))
 
 
+@pytest.mark.parametrize("new_data", ["entries of other names", "entries of the same names"])
 def test_emptied_after_a_race_has_lost_the_marker(
-    app: HostApp, visitor: Browser, fake: FakeProviders
+    app: HostApp, visitor: Browser, fake: FakeProviders, new_data: str
 ) -> None:
     """An overlapping request may have written the marker away; emptying still deletes the keys."""
     visitor.get("/visit")
     visitor.save(_key(fake))
-    _edit(app, visitor, **{MARKER: None})
+    same = {"then": "0"} if new_data == "entries of the same names" else {}
+    _edit(app, visitor, **{MARKER: None}, **same)
     visitor.post("/empty?then=1")
     assert _used(visitor) is None
 
