@@ -144,4 +144,5 @@ def test_names_of_variables_are_for_admins(
     client.load()
     assert "OPENAI_API_KEY" not in client.get(KEYS, headers={"X-Admin": "1"}).text
     app.byok.admin_loader(lambda: True)
+    client.post("/sign-in/admin")
     assert "OPENAI_API_KEY" in client.get(KEYS).text
