@@ -119,12 +119,15 @@ def _database_store(app: Flask, settings: Settings) -> SessionStore:
 
 
 def _host_engine(app: Flask) -> Any:
-    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None."""
-    extension = app.extensions.get("sqlalchemy") or app.extensions.get("sqlalchemy_lite")
+    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None where it has none (yet)."""
+    extension = app.extensions.get("sqlalchemy")
     if extension is None:
         return None
     with app.app_context():
-        return getattr(extension, "engine", None)
+        try:
+            return extension.engine
+        except (AttributeError, KeyError):
+            return None  # asynchronous engines only
 
 
 def _embedded_url(app: Flask) -> str:

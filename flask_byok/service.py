@@ -22,6 +22,7 @@ from .errors import (
     ByokError,
     InvalidFieldError,
     KeyRefusedError,
+    MalformedApiKeyError,
     OwnerRequiredError,
     ProviderLockedError,
     SessionRequiredError,
@@ -263,18 +264,27 @@ class Service:
         self._require_login(caller)
         spec = self.catalog.get(provider)
         self._validate_limit.check(_rate_key(caller))
-        if fields is None:
-            return self._validate_in_use(caller, spec)
-        typed = read_typed(spec, fields, base_url, self.settings)
-        return check_api_key(spec, typed.revealed(), typed.endpoint, self.outbound)
+        if fields is not None:
+            typed = read_typed(spec, fields, base_url, self.settings)
+            return self._check(spec, typed.revealed(), typed.endpoint)
+        if base_url is not None:
+            raise MalformedApiKeyError(
+                "A key goes only to the address that it was saved with: type the key too.",
+                provider=spec.id,
+            )
+        return self._validate_in_use(caller, spec)
 
     def _validate_in_use(self, caller: Caller, spec: ProviderSpec) -> Validation:
         credential = self.resolver.find(caller, spec)
         fields = {name: secret.reveal() for name, secret in credential.fields.items()}
-        validation = check_api_key(
-            spec, fields, Endpoint(credential.base_url, credential.trust), self.outbound
-        )
+        validation = self._check(spec, fields, Endpoint(credential.base_url, credential.trust))
         self._note(caller, credential, validation.verdict, validation.checked_at)
+        return validation
+
+    def _check(
+        self, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
+    ) -> Validation:
+        validation = check_api_key(spec, fields, endpoint, self.outbound)
         self._notify("key_validated", {"provider": spec.id, "verdict": validation.verdict.value})
         return validation
 
@@ -317,7 +327,7 @@ class Service:
         :raises UnreadableCredentialError: nothing was promoted or kept, for this reason.
         """
         if not caller.authenticated:
-            raise OwnerRequiredError("Sign in first; your keys can then be kept for your account.")
+            raise OwnerRequiredError("Sign in first; what you saved can then be kept for you.")
         session = self._session(caller)
         specs = (
             list(self.catalog) if providers is None else [self.catalog.get(p) for p in providers]

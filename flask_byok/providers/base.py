@@ -9,7 +9,13 @@ from typing import Any, ClassVar, NoReturn
 
 from ..catalog import ProviderSpec
 from ..credentials import Credential, Secret, Verdict, clean_api_key, make_hint
-from ..errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
+from ..errors import (
+    ByokError,
+    ConfigurationError,
+    EndpointNotAllowedError,
+    InvalidFieldError,
+    MissingCredentialError,
+)
 from ..outbound import Endpoint, Outbound
 from .failures import Failure, describe, failure_of
 
@@ -93,7 +99,13 @@ class BaseProvider(ABC):
         """Use another key from now on, in this object only.
 
         :raises MalformedApiKeyError: this cannot be a key.
+        :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
         """
+        if self._credential.trust == "personal":
+            raise EndpointNotAllowedError(
+                "This address was given with a key of its own, and gets no other.",
+                provider=self.name,
+            )
         cleaned = clean_api_key(api_key)
         self._credential = dataclasses.replace(
             self._credential,

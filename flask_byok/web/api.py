@@ -77,8 +77,9 @@ def snapshot() -> dict[str, Any]:
 def set_key(provider: str, fields: Mapping[str, Secret], **options: Any) -> dict[str, Any]:
     """Store a key for the present caller; ``options`` are those of ``NewKey``."""
     state = get_state()
-    new = NewKey(fields=fields, **options)
-    status, validation = state.service.set(current_caller(state), provider, new)
+    caller = current_caller(state)
+    status, validation = state.service.set(caller, provider, NewKey(fields=fields, **options))
+    state.binding.claim(caller.identity)
     return {
         "success": True,
         "provider": status,
@@ -106,7 +107,10 @@ def promote_keys(
 ) -> dict[str, list[str]]:
     """Keep for the signed-in user what was saved before signing in."""
     state = get_state()
-    return state.service.promote(current_caller(state), providers, on_conflict)
+    caller = current_caller(state)
+    outcome = state.service.promote(caller, providers, on_conflict)
+    state.binding.claim(caller.identity)
+    return outcome
 
 
 def create_blueprint(url_prefix: str) -> Blueprint:

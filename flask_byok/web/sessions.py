@@ -8,6 +8,7 @@ one is. Requests that do neither, and do not use keys, cost no round trip.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ from ..stores.base import SessionStore
 from .problems import problem_response
 from .session_guard import UnavailableSession, guard_sessions
 
-#: Our one entry in the host's session data.
-MARKER = "_byok"
+#: Our entries in the host's session data: the ref, and who saved keys while signed in.
+MARKER, OWNER = "_byok", "_byok_owner"
 
 # What the marker becomes where a session was emptied and the store could not be told.
 _TO_END = "to end"
@@ -94,9 +95,10 @@ class _Seen:
 class SessionBinding:
     """Follows the host's session of one app through each request."""
 
-    def __init__(self, store: SessionStore, index_key: bytes) -> None:
+    def __init__(self, store: SessionStore, index_key: bytes, identity: Callable[[], str]) -> None:
         self._store = store
         self._index_key = index_key
+        self._identity = identity
 
     def init_app(self, app: Flask) -> None:
         """Put our hooks outermost: first before a request, last after it."""
@@ -122,6 +124,12 @@ class SessionBinding:
             seen.remember(self._store.establish(self._hash(seen.sid), seen.marker))
         return self._ref(seen, seen.marker or "")
 
+    def claim(self, identity: str) -> None:
+        """Note whose keys the session holds, so that their owner's leaving is noticed."""
+        seen = self._caught_up()
+        if seen is not None and identity and seen.session.get(OWNER) != identity:
+            seen.session[OWNER] = identity
+
     def end(self) -> None:
         """Delete what is kept for this session: somebody signed out."""
         seen = self._caught_up()
@@ -142,6 +150,7 @@ class SessionBinding:
         try:
             if seen := request.environ.get(_ENVIRON):
                 self._follow(seen)
+                self._end_if_owner_left(seen)
         except StoreError as error:
             # The person must not believe that a sign-out or renewal was carried out when it was not.
             return problem_response(error)
@@ -170,6 +179,15 @@ class SessionBinding:
         elif renewed:
             self._renew(seen)
 
+    def _end_if_owner_left(self, seen: _Seen) -> None:
+        """Notice a host that signs people out by taking their id out of the session, and nothing else."""
+        if seen.marker is None or not seen.session.modified:
+            return
+        owner = dict.get(seen.session, OWNER)
+        if owner is not None and owner != self._identity():
+            seen.session.pop(MARKER)
+            self._end(seen)
+
     def _end(self, seen: _Seen) -> None:
         try:
             if ref := self._known_ref(seen):
@@ -181,6 +199,8 @@ class SessionBinding:
             raise
         if dict.get(seen.session, MARKER) == _TO_END:
             del seen.session[MARKER]
+        if OWNER in dict.keys(seen.session):
+            del seen.session[OWNER]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
         seen.sid, seen.keys, seen.ref = seen.session.sid, _keys(seen.session), None
 
@@ -220,7 +240,7 @@ def check_session_interface(app: Flask) -> None:
 
 
 def _keys(session: Any) -> frozenset[str]:
-    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR}
+    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER}
 
 
 def _require_server_side(session: Any) -> None:

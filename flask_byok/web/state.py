@@ -59,13 +59,7 @@ def current_caller(state: ByokState) -> Caller:
     """Return who makes the present request; outside a request nobody does, and only the operator's keys are found."""
     if not has_request_context():
         return Caller()
-    try:
-        session = state.binding.current()
-    except StoreError:
-        if state.settings.on_store_failure == "fail":
-            raise
-        session = None
-    return _caller(state, session)
+    return _caller(state, _unless_down(state, state.binding.current))
 
 
 def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
@@ -73,7 +67,17 @@ def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
 
     ``anew`` says that the session found at first has ended and another must take its place.
     """
-    return _caller(state, state.binding.establish(anew=anew))
+    return _caller(state, _unless_down(state, lambda: state.binding.establish(anew=anew)))
+
+
+def _unless_down(state: ByokState, look_up: Callable[[], SessionRef | None]) -> SessionRef | None:
+    """Return the session; where the operator lets others' keys step in for a dead store, None."""
+    try:
+        return look_up()
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        return None
 
 
 def keep_redacted(credential: Credential) -> Credential:
@@ -87,13 +91,22 @@ def keep_redacted(credential: Credential) -> Credential:
     return credential
 
 
+def user_of(loaders: Loaders) -> str | None:
+    """Return the signed-in user's id as the host tells it, or None."""
+    user: Any = loaders.owner()
+    # Hosts write "current_user.is_authenticated and current_user.id".
+    return None if user is None or user is False or user == "" else str(user)
+
+
 def _caller(state: ByokState, session: SessionRef | None) -> Caller:
-    user: Any = state.loaders.owner()
+    user = user_of(state.loaders)
+    address = request.remote_addr or ""
+    if user is None:
+        return Caller(session=session, address=address)
     return Caller(
-        # Hosts write "current_user.is_authenticated and current_user.id".
-        user=None if user is None or user is False or user == "" else str(user),
+        user=user,
         session=session,
         teams=tuple(map(str, state.loaders.team())),
         admin=bool(state.loaders.admin()),
-        address=request.remote_addr or "",
+        address=address,
     )

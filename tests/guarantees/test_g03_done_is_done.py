@@ -23,7 +23,9 @@ PROVIDERS = ("openai", "anthropic", "google", "groq")
 Trial = Callable[[Browser], str | None]
 
 
-@pytest.fixture(scope="module", params=["redis", "sqlite", pytest.param("postgresql", marks=pytest.mark.stress)])
+@pytest.fixture(
+    scope="module", params=["redis", "sqlite", pytest.param("postgresql", marks=pytest.mark.stress)]
+)
 def origin(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
@@ -63,7 +65,9 @@ def two_sets_at_once(browser: Browser) -> str | None:
         lambda: browser.set("openai", key("aaaa")), lambda: browser.set("groq", key("bbbb"))
     )
     expected = {"openai": "sk-…aaaa", "groq": "…bbbb"}
-    return _difference(browser, {p: h for p, h, ok in zip(*_pairs(expected), done, strict=True) if ok})
+    return _difference(
+        browser, {p: h for p, h, ok in zip(*_pairs(expected), done, strict=True) if ok}
+    )
 
 
 def first_writes_at_once(browser: Browser) -> str | None:
@@ -119,7 +123,7 @@ def set_during_sign_out(browser: Browser) -> str | None:
         lambda: browser.send("POST", "/logout"), lambda: browser.set("openai", key("aaaa"))
     )
     for cookie in browser.cookies:
-        if "groq" in browser.hints(cookie):
+        if browser.hints(cookie):
             return "a key came back after sign-out"
     return None
 
@@ -264,7 +268,7 @@ def random_interleaving(browser: Browser, seed: int) -> str | None:
     chance = random.Random(seed)
     model = Model()
     browser.establish()
-    for step in range(6):
+    for step in range(3):
         calls: list[Callable[[], object]] = [slow(browser, chance.choice(["read", "write"]))]
         for provider in chance.sample(PROVIDERS, chance.randint(1, 4)):
             outcomes: list[str | None] = []
@@ -294,4 +298,4 @@ def test_random_interleavings_agree_with_a_model(origin: str) -> None:
             with Browser(origin) as browser:
                 return random_interleaving(browser, seed)
 
-        assert [wrong for wrong in pool.map(one, range(60)) if wrong] == []
+        assert [wrong for wrong in pool.map(one, range(TRIALS)) if wrong] == []

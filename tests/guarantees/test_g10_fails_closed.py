@@ -205,12 +205,13 @@ def test_the_operator_may_let_others_keys_step_in(
 ) -> None:
     """With BYOK_ON_STORE_FAILURE="skip" the operator's key serves while the store is down, and says so."""
     monkeypatch.setenv("OPENAI_API_KEY", fake.api_key("openai", owner="operator"))
-    client = browser(
-        make_app(tmp_path, fake, byok_redis_url=harmed.url, BYOK_ON_STORE_FAILURE="skip")
-    )
+    app = make_app(tmp_path, fake, byok_redis_url=harmed.url, BYOK_ON_STORE_FAILURE="skip")
+    client, newcomer = browser(app), browser(app)
     client.save(fake.api_key("openai"), validate="off")
     _kill(harmed)
-    assert client.get("/chat/openai").headers["X-BYOK-Source"] == "env"
+    for each in (client, newcomer):
+        assert each.get("/chat/openai").headers["X-BYOK-Source"] == "env"
+        assert each.status()["source"] == "env"
 
 
 def test_a_database_that_cannot_be_reached(tmp_path: Path, fake: FakeProviders) -> None:

@@ -234,3 +234,12 @@ def test_a_provider_object_can_have_a_model_of_its_own(fake: FakeProviders, make
     list(made.stream_chat([{"role": "user", "content": "hello"}], "another"))
     bodies: list[Any] = [call.body for call in fake.calls]
     assert [body["model"] for body in bodies] == ["gpt-of-mine", "another"]
+
+
+def test_a_persons_address_gets_no_other_key(fake: FakeProviders) -> None:
+    """An object whose address a person gave takes no other key, least of all the operator's."""
+    credential = credential_for(fake, "custom", fake.api_key("custom"), trust="personal")
+    made = make_provider(CATALOG.get("custom"), credential, Outbound(allow_private=True))
+    with pytest.raises(EndpointNotAllowedError):
+        made.set_api_key("sk-operator-operator")
+    assert made.api_key == fake.api_key("custom")

@@ -166,6 +166,37 @@ def test_a_host_that_only_forgets_the_user(
     assert _used(visitor) is None
 
 
+def test_a_host_that_signs_out_by_forgetting_the_id(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """Taking the user's id out of the session ends the keys in that very request: the same user finds none later."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.byok.owner_loader(lambda: session.get("uid"))
+    app.add_url_rule("/in/<uid>", "in", lambda uid: str(session.update(uid=uid)), methods=["POST"])
+    app.add_url_rule("/out", "out", lambda: str(session.pop("uid")), methods=["POST"])
+    visitor = browser(app)
+    visitor.post("/in/ada")
+    visitor.save(_key(fake))
+    visitor.post("/out")
+    visitor.get("/plain")
+    visitor.post("/in/ada")
+    assert visitor.status()["has_key"] is False
+
+
+def test_a_host_can_end_the_keys_itself(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """`byok.end_session()` deletes the session's keys, whatever else the host keeps of the session."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.add_url_rule("/end", "end", lambda: str(app.byok.end_session()), methods=["POST"])
+    visitor = browser(app)
+    visitor.save(_key(fake))
+    visitor.get("/visit")
+    visitor.post("/end")
+    assert visitor.status()["has_key"] is False
+    assert visitor.get("/visit").text == "2"
+
+
 def test_another_user_in_the_same_session(
     app: HostApp, visitor: Browser, fake: FakeProviders
 ) -> None:
