@@ -15,7 +15,7 @@ from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
 from .errors import ByokError, ConfigurationError, MissingCredentialError
 from .outbound import Outbound
-from .owners import Caller
+from .owners import identity_of
 from .redaction import install_log_redaction
 from .service import Service
 from .settings import Settings
@@ -108,7 +108,7 @@ class BYOK:
         )
 
     def _identity(self) -> str:
-        return Caller(user=user_of(self._loaders)).identity
+        return identity_of(user_of(self._loaders))
 
     # what the host tells us
 

@@ -79,7 +79,6 @@ def set_key(provider: str, fields: Mapping[str, Secret], **options: Any) -> dict
     state = get_state()
     caller = current_caller(state)
     status, validation = state.service.set(caller, provider, NewKey(fields=fields, **options))
-    state.binding.claim(caller.identity)
     return {
         "success": True,
         "provider": status,
@@ -109,7 +108,6 @@ def promote_keys(
     state = get_state()
     caller = current_caller(state)
     outcome = state.service.promote(caller, providers, on_conflict)
-    state.binding.claim(caller.identity)
     return outcome
 
 

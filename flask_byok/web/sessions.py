@@ -30,7 +30,7 @@ from ..stores.base import SessionStore
 from .problems import problem_response
 from .session_guard import UnavailableSession, guard_sessions
 
-#: Our entries in the host's session data: the ref, and who saved keys while signed in.
+#: Our entries in the host's session data: the ref, and who uses it while signed in.
 MARKER, OWNER = "_byok", "_byok_owner"
 
 # What the marker becomes where a session was emptied and the store could not be told.
@@ -106,35 +106,31 @@ class SessionBinding:
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
 
-    def current(self) -> SessionRef | None:
+    def current(self, identity: str) -> SessionRef | None:
         """Return the established session of this request, or None; asks the store only if a race lost the ref."""
         seen = self._caught_up()
         if seen is None:
             return None
         if seen.marker is None and seen.keys and (ref := self._known_ref(seen)):
             seen.remember(ref)
+        self._confirm(seen, identity)
         return None if seen.marker is None else self._ref(seen, seen.marker)
 
-    def establish(self, *, anew: bool = False) -> SessionRef | None:
+    def establish(self, identity: str, *, anew: bool = False) -> SessionRef | None:
         """Return the session of this request, establishing it where there is none; ``anew`` replaces an ended one."""
         seen = self._caught_up()
         if seen is None:
             return None
+        self._confirm(seen, identity)
         if seen.marker is None or anew:
             seen.remember(self._store.establish(self._hash(seen.sid), seen.marker))
+            self._confirm(seen, identity)
         return self._ref(seen, seen.marker or "")
-
-    def claim(self, identity: str) -> None:
-        """Note whose keys the session holds, so that their owner's leaving is noticed."""
-        seen = self._caught_up()
-        if seen is not None and identity and seen.session.get(OWNER) != identity:
-            seen.session[OWNER] = identity
 
     def end(self) -> None:
         """Delete what is kept for this session: somebody signed out."""
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
-            seen.session.pop(MARKER, None)
             self._end(seen)
 
     def _before_request(self) -> None:
@@ -179,14 +175,18 @@ class SessionBinding:
         elif renewed:
             self._renew(seen)
 
+    def _confirm(self, seen: _Seen, identity: str) -> None:
+        """Note who uses the session while signed in; end it where that was somebody else."""
+        owner = dict.get(seen.session, OWNER)
+        if owner is not None and owner != identity:
+            self._end(seen)
+        elif owner is None and identity and seen.marker is not None:
+            seen.session[OWNER] = identity
+
     def _end_if_owner_left(self, seen: _Seen) -> None:
         """Notice a host that signs people out by taking their id out of the session, and nothing else."""
-        if seen.marker is None or not seen.session.modified:
-            return
-        owner = dict.get(seen.session, OWNER)
-        if owner is not None and owner != self._identity():
-            seen.session.pop(MARKER)
-            self._end(seen)
+        if seen.marker is not None and seen.session.modified and OWNER in dict.keys(seen.session):
+            self._confirm(seen, self._identity())
 
     def _end(self, seen: _Seen) -> None:
         try:
@@ -197,10 +197,8 @@ class SessionBinding:
             seen.session[MARKER] = _TO_END
             seen.failed = True
             raise
-        if dict.get(seen.session, MARKER) == _TO_END:
-            del seen.session[MARKER]
-        if OWNER in dict.keys(seen.session):
-            del seen.session[OWNER]
+        for ours in {MARKER, OWNER} & dict.keys(seen.session):
+            del seen.session[ours]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
         seen.sid, seen.keys, seen.ref = seen.session.sid, _keys(seen.session), None
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flask import Flask, current_app, has_request_context, request
 
 from ..credentials import Credential
 from ..errors import ConfigurationError, StoreError
-from ..owners import Caller, SessionRef
+from ..owners import Caller, SessionRef, identity_of
 from ..service import Service
 from ..settings import Settings
 from .sessions import SessionBinding
@@ -59,7 +60,7 @@ def current_caller(state: ByokState) -> Caller:
     """Return who makes the present request; outside a request nobody does, and only the operator's keys are found."""
     if not has_request_context():
         return Caller()
-    return _caller(state, _unless_down(state, state.binding.current))
+    return _caller(state, state.binding.current)
 
 
 def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
@@ -67,17 +68,7 @@ def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
 
     ``anew`` says that the session found at first has ended and another must take its place.
     """
-    return _caller(state, _unless_down(state, lambda: state.binding.establish(anew=anew)))
-
-
-def _unless_down(state: ByokState, look_up: Callable[[], SessionRef | None]) -> SessionRef | None:
-    """Return the session; where the operator lets others' keys step in for a dead store, None."""
-    try:
-        return look_up()
-    except StoreError:
-        if state.settings.on_store_failure == "fail":
-            raise
-        return None
+    return _caller(state, partial(state.binding.establish, anew=anew))
 
 
 def keep_redacted(credential: Credential) -> Credential:
@@ -98,8 +89,9 @@ def user_of(loaders: Loaders) -> str | None:
     return None if user is None or user is False or user == "" else str(user)
 
 
-def _caller(state: ByokState, session: SessionRef | None) -> Caller:
+def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
     user = user_of(state.loaders)
+    session = _session(state, look_up, identity_of(user))
     address = request.remote_addr or ""
     if user is None:
         return Caller(session=session, address=address)
@@ -110,3 +102,15 @@ def _caller(state: ByokState, session: SessionRef | None) -> Caller:
         admin=bool(state.loaders.admin()),
         address=address,
     )
+
+
+def _session(
+    state: ByokState, look_up: Callable[[str], SessionRef | None], identity: str
+) -> SessionRef | None:
+    """Return the session; where the operator lets others' keys step in for a dead store, None."""
+    try:
+        return look_up(identity)
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        return None

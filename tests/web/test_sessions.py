@@ -414,3 +414,21 @@ def test_the_hosts_interface_is_still_reached(app: HostApp) -> None:
     interface: Any = app.session_interface
     assert isinstance(interface, SessionGuard)
     assert interface.key_prefix == "session:"
+
+
+def test_what_a_visitor_left_ends_with_the_user_who_saw_it(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """A visitor's key that Ada saw and did not keep serves nobody once she is gone, and waits for nobody else."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.byok.owner_loader(lambda: session.get("uid"))
+    app.add_url_rule("/in/<uid>", "in", lambda uid: str(session.update(uid=uid)), methods=["POST"])
+    app.add_url_rule("/out", "out", lambda: str(session.pop("uid")), methods=["POST"])
+    visitor = browser(app)
+    visitor.save(_key(fake))
+    visitor.post("/in/ada")
+    assert visitor.status()["promotable"] is True
+    visitor.post("/out")
+    assert _used(visitor) is None
+    visitor.post("/in/bob")
+    assert visitor.status()["promotable"] is False
