@@ -11,7 +11,7 @@ from .credentials import Credential, Secret, clean_api_key, make_hint
 from .errors import EndpointNotAllowedError
 from .outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .providers import BaseProvider, make_provider
-from .web.state import EXTENSION, ByokState, current_caller, get_state
+from .web.state import EXTENSION, ByokState, current_caller, get_state, keep_redacted
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -30,7 +30,9 @@ def get_provider_with_api_key(
     """
     if api_key is None:
         state = get_state()
-        return state.service.provider(current_caller(state), provider, **options)
+        made = state.service.provider(current_caller(state), provider, **options)
+        keep_redacted(made.credential)
+        return made
     spec, credential, outbound = _explicit(provider, api_key, options.pop("base_url", None))
     return make_provider(spec, credential, outbound, **options)
 
@@ -46,7 +48,7 @@ def get_chat_model_with_api_key(
 
     if api_key is None:
         state = get_state()
-        credential = state.service.resolve(current_caller(state), provider)
+        credential = keep_redacted(state.service.resolve(current_caller(state), provider))
         spec, outbound = state.service.catalog.get(provider), state.service.outbound
     else:
         spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
@@ -73,7 +75,7 @@ def _explicit(
         trust=endpoint.trust,
         hint=make_hint(cleaned, spec.prefixes),
     )
-    return spec, credential, outbound
+    return spec, keep_redacted(credential), outbound
 
 
 def _state_or_none() -> ByokState | None:

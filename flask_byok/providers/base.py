@@ -73,6 +73,11 @@ class BaseProvider(ABC):
         return self._spec.name
 
     @property
+    def credential(self) -> Credential:
+        """The credential that the object is on now; it does not show the key."""
+        return self._credential
+
+    @property
     def source(self) -> str:
         """The tier that the credential came from, or ``argument``."""
         return str(self._credential.source)

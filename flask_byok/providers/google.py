@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from ..credentials import Secret
 from .base import BaseProvider, Message
 from .messages import split_system
 
@@ -24,7 +25,7 @@ class GoogleProvider(BaseProvider):
         from google.genai.types import HttpOptions
 
         # Everything is named, as the SDK looks into the environment for whatever is left out.
-        return Client(
+        client = Client(
             api_key=self.api_key,
             vertexai=False,
             debug_config=DebugConfig(client_mode=None, replays_directory=None, replay_id=None),
@@ -38,6 +39,9 @@ class GoogleProvider(BaseProvider):
             ),
             **self._options,
         )
+        # The redactor knows a key as long as its Secret lives; all parts of the client hold this one.
+        client._api_client._secret = Secret(self.api_key)  # type: ignore[attr-defined]
+        return client
 
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)

@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
+from ..credentials import Secret
 from .base import BaseProvider, Message
 from .operator_settings import forget_custom_headers
 
@@ -51,5 +52,7 @@ def _client_class() -> type[Any]:
             for name in silent:
                 setattr(self, name, given.get(name) or None)
             forget_custom_headers(self, given.get("default_headers"))
+            # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
+            self._secret = Secret(str(self.api_key))
 
     return Client
