@@ -12,8 +12,10 @@ from flask import Response, stream_with_context
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
+from flask_byok.credentials import live_secrets
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, Browser, HostApp, browser, make_app
+from tests.guarantees.wire import Wire, served
 
 BODY = {"provider": "openai"}
 
@@ -207,3 +209,38 @@ def test_an_abandoned_stream_gives_nothing_to_the_next_person(
     assert _clear(second, body["csrf_token"]) == (200, None)
     rest.close()  # type: ignore[attr-defined]  # a generator's
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"{KEYS}?api_key={{key}}",
+        f"{KEYS}?label=%C3%A9&api_key={{key}}",
+        f"{KEYS}?label=a%22b&api_key={{escaped}}",
+        f"{KEYS}/set?api_key={{escaped}}",
+        f"{KEYS}?{{escaped}}",
+        "/api/providers/settings?label=a+b%20c&api_key={key}",
+        f"{KEYS}/{{key}}",
+        f"{KEYS}/{{escaped}}/clear?label=%C3%A9",
+    ],
+)
+def test_a_key_in_the_address_is_not_logged(
+    host: HostApp, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    """However a key comes into the address of a request to us, the access log does not have it."""
+    key = "sk-proj-ABCDEFGHIJKLMNOP0123456789"
+    caplog.set_level("INFO", logger="werkzeug")
+    with served(host) as port:
+        Wire(port).send("GET", address.format(key=key, escaped="%73" + key[1:]))
+    logged = [record.getMessage() for record in caplog.records if record.name == "werkzeug"]
+    assert any('"' in line and "GET /api/providers/" in line for line in logged)
+    assert not any(key[4:] in line for line in logged)
+
+
+def test_hiding_an_address_costs_little(host: HostApp) -> None:
+    """A long query does not make every later log record of the process dear."""
+    query = "&".join(f"name{number}=value-{number}" for number in range(2_000))
+    environ = EnvironBuilder(path=KEYS, query_string=query).get_environ()
+    before = sum(1 for _ in live_secrets())
+    host(environ, lambda *args: None)
+    assert sum(1 for _ in live_secrets()) - before < 50
