@@ -202,7 +202,7 @@ def _read(model: type[_Body]) -> _Body:
         known = [name for name in model.__struct_fields__ if f"$.{name}" in str(error)]
         which = f"The field {known[0]!r} has" if known else "A field is missing, unknown, or has"
         raise InvalidFieldError(f"{which} a value that cannot be used.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("The body is not JSON.") from None
 
 
