@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from flask import Response, current_app
+from flask import Response
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
@@ -14,16 +15,24 @@ from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimited
 #: Where each problem type is described.
 TYPE_PREFIX = "https://flask-byok.readthedocs.io/en/latest/problems.html#"
 
+#: All that a visitor is told of a wrong setting; what is wrong is the operator's to know.
+NOT_SET_UP = "This site's API keys are not set up correctly. The reason is in its log."
+
+_logger = logging.getLogger("flask_byok.web")
 _HTTP_CODES = {400: "bad_request", 413: "too_large", 415: "unsupported_media_type"}
 
 
 def problem(error: ByokError) -> dict[str, Any]:
-    """Return the problem object of one of our errors."""
+    """Return the problem object of one of our errors; what only the operator is told goes to the log."""
+    detail = str(error)
+    if isinstance(error, ConfigurationError):
+        _logger.error("%s", detail)
+        detail = NOT_SET_UP
     body: dict[str, Any] = {
         "type": TYPE_PREFIX + error.code,
         "title": error.title,
         "status": error.status,
-        "detail": str(error),
+        "detail": detail,
         "code": error.code,
     }
     if error.provider is not None:
@@ -35,8 +44,6 @@ def problem(error: ByokError) -> dict[str, Any]:
 
 def problem_response(error: ByokError) -> Response:
     """Return the HTTP answer for one of our errors."""
-    if isinstance(error, ConfigurationError):
-        current_app.logger.error("%s", error)  # for the operator, who reads logs
     response = _response(problem(error), error.status)
     if isinstance(error, StoreError | RateLimitedError):
         response.headers["Retry-After"] = str(error.retry_after)
