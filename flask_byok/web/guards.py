@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from urllib.parse import urlsplit
 
 from flask import Response, current_app, g, request
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
@@ -117,7 +116,14 @@ def _same_origin() -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.host
+    return origin is None or origin.lower() in _own_origins()
+
+
+def _own_origins() -> tuple[str, ...]:
+    host = request.host.lower()
+    # Where the request says http, a proxy may have ended the https: then the scheme tells nothing.
+    schemes = ("https",) if request.is_secure else ("https", "http")
+    return tuple(f"{scheme}://{host}" for scheme in schemes)
 
 
 def _refuse_without_token() -> Response | None:

@@ -87,7 +87,14 @@ def test_other_sites_are_refused(host: HostApp, site: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost:8080", ""],
+    [
+        "https://evil.example",
+        "null",
+        "http://localhost.evil.example",
+        "http://localhost:8080",
+        "http://[",
+        "",
+    ],
 )
 def test_foreign_origins_are_refused(host: HostApp, origin: str) -> None:
     """Where the browser does not say, the origin must be this very host."""
@@ -105,6 +112,32 @@ def test_own_pages_pass(host: HostApp, headers: dict[str, str]) -> None:
     client = browser(host)
     client.load()
     assert _clear(client, client.token, **headers) == (200, None)
+
+
+@pytest.mark.parametrize(
+    ("served", "origin", "status"),
+    [
+        ("https://localhost", "https://localhost", 200),
+        ("https://localhost", "http://localhost", 400),
+        ("https://localhost", "HTTPS://localhost", 200),
+        ("http://localhost", "http://localhost", 200),
+        # A proxy ended the https, and without ProxyFix nobody told us.
+        ("http://localhost", "https://localhost", 200),
+    ],
+)
+def test_plain_http_is_another_origin(
+    tmp_path: Path, fake: FakeProviders, served: str, origin: str, status: int
+) -> None:
+    """A page that came over http, which anybody on the way can write, cannot act on the https site."""
+    client = browser(make_app(tmp_path, fake, csrf_protect=False))
+    token = client.get(KEYS, base_url=served).get_json()["csrf_token"]
+    answer = client.post(
+        f"{KEYS}/clear",
+        json=BODY,
+        headers={"Origin": origin, "X-CSRFToken": token},
+        base_url=served,
+    )
+    assert answer.status_code == status
 
 
 def test_forms_of_other_sites(host: HostApp) -> None:
