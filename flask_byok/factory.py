@@ -25,7 +25,8 @@ def get_provider_with_api_key(
     It is made anew at each call and never cached. An explicit ``api_key`` wins and needs no app. Once made, the
     object needs no request context, so a stream may use it.
 
-    :param options: ``model``, ``timeout`` and the like, handed to the adapter; with an explicit key also ``base_url``.
+    :param options: ``model``, ``timeout`` (seconds), ``max_retries``, ``default_headers``; for OpenAI's format also
+        ``default_query``, ``organization``, ``project``; with an explicit key also ``base_url``.
     :raises MissingCredentialError: no tier has a key; for the other errors see ``BYOK.resolve``.
     """
     if api_key is None:

@@ -24,20 +24,22 @@ Message = Mapping[str, Any]
 #: Called with the verdict when a provider refuses the key in real use.
 Report = Callable[[Verdict], None]
 
-# What decides where the key goes, and which key goes there.
-_OURS = frozenset({"api_key", "base_url", "http_client", "http_options"})
-
 
 class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider refuses the key.
     :param model: used where a call names none; else the catalog's default model is.
-    :param options: passed to the SDK's client: ``timeout``, ``max_retries``, ….
+    :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries`` and ``default_headers``, and
+        what else ``allowed_options`` names. Others could decide where the key goes, and are refused.
     """
 
     #: How the SDK is installed, for the message where it is missing.
     extra: ClassVar[str]
+    #: The options that are passed on.
+    allowed_options: ClassVar[frozenset[str]] = frozenset(
+        {"timeout", "max_retries", "default_headers"}
+    )
 
     def __init__(
         self,
@@ -49,10 +51,10 @@ class BaseProvider(ABC):
         model: str | None = None,
         **options: Any,
     ) -> None:
-        if ours := _OURS & options.keys():
+        if others := options.keys() - self.allowed_options:
             raise ConfigurationError(
-                f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
-                "Set the endpoint with BYOK_BASE_URLS."
+                f"{', '.join(sorted(others))}: not an option here. There are "
+                f"{', '.join(sorted(self.allowed_options))}; endpoints are set with BYOK_BASE_URLS."
             )
         self._spec = spec
         self._credential = credential

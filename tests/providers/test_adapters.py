@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 
 from flask_byok.credentials import Verdict
 from flask_byok.errors import ByokError, ProviderUnavailableError, RejectedCredentialError
+from flask_byok.outbound import transport
+from flask_byok.providers import google
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 
 from .conftest import CATALOG, Make
@@ -61,9 +64,7 @@ def test_a_conversation_arrives_in_the_providers_own_form(
 def fail(make: Make, provider: str, api_key: str, text: str = "Hello") -> tuple[Any, list[Any]]:
     """Return the error of a failing chat, and what was reported."""
     reported: list[Any] = []
-    # Google's SDK has no such option, and does not try again by itself.
-    options = {} if provider == "google" else {"max_retries": 0}
-    stream = make(provider, api_key, report=reported.append, **options)
+    stream = make(provider, api_key, report=reported.append, max_retries=0)
     with pytest.raises(ByokError) as caught:
         list(stream.stream_chat([{"role": "user", "content": text}], "some-model"))
     assert api_key not in chain(caught.value)
@@ -172,11 +173,24 @@ def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: 
     assert "cannot be reached" in str(error)
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 def test_a_hanging_provider_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
     """A provider that does not answer in time is told so."""
     fake.latency = 2
     stream = make(provider, fake.api_key(provider), timeout=0.2, max_retries=0).stream_chat(HELLO)
+    with pytest.raises(ProviderUnavailableError, match="too long"):
+        list(stream)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_a_hanging_provider_is_given_up_by_default(
+    make: Make, fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to think of a time limit: without one of the caller's there is one."""
+    monkeypatch.setattr(google, "TIMEOUT", 0.2)
+    monkeypatch.setattr(transport, "TIMEOUT", httpx2.Timeout(0.2))
+    fake.latency = 2
+    stream = make(provider, fake.api_key(provider), max_retries=0).stream_chat(HELLO)
     with pytest.raises(ProviderUnavailableError, match="too long"):
         list(stream)
 
