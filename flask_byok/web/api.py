@@ -106,9 +106,7 @@ def promote_keys(
 ) -> dict[str, list[str]]:
     """Keep for the signed-in user what was saved before signing in."""
     state = get_state()
-    caller = current_caller(state)
-    outcome = state.service.promote(caller, providers, on_conflict)
-    return outcome
+    return state.service.promote(current_caller(state), providers, on_conflict)
 
 
 def create_blueprint(url_prefix: str) -> Blueprint:

@@ -28,13 +28,7 @@ def problem(error: ByokError) -> dict[str, Any]:
     if isinstance(error, ConfigurationError):
         _logger.error("%s", detail)
         detail = NOT_SET_UP
-    body: dict[str, Any] = {
-        "type": TYPE_PREFIX + error.code,
-        "title": error.title,
-        "status": error.status,
-        "detail": detail,
-        "code": error.code,
-    }
+    body = _body(error.status, error.code, error.title, detail)
     if error.provider is not None:
         body["provider"] = error.provider
     if isinstance(error, KeyRefusedError):
@@ -58,14 +52,7 @@ def http_problem_response(error: HTTPException) -> Response:
     status = error.code or 500
     title = HTTPStatus(status).phrase
     code = _HTTP_CODES.get(status, title.lower().replace(" ", "_"))
-    body = {
-        "type": TYPE_PREFIX + code,
-        "title": title,
-        "status": status,
-        "detail": error.description or title,
-        "code": code,
-    }
-    response = _response(body, status)
+    response = _response(_body(status, code, title, error.description or title), status)
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response
@@ -73,14 +60,17 @@ def http_problem_response(error: HTTPException) -> Response:
 
 def simple_problem_response(status: int, code: str, detail: str) -> Response:
     """Return the answer for a request that our guards turn away."""
-    body = {
+    return _response(_body(status, code, HTTPStatus(status).phrase, detail), status)
+
+
+def _body(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
+    return {
         "type": TYPE_PREFIX + code,
-        "title": HTTPStatus(status).phrase,
+        "title": title,
         "status": status,
         "detail": detail,
         "code": code,
     }
-    return _response(body, status)
 
 
 def _response(body: dict[str, Any], status: int) -> Response:
