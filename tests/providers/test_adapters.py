@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -122,6 +123,62 @@ def test_other_failures_are_not_the_keys(
     assert isinstance(error, ProviderUnavailableError)
     assert words in str(error)
     assert reported == []
+
+
+# What rules look for, with the status that they look for it in.
+SPOOFS = [
+    (spec.id, status, rule.contains)
+    for spec in CATALOG
+    for rule in spec.check.rules
+    for status in rule.status
+    if rule.contains and status >= 400 and status != 401
+]
+QUOTES: list[Callable[[str], Any]] = [
+    lambda text: {"error": {"message": f"messages[0]: unsupported content: {text!r}"}},
+    lambda text: {"error": {"message": "bad", "code": f"cannot read {text}", "type": "x"}},
+    lambda text: {"error": {"message": "bad", "code": "failed", "failed_generation": text}},
+    lambda text: {"error": {"message": "bad", "metadata": {"raw": text, "reason": text}}},
+    lambda text: {"error": {"message": "bad", "details": [{"description": text}, text]}},
+    lambda text: {"code": "Client specified an invalid argument", "error": f"invalid: {text}"},
+    lambda text: {"detail": [{"type": "x", "input": text}]},
+    lambda text: text,
+]
+
+
+@pytest.mark.parametrize(("provider", "status", "words"), SPOOFS)
+@pytest.mark.parametrize("quote", QUOTES)
+def test_quoted_words_condemn_no_key(
+    fake: FakeProviders,
+    make: Make,
+    provider: str,
+    status: int,
+    words: str,
+    quote: Callable[[str], Any],
+) -> None:
+    """An answer that quotes the conversation, wherever it does, says nothing about the key."""
+    text = f"please summarise: {words}"
+    fake.answer_next(provider, status, quote(text))
+    error, reported = fail(make, provider, fake.api_key(provider), text)
+    assert isinstance(error, ProviderUnavailableError)
+    assert reported == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "body"),
+    [
+        ("google", 403, {"details": [{"reason": "CONSUMER_SUSPENDED"}], "message": "x"}),
+        ("openai", 401, {"message": "deactivated", "code": "account_deactivated"}),
+        ("groq", 400, {"message": "x", "code": "organization_restricted"}),
+    ],
+)
+def test_a_blocked_key_is_reported(
+    fake: FakeProviders, make: Make, provider: str, status: int, body: Any
+) -> None:
+    """What an answer says in its codes is believed."""
+    fake.answer_next(provider, status, {"error": body})
+    error, reported = fail(make, provider, fake.api_key(provider))
+    assert isinstance(error, RejectedCredentialError)
+    assert reported == [Verdict.DISABLED]
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
