@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Literal
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError
 from .addresses import AddressRule, is_any, is_public, is_public_or_private
@@ -27,13 +28,21 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What a provider answered to a check; not ``complete`` where the body was too long."""
 
     status: int
     body: bytes
     complete: bool = True
+
+    @cached_property
+    def data(self) -> Any:
+        """The body's JSON, or None where it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
 
 
 class Outbound:
