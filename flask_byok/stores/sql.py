@@ -50,6 +50,10 @@ class SqlSessionStore:
     The tables are made at first use. It works on connections of its own and commits nobody else's
     work.
 
+    A PostgreSQL that does not answer is a ``StoreError`` within half a second, on the host's engine
+    too. SQLite has one writer at a time, and writers queue for it for 5 seconds: under many of them
+    a shorter time would refuse what only has to wait its turn.
+
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the session was established, however much it is used.
@@ -156,9 +160,9 @@ class SqlSessionStore:
         if not self.breaker.allow():
             raise StoreError(tier="session")
         try:
-            result = self._prepared(function, *args)
+            result: T = self._transactions.call(self._prepared, function, *args)
         except SQLAlchemyError as error:
-            if isinstance(error, _FAULTS):
+            if isinstance(error, _FAULTS) and not _is_held(error):
                 self.breaker.fault()
             else:
                 self.breaker.success()  # it answered
@@ -174,7 +178,7 @@ class SqlSessionStore:
         try:
             return function(*args)
         except DBAPIError as error:
-            if not error.connection_invalidated:
+            if not (error.connection_invalidated and self._transactions.in_time()):
                 raise
         # The server was restarted since the pool was filled; SQLAlchemy has emptied it. Every
         # statement may be repeated: what was not acknowledged may have happened or not.
@@ -185,11 +189,12 @@ class SqlSessionStore:
             if self._ready:
                 return
             try:
-                metadata.create_all(self.engine)
+                with self._transactions.several() as connection:
+                    metadata.create_all(connection)
                 self._ready = True
             except SQLAlchemyError:
                 # Another worker makes them at this moment; then the next try finds them.
-                if attempt == _TRIES - 1:
+                if attempt == _TRIES - 1 or not self._transactions.in_time():
                     raise
                 time.sleep(0.01)
 
@@ -309,6 +314,11 @@ class SqlSessionStore:
     def _times(self) -> dict[str, float]:
         now = self._clock()
         return {"now": now, "oldest": now - self._max_age, "until": now + self._ttl}
+
+
+def _is_held(error: SQLAlchemyError) -> bool:
+    """Say whether somebody holds a row for too long: PostgreSQL then answers, and others get theirs."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "55P03"
 
 
 def _scope(identity: str) -> str:
