@@ -31,7 +31,7 @@ from .sql_tables import metadata
 __all__ = ["SqlSessionStore", "metadata"]
 
 _logger = logging.getLogger("flask_byok.stores")
-_FAULTS = (OperationalError, InterfaceError, PoolTimeoutError)
+_FAULTS = (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError)
 #: A read lets the lifetime slide only after this part of it has passed.
 _SLIDE = 20
 #: Several workers may make the tables at once, or one session id's row; this many tries are plenty
@@ -161,7 +161,7 @@ class SqlSessionStore:
             raise StoreError(tier="session")
         try:
             result: T = self._transactions.call(self._prepared, function, *args)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, TimeoutError) as error:
             if isinstance(error, _FAULTS) and not _is_held(error):
                 self.breaker.fault()
             else:
@@ -316,7 +316,7 @@ class SqlSessionStore:
         return {"now": now, "oldest": now - self._max_age, "until": now + self._ttl}
 
 
-def _is_held(error: SQLAlchemyError) -> bool:
+def _is_held(error: Exception) -> bool:
     """Say whether somebody holds a row for too long: PostgreSQL then answers, and others get theirs."""
     return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "55P03"
 

@@ -17,8 +17,6 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-
 
 class _Closable(Protocol):
     def close(self) -> None: ...
@@ -99,7 +97,7 @@ def _shut(connection: Any) -> None:
 def within(seconds: float, connect: Callable[[], C]) -> C:
     """Return the connection that this makes, on another thread.
 
-    :raises sqlalchemy.exc.TimeoutError: it takes longer; what it makes later is closed.
+    :raises TimeoutError: it takes longer; what it makes later is closed.
     """
     job = _Job(connect)
     try:
@@ -135,7 +133,7 @@ class _Job:
 
     def wait(self, seconds: float) -> Any:
         if not self._finished.acquire(timeout=max(seconds, 0)) and self._claimed():
-            raise PoolTimeoutError("The database gave no connection in time.")
+            raise TimeoutError("The database gave no connection in time.")
         if self._error is not None:
             raise self._error
         return self._made
