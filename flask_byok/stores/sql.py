@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
+from . import sql_purge
 from . import sql_tables as tables
 from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
 from .breaker import Breaker
@@ -37,8 +38,6 @@ _SLIDE = 20
 #: Several workers may make the tables at once, or one session id's row; this many tries are plenty
 #: for either.
 _TRIES = 8
-#: One in so many new sessions clears away so many that ended so many seconds ago.
-_PURGE_EVERY, _PURGE_BATCH, _PURGE_AFTER = 64, 200, 3600
 _DEAD = SessionView(alive=False)
 
 T = TypeVar("T")
@@ -78,6 +77,7 @@ class SqlSessionStore:
         self._ttl = ttl.total_seconds()
         self._max_age = max_age.total_seconds()
         self._clock = clock
+        self._purge = sql_purge.Purge(self._transactions, clock)
         self._ready = False
 
     def establish(self, sid: str, dead: str | None = None) -> str:
@@ -85,9 +85,9 @@ class SqlSessionStore:
         found = self.find(sid)
         if found is not None and found != dead:
             return found
-        if secrets.randbelow(_PURGE_EVERY) == 0:
-            self._guarded(self._purge)
-        return self._guarded(self._establish, sid, dead)
+        ref = self._guarded(self._establish, sid, dead)
+        self._purge_if_due()
+        return ref
 
     def find(self, sid: str) -> str | None:
         """Return the ref for a session id, or None."""
@@ -120,6 +120,7 @@ class SqlSessionStore:
         if not self._guarded(self._write, values):
             self._end_if_foreign(session, identity)
             raise SessionRequiredError(provider=record.provider, tier="session")
+        self._purge_if_due()
 
     def clear(
         self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
@@ -155,6 +156,28 @@ class SqlSessionStore:
     def end(self, session: SessionRef) -> None:
         """Delete everything of the session and refuse whatever is still written to it."""
         self._guarded(self._end, session.ref)
+        self._purge_if_due()
+
+    def purge(self, limit: int) -> int:
+        """Delete up to so many sessions that expired over an hour ago; return how many there were.
+
+        Changes do so as well, a batch a minute in each process.
+        """
+        deleted = 0
+        while deleted < limit:
+            size = min(limit - deleted, sql_purge.BATCH)
+            found = self._guarded(self._purge.batch, size)
+            deleted += found
+            if found < size:
+                break
+        return deleted
+
+    def _purge_if_due(self) -> None:
+        try:
+            if self._purge.is_due():
+                self.purge(sql_purge.BATCH)
+        except StoreError:
+            return  # the change itself was acknowledged
 
     def _guarded(self, function: Callable[..., T], *args: Any) -> T:
         if not self.breaker.allow():
@@ -262,13 +285,6 @@ class SqlSessionStore:
             # In this order: a write under way holds the row, and is seen by the second statement.
             connection.execute(tables.BURY, values)
             connection.execute(tables.EMPTY, values)
-
-    def _purge(self) -> None:
-        values = {"before": self._clock() - _PURGE_AFTER, "batch": _PURGE_BATCH}
-        with self._transactions.several() as connection:
-            if refs := connection.execute(tables.EXPIRED, values).scalars().all():
-                for statement in tables.PURGE:
-                    connection.execute(statement, {"refs": refs})
 
     def _single(self, statement: Any, values: dict[str, Any]) -> int:
         with self._transactions.single() as connection:
