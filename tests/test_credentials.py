@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import copyreg
 import dataclasses
 import gc
 import io
@@ -180,6 +181,22 @@ def test_secrets_compare_by_value_among_themselves() -> None:
     assert Secret(API_KEY) == Secret(API_KEY)
     assert Secret(API_KEY) != Secret(API_KEY + "x")
     assert Secret(API_KEY) != API_KEY
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda secret: secret.__getstate__(),
+        lambda secret: object.__reduce_ex__(secret, 2),
+        lambda secret: object.__reduce__(secret),
+        lambda secret: copyreg.__reduce_ex__(secret, 2),  # type: ignore[attr-defined]
+    ],
+)
+def test_no_way_of_copying_shows_a_secret(look: Callable[[Secret], object]) -> None:
+    """What pickle and copy ask an object for is refused too."""
+    with pytest.raises(TypeError) as caught:
+        look(Secret("sk-not-to-be-seen"))
+    assert "not-to-be" not in str(caught.value)
 
 
 def test_live_secrets_end_with_their_objects() -> None:
