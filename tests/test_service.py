@@ -545,7 +545,7 @@ def test_promote_keeps_what_waits(world: World) -> None:
 def test_promoted_key_is_sealed_for_the_user(world: World) -> None:
     """A promoted record is bound to the user: the visitor's ciphertext put in its place does not open."""
     visitor, user = sign_in(world, "openai")
-    theirs = world.store.read(user.session, user.identity).visitor_records["openai"]  # type: ignore[arg-type]
+    theirs = world.store.read(user.session, user.identity, ["openai"]).visitor_records["openai"]  # type: ignore[arg-type]
     world.service.promote(user)
     world.tamper(user, ciphertext=theirs.ciphertext)
     assert world.status(user)["state"] == "unreadable"

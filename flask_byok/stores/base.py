@@ -56,10 +56,8 @@ class SessionStore(Protocol):
     def find(self, sid: str) -> str | None:
         """Return the ref for a session id, or None."""
 
-    def read(
-        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
-    ) -> SessionView:
-        """Return the records for these providers, or all, and let the lifetime slide.
+    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
+        """Return the records for these providers and let the lifetime slide.
 
         One round trip. A session that belongs to another identity is ended, and a dead view
         returned. A signed-in identity sees what the visitor left as ``visitor_records``.

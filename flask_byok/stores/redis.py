@@ -104,20 +104,11 @@ class RedisSessionStore:
         ref: bytes | None = self.guarded(self._execute, "GET", _map_key(sid))
         return None if ref is None else ref.decode()
 
-    def read(
-        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
-    ) -> SessionView:
-        """Return the records for these providers, or all, and let the lifetime slide."""
-        key = _hash_key(session.ref)
-        if providers is None:
-            held = self.guarded(self._execute, "HGETALL", key)
-            providers = _providers(held)
-            fields = _fields(bool(identity), providers)
-            values = [held.get(name.encode()) for name in fields]
-        else:
-            providers = tuple(providers)
-            fields = _fields(bool(identity), providers)
-            values = self.guarded(self._execute, "HMGET", key, *fields)
+    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
+        """Return the records for these providers and let the lifetime slide."""
+        providers = tuple(providers)
+        fields = _fields(bool(identity), providers)
+        values = self.guarded(self._execute, "HMGET", _hash_key(session.ref), *fields)
         meta = values[0]
         if meta is None:
             return _EMPTY
@@ -301,10 +292,6 @@ def _fields(signed_in: bool, providers: tuple[str, ...]) -> tuple[str, ...]:
     scopes = "uv" if signed_in else "v"
     pairs = (_names(scope, provider) for scope in scopes for provider in providers)
     return ("_", *(name for pair in pairs for name in pair))
-
-
-def _providers(held: dict[bytes, bytes]) -> tuple[str, ...]:
-    return tuple(sorted({name[4:].decode() for name in held if name.startswith(b"k:")}))
 
 
 def _records(

@@ -93,10 +93,8 @@ class SqlSessionStore:
         """Return the ref for a session id, or None."""
         return self._guarded(self._find, sid)
 
-    def read(
-        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
-    ) -> SessionView:
-        """Return the records for these providers, or all, and let the lifetime slide."""
+    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
+        """Return the records for these providers and let the lifetime slide."""
         rows = self._guarded(self._read, session.ref, providers)
         if not rows or not self._usable(session, identity, rows[0]):
             return _DEAD
@@ -242,12 +240,10 @@ class SqlSessionStore:
                     raise
         raise AssertionError("unreachable")
 
-    def _read(self, ref: str, providers: Sequence[str] | None) -> Sequence[Any]:
+    def _read(self, ref: str, providers: Sequence[str]) -> Sequence[Any]:
         with self._transactions.single() as connection:
-            if providers is None:
-                return connection.execute(tables.READ_ALL, {"session_ref": ref}).all()
             values = {"session_ref": ref, "providers": list(providers)}
-            return connection.execute(tables.READ_SOME, values).all()
+            return connection.execute(tables.READ, values).all()
 
     def _write(self, values: dict[str, Any]) -> bool:
         if self._transactions.dialect == "postgresql":

@@ -156,20 +156,12 @@ VERDICT = (
 )
 
 
-def read_statement(all_providers: bool) -> Select[tuple[object, ...]]:
-    """Return the statement that reads a session with its records."""
-    wanted = [keys.c.ref == sessions.c.ref]
-    if not all_providers:
-        wanted.append(_IN_PROVIDERS)
-    columns = (keys.c.scope, keys.c.provider, keys.c.record, keys.c.verdict)
-    return (
-        select(*sessions.c, *columns)
-        .select_from(sessions.outerjoin(keys, and_(*wanted)))
-        .where(sessions.c.ref == bindparam("session_ref"))
-    )
-
-
-READ_SOME, READ_ALL = read_statement(False), read_statement(True)
+#: The session with its records.
+READ = (
+    select(*sessions.c, keys.c.scope, keys.c.provider, keys.c.record, keys.c.verdict)
+    .select_from(sessions.outerjoin(keys, and_(keys.c.ref == sessions.c.ref, _IN_PROVIDERS)))
+    .where(sessions.c.ref == bindparam("session_ref"))
+)
 
 _VALUES = {
     "ref": bindparam("session_ref", type_=String),
