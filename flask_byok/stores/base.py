@@ -93,6 +93,12 @@ class SessionStore(Protocol):
     def end(self, session: SessionRef) -> None:
         """Delete everything of the session and refuse whatever is still written to it."""
 
+    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
+        """Return the text stored under this name; this one if there is none, or to ``replace`` it.
+
+        It never expires. Of two first callers both get the same.
+        """
+
 
 def encode_record(record: CredentialRecord) -> bytes:
     """Return a record as JSON, without its verdict, which is stored beside it."""

@@ -46,6 +46,7 @@ class RedisSessionStore:
     """Keeps each session in one hash that expires.
 
     ``byok:m:{<sid>}`` leads from the session id to the ref, ``byok:h:{<ref>}`` holds the records.
+    ``byok:canary:<name>`` stays.
 
     :param client_or_url: see :func:`~flask_byok.stores.redis_client.limited_client`.
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
@@ -172,6 +173,12 @@ class RedisSessionStore:
         valid: bytes | None = self._acknowledged(scripts.END, _hash_key(session.ref), self._ttl)
         for sid in {session.sid, valid.decode() if valid else session.sid}:
             self._forget(sid, session.ref)
+
+    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
+        """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
+        key = f"byok:canary:{name}"
+        held: bytes = self._acknowledged(scripts.CANARY, key, sealed, int(replace))
+        return held.decode()
 
     def _usable(self, session: SessionRef, identity: str, meta: bytes) -> bool:
         sid, created, seen, owner = meta.decode().split("|", 3)

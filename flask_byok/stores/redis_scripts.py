@@ -131,6 +131,14 @@ redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
 return ARGV[1]
 """)
 
+#: On a canary. ARGV: text, whether to replace (1 or 0). Answers the text that counts.
+CANARY = Script("""
+local held = redis.call('GET', KEYS[1])
+if held and ARGV[2] == '0' then return held end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+""")
+
 #: On a map entry. ARGV: ref, ttl. Keeps the entry as long as the session, without replacing
 #: another. Answers 1 if it had expired and was made anew.
 KEEP = Script("""

@@ -156,6 +156,10 @@ class SqlSessionStore:
         self._guarded(self._end, session.ref)
         self._purge_if_due()
 
+    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
+        """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
+        return self._guarded(self._canary, {"called": name, "text": sealed}, replace)
+
     def purge(self, limit: int) -> int:
         """Delete up to so many sessions that expired over an hour ago; return how many there were.
 
@@ -281,6 +285,18 @@ class SqlSessionStore:
             # In this order: a write under way holds the row, and is seen by the second statement.
             connection.execute(tables.BURY, values)
             connection.execute(tables.EMPTY, values)
+
+    def _canary(self, values: dict[str, Any], replace: bool) -> str:
+        try:
+            with self._transactions.several() as connection:
+                held = connection.execute(tables.HELD, values).scalar()
+                if held is not None and not replace:
+                    return held
+                connection.execute(tables.HOLD if held is None else tables.REPLACE, values)
+                return str(values["text"])
+        except IntegrityError:
+            # Another worker was first, and theirs is there now.
+            return self._canary(values, replace)
 
     def _single(self, statement: Any, values: dict[str, Any]) -> int:
         with self._transactions.single() as connection:

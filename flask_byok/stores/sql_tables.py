@@ -57,6 +57,14 @@ keys = Table(
     Column("verdict", Text, nullable=True),
 )
 
+#: One row for each encryption key set: what tells whether the one in use is the right one.
+canaries = Table(
+    "byok_canary",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("sealed", Text, nullable=False),
+)
+
 _KEY = (keys.c.ref, keys.c.scope, keys.c.provider)
 _IN_PROVIDERS = keys.c.provider.in_(bindparam("providers", expanding=True))
 
@@ -141,6 +149,12 @@ EXPIRED = (
 PURGE = tuple(
     delete(table).where(table.c.ref.in_(bindparam("refs", expanding=True)))
     for table in (keys, sessions)
+)
+
+HELD: Select[str] = select(canaries.c.sealed).where(canaries.c.name == bindparam("called"))
+HOLD = insert(canaries).values(name=bindparam("called"), sealed=bindparam("text"))
+REPLACE = (
+    update(canaries).where(canaries.c.name == bindparam("called")).values(sealed=bindparam("text"))
 )
 
 VERDICT = (

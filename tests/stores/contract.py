@@ -499,6 +499,30 @@ class SessionStoreContract:
                 writer.result()
             self.assert_ended(store, session)
 
+    def test_first_canary_stays(self, store: SessionStore) -> None:
+        """The first text under a name stays, whoever brings another, until it is replaced."""
+        assert store.canary("key", "first") == "first"
+        assert store.canary("key", "second") == "first"
+        assert store.canary("other", "second") == "second"
+        assert store.canary("key", "third", replace=True) == "third"
+        assert store.canary("new", "third", replace=True) == "third"
+        assert store.canary("key", "fourth") == "third"
+
+    def test_first_starts_agree(self, make_store: MakeStore) -> None:
+        """Workers that start at once, before there is anything, all get the same text."""
+        stores = [make_store(ttl=DAY, max_age=DAY) for _ in range(2)]
+        for trial in range(10):
+            barrier = threading.Barrier(8)
+
+            def start(
+                number: int, name: str = f"key-{trial}", barrier: threading.Barrier = barrier
+            ) -> str:
+                barrier.wait()
+                return stores[number % 2].canary(name, f"sealed by {number}")
+
+            with ThreadPoolExecutor(8) as pool:
+                assert len(set(pool.map(start, range(8)))) == 1
+
     def assert_ended(self, store: SessionStore, session: SessionRef) -> None:
         """Fail unless the session holds nothing and takes nothing, whoever asks."""
         assert store.find(session.sid) != session.ref

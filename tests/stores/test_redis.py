@@ -122,6 +122,13 @@ def test_host_client_lends_its_address_only(redis_url: str) -> None:
     host.close()
 
 
+def test_canary_outlives_sessions(redis_url: str) -> None:
+    """What tells a wrong encryption key stays for as long as Redis does."""
+    store = store_on(redis_url)
+    store.canary("key", "sealed")
+    assert store.client.ttl("byok:canary:key") == -1
+
+
 def test_everything_expires(redis_url: str) -> None:
     """No key stays in Redis for longer than a lifetime, living or ended."""
     store = store_on(redis_url, ttl=timedelta(minutes=10), max_age=timedelta(minutes=5))
@@ -262,6 +269,7 @@ def test_replica_acknowledges() -> None:
             lambda: store.write(session, VISITOR, record),
             lambda: store.renew(session, "sid-new"),
             lambda: store.end(session),
+            lambda: store.canary("key", "sealed"),
         ):
             with pytest.raises(StoreError, match="replicas"):
                 change()
