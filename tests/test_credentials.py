@@ -264,8 +264,10 @@ def test_what_is_refused_is_not_repeated(api_key: str, odd: str, place: int) -> 
     text = api_key[:place] + odd + api_key[place:]
     with pytest.raises(MalformedApiKeyError) as caught:
         clean_api_key(text)
-    message = f"{caught.value!r}{caught.value.__dict__}"
-    assert all(text[start : start + 7] not in message for start in range(len(text) - 7))
+    with pytest.raises(MalformedApiKeyError) as other:
+        clean_api_key("x" * 10 + "\x7f" + "y" * 10)
+    # Pieces of a key can be words of the message, so what tells is that the message is always the same.
+    assert (caught.value.args, vars(caught.value)) == (other.value.args, vars(other.value))
 
 
 @pytest.mark.parametrize("inside", [" ", "\n", "\r", "\t", "\0", "\x7f", "é", "…", "\u200b", "Ａ"])

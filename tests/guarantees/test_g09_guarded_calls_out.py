@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from flask_byok.outbound import Outbound
 from flask_byok.service import Service
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
@@ -63,7 +62,8 @@ def _resolve_to(app: HostApp, *addresses: str) -> list[str]:
         return [(family, socket.SOCK_STREAM, 6, "", (address, port))]
 
     service: Service = get_state(app).service
-    service.outbound = Outbound(resolver=resolve)
+    # In place: whatever calls out shares this one.
+    service.outbound._resolver = resolve
     return asked
 
 

@@ -31,7 +31,12 @@ def test_an_owner_has_a_few_and_all_have_some() -> None:
     for owner in ("a", "b"):
         with slots.take(owner), slots.take(owner):
             pass
-        with pytest.raises(RateLimitedError), slots.take(owner), slots.take(owner), slots.take(owner):
+        with (
+            pytest.raises(RateLimitedError),
+            slots.take(owner),
+            slots.take(owner),
+            slots.take(owner),
+        ):
             pass
     assert not slots._running
 
