@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from flask import Flask, Response
 
 from . import signals
-from .build import build_catalog, build_keyring, build_resolver, build_session_store
+from .build import (
+    build_catalog,
+    build_keyring,
+    build_resolver,
+    build_session_store,
+    check_encryption_key,
+)
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
 from .errors import ByokError, ConfigurationError, MissingCredentialError
@@ -22,7 +28,7 @@ from .settings import Settings
 from .stores.rates import RateLimiter, RateStorage
 from .web.api import clear_key, create_blueprint, promote_keys, set_key
 from .web.problems import problem_response
-from .web.sessions import SessionBinding, check_session_interface, index_key
+from .web.sessions import SessionBinding, app_name, check_session_interface, index_key
 from .web.sse import stream_response
 from .web.state import (
     EXTENSION,
@@ -84,9 +90,12 @@ class BYOK:
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
-        keyring = build_keyring(settings, throw_away=app.debug or app.testing)
+        throw_away = app.debug or app.testing
+        keyring = build_keyring(settings, throw_away=throw_away)
         catalog = build_catalog(settings, self._registered)
         sessions = build_session_store(app, settings)
+        index = index_key(app.secret_key)
+        check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
         rates = RateStorage.beside(sessions)
         service = Service(
             settings=settings,
@@ -103,7 +112,7 @@ class BYOK:
             app,
             settings,
             service,
-            SessionBinding(sessions, index_key(app.secret_key), self._identity),
+            SessionBinding(sessions, index, self._identity),
             self._loaders,
         )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -21,6 +21,10 @@ from ..owners import SessionRef
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CredentialRecord)
+
+
+#: What became of a visitor's record that was to become the user's.
+Adoption = Literal["adopted", "kept", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,15 @@ class SessionStore(Protocol):
 
         Deleting nothing is fine. ``visitor`` deletes what the visitor left instead of the
         identity's own.
+        """
+
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put the identity's record in the place of the visitor's of the same version, in one step.
+
+        It is ``kept`` where the identity has a record already and ``replace`` is off, and ``gone``
+        where the visitor's has been cleared or changed meanwhile; then nothing is changed.
         """
 
     def record_verdict(

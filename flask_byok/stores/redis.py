@@ -24,7 +24,14 @@ from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
 from . import redis_scripts as scripts
-from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
+from .base import (
+    Adoption,
+    SessionView,
+    decode_record,
+    encode_record,
+    encode_verdict,
+    version_mark,
+)
 from .breaker import Breaker
 from .redis_client import limited_client
 from .redis_scripts import Script
@@ -148,6 +155,25 @@ class RedisSessionStore:
             return []
         found = {name.decode() for name in cleared}
         return [provider for (kept, _), provider in names.items() if kept in found]
+
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put the identity's record in the place of the visitor's of the same version."""
+        result = self._change(
+            scripts.ADOPT,
+            session,
+            identity,
+            *_names("v", record.provider),
+            *_names(_scope(identity), record.provider),
+            encode_record(record),
+            encode_verdict(record.validity),
+            version_mark(record.version),
+            "replace" if replace else "",
+        )
+        if result == scripts.KEPT:
+            return "kept"
+        return "adopted" if result == scripts.DONE else "gone"
 
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict

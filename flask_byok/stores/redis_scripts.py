@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 REFUSED, ENDED = 0, -1
 #: What it answers when it has; ``CREATED`` if the hash is new.
 DONE, CREATED = 1, 2
+#: What an adoption answers that left the identity's own record.
+KEPT = 3
 #: What is left of a session that has ended.
 DEAD = b"-"
 
@@ -75,6 +77,22 @@ for i = 6, #ARGV, 2 do
   redis.call('HDEL', key, ARGV[i + 1])
 end
 return cleared
+"""
+)
+
+#: Also: the visitor's record and verdict fields, the identity's, record, verdict or nothing, what a
+#: record of its version holds, and something to replace what the identity has.
+ADOPT = Script(
+    _GUARD
+    + """
+local left = redis.call('HGET', key, ARGV[6])
+if not left or not string.find(left, ARGV[12], 1, true) then return 0 end
+if ARGV[13] == '' and redis.call('HEXISTS', key, ARGV[8]) == 1 then return 3 end
+redis.call('HDEL', key, ARGV[6], ARGV[7], ARGV[9])
+redis.call('HSET', key, ARGV[8], ARGV[10])
+if ARGV[11] ~= '' then redis.call('HSET', key, ARGV[9], ARGV[11]) end
+seen(identity)
+return 1
 """
 )
 

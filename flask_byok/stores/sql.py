@@ -24,7 +24,14 @@ from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
 from . import sql_purge
 from . import sql_tables as tables
-from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
+from .base import (
+    Adoption,
+    SessionView,
+    decode_record,
+    encode_record,
+    encode_verdict,
+    version_mark,
+)
 from .breaker import Breaker
 from .sql_engine import Transactions, open_engine
 from .sql_tables import metadata
@@ -108,13 +115,7 @@ class SqlSessionStore:
         :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
             stored.
         """
-        verdict = encode_verdict(record.validity)
-        values = self._guard_values(session, identity) | {
-            "in_scope": _scope(identity),
-            "of_provider": record.provider,
-            "sealed": encode_record(record).decode(),
-            "found": verdict.decode() or None,
-        }
+        values = self._record_values(session, identity, record)
         if not self._guarded(self._write, values):
             self._end_if_foreign(session, identity)
             raise SessionRequiredError(provider=record.provider, tier="session")
@@ -132,6 +133,16 @@ class SqlSessionStore:
         if not cleared:
             self._end_if_foreign(session, identity)
         return [provider for provider in providers if provider in cleared]
+
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put the identity's record in the place of the visitor's of the same version."""
+        values = self._record_values(session, identity, record) | {
+            "providers": [record.provider],
+            "mark": version_mark(record.version),
+        }
+        return self._guarded(self._adopt, values, replace)
 
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
@@ -271,6 +282,19 @@ class SqlSessionStore:
             connection.execute(tables.CLEAR, values)
             return present
 
+    def _adopt(self, values: dict[str, Any], replace: bool) -> Adoption:
+        with self._transactions.several() as connection:
+            # Holds the session's row, as every write does; so none comes between.
+            if connection.execute(tables.CLAIM, values).rowcount != 1:
+                return "gone"
+            if not replace and connection.execute(tables.PRESENT, values).first():
+                return "kept"
+            if connection.execute(tables.TAKE, values).rowcount != 1:
+                return "gone"
+            for statement in tables.GENERIC_UPSERT:
+                connection.execute(statement, values)
+            return "adopted"
+
     def _renew(self, session: SessionRef, new_sid: str) -> None:
         old = {"session_ref": session.ref, "session_sid": session.sid}
         new = {"session_ref": session.ref, "session_sid": new_sid}
@@ -297,6 +321,16 @@ class SqlSessionStore:
         except IntegrityError:
             # Another worker was first, and theirs is there now.
             return self._canary(values, replace)
+
+    def _record_values(
+        self, session: SessionRef, identity: str, record: CredentialRecord
+    ) -> dict[str, Any]:
+        return self._guard_values(session, identity) | {
+            "in_scope": _scope(identity),
+            "of_provider": record.provider,
+            "sealed": encode_record(record).decode(),
+            "found": encode_verdict(record.validity).decode() or None,
+        }
 
     def _single(self, statement: Any, values: dict[str, Any]) -> int:
         with self._transactions.single() as connection:

@@ -224,6 +224,13 @@ POSTGRESQL_WRITE, POSTGRESQL_CLEAR = _postgresql_write(), _postgresql_clear()
 _MINE = and_(keys.c.ref == bindparam("session_ref"), keys.c.scope == bindparam("in_scope"))
 PRESENT: Select[str] = select(keys.c.provider).where(_MINE, _IN_PROVIDERS)
 CLEAR: Delete = delete(keys).where(_MINE, _IN_PROVIDERS)
+#: Takes a visitor's record away, if it is of that version still.
+TAKE = delete(keys).where(
+    keys.c.ref == bindparam("session_ref"),
+    keys.c.scope == "v",
+    keys.c.provider == bindparam("of_provider"),
+    keys.c.record.contains(bindparam("mark")),
+)
 #: After CLAIM, in the same transaction, on SQLite and elsewhere.
 UPSERT = {"sqlite": (_sqlite_upsert(),)}
 GENERIC_UPSERT = (

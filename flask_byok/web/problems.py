@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from flask import Response
+from flask import Response, current_app, has_app_context
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
@@ -23,17 +23,24 @@ _HTTP_CODES = {400: "bad_request", 413: "too_large", 415: "unsupported_media_typ
 
 
 def problem(error: ByokError) -> dict[str, Any]:
-    """Return the problem object of one of our errors; what only the operator is told goes to the log."""
+    """Return the problem object of one of our errors.
+
+    What only the operator is told goes to the log, and in debug mode and tests to the page as well.
+    """
     detail = str(error)
     if isinstance(error, ConfigurationError):
         _logger.error("%s", detail)
-        detail = NOT_SET_UP
+        detail = detail if _for_developers() else NOT_SET_UP
     body = _body(error.status, error.code, error.title, detail)
     if error.provider is not None:
         body["provider"] = error.provider
     if isinstance(error, KeyRefusedError):
         body["validation"] = error.validation.to_dict()
     return body
+
+
+def _for_developers() -> bool:
+    return has_app_context() and (current_app.debug or current_app.testing)
 
 
 def problem_response(error: ByokError) -> Response:

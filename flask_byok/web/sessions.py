@@ -227,6 +227,11 @@ def index_key(secret_key: str | bytes) -> bytes:
     return hmac.digest(raw, b"flask-byok session index", "sha256")
 
 
+def app_name(index_key: bytes) -> str:
+    """Name all processes of one app in a store that it shares with other apps: 16 hex digits."""
+    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
+
+
 def check_session_interface(app: Flask) -> None:
     """Refuse Flask's cookie session at start-up, unless the config announces a server-side one.
 

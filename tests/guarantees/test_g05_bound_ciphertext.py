@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from flask_byok.testing import FakeProviders
-from tests.app import Browser, HostApp, browser, fingerprint, make_app
+from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
 
 #: Where a record lies: the session's ref, the scope, the provider.
 Place = tuple[str, str, str]
@@ -208,15 +208,23 @@ def test_a_record_that_is_no_record(app: HostApp, vault: Any, fake: FakeProvider
     _assert_serves(people[1])
 
 
-def test_the_wrong_encryption_key(
+def test_an_encryption_key_retired_too_early(
     app: HostApp, vault: Any, fake: FakeProviders, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """With another encryption key the list answers, and no operator's key replaces what does not open."""
+    """Once its encryption key is gone the list answers, and no operator's key replaces what does not open."""
     person = _people(app, vault, fake)[0]
     cookie = person.client.get_cookie("session")
     assert cookie is not None
     url = request.getfixturevalue("redis_url") if isinstance(vault, RedisVault) else None
-    other = make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
+    successor = {"BYOK_ENCRYPTION_KEY": "6b" * 32}
+    make_app(
+        tmp_path,
+        fake,
+        byok_redis_url=url,
+        BYOK_ENCRYPTION_KEY_FALLBACKS=[ENCRYPTION_KEY],
+        **successor,
+    )
+    other = make_app(tmp_path, fake, byok_redis_url=url, **successor)
     client = browser(other)
     client.set_cookie("session", cookie.value)
     _assert_unreadable(Person(client, "openai", person.api_key, person.place))

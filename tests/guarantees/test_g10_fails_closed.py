@@ -64,14 +64,54 @@ def test_an_unsafe_set_up_does_not_start(
     assert advice in str(caught.value)
 
 
-def test_a_forgotten_session_extension_is_refused(tmp_path: Path) -> None:
+def test_a_forgotten_session_extension_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """SESSION_TYPE alone is an announcement: without Session(app) no request is answered with a cookie session."""
     app = _bare(tmp_path)
     BYOK(app)
     app.add_url_rule("/", view_func=lambda: "never")
     answer = app.test_client().get("/")
     assert answer.status_code == 500
-    assert "Session(app)" in answer.get_json()["detail"]
+    assert "Session(app)" in caplog.text
+    assert "Session(app)" not in answer.text
+    app.debug = True
+    assert "Session(app)" in app.test_client().get("/").get_json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["redis", "database"])
+def test_a_wrong_encryption_key_is_refused(
+    kind: str, tmp_path: Path, fake: FakeProviders, request: pytest.FixtureRequest
+) -> None:
+    """A start with another encryption key than the store was used with is refused, saying what to do."""
+    url = request.getfixturevalue("redis_url") if kind == "redis" else None
+    make_app(tmp_path, fake, byok_redis_url=url)
+    make_app(tmp_path, fake, byok_redis_url=url)
+    with pytest.raises(ConfigurationError, match="BYOK_ENCRYPTION_KEY_FALLBACKS"):
+        make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
+    replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY]}
+    make_app(tmp_path, fake, byok_redis_url=url, **replaced)
+    make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
+    with pytest.raises(ConfigurationError):
+        make_app(tmp_path, fake, byok_redis_url=url)
+
+
+def test_apps_of_other_secrets_share_a_store(
+    tmp_path: Path, fake: FakeProviders, redis_url: str
+) -> None:
+    """Another app in the same store has an encryption key of its own."""
+    make_app(tmp_path, fake, byok_redis_url=redis_url)
+    other = {"SECRET_KEY": "another app's", "BYOK_ENCRYPTION_KEY": "6b" * 32}
+    make_app(tmp_path, fake, byok_redis_url=redis_url, **other)
+
+
+def test_in_tests_encryption_keys_come_and_go(
+    tmp_path: Path, fake: FakeProviders, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With TESTING another encryption key is logged, not refused."""
+    make_app(tmp_path, fake)
+    make_app(tmp_path, fake, TESTING=True, BYOK_ENCRYPTION_KEY="6b" * 32)
+    assert "BYOK_ENCRYPTION_KEY is not the one" in caplog.text
 
 
 @pytest.fixture

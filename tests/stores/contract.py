@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -208,6 +209,60 @@ class SessionStoreContract:
         assert store.clear(session, ANN, ["openai"], visitor=True) == ["openai"]
         view = store.read(session, ANN, SOME)
         assert (view.records, view.visitor_records) == ({"openai": own}, {})
+
+    def test_adoption(self, store: SessionStore) -> None:
+        """What the visitor left becomes the user's in one step, unless the user has one and keeps it."""
+        session, planted = begin(store), make_record()
+        store.write(session, VISITOR, planted)
+        adopted = dataclasses.replace(planted, ciphertext="adopted")
+        assert store.adopt(session, ANN, adopted, replace=False) == "adopted"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": adopted}, {})
+        assert store.adopt(session, ANN, adopted, replace=False) in ("gone", "kept")
+        assert store.read(session, ANN, SOME).records == {"openai": adopted}
+
+    def test_adoption_where_the_user_has_a_record(self, store: SessionStore) -> None:
+        """The user's own record stays and the visitor's waits on, unless it is to be replaced."""
+        session, planted = begin(store), make_record()
+        own = make_record(ciphertext="own")
+        store.write(session, VISITOR, planted)
+        store.write(session, ANN, own)
+        adopted = dataclasses.replace(planted, ciphertext="adopted")
+        assert store.adopt(session, ANN, adopted, replace=False) == "kept"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": own}, {"openai": planted})
+        assert store.adopt(session, ANN, adopted, replace=True) == "adopted"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": adopted}, {})
+
+    def test_adoption_of_what_is_gone(self, store: SessionStore) -> None:
+        """A visitor's record that was cleared or changed meanwhile is not adopted; nor in an ended session."""
+        session, planted = begin(store), make_record()
+        store.write(session, VISITOR, make_record())
+        assert store.adopt(session, ANN, planted, replace=True) == "gone"
+        assert store.read(session, ANN, SOME).records == {}
+        store.end(session)
+        assert store.adopt(session, ANN, planted, replace=True) == "gone"
+
+    def test_adoption_among_sets_and_clears(self, store: SessionStore) -> None:
+        """While a record is adopted, no other thread's set is lost and no clear is undone."""
+        for trial in range(40):
+            session = begin(store, f"sid-{trial}")
+            planted = make_record()
+            store.write(session, VISITOR, planted)
+            own = make_record(ciphertext="own")
+            adopted = dataclasses.replace(planted, ciphertext="adopted")
+            with ThreadPoolExecutor(2) as pool:
+                adoption = pool.submit(store.adopt, session, ANN, adopted, replace=False)
+                if trial % 2:
+                    pool.submit(store.write, session, ANN, own).result()
+                    assert store.read(session, ANN, SOME).records == {"openai": own}
+                else:
+                    gone = pool.submit(store.clear, session, ANN, ["openai"], visitor=True)
+                    there = store.read(session, ANN, SOME).records
+                    assert gone.result() == [] or adoption.result() == "gone"
+                    assert there in ({}, {"openai": adopted})
+                adoption.result()
 
     @pytest.mark.parametrize("stranger", [VISITOR, BEN])
     def test_stranger_reads(self, store: SessionStore, stranger: str) -> None:
