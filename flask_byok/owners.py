@@ -61,6 +61,11 @@ class Caller:
         return identity_of(self.user)
 
     @property
+    def counted_as(self) -> str:
+        """Name whose attempts are counted: the user's, else the address's, as a visitor can always begin anew."""
+        return self.identity or f"address:{self.address}"
+
+    @property
     def owner(self) -> str | None:
         """Name the owner that this caller is: the user, else the session, else None."""
         if self.user is not None:

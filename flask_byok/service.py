@@ -169,10 +169,10 @@ class Service:
                 "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
             )
         session = self._session(caller)
-        self._set_limit.check(_rate_key(caller))
+        self._set_limit.check(caller.counted_as)
         expires_at = read_expiry(new.expires_at, spec, self.settings)
         typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        validation = self.verdicts.before_set(spec, typed, new.validate)
+        validation = self.verdicts.before_set(caller, spec, typed, new.validate)
         record = self._sealed(spec, session, caller, typed, new, expires_at)
         if validation is not None:
             verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
@@ -241,10 +241,10 @@ class Service:
         """Ask the provider about a typed key, or about the one in use; nothing is stored but the verdict."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        self._validate_limit.check(_rate_key(caller))
+        self._validate_limit.check(caller.counted_as)
         if fields is not None:
             typed = read_typed(spec, fields, base_url, self.settings)
-            return self.verdicts.of_typed(spec, typed)
+            return self.verdicts.of_typed(caller, spec, typed)
         if base_url is not None:
             raise MalformedApiKeyError(
                 "A key goes only to the address that it was saved with: type the key too.",
@@ -340,8 +340,3 @@ class Service:
         if caller.session is None:
             raise SessionRequiredError
         return caller.session
-
-
-def _rate_key(caller: Caller) -> str:
-    # A visitor can have a new session at any time, so visitors are counted by address.
-    return caller.identity or f"address:{caller.address}"

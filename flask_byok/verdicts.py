@@ -32,7 +32,7 @@ class Verdicts:
         self._notify = notify
 
     def before_set(
-        self, spec: ProviderSpec, typed: Typed, asked: ValidateOnSet | None
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, asked: ValidateOnSet | None
     ) -> Validation | None:
         """Check a key that is to be stored, as strictly as asked; None where it is stored unseen.
 
@@ -44,22 +44,26 @@ class Verdicts:
         fields = typed.revealed()
         validation = refuse_admin_key(spec, fields)
         if mode != "off":
-            validation = check_api_key(spec, fields, typed.endpoint, self._outbound)
+            validation = self._ask(caller, spec, fields, typed.endpoint)
         if validation is None:
             return None
         if validation.valid is False or (mode == "require" and validation.valid is None):
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
-    def of_typed(self, spec: ProviderSpec, typed: Typed) -> Validation:
+    def of_typed(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
         """Check a key as typed; nothing is stored."""
-        return self._check(spec, typed.revealed(), typed.endpoint)
+        validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
+        self._tell(validation)
+        return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check the key in use and store the verdict."""
         fields = {name: secret.reveal() for name, secret in credential.fields.items()}
-        validation = self._check(spec, fields, Endpoint(credential.base_url, credential.trust))
+        endpoint = Endpoint(credential.base_url, credential.trust)
+        validation = self._ask(caller, spec, fields, endpoint)
         self._note(caller, credential, validation.verdict, validation.checked_at)
+        self._tell(validation)
         return validation
 
     def reporter(self, caller: Caller, credential: Credential) -> Callable[[Verdict], None]:
@@ -75,12 +79,14 @@ class Verdicts:
 
         return report
 
-    def _check(
-        self, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
+    def _ask(
+        self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
     ) -> Validation:
-        validation = check_api_key(spec, fields, endpoint, self._outbound)
-        self._notify("key_validated", {"provider": spec.id, "verdict": validation.verdict.value})
-        return validation
+        return check_api_key(spec, fields, endpoint, self._outbound, owner=caller.counted_as)
+
+    def _tell(self, validation: Validation) -> None:
+        facts = {"provider": validation.provider, "verdict": validation.verdict.value}
+        self._notify("key_validated", facts)
 
     def _note(
         self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
