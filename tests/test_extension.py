@@ -407,3 +407,18 @@ def test_the_operators_own_server_asks_nobody_for_its_address(
     assert [f["name"] for f in visitor.status("custom")["fields"]] == ["api_key"]
     assert visitor.save(fake.api_key("custom"), "custom").status_code == 200
     assert {call.provider for call in fake.calls} == {"custom"}
+
+
+def test_every_use_says_whose_key_served(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that was made with keys names their tiers, also where the view took the bare key; others name none."""
+    monkeypatch.setenv("GROQ_API_KEY", fake.api_key("groq"))
+    app = make_app(tmp_path, fake)
+    app.add_url_rule("/both", view_func=lambda: str(len(app.byok.get_api_keys(["openai", "groq"]))))
+    visitor = browser(app)
+    visitor.save(fake.api_key("openai"))
+    assert visitor.get("/used/openai").headers["X-BYOK-Source"] == "session"
+    assert visitor.get("/both").headers["X-BYOK-Source"] == "session, env"
+    for path in ("/plain", "/api/providers/keys"):
+        assert "X-BYOK-Source" not in visitor.get(path).headers
