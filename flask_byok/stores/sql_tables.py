@@ -57,7 +57,7 @@ keys = Table(
     Column("verdict", Text, nullable=True),
 )
 
-#: One row for each encryption key set: what tells whether the one in use is the right one.
+#: One row for each app, named from its SECRET_KEY: what tells whether its encryption key is the right one.
 canaries = Table(
     "byok_canary",
     metadata,
