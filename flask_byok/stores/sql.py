@@ -53,8 +53,8 @@ T = TypeVar("T")
 class SqlSessionStore:
     """Keeps each session in one row, and each of its records in another.
 
-    The tables are made at the start, where they are not there. It works on connections of its own and commits nobody else's
-    work.
+    The tables are made at the start, where they are not there. It works on connections of its own
+    and commits nobody else's work.
 
     A PostgreSQL that does not answer is a ``StoreError`` within half a second, on the host's engine
     too. SQLite has one writer at a time, and writers queue for it for 5 seconds: under many of them
