@@ -93,6 +93,11 @@ def build_resolver(settings: Settings, sessions: SessionStore, keyring: Keyring)
     return Resolver([tiers[tier] for tier in settings.precedence if tier in tiers], settings)
 
 
+def find_database(app: Flask, settings: Settings) -> Any:
+    """Return where the database is: as set, else the host's engine, else a file in the instance folder."""
+    return settings.database_url or _host_engine(app) or _embedded_url(app)
+
+
 def _redis_store(settings: Settings) -> SessionStore:
     if not settings.redis:
         raise ConfigurationError(
@@ -112,7 +117,7 @@ def _database_store(app: Flask, settings: Settings) -> SessionStore:
     from .stores.sql import SqlSessionStore
 
     return SqlSessionStore(
-        settings.database_url or _host_engine(app) or _embedded_url(app),
+        find_database(app, settings),
         ttl=settings.session_ttl,
         max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
     )

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flask import Flask, Response
 
 from . import signals
-from .build import build_catalog, build_keyring, build_resolver, build_session_store
+from .build import (
+    build_catalog,
+    build_keyring,
+    build_resolver,
+    build_session_store,
+    find_database,
+)
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
 from .errors import ByokError, ConfigurationError, MissingCredentialError
@@ -103,6 +109,7 @@ class BYOK:
             service,
             SessionBinding(sessions, index_key(app.secret_key)),
             self._loaders,
+            partial(find_database, app, settings),
         )
 
     # what the host tells us

@@ -1,0 +1,135 @@
+"""The statements of the account store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    union_all,
+    update,
+)
+
+from .tables import canary, credentials, promotions
+
+_c = credentials.c
+_THEIRS = _c.owner.in_(bindparam("owners", expanding=True))
+
+FIND_ALL = select(credentials).where(_THEIRS).order_by(_c.slot, _c.id)
+FIND = FIND_ALL.where(_c.provider.in_(bindparam("providers", expanding=True)))
+PLACE: Select[str] = select(_c.id).where(
+    _c.owner == bindparam("of_owner"),
+    _c.provider == bindparam("of_provider"),
+    _c.slot == bindparam("of_slot"),
+)
+ADD = insert(credentials)
+DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
+#: A verdict that comes late leaves a newer version and its own verdict alone.
+VERDICT = (
+    update(credentials)
+    .where(_c.id == bindparam("of_id"), _c.version == bindparam("of_version"))
+    .values(
+        verdict=bindparam("new_verdict"),
+        verdict_at=bindparam("new_verdict_at"),
+        verdict_version=bindparam("of_version"),
+    )
+)
+PROMOTED = select(promotions.c.origin).where(
+    promotions.c.owner == bindparam("of_owner"), promotions.c.origin == bindparam("of_origin")
+)
+PROMOTE = insert(promotions).values(
+    owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
+)
+EXPIRED_OF = (
+    select(credentials)
+    .where(_c.owner == bindparam("of_owner"), _c.expires_at < bindparam("before"))
+    .limit(bindparam("batch"))
+)
+EXPIRED: Select[str] = (
+    select(_c.owner).where(_c.expires_at < bindparam("before")).limit(bindparam("batch"))
+)
+COUNT_BY_KEY_ID = union_all(
+    select(_c.key_id, func.count().label("count")).group_by(_c.key_id),
+    select(canary.c.key_id, func.count().label("count")).group_by(canary.c.key_id),
+)
+
+
+def _confine(query: Select[Any], owners: Collection[str] | None) -> Select[Any]:
+    if owners is None:
+        return query
+    every = [owner for owner in owners if ":" not in owner]
+    named = [owner for owner in owners if ":" in owner]
+    return query.where(or_(_c.tier.in_(every), _c.owner.in_(named)))
+
+
+def page(owners: Collection[str] | None, provider: str | None) -> Select[Any]:
+    """Return the statement that reads records after an id."""
+    query = select(credentials).where(_c.id > bindparam("after")).order_by(_c.id)
+    if provider is not None:
+        query = query.where(_c.provider == provider)
+    return _confine(query, owners)
+
+
+def by_id(id: str, owners: Collection[str] | None) -> Select[Any]:
+    """Return the statement that reads one record, if it is theirs."""
+    return _confine(select(credentials).where(_c.id == id), owners)
+
+
+def change(names: Iterable[str]) -> Update:
+    """Return the statement that sets these columns and counts the version on.
+
+    Its parameters are ``of_id`` and each column's name after ``new_``.
+
+    A verdict that is not set anew stays about the key as it is.
+    """
+    return _change(tuple(sorted(names)))
+
+
+@lru_cache(64)
+def _change(names: Sequence[str]) -> Update:
+    sets: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+    sets["version"] = _c.version + 1
+    carried = case((_c.verdict_version == _c.version, _c.version + 1), else_=_c.verdict_version)
+    sets["verdict_version"] = _c.version + 1 if "verdict" in names else carried
+    return update(credentials).where(_c.id == bindparam("of_id")).values(sets)
+
+
+def to_reseal(prefix: str) -> Select[Any]:
+    """Return the statement that reads and holds what is not sealed with this prefix."""
+    return (
+        select(credentials)
+        .where(
+            _c.id > bindparam("after"),
+            ~_c.ciphertext.startswith(prefix, autoescape=True),
+        )
+        .order_by(_c.id)
+        .limit(bindparam("batch"))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_SEALED = (
+    update(credentials)
+    # Unless the key was replaced since: databases that hold no rows need it.
+    .where(_c.id == bindparam("of_id"), _c.ciphertext == bindparam("before"))
+    .values(ciphertext=bindparam("sealed"), key_id=bindparam("by"))
+)
+
+
+def write_sealed(connection: Connection, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """Write new ciphertexts: id, the ciphertext before, the new one and its key id."""
+    if not rows:
+        return
+    names = ("of_id", "before", "sealed", "by")
+    connection.execute(_SEALED, [dict(zip(names, row, strict=True)) for row in rows])

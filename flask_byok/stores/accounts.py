@@ -1,0 +1,384 @@
+"""Keys of users, teams and the system, in a SQL database.
+
+Every change holds the head of its owner's audit chain to the end of its transaction, so changes of
+one owner's keys come one after the other, on any database, and cannot deadlock: each holds one head
+before it touches a key. What holds no head (a verdict, the count of uses, sealing anew) touches one
+key at a time or waits for none.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from ..credentials import CredentialRecord, RecordedVerdict, utcnow
+from ..errors import KeyExistsError, KeyNotFoundError, VersionConflictError
+from ..keyring import Keyring
+from . import account_statements as statements
+from .account_rows import changed_values, key_columns, new_values, to_record, verdict_values
+from .audit import AuditEvent, AuditLog, Chain, to_milliseconds
+from .canary import Canary
+from .sql_database import Database
+from .tables import metadata
+
+#: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
+#: is called that). None stands for everybody.
+Owners = Collection[str] | None
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """One batch of a rotation; ``after`` is where the next one starts, None at the end."""
+
+    done: int
+    unreadable: int
+    after: str | None
+
+
+class AccountStore:
+    """Keeps credentials by owner, provider and slot.
+
+    Every method raises ``StoreError`` when the database does not answer. A change that then turns
+    out to have happened is not repeated.
+
+    :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
+    """
+
+    name = "the database"
+
+    def __init__(self, engine_or_url: Any, keyring: Keyring) -> None:
+        self._database = Database(engine_or_url, metadata.sorted_tables)
+        self._keyring = keyring
+        self.engine, self.breaker = self._database.engine, self._database.breaker
+        self.canary = Canary(self._database, keyring)
+        self.audit = AuditLog(self._database, self.canary)
+
+    # reading
+
+    def find(
+        self, owners: Sequence[str], providers: Sequence[str] | None = None
+    ) -> list[CredentialRecord]:
+        """Return all that these owners have for these providers, or all, in one statement."""
+        values: dict[str, Any] = {"owners": list(owners)}
+        if providers is None:
+            return self._records(statements.FIND_ALL, values)
+        return self._records(statements.FIND, values | {"providers": list(providers)})
+
+    def page(
+        self,
+        owners: Owners,
+        *,
+        after: str | None = None,
+        limit: int = 50,
+        provider: str | None = None,
+    ) -> tuple[list[CredentialRecord], str | None]:
+        """Return so many records from a cursor on, oldest first, and the next cursor or None."""
+        query = statements.page(owners, provider).limit(limit + 1)
+        found = self._records(query, {"after": after or ""})
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def get(self, id: str, owners: Owners) -> CredentialRecord:
+        """Return one record.
+
+        :raises KeyNotFoundError: it is not there, or not theirs.
+        """
+        found = self._records(statements.by_id(id, owners), {})
+        if not found:
+            raise KeyNotFoundError
+        return found[0]
+
+    def count_by_key_id(self) -> dict[str, int]:
+        """Return how many ciphertexts each encryption key has sealed; the canary is one of them."""
+        counts: dict[str, int] = {}
+        for row in self._database.call(self._all, statements.COUNT_BY_KEY_ID, {}):
+            counts[row.key_id] = counts.get(row.key_id, 0) + row.count
+        return counts
+
+    # changing
+
+    def create(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+        """Store a new record and return it with its id and version.
+
+        :raises KeyExistsError: the owner has one for that provider and slot.
+        """
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            if _place(connection, record) is not None:
+                raise KeyExistsError(provider=record.provider)
+            return _add(connection, chain, record, event)
+
+        return self._change(record.owner, work)
+
+    def put(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+        """Store a record in the place of the one for its owner, provider and slot, if there is one."""
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            found = _place(connection, record)
+            if found is None:
+                return _add(connection, chain, record, event)
+            return _replace(connection, chain, found, record, event)
+
+        return self._change(record.owner, work)
+
+    def change(
+        self,
+        id: str,
+        owners: Owners,
+        changes: Mapping[str, Any],
+        event: AuditEvent,
+        *,
+        if_version: int | None = None,
+    ) -> CredentialRecord:
+        """Change ``label``, ``description``, ``active``, ``expires_at``, or ``ciphertext`` with ``hint``.
+
+        What leaves the ciphertext alone carries the verdict along; with a new one may come its
+        ``validity``.
+
+        :raises KeyNotFoundError: it is not there, or not theirs.
+        :raises VersionConflictError: it was changed since that version.
+        """
+        values = changed_values(changes)
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            _require(connection, id, owners, if_version)
+            return _set(connection, chain, id, values, event)
+
+        return self._change(self.get(id, owners).owner, work)
+
+    def delete(
+        self, id: str, owners: Owners, event: AuditEvent, *, if_version: int | None = None
+    ) -> CredentialRecord:
+        """Delete a record and return it as it was.
+
+        :raises KeyNotFoundError: it is not there, or not theirs.
+        :raises VersionConflictError: it was changed since that version.
+        """
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            record = _require(connection, id, owners, if_version)
+            connection.execute(statements.DELETE, {"ids": [id]})
+            chain.append(event, record)
+            return record
+
+        return self._change(self.get(id, owners).owner, work)
+
+    def clear(self, owner: str, providers: Sequence[str], event: AuditEvent) -> list[str]:
+        """Delete all that an owner has for these providers and return those that there were."""
+        values = {"owners": [owner], "providers": list(providers)}
+
+        def work(connection: Connection, chain: Chain) -> list[str]:
+            gone = _delete(connection, chain, statements.FIND, values, event)
+            present = {record.provider for record in gone}
+            return [provider for provider in providers if provider in present]
+
+        return self._change(owner, work) if self.find([owner], providers) else []
+
+    def record_verdict(
+        self, id: str, version: str, verdict: RecordedVerdict, event: AuditEvent | None = None
+    ) -> bool:
+        """Store a verdict if the record is still in the version it is about, and say so.
+
+        An event is written in any case, for a check that somebody asked for.
+        """
+        values = {"of_id": id, "of_version": int(version), **_new(verdict_values(verdict))}
+        if event is None:
+            return self._database.call(self._execute, statements.VERDICT, values) == 1
+
+        def work(connection: Connection, chain: Chain) -> bool:
+            done = connection.execute(statements.VERDICT, values).rowcount == 1
+            chain.append(event, record)
+            return done
+
+        record = self.get(id, None)
+        return self._change(record.owner, work)
+
+    def promote(
+        self, records: Sequence[CredentialRecord], *, replace: bool, event: AuditEvent
+    ) -> tuple[list[str], list[str]]:
+        """Take over what comes out of a session, all or nothing, and each only once ever.
+
+        :param records: sealed for their new owner, one and the same; each with the version that it
+            has in the session.
+        :return: the providers whose record is the owner's now or was before, and those where the
+            owner's own record stayed.
+        """
+        owners = {record.owner for record in records}
+        if len(owners) != 1:
+            raise ValueError("records of one owner are promoted together")
+
+        def work(connection: Connection, chain: Chain) -> tuple[list[str], list[str]]:
+            promoted: list[str] = []
+            kept: list[str] = []
+            for record in records:
+                done = _promote(connection, chain, record, replace, event)
+                (promoted if done else kept).append(record.provider)
+            return promoted, kept
+
+        return self._change(owners.pop(), work)
+
+    def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
+        """Delete at most so many records that expired before a time, and return how many."""
+        values = {"before": to_milliseconds(before), "batch": limit}
+        owners = {row.owner for row in self._database.call(self._all, statements.EXPIRED, values)}
+        return sum(self._purge(owner, values, event) for owner in sorted(owners))
+
+    # sealing anew
+
+    def reseal(
+        self,
+        seal: Callable[[CredentialRecord], str | None],
+        event: AuditEvent,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> Resealed:
+        """Seal one batch of records anew that the current encryption key and cipher have not sealed.
+
+        Rows that somebody else holds are left for a later pass; versions and verdicts stay. The
+        event goes into the chain of ``system``, one for each batch that changed something.
+
+        :param seal: returns the new ciphertext, None where the record does not open.
+        """
+        values = {"after": after or "", "batch": limit}
+        query = statements.to_reseal(self._keyring.seal_prefix)
+
+        def work(connection: Connection, chain: Chain) -> Resealed:
+            found = [to_record(row) for row in connection.execute(query, values)]
+            sealed = [(record, seal(record)) for record in found]
+            done = [(record, text) for record, text in sealed if text is not None]
+            statements.write_sealed(
+                connection,
+                [(r.id, r.ciphertext, text, key_columns(text)["key_id"]) for r, text in done],
+            )
+            if done:
+                chain.append(event)
+            last = found[-1].id if len(found) == limit else None
+            return Resealed(len(done), len(found) - len(done), last)
+
+        return self._change("system", work)
+
+    def _purge(self, owner: str, values: Mapping[str, Any], event: AuditEvent) -> int:
+        mine = {**values, "of_owner": owner}
+
+        def work(connection: Connection, chain: Chain) -> int:
+            return len(_delete(connection, chain, statements.EXPIRED_OF, mine, event))
+
+        return self._change(owner, work)
+
+    def _change(self, owner: str, work: Callable[[Connection, Chain], T]) -> T:
+        return self.audit.change(owner, work)
+
+    def _records(self, query: Any, values: Mapping[str, Any]) -> list[CredentialRecord]:
+        return list(map(to_record, self._database.call(self._all, query, values)))
+
+    def _all(self, query: Any, values: Mapping[str, Any]) -> Sequence[Any]:
+        with self._database.transactions.single() as connection:
+            return connection.execute(query, values).all()
+
+    def _execute(self, statement: Any, values: Mapping[str, Any]) -> int:
+        with self._database.transactions.single() as connection:
+            rows: int = connection.execute(statement, values).rowcount
+            return rows
+
+
+def new_id() -> str:
+    """Return an id that grows with time: 48 bits of milliseconds and 80 random ones, in hex digits."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def _place(connection: Connection, record: CredentialRecord) -> str | None:
+    """Return the id of what is in a record's place."""
+    values = {"of_owner": record.owner, "of_provider": record.provider, "of_slot": record.slot}
+    id: str | None = connection.execute(statements.PLACE, values).scalar()
+    return id
+
+
+def _require(
+    connection: Connection, id: str, owners: Owners, if_version: int | None
+) -> CredentialRecord:
+    row = connection.execute(statements.by_id(id, owners), {}).one_or_none()
+    if row is None:
+        raise KeyNotFoundError
+    if if_version is not None and row.version != if_version:
+        raise VersionConflictError(provider=row.provider)
+    return to_record(row)
+
+
+def _written(connection: Connection, chain: Chain, id: str, event: AuditEvent) -> CredentialRecord:
+    record = to_record(connection.execute(statements.by_id(id, None), {}).one())
+    chain.append(event, record)
+    return record
+
+
+def _add(
+    connection: Connection, chain: Chain, record: CredentialRecord, event: AuditEvent
+) -> CredentialRecord:
+    id = new_id()
+    connection.execute(statements.ADD, {"id": id, **new_values(record)})
+    return _written(connection, chain, id, event)
+
+
+def _replace(
+    connection: Connection, chain: Chain, id: str, record: CredentialRecord, event: AuditEvent
+) -> CredentialRecord:
+    names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
+    values = changed_values({name: getattr(record, name) for name in names})
+    return _set(connection, chain, id, values, event)
+
+
+def _set(
+    connection: Connection,
+    chain: Chain,
+    id: str,
+    values: Mapping[str, Any],
+    event: AuditEvent,
+) -> CredentialRecord:
+    connection.execute(statements.change(values), {"of_id": id, **_new(values)})
+    return _written(connection, chain, id, event)
+
+
+def _new(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def _promote(
+    connection: Connection,
+    chain: Chain,
+    record: CredentialRecord,
+    replace: bool,
+    event: AuditEvent,
+) -> bool:
+    origin = {"of_owner": record.owner, "of_origin": record.version}
+    if connection.execute(statements.PROMOTED, origin).first():
+        return True
+    found = _place(connection, record)
+    if found is not None and not replace:
+        return False
+    connection.execute(statements.PROMOTE, origin | {"at": to_milliseconds(utcnow())})
+    if found is None:
+        _add(connection, chain, record, event)
+    else:
+        _replace(connection, chain, found, record, event)
+    return True
+
+
+def _delete(
+    connection: Connection,
+    chain: Chain,
+    query: Any,
+    values: Mapping[str, Any],
+    event: AuditEvent,
+) -> list[CredentialRecord]:
+    gone = [to_record(row) for row in connection.execute(query, values)]
+    connection.execute(statements.DELETE, {"ids": [record.id for record in gone]})
+    for record in gone:
+        chain.append(event, record)
+    return gone
