@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import Result
 from flask import Flask
 from flask_session import Session
+from sqlalchemy import create_engine, inspect
 
 from flask_byok import BYOK
 from flask_byok.cli import byok as group
@@ -99,6 +101,30 @@ def test_check_of_an_unsafe_app(tmp_path: Path) -> None:
     ):
         assert f"unsafe: {name}" in result.output
     assert "Set it to True" in result.output
+
+
+def test_database_commands(tmp_path: Path) -> None:
+    """The tables are shown, made and upgraded by command; printing the statements runs none."""
+    app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite'}", **SAFE)
+    assert run(app, "db", "current").output == "tables  -\nnewest  0002\n"
+    printed = run(app, "db", "sql")
+    assert "CREATE TABLE byok_credentials" in printed.output
+    assert run(app, "db", "current").output.startswith("tables  -")
+    assert run(app, "db", "upgrade").output == "The tables are at revision 0002.\n"
+    assert run(app, "db", "current").output == "tables  0002\nnewest  0002\n"
+    assert run(app, "db", "upgrade").exit_code == 0
+
+
+def test_database_commands_use_the_hosts_engine(tmp_path: Path) -> None:
+    """Without an address the host's engine is used, else the file in the instance folder."""
+    app = make_app(tmp_path, **SAFE)
+    assert run(app, "db", "upgrade").exit_code == 0
+    assert (tmp_path / "byok.sqlite3").exists()
+    engine = create_engine(f"sqlite:///{tmp_path / 'host.sqlite'}")
+    app.extensions["sqlalchemy_lite"] = SimpleNamespace(engine=engine)
+    assert run(app, "db", "upgrade").exit_code == 0
+    assert inspect(engine).has_table("byok_credentials")
+    engine.dispose()
 
 
 def test_app_without_byok() -> None:

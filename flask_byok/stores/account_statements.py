@@ -51,13 +51,11 @@ PROMOTED = select(promotions.c.origin).where(
 PROMOTE = insert(promotions).values(
     owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
 )
-EXPIRED_OF = (
-    select(credentials)
-    .where(_c.owner == bindparam("of_owner"), _c.expires_at < bindparam("before"))
-    .limit(bindparam("batch"))
+EXPIRED = (
+    select(_c.id, _c.owner).where(_c.expires_at < bindparam("before")).limit(bindparam("batch"))
 )
-EXPIRED: Select[str] = (
-    select(_c.owner).where(_c.expires_at < bindparam("before")).limit(bindparam("batch"))
+STILL_EXPIRED = select(credentials).where(
+    _c.id.in_(bindparam("ids", expanding=True)), _c.expires_at < bindparam("before")
 )
 COUNT_BY_KEY_ID = union_all(
     select(_c.key_id, func.count().label("count")).group_by(_c.key_id),

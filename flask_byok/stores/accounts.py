@@ -227,8 +227,10 @@ class AccountStore:
     def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
         """Delete at most so many records that expired before a time, and return how many."""
         values = {"before": to_milliseconds(before), "batch": limit}
-        owners = {row.owner for row in self._database.call(self._all, statements.EXPIRED, values)}
-        return sum(self._purge(owner, values, event) for owner in sorted(owners))
+        expired: dict[str, list[str]] = {}
+        for row in self._database.call(self._all, statements.EXPIRED, values):
+            expired.setdefault(row.owner, []).append(row.id)
+        return sum(self._purge(owner, ids, before, event) for owner, ids in expired.items())
 
     # sealing anew
 
@@ -265,11 +267,11 @@ class AccountStore:
 
         return self._change("system", work)
 
-    def _purge(self, owner: str, values: Mapping[str, Any], event: AuditEvent) -> int:
-        mine = {**values, "of_owner": owner}
+    def _purge(self, owner: str, ids: list[str], before: datetime, event: AuditEvent) -> int:
+        values = {"ids": ids, "before": to_milliseconds(before)}
 
         def work(connection: Connection, chain: Chain) -> int:
-            return len(_delete(connection, chain, statements.EXPIRED_OF, mine, event))
+            return len(_delete(connection, chain, statements.STILL_EXPIRED, values, event))
 
         return self._change(owner, work)
 

@@ -110,7 +110,17 @@ _MOVE_HEAD = (
     .where(_OF_OWNER)
     .values(number=bindparam("to"), hash=bindparam("last"), seal=bindparam("sealed"))
 )
-_LAST_NUMBER = select(func.max(audit.c.number)).where(audit.c.owner == bindparam("of_owner"))
+#: What there is of an owner whose head is new or not ours: the last row's number, and any key.
+_REMAINS = select(
+    select(func.max(audit.c.number))
+    .where(audit.c.owner == bindparam("of_owner"))
+    .scalar_subquery()
+    .label("number"),
+    select(func.min(credentials.c.id))
+    .where(credentials.c.owner == bindparam("of_owner"))
+    .scalar_subquery()
+    .label("key"),
+)
 _IN_HASH = tuple(column.name for column in audit.columns if column.name != "hash")
 
 
@@ -167,10 +177,10 @@ class Chain:
             )
 
     def _look_behind(self) -> None:
-        last = self._connection.execute(_LAST_NUMBER, {"of_owner": self._owner}).scalar()
-        if last is not None:
-            self._whole = False
-            self._number = max(self._number, last)
+        remains = self._connection.execute(_REMAINS, {"of_owner": self._owner}).one()
+        if remains.number is not None or remains.key is not None:
+            self._whole = False  # no key was ever stored without an event
+        self._number = max(self._number, remains.number or 0)
 
 
 class AuditLog:

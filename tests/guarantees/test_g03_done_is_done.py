@@ -23,7 +23,9 @@ PROVIDERS = ("openai", "anthropic", "google", "groq")
 Trial = Callable[[Browser], str | None]
 
 
-@pytest.fixture(scope="module", params=["redis", "sqlite", pytest.param("postgresql", marks=pytest.mark.stress)])
+@pytest.fixture(
+    scope="module", params=["redis", "sqlite", pytest.param("postgresql", marks=pytest.mark.stress)]
+)
 def origin(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
@@ -63,7 +65,9 @@ def two_sets_at_once(browser: Browser) -> str | None:
         lambda: browser.set("openai", key("aaaa")), lambda: browser.set("groq", key("bbbb"))
     )
     expected = {"openai": "sk-…aaaa", "groq": "…bbbb"}
-    return _difference(browser, {p: h for p, h, ok in zip(*_pairs(expected), done, strict=True) if ok})
+    return _difference(
+        browser, {p: h for p, h, ok in zip(*_pairs(expected), done, strict=True) if ok}
+    )
 
 
 def first_writes_at_once(browser: Browser) -> str | None:
