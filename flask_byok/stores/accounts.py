@@ -67,10 +67,8 @@ class AccountStore:
         self, owners: Sequence[str], providers: Sequence[str] | None = None
     ) -> list[CredentialRecord]:
         """Return all that these owners have for these providers, or all, in one statement."""
-        values: dict[str, Any] = {"owners": list(owners)}
-        if providers is None:
-            return self._records(statements.FIND_ALL, values)
-        return self._records(statements.FIND, values | {"providers": list(providers)})
+        found = self._records(*statements.find(owners, providers))
+        return sorted(found, key=lambda record: (record.slot, record.id))
 
     def page(
         self,
@@ -172,10 +170,10 @@ class AccountStore:
 
     def clear(self, owner: str, providers: Sequence[str], event: AuditEvent) -> list[str]:
         """Delete all that an owner has for these providers and return those that there were."""
-        values = {"owners": [owner], "providers": list(providers)}
+        query, values = statements.find([owner], providers)
 
         def work(connection: Connection, chain: Chain) -> list[str]:
-            gone = _delete(connection, chain, statements.FIND, values, event)
+            gone = _delete(connection, chain, query, values, event)
             present = {record.provider for record in gone}
             return [provider for provider in providers if provider in present]
 
