@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from ..credentials import CredentialRecord, RecordedVerdict, Verdict, utcnow
-from .audit import from_milliseconds, to_milliseconds
+from .audit_chain import from_milliseconds, to_milliseconds
 
 _NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
 _CHANGEABLE = {"label", "description", "active", "expires_at", "ciphertext", "hint", "validity"}

@@ -23,6 +23,10 @@ from sqlalchemy import (
 
 from .tables import canary, credentials, promotions
 
+#: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
+#: is called that). None stands for everybody.
+Owners = Collection[str] | None
+
 _c = credentials.c
 
 PLACE: Select[str] = select(_c.id).where(
@@ -60,7 +64,7 @@ COUNT_BY_KEY_ID = union_all(
 )
 
 
-def _confine(query: Select[Any], owners: Collection[str] | None) -> Select[Any]:
+def _confine(query: Select[Any], owners: Owners) -> Select[Any]:
     if owners is None:
         return query
     every = [owner for owner in owners if ":" not in owner]
@@ -91,7 +95,7 @@ def _find(owners: int, providers: int | None) -> Select[Any]:
     )
 
 
-def page(owners: Collection[str] | None, provider: str | None) -> Select[Any]:
+def page(owners: Owners, provider: str | None) -> Select[Any]:
     """Return the statement that reads records after an id."""
     query = select(credentials).where(_c.id > bindparam("after")).order_by(_c.id)
     if provider is not None:
@@ -99,7 +103,7 @@ def page(owners: Collection[str] | None, provider: str | None) -> Select[Any]:
     return _confine(query, owners)
 
 
-def by_id(id: str, owners: Collection[str] | None) -> Select[Any]:
+def by_id(id: str, owners: Owners) -> Select[Any]:
     """Return the statement that reads one record, if it is theirs."""
     return _confine(select(credentials).where(_c.id == id), owners)
 

@@ -8,28 +8,25 @@ key at a time or waits for none.
 
 from __future__ import annotations
 
-import secrets
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from ..credentials import CredentialRecord, RecordedVerdict, utcnow
-from ..errors import KeyExistsError, KeyNotFoundError, VersionConflictError
+from ..credentials import CredentialRecord, RecordedVerdict
+from ..errors import KeyExistsError, KeyNotFoundError
 from ..keyring import Keyring
+from . import account_changes as steps
 from . import account_statements as statements
-from .account_rows import changed_values, key_columns, new_values, to_record, verdict_values
-from .audit import AuditEvent, AuditLog, Chain, to_milliseconds
+from .account_rows import changed_values, key_columns, to_record, verdict_values
+from .account_statements import Owners
+from .audit import AuditEvent, AuditLog
+from .audit_chain import Chain, to_milliseconds
 from .canary import Canary
 from .sql_database import Database
 from .tables import metadata
-
-#: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
-#: is called that). None stands for everybody.
-Owners = Collection[str] | None
 
 T = TypeVar("T")
 
@@ -46,8 +43,8 @@ class Resealed:
 class AccountStore:
     """Keeps credentials by owner, provider and slot.
 
-    Every method raises ``StoreError`` when the database does not answer. A change that then turns
-    out to have happened is not repeated.
+    Every method raises ``StoreError`` when the database does not answer; a change has then happened
+    wholly or not at all.
 
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
     """
@@ -109,9 +106,9 @@ class AccountStore:
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            if _place(connection, record) is not None:
+            if steps.place(connection, record) is not None:
                 raise KeyExistsError(provider=record.provider)
-            return _add(connection, chain, record, event)
+            return steps.add(connection, chain, record, event)
 
         return self._change(record.owner, work)
 
@@ -119,10 +116,10 @@ class AccountStore:
         """Store a record in the place of the one for its owner, provider and slot, if there is one."""
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            found = _place(connection, record)
+            found = steps.place(connection, record)
             if found is None:
-                return _add(connection, chain, record, event)
-            return _replace(connection, chain, found, record, event)
+                return steps.add(connection, chain, record, event)
+            return steps.replace(connection, chain, found, record, event)
 
         return self._change(record.owner, work)
 
@@ -146,8 +143,8 @@ class AccountStore:
         values = changed_values(changes)
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            _require(connection, id, owners, if_version)
-            return _set(connection, chain, id, values, event)
+            steps.require(connection, id, owners, if_version)
+            return steps.set_columns(connection, chain, id, values, event)
 
         return self._change(self.get(id, owners).owner, work)
 
@@ -161,7 +158,7 @@ class AccountStore:
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            record = _require(connection, id, owners, if_version)
+            record = steps.require(connection, id, owners, if_version)
             connection.execute(statements.DELETE, {"ids": [id]})
             chain.append(event, record)
             return record
@@ -173,7 +170,7 @@ class AccountStore:
         query, values = statements.find([owner], providers)
 
         def work(connection: Connection, chain: Chain) -> list[str]:
-            gone = _delete(connection, chain, query, values, event)
+            gone = steps.delete(connection, chain, query, values, event)
             present = {record.provider for record in gone}
             return [provider for provider in providers if provider in present]
 
@@ -186,7 +183,11 @@ class AccountStore:
 
         An event is written in any case, for a check that somebody asked for.
         """
-        values = {"of_id": id, "of_version": int(version), **_new(verdict_values(verdict))}
+        values = {
+            "of_id": id,
+            "of_version": int(version),
+            **steps.new_parameters(verdict_values(verdict)),
+        }
         if event is None:
             return self._database.call(self._execute, statements.VERDICT, values) == 1
 
@@ -216,7 +217,7 @@ class AccountStore:
             promoted: list[str] = []
             kept: list[str] = []
             for record in records:
-                done = _promote(connection, chain, record, replace, event)
+                done = steps.promote(connection, chain, record, replace, event)
                 (promoted if done else kept).append(record.provider)
             return promoted, kept
 
@@ -269,7 +270,7 @@ class AccountStore:
         values = {"ids": ids, "before": to_milliseconds(before)}
 
         def work(connection: Connection, chain: Chain) -> int:
-            return len(_delete(connection, chain, statements.STILL_EXPIRED, values, event))
+            return len(steps.delete(connection, chain, statements.STILL_EXPIRED, values, event))
 
         return self._change(owner, work)
 
@@ -287,98 +288,3 @@ class AccountStore:
         with self._database.transactions.single() as connection:
             rows: int = connection.execute(statement, values).rowcount
             return rows
-
-
-def new_id() -> str:
-    """Return an id that grows with time: 48 bits of milliseconds and 80 random ones, in hex digits."""
-    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
-
-
-def _place(connection: Connection, record: CredentialRecord) -> str | None:
-    """Return the id of what is in a record's place."""
-    values = {"of_owner": record.owner, "of_provider": record.provider, "of_slot": record.slot}
-    id: str | None = connection.execute(statements.PLACE, values).scalar()
-    return id
-
-
-def _require(
-    connection: Connection, id: str, owners: Owners, if_version: int | None
-) -> CredentialRecord:
-    row = connection.execute(statements.by_id(id, owners), {}).one_or_none()
-    if row is None:
-        raise KeyNotFoundError
-    if if_version is not None and row.version != if_version:
-        raise VersionConflictError(provider=row.provider)
-    return to_record(row)
-
-
-def _written(connection: Connection, chain: Chain, id: str, event: AuditEvent) -> CredentialRecord:
-    record = to_record(connection.execute(statements.by_id(id, None), {}).one())
-    chain.append(event, record)
-    return record
-
-
-def _add(
-    connection: Connection, chain: Chain, record: CredentialRecord, event: AuditEvent
-) -> CredentialRecord:
-    id = new_id()
-    connection.execute(statements.ADD, {"id": id, **new_values(record)})
-    return _written(connection, chain, id, event)
-
-
-def _replace(
-    connection: Connection, chain: Chain, id: str, record: CredentialRecord, event: AuditEvent
-) -> CredentialRecord:
-    names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
-    values = changed_values({name: getattr(record, name) for name in names})
-    return _set(connection, chain, id, values, event)
-
-
-def _set(
-    connection: Connection,
-    chain: Chain,
-    id: str,
-    values: Mapping[str, Any],
-    event: AuditEvent,
-) -> CredentialRecord:
-    connection.execute(statements.change(values), {"of_id": id, **_new(values)})
-    return _written(connection, chain, id, event)
-
-
-def _new(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"new_{name}": value for name, value in values.items()}
-
-
-def _promote(
-    connection: Connection,
-    chain: Chain,
-    record: CredentialRecord,
-    replace: bool,
-    event: AuditEvent,
-) -> bool:
-    origin = {"of_owner": record.owner, "of_origin": record.version}
-    if connection.execute(statements.PROMOTED, origin).first():
-        return True
-    found = _place(connection, record)
-    if found is not None and not replace:
-        return False
-    connection.execute(statements.PROMOTE, origin | {"at": to_milliseconds(utcnow())})
-    if found is None:
-        _add(connection, chain, record, event)
-    else:
-        _replace(connection, chain, found, record, event)
-    return True
-
-
-def _delete(
-    connection: Connection,
-    chain: Chain,
-    query: Any,
-    values: Mapping[str, Any],
-    event: AuditEvent,
-) -> list[CredentialRecord]:
-    gone = [to_record(row) for row in connection.execute(query, values)]
-    connection.execute(statements.DELETE, {"ids": [record.id for record in gone]})
-    for record in gone:
-        chain.append(event, record)
-    return gone

@@ -20,7 +20,7 @@ from flask_byok.errors import (
     VersionConflictError,
 )
 from flask_byok.keyring import Context, Keyring
-from flask_byok.stores import audit as audit_module
+from flask_byok.stores import audit_chain
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.tables import credentials
 from tests.services import PostgresServer, free_port, wait_until
@@ -47,7 +47,7 @@ def store(
     """Make a store on each kind of database; the last one gets the statements that any would."""
     kind = request.param
     if kind == "other":
-        monkeypatch.setattr(audit_module, "_HOLD", {})
+        monkeypatch.setattr(audit_chain, "_HOLD", {})
         kind = "sqlite_url"
     store = AccountStore(request.getfixturevalue(kind), KEYRING)
     yield store

@@ -14,6 +14,7 @@ from flask_byok.keyring import Keyring
 from flask_byok.stores import audit as audit_module
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent, Finding
+from flask_byok.stores.audit_chain import row_hash
 from flask_byok.stores.tables import audit, audit_heads, canary, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
@@ -193,7 +194,7 @@ def test_tampered_chain_goes_on(store: AccountStore, table: Any) -> None:
 
 def test_forged_row_shows(store: AccountStore) -> None:
     """A row made with another encryption key's secret is found."""
-    forger = audit_module._hash(b"guessed", rows_of(store, audit)[0] | {"action": "clear"})
+    forger = row_hash(b"guessed", rows_of(store, audit)[0] | {"action": "clear"})
     row = update(audit).where(OF_ANN, audit.c.number == ROWS)
     tamper(store, lambda c: c.execute(row.values(action="clear", hash=forger)))
     assert Finding(ANN, ROWS, "it was changed") in store.audit.verify()
