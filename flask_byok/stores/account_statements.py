@@ -13,6 +13,7 @@ from sqlalchemy import (
     bindparam,
     case,
     delete,
+    false,
     func,
     insert,
     or_,
@@ -69,7 +70,8 @@ def _confine(query: Select[Any], owners: Owners) -> Select[Any]:
         return query
     every = [owner for owner in owners if ":" not in owner]
     named = [owner for owner in owners if ":" in owner]
-    return query.where(or_(_c.tier.in_(every), _c.owner.in_(named)))
+    theirs = [column.in_(found) for column, found in ((_c.tier, every), (_c.owner, named)) if found]
+    return query.where(or_(false(), *theirs))
 
 
 def find(

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, insert, text, update
+from sqlalchemy import Engine, create_engine, event, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
@@ -430,6 +430,55 @@ def test_restarted_postgresql_costs_no_call(call: str) -> None:
         calls[call]()
         assert len(store.audit.entries()) == (1 if call == "find" else 2)
         store.engine.dispose()
+
+
+@pytest.mark.parametrize("point", ["INSERT INTO byok_credentials", "UPDATE byok_audit_heads"])
+def test_connection_lost_within_a_change(postgres_url: str, point: str) -> None:
+    """A connection lost before the commit costs no call, and the change happens once."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.create(make_record(BEN), event_of())
+    other = create_engine(postgres_url)
+
+    def lose(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
+        if sql.startswith(point):
+            event.remove(store.engine, "before_cursor_execute", lose)
+            _terminate(other, connection)
+
+    event.listen(store.engine, "before_cursor_execute", lose)
+    assert store.create(make_record(), event_of()) == store.find([ANN])[0]
+    assert len(store.audit.entries(ANN)) == 1
+    assert store.audit.verify() == []
+    other.dispose()
+
+
+def test_connection_lost_at_the_commit(postgres_url: str) -> None:
+    """A commit that fails is a StoreError and not repeated: it might have happened."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.create(make_record(BEN), event_of())
+    other = create_engine(postgres_url)
+    commits: list[Any] = []
+
+    def lose(connection: Any) -> None:
+        commits.append(connection)
+        _terminate(other, connection)
+
+    event.listen(store.engine, "commit", lose)
+    with pytest.raises(StoreError):
+        store.create(make_record(), event_of())
+    event.remove(store.engine, "commit", lose)
+    assert len(commits) == 1
+    assert store.find([ANN]) == store.audit.entries(ANN) == []
+    store.create(make_record(), event_of())
+    assert store.audit.verify() == []
+    other.dispose()
+
+
+def _terminate(other: Engine, connection: Any) -> None:
+    """End a connection from the server's side, and wait until it has ended."""
+    backend = connection.connection.dbapi_connection.info.backend_pid
+    with other.connect() as administrator:
+        end = text("SELECT pg_terminate_backend(:backend, 5000)")
+        assert administrator.execute(end, {"backend": backend}).scalar()
 
 
 def test_killed_postgresql() -> None:
