@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable
 from importlib.metadata import entry_points
@@ -11,8 +12,8 @@ from typing import Any, cast
 from flask import Flask
 
 from .catalog import PROVIDERS, Catalog, ProviderSpec
-from .errors import ConfigurationError
-from .keyring import Keyring, generate_encryption_key
+from .errors import ConfigurationError, StoreError, UnreadableCredentialError
+from .keyring import Context, Keyring, generate_encryption_key
 from .owners import Tier
 from .resolver import OperatorTier, Resolver, SessionTier, TierReader
 from .settings import MAX_SESSION_LIFETIMES, Settings
@@ -23,6 +24,17 @@ _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
     "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
 )
+
+_WRONG_ENCRYPTION_KEY = (
+    "BYOK_ENCRYPTION_KEY is not the one that this store was used with. Set the right one; if it was replaced on "
+    "purpose, put the old one into BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, no key stored so far opens any more; "
+    "to begin anew, delete the canary {name!r}: 'byok:canary:{name}' in Redis, or its row in the table byok_canary."
+)
+
+# What is sealed at the first start and must open at every later one.
+_CANARY = b"flask-byok"
+
+_logger = logging.getLogger("flask_byok")
 
 
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
@@ -40,6 +52,48 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
         )
         encryption_key = generate_encryption_key()
     return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
+
+
+def check_encryption_key(
+    keyring: Keyring, sessions: SessionStore, name: str, *, throw_away: bool
+) -> None:
+    """Refuse an encryption key that is not the one this store was used with.
+
+    :param name: tells this app's canary from other apps' in the same store.
+    :param throw_away: in debug mode and tests keys come and go; then it is only logged.
+    :raises ConfigurationError: the canary, sealed at an earlier start, does not open.
+    """
+    context = Context("canary", "system", name)
+    fresh = keyring.seal(_CANARY, context)
+    try:
+        canary = _hold_canary(sessions, name, fresh)
+        if canary is None:
+            return
+        if not _opens(keyring, canary, context):
+            if not throw_away:
+                raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
+            _logger.warning(_WRONG_ENCRYPTION_KEY.format(name=name))
+        if keyring.needs_rotation(canary):
+            sessions.canary(name, fresh, replace=True)
+    except StoreError:
+        _logger.warning("The key store does not answer: the encryption key could not be checked.")
+
+
+def _hold_canary(sessions: SessionStore, name: str, fresh: str) -> str | None:
+    """Return the canary, None where the store's tables are too old for any."""
+    try:
+        return sessions.canary(name, fresh)
+    except ConfigurationError as error:
+        # The command that upgrades them needs the app; whatever else does is told so at each use.
+        _logger.error("%s", error)
+        return None
+
+
+def _opens(keyring: Keyring, canary: str, context: Context) -> bool:
+    try:
+        return keyring.open(canary, context) == _CANARY
+    except UnreadableCredentialError:
+        return False
 
 
 def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Catalog:
@@ -116,20 +170,25 @@ def _redis_store(settings: Settings) -> SessionStore:
 def _database_store(app: Flask, settings: Settings) -> SessionStore:
     from .stores.sql import SqlSessionStore
 
+    database = find_database(app, settings)
     return SqlSessionStore(
-        find_database(app, settings),
+        database,
         ttl=settings.session_ttl,
         max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+        own_file=database == _embedded_url(app),
     )
 
 
 def _host_engine(app: Flask) -> Any:
-    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None."""
-    extension = app.extensions.get("sqlalchemy") or app.extensions.get("sqlalchemy_lite")
+    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None where it has none (yet)."""
+    extension = app.extensions.get("sqlalchemy")
     if extension is None:
         return None
     with app.app_context():
-        return getattr(extension, "engine", None)
+        try:
+            return extension.engine
+        except (AttributeError, KeyError):
+            return None  # asynchronous engines only
 
 
 def _embedded_url(app: Flask) -> str:

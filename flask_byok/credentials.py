@@ -37,10 +37,12 @@ _live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
 class Secret:
     """A string that does not show itself: no repr, str, format, JSON or pickle of its value."""
 
-    __slots__ = ("__weakref__", "_value")
+    __slots__ = ("__weakref__", "_value", "written_forms")
 
     def __init__(self, value: str) -> None:
         self._value = value
+        #: What the redactor looks for, made at first need and gone with the secret.
+        self.written_forms: Any = None
         _live[id(self)] = self
 
     def reveal(self) -> str:
@@ -62,14 +64,22 @@ class Secret:
 
     __hash__ = object.__hash__
 
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled or copied")
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Secret cannot be pickled or copied")
 
 
-def live_secrets() -> Iterator[str]:
-    """Yield the values of all secrets that are alive in this process, for redaction only."""
+def all_alive() -> Iterator[Secret]:
+    """Yield all secrets that are alive in this process, for redaction only."""
     secrets = (reference() for reference in _live.valuerefs())
-    return (secret.reveal() for secret in secrets if secret is not None)
+    return (secret for secret in secrets if secret is not None)
+
+
+def live_secrets() -> Iterator[str]:
+    """Yield their values."""
+    return (secret.reveal() for secret in all_alive())
 
 
 def clean_api_key(text: str) -> str:

@@ -15,28 +15,31 @@ from .build import (
     build_keyring,
     build_resolver,
     build_session_store,
+    check_encryption_key,
     find_database,
 )
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
 from .errors import ByokError, ConfigurationError, MissingCredentialError
-from .intake import NewKey
 from .outbound import Outbound
+from .owners import identity_of
 from .redaction import install_log_redaction
 from .service import Service
 from .settings import Settings
 from .stores.rates import RateLimiter, RateStorage
-from .web.api import create_blueprint
+from .web.api import clear_key, create_blueprint, promote_keys, set_key
 from .web.problems import problem_response
-from .web.sessions import SessionBinding, check_session_interface, index_key
+from .web.sessions import SessionBinding, app_name, check_session_interface, index_key
 from .web.sse import stream_response
 from .web.state import (
     EXTENSION,
     ByokState,
     Loaders,
     current_caller,
+    established_caller,
     get_state,
     keep_redacted,
+    user_of,
 )
 from .web.ui import UI, register_pages
 
@@ -88,9 +91,12 @@ class BYOK:
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
-        keyring = build_keyring(settings, throw_away=app.debug or app.testing)
+        throw_away = app.debug or app.testing
+        keyring = build_keyring(settings, throw_away=throw_away)
         catalog = build_catalog(settings, self._registered)
         sessions = build_session_store(app, settings)
+        index = index_key(app.secret_key)
+        check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
         rates = RateStorage.beside(sessions)
         service = Service(
             settings=settings,
@@ -107,10 +113,13 @@ class BYOK:
             app,
             settings,
             service,
-            SessionBinding(sessions, index_key(app.secret_key)),
+            SessionBinding(sessions, index, self._identity),
             self._loaders,
             partial(find_database, app, settings),
         )
+
+    def _identity(self) -> str:
+        return identity_of(user_of(self._loaders))
 
     # what the host tells us
 
@@ -207,30 +216,42 @@ class BYOK:
         **options: Any,
     ) -> dict[str, Any]:
         """Store a key for the present caller and return the provider's status; ``options`` as in ``NewKey``."""
-        state = get_state()
-        typed = fields or ({} if api_key is None else {"api_key": api_key})
-        new = NewKey(fields={name: Secret(value) for name, value in typed.items()}, **options)
-        status, _ = state.service.set(current_caller(state), provider, new)
+        established_caller(get_state())
+        status: dict[str, Any] = set_key(provider, _typed(api_key, fields) or {}, **options)[
+            "provider"
+        ]
         return status
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
         """Delete the present caller's key and return the tiers it was in."""
-        state = get_state()
-        cleared, _ = state.service.clear(current_caller(state), provider, tier)
+        cleared: list[str] = clear_key(provider, tier)["cleared"]
         return cleared
 
-    def validate(self, provider: str, api_key: str | None = None) -> Validation:
+    def validate(
+        self,
+        provider: str,
+        api_key: str | None = None,
+        *,
+        fields: Mapping[str, str] | None = None,
+        base_url: str | None = None,
+    ) -> Validation:
         """Ask the provider about a key, by default the one in use."""
         state = get_state()
-        fields = None if api_key is None else {"api_key": Secret(api_key)}
-        return state.service.validate(current_caller(state), provider, fields)
+        typed = _typed(api_key, fields)
+        return state.service.validate(current_caller(state), provider, typed, base_url)
 
     def promote(
         self, providers: list[str] | None = None, on_conflict: str = "keep"
     ) -> dict[str, list[str]]:
         """Keep for the signed-in user what was saved before signing in."""
-        state = get_state()
-        return state.service.promote(current_caller(state), providers, on_conflict)
+        return promote_keys(providers, on_conflict)
+
+    def end_session(self) -> None:
+        """Delete the present session's keys; call it where you sign somebody out.
+
+        Flask-Login's ``logout_user()``, ``session.clear()`` and a changed owner are noticed without it.
+        """
+        get_state().binding.end()
 
     def stream_response(
         self,
@@ -240,6 +261,11 @@ class BYOK:
     ) -> Response:
         """Return a ``text/event-stream`` answer with the provider's reply; see ``web.sse``."""
         return stream_response(provider, messages, model)
+
+
+def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:
+    typed = {"api_key": api_key} if api_key is not None else fields
+    return None if typed is None else {name: Secret(value) for name, value in typed.items()}
 
 
 def _flask_login_user() -> str | None:

@@ -11,7 +11,7 @@ from .credentials import Credential, Secret, clean_api_key, make_hint
 from .errors import EndpointNotAllowedError
 from .outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .providers import BaseProvider, make_provider
-from .web.state import EXTENSION, ByokState, current_caller, get_state
+from .web.state import EXTENSION, ByokState, current_caller, get_state, keep_redacted
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -25,12 +25,15 @@ def get_provider_with_api_key(
     It is made anew at each call and never cached. An explicit ``api_key`` wins and needs no app. Once made, the
     object needs no request context, so a stream may use it.
 
-    :param options: ``model``, ``timeout`` and the like, handed to the adapter; with an explicit key also ``base_url``.
+    :param options: ``model``, ``timeout`` (seconds), ``max_retries``, ``default_headers``; for OpenAI's format also
+        ``default_query``, ``organization``, ``project``; with an explicit key also ``base_url``.
     :raises MissingCredentialError: no tier has a key; for the other errors see ``BYOK.resolve``.
     """
     if api_key is None:
         state = get_state()
-        return state.service.provider(current_caller(state), provider, **options)
+        made = state.service.provider(current_caller(state), provider, **options)
+        keep_redacted(made.credential)
+        return made
     spec, credential, outbound = _explicit(provider, api_key, options.pop("base_url", None))
     return make_provider(spec, credential, outbound, **options)
 
@@ -46,7 +49,7 @@ def get_chat_model_with_api_key(
 
     if api_key is None:
         state = get_state()
-        credential = state.service.resolve(current_caller(state), provider)
+        credential = keep_redacted(state.service.resolve(current_caller(state), provider))
         spec, outbound = state.service.catalog.get(provider), state.service.outbound
     else:
         spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
@@ -73,7 +76,7 @@ def _explicit(
         trust=endpoint.trust,
         hint=make_hint(cleaned, spec.prefixes),
     )
-    return spec, credential, outbound
+    return spec, keep_redacted(credential), outbound
 
 
 def _state_or_none() -> ByokState | None:

@@ -51,6 +51,8 @@ def read_typed(
     :raises MalformedApiKeyError: a secret is missing or cannot be a key.
     :raises EndpointNotAllowedError: keys may not be sent to that base URL.
     """
+    if base_url and "base_url" in fields:
+        raise InvalidFieldError("Send the base URL once.", provider=spec.id)
     if base_url and spec.personal_base_url:
         fields = {"base_url": Secret(base_url), **fields}
     elif base_url:

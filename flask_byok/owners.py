@@ -58,7 +58,12 @@ class Caller:
     @property
     def identity(self) -> str:
         """Name who uses the session: ``user:<id>``, or an empty string for a visitor."""
-        return "" if self.user is None else f"user:{self.user}"
+        return identity_of(self.user)
+
+    @property
+    def counted_as(self) -> str:
+        """Name whose attempts are counted: the user's, else the address's, as a visitor can always begin anew."""
+        return self.identity or f"address:{self.address}"
 
     @property
     def owner(self) -> str | None:
@@ -66,3 +71,8 @@ class Caller:
         if self.user is not None:
             return self.identity
         return None if self.session is None else f"session:{self.session.ref}"
+
+
+def identity_of(user: str | None) -> str:
+    """Name a user, or a visitor, as sessions do: ``user:<id>``, or an empty string."""
+    return "" if user is None else f"user:{user}"

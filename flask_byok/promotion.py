@@ -35,7 +35,7 @@ def promote_waiting(
     keyring: Keyring,
     resolver: Resolver,
 ) -> Promotion:
-    """Make what waits for these providers the user's own, each sealed anew before the visitor's is deleted.
+    """Make what waits for these providers the user's own, each in the very step that deletes the visitor's.
 
     A key that only the operator may set, or that does not open, is left where it is.
 
@@ -51,14 +51,15 @@ def promote_waiting(
         record = view.visitor_records.get(provider)
         if record is None or resolver.locked_for(caller, spec):
             continue
-        if provider in view.records and not replace:
-            result.kept.append(provider)
-        elif adopted := _adopt(keyring, session, caller, record):
-            sessions.write(session, caller.identity, adopted)
-            sessions.clear(session, caller.identity, [provider], visitor=True)
-            result.promoted.append(provider)
-        else:
+        adopted = _adopt(keyring, session, caller, record)
+        if adopted is None:
             result.unreadable.append(provider)
+            continue
+        outcome = sessions.adopt(session, caller.identity, adopted, replace=replace)
+        if outcome == "adopted":
+            result.promoted.append(provider)
+        elif outcome == "kept":
+            result.kept.append(provider)
     return result
 
 

@@ -8,24 +8,41 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import operator
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from .credentials import live_secrets
+from .credentials import Secret, all_alive
 
 REDACTED = "[redacted]"
 #: A shorter value is not looked for: it would blot out ordinary words.
 SHORTEST_SECRET = 8
+#: From so many secrets on, a text of up to so many characters is taken apart to look for them.
+MANY_SECRETS = 10
+LONG_TEXT = 10_000
+#: Levels of lists and mappings that are looked through one by one.
+DEEPEST = 20
+
+#: Parts of a secret's forms, one of which is in every text that holds the secret; and the forms.
+_Written = tuple[frozenset[str], frozenset[str]]
 
 
 def redact(text: str) -> str:
     """Return a text without any secret that is alive, be it plain, URL-, JSON- or base64-encoded."""
-    for secret in set(live_secrets()):
-        if len(secret) >= SHORTEST_SECRET:
-            for form in _forms(secret):
-                text = text.replace(form, REDACTED)
+    # No form is shorter than the value itself.
+    secrets = [s for s in all_alive() if SHORTEST_SECRET <= len(s.reveal()) <= len(text)]
+    if not secrets:
+        return text
+    written = list(map(_written, secrets))
+    # Looking for each form in turn takes long where there are many: eight characters rule out most.
+    if len(written) >= MANY_SECRETS and len(text) <= LONG_TEXT:
+        eights = {text[i : i + SHORTEST_SECRET] for i in range(len(text) - SHORTEST_SECRET + 1)}
+        written = [one for one in written if not eights.isdisjoint(one[0])]
+    found = {form for _, forms in written for form in forms if form in text}
+    for form in sorted(found, key=len, reverse=True):  # one may hold another
+        text = text.replace(form, REDACTED)
     return text
 
 
@@ -49,9 +66,24 @@ class _RedactingFactory:
 
     def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         record: logging.LogRecord = self._make_record(*args, **kwargs)
-        if any(True for _ in live_secrets()):
+        if any(True for _ in all_alive()):
             _redact_record(record)
+            record.__dict__ = _Redacting(record.__dict__)
         return record
+
+
+class _Redacting(dict[str, Any]):
+    """The attributes of a record: logging adds those of ``extra``, or of a record it was sent, to it later."""
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, _redact_within(value))
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        super().update(_redact_within(dict(*args, **kwargs)))
+
+    def __reduce__(self) -> Any:
+        # Who gets a record by another process need not know this class.
+        return dict, (dict(self),)
 
 
 def _redact_record(record: logging.LogRecord) -> None:
@@ -77,23 +109,45 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg!r} {record.args!r}"
 
 
-def _redact_within(value: Any) -> Any:
+def _redact_within(value: Any, depth: int = 0) -> Any:
+    """Redact every text in a value; where there is nothing to redact, return the value itself."""
     if isinstance(value, str):
         return redact(value)
+    if isinstance(value, bytes) or depth > DEEPEST:  # a list may hold itself
+        text = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
+        redacted = redact(text)
+        if redacted is text:
+            return value
+        return redacted.encode() if isinstance(value, bytes) else redacted
     if isinstance(value, Mapping):
-        return {_redact_within(name): _redact_within(inner) for name, inner in value.items()}
+        names = [_redact_within(name, depth + 1) for name in value]
+        inner = [_redact_within(value[name], depth + 1) for name in value]
+        same = all(map(operator.is_, [*names, *inner], [*value, *value.values()]))
+        return value if same else dict(zip(names, inner, strict=True))
     if isinstance(value, list | tuple):
-        return [_redact_within(inner) for inner in value]
-    if isinstance(value, bytes):
-        return redact(value.decode(errors="replace")).encode()
+        parts = [_redact_within(inner, depth + 1) for inner in value]
+        if all(map(operator.is_, parts, value)):
+            return value
+        return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
 
-def _forms(secret: str) -> Iterator[str]:
-    """Yield a secret as it may be written; longer forms first, as one may hold another."""
+def _written(secret: Secret) -> _Written:
+    """Return a secret's forms, each with eight characters out of its middle; beginnings are common to many keys."""
+    if secret.written_forms is None:
+        forms = _forms(secret.reveal())
+        middles = ((form, len(form) // 2 - SHORTEST_SECRET // 2) for form in forms)
+        anchors = frozenset(form[i : i + SHORTEST_SECRET] for form, i in middles)
+        secret.written_forms = anchors, forms
+    written: _Written = secret.written_forms
+    return written
+
+
+def _forms(secret: str) -> frozenset[str]:
+    """Return a secret as it may be written."""
     forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
     forms |= {json.dumps(secret)[1:-1], repr(secret)[1:-1], *_base64_forms(secret.encode())}
-    yield from sorted(forms, key=len, reverse=True)
+    return frozenset(forms)
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:

@@ -163,6 +163,11 @@ class Resolver:
         self._tiers = tiers
         self._settings = settings
 
+    @property
+    def tiers(self) -> list[Tier]:
+        """The tiers that are asked, in order."""
+        return [tier.tier for tier in self._tiers]
+
     def resolve(self, caller: Caller, spec: ProviderSpec) -> Credential:
         """Return the credential to use for this provider.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -13,15 +13,13 @@ from .credentials import (
     RecordedVerdict,
     Secret,
     Validation,
-    Verdict,
     make_hint,
     new_version,
     utcnow,
 )
 from .errors import (
-    ByokError,
     InvalidFieldError,
-    KeyRefusedError,
+    MalformedApiKeyError,
     OwnerRequiredError,
     ProviderLockedError,
     SessionRequiredError,
@@ -29,16 +27,16 @@ from .errors import (
 )
 from .intake import NewKey, Typed, read_expiry, read_typed
 from .keyring import Context, Keyring
-from .outbound import Endpoint, Outbound
+from .outbound import Outbound
 from .owners import Caller, SessionRef, Tier
-from .probes import check_api_key, refuse_admin_key
 from .promotion import Promotion, promote_waiting
 from .providers import BaseProvider, make_provider
 from .resolver import Candidate, Resolver
 from .sealing import seal, session_owner
-from .settings import Settings, ValidateOnSet
+from .settings import Settings
 from .status import build_status, storage_sentence
 from .stores.base import SessionStore
+from .verdicts import Notify, Verdicts
 
 
 class Limiter(Protocol):
@@ -49,10 +47,6 @@ class Limiter(Protocol):
 
         :raises RateLimitedError: there were too many.
         """
-
-
-#: Called with an event's name and safe facts about it, after the event.
-Notify = Callable[[str, Mapping[str, Any]], None]
 
 
 class Service:
@@ -80,6 +74,7 @@ class Service:
         self._validate_limit = validate_limit
         self._set_limit = set_limit
         self._notify = notify
+        self.verdicts = Verdicts(settings, sessions, outbound, notify)
 
     # get
 
@@ -174,10 +169,10 @@ class Service:
                 "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
             )
         session = self._session(caller)
-        self._set_limit.check(_rate_key(caller))
+        self._set_limit.check(caller.counted_as)
         expires_at = read_expiry(new.expires_at, spec, self.settings)
         typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        validation = self._check_before_set(spec, typed, new.validate)
+        validation = self.verdicts.before_set(caller, spec, typed, new.validate)
         record = self._sealed(spec, session, caller, typed, new, expires_at)
         if validation is not None:
             verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
@@ -185,22 +180,6 @@ class Service:
         self.sessions.write(session, caller.identity, record)
         self._notify("key_set", {"provider": spec.id, "tier": "session", "hint": record.hint})
         return self.get_one(caller, spec.id), validation
-
-    def _check_before_set(
-        self, spec: ProviderSpec, typed: Typed, asked: ValidateOnSet | None
-    ) -> Validation | None:
-        mode = asked or self.settings.validate_on_set
-        if self.settings.validate_on_set == "require":
-            mode = "require"  # the operator's rule; a request may ask for more, not for less
-        fields = typed.revealed()
-        validation = refuse_admin_key(spec, fields)
-        if mode != "off":
-            validation = check_api_key(spec, fields, typed.endpoint, self.outbound)
-        if validation is None:
-            return None
-        if validation.valid is False or (mode == "require" and validation.valid is None):
-            raise KeyRefusedError(validation, provider=spec.id)
-        return validation
 
     def _sealed(
         self,
@@ -262,47 +241,16 @@ class Service:
         """Ask the provider about a typed key, or about the one in use; nothing is stored but the verdict."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        self._validate_limit.check(_rate_key(caller))
-        if fields is None:
-            return self._validate_in_use(caller, spec)
-        typed = read_typed(spec, fields, base_url, self.settings)
-        return check_api_key(spec, typed.revealed(), typed.endpoint, self.outbound)
-
-    def _validate_in_use(self, caller: Caller, spec: ProviderSpec) -> Validation:
-        credential = self.resolver.find(caller, spec)
-        fields = {name: secret.reveal() for name, secret in credential.fields.items()}
-        validation = check_api_key(
-            spec, fields, Endpoint(credential.base_url, credential.trust), self.outbound
-        )
-        self._note(caller, credential, validation.verdict, validation.checked_at)
-        self._notify("key_validated", {"provider": spec.id, "verdict": validation.verdict.value})
-        return validation
-
-    def reporter(self, caller: Caller, credential: Credential) -> Callable[[Verdict], None]:
-        """Return what a provider object calls when its provider refuses the key in real traffic."""
-
-        def report(verdict: Verdict) -> None:
-            self._notify(
-                "key_rejected", {"provider": credential.provider, "source": str(credential.source)}
+        self._validate_limit.check(caller.counted_as)
+        if fields is not None:
+            typed = read_typed(spec, fields, base_url, self.settings)
+            return self.verdicts.of_typed(caller, spec, typed)
+        if base_url is not None:
+            raise MalformedApiKeyError(
+                "A key goes only to the address that it was saved with: type the key too.",
+                provider=spec.id,
             )
-            try:
-                self._note(caller, credential, verdict, utcnow())
-            except ByokError:
-                return  # the person hears of the refusal all the same; only the mark is missing
-
-        return report
-
-    def _note(
-        self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
-    ) -> None:
-        if (
-            caller.session is None
-            or credential.source != Tier.SESSION
-            or credential.version is None
-        ):
-            return
-        recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        self.sessions.record_verdict(caller.session, caller.identity, credential.provider, recorded)
+        return self.verdicts.of_stored(caller, spec, self.resolver.find(caller, spec))
 
     # promote
 
@@ -317,7 +265,7 @@ class Service:
         :raises UnreadableCredentialError: nothing was promoted or kept, for this reason.
         """
         if not caller.authenticated:
-            raise OwnerRequiredError("Sign in first; your keys can then be kept for your account.")
+            raise OwnerRequiredError("Sign in first; what you saved can then be kept for you.")
         session = self._session(caller)
         specs = (
             list(self.catalog) if providers is None else [self.catalog.get(p) for p in providers]
@@ -368,7 +316,11 @@ class Service:
         credential = self.resolve(caller, provider)
         spec = self.catalog.get(provider)
         return make_provider(
-            spec, credential, self.outbound, report=self.reporter(caller, credential), **options
+            spec,
+            credential,
+            self.outbound,
+            report=self.verdicts.reporter(caller, credential),
+            **options,
         )
 
     # shared steps
@@ -388,8 +340,3 @@ class Service:
         if caller.session is None:
             raise SessionRequiredError
         return caller.session
-
-
-def _rate_key(caller: Caller) -> str:
-    # A visitor can have a new session at any time, so visitors are counted by address.
-    return caller.identity or f"address:{caller.address}"

@@ -10,7 +10,7 @@ from .catalog import ProviderSpec
 from .credentials import CredentialRecord, isoformat
 from .owners import OPERATOR_TIERS, Caller, Tier
 from .resolver import Candidate, Resolver
-from .settings import Settings
+from .settings import MAX_SESSION_LIFETIMES, Settings
 
 
 def build_status(
@@ -53,12 +53,20 @@ def build_status(
 
 
 def storage_sentence(settings: Settings, store_name: str) -> str:
-    """Say in one honest sentence where keys go, made from the configuration."""
+    """Say honestly where keys go and how long they stay, made from the configuration."""
+    if Tier.SESSION not in settings.precedence:
+        return "This site uses its operator's keys. It keeps no keys of yours."
+    unused, latest = settings.session_ttl, settings.session_ttl * MAX_SESSION_LIFETIMES
+    elsewhere = " or to the address set for it" if _may_go_elsewhere(settings) else ""
     return (
         f"Your keys are sent to this site's server, encrypted, and kept in {store_name} for this session only: they "
-        f"are deleted when you sign out or after {_duration(settings.session_ttl)} without use. "
-        "Each key is sent only to its own provider."
+        f"are deleted when you sign out, after {_duration(unused)} without use, and after {_duration(latest)} at the "
+        f"latest. Each key is sent only to its own provider{elsewhere}."
     )
+
+
+def _may_go_elsewhere(settings: Settings) -> bool:
+    return bool(settings.base_urls) or settings.allow_custom_providers
 
 
 def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:

@@ -214,6 +214,32 @@ class PostgresServer(Server):
         """Make an empty database and return its address."""
         return create_database(self.url)
 
+    def kill(self) -> None:
+        """End the server at once; its children notice by themselves, unless they are frozen."""
+        children = self._children()
+        super().kill()
+        _signal_all(children, signal.SIGCONT)
+
+    def stop_process(self) -> None:
+        """Freeze the server, then its children: connections are accepted, and nothing answers."""
+        super().stop_process()
+        _signal_all(self._children(), signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Thaw a frozen server with its children."""
+        _signal_all(self._children(), signal.SIGCONT)
+        super().cont()
+
+    def _children(self) -> list[int]:
+        if self.process is None:
+            return []
+        pid = self.process.pid
+        listed = Path(f"/proc/{pid}/task/{pid}/children")
+        try:
+            return [int(child) for child in listed.read_text().split()]
+        except FileNotFoundError:  # it has ended
+            return []
+
     def stop(self) -> None:
         """End the server with its children (fast shutdown) and delete its folder."""
         if self.process is not None:
@@ -246,6 +272,12 @@ class PostgresServer(Server):
                 group=user,
                 extra_groups=[] if user else None,
             )
+
+
+def _signal_all(pids: list[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def create_database(server_url: str) -> str:

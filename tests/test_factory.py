@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from flask_byok import (
     get_chat_model_with_api_key,
     get_provider_with_api_key,
 )
+from flask_byok.redaction import REDACTED, redact
 from flask_byok.testing import FakeProviders
 from tests.app import Browser, HostApp
 
@@ -151,3 +154,57 @@ def test_chat_models(app: HostApp, visitor: Browser, fake: FakeProviders) -> Non
         assert explicit not in repr(model)
         model.invoke("hello")
     assert [call.api_key for call in fake.calls] == [fake.api_key("openai"), explicit]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: get_provider_with_api_key("openai").client,
+        lambda: get_provider_with_api_key("anthropic").client.messages,
+        lambda: get_provider_with_api_key("google").client.models,
+        lambda: get_chat_model_with_api_key("openai", "m"),
+        lambda: get_chat_model_with_api_key("anthropic", "m"),
+    ],
+)
+def test_a_key_is_redacted_while_its_client_lives(
+    app: HostApp, monkeypatch: pytest.MonkeyPatch, use: Callable[[], Any]
+) -> None:
+    """The SDK's client, a part of it or the chat model is all that is kept, and the key is still known."""
+    key = "sk-operator-0123456789"
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.setenv(name, key)
+    with app.app_context():
+        kept = use()
+        gc.collect()
+        assert redact(f"bad key {key}") == f"bad key {REDACTED}"
+    del kept
+    gc.collect()
+    assert redact(key) == key
+
+
+@pytest.mark.parametrize("explicit", [None, "sk-operator-0123456789"])
+def test_a_key_is_redacted_for_the_length_of_the_request(
+    app: HostApp, monkeypatch: pytest.MonkeyPatch, explicit: str | None
+) -> None:
+    """What a view makes of a provider object, even the plain string alone, is known until the request ends."""
+    key = "sk-operator-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with app.test_request_context():
+        plain = get_provider_with_api_key("openai", explicit).api_key
+        gc.collect()
+        assert redact(plain) == REDACTED
+        get_chat_model_with_api_key("openai", "m", explicit)
+        gc.collect()
+        assert redact(plain) == REDACTED
+    gc.collect()
+    assert redact(plain) == plain
+
+
+def test_a_copied_clients_key_is_redacted() -> None:
+    """A copy of the SDK's client, on a key of its own, keeps that one known."""
+    other = "sk-other-0123456789"
+    copied = get_provider_with_api_key("openai", "sk-explicit-0123456789").client.copy(
+        api_key=other
+    )
+    gc.collect()
+    assert redact(copied.api_key) == REDACTED

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import copy
 import gc
 import io
 import json
 import logging
+import pickle
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -79,7 +82,13 @@ def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
     alive = Secret(value)
     for text in encodings(value).values():
         assert redact(text) != text
-    del alive
+    # Among many, and in a long text, keys are looked for in other ways.
+    others = [Secret(f"other-{number:02}-0123456789") for number in range(20)]
+    for text in encodings(value).values():
+        assert redact(text) != text
+        long = f"{text} {'x' * 20_000}"
+        assert redact(long) != long
+    del alive, others
 
 
 def test_short_values_and_dead_secrets_are_left() -> None:
@@ -90,6 +99,88 @@ def test_short_values_and_dead_secrets_are_left() -> None:
     text = "the gone-0123456789"
     assert redact(text) == text
     del short
+
+
+@pytest.mark.parametrize("others", [0, 20])
+def test_a_key_that_begins_another_leaves_nothing_of_it(others: int) -> None:
+    """The longer of two keys is redacted whole."""
+    short = "sk-proj-0123456789"
+    alive = [Secret(short), Secret(short + "-and-more"), *(Secret("x" * 20) for _ in range(others))]
+    assert redact(f"{short}-and-more {short}") == f"{REDACTED} {REDACTED}"
+    del alive
+
+
+def test_a_record_costs_little_with_many_keys_alive(log: io.StringIO) -> None:
+    """With a hundred keys of 4 KB, a record takes under 0.3 milliseconds more; with none, next to nothing."""
+
+    def cost(text: str) -> float:
+        spans = []
+        for _ in range(30):
+            started = time.perf_counter()
+            logging.getLogRecordFactory()("x", 20, "f", 1, text, (), None)
+            spans.append(time.perf_counter() - started)
+        return min(spans)
+
+    line = "GET /chat/openai HTTP/1.1 200 " * 8
+    gc.collect()
+    free = cost(line)
+    alive = [Secret((f"{number:06}" + "Ab+/%9" * 1000)[:4096]) for number in range(100)]
+    alive += [Secret(f"sk-proj-{number:06}-0123456789abcdef") for number in range(100)]
+    assert cost(line) < 0.0003
+    assert free < 0.00005
+    del alive
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"authorization": f"Bearer {CANARY}"},
+        {"headers": {"authorization": ["x", f"Bearer {CANARY}"]}},
+        {"headers": {CANARY: 1}},
+        {"pair": ("x", CANARY)},
+        {"body": CANARY.encode()},
+        {"deep": json.loads("[" * 50 + json.dumps(CANARY) + "]" * 50)},
+    ],
+)
+def test_extra_fields_are_redacted(
+    secret: Secret, log: io.StringIO, caplog: pytest.LogCaptureFixture, extra: dict[str, Any]
+) -> None:
+    """What a record is given by `extra=`, as structured logging is, holds no key."""
+    logging.getLogger("some.library").error("x", extra=extra)
+    (record,) = caplog.records
+    assert CANARY not in repr(vars(record))
+    assert repr(CANARY)[1:-1] not in repr(vars(record))
+    assert REDACTED in repr(vars(record))
+
+
+def test_other_extra_fields_are_left_as_they_are(
+    secret: Secret, log: io.StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Values without a key are the very objects that were given."""
+    cycle: dict[str, Any] = {"name": "x"}
+    cycle["self"] = [cycle]
+    items = [1, ("a", b"b"), {"c": None}]
+    extra = {"items": items, "number": 7, "who": object(), "cycle": cycle}
+    logging.getLogger("some.library").error("x", extra=extra)
+    (record,) = caplog.records
+    assert all(vars(record)[name] is value for name, value in extra.items())
+
+
+def test_a_record_from_another_process_is_redacted(secret: Secret, log: io.StringIO) -> None:
+    """Records that come over a socket or a queue are made of their parts, and these are redacted."""
+    sent = {"msg": "using %s", "args": (CANARY,), "levelno": 40, "levelname": "ERROR"}
+    record = logging.makeLogRecord(sent)
+    assert record.getMessage() == f"using {REDACTED}"
+    assert CANARY not in repr(vars(record))
+
+
+def test_a_record_can_be_sent_to_another_process(secret: Secret, log: io.StringIO) -> None:
+    """A record pickles to plain things, as handlers for queues and sockets need."""
+    record = logging.getLogger("x").makeRecord("x", 20, "f", 1, "m %d", (1,), None, extra={"a": 1})
+    pickled = pickle.dumps(record)
+    assert b"flask_byok" not in pickled
+    assert (pickle.loads(pickled).getMessage(), pickle.loads(pickled).a) == ("m 1", 1)
+    assert copy.copy(record).getMessage() == "m 1"
 
 
 def test_message_arguments_and_traceback_are_redacted(secret: Secret, log: io.StringIO) -> None:

@@ -469,7 +469,7 @@ def test_late_refusal_in_use(world: World) -> None:
     """A refusal of the old key in real traffic leaves the new key and its verdict alone."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.reporter(ann, world.service.resolve(ann, "openai"))
+    report = world.service.verdicts.reporter(ann, world.service.resolve(ann, "openai"))
     status, _ = world.set(ann, key(world, owner="new"))
     report(Verdict.INVALID)
     assert world.status(ann) == status
@@ -480,7 +480,7 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     """A refusal that comes in after sign-out is told, and harms nothing."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.reporter(ann, world.service.resolve(ann, "openai"))
+    report = world.service.verdicts.reporter(ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
     report(Verdict.INVALID)
@@ -545,7 +545,7 @@ def test_promote_keeps_what_waits(world: World) -> None:
 def test_promoted_key_is_sealed_for_the_user(world: World) -> None:
     """A promoted record is bound to the user: the visitor's ciphertext put in its place does not open."""
     visitor, user = sign_in(world, "openai")
-    theirs = world.store.read(user.session, user.identity).visitor_records["openai"]  # type: ignore[arg-type]
+    theirs = world.store.read(user.session, user.identity, ["openai"]).visitor_records["openai"]  # type: ignore[arg-type]
     world.service.promote(user)
     world.tamper(user, ciphertext=theirs.ciphertext)
     assert world.status(user)["state"] == "unreadable"

@@ -83,7 +83,7 @@ class World:
     def record(self, caller: Caller, provider: str = "openai") -> CredentialRecord:
         """Return what lies in the store."""
         assert caller.session is not None
-        return self.store.read(caller.session, caller.identity).records[provider]
+        return self.store.read(caller.session, caller.identity, [provider]).records[provider]
 
     def tamper(self, caller: Caller, provider: str = "openai", **changes: Any) -> None:
         """Change what lies in the store, as somebody could who can write there."""

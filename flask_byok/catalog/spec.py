@@ -105,7 +105,8 @@ class ProviderSpec:
         same name in lower case.
     :param prefixes: public beginnings of its keys; a hint for people, never a gate.
     :param refused_prefixes: beginnings of admin keys, which can do far more than a call needs.
-    :param provider_class: called with a Credential and options instead of the adapter.
+    :param provider_class: takes the adapter's place: a ``BaseProvider``, called with the spec, the credential, the
+        app's ``Outbound``, ``report=`` and the options.
     """
 
     id: str

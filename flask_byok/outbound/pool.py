@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Literal
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError
 from .addresses import AddressRule, is_any, is_public, is_public_or_private
@@ -22,15 +24,25 @@ if TYPE_CHECKING:
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1
 #: MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+#: The same for a server that a person named: 4 MB of brackets become 300 MB of lists.
+MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, repr=False)
 class Answer:
     """What a provider answered to a check; not ``complete`` where the body was too long."""
 
     status: int
     body: bytes
     complete: bool = True
+
+    @cached_property
+    def data(self) -> Any:
+        """The body's JSON, or None where it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
 
 
 class Outbound:
@@ -65,15 +77,16 @@ class Outbound:
         :raises EndpointNotAllowedError: a person's own endpoint is not one that keys may be sent
             to.
         """
+        from .bounded import MAX_LINE_BYTES, MAX_PERSONAL_LINE_BYTES
         from .transport import origin_of
 
         if endpoint.trust == "personal":
             base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
             rule = is_public_or_private if self.allow_private else is_public
-            return self._make_client({origin_of(base_url): rule})
+            return self._make_client({origin_of(base_url): rule}, MAX_PERSONAL_LINE_BYTES)
         client = self._shared.get(os.getpid())
         if client is None:
-            client = self._shared.setdefault(os.getpid(), self._make_client({}))
+            client = self._shared.setdefault(os.getpid(), self._make_client({}, MAX_LINE_BYTES))
         if endpoint.trust == "operator":
             client.rules[origin_of(endpoint.base_url)] = is_any
         elif endpoint.base_url.startswith("https://"):
@@ -110,15 +123,19 @@ class Outbound:
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
-        from .transport import deadline
+        from .bounded import until
 
         url = endpoint.base_url.rstrip("/") + path
-        # A compressed answer could be a thousand times longer than what we count.
-        headers = {"Accept": "application/json", **headers, "Accept-Encoding": "identity"}
+        headers = {"Accept": "application/json", **headers}
         client = self.client_for(endpoint)
+        personal = endpoint.trust == "personal"
+        longest = MAX_PERSONAL_ANSWER_BYTES if personal else MAX_ANSWER_BYTES
         try:
-            with deadline(seconds), client.stream(method, url, headers=headers) as response:
-                return _read(response)
+            with (
+                until(time.monotonic() + seconds),
+                client.stream(method, url, headers=headers) as response,
+            ):
+                return _read(response, longest)
         except Exception as error:
             fault = network_fault(error)
             if fault is None:
@@ -126,10 +143,10 @@ class Outbound:
         # Raised out here, so that the request with its headers does not hang on the error.
         raise ProviderUnavailableError(fault)
 
-    def _make_client(self, rules: dict[Origin, AddressRule]) -> KeylessClient:
+    def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
         from .transport import GuardedTransport, KeylessClient
 
-        return KeylessClient(GuardedTransport(rules, self.tls, self._resolver))
+        return KeylessClient(GuardedTransport(rules, self.tls, self._resolver, longest_line))
 
 
 def network_fault(error: BaseException) -> str | None:
@@ -145,10 +162,15 @@ def default_outbound() -> Outbound:
     return Outbound()
 
 
-def _read(response: httpx2.Response) -> Answer:
+def _read(response: httpx2.Response, longest: int) -> Answer:
+    from .bounded import AnswerRefused
+
     body = bytearray()
-    for chunk in response.iter_raw():
-        body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            return Answer(response.status_code, b"", complete=False)
+    try:
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > longest:
+                return Answer(response.status_code, b"", complete=False)
+    except AnswerRefused:
+        return Answer(response.status_code, b"", complete=False)
     return Answer(response.status_code, bytes(body))

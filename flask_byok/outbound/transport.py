@@ -7,9 +7,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
 from queue import SimpleQueue
@@ -20,6 +18,7 @@ import httpcore2
 import httpx2
 
 from .addresses import AddressRule
+from .bounded import MAX_SECONDS, AnswerRefused, bounded, shorten, until
 
 #: (scheme, host, port) as httpx2 normalises them.
 Origin = tuple[str, str, int]
@@ -32,29 +31,6 @@ LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keep
 # How many of a name's addresses are tried, so that a long list does not use up a worker.
 MAX_ADDRESSES = 4
 
-_deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
-
-
-@contextmanager
-def deadline(seconds: float) -> Iterator[None]:
-    """End what this block does on the network after so many seconds, however bytes drip in."""
-    reset = _deadline.set(time.monotonic() + seconds)
-    try:
-        yield
-    finally:
-        _deadline.reset(reset)
-
-
-def _limit(timeout: float | None, error: type[Exception]) -> float | None:
-    """Shorten a timeout to what is left of the deadline."""
-    end = _deadline.get()
-    if end is None:
-        return timeout
-    left = end - time.monotonic()
-    if left <= 0:
-        raise error("the deadline has passed")
-    return left if timeout is None else min(timeout, left)
-
 
 class _TimedStream(httpcore2.NetworkStream):
     """A connection that keeps to the deadline of whoever uses it at the moment."""
@@ -63,10 +39,10 @@ class _TimedStream(httpcore2.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _limit(timeout, httpcore2.ReadTimeout))
+        return self._stream.read(max_bytes, shorten(timeout, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _limit(timeout, httpcore2.WriteTimeout))
+        self._stream.write(buffer, shorten(timeout, httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -77,7 +53,7 @@ class _TimedStream(httpcore2.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
-        limit = _limit(timeout, httpcore2.ConnectTimeout)
+        limit = shorten(timeout, httpcore2.ConnectTimeout)
         return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, limit))
 
     def get_extra_info(self, info: str) -> Any:
@@ -100,7 +76,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        end = time.monotonic() + (_limit(timeout, httpcore2.ConnectTimeout) or 5.0)
+        end = time.monotonic() + (shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
         addresses = self._resolve(host, port, end)
         if not all(self._passes(host, port, address) for address in addresses):
             raise httpcore2.ConnectError("the name has an address that may not be called")
@@ -150,12 +126,20 @@ class _GuardedBackend(httpcore2.NetworkBackend):
 
 
 class GuardedTransport(httpx2.HTTPTransport):
-    """Calls the origins it was told of and no other; ``rules`` may grow while it is in use."""
+    """Calls the origins it was told of and no other; ``rules`` may grow while it is in use.
+
+    :param longest_line: in bytes, in a stream of events; see ``bounded``.
+    """
 
     def __init__(
-        self, rules: dict[Origin, AddressRule], tls: ssl.SSLContext, resolver: Resolver
+        self,
+        rules: dict[Origin, AddressRule],
+        tls: ssl.SSLContext,
+        resolver: Resolver,
+        longest_line: int,
     ) -> None:
         self.rules = rules
+        self._longest_line = longest_line
         # The parent's __init__ offers no way to bring a network backend. It only builds this pool.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=tls,
@@ -166,13 +150,18 @@ class GuardedTransport(httpx2.HTTPTransport):
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send the request if its origin is known.
+        """Send the request if its origin is known; the answer has limits of size and time.
 
-        :raises httpx2.UnsupportedProtocol: it is not.
+        :raises httpx2.UnsupportedProtocol: it is not known.
+        :raises AnswerRefused: the answer is not one that is read.
         """
         if origin_of(request.url) not in self.rules:
             raise httpx2.UnsupportedProtocol("flask-byok: keys may not be sent to this address")
-        return super().handle_request(request)
+        request.headers["Accept-Encoding"] = "identity"
+        end = time.monotonic() + MAX_SECONDS
+        with until(end):
+            response = super().handle_request(request)
+        return bounded(response, end=end, longest_line=self._longest_line)
 
 
 class _NoCookies(CookieJar):
@@ -253,6 +242,8 @@ def describe_fault(error: BaseException) -> str | None:
     """Return our own words for an error of the network, or None for any other error."""
     if isinstance(error, httpx2.TimeoutException):
         return "The provider took too long to answer. Try again in a moment."
+    if isinstance(error, AnswerRefused):
+        return "The provider's answer is longer than what is read of one, or compressed."
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
         return "The connection to the provider broke off. Try again."
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | httpx2.StreamError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,9 +15,11 @@ from ..outbound import Answer, Endpoint, Outbound
 from .judge import judge
 from .models import read_models
 from .shapes import looks_like
+from .slots import ALL_CHECKS, CHECKS_OF_ONE, Slots
 
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
+_SLOTS = Slots(ALL_CHECKS, CHECKS_OF_ONE, seconds=CHECK_SECONDS)
 # A second try in less time than this cannot end well.
 _SHORTEST_TRY = 1.0
 
@@ -33,23 +36,26 @@ def check_api_key(
     outbound: Outbound,
     *,
     list_models: bool = True,
+    owner: str | None = None,
 ) -> Validation:
     """Check a key with a free request to its provider.
 
     :param fields: the values of the credential's fields by name, already cleaned.
     :param list_models: list the models that a good key may use, in the same time.
-    :raises EndpointNotAllowedError: keys may not be sent to this endpoint. Every other failure is
-        a verdict.
+    :param owner: who asks. A few checks of people's own servers run at once, for each owner and in all.
+    :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+    :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
     # Alive for the length of the check, so that log records are redacted.
     guard = [Secret(fields.get(field.name, "")) for field in spec.fields if field.secret]
     started = time.monotonic()
     check = _Check(spec, fields, endpoint, outbound, ends=started + CHECK_SECONDS)
-    verdict, reason, answer = check.run()
-    latency_ms = round((time.monotonic() - started) * 1000)
-    models: tuple[str, ...] = ()
-    if list_models and answer is not None and verdict.valid:
-        models = check.list_models(answer)
+    with _SLOTS.take(owner) if endpoint.trust == "personal" else nullcontext():
+        verdict, reason, answer = check.run()
+        latency_ms = round((time.monotonic() - started) * 1000)
+        models: tuple[str, ...] = ()
+        if list_models and answer is not None and verdict.valid:
+            models = check.list_models(answer)
     del guard
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 

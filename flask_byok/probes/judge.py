@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 
 from ..catalog import ProviderSpec, comparable
@@ -25,8 +24,9 @@ def judge(spec: ProviderSpec, answer: Answer, secrets: Iterable[str]) -> Judgeme
     """
     if not answer.complete:
         return Verdict.UNCHECKED, _NOT_A_PROVIDER
-    text = comparable(answer.body, secrets)
-    for rule in spec.check.rules:
+    rules = [rule for rule in spec.check.rules if answer.status in rule.status]
+    text = comparable(answer.body, secrets) if rules else ""
+    for rule in rules:
         if rule.fits(answer.status, text):
             return rule.verdict, rule.reason
     return _judge_in_general(answer)
@@ -35,17 +35,10 @@ def judge(spec: ProviderSpec, answer: Answer, secrets: Iterable[str]) -> Judgeme
 def _judge_in_general(answer: Answer) -> Judgement:
     status = answer.status
     if status == 200:
-        good = _is_json(answer.body)
+        good = isinstance(answer.data, dict | list)
         return (Verdict.VALID, "The key works.") if good else (Verdict.UNCHECKED, _NOT_A_PROVIDER)
     if 300 <= status < 400:
         return Verdict.UNREACHABLE, _REDIRECT
     if status >= 500:
         return Verdict.UNREACHABLE, _FAULT
     return Verdict.UNCHECKED, _BUSY if status == 429 else _UNKNOWN
-
-
-def _is_json(body: bytes) -> bool:
-    try:
-        return isinstance(json.loads(body), dict | list)
-    except (ValueError, RecursionError):
-        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,11 +19,7 @@ def read_models(answer: Answer) -> tuple[str, ...]:
     """
     if answer.status != 200 or not answer.complete:
         return ()
-    try:
-        body = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        return ()
-    names = dict.fromkeys(_names(body) if isinstance(body, dict) else ())
+    names = dict.fromkeys(_names(answer.data) if isinstance(answer.data, dict) else ())
     return tuple(names)[:MAX_MODELS]
 
 

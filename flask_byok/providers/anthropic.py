@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
+from ..credentials import Secret
 from .base import BaseProvider, Message
 from .messages import split_system
 from .operator_settings import forget_custom_headers
@@ -57,5 +58,7 @@ def _client_class() -> type[Any]:
             super().__init__(**{"webhook_key": "", **given})
             self.webhook_key = given.get("webhook_key") or None
             forget_custom_headers(self, given.get("default_headers"))
+            # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
+            self._secret = Secret(self.api_key or "")
 
     return Client

@@ -9,7 +9,13 @@ from typing import Any, ClassVar, NoReturn
 
 from ..catalog import ProviderSpec
 from ..credentials import Credential, Secret, Verdict, clean_api_key, make_hint
-from ..errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
+from ..errors import (
+    ByokError,
+    ConfigurationError,
+    EndpointNotAllowedError,
+    InvalidFieldError,
+    MissingCredentialError,
+)
 from ..outbound import Endpoint, Outbound
 from .failures import Failure, describe, failure_of
 
@@ -18,20 +24,22 @@ Message = Mapping[str, Any]
 #: Called with the verdict when a provider refuses the key in real use.
 Report = Callable[[Verdict], None]
 
-# What decides where the key goes, and which key goes there.
-_OURS = frozenset({"api_key", "base_url", "http_client", "http_options"})
-
 
 class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider refuses the key.
     :param model: used where a call names none; else the catalog's default model is.
-    :param options: passed to the SDK's client: ``timeout``, ``max_retries``, ….
+    :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries`` and ``default_headers``, and
+        what else ``allowed_options`` names. Others could decide where the key goes, and are refused.
     """
 
     #: How the SDK is installed, for the message where it is missing.
     extra: ClassVar[str]
+    #: The options that are passed on.
+    allowed_options: ClassVar[frozenset[str]] = frozenset(
+        {"timeout", "max_retries", "default_headers"}
+    )
 
     def __init__(
         self,
@@ -43,10 +51,10 @@ class BaseProvider(ABC):
         model: str | None = None,
         **options: Any,
     ) -> None:
-        if ours := _OURS & options.keys():
+        if others := options.keys() - self.allowed_options:
             raise ConfigurationError(
-                f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
-                "Set the endpoint with BYOK_BASE_URLS."
+                f"{', '.join(sorted(others))}: not an option here. There are "
+                f"{', '.join(sorted(self.allowed_options))}; endpoints are set with BYOK_BASE_URLS."
             )
         self._spec = spec
         self._credential = credential
@@ -65,6 +73,11 @@ class BaseProvider(ABC):
     def display_name(self) -> str:
         """The provider's name as people read it."""
         return self._spec.name
+
+    @property
+    def credential(self) -> Credential:
+        """The credential that the object is on now; it does not show the key."""
+        return self._credential
 
     @property
     def source(self) -> str:
@@ -93,7 +106,13 @@ class BaseProvider(ABC):
         """Use another key from now on, in this object only.
 
         :raises MalformedApiKeyError: this cannot be a key.
+        :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
         """
+        if self._credential.trust == "personal":
+            raise EndpointNotAllowedError(
+                "This address was given with a key of its own, and gets no other.",
+                provider=self.name,
+            )
         cleaned = clean_api_key(api_key)
         self._credential = dataclasses.replace(
             self._credential,

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..catalog import ProviderSpec, comparable
+from ..catalog import ProviderSpec, Rule
 from ..credentials import Credential, Verdict
 from ..errors import CredentialError, ProviderUnavailableError, RejectedCredentialError
 from ..outbound import network_fault
 
 _logger = logging.getLogger(__name__)
 
-# Statuses that mean the same in every answer. Of any other, only a rule that names the answer's
-# text is taken: in a chat, a 400 or 403 has many causes beside the key.
+# Statuses that mean the same in every answer. Of any other, only a rule that names a code or words is
+# taken: in a chat, a 400 or 403 has many causes beside the key.
 _PLAIN_STATUSES = frozenset({401, 402, 429})
 
 # What an error in a stream means, which has begun with 200: Anthropic's types, OpenAI's codes.
@@ -52,13 +52,22 @@ _UNKNOWN = "{name} did not finish its answer. Try again."
 _REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
 
 
+# Where answers keep what is meant for machines: OpenAI's and Anthropic's errors, google.rpc.
+_MACHINE_FIELDS = ("code", "type", "status", "reason")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Failure:
-    """A failed call: the network's fault in words, or the answer's status and body."""
+    """A failed call: the network's fault in words, or what the answer said.
+
+    ``codes`` are meant for machines; ``message`` is for people, and may quote the conversation. Both in lower case.
+    """
 
     network: str | None = None
     status: int = 0
-    body: bytes = b""
+    codes: tuple[str, ...] = ()
+    message: str = ""
 
 
 def failure_of(error: Exception) -> Failure:
@@ -71,7 +80,7 @@ def failure_of(error: Exception) -> Failure:
     if not status and body is None:
         # The kind alone: its text can hold anything that the provider sent.
         _logger.warning("A call failed with %s.%s", type(error).__module__, type(error).__name__)
-    return Failure(status=status, body=json.dumps(body, default=str).encode())
+    return Failure(status=status, codes=tuple(_codes(body)), message=_message(body).lower())
 
 
 def describe(
@@ -90,13 +99,23 @@ def describe(
 
 
 def _verdict(spec: ProviderSpec, credential: Credential, failure: Failure) -> Verdict | None:
-    text = comparable(failure.body, (secret.reveal() for secret in credential.fields.values()))
+    message = failure.message
+    for value in filter(None, map(credential.reveal, credential.fields)):
+        message = message.replace(value.lower(), "")
     for rule in spec.check.rules:
-        named = rule.contains and rule.contains in text
-        plain = not rule.contains and failure.status in _PLAIN_STATUSES
-        if (named or plain) and failure.status in (0, *rule.status):
+        if failure.status in (0, *rule.status) and _fits(rule, failure, message):
             return rule.verdict
     return None
+
+
+def _fits(rule: Rule, failure: Failure, message: str) -> bool:
+    if not rule.contains:
+        return failure.status in _PLAIN_STATUSES
+    if any(rule.contains in code for code in failure.codes):
+        return True
+    # Further on in a message, the words may be the conversation's, and no reason to call a key bad.
+    found = message.find(rule.contains)
+    return found == 0 or (found > 0 and rule.verdict.valid is not False)
 
 
 def _in_general(status: int) -> str:
@@ -123,6 +142,21 @@ def _body(error: Any) -> Any:
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         return body["error"]
     return body
+
+
+def _message(body: Any) -> str:
+    """Return the sentence for people: the body itself, or what it calls message or, as xAI does, error."""
+    texts = (body.get("message"), body.get("error")) if isinstance(body, dict) else (body,)
+    return next((text for text in texts if isinstance(text, str)), "")
+
+
+def _codes(body: Any) -> Iterator[str]:
+    """Yield the values that are meant for machines, in the body and in the details that Google adds."""
+    facts = body if isinstance(body, dict) else {}
+    details = facts.get("details")
+    for part in (facts, *(details if isinstance(details, list) else ())):
+        values = map(part.get, _MACHINE_FIELDS) if isinstance(part, dict) else ()
+        yield from (v.lower() for v in values if isinstance(v, str) and _IDENTIFIER.fullmatch(v))
 
 
 def _status(error: Any, body: Any) -> int:

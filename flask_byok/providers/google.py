@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from ..credentials import Secret
 from .base import BaseProvider, Message
 from .messages import split_system
+from .websockets import close_web_sockets
 
-#: Milliseconds that may pass between two pieces of an answer; without it the SDK waits for ever.
-TIMEOUT_MS = 300_000
+#: Seconds that may pass between two pieces of an answer; without it the SDK waits for ever.
+TIMEOUT = 300.0
 
 
 class GoogleProvider(BaseProvider):
@@ -21,23 +23,28 @@ class GoogleProvider(BaseProvider):
     def _make_client(self, http_client: Any) -> Any:
         from google.genai import Client
         from google.genai.client import DebugConfig
-        from google.genai.types import HttpOptions
+        from google.genai.types import HttpOptions, HttpRetryOptions
 
         # Everything is named, as the SDK looks into the environment for whatever is left out.
-        return Client(
+        client = Client(
             api_key=self.api_key,
             vertexai=False,
             debug_config=DebugConfig(client_mode=None, replays_directory=None, replay_id=None),
             http_options=HttpOptions(
                 base_url=self._credential.base_url,
                 api_version="v1beta",
-                timeout=TIMEOUT_MS,
+                timeout=int((self._options.get("timeout") or TIMEOUT) * 1000),
+                retry_options=HttpRetryOptions(attempts=1 + self._options.get("max_retries", 0)),
+                headers=self._options.get("default_headers"),
                 httpx_client=http_client,
                 httpx_async_client=self._outbound.async_client(),
                 async_client_args={"ssl": self._outbound.tls},
             ),
-            **self._options,
         )
+        close_web_sockets(client._api_client)
+        # The redactor knows a key as long as its Secret lives; all parts of the client hold this one.
+        client._api_client._secret = Secret(self.api_key)  # type: ignore[attr-defined]
+        return client
 
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..catalog import ProviderSpec
@@ -23,6 +24,7 @@ _OURS = frozenset(
         "async_client",
         "base_url",
         "client",
+        "guarded_client",
         "http_async_client",
         "http_client",
         "openai_api_base",
@@ -88,17 +90,43 @@ def _make_openai(
 def _make_anthropic(
     client: Any, credential: Credential, model: str, kwargs: dict[str, Any]
 ) -> BaseChatModel:
-    from langchain_anthropic import ChatAnthropic
-
     fields: dict[str, Any] = {
         "model": model,
         "api_key": credential.api_key,
         "base_url": credential.base_url,
+        "guarded_client": client,
     }
-    chat = ChatAnthropic(**kwargs, **fields)
-    # It takes no client; these are where its lazily made ones would be kept.
-    chat.__dict__.update(_client=client, _async_client=_SyncOnly())
+    chat: BaseChatModel = _anthropic_class()(**kwargs, **fields)
     return chat
+
+
+@cache
+def _anthropic_class() -> type[Any]:
+    """Return LangChain's class, on a client of ours; made on first use as it loads LangChain."""
+    from langchain_anthropic import ChatAnthropic
+    from pydantic import Field
+
+    class GuardedChatAnthropic(ChatAnthropic):
+        """Takes its client as a field, so that what LangChain rebuilds of it has the same one.
+
+        LangChain's own takes no client, and makes one that is not guarded.
+        """
+
+        guarded_client: Any = Field(default=None, exclude=True, repr=False)
+
+        @cached_property
+        def _client(self) -> Any:
+            if self.guarded_client is None:
+                raise ConfigurationError(
+                    "This chat model lost its client: make it with get_chat_model_with_api_key."
+                )
+            return self.guarded_client
+
+        @cached_property
+        def _async_client(self) -> Any:
+            return _SyncOnly()
+
+    return GuardedChatAnthropic
 
 
 class _SyncOnly:

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
+from ..credentials import Secret
 from .base import BaseProvider, Message
 from .operator_settings import forget_custom_headers
+from .websockets import refuse_web_socket
 
 
 class OpenAIProvider(BaseProvider):
     """A provider that speaks OpenAI's chat completions format."""
 
     extra = "openai"
+    allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
 
     def _make_client(self, http_client: Any) -> Any:
         return _client_class()(
@@ -51,5 +54,22 @@ def _client_class() -> type[Any]:
             for name in silent:
                 setattr(self, name, given.get(name) or None)
             forget_custom_headers(self, given.get("default_headers"))
+            # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
+            self._secret = Secret(str(self.api_key))
+
+        def copy(self, **options: Any) -> Any:
+            """Copy as the SDK does, which would read the address of the WebSockets where none is given."""
+            return super().copy(**{**options, "websocket_base_url": "none"})
+
+        with_options = copy
+
+        @property
+        def websocket_base_url(self) -> NoReturn:
+            """Refuse: every connection asks for this first."""
+            refuse_web_socket()
+
+        @websocket_base_url.setter
+        def websocket_base_url(self, url: Any) -> None:
+            """Forget it."""
 
     return Client

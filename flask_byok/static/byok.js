@@ -23,8 +23,8 @@ export async function clearProviderKey(provider, tier = "all") {
 
 /** Check a typed key, or, without one, the key in use. */
 export async function validateProviderKey(provider, key) {
-  const answer = await post("/keys/validate", { provider, ...(key && typed(key)) });
-  return key ? answer : changed("validate", provider, answer);
+  const answer = await post("/keys/validate", { provider, ...(key !== undefined && typed(key)) });
+  return key !== undefined ? answer : changed("validate", provider, answer);
 }
 
 /** Keep what was saved before signing in; without a list, all of it. */

@@ -18,11 +18,10 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    union_all,
     update,
 )
 
-from .tables import canary, credentials, promotions
+from .tables import credentials, promotions
 
 #: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
 #: is called that). None stands for everybody.
@@ -59,10 +58,7 @@ EXPIRED = (
 STILL_EXPIRED = select(credentials).where(
     _c.id.in_(bindparam("ids", expanding=True)), _c.expires_at < bindparam("before")
 )
-COUNT_BY_KEY_ID = union_all(
-    select(_c.key_id, func.count().label("count")).group_by(_c.key_id),
-    select(canary.c.key_id, func.count().label("count")).group_by(canary.c.key_id),
-)
+COUNT_BY_KEY_ID = select(_c.key_id, func.count().label("count")).group_by(_c.key_id)
 
 
 def _confine(query: Select[Any], owners: Owners) -> Select[Any]:

@@ -8,6 +8,7 @@ key at a time or waits for none.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,8 +25,10 @@ from .account_rows import changed_values, key_columns, to_record, verdict_values
 from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
 from .audit_chain import Chain, to_milliseconds
-from .canary import Canary
+from .canary import NAME, Canary
 from .sql_database import Database
+from .sql_engine import LONG_LIMIT
+from .sql_tables import HELD
 from .tables import metadata
 
 T = TypeVar("T")
@@ -44,15 +47,18 @@ class AccountStore:
     """Keeps credentials by owner, provider and slot.
 
     Every method raises ``StoreError`` when the database does not answer; a change has then happened
-    wholly or not at all.
+    wholly or not at all. PostgreSQL is given half a second, and longer for what keeps no request
+    waiting: batches, counts of everything and the check of the log.
 
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
+    :param own_file: the address is of a file that nothing else uses; an older version's tables in
+        it are upgraded at first use.
     """
 
     name = "the database"
 
-    def __init__(self, engine_or_url: Any, keyring: Keyring) -> None:
-        self._database = Database(engine_or_url, metadata.sorted_tables)
+    def __init__(self, engine_or_url: Any, keyring: Keyring, *, own_file: bool = False) -> None:
+        self._database = Database(engine_or_url, metadata.sorted_tables, own_file=own_file)
         self._keyring = keyring
         self.engine, self.breaker = self._database.engine, self._database.breaker
         self.canary = Canary(self._database, keyring)
@@ -91,11 +97,14 @@ class AccountStore:
         return found[0]
 
     def count_by_key_id(self) -> dict[str, int]:
-        """Return how many ciphertexts each encryption key has sealed; the canary is one of them."""
-        counts: dict[str, int] = {}
-        for row in self._database.call(self._all, statements.COUNT_BY_KEY_ID, {}):
-            counts[row.key_id] = counts.get(row.key_id, 0) + row.count
-        return counts
+        """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
+        found = self._database.call(self._all, statements.COUNT_BY_KEY_ID, {}, limit=LONG_LIMIT)
+        counts = Counter({row.key_id: row.count for row in found})
+        counts.update(
+            key_columns(row.sealed)["key_id"]
+            for row in self._database.call(self._all, HELD, {"called": NAME})
+        )
+        return dict(counts)
 
     # changing
 
@@ -264,7 +273,7 @@ class AccountStore:
             last = found[-1].id if len(found) == limit else None
             return Resealed(len(done), len(found) - len(done), last)
 
-        return self._change("system", work)
+        return self.audit.change("system", work, limit=LONG_LIMIT)
 
     def _purge(self, owner: str, ids: list[str], before: datetime, event: AuditEvent) -> int:
         values = {"ids": ids, "before": to_milliseconds(before)}

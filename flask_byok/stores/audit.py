@@ -26,6 +26,7 @@ from .audit_chain import (
 )
 from .canary import Canary
 from .sql_database import Database
+from .sql_engine import LIMIT, LONG_LIMIT
 from .tables import audit, audit_heads, credentials
 
 __all__ = ["AuditEntry", "AuditEvent", "AuditLog", "Finding"]
@@ -65,7 +66,9 @@ class AuditLog:
         self._database = database
         self._canary = canary
 
-    def change(self, owner: str, work: Callable[[Connection, Chain], T]) -> T:
+    def change(
+        self, owner: str, work: Callable[[Connection, Chain], T], *, limit: float = LIMIT
+    ) -> T:
         """Run a function in a transaction that holds the owner's chain, and write what it appends."""
         secret = self._canary.secret()
 
@@ -75,7 +78,7 @@ class AuditLog:
             chain.close()
             return result
 
-        return self._database.change(within)
+        return self._database.change(within, limit=limit)
 
     def note(self, owner: str, event: AuditEvent, subject: Subject = NOTHING) -> None:
         """Write an event that changes nothing in the database."""
@@ -121,14 +124,12 @@ class AuditLog:
         )
         if owner is not None:
             query = query.where(audit.c.owner == owner)
-        page = self._database.call(self._all, query)
+        page = self._patiently(query)
         while page:
             yield from page
             last = page[-1]
             same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
-            page = self._database.call(
-                self._all, query.where(or_(audit.c.owner > last.owner, same))
-            )
+            page = self._patiently(query.where(or_(audit.c.owner > last.owner, same)))
 
     def _rowless(self, owner: str | None, secret: bytes) -> list[Finding]:
         """Find chains whose rows are all gone."""
@@ -139,7 +140,7 @@ class AuditLog:
             query = query.where(audit_heads.c.owner == owner)
         return [
             Finding(head.owner, None, "all rows are missing")
-            for head in self._database.call(self._all, query)
+            for head in self._patiently(query)
             if head.number or head.seal != head_seal(secret, head.owner, 0, "")
         ]
 
@@ -158,8 +159,11 @@ class AuditLog:
             query = query.where(credentials.c.owner == owner)
         return [
             Finding(row.owner, None, "there are keys, but no chain")
-            for row in self._database.call(self._all, query)
+            for row in self._patiently(query)
         ]
+
+    def _patiently(self, query: Any) -> Sequence[Any]:
+        return self._database.call(self._all, query, limit=LONG_LIMIT)
 
     def _all(self, query: Any) -> Sequence[Any]:
         with self._database.transactions.single() as connection:

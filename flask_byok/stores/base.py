@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -21,6 +21,10 @@ from ..owners import SessionRef
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CredentialRecord)
+
+
+#: What became of a visitor's record that was to become the user's.
+Adoption = Literal["adopted", "kept", "gone"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,8 @@ class SessionStore(Protocol):
     def find(self, sid: str) -> str | None:
         """Return the ref for a session id, or None."""
 
-    def read(
-        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
-    ) -> SessionView:
-        """Return the records for these providers, or all, and let the lifetime slide.
+    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
+        """Return the records for these providers and let the lifetime slide.
 
         One round trip. A session that belongs to another identity is ended, and a dead view
         returned. A signed-in identity sees what the visitor left as ``visitor_records``.
@@ -81,6 +83,15 @@ class SessionStore(Protocol):
         identity's own.
         """
 
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put the identity's record in the place of the visitor's of the same version, in one step.
+
+        It is ``kept`` where the identity has a record already and ``replace`` is off, and ``gone``
+        where the visitor's has been cleared or changed meanwhile; then nothing is changed.
+        """
+
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
     ) -> None:
@@ -94,6 +105,12 @@ class SessionStore(Protocol):
 
     def end(self, session: SessionRef) -> None:
         """Delete everything of the session and refuse whatever is still written to it."""
+
+    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
+        """Return the text stored under this name; this one if there is none, or to ``replace`` it.
+
+        It never expires. Of two first callers both get the same.
+        """
 
 
 def encode_record(record: CredentialRecord) -> bytes:

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import secrets
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from ..errors import ConfigurationError, UnreadableCredentialError
 from ..keyring import Context, Keyring
 from .sql_database import Database
-from .tables import audit_heads, canary
+from .sql_tables import HELD, HOLD, REPLACE
+from .tables import audit_heads
 
-_CONTEXT = Context("canary", "system", "audit")
-_NAME = "canary"
+#: The row's; those of apps have 16 hex digits.
+NAME = "audit"
+_CONTEXT = Context("canary", "system", NAME)
 _WRONG = (
     "BYOK_ENCRYPTION_KEY is not the one that this database's keys are sealed with. Set the right "
     "one, or add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
 )
 _GONE = (
-    "The row in byok_canary is gone, without which nobody can tell whether the audit log is whole. "
+    "The row 'audit' in byok_canary is gone, without which nobody can tell whether the audit log is whole. "
     "Restore that table from a backup, or empty byok_audit and byok_audit_heads as well."
 )
-_FIND = select(canary.c.ciphertext).where(canary.c.name == _NAME)
 
 
 class Canary:
@@ -52,8 +53,9 @@ class Canary:
         """Put a new secret in the place of one that does not open; what it keyed no longer verifies."""
 
         def replace(connection: Connection) -> None:
-            connection.execute(delete(canary))
-            self._add(connection)
+            values = self._values(secrets.token_bytes(32))
+            if connection.execute(REPLACE, values).rowcount == 0:
+                connection.execute(HOLD, values)
 
         self._secret = None
         try:
@@ -66,34 +68,29 @@ class Canary:
         secret = self.secret()
 
         def work(connection: Connection) -> bool:
-            found = connection.execute(_FIND).scalar_one()
+            found = connection.execute(HELD, {"called": NAME}).scalar_one()
             if not self._keyring.needs_rotation(found):
                 return False
-            connection.execute(update(canary).values(self._values(secret)))
+            connection.execute(REPLACE, self._values(secret))
             return True
 
         return self._database.change(work)
 
     def _find_or_add(self) -> str:
         with self._database.transactions.single() as connection:
-            found = connection.execute(_FIND).scalar()
+            found = connection.execute(HELD, {"called": NAME}).scalar()
             if found is None and connection.execute(select(audit_heads.c.owner).limit(1)).first():
                 raise ConfigurationError(_GONE)
             if found is None:
                 try:
-                    self._add(connection)
+                    connection.execute(HOLD, self._values(secrets.token_bytes(32)))
                 except IntegrityError:
                     connection.rollback()  # another worker was first
-                found = connection.execute(_FIND).scalar_one()
+                found = connection.execute(HELD, {"called": NAME}).scalar_one()
             return str(found)
 
-    def _add(self, connection: Connection) -> None:
-        values = self._values(secrets.token_bytes(32))
-        connection.execute(insert(canary).values(name=_NAME, **values))
-
     def _values(self, secret: bytes) -> dict[str, str]:
-        ciphertext = self._keyring.seal(secret, _CONTEXT)
-        return {"ciphertext": ciphertext, "key_id": self._keyring.key_ids[0]}
+        return {"called": NAME, "text": self._keyring.seal(secret, _CONTEXT)}
 
     def _open(self, ciphertext: str) -> bytes:
         try:

@@ -1,7 +1,8 @@
 """Make and upgrade the tables.
 
 An empty database gets them by itself at first use. An older schema is upgraded by
-``flask byok db upgrade`` only: another version may still be running on it. A host whose own
+``flask byok db upgrade`` only, as another version may still be running on it; in an embedded file,
+which is ours alone, at first use too. A host whose own
 Alembic makes our tables from :data:`flask_byok.stores.tables.metadata` has no version table of
 ours, and needs none.
 """
@@ -9,18 +10,17 @@ ours, and needs none.
 from __future__ import annotations
 
 import io
-import logging
+import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ConfigurationError
-from .sql_engine import Transactions
+from .sql_engine import LONG_LIMIT, Transactions
 from .tables import metadata
 
 if TYPE_CHECKING:
@@ -35,35 +35,40 @@ _OUTDATED = (
 )
 #: Any number, the same in every worker: PostgreSQL's advisory lock for the time of a migration.
 _LOCK = 0x62796F6B
+#: Seconds for an operator's upgrade, which may have large tables to change.
+_UPGRADE_LIMIT = 3600
 #: Databases without such a lock: so many tries while another worker makes the tables.
 _TRIES = 8
 
-_logger = logging.getLogger("flask_byok.stores")
+_alembic = threading.Lock()
+
+T = TypeVar("T")
 
 
-def prepare(engine: Engine, needed: Iterable[Table]) -> None:
+def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bool = False) -> None:
     """Make the tables where the database has none of ours, and see that these are as needed.
 
+    :param own_file: nothing else uses it, so an older version's tables are upgraded.
     :raises ConfigurationError: the tables are older than this version.
     """
-    if not _present(engine):
-        _make_tables(engine)
-    present = _present(engine)
-    for table in needed:
-        if not present.get(table.name, set()).issuperset(table.columns.keys()):
-            raise ConfigurationError(_OUTDATED)
+    present = _look(transactions)
+    if not present or (own_file and not _suffice(present, metadata.sorted_tables)):
+        transactions.call(_make_tables, transactions, own_file, limit=LONG_LIMIT)
+        present = _look(transactions)
+    if not _suffice(present, needed):
+        raise ConfigurationError(_OUTDATED)
 
 
 def upgrade(engine: Engine) -> None:
     """Bring the tables to this version; several at once wait for each other."""
-    with _locked(engine) as connection:
-        _upgrade(connection)
+    transactions = Transactions(engine)
+    transactions.call(_run, transactions, _upgrade, limit=_UPGRADE_LIMIT)
 
 
 def current(engine: Engine) -> str | None:
     """Return the revision that the tables are at, None where there are none or the host's Alembic made them."""
-    with Transactions(engine).single() as connection:
-        return _revision(connection)
+    transactions = Transactions(engine)
+    return transactions.call(_read_revision, transactions, limit=LONG_LIMIT)
 
 
 def sql(dialect: str = "postgresql") -> str:
@@ -84,17 +89,33 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
-def _make_tables(engine: Engine) -> None:
+def _make_tables(transactions: Transactions, own_file: bool) -> None:
     for attempt in range(_TRIES):
         try:
-            with _locked(engine) as connection:
-                if not _tables(connection):
-                    _upgrade(connection)
+            _run(transactions, _upgrade if own_file else _upgrade_if_empty)
             return
         except SQLAlchemyError:
-            if attempt == _TRIES - 1:
+            if attempt == _TRIES - 1 or not transactions.in_time():
                 raise
             time.sleep(0.05)
+
+
+def _read_revision(transactions: Transactions) -> str | None:
+    with transactions.single() as connection:
+        return _revision(connection)
+
+
+def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
+    # One at a time here, as Alembic's ``op`` is the process's, and in the database.
+    with _alembic, transactions.several() as connection:
+        if transactions.dialect == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+        return work(connection)
+
+
+def _upgrade_if_empty(connection: Connection) -> None:
+    if not _tables(connection):
+        _upgrade(connection)
 
 
 def _upgrade(connection: Connection) -> None:
@@ -105,33 +126,22 @@ def _upgrade(connection: Connection) -> None:
     if not present:
         # Whatever the version table says, there is nothing.
         command.stamp(config, "base", purge=True)
-    elif _revision(connection) is None:
-        command.stamp(config, _unstamped_revision(present))
+    elif _revision(connection) is None and _suffice(present, metadata.sorted_tables):
+        command.stamp(config, "head")  # the host's own Alembic made them
     command.upgrade(config, "head")
 
 
-def _unstamped_revision(present: Iterable[str]) -> str:
-    """Tell which revision tables are at that were made without Alembic, or by the host's."""
-    complete = {table.name for table in metadata.sorted_tables} <= set(present)
-    return "head" if complete else "0001"
-
-
-@contextmanager
-def _locked(engine: Engine) -> Iterator[Connection]:
-    transactions = Transactions(engine)
-    with transactions.several() as connection:
-        if transactions.dialect == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-        yield connection
-
-
-def _present(engine: Engine) -> dict[str, set[str]]:
-    """Return the columns of each of our tables that is there, in one look."""
-    with Transactions(engine).single() as connection:
+def _look(transactions: Transactions) -> dict[str, set[str]]:
+    with transactions.single() as connection:
         return _tables(connection)
 
 
+def _suffice(present: Mapping[str, set[str]], needed: Iterable[Table]) -> bool:
+    return all(present.get(table.name, set()).issuperset(table.columns.keys()) for table in needed)
+
+
 def _tables(connection: Connection) -> dict[str, set[str]]:
+    """Return the columns of each of our tables that is there, in one look."""
     names = [table.name for table in metadata.sorted_tables]
     found = inspect(connection).get_multi_columns(filter_names=names)
     return {name: {column["name"] for column in columns} for (_, name), columns in found.items()}
@@ -141,7 +151,8 @@ def _revision(connection: Connection) -> str | None:
     from alembic.migration import MigrationContext
 
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-    return context.get_current_revision()
+    revision: str | None = context.get_current_revision()
+    return revision
 
 
 def _config(**attributes: object) -> Config:

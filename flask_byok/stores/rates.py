@@ -6,16 +6,20 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
 from typing import Any
 
 from limits import RateLimitItem, parse
 from limits.storage import MemoryStorage, RedisStorage, Storage
-from limits.strategies import MovingWindowRateLimiter
+from limits.strategies import FixedWindowRateLimiter
 
 from ..errors import ConfigurationError, RateLimitedError
 
-#: All owners together may do this many times what one may.
+#: All visitors together may do this many times what one may.
 OVERALL = 50
+
+# How the owner of a visitor's attempt begins; what follows is the network address.
+_VISITOR = "address:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class RateStorage:
 
 
 class RateLimiter:
-    """Refuses an owner who asks too often, and everybody when all together do.
+    """Refuses an owner who asks too often, and visitors when all of them together do.
+
+    Users are not counted together: visitors come and go as they like, so anybody could lock users out that way.
 
     :param rate: such as ``"20/minute"``.
     :param setting: the config key that it came from; limiters of different settings count apart.
@@ -56,20 +62,38 @@ class RateLimiter:
         self._setting = setting
         self._each = _parse(rate, setting)
         self._overall = type(self._each)(self._each.amount * OVERALL, self._each.multiples)
-        self._limiter = MovingWindowRateLimiter(storage.storage)
+        # Not a moving window: limits' memory storage keeps an empty list for each who ever asked.
+        self._limiter = FixedWindowRateLimiter(storage.storage)
         self._guarded = storage.guarded
 
     def check(self, owner: str) -> None:
-        """Count one attempt.
+        """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network address>``.
 
         :raises RateLimitedError: too many within the time; this one is not counted.
         :raises StoreError: Redis does not answer.
         """
-        for rate, who in ((self._each, owner), (self._overall, "*")):
-            if not self._guarded(self._limiter.hit, rate, self._setting, who):
-                stats = self._guarded(self._limiter.get_window_stats, rate, self._setting, who)
-                wait = math.ceil(stats.reset_time - time.time())
-                raise RateLimitedError(retry_after=max(1, wait))
+        if owner.startswith(_VISITOR):
+            owner = _VISITOR + _network(owner.removeprefix(_VISITOR))
+            # In this order neither count is charged for what the other refuses.
+            self._require(self._limiter.test, self._each, owner)
+            self._require(self._limiter.hit, self._overall, "*")
+        self._require(self._limiter.hit, self._each, owner)
+
+    def _require(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> None:
+        if not self._guarded(ask, rate, self._setting, who):
+            stats = self._guarded(self._limiter.get_window_stats, rate, self._setting, who)
+            raise RateLimitedError(retry_after=max(1, math.ceil(stats.reset_time - time.time())))
+
+
+def _network(address: str) -> str:
+    """Return what counts as one address: for IPv6 the first 64 bits, since everybody has 2**64 addresses to use up."""
+    try:
+        ipv6 = IPv6Address(address)
+    except AddressValueError:
+        return address
+    if ipv6.ipv4_mapped is not None:
+        return str(ipv6.ipv4_mapped)
+    return f"{IPv6Address(int(ipv6) >> 64 << 64)}/64"
 
 
 def _parse(rate: str, setting: str) -> RateLimitItem:

@@ -24,14 +24,20 @@ from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
 from . import redis_scripts as scripts
-from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
+from .base import (
+    Adoption,
+    SessionView,
+    decode_record,
+    encode_record,
+    encode_verdict,
+    version_mark,
+)
 from .breaker import Breaker
 from .redis_client import limited_client
 from .redis_scripts import Script
 
 _logger = logging.getLogger("flask_byok.stores")
 _FAILURES = (RedisError, RedisClusterException, ChildDeadlockedError, OSError)
-_META = ("_dead", "_sid", "_owner", "_created", "_seen")
 #: Milliseconds that replicas have to acknowledge a write, on a cluster and elsewhere. Redis ends such
 #: a wait up to 100 ms late, which must still be within the read timeout.
 _WAIT_LIMITS = (50, 100)
@@ -47,6 +53,7 @@ class RedisSessionStore:
     """Keeps each session in one hash that expires.
 
     ``byok:m:{<sid>}`` leads from the session id to the ref, ``byok:h:{<ref>}`` holds the records.
+    ``byok:canary:<name>`` stays.
 
     :param client_or_url: see :func:`~flask_byok.stores.redis_client.limited_client`.
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
@@ -105,28 +112,20 @@ class RedisSessionStore:
         ref: bytes | None = self.guarded(self._execute, "GET", _map_key(sid))
         return None if ref is None else ref.decode()
 
-    def read(
-        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
-    ) -> SessionView:
-        """Return the records for these providers, or all, and let the lifetime slide."""
-        key = _hash_key(session.ref)
-        if providers is None:
-            held = self.guarded(self._execute, "HGETALL", key)
-            providers = _providers(held)
-            fields = _fields(bool(identity), providers)
-            values = [held.get(name.encode()) for name in fields]
-        else:
-            providers = tuple(providers)
-            fields = _fields(bool(identity), providers)
-            values = self.guarded(self._execute, "HMGET", key, *fields)
-        if values[1] is None:
-            return _EMPTY if values[0] is None else _DEAD
-        if not self._usable(session, identity, values):
+    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
+        """Return the records for these providers and let the lifetime slide."""
+        providers = tuple(providers)
+        fields = _fields(bool(identity), providers)
+        values = self.guarded(self._execute, "HMGET", _hash_key(session.ref), *fields)
+        meta = values[0]
+        if meta is None:
+            return _EMPTY
+        if meta == scripts.DEAD or not self._usable(session, identity, meta):
             return _DEAD
-        records = _records(providers, values, len(_META))
+        records = _records(providers, values, 1)
         if not identity:
             return SessionView(records)
-        return SessionView(records, _records(providers, values, len(_META) + 2 * len(providers)))
+        return SessionView(records, _records(providers, values, 1 + 2 * len(providers)))
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
         """Store one record under its provider, replacing the one before it.
@@ -157,6 +156,25 @@ class RedisSessionStore:
         found = {name.decode() for name in cleared}
         return [provider for (kept, _), provider in names.items() if kept in found]
 
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put the identity's record in the place of the visitor's of the same version."""
+        result = self._change(
+            scripts.ADOPT,
+            session,
+            identity,
+            *_names("v", record.provider),
+            *_names(_scope(identity), record.provider),
+            encode_record(record),
+            encode_verdict(record.validity),
+            version_mark(record.version),
+            "replace" if replace else "",
+        )
+        if result == scripts.KEPT:
+            return "kept"
+        return "adopted" if result == scripts.DONE else "gone"
+
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
     ) -> None:
@@ -182,12 +200,18 @@ class RedisSessionStore:
         for sid in {session.sid, valid.decode() if valid else session.sid}:
             self._forget(sid, session.ref)
 
-    def _usable(self, session: SessionRef, identity: str, values: list[Any]) -> bool:
-        _, sid, owner, created, seen = values[: len(_META)]
-        if sid.decode() != session.sid:
+    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
+        """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
+        key = f"byok:canary:{name}"
+        held: bytes = self._acknowledged(scripts.CANARY, key, sealed, int(replace))
+        return held.decode()
+
+    def _usable(self, session: SessionRef, identity: str, meta: bytes) -> bool:
+        sid, created, seen, owner = meta.decode().split("|", 3)
+        if sid != session.sid:
             return False
         now = self._now()
-        if (owner and owner.decode() != identity) or now - int(created) >= self._max_age:
+        if (owner and owner != identity) or now - int(created) >= self._max_age:
             self.end(session)
             return False
         if (now - int(seen)) * _SLIDE > self._ttl:
@@ -205,8 +229,8 @@ class RedisSessionStore:
         if not self._run(scripts.KEEP, _map_key(session.sid), session.ref, self._ttl):
             return
         # The entry had expired, or the session has just ended or moved and must not be found here.
-        valid = self.guarded(self._execute, "HGET", _hash_key(session.ref), "_sid")
-        if valid != session.sid.encode():
+        meta = self.guarded(self._execute, "HGET", _hash_key(session.ref), "_")
+        if meta is None or not meta.startswith(f"{session.sid}|".encode()):
             self._forget(session.sid, session.ref)
 
     def _change(self, script: Script, session: SessionRef, identity: str, *args: Any) -> Any:
@@ -300,11 +324,7 @@ def _fields(signed_in: bool, providers: tuple[str, ...]) -> tuple[str, ...]:
     """List the fields to read: the session's own, the identity's pairs, the visitor's pairs."""
     scopes = "uv" if signed_in else "v"
     pairs = (_names(scope, provider) for scope in scopes for provider in providers)
-    return _META + tuple(name for pair in pairs for name in pair)
-
-
-def _providers(held: dict[bytes, bytes]) -> tuple[str, ...]:
-    return tuple(sorted({name[4:].decode() for name in held if name.startswith(b"k:")}))
+    return ("_", *(name for pair in pairs for name in pair))
 
 
 def _records(

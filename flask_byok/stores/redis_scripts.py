@@ -1,8 +1,8 @@
 """What Redis does in one step. Each script touches one key, so it runs on a cluster too.
 
-The hash of a session has ``_sid``, ``_owner``, ``_created`` and ``_seen`` (milliseconds), the
-sealed records as ``k:<scope>:<provider>`` and their verdicts as ``c:<scope>:<provider>``. An ended
-one has the single field ``_dead``.
+The hash of a session has the sealed records as ``k:<scope>:<provider>``, their verdicts as
+``c:<scope>:<provider>``, and ``_``: ``<sid>|<created>|<seen>|<owner>``, times in milliseconds. One
+field, since each that a read asks for costs as much as decrypting. An ended one has ``_``: ``-``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 REFUSED, ENDED = 0, -1
 #: What it answers when it has; ``CREATED`` if the hash is new.
 DONE, CREATED = 1, 2
+#: What an adoption answers that left the identity's own record.
+KEPT = 3
+#: What is left of a session that has ended.
+DEAD = b"-"
 
 
 @dataclass(frozen=True)
@@ -33,18 +37,21 @@ class Script:
 _GUARD = """
 local key, sid, identity = KEYS[1], ARGV[1], ARGV[2]
 local now, ttl, max_age = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local held = redis.call('HMGET', key, '_dead', '_sid', '_owner', '_created')
-if held[1] or (held[2] and held[2] ~= sid) then return 0 end
-local created = tonumber(held[4]) or now
-if (held[3] and held[3] ~= '' and held[3] ~= identity) or now - created >= max_age then
+local meta = redis.call('HGET', key, '_')
+local held, created, owner = nil, ARGV[3], ''
+if meta then
+  held, created, owner = string.match(meta, '^(.-)|(%d+)|%d+|(.*)$')
+  if held ~= sid then return 0 end
+end
+if (owner ~= '' and owner ~= identity) or now - tonumber(created) >= max_age then
   redis.call('DEL', key)
-  redis.call('HSET', key, '_dead', '1')
+  redis.call('HSET', key, '_', '-')
   redis.call('PEXPIRE', key, ttl)
   return -1
 end
-local function seen()
-  redis.call('HSET', key, '_seen', now)
-  redis.call('PEXPIRE', key, math.min(ttl, created + max_age - now))
+local function seen(new_owner)
+  redis.call('HSET', key, '_', sid .. '|' .. created .. '|' .. ARGV[3] .. '|' .. new_owner)
+  redis.call('PEXPIRE', key, math.min(ttl, tonumber(created) + max_age - now))
 end
 """
 
@@ -52,12 +59,11 @@ end
 WRITE = Script(
     _GUARD
     + """
-if not held[2] then redis.call('HSET', key, '_sid', sid, '_created', now) end
-redis.call('HSET', key, '_owner', identity, ARGV[6], ARGV[7])
+redis.call('HSET', key, ARGV[6], ARGV[7])
 if ARGV[9] == '' then redis.call('HDEL', key, ARGV[8])
 else redis.call('HSET', key, ARGV[8], ARGV[9]) end
-seen()
-return held[2] and 1 or 2
+seen(identity)
+return meta and 1 or 2
 """
 )
 
@@ -71,6 +77,22 @@ for i = 6, #ARGV, 2 do
   redis.call('HDEL', key, ARGV[i + 1])
 end
 return cleared
+"""
+)
+
+#: Also: the visitor's record and verdict fields, the identity's, record, verdict or nothing, what a
+#: record of its version holds, and something to replace what the identity has.
+ADOPT = Script(
+    _GUARD
+    + """
+local left = redis.call('HGET', key, ARGV[6])
+if not left or not string.find(left, ARGV[12], 1, true) then return 0 end
+if ARGV[13] == '' and redis.call('HEXISTS', key, ARGV[8]) == 1 then return 3 end
+redis.call('HDEL', key, ARGV[6], ARGV[7], ARGV[9])
+redis.call('HSET', key, ARGV[8], ARGV[10])
+if ARGV[11] ~= '' then redis.call('HSET', key, ARGV[9], ARGV[11]) end
+seen(identity)
+return 1
 """
 )
 
@@ -89,8 +111,8 @@ return 1
 TOUCH = Script(
     _GUARD
     + """
-if not held[2] then return 0 end
-seen()
+if not meta then return 0 end
+seen(owner)
 return 1
 """
 )
@@ -98,23 +120,25 @@ return 1
 #: ARGV: old sid, new sid, now, ttl. Makes the hash where there is none, so that a first write still
 #: under way is refused under the old sid.
 RENEW = Script("""
-local held = redis.call('HMGET', KEYS[1], '_dead', '_sid')
-if held[1] or (held[2] and held[2] ~= ARGV[1] and held[2] ~= ARGV[2]) then return 0 end
-redis.call('HSET', KEYS[1], '_sid', ARGV[2])
-if not held[2] then
-  redis.call('HSET', KEYS[1], '_owner', '', '_created', ARGV[3], '_seen', ARGV[3])
+local meta = redis.call('HGET', KEYS[1], '_')
+if not meta then
+  redis.call('HSET', KEYS[1], '_', ARGV[2] .. '|' .. ARGV[3] .. '|' .. ARGV[3] .. '|')
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
+  return 1
 end
+local held, rest = string.match(meta, '^(.-)(|.*)$')
+if held ~= ARGV[1] and held ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], '_', ARGV[2] .. rest)
 return 1
 """)
 
 #: ARGV: ttl. Answers the sid that was valid.
 END = Script("""
-local sid = redis.call('HGET', KEYS[1], '_sid')
+local meta = redis.call('HGET', KEYS[1], '_')
 redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], '_dead', '1')
+redis.call('HSET', KEYS[1], '_', '-')
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
-return sid
+return meta and string.match(meta, '^(.-)|')
 """)
 
 #: On a map entry. ARGV: fresh ref, dead ref or nothing, ttl. Answers the ref that counts.
@@ -122,6 +146,14 @@ ESTABLISH = Script("""
 local ref = redis.call('GET', KEYS[1])
 if ref and ref ~= ARGV[2] then return ref end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return ARGV[1]
+""")
+
+#: On a canary. ARGV: text, whether to replace (1 or 0). Answers the text that counts.
+CANARY = Script("""
+local held = redis.call('GET', KEYS[1])
+if held and ARGV[2] == '0' then return held end
+redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """)
 

@@ -13,8 +13,16 @@ from sqlalchemy.exc import IntegrityError
 from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
+from . import sql_purge
 from . import sql_tables as tables
-from .base import SessionView, decode_record, encode_record, encode_verdict, version_mark
+from .base import (
+    Adoption,
+    SessionView,
+    decode_record,
+    encode_record,
+    encode_verdict,
+    version_mark,
+)
 from .sql_database import TRIES, Database
 from .sql_tables import metadata
 
@@ -22,19 +30,24 @@ __all__ = ["SqlSessionStore", "metadata"]
 
 #: A read lets the lifetime slide only after this part of it has passed.
 _SLIDE = 20
-#: One in so many new sessions clears away so many that ended so many seconds ago.
-_PURGE_EVERY, _PURGE_BATCH, _PURGE_AFTER = 64, 200, 3600
 _DEAD = SessionView(alive=False)
 
 
 class SqlSessionStore:
     """Keeps each session in one row, and each of its records in another.
 
-    In an empty database the tables are made at first use.
+    In an empty database the tables are made at first use. It works on connections of its own and
+    commits nobody else's work.
+
+    A PostgreSQL that does not answer is a ``StoreError`` within half a second, on the host's engine
+    too. SQLite has one writer at a time, and writers queue for it for 5 seconds: under many of them
+    a shorter time would refuse what only has to wait its turn.
 
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the session was established, however much it is used.
+    :param own_file: the address is of a file that nothing else uses; an older version's tables in
+        it are upgraded at first use.
     """
 
     name = "the database"
@@ -46,32 +59,33 @@ class SqlSessionStore:
         ttl: timedelta,
         max_age: timedelta,
         clock: Callable[[], float] = time.time,
+        own_file: bool = False,
     ) -> None:
-        database = Database(engine_or_url, (tables.sessions, tables.keys), tier="session")
+        needed = (tables.sessions, tables.keys, tables.canaries)
+        database = Database(engine_or_url, needed, tier="session", own_file=own_file)
         self.engine, self.breaker = database.engine, database.breaker
         self._transactions = database.transactions
         self._guarded = database.call
         self._ttl = ttl.total_seconds()
         self._max_age = max_age.total_seconds()
         self._clock = clock
+        self._purge = sql_purge.Purge(self._transactions, clock)
 
     def establish(self, sid: str, dead: str | None = None) -> str:
         """Return the ref for a session id, making one where there is none or it is ``dead``."""
         found = self.find(sid)
         if found is not None and found != dead:
             return found
-        if secrets.randbelow(_PURGE_EVERY) == 0:
-            self._guarded(self._purge)
-        return self._guarded(self._establish, sid, dead)
+        ref = self._guarded(self._establish, sid, dead)
+        self._purge_if_due()
+        return ref
 
     def find(self, sid: str) -> str | None:
         """Return the ref for a session id, or None."""
         return self._guarded(self._find, sid)
 
-    def read(
-        self, session: SessionRef, identity: str, providers: Sequence[str] | None = None
-    ) -> SessionView:
-        """Return the records for these providers, or all, and let the lifetime slide."""
+    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
+        """Return the records for these providers and let the lifetime slide."""
         rows = self._guarded(self._read, session.ref, providers)
         if not rows or not self._usable(session, identity, rows[0]):
             return _DEAD
@@ -85,16 +99,11 @@ class SqlSessionStore:
         :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
             stored.
         """
-        verdict = encode_verdict(record.validity)
-        values = self._guard_values(session, identity) | {
-            "in_scope": _scope(identity),
-            "of_provider": record.provider,
-            "sealed": encode_record(record).decode(),
-            "found": verdict.decode() or None,
-        }
+        values = self._record_values(session, identity, record)
         if not self._guarded(self._write, values):
             self._end_if_foreign(session, identity)
             raise SessionRequiredError(provider=record.provider, tier="session")
+        self._purge_if_due()
 
     def clear(
         self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
@@ -108,6 +117,16 @@ class SqlSessionStore:
         if not cleared:
             self._end_if_foreign(session, identity)
         return [provider for provider in providers if provider in cleared]
+
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put the identity's record in the place of the visitor's of the same version."""
+        values = self._record_values(session, identity, record) | {
+            "providers": [record.provider],
+            "mark": version_mark(record.version),
+        }
+        return self._guarded(self._adopt, values, replace)
 
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
@@ -130,6 +149,32 @@ class SqlSessionStore:
     def end(self, session: SessionRef) -> None:
         """Delete everything of the session and refuse whatever is still written to it."""
         self._guarded(self._end, session.ref)
+        self._purge_if_due()
+
+    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
+        """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
+        return self._guarded(self._canary, {"called": name, "text": sealed}, replace)
+
+    def purge(self, limit: int) -> int:
+        """Delete up to so many sessions that expired over an hour ago; return how many there were.
+
+        Changes do so as well, a batch a minute in each process.
+        """
+        deleted = 0
+        while deleted < limit:
+            size = min(limit - deleted, sql_purge.BATCH)
+            found = self._guarded(self._purge.batch, size)
+            deleted += found
+            if found < size:
+                break
+        return deleted
+
+    def _purge_if_due(self) -> None:
+        try:
+            if self._purge.is_due():
+                self.purge(sql_purge.BATCH)
+        except StoreError:
+            return  # the change itself was acknowledged
 
     def _find(self, sid: str) -> str | None:
         with self._transactions.single() as connection:
@@ -152,12 +197,10 @@ class SqlSessionStore:
                     raise
         raise AssertionError("unreachable")
 
-    def _read(self, ref: str, providers: Sequence[str] | None) -> Sequence[Any]:
+    def _read(self, ref: str, providers: Sequence[str]) -> Sequence[Any]:
         with self._transactions.single() as connection:
-            if providers is None:
-                return connection.execute(tables.READ_ALL, {"session_ref": ref}).all()
             values = {"session_ref": ref, "providers": list(providers)}
-            return connection.execute(tables.READ_SOME, values).all()
+            return connection.execute(tables.READ, values).all()
 
     def _write(self, values: dict[str, Any]) -> bool:
         if self._transactions.dialect == "postgresql":
@@ -181,6 +224,19 @@ class SqlSessionStore:
             connection.execute(tables.CLEAR, values)
             return present
 
+    def _adopt(self, values: dict[str, Any], replace: bool) -> Adoption:
+        with self._transactions.several() as connection:
+            # Holds the session's row, as every write does; so none comes between.
+            if connection.execute(tables.CLAIM, values).rowcount != 1:
+                return "gone"
+            if not replace and connection.execute(tables.PRESENT, values).first():
+                return "kept"
+            if connection.execute(tables.TAKE, values).rowcount != 1:
+                return "gone"
+            for statement in tables.GENERIC_UPSERT:
+                connection.execute(statement, values)
+            return "adopted"
+
     def _renew(self, session: SessionRef, new_sid: str) -> None:
         old = {"session_ref": session.ref, "session_sid": session.sid}
         new = {"session_ref": session.ref, "session_sid": new_sid}
@@ -196,12 +252,27 @@ class SqlSessionStore:
             connection.execute(tables.BURY, values)
             connection.execute(tables.EMPTY, values)
 
-    def _purge(self) -> None:
-        values = {"before": self._clock() - _PURGE_AFTER, "batch": _PURGE_BATCH}
-        with self._transactions.several() as connection:
-            if refs := connection.execute(tables.EXPIRED, values).scalars().all():
-                for statement in tables.PURGE:
-                    connection.execute(statement, {"refs": refs})
+    def _canary(self, values: dict[str, Any], replace: bool) -> str:
+        try:
+            with self._transactions.several() as connection:
+                held = connection.execute(tables.HELD, values).scalar()
+                if held is not None and not replace:
+                    return held
+                connection.execute(tables.HOLD if held is None else tables.REPLACE, values)
+                return str(values["text"])
+        except IntegrityError:
+            # Another worker was first, and theirs is there now.
+            return self._canary(values, replace)
+
+    def _record_values(
+        self, session: SessionRef, identity: str, record: CredentialRecord
+    ) -> dict[str, Any]:
+        return self._guard_values(session, identity) | {
+            "in_scope": _scope(identity),
+            "of_provider": record.provider,
+            "sealed": encode_record(record).decode(),
+            "found": encode_verdict(record.validity).decode() or None,
+        }
 
     def _single(self, statement: Any, values: dict[str, Any]) -> int:
         with self._transactions.single() as connection:

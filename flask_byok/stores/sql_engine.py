@@ -4,27 +4,60 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
+from .sql_deadline import watchdog, within
 
-#: Seconds to wait for a free connection and for PostgreSQL to accept one.
-POOL_TIMEOUT = CONNECT_TIMEOUT = 1
+#: Seconds that a call to PostgreSQL may take, waiting for a connection included.
+LIMIT = 0.4
+#: Seconds for what takes longer and keeps no request waiting: making tables, batches, reports.
+LONG_LIMIT = 30
+#: Seconds to wait for a free connection of our own.
+POOL_TIMEOUT = 0.3
 #: Seconds that a SQLite writer queues behind others.
 BUSY_TIMEOUT = 5
+#: Connections of one process that stay open, and how many more it may have for a moment.
+POOL_SIZE, MAX_OVERFLOW = 16, 48
+# What PostgreSQL ends by itself, in milliseconds: so nothing goes on there that nobody waits for.
+_SERVER_LIMITS = "-c lock_timeout=300 -c statement_timeout=350"
+# For one transaction.
+_RAISE_LIMITS = text(
+    "SELECT set_config('lock_timeout', :limit, true), set_config('statement_timeout', :limit, true)"
+)
+# Seconds after which a connecting thread that nobody waits for ends; libpq knows no shorter time.
+_CONNECT_TIMEOUT = 2
+_LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 
 # Marks our own engines, whose connections commit each statement unless told otherwise.
 _OWN = "flask_byok_own"
+
+T = TypeVar("T")
+
+
+class _Call(threading.local):
+    """The call under way in this thread: its limit, and when it has to end in monotonic seconds."""
+
+    limit: float = LIMIT
+    until: float | None = None
+
+    def left(self) -> float:
+        return LIMIT if self.until is None else self.until - time.monotonic()
+
+
+_call = _Call()
 
 _forked_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _parents_pools: list[Pool] = []
@@ -57,32 +90,89 @@ def open_engine(engine_or_url: Any) -> Engine:
 class Transactions:
     """The two ways of talking to an engine: one statement at a time, and several as one.
 
-    Isolation is set for our own connections only; the host's setting stays.
+    Isolation is set for our own connections only; the host's setting stays. PostgreSQL is waited
+    for no longer than ``LIMIT``, on the host's connections too; one that did not answer is closed.
+    What nobody's request waits for may be given a longer time.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.dialect = engine.dialect.name
+        self._limited = self.dialect == "postgresql"
+        self._own = bool(engine.get_execution_options().get(_OWN))
         self._single: Engine = engine
-        if not engine.get_execution_options().get(_OWN):
+        if not self._own:
             self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._several: Engine = self._single
         if self.dialect != "sqlite":
             # The statements rely on seeing what was committed while they waited for a row.
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
+    def call(self, function: Callable[..., T], *args: Any, limit: float = LIMIT) -> T:
+        """Call what uses transactions; all of them together have to end within so many seconds.
+
+        A call within a call has a time of its own, which the outer one gets back.
+        """
+        started, outer = time.monotonic(), (_call.limit, _call.until)
+        _call.limit, _call.until = limit, started + limit
+        try:
+            return function(*args)
+        finally:
+            _call.limit, until = outer
+            _call.until = None if until is None else until + time.monotonic() - started
+
+    def in_time(self) -> bool:
+        """Say whether the call under way may still ask."""
+        return not self._limited or _call.left() > 0
+
     @contextmanager
     def single(self) -> Iterator[Connection]:
         """Run statements that each stand alone."""
-        with self._single.connect() as connection:
+        if self._patient():
+            # Only within a transaction are the server's limits raised.
+            with self.several() as connection:
+                yield connection
+            return
+        with self._connect(self._single) as connection, _Watched(connection, self._limited):
             yield connection
 
     @contextmanager
     def several(self) -> Iterator[Connection]:
         """Run statements that hold together; on SQLite nobody else writes meanwhile."""
-        with self._several.begin() as connection:
+        with (
+            self._connect(self._several) as connection,
+            _Watched(connection, self._limited),
+            connection.begin(),
+        ):
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if self._patient():
+                connection.execute(_RAISE_LIMITS, {"limit": f"{_call.limit:.0f}s"})
             yield connection
+
+    def _patient(self) -> bool:
+        return self._limited and _call.limit > LIMIT
+
+    def _connect(self, engine: Engine) -> Connection:
+        if self._own or not self._limited:
+            return engine.connect()
+        # The host's pool may be used up, test its connections or make one: all take their time.
+        return within(_call.left(), engine.connect)
+
+
+class _Watched:
+    """Lets the watchdog shut a connection that is in use when the call should have ended."""
+
+    def __init__(self, connection: Connection, limited: bool) -> None:
+        self._connection = connection
+        self._driver = connection.connection.dbapi_connection if limited else None
+
+    def __enter__(self) -> None:
+        if self._driver is not None:
+            watchdog.watch(self._driver, time.monotonic() + _call.left())
+
+    def __exit__(self, *_: object) -> None:
+        if self._driver is not None and not watchdog.release(self._driver):
+            self._connection.invalidate()
 
 
 def _parse(url: Any) -> URL:
@@ -117,7 +207,13 @@ def _memory_engine() -> Engine:
 
 def _sqlite_engine(url: URL) -> Engine:
     _make_file(url)
-    return _own_engine(url, pool_timeout=POOL_TIMEOUT, connect_args={"timeout": BUSY_TIMEOUT})
+    return _own_engine(
+        url,
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
+        pool_timeout=BUSY_TIMEOUT,
+        connect_args={"timeout": BUSY_TIMEOUT},
+    )
 
 
 def _engine(url: URL) -> Engine:
@@ -126,8 +222,44 @@ def _engine(url: URL) -> Engine:
         engine = _sqlite_engine(url)
         event.listen(engine, "connect", _prepare_sqlite)
         return engine
-    patience = {"connect_timeout": CONNECT_TIMEOUT} if backend == "postgresql" else {}
-    return _own_engine(url, pool_timeout=POOL_TIMEOUT, connect_args=patience)
+    limits = _libpq_limits(url) if url.drivername in _LIBPQ else {}
+    engine = _own_engine(
+        url,
+        pool_size=POOL_SIZE,
+        max_overflow=MAX_OVERFLOW,
+        pool_timeout=POOL_TIMEOUT,
+        connect_args=limits,
+    )
+    event.listen(engine, "do_connect", _connect_in_time)
+    return engine
+
+
+def _libpq_limits(url: URL) -> dict[str, Any]:
+    given = url.normalized_query.get("options", ())
+    return {
+        "connect_timeout": _CONNECT_TIMEOUT,
+        # Theirs come last and count.
+        "options": " ".join((_SERVER_LIMITS, *given)),
+    }
+
+
+def _connect_in_time(dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
+    connection = within(_call.left(), lambda: _connect(dialect, args, options))
+    if _call.until is not None:
+        # SQLAlchemy asks a new connection about the server before we get it.
+        watchdog.watch(connection, _call.until)
+    return connection
+
+
+def _connect(dialect: Any, args: Any, options: dict[str, Any]) -> Any:
+    try:
+        return dialect.connect(*args, **options)
+    except dialect.loaded_dbapi.OperationalError as error:
+        if "startup parameter" not in str(error):
+            raise
+    # PgBouncer and its like refuse settings; then the watchdog alone has to do.
+    given = options["options"].removeprefix(_SERVER_LIMITS).strip()
+    return dialect.connect(*args, **options | {"options": given})
 
 
 def _own_engine(url: URL, **options: Any) -> Engine:

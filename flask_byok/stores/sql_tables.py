@@ -57,6 +57,15 @@ keys = Table(
     Column("verdict", Text, nullable=True),
 )
 
+#: Sealed texts that tell whether the encryption key in use is the right one: an app's own under its
+#: name, and the secret that keys the audit log under ``audit``.
+canaries = Table(
+    "byok_canary",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("sealed", Text, nullable=False),
+)
+
 _KEY = (keys.c.ref, keys.c.scope, keys.c.provider)
 _IN_PROVIDERS = keys.c.provider.in_(bindparam("providers", expanding=True))
 
@@ -143,6 +152,12 @@ PURGE = tuple(
     for table in (keys, sessions)
 )
 
+HELD: Select[str] = select(canaries.c.sealed).where(canaries.c.name == bindparam("called"))
+HOLD = insert(canaries).values(name=bindparam("called"), sealed=bindparam("text"))
+REPLACE = (
+    update(canaries).where(canaries.c.name == bindparam("called")).values(sealed=bindparam("text"))
+)
+
 VERDICT = (
     update(keys)
     .where(
@@ -156,20 +171,12 @@ VERDICT = (
 )
 
 
-def read_statement(all_providers: bool) -> Select[tuple[object, ...]]:
-    """Return the statement that reads a session with its records."""
-    wanted = [keys.c.ref == sessions.c.ref]
-    if not all_providers:
-        wanted.append(_IN_PROVIDERS)
-    columns = (keys.c.scope, keys.c.provider, keys.c.record, keys.c.verdict)
-    return (
-        select(*sessions.c, *columns)
-        .select_from(sessions.outerjoin(keys, and_(*wanted)))
-        .where(sessions.c.ref == bindparam("session_ref"))
-    )
-
-
-READ_SOME, READ_ALL = read_statement(False), read_statement(True)
+#: The session with its records.
+READ = (
+    select(*sessions.c, keys.c.scope, keys.c.provider, keys.c.record, keys.c.verdict)
+    .select_from(sessions.outerjoin(keys, and_(keys.c.ref == sessions.c.ref, _IN_PROVIDERS)))
+    .where(sessions.c.ref == bindparam("session_ref"))
+)
 
 _VALUES = {
     "ref": bindparam("session_ref", type_=String),
@@ -218,6 +225,13 @@ POSTGRESQL_WRITE, POSTGRESQL_CLEAR = _postgresql_write(), _postgresql_clear()
 _MINE = and_(keys.c.ref == bindparam("session_ref"), keys.c.scope == bindparam("in_scope"))
 PRESENT: Select[str] = select(keys.c.provider).where(_MINE, _IN_PROVIDERS)
 CLEAR: Delete = delete(keys).where(_MINE, _IN_PROVIDERS)
+#: Takes a visitor's record away, if it is of that version still.
+TAKE = delete(keys).where(
+    keys.c.ref == bindparam("session_ref"),
+    keys.c.scope == "v",
+    keys.c.provider == bindparam("of_provider"),
+    keys.c.record.contains(bindparam("mark")),
+)
 #: After CLAIM, in the same transaction, on SQLite and elsewhere.
 UPSERT = {"sqlite": (_sqlite_upsert(),)}
 GENERIC_UPSERT = (

@@ -1,4 +1,4 @@
-"""Tables of what outlives a session: accounts' keys, their use, the audit log and the canary.
+"""Tables of what outlives a session: accounts' keys, their use and the audit log.
 
 They share their metadata with the session tables. Times are whole milliseconds since 1970.
 """
@@ -21,7 +21,6 @@ from .sql_tables import metadata
 __all__ = [
     "audit",
     "audit_heads",
-    "canary",
     "credentials",
     "metadata",
     "promotions",
@@ -109,14 +108,4 @@ audit_heads = Table(
     Column("number", BigInteger, nullable=False),
     Column("hash", String(64), nullable=False),
     Column("seal", String(64), nullable=False),
-)
-
-#: One row: a random secret, sealed. It opens with the right encryption key only, and keys the
-#: audit log.
-canary = Table(
-    "byok_canary",
-    metadata,
-    Column("name", String(32), primary_key=True),
-    Column("ciphertext", Text, nullable=False),
-    Column("key_id", String(32), nullable=False),
 )

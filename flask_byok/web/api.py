@@ -15,8 +15,8 @@ from flask.sansio.blueprints import BlueprintSetupState
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
 
-from ..credentials import Secret
-from ..errors import ByokError, InvalidFieldError, SessionRequiredError
+from ..credentials import Secret, clean_api_key
+from ..errors import ByokError, InvalidFieldError, MalformedApiKeyError, SessionRequiredError
 from ..intake import NewKey
 from .guards import (
     csrf_token,
@@ -77,8 +77,8 @@ def snapshot() -> dict[str, Any]:
 def set_key(provider: str, fields: Mapping[str, Secret], **options: Any) -> dict[str, Any]:
     """Store a key for the present caller; ``options`` are those of ``NewKey``."""
     state = get_state()
-    new = NewKey(fields=fields, **options)
-    status, validation = state.service.set(current_caller(state), provider, new)
+    caller = current_caller(state)
+    status, validation = state.service.set(caller, provider, NewKey(fields=fields, **options))
     return {
         "success": True,
         "provider": status,
@@ -200,7 +200,7 @@ def _read(model: type[_Body]) -> _Body:
         known = [name for name in model.__struct_fields__ if f"$.{name}" in str(error)]
         which = f"The field {known[0]!r} has" if known else "A field is missing, unknown, or has"
         raise InvalidFieldError(f"{which} a value that cannot be used.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise BadRequest("The body is not JSON.") from None
 
 
@@ -228,8 +228,22 @@ def _note(value: str | None, name: str, longest: int, fields: Mapping[str, Secre
 
 
 def _holds_key(text: str, fields: Mapping[str, Secret]) -> bool:
-    typed = (secret.reveal().strip() for secret in fields.values())
-    known = tuple(prefix for spec in get_state().service.catalog for prefix in spec.prefixes)
-    return any(secret and secret in text for secret in typed) or any(
-        len(word) >= _SHORTEST_REAL_KEY and word.startswith(known) for word in text.split()
-    )
+    typed = (secret for name, secret in fields.items() if name != "base_url")
+    return _looks_like_key(text) or any(_is_within(secret, text) for secret in typed)
+
+
+def _looks_like_key(text: str) -> bool:
+    """Say whether a known beginning of a key stands anywhere but within a word, with enough after it."""
+    specs = get_state().service.catalog
+    known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
+    beginning = "|".join(map(re.escape, known))
+    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{beginning})[\w.-]*", text) if known else ()
+    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
+
+
+def _is_within(secret: Secret, text: str) -> bool:
+    """Say whether a text holds a typed key as it would be kept; what cannot be a key is not kept."""
+    try:
+        return clean_api_key(secret.reveal()) in text
+    except MalformedApiKeyError:
+        return False

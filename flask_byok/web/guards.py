@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from flask import Response, current_app, g, request
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
 from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
 from ..credentials import Secret
@@ -15,6 +16,9 @@ from .problems import http_problem_response, simple_problem_response
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
+
+# Each piece that is hidden costs something whenever anything is logged.
+_MOST_HIDDEN = 20
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -70,9 +74,11 @@ def refuse_unrouted(below: str) -> Callable[[], Response | None]:
 
     def refuse() -> Response | None:
         error = request.routing_exception
-        if isinstance(error, NotFound | MethodNotAllowed) and request.path.startswith(below):
-            return secure(http_problem_response(error))
-        return None
+        if not isinstance(error, NotFound | MethodNotAllowed) or not request.path.startswith(below):
+            return None
+        if isinstance(error, NotFound):
+            _keep_from_logs(request.path.removeprefix(below).split("/"))
+        return secure(http_problem_response(error))
 
     return refuse
 
@@ -81,8 +87,7 @@ def secure(response: Response) -> Response:
     """Put the security headers on an answer of ours."""
     if request.endpoint == "byok.static":
         return response
-    # Somebody may send a key in the query: while this is alive, the access log is redacted.
-    request.environ["flask_byok.query"] = Secret(request.query_string.decode("latin-1"))
+    _keep_from_logs(_query_as_logged())
     for name, value in _HEADERS.items():
         response.headers[name] = value
     response.headers.setdefault(
@@ -91,13 +96,34 @@ def secure(response: Response) -> Response:
     return response
 
 
+def _keep_from_logs(texts: Iterable[str]) -> None:
+    """Redact these where the address is logged, until the request ends: somebody may have sent a key in it."""
+    hidden = request.environ.setdefault("flask_byok.hidden", [])
+    hidden.extend(Secret(text) for text in islice(filter(None, texts), _MOST_HIDDEN))
+
+
+def _query_as_logged() -> Iterator[str]:
+    """Yield the query as servers log it, as sent or partly decoded, and what views see of it."""
+    query = request.query_string.decode("latin-1")
+    yield query
+    yield uri_to_iri(f"?{query}")[1:]
+    yield from (value or name for name, value in request.args.items(multi=True))
+
+
 def _same_origin() -> bool:
     """Judge by ``Sec-Fetch-Site``, else by ``Origin``; a client that sends neither is no browser."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in ("same-origin", "none")
     origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc == request.host
+    return origin is None or origin.lower() in _own_origins()
+
+
+def _own_origins() -> tuple[str, ...]:
+    host = request.host.lower()
+    # Where the request says http, a proxy may have ended the https: then the scheme tells nothing.
+    schemes = ("https",) if request.is_secure else ("https", "http")
+    return tuple(f"{scheme}://{host}" for scheme in schemes)
 
 
 def _refuse_without_token() -> Response | None:

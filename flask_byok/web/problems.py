@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from flask import Response, current_app
+from flask import Response, current_app, has_app_context
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
@@ -14,18 +15,23 @@ from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimited
 #: Where each problem type is described.
 TYPE_PREFIX = "https://flask-byok.readthedocs.io/en/latest/problems.html#"
 
+#: All that a visitor is told of a wrong setting; what is wrong is the operator's to know.
+NOT_SET_UP = "This site's API keys are not set up correctly. The reason is in its log."
+
+_logger = logging.getLogger("flask_byok.web")
 _HTTP_CODES = {400: "bad_request", 413: "too_large", 415: "unsupported_media_type"}
 
 
 def problem(error: ByokError) -> dict[str, Any]:
-    """Return the problem object of one of our errors."""
-    body: dict[str, Any] = {
-        "type": TYPE_PREFIX + error.code,
-        "title": error.title,
-        "status": error.status,
-        "detail": str(error),
-        "code": error.code,
-    }
+    """Return the problem object of one of our errors.
+
+    What only the operator is told goes to the log, and in debug mode and tests to the page as well.
+    """
+    detail = str(error)
+    if isinstance(error, ConfigurationError):
+        _logger.error("%s", detail)
+        detail = detail if _for_developers() else NOT_SET_UP
+    body = _body(error.status, error.code, error.title, detail)
     if error.provider is not None:
         body["provider"] = error.provider
     if isinstance(error, KeyRefusedError):
@@ -33,10 +39,12 @@ def problem(error: ByokError) -> dict[str, Any]:
     return body
 
 
+def _for_developers() -> bool:
+    return has_app_context() and (current_app.debug or current_app.testing)
+
+
 def problem_response(error: ByokError) -> Response:
     """Return the HTTP answer for one of our errors."""
-    if isinstance(error, ConfigurationError):
-        current_app.logger.error("%s", error)  # for the operator, who reads logs
     response = _response(problem(error), error.status)
     if isinstance(error, StoreError | RateLimitedError):
         response.headers["Retry-After"] = str(error.retry_after)
@@ -51,14 +59,7 @@ def http_problem_response(error: HTTPException) -> Response:
     status = error.code or 500
     title = HTTPStatus(status).phrase
     code = _HTTP_CODES.get(status, title.lower().replace(" ", "_"))
-    body = {
-        "type": TYPE_PREFIX + code,
-        "title": title,
-        "status": status,
-        "detail": error.description or title,
-        "code": code,
-    }
-    response = _response(body, status)
+    response = _response(_body(status, code, title, error.description or title), status)
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response
@@ -66,14 +67,17 @@ def http_problem_response(error: HTTPException) -> Response:
 
 def simple_problem_response(status: int, code: str, detail: str) -> Response:
     """Return the answer for a request that our guards turn away."""
-    body = {
+    return _response(_body(status, code, HTTPStatus(status).phrase, detail), status)
+
+
+def _body(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
+    return {
         "type": TYPE_PREFIX + code,
-        "title": HTTPStatus(status).phrase,
+        "title": title,
         "status": status,
         "detail": detail,
         "code": code,
     }
-    return _response(body, status)
 
 
 def _response(body: dict[str, Any], status: int) -> Response:

@@ -8,6 +8,7 @@ one is. Requests that do neither, and do not use keys, cost no round trip.
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,8 @@ from ..stores.base import SessionStore
 from .problems import problem_response
 from .session_guard import UnavailableSession, guard_sessions
 
-#: Our one entry in the host's session data.
-MARKER = "_byok"
+#: Our entries in the host's session data: the ref, and who uses it while signed in.
+MARKER, OWNER = "_byok", "_byok_owner"
 
 # What the marker becomes where a session was emptied and the store could not be told.
 _TO_END = "to end"
@@ -56,6 +57,9 @@ class _Seen:
     keys: frozenset[str]
     emptied: bool = False
     unfinished: bool = False
+    failed: bool = False
+    #: The established session as the store names it, kept because hashing costs more than all else here.
+    ref: SessionRef | None = None
 
     @classmethod
     def now(cls, session: Any) -> _Seen:
@@ -85,14 +89,16 @@ class _Seen:
 
     def remember(self, ref: str) -> None:
         self.session[MARKER] = self.marker = ref
+        self.ref = None
 
 
 class SessionBinding:
     """Follows the host's session of one app through each request."""
 
-    def __init__(self, store: SessionStore, index_key: bytes) -> None:
+    def __init__(self, store: SessionStore, index_key: bytes, identity: Callable[[], str]) -> None:
         self._store = store
         self._index_key = index_key
+        self._identity = identity
 
     def init_app(self, app: Flask) -> None:
         """Put our hooks outermost: first before a request, last after it."""
@@ -100,29 +106,31 @@ class SessionBinding:
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
 
-    def current(self) -> SessionRef | None:
+    def current(self, identity: str) -> SessionRef | None:
         """Return the established session of this request, or None; asks the store only if a race lost the ref."""
         seen = self._caught_up()
         if seen is None:
             return None
         if seen.marker is None and seen.keys and (ref := self._known_ref(seen)):
             seen.remember(ref)
+        self._confirm(seen, identity)
         return None if seen.marker is None else self._ref(seen, seen.marker)
 
-    def establish(self, *, anew: bool = False) -> SessionRef | None:
+    def establish(self, identity: str, *, anew: bool = False) -> SessionRef | None:
         """Return the session of this request, establishing it where there is none; ``anew`` replaces an ended one."""
         seen = self._caught_up()
         if seen is None:
             return None
+        self._confirm(seen, identity)
         if seen.marker is None or anew:
             seen.remember(self._store.establish(self._hash(seen.sid), seen.marker))
+            self._confirm(seen, identity)
         return self._ref(seen, seen.marker or "")
 
     def end(self) -> None:
         """Delete what is kept for this session: somebody signed out."""
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
-            seen.session.pop(MARKER, None)
             self._end(seen)
 
     def _before_request(self) -> None:
@@ -138,6 +146,7 @@ class SessionBinding:
         try:
             if seen := request.environ.get(_ENVIRON):
                 self._follow(seen)
+                self._end_if_owner_left(seen)
         except StoreError as error:
             # The person must not believe that a sign-out or renewal was carried out when it was not.
             return problem_response(error)
@@ -152,17 +161,32 @@ class SessionBinding:
             if isinstance(_session_of_request(), UnavailableSession):
                 raise StoreError(tier=Tier.SESSION)
             return None
-        if seen.unfinished:
+        if seen.unfinished and not seen.failed:
             self._end(seen)
         self._follow(seen)
         return seen
 
     def _follow(self, seen: _Seen) -> None:
+        if seen.failed:  # one wait for the store is enough for one request
+            raise StoreError(tier=Tier.SESSION)
         renewed = seen.session.sid != seen.sid
         if seen.was_cleared() or (renewed and seen.unfinished):
             self._end(seen)
         elif renewed:
             self._renew(seen)
+
+    def _confirm(self, seen: _Seen, identity: str) -> None:
+        """Note who uses the session while signed in; end it where that was somebody else."""
+        owner = dict.get(seen.session, OWNER)
+        if owner is not None and owner != identity:
+            self._end(seen)
+        elif owner is None and identity and seen.marker is not None:
+            seen.session[OWNER] = identity
+
+    def _end_if_owner_left(self, seen: _Seen) -> None:
+        """Notice a host that signs people out by taking their id out of the session, and nothing else."""
+        if seen.marker is not None and seen.session.modified and OWNER in dict.keys(seen.session):
+            self._confirm(seen, self._identity())
 
     def _end(self, seen: _Seen) -> None:
         try:
@@ -171,24 +195,27 @@ class SessionBinding:
         except StoreError:
             # The session id outlives this; once the store is back, it must not lead to what is to end.
             seen.session[MARKER] = _TO_END
+            seen.failed = True
             raise
-        if dict.get(seen.session, MARKER) == _TO_END:
-            del seen.session[MARKER]
+        for ours in {MARKER, OWNER} & dict.keys(seen.session):
+            del seen.session[ours]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
-        seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
+        seen.sid, seen.keys, seen.ref = seen.session.sid, _keys(seen.session), None
 
     def _renew(self, seen: _Seen) -> None:
         if ref := self._known_ref(seen):
             self._store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
             seen.remember(ref)
-        seen.sid = seen.session.sid
+        seen.sid, seen.ref = seen.session.sid, None
 
     def _known_ref(self, seen: _Seen) -> str | None:
         # A session that was empty when it came is new: nothing can be known of it.
         return seen.marker or (self._store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
-        return SessionRef(self._hash(seen.sid), ref)
+        if seen.ref is None or seen.ref.ref != ref:
+            seen.ref = SessionRef(self._hash(seen.sid), ref)
+        return seen.ref
 
     def _hash(self, sid: str) -> str:
         return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
@@ -198,6 +225,11 @@ def index_key(secret_key: str | bytes) -> bytes:
     """Derive the key that session ids are hashed with; it outlives a rotation of the encryption key."""
     raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
     return hmac.digest(raw, b"flask-byok session index", "sha256")
+
+
+def app_name(index_key: bytes) -> str:
+    """Name all processes of one app in a store that it shares with other apps: 16 hex digits."""
+    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
 
 
 def check_session_interface(app: Flask) -> None:
@@ -211,7 +243,7 @@ def check_session_interface(app: Flask) -> None:
 
 
 def _keys(session: Any) -> frozenset[str]:
-    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR}
+    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER}
 
 
 def _require_server_side(session: Any) -> None:

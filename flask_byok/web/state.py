@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flask import Flask, current_app, has_request_context, request
 
 from ..credentials import Credential
 from ..errors import ConfigurationError, StoreError
-from ..owners import Caller, SessionRef
+from ..owners import Caller, SessionRef, identity_of
 from ..service import Service
 from ..settings import Settings
 from .sessions import SessionBinding
@@ -61,13 +62,7 @@ def current_caller(state: ByokState) -> Caller:
     """Return who makes the present request; outside a request nobody does, and only the operator's keys are found."""
     if not has_request_context():
         return Caller()
-    try:
-        session = state.binding.current()
-    except StoreError:
-        if state.settings.on_store_failure == "fail":
-            raise
-        session = None
-    return _caller(state, session)
+    return _caller(state, state.binding.current)
 
 
 def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
@@ -75,7 +70,7 @@ def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
 
     ``anew`` says that the session found at first has ended and another must take its place.
     """
-    return _caller(state, state.binding.establish(anew=anew))
+    return _caller(state, partial(state.binding.establish, anew=anew))
 
 
 def keep_redacted(credential: Credential) -> Credential:
@@ -84,17 +79,40 @@ def keep_redacted(credential: Credential) -> Credential:
     The view may hold the key as a plain string when it fails.
     """
     if has_request_context():
-        request.environ.setdefault("flask_byok.resolved", []).append(credential)
+        kept = request.environ.setdefault("flask_byok.resolved", {})
+        kept[credential.provider, credential.source, credential.version] = credential
     return credential
 
 
-def _caller(state: ByokState, session: SessionRef | None) -> Caller:
-    user: Any = state.loaders.owner()
+def user_of(loaders: Loaders) -> str | None:
+    """Return the signed-in user's id as the host tells it, or None."""
+    user: Any = loaders.owner()
+    # Hosts write "current_user.is_authenticated and current_user.id".
+    return None if user is None or user is False or user == "" else str(user)
+
+
+def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
+    user = user_of(state.loaders)
+    session = _session(state, look_up, identity_of(user))
+    address = request.remote_addr or ""
+    if user is None:
+        return Caller(session=session, address=address)
     return Caller(
-        # Hosts write "current_user.is_authenticated and current_user.id".
-        user=None if user is None or user is False or user == "" else str(user),
+        user=user,
         session=session,
         teams=tuple(map(str, state.loaders.team())),
         admin=bool(state.loaders.admin()),
-        address=request.remote_addr or "",
+        address=address,
     )
+
+
+def _session(
+    state: ByokState, look_up: Callable[[str], SessionRef | None], identity: str
+) -> SessionRef | None:
+    """Return the session; where the operator lets others' keys step in for a dead store, None."""
+    try:
+        return look_up(identity)
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        return None

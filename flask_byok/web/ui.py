@@ -92,7 +92,7 @@ class UI:
             "rows": [
                 _row(status, text.BADGES[self._settings.labels]) for status in found["providers"]
             ],
-            "precedence": _precedence(found["precedence"], found["authenticated"]),
+            "precedence": _precedence(found["precedence"]),
             "storage": found["storage"],
             "csrf_token": found["csrf_token"],
         }
@@ -253,9 +253,9 @@ def _moment(timestamp: str) -> str:
     return f"{timestamp[:16].replace('T', ' ')} UTC"
 
 
-def _precedence(tiers: list[str], authenticated: bool) -> list[str]:
-    personal = {"user", "team"}
-    return [text.TIERS[tier] for tier in tiers if authenticated or tier not in personal]
+def _precedence(tiers: list[str]) -> list[str]:
+    asked = get_state().service.resolver.tiers
+    return [text.TIERS[tier] for tier in tiers if tier in asked]
 
 
 @cache

@@ -123,7 +123,7 @@ def set_during_sign_out(browser: Browser) -> str | None:
         lambda: browser.send("POST", "/logout"), lambda: browser.set("openai", key("aaaa"))
     )
     for cookie in browser.cookies:
-        if "groq" in browser.hints(cookie):
+        if browser.hints(cookie):
             return "a key came back after sign-out"
     return None
 
@@ -268,7 +268,7 @@ def random_interleaving(browser: Browser, seed: int) -> str | None:
     chance = random.Random(seed)
     model = Model()
     browser.establish()
-    for step in range(6):
+    for step in range(3):
         calls: list[Callable[[], object]] = [slow(browser, chance.choice(["read", "write"]))]
         for provider in chance.sample(PROVIDERS, chance.randint(1, 4)):
             outcomes: list[str | None] = []
@@ -298,4 +298,4 @@ def test_random_interleavings_agree_with_a_model(origin: str) -> None:
             with Browser(origin) as browser:
                 return random_interleaving(browser, seed)
 
-        assert [wrong for wrong in pool.map(one, range(60)) if wrong] == []
+        assert [wrong for wrong in pool.map(one, range(TRIALS)) if wrong] == []

@@ -211,9 +211,11 @@ def bad_calls(wire: Wire, canary: str, bad: str) -> None:
         ("OPTIONS", KEYS),
         ("GET", "/api/providers/settings"),
         ("POST", "/api/providers/settings/save"),
+        ("GET", f"/api/providers/keys/{quote(canary, safe='')}"),
     ):
         forget()
         wire.send(method, path + query)
+        wire.send(method, path + query.replace("?", "?label=%C3%A9&"))
     wire.send("POST", f"{KEYS}/clear", "{}", X_CSRFToken=canary, Content_Type="application/json")
     wire.send("POST", f"{KEYS}/clear", "{}", Origin=canary, Content_Type="application/json")
     wire.send("GET", KEYS, Authorization=f"Bearer {canary}", X_API_Key=canary)

@@ -261,3 +261,8 @@ def test_a_failing_list_of_models_leaves_the_verdict(fake: FakeProviders) -> Non
     fake.answer_next("xai", 500)
     found = ask(fake, "xai", fake.api_key("xai"))
     assert (found.verdict, found.models_available) == (Verdict.VALID, ())
+
+
+def test_a_check_has_time_enough() -> None:
+    """A check may take 10 seconds: providers take more than 4 for good keys."""
+    assert check.CHECK_SECONDS >= 10

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 
 from flask_byok.credentials import Verdict
 from flask_byok.errors import ByokError, ProviderUnavailableError, RejectedCredentialError
+from flask_byok.outbound import transport
+from flask_byok.providers import google
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 
 from .conftest import CATALOG, Make
@@ -61,9 +65,7 @@ def test_a_conversation_arrives_in_the_providers_own_form(
 def fail(make: Make, provider: str, api_key: str, text: str = "Hello") -> tuple[Any, list[Any]]:
     """Return the error of a failing chat, and what was reported."""
     reported: list[Any] = []
-    # Google's SDK has no such option, and does not try again by itself.
-    options = {} if provider == "google" else {"max_retries": 0}
-    stream = make(provider, api_key, report=reported.append, **options)
+    stream = make(provider, api_key, report=reported.append, max_retries=0)
     with pytest.raises(ByokError) as caught:
         list(stream.stream_chat([{"role": "user", "content": text}], "some-model"))
     assert api_key not in chain(caught.value)
@@ -123,6 +125,62 @@ def test_other_failures_are_not_the_keys(
     assert reported == []
 
 
+# What rules look for, with the status that they look for it in.
+SPOOFS = [
+    (spec.id, status, rule.contains)
+    for spec in CATALOG
+    for rule in spec.check.rules
+    for status in rule.status
+    if rule.contains and status >= 400 and status != 401
+]
+QUOTES: list[Callable[[str], Any]] = [
+    lambda text: {"error": {"message": f"messages[0]: unsupported content: {text!r}"}},
+    lambda text: {"error": {"message": "bad", "code": f"cannot read {text}", "type": "x"}},
+    lambda text: {"error": {"message": "bad", "code": "failed", "failed_generation": text}},
+    lambda text: {"error": {"message": "bad", "metadata": {"raw": text, "reason": text}}},
+    lambda text: {"error": {"message": "bad", "details": [{"description": text}, text]}},
+    lambda text: {"code": "Client specified an invalid argument", "error": f"invalid: {text}"},
+    lambda text: {"detail": [{"type": "x", "input": text}]},
+    lambda text: text,
+]
+
+
+@pytest.mark.parametrize(("provider", "status", "words"), SPOOFS)
+@pytest.mark.parametrize("quote", QUOTES)
+def test_quoted_words_condemn_no_key(
+    fake: FakeProviders,
+    make: Make,
+    provider: str,
+    status: int,
+    words: str,
+    quote: Callable[[str], Any],
+) -> None:
+    """An answer that quotes the conversation, wherever it does, says nothing about the key."""
+    text = f"please summarise: {words}"
+    fake.answer_next(provider, status, quote(text))
+    error, reported = fail(make, provider, fake.api_key(provider), text)
+    assert isinstance(error, ProviderUnavailableError)
+    assert reported == []
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "body"),
+    [
+        ("google", 403, {"details": [{"reason": "CONSUMER_SUSPENDED"}], "message": "x"}),
+        ("openai", 401, {"message": "deactivated", "code": "account_deactivated"}),
+        ("groq", 400, {"message": "x", "code": "organization_restricted"}),
+    ],
+)
+def test_a_blocked_key_is_reported(
+    fake: FakeProviders, make: Make, provider: str, status: int, body: Any
+) -> None:
+    """What an answer says in its codes is believed."""
+    fake.answer_next(provider, status, {"error": body})
+    error, reported = fail(make, provider, fake.api_key(provider))
+    assert isinstance(error, RejectedCredentialError)
+    assert reported == [Verdict.DISABLED]
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("ending", ["fail-midstream", "error-midstream"])
 def test_a_stream_that_breaks_off_says_so(
@@ -172,11 +230,24 @@ def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: 
     assert "cannot be reached" in str(error)
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 def test_a_hanging_provider_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
     """A provider that does not answer in time is told so."""
     fake.latency = 2
     stream = make(provider, fake.api_key(provider), timeout=0.2, max_retries=0).stream_chat(HELLO)
+    with pytest.raises(ProviderUnavailableError, match="too long"):
+        list(stream)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_a_hanging_provider_is_given_up_by_default(
+    make: Make, fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has to think of a time limit: without one of the caller's there is one."""
+    monkeypatch.setattr(google, "TIMEOUT", 0.2)
+    monkeypatch.setattr(transport, "TIMEOUT", httpx2.Timeout(0.2))
+    fake.latency = 2
+    stream = make(provider, fake.api_key(provider), max_retries=0).stream_chat(HELLO)
     with pytest.raises(ProviderUnavailableError, match="too long"):
         list(stream)
 

@@ -96,13 +96,33 @@ def test_every_object_has_a_client_of_its_own(make: Make) -> None:
     assert first.client._client is second.client._client
 
 
-@pytest.mark.parametrize("name", ["base_url", "api_key", "http_client", "http_options"])
-def test_options_cannot_redirect_a_key(fake: FakeProviders, name: str) -> None:
-    """Where the key goes is decided by the operator and by whose key it is."""
-    credential = credential_for(fake, "openai", CANARY)
+@pytest.mark.parametrize(
+    ("provider", "name"),
+    [
+        ("openai", "base_url"),
+        ("openai", "api_key"),
+        ("openai", "http_client"),
+        ("openai", "websocket_base_url"),
+        ("openai", "data_residency"),
+        ("openai", "provider"),
+        ("openai", "workload_identity"),
+        ("anthropic", "auth_token"),
+        ("anthropic", "credentials"),
+        ("anthropic", "middleware"),
+        ("google", "http_options"),
+        ("google", "enterprise"),
+        ("google", "credentials"),
+        ("google", "debug_config"),
+        ("google", "tomorrows_new_one"),
+    ],
+)
+def test_options_cannot_redirect_a_key(fake: FakeProviders, provider: str, name: str) -> None:
+    """Where the key goes is decided by the operator and by whose key it is: other options are refused."""
+    credential = credential_for(fake, provider, CANARY)
     options = {name: "https://evil.example"}
     with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS") as caught:
-        make_provider(CATALOG.get("openai"), credential, Outbound(), **options)
+        make_provider(CATALOG.get(provider), credential, Outbound(), **options)
+    assert name in str(caught.value)
     assert "evil" not in str(caught.value)
 
 
@@ -110,6 +130,17 @@ def test_options_reach_the_sdk(make: Make) -> None:
     """Other options are the SDK's own."""
     client = make("openai", CANARY, timeout=7.0, max_retries=5, organization="org-mine").client
     assert (client.timeout, client.max_retries, client.organization) == (7.0, 5, "org-mine")
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_every_provider_takes_the_same_options(
+    fake: FakeProviders, make: Make, provider: str
+) -> None:
+    """Code that lets a person choose the provider need not know which SDK it is."""
+    fake.answer_next(provider, 503, {"error": {"message": "busy", "status": "UNAVAILABLE"}})
+    options = {"timeout": 7.0, "max_retries": 1, "default_headers": {"X-Mine": "1"}}
+    assert list(make(provider, fake.api_key(provider), **options).stream_chat(HELLO))
+    assert [call.headers["x-mine"] for call in fake.calls] == ["1", "1"]
 
 
 def test_without_a_key_there_is_no_client(fake: FakeProviders) -> None:
@@ -234,3 +265,12 @@ def test_a_provider_object_can_have_a_model_of_its_own(fake: FakeProviders, make
     list(made.stream_chat([{"role": "user", "content": "hello"}], "another"))
     bodies: list[Any] = [call.body for call in fake.calls]
     assert [body["model"] for body in bodies] == ["gpt-of-mine", "another"]
+
+
+def test_a_persons_address_gets_no_other_key(fake: FakeProviders) -> None:
+    """An object whose address a person gave takes no other key, least of all the operator's."""
+    credential = credential_for(fake, "custom", fake.api_key("custom"), trust="personal")
+    made = make_provider(CATALOG.get("custom"), credential, Outbound(allow_private=True))
+    with pytest.raises(EndpointNotAllowedError):
+        made.set_api_key("sk-operator-operator")
+    assert made.api_key == fake.api_key("custom")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from langchain_core.runnables import ConfigurableField
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.outbound import Outbound
@@ -81,6 +83,47 @@ def test_async_calls_are_refused(fake: FakeProviders, provider: str) -> None:
     model = chat_model(fake, Outbound(), provider, fake.api_key(provider))
     with pytest.raises(ConfigurationError, match="synchronous"):
         asyncio.run(model.ainvoke("Hello"))
+    assert fake.calls == []
+
+
+REBUILD: dict[str, Callable[[Any], Any]] = {
+    "configured": lambda model: model.configurable_fields(
+        temperature=ConfigurableField(id="t")
+    ).with_config(configurable={"t": 0.5}),
+    "bound": lambda model: model.bind(stop=["x"]),
+    "copied": lambda model: model.model_copy(update={"temperature": 0.5}),
+    "made anew": lambda model: type(model)(
+        **{name: getattr(model, name) for name in type(model).model_fields}
+    ),
+}
+
+
+@pytest.mark.parametrize("how", REBUILD)
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_rebuilt_model_is_guarded_too(
+    fake: FakeProviders, provider: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What LangChain makes of a chat model has its client: no proxy, no operator's header, no async side."""
+    for name, value in POISON.items():
+        monkeypatch.setenv(name, value)
+        monkeypatch.setenv(name.lower(), value)
+    model = chat_model(fake, Outbound(), provider, fake.api_key(provider), max_retries=0)
+    rebuilt = REBUILD[how](model)
+    rebuilt.invoke("Hello")
+    (call,) = fake.calls
+    assert call.api_key == fake.api_key(provider)
+    assert "poison" not in everything(call)
+    with pytest.raises(ConfigurationError, match="synchronous"):
+        asyncio.run(rebuilt.ainvoke("Hello"))
+
+
+def test_a_model_without_its_client_makes_no_call(fake: FakeProviders) -> None:
+    """Rebuilt without the guarded client a model fails, and makes none of its own."""
+    api_key, base_url = fake.api_key("anthropic"), fake.base_url("anthropic")
+    model = chat_model(fake, Outbound(), "anthropic", api_key)
+    bare = type(model)(model="m", api_key=api_key, base_url=base_url)
+    with pytest.raises(ConfigurationError, match="lost its client"):
+        bare.invoke("Hello")
     assert fake.calls == []
 
 

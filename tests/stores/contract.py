@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import signal
@@ -21,6 +22,8 @@ from flask_byok.stores.base import SessionStore, encode_record
 
 VISITOR, ANN, BEN = "", "user:ann", "user:ben"
 DAY = timedelta(days=1)
+#: The providers that most tests write and ask for.
+SOME = ["openai", "groq"]
 
 
 class Clock:
@@ -137,11 +140,11 @@ class SessionStoreContract:
         assert store.establish("sid-1", dead=ref) == store.find("sid-1") == fresh
 
     def test_record_comes_back_whole(self, store: SessionStore) -> None:
-        """What is read equals what was written, asked for by name or with all the others."""
+        """What is read equals what was written, asked for alone or among others."""
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
-        assert store.read(session, VISITOR, ["openai", "groq"]).records == {"openai": record}
-        assert store.read(session, VISITOR).records == {"openai": record}
+        for providers in (SOME, ["openai"]):
+            assert store.read(session, VISITOR, providers).records == {"openai": record}
         assert store.read(session, VISITOR, ["groq"]).records == {}
         assert store.read(session, VISITOR, []).records == {}
 
@@ -150,7 +153,7 @@ class SessionStoreContract:
         session, other = begin(store), make_record("groq")
         for record in (make_record(), other, second := make_record(ciphertext="second")):
             store.write(session, VISITOR, record)
-        assert store.read(session, VISITOR).records == {"openai": second, "groq": other}
+        assert store.read(session, VISITOR, SOME).records == {"openai": second, "groq": other}
 
     def test_clear_names_what_was_there(self, store: SessionStore) -> None:
         """Clearing deletes the named records, says which there were, and may be repeated."""
@@ -159,7 +162,7 @@ class SessionStoreContract:
         store.write(session, VISITOR, make_record("groq"))
         assert store.clear(session, VISITOR, ["xai", "openai"]) == ["openai"]
         assert store.clear(session, VISITOR, ["openai"]) == []
-        assert list(store.read(session, VISITOR).records) == ["groq"]
+        assert list(store.read(session, VISITOR, SOME).records) == ["groq"]
 
     def test_clear_of_nothing(self, store: SessionStore) -> None:
         """Clearing in a session without any record is fine."""
@@ -169,20 +172,20 @@ class SessionStoreContract:
         """A session neither sees nor clears another one's records."""
         first, second = begin(store, "sid-1"), begin(store, "sid-2")
         store.write(first, VISITOR, make_record())
-        assert store.read(second, VISITOR).records == {}
+        assert store.read(second, VISITOR, SOME).records == {}
         assert store.clear(second, VISITOR, ["openai"]) == []
-        assert list(store.read(first, VISITOR).records) == ["openai"]
+        assert list(store.read(first, VISITOR, SOME).records) == ["openai"]
 
     def test_names_of_another_session(self, store: SessionStore) -> None:
         """A ref under somebody else's session id shows nothing, takes nothing and harms nothing."""
         victim, thief = begin(store, "sid-1"), begin(store, "sid-2")
         store.write(victim, VISITOR, make_record())
         mixed = SessionRef(thief.sid, victim.ref)
-        assert not store.read(mixed, VISITOR).alive
+        assert not store.read(mixed, VISITOR, SOME).alive
         assert store.clear(mixed, VISITOR, ["openai"]) == []
         with pytest.raises(SessionRequiredError):
             store.write(mixed, VISITOR, make_record(ciphertext="planted"))
-        assert store.read(victim, VISITOR).records["openai"].ciphertext == "sealed"
+        assert store.read(victim, VISITOR, SOME).records["openai"].ciphertext == "sealed"
 
     @pytest.mark.parametrize(
         "provider", ["a:b", "k:v:openai", "_sid", "_dead", "Ünï-✓ 😀", "a'b\"c%s{0}", "x" * 90]
@@ -191,7 +194,6 @@ class SessionStoreContract:
         """Whatever a provider is called, its record is stored, found and cleared under that name."""
         session = begin(store)
         store.write(session, VISITOR, record := make_record(provider))
-        assert store.read(session, VISITOR).records == {provider: record}
         assert store.read(session, VISITOR, [provider, "openai"]).records == {provider: record}
         assert store.clear(session, VISITOR, ["openai", provider]) == [provider]
 
@@ -199,14 +201,68 @@ class SessionStoreContract:
         """Who signs in sees the visitor's records apart from the own, and may clear them."""
         session, planted, own = begin(store), make_record(), make_record(ciphertext="own")
         store.write(session, VISITOR, planted)
-        view = store.read(session, ANN)
+        view = store.read(session, ANN, SOME)
         assert (view.records, view.visitor_records) == ({}, {"openai": planted})
         store.write(session, ANN, own)
-        for view in (store.read(session, ANN), store.read(session, ANN, ["openai"])):
-            assert (view.records, view.visitor_records) == ({"openai": own}, {"openai": planted})
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": own}, {"openai": planted})
         assert store.clear(session, ANN, ["openai"], visitor=True) == ["openai"]
-        view = store.read(session, ANN)
+        view = store.read(session, ANN, SOME)
         assert (view.records, view.visitor_records) == ({"openai": own}, {})
+
+    def test_adoption(self, store: SessionStore) -> None:
+        """What the visitor left becomes the user's in one step, unless the user has one and keeps it."""
+        session, planted = begin(store), make_record()
+        store.write(session, VISITOR, planted)
+        adopted = dataclasses.replace(planted, ciphertext="adopted")
+        assert store.adopt(session, ANN, adopted, replace=False) == "adopted"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": adopted}, {})
+        assert store.adopt(session, ANN, adopted, replace=False) in ("gone", "kept")
+        assert store.read(session, ANN, SOME).records == {"openai": adopted}
+
+    def test_adoption_where_the_user_has_a_record(self, store: SessionStore) -> None:
+        """The user's own record stays and the visitor's waits on, unless it is to be replaced."""
+        session, planted = begin(store), make_record()
+        own = make_record(ciphertext="own")
+        store.write(session, VISITOR, planted)
+        store.write(session, ANN, own)
+        adopted = dataclasses.replace(planted, ciphertext="adopted")
+        assert store.adopt(session, ANN, adopted, replace=False) == "kept"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": own}, {"openai": planted})
+        assert store.adopt(session, ANN, adopted, replace=True) == "adopted"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": adopted}, {})
+
+    def test_adoption_of_what_is_gone(self, store: SessionStore) -> None:
+        """A visitor's record that was cleared or changed meanwhile is not adopted; nor in an ended session."""
+        session, planted = begin(store), make_record()
+        store.write(session, VISITOR, make_record())
+        assert store.adopt(session, ANN, planted, replace=True) == "gone"
+        assert store.read(session, ANN, SOME).records == {}
+        store.end(session)
+        assert store.adopt(session, ANN, planted, replace=True) == "gone"
+
+    def test_adoption_among_sets_and_clears(self, store: SessionStore) -> None:
+        """While a record is adopted, no other thread's set is lost and no clear is undone."""
+        for trial in range(40):
+            session = begin(store, f"sid-{trial}")
+            planted = make_record()
+            store.write(session, VISITOR, planted)
+            own = make_record(ciphertext="own")
+            adopted = dataclasses.replace(planted, ciphertext="adopted")
+            with ThreadPoolExecutor(2) as pool:
+                adoption = pool.submit(store.adopt, session, ANN, adopted, replace=False)
+                if trial % 2:
+                    pool.submit(store.write, session, ANN, own).result()
+                    assert store.read(session, ANN, SOME).records == {"openai": own}
+                else:
+                    gone = pool.submit(store.clear, session, ANN, ["openai"], visitor=True)
+                    there = store.read(session, ANN, SOME).records
+                    assert gone.result() == [] or adoption.result() == "gone"
+                    assert there in ({}, {"openai": adopted})
+                adoption.result()
 
     @pytest.mark.parametrize("stranger", [VISITOR, BEN])
     def test_stranger_reads(self, store: SessionStore, stranger: str) -> None:
@@ -264,8 +320,8 @@ class SessionStoreContract:
         store.end(session)
         fresh = SessionRef("sid-1", store.establish("sid-1", dead=session.ref))
         assert fresh.ref != session.ref
-        assert store.read(fresh, VISITOR).alive
-        assert store.read(fresh, VISITOR).records == {}
+        assert store.read(fresh, VISITOR, SOME).alive
+        assert store.read(fresh, VISITOR, SOME).records == {}
         store.write(fresh, VISITOR, make_record())
         self.assert_ended(store, session)
 
@@ -278,12 +334,12 @@ class SessionStoreContract:
         new = SessionRef("sid-new", old.ref)
         assert store.find("sid-new") == old.ref
         assert store.find("sid-1") is None
-        assert store.read(new, ANN).records == {"openai": record}
-        assert not store.read(old, ANN).alive
+        assert store.read(new, ANN, SOME).records == {"openai": record}
+        assert not store.read(old, ANN, SOME).alive
         with pytest.raises(SessionRequiredError):
             store.write(old, ANN, make_record(ciphertext="late"))
         assert store.clear(old, ANN, ["openai"]) == []
-        assert store.read(new, ANN).records == {"openai": record}
+        assert store.read(new, ANN, SOME).records == {"openai": record}
 
     def test_renewal_before_the_first_write(self, store: SessionStore) -> None:
         """A first write under the old id is refused, not lost, and the new id may write."""
@@ -293,7 +349,7 @@ class SessionStoreContract:
             store.write(old, VISITOR, make_record())
         new = SessionRef("sid-new", old.ref)
         store.write(new, VISITOR, record := make_record())
-        assert store.read(new, VISITOR).records == {"openai": record}
+        assert store.read(new, VISITOR, SOME).records == {"openai": record}
 
     def test_renewal_under_the_same_id(self, store: SessionStore) -> None:
         """Renewing a session under the id that it has changes nothing."""
@@ -301,7 +357,7 @@ class SessionStoreContract:
         store.write(session, VISITOR, make_record())
         store.renew(session, session.sid)
         assert store.find(session.sid) == session.ref
-        assert list(store.read(session, VISITOR).records) == ["openai"]
+        assert list(store.read(session, VISITOR, SOME).records) == ["openai"]
 
     def test_renewal_replaces_what_the_new_id_had(self, store: SessionStore) -> None:
         """A new id that led somewhere already leads to the renewed session afterwards."""
@@ -315,8 +371,8 @@ class SessionStoreContract:
         store.write(old, VISITOR, make_record())
         store.renew(old, "sid-a")
         store.renew(old, "sid-b")
-        assert list(store.read(SessionRef("sid-a", old.ref), VISITOR).records) == ["openai"]
-        assert not store.read(SessionRef("sid-b", old.ref), VISITOR).alive
+        assert list(store.read(SessionRef("sid-a", old.ref), VISITOR, SOME).records) == ["openai"]
+        assert not store.read(SessionRef("sid-b", old.ref), VISITOR, SOME).alive
         assert store.find("sid-b") != old.ref
 
     def test_end_of_a_renewed_session(self, store: SessionStore) -> None:
@@ -332,11 +388,11 @@ class SessionStoreContract:
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
         store.record_verdict(session, VISITOR, "openai", good := verdict_for(record))
-        assert store.read(session, VISITOR).records["openai"].current_validity() == good
+        assert store.read(session, VISITOR, SOME).records["openai"].current_validity() == good
         store.write(session, VISITOR, make_record(ciphertext="second"))
-        assert store.read(session, VISITOR).records["openai"].validity is None
+        assert store.read(session, VISITOR, SOME).records["openai"].validity is None
         store.record_verdict(session, VISITOR, "openai", good)
-        assert store.read(session, VISITOR).records["openai"].current_validity() is None
+        assert store.read(session, VISITOR, SOME).records["openai"].current_validity() is None
 
     def test_late_verdict_leaves_the_newer_one(self, store: SessionStore) -> None:
         """A verdict on an older version takes nothing from the newer key, nor from its verdict."""
@@ -345,7 +401,7 @@ class SessionStoreContract:
         store.write(session, VISITOR, old)
         store.write(session, VISITOR, new)
         store.record_verdict(session, VISITOR, "openai", verdict_for(old))
-        assert store.read(session, VISITOR).records["openai"] == new
+        assert store.read(session, VISITOR, SOME).records["openai"] == new
 
     def test_verdict_comes_with_the_record(self, store: SessionStore) -> None:
         """A record that is written with a verdict is read with it."""
@@ -361,16 +417,16 @@ class SessionStoreContract:
         store.clear(session, VISITOR, ["openai"])
         store.record_verdict(session, VISITOR, "openai", verdict_for(record))
         store.write(session, VISITOR, record)
-        assert store.read(session, VISITOR).records["openai"].validity is None
+        assert store.read(session, VISITOR, SOME).records["openai"].validity is None
 
     def test_lifetime_ends(self, make_store: MakeStore) -> None:
         """A session that nobody uses is gone after its lifetime."""
         store = make_store(ttl=timedelta(seconds=1), max_age=DAY)
         session = begin(store)
         store.write(session, VISITOR, make_record())
-        assert store.read(session, VISITOR).records
+        assert store.read(session, VISITOR, SOME).records
         time.sleep(1.2)
-        assert store.read(session, VISITOR).records == {}
+        assert store.read(session, VISITOR, SOME).records == {}
         assert store.find(session.sid) is None
 
     def test_lifetime_slides(self, make_store: MakeStore) -> None:
@@ -391,11 +447,11 @@ class SessionStoreContract:
         session = begin(store)
         for _ in range(3):
             store.write(session, VISITOR, make_record())
-            assert store.read(session, VISITOR).records
+            assert store.read(session, VISITOR, SOME).records
             clock.forward(DAY * 0.66)
         clock.forward(DAY * 0.05)
         if by == "read":
-            assert not store.read(session, VISITOR).alive
+            assert not store.read(session, VISITOR, SOME).alive
         else:
             with pytest.raises(SessionRequiredError):
                 store.write(session, VISITOR, make_record())
@@ -408,10 +464,9 @@ class SessionStoreContract:
         store.write(session, VISITOR, make_record())
         store.write(session, VISITOR, other := make_record("groq"))
         self.overwrite(store, session, raw)
-        for providers in (None, ["openai", "groq"]):
-            records = store.read(session, VISITOR, providers).records
-            assert (records["openai"].provider, records["openai"].ciphertext) == ("openai", "")
-            assert records["groq"] == other
+        records = store.read(session, VISITOR, SOME).records
+        assert (records["openai"].provider, records["openai"].ciphertext) == ("openai", "")
+        assert records["groq"] == other
         assert store.clear(session, VISITOR, ["openai"]) == ["openai"]
 
     def test_record_of_another_provider(self, store: SessionStore) -> None:
@@ -419,7 +474,7 @@ class SessionStoreContract:
         session = begin(store)
         store.write(session, VISITOR, make_record())
         self.overwrite(store, session, encode_record(make_record("groq")).decode())
-        assert store.read(session, VISITOR).records["openai"].ciphertext == ""
+        assert store.read(session, VISITOR, SOME).records["openai"].ciphertext == ""
 
     def test_forked_worker(self, store: SessionStore) -> None:
         """A worker that was forked from a process in use shares no connection with it."""
@@ -462,7 +517,8 @@ class SessionStoreContract:
             for future in running:
                 future.result()
         expected = {p: c for worker in workers for p, c in worker.expected.items()}
-        records = stores[0].read(SessionRef(sids[-1], ref), VISITOR).records
+        providers = [provider for worker in workers for provider in worker.providers]
+        records = stores[0].read(SessionRef(sids[-1], ref), VISITOR, providers).records
         assert {p: record.ciphertext for p, record in records.items()} == expected
         assert sum(worker.acknowledged for worker in workers) > 120
 
@@ -472,7 +528,7 @@ class SessionStoreContract:
         providers = [f"p{number}" for number in range(48)]
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda p: store.write(session, VISITOR, make_record(p)), providers))
-        assert sorted(store.read(session, VISITOR).records) == sorted(providers)
+        assert sorted(store.read(session, VISITOR, providers).records) == sorted(providers)
 
     def test_write_under_way_during_the_end(self, store: SessionStore) -> None:
         """A write that overlaps the end is refused or wiped, never found afterwards."""
@@ -498,16 +554,39 @@ class SessionStoreContract:
                 writer.result()
             self.assert_ended(store, session)
 
+    def test_first_canary_stays(self, store: SessionStore) -> None:
+        """The first text under a name stays, whoever brings another, until it is replaced."""
+        assert store.canary("key", "first") == "first"
+        assert store.canary("key", "second") == "first"
+        assert store.canary("other", "second") == "second"
+        assert store.canary("key", "third", replace=True) == "third"
+        assert store.canary("new", "third", replace=True) == "third"
+        assert store.canary("key", "fourth") == "third"
+
+    def test_first_starts_agree(self, make_store: MakeStore) -> None:
+        """Workers that start at once, before there is anything, all get the same text."""
+        stores = [make_store(ttl=DAY, max_age=DAY) for _ in range(2)]
+        for trial in range(10):
+            barrier = threading.Barrier(8)
+
+            def start(
+                number: int, name: str = f"key-{trial}", barrier: threading.Barrier = barrier
+            ) -> str:
+                barrier.wait()
+                return stores[number % 2].canary(name, f"sealed by {number}")
+
+            with ThreadPoolExecutor(8) as pool:
+                assert len(set(pool.map(start, range(8)))) == 1
+
     def assert_ended(self, store: SessionStore, session: SessionRef) -> None:
         """Fail unless the session holds nothing and takes nothing, whoever asks."""
         assert store.find(session.sid) != session.ref
         for identity in (VISITOR, ANN, BEN):
-            for providers in (None, ["openai"]):
-                view = store.read(session, identity, providers)
-                assert not view.alive
-                assert not view.records
-                assert not view.visitor_records
+            view = store.read(session, identity, SOME)
+            assert not view.alive
+            assert not view.records
+            assert not view.visitor_records
             with pytest.raises(SessionRequiredError):
                 store.write(session, identity, make_record())
         assert store.clear(session, ANN, ["openai"]) == []
-        assert not store.read(session, ANN).alive
+        assert not store.read(session, ANN, SOME).alive

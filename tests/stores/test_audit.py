@@ -15,7 +15,8 @@ from flask_byok.stores import audit as audit_module
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent, Finding
 from flask_byok.stores.audit_chain import row_hash
-from flask_byok.stores.tables import audit, audit_heads, canary, credentials
+from flask_byok.stores.sql_tables import canaries
+from flask_byok.stores.tables import audit, audit_heads, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
 
@@ -297,7 +298,7 @@ def test_start_over(store: AccountStore) -> None:
 
 def test_lost_canary(store: AccountStore) -> None:
     """A canary that is gone while there is a log is refused; on empty tables it is made anew."""
-    tamper(store, lambda c: c.execute(delete(canary)))
+    tamper(store, lambda c: c.execute(delete(canaries)))
     with pytest.raises(ConfigurationError, match="byok_canary"):
         AccountStore(store.engine.url, KEYRING).canary.secret()
     for table in (audit, audit_heads, credentials):

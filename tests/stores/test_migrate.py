@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from flask_byok.stores import migrate
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.sql import SqlSessionStore
 from flask_byok.stores.sql_engine import Transactions, open_engine
-from flask_byok.stores.sql_tables import keys, sessions
+from flask_byok.stores.sql_tables import canaries, keys, sessions
 from flask_byok.stores.tables import metadata
 
 from .account_kinds import ANN, KEYRING, event_of, make_record
@@ -72,8 +73,8 @@ def upgrade_to(engine: Engine, revision: str) -> None:
 
 
 def made_by_first_version(engine: Engine) -> None:
-    """Make the tables as the first version did, without Alembic."""
-    metadata.create_all(engine, tables=[sessions, keys])
+    """Make the tables as version 0.1.0 does, without Alembic."""
+    metadata.create_all(engine, tables=[sessions, keys, canaries])
 
 
 def made_by_first_migration(engine: Engine) -> None:
@@ -112,7 +113,7 @@ def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> No
     migrate.upgrade(engine)
     assert differences(engine) == []
     assert migrate.current(engine) == "0002"
-    assert session_store(engine).read(session, VISITOR).records == {"openai": record}
+    assert session_store(engine).read(session, VISITOR, ["openai"]).records == {"openai": record}
     AccountStore(engine, KEYRING).create(make_record(), event_of())
 
 
@@ -127,6 +128,55 @@ def test_older_schema_is_refused(engine: Engine, make: Callable[[Engine], None])
     assert not inspect(engine).has_table("byok_credentials")
     migrate.upgrade(engine)
     assert accounts.find([ANN]) == []
+
+
+def test_session_store_on_an_older_schema(engine: Engine) -> None:
+    """Tables that session keys need are missed by their store too, and an upgrade makes them beside the others."""
+    metadata.create_all(engine, tables=[sessions, keys])
+    store = session_store(engine)
+    with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+        store.establish("sid-1")
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+    assert store.canary("key", "sealed") == "sealed"
+
+
+def test_refusal_is_an_answer(engine: Engine) -> None:
+    """An older schema is told each time, without keeping anybody out for a while."""
+    made_by_first_version(engine)
+    accounts = AccountStore(engine, KEYRING)
+    accounts.breaker.fault()
+    with pytest.raises(ConfigurationError):
+        accounts.find([ANN])
+    accounts.breaker.fault()
+    assert not accounts.breaker.is_open
+
+
+@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+def test_own_file_is_upgraded_at_first_use(sqlite_url: str, make: Callable[[Engine], None]) -> None:
+    """In a file that is ours alone an older schema is upgraded by itself, with what is in it."""
+    before = open_engine(sqlite_url)
+    make(before)
+    session = SessionRef("sid-1", session_store(before).establish("sid-1"))
+    session_store(before).write(session, VISITOR, record := session_record())
+    before.dispose()
+    store = SqlSessionStore(sqlite_url, ttl=DAY, max_age=30 * DAY, own_file=True)
+    assert store.read(session, VISITOR, ["openai"]).records == {"openai": record}
+    assert differences(store.engine) == []
+    assert migrate.current(store.engine) == migrate.head()
+    assert AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN]) == []
+    store.engine.dispose()
+
+
+def test_databases_made_at_once(tmp_path: Path) -> None:
+    """Threads that make the tables of several databases at once do not get into each other's way."""
+    urls = [f"sqlite:///{tmp_path / str(number)}" for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda url: session_store(open_engine(url)).establish("sid-1"), urls))
+    for url in urls:
+        engine = open_engine(url)
+        assert differences(engine) == []
+        engine.dispose()
 
 
 def test_missing_column_is_refused(engine: Engine) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -49,6 +51,12 @@ def storage(request: pytest.FixtureRequest) -> RateStorage:
     return place
 
 
+def _counted(storage: RateStorage) -> list[str]:
+    """Return the names of all that takes up memory."""
+    parts = vars(storage.storage)
+    return [*parts["storage"], *parts["events"]]
+
+
 def test_owner_is_refused_after_the_rate(storage: RateStorage) -> None:
     """An owner may do so many, and is then told how many seconds to wait."""
     limiter = RateLimiter("3/minute", storage, setting=SETTING)
@@ -69,13 +77,78 @@ def test_owners_and_settings_count_apart(storage: RateStorage) -> None:
         limiter.check("user:ann")
 
 
-def test_all_together_are_limited(storage: RateStorage) -> None:
-    """Many owners together may do fifty times what one may."""
+def test_visitors_together_are_limited(storage: RateStorage) -> None:
+    """Many visitors together may do fifty times what one may."""
     limiter = RateLimiter("1/minute", storage, setting=SETTING)
     for number in range(OVERALL):
-        limiter.check(f"session:{number}")
+        limiter.check(f"address:192.0.2.{number}")
     with pytest.raises(RateLimitedError):
-        limiter.check("session:new")
+        limiter.check("address:198.51.100.1")
+
+
+def test_visitors_cannot_lock_users_out(storage: RateStorage) -> None:
+    """Signed-in users are neither refused for what visitors do nor counted with them."""
+    limiter = RateLimiter("1/minute", storage, setting=SETTING)
+    for number in range(OVERALL):
+        limiter.check(f"user:{number}")
+        limiter.check(f"address:192.0.2.{number}")
+    limiter.check("user:ann")
+
+
+def test_one_address_cannot_use_up_what_all_may(storage: RateStorage) -> None:
+    """Attempts that an address makes beyond its own rate do not count for the others."""
+    limiter = RateLimiter("1/minute", storage, setting=SETTING)
+    limiter.check("address:192.0.2.1")
+    for _ in range(OVERALL):
+        with pytest.raises(RateLimitedError):
+            limiter.check("address:192.0.2.1")
+    limiter.check("address:192.0.2.2")
+
+
+def test_refusal_of_all_costs_an_address_nothing(in_memory: RateStorage) -> None:
+    """An attempt that is refused because of others is not counted as the visitor's own, nor remembered."""
+    limiter = RateLimiter("1/hour", in_memory, setting=SETTING)
+    for number in range(OVERALL):
+        limiter.check(f"address:192.0.2.{number}")
+    counted = set(_counted(in_memory))
+    for number in range(256):
+        with pytest.raises(RateLimitedError):
+            limiter.check(f"address:198.51.100.{number}")
+    assert set(_counted(in_memory)) == counted
+
+
+def test_counts_leave_the_memory(in_memory: RateStorage) -> None:
+    """A count that is over is forgotten: memory does not grow with those who were here once."""
+    limiter = RateLimiter("1/second", in_memory, setting=SETTING)
+    for number in range(40):
+        limiter.check(f"user:{number}")
+    time.sleep(1.1)
+    limiter.check("user:last")
+    time.sleep(0.1)  # the storage tidies up 10 ms after an attempt
+    assert len(_counted(in_memory)) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "together"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("", "", True),
+        ("unix:", "192.0.2.1", False),
+    ],
+)
+def test_what_counts_as_one_address(
+    in_memory: RateStorage, first: str, second: str, together: bool
+) -> None:
+    """An IPv6 network of 64 bits is one address, as everybody has at least one; an IPv4 address is itself."""
+    limiter = RateLimiter("1/minute", in_memory, setting=SETTING)
+    limiter.check(f"address:{first}")
+    with pytest.raises(RateLimitedError) if together else nullcontext():
+        limiter.check(f"address:{second}")
 
 
 def test_workers_share_the_count_in_redis(redis_url: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy.exc import OperationalError
 
 from flask_byok.errors import ConfigurationError, SessionRequiredError, StoreError
 from flask_byok.owners import SessionRef
@@ -24,6 +25,7 @@ from tests.services import PostgresServer, free_port, wait_until
 from .contract import (
     ANN,
     DAY,
+    SOME,
     VISITOR,
     Clock,
     MakeStore,
@@ -107,13 +109,12 @@ def count_statements(engine: Engine, call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("identity", [VISITOR, ANN])
-@pytest.mark.parametrize("providers", [["openai", "groq"], None])
-def test_read_is_one_statement(url: str, identity: str, providers: list[str] | None) -> None:
+def test_read_is_one_statement(url: str, identity: str) -> None:
     """Reading any number of providers is one statement."""
     store = store_on(url)
     session = begin(store)
     store.write(session, identity, make_record())
-    read = count_statements(store.engine, lambda: store.read(session, identity, providers))
+    read = count_statements(store.engine, lambda: store.read(session, identity, SOME))
     assert read == 1
 
 
@@ -172,7 +173,7 @@ def test_sqlite_in_memory() -> None:
     providers = [f"p{number}" for number in range(16)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda p: store.write(session, VISITOR, make_record(p)), providers))
-    assert sorted(store.read(session, VISITOR).records) == sorted(providers)
+    assert sorted(store.read(session, VISITOR, providers).records) == sorted(providers)
     assert store.engine is not host
 
 
@@ -186,7 +187,7 @@ def test_host_transaction_is_its_own(engine: Engine) -> None:
         host.rollback()
     with engine.connect() as host:
         assert host.execute(text("SELECT to_regclass('notes')")).scalar() is None
-    assert store.read(session, VISITOR).records
+    assert store.read(session, VISITOR, SOME).records
 
 
 def test_host_begins_sqlite_its_own_way(sqlite_url: str) -> None:
@@ -262,25 +263,96 @@ def test_write_waits_for_a_busy_sqlite(sqlite_url: str) -> None:
         assert not running.done()
         busy.rollback()
         running.result()
-    assert store.read(session, VISITOR).records
+    assert store.read(session, VISITOR, SOME).records
 
 
-def test_long_ended_sessions_are_purged(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sessions that ended long ago leave the tables, those in use stay."""
-    monkeypatch.setattr("flask_byok.stores.sql._PURGE_EVERY", 1)
-    clock = Clock()
-    store = store_on(url, clock=clock)
-    for number in range(3):
+def expire_sessions(store: SqlSessionStore, clock: Clock, count: int) -> None:
+    """Let so many sessions end long ago."""
+    for number in range(count):
         store.write(begin(store, f"old-{number}"), VISITOR, make_record())
     clock.forward(DAY + timedelta(hours=2))
-    kept = begin(store, "new-1")
-    store.write(kept, VISITOR, make_record())
-    begin(store, "new-2")
+
+
+def kept_sids(store: SqlSessionStore) -> set[str | None]:
+    """Return the session ids that are in the tables."""
     with store.engine.connect() as connection:
-        refs = set(connection.execute(select(tables.keys.c.ref)).scalars())
-        sids = set(connection.execute(select(tables.sessions.c.sid)).scalars())
-    assert refs == {kept.ref}
-    assert sids == {"new-1", "new-2"}
+        return set(connection.execute(select(tables.sessions.c.sid)).scalars())
+
+
+@pytest.mark.parametrize("change", ["establish", "write", "end"])
+def test_change_purges_once_a_minute(url: str, change: str) -> None:
+    """Any change deletes sessions that ended long ago, with their records, but once a minute only."""
+    clock = Clock()
+    store, other = store_on(url, clock=clock), store_on(url, clock=clock)
+    used = begin(store, "used")
+    expire_sessions(other, clock, 3)
+    used = SessionRef("used", store.establish("used"))  # purges too, and begins the minute
+    calls: dict[str, Callable[[], object]] = {
+        "establish": lambda: store.establish(f"new-{clock.offset}"),
+        "write": lambda: store.write(used, VISITOR, make_record()),
+        "end": lambda: store.end(used),
+    }
+    assert kept_sids(other) == {"used"}
+    other.write(begin(other, "late"), VISITOR, make_record())
+    with other.engine.begin() as connection:
+        late = tables.sessions.c.sid == "late"
+        connection.execute(tables.sessions.update().where(late).values(expires_at=0))
+    clock.forward(timedelta(seconds=50))
+    calls[change]()
+    assert "late" in kept_sids(other)
+    clock.forward(timedelta(seconds=20))
+    calls[change]()
+    assert "late" not in kept_sids(other)
+    with other.engine.connect() as connection:
+        assert set(connection.execute(select(tables.keys.c.ref)).scalars()) <= {used.ref}
+
+
+def test_reading_purges_nothing(url: str) -> None:
+    """A read leaves the clearing away to changes."""
+    clock = Clock()
+    store = store_on(url, clock=clock)
+    expire_sessions(store, clock, 2)
+    store.find("old-0")
+    store.read(SessionRef("old-0", "none"), VISITOR, ["openai"])
+    assert kept_sids(store) == {"old-0", "old-1"}
+
+
+def test_purge_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A purge deletes as many as it may, in batches, and tells how many there were."""
+    monkeypatch.setattr("flask_byok.stores.sql_purge.BATCH", 2)
+    clock = Clock()
+    store = store_on(url, clock=clock)
+    expire_sessions(store, clock, 7)
+    assert [store.purge(limit) for limit in (3, 0, 9, 9)] == [3, 0, 4, 0]
+    assert kept_sids(store) == set()
+
+
+def test_backlog_is_purged_faster(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where more has ended than one batch holds, the next one follows after a second."""
+    monkeypatch.setattr("flask_byok.stores.sql_purge.BATCH", 2)
+    clock = Clock()
+    store = store_on(url, clock=clock)
+    expire_sessions(store, clock, 5)
+    for left in (3, 1, 0):
+        store.establish(f"new-{left}")
+        assert len([sid for sid in kept_sids(store) if "old" in str(sid)]) == left
+        clock.forward(timedelta(seconds=1.5))
+
+
+def test_failed_purge_harms_no_change(postgres_url: str) -> None:
+    """A change that was made is acknowledged though the purge after it fails."""
+    clock = Clock()
+    store = store_on(postgres_url, clock=clock)
+    session = begin(store)
+    clock.forward(timedelta(minutes=2))
+
+    def fail(_c: object, _u: object, statement: str, *_: object) -> None:
+        if "SKIP LOCKED" in statement:
+            raise OperationalError("purge", {}, Exception())
+
+    event.listen(store.engine, "before_cursor_execute", fail)
+    store.write(session, VISITOR, record := make_record())
+    assert store.read(session, VISITOR, ["openai"]).records == {"openai": record}
 
 
 @pytest.mark.parametrize("value", ["hunter22", "nosuch://ann:hunter22@host/name", 22, None])
@@ -312,11 +384,11 @@ def test_killed_postgresql() -> None:
         server.kill()
         for _ in range(2):
             with pytest.raises(StoreError):
-                store.read(session, VISITOR)
+                store.read(session, VISITOR, SOME)
         assert store.breaker.is_open
         server.start()
         wait_until(lambda: store.find(session.sid), "store", timeout=10)
-        assert store.read(session, VISITOR).records == {"openai": record}
+        assert store.read(session, VISITOR, SOME).records == {"openai": record}
         store.engine.dispose()
 
 
@@ -327,5 +399,5 @@ def test_restarted_postgresql_costs_no_call() -> None:
         session = begin(store)
         server.restart()
         store.write(session, VISITOR, record := make_record())
-        assert store.read(session, VISITOR).records == {"openai": record}
+        assert store.read(session, VISITOR, SOME).records == {"openai": record}
         store.engine.dispose()

@@ -134,3 +134,14 @@ def test_dialog_is_the_same_without_session_cookie(client: FlaskClient) -> None:
     client.get("/")
     response = post(client, "save", api_key="short")
     assert outcome(response)["byok_reason"] == "malformed_api_key"
+
+
+def test_inputs_ask_password_managers_to_keep_out(client: FlaskClient) -> None:
+    """An input for a key asks for a new password, since browsers fill the account's into one that says "off"."""
+    inputs = re.findall(r'<input [^>]*type="password"[^>]*>', client.get(PAGE).text)
+    assert inputs
+    for field in inputs:
+        assert 'autocomplete="new-password"' in field
+        assert 'spellcheck="false"' in field
+        for attribute in ("data-1p-ignore", "data-lpignore", "data-bwignore", "data-form-type"):
+            assert attribute in field

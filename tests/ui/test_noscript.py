@@ -118,7 +118,7 @@ def test_key_from_before_sign_in_is_kept(
     settings.visit("/sign-in/ada")
     settings.visit("/api/providers/settings")
     settings.press("openai", "promote")
-    settings.expect("Key kept in your account")
+    settings.expect("Key kept")
     assert settings.badge("openai") == "YOUR KEY"
 
 

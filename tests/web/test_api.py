@@ -23,6 +23,7 @@ REFUSED_BODIES = [
     ('{"provider": "openai", "api_key": "short"}', 422, "malformed_api_key"),
     ('{"provider": "openai"}', 422, "malformed_api_key"),
     ('{"provider": "openai", "api_key": "  "}', 422, "malformed_api_key"),
+    ('{"provider": "openai", "api_key": "", "label": "mine"}', 422, "malformed_api_key"),
     ('{"provider": "openai", "api_key": "has a space"}', 422, "malformed_api_key"),
     ('{"provider": "openai", "api_key": "bell\\u0007bell"}', 422, "malformed_api_key"),
     ('{"provider": "openai", "api_key": "' + "k" * 4097 + '"}', 422, "malformed_api_key"),
@@ -61,6 +62,9 @@ REFUSED_BODIES = [
     ("{", 400, "bad_request"),
     ("", 400, "bad_request"),
     ("[" * 60_000, 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": ' + "[" * 60_000, 400, "bad_request"),
+    ('{"provider": "openai", "api_key": ' + '{"a":' * 12_000, 400, "bad_request"),
+    ('{"provider": "openai", "fields": {"api_key": ' + "[" * 60_000, 400, "bad_request"),
     ('{"provider": "\\ud800"}', 400, "bad_request"),
 ]
 
@@ -200,6 +204,42 @@ def test_a_key_in_the_label_is_refused(visitor: Browser, fake: FakeProviders) ->
         answer = visitor.save(api_key, description=label, validate="off")
         assert (answer.status_code, answer.get_json()["code"]) == (422, "invalid_field")
     assert visitor.save(api_key, label="sk-learn experiments", validate="off").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "OPENAI_API_KEY=sk-proj-REALKEYREALKEYREALKEY01",
+        "export KEY=AIzaREALKEYREALKEYREALKEY01;",
+        '"sk-proj-REALKEYREALKEYREALKEY01"',
+        "key:gsk_REALKEYREALKEYREALKEY01,mine",
+        "an admin's: sk-ant-admin01-REALKEYREALKEY",
+        "https://host/?key=xai-REALKEYREALKEYREALKEY01",
+        "mine is typedkeyABCDEF0123456",
+    ],
+)
+@pytest.mark.parametrize("name", ["label", "description"])
+def test_a_key_within_other_text_is_refused(visitor: Browser, name: str, note: str) -> None:
+    """A key is found wherever it stands in a text, and however the key itself was pasted."""
+    answer = visitor.save("'typedkeyABCDEF0123456'", validate="off", **{name: note})
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "invalid_field")
+    assert visitor.status()["has_key"] is False
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "sk-learn experiments",
+        "desk-and-chair-reservations-of-2026",
+        "risk-assessment-of-the-whole-department",
+        "task-force-meeting-notes-and-more-of-it",
+        "FAQ.for-all-of-the-people-here-in-town",
+        "SK- a b c d e f g h i j k l m n o p q",
+    ],
+)
+def test_words_are_no_keys(visitor: Browser, fake: FakeProviders, note: str) -> None:
+    """Words that hold the beginning of a key are words."""
+    assert visitor.save(fake.api_key("openai"), label=note).status_code == 200
 
 
 @pytest.mark.parametrize(

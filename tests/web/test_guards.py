@@ -12,8 +12,10 @@ from flask import Response, stream_with_context
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
+from flask_byok.credentials import live_secrets
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, Browser, HostApp, browser, make_app
+from tests.guarantees.wire import Wire, served
 
 BODY = {"provider": "openai"}
 
@@ -85,7 +87,14 @@ def test_other_sites_are_refused(host: HostApp, site: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "null", "http://localhost.evil.example", "http://localhost:8080", ""],
+    [
+        "https://evil.example",
+        "null",
+        "http://localhost.evil.example",
+        "http://localhost:8080",
+        "http://[",
+        "",
+    ],
 )
 def test_foreign_origins_are_refused(host: HostApp, origin: str) -> None:
     """Where the browser does not say, the origin must be this very host."""
@@ -103,6 +112,32 @@ def test_own_pages_pass(host: HostApp, headers: dict[str, str]) -> None:
     client = browser(host)
     client.load()
     assert _clear(client, client.token, **headers) == (200, None)
+
+
+@pytest.mark.parametrize(
+    ("served", "origin", "status"),
+    [
+        ("https://localhost", "https://localhost", 200),
+        ("https://localhost", "http://localhost", 400),
+        ("https://localhost", "HTTPS://localhost", 200),
+        ("http://localhost", "http://localhost", 200),
+        # A proxy ended the https, and without ProxyFix nobody told us.
+        ("http://localhost", "https://localhost", 200),
+    ],
+)
+def test_plain_http_is_another_origin(
+    tmp_path: Path, fake: FakeProviders, served: str, origin: str, status: int
+) -> None:
+    """A page that came over http, which anybody on the way can write, cannot act on the https site."""
+    client = browser(make_app(tmp_path, fake, csrf_protect=False))
+    token = client.get(KEYS, base_url=served).get_json()["csrf_token"]
+    answer = client.post(
+        f"{KEYS}/clear",
+        json=BODY,
+        headers={"Origin": origin, "X-CSRFToken": token},
+        base_url=served,
+    )
+    assert answer.status_code == status
 
 
 def test_forms_of_other_sites(host: HostApp) -> None:
@@ -207,3 +242,38 @@ def test_an_abandoned_stream_gives_nothing_to_the_next_person(
     assert _clear(second, body["csrf_token"]) == (200, None)
     rest.close()  # type: ignore[attr-defined]  # a generator's
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"{KEYS}?api_key={{key}}",
+        f"{KEYS}?label=%C3%A9&api_key={{key}}",
+        f"{KEYS}?label=a%22b&api_key={{escaped}}",
+        f"{KEYS}/set?api_key={{escaped}}",
+        f"{KEYS}?{{escaped}}",
+        "/api/providers/settings?label=a+b%20c&api_key={key}",
+        f"{KEYS}/{{key}}",
+        f"{KEYS}/{{escaped}}/clear?label=%C3%A9",
+    ],
+)
+def test_a_key_in_the_address_is_not_logged(
+    host: HostApp, caplog: pytest.LogCaptureFixture, address: str
+) -> None:
+    """However a key comes into the address of a request to us, the access log does not have it."""
+    key = "sk-proj-ABCDEFGHIJKLMNOP0123456789"
+    caplog.set_level("INFO", logger="werkzeug")
+    with served(host) as port:
+        Wire(port).send("GET", address.format(key=key, escaped="%73" + key[1:]))
+    logged = [record.getMessage() for record in caplog.records if record.name == "werkzeug"]
+    assert any('"' in line and "GET /api/providers/" in line for line in logged)
+    assert not any(key[4:] in line for line in logged)
+
+
+def test_hiding_an_address_costs_little(host: HostApp) -> None:
+    """A long query does not make every later log record of the process dear."""
+    query = "&".join(f"name{number}=value-{number}" for number in range(2_000))
+    environ = EnvironBuilder(path=KEYS, query_string=query).get_environ()
+    before = sum(1 for _ in live_secrets())
+    host(environ, lambda *args: None)
+    assert sum(1 for _ in live_secrets()) - before < 50

@@ -12,6 +12,7 @@ from werkzeug.exceptions import Forbidden, MethodNotAllowed
 from flask_byok import BYOK, Validation, Verdict, errors
 from flask_byok.credentials import utcnow
 from flask_byok.web.problems import (
+    NOT_SET_UP,
     TYPE_PREFIX,
     http_problem_response,
     problem,
@@ -124,7 +125,7 @@ def test_an_unforeseen_error_on_our_routes_says_nothing(
 def test_a_wrong_set_up_found_late_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where Session(app) was forgotten the first request says so, to the client and in the log."""
+    """Where Session(app) was forgotten the log says so, and a visitor only that it is the operator's matter."""
     app = Flask("host", instance_path=str(tmp_path))
     app.config.update(SECRET_KEY="x", SESSION_TYPE="redis", BYOK_ENCRYPTION_KEY="11" * 32)
     BYOK(app)
@@ -132,4 +133,13 @@ def test_a_wrong_set_up_found_late_is_logged(
     with caplog.at_level(logging.ERROR):
         answer = app.test_client().get("/")
     assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
+    assert answer.get_json()["detail"] == NOT_SET_UP
     assert "Session(app)" in caplog.text
+    assert "SESSION" not in answer.text.upper()
+
+
+def test_a_wrong_setting_is_told_to_the_operator_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Where a stream finds a wrong setting, too, its problem is neutral and the sentence is logged."""
+    body = problem(errors.ConfigurationError("BYOK_SECRET_THING is '/etc/secret'."))
+    assert (body["code"], body["detail"]) == ("configuration", NOT_SET_UP)
+    assert "BYOK_SECRET_THING" in caplog.text

@@ -109,13 +109,15 @@ def test_an_emptied_session_has_no_keys(
     assert _used(visitor) == fingerprint(_key(fake, "new"))
 
 
+@pytest.mark.parametrize("new_data", ["entries of other names", "entries of the same names"])
 def test_emptied_after_a_race_has_lost_the_marker(
-    app: HostApp, visitor: Browser, fake: FakeProviders
+    app: HostApp, visitor: Browser, fake: FakeProviders, new_data: str
 ) -> None:
     """An overlapping request may have written the marker away; emptying still deletes the keys."""
     visitor.get("/visit")
     visitor.save(_key(fake))
-    _edit(app, visitor, **{MARKER: None})
+    same = {"then": "0"} if new_data == "entries of the same names" else {}
+    _edit(app, visitor, **{MARKER: None}, **same)
     visitor.post("/empty?then=1")
     assert _used(visitor) is None
 
@@ -164,6 +166,37 @@ def test_a_host_that_only_forgets_the_user(
     assert _used(visitor) is None
 
 
+def test_a_host_that_signs_out_by_forgetting_the_id(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """Taking the user's id out of the session ends the keys in that very request: the same user finds none later."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.byok.owner_loader(lambda: session.get("uid"))
+    app.add_url_rule("/in/<uid>", "in", lambda uid: str(session.update(uid=uid)), methods=["POST"])
+    app.add_url_rule("/out", "out", lambda: str(session.pop("uid")), methods=["POST"])
+    visitor = browser(app)
+    visitor.post("/in/ada")
+    visitor.save(_key(fake))
+    visitor.post("/out")
+    visitor.get("/plain")
+    visitor.post("/in/ada")
+    assert visitor.status()["has_key"] is False
+
+
+def test_a_host_can_end_the_keys_itself(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """`byok.end_session()` deletes the session's keys, whatever else the host keeps of the session."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.add_url_rule("/end", "end", lambda: str(app.byok.end_session()), methods=["POST"])
+    visitor = browser(app)
+    visitor.save(_key(fake))
+    visitor.get("/visit")
+    visitor.post("/end")
+    assert visitor.status()["has_key"] is False
+    assert visitor.get("/visit").text == "2"
+
+
 def test_another_user_in_the_same_session(
     app: HostApp, visitor: Browser, fake: FakeProviders
 ) -> None:
@@ -207,6 +240,7 @@ def test_requests_without_keys_cost_nothing(tmp_path: Path, store: CountingStore
         Session(app)
         if with_byok:
             BYOK(app)
+            store.calls.clear()  # what the start asks
         app.add_url_rule("/plain", view_func=lambda: "plain", endpoint="plain")
         app.add_url_rule("/fill", view_func=lambda: session.update(a=1) or "ok", endpoint="fill")
         app.add_url_rule("/look", view_func=lambda: str(session.get("a")), endpoint="look")
@@ -239,8 +273,10 @@ def test_a_store_that_fails_is_no_silent_success(
     visitor.post("/sign-in/a")
     visitor.save(_key(fake))
     store.failing = True
+    store.calls.clear()
     answer = visitor.post(path)
     assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
+    assert len(store.calls) == 1  # nobody waits twice
     assert int(answer.headers["Retry-After"]) >= 1
     assert visitor.get("/plain").status_code == 200
 
@@ -379,3 +415,21 @@ def test_the_hosts_interface_is_still_reached(app: HostApp) -> None:
     interface: Any = app.session_interface
     assert isinstance(interface, SessionGuard)
     assert interface.key_prefix == "session:"
+
+
+def test_what_a_visitor_left_ends_with_the_user_who_saw_it(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """A visitor's key that Ada saw and did not keep serves nobody once she is gone, and waits for nobody else."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.byok.owner_loader(lambda: session.get("uid"))
+    app.add_url_rule("/in/<uid>", "in", lambda uid: str(session.update(uid=uid)), methods=["POST"])
+    app.add_url_rule("/out", "out", lambda: str(session.pop("uid")), methods=["POST"])
+    visitor = browser(app)
+    visitor.save(_key(fake))
+    visitor.post("/in/ada")
+    assert visitor.status()["promotable"] is True
+    visitor.post("/out")
+    assert _used(visitor) is None
+    visitor.post("/in/bob")
+    assert visitor.status()["promotable"] is False

@@ -1,4 +1,7 @@
-"""Session keys."""
+"""Session keys, and what tells a wrong encryption key.
+
+Version 0.1.0 made these tables without Alembic: what is there already stays.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Make the tables of session keys."""
+    """Make the tables of session keys and of canaries."""
     op.create_table(
         "byok_sessions",
         sa.Column("ref", sa.String(64), primary_key=True),
@@ -19,9 +22,16 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("expires_at", sa.Double, nullable=False),
         sa.Column("dead", sa.Boolean, nullable=False),
+        if_not_exists=True,
     )
-    op.create_index("ix_byok_sessions_sid", "byok_sessions", ["sid"], unique=True)
-    op.create_index("ix_byok_sessions_expires_at", "byok_sessions", ["expires_at"])
+    for column, unique in (("sid", True), ("expires_at", False)):
+        op.create_index(
+            f"ix_byok_sessions_{column}",
+            "byok_sessions",
+            [column],
+            unique=unique,
+            if_not_exists=True,
+        )
     op.create_table(
         "byok_session_keys",
         sa.Column("ref", sa.String(64), primary_key=True),
@@ -29,4 +39,11 @@ def upgrade() -> None:
         sa.Column("provider", sa.String(100), primary_key=True),
         sa.Column("record", sa.Text, nullable=False),
         sa.Column("verdict", sa.Text, nullable=True),
+        if_not_exists=True,
+    )
+    op.create_table(
+        "byok_canary",
+        sa.Column("name", sa.String(100), primary_key=True),
+        sa.Column("sealed", sa.Text, nullable=False),
+        if_not_exists=True,
     )

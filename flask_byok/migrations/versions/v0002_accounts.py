@@ -1,4 +1,4 @@
-"""Accounts' keys, their use, the audit log and the canary."""
+"""Accounts' keys, their use and the audit log."""
 
 from __future__ import annotations
 
@@ -64,12 +64,6 @@ def _beside_credentials() -> None:
         sa.Column("last_used_at", sa.BigInteger, nullable=False),
     )
     op.create_index("ix_byok_usage_day", "byok_usage", ["day"])
-    op.create_table(
-        "byok_canary",
-        sa.Column("name", sa.String(32), primary_key=True),
-        sa.Column("ciphertext", sa.Text, nullable=False),
-        sa.Column("key_id", sa.String(32), nullable=False),
-    )
 
 
 def _audit() -> None:

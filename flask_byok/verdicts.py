@@ -1,0 +1,98 @@
+"""Ask providers about keys, and keep what they say beside the very version that it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from .catalog import ProviderSpec
+from .credentials import Credential, RecordedVerdict, Validation, Verdict, utcnow
+from .errors import ByokError, KeyRefusedError
+from .intake import Typed
+from .outbound import Endpoint, Outbound
+from .owners import Caller, Tier
+from .probes import check_api_key, refuse_admin_key
+from .settings import Settings, ValidateOnSet
+from .stores.base import SessionStore
+
+#: Called with an event's name and safe facts about it, after the event.
+Notify = Callable[[str, Mapping[str, Any]], None]
+
+
+class Verdicts:
+    """Checks keys on behalf of the service, and learns from their real use."""
+
+    def __init__(
+        self, settings: Settings, sessions: SessionStore, outbound: Outbound, notify: Notify
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._outbound = outbound
+        self._notify = notify
+
+    def before_set(
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, asked: ValidateOnSet | None
+    ) -> Validation | None:
+        """Check a key that is to be stored, as strictly as asked; None where it is stored unseen.
+
+        :raises KeyRefusedError: it must not be stored.
+        """
+        mode = asked or self._settings.validate_on_set
+        if self._settings.validate_on_set == "require":
+            mode = "require"  # the operator's rule; a request may ask for more, not for less
+        fields = typed.revealed()
+        validation = refuse_admin_key(spec, fields)
+        if mode != "off":
+            validation = self._ask(caller, spec, fields, typed.endpoint)
+        if validation is None:
+            return None
+        if validation.valid is False or (mode == "require" and validation.valid is None):
+            raise KeyRefusedError(validation, provider=spec.id)
+        return validation
+
+    def of_typed(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
+        """Check a key as typed; nothing is stored."""
+        validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
+        self._tell(validation)
+        return validation
+
+    def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
+        """Check the key in use and store the verdict."""
+        fields = {name: secret.reveal() for name, secret in credential.fields.items()}
+        endpoint = Endpoint(credential.base_url, credential.trust)
+        validation = self._ask(caller, spec, fields, endpoint)
+        self._note(caller, credential, validation.verdict, validation.checked_at)
+        self._tell(validation)
+        return validation
+
+    def reporter(self, caller: Caller, credential: Credential) -> Callable[[Verdict], None]:
+        """Return what a provider object calls when its provider refuses the key in real traffic."""
+
+        def report(verdict: Verdict) -> None:
+            facts = {"provider": credential.provider, "source": str(credential.source)}
+            self._notify("key_rejected", facts)
+            try:
+                self._note(caller, credential, verdict, utcnow())
+            except ByokError:
+                return  # the person hears of the refusal all the same; only the mark is missing
+
+        return report
+
+    def _ask(
+        self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
+    ) -> Validation:
+        return check_api_key(spec, fields, endpoint, self._outbound, owner=caller.counted_as)
+
+    def _tell(self, validation: Validation) -> None:
+        facts = {"provider": validation.provider, "verdict": validation.verdict.value}
+        self._notify("key_validated", facts)
+
+    def _note(
+        self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
+    ) -> None:
+        session = caller.session
+        if session is None or credential.source != Tier.SESSION or credential.version is None:
+            return
+        recorded = RecordedVerdict(verdict, checked_at, credential.version)
+        self._sessions.record_verdict(session, caller.identity, credential.provider, recorded)

@@ -1,0 +1,150 @@
+"""G6: the next tier is asked only when this one has nothing usable, and every use says whose key served."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_byok.testing import FakeProviders
+from tests.app import Browser, browser, fingerprint, make_app
+
+OPERATORS = "operators-key-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def _operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the operator have a key in the environment."""
+    monkeypatch.setenv("OPENAI_API_KEY", OPERATORS)
+
+
+def _host(tmp_path: Path, fake: FakeProviders, **config: Any) -> Browser:
+    fake.add_key("openai", OPERATORS)
+    return browser(make_app(tmp_path, fake, BYOK_VALIDATE_ON_SET="off", **config))
+
+
+def _served(client: Browser, fake: FakeProviders) -> tuple[str | None, str | None]:
+    """Stream, and return the source that the answer names and the key that the provider saw."""
+    fake.clear_calls()
+    answer = client.get("/chat/openai")
+    answer.get_data()
+    keys = {call.api_key for call in fake.calls}
+    assert len(keys) <= 1
+    return answer.headers.get("X-BYOK-Source"), keys.pop() if keys else None
+
+
+def _make_unreadable(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "byok.sqlite") as connection:
+        connection.execute("UPDATE byok_session_keys SET record = replace(record, '.f.', '.g.')")
+    connection.close()
+
+
+def _make_rejected(client: Browser, fake: FakeProviders, api_key: str) -> None:
+    fake.revoke("openai", api_key)
+    client.get("/chat/openai").get_data()
+
+
+def test_whose_key_served_is_said_and_true(tmp_path: Path, fake: FakeProviders) -> None:
+    """The header, the status and the key that the provider sees agree, for each source."""
+    client = _host(tmp_path, fake)
+    own = fake.api_key("openai")
+    assert _served(client, fake) == ("env", OPERATORS)
+    assert client.status()["source"] == "env"
+    client.save(own)
+    assert _served(client, fake) == ("session", own)
+    assert client.status()["source"] == "session"
+    client.call("clear", provider="openai")
+    assert _served(client, fake) == ("env", OPERATORS)
+
+
+def test_an_expired_key_gives_way(tmp_path: Path, fake: FakeProviders) -> None:
+    """A key whose time is over counts as none."""
+    client = _host(tmp_path, fake, BYOK_MAX_KEY_LIFETIME=1)
+    client.save(fake.api_key("openai"))
+    with sqlite3.connect(tmp_path / "byok.sqlite") as connection:
+        past = "json_set(record, '$.expires_at', '2001-01-01T00:00:00Z')"
+        connection.execute(f"UPDATE byok_session_keys SET record = {past}")
+    connection.close()
+    assert _served(client, fake) == ("env", OPERATORS)
+    assert client.status()["source"] == "env"
+
+
+def test_a_rejected_key_stops_the_search(tmp_path: Path, fake: FakeProviders) -> None:
+    """When its provider refused the person's key, the operator's does not pay instead."""
+    client = _host(tmp_path, fake)
+    client.save(fake.api_key("openai"))
+    _make_rejected(client, fake, fake.api_key("openai"))
+    assert _served(client, fake) == (None, None)
+    assert client.get("/used/openai").get_json()["code"] == "key_rejected"
+    status = client.status()
+    assert (status["source"], status["state"]) == ("session", "rejected")
+
+
+def test_an_unreadable_key_stops_the_search(tmp_path: Path, fake: FakeProviders) -> None:
+    """When the person's key does not open, the operator's does not pay instead."""
+    client = _host(tmp_path, fake)
+    client.save(fake.api_key("openai"))
+    _make_unreadable(tmp_path)
+    assert _served(client, fake) == (None, None)
+    assert client.get("/used/openai").get_json()["code"] == "key_unreadable"
+    assert client.get("/used/openai").status_code == 409
+
+
+@pytest.mark.parametrize("reason", ["rejected", "unreadable"])
+def test_the_operator_may_allow_a_reason(tmp_path: Path, fake: FakeProviders, reason: str) -> None:
+    """BYOK_FALLBACK_ON lets the search go on for the reason that it names, openly, and for no other."""
+    client = _host(tmp_path, fake, BYOK_FALLBACK_ON=[reason])
+    own = fake.api_key("openai")
+    client.save(own)
+    _make_rejected(client, fake, own)
+    expected = ("env", OPERATORS) if reason == "rejected" else (None, None)
+    assert _served(client, fake) == expected
+    fake.add_key("openai", own)
+    client.save(own)
+    assert _served(client, fake) == ("session", own)
+    _make_unreadable(tmp_path)
+    expected = ("env", OPERATORS) if reason == "unreadable" else (None, None)
+    assert _served(client, fake) == expected
+
+
+def test_an_operators_unusable_key_is_no_reason_to_look_further(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broken variable is an error of the operator's, not an absent key."""
+    monkeypatch.setenv("OPENAI_API_KEY", "has a space")
+    client = _host(tmp_path, fake)
+    assert client.get("/used/openai").get_json()["code"] == "key_unreadable"
+
+
+def test_the_operators_key_first(tmp_path: Path, fake: FakeProviders) -> None:
+    """With env_first the operator's key serves and locks; without one the person's own does."""
+    client = _host(tmp_path, fake, BYOK_PRECEDENCE="env_first")
+    assert client.save(fake.api_key("openai")).status_code == 403
+    assert _served(client, fake) == ("env", OPERATORS)
+    groq = fake.api_key("groq")
+    assert client.save(groq, "groq").status_code == 200
+    assert client.get("/used/groq").get_json() == {
+        "source": "session",
+        "fingerprint": fingerprint(groq),
+    }
+
+
+def test_every_path_decides_alike(tmp_path: Path, fake: FakeProviders) -> None:
+    """Status, resolving, streams and checks name the same source in each state of the person's key."""
+    client = _host(tmp_path, fake)
+    for prepare, source in (
+        (lambda: None, "env"),
+        (lambda: client.save(fake.api_key("openai")), "session"),
+        (lambda: client.call("clear", provider="openai"), "env"),
+    ):
+        prepare()
+        status = client.status()
+        assert status["source"] == source
+        assert client.get("/used/openai").get_json()["source"] == source
+        assert client.get("/chat/openai").headers["X-BYOK-Source"] == source
+        fake.clear_calls()
+        assert client.call("validate", provider="openai").get_json()["valid"] is True
+        expected = OPERATORS if source == "env" else fake.api_key("openai")
+        assert {call.api_key for call in fake.calls} == {expected}
