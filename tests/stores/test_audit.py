@@ -15,10 +15,12 @@ from flask_byok.stores import audit as audit_module
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent, Finding
 from flask_byok.stores.audit_chain import row_hash
+from flask_byok.stores.sql import SqlSessionStore
 from flask_byok.stores.sql_tables import canaries
 from flask_byok.stores.tables import audit, audit_heads, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
+from .contract import DAY
 
 ROWS = 4
 #: What each column is changed to; None where it may be.
@@ -294,6 +296,18 @@ def test_start_over(store: AccountStore) -> None:
     fresh.audit.note("user:new", event_of())
     assert fresh.audit.verify("user:new") == []
     assert fresh.audit.verify(ANN)
+
+
+def test_canaries_of_apps_are_their_own(store: AccountStore) -> None:
+    """An app's canary lies in the same table, and what becomes of the log's secret is nothing to it."""
+    sessions = SqlSessionStore(store.engine.url, ttl=DAY, max_age=30 * DAY)
+    assert sessions.canary("app", "sealed") == "sealed"
+    assert AccountStore(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
+    AccountStore(store.engine.url, Keyring("22" * 32)).canary.start_over()
+    assert sessions.canary("app", "other") == "sealed"
+    sessions.canary("app", "other", replace=True)
+    assert AccountStore(store.engine.url, Keyring("22" * 32)).canary.secret()
+    sessions.engine.dispose()
 
 
 def test_lost_canary(store: AccountStore) -> None:

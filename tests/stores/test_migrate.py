@@ -7,13 +7,15 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
-from alembic.autogenerate import compare_metadata
+from alembic.autogenerate import compare_metadata, produce_migrations
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, inspect, select, text
+from alembic.operations.ops import DropTableOp
+from sqlalchemy import Engine, MetaData, inspect, select, text
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.owners import SessionRef
@@ -242,6 +244,37 @@ def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
     assert inspect(engine).has_table("notes")
     assert store.audit.verify() == []
     config.stdout.close()
+
+
+#: How a host's ``env.py`` leaves our tables alone, and how it takes them over.
+LEFT_ALONE = {
+    "target_metadata": [MetaData()],
+    "include_name": lambda name, type_, _: type_ != "table" or not name.startswith("byok_"),
+}
+TAKEN_OVER = {
+    "target_metadata": [MetaData(), metadata],
+    "include_name": lambda name, _type, _parents: name != "byok_alembic_version",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        (LEFT_ALONE, set()),
+        (TAKEN_OVER, set()),
+        ({"target_metadata": [MetaData()]}, {*metadata.tables, "byok_alembic_version"}),
+    ],
+)
+def test_host_drops_nothing(engine: Engine, options: dict[str, Any], dropped: set[str]) -> None:
+    """With the lines that the documentation gives a host's Alembic finds nothing to change."""
+    session_store(engine).establish("sid-1")
+    with engine.connect() as connection:
+        script = produce_migrations(
+            MigrationContext.configure(connection, opts=options), options["target_metadata"]
+        )
+    found = script.upgrade_ops.ops if script.upgrade_ops else []
+    assert {op.table_name for op in found if isinstance(op, DropTableOp)} == dropped
+    assert bool(found) == bool(dropped)
 
 
 def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
