@@ -32,6 +32,9 @@ def store(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[Ac
     store = AccountStore(url if request.param == "own" else create_engine(url), KEYRING)
     store.create(make_record(), event_of())
     yield store
+    pool = store.engine.pool
+    # What nobody waited for comes back to the pool once the server goes on.
+    wait_until(lambda: pool.checkedout() == 0, "pool")  # type: ignore[attr-defined]
     store.engine.dispose()
 
 
