@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
@@ -115,9 +116,17 @@ def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Cat
             raise ConfigurationError(f"BYOK_BASE_URLS names {name!r}, an alias: use {spec.id!r}.")
     if settings.providers is not None:
         catalog = catalog.only(settings.providers)
+    catalog = Catalog(_at_operators_address(spec, settings) for spec in catalog)
     if settings.allow_custom_providers:
         return catalog
     return Catalog(spec for spec in catalog if not spec.personal_base_url)
+
+
+def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:
+    """Ask nobody for a base URL that the operator has set."""
+    if spec.id not in settings.base_urls:
+        return spec
+    return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
 
 
 def build_session_store(app: Flask, settings: Settings) -> SessionStore:

@@ -38,7 +38,8 @@ from .web.state import (
     current_caller,
     established_caller,
     get_state,
-    keep_redacted,
+    name_sources,
+    note_use,
     user_of,
 )
 from .web.ui import UI, register_pages
@@ -84,6 +85,7 @@ class BYOK:
         register_pages(blueprint)
         app.register_blueprint(blueprint)
         app.register_error_handler(ByokError, problem_response)
+        app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI(state)
         install_log_redaction()
         _end_at_sign_out(app, state.binding)
@@ -157,7 +159,7 @@ class BYOK:
         :raises UnreadableCredentialError: the key that would be used does not open.
         """
         state = get_state()
-        return keep_redacted(state.service.resolve(current_caller(state), provider))
+        return note_use(state.service.resolve(current_caller(state), provider))
 
     def get_api_key(self, provider: str) -> str:
         """Return the API key itself; for its errors see ``resolve``."""
@@ -167,7 +169,7 @@ class BYOK:
         """Return the API keys by provider, leaving out absent ones; one round of look-ups."""
         state = get_state()
         found = state.service.resolve_many(current_caller(state), list(providers))
-        return {provider: keep_redacted(one).api_key for provider, one in found.items()}
+        return {provider: note_use(one).api_key for provider, one in found.items()}
 
     def get_service_config(self, provider: str) -> Mapping[str, str]:
         """Return every field of the credential as a mapping; for its errors see ``resolve``."""

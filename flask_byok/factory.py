@@ -11,7 +11,7 @@ from .credentials import Credential, Secret, clean_api_key, make_hint
 from .errors import EndpointNotAllowedError
 from .outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .providers import BaseProvider, make_provider
-from .web.state import EXTENSION, ByokState, current_caller, get_state, keep_redacted
+from .web.state import EXTENSION, ByokState, current_caller, get_state, note_use
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -32,7 +32,7 @@ def get_provider_with_api_key(
     if api_key is None:
         state = get_state()
         made = state.service.provider(current_caller(state), provider, **options)
-        keep_redacted(made.credential)
+        note_use(made.credential)
         return made
     spec, credential, outbound = _explicit(provider, api_key, options.pop("base_url", None))
     return make_provider(spec, credential, outbound, **options)
@@ -49,7 +49,7 @@ def get_chat_model_with_api_key(
 
     if api_key is None:
         state = get_state()
-        credential = keep_redacted(state.service.resolve(current_caller(state), provider))
+        credential = note_use(state.service.resolve(current_caller(state), provider))
         spec, outbound = state.service.catalog.get(provider), state.service.outbound
     else:
         spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
@@ -76,7 +76,7 @@ def _explicit(
         trust=endpoint.trust,
         hint=make_hint(cleaned, spec.prefixes),
     )
-    return spec, keep_redacted(credential), outbound
+    return spec, note_use(credential), outbound
 
 
 def _state_or_none() -> ByokState | None:

@@ -60,8 +60,8 @@ def storage_sentence(settings: Settings, store_name: str) -> str:
     elsewhere = " or to the address set for it" if _may_go_elsewhere(settings) else ""
     return (
         f"Your keys are sent to this site's server, encrypted, and kept in {store_name} for this session only: they "
-        f"are deleted when you sign out, after {_duration(unused)} without use, and after {_duration(latest)} at the "
-        f"latest. Each key is sent only to its own provider{elsewhere}."
+        f"are deleted when you sign out, and expire after {_duration(unused)} without use, at the latest after "
+        f"{_duration(latest)}. Each key is sent only to its own provider{elsewhere}."
     )
 
 

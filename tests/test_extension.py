@@ -396,3 +396,29 @@ def test_an_address_without_its_key_is_not_checked(tmp_path: Path, fake: FakePro
     answer = visitor.call("validate", provider="openai", base_url="https://elsewhere.example/v1")
     assert (answer.status_code, answer.get_json()["code"]) == (422, "malformed_api_key")
     assert fake.calls == []
+
+
+def test_the_operators_own_server_asks_nobody_for_its_address(
+    tmp_path: Path, fake: FakeProviders
+) -> None:
+    """With an address set for `custom` people bring a key alone, and it goes there."""
+    app = make_app(tmp_path, fake, BYOK_BASE_URLS={"custom": fake.base_url("custom")})
+    visitor = browser(app)
+    assert [f["name"] for f in visitor.status("custom")["fields"]] == ["api_key"]
+    assert visitor.save(fake.api_key("custom"), "custom").status_code == 200
+    assert {call.provider for call in fake.calls} == {"custom"}
+
+
+def test_every_use_says_whose_key_served(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer that was made with keys names their tiers, also where the view took the bare key; others name none."""
+    monkeypatch.setenv("GROQ_API_KEY", fake.api_key("groq"))
+    app = make_app(tmp_path, fake)
+    app.add_url_rule("/both", view_func=lambda: str(len(app.byok.get_api_keys(["openai", "groq"]))))
+    visitor = browser(app)
+    visitor.save(fake.api_key("openai"))
+    assert visitor.get("/used/openai").headers["X-BYOK-Source"] == "session"
+    assert visitor.get("/both").headers["X-BYOK-Source"] == "session, env"
+    for path in ("/plain", "/api/providers/keys"):
+        assert "X-BYOK-Source" not in visitor.get(path).headers

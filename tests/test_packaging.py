@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-BUILT_FROM = ["flask_byok", "templates", "pyproject.toml", "setup.cfg", "LICENSE"]
+BUILT_FROM = ["flask_byok", "templates", "pyproject.toml", "setup.cfg", "README.md", "LICENSE"]
 
 # A host of few lines, run inside the fresh environment, in an empty folder.
 RENDER_THE_DIALOG = """

@@ -12,6 +12,7 @@ from flask import Response
 from ..errors import ByokError, ProviderUnavailableError
 from ..providers import BaseProvider
 from .problems import problem
+from .state import SOURCE_HEADER
 
 _encode = msgspec.json.encode
 _logger = logging.getLogger("flask_byok.web")
@@ -29,7 +30,7 @@ def stream_response(
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
-    response.headers["X-BYOK-Source"] = str(provider.source)
+    response.headers[SOURCE_HEADER] = str(provider.source)
     return response
 
 

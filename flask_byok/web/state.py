@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flask import Flask, current_app, has_request_context, request
+from flask import Flask, Response, current_app, has_request_context, request
 
 from ..credentials import Credential
 from ..errors import ConfigurationError, StoreError
@@ -18,6 +18,11 @@ from .sessions import SessionBinding
 
 #: Where the state lies in ``app.extensions``.
 EXTENSION = "byok"
+
+#: The header that says whose key served.
+SOURCE_HEADER = "X-BYOK-Source"
+
+_USED = "flask_byok.used"
 
 
 @dataclass(slots=True)
@@ -73,15 +78,25 @@ def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
     return _caller(state, partial(state.binding.establish, anew=anew))
 
 
-def keep_redacted(credential: Credential) -> Credential:
-    """Keep a credential alive until the request ends, and the redactor of logs with it, and return it.
+def note_use(credential: Credential) -> Credential:
+    """Keep a credential until the request ends, and return it.
 
-    The view may hold the key as a plain string when it fails.
+    The answer then says whose key served; and the view may hold the key as a plain string when it fails, which the
+    redactor of logs knows only as long as the credential lives.
     """
     if has_request_context():
-        kept = request.environ.setdefault("flask_byok.resolved", {})
-        kept[credential.provider, credential.source, credential.version] = credential
+        used = request.environ.setdefault(_USED, {})
+        used[credential.provider, credential.source, credential.version] = credential
     return credential
+
+
+def name_sources(response: Response) -> Response:
+    """Say in ``X-BYOK-Source`` whose keys this request was served with, by tier."""
+    used: dict[Any, Credential] = request.environ.get(_USED, {})
+    sources = dict.fromkeys(str(credential.source) for credential in used.values())
+    if sources and SOURCE_HEADER not in response.headers:
+        response.headers[SOURCE_HEADER] = ", ".join(sources)
+    return response
 
 
 def user_of(loaders: Loaders) -> str | None:

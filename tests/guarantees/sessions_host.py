@@ -63,6 +63,11 @@ def _add_host_routes(app: Flask) -> None:
         session.clear()
         return "ok"
 
+    @app.post("/forget")
+    def forget() -> str:
+        session.pop("user", None)
+        return "ok"
+
     @app.post("/logout-and-greet")
     def logout_and_greet() -> str:
         session.clear()

@@ -108,6 +108,10 @@ def sign_out_and_go_on_during_slow_write(browser: Browser) -> str | None:
     return _sign_out_during(browser, "write", "/logout-and-greet")
 
 
+def sign_out_by_forgetting_during_slow_read(browser: Browser) -> str | None:
+    return _sign_out_during(browser, "read", "/forget")
+
+
 def renewal_during_slow_read(browser: Browser) -> str | None:
     return _renewal_during(browser, "read")
 
@@ -181,6 +185,7 @@ KINDS: list[Trial] = [
     sign_out_during_slow_read,
     sign_out_during_slow_write,
     sign_out_and_go_on_during_slow_write,
+    sign_out_by_forgetting_during_slow_read,
     renewal_during_slow_read,
     renewal_during_slow_write,
     set_during_sign_out,

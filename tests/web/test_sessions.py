@@ -166,15 +166,22 @@ def test_a_host_that_only_forgets_the_user(
     assert _used(visitor) is None
 
 
-def test_a_host_that_signs_out_by_forgetting_the_id(
+def _visitor_of_a_forgetful_host(
     tmp_path: Path, fake: FakeProviders, store: CountingStore
-) -> None:
-    """Taking the user's id out of the session ends the keys in that very request: the same user finds none later."""
+) -> Browser:
+    """Return a visitor of a host that keeps a user's id in the session, and takes it out to sign out."""
     app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
     app.byok.owner_loader(lambda: session.get("uid"))
     app.add_url_rule("/in/<uid>", "in", lambda uid: str(session.update(uid=uid)), methods=["POST"])
     app.add_url_rule("/out", "out", lambda: str(session.pop("uid")), methods=["POST"])
-    visitor = browser(app)
+    return browser(app)
+
+
+def test_a_host_that_signs_out_by_forgetting_the_id(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """Taking the user's id out of the session ends the keys in that very request: the same user finds none later."""
+    visitor = _visitor_of_a_forgetful_host(tmp_path, fake, store)
     visitor.post("/in/ada")
     visitor.save(_key(fake))
     visitor.post("/out")
@@ -421,11 +428,7 @@ def test_what_a_visitor_left_ends_with_the_user_who_saw_it(
     tmp_path: Path, fake: FakeProviders, store: CountingStore
 ) -> None:
     """A visitor's key that Ada saw and did not keep serves nobody once she is gone, and waits for nobody else."""
-    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
-    app.byok.owner_loader(lambda: session.get("uid"))
-    app.add_url_rule("/in/<uid>", "in", lambda uid: str(session.update(uid=uid)), methods=["POST"])
-    app.add_url_rule("/out", "out", lambda: str(session.pop("uid")), methods=["POST"])
-    visitor = browser(app)
+    visitor = _visitor_of_a_forgetful_host(tmp_path, fake, store)
     visitor.save(_key(fake))
     visitor.post("/in/ada")
     assert visitor.status()["promotable"] is True
