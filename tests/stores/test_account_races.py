@@ -66,6 +66,7 @@ class Worker:
     def run(self, steps: int) -> None:
         """Do so many things. Only what may be refused is; any other error ends the process."""
         store = AccountStore(self.url, KEYRING)
+        store.canary.secret()  # sealed with the key that all workers have, before anybody rotates
         self.rotating = AccountStore(self.url, NEW_KEYRING)
         calls = [
             self._create,
