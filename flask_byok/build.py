@@ -70,12 +70,13 @@ def check_encryption_key(
         canary = _hold_canary(sessions, name, fresh)
         if canary is None:
             return
-        if not _opens(keyring, canary, context):
-            if not throw_away:
-                raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
+        if _opens(keyring, canary, context):
+            if keyring.needs_rotation(canary):
+                sessions.canary(name, fresh, replace=True)
+        elif throw_away:
             _logger.warning(_WRONG_ENCRYPTION_KEY.format(name=name))
-        if keyring.needs_rotation(canary):
-            sessions.canary(name, fresh, replace=True)
+        else:
+            raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
     except StoreError:
         _logger.warning("The key store does not answer: the encryption key could not be checked.")
 

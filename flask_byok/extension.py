@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial, wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from flask import Flask, Response
 
@@ -20,7 +21,12 @@ from .build import (
 )
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
-from .errors import ByokError, ConfigurationError, MissingCredentialError
+from .errors import (
+    ByokError,
+    ConfigurationError,
+    MissingCredentialError,
+    SessionRequiredError,
+)
 from .outbound import Outbound
 from .owners import identity_of
 from .redaction import install_log_redaction
@@ -58,7 +64,7 @@ class BYOK:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._registered: list[ProviderSpec] = []
-        self._catalogs: list[Catalog] = []
+        self._catalogs: WeakSet[Catalog] = WeakSet()
         self._loaders = Loaders(owner=_flask_login_user, team=tuple, admin=bool)
         if app is not None:
             self.init_app(app)
@@ -79,7 +85,7 @@ class BYOK:
         check_session_interface(app)
         state = self._build_state(app, settings)
         app.extensions[EXTENSION] = state
-        self._catalogs.append(state.service.catalog)
+        self._catalogs.add(state.service.catalog)
         state.binding.init_app(app)
         blueprint = create_blueprint(settings.url_prefix)
         register_pages(blueprint)
@@ -98,7 +104,8 @@ class BYOK:
         catalog = build_catalog(settings, self._registered)
         sessions = build_session_store(app, settings)
         index = index_key(app.secret_key)
-        check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
+        if settings.encryption_key is not None:  # one that was made up for this run says nothing
+            check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
         rates = RateStorage.beside(sessions)
         service = Service(
             settings=settings,
@@ -126,7 +133,11 @@ class BYOK:
     # what the host tells us
 
     def owner_loader(self, loader: Callable[[], str | None]) -> Callable[[], str | None]:
-        """Register the function that returns the signed-in user's id, or None for a visitor."""
+        """Register the function that returns the signed-in user's id, or None for a visitor.
+
+        It must answer the same throughout a session, whatever the path or the headers: another answer means that
+        somebody else is there, and the session's keys are deleted.
+        """
         self._loaders.owner = loader
         return loader
 
@@ -218,10 +229,15 @@ class BYOK:
         **options: Any,
     ) -> dict[str, Any]:
         """Store a key for the present caller and return the provider's status; ``options`` as in ``NewKey``."""
-        established_caller(get_state())
-        status: dict[str, Any] = set_key(provider, _typed(api_key, fields) or {}, **options)[
-            "provider"
-        ]
+        state = get_state()
+        typed = _typed(api_key, fields) or {}
+        established_caller(state)
+        try:
+            done = set_key(provider, typed, **options)
+        except SessionRequiredError:  # it has expired: begin anew, as loading the list does
+            established_caller(state, anew=True)
+            done = set_key(provider, typed, **options)
+        status: dict[str, Any] = done["provider"]
         return status
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:

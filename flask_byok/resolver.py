@@ -168,27 +168,22 @@ class Resolver:
         """The tiers that are asked, in order."""
         return [tier.tier for tier in self._tiers]
 
-    def resolve(self, caller: Caller, spec: ProviderSpec) -> Credential:
+    def resolve(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
         """Return the credential to use for this provider.
 
+        :param refused: let one pass that its provider refused, as it may be asked about again.
         :raises MissingCredentialError: no tier has a key.
         :raises RejectedCredentialError: the provider refused the key that would be used.
         :raises UnreadableCredentialError: the key that would be used does not open.
         :raises StoreError: a store does not answer.
         """
-        return self.settle(self.choose(self._walk(caller, spec, self._tiers)), spec)
-
-    def find(self, caller: Caller, spec: ProviderSpec) -> Credential:
-        """Return the same credential, even if its provider refused it: it may be asked about again."""
-        return self.settle(self.choose(self._walk(caller, spec, self._tiers)), spec, refused=True)
+        chosen = self.choose(self._walk(caller, spec, self._tiers))
+        return self.settle(chosen, spec, refused=refused)
 
     def settle(
         self, chosen: Candidate | None, spec: ProviderSpec, *, refused: bool = False
     ) -> Credential:
-        """Return the credential of the candidate that decides, or raise what stands in the way; see ``resolve``.
-
-        ``refused`` lets a refused key pass.
-        """
+        """Return the credential of the candidate that decides, or raise what stands in the way; see ``resolve``."""
         if chosen is None:
             raise MissingCredentialError(
                 f"No API key for {spec.name} is configured. Add one in the API key settings.",

@@ -108,12 +108,12 @@ class Service:
         self._tell_use(credential)
         return credential
 
-    def _choose(self, caller: Caller, spec: ProviderSpec) -> Credential:
+    def _choose(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
+        """Return the credential in use; ``refused`` lets one pass that its provider refused."""
         if self.settings.promote == "on_login" and caller.authenticated:
-            return self.resolver.settle(
-                self.resolver.choose(self._survey(caller, [spec])[spec.id]), spec
-            )
-        return self.resolver.resolve(caller, spec)
+            chosen = self.resolver.choose(self._survey(caller, [spec])[spec.id])
+            return self.resolver.settle(chosen, spec, refused=refused)
+        return self.resolver.resolve(caller, spec, refused=refused)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         """Return the credentials for these providers, leaving out those without a key; one round of look-ups.
@@ -250,7 +250,7 @@ class Service:
                 "A key goes only to the address that it was saved with: type the key too.",
                 provider=spec.id,
             )
-        return self.verdicts.of_stored(caller, spec, self.resolver.find(caller, spec))
+        return self.verdicts.of_stored(caller, spec, self._choose(caller, spec, refused=True))
 
     # promote
 

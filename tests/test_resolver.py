@@ -145,9 +145,10 @@ def test_errors_say_what_to_do() -> None:
 def test_refused_key_can_be_found_for_a_check() -> None:
     """A refused key can be asked about again, an unreadable one cannot."""
     refused = Resolver([FixedTier(Tier.SESSION, ["rejected"])], Settings())
-    assert refused.find(ANYBODY, OPENAI).source == "session"
+    assert refused.resolve(ANYBODY, OPENAI, refused=True).source == "session"
+    unreadable = Resolver([FixedTier(Tier.SESSION, ["unreadable"])], Settings())
     with pytest.raises(UnreadableCredentialError):
-        Resolver([FixedTier(Tier.SESSION, ["unreadable"])], Settings()).find(ANYBODY, OPENAI)
+        unreadable.resolve(ANYBODY, OPENAI, refused=True)
 
 
 # order

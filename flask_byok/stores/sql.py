@@ -36,7 +36,7 @@ _DEAD = SessionView(alive=False)
 class SqlSessionStore:
     """Keeps each session in one row, and each of its records in another.
 
-    In an empty database the tables are made at first use. It works on connections of its own and
+    In an empty database the tables are made at the start. It works on connections of its own and
     commits nobody else's work.
 
     A PostgreSQL that does not answer is a ``StoreError`` within half a second, on the host's engine

@@ -57,8 +57,8 @@ keys = Table(
     Column("verdict", Text, nullable=True),
 )
 
-#: Sealed texts that tell whether the encryption key in use is the right one: an app's own under its
-#: name, and the secret that keys the audit log under ``audit``.
+#: One row for each app, named from its SECRET_KEY: what tells whether its encryption key is the right
+#: one. Under ``audit`` the secret that keys the audit log of accounts.
 canaries = Table(
     "byok_canary",
     metadata,

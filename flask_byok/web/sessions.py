@@ -8,6 +8,7 @@ one is. Requests that do neither, and do not use keys, cost no round trip.
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from flask import (
     request,
 )
 from flask.globals import request_ctx
-from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
+from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from ..errors import ConfigurationError, StoreError
 from ..owners import SessionRef, Tier
@@ -37,6 +38,8 @@ MARKER, OWNER = "_byok", "_byok_owner"
 _TO_END = "to end"
 
 _ENVIRON = "flask_byok.session"
+
+_logger = logging.getLogger("flask_byok.web")
 
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
@@ -85,7 +88,7 @@ class _Seen:
     def was_cleared(self) -> bool:
         if self.marker is not None:
             return dict.get(self.session, MARKER) != self.marker
-        return self.emptied or (bool(self.keys) and self.keys.isdisjoint(_keys(self.session)))
+        return self.emptied
 
     def remember(self, ref: str) -> None:
         self.session[MARKER] = self.marker = ref
@@ -136,6 +139,8 @@ class SessionBinding:
     def _before_request(self) -> None:
         _shed_stale_context()
         session = _session_of_request()
+        if isinstance(session, NullSession) and request.blueprint != "byok":
+            return  # the host's interface keeps none for this path
         if isinstance(session, UnavailableSession):
             after_this_request(session.let_go)
             return
@@ -185,8 +190,17 @@ class SessionBinding:
 
     def _end_if_owner_left(self, seen: _Seen) -> None:
         """Notice a host that signs people out by taking their id out of the session, and nothing else."""
-        if seen.marker is not None and seen.session.modified and OWNER in dict.keys(seen.session):
-            self._confirm(seen, self._identity())
+        # Only where something was taken out: elsewhere the host may not know yet, or not ask, who somebody is.
+        if seen.marker is None or not seen.keys - _keys(seen.session):
+            return
+        try:
+            identity = self._identity()
+        except Exception:
+            _logger.exception(
+                "The owner loader failed after a request; its session is left as it is."
+            )
+            return
+        self._confirm(seen, identity)
 
     def _end(self, seen: _Seen) -> None:
         try:

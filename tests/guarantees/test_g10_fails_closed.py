@@ -114,6 +114,21 @@ def test_in_tests_encryption_keys_come_and_go(
     assert "BYOK_ENCRYPTION_KEY is not the one" in caplog.text
 
 
+@pytest.mark.parametrize("encryption_key", [None, "6b" * 32])
+@pytest.mark.parametrize("first", ["debug", "production"])
+@pytest.mark.filterwarnings("ignore:BYOK_ENCRYPTION_KEY is not set")
+def test_a_debug_start_does_not_spoil_the_next(
+    tmp_path: Path, fake: FakeProviders, first: str, encryption_key: str | None
+) -> None:
+    """A debug start with no encryption key, or with another, leaves the right one right."""
+    if first == "production":
+        make_app(tmp_path, fake)
+        make_app(tmp_path, fake, TESTING=True, BYOK_ENCRYPTION_KEY=encryption_key)
+    elif encryption_key is None:
+        make_app(tmp_path, fake, TESTING=True, BYOK_ENCRYPTION_KEY=None)
+    make_app(tmp_path, fake)
+
+
 @pytest.fixture
 def harmed() -> Iterator[RedisServer]:
     """Run a Redis that the test may harm."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cachelib import FileSystemCache
-from flask import Flask, session, stream_with_context
+from flask import Flask, request, session, stream_with_context
 from flask_session import Session
 
 from flask_byok import BYOK, ConfigurationError, StoreError
@@ -436,3 +437,70 @@ def test_what_a_visitor_left_ends_with_the_user_who_saw_it(
     assert _used(visitor) is None
     visitor.post("/in/bob")
     assert visitor.status()["promotable"] is False
+
+
+def test_a_change_of_the_session_alone_ends_nothing(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """A view that adds to the session, where the host does not know who somebody is, leaves the keys alone."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.byok.owner_loader(lambda: "ada" if request.path != "/language" else None)
+    app.add_url_rule("/language", view_func=lambda: str(session.update(language="de")))
+    visitor = browser(app)
+    visitor.save(_key(fake))
+    visitor.get("/language")
+    assert _used(visitor) == fingerprint(_key(fake))
+
+
+def test_a_failing_owner_loader_fails_no_other_page(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A loader that raises after a page was made is logged; the page is answered."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.byok.owner_loader(lambda: "ada" if request.path != "/flash" else str(1 / 0))
+    app.add_url_rule("/note", "note", lambda: str(session.update(note="saved")))
+    app.add_url_rule("/flash", "flash", lambda: str(session.pop("note")))
+    visitor = browser(app)
+    visitor.save(_key(fake))
+    visitor.get("/note")
+    assert visitor.get("/flash").status_code == 200
+    assert "owner loader failed" in caplog.text
+
+
+def test_a_flash_message_asks_the_store_nothing(
+    tmp_path: Path, fake: FakeProviders, store: CountingStore
+) -> None:
+    """Taking the last entry out of a session that holds no keys costs no call, and no 503 while the store is down."""
+    app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
+    app.add_url_rule("/note", "note", lambda: str(session.update(note="saved")))
+    app.add_url_rule("/flash", "flash", lambda: str(session.pop("note")))
+    visitor = browser(app)
+    visitor.get("/note")
+    store.calls.clear()
+    store.failing = True
+    assert visitor.get("/flash").status_code == 200
+    assert store.calls == []
+
+
+def test_a_host_may_keep_no_session_for_some_paths(tmp_path: Path, fake: FakeProviders) -> None:
+    """Where the host's session interface opens none, its pages are answered as ever."""
+    app = make_app(tmp_path, fake)
+    opened = app.session_interface.open_session
+    app.session_interface.open_session = (  # type: ignore[method-assign]
+        lambda app, request: None if request.path == "/plain" else opened(app, request)
+    )
+    visitor = browser(app)
+    assert visitor.get("/plain").status_code == 200
+    assert visitor.load()["providers"]
+
+
+def test_set_in_python_begins_anew_after_expiry(tmp_path: Path, fake: FakeProviders) -> None:
+    """A host that never loads the list can save a key again once the session's keys have expired."""
+    app = make_app(tmp_path, fake, csrf_protect=False, BYOK_SESSION_TTL=1)
+    app.add_url_rule(
+        "/keep", view_func=lambda: app.byok.set("openai", _key(fake), validate="off")["source"]
+    )
+    visitor = browser(app)
+    assert visitor.get("/keep").text == "session"
+    time.sleep(1.2)
+    assert visitor.get("/keep").text == "session"
