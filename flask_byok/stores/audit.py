@@ -26,7 +26,7 @@ from .audit_chain import (
 )
 from .canary import Canary
 from .sql_database import Database
-from .sql_engine import LIMIT, LONG_LIMIT
+from .sql_engine import LONG_LIMIT
 from .tables import audit, audit_heads, credentials
 
 __all__ = ["AuditEntry", "AuditEvent", "AuditLog", "Finding"]
@@ -67,7 +67,7 @@ class AuditLog:
         self._canary = canary
 
     def change(
-        self, owner: str, work: Callable[[Connection, Chain], T], *, limit: float = LIMIT
+        self, owner: str, work: Callable[[Connection, Chain], T], *, limit: float | None = None
     ) -> T:
         """Run a function in a transaction that holds the owner's chain, and write what it appends."""
         secret = self._canary.secret()

@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from ..errors import ByokError, StoreError
 from .breaker import Breaker
 from .migrate import prepare
-from .sql_engine import LIMIT, Transactions, open_engine
+from .sql_engine import Transactions, open_engine
 
 _logger = logging.getLogger("flask_byok.stores")
 _FAULTS = (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError)
@@ -61,7 +61,7 @@ class Database:
         self._own_file = own_file
         self._ready = False
 
-    def call(self, function: Callable[..., T], *args: Any, limit: float = LIMIT) -> T:
+    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
         """Run a function that may run twice: what was not acknowledged may have happened or not.
 
         :raises StoreError: the database does not answer, or refuses.
@@ -70,12 +70,12 @@ class Database:
         result: T = self._guarded(limit, self._repeated, function, *args)
         return result
 
-    def change(self, work: Callable[[Connection], T], *, limit: float = LIMIT) -> T:
+    def change(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
         result: T = self._guarded(limit, self._transaction, work)
         return result
 
-    def _guarded(self, limit: float, function: Callable[..., T], *args: Any) -> T:
+    def _guarded(self, limit: float | None, function: Callable[..., T], *args: Any) -> T:
         if not self.breaker.allow():
             raise StoreError(tier=self._tier)
         try:

@@ -107,13 +107,14 @@ class Transactions:
             # The statements rely on seeing what was committed while they waited for a row.
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
-    def call(self, function: Callable[..., T], *args: Any, limit: float = LIMIT) -> T:
+    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
         """Call what uses transactions; all of them together have to end within so many seconds.
 
-        A call within a call has a time of its own, which the outer one gets back.
+        Without a number it is ``LIMIT``. A call within a call has a time of its own, which the outer one gets back.
         """
         started, outer = time.monotonic(), (_call.limit, _call.until)
-        _call.limit, _call.until = limit, started + limit
+        _call.limit = LIMIT if limit is None else limit
+        _call.until = started + _call.limit
         try:
             return function(*args)
         finally:
