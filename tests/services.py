@@ -215,10 +215,11 @@ class PostgresServer(Server):
         return create_database(self.url)
 
     def kill(self) -> None:
-        """End the server at once; its children notice by themselves, unless they are frozen."""
+        """End the server and its children at once; left alone, one of them could answer once more."""
         children = self._children()
         super().kill()
-        _signal_all(children, signal.SIGCONT)
+        _signal_all(children, signal.SIGKILL)
+        wait_until(lambda: not any(map(_is_running, children)), "the end of PostgreSQL's children")
 
     def stop_process(self) -> None:
         """Freeze the server, then its children: connections are accepted, and nothing answers."""
@@ -272,6 +273,14 @@ class PostgresServer(Server):
                 group=user,
                 extra_groups=[] if user else None,
             )
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"  # ended, whoever is to collect it
 
 
 def _signal_all(pids: list[int], number: signal.Signals) -> None:
