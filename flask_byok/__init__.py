@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         StoreError,
         UnknownProviderError,
         UnreadableCredentialError,
+        VersionConflictError,
     )
     from .extension import BYOK
     from .factory import get_chat_model_with_api_key, get_provider_with_api_key
@@ -72,6 +73,7 @@ _HOMES = {
         "StoreError",
         "UnknownProviderError",
         "UnreadableCredentialError",
+        "VersionConflictError",
     ),
     "extension": ("BYOK",),
     "factory": ("get_chat_model_with_api_key", "get_provider_with_api_key"),
@@ -120,6 +122,7 @@ __all__ = [
     "UnreadableCredentialError",
     "Validation",
     "Verdict",
+    "VersionConflictError",
     "get_chat_model_with_api_key",
     "get_provider_with_api_key",
     "key_cleared",

@@ -67,7 +67,9 @@ def check_encryption_key(
     context = Context("canary", "system", name)
     fresh = keyring.seal(_CANARY, context)
     try:
-        canary = sessions.canary(name, fresh)
+        canary = _hold_canary(sessions, name, fresh)
+        if canary is None:
+            return
         if _opens(keyring, canary, context):
             if keyring.needs_rotation(canary):
                 sessions.canary(name, fresh, replace=True)
@@ -77,6 +79,16 @@ def check_encryption_key(
             raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
     except StoreError:
         _logger.warning("The key store does not answer: the encryption key could not be checked.")
+
+
+def _hold_canary(sessions: SessionStore, name: str, fresh: str) -> str | None:
+    """Return the canary, None where the store's tables are too old for any."""
+    try:
+        return sessions.canary(name, fresh)
+    except ConfigurationError as error:
+        # The command that upgrades them needs the app; whatever else does is told so at each use.
+        _logger.error("%s", error)
+        return None
 
 
 def _opens(keyring: Keyring, canary: str, context: Context) -> bool:
@@ -145,6 +157,11 @@ def build_resolver(settings: Settings, sessions: SessionStore, keyring: Keyring)
     return Resolver([tiers[tier] for tier in settings.precedence if tier in tiers], settings)
 
 
+def find_database(app: Flask, settings: Settings) -> Any:
+    """Return where the database is: as set, else the host's engine, else a file in the instance folder."""
+    return settings.database_url or _host_engine(app) or _embedded_url(app)
+
+
 def _redis_store(settings: Settings) -> SessionStore:
     if not settings.redis:
         raise ConfigurationError(
@@ -163,10 +180,12 @@ def _redis_store(settings: Settings) -> SessionStore:
 def _database_store(app: Flask, settings: Settings) -> SessionStore:
     from .stores.sql import SqlSessionStore
 
+    database = find_database(app, settings)
     return SqlSessionStore(
-        settings.database_url or _host_engine(app) or _embedded_url(app),
+        database,
         ttl=settings.session_ttl,
         max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+        own_file=database == _embedded_url(app),
     )
 
 

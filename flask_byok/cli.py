@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
 import click
 from flask import current_app
 from flask.cli import AppGroup
@@ -31,6 +36,34 @@ def providers() -> None:
         click.echo(f"{spec.id:<16} {spec.name:<28} {source:<8} {', '.join(spec.env)}".rstrip())
 
 
+@byok.group("db")
+def database() -> None:
+    """Make and upgrade the tables."""
+
+
+@database.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the tables to this version."""
+    with _migrations() as (migrate, engine):
+        migrate.upgrade(engine)
+        click.echo(f"The tables are at revision {migrate.current(engine)}.")
+
+
+@database.command("current")
+def current_revision() -> None:
+    """Say which revision the tables are at, and which is the newest."""
+    with _migrations() as (migrate, engine):
+        click.echo(f"tables  {migrate.current(engine) or '-'}")
+        click.echo(f"newest  {migrate.head()}")
+
+
+@database.command("sql")
+def print_statements() -> None:
+    """Print the statements that make all tables in an empty database, and run none."""
+    with _migrations() as (migrate, engine):
+        click.echo(migrate.sql(engine.dialect.name))
+
+
 @byok.command("check")
 def check() -> None:
     """Say what is set up and what is unsafe; exits with 1 if anything is unsafe."""
@@ -43,3 +76,18 @@ def check() -> None:
         click.echo(f"unsafe: {sentence}", err=True)
     if unsafe:
         raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _migrations() -> Iterator[tuple[ModuleType, Any]]:
+    # Imported here: the other commands need no database.
+    from .stores import migrate
+    from .stores.sql_engine import open_engine
+
+    found = get_state().database()
+    engine = open_engine(found)
+    try:
+        yield migrate, engine
+    finally:
+        if engine is not found:
+            engine.dispose()

@@ -180,6 +180,7 @@ class CredentialRecord:
     """A stored credential. Never plaintext.
 
     ``owner`` is part of what the ciphertext is bound to. ``version`` is new with each change of the key.
+    ``id`` names it in the database; what a session keeps has none.
     All times are UTC.
     """
 
@@ -198,6 +199,7 @@ class CredentialRecord:
     last_used_at: Moment | None = None
     usage_count: int = 0
     validity: RecordedVerdict | None = None
+    id: str = ""
 
     def current_validity(self) -> RecordedVerdict | None:
         """Return the verdict, if it is about this very version."""

@@ -13,6 +13,7 @@
       KeyRefusedError               422 key_refused
       KeyExistsError                409 key_exists
       KeyNotFoundError              404 key_not_found
+      VersionConflictError          412 version_conflict
       CredentialError
         MissingCredentialError      409 key_missing
         RejectedCredentialError     409 key_rejected
@@ -128,6 +129,12 @@ class KeyNotFoundError(ByokError):
     """Raised when a stored key does not exist, or is somebody else's."""
 
     code, status, title = "key_not_found", 404, "There is no such key"
+
+
+class VersionConflictError(ByokError):
+    """Raised when a stored key was changed since the version that a change was meant for."""
+
+    code, status, title = "version_conflict", 412, "The key was changed meanwhile"
 
 
 class CredentialError(ByokError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
@@ -17,6 +17,7 @@ from .build import (
     build_resolver,
     build_session_store,
     check_encryption_key,
+    find_database,
 )
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
@@ -123,6 +124,7 @@ class BYOK:
             service,
             SessionBinding(sessions, index, self._identity),
             self._loaders,
+            partial(find_database, app, settings),
         )
 
     def _identity(self) -> str:

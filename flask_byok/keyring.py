@@ -124,7 +124,12 @@ class Keyring:
 
     def needs_rotation(self, ciphertext: str) -> bool:
         """Say whether a ciphertext should be sealed anew: another key or another cipher than the current."""
-        return not ciphertext.startswith(f"{_FORMAT}.{self._current.key_id}.{_CODES[self.cipher]}.")
+        return not ciphertext.startswith(self.seal_prefix)
+
+    @property
+    def seal_prefix(self) -> str:
+        """Return how all that is sealed now begins."""
+        return f"{_FORMAT}.{self._current.key_id}.{_CODES[self.cipher]}."
 
     def fingerprint(self, text: str) -> str:
         """Return a keyed hash (64 hex digits) that tells two secrets apart and reveals neither."""

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy.exc import (
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    SQLAlchemyError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import IntegrityError
 
 from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
@@ -32,29 +23,21 @@ from .base import (
     encode_verdict,
     version_mark,
 )
-from .breaker import Breaker
-from .sql_engine import Transactions, open_engine
+from .sql_database import TRIES, Database
 from .sql_tables import metadata
 
 __all__ = ["SqlSessionStore", "metadata"]
 
-_logger = logging.getLogger("flask_byok.stores")
-_FAULTS = (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError)
 #: A read lets the lifetime slide only after this part of it has passed.
 _SLIDE = 20
-#: Several workers may make the tables at once, or one session id's row; this many tries are plenty
-#: for either.
-_TRIES = 8
 _DEAD = SessionView(alive=False)
-
-T = TypeVar("T")
 
 
 class SqlSessionStore:
     """Keeps each session in one row, and each of its records in another.
 
-    The tables are made at the start, where they are not there. It works on connections of its own
-    and commits nobody else's work.
+    In an empty database the tables are made at the start. It works on connections of its own and
+    commits nobody else's work.
 
     A PostgreSQL that does not answer is a ``StoreError`` within half a second, on the host's engine
     too. SQLite has one writer at a time, and writers queue for it for 5 seconds: under many of them
@@ -63,6 +46,8 @@ class SqlSessionStore:
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the session was established, however much it is used.
+    :param own_file: the address is of a file that nothing else uses; an older version's tables in
+        it are upgraded at first use.
     """
 
     name = "the database"
@@ -74,18 +59,17 @@ class SqlSessionStore:
         ttl: timedelta,
         max_age: timedelta,
         clock: Callable[[], float] = time.time,
+        own_file: bool = False,
     ) -> None:
-        self.engine = open_engine(engine_or_url)
-        if self.engine is not engine_or_url:
-            # Our connections end with us; the host's stay the host's.
-            weakref.finalize(self, self.engine.dispose)
-        self.breaker = Breaker()
-        self._transactions = Transactions(self.engine)
+        needed = (tables.sessions, tables.keys, tables.canaries)
+        database = Database(engine_or_url, needed, tier="session", own_file=own_file)
+        self.engine, self.breaker = database.engine, database.breaker
+        self._transactions = database.transactions
+        self._guarded = database.call
         self._ttl = ttl.total_seconds()
         self._max_age = max_age.total_seconds()
         self._clock = clock
         self._purge = sql_purge.Purge(self._transactions, clock)
-        self._ready = False
 
     def establish(self, sid: str, dead: str | None = None) -> str:
         """Return the ref for a session id, making one where there is none or it is ``dead``."""
@@ -192,48 +176,6 @@ class SqlSessionStore:
         except StoreError:
             return  # the change itself was acknowledged
 
-    def _guarded(self, function: Callable[..., T], *args: Any) -> T:
-        if not self.breaker.allow():
-            raise StoreError(tier="session")
-        try:
-            result: T = self._transactions.call(self._prepared, function, *args)
-        except (SQLAlchemyError, TimeoutError) as error:
-            if isinstance(error, _FAULTS) and not _is_held(error):
-                self.breaker.fault()
-            else:
-                self.breaker.success()  # it answered
-            self._ready = False
-            # The error's own text may hold an address or what was sent.
-            _logger.warning("The session database failed: %s", type(error).__name__)
-            raise StoreError(tier="session") from None
-        self.breaker.success()
-        return result
-
-    def _prepared(self, function: Callable[..., T], *args: Any) -> T:
-        self._create_tables()
-        try:
-            return function(*args)
-        except DBAPIError as error:
-            if not (error.connection_invalidated and self._transactions.in_time()):
-                raise
-        # The server was restarted since the pool was filled; SQLAlchemy has emptied it. Every
-        # statement may be repeated: what was not acknowledged may have happened or not.
-        return function(*args)
-
-    def _create_tables(self) -> None:
-        for attempt in range(_TRIES):
-            if self._ready:
-                return
-            try:
-                with self._transactions.several() as connection:
-                    metadata.create_all(connection)
-                self._ready = True
-            except SQLAlchemyError:
-                # Another worker makes them at this moment; then the next try finds them.
-                if attempt == _TRIES - 1 or not self._transactions.in_time():
-                    raise
-                time.sleep(0.01)
-
     def _find(self, sid: str) -> str | None:
         with self._transactions.single() as connection:
             values = {"session_sid": sid, **self._times()}
@@ -241,7 +183,7 @@ class SqlSessionStore:
 
     def _establish(self, sid: str, dead: str | None) -> str:
         values = {"session_ref": secrets.token_hex(16), "session_sid": sid, **self._times()}
-        for attempt in range(_TRIES):
+        for attempt in range(TRIES):
             try:
                 with self._transactions.several() as connection:
                     found = connection.execute(tables.FIND, values).scalar()
@@ -251,7 +193,7 @@ class SqlSessionStore:
                     connection.execute(tables.ADD, values)
                     return str(values["session_ref"])
             except IntegrityError:
-                if attempt == _TRIES - 1:
+                if attempt == TRIES - 1:
                     raise
         raise AssertionError("unreachable")
 
@@ -376,11 +318,6 @@ class SqlSessionStore:
     def _times(self) -> dict[str, float]:
         now = self._clock()
         return {"now": now, "oldest": now - self._max_age, "until": now + self._ttl}
-
-
-def _is_held(error: Exception) -> bool:
-    """Say whether somebody holds a row for too long: PostgreSQL then answers, and others get theirs."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "55P03"
 
 
 def _scope(identity: str) -> str:

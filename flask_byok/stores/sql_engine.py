@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, QueuePool
@@ -23,6 +23,8 @@ from .sql_deadline import watchdog, within
 
 #: Seconds that a call to PostgreSQL may take, waiting for a connection included.
 LIMIT = 0.4
+#: Seconds for what takes longer and keeps no request waiting: making tables, batches, reports.
+LONG_LIMIT = 30
 #: Seconds to wait for a free connection of our own.
 POOL_TIMEOUT = 0.3
 #: Seconds that a SQLite writer queues behind others.
@@ -31,6 +33,10 @@ BUSY_TIMEOUT = 5
 POOL_SIZE, MAX_OVERFLOW = 16, 48
 # What PostgreSQL ends by itself, in milliseconds: so nothing goes on there that nobody waits for.
 _SERVER_LIMITS = "-c lock_timeout=300 -c statement_timeout=350"
+# For one transaction.
+_RAISE_LIMITS = text(
+    "SELECT set_config('lock_timeout', :limit, true), set_config('statement_timeout', :limit, true)"
+)
 # Seconds after which a connecting thread that nobody waits for ends; libpq knows no shorter time.
 _CONNECT_TIMEOUT = 2
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
@@ -42,8 +48,9 @@ T = TypeVar("T")
 
 
 class _Call(threading.local):
-    """The call under way in this thread: when it has to end, in monotonic seconds."""
+    """The call under way in this thread: its limit, and when it has to end in monotonic seconds."""
 
+    limit: float = LIMIT
     until: float | None = None
 
     def left(self) -> float:
@@ -85,6 +92,7 @@ class Transactions:
 
     Isolation is set for our own connections only; the host's setting stays. PostgreSQL is waited
     for no longer than ``LIMIT``, on the host's connections too; one that did not answer is closed.
+    What nobody's request waits for may be given a longer time.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -99,13 +107,19 @@ class Transactions:
             # The statements rely on seeing what was committed while they waited for a row.
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
-    def call(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what uses transactions; all of them together have to end in time."""
-        _call.until = time.monotonic() + LIMIT
+    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
+        """Call what uses transactions; all of them together have to end within so many seconds.
+
+        Without a number it is ``LIMIT``. A call within a call has a time of its own, which the outer one gets back.
+        """
+        started, outer = time.monotonic(), (_call.limit, _call.until)
+        _call.limit = LIMIT if limit is None else limit
+        _call.until = started + _call.limit
         try:
             return function(*args)
         finally:
-            _call.until = None
+            _call.limit, until = outer
+            _call.until = None if until is None else until + time.monotonic() - started
 
     def in_time(self) -> bool:
         """Say whether the call under way may still ask."""
@@ -114,6 +128,11 @@ class Transactions:
     @contextmanager
     def single(self) -> Iterator[Connection]:
         """Run statements that each stand alone."""
+        if self._patient():
+            # Only within a transaction are the server's limits raised.
+            with self.several() as connection:
+                yield connection
+            return
         with self._connect(self._single) as connection, _Watched(connection, self._limited):
             yield connection
 
@@ -127,7 +146,12 @@ class Transactions:
         ):
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            if self._patient():
+                connection.execute(_RAISE_LIMITS, {"limit": f"{_call.limit:.0f}s"})
             yield connection
+
+    def _patient(self) -> bool:
+        return self._limited and _call.limit > LIMIT
 
     def _connect(self, engine: Engine) -> Connection:
         if self._own or not self._limited:

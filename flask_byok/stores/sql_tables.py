@@ -57,7 +57,8 @@ keys = Table(
     Column("verdict", Text, nullable=True),
 )
 
-#: One row for each app, named from its SECRET_KEY: what tells whether its encryption key is the right one.
+#: One row for each app, named from its SECRET_KEY: what tells whether its encryption key is the right
+#: one. Under ``audit`` the secret that keys the audit log of accounts.
 canaries = Table(
     "byok_canary",
     metadata,

@@ -43,6 +43,8 @@ class ByokState:
     service: Service
     binding: SessionBinding
     loaders: Loaders
+    #: Returns an engine or a URL.
+    database: Callable[[], Any]
 
     def __repr__(self) -> str:
         return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"

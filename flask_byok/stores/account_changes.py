@@ -1,0 +1,120 @@
+"""The steps that changes of accounts' keys are made of, within a transaction that holds the chain."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+
+from ..credentials import CredentialRecord, utcnow
+from ..errors import KeyNotFoundError, VersionConflictError
+from . import account_statements as statements
+from .account_rows import changed_values, new_values, to_record
+from .account_statements import Owners
+from .audit_chain import AuditEvent, Chain, to_milliseconds
+
+
+def new_id() -> str:
+    """Return an id that grows with time: 48 bits of milliseconds and 80 random ones, in hex digits."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+def place(connection: Connection, record: CredentialRecord) -> str | None:
+    """Return the id of what is in a record's place."""
+    values = {"of_owner": record.owner, "of_provider": record.provider, "of_slot": record.slot}
+    id: str | None = connection.execute(statements.PLACE, values).scalar()
+    return id
+
+
+def require(
+    connection: Connection, id: str, owners: Owners, if_version: int | None
+) -> CredentialRecord:
+    """Return a record that is theirs and in this version, or raise."""
+    row = connection.execute(statements.by_id(id, owners), {}).one_or_none()
+    if row is None:
+        raise KeyNotFoundError
+    if if_version is not None and row.version != if_version:
+        raise VersionConflictError(provider=row.provider)
+    return to_record(row)
+
+
+def written(connection: Connection, chain: Chain, id: str, event: AuditEvent) -> CredentialRecord:
+    """Return what was just written, and log it."""
+    record = to_record(connection.execute(statements.by_id(id, None), {}).one())
+    chain.append(event, record)
+    return record
+
+
+def add(
+    connection: Connection, chain: Chain, record: CredentialRecord, event: AuditEvent
+) -> CredentialRecord:
+    """Store a record in a new row."""
+    id = new_id()
+    connection.execute(statements.ADD, {"id": id, **new_values(record)})
+    return written(connection, chain, id, event)
+
+
+def replace(
+    connection: Connection, chain: Chain, id: str, record: CredentialRecord, event: AuditEvent
+) -> CredentialRecord:
+    """Store a record in the row of another."""
+    names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
+    values = changed_values({name: getattr(record, name) for name in names})
+    return set_columns(connection, chain, id, values, event)
+
+
+def set_columns(
+    connection: Connection,
+    chain: Chain,
+    id: str,
+    values: Mapping[str, Any],
+    event: AuditEvent,
+) -> CredentialRecord:
+    """Change these columns of a row."""
+    connection.execute(statements.change(values), {"of_id": id, **new_parameters(values)})
+    return written(connection, chain, id, event)
+
+
+def new_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the parameters of new values: by a column's own name SQLAlchemy takes them for its own."""
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+def promote(
+    connection: Connection,
+    chain: Chain,
+    record: CredentialRecord,
+    overwrite: bool,
+    event: AuditEvent,
+) -> bool:
+    """Take one record over, unless that was done before; False where the owner's own one stays."""
+    origin = {"of_owner": record.owner, "of_origin": record.version}
+    if connection.execute(statements.PROMOTED, origin).first():
+        return True
+    found = place(connection, record)
+    if found is not None and not overwrite:
+        return False
+    connection.execute(statements.PROMOTE, origin | {"at": to_milliseconds(utcnow())})
+    if found is None:
+        add(connection, chain, record, event)
+    else:
+        replace(connection, chain, found, record, event)
+    return True
+
+
+def delete(
+    connection: Connection,
+    chain: Chain,
+    query: Any,
+    values: Mapping[str, Any],
+    event: AuditEvent,
+) -> list[CredentialRecord]:
+    """Delete what a query finds, and log each."""
+    gone = [to_record(row) for row in connection.execute(query, values)]
+    connection.execute(statements.DELETE, {"ids": [record.id for record in gone]})
+    for record in gone:
+        chain.append(event, record)
+    return gone

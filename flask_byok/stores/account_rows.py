@@ -1,0 +1,108 @@
+"""Between a credential's record and its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from ..credentials import CredentialRecord, RecordedVerdict, Verdict, utcnow
+from .audit_chain import from_milliseconds, to_milliseconds
+
+_NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
+_CHANGEABLE = {"label", "description", "active", "expires_at", "ciphertext", "hint", "validity"}
+
+
+def to_record(row: Any) -> CredentialRecord:
+    """Return the record of a row of ``byok_credentials``."""
+    return CredentialRecord(
+        provider=row.provider,
+        owner=row.owner,
+        ciphertext=row.ciphertext,
+        hint=row.hint,
+        version=str(row.version),
+        created_at=from_milliseconds(row.created_at),
+        updated_at=from_milliseconds(row.updated_at),
+        expires_at=_moment(row.expires_at),
+        label=row.label,
+        description=row.description,
+        slot=row.slot,
+        active=row.active,
+        last_used_at=_moment(row.last_used_at),
+        usage_count=row.usage_count,
+        validity=None if row.verdict is None else _verdict(row),
+        id=row.id,
+    )
+
+
+def new_values(record: CredentialRecord) -> dict[str, Any]:
+    """Return the columns of a new row, but for its id."""
+    return {
+        "owner": record.owner,
+        "tier": record.owner.partition(":")[0],
+        "provider": record.provider,
+        "slot": record.slot,
+        "hint": record.hint,
+        "label": record.label,
+        "description": record.description,
+        "active": record.active,
+        "created_at": to_milliseconds(record.created_at),
+        "updated_at": to_milliseconds(record.updated_at),
+        "expires_at": _stored(record.expires_at),
+        "last_used_at": _stored(record.last_used_at),
+        "usage_count": record.usage_count,
+        "version": 1,
+        **key_columns(record.ciphertext),
+        **_first_verdict(record.validity),
+    }
+
+
+def changed_values(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that a change sets; without ``verdict`` among them the verdict stays.
+
+    :raises KeyError: something else is to be changed.
+    """
+    if unknown := set(changes) - _CHANGEABLE:
+        raise KeyError(*unknown)
+    values = {**changes, "updated_at": to_milliseconds(utcnow())}
+    if "expires_at" in changes:
+        values["expires_at"] = _stored(changes["expires_at"])
+    validity = values.pop("validity", None)
+    if "ciphertext" in changes:
+        found = _NO_VERDICT if validity is None else verdict_values(validity)
+        values |= key_columns(changes["ciphertext"]) | found
+        values.pop("verdict_version", None)  # the statement sets it
+    return values
+
+
+def key_columns(ciphertext: str) -> dict[str, str]:
+    """Return a ciphertext with the id of the encryption key that it names."""
+    parts = ciphertext.split(".")
+    return {"ciphertext": ciphertext, "key_id": parts[1] if len(parts) == 4 else ""}
+
+
+def verdict_values(verdict: RecordedVerdict) -> dict[str, Any]:
+    """Return the columns of a verdict, but for the version that it is about."""
+    return {"verdict": verdict.verdict.value, "verdict_at": to_milliseconds(verdict.checked_at)}
+
+
+def _first_verdict(verdict: RecordedVerdict | None) -> dict[str, Any]:
+    if verdict is None:
+        return dict(_NO_VERDICT)
+    return verdict_values(verdict) | {"verdict_version": 1}
+
+
+def _verdict(row: Any) -> RecordedVerdict | None:
+    try:
+        verdict = Verdict(row.verdict)
+    except ValueError:
+        return None  # of a later version
+    return RecordedVerdict(verdict, from_milliseconds(row.verdict_at), str(row.verdict_version))
+
+
+def _moment(stored: int | None) -> datetime | None:
+    return None if stored is None else from_milliseconds(stored)
+
+
+def _stored(moment: datetime | None) -> int | None:
+    return None if moment is None else to_milliseconds(moment)

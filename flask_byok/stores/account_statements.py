@@ -1,0 +1,155 @@
+"""The statements of the account store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Select,
+    Update,
+    bindparam,
+    case,
+    delete,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from .tables import credentials, promotions
+
+#: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
+#: is called that). None stands for everybody.
+Owners = Collection[str] | None
+
+_c = credentials.c
+
+PLACE: Select[str] = select(_c.id).where(
+    _c.owner == bindparam("of_owner"),
+    _c.provider == bindparam("of_provider"),
+    _c.slot == bindparam("of_slot"),
+)
+ADD = insert(credentials)
+DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
+#: A verdict that comes late leaves a newer version and its own verdict alone.
+VERDICT = (
+    update(credentials)
+    .where(_c.id == bindparam("of_id"), _c.version == bindparam("of_version"))
+    .values(
+        verdict=bindparam("new_verdict"),
+        verdict_at=bindparam("new_verdict_at"),
+        verdict_version=bindparam("of_version"),
+    )
+)
+PROMOTED = select(promotions.c.origin).where(
+    promotions.c.owner == bindparam("of_owner"), promotions.c.origin == bindparam("of_origin")
+)
+PROMOTE = insert(promotions).values(
+    owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
+)
+EXPIRED = (
+    select(_c.id, _c.owner).where(_c.expires_at < bindparam("before")).limit(bindparam("batch"))
+)
+STILL_EXPIRED = select(credentials).where(
+    _c.id.in_(bindparam("ids", expanding=True)), _c.expires_at < bindparam("before")
+)
+COUNT_BY_KEY_ID = select(_c.key_id, func.count().label("count")).group_by(_c.key_id)
+
+
+def _confine(query: Select[Any], owners: Owners) -> Select[Any]:
+    if owners is None:
+        return query
+    every = [owner for owner in owners if ":" not in owner]
+    named = [owner for owner in owners if ":" in owner]
+    theirs = [column.in_(found) for column, found in ((_c.tier, every), (_c.owner, named)) if found]
+    return query.where(or_(false(), *theirs))
+
+
+def find(
+    owners: Sequence[str], providers: Sequence[str] | None
+) -> tuple[Select[Any], dict[str, str]]:
+    """Return the statement that reads what these owners have for these providers, or all, and its values."""
+    mine = {f"owner_{number}": owner for number, owner in enumerate(owners)}
+    wanted = {f"provider_{number}": name for number, name in enumerate(providers or ())}
+    statement = _find(len(mine), None if providers is None else len(wanted))
+    return statement, mine | wanted
+
+
+@lru_cache(256)
+def _find(owners: int, providers: int | None) -> Select[Any]:
+    # With a parameter each: SQLAlchemy's expanding ones cost a fifth of the whole look-up.
+    query = select(credentials).where(
+        _c.owner.in_([bindparam(f"owner_{number}") for number in range(owners)])
+    )
+    if providers is None:
+        return query
+    return query.where(
+        _c.provider.in_([bindparam(f"provider_{number}") for number in range(providers)])
+    )
+
+
+def page(owners: Owners, provider: str | None) -> Select[Any]:
+    """Return the statement that reads records after an id."""
+    query = select(credentials).where(_c.id > bindparam("after")).order_by(_c.id)
+    if provider is not None:
+        query = query.where(_c.provider == provider)
+    return _confine(query, owners)
+
+
+def by_id(id: str, owners: Owners) -> Select[Any]:
+    """Return the statement that reads one record, if it is theirs."""
+    return _confine(select(credentials).where(_c.id == id), owners)
+
+
+def change(names: Iterable[str]) -> Update:
+    """Return the statement that sets these columns and counts the version on.
+
+    Its parameters are ``of_id`` and each column's name after ``new_``.
+
+    A verdict that is not set anew stays about the key as it is.
+    """
+    return _change(tuple(sorted(names)))
+
+
+@lru_cache(64)
+def _change(names: Sequence[str]) -> Update:
+    sets: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
+    sets["version"] = _c.version + 1
+    carried = case((_c.verdict_version == _c.version, _c.version + 1), else_=_c.verdict_version)
+    sets["verdict_version"] = _c.version + 1 if "verdict" in names else carried
+    return update(credentials).where(_c.id == bindparam("of_id")).values(sets)
+
+
+def to_reseal(prefix: str) -> Select[Any]:
+    """Return the statement that reads and holds what is not sealed with this prefix."""
+    return (
+        select(credentials)
+        .where(
+            _c.id > bindparam("after"),
+            ~_c.ciphertext.startswith(prefix, autoescape=True),
+        )
+        .order_by(_c.id)
+        .limit(bindparam("batch"))
+        .with_for_update(skip_locked=True)
+    )
+
+
+_SEALED = (
+    update(credentials)
+    # Unless the key was replaced since: databases that hold no rows need it.
+    .where(_c.id == bindparam("of_id"), _c.ciphertext == bindparam("before"))
+    .values(ciphertext=bindparam("sealed"), key_id=bindparam("by"))
+)
+
+
+def write_sealed(connection: Connection, rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """Write new ciphertexts: id, the ciphertext before, the new one and its key id."""
+    if not rows:
+        return
+    names = ("of_id", "before", "sealed", "by")
+    connection.execute(_SEALED, [dict(zip(names, row, strict=True)) for row in rows])

@@ -1,0 +1,299 @@
+"""Keys of users, teams and the system, in a SQL database.
+
+Every change holds the head of its owner's audit chain to the end of its transaction, so changes of
+one owner's keys come one after the other, on any database, and cannot deadlock: each holds one head
+before it touches a key. What holds no head (a verdict, the count of uses, sealing anew) touches one
+key at a time or waits for none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from ..credentials import CredentialRecord, RecordedVerdict
+from ..errors import KeyExistsError, KeyNotFoundError
+from ..keyring import Keyring
+from . import account_changes as steps
+from . import account_statements as statements
+from .account_rows import changed_values, key_columns, to_record, verdict_values
+from .account_statements import Owners
+from .audit import AuditEvent, AuditLog
+from .audit_chain import Chain, to_milliseconds
+from .canary import NAME, Canary
+from .sql_database import Database
+from .sql_engine import LONG_LIMIT
+from .sql_tables import HELD
+from .tables import metadata
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Resealed:
+    """One batch of a rotation; ``after`` is where the next one starts, None at the end."""
+
+    done: int
+    unreadable: int
+    after: str | None
+
+
+class AccountStore:
+    """Keeps credentials by owner, provider and slot.
+
+    Every method raises ``StoreError`` when the database does not answer; a change has then happened
+    wholly or not at all. PostgreSQL is given half a second, and longer for what keeps no request
+    waiting: batches, counts of everything and the check of the log.
+
+    :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
+    :param own_file: the address is of a file that nothing else uses; an older version's tables in
+        it are upgraded at first use.
+    """
+
+    name = "the database"
+
+    def __init__(self, engine_or_url: Any, keyring: Keyring, *, own_file: bool = False) -> None:
+        self._database = Database(engine_or_url, metadata.sorted_tables, own_file=own_file)
+        self._keyring = keyring
+        self.engine, self.breaker = self._database.engine, self._database.breaker
+        self.canary = Canary(self._database, keyring)
+        self.audit = AuditLog(self._database, self.canary)
+
+    # reading
+
+    def find(
+        self, owners: Sequence[str], providers: Sequence[str] | None = None
+    ) -> list[CredentialRecord]:
+        """Return all that these owners have for these providers, or all, in one statement."""
+        found = self._records(*statements.find(owners, providers))
+        return sorted(found, key=lambda record: (record.slot, record.id))
+
+    def page(
+        self,
+        owners: Owners,
+        *,
+        after: str | None = None,
+        limit: int = 50,
+        provider: str | None = None,
+    ) -> tuple[list[CredentialRecord], str | None]:
+        """Return so many records from a cursor on, oldest first, and the next cursor or None."""
+        query = statements.page(owners, provider).limit(limit + 1)
+        found = self._records(query, {"after": after or ""})
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def get(self, id: str, owners: Owners) -> CredentialRecord:
+        """Return one record.
+
+        :raises KeyNotFoundError: it is not there, or not theirs.
+        """
+        found = self._records(statements.by_id(id, owners), {})
+        if not found:
+            raise KeyNotFoundError
+        return found[0]
+
+    def count_by_key_id(self) -> dict[str, int]:
+        """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
+        found = self._database.call(self._all, statements.COUNT_BY_KEY_ID, {}, limit=LONG_LIMIT)
+        counts = Counter({row.key_id: row.count for row in found})
+        counts.update(
+            key_columns(row.sealed)["key_id"]
+            for row in self._database.call(self._all, HELD, {"called": NAME})
+        )
+        return dict(counts)
+
+    # changing
+
+    def create(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+        """Store a new record and return it with its id and version.
+
+        :raises KeyExistsError: the owner has one for that provider and slot.
+        """
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            if steps.place(connection, record) is not None:
+                raise KeyExistsError(provider=record.provider)
+            return steps.add(connection, chain, record, event)
+
+        return self._change(record.owner, work)
+
+    def put(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+        """Store a record in the place of the one for its owner, provider and slot, if there is one."""
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            found = steps.place(connection, record)
+            if found is None:
+                return steps.add(connection, chain, record, event)
+            return steps.replace(connection, chain, found, record, event)
+
+        return self._change(record.owner, work)
+
+    def change(
+        self,
+        id: str,
+        owners: Owners,
+        changes: Mapping[str, Any],
+        event: AuditEvent,
+        *,
+        if_version: int | None = None,
+    ) -> CredentialRecord:
+        """Change ``label``, ``description``, ``active``, ``expires_at``, or ``ciphertext`` with ``hint``.
+
+        What leaves the ciphertext alone carries the verdict along; with a new one may come its
+        ``validity``.
+
+        :raises KeyNotFoundError: it is not there, or not theirs.
+        :raises VersionConflictError: it was changed since that version.
+        """
+        values = changed_values(changes)
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            steps.require(connection, id, owners, if_version)
+            return steps.set_columns(connection, chain, id, values, event)
+
+        return self._change(self.get(id, owners).owner, work)
+
+    def delete(
+        self, id: str, owners: Owners, event: AuditEvent, *, if_version: int | None = None
+    ) -> CredentialRecord:
+        """Delete a record and return it as it was.
+
+        :raises KeyNotFoundError: it is not there, or not theirs.
+        :raises VersionConflictError: it was changed since that version.
+        """
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            record = steps.require(connection, id, owners, if_version)
+            connection.execute(statements.DELETE, {"ids": [id]})
+            chain.append(event, record)
+            return record
+
+        return self._change(self.get(id, owners).owner, work)
+
+    def clear(self, owner: str, providers: Sequence[str], event: AuditEvent) -> list[str]:
+        """Delete all that an owner has for these providers and return those that there were."""
+        query, values = statements.find([owner], providers)
+
+        def work(connection: Connection, chain: Chain) -> list[str]:
+            gone = steps.delete(connection, chain, query, values, event)
+            present = {record.provider for record in gone}
+            return [provider for provider in providers if provider in present]
+
+        return self._change(owner, work) if self.find([owner], providers) else []
+
+    def record_verdict(
+        self, id: str, version: str, verdict: RecordedVerdict, event: AuditEvent | None = None
+    ) -> bool:
+        """Store a verdict if the record is still in the version it is about, and say so.
+
+        An event is written in any case, for a check that somebody asked for.
+        """
+        values = {
+            "of_id": id,
+            "of_version": int(version),
+            **steps.new_parameters(verdict_values(verdict)),
+        }
+        if event is None:
+            return self._database.call(self._execute, statements.VERDICT, values) == 1
+
+        def work(connection: Connection, chain: Chain) -> bool:
+            done = connection.execute(statements.VERDICT, values).rowcount == 1
+            chain.append(event, record)
+            return done
+
+        record = self.get(id, None)
+        return self._change(record.owner, work)
+
+    def promote(
+        self, records: Sequence[CredentialRecord], *, replace: bool, event: AuditEvent
+    ) -> tuple[list[str], list[str]]:
+        """Take over what comes out of a session, all or nothing, and each only once ever.
+
+        :param records: sealed for their new owner, one and the same; each with the version that it
+            has in the session.
+        :return: the providers whose record is the owner's now or was before, and those where the
+            owner's own record stayed.
+        """
+        owners = {record.owner for record in records}
+        if len(owners) != 1:
+            raise ValueError("records of one owner are promoted together")
+
+        def work(connection: Connection, chain: Chain) -> tuple[list[str], list[str]]:
+            promoted: list[str] = []
+            kept: list[str] = []
+            for record in records:
+                done = steps.promote(connection, chain, record, replace, event)
+                (promoted if done else kept).append(record.provider)
+            return promoted, kept
+
+        return self._change(owners.pop(), work)
+
+    def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
+        """Delete at most so many records that expired before a time, and return how many."""
+        values = {"before": to_milliseconds(before), "batch": limit}
+        expired: dict[str, list[str]] = {}
+        for row in self._database.call(self._all, statements.EXPIRED, values):
+            expired.setdefault(row.owner, []).append(row.id)
+        return sum(self._purge(owner, ids, before, event) for owner, ids in expired.items())
+
+    # sealing anew
+
+    def reseal(
+        self,
+        seal: Callable[[CredentialRecord], str | None],
+        event: AuditEvent,
+        *,
+        after: str | None = None,
+        limit: int = 1000,
+    ) -> Resealed:
+        """Seal one batch of records anew that the current encryption key and cipher have not sealed.
+
+        Rows that somebody else holds are left for a later pass; versions and verdicts stay. The
+        event goes into the chain of ``system``, one for each batch that changed something.
+
+        :param seal: returns the new ciphertext, None where the record does not open.
+        """
+        values = {"after": after or "", "batch": limit}
+        query = statements.to_reseal(self._keyring.seal_prefix)
+
+        def work(connection: Connection, chain: Chain) -> Resealed:
+            found = [to_record(row) for row in connection.execute(query, values)]
+            sealed = [(record, seal(record)) for record in found]
+            done = [(record, text) for record, text in sealed if text is not None]
+            statements.write_sealed(
+                connection,
+                [(r.id, r.ciphertext, text, key_columns(text)["key_id"]) for r, text in done],
+            )
+            if done:
+                chain.append(event)
+            last = found[-1].id if len(found) == limit else None
+            return Resealed(len(done), len(found) - len(done), last)
+
+        return self.audit.change("system", work, limit=LONG_LIMIT)
+
+    def _purge(self, owner: str, ids: list[str], before: datetime, event: AuditEvent) -> int:
+        values = {"ids": ids, "before": to_milliseconds(before)}
+
+        def work(connection: Connection, chain: Chain) -> int:
+            return len(steps.delete(connection, chain, statements.STILL_EXPIRED, values, event))
+
+        return self._change(owner, work)
+
+    def _change(self, owner: str, work: Callable[[Connection, Chain], T]) -> T:
+        return self.audit.change(owner, work)
+
+    def _records(self, query: Any, values: Mapping[str, Any]) -> list[CredentialRecord]:
+        return list(map(to_record, self._database.call(self._all, query, values)))
+
+    def _all(self, query: Any, values: Mapping[str, Any]) -> Sequence[Any]:
+        with self._database.transactions.single() as connection:
+            return connection.execute(query, values).all()
+
+    def _execute(self, statement: Any, values: Mapping[str, Any]) -> int:
+        with self._database.transactions.single() as connection:
+            rows: int = connection.execute(statement, values).rowcount
+            return rows

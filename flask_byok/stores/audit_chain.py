@@ -1,0 +1,194 @@
+"""Write the audit log: one chain an owner, in the transaction of what it is about.
+
+Each row's hash covers the row and the hash before it, under a secret that the database holds sealed
+only (see :mod:`.canary`). The head of a chain has its number, its last hash and a seal over both,
+so that rows cut off at the end are missed as well. Somebody who can write to the database and has
+no encryption key can neither make a row nor a head.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import msgspec
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from ..credentials import utcnow
+from .tables import audit, audit_heads, credentials
+
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Who did what, and what came of it.
+
+    ``actor`` is ``user:<id>``, ``system`` or ``cli``. ``fingerprint`` tells keys apart, never shows
+    one.
+    """
+
+    actor: str
+    action: str
+    outcome: str = "done"
+    request_id: str | None = None
+    fingerprint: str | None = None
+
+
+class Subject(Protocol):
+    """What an event is about; a credential's record is one."""
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def slot(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Nothing:
+    provider: str = ""
+    slot: str = ""
+    id: str = ""
+
+
+#: What an event is about that concerns no single key.
+NOTHING: Subject = _Nothing()
+
+_NEW_HEAD = {"owner": bindparam("of_owner"), "number": 0, "hash": "", "seal": ""}
+_OF_OWNER = audit_heads.c.owner == bindparam("of_owner")
+_HEAD = (audit_heads.c.number, audit_heads.c.hash, audit_heads.c.seal)
+_READ_HEAD = select(*_HEAD).where(_OF_OWNER)
+#: Adds or changes nothing, and in either case holds the row to the transaction's end.
+_HOLD = {
+    "postgresql": postgresql.insert(audit_heads)
+    .values(_NEW_HEAD)
+    .on_conflict_do_update(index_elements=["owner"], set_={"number": audit_heads.c.number})
+    .returning(*_HEAD),
+    "sqlite": sqlite.insert(audit_heads)
+    .values(_NEW_HEAD)
+    .on_conflict_do_update(index_elements=["owner"], set_={"number": audit_heads.c.number})
+    .returning(*_HEAD),
+}
+_GENERIC_HOLD = update(audit_heads).where(_OF_OWNER).values(number=audit_heads.c.number)
+_GENERIC_ADD = insert(audit_heads).values(_NEW_HEAD)
+_MOVE_HEAD = (
+    update(audit_heads)
+    .where(_OF_OWNER)
+    .values(number=bindparam("to"), hash=bindparam("last"), seal=bindparam("sealed"))
+)
+#: What there is of an owner whose head is new or not ours: the last row's number, and any key.
+_REMAINS = select(
+    select(func.max(audit.c.number))
+    .where(audit.c.owner == bindparam("of_owner"))
+    .scalar_subquery()
+    .label("number"),
+    select(func.min(credentials.c.id))
+    .where(credentials.c.owner == bindparam("of_owner"))
+    .scalar_subquery()
+    .label("key"),
+)
+_IN_HASH = tuple(column.name for column in audit.columns if column.name != "hash")
+
+
+class Chain:
+    """One owner's chain, held from its making to the end of the transaction.
+
+    Whoever makes one waits for the transactions that hold it, so all changes of an owner's keys
+    come one after the other.
+    """
+
+    def __init__(self, connection: Connection, owner: str, secret: bytes) -> None:
+        self._connection = connection
+        self._owner = owner
+        self._secret = secret
+        self._rows: list[dict[str, Any]] = []
+        self._number, self._hash, seal = _hold(connection, owner)
+        self._new = not (self._number or self._hash or seal)
+        self._whole = self._new or hmac.compare_digest(
+            seal, head_seal(secret, owner, self._number, self._hash)
+        )
+        if self._new or not self._whole:
+            self._look_behind()
+
+    def append(self, event: AuditEvent, subject: Subject = NOTHING) -> None:
+        """Add an event; ``close`` writes it."""
+        self._number += 1
+        row: dict[str, Any] = {
+            "owner": self._owner,
+            "number": self._number,
+            "at": to_milliseconds(utcnow()),
+            "actor": event.actor,
+            "action": event.action,
+            "outcome": event.outcome,
+            "provider": subject.provider,
+            "slot": subject.slot,
+            "credential_id": subject.id,
+            "request_id": event.request_id,
+            "fingerprint": event.fingerprint,
+            "previous": self._hash,
+        }
+        self._hash = row["hash"] = row_hash(self._secret, row)
+        self._rows.append(row)
+
+    def close(self) -> None:
+        """Write what was added, and the head."""
+        if self._rows:
+            self._connection.execute(insert(audit), self._rows)
+        if self._rows or self._new:
+            # A chain that was tampered with goes on, and is never sealed again.
+            seal = (
+                head_seal(self._secret, self._owner, self._number, self._hash)
+                if self._whole
+                else ""
+            )
+            self._connection.execute(
+                _MOVE_HEAD,
+                {"of_owner": self._owner, "to": self._number, "last": self._hash, "sealed": seal},
+            )
+
+    def _look_behind(self) -> None:
+        remains = self._connection.execute(_REMAINS, {"of_owner": self._owner}).one()
+        if remains.number is not None or remains.key is not None:
+            self._whole = False  # no key was ever stored without an event
+        self._number = max(self._number, remains.number or 0)
+
+
+def to_milliseconds(moment: datetime) -> int:
+    """Return a time as stored."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_milliseconds(stored: int) -> datetime:
+    """Return a stored time."""
+    return datetime.fromtimestamp(stored / 1000, UTC)
+
+
+def _hold(connection: Connection, owner: str) -> tuple[int, str, str]:
+    values = {"of_owner": owner}
+    statement = _HOLD.get(connection.dialect.name)
+    if statement is not None:
+        row = connection.execute(statement, values).one()
+    else:
+        if connection.execute(_GENERIC_HOLD, values).rowcount != 1:
+            connection.execute(_GENERIC_ADD, values)
+        row = connection.execute(_READ_HEAD, values).one()
+    return row.number, row.hash, row.seal
+
+
+def row_hash(secret: bytes, row: Mapping[str, Any]) -> str:
+    # JSON keeps the columns apart, and None from an empty string.
+    return _mac(secret, ["row", *(row[name] for name in _IN_HASH)])
+
+
+def head_seal(secret: bytes, owner: str, number: int, last: str) -> str:
+    return _mac(secret, ["head", owner, number, last])
+
+
+def _mac(secret: bytes, parts: Sequence[Any]) -> str:
+    return hmac.digest(secret, _encoder.encode(parts), "sha256").hex()

@@ -1,0 +1,64 @@
+"""What the tests of the account store share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from flask_byok.credentials import CredentialRecord, new_version, utcnow
+from flask_byok.keyring import Context, Keyring
+from flask_byok.stores.audit import AuditEvent
+
+ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
+KEYRING = Keyring("00" * 32)
+
+
+def event_of(action: str = "set", **options: Any) -> AuditEvent:
+    """Make an event of Ann's."""
+    return AuditEvent(ANN, action, **options)
+
+
+def make_record(
+    owner: str = ANN,
+    provider: str = "openai",
+    api_key: str = "sk-1",
+    *,
+    slot: str = "",
+    keyring: Keyring = KEYRING,
+    **fields: Any,
+) -> CredentialRecord:
+    """Make a record as the service would store it."""
+    now = utcnow()
+    context = Context("account", owner, provider, slot)
+    return CredentialRecord(
+        provider=provider,
+        owner=owner,
+        ciphertext=keyring.seal(api_key.encode(), context),
+        hint="sk-…1234",
+        version=new_version(),
+        created_at=now,
+        updated_at=now,
+        slot=slot,
+        **fields,
+    )
+
+
+def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
+    """Return the key in a record."""
+    context = Context("account", record.owner, record.provider, record.slot)
+    return keyring.open(record.ciphertext, context).decode()
+
+
+def count_statements(engine: Engine, call: Callable[[], object]) -> int:
+    """Return how many statements a call sends."""
+    sent: list[str] = []
+
+    def note(_c: object, _u: object, statement: str, *_: object) -> None:
+        sent.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    call()
+    event.remove(engine, "before_cursor_execute", note)
+    return len(sent)

@@ -1,0 +1,497 @@
+"""The account store, on SQLite, PostgreSQL and a database that we do not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, insert, text, update
+from sqlalchemy.exc import IntegrityError
+
+from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.errors import (
+    KeyExistsError,
+    KeyNotFoundError,
+    StoreError,
+    UnreadableCredentialError,
+    VersionConflictError,
+)
+from flask_byok.keyring import Context, Keyring
+from flask_byok.stores import audit_chain
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.tables import credentials
+from tests.services import PostgresServer, free_port, wait_until
+
+from .account_kinds import (
+    ANN,
+    BEN,
+    KEYRING,
+    SYSTEM,
+    TEAM,
+    count_statements,
+    event_of,
+    make_record,
+    open_key,
+)
+
+VALID = RecordedVerdict(Verdict.VALID, utcnow(), "")
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
+def store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AccountStore]:
+    """Make a store on each kind of database; the last one gets the statements that any would."""
+    kind = request.param
+    if kind == "other":
+        monkeypatch.setattr(audit_chain, "_HOLD", {})
+        kind = "sqlite_url"
+    store = AccountStore(request.getfixturevalue(kind), KEYRING)
+    yield store
+    assert store.audit.verify() == []
+    store.engine.dispose()
+
+
+def actions(store: AccountStore, owner: str = ANN) -> list[str]:
+    """Return what was done to an owner's keys, the oldest first."""
+    return [entry.event.action for entry in reversed(store.audit.entries(owner))]
+
+
+def test_created_record_comes_back(store: AccountStore) -> None:
+    """A record comes back as it was stored, with an id and the version 1."""
+    end = utcnow() + timedelta(days=3)
+    record = make_record(label="Work", description="…", expires_at=end, validity=VALID)
+    created = store.create(record, event_of("set"))
+    assert created.version == "1"
+    assert created.current_validity() == RecordedVerdict(VALID.verdict, VALID.checked_at, "1")
+    same = ("provider", "owner", "ciphertext", "hint", "label", "description", "expires_at")
+    for name in (*same, "created_at", "updated_at", "slot", "active", "usage_count"):
+        assert getattr(created, name) == getattr(record, name), name
+    assert store.get(created.id, [ANN]) == created
+    assert store.find([ANN], ["openai"]) == [created]
+    assert actions(store) == ["set"]
+
+
+def test_one_key_for_owner_provider_and_slot(store: AccountStore) -> None:
+    """A second key for the same place is refused; another slot, provider or owner is another place."""
+    store.create(make_record(), event_of())
+    with pytest.raises(KeyExistsError):
+        store.create(make_record(), event_of())
+    for other in ({"slot": "2"}, {"provider": "groq"}, {"owner": BEN}, {"owner": SYSTEM}):
+        store.create(make_record(**other), event_of())
+    with pytest.raises(KeyExistsError):
+        store.create(make_record(SYSTEM), event_of())
+
+
+def test_database_itself_refuses_doubles_and_no_owner(store: AccountStore) -> None:
+    """The table takes no second key for one place, the system's included, and none without an owner."""
+    store.create(make_record(SYSTEM), event_of())
+    with store.engine.connect() as connection:
+        row = dict(connection.execute(credentials.select()).one()._mapping)
+    for wrong in ({"id": "2"}, {"id": "3", "owner": None}):
+        with store.engine.connect() as connection, pytest.raises(IntegrityError):
+            connection.execute(insert(credentials), row | wrong)
+
+
+def test_find_is_one_statement(store: AccountStore) -> None:
+    """All tiers and any number of providers are read in one statement."""
+    for owner in (ANN, BEN, TEAM, SYSTEM):
+        for provider in ("openai", "groq", "xai"):
+            store.create(make_record(owner, provider), event_of())
+    owners, providers = [ANN, TEAM, SYSTEM], ["openai", "groq", "google"]
+    assert count_statements(store.engine, lambda: store.find(owners, providers)) == 1
+    assert count_statements(store.engine, lambda: store.find(owners)) == 1
+    found = store.find(owners, providers)
+    assert {(r.owner, r.provider) for r in found} == {
+        (owner, provider) for owner in owners for provider in ("openai", "groq")
+    }
+    assert len(store.find(owners)) == 9
+    assert store.find([], providers) == store.find([ANN], []) == []
+
+
+def test_put_replaces(store: AccountStore) -> None:
+    """Storing again keeps id and birth, counts the version on, and forgets the old key's verdict."""
+    first = store.put(make_record(validity=VALID), event_of())
+    second = store.put(make_record(api_key="sk-2", label="New"), event_of())
+    assert (second.id, second.created_at, second.version) == (first.id, first.created_at, "2")
+    assert (open_key(second), second.label, second.validity) == ("sk-2", "New", None)
+    third = store.put(make_record(api_key="sk-3", validity=VALID), event_of())
+    validity = third.current_validity()
+    assert validity is not None
+    assert validity.verdict is Verdict.VALID
+    assert store.find([ANN]) == [third]
+
+
+def test_change_carries_the_verdict(store: AccountStore) -> None:
+    """A change beside the key keeps its verdict current; a verdict that was stale stays stale."""
+    record = store.create(make_record(validity=VALID), event_of())
+    for number, changes in enumerate(
+        ({"label": "A"}, {"description": "B"}, {"active": False}, {"expires_at": utcnow()}), 2
+    ):
+        record = store.change(record.id, [ANN], changes, event_of("change"))
+        assert record.version == str(number)
+        assert record.current_validity() is not None
+        assert getattr(record, next(iter(changes))) == next(iter(changes.values()))
+    assert store.change(record.id, [ANN], {"expires_at": None}, event_of()).expires_at is None
+    with store.engine.begin() as connection:
+        connection.execute(update(credentials).values(verdict_version=1))
+    assert store.change(record.id, [ANN], {"label": ""}, event_of()).current_validity() is None
+
+
+def test_change_of_the_key_drops_the_verdict(store: AccountStore) -> None:
+    """A new key starts without a verdict, or with the one that comes with it."""
+    record = store.create(make_record(validity=VALID), event_of())
+    new = {"ciphertext": make_record(api_key="sk-2").ciphertext, "hint": "…"}
+    record = store.change(record.id, [ANN], new, event_of())
+    assert (record.validity, open_key(record)) == (None, "sk-2")
+    invalid = RecordedVerdict(Verdict.INVALID, utcnow(), "")
+    record = store.change(record.id, [ANN], new | {"validity": invalid}, event_of())
+    validity = record.current_validity()
+    assert validity is not None
+    assert validity.verdict is Verdict.INVALID
+
+
+def test_only_what_may_change_changes(store: AccountStore) -> None:
+    """Owner, provider, slot and counts cannot be changed at all."""
+    record = store.create(make_record(), event_of())
+    for name in ("owner", "provider", "slot", "usage_count", "id", "version"):
+        with pytest.raises(KeyError):
+            store.change(record.id, [ANN], {name: BEN}, event_of())
+
+
+def test_versions_are_compared(store: AccountStore) -> None:
+    """A change or deletion that was meant for another version does not happen."""
+    record = store.create(make_record(), event_of())
+    record = store.change(record.id, [ANN], {"label": "A"}, event_of(), if_version=1)
+    with pytest.raises(VersionConflictError):
+        store.change(record.id, [ANN], {"label": "B"}, event_of(), if_version=1)
+    with pytest.raises(VersionConflictError):
+        store.delete(record.id, [ANN], event_of(), if_version=1)
+    assert store.get(record.id, [ANN]) == record
+    assert store.delete(record.id, [ANN], event_of(), if_version=2) == record
+
+
+def test_foreign_ids_do_not_exist(store: AccountStore) -> None:
+    """Somebody else's id is not found, by whatever call, and nothing happens to it."""
+    record = store.create(make_record(BEN), event_of())
+    for owners in ([ANN], [ANN, TEAM, SYSTEM], ["user:"], ["user:%"], [], ["team", "system"]):
+        for call in (
+            lambda o=owners: store.get(record.id, o),
+            lambda o=owners: store.change(record.id, o, {"label": "x"}, event_of()),
+            lambda o=owners: store.delete(record.id, o, event_of()),
+        ):
+            with pytest.raises(KeyNotFoundError):
+                call()
+        assert store.page(owners) == ([], None)
+    assert store.get(record.id, None) == store.get(record.id, [BEN]) == record
+
+
+def test_every_team(store: AccountStore) -> None:
+    """A bare "team" stands for every team and for nothing else."""
+    for owner in (ANN, TEAM, "team:blue", SYSTEM, "user:team"):
+        store.create(make_record(owner), event_of())
+    shared, _ = store.page(["team", SYSTEM])
+    assert [record.owner for record in shared] == [TEAM, "team:blue", SYSTEM]
+    assert store.get(shared[1].id, ["team"]).owner == "team:blue"
+
+
+def test_deleted_is_gone(store: AccountStore) -> None:
+    """A deleted key is gone, and a second deletion finds nothing."""
+    record = store.create(make_record(), event_of("set"))
+    store.delete(record.id, [ANN], event_of("clear"))
+    with pytest.raises(KeyNotFoundError):
+        store.delete(record.id, [ANN], event_of("clear"))
+    assert store.find([ANN]) == []
+    assert store.create(make_record(), event_of("set")).id != record.id
+    assert actions(store) == ["set", "clear", "set"]
+
+
+def test_clear(store: AccountStore) -> None:
+    """Clearing deletes every slot of the providers named, and no others, and is logged key by key."""
+    for place in ({}, {"slot": "2"}, {"provider": "groq"}, {"provider": "xai"}, {"owner": BEN}):
+        store.create(make_record(**place), event_of("set"))
+    assert store.clear(ANN, ["xai", "google", "openai"], event_of("clear")) == ["xai", "openai"]
+    assert store.clear(ANN, ["xai", "openai"], event_of("clear")) == []
+    assert [record.provider for record in store.find([ANN, BEN])] == ["groq", "openai"]
+    assert actions(store) == ["set"] * 4 + ["clear"] * 3
+
+
+def test_pages(store: AccountStore) -> None:
+    """Pages have every record once, in the order in which they were made, and an end."""
+    made = [store.create(make_record(ANN, f"p{n:02}"), event_of()) for n in range(7)]
+    store.create(make_record(BEN), event_of())
+    seen, cursor = [], None
+    for _ in range(4):
+        page, cursor = store.page([ANN], after=cursor, limit=2)
+        seen += page
+    assert cursor is None
+    assert sorted(seen, key=lambda r: r.id) == seen
+    assert {r.id for r in seen} == {r.id for r in made}
+    assert len(store.page(None, limit=8)[0]) == 8
+    assert store.page([ANN], limit=7)[1] is None
+    assert [r.provider for r in store.page([ANN], provider="p03")[0]] == ["p03"]
+
+
+def test_page_outlives_changes(store: AccountStore) -> None:
+    """A cursor still works after its record was deleted."""
+    for number in range(4):
+        store.create(make_record(ANN, f"p{number}"), event_of())
+    page, cursor = store.page([ANN], limit=2)
+    store.delete(page[1].id, [ANN], event_of())
+    rest, end = store.page([ANN], after=cursor, limit=2)
+    assert (len(rest), end) == (2, None)
+    assert not {r.id for r in rest} & {r.id for r in page}
+
+
+def test_late_verdict(store: AccountStore) -> None:
+    """A verdict about an earlier version is dropped."""
+    record = store.create(make_record(), event_of("set"))
+    assert store.record_verdict(record.id, "1", VALID)
+    store.put(make_record(api_key="sk-2"), event_of("set"))
+    assert not store.record_verdict(record.id, "1", VALID)
+    assert not store.record_verdict("0", "1", VALID)
+    assert store.find([ANN])[0].validity is None
+    assert store.record_verdict(record.id, "2", VALID, event_of("validate"))
+    assert store.find([ANN])[0].current_validity() is not None
+    assert store.find([ANN])[0].version == "2"
+    assert actions(store) == ["set", "set", "validate"]
+
+
+def test_promotion(store: AccountStore) -> None:
+    """Promotion adds what is new, keeps what the owner has, and is logged where it did something."""
+    own = store.create(make_record(api_key="own"), event_of("set"))
+    waiting = [make_record(api_key="new"), make_record(provider="groq", validity=VALID)]
+    done = store.promote(waiting, replace=False, event=event_of("promote"))
+    assert done == (["groq"], ["openai"])
+    groq = store.find([ANN], ["groq"])[0]
+    assert groq.current_validity() is not None
+    assert store.find([ANN], ["openai"]) == [own]
+    assert store.promote(waiting, replace=True, event=event_of("promote")) == (
+        ["openai", "groq"],
+        [],
+    )
+    assert open_key(store.find([ANN], ["openai"])[0]) == "new"
+    assert store.find([ANN], ["groq"]) == [groq]
+    assert actions(store) == ["set", "promote", "promote"]
+
+
+def test_promotion_happens_once(store: AccountStore) -> None:
+    """A repeated promotion changes nothing, even if the key was replaced or deleted since."""
+    waiting = [make_record(api_key="old"), make_record(provider="groq")]
+    for _ in range(2):
+        assert store.promote(waiting, replace=True, event=event_of("promote")) == (
+            ["openai", "groq"],
+            [],
+        )
+    store.put(make_record(api_key="newer"), event_of("set"))
+    store.clear(ANN, ["groq"], event_of("clear"))
+    store.promote(waiting, replace=True, event=event_of("promote"))
+    assert [open_key(record) for record in store.find([ANN])] == ["newer"]
+    assert actions(store) == ["promote", "promote", "set", "clear"]
+
+
+def test_promotion_is_for_one_owner(store: AccountStore) -> None:
+    """Records of several owners, or of none, are refused."""
+    for records in ([make_record(), make_record(BEN)], []):
+        with pytest.raises(ValueError, match="one owner"):
+            store.promote(records, replace=True, event=event_of())
+
+
+def test_purge(store: AccountStore) -> None:
+    """What expired long ago is deleted, in batches; what did not, stays."""
+    now = utcnow()
+    for number, days in enumerate((-40, -35, -31, -5, 5)):
+        end = now + timedelta(days=days)
+        store.create(make_record(f"user:{number % 2}", f"p{number}", expires_at=end), event_of())
+    store.create(make_record(), event_of())
+    before = now - timedelta(days=30)
+    purged = [store.purge_expired(before, event_of("purge"), limit=2) for _ in range(3)]
+    assert purged == [2, 1, 0]
+    assert {record.provider for record in store.page(None)[0]} == {"p3", "p4", "openai"}
+    assert actions(store, "user:0").count("purge") == 2
+
+
+def test_key_ids_are_counted(store: AccountStore) -> None:
+    """It can be told how much each encryption key has sealed, the canary included."""
+    new = Keyring("11" * 32, ["00" * 32])
+    store.create(make_record(), event_of())
+    store.create(make_record(provider="groq", keyring=new), event_of())
+    store.create(make_record(BEN), event_of())
+    old_id, new_id = KEYRING.key_ids[0], new.key_ids[0]
+    assert store.count_by_key_id() == {old_id: 3, new_id: 1}
+
+
+def test_reseal(store: AccountStore) -> None:
+    """Batches seal everything anew, keep version and verdict, and leave what does not open."""
+    new = Keyring("11" * 32, ["00" * 32])
+    rotating = AccountStore(store.engine.url, new)
+    for number in range(7):
+        store.create(make_record(f"user:{number}", validity=VALID), event_of())
+    store.create(make_record(keyring=Keyring("22" * 32)), event_of())
+
+    def seal(record: Any) -> str | None:
+        context = Context("account", record.owner, record.provider, record.slot)
+        try:
+            return new.seal(new.open(record.ciphertext, context), context)
+        except UnreadableCredentialError:
+            return None
+
+    done, after = [], None
+    while True:
+        batch = rotating.reseal(seal, event_of("rotate"), after=after, limit=3)
+        done.append((batch.done, batch.unreadable))
+        after = batch.after
+        if after is None:
+            break
+    assert done == [(3, 0), (3, 0), (1, 1)]
+    assert rotating.reseal(seal, event_of("rotate")).done == 0
+    found = [record for record in store.page(None)[0] if record.owner != ANN]
+    assert {(open_key(record, new), record.version) for record in found} == {("sk-1", "1")}
+    assert all(record.current_validity() for record in found)
+    rotating.canary.reseal()
+    assert store.count_by_key_id()[new.key_ids[0]] == 8
+    assert actions(store, SYSTEM) == ["rotate"] * 3
+
+
+def test_two_creations_at_once(store: AccountStore) -> None:
+    """Of creations at once exactly one succeeds, and each other one hears that there is a key."""
+
+    def create(number: int) -> bool:
+        try:
+            store.create(make_record(provider=f"p{number // 2}"), event_of())
+        except KeyExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(create, range(40))) == 20
+    assert len(store.find([ANN])) == 20
+
+
+def test_unknown_verdict_is_none(store: AccountStore) -> None:
+    """A verdict that a later version wrote reads as none."""
+    record = store.create(make_record(validity=VALID), event_of())
+    with store.engine.begin() as connection:
+        connection.execute(update(credentials).values(verdict="valid_in_the_future"))
+    assert store.get(record.id, [ANN]).validity is None
+
+
+def test_ciphertext_of_no_kind(store: AccountStore) -> None:
+    """A ciphertext that is none is stored under no key id, and the list goes on."""
+    with store.engine.begin() as connection:
+        store.create(make_record(), event_of())
+        connection.execute(update(credentials).values(ciphertext="", key_id=""))
+    store.create(make_record(provider="groq"), event_of())
+    assert len(store.find([ANN])) == 2
+
+
+def test_host_session_is_not_committed(postgres_url: str) -> None:
+    """What the host has not committed stays so while its engine serves us too."""
+    engine = create_engine(postgres_url)
+    store = AccountStore(engine, KEYRING)
+    assert store.engine is engine
+    with engine.connect() as host:
+        host.execute(text("CREATE TABLE notes (body TEXT)"))
+        record = store.create(make_record(), event_of())
+        store.change(record.id, [ANN], {"label": "x"}, event_of())
+        store.delete(record.id, [ANN], event_of())
+        host.rollback()
+    with engine.connect() as host:
+        assert host.execute(text("SELECT to_regclass('notes')")).scalar() is None
+    engine.dispose()
+
+
+def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """A database that cannot be reached is a StoreError, and opens the breaker."""
+    url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
+    store = AccountStore(url, KEYRING)
+    for _ in range(2):
+        with pytest.raises(StoreError) as caught:
+            store.find([ANN])
+    assert store.breaker.is_open
+    assert "hunter22" not in f"{caught.value!r} {caplog.text}"
+
+
+@pytest.mark.parametrize("call", ["find", "put", "delete"])
+def test_restarted_postgresql_costs_no_call(call: str) -> None:
+    """Connections that a restart has closed are replaced unseen, for changes too, which happen once."""
+    with PostgresServer() as server:
+        store = AccountStore(server.create_database(), KEYRING)
+        record = store.create(make_record(), event_of())
+        server.restart()
+        calls: dict[str, Callable[[], object]] = {
+            "find": lambda: store.find([ANN]),
+            "put": lambda: store.put(make_record(), event_of()),
+            "delete": lambda: store.delete(record.id, [ANN], event_of()),
+        }
+        calls[call]()
+        assert len(store.audit.entries()) == (1 if call == "find" else 2)
+        store.engine.dispose()
+
+
+@pytest.mark.parametrize("point", ["INSERT INTO byok_credentials", "UPDATE byok_audit_heads"])
+def test_connection_lost_within_a_change(postgres_url: str, point: str) -> None:
+    """A connection lost before the commit costs no call, and the change happens once."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.create(make_record(BEN), event_of())
+    other = create_engine(postgres_url)
+
+    def lose(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
+        if sql.startswith(point):
+            event.remove(store.engine, "before_cursor_execute", lose)
+            _terminate(other, connection)
+
+    event.listen(store.engine, "before_cursor_execute", lose)
+    assert store.create(make_record(), event_of()) == store.find([ANN])[0]
+    assert len(store.audit.entries(ANN)) == 1
+    assert store.audit.verify() == []
+    other.dispose()
+
+
+def test_connection_lost_at_the_commit(postgres_url: str) -> None:
+    """A commit that fails is a StoreError and not repeated: it might have happened."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.create(make_record(BEN), event_of())
+    other = create_engine(postgres_url)
+    commits: list[Any] = []
+
+    def lose(connection: Any) -> None:
+        commits.append(connection)
+        _terminate(other, connection)
+
+    event.listen(store.engine, "commit", lose)
+    with pytest.raises(StoreError):
+        store.create(make_record(), event_of())
+    event.remove(store.engine, "commit", lose)
+    assert len(commits) == 1
+    assert store.find([ANN]) == store.audit.entries(ANN) == []
+    store.create(make_record(), event_of())
+    assert store.audit.verify() == []
+    other.dispose()
+
+
+def _terminate(other: Engine, connection: Any) -> None:
+    """End a connection from the server's side, and wait until it has ended."""
+    backend = connection.connection.dbapi_connection.info.backend_pid
+    with other.connect() as administrator:
+        end = text("SELECT pg_terminate_backend(:backend, 5000)")
+        assert administrator.execute(end, {"backend": backend}).scalar()
+
+
+def test_killed_postgresql() -> None:
+    """A killed PostgreSQL is a StoreError, and is used again, with all its data, once it is back."""
+    with PostgresServer() as server:
+        store = AccountStore(server.create_database(), KEYRING)
+        record = store.create(make_record(), event_of())
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                store.put(make_record(), event_of())
+        server.start()
+        wait_until(lambda: store.find([ANN]), "store", timeout=10)
+        assert store.find([ANN]) == [record]
+        assert store.audit.verify() == []
+        store.engine.dispose()

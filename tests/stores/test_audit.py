@@ -1,0 +1,331 @@
+"""The audit log: what it says, and that nobody can change it unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, delete, event, insert, select, update
+
+from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
+from flask_byok.keyring import Keyring
+from flask_byok.stores import audit as audit_module
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.audit import AuditEvent, Finding
+from flask_byok.stores.audit_chain import row_hash
+from flask_byok.stores.sql import SqlSessionStore
+from flask_byok.stores.sql_tables import canaries
+from flask_byok.stores.tables import audit, audit_heads, credentials
+
+from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
+from .contract import DAY
+
+ROWS = 4
+#: What each column is changed to; None where it may be.
+OTHER: dict[str, Any] = {
+    "owner": "user:eve",
+    "number": 99,
+    "at": 1,
+    "actor": "user:eve",
+    "action": "other",
+    "outcome": "other",
+    "provider": "other",
+    "slot": "other",
+    "credential_id": "other",
+    "request_id": None,
+    "fingerprint": None,
+    "previous": "0" * 64,
+    "hash": "0" * 64,
+}
+OF_ANN = audit.c.owner == ANN
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[AccountStore]:
+    """Make a store with a chain of four events of Ann's and one of Ben's."""
+    store = AccountStore(database_url, KEYRING)
+    extra = {"request_id": "request-1", "fingerprint": "f" * 64}
+    record = store.create(make_record(), event_of(**extra))
+    for label in ("a", "b", "c"):
+        store.change(record.id, [ANN], {"label": label}, event_of("change", **extra))
+    store.create(make_record(BEN), AuditEvent(BEN, "set"))
+    yield store
+    store.engine.dispose()
+
+
+def tamper(store: AccountStore, change: Callable[[Connection], object]) -> None:
+    """Change the database past the store, as one transaction."""
+    with store._database.transactions.several() as connection:
+        change(connection)
+
+
+def rows_of(store: AccountStore, table: Any) -> list[dict[str, Any]]:
+    """Return all rows of a table."""
+    with store.engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(select(table))]
+
+
+def put_back(store: AccountStore, table: Any, rows: list[dict[str, Any]]) -> None:
+    """Make a table what it was."""
+
+    def restore(connection: Connection) -> None:
+        connection.execute(delete(table))
+        connection.execute(insert(table), rows)
+
+    tamper(store, restore)
+
+
+def test_untouched_log_verifies(store: AccountStore) -> None:
+    """A log that nobody touched is whole, for one owner and for all."""
+    assert store.audit.verify() == store.audit.verify(ANN) == store.audit.verify("user:none") == []
+
+
+def test_entries_say_what_happened(store: AccountStore) -> None:
+    """An entry says who did what to which key, when and with what outcome, the newest first."""
+    (record,) = store.find([ANN])
+    entries = store.audit.entries(ANN)
+    assert [(entry.number, entry.event.action) for entry in entries] == [
+        (4, "change"),
+        (3, "change"),
+        (2, "change"),
+        (1, "set"),
+    ]
+    assert entries[0].event == event_of("change", request_id="request-1", fingerprint="f" * 64)
+    assert (entries[0].provider, entries[0].credential_id) == ("openai", record.id)
+    assert entries[0].at == record.updated_at or entries[0].at > record.updated_at
+    assert {entry.owner for entry in store.audit.entries()} == {ANN, BEN}
+    assert len(store.audit.entries(limit=2)) == 2
+    assert store.audit.entries(before=entries[-1].at) == []
+
+
+@pytest.mark.parametrize("column", [column.name for column in audit.columns])
+def test_changed_column_shows(store: AccountStore, column: str) -> None:
+    """Changing any column of any row is found, and found again gone when it is put back."""
+    before = rows_of(store, audit)
+    for number in range(1, ROWS + 1):
+        change = update(audit).where(OF_ANN, audit.c.number == number)
+        tamper(store, lambda c, change=change: c.execute(change.values({column: OTHER[column]})))
+        assert store.audit.verify(), f"{column} of row {number}"
+        put_back(store, audit, before)
+        assert store.audit.verify() == []
+
+
+@pytest.mark.parametrize("column", [column.name for column in audit_heads.columns])
+def test_changed_head_shows(store: AccountStore, column: str) -> None:
+    """Changing any column of a head is found."""
+    other = {"owner": "user:eve", "number": 3, "hash": "0" * 64, "seal": "0" * 64}[column]
+    head = update(audit_heads).where(audit_heads.c.owner == ANN)
+    tamper(store, lambda c: c.execute(head.values({column: other})))
+    assert store.audit.verify()
+
+
+@pytest.mark.parametrize("number", range(1, ROWS + 1))
+def test_deleted_row_shows(store: AccountStore, number: int) -> None:
+    """A row deleted from anywhere is found, the last one too."""
+    tamper(store, lambda c: c.execute(delete(audit).where(OF_ANN, audit.c.number == number)))
+    assert [finding.owner for finding in store.audit.verify()] == [ANN]
+
+
+@pytest.mark.parametrize("first", range(1, ROWS))
+def test_swapped_rows_show(store: AccountStore, first: int) -> None:
+    """Two rows that change places are found."""
+
+    def swap(connection: Connection) -> None:
+        for before, after in ((first, 99), (first + 1, first), (99, first + 1)):
+            row = update(audit).where(OF_ANN, audit.c.number == before)
+            connection.execute(row.values(number=after))
+
+    tamper(store, swap)
+    assert store.audit.verify()
+
+
+@pytest.mark.parametrize("kept", range(ROWS))
+@pytest.mark.parametrize("seal", ["kept", ""])
+def test_cut_chain_shows(store: AccountStore, kept: int, seal: str) -> None:
+    """A chain cut short is found, even if its head is set back to a row that is still there."""
+    hashes = ["", *(row["hash"] for row in rows_of(store, audit) if row["owner"] == ANN)]
+
+    def cut(connection: Connection) -> None:
+        connection.execute(delete(audit).where(OF_ANN, audit.c.number > kept))
+        values = {"number": kept, "hash": hashes[kept]} | ({} if seal else {"seal": ""})
+        connection.execute(update(audit_heads).where(audit_heads.c.owner == ANN).values(values))
+
+    tamper(store, cut)
+    assert [finding.owner for finding in store.audit.verify()] == [ANN]
+    store.audit.note(ANN, event_of("reveal"))
+    assert [finding.owner for finding in store.audit.verify()] == [ANN], "healed by the next event"
+
+
+def test_renumbered_rows_show(store: AccountStore) -> None:
+    """Rows that close up over a deleted one are found."""
+
+    def renumber(connection: Connection) -> None:
+        connection.execute(delete(audit).where(OF_ANN, audit.c.number == 1))
+        for number in range(2, ROWS + 1):
+            row = update(audit).where(OF_ANN, audit.c.number == number)
+            connection.execute(row.values(number=number - 1))
+        head = update(audit_heads).where(audit_heads.c.owner == ANN)
+        connection.execute(head.values(number=ROWS - 1))
+
+    tamper(store, renumber)
+    assert store.audit.verify()
+
+
+@pytest.mark.parametrize("tables", [(audit,), (audit_heads,), (audit, audit_heads)])
+def test_emptied_tables_show(store: AccountStore, tables: tuple[Any, ...]) -> None:
+    """Emptying the log, the heads or both is found while there are keys."""
+
+    def empty(connection: Connection) -> None:
+        for table in tables:
+            connection.execute(delete(table))
+
+    tamper(store, empty)
+    assert {finding.owner for finding in store.audit.verify()} == {ANN, BEN}
+
+
+@pytest.mark.parametrize("table", [audit_heads, audit])
+def test_tampered_chain_goes_on(store: AccountStore, table: Any) -> None:
+    """Tampering keeps nobody from changing keys, and no later event heals it."""
+    tamper(store, lambda c: c.execute(delete(table).where(table.c.owner == ANN)))
+    store.put(make_record(), event_of())
+    store.put(make_record(), event_of())
+    assert ANN in {finding.owner for finding in store.audit.verify()}
+    assert BEN not in {finding.owner for finding in store.audit.verify()}
+
+
+def test_forged_row_shows(store: AccountStore) -> None:
+    """A row made with another encryption key's secret is found."""
+    forger = row_hash(b"guessed", rows_of(store, audit)[0] | {"action": "clear"})
+    row = update(audit).where(OF_ANN, audit.c.number == ROWS)
+    tamper(store, lambda c: c.execute(row.values(action="clear", hash=forger)))
+    assert Finding(ANN, ROWS, "it was changed") in store.audit.verify()
+
+
+def test_moved_row_shows(store: AccountStore) -> None:
+    """A row moved to another owner's chain is found in both."""
+    move = update(audit).where(OF_ANN, audit.c.number == 2).values(owner=BEN)
+    tamper(store, lambda c: c.execute(move))
+    assert {finding.owner for finding in store.audit.verify()} == {ANN, BEN}
+
+
+def test_long_chains_are_read_in_pages(
+    store: AccountStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pages that end anywhere lose and invent nothing."""
+    for size in range(1, 7):
+        monkeypatch.setattr(audit_module, "_PAGE", size)
+        assert store.audit.verify() == []
+    tamper(store, lambda c: c.execute(delete(audit).where(OF_ANN, audit.c.number == 2)))
+    for size in range(1, 7):
+        monkeypatch.setattr(audit_module, "_PAGE", size)
+        assert [(f.owner, f.number) for f in store.audit.verify()] == [(ANN, 3)]
+
+
+def test_event_without_key(store: AccountStore) -> None:
+    """An event that changes no row can be noted, also of an owner who has none."""
+    store.audit.note("user:new", event_of("reveal", outcome="refused"))
+    (entry,) = store.audit.entries("user:new")
+    assert (entry.number, entry.event.outcome, entry.credential_id) == (1, "refused", "")
+    assert store.audit.verify() == []
+
+
+@pytest.mark.parametrize("statement", ["INSERT INTO byok_audit ", "UPDATE byok_audit_heads"])
+def test_no_change_without_its_entry(store: AccountStore, statement: str) -> None:
+    """If the event cannot be written, what it is about does not happen either."""
+
+    def fail(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
+        if sql.startswith(statement):
+            cursor.execute("SELECT * FROM no_such_table")
+
+    (record,) = store.find([ANN])
+    event.listen(store.engine, "before_cursor_execute", fail)
+    for change in (
+        lambda: store.put(make_record(api_key="sk-2"), event_of()),
+        lambda: store.create(make_record(provider="groq"), event_of()),
+        lambda: store.change(record.id, [ANN], {"label": "x"}, event_of()),
+        lambda: store.delete(record.id, [ANN], event_of()),
+        lambda: store.clear(ANN, ["openai"], event_of()),
+        lambda: store.promote([make_record(provider="groq")], replace=True, event=event_of()),
+    ):
+        with pytest.raises(StoreError):
+            change()
+        store.breaker.success()
+    event.remove(store.engine, "before_cursor_execute", fail)
+    assert store.find([ANN]) == [record]
+    assert store.audit.verify() == []
+
+
+def test_no_entry_without_its_change(store: AccountStore) -> None:
+    """What is refused or finds nothing leaves no entry."""
+    before = len(store.audit.entries())
+    with pytest.raises(KeyNotFoundError):
+        store.delete("0", [ANN], event_of())
+    assert store.clear(ANN, ["groq"], event_of()) == []
+    assert len(store.audit.entries()) == before
+
+
+def test_rotation_keeps_the_log_whole(store: AccountStore) -> None:
+    """The log verifies with the new encryption key alone once the canary is sealed anew."""
+    new = Keyring("11" * 32, ["00" * 32])
+    rotating = AccountStore(store.engine.url, new)
+    assert rotating.canary.reseal()
+    assert not rotating.canary.reseal()
+    retired = AccountStore(store.engine.url, Keyring("11" * 32))
+    assert retired.audit.verify() == []
+    retired.audit.note(ANN, event_of("rotate"))
+    assert store.audit.verify() == []
+
+
+def test_wrong_encryption_key(store: AccountStore) -> None:
+    """With a wrong encryption key the canary says what to do, and nothing can be changed."""
+    wrong = AccountStore(store.engine.url, Keyring("22" * 32))
+    with pytest.raises(ConfigurationError, match="BYOK_ENCRYPTION_KEY_FALLBACKS"):
+        wrong.canary.secret()
+    with pytest.raises(ConfigurationError):
+        wrong.put(make_record(), event_of())
+
+
+def test_start_over(store: AccountStore) -> None:
+    """A throw-away encryption key may start over; what was logged before then no longer verifies."""
+    store.canary.start_over()
+    assert AccountStore(store.engine.url, KEYRING).audit.verify() == []
+    fresh = AccountStore(store.engine.url, Keyring("22" * 32))
+    fresh.canary.start_over()
+    fresh.audit.note("user:new", event_of())
+    assert fresh.audit.verify("user:new") == []
+    assert fresh.audit.verify(ANN)
+
+
+def test_canaries_of_apps_are_their_own(store: AccountStore) -> None:
+    """An app's canary lies in the same table, and what becomes of the log's secret is nothing to it."""
+    sessions = SqlSessionStore(store.engine.url, ttl=DAY, max_age=30 * DAY)
+    assert sessions.canary("app", "sealed") == "sealed"
+    assert AccountStore(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
+    AccountStore(store.engine.url, Keyring("22" * 32)).canary.start_over()
+    assert sessions.canary("app", "other") == "sealed"
+    sessions.canary("app", "other", replace=True)
+    assert AccountStore(store.engine.url, Keyring("22" * 32)).canary.secret()
+    sessions.engine.dispose()
+
+
+def test_lost_canary(store: AccountStore) -> None:
+    """A canary that is gone while there is a log is refused; on empty tables it is made anew."""
+    tamper(store, lambda c: c.execute(delete(canaries)))
+    with pytest.raises(ConfigurationError, match="byok_canary"):
+        AccountStore(store.engine.url, KEYRING).canary.secret()
+    for table in (audit, audit_heads, credentials):
+        tamper(store, lambda c, table=table: c.execute(delete(table)))
+    AccountStore(store.engine.url, KEYRING).create(make_record(), event_of())
+
+
+def test_one_canary_for_all(database_url: str) -> None:
+    """Workers that start at once agree on one canary."""
+    stores = [AccountStore(database_url, KEYRING) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        secrets = set(pool.map(lambda store: store.canary.secret(), stores))
+    assert len(secrets) == 1
+    assert len(secrets.pop()) == 32
+    for store in stores:
+        store.engine.dispose()

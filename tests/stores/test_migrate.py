@@ -1,0 +1,301 @@
+"""The tables and how they come to be, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata, produce_migrations
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations.ops import DropTableOp
+from sqlalchemy import Engine, MetaData, inspect, select, text
+
+from flask_byok.errors import ConfigurationError
+from flask_byok.owners import SessionRef
+from flask_byok.stores import migrate
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.sql import SqlSessionStore
+from flask_byok.stores.sql_engine import Transactions, open_engine
+from flask_byok.stores.sql_tables import canaries, keys, sessions
+from flask_byok.stores.tables import metadata
+
+from .account_kinds import ANN, KEYRING, event_of, make_record
+from .contract import DAY, VISITOR
+from .contract import make_record as session_record
+
+#: A host's Alembic environment that makes our tables with its own.
+HOST_ENVIRONMENT = """
+from alembic import context
+from sqlalchemy import Column, Integer, MetaData, Table
+from flask_byok.stores.tables import metadata as byok_metadata
+
+host_metadata = MetaData()
+Table("notes", host_metadata, Column("id", Integer, primary_key=True))
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=[host_metadata, byok_metadata],
+)
+with context.begin_transaction():
+    context.run_migrations()
+"""
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Open an empty database."""
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def session_store(engine: Engine) -> SqlSessionStore:
+    """Make a session store."""
+    return SqlSessionStore(engine, ttl=DAY, max_age=30 * DAY)
+
+
+def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> list[object]:
+    """Return where the database differs from the models."""
+    with engine.connect() as connection:
+        options = {"version_table": version_table, "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
+        return list(compare_metadata(context, metadata))
+
+
+def upgrade_to(engine: Engine, revision: str) -> None:
+    """Stop at an older revision."""
+    with Transactions(engine).several() as connection:
+        command.upgrade(migrate._config(connection=connection), revision)
+
+
+def made_by_first_version(engine: Engine) -> None:
+    """Make the tables as version 0.1.0 does, without Alembic."""
+    metadata.create_all(engine, tables=[sessions, keys, canaries])
+
+
+def made_by_first_migration(engine: Engine) -> None:
+    """Make the tables of the first revision."""
+    upgrade_to(engine, "0001")
+
+
+def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
+    """An upgraded empty database has exactly the tables of the models."""
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+    assert migrate.current(engine) == migrate.head() == "0002"
+
+
+def test_first_use_makes_the_tables(engine: Engine) -> None:
+    """A store makes the tables of an empty database by itself, the same as an upgrade does."""
+    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    assert differences(engine) == []
+    assert migrate.current(engine) == migrate.head()
+
+
+def test_upgrade_twice(engine: Engine) -> None:
+    """An upgrade of what is up to date changes nothing."""
+    migrate.upgrade(engine)
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+
+
+@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> None:
+    """Session keys outlive the upgrade from every earlier schema, and then accounts work too."""
+    make(engine)
+    store = session_store(engine)
+    session = SessionRef("sid-1", store.establish("sid-1"))
+    store.write(session, VISITOR, record := session_record())
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+    assert migrate.current(engine) == "0002"
+    assert session_store(engine).read(session, VISITOR, ["openai"]).records == {"openai": record}
+    AccountStore(engine, KEYRING).create(make_record(), event_of())
+
+
+@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+def test_older_schema_is_refused(engine: Engine, make: Callable[[Engine], None]) -> None:
+    """An older schema is not changed unasked: the error says what to run, each time."""
+    make(engine)
+    accounts = AccountStore(engine, KEYRING)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+            accounts.find([ANN])
+    assert not inspect(engine).has_table("byok_credentials")
+    migrate.upgrade(engine)
+    assert accounts.find([ANN]) == []
+
+
+def test_session_store_on_an_older_schema(engine: Engine) -> None:
+    """Tables that session keys need are missed by their store too, and an upgrade makes them beside the others."""
+    metadata.create_all(engine, tables=[sessions, keys])
+    store = session_store(engine)
+    with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+        store.establish("sid-1")
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+    assert store.canary("key", "sealed") == "sealed"
+
+
+def test_refusal_is_an_answer(engine: Engine) -> None:
+    """An older schema is told each time, without keeping anybody out for a while."""
+    made_by_first_version(engine)
+    accounts = AccountStore(engine, KEYRING)
+    accounts.breaker.fault()
+    with pytest.raises(ConfigurationError):
+        accounts.find([ANN])
+    accounts.breaker.fault()
+    assert not accounts.breaker.is_open
+
+
+@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+def test_own_file_is_upgraded_at_first_use(sqlite_url: str, make: Callable[[Engine], None]) -> None:
+    """In a file that is ours alone an older schema is upgraded by itself, with what is in it."""
+    before = open_engine(sqlite_url)
+    make(before)
+    session = SessionRef("sid-1", session_store(before).establish("sid-1"))
+    session_store(before).write(session, VISITOR, record := session_record())
+    before.dispose()
+    store = SqlSessionStore(sqlite_url, ttl=DAY, max_age=30 * DAY, own_file=True)
+    assert store.read(session, VISITOR, ["openai"]).records == {"openai": record}
+    assert differences(store.engine) == []
+    assert migrate.current(store.engine) == migrate.head()
+    assert AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN]) == []
+    store.engine.dispose()
+
+
+def test_databases_made_at_once(tmp_path: Path) -> None:
+    """Threads that make the tables of several databases at once do not get into each other's way."""
+    urls = [f"sqlite:///{tmp_path / str(number)}" for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda url: session_store(open_engine(url)).establish("sid-1"), urls))
+    for url in urls:
+        engine = open_engine(url)
+        assert differences(engine) == []
+        engine.dispose()
+
+
+def test_missing_column_is_refused(engine: Engine) -> None:
+    """Tables of the right names that lack a column are refused as well."""
+    migrate.upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE byok_credentials DROP COLUMN description"))
+    with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+        AccountStore(engine, KEYRING).find([ANN])
+
+
+def test_first_start_of_many_processes(database_url: str) -> None:
+    """Processes that meet an empty database at once make one schema, and all work."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside other threads
+        children = [_first_use(database_url, read, write, number) for number in range(4)]
+    os.close(read)
+    os.close(write)  # go
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    engine = open_engine(database_url)
+    assert differences(engine) == []
+    with engine.connect() as connection:
+        query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
+        assert connection.execute(query).scalars().all() == ["0002"]
+    assert len(AccountStore(engine, KEYRING).page(None)[0]) == 4
+    engine.dispose()
+
+
+def _first_use(url: str, read: int, write: int, number: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.close(write)
+        os.read(read, 1)
+        AccountStore(url, KEYRING).create(make_record(f"user:{number}"), event_of())
+        session_store(open_engine(url)).establish(f"sid-{number}")
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
+    """A host's own Alembic makes the tables with its own, and BYOK then needs no migration of its own."""
+    config = Config(str(tmp_path / "alembic.ini"), stdout=(tmp_path / "out").open("w"))
+    command.init(config, str(tmp_path / "host"))
+    config.set_main_option("script_location", str(tmp_path / "host"))
+    config.set_main_option("path_separator", "os")
+    (tmp_path / "host/env.py").write_text(HOST_ENVIRONMENT)
+    for step in (
+        lambda: command.revision(config, "all tables", autogenerate=True),
+        lambda: command.upgrade(config, "head"),
+        lambda: command.check(config),
+    ):
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            step()
+    store = AccountStore(engine, KEYRING)
+    store.create(make_record(), event_of())
+    session_store(engine).establish("sid-1")
+    assert not inspect(engine).has_table(migrate.VERSION_TABLE)
+    assert inspect(engine).has_table("notes")
+    assert store.audit.verify() == []
+    config.stdout.close()
+
+
+#: How a host's ``env.py`` leaves our tables alone, and how it takes them over.
+LEFT_ALONE = {
+    "target_metadata": [MetaData()],
+    "include_name": lambda name, type_, _: type_ != "table" or not name.startswith("byok_"),
+}
+TAKEN_OVER = {
+    "target_metadata": [MetaData(), metadata],
+    "include_name": lambda name, _type, _parents: name != "byok_alembic_version",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        (LEFT_ALONE, set()),
+        (TAKEN_OVER, set()),
+        ({"target_metadata": [MetaData()]}, {*metadata.tables, "byok_alembic_version"}),
+    ],
+)
+def test_host_drops_nothing(engine: Engine, options: dict[str, Any], dropped: set[str]) -> None:
+    """With the lines that the documentation gives a host's Alembic finds nothing to change."""
+    session_store(engine).establish("sid-1")
+    with engine.connect() as connection:
+        script = produce_migrations(
+            MigrationContext.configure(connection, opts=options), options["target_metadata"]
+        )
+    found = script.upgrade_ops.ops if script.upgrade_ops else []
+    assert {op.table_name for op in found if isinstance(op, DropTableOp)} == dropped
+    assert bool(found) == bool(dropped)
+
+
+def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
+    """Tables that are complete without our version table are only stamped by an upgrade."""
+    metadata.create_all(engine)
+    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    assert migrate.current(engine) is None
+    migrate.upgrade(engine)
+    assert migrate.current(engine) == "0002"
+    assert len(AccountStore(engine, KEYRING).find([ANN])) == 1
+
+
+def test_statements_make_the_same(engine: Engine) -> None:
+    """What `db sql` prints makes the same tables when an administrator runs it."""
+    printed = migrate.sql(engine.dialect.name)
+    with Transactions(engine).single() as connection:
+        for statement in printed.split(";"):
+            lines = [line for line in statement.splitlines() if not line.startswith("--")]
+            if code := "\n".join(lines).strip():
+                connection.exec_driver_sql(code)
+    assert differences(engine) == []
+    assert migrate.current(engine) == "0002"
+    with engine.connect() as connection:
+        assert connection.execute(select(sessions)).all() == []
