@@ -19,24 +19,10 @@ from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..credentials import utcnow
+from .base import AuditEvent
 from .tables import audit, audit_heads, credentials
 
 _encoder = msgspec.json.Encoder()
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
-    """Who did what, and what came of it.
-
-    ``actor`` is ``user:<id>``, ``system`` or ``cli``. ``fingerprint`` tells keys apart, never shows
-    one.
-    """
-
-    actor: str
-    action: str
-    outcome: str = "done"
-    request_id: str | None = None
-    fingerprint: str | None = None
 
 
 class Subject(Protocol):

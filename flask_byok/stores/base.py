@@ -1,4 +1,4 @@
-"""What every session store does.
+"""What every session store does, and what the audit log takes.
 
 The host's session data is rewritten whole by each request that touches it, so keys live beside it.
 A session is known by two names: ``sid``, a keyed hash of the host's session id, and ``ref``,
@@ -40,6 +40,21 @@ class SessionView:
     records: Mapping[str, CredentialRecord] = field(default_factory=dict)
     visitor_records: Mapping[str, CredentialRecord] = field(default_factory=dict)
     alive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Who did what, and what came of it.
+
+    ``actor`` is ``user:<id>``, ``system`` or ``cli``. ``fingerprint`` tells keys apart, never shows
+    one.
+    """
+
+    actor: str
+    action: str
+    outcome: str = "done"
+    request_id: str | None = None
+    fingerprint: str | None = None
 
 
 class SessionStore(Protocol):

@@ -1,0 +1,53 @@
+"""The tables: ``flask byok db``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import click
+from flask.cli import AppGroup
+
+from ..web.state import get_state
+
+database = AppGroup("db", help="Make and upgrade the tables.")
+
+
+@database.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the tables to this version."""
+    with _migrations() as (migrate, engine):
+        migrate.upgrade(engine)
+        click.echo(f"The tables are at revision {migrate.current(engine)}.")
+
+
+@database.command("current")
+def current_revision() -> None:
+    """Say which revision the tables are at, and which is the newest."""
+    with _migrations() as (migrate, engine):
+        click.echo(f"tables  {migrate.current(engine) or '-'}")
+        click.echo(f"newest  {migrate.head()}")
+
+
+@database.command("sql")
+def print_statements() -> None:
+    """Print the statements that make all tables in an empty database, and run none."""
+    with _migrations() as (migrate, engine):
+        click.echo(migrate.sql(engine.dialect.name))
+
+
+@contextmanager
+def _migrations() -> Iterator[tuple[ModuleType, Any]]:
+    # Imported here: the other commands need no database.
+    from ..stores import migrate
+    from ..stores.sql_engine import open_engine
+
+    found = get_state().database()
+    engine = open_engine(found)
+    try:
+        yield migrate, engine
+    finally:
+        if engine is not found:
+            engine.dispose()
