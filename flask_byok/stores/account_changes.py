@@ -14,7 +14,8 @@ from ..errors import KeyNotFoundError, VersionConflictError
 from . import account_statements as statements
 from .account_rows import changed_values, new_values, to_record
 from .account_statements import Owners
-from .audit_chain import AuditEvent, Chain, to_milliseconds
+from .audit_chain import Chain, to_milliseconds
+from .base import AuditEvent
 
 
 def new_id() -> str:

@@ -16,7 +16,6 @@ from sqlalchemy import Connection, and_, or_, select
 
 from .audit_chain import (
     NOTHING,
-    AuditEvent,
     Chain,
     Subject,
     from_milliseconds,
@@ -24,6 +23,7 @@ from .audit_chain import (
     row_hash,
     to_milliseconds,
 )
+from .base import AuditEvent
 from .canary import Canary
 from .sql_database import Database
 from .sql_engine import LONG_LIMIT
