@@ -107,6 +107,33 @@ class SessionStore(Protocol):
         where the visitor's has been cleared or changed meanwhile; then nothing is changed.
         """
 
+    def exchange(
+        self,
+        session: SessionRef,
+        identity: str,
+        before: CredentialRecord,
+        after: CredentialRecord,
+        *,
+        visitor: bool = False,
+    ) -> bool:
+        """Put a record in the place of one of the same version that is ``leaving`` or not as ``before`` is.
+
+        The verdict beside it stays, and the session is the identity's from then on. ``visitor``
+        means what the visitor left. False where the record is gone, changed, or left meanwhile,
+        and where the session is not alive; then nothing is changed.
+        """
+
+    def discard(
+        self,
+        session: SessionRef,
+        identity: str,
+        provider: str,
+        version: str,
+        *,
+        visitor: bool = False,
+    ) -> bool:
+        """Delete the record, if it is of that version still, and say whether it was."""
+
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
     ) -> None:
@@ -141,6 +168,10 @@ def encode_verdict(verdict: RecordedVerdict | None) -> bytes:
 def version_mark(version: str) -> str:
     """Return what a record of this version holds as JSON, and no other: text has its quotes escaped."""
     return f'"version":"{version}"'
+
+
+#: What a record that is leaving holds as JSON, and no other.
+LEAVING_MARK = '"leaving":true'
 
 
 def decode_record(

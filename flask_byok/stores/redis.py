@@ -25,6 +25,7 @@ from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
 from . import redis_scripts as scripts
 from .base import (
+    LEAVING_MARK,
     Adoption,
     SessionView,
     decode_record,
@@ -147,7 +148,7 @@ class RedisSessionStore:
         self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
     ) -> list[str]:
         """Delete the records of these providers and return those that were there."""
-        scope = "v" if visitor else _scope(identity)
+        scope = _scope(identity, visitor)
         names = {_names(scope, provider): provider for provider in providers}
         fields = [name for pair in names for name in pair]
         cleared = self._change(scripts.CLEAR, session, identity, *fields)
@@ -174,6 +175,42 @@ class RedisSessionStore:
         if result == scripts.KEPT:
             return "kept"
         return "adopted" if result == scripts.DONE else "gone"
+
+    def exchange(
+        self,
+        session: SessionRef,
+        identity: str,
+        before: CredentialRecord,
+        after: CredentialRecord,
+        *,
+        visitor: bool = False,
+    ) -> bool:
+        """Put a record in the place of one of the same version, ``leaving`` or not as ``before`` is."""
+        result = self._change(
+            scripts.EXCHANGE,
+            session,
+            identity,
+            _names(_scope(identity, visitor), before.provider)[0],
+            encode_record(after),
+            version_mark(before.version),
+            LEAVING_MARK,
+            "leaving" if before.leaving else "",
+        )
+        return bool(result == scripts.DONE)
+
+    def discard(
+        self,
+        session: SessionRef,
+        identity: str,
+        provider: str,
+        version: str,
+        *,
+        visitor: bool = False,
+    ) -> bool:
+        """Delete the record, if it is of that version still, and say whether it was."""
+        names = _names(_scope(identity, visitor), provider)
+        mark = version_mark(version)
+        return bool(self._change(scripts.DISCARD, session, identity, *names, mark) == scripts.DONE)
 
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
@@ -311,8 +348,8 @@ def _hash_key(ref: str) -> str:
     return f"byok:h:{{{ref}}}"
 
 
-def _scope(identity: str) -> str:
-    return "u" if identity else "v"
+def _scope(identity: str, visitor: bool = False) -> str:
+    return "u" if identity and not visitor else "v"
 
 
 def _names(scope: str, provider: str) -> tuple[str, str]:

@@ -96,6 +96,31 @@ return 1
 """
 )
 
+#: Also: record field, record, what a record of its version holds, what a leaving one holds, and
+#: something if it has to be leaving.
+EXCHANGE = Script(
+    _GUARD
+    + """
+local before = redis.call('HGET', key, ARGV[6])
+if not before or not string.find(before, ARGV[8], 1, true) then return 0 end
+if (string.find(before, ARGV[9], 1, true) ~= nil) ~= (ARGV[10] ~= '') then return 0 end
+redis.call('HSET', key, ARGV[6], ARGV[7])
+seen(identity)
+return 1
+"""
+)
+
+#: Also: record field, verdict field, what a record of the version holds.
+DISCARD = Script(
+    _GUARD
+    + """
+local record = redis.call('HGET', key, ARGV[6])
+if not record or not string.find(record, ARGV[8], 1, true) then return 0 end
+redis.call('HDEL', key, ARGV[6], ARGV[7])
+return 1
+"""
+)
+
 #: Also: record field, verdict field, verdict, what a record of the verdict's version holds.
 VERDICT = Script(
     _GUARD

@@ -16,6 +16,7 @@ from ..owners import SessionRef
 from . import sql_purge
 from . import sql_tables as tables
 from .base import (
+    LEAVING_MARK,
     Adoption,
     SessionView,
     decode_record,
@@ -110,7 +111,7 @@ class SqlSessionStore:
     ) -> list[str]:
         """Delete the records of these providers and return those that were there."""
         values = self._guard_values(session, identity) | {
-            "in_scope": "v" if visitor else _scope(identity),
+            "in_scope": _scope(identity, visitor),
             "providers": list(providers),
         }
         cleared = self._guarded(self._clear, values)
@@ -124,9 +125,47 @@ class SqlSessionStore:
         """Put the identity's record in the place of the visitor's of the same version."""
         values = self._record_values(session, identity, record) | {
             "providers": [record.provider],
+            "from_scope": "v",
             "mark": version_mark(record.version),
         }
         return self._guarded(self._adopt, values, replace)
+
+    def exchange(
+        self,
+        session: SessionRef,
+        identity: str,
+        before: CredentialRecord,
+        after: CredentialRecord,
+        *,
+        visitor: bool = False,
+    ) -> bool:
+        """Put a record in the place of one of the same version, ``leaving`` or not as ``before`` is."""
+        values = self._guard_values(session, identity) | {
+            "in_scope": _scope(identity, visitor),
+            "of_provider": before.provider,
+            "sealed": encode_record(after).decode(),
+            "mark": version_mark(before.version),
+            "leaving_mark": LEAVING_MARK,
+            "is_leaving": int(before.leaving),
+        }
+        return self._conditional(session, identity, tables.CLAIM, tables.EXCHANGE, values)
+
+    def discard(
+        self,
+        session: SessionRef,
+        identity: str,
+        provider: str,
+        version: str,
+        *,
+        visitor: bool = False,
+    ) -> bool:
+        """Delete the record, if it is of that version still, and say whether it was."""
+        values = self._guard_values(session, identity) | {
+            "from_scope": _scope(identity, visitor),
+            "of_provider": provider,
+            "mark": version_mark(version),
+        }
+        return self._conditional(session, identity, tables.TOUCH, tables.TAKE, values)
 
     def record_verdict(
         self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
@@ -237,6 +276,21 @@ class SqlSessionStore:
                 connection.execute(statement, values)
             return "adopted"
 
+    def _conditional(
+        self, session: SessionRef, identity: str, hold: Any, change: Any, values: dict[str, Any]
+    ) -> bool:
+        done = self._guarded(self._both, hold, change, values)
+        if not done:
+            self._end_if_foreign(session, identity)
+        return done
+
+    def _both(self, hold: Any, change: Any, values: dict[str, Any]) -> bool:
+        with self._transactions.several() as connection:
+            if connection.execute(hold, values).rowcount != 1:
+                return False
+            done: bool = connection.execute(change, values).rowcount == 1
+            return done
+
     def _renew(self, session: SessionRef, new_sid: str) -> None:
         old = {"session_ref": session.ref, "session_sid": session.sid}
         new = {"session_ref": session.ref, "session_sid": new_sid}
@@ -320,8 +374,8 @@ class SqlSessionStore:
         return {"now": now, "oldest": now - self._max_age, "until": now + self._ttl}
 
 
-def _scope(identity: str) -> str:
-    return "u" if identity else "v"
+def _scope(identity: str, visitor: bool = False) -> str:
+    return "u" if identity and not visitor else "v"
 
 
 def _records(rows: Iterable[Any], scope: str) -> dict[str, CredentialRecord]:

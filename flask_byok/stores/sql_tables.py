@@ -20,6 +20,7 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     delete,
     false,
     insert,
@@ -225,12 +226,24 @@ POSTGRESQL_WRITE, POSTGRESQL_CLEAR = _postgresql_write(), _postgresql_clear()
 _MINE = and_(keys.c.ref == bindparam("session_ref"), keys.c.scope == bindparam("in_scope"))
 PRESENT: Select[str] = select(keys.c.provider).where(_MINE, _IN_PROVIDERS)
 CLEAR: Delete = delete(keys).where(_MINE, _IN_PROVIDERS)
-#: Takes a visitor's record away, if it is of that version still.
+#: Takes a record away, if it is of that version still.
 TAKE = delete(keys).where(
     keys.c.ref == bindparam("session_ref"),
-    keys.c.scope == "v",
+    keys.c.scope == bindparam("from_scope"),
     keys.c.provider == bindparam("of_provider"),
     keys.c.record.contains(bindparam("mark")),
+)
+#: Replaces a record, if it is of that version still, and leaving or not.
+EXCHANGE = (
+    update(keys)
+    .where(
+        _MINE,
+        keys.c.provider == bindparam("of_provider"),
+        keys.c.record.contains(bindparam("mark")),
+        case((keys.c.record.contains(bindparam("leaving_mark")), 1), else_=0)
+        == bindparam("is_leaving"),
+    )
+    .values(record=bindparam("sealed"))
 )
 #: After CLAIM, in the same transaction, on SQLite and elsewhere.
 UPSERT = {"sqlite": (_sqlite_upsert(),)}

@@ -264,6 +264,88 @@ class SessionStoreContract:
                     assert there in ({}, {"openai": adopted})
                 adoption.result()
 
+    @pytest.mark.parametrize("visitor", [False, True])
+    def test_exchange(self, store: SessionStore, visitor: bool) -> None:
+        """A record takes the place of one of its version, whose verdict stays, and of no other one."""
+        session, before = begin(store), make_record()
+        store.write(session, VISITOR if visitor else ANN, before)
+        store.write(session, VISITOR if visitor else ANN, other := make_record("groq"))
+        store.record_verdict(
+            session, VISITOR if visitor else ANN, "openai", good := verdict_for(before)
+        )
+        after = dataclasses.replace(before, ciphertext="anew")
+        assert store.exchange(session, ANN, before, after, visitor=visitor)
+        view = store.read(session, ANN, SOME)
+        found = view.visitor_records if visitor else view.records
+        assert found == {"openai": after.with_validity(good), "groq": other}
+        strange = make_record()
+        assert not store.exchange(session, ANN, strange, strange, visitor=visitor)
+        assert not store.exchange(session, ANN, before, strange, visitor=not visitor)
+        assert store.read(session, ANN, SOME) == view
+
+    def test_exchange_of_what_is_leaving(self, store: SessionStore) -> None:
+        """Who has not seen that a record is leaving cannot put one in its place that is not."""
+        session, record = begin(store), make_record()
+        record = dataclasses.replace(record, label='"leaving":true', description='\\"leaving":true')
+        leaving = dataclasses.replace(record, leaving=True)
+        store.write(session, ANN, record)
+        assert store.exchange(session, ANN, record, leaving)
+        assert not store.exchange(session, ANN, record, record)
+        assert store.read(session, ANN, SOME).records == {"openai": leaving}
+        assert store.exchange(session, ANN, leaving, anew := dataclasses.replace(leaving, hint="h"))
+        assert store.read(session, ANN, SOME).records == {"openai": anew}
+
+    def test_exchange_makes_the_session_ones_own(self, store: SessionStore) -> None:
+        """Who exchanges what a visitor left has the session from then on; the visitor has not."""
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        assert store.exchange(session, ANN, record, record, visitor=True)
+        assert store.clear(session, VISITOR, ["openai"]) == []
+        self.assert_ended(store, session)
+
+    @pytest.mark.parametrize("visitor", [False, True])
+    def test_discard(self, store: SessionStore, visitor: bool) -> None:
+        """A record goes with its verdict if it is of the version that is meant, and only once."""
+        session, record, other = begin(store), make_record(), make_record("groq")
+        theirs = VISITOR if visitor else ANN
+        for each in (record.with_validity(verdict_for(record)), other):
+            store.write(session, theirs, each)
+        assert not store.discard(session, ANN, "openai", other.version, visitor=visitor)
+        assert not store.discard(session, ANN, "openai", record.version, visitor=not visitor)
+        assert store.discard(session, ANN, "openai", record.version, visitor=visitor)
+        assert not store.discard(session, ANN, "openai", record.version, visitor=visitor)
+        store.write(session, theirs, record)
+        view = store.read(session, ANN, SOME)
+        found = view.visitor_records if visitor else view.records
+        assert found == {"openai": record, "groq": other}
+
+    def test_nothing_is_exchanged_after_the_end(self, store: SessionStore) -> None:
+        """In an ended session nothing is exchanged or discarded, and a stranger's attempt ends one."""
+        session, record = begin(store), make_record()
+        store.write(session, ANN, record)
+        assert not store.discard(session, BEN, "openai", record.version)
+        self.assert_ended(store, session)
+        assert not store.exchange(session, ANN, record, record)
+        session = begin(store, "sid-2")
+        store.write(session, ANN, record)
+        assert not store.exchange(session, BEN, record, record)
+        self.assert_ended(store, session)
+
+    def test_one_of_many_discards(self, store: SessionStore) -> None:
+        """Of many that discard or exchange a record at once, one discards it, and then it is gone."""
+        for trial in range(10):
+            session, record = begin(store, f"sid-{trial}"), make_record()
+            store.write(session, ANN, record)
+            with ThreadPoolExecutor(8) as pool:
+                gone = [
+                    pool.submit(store.discard, session, ANN, "openai", record.version)
+                    for _ in range(4)
+                ]
+                for _ in range(4):
+                    pool.submit(store.exchange, session, ANN, record, record)
+            assert sum(each.result() for each in gone) == 1
+            assert store.read(session, ANN, SOME).records == {}
+
     @pytest.mark.parametrize("stranger", [VISITOR, BEN])
     def test_stranger_reads(self, store: SessionStore, stranger: str) -> None:
         """A session that somebody used signed in ends when anybody else reads it."""
