@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask
 
 from .catalog import PROVIDERS, Catalog, ProviderSpec
-from .errors import ConfigurationError, StoreError, UnreadableCredentialError
+from .errors import (
+    ConfigurationError,
+    OutdatedTablesError,
+    StoreError,
+    UnreadableCredentialError,
+)
 from .keyring import Context, Keyring, generate_encryption_key
-from .owners import Tier
-from .resolver import OperatorTier, Resolver, SessionTier, TierReader
+from .owners import ACCOUNT_TIERS, Tier
+from .resolver import Resolver
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .stores.base import SessionStore
 from .stores.operator import EnvironmentKeys, SecretFileKeys
+from .tiers import AccountTiers, OperatorTier, SessionTier, TierReader
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
@@ -85,7 +95,7 @@ def _hold_canary(sessions: SessionStore, name: str, fresh: str) -> str | None:
     """Return the canary, None where the store's tables are too old for any."""
     try:
         return sessions.canary(name, fresh)
-    except ConfigurationError as error:
+    except OutdatedTablesError as error:
         # The command that upgrades them needs the app; whatever else does is told so at each use.
         _logger.error("%s", error)
         return None
@@ -147,14 +157,55 @@ def build_session_store(app: Flask, settings: Settings) -> SessionStore:
     )
 
 
-def build_resolver(settings: Settings, sessions: SessionStore, keyring: Keyring) -> Resolver:
-    """Return the resolver with the tiers of this version in the configured order."""
-    tiers: dict[Tier, TierReader] = {
-        Tier.SESSION: SessionTier(sessions, keyring, settings),
-        Tier.SECRET: OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
-        Tier.ENV: OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
-    }
-    return Resolver([tiers[tier] for tier in settings.precedence if tier in tiers], settings)
+def build_account_store(
+    app: Flask, settings: Settings, keyring: Keyring, sessions: SessionStore
+) -> AccountStore | None:
+    """Return the store for keys that outlive the session, None where no tier of the lookup order is kept there.
+
+    :raises ConfigurationError: there is no place for it.
+    """
+    if ACCOUNT_TIERS.isdisjoint(settings.precedence):
+        return None
+    from .stores.accounts import AccountStore
+
+    database, embedded = find_database(app, settings), _embedded_url(app)
+    if database == embedded:
+        _require_writable(Path(app.instance_path))
+    engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
+    return AccountStore(engine or database, keyring, own_file=database == embedded)
+
+
+def check_accounts(accounts: AccountStore, *, made_up: bool, throw_away: bool) -> None:
+    """Refuse an encryption key that is not the one this database was used with.
+
+    :param made_up: there is no encryption key but one for this run; what the last one sealed is lost.
+    :param throw_away: in debug mode and tests keys come and go; then it is only logged.
+    :raises ConfigurationError: the database's canary does not open.
+    """
+    try:
+        accounts.canary.start_over() if made_up else accounts.canary.secret()
+    except OutdatedTablesError as error:
+        _logger.error("%s", error)  # as above
+    except ConfigurationError as error:
+        if not throw_away:
+            raise
+        _logger.warning("%s", error)
+    except StoreError:
+        _logger.warning("The database does not answer: the encryption key could not be checked.")
+
+
+def build_resolver(
+    settings: Settings, sessions: SessionStore, accounts: AccountStore | None, keyring: Keyring
+) -> Resolver:
+    """Return the resolver with a reader for each tier."""
+    readers: list[TierReader] = [
+        SessionTier(sessions, keyring, settings),
+        OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
+        OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
+    ]
+    if accounts is not None:
+        readers.append(AccountTiers(accounts, keyring, settings))
+    return Resolver(readers, settings)
 
 
 def find_database(app: Flask, settings: Settings) -> Any:
@@ -187,6 +238,20 @@ def _database_store(app: Flask, settings: Settings) -> SessionStore:
         max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
         own_file=database == _embedded_url(app),
     )
+
+
+def _is_ours(settings: Settings) -> bool:
+    """Say whether the session store is the one that we made on the same database: they then share its connections."""
+    return settings.session_store == "database" or not (settings.session_store or settings.redis)
+
+
+def _require_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise ConfigurationError(
+            f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
+            "team and system out of BYOK_PRECEDENCE."
+        )
 
 
 def _host_engine(app: Flask) -> Any:

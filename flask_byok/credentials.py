@@ -7,7 +7,7 @@ import secrets
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn
@@ -25,6 +25,9 @@ State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
 
 #: Shortest and longest API key that is accepted, in characters. Real keys have 20 to about 200.
 API_KEY_LENGTH = (8, 4096)
+
+#: How long before it expires a key is said to expire soon.
+EXPIRES_SOON = timedelta(days=7)
 
 # Characters that pasting leaves around a key: white space, quotes, and marks that no screen shows.
 _WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
@@ -181,6 +184,8 @@ class CredentialRecord:
 
     ``owner`` is part of what the ciphertext is bound to. ``version`` is new with each change of the key.
     ``id`` names it in the database; what a session keeps has none.
+    ``leaving`` marks a session's record that is on its way to the account or out: it counts only while the
+    account does not say that it is over.
     All times are UTC.
     """
 
@@ -200,6 +205,7 @@ class CredentialRecord:
     usage_count: int = 0
     validity: RecordedVerdict | None = None
     id: str = ""
+    leaving: bool = False
 
     def current_validity(self) -> RecordedVerdict | None:
         """Return the verdict, if it is about this very version."""
@@ -217,6 +223,10 @@ class CredentialRecord:
         if validity is not None and validity.verdict.valid is False:
             return "rejected"
         return "active"
+
+    def expires_soon(self, now: datetime) -> bool:
+        """Say whether it still works, but only for a few days."""
+        return self.expires_at is not None and now < self.expires_at <= now + EXPIRES_SOON
 
     def with_validity(self, validity: RecordedVerdict | None) -> CredentialRecord:
         """Return a copy that carries this verdict."""
@@ -240,6 +250,8 @@ class Credential:
     trust: EndpointTrust = "catalog"
     hint: str = ""
     version: str | None = None
+    #: Of its row in the database; empty for what is kept elsewhere.
+    id: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))

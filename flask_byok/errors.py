@@ -4,6 +4,7 @@
 
     ByokError
       ConfigurationError
+        OutdatedTablesError
       UnknownProviderError          404 unknown_provider
       ProviderLockedError           403 provider_locked
       OwnerRequiredError            401 owner_required
@@ -60,6 +61,10 @@ class ConfigurationError(ByokError):
 
     code = "configuration"
     title = "flask-byok is not set up correctly"
+
+
+class OutdatedTablesError(ConfigurationError):
+    """Raised when the database's tables are older than this version."""
 
 
 class UnknownProviderError(ByokError):

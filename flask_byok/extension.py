@@ -12,10 +12,12 @@ from flask import Flask, Response
 
 from . import signals
 from .build import (
+    build_account_store,
     build_catalog,
     build_keyring,
     build_resolver,
     build_session_store,
+    check_accounts,
     check_encryption_key,
     find_database,
 )
@@ -104,15 +106,20 @@ class BYOK:
         catalog = build_catalog(settings, self._registered)
         sessions = build_session_store(app, settings)
         index = index_key(app.secret_key)
-        if settings.encryption_key is not None:  # one that was made up for this run says nothing
+        made_up = settings.encryption_key is None
+        if not made_up:  # one that was made up for this run says nothing
             check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
+        accounts = build_account_store(app, settings, keyring, sessions)
+        if accounts is not None:
+            check_accounts(accounts, made_up=made_up, throw_away=throw_away)
         rates = RateStorage.beside(sessions)
         service = Service(
             settings=settings,
             catalog=catalog,
             keyring=keyring,
-            resolver=build_resolver(settings, sessions, keyring),
+            resolver=build_resolver(settings, sessions, accounts, keyring),
             sessions=sessions,
+            accounts=accounts,
             outbound=Outbound(allow_private=settings.allow_private_endpoints),
             validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
             set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),

@@ -20,8 +20,14 @@ class Tier(StrEnum):
     ENV = "env"
 
 
+#: The tiers that hold one person's own keys.
+PERSONAL_TIERS = (Tier.SESSION, Tier.USER)
 #: The tiers that hold the operator's own keys.
 OPERATOR_TIERS = frozenset({Tier.SYSTEM, Tier.SECRET, Tier.ENV})
+#: The tiers whose keys several people use.
+SHARED_TIERS = OPERATOR_TIERS | {Tier.TEAM}
+#: The tiers that the database keeps, apart from sessions.
+ACCOUNT_TIERS = frozenset({Tier.USER, Tier.TEAM, Tier.SYSTEM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,8 @@ class Caller:
     """The person on whose behalf a call is made, as the host's loaders say.
 
     ``user`` is the host's user id, None for a visitor. ``session`` is None where no session is established.
-    ``address`` is the network address, for counting a visitor's attempts.
+    ``address`` is the network address, for counting a visitor's attempts. ``request_id`` tells the audit log's rows
+    of one request; it is ours, never what a client sent.
     """
 
     user: str | None = None
@@ -49,6 +56,7 @@ class Caller:
     teams: tuple[str, ...] = ()
     admin: bool = False
     address: str = ""
+    request_id: str | None = None
 
     @property
     def authenticated(self) -> bool:
@@ -71,6 +79,12 @@ class Caller:
         if self.user is not None:
             return self.identity
         return None if self.session is None else f"session:{self.session.ref}"
+
+    def account_owners(self) -> list[tuple[Tier, str]]:
+        """Name the owners whose keys in the database may serve this caller, with their tiers, in order."""
+        mine = [(Tier.USER, self.identity)] if self.authenticated else []
+        teams = [(Tier.TEAM, f"team:{team}") for team in self.teams]
+        return [*mine, *teams, (Tier.SYSTEM, "system")]
 
 
 def identity_of(user: str | None) -> str:

@@ -6,150 +6,20 @@ as the source is what is used.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Iterable, Iterator, Sequence
 
 from .catalog import ProviderSpec
-from .credentials import Credential, CredentialRecord, State, Verdict, utcnow
+from .credentials import Credential, Verdict
 from .errors import (
-    EndpointNotAllowedError,
     MissingCredentialError,
     RejectedCredentialError,
     SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
-from .keyring import Keyring, UnknownKeyIdError
-from .outbound import endpoint_for
-from .owners import OPERATOR_TIERS, Caller, Tier
-from .sealing import open_record, session_owner
+from .owners import OPERATOR_TIERS, PERSONAL_TIERS, SHARED_TIERS, Caller, Tier
 from .settings import FallbackReason, Settings
-from .stores.base import SessionStore
-from .stores.operator import OperatorKey
-
-_logger = logging.getLogger("flask_byok.resolver")
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What one tier has for a provider.
-
-    ``credential`` is None where it does not open, is inactive or expired, and where it is ``waiting``: left by a
-    visitor, not yet kept by the user who signed in.
-    """
-
-    tier: Tier
-    state: State | Literal["waiting"]
-    credential: Credential | None = None
-    record: CredentialRecord | None = None
-    operator_name: str | None = None
-
-
-Found = Mapping[str, Sequence[Candidate]]
-
-
-class TierReader(Protocol):
-    """Looks up one tier."""
-
-    tier: Tier
-
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
-        """Return what the tier has for these providers, by provider id, in at most one round trip."""
-
-
-class OperatorKeys(Protocol):
-    """Holds the operator's keys: see ``stores.operator``."""
-
-    def find(self, spec: ProviderSpec) -> OperatorKey | None:
-        """Return the key for a provider, or None."""
-
-
-class SessionTier:
-    """The caller's own keys in the session."""
-
-    tier = Tier.SESSION
-
-    def __init__(self, store: SessionStore, keyring: Keyring, settings: Settings) -> None:
-        self._store = store
-        self._keyring = keyring
-        self._settings = settings
-
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
-        """Return the session's records, each opened or marked unreadable.
-
-        What a visitor left before somebody signed in waits, unused, until the user keeps it.
-
-        :raises SessionRequiredError: the session has ended.
-        """
-        if caller.session is None or not specs:
-            return {}
-        view = self._store.read(caller.session, caller.identity, [spec.id for spec in specs])
-        if not view.alive:
-            raise SessionRequiredError
-        owner = session_owner(caller.session, caller.identity)
-        found: dict[str, list[Candidate]] = {}
-        for spec in specs:
-            if record := view.records.get(spec.id):
-                found.setdefault(spec.id, []).append(self._candidate(spec, owner, record))
-            if record := view.visitor_records.get(spec.id):
-                found.setdefault(spec.id, []).append(Candidate(self.tier, "waiting", record=record))
-        return found
-
-    def _candidate(self, spec: ProviderSpec, owner: str, record: CredentialRecord) -> Candidate:
-        state = record.state(utcnow())
-        if state in ("inactive", "expired"):
-            return Candidate(self.tier, state, record=record)
-        try:
-            fields, base_url = open_record(self._keyring, "session", owner, record)
-            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
-        except (UnreadableCredentialError, EndpointNotAllowedError) as error:
-            _warn(error)
-            return Candidate(self.tier, "unreadable", record=record)
-        credential = Credential(
-            provider=spec.id,
-            source=self.tier,
-            owner=owner,
-            fields=fields,
-            base_url=endpoint.base_url,
-            trust=endpoint.trust,
-            hint=record.hint,
-            version=record.version,
-        )
-        return Candidate(self.tier, state, credential, record)
-
-
-class OperatorTier:
-    """The operator's keys from the environment or from secret files."""
-
-    def __init__(self, tier: Tier, keys: OperatorKeys, settings: Settings) -> None:
-        self.tier = tier
-        self._keys = keys
-        self._settings = settings
-
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
-        """Return the operator's keys; they are the same for every caller."""
-        found = ((spec, self._candidate(spec)) for spec in specs)
-        return {spec.id: [candidate] for spec, candidate in found if candidate is not None}
-
-    def _candidate(self, spec: ProviderSpec) -> Candidate | None:
-        try:
-            key = self._keys.find(spec)
-            if key is None:
-                return None
-            endpoint = endpoint_for(spec, self._settings.base_urls, None)
-        except (UnreadableCredentialError, EndpointNotAllowedError):
-            return Candidate(self.tier, "unreadable")
-        credential = Credential(
-            provider=spec.id,
-            source=self.tier,
-            owner="system",
-            fields=key.fields,
-            base_url=endpoint.base_url,
-            trust=endpoint.trust,
-        )
-        return Candidate(self.tier, "active", credential, operator_name=key.name)
+from .tiers import Candidate, Found, TierReader
 
 
 class Resolver:
@@ -159,14 +29,15 @@ class Resolver:
     unreadable or was refused stops the search, unless ``BYOK_FALLBACK_ON`` names that reason.
     """
 
-    def __init__(self, tiers: Sequence[TierReader], settings: Settings) -> None:
-        self._tiers = tiers
+    def __init__(self, readers: Iterable[TierReader], settings: Settings) -> None:
+        kept = {tier: reader for reader in readers for tier in reader.tiers}
+        self._readers = {tier: kept[tier] for tier in settings.precedence if tier in kept}
         self._settings = settings
 
     @property
     def tiers(self) -> list[Tier]:
         """The tiers that are asked, in order."""
-        return [tier.tier for tier in self._tiers]
+        return list(self._readers)
 
     def resolve(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
         """Return the credential to use for this provider.
@@ -177,7 +48,7 @@ class Resolver:
         :raises UnreadableCredentialError: the key that would be used does not open.
         :raises StoreError: a store does not answer.
         """
-        chosen = self.choose(self._walk(caller, spec, self._tiers))
+        chosen = self.choose(self._walk(caller, spec, self._readers))
         return self.settle(chosen, spec, refused=refused)
 
     def settle(
@@ -210,42 +81,82 @@ class Resolver:
 
         :raises SessionRequiredError: the session has ended, and ``need_session`` was asked for.
         """
-        found = [self._ask(tier, caller, specs, need_session) for tier in self._tiers]
-        return {spec.id: [c for tier in found for c in tier.get(spec.id, ())] for spec in specs}
+        found: dict[str, list[Candidate]] = {spec.id: [] for spec in specs}
+        for tier, theirs in self._look_up(caller, specs, self._readers, need_session):
+            for spec in specs:
+                found[spec.id] += self._of(tier, spec, theirs)
+        return found
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
         """Return the candidate that decides: the one to use, or the one that stops the search."""
         return next((candidate for candidate in candidates if not self._passes(candidate)), None)
 
-    def locked(self, spec: ProviderSpec, candidates: Iterable[Candidate]) -> bool:
-        """Say whether only the operator's key counts: set so, or because it comes before any personal key."""
+    def personal_tiers(self, caller: Caller) -> list[Tier]:
+        """Name the tiers that this caller can keep keys of their own in."""
+        mine = PERSONAL_TIERS if caller.authenticated else (Tier.SESSION,)
+        return [tier for tier in mine if tier in self._settings.precedence]
+
+    def locked(self, caller: Caller, spec: ProviderSpec, candidates: Iterable[Candidate]) -> bool:
+        """Say whether no key of the caller's own counts: set so, or because a shared one comes before any."""
+        return self._locked(spec, candidates, self.personal_tiers(caller))
+
+    def locked_for(self, caller: Caller, spec: ProviderSpec, tier: Tier | None = None) -> bool:
+        """Say the same, or that of one personal tier, asking only the tiers that can lock."""
+        personal = self.personal_tiers(caller) if tier is None else [tier]
+        asked = [shared for shared in self._readers if self._precedes(shared, personal)]
+        return self._locked(spec, self._walk(caller, spec, asked), personal)
+
+    def _locked(
+        self, spec: ProviderSpec, candidates: Iterable[Candidate], personal: Sequence[Tier]
+    ) -> bool:
         return self._listed_as_locked(spec) or any(
-            candidate.tier in OPERATOR_TIERS and self._before_session(candidate.tier)
+            self._precedes(candidate.tier, personal) and not self._passes(candidate)
             for candidate in candidates
         )
 
-    def locked_for(self, caller: Caller, spec: ProviderSpec) -> bool:
-        """Say the same, asking only the tiers that can lock: the operator's."""
-        operator = [tier for tier in self._tiers if tier.tier in OPERATOR_TIERS]
-        return self.locked(spec, self._walk(caller, spec, operator))
+    def _precedes(self, tier: Tier, personal: Sequence[Tier]) -> bool:
+        """Say whether a tier's key is a shared one that counts before what any of these personal tiers has."""
+        order = self._settings.precedence
+        return tier in SHARED_TIERS and all(
+            mine not in order or order.index(tier) < order.index(mine) for mine in personal
+        )
 
     def _walk(
-        self, caller: Caller, spec: ProviderSpec, tiers: Sequence[TierReader]
+        self, caller: Caller, spec: ProviderSpec, tiers: Iterable[Tier]
     ) -> Iterator[Candidate]:
+        for tier, found in self._look_up(caller, [spec], tiers):
+            yield from self._of(tier, spec, found)
+
+    def _look_up(
+        self,
+        caller: Caller,
+        specs: Sequence[ProviderSpec],
+        tiers: Iterable[Tier],
+        need_session: bool = False,
+    ) -> Iterator[tuple[Tier, Found]]:
+        """Yield each tier with what its reader found, asking each reader when first needed and once."""
+        asked: dict[TierReader, Found] = {}
         for tier in tiers:
-            yield from self._ask(tier, caller, [spec]).get(spec.id, ())
+            reader = self._readers[tier]
+            if reader not in asked:
+                asked[reader] = self._ask(reader, caller, specs, need_session)
+            yield tier, asked[reader]
+
+    def _of(self, tier: Tier, spec: ProviderSpec, found: Found) -> Iterator[Candidate]:
+        if tier in OPERATOR_TIERS or not self._listed_as_locked(spec):
+            yield from (c for c in found.get(spec.id, ()) if c.tier == tier)
 
     def _ask(
         self,
-        tier: TierReader,
+        reader: TierReader,
         caller: Caller,
         specs: Sequence[ProviderSpec],
-        need_session: bool = False,
+        need_session: bool,
     ) -> Found:
-        if tier.tier not in OPERATOR_TIERS and self._settings.locked_providers:
+        if self._settings.locked_providers and OPERATOR_TIERS.isdisjoint(reader.tiers):
             specs = [spec for spec in specs if not self._listed_as_locked(spec)]
         try:
-            return tier.find(caller, specs)
+            return reader.find(caller, specs)
         except SessionRequiredError:
             if need_session:
                 raise
@@ -262,19 +173,6 @@ class Resolver:
 
     def _listed_as_locked(self, spec: ProviderSpec) -> bool:
         return not self._settings.locked_providers.isdisjoint((spec.id, *spec.aliases))
-
-    def _before_session(self, tier: Tier) -> bool:
-        order = self._settings.precedence
-        return Tier.SESSION not in order or order.index(tier) < order.index(Tier.SESSION)
-
-
-def _warn(error: Exception) -> None:
-    # To people it is one of the keys that do not open; only the operator can mend this one.
-    if isinstance(error, UnknownKeyIdError):
-        _logger.warning(
-            "A stored key was sealed with an encryption key that is not configured: retired too early? "
-            "Add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
-        )
 
 
 _REASONS: dict[Verdict, FallbackReason] = {

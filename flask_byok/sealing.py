@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import msgspec
 
-from .credentials import CredentialRecord, Secret
+from .catalog import ProviderSpec
+from .credentials import (
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Validation,
+    make_hint,
+    new_version,
+    utcnow,
+)
 from .errors import UnreadableCredentialError
 from .keyring import Context, Keyring
 from .owners import SessionRef
@@ -36,6 +46,39 @@ def seal(
     """Seal the fields of a credential for one context."""
     plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
     return keyring.seal(_encoder.encode(plain), context)
+
+
+def new_record(
+    keyring: Keyring,
+    context: Context,
+    spec: ProviderSpec,
+    fields: Mapping[str, Secret],
+    base_url: str | None,
+    *,
+    label: str | None = None,
+    description: str | None = None,
+    expires_at: datetime | None = None,
+    validation: Validation | None = None,
+) -> CredentialRecord:
+    """Return the record of a new key, sealed, with what a check has just found."""
+    now, version, api_key = utcnow(), new_version(), fields.get("api_key")
+    found = None
+    if validation is not None:
+        found = RecordedVerdict(validation.verdict, validation.checked_at, version)
+    return CredentialRecord(
+        provider=spec.id,
+        owner=context.owner,
+        slot=context.slot,
+        ciphertext=seal(keyring, context, fields, base_url),
+        hint=make_hint(api_key.reveal() if api_key else "", spec.prefixes),
+        version=version,
+        created_at=now,
+        updated_at=now,
+        expires_at=expires_at,
+        label=label,
+        description=description,
+        validity=found,
+    )
 
 
 def open_record(

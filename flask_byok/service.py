@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .catalog import Catalog, ProviderSpec
-from .credentials import (
-    Credential,
-    CredentialRecord,
-    RecordedVerdict,
-    Secret,
-    Validation,
-    make_hint,
-    new_version,
-    utcnow,
-)
+from .credentials import Credential, CredentialRecord, Secret, Validation
 from .errors import (
     InvalidFieldError,
+    KeyRefusedError,
     MalformedApiKeyError,
     OwnerRequiredError,
     ProviderLockedError,
@@ -26,17 +17,22 @@ from .errors import (
     UnreadableCredentialError,
 )
 from .intake import NewKey, Typed, read_expiry, read_typed
+from .journal import Journal, Subject
 from .keyring import Context, Keyring
 from .outbound import Outbound
-from .owners import Caller, SessionRef, Tier
+from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
 from .promotion import Promotion, promote_waiting
 from .providers import BaseProvider, make_provider
-from .resolver import Candidate, Resolver
-from .sealing import seal, session_owner
+from .resolver import Resolver
+from .sealing import new_record, session_owner
 from .settings import Settings
 from .status import build_status, storage_sentence
 from .stores.base import SessionStore
+from .tiers import Candidate
 from .verdicts import Notify, Verdicts
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
 
 
 class Limiter(Protocol):
@@ -60,6 +56,7 @@ class Service:
         keyring: Keyring,
         resolver: Resolver,
         sessions: SessionStore,
+        accounts: AccountStore | None,
         outbound: Outbound,
         validate_limit: Limiter,
         set_limit: Limiter,
@@ -69,12 +66,15 @@ class Service:
         self.catalog = catalog
         self.resolver = resolver
         self.sessions = sessions
+        #: None where no tier is kept in the database.
+        self.accounts = accounts
+        self.journal = Journal(accounts)
         self.outbound = outbound
         self._keyring = keyring
         self._validate_limit = validate_limit
         self._set_limit = set_limit
         self._notify = notify
-        self.verdicts = Verdicts(settings, sessions, outbound, notify)
+        self.verdicts = Verdicts(settings, sessions, accounts, outbound, self.journal, notify)
 
     # get
 
@@ -91,7 +91,7 @@ class Service:
             "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
             "precedence": [tier.value for tier in self.settings.precedence],
             "authenticated": caller.authenticated,
-            "storage": storage_sentence(self.settings, self.sessions.name),
+            "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
     def get_one(self, caller: Caller, provider: str) -> dict[str, Any]:
@@ -153,59 +153,81 @@ class Service:
     def set(
         self, caller: Caller, provider: str, new: NewKey
     ) -> tuple[dict[str, Any], Validation | None]:
-        """Store a key in the caller's session and return the provider's new status and what a check found.
+        """Store a key in the caller's session, or account, and return the provider's new status and what a check found.
+
+        What is kept in the account takes the place of the session's own, which would be used before it.
 
         :raises KeyRefusedError: the check forbids storing; what was there before stays.
         """
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        if self.resolver.locked_for(caller, spec) or Tier.SESSION not in self.settings.precedence:
+        tier = self._place(caller, spec, new.persist)
+        session = self._session(caller) if tier is Tier.SESSION else caller.session
+        self._set_limit.check(caller.counted_as)
+        expires_at = read_expiry(new.expires_at, spec, self.settings)
+        typed = read_typed(spec, new.fields, new.base_url, self.settings)
+        validation = self._checked(caller, spec, typed, new)
+        record = new_record(
+            self._keyring,
+            self._context(caller, session, spec, tier),
+            spec,
+            typed.fields,
+            typed.base_url,
+            label=new.label,
+            description=new.description,
+            expires_at=expires_at,
+            validation=validation,
+        )
+        if tier is Tier.USER:
+            self._keep_in_account(caller, record, typed)
+        elif session is not None:
+            self.journal.note(caller, "set", record, typed.fields)
+            self.sessions.write(session, caller.identity, record)
+        self._notify("key_set", {"provider": spec.id, "tier": tier.value, "hint": record.hint})
+        return self.get_one(caller, spec.id), validation
+
+    def _place(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Tier:
+        """Return the tier that a key is to be stored in, if the caller may."""
+        precedence = self.settings.precedence
+        if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
+            raise InvalidFieldError(
+                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
+            )
+        tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
+        if tier not in precedence or self.resolver.locked_for(caller, spec, tier):
             raise ProviderLockedError(
                 f"The key for {spec.name} is managed by the operator and cannot be changed here.",
                 provider=spec.id,
             )
-        if new.persist:
-            raise InvalidFieldError(
-                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
+        if tier is Tier.USER and not caller.authenticated:
+            raise OwnerRequiredError(
+                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
             )
-        session = self._session(caller)
-        self._set_limit.check(caller.counted_as)
-        expires_at = read_expiry(new.expires_at, spec, self.settings)
-        typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        validation = self.verdicts.before_set(caller, spec, typed, new.validate)
-        record = self._sealed(spec, session, caller, typed, new, expires_at)
-        if validation is not None:
-            verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
-            record = record.with_validity(verdict)
-        self.sessions.write(session, caller.identity, record)
-        self._notify("key_set", {"provider": spec.id, "tier": "session", "hint": record.hint})
-        return self.get_one(caller, spec.id), validation
+        return tier
 
-    def _sealed(
-        self,
-        spec: ProviderSpec,
-        session: SessionRef,
-        caller: Caller,
-        typed: Typed,
-        new: NewKey,
-        expires_at: datetime | None,
-    ) -> CredentialRecord:
-        owner = session_owner(session, caller.identity)
-        now = utcnow()
-        return CredentialRecord(
-            provider=spec.id,
-            owner=owner,
-            ciphertext=seal(
-                self._keyring, Context("session", owner, spec.id), typed.fields, typed.base_url
-            ),
-            hint=make_hint(typed.revealed().get("api_key", ""), spec.prefixes),
-            version=new_version(),
-            created_at=now,
-            updated_at=now,
-            expires_at=expires_at,
-            label=new.label,
-            description=new.description,
-        )
+    def _checked(
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey
+    ) -> Validation | None:
+        try:
+            return self.verdicts.before_set(caller, spec, typed, new.validate)
+        except KeyRefusedError as error:
+            self.journal.note(
+                caller, "set", Subject(spec.id), typed.fields, error.validation.verdict
+            )
+            raise
+
+    def _context(
+        self, caller: Caller, session: SessionRef | None, spec: ProviderSpec, tier: Tier
+    ) -> Context:
+        if tier is Tier.USER or session is None:
+            return Context("account", caller.identity, spec.id)
+        return Context("session", session_owner(session, caller.identity), spec.id)
+
+    def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
+        if self.accounts is not None:
+            self.accounts.put(record, self.journal.event(caller, "set", typed.fields))
+        if caller.session is not None:
+            self.sessions.clear(caller.session, caller.identity, [record.provider])
 
     # clear
 
@@ -215,14 +237,25 @@ class Service:
         """Delete the caller's own key and return the tiers it was in, and the provider's new status."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        cleared: list[str] = []
-        if caller.session is not None and tier in ("session", "all"):
-            own = self.sessions.clear(caller.session, caller.identity, [spec.id])
-            left = self._clear_waiting(caller, [spec.id])
-            cleared = ["session"] if own or left else []
-        if cleared:
-            self._notify("key_cleared", {"provider": spec.id, "tier": "session"})
+        places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
+        if Tier.SESSION in places:
+            self.journal.note(caller, "clear", Subject(spec.id))
+        cleared = [name.value for name in places if self._clear_place(caller, spec, name)]
+        for name in cleared:
+            self._notify("key_cleared", {"provider": spec.id, "tier": name})
         return cleared, self.get_one(caller, spec.id)
+
+    def _clear_place(self, caller: Caller, spec: ProviderSpec, tier: Tier) -> bool:
+        """Delete what is there and say whether anything was."""
+        if tier is Tier.USER:
+            if self.accounts is None or not caller.authenticated:
+                return False
+            event = self.journal.event(caller, "clear")
+            return bool(self.accounts.clear(caller.identity, [spec.id], event))
+        if caller.session is None:
+            return False
+        own = self.sessions.clear(caller.session, caller.identity, [spec.id])
+        return bool(self._clear_waiting(caller, [spec.id]) or own)
 
     def _clear_waiting(self, caller: Caller, providers: Sequence[str]) -> list[str]:
         if caller.session is None or not caller.authenticated:

@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from .catalog import ProviderSpec
-from .credentials import CredentialRecord, isoformat
-from .owners import OPERATOR_TIERS, Caller, Tier
-from .resolver import Candidate, Resolver
+from .credentials import CredentialRecord, isoformat, utcnow
+from .owners import PERSONAL_TIERS, Caller, Tier
+from .resolver import Resolver
 from .settings import MAX_SESSION_LIFETIMES, Settings
+from .tiers import Candidate
 
 
 def build_status(
@@ -30,14 +31,14 @@ def build_status(
     waiting = next((c for c in candidates if c.state == "waiting"), None)
     present = [c for c in candidates if c.state != "waiting"]
     shown = chosen or (present[0] if present else None)
-    locked = resolver.locked(spec, candidates)
+    locked = resolver.locked(caller, spec, candidates)
     status: dict[str, Any] = {
         "provider": spec.id,
         "name": spec.name,
         "has_key": chosen is not None,
         "source": None if chosen is None else chosen.tier.value,
-        "tiers": [c.tier.value for c in present],
-        "can_override": not locked and Tier.SESSION in settings.precedence,
+        "tiers": list(dict.fromkeys(c.tier.value for c in present)),
+        "can_override": not locked and bool(resolver.personal_tiers(caller)),
         "locked": locked,
         "standalone": spec.standalone,
         "state": None if shown is None else shown.state,
@@ -52,17 +53,36 @@ def build_status(
     return status
 
 
-def storage_sentence(settings: Settings, store_name: str) -> str:
-    """Say honestly where keys go and how long they stay, made from the configuration."""
-    if Tier.SESSION not in settings.precedence:
+def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:
+    """Say honestly where this caller's keys go and how long they stay, made from the configuration."""
+    places = []
+    if Tier.SESSION in settings.precedence:
+        places.append(_in_session(settings, session_store))
+    if Tier.USER in settings.precedence and caller.authenticated:
+        places.append(_in_account(settings))
+    if not places:
         return "This site uses its operator's keys. It keeps no keys of yours."
-    unused, latest = settings.session_ttl, settings.session_ttl * MAX_SESSION_LIFETIMES
     elsewhere = " or to the address set for it" if _may_go_elsewhere(settings) else ""
     return (
-        f"Your keys are sent to this site's server, encrypted, and kept in {store_name} for this session only: they "
-        f"are deleted when you sign out, and expire after {_duration(unused)} without use, at the latest after "
-        f"{_duration(latest)}. Each key is sent only to its own provider{elsewhere}."
+        f"Your keys are sent to this site's server, encrypted, and kept {' '.join(places)} "
+        f"Each key is sent only to its own provider{elsewhere}."
     )
+
+
+def _in_session(settings: Settings, store: str) -> str:
+    unused, latest = settings.session_ttl, settings.session_ttl * MAX_SESSION_LIFETIMES
+    return (
+        f"in {store} for this session only: they are deleted when you sign out, and expire after "
+        f"{_duration(unused)} without use, at the latest after {_duration(latest)}."
+    )
+
+
+def _in_account(settings: Settings) -> str:
+    first = "in the database" if Tier.SESSION not in settings.precedence else None
+    kept = first or "Those that you keep in your account stay in the database"
+    longest = settings.max_key_lifetime
+    limit = "" if longest is None else f", for {_duration(longest)} at most"
+    return f"{kept} until you remove them{limit}."
 
 
 def _may_go_elsewhere(settings: Settings) -> bool:
@@ -70,8 +90,8 @@ def _may_go_elsewhere(settings: Settings) -> bool:
 
 
 def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:
-    # An operator's key shows no hint: members see that it exists, nothing more.
-    if shown is not None and shown.tier not in OPERATOR_TIERS:
+    # A shared key shows no hint: members see that it exists, nothing more.
+    if shown is not None and shown.tier in PERSONAL_TIERS:
         return shown.record
     return waiting.record if shown is None and waiting is not None else None
 
@@ -85,6 +105,7 @@ def _record_facts(record: CredentialRecord | None) -> dict[str, Any]:
         "created_at": isoformat(record.created_at) if record else None,
         "updated_at": isoformat(record.updated_at) if record else None,
         "expires_at": isoformat(record.expires_at) if record else None,
+        "expires_soon": record is not None and record.expires_soon(utcnow()),
         "last_used_at": isoformat(record.last_used_at) if record else None,
         "usage_count": record.usage_count if record else 0,
     }

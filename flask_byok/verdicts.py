@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .catalog import ProviderSpec
 from .credentials import Credential, RecordedVerdict, Validation, Verdict, utcnow
 from .errors import ByokError, KeyRefusedError
 from .intake import Typed
+from .journal import Journal, Subject
 from .outbound import Endpoint, Outbound
 from .owners import Caller, Tier
 from .probes import check_api_key, refuse_admin_key
 from .settings import Settings, ValidateOnSet
-from .stores.base import SessionStore
+from .stores.base import AuditEvent, SessionStore
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
 
 #: Called with an event's name and safe facts about it, after the event.
 Notify = Callable[[str, Mapping[str, Any]], None]
@@ -24,11 +28,19 @@ class Verdicts:
     """Checks keys on behalf of the service, and learns from their real use."""
 
     def __init__(
-        self, settings: Settings, sessions: SessionStore, outbound: Outbound, notify: Notify
+        self,
+        settings: Settings,
+        sessions: SessionStore,
+        accounts: AccountStore | None,
+        outbound: Outbound,
+        journal: Journal,
+        notify: Notify,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
+        self._accounts = accounts
         self._outbound = outbound
+        self._journal = journal
         self._notify = notify
 
     def before_set(
@@ -54,15 +66,24 @@ class Verdicts:
     def of_typed(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
         """Check a key as typed; nothing is stored."""
         validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
+        subject, outcome = Subject(spec.id), validation.verdict
+        self._journal.note(caller, "validate", subject, typed.fields, outcome)
         self._tell(validation)
         return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
-        """Check the key in use and store the verdict."""
+        """Check the key in use, or a stored one, and store the verdict."""
         fields = {name: secret.reveal() for name, secret in credential.fields.items()}
         endpoint = Endpoint(credential.base_url, credential.trust)
         validation = self._ask(caller, spec, fields, endpoint)
-        self._note(caller, credential, validation.verdict, validation.checked_at)
+        verdict, checked_at = validation.verdict, validation.checked_at
+        if credential.id:
+            event = self._journal.event(caller, "validate", credential.fields, verdict)
+            self._note_in_account(credential, verdict, checked_at, event)
+        else:
+            subject = Subject(spec.id)
+            self._journal.note(caller, "validate", subject, credential.fields, verdict)
+            self._note(caller, credential, verdict, checked_at)
         self._tell(validation)
         return validation
 
@@ -91,8 +112,23 @@ class Verdicts:
     def _note(
         self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
     ) -> None:
+        if credential.id:
+            self._note_in_account(credential, verdict, checked_at)
+            return
         session = caller.session
         if session is None or credential.source != Tier.SESSION or credential.version is None:
             return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
         self._sessions.record_verdict(session, caller.identity, credential.provider, recorded)
+
+    def _note_in_account(
+        self,
+        credential: Credential,
+        verdict: Verdict,
+        checked_at: datetime,
+        event: AuditEvent | None = None,
+    ) -> None:
+        if self._accounts is None or credential.version is None:
+            return
+        recorded = RecordedVerdict(verdict, checked_at, credential.version)
+        self._accounts.record_verdict(credential.id, credential.version, recorded, event)

@@ -24,9 +24,10 @@ from flask_byok.errors import (
     UnreadableCredentialError,
 )
 from flask_byok.owners import OPERATOR_TIERS, Caller, Tier
-from flask_byok.resolver import Candidate, Found, Resolver
+from flask_byok.resolver import Resolver
 from flask_byok.settings import PRECEDENCES, FallbackReason, Settings
 from flask_byok.status import build_status
+from flask_byok.tiers import Candidate, Found
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 OPENAI, GROQ = Catalog().get("openai"), Catalog().get("groq")
@@ -49,7 +50,7 @@ def make_candidate(tier: Tier, kind: str, spec: ProviderSpec = OPENAI) -> Candid
     return Candidate(tier, state, opened, None if tier in OPERATOR_TIERS else record)
 
 
-@dataclass
+@dataclass(eq=False)
 class FixedTier:
     """A tier that has what it is given, and counts how often it is asked."""
 
@@ -57,6 +58,11 @@ class FixedTier:
     kinds: Sequence[str] = ()
     failure: ByokError | None = None
     asked: list[list[str]] = field(default_factory=list)
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Return the one tier."""
+        return (self.tier,)
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return what the tier has for every provider it is asked about."""

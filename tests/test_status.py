@@ -10,9 +10,10 @@ import pytest
 from flask_byok.catalog import Catalog
 from flask_byok.credentials import Credential, CredentialRecord, RecordedVerdict, Secret, Verdict
 from flask_byok.owners import OPERATOR_TIERS, Caller, Tier
-from flask_byok.resolver import Candidate, Resolver
+from flask_byok.resolver import Resolver
 from flask_byok.settings import Settings
 from flask_byok.status import build_status, storage_sentence
+from flask_byok.tiers import Candidate
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 OPENAI = Catalog().get("openai")
@@ -62,6 +63,7 @@ def test_nothing_there() -> None:
         "created_at": None,
         "updated_at": None,
         "expires_at": None,
+        "expires_soon": False,
         "last_used_at": None,
         "usage_count": 0,
         "promotable": False,

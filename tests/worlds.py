@@ -15,13 +15,15 @@ from flask_byok.intake import NewKey
 from flask_byok.keyring import Keyring, generate_encryption_key
 from flask_byok.outbound import Outbound
 from flask_byok.owners import Caller, SessionRef, Tier
-from flask_byok.resolver import OperatorTier, Resolver, SessionTier, TierReader
+from flask_byok.resolver import Resolver
 from flask_byok.service import Service
 from flask_byok.settings import Settings
+from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
 from flask_byok.stores.rates import RateLimiter, RateStorage
 from flask_byok.stores.sql import SqlSessionStore
 from flask_byok.testing import FakeProviders
+from flask_byok.tiers import AccountTiers, OperatorTier, SessionTier
 
 #: An operator's keys, which nobody may see.
 ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"
@@ -49,6 +51,7 @@ class World:
         )
         config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
         self.settings = Settings.from_config(config | dict(self.config), {})
+        self.accounts = AccountStore(self.store.engine, self.keyring)
         self.service = self._make_service()
 
     def with_keyring(self, keyring: Keyring) -> World:
@@ -104,6 +107,7 @@ class World:
             keyring=self.keyring,
             resolver=self._make_resolver(store),
             sessions=store,
+            accounts=self.accounts,
             outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
             validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
             set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
@@ -113,12 +117,13 @@ class World:
     def _make_resolver(self, store: Any) -> Resolver:
         settings = self.settings
         files = SecretFileKeys(settings.secrets_dir, self.environ)
-        tiers: dict[Tier, TierReader] = {
-            Tier.SESSION: SessionTier(store, self.keyring, settings),
-            Tier.SECRET: OperatorTier(Tier.SECRET, files, settings),
-            Tier.ENV: OperatorTier(Tier.ENV, EnvironmentKeys(self.environ), settings),
-        }
-        return Resolver([tiers[tier] for tier in settings.precedence if tier in tiers], settings)
+        readers = [
+            SessionTier(store, self.keyring, settings),
+            AccountTiers(self.accounts, self.keyring, settings),
+            OperatorTier(Tier.SECRET, files, settings),
+            OperatorTier(Tier.ENV, EnvironmentKeys(self.environ), settings),
+        ]
+        return Resolver(readers, settings)
 
 
 def registered(*specs: ProviderSpec) -> Catalog:

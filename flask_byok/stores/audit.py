@@ -7,13 +7,15 @@ whole or put back to what a backup has: the database holds nothing else to compa
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
+import msgspec
 from sqlalchemy import Connection, and_, or_, select
 
+from ..credentials import Secret
 from .audit_chain import (
     NOTHING,
     Chain,
@@ -79,6 +81,12 @@ class AuditLog:
             return result
 
         return self._database.change(within, limit=limit)
+
+    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
+        """Return a keyed hash of a key (64 hex digits), the same whatever the encryption key is."""
+        plain = sorted((name, secret.reveal()) for name, secret in fields.items())
+        text = b"fingerprint" + msgspec.json.encode(plain)
+        return hmac.digest(self._canary.secret(), text, "sha256").hex()
 
     def note(self, owner: str, event: AuditEvent, subject: Subject = NOTHING) -> None:
         """Write an event that changes nothing in the database."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import Connection, Engine, Table, false, inspect, select, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ..errors import ConfigurationError
+from ..errors import OutdatedTablesError
 from .sql_engine import LONG_LIMIT, Transactions
 from .tables import metadata
 
@@ -49,7 +49,7 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
     """Make the tables where the database has none of ours, and see that these are as needed.
 
     :param own_file: nothing else uses it, so an older version's tables are upgraded.
-    :raises ConfigurationError: the tables are older than this version.
+    :raises OutdatedTablesError: the tables are older than this version.
     """
     wanted = metadata.sorted_tables if own_file else needed
     # Only what has just answered is given more time.
@@ -106,7 +106,7 @@ def _complete(transactions: Transactions, wanted: Iterable[Table], own_file: boo
         _make_tables(transactions, own_file)
         present = _look(transactions)
     if not _suffice(present, wanted):
-        raise ConfigurationError(_OUTDATED)
+        raise OutdatedTablesError(_OUTDATED)
 
 
 def _make_tables(transactions: Transactions, own_file: bool) -> None:

@@ -13,6 +13,7 @@ from wtforms.validators import ValidationError
 
 from ..credentials import Secret
 from .problems import http_problem_response, simple_problem_response
+from .state import REQUEST_ID
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
@@ -93,6 +94,8 @@ def secure(response: Response) -> Response:
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
     )
+    if request_id := request.environ.get(REQUEST_ID):
+        response.headers["X-BYOK-Request-ID"] = request_id
     return response
 
 

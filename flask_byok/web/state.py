@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,9 @@ EXTENSION = "byok"
 
 #: The header that says whose key served.
 SOURCE_HEADER = "X-BYOK-Source"
+
+#: Where a signed-in person's request keeps the name that the audit log knows it by.
+REQUEST_ID = "flask_byok.request_id"
 
 _USED = "flask_byok.used"
 
@@ -118,6 +122,7 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
         teams=tuple(map(str, state.loaders.team())),
         admin=bool(state.loaders.admin()),
         address=address,
+        request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),
     )
 
 

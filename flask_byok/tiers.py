@@ -1,0 +1,196 @@
+"""Read what each tier has for a caller: the session, the accounts in the database, the operator's own files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from .catalog import ProviderSpec
+from .credentials import Credential, CredentialRecord, State, utcnow
+from .errors import EndpointNotAllowedError, SessionRequiredError, UnreadableCredentialError
+from .keyring import Keyring, UnknownKeyIdError
+from .outbound import endpoint_for
+from .owners import ACCOUNT_TIERS, Caller, Tier
+from .sealing import open_record, session_owner
+from .settings import Settings
+from .stores.base import SessionStore
+from .stores.operator import OperatorKey
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
+
+_logger = logging.getLogger("flask_byok.tiers")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What one tier has for a provider.
+
+    ``credential`` is None where it does not open, is inactive or expired, and where it is ``waiting``: left by a
+    visitor, not yet kept by the user who signed in.
+    """
+
+    tier: Tier
+    state: State | Literal["waiting"]
+    credential: Credential | None = None
+    record: CredentialRecord | None = None
+    operator_name: str | None = None
+
+
+Found = Mapping[str, Sequence[Candidate]]
+
+
+class TierReader(Protocol):
+    """Looks up what one store has, for the tiers that it keeps."""
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers it keeps."""
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return what its tiers have for these providers, by provider id, in at most one round trip."""
+
+
+class OperatorKeys(Protocol):
+    """Holds the operator's keys: see ``stores.operator``."""
+
+    def find(self, spec: ProviderSpec) -> OperatorKey | None:
+        """Return the key for a provider, or None."""
+
+
+class SessionTier:
+    """The caller's own keys in the session."""
+
+    tiers = (Tier.SESSION,)
+
+    def __init__(self, store: SessionStore, keyring: Keyring, settings: Settings) -> None:
+        self._store = store
+        self._opener = _Opener(keyring, settings)
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the session's records, each opened or marked unreadable.
+
+        What a visitor left before somebody signed in waits, unused, until the user keeps it.
+
+        :raises SessionRequiredError: the session has ended.
+        """
+        if caller.session is None or not specs:
+            return {}
+        view = self._store.read(caller.session, caller.identity, [spec.id for spec in specs])
+        if not view.alive:
+            raise SessionRequiredError
+        owner = session_owner(caller.session, caller.identity)
+        found: dict[str, list[Candidate]] = {}
+        for spec in specs:
+            if record := view.records.get(spec.id):
+                candidate = self._opener.open(spec, Tier.SESSION, "session", owner, record)
+                found.setdefault(spec.id, []).append(candidate)
+            if record := view.visitor_records.get(spec.id):
+                waiting = Candidate(Tier.SESSION, "waiting", record=record)
+                found.setdefault(spec.id, []).append(waiting)
+        return found
+
+
+class AccountTiers:
+    """The keys in the database: the caller's own, their teams' and the system's."""
+
+    def __init__(self, store: AccountStore, keyring: Keyring, settings: Settings) -> None:
+        self.tiers = tuple(tier for tier in settings.precedence if tier in ACCOUNT_TIERS)
+        self._store = store
+        self._opener = _Opener(keyring, settings)
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the keys of all these tiers, read in one statement.
+
+        Of several teams' keys the one comes first whose team the host names first; of several slots' the first slot.
+        """
+        owners = {owner: tier for tier, owner in caller.account_owners() if tier in self.tiers}
+        if not owners or not specs:
+            return {}
+        by_id = {spec.id: spec for spec in specs}
+        records = self._store.find(list(owners), list(by_id))
+        order = {owner: place for place, owner in enumerate(owners)}
+        found: dict[str, list[Candidate]] = {}
+        for record in sorted(records, key=lambda record: order[record.owner]):
+            spec, tier = by_id[record.provider], owners[record.owner]
+            candidate = self._opener.open(spec, tier, "account", record.owner, record)
+            found.setdefault(spec.id, []).append(candidate)
+        return found
+
+
+class _Opener:
+    """Opens stored records."""
+
+    def __init__(self, keyring: Keyring, settings: Settings) -> None:
+        self._keyring = keyring
+        self._settings = settings
+
+    def open(
+        self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
+    ) -> Candidate:
+        """Return what a record comes to: a credential, or a state that says why there is none."""
+        state = record.state(utcnow())
+        if state in ("inactive", "expired"):
+            return Candidate(tier, state, record=record)
+        try:
+            fields, base_url = open_record(self._keyring, scope, owner, record)
+            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
+        except (UnreadableCredentialError, EndpointNotAllowedError) as error:
+            _warn(error)
+            return Candidate(tier, "unreadable", record=record)
+        credential = Credential(
+            provider=spec.id,
+            source=tier,
+            owner=owner,
+            fields=fields,
+            base_url=endpoint.base_url,
+            trust=endpoint.trust,
+            hint=record.hint,
+            version=record.version,
+            id=record.id,
+        )
+        return Candidate(tier, state, credential, record)
+
+
+class OperatorTier:
+    """The operator's keys from the environment or from secret files."""
+
+    def __init__(self, tier: Tier, keys: OperatorKeys, settings: Settings) -> None:
+        self.tiers = (tier,)
+        self._tier = tier
+        self._keys = keys
+        self._settings = settings
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the operator's keys; they are the same for every caller."""
+        found = ((spec, self._candidate(spec)) for spec in specs)
+        return {spec.id: [candidate] for spec, candidate in found if candidate is not None}
+
+    def _candidate(self, spec: ProviderSpec) -> Candidate | None:
+        try:
+            key = self._keys.find(spec)
+            if key is None:
+                return None
+            endpoint = endpoint_for(spec, self._settings.base_urls, None)
+        except (UnreadableCredentialError, EndpointNotAllowedError):
+            return Candidate(self._tier, "unreadable")
+        credential = Credential(
+            provider=spec.id,
+            source=self._tier,
+            owner="system",
+            fields=key.fields,
+            base_url=endpoint.base_url,
+            trust=endpoint.trust,
+        )
+        return Candidate(self._tier, "active", credential, operator_name=key.name)
+
+
+def _warn(error: Exception) -> None:
+    # To people it is one of the keys that do not open; only the operator can mend this one.
+    if isinstance(error, UnknownKeyIdError):
+        _logger.warning(
+            "A stored key was sealed with an encryption key that is not configured: retired too early? "
+            "Add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
+        )
