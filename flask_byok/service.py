@@ -70,7 +70,7 @@ class Service:
         self.accounts = accounts
         self.journal = Journal(accounts)
         self.outbound = outbound
-        self._keyring = keyring
+        self.keyring = keyring
         self._validate_limit = validate_limit
         self._set_limit = set_limit
         self._notify = notify
@@ -168,7 +168,7 @@ class Service:
         typed = read_typed(spec, new.fields, new.base_url, self.settings)
         validation = self._checked(caller, spec, typed, new)
         record = new_record(
-            self._keyring,
+            self.keyring,
             self._context(caller, session, spec, tier),
             spec,
             typed.fields,
@@ -321,7 +321,7 @@ class Service:
             specs,
             replace=replace,
             sessions=self.sessions,
-            keyring=self._keyring,
+            keyring=self.keyring,
             resolver=self.resolver,
         )
         for provider in result.promoted:

@@ -1,0 +1,124 @@
+"""Copy the operator's keys from environment variables and secret files into the accounts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .catalog import ProviderSpec
+from .credentials import CredentialRecord, Secret, make_hint
+from .errors import ByokError, KeyExistsError, KeyRefusedError, UnreadableCredentialError
+from .intake import read_expiry
+from .keyring import Context, Keyring
+from .owners import Tier
+from .probes import refuse_admin_key
+from .sealing import new_record, open_record
+from .settings import Settings
+from .stores.base import AuditEvent
+from .stores.operator import EnvironmentKeys, OperatorKey, SecretFileKeys
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
+
+#: How a key that was found compares with what is stored. ``shadowed``: another variable of the same
+#: provider comes first. ``unusable``: it may not be stored, or cannot be a key.
+Kind = Literal["new", "same", "different", "shadowed", "unusable"]
+
+Sources = Sequence[EnvironmentKeys | SecretFileKeys]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A variable or secret file with a key of the operator's."""
+
+    spec: ProviderSpec
+    tier: Tier
+    name: str
+    kind: Kind
+    fields: dict[str, Secret] = dataclasses.field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def hint(self) -> str:
+        """Show as much of the key as may be shown."""
+        return make_hint(self.fields["api_key"].reveal(), self.spec.prefixes) if self.fields else ""
+
+
+def find_keys(
+    accounts: AccountStore,
+    keyring: Keyring,
+    specs: Sequence[ProviderSpec],
+    sources: Sources,
+    owner: str,
+) -> Iterator[Found]:
+    """Yield every key that the operator has for these providers, compared with the owner's stored ones.
+
+    :param sources: where to look, the first one first.
+    """
+    records = accounts.find([owner], [spec.id for spec in specs])
+    stored = {record.provider: record for record in records if not record.slot}
+    for spec in specs:
+        record = stored.get(spec.id)
+        present = None if record is None else _opened(keyring, record)
+        kind: Kind = "new" if record is None else "different"
+        for tier, name, key in _search(spec, sources):
+            if isinstance(key, ByokError):
+                yield Found(spec, tier, name, "unusable", problem=str(key))
+                continue
+            fields = dict(key.fields)
+            yield Found(spec, tier, name, "same" if fields == present else kind, fields)
+            kind = "shadowed"
+
+
+def store_key(
+    accounts: AccountStore,
+    keyring: Keyring,
+    settings: Settings,
+    found: Found,
+    owner: str,
+    *,
+    replace: bool = False,
+) -> bool:
+    """Store a key that was found; False where the owner has one, which stays unless it is to be replaced."""
+    record = new_record(
+        keyring,
+        Context("account", owner, found.spec.id),
+        found.spec,
+        found.fields,
+        None,
+        expires_at=read_expiry(None, found.spec, settings),
+    )
+    event = AuditEvent("cli", "import", fingerprint=accounts.audit.fingerprint(found.fields))
+    try:
+        (accounts.put if replace else accounts.create)(record, event)
+    except KeyExistsError:
+        return False
+    return True
+
+
+def _search(
+    spec: ProviderSpec, sources: Sources
+) -> Iterator[tuple[Tier, str, OperatorKey | ByokError]]:
+    """Yield each variable's key, or what is wrong with it: not only that of the first one that has any."""
+    for source in sources:
+        for variable in spec.env:
+            try:
+                key = source.find(dataclasses.replace(spec, env=(variable,)))
+                if key is not None:
+                    yield source.tier, key.name, _allowed(spec, key)
+            except UnreadableCredentialError as error:
+                yield source.tier, variable, error
+
+
+def _allowed(spec: ProviderSpec, key: OperatorKey) -> OperatorKey | ByokError:
+    refused = refuse_admin_key(spec, {name: each.reveal() for name, each in key.fields.items()})
+    return key if refused is None else KeyRefusedError(refused, provider=spec.id)
+
+
+def _opened(keyring: Keyring, record: CredentialRecord) -> dict[str, Secret] | None:
+    try:
+        return open_record(keyring, "account", record.owner, record)[0]
+    except UnreadableCredentialError:
+        return None
