@@ -7,14 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
-    Connection,
     Select,
     Update,
     bindparam,
     case,
     delete,
     false,
-    func,
     insert,
     or_,
     select,
@@ -46,10 +44,11 @@ VERDICT = (
         verdict_version=bindparam("of_version"),
     )
 )
-PROMOTED = select(promotions.c.origin).where(
-    promotions.c.owner == bindparam("of_owner"), promotions.c.origin == bindparam("of_origin")
+OVER: Select[str] = select(promotions.c.origin).where(
+    promotions.c.owner == bindparam("of_owner"),
+    promotions.c.origin.in_(bindparam("origins", expanding=True)),
 )
-PROMOTE = insert(promotions).values(
+END = insert(promotions).values(
     owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
 )
 EXPIRED = (
@@ -58,7 +57,6 @@ EXPIRED = (
 STILL_EXPIRED = select(credentials).where(
     _c.id.in_(bindparam("ids", expanding=True)), _c.expires_at < bindparam("before")
 )
-COUNT_BY_KEY_ID = select(_c.key_id, func.count().label("count")).group_by(_c.key_id)
 
 
 def _confine(query: Select[Any], owners: Owners) -> Select[Any]:
@@ -123,33 +121,3 @@ def _change(names: Sequence[str]) -> Update:
     carried = case((_c.verdict_version == _c.version, _c.version + 1), else_=_c.verdict_version)
     sets["verdict_version"] = _c.version + 1 if "verdict" in names else carried
     return update(credentials).where(_c.id == bindparam("of_id")).values(sets)
-
-
-def to_reseal(prefix: str) -> Select[Any]:
-    """Return the statement that reads and holds what is not sealed with this prefix."""
-    return (
-        select(credentials)
-        .where(
-            _c.id > bindparam("after"),
-            ~_c.ciphertext.startswith(prefix, autoescape=True),
-        )
-        .order_by(_c.id)
-        .limit(bindparam("batch"))
-        .with_for_update(skip_locked=True)
-    )
-
-
-_SEALED = (
-    update(credentials)
-    # Unless the key was replaced since: databases that hold no rows need it.
-    .where(_c.id == bindparam("of_id"), _c.ciphertext == bindparam("before"))
-    .values(ciphertext=bindparam("sealed"), key_id=bindparam("by"))
-)
-
-
-def write_sealed(connection: Connection, rows: Sequence[tuple[str, str, str, str]]) -> None:
-    """Write new ciphertexts: id, the ciphertext before, the new one and its key id."""
-    if not rows:
-        return
-    names = ("of_id", "before", "sealed", "by")
-    connection.execute(_SEALED, [dict(zip(names, row, strict=True)) for row in rows])

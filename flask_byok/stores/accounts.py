@@ -8,9 +8,8 @@ key at a time or waits for none.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -21,26 +20,16 @@ from ..errors import KeyExistsError, KeyNotFoundError
 from ..keyring import Keyring
 from . import account_changes as steps
 from . import account_statements as statements
-from .account_rows import changed_values, key_columns, to_record, verdict_values
+from .account_rows import changed_values, to_record, verdict_values
+from .account_seals import AccountSeals
 from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
-from .audit_chain import Chain, to_milliseconds
-from .canary import NAME, Canary
+from .audit_chain import Chain, Subject, to_milliseconds
+from .canary import Canary
 from .sql_database import Database
-from .sql_engine import LONG_LIMIT
-from .sql_tables import HELD
 from .tables import metadata
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Resealed:
-    """One batch of a rotation; ``after`` is where the next one starts, None at the end."""
-
-    done: int
-    unreadable: int
-    after: str | None
 
 
 class AccountStore:
@@ -63,6 +52,7 @@ class AccountStore:
         self.engine, self.breaker = self._database.engine, self._database.breaker
         self.canary = Canary(self._database, keyring)
         self.audit = AuditLog(self._database, self.canary)
+        self.seals = AccountSeals(self._database, self.audit, keyring)
 
     # reading
 
@@ -96,16 +86,6 @@ class AccountStore:
             raise KeyNotFoundError
         return found[0]
 
-    def count_by_key_id(self) -> dict[str, int]:
-        """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
-        found = self._database.call(self._all, statements.COUNT_BY_KEY_ID, {}, limit=LONG_LIMIT)
-        counts = Counter({row.key_id: row.count for row in found})
-        counts.update(
-            key_columns(row.sealed)["key_id"]
-            for row in self._database.call(self._all, HELD, {"called": NAME})
-        )
-        return dict(counts)
-
     # changing
 
     def create(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
@@ -121,10 +101,16 @@ class AccountStore:
 
         return self._change(record.owner, work)
 
-    def put(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
-        """Store a record in the place of the one for its owner, provider and slot, if there is one."""
+    def put(
+        self, record: CredentialRecord, event: AuditEvent, *, ended: Collection[str] = ()
+    ) -> CredentialRecord:
+        """Store a record in the place of the one for its owner, provider and slot, if there is one.
+
+        :param ended: the versions of the session's records that it takes the place of; see ``over``.
+        """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            steps.end(connection, record.owner, ended)
             found = steps.place(connection, record)
             if found is None:
                 return steps.add(connection, chain, record, event)
@@ -209,28 +195,59 @@ class AccountStore:
         return self._change(record.owner, work)
 
     def promote(
-        self, records: Sequence[CredentialRecord], *, replace: bool, event: AuditEvent
+        self,
+        records: Sequence[CredentialRecord],
+        *,
+        replace: bool,
+        event: AuditEvent,
+        fingerprints: Mapping[str, str] | None = None,
+        ended: Collection[str] = (),
     ) -> tuple[list[str], list[str]]:
         """Take over what comes out of a session, all or nothing, and each only once ever.
 
         :param records: sealed for their new owner, one and the same; each with the version that it
             has in the session.
+        :param fingerprints: of the keys, by version, for the log.
+        :param ended: the versions of the session's records that these take the place of.
         :return: the providers whose record is the owner's now or was before, and those where the
             owner's own record stayed.
         """
         owners = {record.owner for record in records}
         if len(owners) != 1:
             raise ValueError("records of one owner are promoted together")
+        (owner,) = owners
 
         def work(connection: Connection, chain: Chain) -> tuple[list[str], list[str]]:
             promoted: list[str] = []
             kept: list[str] = []
             for record in records:
-                done = steps.promote(connection, chain, record, replace, event)
+                known = (fingerprints or {}).get(record.version, event.fingerprint)
+                happened = dataclasses.replace(event, fingerprint=known)
+                done = steps.promote(connection, chain, record, replace, happened)
                 (promoted if done else kept).append(record.provider)
+            steps.end(connection, owner, ended)
             return promoted, kept
 
-        return self._change(owners.pop(), work)
+        return self._change(owner, work)
+
+    def over(self, owner: str, versions: Collection[str]) -> set[str]:
+        """Return those versions of sessions' records that are over: promoted, replaced or cleared.
+
+        One of them counts no longer, wherever a session still has it, and is never promoted again.
+        """
+        values = {"of_owner": owner, "origins": list(versions)}
+        return {row.origin for row in self._database.call(self._all, statements.OVER, values)}
+
+    def end(
+        self, owner: str, versions: Collection[str], event: AuditEvent, subject: Subject
+    ) -> None:
+        """Note that these versions of sessions' records are over."""
+
+        def work(connection: Connection, chain: Chain) -> None:
+            steps.end(connection, owner, versions)
+            chain.append(event, subject)
+
+        self._change(owner, work)
 
     def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
         """Delete at most so many records that expired before a time, and return how many."""
@@ -239,41 +256,6 @@ class AccountStore:
         for row in self._database.call(self._all, statements.EXPIRED, values):
             expired.setdefault(row.owner, []).append(row.id)
         return sum(self._purge(owner, ids, before, event) for owner, ids in expired.items())
-
-    # sealing anew
-
-    def reseal(
-        self,
-        seal: Callable[[CredentialRecord], str | None],
-        event: AuditEvent,
-        *,
-        after: str | None = None,
-        limit: int = 1000,
-    ) -> Resealed:
-        """Seal one batch of records anew that the current encryption key and cipher have not sealed.
-
-        Rows that somebody else holds are left for a later pass; versions and verdicts stay. The
-        event goes into the chain of ``system``, one for each batch that changed something.
-
-        :param seal: returns the new ciphertext, None where the record does not open.
-        """
-        values = {"after": after or "", "batch": limit}
-        query = statements.to_reseal(self._keyring.seal_prefix)
-
-        def work(connection: Connection, chain: Chain) -> Resealed:
-            found = [to_record(row) for row in connection.execute(query, values)]
-            sealed = [(record, seal(record)) for record in found]
-            done = [(record, text) for record, text in sealed if text is not None]
-            statements.write_sealed(
-                connection,
-                [(r.id, r.ciphertext, text, key_columns(text)["key_id"]) for r, text in done],
-            )
-            if done:
-                chain.append(event)
-            last = found[-1].id if len(found) == limit else None
-            return Resealed(len(done), len(found) - len(done), last)
-
-        return self.audit.change("system", work, limit=LONG_LIMIT)
 
     def _purge(self, owner: str, ids: list[str], before: datetime, event: AuditEvent) -> int:
         values = {"ids": ids, "before": to_milliseconds(before)}

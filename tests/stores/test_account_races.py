@@ -141,7 +141,8 @@ class Worker:
 
     def _reseal(self, store: AccountStore, request: str) -> int:
         context = Context("account", ANN, "openai")
-        self.rotating.reseal(lambda _: NEW_KEYRING.seal(b"x", context), AuditEvent("cli", "rotate"))
+        event = AuditEvent("cli", "rotate")
+        self.rotating.seals.renew(lambda _: NEW_KEYRING.seal(b"x", context), event)
         return 0
 
 

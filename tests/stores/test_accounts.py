@@ -16,10 +16,8 @@ from flask_byok.errors import (
     KeyExistsError,
     KeyNotFoundError,
     StoreError,
-    UnreadableCredentialError,
     VersionConflictError,
 )
-from flask_byok.keyring import Context, Keyring
 from flask_byok.stores import audit_chain
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.tables import credentials
@@ -312,48 +310,6 @@ def test_purge(store: AccountStore) -> None:
     assert purged == [2, 1, 0]
     assert {record.provider for record in store.page(None)[0]} == {"p3", "p4", "openai"}
     assert actions(store, "user:0").count("purge") == 2
-
-
-def test_key_ids_are_counted(store: AccountStore) -> None:
-    """It can be told how much each encryption key has sealed, the canary included."""
-    new = Keyring("11" * 32, ["00" * 32])
-    store.create(make_record(), event_of())
-    store.create(make_record(provider="groq", keyring=new), event_of())
-    store.create(make_record(BEN), event_of())
-    old_id, new_id = KEYRING.key_ids[0], new.key_ids[0]
-    assert store.count_by_key_id() == {old_id: 3, new_id: 1}
-
-
-def test_reseal(store: AccountStore) -> None:
-    """Batches seal everything anew, keep version and verdict, and leave what does not open."""
-    new = Keyring("11" * 32, ["00" * 32])
-    rotating = AccountStore(store.engine.url, new)
-    for number in range(7):
-        store.create(make_record(f"user:{number}", validity=VALID), event_of())
-    store.create(make_record(keyring=Keyring("22" * 32)), event_of())
-
-    def seal(record: Any) -> str | None:
-        context = Context("account", record.owner, record.provider, record.slot)
-        try:
-            return new.seal(new.open(record.ciphertext, context), context)
-        except UnreadableCredentialError:
-            return None
-
-    done, after = [], None
-    while True:
-        batch = rotating.reseal(seal, event_of("rotate"), after=after, limit=3)
-        done.append((batch.done, batch.unreadable))
-        after = batch.after
-        if after is None:
-            break
-    assert done == [(3, 0), (3, 0), (1, 1)]
-    assert rotating.reseal(seal, event_of("rotate")).done == 0
-    found = [record for record in store.page(None)[0] if record.owner != ANN]
-    assert {(open_key(record, new), record.version) for record in found} == {("sk-1", "1")}
-    assert all(record.current_validity() for record in found)
-    rotating.canary.reseal()
-    assert store.count_by_key_id()[new.key_ids[0]] == 8
-    assert actions(store, SYSTEM) == ["rotate"] * 3
 
 
 def test_two_creations_at_once(store: AccountStore) -> None:

@@ -1,0 +1,152 @@
+"""Sealing anew, on SQLite, PostgreSQL and a database that we do not know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import text, update
+
+from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.errors import UnreadableCredentialError
+from flask_byok.keyring import Context, Keyring
+from flask_byok.stores.account_seals import SealedKey
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.tables import credentials
+
+from .account_kinds import ANN, BEN, KEYRING, SYSTEM, event_of, make_record, open_key
+
+VALID = RecordedVerdict(Verdict.VALID, utcnow(), "")
+NEW = Keyring("11" * 32, ["00" * 32])
+OLD_ID, NEW_ID = KEYRING.key_ids[0], NEW.key_ids[0]
+ROTATE = event_of("rotate")
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def store(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
+    """Make a store on each kind of database, of a worker that has the old encryption key alone."""
+    store = AccountStore(request.getfixturevalue(request.param), KEYRING)
+    yield store
+    assert store.audit.verify() == []
+    store.engine.dispose()
+
+
+@pytest.fixture
+def rotating(store: AccountStore) -> Iterator[AccountStore]:
+    """Make a store of a worker with the new encryption key on the same database."""
+    rotating = AccountStore(store.engine.url, NEW)
+    yield rotating
+    rotating.engine.dispose()
+
+
+def seal(key: SealedKey) -> str | None:
+    """Seal a key with the new encryption key."""
+    context = Context("account", key.owner, key.provider, key.slot)
+    try:
+        return NEW.seal(NEW.open(key.ciphertext, context), context)
+    except UnreadableCredentialError:
+        return None
+
+
+def test_key_ids_are_counted(store: AccountStore) -> None:
+    """It can be told how much each encryption key has sealed, the audit log's secret included."""
+    store.create(make_record(), event_of())
+    store.create(make_record(provider="groq", keyring=NEW), event_of())
+    store.create(make_record(BEN), event_of())
+    assert store.seals.count_by_key_id() == {OLD_ID: 3, NEW_ID: 1}
+
+
+def test_batches(store: AccountStore, rotating: AccountStore) -> None:
+    """Batches seal everything anew, keep version and verdict, and leave what does not open."""
+    for number in range(7):
+        store.create(make_record(f"user:{number}", validity=VALID), event_of())
+    store.create(make_record(keyring=Keyring("22" * 32)), event_of())
+    assert rotating.seals.count_due() == 8
+    batches, after = [], None
+    while not batches or after is not None:
+        batches.append(rotating.seals.renew(seal, ROTATE, after=after, limit=3))
+        after = batches[-1].after
+    assert [(b.done, b.unreadable, b.missed) for b in batches] == [(3, 0, 0), (3, 0, 0), (1, 1, 0)]
+    assert rotating.seals.count_due() == 1
+    assert rotating.seals.renew(seal, ROTATE).done == 0
+    found = [record for record in store.page(None)[0] if record.owner != ANN]
+    assert {(open_key(record, NEW), record.version) for record in found} == {("sk-1", "1")}
+    assert all(record.current_validity() for record in found)
+    rotating.canary.reseal()
+    assert rotating.seals.count_by_key_id()[NEW_ID] == 8
+    assert [entry.event.action for entry in store.audit.entries(SYSTEM)] == ["rotate"] * 3
+
+
+def test_other_cipher_is_due(store: AccountStore) -> None:
+    """Another cipher is a reason to seal anew although the encryption key is the same."""
+    store.create(make_record(), event_of())
+    other = Keyring("00" * 32, cipher="aes-256-gcm")
+    rotating = AccountStore(store.engine.url, other)
+    assert rotating.seals.count_due() == 1
+    rotating.seals.renew(lambda key: other.seal(b"sk-1", Context("account", ANN, "openai")), ROTATE)
+    assert rotating.seals.count_due() == 0
+    assert open_key(store.find([ANN])[0]) == "sk-1"
+    rotating.engine.dispose()
+
+
+def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStore) -> None:
+    """A key that is replaced or deleted after it was read keeps what its owner did."""
+    for owner in (ANN, BEN, "user:cleo"):
+        store.create(make_record(owner), event_of())
+
+    def seal_late(key: SealedKey) -> str | None:
+        if key.owner == ANN:
+            store.put(make_record(ANN, api_key="newer"), event_of())
+        if key.owner == BEN:
+            store.clear(BEN, ["openai"], event_of("clear"))
+        return seal(key)
+
+    batch = rotating.seals.renew(seal_late, ROTATE)
+    assert (batch.done, batch.missed) == (1, 2)
+    assert open_key(store.find([ANN])[0]) == "newer"
+    assert store.find([BEN]) == []
+    assert rotating.seals.count_due() == 1
+
+
+def test_verdict_meanwhile_stays(store: AccountStore, rotating: AccountStore) -> None:
+    """A verdict that comes while its key is being sealed anew is kept."""
+    record = store.create(make_record(), event_of())
+
+    def seal_late(key: SealedKey) -> str | None:
+        assert store.record_verdict(record.id, record.version, VALID)
+        return seal(key)
+
+    assert rotating.seals.renew(seal_late, ROTATE).done == 1
+    assert store.find([ANN])[0].current_validity() is not None
+
+
+def test_held_rows_are_left(postgres_url: str) -> None:
+    """A row that somebody holds is not waited for."""
+    store, rotating = AccountStore(postgres_url, KEYRING), AccountStore(postgres_url, NEW)
+    for owner in (ANN, BEN):
+        store.create(make_record(owner), event_of())
+    with store.engine.connect().execution_options(isolation_level="READ COMMITTED") as other:
+        with other.begin():
+            other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))
+            batch = rotating.seals.renew(seal, ROTATE)
+        assert (batch.done, batch.missed) == (1, 1)
+    assert rotating.seals.renew(seal, ROTATE).done == 1
+    assert [record.label for record in store.find([ANN])] == ["x"]
+    store.engine.dispose()
+    rotating.engine.dispose()
+
+
+def test_nobody_is_kept_waiting(postgres_url: str) -> None:
+    """While keys are being sealed, nothing in the database is held."""
+    store, rotating = AccountStore(postgres_url, KEYRING), AccountStore(postgres_url, NEW)
+    store.create(make_record(), event_of())
+    held = text("SELECT count(*) FROM pg_locks WHERE mode LIKE 'Row%'")
+
+    def seal_watched(key: SealedKey) -> str | None:
+        with store.engine.connect() as connection:
+            assert connection.execute(held).scalar() == 0
+        return seal(key)
+
+    assert rotating.seals.renew(seal_watched, ROTATE).done == 1
+    store.engine.dispose()
+    rotating.engine.dispose()
