@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -84,6 +84,23 @@ def new_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"new_{name}": value for name, value in values.items()}
 
 
+def over(connection: Connection, owner: str, versions: Collection[str]) -> set[str]:
+    """Return those of these versions of sessions' records that are over."""
+    values = {"of_owner": owner, "origins": list(versions)}
+    return set(connection.execute(statements.OVER, values).scalars())
+
+
+def end(connection: Connection, owner: str, versions: Collection[str]) -> None:
+    """Note that these versions of sessions' records are over.
+
+    Whoever calls it holds the owner's chain, so nobody else notes the same meanwhile.
+    """
+    fresh = set(versions) - over(connection, owner, versions) if versions else ()
+    now = to_milliseconds(utcnow())
+    for version in fresh:
+        connection.execute(statements.END, {"of_owner": owner, "of_origin": version, "at": now})
+
+
 def promote(
     connection: Connection,
     chain: Chain,
@@ -91,14 +108,13 @@ def promote(
     overwrite: bool,
     event: AuditEvent,
 ) -> bool:
-    """Take one record over, unless that was done before; False where the owner's own one stays."""
-    origin = {"of_owner": record.owner, "of_origin": record.version}
-    if connection.execute(statements.PROMOTED, origin).first():
+    """Take one record over, unless it is over; False where the owner's own one stays."""
+    if over(connection, record.owner, [record.version]):
         return True
     found = place(connection, record)
     if found is not None and not overwrite:
         return False
-    connection.execute(statements.PROMOTE, origin | {"at": to_milliseconds(utcnow())})
+    end(connection, record.owner, [record.version])
     if found is None:
         add(connection, chain, record, event)
     else:

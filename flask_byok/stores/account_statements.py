@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import (
     Select,
+    Table,
     Update,
     bindparam,
     case,
@@ -59,12 +60,14 @@ STILL_EXPIRED = select(credentials).where(
 )
 
 
-def _confine(query: Select[Any], owners: Owners) -> Select[Any]:
+def confine(query: Select[Any], owners: Owners, table: Table = credentials) -> Select[Any]:
+    """Return a query of what these owners have in a table with their name and its tier."""
     if owners is None:
         return query
     every = [owner for owner in owners if ":" not in owner]
     named = [owner for owner in owners if ":" in owner]
-    theirs = [column.in_(found) for column, found in ((_c.tier, every), (_c.owner, named)) if found]
+    among = ((table.c.tier, every), (table.c.owner, named))
+    theirs = [column.in_(found) for column, found in among if found]
     return query.where(or_(false(), *theirs))
 
 
@@ -96,12 +99,12 @@ def page(owners: Owners, provider: str | None) -> Select[Any]:
     query = select(credentials).where(_c.id > bindparam("after")).order_by(_c.id)
     if provider is not None:
         query = query.where(_c.provider == provider)
-    return _confine(query, owners)
+    return confine(query, owners)
 
 
 def by_id(id: str, owners: Owners) -> Select[Any]:
     """Return the statement that reads one record, if it is theirs."""
-    return _confine(select(credentials).where(_c.id == id), owners)
+    return confine(select(credentials).where(_c.id == id), owners)
 
 
 def change(names: Iterable[str]) -> Update:

@@ -111,16 +111,15 @@ class SessionStore(Protocol):
         self,
         session: SessionRef,
         identity: str,
-        before: CredentialRecord,
-        after: CredentialRecord,
+        record: CredentialRecord,
         *,
         visitor: bool = False,
     ) -> bool:
-        """Put a record in the place of one of the same version that is ``leaving`` or not as ``before`` is.
+        """Put a record in the place of the one of the same version.
 
         The verdict beside it stays, and the session is the identity's from then on. ``visitor``
-        means what the visitor left. False where the record is gone, changed, or left meanwhile,
-        and where the session is not alive; then nothing is changed.
+        means what the visitor left. False where that version is gone, and where it is ``leaving``
+        and this record is not; then it stays as it is.
         """
 
     def discard(

@@ -180,21 +180,19 @@ class RedisSessionStore:
         self,
         session: SessionRef,
         identity: str,
-        before: CredentialRecord,
-        after: CredentialRecord,
+        record: CredentialRecord,
         *,
         visitor: bool = False,
     ) -> bool:
-        """Put a record in the place of one of the same version, ``leaving`` or not as ``before`` is."""
+        """Put a record in the place of the one of the same version."""
         result = self._change(
             scripts.EXCHANGE,
             session,
             identity,
-            _names(_scope(identity, visitor), before.provider)[0],
-            encode_record(after),
-            version_mark(before.version),
-            LEAVING_MARK,
-            "leaving" if before.leaving else "",
+            _names(_scope(identity, visitor), record.provider)[0],
+            encode_record(record),
+            version_mark(record.version),
+            "" if record.leaving else LEAVING_MARK,
         )
         return bool(result == scripts.DONE)
 

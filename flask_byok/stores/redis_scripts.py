@@ -96,14 +96,13 @@ return 1
 """
 )
 
-#: Also: record field, record, what a record of its version holds, what a leaving one holds, and
-#: something if it has to be leaving.
+#: Also: record field, record, what a record of its version holds, and what it must not hold or nothing.
 EXCHANGE = Script(
     _GUARD
     + """
 local before = redis.call('HGET', key, ARGV[6])
 if not before or not string.find(before, ARGV[8], 1, true) then return 0 end
-if (string.find(before, ARGV[9], 1, true) ~= nil) ~= (ARGV[10] ~= '') then return 0 end
+if ARGV[9] ~= '' and string.find(before, ARGV[9], 1, true) then return 0 end
 redis.call('HSET', key, ARGV[6], ARGV[7])
 seen(identity)
 return 1

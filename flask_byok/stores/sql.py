@@ -134,19 +134,18 @@ class SqlSessionStore:
         self,
         session: SessionRef,
         identity: str,
-        before: CredentialRecord,
-        after: CredentialRecord,
+        record: CredentialRecord,
         *,
         visitor: bool = False,
     ) -> bool:
-        """Put a record in the place of one of the same version, ``leaving`` or not as ``before`` is."""
+        """Put a record in the place of the one of the same version."""
         values = self._guard_values(session, identity) | {
             "in_scope": _scope(identity, visitor),
-            "of_provider": before.provider,
-            "sealed": encode_record(after).decode(),
-            "mark": version_mark(before.version),
+            "of_provider": record.provider,
+            "sealed": encode_record(record).decode(),
+            "mark": version_mark(record.version),
             "leaving_mark": LEAVING_MARK,
-            "is_leaving": int(before.leaving),
+            "is_leaving": int(record.leaving),
         }
         return self._conditional(session, identity, tables.CLAIM, tables.EXCHANGE, values)
 

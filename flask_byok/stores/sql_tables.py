@@ -12,6 +12,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Double,
+    Integer,
     MetaData,
     Select,
     String,
@@ -20,10 +21,10 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
-    case,
     delete,
     false,
     insert,
+    not_,
     or_,
     select,
     true,
@@ -233,15 +234,17 @@ TAKE = delete(keys).where(
     keys.c.provider == bindparam("of_provider"),
     keys.c.record.contains(bindparam("mark")),
 )
-#: Replaces a record, if it is of that version still, and leaving or not.
+#: Replaces a record, if it is of that version still; one that is leaving by its like only.
 EXCHANGE = (
     update(keys)
     .where(
         _MINE,
         keys.c.provider == bindparam("of_provider"),
         keys.c.record.contains(bindparam("mark")),
-        case((keys.c.record.contains(bindparam("leaving_mark")), 1), else_=0)
-        == bindparam("is_leaving"),
+        or_(
+            bindparam("is_leaving", type_=Integer) == 1,
+            not_(keys.c.record.contains(bindparam("leaving_mark"))),
+        ),
     )
     .values(record=bindparam("sealed"))
 )

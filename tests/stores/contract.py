@@ -274,32 +274,32 @@ class SessionStoreContract:
             session, VISITOR if visitor else ANN, "openai", good := verdict_for(before)
         )
         after = dataclasses.replace(before, ciphertext="anew")
-        assert store.exchange(session, ANN, before, after, visitor=visitor)
+        assert store.exchange(session, ANN, after, visitor=visitor)
         view = store.read(session, ANN, SOME)
         found = view.visitor_records if visitor else view.records
         assert found == {"openai": after.with_validity(good), "groq": other}
-        strange = make_record()
-        assert not store.exchange(session, ANN, strange, strange, visitor=visitor)
-        assert not store.exchange(session, ANN, before, strange, visitor=not visitor)
+        assert not store.exchange(session, ANN, make_record(), visitor=visitor)
+        assert not store.exchange(session, ANN, before, visitor=not visitor)
         assert store.read(session, ANN, SOME) == view
 
     def test_exchange_of_what_is_leaving(self, store: SessionStore) -> None:
-        """Who has not seen that a record is leaving cannot put one in its place that is not."""
+        """What is leaving is exchanged for what is leaving as well, and for nothing else."""
         session, record = begin(store), make_record()
         record = dataclasses.replace(record, label='"leaving":true', description='\\"leaving":true')
         leaving = dataclasses.replace(record, leaving=True)
         store.write(session, ANN, record)
-        assert store.exchange(session, ANN, record, leaving)
-        assert not store.exchange(session, ANN, record, record)
+        assert store.exchange(session, ANN, record)
+        assert store.exchange(session, ANN, leaving)
+        assert not store.exchange(session, ANN, record)
         assert store.read(session, ANN, SOME).records == {"openai": leaving}
-        assert store.exchange(session, ANN, leaving, anew := dataclasses.replace(leaving, hint="h"))
+        assert store.exchange(session, ANN, anew := dataclasses.replace(leaving, hint="h"))
         assert store.read(session, ANN, SOME).records == {"openai": anew}
 
     def test_exchange_makes_the_session_ones_own(self, store: SessionStore) -> None:
         """Who exchanges what a visitor left has the session from then on; the visitor has not."""
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
-        assert store.exchange(session, ANN, record, record, visitor=True)
+        assert store.exchange(session, ANN, record, visitor=True)
         assert store.clear(session, VISITOR, ["openai"]) == []
         self.assert_ended(store, session)
 
@@ -325,10 +325,10 @@ class SessionStoreContract:
         store.write(session, ANN, record)
         assert not store.discard(session, BEN, "openai", record.version)
         self.assert_ended(store, session)
-        assert not store.exchange(session, ANN, record, record)
+        assert not store.exchange(session, ANN, record)
         session = begin(store, "sid-2")
         store.write(session, ANN, record)
-        assert not store.exchange(session, BEN, record, record)
+        assert not store.exchange(session, BEN, record)
         self.assert_ended(store, session)
 
     def test_one_of_many_discards(self, store: SessionStore) -> None:
@@ -342,7 +342,7 @@ class SessionStoreContract:
                     for _ in range(4)
                 ]
                 for _ in range(4):
-                    pool.submit(store.exchange, session, ANN, record, record)
+                    pool.submit(store.exchange, session, ANN, record)
             assert sum(each.result() for each in gone) == 1
             assert store.read(session, ANN, SOME).records == {}
 
