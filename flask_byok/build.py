@@ -247,7 +247,7 @@ def _is_ours(settings: Settings) -> bool:
 
 def _require_writable(folder: Path) -> None:
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(there, os.W_OK):
+    if not (there.is_dir() and os.access(there, os.W_OK)):
         raise ConfigurationError(
             f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
             "team and system out of BYOK_PRECEDENCE."

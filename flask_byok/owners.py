@@ -30,6 +30,10 @@ SHARED_TIERS = OPERATOR_TIERS | {Tier.TEAM}
 ACCOUNT_TIERS = frozenset({Tier.USER, Tier.TEAM, Tier.SYSTEM})
 
 
+#: Characters in the id of a user or a team: what the database has room for, less the kind in front.
+LONGEST_ID = 250
+
+
 @dataclass(frozen=True, slots=True)
 class SessionRef:
     """A server-side session as the session store knows it.

@@ -109,8 +109,9 @@ def test_check_of_an_unsafe_app(tmp_path: Path) -> None:
 def test_database_commands(tmp_path: Path, redis_url: str) -> None:
     """The tables are shown, made and upgraded by command; printing the statements runs none."""
     url = f"sqlite:///{tmp_path / 'keys.sqlite'}"
-    # With session keys elsewhere the app itself does not touch the database.
-    app = make_app(tmp_path, BYOK_DATABASE_URL=url, BYOK_REDIS=redis_url, **SAFE)
+    # With session keys elsewhere and no accounts the app itself does not touch the database.
+    elsewhere = {"BYOK_REDIS": redis_url, "BYOK_PRECEDENCE": ["session", "env"]}
+    app = make_app(tmp_path, BYOK_DATABASE_URL=url, **elsewhere, **SAFE)
     assert run(app, "db", "current").output == "tables  -\nnewest  0002\n"
     printed = run(app, "db", "sql")
     assert "CREATE TABLE byok_credentials" in printed.output

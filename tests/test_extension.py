@@ -131,6 +131,28 @@ def test_the_loader_may_return_any_id(tmp_path: Path, user: Any) -> None:
     assert (caller.user, caller.teams, caller.admin) == (str(user), ("1", "b"), True)
 
 
+@pytest.mark.parametrize("user", ["x" * 251, "a\0b"])
+def test_an_id_that_no_database_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, user: str
+) -> None:
+    """An id that cannot be stored is the host's mistake, and the log says which loader made it."""
+    app = make_app(tmp_path)
+    app.byok.owner_loader(lambda: user)
+    assert browser(app).get("/api/providers/keys").status_code == 500
+    assert "owner_loader" in caplog.text
+
+
+def test_no_place_for_accounts(tmp_path: Path, redis_url: str) -> None:
+    """Where the instance folder cannot be had and no database is set, the start says what to do."""
+    (tmp_path / "file").touch()
+    app = bare(tmp_path, BYOK_REDIS=redis_url)
+    app.instance_path = str(tmp_path / "file" / "instance")
+    with pytest.raises(ConfigurationError, match="BYOK_DATABASE_URL"):
+        BYOK(app)
+    app.config["BYOK_PRECEDENCE"] = ["session", "env"]
+    assert BYOK(app)
+
+
 def test_verbs_in_python(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     """The verbs do in views what they do over HTTP."""
     api_key = fake.api_key("openai")

@@ -282,12 +282,6 @@ def test_secret_file_locks_under_env_first(make_world: MakeWorld) -> None:
     assert world.service.resolve(Caller(), "openai").api_key == SECRET_KEY
 
 
-def test_keys_stay_in_the_session(world: World) -> None:
-    """What cannot be kept for longer is not promised to be."""
-    with pytest.raises(InvalidFieldError, match="persist"):
-        world.set(world.caller(), key(world), persist=True)
-
-
 # base URLs
 
 

@@ -167,6 +167,29 @@ def test_personal_keys_off() -> None:
 )
 def test_storage_sentence(ttl: timedelta, words: str) -> None:
     """What is promised about storage follows from the settings."""
-    sentence = storage_sentence(Settings(session_ttl=ttl), "Redis")
+    sentence = storage_sentence(Settings(session_ttl=ttl), Caller(), "Redis")
     assert "kept in Redis for this session only" in sentence
     assert f"after {words} without use" in sentence
+    assert "account" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "account stay in the database until you remove them. Each"),
+        ({"max_key_lifetime": timedelta(days=90)}, "remove them, for 90 days at most."),
+        (
+            {"precedence": (Tier.USER,)},
+            "encrypted, and kept in the database until you remove them.",
+        ),
+        ({"precedence": (Tier.SYSTEM, Tier.ENV)}, "It keeps no keys of yours."),
+        ({"precedence": (Tier.SESSION, Tier.ENV)}, "Redis for this session only"),
+    ],
+)
+def test_storage_sentence_with_an_account(changes: dict[str, Any], words: str) -> None:
+    """Somebody who is signed in is told what becomes of keys in the account, where there are any."""
+    sentence = storage_sentence(Settings(**changes), Caller(user="ann"), "Redis")
+    assert words in sentence
+    assert ("account" in sentence) is (
+        Tier.USER in (p := Settings(**changes).precedence) and len(p) > 1
+    )

@@ -12,13 +12,15 @@ from typing import Any
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.credentials import CredentialRecord, Secret, Validation
 from flask_byok.intake import NewKey
-from flask_byok.keyring import Keyring, generate_encryption_key
+from flask_byok.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.outbound import Outbound
 from flask_byok.owners import Caller, SessionRef, Tier
 from flask_byok.resolver import Resolver
+from flask_byok.sealing import new_record
 from flask_byok.service import Service
 from flask_byok.settings import Settings
 from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
 from flask_byok.stores.rates import RateLimiter, RateStorage
 from flask_byok.stores.sql import SqlSessionStore
@@ -40,12 +42,14 @@ class World:
     keyring: Keyring = field(default_factory=lambda: Keyring(generate_encryption_key()))
     catalog: Catalog = field(default_factory=Catalog)
     events: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-    #: A store to use instead of the database.
+    #: A store for sessions to use instead of the database.
     other_store: Any = None
+    #: Where sessions and accounts are kept; a file in the directory where it is left out.
+    database_url: str = ""
 
     def __post_init__(self) -> None:
         self.store = SqlSessionStore(
-            f"sqlite:///{self.directory / 'byok.sqlite'}",
+            self.database_url or f"sqlite:///{self.directory / 'byok.sqlite'}",
             ttl=timedelta(hours=1),
             max_age=timedelta(days=1),
         )
@@ -93,6 +97,22 @@ class World:
         assert caller.session is not None
         changed = dataclasses.replace(self.record(caller, provider), **changes)
         self.store.write(caller.session, caller.identity, changed)
+
+    def keep(
+        self, owner: str, api_key: str, provider: str = "openai", slot: str = "", **facts: Any
+    ) -> CredentialRecord:
+        """Store a key in the database for an owner, as an admin does for teams and the system."""
+        spec = self.catalog.get(provider)
+        context = Context("account", owner, spec.id, slot)
+        record = new_record(
+            self.keyring, context, spec, {"api_key": Secret(api_key)}, None, **facts
+        )
+        return self.accounts.put(record, AuditEvent("cli", "set"))
+
+    def logged(self, owner: str) -> list[tuple[str, str, str]]:
+        """Return actor, action and outcome of what the audit log has in an owner's chain, oldest first."""
+        entries = sorted(self.accounts.audit.entries(owner), key=lambda entry: entry.number)
+        return [(e.event.actor, e.event.action, e.event.outcome) for e in entries]
 
     def names(self) -> list[str]:
         """Return the names of the events so far."""

@@ -12,7 +12,7 @@ from flask import Flask, Response, current_app, has_request_context, request
 
 from ..credentials import Credential
 from ..errors import ConfigurationError, StoreError
-from ..owners import Caller, SessionRef, identity_of
+from ..owners import LONGEST_ID, Caller, SessionRef, identity_of
 from ..service import Service
 from ..settings import Settings
 from .sessions import SessionBinding
@@ -107,7 +107,16 @@ def user_of(loaders: Loaders) -> str | None:
     """Return the signed-in user's id as the host tells it, or None."""
     user: Any = loaders.owner()
     # Hosts write "current_user.is_authenticated and current_user.id".
-    return None if user is None or user is False or user == "" else str(user)
+    return None if user is None or user is False or user == "" else _id(user, "owner_loader")
+
+
+def _id(returned: Any, loader: str) -> str:
+    text = str(returned)
+    if len(text) > LONGEST_ID or "\0" in text:
+        raise ConfigurationError(
+            f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, and no NUL."
+        )
+    return text
 
 
 def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
@@ -119,7 +128,7 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
     return Caller(
         user=user,
         session=session,
-        teams=tuple(map(str, state.loaders.team())),
+        teams=tuple(_id(team, "team_loader") for team in state.loaders.team()),
         admin=bool(state.loaders.admin()),
         address=address,
         request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),

@@ -34,7 +34,7 @@ REFUSED_BODIES = [
     ('{"provider": "openai", "fields": {"other": "k-12345678"}}', 422, "invalid_field"),
     ('{"provider": "openai", "api_key": "k-12345678", "fields": {}}', 422, "invalid_field"),
     ('{"provider": "openai", "api_key": "k-12345678", "owner": "user:a"}', 422, "invalid_field"),
-    ('{"provider": "openai", "api_key": "k-12345678", "persist": true}', 422, "invalid_field"),
+    ('{"provider": "openai", "api_key": "k-12345678", "persist": true}', 401, "owner_required"),
     ('{"provider": "openai", "api_key": "k-12345678", "label": "a\\nb"}', 422, "invalid_field"),
     (
         '{"provider": "openai", "api_key": "k-12345678", "label": "' + "x" * 101 + '"}',

@@ -1,0 +1,284 @@
+"""The verbs where keys are kept in accounts, on SQLite and on PostgreSQL; no Flask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from flask_byok.credentials import Verdict, utcnow
+from flask_byok.errors import (
+    ByokError,
+    InvalidFieldError,
+    KeyRefusedError,
+    MissingCredentialError,
+    OwnerRequiredError,
+    ProviderLockedError,
+    RejectedCredentialError,
+)
+from flask_byok.testing import FakeProviders
+from tests.worlds import World
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Name an empty database."""
+    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    return str(request.getfixturevalue(name))
+
+
+class Worlds:
+    """Makes worlds on one database, with other settings each."""
+
+    def __init__(self, directory: Path, fake: FakeProviders, url: str) -> None:
+        self._parts = (directory, fake, url)
+        self.made: list[World] = []
+
+    def __call__(self, environ: dict[str, str] | None = None, **config: Any) -> World:
+        directory, fake, url = self._parts
+        self.made.append(World(directory, fake, config, environ or {}, database_url=url))
+        return self.made[-1]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, fake: FakeProviders, url: str) -> Iterator[Worlds]:
+    """Make worlds on the database."""
+    worlds = Worlds(tmp_path, fake, url)
+    yield worlds
+    for world in worlds.made:
+        world.store.engine.dispose()
+
+
+@pytest.fixture
+def world(make_world: Worlds) -> World:
+    """Make a world with default settings."""
+    return make_world()
+
+
+def key(world: World, owner: str, behaviour: str = "good") -> str:
+    """Return a key of somebody's that the fake provider treats so."""
+    return world.fake.api_key("openai", behaviour, owner)
+
+
+# set
+
+
+def test_a_kept_key_outlives_the_session(world: World) -> None:
+    """What is kept in the account serves in every session of that user, and in nobody else's."""
+    status, _ = world.set(world.caller("ann"), key(world, "ann"), persist=True, label="work")
+    assert (status["source"], status["label"], status["tiers"]) == ("user", "work", ["user"])
+    elsewhere = world.caller("ann", "sid-2")
+    credential = world.service.resolve(elsewhere, "openai")
+    assert credential.api_key == key(world, "ann")
+    assert (credential.source, credential.owner) == ("user", "user:ann")
+    for other in (world.caller("bob", "sid-3"), world.caller(None, "sid-4")):
+        with pytest.raises(MissingCredentialError):
+            world.service.resolve(other, "openai")
+
+
+def test_a_kept_key_takes_the_place_of_the_sessions(world: World) -> None:
+    """A key that is kept in the account is used at once, though the session had one that would come first."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "before"))
+    status, _ = world.set(ann, key(world, "after"), persist=True)
+    assert status["tiers"] == ["user"]
+    assert world.service.resolve(ann, "openai").api_key == key(world, "after")
+
+
+def test_visitors_have_no_account(world: World) -> None:
+    """A visitor who asks to keep a key is told to sign in, and nothing is stored."""
+    visitor = world.caller()
+    with pytest.raises(OwnerRequiredError):
+        world.set(visitor, key(world, "x"), persist=True)
+    assert world.status(visitor)["has_key"] is False
+
+
+def test_no_accounts_here(make_world: Worlds) -> None:
+    """Where the lookup order has no tier for accounts, what asks for one is refused."""
+    world = make_world(BYOK_PRECEDENCE=["session", "env"])
+    with pytest.raises(InvalidFieldError, match="persist"):
+        world.set(world.caller("ann"), key(world, "ann"), persist=True)
+
+
+def test_accounts_only(make_world: Worlds) -> None:
+    """Where the lookup order has accounts and no session, every key is kept in the account."""
+    world = make_world(BYOK_PRECEDENCE=["user", "env"])
+    status, _ = world.set(world.caller("ann"), key(world, "ann"))
+    assert (status["source"], status["can_override"]) == ("user", True)
+    visitor = world.caller(None, "sid-2")
+    assert world.status(visitor)["can_override"] is False
+    with pytest.raises(OwnerRequiredError):
+        world.set(visitor, key(world, "x"))
+
+
+# shared keys
+
+
+def test_shared_keys_serve_in_order(world: World) -> None:
+    """The user's own key comes before the team's, the first team's before the second's, and the system's last."""
+    world.keep("system", key(world, "system"))
+    assert used(world, world.caller("ann")) == ("system", key(world, "system"))
+    world.keep("team:b", key(world, "team-b"))
+    ann = world.caller("ann", teams=("a", "b"))
+    assert used(world, ann) == ("team", key(world, "team-b"))
+    world.keep("team:a", key(world, "team-a"))
+    assert used(world, ann) == ("team", key(world, "team-a"))
+    world.set(ann, key(world, "ann"), persist=True)
+    assert used(world, ann) == ("user", key(world, "ann"))
+    assert world.status(ann)["tiers"] == ["user", "team", "system"]
+    assert used(world, world.caller("bob", "sid-2", teams=("b",)))[1] == key(world, "team-b")
+    assert used(world, world.caller(None, "sid-3"))[0] == "system"
+
+
+def used(world: World, caller: Any) -> tuple[str, str]:
+    """Return the tier and the key that serve somebody."""
+    credential = world.service.resolve(caller, "openai")
+    return str(credential.source), credential.api_key
+
+
+def test_a_shared_key_shows_that_it_is_there(world: World) -> None:
+    """Of a team's or the system's key a member sees the tier and nothing else."""
+    world.keep("system", key(world, "system"), label="paid by us")
+    status = world.status(world.caller("ann"))
+    assert (status["source"], status["has_key"], status["can_override"]) == ("system", True, True)
+    assert {status[name] for name in ("hint", "label", "created_at", "validity")} == {None}
+
+
+def test_slots_come_in_order(world: World) -> None:
+    """Of several keys for one provider the first slot serves, and the next one where that is expired."""
+    soon = utcnow() + timedelta(milliseconds=100)
+    world.keep("user:ann", key(world, "first"), expires_at=soon)
+    world.keep("user:ann", key(world, "second"), slot="2")
+    ann = world.caller("ann")
+    while utcnow() < soon:
+        assert used(world, ann)[1] in (key(world, "first"), key(world, "second"))
+    assert used(world, ann) == ("user", key(world, "second"))
+    assert world.status(ann)["tiers"] == ["user"]
+
+
+def test_a_shared_key_that_comes_first_locks(make_world: Worlds) -> None:
+    """Where a shared tier comes before the personal ones, a key there locks the provider."""
+    world = make_world(BYOK_PRECEDENCE=["team", "session", "user"])
+    member, other = world.caller("ann", teams=("a",)), world.caller("bob", "sid-2")
+    world.keep("team:a", key(world, "team"))
+    assert (world.status(member)["locked"], world.status(other)["locked"]) == (True, False)
+    with pytest.raises(ProviderLockedError):
+        world.set(member, key(world, "ann"))
+    world.set(other, key(world, "bob"))
+
+
+def test_a_key_that_would_not_be_used_is_not_taken(make_world: Worlds) -> None:
+    """With a shared key between the personal tiers, only the tier before it takes keys."""
+    world = make_world(BYOK_PRECEDENCE=["user", "system", "session"])
+    world.keep("system", key(world, "system"))
+    ann = world.caller("ann")
+    assert world.status(ann)["locked"] is False
+    with pytest.raises(ProviderLockedError):
+        world.set(ann, key(world, "ann"))
+    world.set(ann, key(world, "ann"), persist=True)
+    assert used(world, ann)[0] == "user"
+
+
+# clear
+
+
+@pytest.mark.parametrize(
+    ("tier", "cleared", "left"),
+    [
+        ("session", ["session"], ["user"]),
+        ("user", ["user"], ["session"]),
+        ("all", ["session", "user"], []),
+    ],
+)
+def test_clear_says_where(world: World, tier: str, cleared: list[str], left: list[str]) -> None:
+    """Clearing deletes in the tier that is asked for, in all slots, and says where something was."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "account"), persist=True)
+    world.keep("user:ann", key(world, "second"), slot="2")
+    world.keep("user:bob", key(world, "bob"))
+    world.set(ann, key(world, "session"))
+    assert world.service.clear(ann, "openai", tier)[0] == cleared
+    assert world.status(ann)["tiers"] == left
+    assert world.service.clear(ann, "openai", tier)[0] == []
+    assert used(world, world.caller("bob", "sid-2"))[1] == key(world, "bob")
+
+
+# verdicts
+
+
+def test_a_check_is_kept_beside_the_key(world: World) -> None:
+    """The verdict on a kept key is stored with its version, and another key forgets it."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "ann"), persist=True, validate="off")
+    assert world.status(ann)["validity"] is None
+    assert world.service.validate(ann, "openai").verdict == Verdict.VALID
+    assert world.status(ann)["validity"]["verdict"] == "valid"
+    world.set(ann, key(world, "other"), persist=True, validate="off")
+    assert world.status(ann)["validity"] is None
+
+
+def test_a_refusal_in_use_marks_a_shared_key(world: World) -> None:
+    """A system key that its provider refuses in real use is marked for everybody."""
+    world.keep("system", key(world, "system", "bad"))
+    provider = world.service.provider(world.caller("ann"), "openai")
+    with pytest.raises(RejectedCredentialError):
+        list(provider.stream_chat([{"role": "user", "content": "hello"}]))
+    bob = world.caller("bob", "sid-2")
+    assert world.status(bob)["state"] == "rejected"
+    with pytest.raises(RejectedCredentialError):
+        world.service.resolve(bob, "openai")
+
+
+# audit
+
+
+def test_the_log_tells_what_people_do(world: World) -> None:
+    """Whatever somebody signed in does with keys is in the chain of the keys' owner, with its outcome and no key."""
+    ann = world.caller("ann", request_id="r-1")
+    world.set(ann, key(world, "ann"), persist=True)
+    world.set(ann, key(world, "session"))
+    with pytest.raises(KeyRefusedError):
+        world.set(ann, key(world, "ann", "bad"))
+    world.service.validate(ann, "openai")
+    world.service.clear(ann, "openai")
+    actions = [("set", "done"), ("set", "done"), ("set", "invalid"), ("validate", "valid")]
+    actions += [("clear", "done"), ("clear", "done")]
+    assert world.logged("user:ann") == [("user:ann", *action) for action in actions]
+    entries = world.accounts.audit.entries("user:ann")
+    assert {entry.event.request_id for entry in entries} == {"r-1"}
+    assert len({e.event.fingerprint for e in entries if e.event.action == "set"}) == 3
+    assert "sk-" not in repr(entries)
+    assert world.accounts.audit.verify() == []
+
+
+def test_visitors_are_not_logged(world: World) -> None:
+    """What a visitor does in a session is in no log: there is nobody to name."""
+    visitor = world.caller()
+    world.set(visitor, key(world, "x"))
+    world.service.validate(visitor, "openai")
+    world.service.clear(visitor, "openai")
+    assert world.accounts.audit.entries() == []
+
+
+def test_a_member_who_checks_the_systems_key(world: World) -> None:
+    """A check of a shared key is in the chain of that key, under the name of who asked."""
+    world.keep("system", key(world, "system"))
+    world.service.validate(world.caller("ann"), "openai")
+    assert world.logged("system") == [("cli", "set", "done"), ("user:ann", "validate", "valid")]
+
+
+def test_nothing_is_done_that_cannot_be_logged(world: World) -> None:
+    """Without the log, somebody's session key is neither stored nor cleared."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "before"))
+    with world.store.engine.begin() as connection:
+        connection.execute(text("ALTER TABLE byok_audit RENAME TO away"))
+    with pytest.raises(ByokError):
+        world.set(ann, key(world, "after"))
+    with pytest.raises(ByokError):
+        world.service.clear(ann, "openai", "session")
+    assert world.record(ann).hint[-4:] == key(world, "before")[-4:]
