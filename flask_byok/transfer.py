@@ -93,13 +93,10 @@ def export_keys(
     sealed: SealedWriter,
     *,
     owner: str | None = None,
-    progress: Callable[[int], object] = int,
 ) -> Exported:
     """Write all accounts' keys, or one owner's, into a sealed file, and close it.
 
     The audit log has it first: once for ``system``, and for each owner before the first of their keys.
-
-    :param progress: called with a number of keys more that are done.
     """
     event = AuditEvent("cli", "export")
     accounts.audit.note("system", event)
@@ -110,7 +107,6 @@ def export_keys(
                 accounts.audit.note(record.owner, event)
                 noted.add(record.owner)
             _export(keyring, record, sealed, result)
-        progress(len(page))
     sealed.close()
     return result
 
@@ -158,7 +154,10 @@ class Importer:
         self._dry_run = dry_run
 
     def run(self, keys: Iterable[MovedKey], progress: Callable[[int], object] = int) -> Imported:
-        """Take in all these keys, and return what became of them."""
+        """Take in all these keys, and return what became of them.
+
+        :param progress: called with how many are done.
+        """
         if not self._dry_run:
             self._accounts.audit.note("system", AuditEvent("cli", "import"))
         waiting = iter(keys)
@@ -166,7 +165,7 @@ class Importer:
             present = self._present(batch)
             for key in batch:
                 self._take(key, present)
-            progress(len(batch))
+            progress(self.result.total)
         return self.result
 
     def _present(self, batch: list[MovedKey]) -> dict[Place, MovedKey | None]:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from flask.cli import AppGroup
-
+from .common import Commands
 from .database import database
+from .keys import clear_key, list_keys, set_key
 from .settings import check, generate_key, providers
+from .transfer import export_file, import_environment, import_file
 
-byok = AppGroup("byok", help="Manage the API keys that people bring.")
-for command in (generate_key, providers, check, database):
+byok = Commands("byok", help="Manage the API keys that people bring.")
+for command in (
+    generate_key,
+    providers,
+    check,
+    database,
+    list_keys,
+    set_key,
+    clear_key,
+    import_environment,
+    export_file,
+    import_file,
+):
     byok.add_command(command)

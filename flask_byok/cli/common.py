@@ -1,0 +1,56 @@
+"""What the commands share: errors as one sentence, the accounts, and texts that are safe to show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+from flask.cli import AppGroup
+
+from ..errors import ByokError, StoreError
+from ..web.state import ByokState, get_state
+
+if TYPE_CHECKING:
+    from ..stores.accounts import AccountStore
+
+_ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
+_AWAY = "The database or Redis does not answer, or refuses. Run this again once it does."
+
+
+class Commands(AppGroup):
+    """Ends every command that fails with a sentence and status 1, instead of a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except StoreError:
+            raise click.ClickException(_AWAY) from None
+        except ByokError as error:
+            raise click.ClickException(str(error)) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command; what was typed instead of one may be a key, and is not repeated."""
+        if args and self.get_command(ctx, args[0]) is None:
+            ctx.fail("There is no such command.")
+        return super().resolve_command(ctx, args)
+
+
+def require_accounts() -> tuple[ByokState, AccountStore]:
+    """Return the app's state and its accounts, which answer and open with the encryption key.
+
+    :raises click.ClickException: there are none.
+    """
+    state = get_state()
+    accounts = state.service.accounts
+    if accounts is None:
+        raise click.ClickException(_ACCOUNTS_OFF)
+    accounts.canary.secret()
+    return state, accounts
+
+
+def printable(text: str) -> str:
+    """Return a text that cannot steer the terminal: ids are the host's users' own."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

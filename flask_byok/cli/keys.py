@@ -1,0 +1,238 @@
+"""Accounts' keys: ``flask byok list|set|clear``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+from flask.cli import with_appcontext
+
+from ..credentials import CredentialRecord, isoformat, utcnow
+from ..errors import KeyExistsError, KeyRefusedError, UnreadableCredentialError
+from ..intake import read_expiry, read_typed
+from ..keyring import Context, Keyring
+from ..owners import Caller
+from ..sealing import new_record, open_record
+from ..settings import Settings, ValidateOnSet
+from ..stores.base import AuditEvent
+from .common import printable, require_accounts
+from .typed import (
+    QuietCommand,
+    find_provider,
+    moment,
+    owner_word,
+    read_fields,
+    slot_word,
+    word,
+)
+
+if TYPE_CHECKING:
+    from ..stores.accounts import AccountStore
+
+_COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
+_WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
+_PAGE = 200
+
+_validate_word = word("off|warn|require", "'off', 'warn' or 'require'")
+
+
+@click.command("list", cls=QuietCommand)
+@click.option(
+    "--owner",
+    callback=owner_word,
+    metavar="OWNER",
+    help="Only of 'system', 'user:<id>' or 'team:<id>'.",
+)
+@click.option("--provider", help="Only for this provider.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
+@with_appcontext
+def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
+    """List the stored keys of users, teams and the system; never a key itself."""
+    state, accounts = require_accounts()
+    wanted = None if provider is None else find_provider(state, provider).id
+    if not as_json:
+        _print_row(_COLUMNS)
+    for record in _records(accounts, owner, wanted):
+        row = _row(state.service.keyring, record)
+        if as_json:
+            click.echo(msgspec.json.encode(row))
+        else:
+            _print_row(_shown(row))
+
+
+@click.command("set", cls=QuietCommand)
+@click.argument("provider")
+@click.option(
+    "--owner",
+    callback=owner_word,
+    metavar="OWNER",
+    default="system",
+    show_default=True,
+    help="Whose it is to be.",
+)
+@click.option(
+    "--slot", callback=slot_word, metavar="SLOT", help="Name of a second key for this provider."
+)
+@click.option("--label", help="What it is called.")
+@click.option(
+    "--expires", callback=moment, metavar="TIME", help="When it ends, such as 2030-01-31T00:00:00Z."
+)
+@click.option("--replace", is_flag=True, help="Put it in the place of the one that is there.")
+@click.option(
+    "--validate",
+    callback=_validate_word,
+    metavar="off|warn|require",
+    help="How strictly to check it.",
+)
+@with_appcontext
+def set_key(
+    provider: str,
+    owner: str,
+    slot: str | None,
+    label: str | None,
+    expires: datetime | None,
+    replace: bool,
+    validate: ValidateOnSet | None,
+) -> None:
+    """Store a key. It is asked for, or read from stdin where that is no terminal.
+
+    A provider with several fields has a JSON object on stdin.
+    """
+    state, accounts = require_accounts()
+    spec, settings = find_provider(state, provider), state.settings
+    expires_at = read_expiry(expires, spec, settings)
+    typed = read_typed(spec, read_fields(spec), None, settings)
+    try:
+        validation = state.service.verdicts.before_set(Caller(), spec, typed, validate)
+    except KeyRefusedError as error:
+        raise click.ClickException(f"The key was not saved. {error}") from None
+    context = Context("account", owner, spec.id, slot or "")
+    record = new_record(
+        state.service.keyring,
+        context,
+        spec,
+        typed.fields,
+        typed.base_url,
+        label=label,
+        expires_at=expires_at,
+        validation=validation,
+    )
+    event = AuditEvent("cli", "set", fingerprint=accounts.audit.fingerprint(typed.fields))
+    _store(accounts, record, event, replace=replace)
+    click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
+    if validation is not None:
+        click.echo(f"{validation.verdict}: {validation.reason}")
+    _warn_if_unused(settings, owner)
+
+
+@click.command("clear", cls=QuietCommand)
+@click.argument("provider")
+@click.option(
+    "--owner",
+    callback=owner_word,
+    metavar="OWNER",
+    default="system",
+    show_default=True,
+    help="Whose it is.",
+)
+@click.option("--slot", callback=slot_word, metavar="SLOT", help="Only this one of several keys.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@with_appcontext
+def clear_key(provider: str, owner: str, slot: str | None, yes: bool) -> None:
+    """Delete the stored keys for a provider."""
+    state, accounts = require_accounts()
+    # One that was switched off may have left keys.
+    name = state.service.catalog.get(provider).id if provider in state.service.catalog else provider
+    found = accounts.find([owner], [name])
+    if name not in state.service.catalog and not found:
+        find_provider(state, provider)
+    if slot is not None:
+        found = [record for record in found if record.slot == slot]
+    if not found:
+        click.echo("There is no such key.")
+        return
+    _confirm(found, yes)
+    event = AuditEvent("cli", "clear")
+    if slot is None:
+        accounts.clear(owner, [name], event)
+    else:
+        accounts.delete(found[0].id, [owner], event)
+    click.echo(f"Cleared {', '.join(record.hint for record in found)}.")
+
+
+def _store(
+    accounts: AccountStore, record: CredentialRecord, event: AuditEvent, *, replace: bool
+) -> None:
+    try:
+        (accounts.put if replace else accounts.create)(record, event)
+    except KeyExistsError:
+        raise click.ClickException(
+            "There is a key already, which stays: --replace puts another in its place."
+        ) from None
+
+
+def _warn_if_unused(settings: Settings, owner: str) -> None:
+    tier = owner.partition(":")[0]
+    if tier not in settings.precedence:
+        click.echo(f"It is not used: BYOK_PRECEDENCE does not name {tier}.", err=True)
+
+
+def _confirm(found: list[CredentialRecord], yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.ClickException("Nobody can be asked here: give --yes to delete it.")
+    hints = ", ".join(record.hint for record in found)
+    click.confirm(f"Delete {hints}?", abort=True, err=True)
+
+
+def _records(
+    accounts: AccountStore, owner: str | None, provider: str | None
+) -> Iterator[CredentialRecord]:
+    owners = None if owner is None else [owner]
+    after: str | None = ""
+    while after is not None:
+        page, after = accounts.page(owners, after=after, limit=_PAGE, provider=provider)
+        yield from page
+
+
+def _row(keyring: Keyring, record: CredentialRecord) -> dict[str, Any]:
+    return {
+        "id": record.id,
+        "owner": record.owner,
+        "provider": record.provider,
+        "slot": record.slot,
+        "label": record.label,
+        "description": record.description,
+        "hint": record.hint,
+        "active": record.active,
+        "state": _state(keyring, record),
+        "expires_at": isoformat(record.expires_at),
+        "created_at": isoformat(record.created_at),
+        "updated_at": isoformat(record.updated_at),
+        "last_used_at": isoformat(record.last_used_at),
+        "usage_count": record.usage_count,
+        "version": record.version,
+    }
+
+
+def _state(keyring: Keyring, record: CredentialRecord) -> str:
+    try:
+        open_record(keyring, "account", record.owner, record)
+    except UnreadableCredentialError:
+        return "unreadable"
+    return record.state(utcnow())
+
+
+def _shown(row: dict[str, Any]) -> tuple[str, ...]:
+    names = ("id", "owner", "provider", "slot", "hint", "state", "expires_at")
+    return *(printable(row[name] or "-") for name in names), str(row["usage_count"])
+
+
+def _print_row(cells: tuple[str, ...]) -> None:
+    padded = (f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
+    click.echo("  ".join(padded).rstrip())

@@ -1,0 +1,223 @@
+"""Moving in and out: ``flask byok import-env|export|import``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+from flask.cli import with_appcontext
+
+from ..environment import Found, find_keys, store_key
+from ..owners import Tier
+from ..passphrase import SealedReader, SealedWriter
+from ..settings import Settings
+from ..stores.operator import EnvironmentKeys, SecretFileKeys
+from ..transfer import Imported, Importer, export_keys, read_keys
+from .common import printable, require_accounts
+from .progress import steps
+from .typed import QuietCommand, owner_word, read_passphrase, word
+
+#: Whoever has the file can try passphrases for years.
+SHORTEST_PASSPHRASE = 12
+
+
+@click.command("import-env", cls=QuietCommand)
+@click.option(
+    "--owner",
+    callback=owner_word,
+    metavar="OWNER",
+    default="system",
+    show_default=True,
+    help="Whose to make them.",
+)
+@click.option("--replace", is_flag=True, help="Put them in the place of different ones.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@with_appcontext
+def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
+    """Copy the operator's keys from environment variables and secret files into the database."""
+    state, accounts = require_accounts()
+    settings, keyring = state.settings, state.service.keyring
+    specs = list(state.service.catalog)
+    everything = list(find_keys(accounts, keyring, specs, _sources(settings), owner))
+    stored = {}
+    for found in everything:
+        wanted = found.kind == "new" or (found.kind == "different" and replace)
+        done = wanted and (
+            dry_run or store_key(accounts, keyring, settings, found, owner, replace=replace)
+        )
+        if done or found.kind == "same":
+            stored[found.spec.id] = found.fields
+        _print_found(found, done=done, dry_run=dry_run)
+    removable = [each.name for each in everything if each.fields == stored.get(each.spec.id)]
+    _print_removable(removable, settings, owner, dry_run=dry_run)
+    if any(each.kind == "unusable" for each in everything):
+        raise click.exceptions.Exit(1)
+
+
+@click.command("export", cls=QuietCommand)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--owner",
+    callback=owner_word,
+    metavar="OWNER",
+    help="Only the keys of 'system', 'user:<id>' or 'team:<id>'.",
+)
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@with_appcontext
+def export_file(file: Path, owner: str | None, force: bool) -> None:
+    """Write the stored keys to a file that is sealed with a passphrase.
+
+    The passphrase is asked for, or read from stdin where that is no terminal.
+    """
+    state, accounts = require_accounts()
+    if file.exists() and not force:
+        raise click.ClickException("There is such a file already: --force writes over it.")
+    passphrase = read_passphrase(twice=True)
+    if len(passphrase) < SHORTEST_PASSPHRASE:
+        raise click.ClickException(
+            f"A passphrase has {SHORTEST_PASSPHRASE} characters or more: several words are best."
+        )
+    with _new_file(file, force=force) as written:
+        sealed = SealedWriter(written, passphrase)
+        result = export_keys(accounts, state.service.keyring, sealed, owner=owner)
+    click.echo(f"Exported {_keys(result.keys)}.")
+    for place in result.unreadable:
+        click.echo(f"left out, as it does not open: {printable(' '.join(place))}", err=True)
+    if result.unreadable:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("import", cls=QuietCommand)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--on-conflict",
+    callback=word("keep|replace", "'keep' or 'replace'"),
+    metavar="keep|replace",
+    default="keep",
+    show_default=True,
+    help="What to do where a different key is stored.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@with_appcontext
+def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
+    """Store the keys of a file that 'flask byok export' has written.
+
+    The passphrase is asked for, or read from stdin where that is no terminal. If this is interrupted, run it again.
+    """
+    state, accounts = require_accounts()
+    importer = Importer(
+        accounts,
+        state.service.keyring,
+        state.service.catalog,
+        state.settings,
+        replace=on_conflict == "replace",
+        dry_run=dry_run,
+    )
+    with _opened(file) as source:
+        sealed = SealedReader(source, read_passphrase(twice=False))
+        total = sum(1 for _ in read_keys(sealed))  # all of it opens before any of it is stored
+        _import(importer, sealed, total)
+    _print_imported(importer.result, dry_run=dry_run)
+
+
+def _import(importer: Importer, sealed: SealedReader, total: int) -> None:
+    try:
+        with steps("Importing", total) as shown:
+            importer.run(read_keys(sealed), shown.reach)
+    except KeyboardInterrupt:
+        raise click.ClickException(
+            f"Interrupted: {_keys(importer.result.total)} of {total:,} are done. Run it again to go on."
+        ) from None
+
+
+def _sources(settings: Settings) -> Sequence[EnvironmentKeys | SecretFileKeys]:
+    """Return where the operator's keys are, in the order in which they serve."""
+    both: dict[Tier, EnvironmentKeys | SecretFileKeys] = {
+        Tier.SECRET: SecretFileKeys(settings.secrets_dir),
+        Tier.ENV: EnvironmentKeys(),
+    }
+    order = dict.fromkeys([*settings.precedence, *both])
+    return [both[tier] for tier in order if tier in both]
+
+
+def _print_found(found: Found, *, done: bool, dry_run: bool) -> None:
+    said = {
+        "new": "would be added" if dry_run else "added",
+        "different": "would be replaced" if dry_run else "replaced",
+        "same": "unchanged",
+        "shadowed": "not copied: another one for this provider comes first",
+        "unusable": found.problem,
+    }[found.kind]
+    if found.kind in ("new", "different") and not done:
+        said = "kept: a different key is stored; --replace puts this one in its place"
+    name = f"{found.name} ({found.tier})"
+    click.echo(f"{found.spec.id:<12}  {name:<32}  {found.hint:<16}  {said}")
+
+
+def _print_removable(names: list[str], settings: Settings, owner: str, *, dry_run: bool) -> None:
+    if not names:
+        click.echo("Nothing can be removed.")
+        return
+    click.echo(f"Can be removed {'afterwards' if dry_run else 'now'}: {', '.join(names)}")
+    tier, order = owner.partition(":")[0], list(settings.precedence)
+    click.echo(f"Keys are looked for in this order: {', '.join(order)}.")
+    if tier not in order:
+        click.echo(f"{tier} is not among them: remove nothing before BYOK_PRECEDENCE names it.")
+        return
+    first = [each for each in order[: order.index(Tier(tier))] if each in (Tier.SECRET, Tier.ENV)]
+    if first:
+        click.echo(
+            f"{' and '.join(first)} before {tier}: what is stored serves once these are gone."
+        )
+    else:
+        click.echo(f"{tier} before secret files and variables: what is stored serves already.")
+
+
+def _print_imported(result: Imported, *, dry_run: bool) -> None:
+    click.echo(
+        f"{'Would have added' if dry_run else 'Added'} {result.added}, replaced {result.replaced}; "
+        f"unchanged {result.unchanged}, kept though different {result.kept}."
+    )
+    for (provider, problem), count in sorted(result.left_out.items()):
+        click.echo(f"left out: {_keys(count)} for {printable(provider)}: {problem}", err=True)
+    if result.left_out:
+        raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _new_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
+    """Open a file that takes its name when it is whole, and that its owner alone may read."""
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            # A link fails where somebody has made such a file meanwhile.
+            (os.replace if force else os.link)(name, path)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(name)
+    except OSError as error:
+        raise click.ClickException(f"The file cannot be written: {error.strerror}.") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            if not file.seekable():
+                raise click.ClickException("The file is read twice: give one on a disk.")
+            yield file
+    except OSError as error:
+        raise click.ClickException(f"The file cannot be read: {error.strerror}.") from None
+
+
+def _keys(count: int) -> str:
+    return "1 key" if count == 1 else f"{count:,} keys"
