@@ -50,6 +50,7 @@ class Settings:
     validate_on_set: ValidateOnSet = "warn"
     promote: Promote = "ask"
     max_key_lifetime: timedelta | None = None
+    keys_per_provider: int = 1
     fallback_on: frozenset[FallbackReason] = frozenset()
     on_store_failure: StoreFailure = "fail"
     allow_custom_providers: bool = False
@@ -88,6 +89,7 @@ class Settings:
             validate_on_set=read.choice("VALIDATE_ON_SET", "warn", get_args(ValidateOnSet)),
             promote=read.choice("PROMOTE", "ask", get_args(Promote)),
             max_key_lifetime=read.duration("MAX_KEY_LIFETIME", None),
+            keys_per_provider=read.whole_number("KEYS_PER_PROVIDER", 1, least=1),
             fallback_on=read.fallback_on(),
             on_store_failure=read.choice("ON_STORE_FAILURE", "fail", get_args(StoreFailure)),
             allow_custom_providers=read.flag("ALLOW_CUSTOM_PROVIDERS"),
@@ -148,10 +150,12 @@ class _Reader:
             raise ConfigurationError(f"BYOK_{name} is {value!r}; use True or False.")
         return value
 
-    def whole_number(self, name: str, default: int) -> int:
+    def whole_number(self, name: str, default: int, *, least: int = 0) -> int:
         value = self.config.get(f"BYOK_{name}", default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ConfigurationError(f"BYOK_{name} is {value!r}; use a whole number from 0 up.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ConfigurationError(
+                f"BYOK_{name} is {value!r}; use a whole number from {least} up."
+            )
         return value
 
     def duration(self, name: str, default: Any) -> Any:
