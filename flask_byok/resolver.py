@@ -96,9 +96,16 @@ class Resolver:
         mine = PERSONAL_TIERS if caller.authenticated else (Tier.SESSION,)
         return [tier for tier in mine if tier in self._settings.precedence]
 
-    def locked(self, caller: Caller, spec: ProviderSpec, candidates: Iterable[Candidate]) -> bool:
-        """Say whether no key of the caller's own counts: set so, or because a shared one comes before any."""
-        return self._locked(spec, candidates, self.personal_tiers(caller))
+    def locked(
+        self,
+        caller: Caller,
+        spec: ProviderSpec,
+        candidates: Iterable[Candidate],
+        tier: Tier | None = None,
+    ) -> bool:
+        """Say whether no key of the caller's own counts, or none in that tier: set so, or for a shared one before it."""
+        personal = self.personal_tiers(caller) if tier is None else [tier]
+        return self._locked(spec, candidates, personal)
 
     def locked_for(self, caller: Caller, spec: ProviderSpec, tier: Tier | None = None) -> bool:
         """Say the same, or that of one personal tier, asking only the tiers that can lock."""
@@ -144,7 +151,7 @@ class Resolver:
 
     def _of(self, tier: Tier, spec: ProviderSpec, found: Found) -> Iterator[Candidate]:
         if tier in OPERATOR_TIERS or not self._listed_as_locked(spec):
-            yield from (c for c in found.get(spec.id, ()) if c.tier == tier)
+            yield from found.get((tier, spec.id), ())
 
     def _ask(
         self,

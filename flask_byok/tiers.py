@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,7 +15,7 @@ from .outbound import endpoint_for
 from .owners import ACCOUNT_TIERS, Caller, Tier
 from .sealing import open_record, session_owner
 from .settings import Settings
-from .stores.base import SessionStore
+from .stores.base import SessionStore, SessionView
 from .stores.operator import OperatorKey
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Candidate:
     operator_name: str | None = None
 
 
-Found = Mapping[str, Sequence[Candidate]]
+#: What there is, by tier and provider id. Each may be gone through once; a key that nobody asks for is not opened.
+Found = Mapping[tuple[Tier, str], Iterable[Candidate]]
 
 
 class TierReader(Protocol):
@@ -50,7 +51,7 @@ class TierReader(Protocol):
         """The tiers it keeps."""
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
-        """Return what its tiers have for these providers, by provider id, in at most one round trip."""
+        """Return what its tiers have for these providers, in at most one round trip."""
 
 
 class OperatorKeys(Protocol):
@@ -82,15 +83,13 @@ class SessionTier:
         if not view.alive:
             raise SessionRequiredError
         owner = session_owner(caller.session, caller.identity)
-        found: dict[str, list[Candidate]] = {}
-        for spec in specs:
-            if record := view.records.get(spec.id):
-                candidate = self._opener.open(spec, Tier.SESSION, "session", owner, record)
-                found.setdefault(spec.id, []).append(candidate)
-            if record := view.visitor_records.get(spec.id):
-                waiting = Candidate(Tier.SESSION, "waiting", record=record)
-                found.setdefault(spec.id, []).append(waiting)
-        return found
+        return {(Tier.SESSION, spec.id): self._candidates(spec, owner, view) for spec in specs}
+
+    def _candidates(self, spec: ProviderSpec, owner: str, view: SessionView) -> Iterator[Candidate]:
+        if record := view.records.get(spec.id):
+            yield self._opener.open(spec, Tier.SESSION, "session", owner, record)
+        if record := view.visitor_records.get(spec.id):
+            yield Candidate(Tier.SESSION, "waiting", record=record)
 
 
 class AccountTiers:
@@ -110,14 +109,23 @@ class AccountTiers:
         if not owners or not specs:
             return {}
         by_id = {spec.id: spec for spec in specs}
-        records = self._store.find(list(owners), list(by_id))
-        order = {owner: place for place, owner in enumerate(owners)}
-        found: dict[str, list[Candidate]] = {}
-        for record in sorted(records, key=lambda record: order[record.owner]):
-            spec, tier = by_id[record.provider], owners[record.owner]
-            candidate = self._opener.open(spec, tier, "account", record.owner, record)
-            found.setdefault(spec.id, []).append(candidate)
-        return found
+        records: dict[tuple[Tier, str], list[CredentialRecord]] = {}
+        for record in self._store.find(list(owners), list(by_id)):
+            records.setdefault((owners[record.owner], record.provider), []).append(record)
+        order = list(owners)
+        for theirs in records.values():
+            theirs.sort(key=lambda record: order.index(record.owner))
+        return {
+            (tier, provider): self._candidates(by_id[provider], tier, theirs)
+            for (tier, provider), theirs in records.items()
+        }
+
+    def _candidates(
+        self, spec: ProviderSpec, tier: Tier, records: Iterable[CredentialRecord]
+    ) -> Iterator[Candidate]:
+        return (
+            self._opener.open(spec, tier, "account", record.owner, record) for record in records
+        )
 
 
 class _Opener:
@@ -166,7 +174,7 @@ class OperatorTier:
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the operator's keys; they are the same for every caller."""
         found = ((spec, self._candidate(spec)) for spec in specs)
-        return {spec.id: [candidate] for spec, candidate in found if candidate is not None}
+        return {(self._tier, spec.id): [one] for spec, one in found if one is not None}
 
     def _candidate(self, spec: ProviderSpec) -> Candidate | None:
         try:

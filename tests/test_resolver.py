@@ -69,7 +69,10 @@ class FixedTier:
         self.asked.append([spec.id for spec in specs])
         if self.failure is not None:
             raise self.failure
-        return {s.id: [make_candidate(self.tier, kind, s) for kind in self.kinds] for s in specs}
+        return {
+            (self.tier, spec.id): [make_candidate(self.tier, kind, spec) for kind in self.kinds]
+            for spec in specs
+        }
 
 
 def serving_tier(settings: Settings, *tiers: FixedTier) -> str:
