@@ -91,6 +91,7 @@ class Service:
             "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
             "precedence": [tier.value for tier in self.settings.precedence],
             "authenticated": caller.authenticated,
+            "can_persist": Tier.USER in self.resolver.personal_tiers(caller),
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
