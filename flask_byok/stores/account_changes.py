@@ -30,6 +30,12 @@ def place(connection: Connection, record: CredentialRecord) -> str | None:
     return id
 
 
+def slots(connection: Connection, record: CredentialRecord) -> set[str]:
+    """Return the slots that a record's owner has for its provider."""
+    values = {"of_owner": record.owner, "of_provider": record.provider}
+    return set(connection.execute(statements.SLOTS, values).scalars())
+
+
 def require(
     connection: Connection, id: str, owners: Owners, if_version: int | None
 ) -> CredentialRecord:

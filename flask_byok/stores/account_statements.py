@@ -33,6 +33,9 @@ PLACE: Select[str] = select(_c.id).where(
     _c.provider == bindparam("of_provider"),
     _c.slot == bindparam("of_slot"),
 )
+SLOTS: Select[str] = select(_c.slot).where(
+    _c.owner == bindparam("of_owner"), _c.provider == bindparam("of_provider")
+)
 ADD = insert(credentials)
 DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
 #: A verdict that comes late leaves a newer version and its own verdict alone.

@@ -88,14 +88,18 @@ class AccountStore:
 
     # changing
 
-    def create(self, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+    def create(
+        self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
+    ) -> CredentialRecord:
         """Store a new record and return it with its id and version.
 
-        :raises KeyExistsError: the owner has one for that provider and slot.
+        :param at_most: how many slots the owner may have for that provider.
+        :raises KeyExistsError: the owner has one for that provider and slot, or as many as there may be.
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            if steps.place(connection, record) is not None:
+            taken = steps.slots(connection, record)
+            if record.slot in taken or (at_most is not None and len(taken) >= at_most):
                 raise KeyExistsError(provider=record.provider)
             return steps.add(connection, chain, record, event)
 
