@@ -10,6 +10,8 @@
       OwnerRequiredError            401 owner_required
       SessionRequiredError          409 session_required
       NotAllowedError               403 not_allowed
+      RevealDisabledError           403 reveal_disabled
+      FreshLoginRequiredError       403 fresh_login_required
       MalformedApiKeyError          422 malformed_api_key
       KeyRefusedError               422 key_refused
       KeyExistsError                409 key_exists
@@ -99,6 +101,18 @@ class NotAllowedError(ByokError):
     """Raised when the caller may not do this at all."""
 
     code, status, title = "not_allowed", 403, "This is not allowed"
+
+
+class RevealDisabledError(ByokError):
+    """Raised when a key's value is asked for where it is not shown."""
+
+    code, status, title = "reveal_disabled", 403, "Keys are not shown here"
+
+
+class FreshLoginRequiredError(ByokError):
+    """Raised when a key's value is asked for some time after the person has signed in."""
+
+    code, status, title = "fresh_login_required", 403, "Please sign in once more"
 
 
 class InvalidFieldError(ByokError):
