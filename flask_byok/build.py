@@ -23,6 +23,7 @@ from .errors import (
 from .keyring import Context, Keyring, generate_encryption_key
 from .owners import ACCOUNT_TIERS, Tier
 from .resolver import Resolver
+from .session_keys import SessionKeys
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .stores.base import SessionStore
 from .stores.operator import EnvironmentKeys, SecretFileKeys
@@ -199,7 +200,7 @@ def build_resolver(
 ) -> Resolver:
     """Return the resolver with a reader for each tier."""
     readers: list[TierReader] = [
-        SessionTier(sessions, keyring, settings),
+        SessionTier(sessions, SessionKeys(sessions, accounts), keyring, settings),
         OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
         OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
     ]

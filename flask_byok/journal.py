@@ -7,7 +7,7 @@ what visitors do with their session's keys is not in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,14 +57,15 @@ class Journal:
         subject: Subject | CredentialRecord,
         fields: Mapping[str, Secret] | None = None,
         outcome: str = "done",
+        ended: Collection[str] = (),
     ) -> None:
         """Write what somebody who is signed in does in the session or at a provider.
 
+        :param ended: the versions of the session's records that are over then.
         :raises StoreError: it could not be written; nothing may be done then.
         """
         if self._accounts is None or not caller.authenticated:
             return
         event = self.event(caller, action, fields, outcome)
-        self._accounts.audit.note(
-            caller.identity, event, Subject(subject.provider, subject.slot, subject.id)
-        )
+        about = Subject(subject.provider, subject.slot, subject.id)
+        self._accounts.end(caller.identity, ended, event, about)

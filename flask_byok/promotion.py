@@ -1,79 +1,254 @@
-"""Move what a visitor saved to the user who signed in."""
+"""Move keys out of a session to the user who signed in: into the account, or where there is none within the session."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .catalog import ProviderSpec
 from .credentials import CredentialRecord
 from .errors import SessionRequiredError, UnreadableCredentialError
+from .journal import Journal
 from .keyring import Context, Keyring
-from .owners import Caller, SessionRef
+from .owners import Caller, SessionRef, Tier
 from .resolver import Resolver
 from .sealing import open_record, seal, session_owner
-from .stores.base import SessionStore
+from .session_keys import SessionKeys
+from .stores.base import SessionStore, SessionView
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """Provider ids by what became of the visitor's key; ``kept`` means that the user's own key stayed."""
+    """Provider ids by what became of the session's keys.
+
+    ``kept`` means that a key of the user's own stayed, and what waits waits on. A provider is in both where the user's
+    own key was promoted and the visitor's was not.
+    """
 
     promoted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
 
 
-def promote_waiting(
-    caller: Caller,
-    session: SessionRef,
-    specs: Iterable[ProviderSpec],
-    *,
-    replace: bool,
-    sessions: SessionStore,
-    keyring: Keyring,
-    resolver: Resolver,
-) -> Promotion:
-    """Make what waits for these providers the user's own, each in the very step that deletes the visitor's.
+class Promoter:
+    """Promotes keys.
 
-    A key that only the operator may set, or that does not open, is left where it is.
-
-    :param replace: put it in the place of a key that the user has already.
-    :raises SessionRequiredError: the session has ended.
+    :param accounts: where they go; None where users have no keys beyond their session.
     """
-    wanted = {spec.id: spec for spec in specs}
-    view = sessions.read(session, caller.identity, list(wanted))
-    if not view.alive:
-        raise SessionRequiredError
-    result = Promotion()
-    for provider, spec in wanted.items():
-        record = view.visitor_records.get(provider)
-        if record is None or resolver.locked_for(caller, spec):
-            continue
-        adopted = _adopt(keyring, session, caller, record)
-        if adopted is None:
-            result.unreadable.append(provider)
-            continue
-        outcome = sessions.adopt(session, caller.identity, adopted, replace=replace)
-        if outcome == "adopted":
-            result.promoted.append(provider)
-        elif outcome == "kept":
-            result.kept.append(provider)
-    return result
+
+    def __init__(
+        self,
+        *,
+        sessions: SessionStore,
+        keys: SessionKeys,
+        accounts: AccountStore | None,
+        keyring: Keyring,
+        resolver: Resolver,
+        journal: Journal,
+    ) -> None:
+        self.sessions = sessions
+        self.keys = keys
+        self.keyring = keyring
+        self.journal = journal
+        self._accounts = accounts
+        self._resolver = resolver
+
+    def promote(
+        self,
+        caller: Caller,
+        session: SessionRef,
+        specs: Sequence[ProviderSpec],
+        *,
+        replace: bool,
+        own: bool,
+    ) -> Promotion:
+        """Make what waits for these providers the user's, beyond the session where there are accounts.
+
+        A key that only the operator may set, or that does not open, is left where it is.
+
+        :param replace: put it in the place of a key that the user has already.
+        :param own: promote what the user has in the session too; with ``replace`` what waits comes before it, else
+            it comes before what waits.
+        :raises SessionRequiredError: the session has ended.
+        """
+        view = self.keys.read(session, caller.identity, [spec.id for spec in specs])
+        if not view.alive:
+            raise SessionRequiredError
+        if self._accounts is None:
+            providers = self._free(caller, specs, view.visitor_records, None)
+            return _WithinSession(self, caller, session, view, replace).run(providers)
+        candidates = {**view.visitor_records, **(view.records if own else {})}
+        providers = self._free(caller, specs, candidates, Tier.USER)
+        work = _ToAccount(self, caller, session, view, replace, accounts=self._accounts, own=own)
+        return work.run(providers)
+
+    def _free(
+        self,
+        caller: Caller,
+        specs: Sequence[ProviderSpec],
+        there: Mapping[str, CredentialRecord],
+        tier: Tier | None,
+    ) -> list[str]:
+        """Return those that there is something for, and whose keys are not the operator's alone to set."""
+        found = (spec for spec in specs if spec.id in there)
+        return [spec.id for spec in found if not self._resolver.locked_for(caller, spec, tier)]
 
 
-def _adopt(
-    keyring: Keyring, session: SessionRef, caller: Caller, record: CredentialRecord
-) -> CredentialRecord | None:
-    """Return the record sealed for the user; None where it does not open."""
-    owner = session_owner(session, caller.identity)
-    try:
-        fields, base_url = open_record(keyring, "session", session_owner(session, ""), record)
-    except UnreadableCredentialError:
-        return None
-    context = Context("session", owner, record.provider)
-    # The key is the same, so its version and what is known about it stay.
-    return dataclasses.replace(
-        record, owner=owner, ciphertext=seal(keyring, context, fields, base_url)
-    )
+@dataclass(frozen=True)
+class _Work:
+    """One promotion out of one session."""
+
+    by: Promoter
+    caller: Caller
+    session: SessionRef
+    view: SessionView
+    replace: bool
+    result: Promotion = field(default_factory=Promotion, init=False)
+
+    def run(self, providers: Sequence[str]) -> Promotion:
+        """Promote what there is for these providers."""
+        raise NotImplementedError
+
+
+class _WithinSession(_Work):
+    """Makes what waits the user's own, each in the very step that deletes the visitor's."""
+
+    def run(self, providers: Sequence[str]) -> Promotion:
+        for provider in providers:
+            try:
+                adopted = self._adopted(self.view.visitor_records[provider])
+            except UnreadableCredentialError:
+                self.result.unreadable.append(provider)
+                continue
+            identity = self.caller.identity
+            outcome = self.by.sessions.adopt(self.session, identity, adopted, replace=self.replace)
+            if outcome == "adopted":
+                self.result.promoted.append(provider)
+            elif outcome == "kept":
+                self.result.kept.append(provider)
+        return self.result
+
+    def _adopted(self, record: CredentialRecord) -> CredentialRecord:
+        fields, base_url = open_record(
+            self.by.keyring, "session", session_owner(self.session, ""), record
+        )
+        owner = session_owner(self.session, self.caller.identity)
+        context = Context("session", owner, record.provider)
+        # The key is the same, so its version and what is known about it stay.
+        sealed = seal(self.by.keyring, context, fields, base_url)
+        return dataclasses.replace(record, owner=owner, ciphertext=sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A record in the session, the user's own or a visitor's."""
+
+    record: CredentialRecord
+    visitor: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A record sealed for the account, and what ends in the session with it: its source and what it replaces."""
+
+    record: CredentialRecord
+    fingerprint: str
+    ending: list[_Source]
+
+
+@dataclass(frozen=True)
+class _ToAccount(_Work):
+    """Moves keys into the account, all in one transaction; ``session_keys`` says why nothing is lost or comes back."""
+
+    accounts: AccountStore = field(kw_only=True)
+    own: bool = field(kw_only=True)
+
+    def run(self, providers: Sequence[str]) -> Promotion:
+        taken = self._taken(providers)
+        moves = []
+        for provider in providers:
+            sources = [] if provider in taken else self._sources(provider)
+            if not sources or not self._all_leave(provider, sources):
+                self.result.kept.append(provider)
+            if sources and (move := self._prepare(sources)):
+                moves.append(move)
+        if moves:
+            self._move(moves)
+        return self.result
+
+    def _taken(self, providers: Sequence[str]) -> set[str]:
+        """Return those for which a key in the account stays."""
+        if self.replace or not providers:
+            return set()
+        held = self.accounts.find([self.caller.identity], providers)
+        return {record.provider for record in held if not record.slot}
+
+    def _sources(self, provider: str) -> list[_Source]:
+        """Return what leaves the session: what goes to the account, then what that replaces."""
+        mine = self.view.records.get(provider)
+        left = self.view.visitor_records.get(provider)
+        own = [_Source(mine, visitor=False)] if mine and self.own else []
+        waiting = [_Source(left, visitor=True)] if left else []
+        if self.replace:
+            return waiting + own
+        return own if mine else waiting
+
+    def _all_leave(self, provider: str, sources: Sequence[_Source]) -> bool:
+        return provider not in self.view.visitor_records or any(s.visitor for s in sources)
+
+    def _prepare(self, sources: Sequence[_Source]) -> _Move | None:
+        """Mark what leaves, and seal the first of it for the account; None where it does not open, or is gone."""
+        first = sources[0]
+        provider = first.record.provider
+        try:
+            record, fingerprint = self._sealed(first)
+        except UnreadableCredentialError:
+            self.result.unreadable.append(provider)
+            return None
+        ending = [source for source in sources if self._set_aside(source)]
+        return _Move(record, fingerprint, ending) if first in ending else None
+
+    def _sealed(self, source: _Source) -> tuple[CredentialRecord, str]:
+        record, identity = source.record, self.caller.identity
+        owner = session_owner(self.session, "" if source.visitor else identity)
+        fields, base_url = open_record(self.by.keyring, "session", owner, record)
+        context = Context("account", identity, record.provider)
+        sealed = dataclasses.replace(
+            record,
+            owner=identity,
+            ciphertext=seal(self.by.keyring, context, fields, base_url),
+            validity=record.current_validity(),
+            leaving=False,
+        )
+        return sealed, self.accounts.audit.fingerprint(fields)
+
+    def _set_aside(self, source: _Source) -> bool:
+        return self.by.keys.set_aside(
+            self.session, self.caller.identity, source.record, visitor=source.visitor
+        )
+
+    def _move(self, moves: Sequence[_Move]) -> None:
+        versions = {move.record.version for move in moves}
+        ending = {source.record.version for move in moves for source in move.ending}
+        promoted, kept = self.accounts.promote(
+            [move.record for move in moves],
+            replace=self.replace,
+            event=self.by.journal.event(self.caller, "promote"),
+            fingerprints={move.record.version: move.fingerprint for move in moves},
+            ended=ending - versions,
+        )
+        self.result.promoted.extend(promoted)
+        self.result.kept.extend(provider for provider in kept if provider not in self.result.kept)
+        for move in moves:
+            if move.record.provider in promoted:
+                self._discard(move.ending)
+
+    def _discard(self, ending: Sequence[_Source]) -> None:
+        for visitor in (False, True):
+            records = [source.record for source in ending if source.visitor == visitor]
+            self.by.keys.discard(self.session, self.caller.identity, records, visitor=visitor)

@@ -17,7 +17,7 @@ from .errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from .owners import OPERATOR_TIERS, PERSONAL_TIERS, SHARED_TIERS, Caller, Tier
+from .owners import ACCOUNT_TIERS, OPERATOR_TIERS, PERSONAL_TIERS, SHARED_TIERS, Caller, Tier
 from .settings import FallbackReason, Settings
 from .tiers import Candidate, Found, TierReader
 
@@ -103,7 +103,7 @@ class Resolver:
         candidates: Iterable[Candidate],
         tier: Tier | None = None,
     ) -> bool:
-        """Say whether no key of the caller's own counts, or none in that tier: set so, or for a shared one before it."""
+        """Say whether no key of the caller's own counts, or none in that tier: set so, or for one shared before it."""
         personal = self.personal_tiers(caller) if tier is None else [tier]
         return self._locked(spec, candidates, personal)
 
@@ -143,10 +143,14 @@ class Resolver:
     ) -> Iterator[tuple[Tier, Found]]:
         """Yield each tier with what its reader found, asking each reader when first needed and once."""
         asked: dict[TierReader, Found] = {}
-        for tier in tiers:
-            reader = self._readers[tier]
-            if reader not in asked:
-                asked[reader] = self._ask(reader, caller, specs, need_session)
+        wanted = list(tiers)
+        for tier in wanted:
+            # A key may be on its way from the session into the account: in this order it is seen.
+            first = [Tier.SESSION] if tier in ACCOUNT_TIERS and Tier.SESSION in wanted else []
+            for each in (*first, tier):
+                reader = self._readers[each]
+                if reader not in asked:
+                    asked[reader] = self._ask(reader, caller, specs, need_session)
             yield tier, asked[reader]
 
     def _of(self, tier: Tier, spec: ProviderSpec, found: Found) -> Iterator[Candidate]:

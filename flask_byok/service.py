@@ -21,10 +21,11 @@ from .journal import Journal, Subject
 from .keyring import Context, Keyring
 from .outbound import Outbound
 from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
-from .promotion import Promotion, promote_waiting
+from .promotion import Promoter, Promotion
 from .providers import BaseProvider, make_provider
 from .resolver import Resolver
 from .sealing import new_record, session_owner
+from .session_keys import SessionKeys
 from .settings import Settings
 from .status import build_status, storage_sentence
 from .stores.base import SessionStore
@@ -71,6 +72,15 @@ class Service:
         self.journal = Journal(accounts)
         self.outbound = outbound
         self.keyring = keyring
+        self._keys = SessionKeys(sessions, accounts)
+        self._promoter = Promoter(
+            sessions=sessions,
+            keys=self._keys,
+            accounts=accounts if Tier.USER in settings.precedence else None,
+            keyring=keyring,
+            resolver=resolver,
+            journal=self.journal,
+        )
         self._validate_limit = validate_limit
         self._set_limit = set_limit
         self._notify = notify
@@ -225,10 +235,18 @@ class Service:
         return Context("session", session_owner(session, caller.identity), spec.id)
 
     def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
+        ended = self._set_aside(caller, record.provider, visitor=False)
         if self.accounts is not None:
-            self.accounts.put(record, self.journal.event(caller, "set", typed.fields))
+            event = self.journal.event(caller, "set", typed.fields)
+            self.accounts.put(record, event, ended=ended)
         if caller.session is not None:
             self.sessions.clear(caller.session, caller.identity, [record.provider])
+
+    def _set_aside(self, caller: Caller, provider: str, *, visitor: bool) -> list[str]:
+        """Mark what the session has as leaving, where the account can say that it is over."""
+        if caller.session is None or self.accounts is None or not caller.authenticated:
+            return []
+        return self._keys.set_all_aside(caller.session, caller.identity, provider, visitor=visitor)
 
     # clear
 
@@ -240,7 +258,8 @@ class Service:
         spec = self.catalog.get(provider)
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
         if Tier.SESSION in places:
-            self.journal.note(caller, "clear", Subject(spec.id))
+            ended = self._set_aside(caller, spec.id, visitor=True)
+            self.journal.note(caller, "clear", Subject(spec.id), ended=ended)
         cleared = [name.value for name in places if self._clear_place(caller, spec, name)]
         for name in cleared:
             self._notify("key_cleared", {"provider": spec.id, "tier": name})
@@ -304,7 +323,8 @@ class Service:
         specs = (
             list(self.catalog) if providers is None else [self.catalog.get(p) for p in providers]
         )
-        result = self._promote(caller, session, specs, replace=on_conflict == "replace")
+        replace = on_conflict == "replace"
+        result = self._promote(caller, session, specs, replace=replace, own=True)
         if result.unreadable and not result.promoted and not result.kept:
             raise UnreadableCredentialError(
                 "The key that was saved before signing in cannot be read. Save it again.",
@@ -314,17 +334,15 @@ class Service:
         return {"promoted": result.promoted, "kept": result.kept}
 
     def _promote(
-        self, caller: Caller, session: SessionRef, specs: Sequence[ProviderSpec], *, replace: bool
+        self,
+        caller: Caller,
+        session: SessionRef,
+        specs: Sequence[ProviderSpec],
+        *,
+        replace: bool,
+        own: bool,
     ) -> Promotion:
-        result = promote_waiting(
-            caller,
-            session,
-            specs,
-            replace=replace,
-            sessions=self.sessions,
-            keyring=self.keyring,
-            resolver=self.resolver,
-        )
+        result = self._promoter.promote(caller, session, specs, replace=replace, own=own)
         for provider in result.promoted:
             self._notify("key_promoted", {"provider": provider})
         return result
@@ -340,7 +358,7 @@ class Service:
         if self.settings.promote == "never":
             self._clear_waiting(caller, [spec.id for spec in waiting])
         else:
-            self._promote(caller, caller.session, waiting, replace=False)
+            self._promote(caller, caller.session, waiting, replace=False, own=False)
         return self.resolver.survey(caller, specs)
 
     # provider objects

@@ -32,6 +32,7 @@ def build_status(
     present = [c for c in candidates if c.state != "waiting"]
     shown = chosen or (present[0] if present else None)
     locked = resolver.locked(caller, spec, candidates)
+    offered = waiting or _own_in_session(caller, spec, candidates, resolver)
     status: dict[str, Any] = {
         "provider": spec.id,
         "name": spec.name,
@@ -42,8 +43,8 @@ def build_status(
         "locked": locked,
         "standalone": spec.standalone,
         "state": None if shown is None else shown.state,
-        "promotable": waiting is not None,
-        "promotable_hint": waiting.record.hint if waiting and waiting.record else None,
+        "promotable": offered is not None,
+        "promotable_hint": offered.record.hint if offered and offered.record else None,
         "fields": [f.to_dict() for f in spec.fields],
         "get_key_url": spec.get_key_url,
     }
@@ -51,6 +52,18 @@ def build_status(
     if caller.admin:
         status["operator_names"] = [c.operator_name for c in present if c.operator_name]
     return status
+
+
+def _own_in_session(
+    caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], resolver: Resolver
+) -> Candidate | None:
+    """Return a key of the user's own that ends with the session, and could be kept in the account."""
+    if Tier.USER not in resolver.personal_tiers(caller):
+        return None
+    if resolver.locked(caller, spec, candidates, Tier.USER):
+        return None
+    mine = (c for c in candidates if c.tier is Tier.SESSION and c.state != "unreadable")
+    return next(mine, None)
 
 
 def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from .catalog import ProviderSpec
 from .credentials import Credential, CredentialRecord, State, utcnow
-from .errors import EndpointNotAllowedError, SessionRequiredError, UnreadableCredentialError
-from .keyring import Keyring, UnknownKeyIdError
+from .errors import (
+    EndpointNotAllowedError,
+    SessionRequiredError,
+    StoreError,
+    UnreadableCredentialError,
+)
+from .keyring import Context, Keyring, UnknownKeyIdError
 from .outbound import endpoint_for
 from .owners import ACCOUNT_TIERS, Caller, Tier
 from .sealing import open_record, session_owner
+from .session_keys import SessionKeys
 from .settings import Settings
 from .stores.base import SessionStore, SessionView
 from .stores.operator import OperatorKey
@@ -66,8 +73,12 @@ class SessionTier:
 
     tiers = (Tier.SESSION,)
 
-    def __init__(self, store: SessionStore, keyring: Keyring, settings: Settings) -> None:
+    def __init__(
+        self, store: SessionStore, keys: SessionKeys, keyring: Keyring, settings: Settings
+    ) -> None:
         self._store = store
+        self._keys = keys
+        self._keyring = keyring
         self._opener = _Opener(keyring, settings)
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
@@ -79,17 +90,33 @@ class SessionTier:
         """
         if caller.session is None or not specs:
             return {}
-        view = self._store.read(caller.session, caller.identity, [spec.id for spec in specs])
+        view = self._keys.read(caller.session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
         owner = session_owner(caller.session, caller.identity)
-        return {(Tier.SESSION, spec.id): self._candidates(spec, owner, view) for spec in specs}
+        return {
+            (Tier.SESSION, spec.id): self._candidates(spec, caller, owner, view) for spec in specs
+        }
 
-    def _candidates(self, spec: ProviderSpec, owner: str, view: SessionView) -> Iterator[Candidate]:
+    def _candidates(
+        self, spec: ProviderSpec, caller: Caller, owner: str, view: SessionView
+    ) -> Iterator[Candidate]:
         if record := view.records.get(spec.id):
-            yield self._opener.open(spec, Tier.SESSION, "session", owner, record)
+            candidate = self._opener.open(spec, Tier.SESSION, "session", owner, record)
+            if candidate.credential and self._keyring.needs_rotation(record.ciphertext):
+                self._seal_anew(caller, owner, record)
+            yield candidate
         if record := view.visitor_records.get(spec.id):
             yield Candidate(Tier.SESSION, "waiting", record=record)
+
+    def _seal_anew(self, caller: Caller, owner: str, record: CredentialRecord) -> None:
+        """Put the record, sealed with the current encryption key, in its own place, if that can be done."""
+        context = Context("session", owner, record.provider)
+        sealed = self._keyring.seal(self._keyring.open(record.ciphertext, context), context)
+        anew = replace(record, ciphertext=sealed)
+        with suppress(StoreError):
+            if caller.session is not None:
+                self._store.exchange(caller.session, caller.identity, anew)
 
 
 class AccountTiers:

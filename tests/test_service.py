@@ -524,20 +524,21 @@ def test_visitors_keys_wait(make_world: MakeWorld) -> None:
 
 
 def test_promote_keeps_what_waits(world: World) -> None:
-    """Promoted keys are the user's own, with label, verdict and end; nothing waits any more."""
+    """Promoted keys are the account's, with label, verdict and end; nothing waits any more."""
     visitor = world.caller()
     ends = utcnow() + timedelta(hours=2)
     world.set(visitor, key(world, "restricted"), label="work", expires_at=ends)
     before = world.status(visitor)
     user = dataclasses.replace(visitor, user="7")
     assert world.service.promote(user) == {"promoted": ["openai"], "kept": []}
-    assert world.status(user) == before
+    assert world.status(user) == before | {"source": "user", "tiers": ["user"]}
     assert world.service.resolve(user, "openai").api_key == key(world, "restricted")
     assert world.service.promote(user) == {"promoted": [], "kept": []}
 
 
 def test_promoted_key_is_sealed_for_the_user(world: World) -> None:
-    """A promoted record is bound to the user: the visitor's ciphertext put in its place does not open."""
+    """Without accounts a promoted record is bound to the user: the visitor's ciphertext in its place does not open."""
+    world = world.with_config(BYOK_PRECEDENCE=["session", "env"])
     visitor, user = sign_in(world, "openai")
     theirs = world.store.read(user.session, user.identity, ["openai"]).visitor_records["openai"]  # type: ignore[arg-type]
     world.service.promote(user)
@@ -549,7 +550,7 @@ def test_promoted_key_is_sealed_for_the_user(world: World) -> None:
 @pytest.mark.parametrize(
     ("on_conflict", "answer", "serves"),
     [
-        ("keep", {"promoted": ["groq"], "kept": ["openai"]}, "user"),
+        ("keep", {"promoted": ["openai", "groq"], "kept": ["openai"]}, "user"),
         ("replace", {"promoted": ["openai", "groq"], "kept": []}, "visitor"),
     ],
 )

@@ -18,6 +18,7 @@ from flask_byok.owners import Caller, SessionRef, Tier
 from flask_byok.resolver import Resolver
 from flask_byok.sealing import new_record
 from flask_byok.service import Service
+from flask_byok.session_keys import SessionKeys
 from flask_byok.settings import Settings
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
@@ -138,7 +139,7 @@ class World:
         settings = self.settings
         files = SecretFileKeys(settings.secrets_dir, self.environ)
         readers = [
-            SessionTier(store, self.keyring, settings),
+            SessionTier(store, SessionKeys(store, self.accounts), self.keyring, settings),
             AccountTiers(self.accounts, self.keyring, settings),
             OperatorTier(Tier.SECRET, files, settings),
             OperatorTier(Tier.ENV, EnvironmentKeys(self.environ), settings),
