@@ -28,6 +28,7 @@ from .audit_chain import Chain, Subject, to_milliseconds
 from .canary import Canary
 from .sql_database import Database
 from .tables import metadata
+from .usage import UsageStore
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class AccountStore:
         self.engine, self.breaker = self._database.engine, self._database.breaker
         self.canary = Canary(self._database, keyring)
         self.audit = AuditLog(self._database, self.canary)
+        self.usage = UsageStore(self._database)
         self.seals = AccountSeals(self._database, self.audit, keyring)
 
     # reading

@@ -67,17 +67,20 @@ promotions = Table(
     Column("promoted_at", BigInteger, nullable=False),
 )
 
-#: One row for each key, day (ISO 8601, UTC) and outcome. It stays when the key is deleted.
+#: One row for each key, day (ISO 8601, UTC) and outcome. It stays when the key is deleted. ``tier`` is
+#: the part of the owner before the colon.
 usage = Table(
     "byok_usage",
     metadata,
     Column("owner", String(255), primary_key=True),
     Column("provider", String(100), primary_key=True),
     Column("credential_id", String(32), primary_key=True),
-    Column("day", String(10), primary_key=True, index=True),
+    Column("day", String(10), primary_key=True),
     Column("outcome", String(16), primary_key=True),
+    Column("tier", String(10), nullable=False),
     Column("uses", BigInteger, nullable=False),
     Column("last_used_at", BigInteger, nullable=False),
+    Index("ix_byok_usage_tier", "tier", "day"),
 )
 
 #: One chain an owner. ``hash`` is keyed and covers all other columns, ``previous`` the row before.

@@ -60,10 +60,11 @@ def _beside_credentials() -> None:
         sa.Column("credential_id", sa.String(32), primary_key=True),
         sa.Column("day", sa.String(10), primary_key=True),
         sa.Column("outcome", sa.String(16), primary_key=True),
+        sa.Column("tier", sa.String(10), nullable=False),
         sa.Column("uses", sa.BigInteger, nullable=False),
         sa.Column("last_used_at", sa.BigInteger, nullable=False),
     )
-    op.create_index("ix_byok_usage_day", "byok_usage", ["day"])
+    op.create_index("ix_byok_usage_tier", "byok_usage", ["tier", "day"])
 
 
 def _audit() -> None:

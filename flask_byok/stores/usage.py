@@ -1,0 +1,213 @@
+"""How often keys were used: written in small steps that nothing waits for, and summed up.
+
+Each use is a transaction of its own, which holds the row of its count and then the key's. Nobody
+else holds the one, and who holds the other waits for no count, so there is no deadlock; and no
+owner's audit chain is held. The key's version stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError
+
+from ..credentials import isoformat, utcnow
+from ..errors import StoreError
+from ..usage import Use
+from .account_statements import Owners, confine
+from .audit_chain import from_milliseconds, to_milliseconds
+from .sql_database import Database
+from .sql_engine import LONG_LIMIT
+from .tables import credentials, usage
+
+#: Days that statistics show one by one, today included.
+DAYS = 30
+
+_u, _c = usage.c, credentials.c
+_KEY = (_u.owner, _u.provider, _u.credential_id, _u.day, _u.outcome)
+
+
+def _later(column: Column[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    return case((column > other, column), else_=other)
+
+
+def _upsert(dialect: Any) -> Any:
+    row = dialect.insert(usage)
+    return row.on_conflict_do_update(
+        index_elements=_KEY,
+        set_={
+            "uses": _u.uses + row.excluded.uses,
+            "last_used_at": _later(_u.last_used_at, row.excluded.last_used_at),
+        },
+    )
+
+
+#: One statement where the database has one for it.
+_UPSERT = {"postgresql": _upsert(postgresql), "sqlite": _upsert(sqlite)}
+_ADD = insert(usage)
+_INCREASE = (
+    update(usage)
+    .where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
+    .values(
+        uses=_u.uses + bindparam("more"),
+        last_used_at=_later(_u.last_used_at, bindparam("at")),
+    )
+)
+_COUNT = (
+    update(credentials)
+    .where(_c.id == bindparam("of_id"))
+    .values(
+        usage_count=_c.usage_count + bindparam("more"),
+        last_used_at=_later(_c.last_used_at, bindparam("at")),
+    )
+)
+# PostgreSQL's number of the transaction, and what became of that.
+_TICKET = text("SELECT CAST(txid_current() AS text)")
+_STATUS = text("SELECT txid_status(CAST(:ticket AS bigint))")
+
+
+class UsageStore:
+    """Keeps the counts; every method raises ``StoreError`` when the database does not answer."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, use: Use) -> None:
+        """Count a use, wholly or not at all; the key counts it too where it was ``used``.
+
+        Where PostgreSQL went away in the very moment of the commit, the use gets a ticket, by which
+        the next call finds out whether it was counted. Other servers leave that unknown, and it
+        is counted again.
+        """
+        if use.ticket and self._database.call(self._was_written, use.ticket):
+            return
+        use.ticket = ""
+        self._database.change(lambda connection: self._write(connection, use))
+
+    def stats(self, owners: Owners) -> dict[str, Any]:
+        """Return what these owners' keys are and how often they were used, as a JSON-able mapping.
+
+        ``uses`` counts the calls that were answered, ``rejected`` and ``failed`` the others. Under
+        ``daily`` are the last ``DAYS`` days (UTC), those with calls only. What a deleted key did
+        still counts.
+        """
+        whole = owners is None or any(":" not in owner for owner in owners)
+        limit = LONG_LIMIT if whole else None
+        now = utcnow()
+        since = (now - timedelta(days=DAYS - 1)).date().isoformat()
+        queries = (_keys(owners, to_milliseconds(now)), _uses(owners), _daily(owners, since))
+        keys, uses, daily = self._database.call(self._all, queries, limit=limit)
+        return {
+            "total": sum(row.keys for row in keys),
+            "active": sum(row.active for row in keys),
+            "expired": sum(row.expired for row in keys),
+            "by_provider": _by_provider(keys, uses),
+            "daily": _by_day(daily),
+        }
+
+    def _write(self, connection: Connection, use: Use) -> None:
+        use.ticket = ""
+        self._increase(connection, use)
+        if use.credential_id and use.outcome == "used":
+            values = {"of_id": use.credential_id, "more": use.uses, "at": use.last_used_at}
+            connection.execute(_COUNT, values)
+        if connection.dialect.name == "postgresql":
+            use.ticket = connection.execute(_TICKET).scalar_one()
+
+    def _increase(self, connection: Connection, use: Use) -> None:
+        key = {column.name: getattr(use, column.name) for column in _KEY}
+        tier = use.owner.partition(":")[0]
+        row = key | {"tier": tier, "uses": use.uses, "last_used_at": use.last_used_at}
+        if (upsert := _UPSERT.get(connection.dialect.name)) is not None:
+            connection.execute(upsert, row)
+            return
+        values = {f"of_{name}": value for name, value in key.items()}
+        values |= {"more": use.uses, "at": use.last_used_at}
+        if connection.execute(_INCREASE, values).rowcount == 0:
+            # Whoever comes second with this finds the row there, and is told to try again.
+            connection.execute(_ADD, row)
+
+    def _was_written(self, ticket: str) -> bool:
+        try:
+            with self._database.transactions.single() as connection:
+                status = connection.execute(_STATUS, {"ticket": ticket}).scalar()
+        except DataError:
+            return False  # another server has taken over, which knows nothing of it
+        if status == "in progress":
+            raise StoreError
+        return status != "aborted"
+
+    def _all(self, queries: Sequence[Any]) -> list[Sequence[Any]]:
+        with self._database.transactions.single() as connection:
+            return [connection.execute(query).all() for query in queries]
+
+
+def _keys(owners: Owners, now: int) -> Any:
+    expired = and_(_c.expires_at.is_not(None), _c.expires_at <= now)
+    alive = and_(_c.active, or_(_c.expires_at.is_(None), _c.expires_at > now))
+    query = select(
+        _c.provider,
+        func.count().label("keys"),
+        _number(alive).label("active"),
+        _number(expired).label("expired"),
+    )
+    return confine(query, owners).group_by(_c.provider)
+
+
+def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
+    return func.count(case((condition, 1)))
+
+
+def _uses(owners: Owners) -> Any:
+    query = select(
+        _u.provider,
+        _u.outcome,
+        func.sum(_u.uses).label("uses"),
+        func.max(_u.last_used_at).label("last_used_at"),
+    )
+    return confine(query, owners, usage).group_by(_u.provider, _u.outcome)
+
+
+def _daily(owners: Owners, since: str) -> Any:
+    query = select(_u.day, _u.outcome, func.sum(_u.uses).label("uses")).where(_u.day >= since)
+    return confine(query, owners, usage).group_by(_u.day, _u.outcome).order_by(_u.day)
+
+
+def _by_provider(keys: Sequence[Any], uses: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    names = sorted({row.provider for row in (*keys, *uses)})
+    empty = {"keys": 0, "uses": 0, "rejected": 0, "failed": 0, "last_used_at": None}
+    found: dict[str, dict[str, Any]] = {name: dict(empty) for name in names}
+    for row in keys:
+        found[row.provider]["keys"] = row.keys
+    for row in uses:
+        facts = found[row.provider]
+        # Sums are decimal numbers to some drivers.
+        facts["uses" if row.outcome == "used" else row.outcome] = int(row.uses)
+        if row.outcome == "used":
+            facts["last_used_at"] = isoformat(from_milliseconds(row.last_used_at))
+    return found
+
+
+def _by_day(daily: Sequence[Any]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for row in daily:
+        day = found.setdefault(row.day, {"day": row.day, "used": 0, "rejected": 0, "failed": 0})
+        day[row.outcome] = int(row.uses)
+    return list(found.values())

@@ -1,0 +1,454 @@
+"""The counts of uses, on SQLite, PostgreSQL and a database that we do not know."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, Engine, event, select, text
+
+from flask_byok.credentials import CredentialRecord, isoformat, utcnow
+from flask_byok.errors import StoreError
+from flask_byok.stores import sql_engine
+from flask_byok.stores import usage as module
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.audit_chain import from_milliseconds
+from flask_byok.stores.tables import credentials, usage
+from flask_byok.usage import Outcome, UsageRecorder, Use
+from tests.services import PostgresServer, wait_until
+
+from .account_kinds import ANN, BEN, KEYRING, SYSTEM, TEAM, count_statements, event_of, make_record
+from .test_account_races import exit_code, fork
+
+TODAY = utcnow().date().isoformat()
+AT = 1_700_000_000_000
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
+def store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[AccountStore]:
+    """Make a store on each kind of database; the last one gets the statements that any would."""
+    kind = request.param
+    if kind == "other":
+        monkeypatch.setattr(module, "_UPSERT", {})
+        kind = "sqlite_url"
+    store = AccountStore(request.getfixturevalue(kind), KEYRING)
+    yield store
+    store.engine.dispose()
+
+
+@pytest.fixture
+def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name a database that has its tables, and let a busy machine take its time."""
+    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    limits = "-c lock_timeout=20s -c statement_timeout=20s"
+    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    store = AccountStore(database_url, KEYRING)
+    store.create(make_record(), event_of())
+    store.engine.dispose()
+    return database_url
+
+
+def use_of(key: CredentialRecord | None = None, outcome: Outcome = "used", **fields: Any) -> Use:
+    """Make a use of Ann's, or of a stored key."""
+    owner, provider = (ANN, "openai") if key is None else (key.owner, key.provider)
+    id = "" if key is None else key.id
+    return replace(Use(owner, provider, id, TODAY, outcome, 1, AT), **fields)
+
+
+def rows(engine: Engine) -> list[dict[str, Any]]:
+    """Read the table."""
+    with engine.connect() as connection:
+        return [dict(row._mapping) for row in connection.execute(select(usage))]
+
+
+def count_of(store: AccountStore, outcome: str = "used") -> int:
+    """Add up what was counted with an outcome."""
+    return sum(row["uses"] for row in rows(store.engine) if row["outcome"] == outcome)
+
+
+@contextmanager
+def transaction(store: AccountStore) -> Iterator[Connection]:
+    """Begin a transaction, which is rolled back."""
+    with store.engine.connect() as connection:
+        yield connection.execution_options(isolation_level="READ COMMITTED")
+
+
+def test_uses_add_up(store: AccountStore) -> None:
+    """Each day, outcome and key has one row; the row and the key know the latest time."""
+    key = store.create(make_record(), event_of())
+    store.usage.add(use_of(key, uses=2, last_used_at=AT + 5))
+    store.usage.add(use_of(key, uses=3))
+    store.usage.add(use_of(key, "failed", last_used_at=AT + 9))
+    store.usage.add(use_of(key, day="2024-02-29"))
+    found = {(row["day"], row["outcome"]): row for row in rows(store.engine)}
+    assert len(found) == 3
+    assert found[TODAY, "used"]["uses"] == 5
+    assert found[TODAY, "used"]["last_used_at"] == AT + 5
+    assert found[TODAY, "failed"]["uses"] == 1
+    counted = store.get(key.id, [ANN])
+    assert counted.usage_count == 6
+    assert counted.last_used_at == from_milliseconds(AT + 5)
+    assert counted == replace(key, usage_count=6, last_used_at=counted.last_used_at), (
+        "and nothing else has changed, the version included"
+    )
+
+
+def test_a_use_of_what_is_gone_is_counted(store: AccountStore) -> None:
+    """A key that was deleted, and one that the database never had, are counted all the same."""
+    key = store.create(make_record(), event_of())
+    store.delete(key.id, [ANN], event_of("clear"))
+    store.usage.add(use_of(key))
+    store.usage.add(use_of(owner=SYSTEM))
+    assert {row["owner"]: row["tier"] for row in rows(store.engine)} == {
+        ANN: "user",
+        SYSTEM: "system",
+    }
+
+
+def test_uses_at_once_are_all_counted(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight threads that write the same new row at once lose nothing."""
+    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    key = store.create(make_record(), event_of())
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: store.usage.add(use_of(key)), range(80)))
+    assert count_of(store) == store.get(key.id, None).usage_count == 80
+
+
+def test_statistics(store: AccountStore) -> None:
+    """Keys, uses and days are summed up for these owners alone."""
+    now = utcnow()
+    key = store.create(make_record(), event_of())
+    store.create(make_record(slot="2", active=False), event_of())
+    store.create(make_record(provider="groq", expires_at=now - timedelta(days=1)), event_of())
+    other = store.create(make_record(BEN), event_of())
+    yesterday = (now - timedelta(days=1)).date().isoformat()
+    store.usage.add(use_of(key, uses=4, last_used_at=AT + 1))
+    store.usage.add(use_of(key, "rejected", uses=2, last_used_at=AT + 7))
+    store.usage.add(use_of(key, day=yesterday, uses=3))
+    store.usage.add(use_of(key, day="2020-01-01"))
+    store.usage.add(use_of(provider="xai", outcome="failed"))
+    store.usage.add(use_of(other, uses=100))
+    stats = store.usage.stats([ANN])
+    last = isoformat(from_milliseconds(AT + 1))
+    none = {"keys": 0, "uses": 0, "rejected": 0, "failed": 0, "last_used_at": None}
+    assert stats == {
+        "total": 3,
+        "active": 1,
+        "expired": 1,
+        "by_provider": {
+            "groq": none | {"keys": 1},
+            "openai": {"keys": 2, "uses": 8, "rejected": 2, "failed": 0, "last_used_at": last},
+            "xai": none | {"failed": 1},
+        },
+        "daily": [
+            {"day": yesterday, "used": 3, "rejected": 0, "failed": 0},
+            {"day": TODAY, "used": 4, "rejected": 2, "failed": 1},
+        ],
+    }
+
+
+def test_statistics_of_whole_tiers(store: AccountStore) -> None:
+    """All teams and the system are summed up by their tiers, everybody without a name; nobody has nothing."""
+    for owner in (ANN, TEAM, "team:blue", SYSTEM):
+        store.usage.add(use_of(store.create(make_record(owner), event_of())))
+    totals = {
+        owners: store.usage.stats(owners)
+        for owners in (None, ("team", SYSTEM), ("team",), (ANN, TEAM), ())
+    }
+    assert {owners: found["total"] for owners, found in totals.items()} == {
+        None: 4,
+        ("team", SYSTEM): 3,
+        ("team",): 2,
+        (ANN, TEAM): 2,
+        (): 0,
+    }
+    for found in totals.values():
+        assert sum(day["used"] for day in found["daily"]) == found["total"]
+    assert totals[()] == {
+        "total": 0,
+        "active": 0,
+        "expired": 0,
+        "by_provider": {},
+        "daily": [],
+    }
+
+
+def test_statistics_are_three_statements(store: AccountStore) -> None:
+    """However many keys and days there are."""
+    for provider in ("openai", "groq"):
+        store.usage.add(use_of(store.create(make_record(provider=provider), event_of())))
+    assert count_statements(store.engine, lambda: store.usage.stats([ANN])) == 3
+
+
+@pytest.mark.parametrize("owners", [[ANN], ["team"]])
+def test_statistics_read_by_index(postgres_url: str, owners: list[str]) -> None:
+    """With 20,000 other owners PostgreSQL reads no table from end to end."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.usage.add(use_of())
+    with store.engine.connect() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO byok_usage SELECT 'user:' || n, 'openai', '', '2026-01-01', 'used',"
+                " 'user', 1, 0 FROM generate_series(1, 20000) n"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO byok_credentials (id, owner, tier, provider, slot, ciphertext, key_id,"
+                " hint, active, created_at, updated_at, usage_count, version) SELECT n::text,"
+                " 'user:' || n, 'user', 'openai', '', '', '', '', true, 0, 0, 0, 1"
+                " FROM generate_series(1, 20000) n"
+            )
+        )
+        connection.execute(text("ANALYZE byok_usage, byok_credentials"))
+        for query in (module._keys(owners, 0), module._uses(owners), module._daily(owners, TODAY)):
+            sql = str(query.compile(store.engine, compile_kwargs={"literal_binds": True}))
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {sql}").scalars())
+            assert "Seq Scan" not in plan, plan
+    store.engine.dispose()
+
+
+def test_no_row_is_waited_for_twice(postgres_url: str) -> None:
+    """Writers of the same rows in any order do not deadlock: each holds one count, then one key."""
+    store = AccountStore(postgres_url, KEYRING)
+    keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(4)]
+
+    def write(seed: int) -> None:
+        for number in range(40):
+            key = keys[(seed * 7 + number * 3) % 4]
+            outcome: Outcome = "used" if number % 2 else "failed"
+            store.usage.add(use_of(key, outcome))
+            if number % 10 == seed:
+                store.change(key.id, None, {"label": str(number)}, event_of("change"))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    assert count_of(store) == count_of(store, "failed") == 160
+    assert sum(store.get(key.id, None).usage_count for key in keys) == 160
+    store.engine.dispose()
+
+
+# with the recorder
+
+
+@pytest.mark.parametrize("held", ["byok_usage", "byok_credentials"])
+def test_who_notes_waits_for_no_row(postgres_url: str, held: str) -> None:
+    """While somebody holds the row of a count or of a key, noting takes no time, and nothing is lost."""
+    store = AccountStore(postgres_url, KEYRING)
+    key, other = (store.create(make_record(slot=slot), event_of()) for slot in ("", "2"))
+    recorder = UsageRecorder(store.usage.add, interval=0.05)
+    store.usage.add(use_of(key))
+    with transaction(store) as connection:
+        connection.execute(text(f"SELECT * FROM {held} FOR UPDATE"))
+        began = time.perf_counter()
+        for _ in range(1000):
+            recorder.note(ANN, "openai", key.id, "used")
+        recorder.note(ANN, "openai", other.id, "failed")
+        assert time.perf_counter() - began < 0.2
+        with pytest.raises(StoreError):
+            recorder.flush()
+        assert store.find([ANN], ["openai"]) != [], "and who reads keys waits for nothing either"
+        wait_until(lambda: count_of(store, "failed") == 1, "the other key's count")
+        assert count_of(store) == 1
+    wait_until(lambda: count_of(store) == 1001, "the count")
+    assert store.get(key.id, None).usage_count == 1001
+    store.engine.dispose()
+
+
+@pytest.mark.parametrize("fault", range(6))
+def test_a_fault_in_a_batch_neither_loses_nor_doubles(store: AccountStore, fault: int) -> None:
+    """Whichever statement of a batch fails, the next batch writes what is left and no more."""
+    keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(3)]
+    recorder = UsageRecorder(store.usage.add, interval=3600)
+    for key in keys:
+        recorder.note(ANN, "openai", key.id, "used")
+    sent: list[str] = []
+
+    def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+        if statement.startswith(("INSERT", "UPDATE")):
+            sent.append(statement)
+            if len(sent) == fault + 1:
+                raise store.engine.dialect.loaded_dbapi.OperationalError("out of order")
+
+    event.listen(store.engine, "before_cursor_execute", fail)
+    with pytest.raises(StoreError):
+        recorder.flush()
+    for key in keys:
+        recorder.note(ANN, "openai", key.id, "used")
+    recorder.flush()
+    assert len(sent) > fault + 1
+    assert [row["uses"] for row in rows(store.engine)] == [2, 2, 2]
+    assert [store.get(key.id, None).usage_count for key in keys] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_commit_that_nobody_answered_is_looked_up(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """When the connection breaks in the commit, PostgreSQL is asked what became of it."""
+    store = AccountStore(postgres_url, KEYRING)
+    key = store.create(make_record(), event_of())
+    recorder = UsageRecorder(store.usage.add, interval=3600)
+    recorder.note(ANN, "openai", key.id, "used")
+    commit = store.engine.dialect.do_commit
+
+    def break_off(connection: Any) -> None:
+        monkeypatch.undo()
+        if done:
+            commit(connection)
+        with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+        connection.execute("COMMIT")
+
+    monkeypatch.setattr(store.engine.dialect, "do_commit", break_off)
+    with pytest.raises(StoreError):
+        recorder.flush()
+    recorder.note(ANN, "openai", key.id, "used")
+    assert count_of(store) == (1 if done else 0)
+    recorder.flush()
+    assert count_of(store) == store.get(key.id, None).usage_count == 2
+    store.engine.dispose()
+
+
+def test_a_ticket_of_another_server_is_none(postgres_url: str) -> None:
+    """A server that has not come to a transaction's number yet has not written it."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.usage.add(use_of(ticket="4611686018427400000"))
+    assert count_of(store) == 1
+    store.engine.dispose()
+
+
+def test_a_ticket_under_way_is_waited_for(postgres_url: str) -> None:
+    """While the transaction may still be committed, nothing is written."""
+    store = AccountStore(postgres_url, KEYRING)
+    store.usage.add(use_of())
+    with transaction(store) as connection:
+        ticket = connection.execute(text("SELECT txid_current()::text")).scalar_one()
+        with pytest.raises(StoreError):
+            store.usage.add(use_of(ticket=ticket))
+    store.usage.add(use_of(ticket=ticket))
+    assert count_of(store) == 2, "it was rolled back"
+    store.engine.dispose()
+
+
+def note_much(url: str, notes: int) -> None:
+    """Note uses in eight threads of a process, and hand them over."""
+    store = AccountStore(url, KEYRING)
+    key = store.find([ANN])[0]
+    recorder = UsageRecorder(store.usage.add, interval=0.01)
+
+    def note(number: int) -> None:
+        for _ in range(notes):
+            recorder.note(ANN, "openai", key.id, "failed" if number % 4 == 3 else "used")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(note, range(8)))
+    recorder.flush()
+
+
+def test_two_processes_lose_nothing(database: str) -> None:
+    """Eight threads in each of two processes note at once, while batches are written all the time."""
+    children = [fork(lambda: note_much(database, 5000)) for _ in range(2)]
+    assert [exit_code(child) for child in children] == [0, 0]
+    store = AccountStore(database, KEYRING)
+    assert count_of(store) == store.find([ANN])[0].usage_count == 2 * 6 * 5000
+    assert count_of(store, "failed") == 2 * 2 * 5000
+    store.engine.dispose()
+
+
+def test_a_killed_process_loses_its_last_second(database: str) -> None:
+    """What was noted longer ago than the interval, and the time to write, is there after a kill."""
+    reading, writing = os.pipe()
+
+    def note_on() -> None:
+        store = AccountStore(database, KEYRING)
+        key = store.find([ANN])[0]
+        recorder = UsageRecorder(store.usage.add)
+        while True:
+            recorder.note(ANN, "openai", key.id, "used")
+            os.write(writing, b"%d\n" % time.time_ns())
+            time.sleep(0.005)
+
+    child = fork(note_on)
+    os.close(writing)
+    time.sleep(2.6)
+    os.kill(child, 9)
+    killed = time.time_ns()
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as noted:
+        times = [int(line) for line in noted if line.endswith("\n")]
+    store = AccountStore(database, KEYRING)
+    owed = [at for at in times if at < killed - 1_500_000_000]
+    assert len(owed) > 50
+    assert len(owed) <= count_of(store) <= len(times) + 1
+    assert store.find([ANN])[0].usage_count == count_of(store)
+    store.engine.dispose()
+
+
+def test_forked_processes_count_for_themselves(database: str) -> None:
+    """What waits at a fork is written once, by the parent; the child's own uses by its own thread."""
+    store = AccountStore(database, KEYRING)
+    key = store.find([ANN])[0]
+    recorder = UsageRecorder(store.usage.add, interval=0.2)
+    recorder.note(ANN, "openai", key.id, "used")
+
+    def work(outcome: Outcome) -> None:
+        recorder.note(ANN, "openai", key.id, outcome)
+        wait_until(lambda: count_of(store, outcome), "the child's count")
+
+    children = [fork(partial(work, outcome)) for outcome in ("failed", "rejected")]
+    assert [exit_code(child) for child in children] == [0, 0]
+    recorder.flush()
+    assert [row["uses"] for row in rows(store.engine)] == [1, 1, 1]
+    store.engine.dispose()
+
+
+def test_a_server_that_is_killed_gets_the_counts_later() -> None:
+    """Uses noted while PostgreSQL is away are written when it is back."""
+    with PostgresServer() as server:
+        store = AccountStore(server.create_database(), KEYRING)
+        key = store.create(make_record(), event_of())
+        recorder = UsageRecorder(store.usage.add, interval=0.05)
+        recorder.note(ANN, "openai", key.id, "used")
+        wait_until(lambda: count_of(store) == 1, "the first count")
+        server.kill()
+        for _ in range(100):
+            recorder.note(ANN, "openai", key.id, "used")
+            time.sleep(0.005)
+        server.start()
+        wait_until(lambda: count_of(store) == 101, "the counts")
+        store.engine.dispose()
+
+
+def test_the_session_of_a_closed_app_ends(sqlite_url: str) -> None:
+    """A recorder that nobody holds any longer hands over what it has, and its thread ends."""
+    store = AccountStore(sqlite_url, KEYRING)
+    recorder = UsageRecorder(store.usage.add, interval=0.05)
+    recorder.note(ANN, "openai", "", "used")
+    del recorder
+    gc.collect()
+    wait_until(lambda: count_of(store) == 1, "the count")
+    with suppress(StoreError):
+        store.engine.dispose()
+
+
+def test_keys_are_untouched_by_a_failed_call(store: AccountStore) -> None:
+    """A key counts what it was used for; refusals and failures stand in the statistics alone."""
+    key = store.create(make_record(), event_of())
+    store.usage.add(use_of(key, "rejected"))
+    store.usage.add(use_of(key, "failed"))
+    with store.engine.connect() as connection:
+        found = connection.execute(select(credentials.c.usage_count, credentials.c.last_used_at))
+        assert found.one() == (0, None)
