@@ -129,7 +129,7 @@ class Keyring:
     @property
     def seal_prefix(self) -> str:
         """Return how all that is sealed now begins."""
-        return f"{_FORMAT}.{self._current.key_id}.{_CODES[self.cipher]}."
+        return f"{prefix_of(self._current.key_id)}{_CODES[self.cipher]}."
 
     def fingerprint(self, text: str) -> str:
         """Return a keyed hash (64 hex digits) that tells two secrets apart and reveals neither."""
@@ -171,6 +171,11 @@ class _Key:
     def _derive(self, info: bytes) -> bytes:
         # The encryption key is uniformly random, so the extract step of HKDF may be left out (RFC 5869, 3.3).
         return HKDFExpand(SHA256(), 32, info).derive(self._material)
+
+
+def prefix_of(key_id: str) -> str:
+    """Return how everything begins that this encryption key has sealed."""
+    return f"{_FORMAT}.{key_id}."
 
 
 def generate_encryption_key() -> str:

@@ -55,12 +55,6 @@ OVER: Select[str] = select(promotions.c.origin).where(
 END = insert(promotions).values(
     owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
 )
-EXPIRED = (
-    select(_c.id, _c.owner).where(_c.expires_at < bindparam("before")).limit(bindparam("batch"))
-)
-STILL_EXPIRED = select(credentials).where(
-    _c.id.in_(bindparam("ids", expanding=True)), _c.expires_at < bindparam("before")
-)
 
 
 def confine(query: Select[Any], owners: Owners, table: Table = credentials) -> Select[Any]:

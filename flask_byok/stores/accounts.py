@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -20,11 +19,12 @@ from ..errors import KeyExistsError, KeyNotFoundError
 from ..keyring import Keyring
 from . import account_changes as steps
 from . import account_statements as statements
+from .account_expiry import AccountExpiry
 from .account_rows import changed_values, to_record, verdict_values
 from .account_seals import AccountSeals
 from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
-from .audit_chain import Chain, Subject, to_milliseconds
+from .audit_chain import Chain, Subject
 from .canary import Canary
 from .sql_database import Database
 from .tables import metadata
@@ -54,6 +54,7 @@ class AccountStore:
         self.canary = Canary(self._database, keyring)
         self.audit = AuditLog(self._database, self.canary)
         self.usage = UsageStore(self._database)
+        self.expiry = AccountExpiry(self._database, self.audit)
         self.seals = AccountSeals(self._database, self.audit, keyring)
 
     # reading
@@ -254,22 +255,6 @@ class AccountStore:
             chain.append(event, subject)
 
         self._change(owner, work)
-
-    def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
-        """Delete at most so many records that expired before a time, and return how many."""
-        values = {"before": to_milliseconds(before), "batch": limit}
-        expired: dict[str, list[str]] = {}
-        for row in self._database.call(self._all, statements.EXPIRED, values):
-            expired.setdefault(row.owner, []).append(row.id)
-        return sum(self._purge(owner, ids, before, event) for owner, ids in expired.items())
-
-    def _purge(self, owner: str, ids: list[str], before: datetime, event: AuditEvent) -> int:
-        values = {"ids": ids, "before": to_milliseconds(before)}
-
-        def work(connection: Connection, chain: Chain) -> int:
-            return len(steps.delete(connection, chain, statements.STILL_EXPIRED, values, event))
-
-        return self._change(owner, work)
 
     def _change(self, owner: str, work: Callable[[Connection, Chain], T]) -> T:
         return self.audit.change(owner, work)

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import Connection, and_, func, or_, select
 
 from ..credentials import Secret
 from .audit_chain import (
@@ -103,19 +103,37 @@ class AuditLog:
             query = query.where(audit.c.at < to_milliseconds(before))
         return [_entry(row) for row in self._database.call(self._all, query)]
 
-    def verify(self, owner: str | None = None) -> list[Finding]:
+    def count(self, owner: str | None = None) -> int:
+        """Return how many entries there are, of one owner or all."""
+        query = select(func.count()).select_from(audit)
+        if owner is not None:
+            query = query.where(audit.c.owner == owner)
+        return int(self._patiently(query)[0][0])
+
+    def verify(
+        self, owner: str | None = None, report: Callable[[int, int], object] | None = None
+    ) -> list[Finding]:
         """Return everything that is wrong, of one owner or all; nothing is good.
 
         It may run beside writers: each page is read with the head as it then was.
+
+        :param report: is told now and then, and at the end, of how many rows and chains were looked at.
         """
         secret = self._canary.secret()
         findings = [*self._headless(owner), *self._rowless(owner, secret)]
         check: _Check | None = None
+        rows = chains = 0
         for row in self._rows(owner):
             if check is None or check.owner != row.owner:
                 findings += check.finish() if check else []
                 check = _Check(row.owner, secret)
+                chains += 1
             findings += check.row(row)
+            rows += 1
+            if report is not None and rows % _PAGE == 0:
+                report(rows, chains)
+        if report is not None:
+            report(rows, chains)
         return findings + (check.finish() if check else [])
 
     def _rows(self, owner: str | None) -> Iterator[Any]:

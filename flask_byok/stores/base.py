@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from ..credentials import CredentialRecord, RecordedVerdict, utcnow
+from ..keyring import prefix_of
 from ..owners import SessionRef
 
 _encoder = msgspec.json.Encoder()
@@ -171,6 +172,11 @@ def version_mark(version: str) -> str:
 
 #: What a record that is leaving holds as JSON, and no other.
 LEAVING_MARK = '"leaving":true'
+
+
+def sealed_mark(key_id: str) -> str:
+    """Return what a record that this encryption key has sealed holds as JSON, and no other."""
+    return f'"ciphertext":"{prefix_of(key_id)}'
 
 
 def decode_record(

@@ -22,9 +22,11 @@ from .base import (
     decode_record,
     encode_record,
     encode_verdict,
+    sealed_mark,
     version_mark,
 )
 from .sql_database import TRIES, Database
+from .sql_engine import LONG_LIMIT
 from .sql_tables import metadata
 
 __all__ = ["SqlSessionStore", "metadata"]
@@ -192,6 +194,16 @@ class SqlSessionStore:
     def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
         """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
         return self._guarded(self._canary, {"called": name, "text": sealed}, replace)
+
+    def count_sealed_with(self, key_id: str) -> int:
+        """Return how many keys in living sessions this encryption key has sealed; it reads all of them."""
+        values = self._times() | {"mark": sealed_mark(key_id)}
+
+        def count() -> int:
+            with self._transactions.single() as connection:
+                return int(connection.execute(tables.SEALED_WITH, values).scalar_one())
+
+        return self._guarded(count, limit=LONG_LIMIT)
 
     def purge(self, limit: int) -> int:
         """Delete up to so many sessions that expired over an hour ago; return how many there were.

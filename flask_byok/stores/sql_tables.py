@@ -23,6 +23,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     false,
+    func,
     insert,
     not_,
     or_,
@@ -152,6 +153,18 @@ EXPIRED = (
 PURGE = tuple(
     delete(table).where(table.c.ref.in_(bindparam("refs", expanding=True)))
     for table in (keys, sessions)
+)
+
+#: Counts what one encryption key has sealed in sessions that can still be used.
+SEALED_WITH = (
+    select(func.count())
+    .select_from(keys.join(sessions, sessions.c.ref == keys.c.ref))
+    .where(
+        sessions.c.dead.is_(false()),
+        sessions.c.expires_at > bindparam("now"),
+        sessions.c.created_at > bindparam("oldest"),
+        keys.c.record.contains(bindparam("mark")),
+    )
 )
 
 HELD: Select[str] = select(canaries.c.sealed).where(canaries.c.name == bindparam("called"))

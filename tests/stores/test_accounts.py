@@ -298,20 +298,6 @@ def test_promotion_is_for_one_owner(store: AccountStore) -> None:
             store.promote(records, replace=True, event=event_of())
 
 
-def test_purge(store: AccountStore) -> None:
-    """What expired long ago is deleted, in batches; what did not, stays."""
-    now = utcnow()
-    for number, days in enumerate((-40, -35, -31, -5, 5)):
-        end = now + timedelta(days=days)
-        store.create(make_record(f"user:{number % 2}", f"p{number}", expires_at=end), event_of())
-    store.create(make_record(), event_of())
-    before = now - timedelta(days=30)
-    purged = [store.purge_expired(before, event_of("purge"), limit=2) for _ in range(3)]
-    assert purged == [2, 1, 0]
-    assert {record.provider for record in store.page(None)[0]} == {"p3", "p4", "openai"}
-    assert actions(store, "user:0").count("purge") == 2
-
-
 def test_two_creations_at_once(store: AccountStore) -> None:
     """Of creations at once exactly one succeeds, and each other one hears that there is a key."""
 

@@ -287,6 +287,19 @@ def test_wrong_encryption_key(store: AccountStore) -> None:
         wrong.put(make_record(), event_of())
 
 
+def test_verification_says_how_far_it_is(
+    store: AccountStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It tells after each page, and at the end, of how many rows of how many chains."""
+    rows, told = store.audit.count(), []
+    assert rows == len(store.audit.entries())
+    monkeypatch.setattr("flask_byok.stores.audit._PAGE", 1)
+    assert store.audit.verify(report=lambda *at: told.append(at)) == []
+    assert [at[0] for at in told] == [*range(1, rows + 1), rows]
+    assert told[-1][1] == len({entry.owner for entry in store.audit.entries()})
+    assert store.audit.count(BEN) == 1
+
+
 def test_start_over(store: AccountStore) -> None:
     """A throw-away encryption key may start over; what was logged before then no longer verifies."""
     store.canary.start_over()

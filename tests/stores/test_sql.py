@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -401,3 +402,20 @@ def test_restarted_postgresql_costs_no_call() -> None:
         store.write(session, VISITOR, record := make_record())
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
         store.engine.dispose()
+
+
+def test_encryption_keys_in_use_are_counted(database_url: str) -> None:
+    """Keys of living sessions are counted by the encryption key that sealed them, and nothing else is."""
+    clock = Clock()
+    store = store_on(database_url, clock=clock)
+    for number, key_id in enumerate(("aa", "aa", "bb")):
+        record = replace(make_record(ciphertext=f"byok1.{key_id}.f.x"), label='"byok1.aa.f.x')
+        store.write(begin(store, f"sid-{number}"), VISITOR, record)
+    looks_like_it = replace(make_record(), label='"ciphertext":"byok1.aa.')
+    store.write(begin(store, "sid-3"), VISITOR, looks_like_it)
+    assert [store.count_sealed_with(key_id) for key_id in ("aa", "bb", "cc", "a")] == [2, 1, 0, 0]
+    store.end(begin(store, "sid-0"))
+    assert store.count_sealed_with("aa") == 1
+    clock.forward(DAY)
+    assert store.count_sealed_with("aa") == 0
+    store.engine.dispose()
