@@ -12,7 +12,7 @@ import msgspec
 from flask.cli import with_appcontext
 
 from ..credentials import CredentialRecord, isoformat, utcnow
-from ..errors import KeyExistsError, KeyRefusedError, UnreadableCredentialError
+from ..errors import KeyRefusedError, UnreadableCredentialError
 from ..intake import read_expiry, read_typed
 from ..keyring import Context, Keyring
 from ..owners import Caller
@@ -104,13 +104,15 @@ def set_key(
     """
     state, accounts = require_accounts()
     spec, settings = find_provider(state, provider), state.settings
+    context = Context("account", owner, spec.id, slot or "")
+    if not replace:
+        _stop_if_taken(accounts, context)
     expires_at = read_expiry(expires, spec, settings)
     typed = read_typed(spec, read_fields(spec), None, settings)
     try:
         validation = state.service.verdicts.before_set(Caller(), spec, typed, validate)
     except KeyRefusedError as error:
         raise click.ClickException(f"The key was not saved. {error}") from None
-    context = Context("account", owner, spec.id, slot or "")
     record = new_record(
         state.service.keyring,
         context,
@@ -122,7 +124,7 @@ def set_key(
         validation=validation,
     )
     event = AuditEvent("cli", "set", fingerprint=accounts.audit.fingerprint(typed.fields))
-    _store(accounts, record, event, replace=replace)
+    (accounts.put if replace else accounts.create)(record, event)
     click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")
@@ -164,15 +166,13 @@ def clear_key(provider: str, owner: str, slot: str | None, yes: bool) -> None:
     click.echo(f"Cleared {', '.join(record.hint for record in found)}.")
 
 
-def _store(
-    accounts: AccountStore, record: CredentialRecord, event: AuditEvent, *, replace: bool
-) -> None:
-    try:
-        (accounts.put if replace else accounts.create)(record, event)
-    except KeyExistsError:
+def _stop_if_taken(accounts: AccountStore, context: Context) -> None:
+    """Say so before anybody types a key for nothing."""
+    found = accounts.find([context.owner], [context.provider])
+    if any(record.slot == context.slot for record in found):
         raise click.ClickException(
             "There is a key already, which stays: --replace puts another in its place."
-        ) from None
+        )
 
 
 def _warn_if_unused(settings: Settings, owner: str) -> None:
