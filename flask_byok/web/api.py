@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 from flask.sansio.blueprints import BlueprintSetupState
 from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
+from werkzeug.exceptions import HTTPException
 
-from ..credentials import Secret, clean_api_key
-from ..errors import ByokError, InvalidFieldError, MalformedApiKeyError, SessionRequiredError
+from ..credentials import Secret
+from ..errors import ByokError, SessionRequiredError
 from ..intake import NewKey
+from .bodies import clean_note as clean_note
+from .bodies import read_body, typed_fields
 from .guards import (
     csrf_token,
     limit_body,
@@ -28,11 +29,6 @@ from .guards import (
 )
 from .problems import http_problem_response, problem_response
 from .state import current_caller, established_caller, get_state
-
-_Body = TypeVar("_Body", bound=msgspec.Struct)
-
-# Shorter words that begin as keys do ("sk-learn") are words.
-_SHORTEST_REAL_KEY = 20
 
 
 class _SetBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -156,14 +152,14 @@ def _json_view(call: Callable[[], Any]) -> Callable[[], Response]:
 
 
 def _set() -> dict[str, Any]:
-    body = _read(_SetBody)
-    fields = _fields(body.api_key, body.fields) or {}
+    body = read_body(_SetBody)
+    fields = typed_fields(body.api_key, body.fields) or {}
     return set_key(
         body.provider,
         fields,
         base_url=body.base_url,
-        label=_note(body.label, "label", 100, fields),
-        description=_note(body.description, "description", 500, fields),
+        label=clean_note(body.label, "label", 100, fields),
+        description=clean_note(body.description, "description", 500, fields),
         expires_at=body.expires_at,
         validate=body.validate,
         persist=body.persist,
@@ -171,79 +167,20 @@ def _set() -> dict[str, Any]:
 
 
 def _clear() -> dict[str, Any]:
-    body = _read(_ClearBody)
+    body = read_body(_ClearBody)
     return clear_key(body.provider, body.tier)
 
 
 def _validate() -> dict[str, Any]:
-    body = _read(_ValidateBody)
-    return validate_key(body.provider, _fields(body.api_key, body.fields), body.base_url)
+    body = read_body(_ValidateBody)
+    return validate_key(body.provider, typed_fields(body.api_key, body.fields), body.base_url)
 
 
 def _promote() -> dict[str, Any]:
-    body = _read(_PromoteBody)
+    body = read_body(_PromoteBody)
     return promote_keys(body.providers, body.on_conflict)
 
 
 def _openapi() -> Response:
     text = files("flask_byok.web").joinpath("openapi.json").read_bytes()
     return Response(text, mimetype="application/json")
-
-
-def _read(model: type[_Body]) -> _Body:
-    """Return the request's JSON body; what was sent is never repeated."""
-    if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send the body as application/json.")
-    try:
-        return msgspec.json.decode(request.get_data(cache=False), type=model, dec_hook=_secret)
-    except msgspec.ValidationError as error:
-        known = [name for name in model.__struct_fields__ if f"$.{name}" in str(error)]
-        which = f"The field {known[0]!r} has" if known else "A field is missing, unknown, or has"
-        raise InvalidFieldError(f"{which} a value that cannot be used.") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise BadRequest("The body is not JSON.") from None
-
-
-def _secret(kind: type, value: Any) -> Secret:
-    """Turn text into a secret at once, so that no repr of a body shows it."""
-    if kind is not Secret or not isinstance(value, str):
-        raise TypeError("not a string")
-    return Secret(value)
-
-
-def _fields(api_key: Secret | None, fields: dict[str, Secret] | None) -> dict[str, Secret] | None:
-    if api_key is not None and fields is not None:
-        raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
-    return {"api_key": api_key} if api_key is not None else fields
-
-
-def _note(value: str | None, name: str, longest: int, fields: Mapping[str, Secret]) -> str | None:
-    """Return a text that is kept beside the key and shown."""
-    text = (value or "").strip()
-    if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
-        raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
-    if _holds_key(text, fields):
-        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
-    return text or None
-
-
-def _holds_key(text: str, fields: Mapping[str, Secret]) -> bool:
-    typed = (secret for name, secret in fields.items() if name != "base_url")
-    return _looks_like_key(text) or any(_is_within(secret, text) for secret in typed)
-
-
-def _looks_like_key(text: str) -> bool:
-    """Say whether a known beginning of a key stands anywhere but within a word, with enough after it."""
-    specs = get_state().service.catalog
-    known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
-    beginning = "|".join(map(re.escape, known))
-    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{beginning})[\w.-]*", text) if known else ()
-    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
-
-
-def _is_within(secret: Secret, text: str) -> bool:
-    """Say whether a text holds a typed key as it would be kept; what cannot be a key is not kept."""
-    try:
-        return clean_api_key(secret.reveal()) in text
-    except MalformedApiKeyError:
-        return False
