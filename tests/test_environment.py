@@ -1,0 +1,145 @@
+"""The operator's keys, copied out of environment variables and secret files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from flask_byok.catalog import Catalog
+from flask_byok.credentials import utcnow
+from flask_byok.environment import Found, Sources, find_keys, store_key
+from flask_byok.keyring import Keyring
+from flask_byok.owners import Tier
+from flask_byok.sealing import open_record
+from flask_byok.settings import Settings
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
+
+KEYRING = Keyring("aa" * 32)
+SPECS = list(Catalog())
+OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIza-operators-0003"
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def accounts(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
+    """Make an empty database."""
+    store = AccountStore(request.getfixturevalue(request.param), KEYRING)
+    yield store
+    assert store.audit.verify() == []
+    store.engine.dispose()
+
+
+def sources(directory: Path, environ: Mapping[str, str]) -> Sources:
+    """Make the operator's places, the files first."""
+    return [SecretFileKeys(directory, environ), EnvironmentKeys(environ)]
+
+
+def find(accounts: AccountStore, where: Sources, owner: str = "system") -> list[Found]:
+    """Look for the operator's keys."""
+    return list(find_keys(accounts, KEYRING, SPECS, where, owner))
+
+
+def summary(found: list[Found]) -> list[tuple[str, str, str]]:
+    """Return each key's provider, name and kind."""
+    return [(each.spec.id, Path(each.name).name, each.kind) for each in found]
+
+
+def test_new_keys_are_stored(accounts: AccountStore, tmp_path: Path) -> None:
+    """A key that was found is stored for the system, sealed, and logged as the command line's import."""
+    (found,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
+    assert (found.kind, found.tier, found.hint) == ("new", Tier.ENV, "sk-proj-…0001")
+    assert store_key(accounts, KEYRING, Settings(), found, "system")
+    (record,) = accounts.find(["system"])
+    fields, base_url = open_record(KEYRING, "account", "system", record)
+    assert (fields["api_key"].reveal(), base_url, record.hint) == (OPENAI, None, found.hint)
+    (entry,) = accounts.audit.entries("system")
+    assert (entry.event.actor, entry.event.action) == ("cli", "import")
+    assert entry.event.fingerprint == accounts.audit.fingerprint(found.fields)
+
+
+def test_looking_stores_nothing(accounts: AccountStore, tmp_path: Path) -> None:
+    """Whoever only looks leaves no trace."""
+    find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
+    assert accounts.find(["system"]) == []
+    assert accounts.audit.entries() == []
+
+
+def test_same_and_different(accounts: AccountStore, tmp_path: Path) -> None:
+    """What is stored already is told apart from what is stored otherwise; the latter stays unless replaced."""
+    (found,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
+    store_key(accounts, KEYRING, Settings(), found, "system")
+    assert find(accounts, sources(tmp_path, {"OPENAI_API_KEY": f" {OPENAI}\n"}))[0].kind == "same"
+    (other,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OTHER}))
+    assert other.kind == "different"
+    assert not store_key(accounts, KEYRING, Settings(), other, "system")
+    assert accounts.find(["system"])[0].hint.endswith("0001")
+    assert store_key(accounts, KEYRING, Settings(), other, "system", replace=True)
+    assert accounts.find(["system"])[0].hint.endswith("0002")
+
+
+def test_every_variable_is_found(accounts: AccountStore, tmp_path: Path) -> None:
+    """A second variable of the same provider is found too, and said to come after the first."""
+    (tmp_path / "openai_api_key").write_text(f"{OPENAI}\n")
+    environ = {"OPENAI_API_KEY": OTHER, "GEMINI_API_KEY": GEMINI, "GOOGLE_API_KEY": GEMINI}
+    assert summary(find(accounts, sources(tmp_path, environ))) == [
+        ("openai", "openai_api_key", "new"),
+        ("openai", "OPENAI_API_KEY", "shadowed"),
+        ("google", "GEMINI_API_KEY", "new"),
+        ("google", "GOOGLE_API_KEY", "shadowed"),
+    ]
+
+
+def test_unusable_values(accounts: AccountStore, tmp_path: Path) -> None:
+    """What cannot be a key, and an admin key, are named and stop no other; nothing of them is repeated."""
+    environ = {
+        "OPENAI_API_KEY": "sk-admin-far-too-powerful-0001",
+        "GROQ_API_KEY": "no key at all",
+        "XAI_API_KEY_FILE": str(tmp_path / "nowhere"),
+        "GEMINI_API_KEY": "",
+        "GOOGLE_API_KEY": GEMINI,
+    }
+    found = find(accounts, sources(tmp_path, environ))
+    assert summary(found) == [
+        ("openai", "OPENAI_API_KEY", "unusable"),
+        ("google", "GOOGLE_API_KEY", "new"),
+        ("groq", "GROQ_API_KEY", "unusable"),
+        ("xai", "XAI_API_KEY", "unusable"),
+    ]
+    assert "admin key" in found[0].problem
+    assert not any("powerful" in repr(each) or "no key" in repr(each) for each in found)
+
+
+def test_admin_key_before_an_ordinary_one(accounts: AccountStore, tmp_path: Path) -> None:
+    """A value that may not be stored does not stand before one that may."""
+    (tmp_path / "openai_api_key").write_text("sk-admin-far-too-powerful-0001")
+    found = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
+    assert [each.kind for each in found] == ["unusable", "new"]
+
+
+def test_another_owner(accounts: AccountStore, tmp_path: Path) -> None:
+    """The keys can be made a team's, which is another place than the system's."""
+    where = sources(tmp_path, {"OPENAI_API_KEY": OPENAI})
+    store_key(accounts, KEYRING, Settings(), find(accounts, where, "team:red")[0], "team:red")
+    assert find(accounts, where, "team:red")[0].kind == "same"
+    assert find(accounts, where)[0].kind == "new"
+
+
+def test_longest_lifetime(accounts: AccountStore, tmp_path: Path) -> None:
+    """BYOK_MAX_KEY_LIFETIME holds for keys that come this way as for any other."""
+    (found,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
+    settings = Settings(max_key_lifetime=timedelta(days=30))
+    store_key(accounts, KEYRING, settings, found, "system")
+    expires_at = accounts.find(["system"])[0].expires_at
+    assert expires_at is not None
+    assert timedelta(days=29) < expires_at - utcnow() <= timedelta(days=30)
+
+
+def test_unreadable_stored_key(accounts: AccountStore, tmp_path: Path) -> None:
+    """A stored key that does not open counts as a different one."""
+    where = sources(tmp_path, {"OPENAI_API_KEY": OPENAI})
+    store_key(accounts, KEYRING, Settings(), find(accounts, where)[0], "system")
+    (found,) = find_keys(accounts, Keyring("bb" * 32), SPECS, where, "system")
+    assert found.kind == "different"

@@ -1,0 +1,300 @@
+"""Keys on their way between two databases, under two encryption keys."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import update
+
+from flask_byok import passphrase, transfer
+from flask_byok.catalog import Catalog
+from flask_byok.credentials import Secret, utcnow
+from flask_byok.errors import StoreError
+from flask_byok.keyring import Context, Keyring
+from flask_byok.passphrase import SealedFileError, SealedReader, SealedWriter
+from flask_byok.sealing import new_record, open_record
+from flask_byok.settings import Settings
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.base import AuditEvent
+from flask_byok.stores.tables import credentials
+from flask_byok.transfer import Exported, Imported, Importer, MovedKey, export_keys, read_keys
+
+WORDS = "correct horse battery staple"
+ANN, RED = "user:ann", "team:red"
+CATALOG, SETTINGS = Catalog(), Settings()
+
+
+class Place:
+    """A database with an encryption key of its own."""
+
+    def __init__(self, url: str, encryption_key: str) -> None:
+        self.keyring = Keyring(encryption_key)
+        self.accounts = AccountStore(url, self.keyring)
+
+    def save(self, owner: str, provider: str, api_key: str, slot: str = "", **facts: Any) -> None:
+        """Store a key."""
+        context = Context("account", owner, provider, slot)
+        own = facts.pop("base_url", None)
+        fields = {"api_key": Secret(api_key)}
+        record = new_record(self.keyring, context, CATALOG.get(provider), fields, own)
+        self.accounts.put(replace(record, **facts), AuditEvent("cli", "set"))
+
+    def export(self, owner: str | None = None) -> tuple[Exported, bytes]:
+        """Return what was exported, and the file."""
+        file = io.BytesIO()
+        result = export_keys(self.accounts, self.keyring, SealedWriter(file, WORDS), owner=owner)
+        return result, file.getvalue()
+
+    def take(self, content: bytes, catalog: Catalog = CATALOG, **options: Any) -> Imported:
+        """Import a file."""
+        settings = options.pop("settings", SETTINGS)
+        importer = Importer(self.accounts, self.keyring, catalog, settings, **options)
+        return importer.run(moved(content))
+
+    def opened(self) -> dict[tuple[str, str, str], str]:
+        """Return all keys in plain, by their places."""
+        return {
+            (r.owner, r.provider, r.slot): open_record(self.keyring, "account", r.owner, r)[0][
+                "api_key"
+            ].reveal()
+            for r in self.accounts.page(None, limit=10_000)[0]
+        }
+
+    def actions(self, owner: str) -> list[tuple[str, str]]:
+        """Return who did what to an owner's keys, the oldest first."""
+        entries = reversed(self.accounts.audit.entries(owner, limit=10_000))
+        return [(entry.event.actor, entry.event.action) for entry in entries]
+
+
+def moved(content: bytes) -> Iterator[MovedKey]:
+    """Open a file."""
+    return read_keys(SealedReader(io.BytesIO(content), WORDS))
+
+
+@pytest.fixture(autouse=True)
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Derive keys in no time."""
+    monkeypatch.setattr(passphrase, "COST", (2, 8, 1))
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def old(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """Make a database with keys of three owners."""
+    place = Place(request.getfixturevalue(request.param), "aa" * 32)
+    place.save("system", "openai", "sk-proj-systems-own-0001")
+    place.save(RED, "groq", "gsk_teams-own-key-0002")
+    place.save(ANN, "openai", "sk-proj-anns-own-key-0003", label="Ann's", description="for work")
+    place.save(ANN, "openai", "sk-proj-anns-own-key-0004", slot="2", active=False)
+    yield place
+    assert place.accounts.audit.verify() == []
+    place.accounts.engine.dispose()
+
+
+@pytest.fixture
+def new(tmp_path: Any) -> Iterator[Place]:
+    """Make an empty database elsewhere, with another encryption key."""
+    place = Place(f"sqlite:///{tmp_path / 'new.sqlite'}", "bb" * 32)
+    yield place
+    assert place.accounts.audit.verify() == []
+    place.accounts.engine.dispose()
+
+
+def test_all_keys_move(old: Place, new: Place) -> None:
+    """Every owner's keys come out on the other side, under the other encryption key."""
+    result, content = old.export()
+    assert (result.keys, result.unreadable) == (4, [])
+    assert new.take(content) == Imported(added=4)
+    assert new.opened() == old.opened()
+    assert len(old.opened()) == 4
+    assert {r.ciphertext.split(".")[1] for r in new.accounts.find([ANN])} == {
+        new.keyring.key_ids[0]
+    }
+
+
+def test_facts_move(old: Place, new: Place) -> None:
+    """What the owner said of a key, its state and times move with it; its use and verdict do not."""
+    ends = utcnow() + timedelta(days=3)
+    began = utcnow() - timedelta(days=100)
+    own = "https://llm.example.com/v1"
+    old.save(ANN, "custom", "custom-key-1234567", base_url=own, expires_at=ends, created_at=began)
+    settings = Settings(allow_custom_providers=True)
+    assert new.take(old.export()[1], settings=settings).added == 5
+    record = new.accounts.find([ANN], ["custom"])[0]
+    assert (record.expires_at, record.created_at) == (ends, began)
+    assert (record.usage_count, record.validity, record.version) == (0, None, "1")
+    assert open_record(new.keyring, "account", ANN, record)[1] == own
+    first, second = new.accounts.find([ANN], ["openai"])
+    assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
+    assert (second.slot, second.active) == ("2", False)
+
+
+def test_one_owners_keys(old: Place, new: Place) -> None:
+    """One owner's keys can be exported alone."""
+    result, content = old.export(ANN)
+    assert result.keys == 2
+    new.take(content)
+    assert {owner for owner, _, _ in new.opened()} == {ANN}
+
+
+def test_nothing_to_move(new: Place, old: Place) -> None:
+    """An export of nothing is a good file."""
+    result, content = new.export()
+    assert result.keys == 0
+    assert old.take(content) == Imported()
+
+
+def test_no_key_in_plain(old: Place) -> None:
+    """The file shows neither keys nor whose they are."""
+    content = old.export()[1]
+    for word in (b"sk-proj", b"own-key", b"ann", b"openai"):
+        assert word not in content
+
+
+def test_many_keys_in_pages(old: Place, new: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More keys than are read at a time all move, and each owner's log says so once."""
+    monkeypatch.setattr(transfer, "PAGE", 3)
+    for number in range(20):
+        old.save(ANN, "groq", f"gsk_anns-key-{number:06}", slot=str(number))
+    assert new.take(old.export()[1]).added == 24
+    assert new.opened() == old.opened()
+    assert old.actions(ANN).count(("cli", "export")) == 1
+
+
+def test_both_are_logged(old: Place, new: Place) -> None:
+    """Each owner's chain says what happened to their keys, with the key's fingerprint; that of system has it whole."""
+    new.take(old.export()[1])
+    for owner in ("system", ANN, RED):
+        assert old.actions(owner)[-1] == ("cli", "export")
+    assert new.actions("system") == [("cli", "import"), ("cli", "import")]
+    assert new.actions(ANN) == [("cli", "import"), ("cli", "import")]
+    entry = new.accounts.audit.entries(RED)[0]
+    fields = {"api_key": Secret("gsk_teams-own-key-0002")}
+    assert entry.event.fingerprint == new.accounts.audit.fingerprint(fields)
+    assert (entry.provider, entry.slot) == ("groq", "")
+
+
+def test_export_is_logged_first(old: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be logged is not exported."""
+
+    def fail(*_: object) -> None:
+        raise StoreError
+
+    monkeypatch.setattr(old.accounts.audit, "note", fail)
+    file = io.BytesIO()
+    sealed = SealedWriter(file, WORDS)
+    with pytest.raises(StoreError):
+        export_keys(old.accounts, old.keyring, sealed)
+    sealed.close()
+    assert list(moved(file.getvalue())) == []
+
+
+def test_unreadable_keys_are_named(old: Place) -> None:
+    """A key that does not open is left out and named, and the others are exported."""
+    with old.accounts.engine.begin() as connection:
+        statement = update(credentials).where(credentials.c.owner == RED)
+        connection.execute(statement.values(ciphertext="byok1.x.f.x"))
+    result, content = old.export()
+    assert (result.keys, result.unreadable) == (3, [(RED, "groq", "")])
+    assert len(list(moved(content))) == 3
+
+
+def test_again_adds_what_is_missing(old: Place, new: Place) -> None:
+    """An import that ended half way is finished by another; what is there already stays untouched."""
+    content = old.export()[1]
+    importer = Importer(new.accounts, new.keyring, CATALOG, SETTINGS)
+    importer.run(list(moved(content))[:2])
+    before = {r.id: r.version for r in new.accounts.page(None)[0]}
+    assert new.take(content) == Imported(added=2, unchanged=2)
+    assert new.take(content, replace=True) == Imported(unchanged=4)
+    after = {r.id: r.version for r in new.accounts.page(None)[0]}
+    assert before.items() <= after.items()
+
+
+def test_conflicts(old: Place, new: Place) -> None:
+    """Where a different key is stored it stays, or is replaced, as asked."""
+    new.save(ANN, "openai", "sk-proj-anns-newer-key-9999")
+    content = old.export()[1]
+    assert new.take(content) == Imported(added=3, kept=1)
+    assert new.opened()[ANN, "openai", ""] == "sk-proj-anns-newer-key-9999"
+    assert new.take(content, replace=True) == Imported(replaced=1, unchanged=3)
+    assert new.opened() == old.opened()
+
+
+def test_conflict_with_what_does_not_open(old: Place, new: Place) -> None:
+    """A stored key that does not open counts as a different one."""
+    new.save(ANN, "openai", "sk-proj-anns-own-key-0003", ciphertext="byok1.x.f.x")
+    content = old.export(ANN)[1]
+    assert new.take(content) == Imported(added=1, kept=1)
+    assert new.take(content, replace=True) == Imported(replaced=1, unchanged=1)
+
+
+def test_a_key_saved_meanwhile_stays(
+    old: Place, new: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that its owner saves while the import runs is not overwritten."""
+    monkeypatch.setattr(Importer, "_present", lambda self, batch: {})
+    new.save(ANN, "openai", "sk-proj-anns-newer-key-9999")
+    assert new.take(old.export()[1]) == Imported(added=3, kept=1)
+    assert new.opened()[ANN, "openai", ""] == "sk-proj-anns-newer-key-9999"
+
+
+def test_dry_run(old: Place, new: Place) -> None:
+    """Only counting writes nothing, not even to the log."""
+    new.save(ANN, "openai", "sk-proj-anns-newer-key-9999")
+    before = new.opened()
+    result = new.take(old.export()[1], replace=True, dry_run=True)
+    assert result == Imported(added=3, replaced=1)
+    assert new.opened() == before
+    assert new.actions("system") == []
+
+
+def test_what_the_app_cannot_take(old: Place, new: Place) -> None:
+    """Keys of providers that are off there, or of addresses that are not allowed, are counted and left out."""
+    old.save(ANN, "custom", "custom-key-1234567", base_url="https://llm.example.com/v1")
+    result = new.take(old.export()[1], Catalog().only(["openai", "custom"]))
+    assert result.added == 3
+    assert result.left_out == {
+        ("groq", "This provider is not available here"): 1,
+        ("custom", "A base URL of your own is not allowed here."): 1,
+    }
+    assert result.total == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"owner": "session:1"},
+        {"owner": "user:"},
+        {"owner": "systemd"},
+        {"slot": "a b"},
+        {"slot": "x" * 41},
+        {"created_at": "yesterday"},
+        {"expires_at": "2030-01-01T00:00:00"},
+        {"fields": {"api_key": 5}},
+        {"fields": "sk-proj-1234567890"},
+        {"active": None},
+    ],
+)
+def test_file_that_holds_something_else(changes: dict[str, Any]) -> None:
+    """What is no key is refused, and nothing of it is repeated."""
+    now = utcnow()
+    key = MovedKey(ANN, "openai", "", {"api_key": "sk-1"}, None, None, None, True, None, now)
+    file = io.BytesIO()
+    sealed = SealedWriter(file, WORDS)
+    sealed.write(msgspec.json.encode(msgspec.to_builtins(key) | changes))
+    sealed.close()
+    with pytest.raises(SealedFileError, match="something that is not a key") as caught:
+        list(moved(file.getvalue()))
+    assert "1234567890" not in str(caught.value)
+
+
+def test_keys_do_not_show() -> None:
+    """A key on its way does not show in its repr."""
+    key = MovedKey(ANN, "openai", "", {"api_key": "sk-1"}, None, None, None, True, None, utcnow())
+    assert "sk-1" not in repr(key)
