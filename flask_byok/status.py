@@ -68,34 +68,38 @@ def _own_in_session(
 
 def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:
     """Say honestly where this caller's keys go and how long they stay, made from the configuration."""
-    places = []
-    if Tier.SESSION in settings.precedence:
-        places.append(_in_session(settings, session_store))
-    if Tier.USER in settings.precedence and caller.authenticated:
-        places.append(_in_account(settings))
-    if not places:
-        return "This site uses its operator's keys. It keeps no keys of yours."
     elsewhere = " or to the address set for it" if _may_go_elsewhere(settings) else ""
+    kept = _kept(settings, caller, session_store)
+    if kept is None:
+        return "This site uses its operator's keys. It keeps no keys of yours."
     return (
-        f"Your keys are sent to this site's server, encrypted, and kept {' '.join(places)} "
+        f"Your keys are sent to this site's server{kept} "
         f"Each key is sent only to its own provider{elsewhere}."
     )
 
 
-def _in_session(settings: Settings, store: str) -> str:
+def _kept(settings: Settings, caller: Caller, session_store: str) -> str | None:
+    """Say where and how long keys are kept, None where none are."""
+    in_session = Tier.SESSION in settings.precedence
+    in_account = Tier.USER in settings.precedence and caller.authenticated
     unused, latest = settings.session_ttl, settings.session_ttl * MAX_SESSION_LIFETIMES
-    return (
-        f"in {store} for this session only: they are deleted when you sign out, and expire after "
-        f"{_duration(unused)} without use, at the latest after {_duration(latest)}."
-    )
-
-
-def _in_account(settings: Settings) -> str:
-    first = "in the database" if Tier.SESSION not in settings.precedence else None
-    kept = first or "Those that you keep in your account stay in the database"
     longest = settings.max_key_lifetime
     limit = "" if longest is None else f", for {_duration(longest)} at most"
-    return f"{kept} until you remove them{limit}."
+    stay = f"in the database until you remove them{limit}."
+    end = f"{_duration(unused)} without use, at the latest after {_duration(latest)}."
+    if in_session and in_account:
+        return (
+            f" and kept there, encrypted. Those in your account stay {stay} Those for this session only are kept in "
+            f"{session_store}; they are deleted when you sign out, and expire after {end}"
+        )
+    if in_account:
+        return f", encrypted, and kept {stay}"
+    if not in_session:
+        return None
+    return (
+        f", encrypted, and kept in {session_store} for this session only: they are deleted when you sign out, and "
+        f"expire after {end}"
+    )
 
 
 def _may_go_elsewhere(settings: Settings) -> bool:

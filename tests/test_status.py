@@ -176,7 +176,7 @@ def test_storage_sentence(ttl: timedelta, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "account stay in the database until you remove them. Each"),
+        ({}, "account stay in the database until you remove them. Those"),
         ({"max_key_lifetime": timedelta(days=90)}, "remove them, for 90 days at most."),
         (
             {"precedence": (Tier.USER,)},

@@ -11,7 +11,7 @@ export async function getProviderKeys() {
   return answer;
 }
 
-/** Save a key: a string, or an object of fields. Options: label, expires_at, validate and so on. */
+/** Save a key: a string, or an object of fields. Options: persist (in the account), label, expires_at (ISO 8601) and more. */
 export async function setProviderKey(provider, key, options = {}) {
   return changed("save", provider, await post("/keys/set", { provider, ...typed(key), ...options }));
 }
@@ -27,7 +27,7 @@ export async function validateProviderKey(provider, key) {
   return key !== undefined ? answer : changed("validate", provider, answer);
 }
 
-/** Keep what was saved before signing in; without a list, all of it. */
+/** Keep in the account what was saved before signing in, or for the session; `onConflict` is "keep" or "replace". */
 export async function promoteProviderKeys(providers, onConflict = "keep") {
   const body = { on_conflict: onConflict, ...(providers && { providers }) };
   const one = providers?.length === 1 ? providers[0] : null;
@@ -121,6 +121,7 @@ class ByokSettings extends HTMLElement {
     on(root, "click", (event) => this.#onClick(event));
     on(root, "keydown", (event) => this.#onKey(event));
     on(root, "toggle", (event) => this.#onToggle(event), true);
+    on(root, "invalid", (event) => (event.target.closest("details") ?? {}).open = true, true);
     on(root, "input", (event) => event.target.removeAttribute("aria-invalid"));
     on(document, "byok:change", ({ detail }) => (this.#refreshed = this.#refresh(detail.provider)));
     on(window, "pagehide", () => wipe(root));
@@ -206,7 +207,7 @@ class ByokSettings extends HTMLElement {
   }
 
   async _save(provider, row) {
-    const { validation } = await setProviderKey(provider, typedIn(row));
+    const { validation } = await setProviderKey(provider, typedIn(row), chosenIn(row));
     wipe(row);
     const caveat = validation && validation.verdict !== "valid" ? `. ${validation.reason}` : "";
     return { kind: "success", message: this.dataset.textSaved + caveat };
@@ -223,11 +224,12 @@ class ByokSettings extends HTMLElement {
   async _confirm(provider, row, tier) {
     const { cleared, provider: status } = await clearProviderKey(provider, tier);
     const message = cleared.length ? this.dataset.textCleared : this.dataset.textNothingCleared;
-    return { kind: "success", message: status.has_key ? `${message}. ${this.dataset.textSharedNow}` : message };
+    const now = status.source === "user" ? this.dataset.textAccountNow : this.dataset.textSharedNow;
+    return { kind: "success", message: status.has_key ? `${message}. ${now}` : message };
   }
 
-  async _promote(provider) {
-    const { promoted } = await promoteProviderKeys([provider]);
+  async _promote(provider, row, onConflict) {
+    const { promoted } = await promoteProviderKeys([provider], onConflict);
     return { kind: "success", message: promoted.length ? this.dataset.textPromoted : this.dataset.textKept };
   }
 
@@ -285,6 +287,16 @@ function typedIn(row) {
   return Object.fromEntries(inputs.map((input) => [input.name, input.value]));
 }
 
+// Where the key is to be kept, under which label, until when; nothing where the row does not ask.
+function chosenIn(row) {
+  const { persist, label, expires_at: day } = row.querySelector("form").elements;
+  return {
+    ...(persist && { persist: persist.checked }),
+    ...(label?.value && { label: label.value }),
+    ...(day?.value && { expires_at: `${day.value}T23:59:59Z` }),
+  };
+}
+
 function reveal(button, shown) {
   button.ariaPressed = String(shown);
   button.getRootNode().getElementById(button.getAttribute("aria-controls")).type = shown ? "text" : "password";
@@ -294,7 +306,7 @@ function reveal(button, shown) {
 function setBusy(row, busy) {
   row.ariaBusy = String(busy);
   for (const control of row.querySelectorAll("button, summary")) control.ariaDisabled = busy ? "true" : null;
-  for (const input of row.querySelectorAll("[part=input]")) input.readOnly = busy;
+  for (const input of row.querySelectorAll("[part~=input]")) input.readOnly = busy;
 }
 
 function markInvalid(row) {

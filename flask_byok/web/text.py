@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 #: Words of the templates.
 TEXT: Mapping[str, str] = {
@@ -16,7 +16,6 @@ TEXT: Mapping[str, str] = {
     "save": "Save",
     "validate": "Check",
     "clear": "Clear",
-    "promote": "Keep it",
     "reveal": "Show what you type",
     "confirm_question": "Remove this key?",
     "confirm": "Remove",
@@ -26,7 +25,14 @@ TEXT: Mapping[str, str] = {
     "new_window": "opens in a new tab",
     "hint": "Key",
     "checked": "Checked",
-    "promotable": "This key was saved before you signed in, and is not used. Keep it for yourself?",
+    "persist": "Keep in my account",
+    "more": "More",
+    "label": "Label",
+    "expires": "Expires after",
+    "expires_never": "Without a date it works until you remove it.",
+    "expires_cap": "Without a date it works until {date}, the longest that this site keeps keys.",
+    "expires_on": "Expires on",
+    "expired_on": "Expired on",
     "precedence_title": "Which key is used?",
     "precedence": "The first of these that has a key:",
     "locked": "Managed by the operator of this app; it cannot be changed here.",
@@ -57,8 +63,20 @@ BADGES: Mapping[str, Mapping[str, str]] = {
     },
 }
 
+#: Where the key in use is, by its tier.
+PLACES: Mapping[str, str] = {
+    "session": "For this session only",
+    "user": "In your account",
+    "team": "Your team's key",
+    "system": "Shared by this site",
+    "secret": "Shared by this site",
+    "env": "Shared by this site",
+}
+
+#: The state of a key; "soon" is an active one that will expire within days.
 CHIPS: Mapping[str, str] = {
     "active": "Active",
+    "soon": "Expires soon",
     "inactive": "Inactive",
     "expired": "Expired",
     "rejected": "Rejected",
@@ -72,6 +90,31 @@ TIERS: Mapping[str, str] = {
     "system": "this app's shared key",
     "secret": "this app's key from a secret file",
     "env": "this app's key from its environment",
+}
+
+#: What is asked about a key that could be kept, and the answers as (action, value, words). It is ``waiting`` since before
+#: the sign-in, or the person's ``own`` in the session; beside it there may be another one, in the account or the session.
+OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
+    "waiting": (
+        "Saved before you signed in, and not used: {hint}. Keep it?",
+        [("promote", "keep", "Keep it")],
+    ),
+    "waiting_beside_user": (
+        "Saved before you signed in, and not used: {hint}. Your account has another key.",
+        [("promote", "replace", "Use it instead"), ("confirm", "session", "Keep my account's key")],
+    ),
+    "waiting_beside_session": (
+        "Saved before you signed in, and not used: {hint}. You have another key for this session.",
+        [("promote", "replace", "Use it instead")],
+    ),
+    "own": (
+        "This key goes when you sign out.",
+        [("promote", "keep", "Keep in my account")],
+    ),
+    "own_beside_user": (
+        "This key goes when you sign out. Until then it is used instead of your account's key.",
+        [("promote", "replace", "Replace my account's key")],
+    ),
 }
 
 VERDICTS: Mapping[str, str] = {
@@ -123,6 +166,7 @@ OUTCOMES: Mapping[str, str] = {
 MESSAGES: Mapping[str, str] = {
     **OUTCOMES,
     "shared_now": "The shared key is used now.",
+    "account_now": "The key in your account is used now.",
     "models": "Models available: {count}.",
     "load_failed": "Failed to load API keys",
     "network": "No connection to the server. Please try again.",

@@ -15,10 +15,12 @@ from flask import Blueprint, Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..credentials import Secret
-from ..errors import ByokError, RateLimitedError, StoreError
+from ..credentials import Secret, utcnow
+from ..errors import ByokError, InvalidFieldError, RateLimitedError, StoreError
+from ..owners import Tier
 from . import api, text
 from .outcome import Notice, Outcome, local_path, notice, without_outcome
+from .rows import build_row, end_of_day, expiry_dates
 from .state import ByokState, get_state
 
 #: What the standalone page may load; it needs one script, one style sheet and its own server.
@@ -86,12 +88,17 @@ class UI:
         except ByokError as error:
             reason = text.REASONS.get(error.code, error.title)
             return {"error": error, "failure": reason, "rows": []}
+        now, can_persist = utcnow(), found["can_persist"]
         return {
             "error": None,
             "failure": None,
             "rows": [
-                _row(status, text.BADGES[self._settings.labels]) for status in found["providers"]
+                build_row(status, labels=self._settings.labels, now=now)
+                for status in found["providers"]
             ],
+            "can_persist": can_persist,
+            "can_choose": can_persist and Tier.SESSION in self._settings.precedence,
+            "dates": expiry_dates(now, self._settings.max_key_lifetime),
             "precedence": _precedence(found["precedence"]),
             "storage": found["storage"],
             "csrf_token": found["csrf_token"],
@@ -141,7 +148,9 @@ def _settings_action(action: str) -> Response:
 
 
 def _save(provider: str) -> Outcome:
-    validation = api.set_key(provider, _typed_fields(provider))["validation"] or {}
+    typed = _typed_fields(provider)
+    saved = api.set_key(provider, typed, **_options(typed))
+    validation = saved["validation"] or {}
     return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
 
 
@@ -158,7 +167,8 @@ def _clear(provider: str) -> Outcome:
 
 
 def _promote(provider: str) -> Outcome:
-    promoted = api.promote_keys([provider])["promoted"]
+    on_conflict = request.form.get("on_conflict", "keep")
+    promoted = api.promote_keys([provider], on_conflict)["promoted"]
     return Outcome(code="promoted" if promoted else "kept", provider=provider)
 
 
@@ -169,6 +179,19 @@ def _typed_fields(provider: str) -> dict[str, Secret]:
     """Return what was typed, by field; empty inputs are left out."""
     names = [field.name for field in get_state().service.catalog.get(provider).fields]
     return {name: Secret(typed) for name in names if (typed := request.form.get(name))}
+
+
+def _options(typed: Mapping[str, Secret]) -> dict[str, Any]:
+    """Return where the key is to be kept, until when and under which label, as the form says."""
+    try:
+        expires_at = end_of_day(day) if (day := request.form.get("expires_at")) else None
+    except ValueError:
+        raise InvalidFieldError("The field 'expires_at' is no date.") from None
+    return {
+        "persist": "persist" in request.form,
+        "label": api.clean_note(request.form.get("label"), "label", 100, typed),
+        "expires_at": expires_at,
+    }
 
 
 def _show_problem_on_page(response: Response) -> Response:
@@ -217,40 +240,6 @@ def _present_url() -> str:
 
 def _notice(rows: list[dict[str, Any]]) -> Notice | None:
     return notice(Outcome.read(request.args), {row["provider"]: row["name"] for row in rows})
-
-
-def _row(status: Mapping[str, Any], badges: Mapping[str, str]) -> dict[str, Any]:
-    """Return a provider's status with the words that its row shows."""
-    validity = status["validity"]
-    return {
-        **status,
-        "badge": badges[status["source"] or ""],
-        "standalone_badge": badges["standalone"],
-        "chip": text.CHIPS.get(status["state"] or ""),
-        "verdict": text.VERDICTS[validity["verdict"]] if validity else None,
-        "checked": _moment(validity["checked_at"]) if validity else None,
-        "reason": None if status["can_override"] else text.TEXT["locked"],
-        "clear_tier": _clear_tier(status),
-        "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
-    }
-
-
-def _clear_tier(status: Mapping[str, Any]) -> str | None:
-    """Name the tier that Clear is about: the one in use, else one that holds a key of the caller's own."""
-    own = [tier for tier in ("session", "user") if tier in status["tiers"]]
-    if status["source"] in own:
-        return str(status["source"])
-    return "session" if status["promotable"] else next(iter(own), None)
-
-
-def _input_type(field: Mapping[str, Any]) -> str:
-    if field["secret"]:
-        return "password"
-    return "url" if field["name"] == "base_url" else "text"
-
-
-def _moment(timestamp: str) -> str:
-    return f"{timestamp[:16].replace('T', ' ')} UTC"
 
 
 def _precedence(tiers: list[str]) -> list[str]:

@@ -1,0 +1,119 @@
+"""Put a provider's status into the words that its row in the settings shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from . import text
+
+#: A key expires with the end of the day that was chosen, in UTC.
+_END_OF_DAY = time(23, 59, 59, tzinfo=UTC)
+
+
+def build_row(status: Mapping[str, Any], *, labels: str, now: datetime) -> dict[str, Any]:
+    """Return the status with the words of its row; ``labels`` names the badges' vocabulary."""
+    badges, source = text.BADGES[labels], status["source"] or ""
+    if _offered(status) == "waiting":
+        # Its hint is in the question; it is not among what is used.
+        status = {**status, "hint": None, "label": None, "validity": None, "expires_at": None}
+    return {
+        **status,
+        "badge": badges[source],
+        "standalone_badge": badges["standalone"],
+        "place": text.PLACES.get(source),
+        "reason": None if status["can_override"] else text.TEXT["locked"],
+        "clear_tier": _clear_tier(status),
+        "offer": _offer(status),
+        "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
+        **_state(status),
+        **_checked(status["validity"]),
+        **_expiry(status["expires_at"], now),
+    }
+
+
+def expiry_dates(now: datetime, longest: timedelta | None) -> dict[str, Any]:
+    """Return the first and the last day that may be chosen, as ``YYYY-MM-DD``, and the rule in words."""
+    first = now.date().isoformat()
+    if longest is None:
+        return {"first": first, "last": None, "rule": text.TEXT["expires_never"]}
+    last = _last_day(now, longest).isoformat()
+    return {"first": first, "last": last, "rule": text.TEXT["expires_cap"].format(date=last)}
+
+
+def end_of_day(day: str) -> datetime:
+    """Return when a key expires that is to work on this day, ``YYYY-MM-DD``, but not after it.
+
+    :raises ValueError: it is no day.
+    """
+    return datetime.combine(date.fromisoformat(day), _END_OF_DAY)
+
+
+def _last_day(now: datetime, longest: timedelta) -> date:
+    try:
+        return (now + longest).date()
+    except OverflowError:
+        return date.max
+
+
+def _state(status: Mapping[str, Any]) -> dict[str, Any]:
+    soon = status["state"] == "active" and status["expires_soon"]
+    return {"soon": soon, "chip": text.CHIPS.get("soon" if soon else status["state"] or "")}
+
+
+def _checked(validity: Mapping[str, Any] | None) -> dict[str, Any]:
+    if validity is None:
+        return {"verdict": None, "checked": None}
+    return {
+        "verdict": text.VERDICTS[validity["verdict"]],
+        "checked": f"{validity['checked_at'][:16].replace('T', ' ')} UTC",
+    }
+
+
+def _expiry(expires_at: str | None, now: datetime) -> dict[str, Any]:
+    if expires_at is None:
+        return {"expiry": None, "expires_on": "", "is_to_expire": False}
+    ahead = datetime.fromisoformat(expires_at) > now
+    return {
+        "expiry": text.TEXT["expires_on" if ahead else "expired_on"],
+        "expires_on": expires_at[:10],
+        "is_to_expire": ahead,
+    }
+
+
+def _offer(status: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what is asked about a key that could be kept, with the answers."""
+    kind = _offered(status)
+    if kind is None or not status["can_override"]:
+        return None
+    question, answers = text.OFFERS[kind]
+    return {"question": question, "answers": answers}
+
+
+def _offered(status: Mapping[str, Any]) -> str | None:
+    """Name the key that could be kept, and the one that is there beside it."""
+    tiers = status["tiers"]
+    if not status["promotable"]:
+        return None
+    if "session" not in tiers:
+        return "waiting_beside_user" if "user" in tiers else "waiting"
+    if status["promotable_hint"] != status["hint"]:
+        return "waiting_beside_session"
+    if status["source"] != "session" or status["state"] != "active":
+        return None  # it is of no use, there or in the account
+    return "own_beside_user" if "user" in tiers else "own"
+
+
+def _clear_tier(status: Mapping[str, Any]) -> str | None:
+    """Name the tier that Clear is about: the one in use, else one that holds a key of the caller's own."""
+    own = [tier for tier in ("session", "user") if tier in status["tiers"]]
+    if status["source"] in own:
+        return str(status["source"])
+    return "session" if status["promotable"] else next(iter(own), None)
+
+
+def _input_type(field: Mapping[str, Any]) -> str:
+    if field["secret"]:
+        return "password"
+    return "url" if field["name"] == "base_url" else "text"
