@@ -114,7 +114,9 @@ def test_altered_anywhere() -> None:
 
 
 @pytest.mark.usefixtures("_cheap")
-@pytest.mark.parametrize("order", [(1, 0, 2), (0, 2, 1), (0, 0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "order", [(1, 0, 2), (0, 2, 1), (0, 0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)]
+)
 def test_chunks_moved(order: tuple[int, ...]) -> None:
     """Chunks that change places, are missing or come twice are found."""
     first, chunks = parts(sealed(bytes(2 * CHUNK + 100)))
