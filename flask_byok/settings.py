@@ -25,6 +25,8 @@ PRECEDENCES: dict[str, tuple[Tier, ...]] = {
     "env_first": (Tier.SECRET, Tier.ENV, Tier.SESSION, Tier.USER, Tier.TEAM, Tier.SYSTEM),
 }
 
+_FROM_ENVIRONMENT = ("encryption_key", "encryption_key_fallbacks")
+
 #: A session in steady use still ends after this many lifetimes (OWASP ASVS asks for an absolute maximum).
 MAX_SESSION_LIFETIMES = 30
 
@@ -101,6 +103,23 @@ class Settings:
             csp_nonce=read.function("CSP_NONCE"),
             labels=read.choice("LABELS", "default", ("default", "env")),
         )
+
+
+def source_of(name: str, config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
+    """Say where the value of a setting comes from: config, environment, file or default.
+
+    :param name: as an attribute of ``Settings``.
+    """
+    key = f"BYOK_{name.upper()}"
+    # Of these two a value that is empty counts as none, as when they are read.
+    if config.get(key) or (config.get(key) is not None and name not in _FROM_ENVIRONMENT):
+        return "config"
+    if name == "redis" and config.get("SESSION_REDIS"):
+        return "config: SESSION_REDIS"
+    if name in _FROM_ENVIRONMENT and environ.get(key):
+        return "environment"
+    path = config.get(f"{key}_FILE") or environ.get(f"{key}_FILE")
+    return f"file: {path}" if name == "encryption_key" and path else "default"
 
 
 class _Reader:

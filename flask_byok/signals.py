@@ -17,3 +17,6 @@ key_validated = flask_byok.signal("key_validated")
 key_promoted = flask_byok.signal("key_promoted")
 key_used = flask_byok.signal("key_used")
 key_rejected = flask_byok.signal("key_rejected")
+#: Sent by ``flask byok purge-expired`` for each account's key that expires within a week, at each run, with ``owner``,
+#: ``provider``, ``id`` and ``expires_at``.
+key_expiring = flask_byok.signal("key_expiring")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from .audit import audit
+from .check import check
 from .common import Commands
 from .database import database
 from .keys import clear_key, list_keys, set_key
-from .settings import check, generate_key, providers
+from .purge import purge_expired
+from .rotate import rotate_keys
+from .settings import generate_key, providers
 from .transfer import export_file, import_environment, import_file
 
 byok = Commands("byok", help="Manage the API keys that people bring.")
@@ -14,6 +18,9 @@ for command in (
     providers,
     check,
     database,
+    rotate_keys,
+    purge_expired,
+    audit,
     list_keys,
     set_key,
     clear_key,

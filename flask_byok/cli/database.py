@@ -18,7 +18,7 @@ database = AppGroup("db", help="Make and upgrade the tables.")
 @database.command("upgrade")
 def upgrade_database() -> None:
     """Bring the tables to this version."""
-    with _migrations() as (migrate, engine):
+    with migrations() as (migrate, engine):
         migrate.upgrade(engine)
         click.echo(f"The tables are at revision {migrate.current(engine)}.")
 
@@ -26,7 +26,7 @@ def upgrade_database() -> None:
 @database.command("current")
 def current_revision() -> None:
     """Say which revision the tables are at, and which is the newest."""
-    with _migrations() as (migrate, engine):
+    with migrations() as (migrate, engine):
         click.echo(f"tables  {migrate.current(engine) or '-'}")
         click.echo(f"newest  {migrate.head()}")
 
@@ -34,12 +34,16 @@ def current_revision() -> None:
 @database.command("sql")
 def print_statements() -> None:
     """Print the statements that make all tables in an empty database, and run none."""
-    with _migrations() as (migrate, engine):
+    with migrations() as (migrate, engine):
         click.echo(migrate.sql(engine.dialect.name))
 
 
 @contextmanager
-def _migrations() -> Iterator[tuple[ModuleType, Any]]:
+def migrations() -> Iterator[tuple[ModuleType, Any]]:
+    """Give what upgrades tables, and the engine that they are on.
+
+    :raises click.ClickException: the database fails meanwhile.
+    """
     # Imported here: the other commands need no database.
     from ..stores import migrate
     from ..stores.sql_engine import open_engine
@@ -48,6 +52,10 @@ def _migrations() -> Iterator[tuple[ModuleType, Any]]:
     engine = open_engine(found)
     try:
         yield migrate, engine
+    except migrate.FAULTS as error:
+        # Its own text may hold an address.
+        kind = type(getattr(error, "orig", None) or error).__name__
+        raise click.ClickException(f"The database does not answer, or refuses: {kind}.") from None
     finally:
         if engine is not found:
             engine.dispose()

@@ -15,6 +15,7 @@ from ..stores.base import AuditEvent
 from ..web.state import ByokState
 from .common import require_accounts
 from .progress import steps
+from .typed import word
 
 if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 @click.command("rotate")
 @click.option(
-    "--retire", metavar="KEY_ID", help="Say whether this encryption key can go; seal nothing."
+    "--retire",
+    metavar="KEY_ID",
+    callback=word("[0-9a-f]{12}", "a key id: 12 hexadecimal digits, as 'flask byok check' shows"),
+    help="Say whether this encryption key can go; seal nothing.",
 )
 @with_appcontext
 def rotate_keys(retire: str | None) -> None:

@@ -1,14 +1,12 @@
-"""What is set up: ``flask byok generate-key|providers|check``."""
+"""What is set up: ``flask byok generate-key|providers``."""
 
 from __future__ import annotations
 
 import click
-from flask import current_app
 from flask.cli import with_appcontext
 
 from ..keyring import generate_encryption_key
 from ..owners import Caller
-from ..web.safety import unsafe_settings
 from ..web.state import get_state
 
 
@@ -28,18 +26,3 @@ def providers() -> None:
     for spec in specs:
         source = found[spec.id][0].tier.value if found[spec.id] else "-"
         click.echo(f"{spec.id:<16} {spec.name:<28} {source:<8} {', '.join(spec.env)}".rstrip())
-
-
-@click.command("check")
-@with_appcontext
-def check() -> None:
-    """Say what is set up and what is unsafe; exits with 1 if anything is unsafe."""
-    state = get_state()
-    click.echo(f"session keys  {state.service.sessions.name}")
-    click.echo(f"precedence    {', '.join(state.settings.precedence)}")
-    click.echo(f"providers     {len(state.service.catalog)}")
-    unsafe = unsafe_settings(current_app.config, debug=current_app.debug)
-    for sentence in unsafe:
-        click.echo(f"unsafe: {sentence}", err=True)
-    if unsafe:
-        raise click.exceptions.Exit(1)

@@ -33,6 +33,8 @@ _OUTDATED = (
     "The database's byok_ tables are older than this version of flask-byok: "
     "run 'flask byok db upgrade', or your own migration if it makes these tables."
 )
+#: What a database that does not answer, or refuses, raises here.
+FAULTS = (SQLAlchemyError, TimeoutError)
 #: Any number, the same in every worker: PostgreSQL's advisory lock for the time of a migration.
 _LOCK = 0x62796F6B
 #: Seconds for an operator's upgrade, which may have large tables to change.

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
+
+from ..settings import MAX_SESSION_LIFETIMES, Settings
+
+#: Whoever finds a browser open has its keys until then.
+WIDE_SESSION = timedelta(days=7)
 
 
 def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
@@ -25,4 +31,30 @@ def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
         found.append("SESSION_COOKIE_SAMESITE is not set: set it to 'Lax' or 'Strict'.")
     if not config.get("WTF_CSRF_ENABLED", True):
         found.append("WTF_CSRF_ENABLED is off: other sites can change keys. Set it to True.")
+    return found
+
+
+def unsafe_choices(settings: Settings) -> list[str]:
+    """Return a sentence for each of our own settings that puts keys at risk."""
+    found = []
+    if settings.encryption_key is None:
+        found.append(
+            "BYOK_ENCRYPTION_KEY is not set: stored keys are lost at the next start. Make one with "
+            "'flask byok generate-key'."
+        )
+    if settings.session_ttl > WIDE_SESSION:
+        longest = settings.session_ttl * MAX_SESSION_LIFETIMES
+        found.append(
+            f"BYOK_SESSION_TTL is wide: a session's keys can be used for {settings.session_ttl.days} days "
+            f"after their last use, and for {longest.days} days in all. Set it to a day or less."
+        )
+    if settings.allow_reveal:
+        found.append(
+            "BYOK_ALLOW_REVEAL is on: whoever signs in as somebody can take their keys away. Set it to False."
+        )
+    if settings.allow_private_endpoints:
+        found.append(
+            "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can have your server call addresses of your own "
+            "network. Set it to False."
+        )
     return found

@@ -1,0 +1,120 @@
+"""What is set up, from where, and what is unsafe: ``flask byok check``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+
+from ..errors import ByokError, StoreError
+from ..rotation import key_ids_without_key
+from ..settings import source_of
+from ..web.safety import unsafe_choices, unsafe_settings
+from ..web.state import ByokState, get_state
+from .database import migrations
+from .values import shown_settings
+
+if TYPE_CHECKING:
+    from ..stores.accounts import AccountStore
+
+_WIDTHS = (33, 40)
+
+
+@dataclass(slots=True)
+class _Report:
+    """What is to be shown, after the settings."""
+
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unsafe: list[str] = field(default_factory=list)
+
+    @property
+    def lines(self) -> Iterator[str]:
+        yield from (_line(name, value) for name, value in self.facts)
+        yield from (f"note: {sentence}" for sentence in self.notes)
+
+
+@click.command("check")
+@with_appcontext
+def check() -> None:
+    """Show every setting, where it comes from, and what is unsafe; exits with 1 if anything is.
+
+    Encryption keys show as their ids, and addresses without what is secret in them.
+    """
+    state, report = get_state(), _Report()
+    for name, value in shown_settings(state.settings, state.service.keyring).items():
+        source = source_of(name, current_app.config, os.environ)
+        click.echo(_line(f"BYOK_{name.upper()}", value, source))
+    report.unsafe += unsafe_settings(current_app.config, debug=current_app.debug)
+    report.unsafe += unsafe_choices(state.settings)
+    _look_around(state, report)
+    click.echo()
+    for line in report.lines:
+        click.echo(line)
+    for sentence in report.unsafe:
+        click.echo(f"unsafe: {sentence}", err=True)
+    if report.unsafe:
+        raise click.exceptions.Exit(1)
+
+
+def _look_around(state: ByokState, report: _Report) -> None:
+    """Find out about the stores."""
+    service = state.service
+    report.facts.append(("providers", str(len(service.catalog))))
+    report.facts.append(("session keys", service.sessions.name))
+    if getattr(service.sessions, "client", None) is None:
+        report.notes.append(
+            "attempts are counted in each worker's own memory, so each worker allows the rates "
+            "BYOK_SET_RATE and BYOK_VALIDATE_RATE once more. With Redis they are counted together."
+        )
+    if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
+        report.notes.append(
+            "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
+        )
+    if service.accounts is None:
+        report.facts.append(("accounts", "-"))
+    else:
+        _look_at_accounts(state, service.accounts, report)
+
+
+def _look_at_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:
+    dialect = accounts.engine.dialect.name
+    report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
+    if dialect == "sqlite":
+        report.notes.append(
+            "accounts are in a SQLite file, which the workers of one machine can share; for several "
+            "machines use PostgreSQL."
+        )
+    try:
+        with migrations() as (migrate, engine):
+            revision = migrate.current(engine) or "of the host's own migrations"
+            report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
+        _count_seals(state, accounts, report)
+        accounts.canary.secret()
+    except StoreError:
+        report.unsafe.append("the database does not answer, or refuses: is it up, and reachable?")
+    except (ByokError, click.ClickException) as error:
+        report.unsafe.append(str(error))
+
+
+def _count_seals(state: ByokState, accounts: AccountStore, report: _Report) -> None:
+    keyring, counts = state.service.keyring, accounts.seals.count_by_key_id()
+    for number, key_id in enumerate(keyring.key_ids):
+        role = "fallback" if number else "current"
+        report.facts.append((f"{role} key id {key_id}", f"{counts.get(key_id, 0):,} sealed"))
+    for key_id, count in key_ids_without_key(counts, keyring).items():
+        report.unsafe.append(
+            f"no configured encryption key has the id {key_id}, with which {count:,} are sealed: if it was "
+            "taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS."
+        )
+
+
+def _line(*cells: str) -> str:
+    *padded, last = cells
+    columns = (f"{cell:<{width}}" for cell, width in zip(padded, _WIDTHS, strict=False))
+    return "  ".join([*columns, last])

@@ -1,0 +1,70 @@
+"""Keys that expire: ``flask byok purge-expired``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+from flask import current_app
+from flask.cli import with_appcontext
+
+from ..credentials import EXPIRES_SOON, utcnow
+from ..signals import key_expiring
+from ..stores.base import AuditEvent
+from .common import require_accounts
+from .progress import steps
+
+if TYPE_CHECKING:
+    from ..stores.accounts import AccountStore
+
+
+@click.command("purge-expired")
+@click.option(
+    "--days",
+    type=click.IntRange(0, 36500),
+    default=0,
+    show_default=True,
+    help="Keep what expired within so many days.",
+)
+@click.option("--dry-run", is_flag=True, help="Say how many there are; delete and signal nothing.")
+@with_appcontext
+def purge_expired(days: int, dry_run: bool) -> None:
+    """Delete accounts' keys that have expired, and signal those that soon will.
+
+    For each key that expires within a week the signal key_expiring is sent. Run it once a day.
+    """
+    _, accounts = require_accounts()
+    now = utcnow()
+    before = now - timedelta(days=days)
+    total = accounts.expiry.count(before)
+    if dry_run:
+        soon = sum(1 for _ in accounts.expiry.between(now, now + EXPIRES_SOON))
+        click.echo(f"{total:,} expired keys would be deleted, {soon:,} will expire within a week.")
+        return
+    click.echo(f"{_purge(accounts, before, total):,} expired keys deleted.")
+    click.echo(f"{_signal(accounts, now):,} keys expire within a week and were signalled.")
+
+
+def _purge(accounts: AccountStore, before: Any, total: int) -> int:
+    done = 0
+    with steps("Deleting", total) as shown:
+        while deleted := accounts.expiry.purge(before, AuditEvent("cli", "purge"), limit=200):
+            done += deleted
+            shown.reach(done)
+    return done
+
+
+def _signal(accounts: AccountStore, now: Any) -> int:
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # signals compare senders
+    count = 0
+    for record in accounts.expiry.between(now, now + EXPIRES_SOON):
+        key_expiring.send(
+            app,
+            owner=record.owner,
+            provider=record.provider,
+            id=record.id,
+            expires_at=record.expires_at,
+        )
+        count += 1
+    return count

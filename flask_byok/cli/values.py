@@ -1,0 +1,71 @@
+"""Settings as an operator may see them: nothing secret among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..keyring import Keyring
+from ..settings import Settings
+from .common import printable
+
+_HIDDEN = "set"
+
+
+def shown_settings(settings: Settings, keyring: Keyring) -> dict[str, str]:
+    """Return the value of each setting as text: encryption keys as their ids, no passwords."""
+    current, *fallbacks = keyring.key_ids
+    made_up = " (made up for this run)" if settings.encryption_key is None else ""
+    known = {
+        "encryption_key": f"key id {current}{made_up}",
+        "encryption_key_fallbacks": ", ".join(f"key id {key_id}" for key_id in fallbacks) or "-",
+        "redis": _address(settings.redis),
+        "database_url": _address(settings.database_url),
+        "base_urls": ", ".join(f"{id}={_address(url)}" for id, url in settings.base_urls.items()),
+    }
+    return {
+        each.name: printable(
+            known.get(each.name) or _shown(getattr(settings, each.name), each.repr)
+        )
+        for each in fields(settings)
+    }
+
+
+def _shown(value: Any, may_be_shown: bool) -> str:
+    if value is None or value == () or value == frozenset() or value == {}:
+        return "-"
+    if not may_be_shown:
+        return _HIDDEN
+    if isinstance(value, timedelta):
+        return str(value)
+    if isinstance(value, tuple | frozenset):
+        each = map(str, value if isinstance(value, tuple) else sorted(value))
+        return ", ".join(each)
+    if isinstance(value, Mapping) or type(value).__module__.split(".")[0] not in (
+        "builtins",
+        "pathlib",
+    ):
+        return type(value).__name__  # whatever an object says of itself
+    return str(value)
+
+
+def _address(value: Any) -> str:
+    """Return where an address leads, without user, password and what follows the path."""
+    if value is None:
+        return "-"
+    # A SQLAlchemy engine has one; a Redis client says its password.
+    url = getattr(value, "url", value)
+    text = url.render_as_string() if hasattr(url, "render_as_string") else url
+    if not isinstance(text, str):
+        return type(value).__name__
+    try:
+        parts = urlsplit(text)
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return _HIDDEN
+    if "@" in parts.path or not parts.scheme:
+        return _HIDDEN  # a password with a slash in it
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
