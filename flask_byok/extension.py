@@ -67,7 +67,9 @@ class BYOK:
     def __init__(self, app: Flask | None = None) -> None:
         self._registered: list[ProviderSpec] = []
         self._catalogs: WeakSet[Catalog] = WeakSet()
-        self._loaders = Loaders(owner=_flask_login_user, team=tuple, admin=bool)
+        self._loaders = Loaders(
+            owner=_flask_login_user, team=tuple, admin=bool, fresh_login=_flask_login_is_fresh
+        )
         if app is not None:
             self.init_app(app)
 
@@ -156,6 +158,14 @@ class BYOK:
     def admin_loader(self, loader: Callable[[], bool]) -> Callable[[], bool]:
         """Register the function that says whether the signed-in user administers shared keys."""
         self._loaders.admin = loader
+        return loader
+
+    def fresh_login_loader(self, loader: Callable[[], bool]) -> Callable[[], bool]:
+        """Register the function that says whether the user has just signed in, by default Flask-Login's word.
+
+        Only then is the value of a key shown, where ``BYOK_ALLOW_REVEAL`` allows that at all.
+        """
+        self._loaders.fresh_login = loader
         return loader
 
     def register_provider(self, spec: ProviderSpec) -> None:
@@ -302,6 +312,17 @@ def _flask_login_user() -> str | None:
     from flask_login import current_user
 
     return str(current_user.get_id()) if current_user.is_authenticated else None
+
+
+def _flask_login_is_fresh() -> bool:
+    """Say whether Flask-Login's user has just signed in; where it is not in use, nobody knows."""
+    from flask import current_app
+
+    if not hasattr(current_app, "login_manager"):
+        return False
+    from flask_login import login_fresh
+
+    return bool(login_fresh())
 
 
 def _end_at_sign_out(app: Flask, binding: SessionBinding) -> None:

@@ -36,6 +36,7 @@ class Loaders:
     owner: Callable[[], str | None]
     team: Callable[[], Iterable[str]]
     admin: Callable[[], bool]
+    fresh_login: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
