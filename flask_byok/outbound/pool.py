@@ -19,7 +19,7 @@ from .endpoints import Endpoint, check_personal_base_url
 if TYPE_CHECKING:
     import httpx2
 
-    from .transport import KeylessClient, Origin, Resolver
+    from .transport import KeylessClient, Observe, Origin, Resolver
 
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1
 #: MB.
@@ -71,9 +71,11 @@ class Outbound:
         # close its sockets.
         self._shared: dict[int, KeylessClient] = {}
 
-    def client_for(self, endpoint: Endpoint) -> httpx2.Client:
+    def client_for(self, endpoint: Endpoint, observe: Observe | None = None) -> httpx2.Client:
         """Return the client through which an endpoint is called.
 
+        :param observe: called after each request that is made with what is returned. The pool is the
+            shared one all the same.
         :raises EndpointNotAllowedError: a person's own endpoint is not one that keys may be sent
             to.
         """
@@ -83,7 +85,8 @@ class Outbound:
         if endpoint.trust == "personal":
             base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
             rule = is_public_or_private if self.allow_private else is_public
-            return self._make_client({origin_of(base_url): rule}, MAX_PERSONAL_LINE_BYTES)
+            own = self._make_client({origin_of(base_url): rule}, MAX_PERSONAL_LINE_BYTES)
+            return own.observed(observe)
         client = self._shared.get(os.getpid())
         if client is None:
             client = self._shared.setdefault(os.getpid(), self._make_client({}, MAX_LINE_BYTES))
@@ -93,7 +96,7 @@ class Outbound:
             client.rules.setdefault(origin_of(endpoint.base_url), is_public)
         else:
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
-        return client
+        return client.observed(observe)
 
     def async_client(self) -> httpx2.AsyncClient:
         """Return an async client that refuses every call, for SDKs that insist on having one."""

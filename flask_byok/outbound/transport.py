@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
 from queue import SimpleQueue
@@ -24,6 +25,8 @@ from .bounded import MAX_SECONDS, AnswerRefused, bounded, shorten, until
 Origin = tuple[str, str, int]
 #: Resolves names as ``socket.getaddrinfo`` does.
 Resolver = Callable[..., list[Any]]
+#: Called after a request with the answer's status, 0 where none came, and the body of a refusal.
+Observe = Callable[[int, bytes], None]
 
 #: Seconds. Long answers stream; what may pass between two of their pieces is what "read" limits.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=300.0, write=30.0, pool=5.0)
@@ -190,11 +193,34 @@ class KeylessClient(httpx2.Client):
             trust_env=False,
         )
         self.rules = transport.rules
+        self._observe: Observe | None = None
+        # The pool is closed when this one goes.
+        self._pools_owner: KeylessClient | None = None
         weakref.finalize(self, transport.close)
+
+    def observed(self, observe: Observe | None) -> KeylessClient:
+        """Return a client on the same pool that tells of each request; this one without a function."""
+        if observe is None:
+            return self
+        twin = copy(self)  # two microseconds; making another one takes twenty
+        twin._observe = observe
+        twin._pools_owner = self
+        return twin
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """Send a request; redirects are not followed, whatever a caller asks for."""
-        return super().send(request, **{**options, "follow_redirects": False})
+        options["follow_redirects"] = False
+        if self._observe is None:
+            return super().send(request, **options)
+        try:
+            response = super().send(request, **options)
+            body = response.read() if response.status_code >= 300 else b""
+        except BaseException as error:
+            if _was_sent(error):
+                self._observe(0, b"")
+            raise
+        self._observe(response.status_code, body)
+        return response
 
     def close(self) -> None:
         """Do nothing, see the class."""
@@ -236,6 +262,13 @@ def origin_of(url: httpx2.URL | str) -> Origin:
         parsed.raw_host.decode(),
         parsed.port or (80 if parsed.scheme == "http" else 443),
     )
+
+
+def _was_sent(error: BaseException) -> bool:
+    """Say whether a request may have gone out that ended so."""
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
+        return False
+    return isinstance(error, httpx2.RequestError) or not isinstance(error, Exception)
 
 
 def describe_fault(error: BaseException) -> str | None:

@@ -11,6 +11,7 @@ from ..credentials import Secret
 from .base import BaseProvider, Message
 from .messages import split_system
 from .operator_settings import forget_custom_headers
+from .outcomes import one_call
 
 #: Longest answer, in tokens. The API demands a limit; every current model can do this one.
 MAX_TOKENS = 4096
@@ -60,5 +61,10 @@ def _client_class() -> type[Any]:
             forget_custom_headers(self, given.get("default_headers"))
             # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
             self._secret = Secret(self.api_key or "")
+
+        def request(self, *args: Any, **options: Any) -> Any:
+            """Make a call, with the retries that it takes; it counts once."""
+            with one_call():
+                return super().request(*args, **options)
 
     return Client

@@ -17,7 +17,9 @@ from ..errors import (
     MissingCredentialError,
 )
 from ..outbound import Endpoint, Outbound
+from ..usage import Count
 from .failures import Failure, describe, failure_of
+from .outcomes import Call, Outcomes
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
@@ -29,6 +31,7 @@ class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider refuses the key.
+    :param count: called with the outcome of each call, once; also of calls with ``client``.
     :param model: used where a call names none; else the catalog's default model is.
     :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries`` and ``default_headers``, and
         what else ``allowed_options`` names. Others could decide where the key goes, and are refused.
@@ -48,6 +51,7 @@ class BaseProvider(ABC):
         outbound: Outbound,
         *,
         report: Report | None = None,
+        count: Count | None = None,
         model: str | None = None,
         **options: Any,
     ) -> None:
@@ -60,6 +64,7 @@ class BaseProvider(ABC):
         self._credential = credential
         self._outbound = outbound
         self._report = report
+        self._outcomes = None if count is None else Outcomes(spec, credential, count)
         self._default_model = model or spec.default_model
         self._options = options
         self._client: Any = None
@@ -122,8 +127,8 @@ class BaseProvider(ABC):
             version=None,
         )
         self._client = None
-        # A refusal of this key says nothing about the stored one.
-        self._report = None
+        # What happens with this key says nothing about the stored one.
+        self._report = self._outcomes = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return safe facts, never the key."""
@@ -154,15 +159,16 @@ class BaseProvider(ABC):
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
         """
         client, chosen = self.client, self._model(model)
+        call = Call(self._outcomes)
         try:
-            yield from self._stream(client, messages, chosen)
+            yield from call.follow(self._stream(client, messages, chosen))
             return
         except ByokError:
             raise
         except Exception as error:
             failure = failure_of(error)
         # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
-        raise self._raised(failure)
+        raise self._raised(failure, call)
 
     def _build_client(self) -> Any:
         if not self.is_configured:
@@ -170,7 +176,8 @@ class BaseProvider(ABC):
                 f"No API key for {self.display_name} is configured.", provider=self.name
             )
         # Checks the endpoint again: what may be called can have changed since the key was saved.
-        http_client = self._outbound.client_for(self._endpoint)
+        observe = None if self._outcomes is None else self._outcomes.observe
+        http_client = self._outbound.client_for(self._endpoint, observe)
         try:
             return self._make_client(http_client)
         except ImportError:
@@ -193,8 +200,9 @@ class BaseProvider(ABC):
             )
         return chosen
 
-    def _raised(self, failure: Failure) -> ByokError:
+    def _raised(self, failure: Failure, call: Call) -> ByokError:
         error, verdict = describe(self._spec, self._credential, failure)
+        call.failed(rejected=verdict is not None)
         if verdict is not None and self._report is not None:
             self._report(verdict)
         return error

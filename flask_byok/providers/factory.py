@@ -7,6 +7,7 @@ from typing import Any
 from ..catalog import ProviderSpec
 from ..credentials import Credential
 from ..outbound import Outbound
+from ..usage import Count
 from .anthropic import AnthropicProvider
 from .base import BaseProvider, Report
 from .google import GoogleProvider
@@ -24,16 +25,19 @@ def make_provider(
     credential: Credential,
     outbound: Outbound,
     report: Report | None = None,
+    count: Count | None = None,
     **options: Any,
 ) -> BaseProvider:
     """Return a new provider object for this one credential. No SDK is loaded before it is used.
 
     :param report: called when the provider refuses the key.
+    :param count: called with the outcome of each call.
     :param options: passed to the SDK's client.
     """
     if spec.provider_class is not None:
         provider: BaseProvider = spec.provider_class(
-            spec, credential, outbound, report=report, **options
+            spec, credential, outbound, report=report, count=count, **options
         )
         return provider
-    return _ADAPTERS[spec.adapter](spec, credential, outbound, report=report, **options)
+    adapter = _ADAPTERS[spec.adapter]
+    return adapter(spec, credential, outbound, report=report, count=count, **options)

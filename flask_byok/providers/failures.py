@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterator
@@ -83,6 +84,18 @@ def failure_of(error: Exception) -> Failure:
     return Failure(status=status, codes=tuple(_codes(body)), message=_message(body).lower())
 
 
+def failure_in(status: int, content: bytes) -> Failure:
+    """Read a refusal as it came."""
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        body = content.decode(errors="replace")
+    if isinstance(body, list) and body:
+        body = body[0]  # Google's, of streams
+    error = _error_in(body)
+    return Failure(status=status, codes=tuple(_codes(error)), message=_message(error).lower())
+
+
 def describe(
     spec: ProviderSpec, credential: Credential, failure: Failure
 ) -> tuple[CredentialError | ProviderUnavailableError, Verdict | None]:
@@ -139,6 +152,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _body(error: Any) -> Any:
     """Return the answer's JSON as the SDK kept it, one ``error`` level down where there is one."""
     body = getattr(error, "body", None) or getattr(error, "details", None)
+    return _error_in(body)
+
+
+def _error_in(body: Any) -> Any:
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         return body["error"]
     return body

@@ -9,6 +9,7 @@ from ..catalog import ProviderSpec
 from ..credentials import Credential
 from ..errors import ConfigurationError
 from ..outbound import Outbound
+from ..usage import Count
 from .factory import make_provider
 
 if TYPE_CHECKING:
@@ -39,10 +40,17 @@ _CLIENT_OPTIONS = ("timeout", "max_retries", "default_headers")
 
 
 def make_chat_model(
-    spec: ProviderSpec, credential: Credential, outbound: Outbound, model: str, **kwargs: Any
+    spec: ProviderSpec,
+    credential: Credential,
+    outbound: Outbound,
+    model: str,
+    *,
+    count: Count | None = None,
+    **kwargs: Any,
 ) -> BaseChatModel:
     """Return a new LangChain chat model for this one credential; its synchronous methods only.
 
+    :param count: called with the outcome of each call.
     :param kwargs: passed to the chat model (``temperature``, …), or to the SDK's client
         (``timeout``, ``max_retries``, ``default_headers``).
     :raises ConfigurationError: LangChain's package for the provider is not installed, or has none
@@ -61,7 +69,7 @@ def make_chat_model(
             provider=spec.id,
         )
     options = {name: kwargs.pop(name) for name in _CLIENT_OPTIONS if name in kwargs}
-    client = make_provider(spec, credential, outbound, **options).client
+    client = make_provider(spec, credential, outbound, count=count, **options).client
     try:
         return make(client, credential, model, kwargs)
     except ImportError:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from ..credentials import Secret
 from .base import BaseProvider, Message
 from .operator_settings import forget_custom_headers
+from .outcomes import one_call
 from .websockets import refuse_web_socket
 
 
@@ -56,6 +57,11 @@ def _client_class() -> type[Any]:
             forget_custom_headers(self, given.get("default_headers"))
             # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
             self._secret = Secret(str(self.api_key))
+
+        def request(self, *args: Any, **options: Any) -> Any:
+            """Make a call, with the retries that it takes; it counts once."""
+            with one_call():
+                return super().request(*args, **options)
 
         def copy(self, **options: Any) -> Any:
             """Copy as the SDK does, which would read the address of the WebSockets where none is given."""

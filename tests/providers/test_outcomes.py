@@ -1,0 +1,271 @@
+"""How calls with a key end, as counted: each once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+
+from flask_byok.catalog import ProviderSpec
+from flask_byok.credentials import Credential, Secret
+from flask_byok.errors import ByokError, InvalidFieldError
+from flask_byok.outbound import Outbound
+from flask_byok.owners import Tier
+from flask_byok.providers import make_chat_model, make_provider
+from flask_byok.providers.outcomes import Outcomes, one_call
+from flask_byok.testing import FakeProviders
+from tests.services import free_port
+
+from .conftest import CATALOG, Make, credential_for
+
+PROVIDERS = ["openai", "anthropic", "google"]
+HELLO = [{"role": "user", "content": "Hello"}]
+BUSY = {"error": {"message": "busy", "status": "UNAVAILABLE"}}
+
+
+def call_client(provider: str, client: Any) -> Any:
+    """Make a call with the SDK's own client."""
+    if provider == "google":
+        return client.models.generate_content(model="m", contents="Hello")
+    if provider == "anthropic":
+        return client.messages.create(model="m", max_tokens=9, messages=HELLO)
+    return client.chat.completions.create(model="m", messages=HELLO)
+
+
+def stream_client(provider: str, client: Any) -> Any:
+    """Begin a stream with the SDK's own client."""
+    if provider == "google":
+        return next(client.models.generate_content_stream(model="m", contents="Hello"))
+    if provider == "anthropic":
+        return client.messages.create(model="m", max_tokens=9, messages=HELLO, stream=True)
+    return client.chat.completions.create(model="m", messages=HELLO, stream=True)
+
+
+def stream_whole(made: Any) -> None:
+    """Chat to the end."""
+    list(made.stream_chat(HELLO, "some-model"))
+
+
+WAYS: list[Callable[[Any], object]] = [
+    stream_whole,
+    lambda made: call_client(made.name, made.client),
+    lambda made: stream_client(made.name, made.client),
+]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("way", WAYS, ids=["chat", "call", "stream"])
+@pytest.mark.parametrize(
+    ("behaviour", "outcome"),
+    [
+        ("good", "used"),
+        ("bad", "rejected"),
+        ("overloaded", "failed"),
+        ("rate_limited", "failed"),
+        ("broke", "failed"),
+    ],
+)
+def test_a_call_has_the_outcome_that_its_answer_means(
+    fake: FakeProviders,
+    make: Make,
+    provider: str,
+    way: Callable[[Any], object],
+    behaviour: str,
+    outcome: str,
+) -> None:
+    """Answered, refused or neither: the same for our streams and for calls with the SDK's client."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider, behaviour), count=counted.append, max_retries=0)
+    with suppress(Exception):
+        way(made)
+    assert counted == [outcome]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+@pytest.mark.parametrize("way", WAYS, ids=["chat", "call", "stream"])
+def test_retries_are_one_call(
+    fake: FakeProviders, make: Make, provider: str, way: Callable[[Any], object]
+) -> None:
+    """What an SDK tries again by itself counts once, as it ends; so do copies of its client."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), count=counted.append, max_retries=1)
+    fake.answer_next(provider, 503, BUSY, retry_after_ms="1")
+    way(made)
+    assert counted == ["used"]
+    fake.answer_next(provider, 503, BUSY, retry_after_ms="1")
+    fake.answer_next(provider, 503, BUSY)
+    with suppress(Exception):
+        way(made)
+    assert counted == ["used", "failed"]
+    call_client(provider, made.client.with_options(timeout=20))
+    assert counted == ["used", "failed", "used"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider: str) -> None:
+    """The first piece counts, whatever comes after it; a stream that nobody reads was no call."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), count=counted.append)
+    unread = made.stream_chat(HELLO, "some-model")
+    del unread
+    assert counted == []
+    stream: Any = made.stream_chat(HELLO, "some-model")
+    next(stream)
+    assert counted == ["used"]
+    stream.close()
+    assert counted == ["used"]
+
+
+@pytest.mark.parametrize("ending", ["fail-midstream", "error-midstream", "revoked-midstream"])
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_stream_that_breaks_was_used(
+    fake: FakeProviders, make: Make, provider: str, ending: str
+) -> None:
+    """A stream has one outcome: its first piece's."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), count=counted.append)
+    with pytest.raises(ByokError):
+        list(made.stream_chat([{"role": "user", "content": ending}], "some-model"))
+    assert counted == ["used"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_provider_that_does_not_answer_fails(provider: str) -> None:
+    """Where nobody listens, the call failed, once."""
+    counted: list[str] = []
+    credential = Credential(
+        provider, Tier.SESSION, "user:1", {"api_key": Secret("sk-12345678")},
+        f"http://127.0.0.1:{free_port()}", "operator",
+    )  # fmt: skip
+    spec = CATALOG.get(provider)
+    made = make_provider(spec, credential, Outbound(), count=counted.append, max_retries=0)
+    with pytest.raises(ByokError):
+        stream_whole(made)
+    with pytest.raises(Exception, match=r"."):
+        call_client(provider, made.client)
+    assert counted == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_no_call_has_no_outcome(fake: FakeProviders, make: Make, provider: str) -> None:
+    """Messages that cannot be sent, and addresses that may not be called, are no calls."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), count=counted.append, max_retries=0)
+    if provider != "openai":  # which takes messages of all kinds
+        with pytest.raises(InvalidFieldError):
+            list(made.stream_chat([{"role": "narrator", "content": "…"}], "some-model"))
+    client = made.client
+    made._outbound.client_for(made._endpoint).rules.clear()  # type: ignore[attr-defined]
+    with pytest.raises(ByokError):
+        stream_whole(made)
+    with pytest.raises(Exception, match=r"."):
+        call_client(provider, client)
+    assert counted == []
+    assert fake.calls == []
+
+
+def test_another_key_is_not_counted_for_the_stored_one(fake: FakeProviders, make: Make) -> None:
+    """After `set_api_key` nothing is counted; what was begun before is."""
+    counted: list[str] = []
+    made = make("openai", fake.api_key("openai"), count=counted.append)
+    client = made.client
+    made.set_api_key(fake.api_key("openai", owner="other"))
+    stream_whole(made)
+    call_client("openai", made.client)
+    assert counted == []
+    call_client("openai", client)
+    assert counted == ["used"]
+
+
+def test_objects_on_one_pool_count_for_themselves(fake: FakeProviders) -> None:
+    """Two objects share the pool's connections, not their counts, and one without a count has none."""
+    outbound, spec = Outbound(), CATALOG.get("openai")
+    counted: dict[str, list[str]] = {"a": [], "b": []}
+    objects = {
+        name: make_provider(
+            spec,
+            credential_for(fake, "openai", fake.api_key("openai", owner=name)),
+            outbound,
+            count=counted[name].append if name in counted else None,
+        )
+        for name in ("a", "b", "c")
+    }
+    transports = {id(made.client._client._transport) for made in objects.values()}
+    assert len(transports) == 1
+    for name, made in objects.items():
+        for _ in range("_ab".find(name) + 1):
+            call_client("openai", made.client)
+    assert counted == {"a": ["used"] * 2, "b": ["used"] * 3}
+
+
+def test_a_client_outlives_what_made_it(fake: FakeProviders) -> None:
+    """A client that is counted keeps its pool, when the object and the Outbound are gone."""
+    counted: list[str] = []
+    credential = credential_for(fake, "custom", fake.api_key("custom"), "personal")
+    outbound = Outbound(allow_private=True)
+    client = make_provider(CATALOG.get("custom"), credential, outbound, count=counted.append).client
+    call_client("custom", client)
+    del outbound
+    gc.collect()
+    call_client("custom", client)
+    assert counted == ["used", "used"]
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_chat_models_of_langchain_count(fake: FakeProviders, provider: str) -> None:
+    """Each call of a chat model counts, with its own outcome."""
+    counted: list[str] = []
+    for behaviour in ("good", "bad"):
+        model = make_chat_model(
+            CATALOG.get(provider),
+            credential_for(fake, provider, fake.api_key(provider, behaviour)),
+            Outbound(),
+            "some-model",
+            count=counted.append,
+        )
+        with suppress(Exception):
+            model.invoke("Hello")
+            list(model.stream("Hello"))
+    assert counted == ["used", "used", "rejected"]
+
+
+def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
+    """Another key's request within a call is another call."""
+    spec = CATALOG.get("openai")
+    counted: dict[str, list[str]] = {"a": [], "b": []}
+    a, b = (
+        Outcomes(spec, credential_for(fake, "openai", "sk-12345678"), counted[name].append)
+        for name in counted
+    )
+    with one_call():
+        a.observe(500, b"")
+        b.observe(0, b"")
+        with one_call():
+            a.observe(200, b"")
+    assert counted == {"a": ["used"], "b": ["failed"]}
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outcome"),
+    [
+        (204, b"", "used"),
+        (302, b"", "failed"),
+        (401, b'{"error": {"code": "invalid_api_key", "message": "no"}}', "rejected"),
+        (401, b"no JSON", "failed"),
+        (403, b"[" * 100_000, "failed"),
+        (400, b"[]", "failed"),
+        (500, b"\xff", "failed"),
+    ],
+)
+def test_refusals_are_read_as_they_come(
+    fake: FakeProviders, status: int, body: bytes, outcome: str
+) -> None:
+    """Whatever an answer's body is, it has an outcome."""
+    counted: list[str] = []
+    spec: ProviderSpec = CATALOG.get("openai")
+    credential = credential_for(fake, "openai", "sk-12345678")
+    Outcomes(spec, credential, counted.append).observe(status, body)
+    assert counted == [outcome]
