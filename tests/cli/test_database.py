@@ -1,109 +1,19 @@
-"""The commands of ``flask byok``."""
+"""The tables: ``flask byok db``."""
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from click.testing import Result
-from flask import Flask
-from flask_session import Session
 from sqlalchemy import Engine, Table, create_engine, inspect
 
-from flask_byok import BYOK
-from flask_byok.cli import byok as group
 from flask_byok.errors import ConfigurationError
-from flask_byok.keyring import Keyring, generate_encryption_key
 from flask_byok.stores.sql_tables import canaries, keys, metadata, sessions
 from flask_byok.web.state import get_state
+from tests.services import free_port
 
-SAFE = {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": "Lax"}
-
-
-def run(app: Flask, *args: str) -> Result:
-    """Run a command as ``flask byok`` would."""
-    app.cli.add_command(group)
-    return app.test_cli_runner().invoke(args=["byok", *args])
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Flask:
-    """Make a host with keys of the operator's for one provider and nothing unsafe."""
-    (tmp_path / "groq_api_key").write_text("gsk_operators-own-key-1234\n")
-    return make_app(tmp_path, **SAFE)
-
-
-def make_app(tmp_path: Path, **config: Any) -> Flask:
-    """Make a host as a developer would, on SQLite."""
-    from cachelib import SimpleCache
-
-    app = Flask(__name__, instance_path=str(tmp_path))
-    app.config |= {
-        "SECRET_KEY": "session secret",
-        "SESSION_TYPE": "cachelib",
-        "SESSION_CACHELIB": SimpleCache(),
-        "BYOK_ENCRYPTION_KEY": generate_encryption_key(),
-        "BYOK_SECRETS_DIR": str(tmp_path),
-    } | config
-    Session(app)
-    BYOK(app)
-    return app
-
-
-def test_commands_are_found_by_flask() -> None:
-    """Flask finds the commands through the entry point."""
-    (entry,) = entry_points(group="flask.commands", name="byok")
-    assert entry.load() is group
-
-
-def test_generate_key_needs_no_app() -> None:
-    """A new key is printed alone on a line, fits a keyring, and needs no application."""
-    result = Flask(__name__).test_cli_runner().invoke(group, ["generate-key"])
-    assert result.exit_code == 0
-    assert result.output.count("\n") == 1
-    assert Keyring(result.output.strip()).key_ids
-
-
-def test_providers_are_listed(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each provider has a line that says which tier has the operator's key, without the key."""
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-operators-own-key-5678")
-    for name in ("GROQ_API_KEY", "XAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    result = run(app, "providers")
-    assert result.exit_code == 0
-    lines = {line.split()[0]: line for line in result.output.splitlines()}
-    assert list(lines) == ["openai", "anthropic", "google", "groq", "xai", "openrouter"]
-    assert " env " in lines["openai"]
-    assert " secret " in lines["groq"]
-    assert " - " in lines["xai"]
-    assert lines["google"].endswith("GEMINI_API_KEY, GOOGLE_API_KEY")
-    assert "operators-own" not in result.output
-
-
-def test_check_of_a_safe_app(app: Flask) -> None:
-    """A safe app passes, and the check says what is in use."""
-    result = run(app, "check")
-    assert result.exit_code == 0
-    assert "the database" in result.output
-    assert "session, user, team, system, secret, env" in result.output
-    assert "unsafe" not in result.output
-
-
-def test_check_of_an_unsafe_app(tmp_path: Path) -> None:
-    """Each unsafe setting is named with what to do, and the command fails."""
-    result = run(make_app(tmp_path, WTF_CSRF_ENABLED=False, SESSION_COOKIE_HTTPONLY=False), "check")
-    assert result.exit_code == 1
-    for name in (
-        "SESSION_COOKIE_SECURE",
-        "SESSION_COOKIE_HTTPONLY",
-        "SESSION_COOKIE_SAMESITE",
-        "WTF_CSRF_ENABLED",
-    ):
-        assert f"unsafe: {name}" in result.output
-    assert "Set it to True" in result.output
+from .host import SAFE, make_app, refused, run
 
 
 def test_database_commands(tmp_path: Path, redis_url: str) -> None:
@@ -178,8 +88,10 @@ def test_upgrade_of_what_is_too_old(tmp_path: Path, caplog: pytest.LogCaptureFix
     engine.dispose()
 
 
-def test_app_without_byok() -> None:
-    """Without init_app a command says what was forgotten."""
-    result = run(Flask(__name__), "providers")
-    assert result.exit_code == 1
-    assert "did you forget to call byok.init_app(app)?" in f"{result.output}{result.exception}"
+@pytest.mark.parametrize("command", ["current", "upgrade"])
+def test_database_away(tmp_path: Path, command: str) -> None:
+    """A database that does not answer is one sentence, without its address."""
+    url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
+    result = run(make_app(tmp_path, BYOK_DATABASE_URL=url, **SAFE), "db", command)
+    assert "does not answer" in refused(result)
+    assert "hunter22" not in result.output
