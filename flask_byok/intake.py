@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -26,6 +26,30 @@ class NewKey:
     expires_at: datetime | None = None
     validate: ValidateOnSet | None = None
     persist: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSecret:
+    """What was typed in the place of a stored key: blank fields keep what they have."""
+
+    fields: Mapping[str, Secret]
+    base_url: str | None = None
+    validate: ValidateOnSet | None = None
+
+    @property
+    def given(self) -> dict[str, Secret]:
+        """The fields that are not blank."""
+        return {name: text for name, text in self.fields.items() if text.reveal().strip()}
+
+    @property
+    def moves(self) -> bool:
+        """Say whether the key is to go to another address."""
+        return bool(self.base_url) or "base_url" in self.given
+
+    @property
+    def is_typed(self) -> bool:
+        """Say whether anything is to be replaced."""
+        return self.moves or bool(self.given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +91,33 @@ def read_typed(
     own = given.pop("base_url", None)
     personal = None if own is None else _personal(spec, own.reveal(), settings)
     return Typed(given, personal, endpoint_for(spec, settings.base_urls, personal))
+
+
+def read_replacement(
+    spec: ProviderSpec,
+    secret: NewSecret,
+    stored: Callable[[], tuple[Mapping[str, Secret], str | None]],
+    settings: Settings,
+) -> tuple[Typed, bool]:
+    """Return what was typed, with what is kept of the stored key, and whether anything is.
+
+    :param stored: opens the stored key, where something of it may be kept.
+    :raises MalformedApiKeyError: the stored key is not sent to another address: it has to be typed too.
+    """
+    given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
+    if secret.moves:
+        if not names & given.keys():
+            raise MalformedApiKeyError(
+                "A key goes only to the address that it was saved with: type the key too.",
+                provider=spec.id,
+            )
+        return read_typed(spec, given, secret.base_url, settings), False
+    if names <= given.keys() and not spec.personal_base_url:
+        return read_typed(spec, given, None, settings), False
+    fields, base_url = stored()
+    kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
+    own = base_url if spec.personal_base_url else None
+    return read_typed(spec, {**kept, **given}, own, settings), True
 
 
 def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings) -> datetime | None:

@@ -25,9 +25,11 @@ from .guards import (
     on_csrf_error,
     refuse_cross_site,
     refuse_unrouted,
+    refuse_value,
     secure,
 )
 from .problems import http_problem_response, problem_response
+from .records import register_records
 from .state import current_caller, established_caller, get_state
 
 
@@ -115,7 +117,8 @@ def create_blueprint(url_prefix: str) -> Blueprint:
         static_url_path="/providers/static",
     )
     blueprint.record_once(_limit_bodies)
-    blueprint.before_app_request(refuse_unrouted(f"{url_prefix}/providers/"))
+    ours = (f"{url_prefix}{path}" for path in ("/providers", "/keys", "/admin/keys"))
+    blueprint.before_app_request(refuse_unrouted(*ours))
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
     blueprint.register_error_handler(ByokError, problem_response)
@@ -141,11 +144,13 @@ def _add_routes(blueprint: Blueprint) -> None:
     for method, path, call in calls:
         endpoint = f"{call.__name__.lstrip('_')}_keys"
         blueprint.add_url_rule(path, endpoint, _json_view(call), methods=[method])
+    register_records(blueprint)
     blueprint.add_url_rule("/providers/openapi.json", "openapi", _openapi, methods=["GET"])
 
 
 def _json_view(call: Callable[[], Any]) -> Callable[[], Response]:
     def view() -> Response:
+        refuse_value()
         return Response(msgspec.json.encode(call()), mimetype="application/json")
 
     return view

@@ -12,6 +12,7 @@ from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
 from ..credentials import Secret
+from ..errors import RevealDisabledError
 from .problems import http_problem_response, simple_problem_response
 from .state import REQUEST_ID
 
@@ -67,28 +68,43 @@ def csrf_token() -> str | None:
     return token
 
 
-def refuse_unrouted(below: str) -> Callable[[], Response | None]:
-    """Return a hook that answers unknown paths and methods below a path as our other errors.
+def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
+    """Return a hook that answers unknown paths and methods at and below these paths as our other errors.
 
     Flask raises these before it knows the blueprint, and would answer a page.
     """
 
     def refuse() -> Response | None:
-        error = request.routing_exception
-        if not isinstance(error, NotFound | MethodNotAllowed) or not request.path.startswith(below):
+        error, path = request.routing_exception, f"{request.path}/"
+        below = next((path[len(root) :] for root in roots if path.startswith(f"{root}/")), None)
+        if not isinstance(error, NotFound | MethodNotAllowed) or below is None:
             return None
         if isinstance(error, NotFound):
-            _keep_from_logs(request.path.removeprefix(below).split("/"))
+            keep_from_logs(below.split("/"))
         return secure(http_problem_response(error))
 
     return refuse
+
+
+def asks_for_value() -> bool:
+    """Say whether a request wants to see the key itself."""
+    return request.args.get("include_value", "").lower() in ("1", "on", "true", "yes")
+
+
+def refuse_value() -> None:
+    """Refuse that, where no key is ever shown.
+
+    :raises RevealDisabledError: it was asked for.
+    """
+    if asks_for_value():
+        raise RevealDisabledError
 
 
 def secure(response: Response) -> Response:
     """Put the security headers on an answer of ours."""
     if request.endpoint == "byok.static":
         return response
-    _keep_from_logs(_query_as_logged())
+    keep_from_logs(_query_as_logged())
     for name, value in _HEADERS.items():
         response.headers[name] = value
     response.headers.setdefault(
@@ -99,7 +115,7 @@ def secure(response: Response) -> Response:
     return response
 
 
-def _keep_from_logs(texts: Iterable[str]) -> None:
+def keep_from_logs(texts: Iterable[str]) -> None:
     """Redact these where the address is logged, until the request ends: somebody may have sent a key in it."""
     hidden = request.environ.setdefault("flask_byok.hidden", [])
     hidden.extend(Secret(text) for text in islice(filter(None, texts), _MOST_HIDDEN))

@@ -1,0 +1,265 @@
+"""Write single keys into accounts: create one, change one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+from .catalog import Catalog, ProviderSpec
+from .credentials import CredentialRecord, Secret, Validation, utcnow
+from .errors import KeyExistsError, KeyRefusedError, NotAllowedError, ProviderLockedError
+from .intake import NewKey, NewSecret, Typed, read_expiry, read_replacement, read_typed
+from .journal import Journal, Subject
+from .keyring import Context, Keyring
+from .owners import Caller, Tier
+from .resolver import Resolver
+from .sealing import new_record, open_record, seal
+from .settings import Settings, ValidateOnSet
+from .verdicts import Notify, Verdicts
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
+
+
+class Limiter(Protocol):
+    """Counts attempts: see ``stores.rates``."""
+
+    def check(self, owner: str) -> None:
+        """Count one attempt.
+
+        :raises RateLimitedError: there were too many.
+        """
+
+
+class Changes(TypedDict, total=False):
+    """What is to become of a record; what is left out stays as it is."""
+
+    label: str | None
+    description: str | None
+    active: bool
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordParts:
+    """What the verbs on records work with."""
+
+    settings: Settings
+    catalog: Catalog
+    keyring: Keyring
+    resolver: Resolver
+    verdicts: Verdicts
+    journal: Journal
+    validate_limit: Limiter
+    set_limit: Limiter
+    notify: Notify
+
+    def tell(self, event: str, record: CredentialRecord, **facts: str) -> None:
+        """Send a signal about a record."""
+        tier = tier_of(record.owner).value
+        self.notify(event, {"provider": record.provider, "tier": tier, **facts})
+
+
+class RecordWriter:
+    """Creates and changes keys of some owners, for a caller who may.
+
+    :param owners: as stores take them: a name, or a bare ``team`` for every team.
+    """
+
+    def __init__(
+        self, parts: RecordParts, accounts: AccountStore, caller: Caller, owners: Collection[str]
+    ) -> None:
+        self._parts = parts
+        self._accounts = accounts
+        self.caller = caller
+        self._owners = owners
+
+    def require_owner(self, owner: str) -> str:
+        """Return the owner, if it is one whose keys are here.
+
+        :raises NotAllowedError: it is not.
+        """
+        if owner in self._owners or owner.partition(":")[0] in self._owners:
+            return owner
+        raise NotAllowedError("Keys of this owner are not kept here.")
+
+    def create(
+        self,
+        owner: str,
+        provider: str,
+        new: NewKey,
+        *,
+        slot: str | None = None,
+        active: bool = True,
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Store a new key and return its record with what a check found.
+
+        :param slot: by default the first free one.
+        :raises KeyExistsError: the slot is taken, or there are as many as there may be.
+        :raises KeyRefusedError: the check forbids storing.
+        """
+        parts = self._parts
+        spec = parts.catalog.get(provider)
+        self._require_unlocked(self.require_owner(owner), spec)
+        parts.set_limit.check(self.caller.counted_as)
+        expires_at = read_expiry(new.expires_at, spec, parts.settings)
+        typed = read_typed(spec, new.fields, new.base_url, parts.settings)
+        place = self._free_slot(owner, spec, slot)
+        validation = self._checked(owner, Subject(spec.id, place), spec, typed, new.validate)
+        record = new_record(
+            parts.keyring,
+            Context("account", owner, spec.id, place),
+            spec,
+            typed.fields,
+            typed.base_url,
+            label=new.label,
+            description=new.description,
+            expires_at=expires_at,
+            validation=validation,
+        )
+        stored = self._store(dataclasses.replace(record, active=active), spec, typed, slot)
+        self._parts.tell("key_set", stored, hint=stored.hint)
+        return stored, validation
+
+    def change(
+        self,
+        record: CredentialRecord,
+        changes: Changes,
+        secret: NewSecret | None = None,
+        *,
+        if_version: int | None = None,
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Change a record and return it with what a check found of a new key.
+
+        :param if_version: the version that the caller has seen.
+        :raises VersionConflictError: it was changed since.
+        :raises KeyRefusedError: the check forbids storing; what was there before stays.
+        """
+        values: dict[str, Any] = dict(changes)
+        if "expires_at" in changes:
+            values["expires_at"] = self._expiry(record, changes["expires_at"])
+        if secret is None or not secret.is_typed:
+            return self._write(record, "change", values, if_version), None
+        return self._replace(record, values, secret, if_version)
+
+    def _replace(
+        self,
+        record: CredentialRecord,
+        values: dict[str, Any],
+        secret: NewSecret,
+        if_version: int | None,
+    ) -> tuple[CredentialRecord, Validation | None]:
+        parts = self._parts
+        spec = parts.catalog.get(record.provider)
+        self._require_unlocked(record.owner, spec)
+        parts.set_limit.check(self.caller.counted_as)
+        typed, kept = read_replacement(
+            spec, secret, lambda: open_stored(parts, record), parts.settings
+        )
+        validation = self._checked(record.owner, record, spec, typed, secret.validate)
+        values |= self._sealed(record, spec, typed, validation)
+        if record.state(utcnow()) == "expired":
+            values.setdefault("expires_at", self._expiry(record, None))
+        # What is kept of the stored key is of this very version.
+        version = int(record.version) if kept else if_version
+        changed = self._write(record, "set", values, version, typed.fields)
+        self._parts.tell("key_set", changed, hint=changed.hint)
+        return changed, validation
+
+    def _require_unlocked(self, owner: str, spec: ProviderSpec) -> None:
+        tier = tier_of(owner)
+        if tier is Tier.USER and self._parts.resolver.locked_for(self.caller, spec, tier):
+            raise ProviderLockedError(
+                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
+                provider=spec.id,
+            )
+
+    def _expiry(self, record: CredentialRecord, wanted: datetime | None) -> datetime | None:
+        spec = self._parts.catalog.get(record.provider)
+        return read_expiry(wanted, spec, self._parts.settings)
+
+    def _free_slot(self, owner: str, spec: ProviderSpec, slot: str | None) -> str:
+        taken = {record.slot for record in self._accounts.find([owner], [spec.id])}
+        if slot in taken or len(taken) >= self._parts.settings.keys_per_provider:
+            raise KeyExistsError(
+                f"There is a key for {spec.name} already. Change or delete that one.",
+                provider=spec.id,
+            )
+        free = (name for name in ("", *map(str, range(2, len(taken) + 3))) if name not in taken)
+        return next(free) if slot is None else slot
+
+    def _checked(
+        self,
+        owner: str,
+        subject: Subject | CredentialRecord,
+        spec: ProviderSpec,
+        typed: Typed,
+        asked: ValidateOnSet | None,
+    ) -> Validation | None:
+        try:
+            return self._parts.verdicts.before_set(self.caller, spec, typed, asked)
+        except KeyRefusedError as error:
+            verdict = error.validation.verdict
+            event = self._parts.journal.event(self.caller, "set", typed.fields, verdict)
+            self._accounts.audit.note(owner, event, subject)
+            raise
+
+    def _store(
+        self, record: CredentialRecord, spec: ProviderSpec, typed: Typed, slot: str | None
+    ) -> CredentialRecord:
+        """Create a record; where somebody took its slot just now and none was asked for, in the next one."""
+        event = self._parts.journal.event(self.caller, "set", typed.fields)
+        at_most = self._parts.settings.keys_per_provider
+        while True:
+            try:
+                return self._accounts.create(record, event, at_most=at_most)
+            except KeyExistsError:
+                place = self._free_slot(record.owner, spec, slot)
+            context = Context("account", record.owner, spec.id, place)
+            sealed = seal(self._parts.keyring, context, typed.fields, typed.base_url)
+            record = dataclasses.replace(record, slot=place, ciphertext=sealed)
+
+    def _sealed(
+        self,
+        record: CredentialRecord,
+        spec: ProviderSpec,
+        typed: Typed,
+        validation: Validation | None,
+    ) -> dict[str, Any]:
+        fresh = new_record(
+            self._parts.keyring,
+            Context("account", record.owner, record.provider, record.slot),
+            spec,
+            typed.fields,
+            typed.base_url,
+            validation=validation,
+        )
+        return {name: getattr(fresh, name) for name in ("ciphertext", "hint", "validity")}
+
+    def _write(
+        self,
+        record: CredentialRecord,
+        action: str,
+        values: Mapping[str, Any],
+        if_version: int | None,
+        fields: Mapping[str, Secret] | None = None,
+    ) -> CredentialRecord:
+        if not values:
+            return record
+        event = self._parts.journal.event(self.caller, action, fields)
+        return self._accounts.change(record.id, self._owners, values, event, if_version=if_version)
+
+
+def tier_of(owner: str) -> Tier:
+    """Return the tier that an owner's keys belong to."""
+    return Tier(owner.partition(":")[0])
+
+
+def open_stored(
+    parts: RecordParts, record: CredentialRecord
+) -> tuple[dict[str, Secret], str | None]:
+    """Open a record of an account: see ``open_record``."""
+    return open_record(parts.keyring, "account", record.owner, record)
