@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, CredentialRecord, Secret, Validation
@@ -23,6 +23,8 @@ from .outbound import Outbound
 from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
 from .promotion import Promoter, Promotion
 from .providers import BaseProvider, make_provider
+from .record_writer import Limiter, RecordParts
+from .records import Records
 from .resolver import Resolver
 from .sealing import new_record, session_owner
 from .session_keys import SessionKeys
@@ -34,16 +36,6 @@ from .verdicts import Notify, Verdicts
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
-
-
-class Limiter(Protocol):
-    """Counts attempts: see ``stores.rates``."""
-
-    def check(self, owner: str) -> None:
-        """Count one attempt.
-
-        :raises RateLimitedError: there were too many.
-        """
 
 
 class Service:
@@ -85,6 +77,18 @@ class Service:
         self._set_limit = set_limit
         self._notify = notify
         self.verdicts = Verdicts(settings, sessions, accounts, outbound, self.journal, notify)
+        parts = RecordParts(
+            settings=settings,
+            catalog=catalog,
+            keyring=keyring,
+            resolver=resolver,
+            verdicts=self.verdicts,
+            journal=self.journal,
+            validate_limit=validate_limit,
+            set_limit=set_limit,
+            notify=notify,
+        )
+        self.records = Records(parts, accounts)
 
     # get
 
