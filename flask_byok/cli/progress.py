@@ -29,10 +29,15 @@ class Steps:
         self._shown = done
 
 
+def is_terminal() -> bool:
+    """Say whether somebody watches."""
+    return sys.stdout.isatty()
+
+
 @contextmanager
 def steps(label: str, total: int) -> Iterator[Steps]:
     """Begin to show how far a command is."""
-    if not sys.stdout.isatty():
+    if not is_terminal():
         click.echo(f"{label}: {total:,}")
         yield Steps(None, total)
         return

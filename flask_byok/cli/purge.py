@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
 
 
+_TOLD = {True: " and were signalled", False: "; nothing listens to key_expiring"}
+
+
 @click.command("purge-expired")
 @click.option(
     "--days",
@@ -43,7 +46,11 @@ def purge_expired(days: int, dry_run: bool) -> None:
         click.echo(f"{total:,} expired keys would be deleted, {soon:,} will expire within a week.")
         return
     click.echo(f"{_purge(accounts, before, total):,} expired keys deleted.")
-    click.echo(f"{_signal(accounts, now):,} keys expire within a week and were signalled.")
+    click.echo(f"{_signal(accounts, now):,} keys expire within a week{_TOLD[_is_heard()]}.")
+
+
+def _is_heard() -> bool:
+    return bool(key_expiring.has_receivers_for(current_app._get_current_object()))  # type: ignore[attr-defined]
 
 
 def _purge(accounts: AccountStore, before: Any, total: int) -> int:

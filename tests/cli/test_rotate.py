@@ -1,0 +1,163 @@
+"""A new encryption key: ``flask byok rotate``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+
+from flask_byok.cli import progress
+from flask_byok.keyring import Keyring
+from flask_byok.owners import SessionRef
+from flask_byok.stores.account_seals import AccountSeals
+from flask_byok.web.state import get_state
+from tests.services import PostgresServer, free_port
+from tests.stores.account_kinds import event_of, make_record, open_key
+from tests.stores.contract import make_record as session_record
+
+from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
+
+OLD_RING, NEW_RING, STRANGE = Keyring(OLD), Keyring(NEW, [OLD]), Keyring("22" * 32)
+OLD_ID, NEW_ID = OLD_RING.key_ids[0], NEW_RING.key_ids[0]
+ROTATING = {"BYOK_ENCRYPTION_KEY": NEW, "BYOK_ENCRYPTION_KEY_FALLBACKS": [OLD]}
+
+
+@pytest.fixture
+def url(database_url: str, tmp_path: Path) -> str:
+    """Name a database with three keys that the old encryption key sealed."""
+    before = make_app(tmp_path, BYOK_DATABASE_URL=database_url, BYOK_ENCRYPTION_KEY=OLD, **SAFE)
+    for number in range(3):
+        accounts_of(before).create(make_record(f"user:{number}"), event_of())
+    return database_url
+
+
+def rotating_app(tmp_path: Path, url: str, **config: Any) -> Flask:
+    """Make the app as it is once the new encryption key is the current one."""
+    return make_app(tmp_path, **{"BYOK_DATABASE_URL": url, **ROTATING, **SAFE, **config})
+
+
+def test_rotation(tmp_path: Path, url: str) -> None:
+    """All keys, and the log's secret, are sealed anew, and the old encryption key can then go."""
+    app = rotating_app(tmp_path, url)
+    result = run(app, "rotate")
+    assert result.exit_code == 0, result.output
+    assert "Sealing anew: 3" in result.output
+    assert re.search(rf"3 keys sealed anew with {NEW_ID} in .* s \(.* a second\)", result.output)
+    assert f"{OLD_ID}  has sealed nothing that is left: it can go" in result.output
+    retired = make_app(tmp_path, BYOK_DATABASE_URL=url, BYOK_ENCRYPTION_KEY=NEW, **SAFE)
+    found, _ = accounts_of(retired).page(None)
+    assert {open_key(record, Keyring(NEW)) for record in found} == {"sk-1"}
+    assert accounts_of(retired).audit.verify() == []
+    (entry,) = accounts_of(retired).audit.entries("system")
+    assert (entry.event.actor, entry.event.action) == ("cli", "rotate")
+
+
+def test_rotation_again(tmp_path: Path, url: str) -> None:
+    """A second rotation finds nothing to do, and says so."""
+    app = rotating_app(tmp_path, url)
+    run(app, "rotate")
+    result = run(app, "rotate")
+    assert result.exit_code == 0
+    assert "Sealing anew: 0" in result.output
+
+
+def test_unreadable_keys(tmp_path: Path, url: str) -> None:
+    """Keys that do not open are counted and left, the missing encryption key is named, and the command fails."""
+    app = rotating_app(tmp_path, url)
+    accounts_of(app).create(make_record(provider="groq", keyring=STRANGE), event_of())
+    result = run(app, "rotate")
+    assert "1 keys do not open" in refused(result)
+    assert "3 keys sealed anew" in result.output
+    assert f"{STRANGE.key_ids[0]}  is not configured, and has sealed 1" in result.output
+
+
+def test_interrupted(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is one sentence; what was done stays done, and the next run goes on."""
+    renew = AccountSeals.renew
+
+    def renew_one(self: AccountSeals, *args: Any, **options: Any) -> Any:
+        if options["after"]:
+            raise KeyboardInterrupt
+        return renew(self, *args, **{**options, "limit": 1})
+
+    app = rotating_app(tmp_path, url)
+    monkeypatch.setattr(AccountSeals, "renew", renew_one)
+    assert "1 keys are sealed anew and stay so. Run it again to go on." in refused(
+        run(app, "rotate")
+    )
+    monkeypatch.undo()
+    assert accounts_of(app).seals.count_due() == 2
+    assert "2 keys sealed anew" in run(app, "rotate").output
+
+
+def test_bar_on_a_terminal(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal a bar shows how far it is."""
+    monkeypatch.setattr(progress, "is_terminal", lambda: True)
+    result = run(rotating_app(tmp_path, url), "rotate")
+    assert result.exit_code == 0
+    assert "Sealing anew" in result.output
+    assert "3 of 3" not in result.output
+
+
+def test_retire_what_is_in_use(tmp_path: Path, url: str) -> None:
+    """An encryption key that is still in use is not to be taken away, and it is said how much it has sealed."""
+    said = refused(run(rotating_app(tmp_path, url), "rotate", "--retire", OLD_ID))
+    assert f"{OLD_ID} is in use: it has sealed 4 in accounts and 0 in sessions" in said
+
+
+def test_retire_what_sessions_use(tmp_path: Path, url: str) -> None:
+    """Keys of living sessions count as well where the database can tell."""
+    app = rotating_app(tmp_path, url)
+    run(app, "rotate")
+    sessions = get_state(app).service.sessions
+    record = session_record(ciphertext=f"byok1.{OLD_ID}.f.x")
+    session = SessionRef("sid", sessions.establish("sid"))
+    sessions.write(session, "", record)
+    assert "0 in accounts and 1 in sessions" in refused(run(app, "rotate", "--retire", OLD_ID))
+    sessions.end(session)
+    assert run(app, "rotate", "--retire", OLD_ID).exit_code == 0
+
+
+def test_retire(tmp_path: Path, url: str, redis_url: str) -> None:
+    """An encryption key that nothing is sealed with can go; where sessions cannot be counted it is said when."""
+    run(rotating_app(tmp_path, url), "rotate")
+    result = run(rotating_app(tmp_path, url), "rotate", "--retire", OLD_ID)
+    assert result.exit_code == 0
+    assert "it can go from BYOK_ENCRYPTION_KEY_FALLBACKS." in result.output
+    on_redis = run(rotating_app(tmp_path, url, BYOK_REDIS=redis_url), "rotate", "--retire", OLD_ID)
+    assert on_redis.exit_code == 0
+    assert "after 30 days at most. (Redis cannot count them.)" in on_redis.output
+
+
+def test_retire_what_cannot_be(tmp_path: Path, url: str) -> None:
+    """The current encryption key, and one that nobody knows, are not to be retired; an id has 12 digits."""
+    app = rotating_app(tmp_path, url)
+    assert "is the current encryption key" in refused(run(app, "rotate", "--retire", NEW_ID))
+    assert "neither configured nor" in refused(run(app, "rotate", "--retire", "0" * 12))
+    assert run(app, "rotate", "--retire", "%").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "args", [["rotate"], ["purge-expired"], ["audit", "list"], ["audit", "verify"]]
+)
+def test_what_is_in_the_way(tmp_path: Path, sqlite_url: str, args: list[str]) -> None:
+    """No accounts, a database away, a wrong encryption key and old tables are one sentence each."""
+    off = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"], **SAFE)
+    assert "BYOK_PRECEDENCE" in refused(run(off, *args))
+    away = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
+    said = refused(run(make_app(tmp_path, BYOK_DATABASE_URL=away, **SAFE), *args))
+    assert "does not answer" in said
+    make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, BYOK_ENCRYPTION_KEY=OLD, **SAFE)
+    wrong = {"BYOK_DATABASE_URL": sqlite_url, "BYOK_ENCRYPTION_KEY": NEW, "TESTING": True}
+    assert "BYOK_ENCRYPTION_KEY is not" in refused(run(make_app(tmp_path, **wrong, **SAFE), *args))
+
+
+def test_database_that_goes_away(tmp_path: Path) -> None:
+    """A database that goes away meanwhile is one sentence."""
+    with PostgresServer() as server:
+        app = rotating_app(tmp_path, server.create_database())
+        server.kill()
+        assert "does not answer" in refused(run(app, "rotate"))
