@@ -92,8 +92,8 @@ TIERS: Mapping[str, str] = {
     "env": "this app's key from its environment",
 }
 
-#: What is asked about a key that could be kept, and the answers as (action, value, words). It is ``waiting`` since before
-#: the sign-in, or the person's ``own`` in the session; beside it there may be another one, in the account or the session.
+#: What is asked about a key that could be kept, and the answers as (action, value, words). It is ``waiting`` since
+#: before the sign-in, or the person's ``own`` in the session; another one may be beside it, in account or session.
 OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
     "waiting": (
         "Saved before you signed in, and not used: {hint}. Keep it?",

@@ -126,6 +126,11 @@ def _add_pages(app: Flask) -> None:
         session["user"] = user
         return redirect("/")
 
+    @app.get("/sign-out")
+    def sign_out() -> Any:
+        session.clear()
+        return redirect("/")
+
 
 class Host:
     """The application, served on a free port by a thread; a context manager."""

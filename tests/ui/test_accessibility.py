@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -109,6 +110,49 @@ def test_axe_finds_nothing_in_a_key_that_waits(
     settings.open("/sign-in/ada")
     assert settings.row("openai", "[part=promotable]").is_displayed()
     assert findings(settings) == []
+
+
+def show_an_account(settings: SettingsPage, fake: FakeProviders) -> None:
+    """Bring the settings of a signed-in person into the state with the most to see.
+
+    A key in the account beside one that waits, one that expires soon with its options unfolded, one for the session.
+    """
+    settings.open()
+    settings.save("openai", fake.api_key("openai"))
+    settings.expect("Key saved")
+    settings.open("/sign-in/ada")
+    settings.save("openai", fake.api_key("openai", owner="ada"))
+    settings.expect("Key saved")
+    soon = (datetime.now(UTC) + timedelta(days=2)).isoformat()
+    options = {"persist": True, "label": "Work", "expires_at": soon}
+    key = fake.api_key("anthropic")
+    settings.call("byok.setProviderKey('anthropic', given[0], given[1])", key, options)
+    settings.row("google", "input[name=persist]").click()
+    settings.save("google", fake.api_key("google"))
+    settings.wait(lambda: settings.source("google") == "session", "saved")
+    settings.row("anthropic", "[part=more] summary").click()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("theme", THEMES)
+def test_axe_finds_nothing_in_an_account(
+    settings: SettingsPage, byok_fake_providers: FakeProviders, theme: str, size: str
+) -> None:
+    """Keys in the account, such that expire soon and such that wait are as good, and nothing is cut off."""
+    settings.emulate(**THEMES[theme])
+    settings.resize(*SIZES[size])
+    show_an_account(settings, byok_fake_providers)
+    assert settings.row("openai", "[part=promotable]").is_displayed()
+    assert settings.row("anthropic", "[data-byok-chip]").text == "Expires soon"
+    assert settings.row("google", "[part=promotable]").is_displayed()
+    assert findings(settings) == []
+    box = "const box = document.querySelector('byok-settings'); return box.scrollWidth - box.clientWidth"
+    assert settings.driver.execute_script(box) == 0
+    controls = settings.find_all(
+        ":is([part=choice], [part~=button], [part~=input], [part=more] summary)"
+    )
+    shown = [(c.text, c.size) for c in controls if c.is_displayed()]
+    assert [s for s in shown if s[1]["height"] < 44 or s[1]["width"] < 44] == []
 
 
 def test_harsh_host_style_changes_nothing_inside(settings: SettingsPage) -> None:

@@ -246,7 +246,7 @@ def test_key_from_before_sign_in_waits_for_consent(
     settings.expect("Key saved")
     settings.open("/sign-in/ada")
     assert settings.badge("openai") == "NOT SET"
-    assert "Keep it for yourself?" in settings.row("openai", "[part=promotable]").text
+    assert "Keep it?" in settings.row("openai", "[part=promotable]").text
     settings.press("openai", "promote")
     settings.expect("Key kept")
     assert settings.badge("openai") == "YOUR KEY"

@@ -1,0 +1,333 @@
+"""Keys in accounts, as a signed-in person meets them, with the script and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from selenium.webdriver import Chrome
+
+from flask_byok.testing import FakeProviders
+from tests.services import PostgresServer
+
+from .browser import SettingsPage
+from .conftest import ServeHost
+
+PAGE = "/api/providers/settings"
+
+Answer = tuple[str, str]
+
+
+@pytest.fixture(params=["browser", "plain_browser"])
+def either_browser(request: pytest.FixtureRequest) -> Chrome:
+    """Be a browser with JavaScript, then one without."""
+    driver: Chrome = request.getfixturevalue(request.param)
+    return driver
+
+
+@pytest.fixture
+def settings(serve: ServeHost, either_browser: Chrome) -> SettingsPage:
+    """Show a host's settings as a page, which is there in both browsers."""
+    page = SettingsPage(either_browser, serve().url)
+    page.visit(PAGE)
+    return page
+
+
+@pytest.fixture
+def make_key(byok_fake_providers: FakeProviders) -> Callable[[str], str]:
+    """Make keys that OpenAI takes, one for each name."""
+    return lambda name: byok_fake_providers.api_key("openai", owner=name)
+
+
+def sign_in(settings: SettingsPage, user: str = "ada") -> None:
+    """Sign in and show the settings."""
+    settings.visit(f"/sign-in/{user}")
+    settings.visit(PAGE)
+
+
+def save_for_session(settings: SettingsPage, api_key: str) -> None:
+    """Save a key with the account's box unticked."""
+    settings.row("openai", "input[name=persist]").click()
+    settings.save("openai", api_key)
+    settings.expect("Key saved")
+
+
+def hint(settings: SettingsPage) -> str:
+    """Read the last four characters of the key in use."""
+    return settings.row("openai", "[data-byok-hint]").text[-4:]
+
+
+def answer(settings: SettingsPage, words: str) -> None:
+    """Press the answer that begins with these words, of the question about a key that could be kept."""
+    buttons = settings.row_all("openai", "[part=promotable] button")
+    next(button for button in buttons if button.text.startswith(words)).click()
+
+
+def test_key_in_the_account_is_there_in_another_browser(
+    serve: ServeHost, browser: Chrome, plain_browser: Chrome, make_key: Callable[[str], str]
+) -> None:
+    """Who signs in goes on with the key of the account, after signing out and in any browser; nobody else does."""
+    url, api_key = serve().url, make_key("ada")
+    here, there = SettingsPage(browser, url), SettingsPage(plain_browser, url)
+    sign_in(here)
+    here.save("openai", api_key)
+    here.expect("Key saved")
+    assert here.source("openai") == "user"
+    assert here.row("openai", "[data-byok-place]").text == "In your account"
+    here.visit("/sign-out")
+    here.visit(PAGE)
+    assert here.badge("openai") == "NOT SET"
+    sign_in(there, "grace")
+    assert there.badge("openai") == "NOT SET"
+    sign_in(there)
+    assert (there.badge("openai"), hint(there)) == ("YOUR KEY", api_key[-4:])
+
+
+def test_key_for_the_session_goes_with_it(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """With the box unticked a key is kept for the session, and is gone after signing out."""
+    sign_in(settings)
+    save_for_session(settings, make_key("ada"))
+    assert settings.source("openai") == "session"
+    assert settings.row("openai", "[data-byok-place]").text == "For this session only"
+    settings.visit("/sign-out")
+    sign_in(settings)
+    assert settings.badge("openai") == "NOT SET"
+
+
+def test_visitor_has_no_account(settings: SettingsPage) -> None:
+    """Nobody who is not signed in is offered one, nor where keys are kept for sessions only."""
+    assert settings.row_all("openai", "input[name=persist], [part=more]") == []
+
+
+@pytest.mark.parametrize(
+    ("precedence", "asked"), [(["session", "env"], False), (["user", "env"], False)]
+)
+def test_place_is_asked_only_where_there_are_two(
+    serve: ServeHost, browser: Chrome, precedence: list[str], asked: bool
+) -> None:
+    """Where keys have one place there is no box, and the text above says which it is."""
+    settings = SettingsPage(browser, serve(BYOK_PRECEDENCE=precedence).url)
+    sign_in(settings)
+    assert bool(settings.row_all("openai", "input[name=persist]")) is asked
+    assert ("until you remove them" in settings.find("[part=storage]").text) is (
+        "user" in precedence
+    )
+
+
+def test_visitors_key_is_kept_in_the_account(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A key from before the sign-in waits with its hint, unused, and goes to the account when it is kept."""
+    api_key = make_key("ada")
+    settings.save("openai", api_key)
+    settings.expect("Key saved")
+    sign_in(settings)
+    assert settings.badge("openai") == "NOT SET"
+    question = settings.row("openai", "[part=promotable]").text
+    assert question.startswith("Saved before you signed in, and not used: ")
+    assert f"…{api_key[-4:]}. Keep it?" in question
+    answer(settings, "Keep it")
+    settings.expect("Key kept")
+    assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
+    assert settings.row_all("openai", "[part=promotable]") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "kept"),
+    [
+        ("Use it instead", "Key kept", "visitor"),
+        ("Keep my account's key", "Key removed", "account"),
+    ],
+)
+def test_visitors_key_beside_the_accounts(
+    settings: SettingsPage, make_key: Callable[[str], str], words: str, message: str, kept: str
+) -> None:
+    """Where the account has a key both can be chosen; afterwards nothing is asked, and the chosen one is used."""
+    keys = {name: make_key(name) for name in ("account", "visitor")}
+    sign_in(settings)
+    settings.save("openai", keys["account"])
+    settings.expect("Key saved")
+    settings.visit("/sign-out")
+    settings.visit(PAGE)
+    settings.save("openai", keys["visitor"])
+    settings.expect("Key saved")
+    sign_in(settings)
+    assert hint(settings) == keys["account"][-4:]
+    assert f"…{keys['visitor'][-4:]}." in settings.row("openai", "[part=promotable]").text
+    answer(settings, words)
+    settings.wait(lambda: settings.message.startswith(message), message)
+    assert (settings.source("openai"), hint(settings)) == ("user", keys[kept][-4:])
+    assert settings.row_all("openai", "[part=promotable]") == []
+
+
+def test_key_of_the_session_moves_to_the_account(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """What was saved for the session can be kept in the account later, and replaces what is there if so wished."""
+    sign_in(settings)
+    for name, words in (("first", "Keep in my account"), ("second", "Replace my account's key")):
+        api_key = make_key(name)
+        save_for_session(settings, api_key)
+        assert (settings.source("openai"), hint(settings)) == ("session", api_key[-4:])
+        answer(settings, words)
+        settings.expect("Key kept")
+        assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
+        assert settings.row_all("openai", "[part=promotable]") == []
+
+
+def test_key_of_the_session_stands_before_the_accounts(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """Clear takes away the key in use; the account's then serves again."""
+    mine, other = make_key("mine"), make_key("other")
+    sign_in(settings)
+    settings.save("openai", mine)
+    settings.expect("Key saved")
+    save_for_session(settings, other)
+    assert hint(settings) == other[-4:]
+    settings.press("openai", "clear")
+    settings.press("openai", "confirm")
+    settings.wait(lambda: settings.message.startswith("Key removed"), "removed")
+    assert (settings.source("openai"), hint(settings)) == ("user", mine[-4:])
+
+
+def set_day(settings: SettingsPage, day: str) -> None:
+    """Choose a day, ``YYYY-MM-DD``, or none."""
+    field = settings.row("openai", "input[name=expires_at]")
+    field.clear()
+    if day:
+        year, month, date = day.split("-")
+        field.send_keys(f"{month}{date}{year}")
+
+
+def test_expiry_is_chosen_and_taken_back(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A key expires after the day that was chosen, says so from some days before, and need not any more."""
+    sign_in(settings)
+    day = (datetime.now(UTC) + timedelta(days=3)).date().isoformat()
+    settings.row("openai", "[part=more] summary").click()
+    set_day(settings, day)
+    settings.type("openai", "Work", "label")
+    settings.save("openai", make_key("ada"))
+    settings.expect("Key saved")
+    assert settings.row("openai", "[data-byok-expiry]").text == f"Expires on {day}"
+    assert settings.row("openai", "[data-byok-label]").text == "Work"
+    assert settings.row("openai", "[data-byok-chip]").text == "Expires soon"
+
+    settings.row("openai", "[part=more] summary").click()
+    assert settings.row("openai", "input[name=expires_at]").get_property("value") == day
+    set_day(settings, "")
+    settings.save("openai", make_key("ada"))
+    settings.expect("Key saved")
+    assert settings.row_all("openai", "[data-byok-expiry]") == []
+    assert settings.row("openai", "[data-byok-chip]").text == "Active"
+
+
+def test_expiry_has_the_operators_limit(
+    serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
+) -> None:
+    """Where the operator limits how long keys are kept, the limit is shown, and holds without a day chosen."""
+    settings = SettingsPage(browser, serve(BYOK_MAX_KEY_LIFETIME=timedelta(days=90)).url)
+    sign_in(settings)
+    last = (datetime.now(UTC) + timedelta(days=90)).date().isoformat()
+    settings.row("openai", "[part=more] summary").click()
+    assert last in settings.row("openai", "[part=latest]").text
+    assert settings.row("openai", "input[name=expires_at]").get_attribute("max") == last
+    settings.save("openai", make_key("ada"))
+    settings.expect("Key saved")
+    assert settings.row("openai", "[data-byok-expiry]").text == f"Expires on {last}"
+    assert settings.row("openai", "[data-byok-chip]").text == "Active"
+
+
+def test_impossible_day_is_shown(serve: ServeHost, browser: Chrome) -> None:
+    """A day that has passed is refused where it was typed, also when that was folded away."""
+    settings = SettingsPage(browser, serve().url)
+    sign_in(settings)
+    settings.row("openai", "[part=more] summary").click()
+    set_day(settings, "2020-01-01")
+    settings.row("openai", "[part=more] summary").click()
+    settings.save("openai", "sk-any-key-at-all")
+    settings.wait(
+        lambda: settings.row("openai", "input[name=expires_at]").is_displayed(), "unfolded"
+    )
+    assert settings.message == ""
+
+
+@pytest.mark.parametrize(
+    "rubbish", ["<script>alert(1)</script>", "🔑" * 20, "sk-two words here", "x" * 3000, "…"]
+)
+def test_rubbish_is_refused(serve: ServeHost, browser: Chrome, rubbish: str) -> None:
+    """What cannot be a key is refused with a sentence, stays where it was pasted, and nothing is stored."""
+    settings = SettingsPage(browser, serve().url)
+    sign_in(settings)
+    browser.execute_script("arguments[0].value = arguments[1]", settings.input("openai"), rubbish)
+    settings.press("openai", "save")
+    settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
+    assert settings.typed("openai") == rubbish
+    assert settings.badge("openai") == "NOT SET"
+
+
+def test_key_in_the_label_is_refused(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A label is shown, so a key in it is refused and not repeated."""
+    api_key = make_key("ada")
+    sign_in(settings)
+    settings.row("openai", "[part=more] summary").click()
+    settings.type("openai", api_key, "label")
+    settings.save("openai", api_key)
+    settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
+    assert api_key not in settings.message
+    settings.visit(PAGE)
+    assert settings.badge("openai") == "NOT SET"
+
+
+def test_box_asks_for_an_account_that_is_still_there(
+    serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
+) -> None:
+    """Who was signed out meanwhile is told to sign in; the key is not saved elsewhere, and stays in its input."""
+    settings, api_key = SettingsPage(browser, serve().url), make_key("ada")
+    sign_in(settings)
+    settings.driver.execute_async_script("fetch('/sign-out').then(arguments[0])")
+    settings.save("openai", api_key)
+    settings.wait(lambda: settings.message.startswith("Failed to save key: Sign in first"), "told")
+    assert settings.typed("openai") == api_key
+
+
+@pytest.fixture
+def harmed_postgres() -> PostgresServer:
+    """Make a PostgreSQL for one test to kill."""
+    return PostgresServer()
+
+
+def test_accounts_that_are_away(
+    serve: ServeHost,
+    browser: Chrome,
+    make_key: Callable[[str], str],
+    redis_url: str,
+    harmed_postgres: PostgresServer,
+) -> None:
+    """Without its database the dialog says so and keeps what is typed; Try again saves it once it is back."""
+    api_key = make_key("ada")
+    with harmed_postgres:
+        host = serve(BYOK_REDIS=redis_url, BYOK_DATABASE_URL=harmed_postgres.url)
+        settings = SettingsPage(browser, host.url)
+        settings.open("/sign-in/ada")
+        harmed_postgres.kill()
+        settings.save("openai", api_key)
+        settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
+        assert "not answer" in settings.message or "not available" in settings.message
+        assert settings.typed("openai") == api_key
+        harmed_postgres.start()
+
+        def again() -> bool:
+            settings.find("button[data-byok-action=retry]").click()
+            settings.wait(lambda: settings.message != "Working…", "an answer")
+            return settings.message == "Key saved"
+
+        settings.wait(again, "saved")
+        assert settings.source("openai") == "user"
