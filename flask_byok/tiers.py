@@ -138,7 +138,9 @@ class AccountTiers:
         by_id = {spec.id: spec for spec in specs}
         records: dict[tuple[Tier, str], list[CredentialRecord]] = {}
         for record in self._store.find(list(owners), list(by_id)):
-            records.setdefault((owners[record.owner], record.provider), []).append(record)
+            # Some databases compare without regard to case: what is Ann's is not ann's.
+            if record.owner in owners and record.provider in by_id:
+                records.setdefault((owners[record.owner], record.provider), []).append(record)
         order = list(owners)
         for theirs in records.values():
             theirs.sort(key=lambda record: order.index(record.owner))

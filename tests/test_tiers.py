@@ -1,0 +1,37 @@
+"""What each tier has for a caller."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from flask_byok.credentials import CredentialRecord
+from flask_byok.owners import Caller, Tier
+from flask_byok.testing import FakeProviders
+from flask_byok.tiers import AccountTiers
+from tests.worlds import World
+
+
+class CarelessStore:
+    """A store on a database that compares without regard to case."""
+
+    def __init__(self, *records: CredentialRecord) -> None:
+        self._records = records
+
+    def find(self, owners: list[str], providers: list[str]) -> list[CredentialRecord]:
+        """Return whatever has such an owner, in capitals or not."""
+        wanted = {owner.casefold() for owner in owners}
+        return [record for record in self._records if record.owner.casefold() in wanted]
+
+
+def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProviders) -> None:
+    """A key of Ann's is none of ann's, even where the database takes the two for one."""
+    world = World(tmp_path, fake)
+    theirs = world.keep("user:Ann", fake.api_key("openai"))
+    mine = replace(theirs, owner="user:ann")
+    reader = AccountTiers(CarelessStore(theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
+    openai = world.catalog.get("openai")
+    found = list(reader.find(Caller(user="Ann"), [openai])[Tier.USER, "openai"])
+    assert [candidate.credential.owner for candidate in found if candidate.credential] == [
+        "user:Ann"
+    ]
