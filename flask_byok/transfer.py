@@ -7,8 +7,10 @@ encryption key. Verdicts and counts of use stay where they were made.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +19,7 @@ import msgspec
 
 from .catalog import Catalog
 from .credentials import CredentialRecord, Moment, Secret
-from .errors import ByokError, KeyExistsError
+from .errors import ByokError, KeyExistsError, StoreError
 from .intake import read_typed
 from .keyring import Context, Keyring
 from .passphrase import SealedFileError, SealedReader, SealedWriter
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Keys that are read from the database at a time.
 PAGE = 200
+#: How often an import tries to write a key, and seconds between: of many keys, one is slow.
+TRIES, PAUSE = 5, 1.0
 
 #: ``system``, ``user:<id>`` or ``team:<id>``.
 OwnerName = Annotated[str, msgspec.Meta(pattern="^(system|(user|team):.+)$", max_length=255)]
@@ -164,7 +168,7 @@ class Importer:
         while batch := list(islice(waiting, PAGE)):
             present = self._present(batch)
             for key in batch:
-                self._take(key, present)
+                self._take_patiently(key, present)
             progress(self.result.total)
         return self.result
 
@@ -172,6 +176,18 @@ class Importer:
         """Return what the database has in these places; None is a key that does not open."""
         records = self._accounts.find(list(dict.fromkeys(key.owner for key in batch)))
         return {_place(record): _opened(self._keyring, record) for record in records}
+
+    def _take_patiently(self, key: MovedKey, present: dict[Place, MovedKey | None]) -> None:
+        """Take a key in; where the database does not answer, look what became of it and try again."""
+        for _ in range(TRIES - 1):
+            try:
+                self._take(key, present)
+                return
+            except StoreError:
+                time.sleep(PAUSE)
+                with suppress(StoreError):
+                    present |= self._present([key])
+        self._take(key, present)
 
     def _take(self, key: MovedKey, present: dict[Place, MovedKey | None]) -> None:
         try:

@@ -14,7 +14,7 @@ from sqlalchemy import update
 
 from flask_byok import passphrase, transfer
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Secret, utcnow
+from flask_byok.credentials import CredentialRecord, Secret, utcnow
 from flask_byok.errors import StoreError
 from flask_byok.keyring import Context, Keyring
 from flask_byok.passphrase import SealedFileError, SealedReader, SealedWriter
@@ -242,6 +242,42 @@ def test_a_key_saved_meanwhile_stays(
     new.save(ANN, "openai", "sk-proj-anns-newer-key-9999")
     assert new.take(old.export()[1]) == Imported(added=3, kept=1)
     assert new.opened()[ANN, "openai", ""] == "sk-proj-anns-newer-key-9999"
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_database_that_is_slow_once(
+    old: Place, new: Place, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """A key whose writing was not acknowledged, though it may be done, is looked up and tried again."""
+    create, faults = new.accounts.create, [1, 1]
+
+    def slow(record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+        if faults:
+            faults.pop()
+            if done:
+                create(record, event)
+            raise StoreError
+        return create(record, event)
+
+    monkeypatch.setattr(transfer, "PAUSE", 0)
+    monkeypatch.setattr(new.accounts, "create", slow)
+    result = new.take(old.export()[1])
+    assert result == (Imported(added=2, unchanged=2) if done else Imported(added=4))
+    assert new.opened() == old.opened()
+
+
+def test_a_database_that_is_away(old: Place, new: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that stays away ends the import."""
+
+    def fail(*_: object) -> None:
+        raise StoreError
+
+    monkeypatch.setattr(transfer, "PAUSE", 0)
+    content = old.export()[1]
+    monkeypatch.setattr(new.accounts, "create", fail)
+    with pytest.raises(StoreError):
+        new.take(content)
+    assert new.opened() == {}
 
 
 def test_dry_run(old: Place, new: Place) -> None:

@@ -1,0 +1,47 @@
+"""Hosts that keep accounts, and what the tests look for in those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from flask_byok.credentials import CredentialRecord
+from flask_byok.sealing import open_record
+from flask_byok.testing import FakeProviders
+from flask_byok.web.state import get_state
+from tests.app import HostApp, make_app
+
+from .host import accounts_of
+
+
+def make_host(directory: Path, fake: FakeProviders | None, url: str, **config: Any) -> HostApp:
+    """Make a host that keeps accounts in this database."""
+    return make_app(directory, fake, BYOK_DATABASE_URL=url, **config)
+
+
+def close(app: Flask) -> None:
+    """See that the log is whole, and let the database go."""
+    accounts = accounts_of(app)
+    assert accounts.audit.verify() == []
+    accounts.engine.dispose()
+
+
+def stored(app: Flask, owner: str = "system") -> dict[str, str]:
+    """Return an owner's keys in plain, by provider and slot."""
+    return {
+        f"{record.provider}/{record.slot}".rstrip("/"): _api_key(app, record)
+        for record in accounts_of(app).find([owner])
+    }
+
+
+def actions(app: Flask, owner: str = "system") -> list[tuple[str, str]]:
+    """Return who did what to an owner's keys, the oldest first."""
+    entries = reversed(accounts_of(app).audit.entries(owner))
+    return [(entry.event.actor, entry.event.action) for entry in entries]
+
+
+def _api_key(app: Flask, record: CredentialRecord) -> str:
+    keyring = get_state(app).service.keyring
+    return open_record(keyring, "account", record.owner, record)[0]["api_key"].reveal()

@@ -1,0 +1,43 @@
+"""Databases of each kind, and a host on them whose commands are run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flask_byok.catalog import PROVIDERS
+from flask_byok.stores import sql_engine
+from flask_byok.testing import FakeProviders
+from tests.app import HostApp
+from tests.cli.accounts_host import close, make_host
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Name an empty database, of each kind in turn."""
+    address: str = request.getfixturevalue(request.param)
+    return address
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the operator's variables of this machine away."""
+    for spec in PROVIDERS:
+        for variable in spec.env:
+            monkeypatch.delenv(variable, raising=False)
+            monkeypatch.delenv(f"{variable}_FILE", raising=False)
+
+
+@pytest.fixture
+def host(
+    tmp_path: Path, fake: FakeProviders, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HostApp]:
+    """Make a host that keeps accounts in the database, and has patience with a busy machine."""
+    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    limits = "-c lock_timeout=20000 -c statement_timeout=20000"
+    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    app = make_host(tmp_path, fake, database_url)
+    yield app
+    close(app)
