@@ -228,9 +228,13 @@ class _ToAccount(_Work):
         return sealed, self.accounts.audit.fingerprint(fields)
 
     def _set_aside(self, source: _Source) -> bool:
-        return self.by.keys.set_aside(
-            self.session, self.caller.identity, source.record, visitor=source.visitor
-        )
+        identity = self.caller.identity
+        if self.by.keys.set_aside(self.session, identity, source.record, visitor=source.visitor):
+            return True
+        # Cleared or replaced meanwhile; but of a session that has ended nothing is taken, not half of it.
+        if not self.by.keys.read(self.session, identity, []).alive:
+            raise SessionRequiredError
+        return False
 
     def _move(self, moves: Sequence[_Move]) -> None:
         versions = {move.record.version for move in moves}

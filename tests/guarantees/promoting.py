@@ -68,8 +68,8 @@ class Points:
     def watch(self, world: World, sessions: SessionStore) -> None:
         """Count the steps of this world from now on."""
         for store, names in (
-            (sessions, ("read", "exchange", "discard")),
-            (world.accounts, ("find", "over", "promote")),
+            (sessions, ("read", "write", "exchange", "discard", "clear", "end")),
+            (world.accounts, ("find", "over", "put", "promote", "end", "clear")),
         ):
             for name in names:
                 setattr(store, name, self._around(name, getattr(store, name)))
@@ -195,14 +195,20 @@ def check_outcome(world: World, caller: Caller) -> None:
     view = sessions.read(again.session, again.identity, PROVIDERS)
     assert view.alive
     assert (dict(view.records), dict(view.visitor_records)) == ({}, {})
-    found = world.accounts.find([again.identity])
-    assert sorted(record.provider for record in found) == sorted(PROVIDERS)
-    for record in found:
-        fields, _ = open_record(KEYRING, "account", again.identity, record)
-        assert fields["api_key"].reveal() == PROMOTED[record.provider]
+    assert kept(world, again) == PROMOTED
     done = [e for e in world.accounts.audit.entries(again.identity) if e.event.action == "promote"]
     assert sorted(e.provider for e in done) == sorted(PROVIDERS), "done once, and logged once"
     assert world.accounts.audit.verify(again.identity) == []
+
+
+def kept(world: World, caller: Caller) -> dict[str, str]:
+    """Return the keys in the account, one for each provider."""
+    keys: dict[str, str] = {}
+    for record in world.accounts.find([caller.identity]):
+        fields, _ = open_record(KEYRING, "account", caller.identity, record)
+        assert record.provider not in keys, "a key is there twice"
+        keys[record.provider] = fields["api_key"].reveal()
+    return keys
 
 
 def renewed(caller: Caller) -> Caller:
