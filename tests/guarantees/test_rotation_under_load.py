@@ -1,0 +1,122 @@
+"""Rotation while keys are read and replaced, by a command that is killed again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_byok.keyring import Keyring
+from flask_byok.stores.accounts import AccountStore
+
+from .rotating import AFTER, NEW, OLD, fill, opened
+
+ROTATE = [sys.executable, "-m", "flask", "--app", "tests.guarantees.rotating", "byok", "rotate"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite_url", "postgres_url"])
+def test_some_kills(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+    """No read fails and no write is lost while keys are sealed anew by a process that is killed."""
+    url = request.getfixturevalue(kind)
+    rotate_under_load(url, tmp_path, count=5_000, kills=3, longest=0.08, patient=True)
+
+
+@pytest.mark.stress
+def test_twenty_kills(postgres_url: str, tmp_path: Path) -> None:
+    """The same with 100,000 keys on PostgreSQL and 20 kills, and with the time limits of every day."""
+    rotate_under_load(postgres_url, tmp_path, count=100_000, kills=20, longest=0.6, patient=False)
+
+
+def rotate_under_load(
+    url: str, folder: Path, *, count: int, kills: int, longest: float, patient: bool
+) -> None:
+    """Rotate with readers and writers running, killing the rotator, and look at what is there then.
+
+    :param longest: seconds from the first batch to a kill.
+    """
+    fill(url, count)
+    store = AccountStore(url, AFTER)
+    with (
+        worker("read", url, folder, count, patient) as read,
+        worker("write", url, folder, count, patient) as written,
+    ):
+        # Until here some worker has not been restarted with the new encryption key.
+        with worker("write-old", url, folder, count, patient) as written_before:
+            for _ in range(kills):
+                kill_rotator(url, random.uniform(0, longest))
+        assert 0 < store.seals.count_due() < count
+        finished = rotator(url)
+        output, _ = finished.communicate(timeout=300)
+        assert finished.returncode == 0, output
+    reports = (read, written, written_before)
+    assert [each["failed"] for each in reports] == [[], [], []]
+    assert all(each["calls"] > 50 for each in reports)
+    check(store, count, written["done"] | written_before["done"])
+    store.engine.dispose()
+
+
+def check(store: AccountStore, count: int, written: dict[str, int]) -> None:
+    """See that every key opens with the new encryption key alone, as its last writer left it."""
+    retired, seen, after = Keyring(NEW), 0, None
+    while seen == 0 or after is not None:
+        page, after = store.page(None, after=after, limit=1000)
+        for record in page:
+            assert opened(retired, record) == written.get(record.owner, 0)
+        seen += len(page)
+    assert seen == count
+    counts = store.seals.count_by_key_id()
+    assert counts == {retired.key_ids[0]: count + 1}
+    assert Keyring(OLD).key_ids[0] not in counts
+    owners = ("system", *(f"user:{number}" for number in range(20)))
+    assert [finding for owner in owners for finding in store.audit.verify(owner)] == []
+
+
+def rotator(url: str) -> subprocess.Popen[str]:
+    """Begin to rotate, by command."""
+    return subprocess.Popen(
+        ROTATE,
+        env=os.environ | {"ROTATING_URL": url, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def kill_rotator(url: str, after: float) -> None:
+    """Rotate, and kill the process so many seconds after it has begun."""
+    process = rotator(url)
+    assert process.stdout is not None
+    with process.stdout:
+        begun = process.stdout.readline()
+        assert begun.startswith("Sealing anew"), begun + process.stdout.read()
+        time.sleep(after)
+        assert process.poll() is None, "it was too fast to be killed"
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def worker(
+    kind: str, url: str, folder: Path, count: int, patient: bool
+) -> Iterator[dict[str, Any]]:
+    """Run a reader or writer meanwhile; what it saw is there afterwards."""
+    stop, report = folder / f"{kind}.stop", folder / f"{kind}.json"
+    patience = "patient" if patient else "-"
+    arguments = ["tests.guarantees.rotating", kind, url, stop, report, count, patience]
+    process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)])
+    seen: dict[str, Any] = {}
+    try:
+        yield seen
+    finally:
+        stop.touch()
+        assert process.wait(60) == 0
+    seen |= json.loads(report.read_text())
