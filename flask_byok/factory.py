@@ -49,10 +49,11 @@ def get_chat_model_with_api_key(
 
     if api_key is None:
         state = get_state()
-        credential = note_use(state.service.resolve(current_caller(state), provider))
+        credential, count = state.service.take(current_caller(state), provider)
+        note_use(credential)
         spec, outbound = state.service.catalog.get(provider), state.service.outbound
-    else:
-        spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
+        return make_chat_model(spec, credential, outbound, model, count=count, **kwargs)
+    spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
     return make_chat_model(spec, credential, outbound, model, **kwargs)
 
 

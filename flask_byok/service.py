@@ -32,6 +32,7 @@ from .settings import Settings
 from .status import build_status, storage_sentence
 from .stores.base import SessionStore
 from .tiers import Candidate
+from .usage import Count, UsageRecorder
 from .verdicts import Notify, Verdicts
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Service:
         #: None where no tier is kept in the database.
         self.accounts = accounts
         self.journal = Journal(accounts)
+        self.usage = None if accounts is None else UsageRecorder(accounts.usage.add)
         self.outbound = outbound
         self.keyring = keyring
         self._keys = SessionKeys(sessions, accounts)
@@ -116,12 +118,21 @@ class Service:
         return self._status(caller, spec, self._survey(caller, [spec])[spec.id])
 
     def resolve(self, caller: Caller, provider: str) -> Credential:
-        """Return the credential that serves this caller; see ``Resolver.resolve`` for the errors."""
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
-        credential = self._choose(caller, spec)
-        self._tell_use(credential)
+        """Return the credential that serves this caller; see ``Resolver.resolve`` for the errors.
+
+        It counts as used now, as what is done with it is not seen.
+        """
+        credential, count = self.take(caller, provider)
+        if count is not None:
+            count("used")
         return credential
+
+    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count | None]:
+        """Return the same, and what is to be told the outcome of each call with it."""
+        self._require_login(caller)
+        credential = self._choose(caller, self.catalog.get(provider))
+        self._tell_use(credential)
+        return credential, self._counter(caller, credential)
 
     def _choose(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
         """Return the credential in use; ``refused`` lets one pass that its provider refused."""
@@ -138,6 +149,8 @@ class Service:
         found = self._look_up(caller, providers)
         for credential in found.values():
             self._tell_use(credential)
+            if (count := self._counter(caller, credential)) is not None:
+                count("used")
         return found
 
     def missing(self, caller: Caller, providers: Sequence[str]) -> list[str]:
@@ -158,6 +171,9 @@ class Service:
             for name, candidate in chosen.items()
             if candidate is not None
         }
+
+    def _counter(self, caller: Caller, credential: Credential) -> Count | None:
+        return None if self.usage is None else self.usage.counter(caller, credential)
 
     def _tell_use(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
@@ -369,13 +385,13 @@ class Service:
 
     def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
         """Return a new provider object on the credential that serves this caller."""
-        credential = self.resolve(caller, provider)
-        spec = self.catalog.get(provider)
+        credential, count = self.take(caller, provider)
         return make_provider(
-            spec,
+            self.catalog.get(provider),
             credential,
             self.outbound,
             report=self.verdicts.reporter(caller, credential),
+            count=count,
             **options,
         )
 

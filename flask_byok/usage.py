@@ -99,11 +99,6 @@ class UsageRecorder:
             return None
         return partial(self.note, owner, credential.provider, credential.id)
 
-    def hand_out(self, caller: Caller, credential: Credential) -> None:
-        """Count a credential as used that leaves for the host's own code, which tells no outcome."""
-        if count := self.counter(caller, credential):
-            count("used")
-
     def flush(self) -> None:
         """Hand everything over now.
 

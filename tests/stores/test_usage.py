@@ -34,11 +34,19 @@ TODAY = utcnow().date().isoformat()
 AT = 1_700_000_000_000
 
 
+def _give_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine take its time: what is too late is a matter of other tests."""
+    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    limits = "-c lock_timeout=20s -c statement_timeout=20s"
+    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+
+
 @pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
 def store(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[AccountStore]:
     """Make a store on each kind of database; the last one gets the statements that any would."""
+    _give_time(monkeypatch)
     kind = request.param
     if kind == "other":
         monkeypatch.setattr(module, "_UPSERT", {})
@@ -50,10 +58,8 @@ def store(
 
 @pytest.fixture
 def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name a database that has its tables, and let a busy machine take its time."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    """Name a database that has its tables and a key of Ann's."""
+    _give_time(monkeypatch)
     store = AccountStore(database_url, KEYRING)
     store.create(make_record(), event_of())
     store.engine.dispose()
@@ -117,9 +123,8 @@ def test_a_use_of_what_is_gone_is_counted(store: AccountStore) -> None:
     }
 
 
-def test_uses_at_once_are_all_counted(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uses_at_once_are_all_counted(store: AccountStore) -> None:
     """Eight threads that write the same new row at once lose nothing."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
     key = store.create(make_record(), event_of())
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: store.usage.add(use_of(key)), range(80)))
@@ -193,8 +198,11 @@ def test_statistics_are_three_statements(store: AccountStore) -> None:
 
 
 @pytest.mark.parametrize("owners", [[ANN], ["team"]])
-def test_statistics_read_by_index(postgres_url: str, owners: list[str]) -> None:
+def test_statistics_read_by_index(
+    postgres_url: str, owners: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With 20,000 other owners PostgreSQL reads no table from end to end."""
+    _give_time(monkeypatch)
     store = AccountStore(postgres_url, KEYRING)
     store.usage.add(use_of())
     with store.engine.connect() as connection:
@@ -220,8 +228,9 @@ def test_statistics_read_by_index(postgres_url: str, owners: list[str]) -> None:
     store.engine.dispose()
 
 
-def test_no_row_is_waited_for_twice(postgres_url: str) -> None:
+def test_no_row_is_waited_for_twice(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers of the same rows in any order do not deadlock: each holds one count, then one key."""
+    _give_time(monkeypatch)
     store = AccountStore(postgres_url, KEYRING)
     keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(4)]
 

@@ -1,0 +1,381 @@
+"""Counting uses: in memory, and by everything that the service does with keys."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from flask_byok import usage as module
+from flask_byok.credentials import Credential
+from flask_byok.errors import ByokError, StoreError
+from flask_byok.owners import Caller, SessionRef, Tier
+from flask_byok.testing import FakeProviders
+from flask_byok.usage import UsageRecorder, Use, counted_owner
+from tests.services import wait_until
+from tests.worlds import ENV_KEY, World
+
+MakeWorld = Callable[..., World]
+HELLO = [{"role": "user", "content": "Hello"}]
+HOURS = 3600.0
+
+
+class Store:
+    """Adds uses up, or does not answer."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.uses: list[Use] = []
+
+    def add(self, use: Use) -> None:
+        if self.away:
+            raise StoreError
+        self.uses.append(replace(use))
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        found: Counter[tuple[str, str]] = Counter()
+        for use in self.uses:
+            found[use.credential_id, use.outcome] += use.uses
+        return found
+
+
+@pytest.fixture
+def store() -> Store:
+    """Make a store."""
+    return Store()
+
+
+def test_uses_are_handed_over_together(store: Store) -> None:
+    """However often a key is used in an interval, each outcome is handed over once, with its last time."""
+    recorder = UsageRecorder(store.add, HOURS)
+    for outcome in ("used", "failed", "used", "rejected", "used"):
+        recorder.note("user:1", "openai", "id-1", outcome)
+    before = time.time() * 1000
+    assert store.uses == []
+    recorder.flush()
+    assert store.counts() == {
+        ("id-1", "used"): 3,
+        ("id-1", "failed"): 1,
+        ("id-1", "rejected"): 1,
+    }
+    assert {use.day for use in store.uses} == {time.strftime("%Y-%m-%d", time.gmtime())}
+    assert all(before - 10_000 < use.last_used_at <= before for use in store.uses)
+    recorder.flush()
+    assert len(store.uses) == 3
+
+
+def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A use counts for the day in UTC that it was made on, not for the one when it is written."""
+    recorder = UsageRecorder(store.add, HOURS)
+    for moment in (1_709_251_199.9, 1_709_251_200.0):
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        recorder.note("user:1", "openai", "", "used")
+    recorder.flush()
+    assert [use.day for use in store.uses] == ["2024-02-29", "2024-03-01"]
+
+
+def test_a_thread_hands_over_by_itself(store: Store) -> None:
+    """It is started by the first use, and ends when nobody holds the recorder any longer."""
+    before = _threads()
+    recorder = UsageRecorder(store.add, 0.02)
+    assert _threads() == before
+    recorder.note("user:1", "openai", "", "used")
+    wait_until(lambda: store.uses, "the use")
+    (thread,) = _threads() - before
+    recorder.note("user:1", "openai", "", "used")
+    gone = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: store.counts()["", "used"] == 2, "the last use")
+    wait_until(lambda: not thread.is_alive(), "the thread's end")
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "byok-usage"}
+
+
+def test_what_a_store_does_not_take_waits(store: Store) -> None:
+    """While the store is away uses add up, and are handed over once it is back."""
+    recorder = UsageRecorder(store.add, HOURS)
+    store.away = True
+    for _ in range(3):
+        recorder.note("user:1", "openai", "id-1", "used")
+        with pytest.raises(StoreError):
+            recorder.flush()
+    store.away = False
+    recorder.flush()
+    assert [use.uses for use in store.uses] == [3]
+
+
+def test_one_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
+    """After a fault the others come first."""
+
+    def add(use: Use) -> None:
+        if use.credential_id == "held":
+            raise StoreError
+        store.add(use)
+
+    recorder = UsageRecorder(add, HOURS)
+    for id in ("held", "a", "b"):
+        recorder.note("user:1", "openai", id, "used")
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            recorder.flush()
+    assert store.counts() == {("a", "used"): 1, ("b", "used"): 1}
+
+
+def test_a_use_with_a_ticket_is_handed_over_as_it_was(store: Store) -> None:
+    """What may have been written is not added to, and comes first."""
+    tickets: list[str] = []
+
+    def add(use: Use) -> None:
+        tickets.append(use.ticket)
+        if len(tickets) < 3:
+            use.ticket = "1"
+            raise StoreError
+        store.add(use)
+
+    recorder = UsageRecorder(add, HOURS)
+    for _ in range(2):
+        recorder.note("user:1", "openai", "", "used")
+        with pytest.raises(StoreError):
+            recorder.flush()
+    recorder.flush()
+    assert tickets == ["", "1", "1", ""]
+    assert [use.uses for use in store.uses] == [1, 1]
+
+
+def test_memory_is_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too many different entries are dropped, which is logged once; known ones still count."""
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    recorder = UsageRecorder(store.add, HOURS)
+    store.away = True
+    for id in "ab":
+        recorder.note("user:1", "openai", id, "used")
+    with pytest.raises(StoreError):
+        recorder.flush()
+    with caplog.at_level(logging.WARNING, "flask_byok"):
+        for id in "cdec":
+            recorder.note("user:1", "openai", id, "used")
+    assert len(caplog.records) == 1
+    store.away = False
+    recorder.flush()
+    assert store.counts() == {("a", "used"): 1, ("b", "used"): 1, ("c", "used"): 2}
+    recorder.note("user:1", "openai", "d", "used")
+    recorder.flush()
+    assert store.counts()["d", "used"] == 1
+
+
+def test_a_fault_that_nobody_foresaw_is_survived(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread goes on, and its log names the kind of error alone."""
+    broken = threading.Event()
+
+    def add(use: Use) -> None:
+        if not broken.is_set():
+            broken.set()
+            raise ValueError("sk-secret")
+        store.add(use)
+
+    recorder = UsageRecorder(add, 0.02)
+    with caplog.at_level(logging.WARNING, "flask_byok"):
+        recorder.note("user:1", "openai", "", "used")
+        wait_until(lambda: store.uses, "the use")
+    assert "ValueError" in caplog.text
+    assert "sk-secret" not in caplog.text
+
+
+def test_noting_is_cheap(store: Store) -> None:
+    """One use takes microseconds; the bound leaves room for a busy machine."""
+    recorder = UsageRecorder(store.add, HOURS)
+    best = min(_seconds_of(recorder) for _ in range(5))
+    assert best / 10_000 < 10e-6
+
+
+def _seconds_of(recorder: UsageRecorder) -> float:
+    began = time.perf_counter()
+    for _ in range(10_000):
+        recorder.note("user:1", "openai", "id-1", "used")
+    return time.perf_counter() - began
+
+
+def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
+    """What waits when the interpreter ends is written."""
+    script = f"""
+from flask_byok.keyring import Keyring
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.usage import UsageRecorder
+store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+recorder = UsageRecorder(store.usage.add, 3600)
+for _ in range(7):
+    recorder.note("user:1", "openai", "", "used")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stderr == b""
+    count = f"""
+from flask_byok.keyring import Keyring
+from flask_byok.stores.accounts import AccountStore
+store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
+"""
+    done = subprocess.run([sys.executable, "-c", count], capture_output=True, check=True)
+    assert done.stdout == b"7\n"
+
+
+def test_whose_use_it_is() -> None:
+    """A key's use is its owner's, a session key's the user's; a visitor's and an argument's are nobody's."""
+    visitor = Caller(session=SessionRef("sid", "ref"))
+    ann = replace(visitor, user="ann")
+
+    def owner_of(caller: Caller, source: Any, owner: str) -> str | None:
+        return counted_owner(caller, Credential("openai", source, owner, {}, "https://x"))
+
+    assert owner_of(ann, Tier.USER, "user:ann") == "user:ann"
+    assert owner_of(ann, Tier.TEAM, "team:red") == "team:red"
+    for tier in (Tier.SYSTEM, Tier.SECRET, Tier.ENV):
+        assert owner_of(visitor, tier, "system") == "system"
+    assert owner_of(ann, Tier.SESSION, "session:ref:user:ann") == "user:ann"
+    assert owner_of(visitor, Tier.SESSION, "session:ref") is None
+    assert owner_of(ann, "argument", "argument") is None
+
+
+# with the service
+
+
+@pytest.fixture(scope="module")
+def providers() -> Iterator[FakeProviders]:
+    """Run one set of fake providers for this module."""
+    with FakeProviders() as fake:
+        yield fake
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def make_world(
+    request: pytest.FixtureRequest, tmp_path: Path, providers: FakeProviders
+) -> Iterator[MakeWorld]:
+    """Make worlds on each kind of database."""
+    url = request.getfixturevalue(request.param)
+    made: list[World] = []
+
+    def make(environ: dict[str, str] | None = None, **config: Any) -> World:
+        made.append(World(tmp_path, providers, config, environ or {}, database_url=url))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.store.engine.dispose()
+
+
+def counted(world: World, *owners: str) -> dict[str, int]:
+    """Return what was counted for these owners, by outcome."""
+    assert world.service.usage is not None
+    world.service.usage.flush()
+    days = world.accounts.usage.stats(owners)["daily"]
+    return {name: count for day in days for name, count in day.items() if name != "day" and count}
+
+
+def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
+    """Calls count for the key's owner, whoever makes them; the key itself knows how often it was used."""
+    world = make_world({"GROQ_API_KEY": ENV_KEY})
+    fake = world.fake
+    ann = world.caller("ann", teams=("red",))
+    keys = {
+        owner: world.keep(owner, fake.api_key(provider), provider)
+        for owner, provider in (("user:ann", "openai"), ("team:red", "xai"), ("system", "google"))
+    }
+    world.set(ann, fake.api_key("openrouter"), "openrouter")
+    fake.add_key("groq", ENV_KEY)
+    for provider in ("openai", "xai", "xai", "google", "openrouter", "groq"):
+        list(world.service.provider(ann, provider).stream_chat(HELLO, "m"))
+    assert counted(world, "user:ann") == {"used": 2}
+    assert counted(world, "team:red") == {"used": 2}
+    assert counted(world, "system") == {"used": 2}
+    uses = {owner: world.accounts.get(key.id, None) for owner, key in keys.items()}
+    assert {owner: record.usage_count for owner, record in uses.items()} == {
+        "user:ann": 1,
+        "team:red": 2,
+        "system": 1,
+    }
+    assert all(record.version == "1" for record in uses.values())
+
+
+def test_a_visitors_session_key_is_not_counted(make_world: MakeWorld) -> None:
+    """There is nobody to count it for."""
+    world = make_world()
+    visitor = world.caller()
+    world.set(visitor, world.fake.api_key("openai"))
+    list(world.service.provider(visitor, "openai").stream_chat(HELLO))
+    world.service.resolve(visitor, "openai")
+    assert counted(world, "user", "team", "system", "session") == {}
+
+
+def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
+    """What the host does with it is not seen; looking for a key, or checking one, is no use."""
+    world = make_world()
+    ann = world.caller("ann")
+    for provider in ("openai", "groq"):
+        world.keep("user:ann", world.fake.api_key(provider), provider)
+    world.service.get(ann)
+    world.service.missing(ann, ["openai", "xai"])
+    world.service.validate(ann, "openai")
+    world.service.provider(ann, "openai")
+    assert counted(world, "user:ann") == {}
+    world.service.resolve(ann, "openai")
+    world.service.resolve_many(ann, ["openai", "groq", "xai"])
+    assert counted(world, "user:ann") == {"used": 3}
+
+
+def test_a_refusal_is_counted_once(make_world: MakeWorld) -> None:
+    """A rejected key counts as that, and no further calls are made with it."""
+    world = make_world()
+    ann = world.caller("ann")
+    key = world.keep("user:ann", world.fake.api_key("openai", "bad"))
+    for _ in range(2):
+        with pytest.raises(ByokError):
+            list(world.service.provider(ann, "openai").stream_chat(HELLO))
+    assert counted(world, "user:ann") == {"rejected": 1}
+    assert world.accounts.get(key.id, None).usage_count == 0
+
+
+@pytest.mark.parametrize("held", ["byok_usage", "byok_credentials"])
+def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
+    """While another transaction holds the row of a shared key or of its count, chats go on as fast."""
+    world = make_world()
+    if world.store.engine.dialect.name == "sqlite":
+        take, give = "BEGIN IMMEDIATE", "ROLLBACK"  # the whole file
+    else:
+        take, give = f"BEGIN; SELECT * FROM {held} FOR UPDATE", "ROLLBACK"
+    world.keep("system", world.fake.api_key("openai"))
+    ann = world.caller("ann")
+
+    def chat() -> float:
+        began = time.perf_counter()
+        list(world.service.provider(ann, "openai").stream_chat(HELLO))
+        return time.perf_counter() - began
+
+    chat()
+    assert counted(world, "system") == {"used": 1}
+    with world.store.engine.connect() as connection:
+        connection.exec_driver_sql(take)
+        assert max(chat() for _ in range(10)) < 0.25
+        connection.exec_driver_sql(give)
+    wait_until(lambda: counted(world, "system") == {"used": 11}, "the counts")
+    with world.store.engine.connect() as connection:
+        count = connection.execute(text("SELECT usage_count FROM byok_credentials")).scalar()
+    assert count == 11
