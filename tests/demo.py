@@ -105,7 +105,8 @@ class Visitor:
         """Return the tier that would serve."""
         with self.open("/api/providers/keys") as answer:
             statuses = json.load(answer)["providers"]
-        return next(s["source"] for s in statuses if s["provider"] == provider)
+        source: str | None = next(s["source"] for s in statuses if s["provider"] == provider)
+        return source
 
     def chat(self, text: str, provider: str = "demo") -> Any:
         """Say something; returns the stream."""

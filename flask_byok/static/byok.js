@@ -53,11 +53,11 @@ function failure(code, message = "", facts = {}) {
   return Object.assign(new Error(message), { code }, facts);
 }
 
-async function request(path, body) {
+async function request(path, body, method = body ? "POST" : "GET") {
   let response;
   try {
     response = await fetch(base() + path, {
-      method: body ? "POST" : "GET",
+      method,
       headers: body && { "Content-Type": "application/json", "X-CSRFToken": token ?? "" },
       body: body && JSON.stringify(body),
     });
@@ -71,15 +71,23 @@ async function request(path, body) {
 }
 
 // A token ages and a session ends while a page stays open: then once more with fresh ones.
-async function post(path, body) {
+async function post(path, body, method = "POST") {
   if (token === undefined) await getProviderKeys();
   try {
-    return await request(path, body);
+    return await request(path, body, method);
   } catch (error) {
     if (error.code !== "csrf" && error.code !== "session_required") throw error;
     await getProviderKeys();
-    return request(path, body);
+    return request(path, body, method);
   }
+}
+
+// Label and expiry of the account's key, which itself stays as it is.
+async function changeNotes(provider, notes) {
+  const { keys } = await request(`/../keys?provider=${encodeURIComponent(provider)}`);
+  const first = keys.find(({ slot }) => !slot);
+  if (!first) throw failure("key_not_found");
+  return changed("save", provider, await post(`/../keys/${first.id}`, notes, "PATCH"));
 }
 
 // The settings as the server renders them now. XMLHttpRequest gives a document in which nothing runs;
@@ -207,10 +215,15 @@ class ByokSettings extends HTMLElement {
   }
 
   async _save(provider, row) {
-    const { validation } = await setProviderKey(provider, typedIn(row), chosenIn(row));
+    const { validation } = await setProviderKey(provider, typedIn(row), { ...placeIn(row), ...notesIn(row) });
     wipe(row);
     const caveat = validation && validation.verdict !== "valid" ? `. ${validation.reason}` : "";
     return { kind: "success", message: this.dataset.textSaved + caveat };
+  }
+
+  async _change(provider, row) {
+    await changeNotes(provider, notesIn(row));
+    return { kind: "success", message: this.dataset.textChanged };
   }
 
   async _validate(provider, row) {
@@ -234,7 +247,8 @@ class ByokSettings extends HTMLElement {
   }
 
   #fail(action, error, row, again) {
-    const known = { network: this.dataset.textNetwork, unexpected: this.dataset.textUnexpected };
+    const { textNetwork: network, textUnexpected: unexpected, textGone: gone } = this.dataset;
+    const known = { network, unexpected, key_not_found: gone };
     const reason = known[error.code] ?? error.message;
     const failed = this.dataset[`text${action[0].toUpperCase()}${action.slice(1)}Failed`];
     const passing = error.code === "network" || error.status === 429 || error.status >= 500;
@@ -287,14 +301,15 @@ function typedIn(row) {
   return Object.fromEntries(inputs.map((input) => [input.name, input.value]));
 }
 
-// Where the key is to be kept, under which label, until when; nothing where the row does not ask.
-function chosenIn(row) {
-  const { persist, label, expires_at: day } = row.querySelector("form").elements;
-  return {
-    ...(persist && { persist: persist.checked }),
-    ...(label?.value && { label: label.value }),
-    ...(day?.value && { expires_at: `${day.value}T23:59:59Z` }),
-  };
+// Where the key is to be kept; nothing where the row does not ask.
+function placeIn(row) {
+  const { persist } = row.querySelector("form").elements;
+  return persist && { persist: persist.checked };
+}
+
+function notesIn(row) {
+  const { label, expires_at: day } = row.querySelector("form").elements;
+  return label && { label: label.value || null, expires_at: day.value ? `${day.value}T23:59:59Z` : null };
 }
 
 function reveal(button, shown) {

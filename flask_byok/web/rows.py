@@ -25,6 +25,7 @@ def build_row(status: Mapping[str, Any], *, labels: str, now: datetime) -> dict[
         "place": text.PLACES.get(source),
         "reason": None if status["can_override"] else text.TEXT["locked"],
         "clear_tier": _clear_tier(status),
+        "changeable": source == "user" or (not source and status["tiers"][:1] == ["user"]),
         "offer": _offer(status),
         "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
         **_state(status),

@@ -27,6 +27,7 @@ TEXT: Mapping[str, str] = {
     "checked": "Checked",
     "persist": "Keep in my account",
     "more": "More",
+    "change": "Save label and date",
     "label": "Label",
     "expires": "Expires after",
     "expires_never": "Without a date it works until you remove it.",
@@ -133,6 +134,7 @@ VERDICTS: Mapping[str, str] = {
 #: Why something failed, by the error's code, where a page was loaded anew and only the code is left.
 REASONS: Mapping[str, str] = {
     "csrf": "The page was open for too long. Please try again.",
+    "key_not_found": "This key is not there any more.",
     "key_missing": "There is no key to check.",
     "key_rejected": "The provider refused this key.",
     "key_unreadable": "The stored key cannot be read. Save it again.",
@@ -152,11 +154,13 @@ REASONS: Mapping[str, str] = {
 #: What came of an action, by the code that a form's outcome has in the next page's query.
 OUTCOMES: Mapping[str, str] = {
     "saved": "Key saved",
+    "changed": "Changes saved",
     "cleared": "Key removed",
     "nothing_cleared": "There was no key to remove",
     "promoted": "Key kept",
     "kept": "You have a key already; it stays",
     "save_failed": "Failed to save key",
+    "change_failed": "Failed to save changes",
     "clear_failed": "Failed to remove key",
     "validate_failed": "Failed to check key",
     "promote_failed": "Failed to keep key",
@@ -168,6 +172,7 @@ MESSAGES: Mapping[str, str] = {
     "shared_now": "The shared key is used now.",
     "account_now": "The key in your account is used now.",
     "models": "Models available: {count}.",
+    "gone": REASONS["key_not_found"],
     "load_failed": "Failed to load API keys",
     "network": "No connection to the server. Please try again.",
     "unexpected": "The server gave an unexpected answer.",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
-from http import HTTPStatus
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
@@ -15,12 +13,13 @@ from flask import Blueprint, Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..credentials import Secret, utcnow
-from ..errors import ByokError, InvalidFieldError, RateLimitedError, StoreError
+from ..credentials import utcnow
+from ..errors import ByokError, RateLimitedError, StoreError
 from ..owners import Tier
 from . import api, text
+from .forms import register_forms
 from .outcome import Notice, Outcome, local_path, notice, without_outcome
-from .rows import build_row, end_of_day, expiry_dates
+from .rows import build_row, expiry_dates
 from .state import ByokState, get_state
 
 #: What the standalone page may load; it needs one script, one style sheet and its own server.
@@ -129,95 +128,12 @@ class UI:
 def register_pages(blueprint: Blueprint) -> None:
     """Add the standalone page, and the routes that its forms post to, to the blueprint."""
     blueprint.add_url_rule("/providers/settings", "settings_page", _settings_page)
-    blueprint.add_url_rule(
-        "/providers/settings/<any(save, validate, clear, promote):action>",
-        "settings_action",
-        _settings_action,
-        methods=["POST"],
-    )
-    blueprint.after_request(_show_problem_on_page)
+    register_forms(blueprint)
     blueprint.after_request(_keep_asset)
 
 
 def _settings_page() -> Response:
     return UI(get_state()).document()
-
-
-def _settings_action(action: str) -> Response:
-    return _go_back(_ACTIONS[action](request.form.get("provider", "")))
-
-
-def _save(provider: str) -> Outcome:
-    typed = _typed_fields(provider)
-    saved = api.set_key(provider, typed, **_options(typed))
-    validation = saved["validation"] or {}
-    return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
-
-
-def _validate(provider: str) -> Outcome:
-    typed = _typed_fields(provider)
-    is_typed = any(secret.reveal() for secret in typed.values())
-    validation = api.validate_key(provider, typed if is_typed else None)
-    return Outcome(code="validated", provider=provider, verdict=validation["verdict"])
-
-
-def _clear(provider: str) -> Outcome:
-    cleared = api.clear_key(provider, request.form.get("tier", "all"))["cleared"]
-    return Outcome(code="cleared" if cleared else "nothing_cleared", provider=provider)
-
-
-def _promote(provider: str) -> Outcome:
-    on_conflict = request.form.get("on_conflict", "keep")
-    promoted = api.promote_keys([provider], on_conflict)["promoted"]
-    return Outcome(code="promoted" if promoted else "kept", provider=provider)
-
-
-_ACTIONS = {"save": _save, "validate": _validate, "clear": _clear, "promote": _promote}
-
-
-def _typed_fields(provider: str) -> dict[str, Secret]:
-    """Return what was typed, by field; empty inputs are left out."""
-    names = [field.name for field in get_state().service.catalog.get(provider).fields]
-    return {name: Secret(typed) for name in names if (typed := request.form.get(name))}
-
-
-def _options(typed: Mapping[str, Secret]) -> dict[str, Any]:
-    """Return where the key is to be kept, until when and under which label, as the form says."""
-    try:
-        expires_at = end_of_day(day) if (day := request.form.get("expires_at")) else None
-    except ValueError:
-        raise InvalidFieldError("The field 'expires_at' is no date.") from None
-    return {
-        "persist": "persist" in request.form,
-        "label": api.clean_note(request.form.get("label"), "label", 100, typed),
-        "expires_at": expires_at,
-    }
-
-
-def _show_problem_on_page(response: Response) -> Response:
-    """Turn the problem object that answers a form into a way back to the page, which says it in words.
-
-    A form that another site made keeps the bare problem: nobody sent it from a page of ours.
-    """
-    if (
-        request.endpoint != "byok.settings_action"
-        or response.mimetype != "application/problem+json"
-    ):
-        return response
-    if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
-        return response
-    if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return response  # the form was not read, so nothing is known of where it came from
-    problem = response.get_json()
-    provider = request.form.get("provider", "")
-    outcome = Outcome(
-        code=f"{(request.view_args or {}).get('action')}_failed",
-        # People paste keys into the wrong field: only what the catalog knows is repeated.
-        provider=provider if provider in get_state().service.catalog else "",
-        verdict=problem.get("validation", {}).get("verdict", ""),
-        reason=problem["code"],
-    )
-    return _go_back(outcome)
 
 
 def _keep_asset(response: Response) -> Response:
@@ -226,12 +142,6 @@ def _keep_asset(response: Response) -> Response:
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         response.headers["X-Content-Type-Options"] = "nosniff"
     return response
-
-
-def _go_back(outcome: Outcome) -> Response:
-    """Redirect to the page that the form was on."""
-    page = local_path(request.form.get("next")) or url_for("byok.settings_page")
-    return Response(status=303, headers={"Location": outcome.added_to(page)})
 
 
 def _present_url() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from httpx2 import Client
 from selenium.webdriver import Chrome
 
 from flask_byok.testing import FakeProviders
@@ -15,8 +16,6 @@ from .browser import SettingsPage
 from .conftest import ServeHost
 
 PAGE = "/api/providers/settings"
-
-Answer = tuple[str, str]
 
 
 @pytest.fixture(params=["browser", "plain_browser"])
@@ -194,6 +193,17 @@ def test_key_of_the_session_stands_before_the_accounts(
     assert (settings.source("openai"), hint(settings)) == ("user", mine[-4:])
 
 
+def clear_elsewhere(url: str, cookies: dict[str, str]) -> None:
+    """Remove the key in another window of the same session."""
+    with Client(base_url=url, cookies=cookies) as window:
+        token = window.get("/api/providers/keys").json()["csrf_token"]
+        body = {"provider": "openai", "tier": "user"}
+        answered = window.post(
+            "/api/providers/keys/clear", json=body, headers={"X-CSRFToken": token}
+        )
+        assert answered.json()["cleared"] == ["user"]
+
+
 def set_day(settings: SettingsPage, day: str) -> None:
     """Choose a day, ``YYYY-MM-DD``, or none."""
     field = settings.row("openai", "input[name=expires_at]")
@@ -212,7 +222,8 @@ def test_expiry_is_chosen_and_taken_back(
     settings.row("openai", "[part=more] summary").click()
     set_day(settings, day)
     settings.type("openai", "Work", "label")
-    settings.save("openai", make_key("ada"))
+    api_key = make_key("ada")
+    settings.save("openai", api_key)
     settings.expect("Key saved")
     assert settings.row("openai", "[data-byok-expiry]").text == f"Expires on {day}"
     assert settings.row("openai", "[data-byok-label]").text == "Work"
@@ -221,10 +232,27 @@ def test_expiry_is_chosen_and_taken_back(
     settings.row("openai", "[part=more] summary").click()
     assert settings.row("openai", "input[name=expires_at]").get_property("value") == day
     set_day(settings, "")
+    settings.type("openai", "Home", "label")
+    settings.press("openai", "change")
+    settings.expect("Changes saved")
+    assert settings.row_all("openai", "[data-byok-expiry]") == []
+    assert settings.row("openai", "[data-byok-label]").text == "Home"
+    assert settings.row("openai", "[data-byok-chip]").text == "Active"
+    assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
+
+
+def test_change_of_a_key_that_is_gone(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A key that was removed elsewhere meanwhile cannot be given a label, and the message says so."""
+    sign_in(settings)
     settings.save("openai", make_key("ada"))
     settings.expect("Key saved")
-    assert settings.row_all("openai", "[data-byok-expiry]") == []
-    assert settings.row("openai", "[data-byok-chip]").text == "Active"
+    settings.row("openai", "[part=more] summary").click()
+    cookies = {c["name"]: c["value"] for c in settings.driver.get_cookies()}
+    clear_elsewhere(settings.url, cookies)
+    settings.press("openai", "change")
+    settings.expect("Failed to save changes: This key is not there any more.")
 
 
 def test_expiry_has_the_operators_limit(
@@ -258,7 +286,9 @@ def test_impossible_day_is_shown(serve: ServeHost, browser: Chrome) -> None:
 
 
 @pytest.mark.parametrize(
-    "rubbish", ["<script>alert(1)</script>", "🔑" * 20, "sk-two words here", "x" * 3000, "…"]
+    "rubbish",
+    ["<script>alert(1)</script>", "🔑" * 20, "sk-two words here", "x" * 3000, "…"],
+    ids=["markup", "pictures", "words", "long", "dots"],
 )
 def test_rubbish_is_refused(serve: ServeHost, browser: Chrome, rubbish: str) -> None:
     """What cannot be a key is refused with a sentence, stays where it was pasted, and nothing is stored."""

@@ -83,6 +83,20 @@ def test_form_needs_its_token(client: FlaskClient) -> None:
     assert "NOT SET" in client.get(PAGE).text
 
 
+@pytest.mark.parametrize("day", ["tomorrow", "2026-02-30", "2020-01-01"])
+def test_impossible_day_is_refused(client: FlaskClient, day: str) -> None:
+    """A day that is none, or has passed, is refused, and nothing is stored."""
+    response = post(client, "save", api_key="sk-any-key-at-all", expires_at=day)
+    assert outcome(response)["byok_reason"] == "invalid_field"
+    assert "NOT SET" in client.get(PAGE).text
+
+
+def test_visitor_changes_nothing(client: FlaskClient) -> None:
+    """A label is kept beside a key in an account, which a visitor does not have."""
+    response = post(client, "change", label="Work")
+    assert outcome(response)["byok_reason"] == "owner_required"
+
+
 def test_form_of_another_site_is_refused(client: FlaskClient) -> None:
     """A form that another site's page sent is refused with the bare problem, token or not."""
     response = post(client, "clear", headers={"Sec-Fetch-Site": "cross-site"})

@@ -1,0 +1,123 @@
+"""What the settings' plain forms do: the same verbs as the script's calls, with a redirect for an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from flask import Blueprint, Response, request, url_for
+
+from ..credentials import Secret
+from ..errors import InvalidFieldError, KeyNotFoundError
+from ..record_writer import Changes
+from . import api
+from .bodies import clean_note
+from .outcome import Outcome, local_path
+from .rows import end_of_day
+from .state import current_caller, get_state
+
+
+def register_forms(blueprint: Blueprint) -> None:
+    """Add the routes that the settings' forms post to."""
+    names = ", ".join(_ACTIONS)
+    rule = f"/providers/settings/<any({names}):action>"
+    blueprint.add_url_rule(rule, "settings_action", _settings_action, methods=["POST"])
+    blueprint.after_request(_show_problem_on_page)
+
+
+def _settings_action(action: str) -> Response:
+    return _go_back(_ACTIONS[action](request.form.get("provider", "")))
+
+
+def _save(provider: str) -> Outcome:
+    typed = _typed_fields(provider)
+    saved = api.set_key(provider, typed, persist="persist" in request.form, **_notes(typed))
+    validation = saved["validation"] or {}
+    return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
+
+
+def _change(provider: str) -> Outcome:
+    state = get_state()
+    keys = state.service.records.own(current_caller(state))
+    first = [key["id"] for key in keys.page(provider=provider)["keys"] if not key["slot"]]
+    if not first:
+        raise KeyNotFoundError(provider=provider)
+    record = keys.get(first[0])
+    keys.change(record, _notes(keys.secrets(record)))
+    return Outcome(code="changed", provider=provider)
+
+
+def _validate(provider: str) -> Outcome:
+    typed = _typed_fields(provider)
+    is_typed = any(secret.reveal() for secret in typed.values())
+    validation = api.validate_key(provider, typed if is_typed else None)
+    return Outcome(code="validated", provider=provider, verdict=validation["verdict"])
+
+
+def _clear(provider: str) -> Outcome:
+    cleared = api.clear_key(provider, request.form.get("tier", "all"))["cleared"]
+    return Outcome(code="cleared" if cleared else "nothing_cleared", provider=provider)
+
+
+def _promote(provider: str) -> Outcome:
+    on_conflict = request.form.get("on_conflict", "keep")
+    promoted = api.promote_keys([provider], on_conflict)["promoted"]
+    return Outcome(code="promoted" if promoted else "kept", provider=provider)
+
+
+_ACTIONS = {
+    "save": _save,
+    "change": _change,
+    "validate": _validate,
+    "clear": _clear,
+    "promote": _promote,
+}
+
+
+def _typed_fields(provider: str) -> dict[str, Secret]:
+    """Return what was typed, by field; empty inputs are left out."""
+    names = [field.name for field in get_state().service.catalog.get(provider).fields]
+    return {name: Secret(typed) for name in names if (typed := request.form.get(name))}
+
+
+def _notes(typed: Mapping[str, Secret]) -> Changes:
+    """Return the label, and until when the key is to be kept; the label must hold nothing of the key."""
+    day = request.form.get("expires_at")
+    try:
+        expires_at = end_of_day(day) if day else None
+    except ValueError:
+        raise InvalidFieldError("The field 'expires_at' is no date.") from None
+    label = clean_note(request.form.get("label"), "label", 100, typed)
+    return {"label": label, "expires_at": expires_at}
+
+
+def _show_problem_on_page(response: Response) -> Response:
+    """Turn the problem object that answers a form into a way back to the page, which says it in words.
+
+    A form that another site made keeps the bare problem: nobody sent it from a page of ours.
+    """
+    if (
+        request.endpoint != "byok.settings_action"
+        or response.mimetype != "application/problem+json"
+    ):
+        return response
+    if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+        return response
+    if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return response  # the form was not read, so nothing is known of where it came from
+    problem = response.get_json()
+    provider = request.form.get("provider", "")
+    outcome = Outcome(
+        code=f"{(request.view_args or {}).get('action')}_failed",
+        # People paste keys into the wrong field: only what the catalog knows is repeated.
+        provider=provider if provider in get_state().service.catalog else "",
+        verdict=problem.get("validation", {}).get("verdict", ""),
+        reason=problem["code"],
+    )
+    return _go_back(outcome)
+
+
+def _go_back(outcome: Outcome) -> Response:
+    """Redirect to the page that the form was on."""
+    page = local_path(request.form.get("next")) or url_for("byok.settings_page")
+    return Response(status=303, headers={"Location": outcome.added_to(page)})
