@@ -27,18 +27,16 @@ ROTATE = [sys.executable, "-m", "flask", "--app", "tests.guarantees.rotating", "
 def test_some_kills(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
     """No read fails and no write is lost while keys are sealed anew by a process that is killed."""
     url = request.getfixturevalue(kind)
-    rotate_under_load(url, tmp_path, count=5_000, kills=3, longest=0.08, patient=True)
+    rotate_under_load(url, tmp_path, count=5_000, kills=3, longest=0.08)
 
 
 @pytest.mark.stress
 def test_twenty_kills(postgres_url: str, tmp_path: Path) -> None:
-    """The same with 100,000 keys on PostgreSQL and 20 kills, and with the time limits of every day."""
-    rotate_under_load(postgres_url, tmp_path, count=100_000, kills=20, longest=0.6, patient=False)
+    """The same with 100,000 keys on PostgreSQL and 20 kills."""
+    rotate_under_load(postgres_url, tmp_path, count=100_000, kills=20, longest=0.6)
 
 
-def rotate_under_load(
-    url: str, folder: Path, *, count: int, kills: int, longest: float, patient: bool
-) -> None:
+def rotate_under_load(url: str, folder: Path, *, count: int, kills: int, longest: float) -> None:
     """Rotate with readers and writers running, killing the rotator, and look at what is there then.
 
     :param longest: seconds from the first batch to a kill.
@@ -46,11 +44,11 @@ def rotate_under_load(
     fill(url, count)
     store = AccountStore(url, AFTER)
     with (
-        worker("read", url, folder, count, patient) as read,
-        worker("write", url, folder, count, patient) as written,
+        worker("read", url, folder, count) as read,
+        worker("write", url, folder, count) as written,
     ):
         # Until here some worker has not been restarted with the new encryption key.
-        with worker("write-old", url, folder, count, patient) as written_before:
+        with worker("write-old", url, folder, count) as written_before:
             for _ in range(kills):
                 kill_rotator(url, random.uniform(0, longest))
         assert 0 < store.seals.count_due() < count
@@ -105,13 +103,10 @@ def kill_rotator(url: str, after: float) -> None:
 
 
 @contextmanager
-def worker(
-    kind: str, url: str, folder: Path, count: int, patient: bool
-) -> Iterator[dict[str, Any]]:
+def worker(kind: str, url: str, folder: Path, count: int) -> Iterator[dict[str, Any]]:
     """Run a reader or writer meanwhile; what it saw is there afterwards."""
     stop, report = folder / f"{kind}.stop", folder / f"{kind}.json"
-    patience = "patient" if patient else "-"
-    arguments = ["tests.guarantees.rotating", kind, url, stop, report, count, patience]
+    arguments = ["tests.guarantees.rotating", kind, url, stop, report, count]
     process = subprocess.Popen([sys.executable, "-m", *map(str, arguments)])
     seen: dict[str, Any] = {}
     try:
