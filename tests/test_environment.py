@@ -15,6 +15,7 @@ from flask_byok.keyring import Keyring
 from flask_byok.owners import Tier
 from flask_byok.sealing import open_record
 from flask_byok.settings import Settings
+from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
 
@@ -23,8 +24,16 @@ SPECS = list(Catalog())
 OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIza-operators-0003"
 
 
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine take its time."""
+    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    limits = "-c lock_timeout=20s -c statement_timeout=20s"
+    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+
+
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
-def accounts(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
+def accounts(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[AccountStore]:
     """Make an empty database."""
     store = AccountStore(request.getfixturevalue(request.param), KEYRING)
     yield store

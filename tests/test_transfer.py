@@ -12,18 +12,20 @@ import msgspec
 import pytest
 from sqlalchemy import update
 
-from flask_byok import passphrase, transfer
+from flask_byok import importer, passphrase, transfer
 from flask_byok.catalog import Catalog
 from flask_byok.credentials import CredentialRecord, Secret, utcnow
 from flask_byok.errors import StoreError
+from flask_byok.importer import Imported, Importer
 from flask_byok.keyring import Context, Keyring
 from flask_byok.passphrase import SealedFileError, SealedReader, SealedWriter
 from flask_byok.sealing import new_record, open_record
 from flask_byok.settings import Settings
+from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.tables import credentials
-from flask_byok.transfer import Exported, Imported, Importer, MovedKey, export_keys, read_keys
+from flask_byok.transfer import Exported, MovedKey, export_keys, read_keys
 
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"
@@ -54,8 +56,8 @@ class Place:
     def take(self, content: bytes, catalog: Catalog = CATALOG, **options: Any) -> Imported:
         """Import a file."""
         settings = options.pop("settings", SETTINGS)
-        importer = Importer(self.accounts, self.keyring, catalog, settings, **options)
-        return importer.run(moved(content))
+        taking = Importer(self.accounts, self.keyring, catalog, settings, **options)
+        return taking.run(moved(content))
 
     def opened(self) -> dict[tuple[str, str, str], str]:
         """Return all keys in plain, by their places."""
@@ -83,8 +85,16 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passphrase, "COST", (2, 8, 1))
 
 
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a busy machine take its time."""
+    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    limits = "-c lock_timeout=20s -c statement_timeout=20s"
+    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+
+
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
-def old(request: pytest.FixtureRequest) -> Iterator[Place]:
+def old(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[Place]:
     """Make a database with keys of three owners."""
     place = Place(request.getfixturevalue(request.param), "aa" * 32)
     place.save("system", "openai", "sk-proj-systems-own-0001")
@@ -159,6 +169,7 @@ def test_no_key_in_plain(old: Place) -> None:
 def test_many_keys_in_pages(old: Place, new: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """More keys than are read at a time all move, and each owner's log says so once."""
     monkeypatch.setattr(transfer, "PAGE", 3)
+    monkeypatch.setattr(importer, "PAGE", 3)
     for number in range(20):
         old.save(ANN, "groq", f"gsk_anns-key-{number:06}", slot=str(number))
     assert new.take(old.export()[1]).added == 24
@@ -207,8 +218,7 @@ def test_unreadable_keys_are_named(old: Place) -> None:
 def test_again_adds_what_is_missing(old: Place, new: Place) -> None:
     """An import that ended half way is finished by another; what is there already stays untouched."""
     content = old.export()[1]
-    importer = Importer(new.accounts, new.keyring, CATALOG, SETTINGS)
-    importer.run(list(moved(content))[:2])
+    Importer(new.accounts, new.keyring, CATALOG, SETTINGS).run(list(moved(content))[:2])
     before = {r.id: r.version for r in new.accounts.page(None)[0]}
     assert new.take(content) == Imported(added=2, unchanged=2)
     assert new.take(content, replace=True) == Imported(unchanged=4)
@@ -259,7 +269,7 @@ def test_a_database_that_is_slow_once(
             raise StoreError
         return create(record, event)
 
-    monkeypatch.setattr(transfer, "PAUSE", 0)
+    monkeypatch.setattr(importer, "PAUSE", 0)
     monkeypatch.setattr(new.accounts, "create", slow)
     result = new.take(old.export()[1])
     assert result == (Imported(added=2, unchanged=2) if done else Imported(added=4))
@@ -272,7 +282,7 @@ def test_a_database_that_is_away(old: Place, new: Place, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise StoreError
 
-    monkeypatch.setattr(transfer, "PAUSE", 0)
+    monkeypatch.setattr(importer, "PAUSE", 0)
     content = old.export()[1]
     monkeypatch.setattr(new.accounts, "create", fail)
     with pytest.raises(StoreError):

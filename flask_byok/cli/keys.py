@@ -11,14 +11,16 @@ import click
 import msgspec
 from flask.cli import with_appcontext
 
-from ..credentials import CredentialRecord, isoformat, utcnow
+from ..credentials import CredentialRecord, Validation, isoformat, utcnow
 from ..errors import KeyRefusedError, UnreadableCredentialError
-from ..intake import read_expiry, read_typed
+from ..intake import Typed, read_expiry, read_typed
+from ..journal import Subject
 from ..keyring import Context, Keyring
 from ..owners import Caller
 from ..sealing import new_record, open_record
 from ..settings import Settings, ValidateOnSet
 from ..stores.base import AuditEvent
+from ..web.state import ByokState
 from .common import printable, require_accounts
 from .typed import (
     QuietCommand,
@@ -105,14 +107,10 @@ def set_key(
     state, accounts = require_accounts()
     spec, settings = find_provider(state, provider), state.settings
     context = Context("account", owner, spec.id, slot or "")
-    if not replace:
-        _stop_if_taken(accounts, context)
+    _require_room(accounts, context, settings.keys_per_provider, replace=replace)
     expires_at = read_expiry(expires, spec, settings)
     typed = read_typed(spec, read_fields(spec), None, settings)
-    try:
-        validation = state.service.verdicts.before_set(Caller(), spec, typed, validate)
-    except KeyRefusedError as error:
-        raise click.ClickException(f"The key was not saved. {error}") from None
+    validation = _check(state, accounts, context, typed, validate)
     record = new_record(
         state.service.keyring,
         context,
@@ -166,13 +164,34 @@ def clear_key(provider: str, owner: str, slot: str | None, yes: bool) -> None:
     click.echo(f"Cleared {', '.join(record.hint for record in found)}.")
 
 
-def _stop_if_taken(accounts: AccountStore, context: Context) -> None:
-    """Say so before anybody types a key for nothing."""
-    found = accounts.find([context.owner], [context.provider])
-    if any(record.slot == context.slot for record in found):
+def _require_room(accounts: AccountStore, context: Context, at_most: int, *, replace: bool) -> None:
+    """Say that a key has no place before anybody types one."""
+    taken = {record.slot for record in accounts.find([context.owner], [context.provider])}
+    if context.slot in taken and not replace:
         raise click.ClickException(
             "There is a key already, which stays: --replace puts another in its place."
         )
+    if context.slot not in taken and len(taken) >= at_most:
+        raise click.ClickException(
+            f"There is no room for another key: BYOK_KEYS_PER_PROVIDER is {at_most}."
+        )
+
+
+def _check(
+    state: ByokState,
+    accounts: AccountStore,
+    context: Context,
+    typed: Typed,
+    asked: ValidateOnSet | None,
+) -> Validation | None:
+    spec = state.service.catalog.get(context.provider)
+    try:
+        return state.service.verdicts.before_set(Caller(), spec, typed, asked)
+    except KeyRefusedError as error:
+        fingerprint = accounts.audit.fingerprint(typed.fields)
+        event = AuditEvent("cli", "set", error.validation.verdict.value, fingerprint=fingerprint)
+        accounts.audit.note(context.owner, event, Subject(context.provider, context.slot))
+        raise click.ClickException(f"The key was not saved. {error}") from None
 
 
 def _warn_if_unused(settings: Settings, owner: str) -> None:

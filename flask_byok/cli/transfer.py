@@ -13,11 +13,12 @@ import click
 from flask.cli import with_appcontext
 
 from ..environment import Found, find_keys, store_key
+from ..importer import Imported, Importer
 from ..owners import Tier
 from ..passphrase import SealedReader, SealedWriter
 from ..settings import Settings
 from ..stores.operator import EnvironmentKeys, SecretFileKeys
-from ..transfer import Imported, Importer, export_keys, read_keys
+from ..transfer import export_keys, read_keys
 from .common import printable, require_accounts
 from .progress import steps
 from .typed import QuietCommand, owner_word, read_passphrase, word

@@ -105,7 +105,18 @@ def test_set_of_a_refused_key(
     assert result.stderr.startswith("Error: The key was not saved. ")
     assert api_key not in result.output
     assert stored(host) == {}
-    assert actions(host) == []
+    (entry,) = accounts_of(host).audit.entries("system")
+    assert (entry.event.action, entry.provider) == ("set", "openai")
+    assert entry.event.outcome != "done"
+
+
+def test_set_of_one_too_many(host: HostApp, fake: FakeProviders) -> None:
+    """An owner has no more keys for a provider than BYOK_KEYS_PER_PROVIDER says, also with --replace."""
+    run(host, "set", "openai", input=good(fake))
+    for args in ([], ["--replace"]):
+        result = run(host, "set", "openai", "--slot", "b", *args, input=good(fake))
+        assert "no room for another key: BYOK_KEYS_PER_PROVIDER is 1." in result.stderr
+    assert list(stored(host)) == ["openai"]
 
 
 def test_set_of_several_fields(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> None:
@@ -285,8 +296,9 @@ def test_list_of_odd_owners(host: HostApp, fake: FakeProviders) -> None:
 # clear
 
 
-def test_clear(host: HostApp, fake: FakeProviders) -> None:
+def test_clear(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     """All slots of an owner's key go, or one, and nobody else's; each is logged."""
+    host = make_host(tmp_path, fake, database_url, BYOK_KEYS_PER_PROVIDER=3)
     for args in (["--owner", "user:ann"], ["--slot", "a"], ["--slot", "b"], []):
         run(host, "set", "openai", "--validate", "off", *args, input=good(fake))
     result = run(host, "clear", "openai", "--slot", "a", "--yes")
@@ -296,6 +308,7 @@ def test_clear(host: HostApp, fake: FakeProviders) -> None:
     assert (stored(host), len(stored(host, "user:ann"))) == ({}, 1)
     assert actions(host)[-3:] == [("cli", "clear")] * 3
     assert run(host, "clear", "openai", "--yes").output == "There is no such key.\n"
+    close(host)
 
 
 def test_clear_wants_to_be_sure(host: HostApp, fake: FakeProviders) -> None:

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import update
 
 from flask_byok import passphrase
+from flask_byok.importer import Importer
 from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
-from flask_byok.transfer import Importer
 from tests.app import HostApp
 
 from .accounts_host import actions, close, make_host, stored
