@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import schemathesis
+from flask_login import current_user
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode
@@ -24,6 +25,9 @@ from tests.app import HostApp, browser, make_app
 
 DOCUMENT: dict[str, Any] = json.loads(files("flask_byok.web").joinpath("openapi.json").read_text())
 CALLS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
+WITH_BODY = [
+    (path, method) for path, method in CALLS if "requestBody" in DOCUMENT["paths"][path][method]
+]
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -40,27 +44,43 @@ BOUNDED = settings(
 )
 
 
+#: Who calls: nobody who is known, somebody, and somebody who administers shared keys.
+ROLES = {"visitor": None, "user": "ann", "admin": "root"}
+
+
 @pytest.fixture
 def app(tmp_path: Path, fake: FakeProviders) -> HostApp:
     """Make a host whose keys are not limited in number."""
-    return make_app(tmp_path, fake, WTF_CSRF_ENABLED=False)
+    app = make_app(tmp_path, fake, WTF_CSRF_ENABLED=False, BYOK_KEYS_PER_PROVIDER=1000)
+    app.byok.admin_loader(lambda: current_user.get_id() == "root")
+    return app
 
 
 @pytest.fixture
-def cookie(app: HostApp) -> str:
-    """Establish a session."""
+def cookies(app: HostApp, fake: FakeProviders) -> dict[str, str]:
+    """Establish a session for each role."""
+    return {role: _cookie(app, user) for role, user in ROLES.items()}
+
+
+def _cookie(app: HostApp, user: str | None) -> str:
     client = browser(app)
+    if user:
+        client.post(f"/sign-in/{user}")
     client.load()
     held = client.get_cookie("session")
     assert held is not None
     return held.value
 
 
-def _answers(cookie: str, strategy: Any) -> set[int]:
+def _schema(app: HostApp) -> Any:
+    return schemathesis.openapi.from_wsgi("/api/providers/openapi.json", app)
+
+
+def _answers(cookie: str, strategy: Any, examples: int = 50) -> set[int]:
     """Make the calls that the strategy draws, check each answer, and return the statuses."""
     statuses = set()
 
-    @BOUNDED
+    @settings(BOUNDED, max_examples=examples)
     @given(case=strategy)
     def check(case: Any) -> None:
         answer = case.call(cookies={"session": cookie})
@@ -71,42 +91,110 @@ def _answers(cookie: str, strategy: Any) -> set[int]:
     return statuses
 
 
+@pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize(("path", "method"), CALLS)
-def test_the_app_does_as_described(app: HostApp, cookie: str, path: str, method: str) -> None:
-    """No input that fits the description gets an answer whose status, type or shape is not described."""
-    schema = schemathesis.openapi.from_wsgi("/api/providers/openapi.json", app)
-    assert _answers(cookie, schema[path][method].as_strategy())
-
-
-@pytest.mark.parametrize("path", [path for path, method in CALLS if method == "post"])
-def test_the_app_does_as_described_with_bad_input(app: HostApp, cookie: str, path: str) -> None:
-    """Input that does not fit the description gets a described answer too, and changes nothing."""
-    schema = schemathesis.openapi.from_wsgi("/api/providers/openapi.json", app)
-    strategy = schema[path]["post"].as_strategy(generation_mode=GenerationMode.NEGATIVE)
-    assert {400, 415, 422} & _answers(cookie, strategy)
-
-
-@pytest.mark.parametrize("path", [path for path, method in CALLS if method == "post"])
-def test_the_app_does_as_described_for_real_providers(
-    app: HostApp, fake: FakeProviders, cookie: str, path: str
+def test_the_app_does_as_described(
+    app: HostApp, cookies: dict[str, str], path: str, method: str, role: str
 ) -> None:
-    """The same with providers and keys that exist, so that the calls get to their end."""
-    schema = schemathesis.openapi.from_wsgi("/api/providers/openapi.json", app)
-    behaviours = ("good", "bad", "restricted", "broke", "rate_limited", "disabled")
-    keys = [fake.api_key("openai", behaviour) for behaviour in behaviours]
+    """No input that fits the description gets an answer whose status, type or shape is not described."""
+    strategy = _schema(app)[path][method].as_strategy()
+    statuses = _answers(cookies[role], strategy, 10 if role == "visitor" else 30)
+    if path.startswith("/admin/"):
+        assert statuses <= {"visitor": {401}, "user": {403}}.get(role, statuses - {401})
 
-    def real(case: Any, api_key: str, bare: bool) -> Any:
-        if not isinstance(case.body, dict) or path.endswith("/promote"):
-            return case
-        case.body["provider"] = "openai"
-        if not path.endswith("/clear"):
-            case.body["api_key"] = api_key
-        for name in ("fields", "base_url", "expires_at", "persist") if bare else ():
-            case.body.pop(name, None)
+
+@pytest.mark.parametrize(("path", "method"), WITH_BODY)
+def test_the_app_does_as_described_with_bad_input(
+    app: HostApp, fake: FakeProviders, cookies: dict[str, str], path: str, method: str
+) -> None:
+    """Input that does not fit the description gets a described answer too, and changes nothing."""
+    ids = _store(app, fake, "root", path)
+
+    def existing(case: Any, id: str) -> Any:
+        if case.path_parameters:
+            case.path_parameters["id"] = id
         return case
 
+    negative = _schema(app)[path][method].as_strategy(generation_mode=GenerationMode.NEGATIVE)
+    strategy = st.builds(existing, negative, st.sampled_from(ids))
+    assert {400, 415, 422} & _answers(cookies["admin"], strategy)
+
+
+@pytest.mark.parametrize("path", [path for path, _ in CALLS if path.startswith("/providers/keys/")])
+def test_the_app_does_as_described_for_real_providers(
+    app: HostApp, fake: FakeProviders, cookies: dict[str, str], path: str
+) -> None:
+    """The same with providers and keys that exist, so that the calls get to their end."""
     strategy = st.builds(
-        real, schema[path]["post"].as_strategy(), st.sampled_from(keys), st.booleans()
+        _with_real_key,
+        _schema(app)[path]["post"].as_strategy(),
+        st.sampled_from(_keys(fake)),
+        st.booleans(),
     )
-    statuses = _answers(cookie, strategy)
+    statuses = _answers(cookies["user"], strategy)
     assert "promote" in path or 200 in statuses
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "role"),
+    [
+        (path, method, "admin" if path.startswith("/admin/") else "user")
+        for path, method in CALLS
+        if not path.startswith("/providers/")
+    ],
+)
+def test_the_app_does_as_described_for_real_records(
+    app: HostApp, fake: FakeProviders, cookies: dict[str, str], path: str, method: str, role: str
+) -> None:
+    """The same with records that exist, shown and changed by whom they belong to."""
+    ids = _store(app, fake, ROLES[role] or "", path)
+    strategy = st.builds(
+        _with_real_record,
+        _schema(app)[path][method].as_strategy(),
+        st.sampled_from(ids),
+        st.sampled_from(_keys(fake)),
+        st.booleans(),
+    )
+    statuses = _answers(cookies[role], strategy)
+    assert {200, 201, 204} & statuses
+
+
+def _keys(fake: FakeProviders) -> list[str]:
+    behaviours = ("good", "bad", "restricted", "broke", "rate_limited", "disabled")
+    return [fake.api_key("openai", behaviour) for behaviour in behaviours]
+
+
+def _store(app: HostApp, fake: FakeProviders, user: str, path: str) -> list[str]:
+    """Store some keys and return their ids."""
+    client = browser(app)
+    client.post(f"/sign-in/{user}")
+    base = "/api/admin/keys" if path.startswith("/admin") else "/api/keys"
+    body = {"provider": "openai", "api_key": fake.api_key("openai"), "validate": "off"}
+    return [client.post(base, json=body).get_json()["id"] for _ in range(5)]
+
+
+def _with_real_key(case: Any, api_key: str, bare: bool) -> Any:
+    if not isinstance(case.body, dict) or case.path.endswith("/promote"):
+        return case
+    case.body["provider"] = "openai"
+    if not case.path.endswith("/clear"):
+        case.body["api_key"] = api_key
+    for name in ("fields", "base_url", "expires_at", "persist") if bare else ():
+        case.body.pop(name, None)
+    return case
+
+
+def _with_real_record(case: Any, id: str, api_key: str, bare: bool) -> Any:
+    if case.path_parameters:
+        case.path_parameters["id"] = id
+    for name in ("If-Match", "cursor", "limit", "provider", "owner", "include_value"):
+        for sent in (case.headers, case.query) if bare else ():
+            (sent or {}).pop(name, None)
+    if not isinstance(case.body, dict):
+        return case
+    if case.method == "POST":
+        case.body["provider"] = "openai"
+    case.body["api_key"] = api_key
+    for name in ("fields", "base_url", "expires_at", "slot", "owner") if bare else ():
+        case.body.pop(name, None)
+    return case
