@@ -247,7 +247,7 @@ def test_example_for_production_is_safe(
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    shown = (DOCS / "deployment.rst").read_text().replace("\n   ", "\n")
+    shown = (DOCS / "operating.rst").read_text().replace("\n   ", "\n")
     assert done.stdout in shown
 
 
