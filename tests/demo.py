@@ -60,10 +60,12 @@ class Visitor:
         self.url = url
         self._opener = build_opener(HTTPCookieProcessor(CookieJar()))
 
-    def open(self, path: str, data: bytes | None = None, **headers: str) -> Any:
+    def open(
+        self, path: str, data: bytes | None = None, method: str | None = None, **headers: str
+    ) -> Any:
         """Send a request; an error's answer is an answer too."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = Request(self.url + path, data=data, headers=named)
+        request = Request(self.url + path, data=data, headers=named, method=method)
         try:
             return self._opener.open(request, timeout=10)
         except HTTPError as error:

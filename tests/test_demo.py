@@ -7,7 +7,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import redis
@@ -39,7 +39,9 @@ def test_start_tells_address_stores_and_keys(demo: Demo) -> None:
     """What is printed names the address, where things are kept, a key that works and one that does not."""
     assert demo.url
     assert re.search(r"sessions +files in ", demo.banner)
-    assert re.search(r"API keys +SQLite in .*, encrypted", demo.banner)
+    assert re.search(r"their keys +SQLite in .*, encrypted", demo.banner)
+    assert re.search(r"keys in accounts +SQLite in .*, encrypted", demo.banner)
+    assert "katherine" in demo.banner
     assert "demo-good-" in demo.banner
     assert "demo-bad-" in demo.banner
     assert "A demo" in demo.banner
@@ -139,7 +141,7 @@ def test_change_without_csrf_token_is_refused(visitor: Visitor, good_key: str) -
 
 
 def test_visitors_key_waits_after_sign_in_until_it_is_kept(visitor: Visitor, good_key: str) -> None:
-    """Signing in does not put a visitor's key to use; keeping it does, and signing out deletes it."""
+    """Signing in does not put a visitor's key to use; kept in the account it serves, at the next sign-in too."""
     visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": good_key})
     name, password = _accounts(visitor)[0]
     status, page = visitor.submit("/sign-in", name=name, password=password)
@@ -148,16 +150,21 @@ def test_visitors_key_waits_after_sign_in_until_it_is_kept(visitor: Visitor, goo
     assert visitor.source() is None
     _, promoted = visitor.post("/api/providers/keys/promote", {})
     assert promoted["promoted"] == ["demo"]
-    assert visitor.source() == "session"
+    assert visitor.source() == "user"
     status, page = visitor.submit("/sign-out")
     assert "Sign out" not in page
     assert visitor.source() is None
+    elsewhere = Visitor(visitor.url)
+    elsewhere.submit("/sign-in", name=name, password=password)
+    with elsewhere.chat("hello") as answer:
+        assert answer.headers["X-BYOK-Source"] == "user"
+    elsewhere.post("/api/providers/keys/clear", {"provider": "demo"})
 
 
 def test_sign_in_page_shows_accounts_and_refuses_wrong_passwords(visitor: Visitor) -> None:
-    """Both accounts on the page let people in, and with another password nobody is."""
+    """All accounts on the page let people in, and with another password nobody is."""
     accounts = _accounts(visitor)
-    assert len(accounts) == 2
+    assert [name for name, _ in accounts] == ["ada", "grace", "katherine"]
     for name, password in accounts:
         assert (
             "Sign out" in Visitor(visitor.url).submit("/sign-in", name=name, password=password)[1]
@@ -217,7 +224,7 @@ def test_files_are_for_their_owner_only_and_hold_no_key() -> None:
 def test_redis_is_used_where_it_is_named(redis_url: str) -> None:
     """With REDIS_URL both sessions and keys are in Redis, no key in plain text."""
     with run_demo(REDIS_URL=redis_url) as running:
-        assert re.search(r"sessions +Redis\n +API keys +Redis", running.banner)
+        assert re.search(r"sessions +Redis\n +their keys +Redis", running.banner)
         visitor, key = Visitor(running.url), running.printed(r"demo-good-\w+")
         visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": key})
         with visitor.chat("hello") as answer:
@@ -249,13 +256,26 @@ def test_redis_that_dies_costs_a_moment_and_comes_back() -> None:
 
 
 def test_database_is_used_where_it_is_named(postgres_url: str) -> None:
-    """With DATABASE_URL keys are in that database, also where its URL names no driver."""
+    """With DATABASE_URL keys are in that database, at the next start too, also where its URL names no driver."""
     plain = postgres_url.replace("postgresql+psycopg:", "postgresql:")
-    with run_demo(DATABASE_URL=plain) as running:
-        assert "the database at DATABASE_URL" in running.banner
-        visitor, key = Visitor(running.url), running.printed(r"demo-good-\w+")
-        visitor.post("/api/providers/keys/set", {"provider": "demo", "api_key": key})
-        assert visitor.source() == "session"
+    environ = {"DATABASE_URL": plain, "BYOK_ENCRYPTION_KEY": "ab" * 32}
+    for already in (False, True):
+        with run_demo(**environ) as running:
+            assert running.banner.count("the database at DATABASE_URL") == 2
+            visitor, key = Visitor(running.url), running.printed(r"demo-good-\w+")
+            visitor.submit("/sign-in", name="ada", password="engine-1843")
+            assert (visitor.source() == "user") is already
+            body = {"provider": "demo", "api_key": key, "persist": True}
+            visitor.post("/api/providers/keys/set", body)
+            assert visitor.source() == "user"
+
+
+def test_lasting_database_needs_a_lasting_encryption_key(postgres_url: str) -> None:
+    """A database that stays is not filled with what could not be read after the next start."""
+    with start_demo(PORT=str(services.free_port()), DATABASE_URL=postgres_url) as process:
+        printed, _ = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "set BYOK_ENCRYPTION_KEY" in printed
 
 
 def test_taken_port_is_explained() -> None:
@@ -291,7 +311,61 @@ def test_unusable_setting_is_explained(name: str, value: str, sentence: str) -> 
     assert "pass-word" not in printed
 
 
+@pytest.fixture
+def signed_in(demo: Demo) -> Callable[[str], Visitor]:
+    """Be one of the people with an account."""
+
+    def sign_in(name: str) -> Visitor:
+        visitor = Visitor(demo.url)
+        password = dict(_accounts(visitor))[name]
+        assert visitor.submit("/sign-in", name=name, password=password)[0] == 200
+        return visitor
+
+    return sign_in
+
+
+def test_shared_keys_are_for_admins(visitor: Visitor, signed_in: Callable[[str], Visitor]) -> None:
+    """The page and its calls are an admin's; others are told so plainly, and visitors are asked to sign in."""
+    assert "Shared keys" in signed_in("katherine").page("/shared-keys")
+    with signed_in("ada").open("/shared-keys") as answer:
+        assert answer.status == 403
+        assert "For admins only" in answer.read().decode()
+    assert "/shared-keys" not in signed_in("ada").page()
+    with signed_in("ada").open("/api/admin/keys") as answer:
+        assert answer.status == 403
+    with visitor.open("/shared-keys") as answer:
+        assert answer.url.startswith(f"{visitor.url}/sign-in")
+
+
+@pytest.mark.parametrize(
+    ("owner", "sources"),
+    [
+        ("system", {"ada": "system", "grace": "system", "katherine": "system"}),
+        ("team:engines", {"ada": "team", "grace": "team", "katherine": None}),
+    ],
+)
+def test_shared_key_serves_those_it_is_for(
+    signed_in: Callable[[str], Visitor], good_key: str, owner: str, sources: dict[str, str | None]
+) -> None:
+    """What the admin sets serves everybody or the team, and the chat's answer says so; nobody sees its hint."""
+    admin = signed_in("katherine")
+    body = {"owner": owner, "provider": "demo", "api_key": good_key}
+    status, record = admin.post("/api/admin/keys", body)
+    assert status == 201
+    people = {name: signed_in(name) for name in sources}
+    assert {name: person.source() for name, person in people.items()} == sources
+    with people["ada"].chat("hello") as answer:
+        assert answer.headers["X-BYOK-Source"] == sources["ada"]
+        assert read_events(answer.read().decode())[-1] == ("done", {})
+    for person in people.values():
+        assert good_key[-4:] not in person.page("/api/providers/settings")
+    path = f"/api/admin/keys/{record['id']}"
+    with admin.open(path, method="DELETE", X_CSRFToken=admin.csrf_token()) as answer:
+        assert answer.status == 204
+    assert people["ada"].source() is None
+
+
 def _accounts(visitor: Visitor) -> list[tuple[str, str]]:
     """Read names and passwords from the sign-in page."""
-    rows = r"<tr><td><code>(\w+)</code></td><td><code>([\w-]+)</code></td></tr>"
+    rows = r"<tr><td><code>(\w+)</code></td><td><code>([\w-]+)</code></td>"
     return re.findall(rows, visitor.page("/sign-in"))

@@ -19,8 +19,11 @@ _BANNER = """
   a key to try          {good}
   one that is refused   {bad}
 
+  sign in as            ada, grace or katherine; the page shows their passwords
+
   sessions              {sessions}
-  API keys              {keys}
+  their keys            {keys}
+  keys in accounts      {accounts}
 
   A demo, for this machine only. Its files are deleted when it stops: press Ctrl-C.
 """

@@ -1,4 +1,4 @@
-"""Two accounts to sign in with. Their passwords are no secret: the sign-in page shows them."""
+"""Three accounts to sign in with. Their passwords are no secret: the sign-in page shows them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from functools import cache
 from typing import Any
 
 from flask import Blueprint, current_app, redirect, render_template, request, session, url_for
-from flask_login import UserMixin, login_user, logout_user
+from flask_login import UserMixin, current_user, login_user, logout_user
 from werkzeug.security import check_password_hash, generate_password_hash
 from werkzeug.wrappers import Response
 
-from .extensions import login_manager
+from .extensions import byok, login_manager
 
 bp = Blueprint("accounts", __name__)
 
@@ -24,15 +24,39 @@ class User(UserMixin):  # type: ignore[misc]  # Flask-Login ships no types
     name: str
     #: Shown on the sign-in page, since this is a demo.
     password: str = field(repr=False)
+    #: What signing in with it shows.
+    about: str
+    teams: tuple[str, ...] = ()
+    admin: bool = False
 
+
+#: Names of teams, by id.
+TEAMS = {"engines": "Team Engines"}
 
 USERS = {
     user.id: user
     for user in (
-        User("ada", "Ada", "engine-1843"),
-        User("grace", "Grace", "compiler-1952"),
+        User("ada", "Ada", "engine-1843", "Is in the team Engines.", ("engines",)),
+        User(
+            "grace",
+            "Grace",
+            "compiler-1952",
+            "Is in the same team: they share its key, and neither sees the other's own.",
+            ("engines",),
+        ),
+        User(
+            "katherine",
+            "Katherine",
+            "orbit-1962",
+            "Is an admin: sets the keys that the team and everybody share.",
+            admin=True,
+        ),
     )
 }
+
+# flask-byok takes the user's id from Flask-Login by itself; of teams and admins only the host knows.
+byok.team_loader(lambda: current_user.teams)
+byok.admin_loader(lambda: current_user.admin)
 
 login_manager.login_view = "accounts.sign_in"
 login_manager.user_loader(USERS.get)

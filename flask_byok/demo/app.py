@@ -11,7 +11,7 @@ from flask_wtf.csrf import CSRFError
 
 from flask_byok import StoreError
 
-from . import accounts, chat
+from . import accounts, chat, shared_keys
 from .extensions import byok, csrf, login_manager, server_side_session
 
 # Strict: nothing inline, nothing foreign, and no script may turn a string into HTML.
@@ -43,6 +43,7 @@ def create_app(config: Mapping[str, Any]) -> Flask:
 
     app.register_blueprint(accounts.bp)
     app.register_blueprint(chat.bp)
+    app.register_blueprint(shared_keys.bp)
     app.register_error_handler(CSRFError, _on_csrf_error)
     app.register_error_handler(StoreError, _on_store_error)
     app.jinja_env.globals["csp_nonce"] = csp_nonce

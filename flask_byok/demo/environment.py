@@ -36,15 +36,30 @@ def app_config(environ: Mapping[str, str], folder: Path, demo_url: str) -> dict[
         "BYOK_PROVIDERS": PROVIDERS,
         "BYOK_BASE_URLS": {"demo": demo_url},
     }
-    if not (environ.get("BYOK_ENCRYPTION_KEY") or environ.get("BYOK_ENCRYPTION_KEY_FILE")):
+    if not _has_encryption_key(environ):
         # For a demo that forgets everything. An app sets the same one at each start.
         config["BYOK_ENCRYPTION_KEY"] = generate_encryption_key()
     if url := environ.get("DATABASE_URL"):
         config["BYOK_DATABASE_URL"] = database_url(url)
+        _require_encryption_key(environ)
     if url := environ.get("REDIS_URL"):
         return config | {"SESSION_TYPE": "redis", "SESSION_REDIS": redis_client(url)}
     sessions = FileSystemCache(str(folder / "sessions"), mode=0o600)
     return config | {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": sessions}
+
+
+def _has_encryption_key(environ: Mapping[str, str]) -> bool:
+    return bool(environ.get("BYOK_ENCRYPTION_KEY") or environ.get("BYOK_ENCRYPTION_KEY_FILE"))
+
+
+def _require_encryption_key(environ: Mapping[str, str]) -> None:
+    """Refuse to fill a database that nobody could read after the next start."""
+    if not _has_encryption_key(environ):
+        raise UnusableSettingError(
+            "The database at DATABASE_URL stays when the demo stops, and so must the key that its content is sealed "
+            "with: set BYOK_ENCRYPTION_KEY to 64 hex digits, such as from python -c 'import secrets; "
+            "print(secrets.token_hex(32))', the same at each start, or unset DATABASE_URL to run without."
+        )
 
 
 def redis_client(url: str) -> Redis:
@@ -87,10 +102,13 @@ def database_url(url: str) -> str:
 
 
 def describe_stores(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return in words where sessions and keys are kept."""
-    files = f"files in {folder}"
-    if environ.get("REDIS_URL"):
-        unused = "; DATABASE_URL is not needed beside it" if environ.get("DATABASE_URL") else ""
-        return {"sessions": "Redis", "keys": f"Redis, encrypted{unused}"}
-    keys = "the database at DATABASE_URL" if environ.get("DATABASE_URL") else f"SQLite in {folder}"
-    return {"sessions": files, "keys": f"{keys}, encrypted"}
+    """Return in words where sessions, their keys and the keys in accounts are kept."""
+    database = (
+        "the database at DATABASE_URL" if environ.get("DATABASE_URL") else f"SQLite in {folder}"
+    )
+    redis = bool(environ.get("REDIS_URL"))
+    return {
+        "sessions": "Redis" if redis else f"files in {folder}",
+        "keys": f"{'Redis' if redis else database}, encrypted",
+        "accounts": f"{database}, encrypted",
+    }

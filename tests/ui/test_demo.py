@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select
 
 from tests.demo import Demo, run_demo
 
@@ -39,6 +41,73 @@ def wait_for(page: SettingsPage, selector: str, text: str) -> None:
     """Wait until an element has the text in it."""
     find = page.driver.find_elements
     page.wait(lambda: any(text in e.text for e in find(By.CSS_SELECTOR, selector)), text)
+
+
+def find(page: SettingsPage, selector: str) -> WebElement:
+    """Find an element of the page."""
+    return page.driver.find_element(By.CSS_SELECTOR, selector)
+
+
+def sign_in(page: SettingsPage, name: str) -> None:
+    """Sign out if need be, and in as one of the accounts, with the password that the page shows."""
+    for button in page.driver.find_elements(By.XPATH, "//button[text()='Sign out']"):
+        button.click()
+    page.visit("/sign-in")
+    find(page, "#name").send_keys(name)
+    password = page.driver.find_element(By.XPATH, f"//tr[td='{name}']/td[2]").text
+    find(page, "#password").send_keys(password + Keys.ENTER)
+    wait_for(page, ".who", name.capitalize())
+
+
+def add_shared(page: SettingsPage, owner: str, api_key: str) -> None:
+    """Fill in the admin's form and send it."""
+    Select(find(page, "#owner")).select_by_visible_text(owner.capitalize())
+    find(page, "#api_key").send_keys(api_key)
+    page.driver.find_element(By.XPATH, "//button[text()='Add']").click()
+
+
+def change_shared(page: SettingsPage, button: str, api_key: str = "") -> None:
+    """Open the first key's dialog, type, and press a button."""
+    find(page, "#keys button").click()
+    find(page, "#new_key").send_keys(api_key)
+    page.driver.find_element(By.XPATH, f"//dialog//button[text()='{button}']").click()
+
+
+def test_admin_shares_a_key(page: SettingsPage, demo: Demo) -> None:
+    """An admin sets, changes and deletes the key that a member then uses without seeing more than that it is there."""
+    good, bad = (
+        demo.printed(r"demo-good-\w+"),
+        demo.printed(r"demo-good-\w+").replace("good", "bad"),
+    )
+    sign_in(page, "katherine")
+    page.driver.find_element(By.LINK_TEXT, "Shared keys").click()
+    add_shared(page, "everybody", good)
+    wait_for(page, "#said", "Added")
+    wait_for(page, "#keys", f"…{good[-4:]}")
+    assert find(page, "#api_key").get_property("value") == ""
+
+    change_shared(page, "Save", bad)
+    wait_for(page, "#said", "does not know this key")
+    wait_for(page, "#keys", f"…{good[-4:]}")
+
+    sign_in(page, "ada")
+    page.open()
+    assert page.badge("demo") == "SHARED"
+    assert page.row("demo", "[data-byok-place]").text == "Shared by this site"
+    assert page.row_all("demo", "[data-byok-hint]") == []
+    page.visit()
+    wait_for(page, "#source", "Answers with the app's key.")
+    say(page, "Whose key is it?")
+    wait_for(page, ".theirs .from", "Demo provider, with the app's key")
+    wait_for(page, "#send", "Send")
+
+    sign_in(page, "katherine")
+    page.visit("/shared-keys")
+    wait_for(page, "#keys", "uses: 1")
+    change_shared(page, "Delete")
+    wait_for(page, "#said", "Deleted")
+    assert not find(page, "#keys").is_displayed()
+    assert violations(page) == []
 
 
 def test_newcomer_pastes_a_key_and_chats(page: SettingsPage, demo: Demo) -> None:
@@ -83,6 +152,19 @@ def test_pages_are_accessible(page: SettingsPage, theme: str, size: str) -> None
     page.resize(*SIZES[size])
     for path in ("/", "/sign-in", "/keys-to-try"):
         page.visit(path)
-        assert findings(page) == []
-        width = page.driver.execute_script("return document.documentElement.scrollWidth")
-        assert width <= SIZES[size][0]
+        assert_accessible(page, size)
+    sign_in(page, "katherine")
+    page.visit("/shared-keys")
+    add_shared(page, "everybody", "demo-anything-at-all")
+    wait_for(page, "#said", "The provider does not know this key")
+    assert_accessible(page, size)
+    sign_in(page, "ada")
+    page.visit("/shared-keys")
+    assert_accessible(page, size)
+
+
+def assert_accessible(page: SettingsPage, size: str) -> None:
+    """Let axe look at the page, and measure how wide it is."""
+    assert findings(page) == []
+    width = page.driver.execute_script("return document.documentElement.scrollWidth")
+    assert width <= SIZES[size][0]

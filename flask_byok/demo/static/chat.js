@@ -10,7 +10,7 @@ const csrfToken = document.querySelector("meta[name=csrf-token]").content;
 
 const KEYS = {
   session: "your key",
-  user: "your key",
+  user: "your account's key",
   team: "your team's key",
   system: "the app's key",
   secret: "the app's key",
