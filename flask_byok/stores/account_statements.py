@@ -7,6 +7,8 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    FromClause,
+    Integer,
     Select,
     Table,
     Update,
@@ -17,6 +19,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    union_all,
     update,
 )
 
@@ -91,12 +94,42 @@ def _find(owners: int, providers: int | None) -> Select[Any]:
     )
 
 
-def page(owners: Owners, provider: str | None) -> Select[Any]:
-    """Return the statement that reads records after an id."""
-    query = select(credentials).where(_c.id > bindparam("after")).order_by(_c.id)
-    if provider is not None:
-        query = query.where(_c.provider == provider)
-    return confine(query, owners)
+def page(
+    owners: Owners, provider: str | None, after: str | None, limit: int
+) -> tuple[Select[Any], dict[str, Any]]:
+    """Return the statement that reads so many records after an id, and its values."""
+    tiers = [owner for owner in owners or () if ":" not in owner]
+    named = [owner for owner in owners or () if ":" in owner]
+    shape = None if owners is None else (tuple(tiers), len(named))
+    mine = {f"owner_{number}": owner for number, owner in enumerate(named)}
+    wanted = {} if provider is None else {"provider": provider}
+    values = {"after": after or "", "limit": limit, **mine, **wanted}
+    return _page(shape, provider is not None), values
+
+
+@lru_cache(256)
+def _page(shape: tuple[tuple[str, ...], int] | None, one_provider: bool) -> Select[Any]:
+    query = select(credentials).where(_c.id > bindparam("after"))
+    if one_provider:
+        query = query.where(_c.provider == bindparam("provider"))
+    if shape is None:
+        return _first(query, credentials)
+    tiers, named = shape
+    # Each tier, and those who are named, from their own index: asked for all at once, SQLite sorts
+    # all that there are.
+    parts = [query.where(_c.tier == tier) for tier in tiers]
+    if named or not tiers:
+        mine: list[Any] = [bindparam(f"owner_{number}") for number in range(named)]
+        parts.append(query.where(_c.owner.in_(mine)))
+    if len(parts) == 1:
+        return _first(parts[0], credentials)
+    all_parts = union_all(*(select(_first(part, credentials).subquery()) for part in parts))
+    found = all_parts.subquery()
+    return _first(select(found), found)
+
+
+def _first(query: Select[Any], table: FromClause) -> Select[Any]:
+    return query.order_by(table.c.id).limit(bindparam("limit", type_=Integer))
 
 
 def by_id(id: str, owners: Owners) -> Select[Any]:

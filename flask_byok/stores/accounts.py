@@ -75,8 +75,7 @@ class AccountStore:
         provider: str | None = None,
     ) -> tuple[list[CredentialRecord], str | None]:
         """Return so many records from a cursor on, oldest first, and the next cursor or None."""
-        query = statements.page(owners, provider).limit(limit + 1)
-        found = self._records(query, {"after": after or ""})
+        found = self._records(*statements.page(owners, provider, after, limit + 1))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
     def get(self, id: str, owners: Owners) -> CredentialRecord:
