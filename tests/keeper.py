@@ -1,0 +1,66 @@
+"""A browser of somebody who is signed in and manages stored keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Flask, Response
+from werkzeug.test import TestResponse
+
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.web.state import get_state
+
+from .app import Browser
+
+OWN, SHARED = "/api/keys", "/api/admin/keys"
+
+
+class Keeper(Browser):
+    """Sends what the settings page of a host would send to ``/api/keys``."""
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> TestResponse:
+        """Send a request with the CSRF token; ``If_Match`` is the header ``If-Match``."""
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.token:
+            sent["X-CSRFToken"] = self.token
+        return self.open(path, method=method, json=body, headers=sent)
+
+    def keep(self, api_key: str, provider: str = "openai", path: str = OWN, **body: Any) -> Any:
+        """Store a key unseen, and return its record."""
+        body = {"provider": provider, "api_key": api_key, "validate": "off", **body}
+        answer = self.ask("POST", path, body)
+        assert answer.status_code == 201, answer.text
+        return answer.get_json()
+
+    def records(self, path: str = OWN) -> list[Any]:
+        """Return all records, page by page."""
+        found: list[Any] = []
+        cursor = ""
+        while cursor is not None:
+            answer = self.get(path, query_string={"cursor": cursor} if cursor else {})
+            assert answer.status_code == 200, answer.text
+            found += answer.get_json()["keys"]
+            cursor = answer.get_json()["next"]
+        return found
+
+
+def keeper(app: Flask, user: str | None) -> Keeper:
+    """Return a browser of a user, or of a visitor, that has loaded the settings."""
+    client = Keeper(app, Response, use_cookies=True)
+    if user is not None:
+        client.post(f"/sign-in/{user}")
+    client.load()
+    return client
+
+
+def accounts_of(app: Flask) -> AccountStore:
+    """Return the database behind an app."""
+    accounts = get_state(app).service.accounts
+    assert accounts is not None
+    return accounts
+
+
+def logged(app: Flask, owner: str) -> list[tuple[str, str, str]]:
+    """Return who did what to an owner's keys, and what came of it, oldest first."""
+    entries = sorted(accounts_of(app).audit.entries(owner), key=lambda entry: entry.number)
+    return [(entry.event.actor, entry.event.action, entry.event.outcome) for entry in entries]

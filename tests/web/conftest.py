@@ -1,0 +1,45 @@
+"""Hosts whose accounts are in databases of each kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask_login import current_user
+
+from flask_byok.testing import FakeProviders
+from flask_byok.web.state import get_state
+from tests.app import HostApp, make_app
+
+MakeHost = Callable[..., HostApp]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Name an empty database, of each kind in turn."""
+    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    return str(request.getfixturevalue(name))
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterator[MakeHost]:
+    """Make hosts on the database, in which ``root`` is the admin."""
+    made: list[HostApp] = []
+
+    def make(**config: Any) -> HostApp:
+        app = make_app(tmp_path, fake, BYOK_DATABASE_URL=database_url, **config)
+        app.byok.admin_loader(lambda: current_user.get_id() == "root")
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        get_state(app).service.sessions.engine.dispose()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def host(make_host: MakeHost) -> HostApp:
+    """Make such a host with default settings."""
+    return make_host()
