@@ -107,6 +107,7 @@ def main(kind: str, url: str, stop: str, report: str, count: str) -> None:
         except Exception as error:
             failed.append(repr(error))
         calls, slowest = calls + 1, max(slowest, time.monotonic() - begin)
+        time.sleep(0.005)  # SQLite has one writer at a time, and they do not queue
     told = {"calls": calls, "failed": failed, "slowest": slowest, "done": done}
     Path(report).write_text(json.dumps(told))
 

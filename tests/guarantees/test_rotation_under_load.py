@@ -20,6 +20,8 @@ from flask_byok.stores.accounts import AccountStore
 
 from .rotating import AFTER, NEW, OLD, fill, opened
 
+#: The part of the keys over which the kills are spread, evenly.
+SPREAD = 0.7
 ROTATE = [sys.executable, "-m", "flask", "--app", "tests.guarantees.rotating", "byok", "rotate"]
 
 
@@ -27,20 +29,17 @@ ROTATE = [sys.executable, "-m", "flask", "--app", "tests.guarantees.rotating", "
 def test_some_kills(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
     """No read fails and no write is lost while keys are sealed anew by a process that is killed."""
     url = request.getfixturevalue(kind)
-    rotate_under_load(url, tmp_path, count=5_000, kills=3, longest=0.08)
+    rotate_under_load(url, tmp_path, count=6_000, kills=3)
 
 
 @pytest.mark.stress
 def test_twenty_kills(postgres_url: str, tmp_path: Path) -> None:
     """The same with 100,000 keys on PostgreSQL and 20 kills."""
-    rotate_under_load(postgres_url, tmp_path, count=100_000, kills=20, longest=0.6)
+    rotate_under_load(postgres_url, tmp_path, count=100_000, kills=20)
 
 
-def rotate_under_load(url: str, folder: Path, *, count: int, kills: int, longest: float) -> None:
-    """Rotate with readers and writers running, killing the rotator, and look at what is there then.
-
-    :param longest: seconds from the first batch to a kill.
-    """
+def rotate_under_load(url: str, folder: Path, *, count: int, kills: int) -> None:
+    """Rotate with readers and writers running, killing the rotator, and look at what is there then."""
     fill(url, count)
     store = AccountStore(url, AFTER)
     with (
@@ -49,8 +48,8 @@ def rotate_under_load(url: str, folder: Path, *, count: int, kills: int, longest
     ):
         # Until here some worker has not been restarted with the new encryption key.
         with worker("write-old", url, folder, count) as written_before:
-            for _ in range(kills):
-                kill_rotator(url, random.uniform(0, longest))
+            for number in range(kills):
+                kill_rotator(url, store, count - SPREAD * count * (number + 1) // (kills + 1))
         assert 0 < store.seals.count_due() < count
         finished = rotator(url)
         output, _ = finished.communicate(timeout=300)
@@ -89,14 +88,16 @@ def rotator(url: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_rotator(url: str, after: float) -> None:
-    """Rotate, and kill the process so many seconds after it has begun."""
+def kill_rotator(url: str, store: AccountStore, due: float) -> None:
+    """Rotate, and kill the process at some moment after no more than so many keys are due."""
     process = rotator(url)
     assert process.stdout is not None
     with process.stdout:
         begun = process.stdout.readline()
         assert begun.startswith("Sealing anew"), begun + process.stdout.read()
-        time.sleep(after)
+        while store.seals.count_due() > due:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.02))
         assert process.poll() is None, "it was too fast to be killed"
         process.kill()
         process.wait()
