@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import statistics
 import subprocess
 import sys
 import threading
@@ -373,9 +374,10 @@ def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
     assert counted(world, "system") == {"used": 1}
     with world.store.engine.connect() as connection:
         connection.exec_driver_sql(take)
-        assert max(chat() for _ in range(10)) < 0.25
+        # Who waited for the row would wait 0.3 s each time, or 5 s on SQLite.
+        assert statistics.median(chat() for _ in range(11)) < 0.25
         connection.exec_driver_sql(give)
-    wait_until(lambda: counted(world, "system") == {"used": 11}, "the counts")
+    wait_until(lambda: counted(world, "system") == {"used": 12}, "the counts")
     with world.store.engine.connect() as connection:
         count = connection.execute(text("SELECT usage_count FROM byok_credentials")).scalar()
-    assert count == 11
+    assert count == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterable
+from copy import copy
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table
@@ -60,6 +61,15 @@ class Database:
         self._tier = tier
         self._own_file = own_file
         self._ready = False
+        # Whose end disposes of the engine.
+        self._origin: Database | None = None
+
+    def apart(self) -> Database:
+        """Return the same database for work that nobody waits for: its faults keep no request away."""
+        twin = copy(self)
+        twin.breaker = Breaker()
+        twin._origin = self
+        return twin
 
     def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
         """Run a function that may run twice: what was not acknowledged may have happened or not.

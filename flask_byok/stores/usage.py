@@ -88,6 +88,8 @@ class UsageStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Counts that cannot be written keep no request away.
+        self._aside = database.apart()
 
     def add(self, use: Use) -> None:
         """Count a use, wholly or not at all; the key counts it too where it was ``used``.
@@ -96,10 +98,10 @@ class UsageStore:
         the next call finds out whether it was counted. Other servers leave that unknown, and it
         is counted again.
         """
-        if use.ticket and self._database.call(self._was_written, use.ticket):
+        if use.ticket and self._aside.call(self._was_written, use.ticket):
             return
         use.ticket = ""
-        self._database.change(lambda connection: self._write(connection, use))
+        self._aside.change(lambda connection: self._write(connection, use))
 
     def stats(self, owners: Owners) -> dict[str, Any]:
         """Return what these owners' keys are and how often they were used, as a JSON-able mapping.

@@ -303,6 +303,22 @@ def test_a_fault_in_a_batch_neither_loses_nor_doubles(store: AccountStore, fault
     assert [store.get(key.id, None).usage_count for key in keys] == [2, 2, 2]
 
 
+def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore) -> None:
+    """However often writing counts fails, keys are read and changed as ever."""
+
+    def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+        if "byok_usage" in statement:
+            raise store.engine.dialect.loaded_dbapi.OperationalError("out of order")
+
+    store.create(make_record(), event_of())
+    event.listen(store.engine, "before_cursor_execute", fail)
+    for _ in range(5):
+        with pytest.raises(StoreError):
+            store.usage.add(use_of())
+    assert not store.breaker.is_open
+    assert store.find([ANN]) != []
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_a_commit_that_nobody_answered_is_looked_up(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, done: bool
