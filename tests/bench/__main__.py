@@ -15,12 +15,13 @@ from flask_byok import BYOK, get_provider_with_api_key
 from flask_byok.testing import FakeProviders
 from tests.services import RedisServer
 
+from .accounts import bench_accounts
 from .host import NaiveHost, byok_host, plain_host, stream
 from .measure import interleaved, show
 
 
 def main() -> None:
-    """Measure against a real Redis and a local provider server."""
+    """Measure against a real Redis, SQLite, a real PostgreSQL and a local provider server."""
     warnings.simplefilter("ignore", DeprecationWarning)
     with RedisServer() as server, FakeProviders() as fake:
         app, byok = byok_host(fake, server.url)
@@ -35,6 +36,7 @@ def main() -> None:
         bench_round_trips(visitor, raw)
         bench_untouched(app)
         bench_stream(visitor, fake, raw, api_key)
+        bench_accounts(fake)
 
 
 def bench_resolve(

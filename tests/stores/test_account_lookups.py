@@ -1,0 +1,177 @@
+"""What reading keys asks of the database: how many statements, and whether they use its indexes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select
+
+from flask_byok.owners import Caller, Tier
+from flask_byok.stores import account_statements as statements
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.tables import credentials
+from flask_byok.testing import FakeProviders
+from tests import services
+from tests.bench.fill import fill
+from tests.worlds import World
+
+from .account_kinds import KEYRING, SYSTEM, TEAM, count_statements, event_of, make_record
+
+ORDERS: list[Any] = [
+    "user_first",
+    "env_first",
+    ("system", "user", "env", "team"),
+    ("env", "team", "session", "secret", "user"),
+    ("user",),
+]
+ANN = Caller(user="ann", teams=("red", "blue"))
+ROWS = 100_000
+
+
+@pytest.fixture(params=ORDERS, ids=str)
+def world(
+    request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders, database_url: str
+) -> World:
+    """Make a world where everybody has a key for two providers, of each kind of database and order in turn."""
+    config = {"BYOK_PRECEDENCE": request.param}
+    made = World(tmp_path, fake, config, database_url=database_url)
+    for provider in ("openai", "groq"):
+        for owner in ("user:ann", "user:ben", "team:red", "team:blue", SYSTEM):
+            made.keep(owner, f"sk-proj-of-{owner}", provider)
+    return made
+
+
+def test_one_statement(world: World) -> None:
+    """Whatever the order of tiers, a look-up is one statement, and so are the list and a round of look-ups."""
+    engine, service = world.accounts.engine, world.service
+    calls = {
+        "resolve": lambda: service.resolve(ANN, "openai"),
+        "resolve one that is not there": lambda: service.missing(ANN, ["anthropic"]),
+        "several": lambda: service.resolve_many(ANN, ["openai", "groq", "anthropic"]),
+        "list": lambda: service.get(ANN),
+        "status of one": lambda: service.get_one(ANN, "openai"),
+    }
+    counted = {name: count_statements(engine, call) for name, call in calls.items()}
+    assert counted == dict.fromkeys(calls, 1)
+    first = next(tier for tier in world.settings.precedence if tier in ("user", "team", "system"))
+    assert service.resolve(ANN, "openai").source == first
+
+
+def test_only_the_key_in_use_is_opened(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up decrypts one key, however many tiers have one."""
+    opened: list[str] = []
+    unseal = world.keyring.open
+    monkeypatch.setattr(
+        world.keyring, "open", lambda text, context: opened.append(text) or unseal(text, context)
+    )
+    world.service.resolve(ANN, "openai")
+    assert len(opened) == 1
+
+
+def test_nothing_is_asked_where_an_operators_key_decides(
+    tmp_path: Path, fake: FakeProviders, database_url: str
+) -> None:
+    """Where the environment comes first and has a key, the database is left alone."""
+    environ = {"OPENAI_API_KEY": "sk-proj-operators"}
+    config = {"BYOK_PRECEDENCE": "env_first"}
+    world = World(tmp_path, fake, config, environ, database_url=database_url)
+    world.keep("user:ann", "sk-proj-of-ann")
+    call = lambda: world.service.resolve(ANN, "openai")  # noqa: E731
+    assert count_statements(world.accounts.engine, call) == 0
+    assert call().source == Tier.ENV
+
+
+def test_pages_of_several_tiers(database_url: str) -> None:
+    """Whole tiers and named owners come in one order, each record once, and nobody else's."""
+    store = AccountStore(database_url, KEYRING)
+    owners = [TEAM, SYSTEM, "user:ann", "user:ben", "team:blue"]
+    made = [
+        store.create(make_record(owner, provider), event_of())
+        for provider in ("openai", "groq", "xai")
+        for owner in owners
+    ]
+    for asked, expected in (
+        (["team", "system"], {TEAM, SYSTEM, "team:blue"}),
+        (["system", "user:ann", TEAM], {SYSTEM, "user:ann", TEAM}),
+        (["user:ann", "user:ben"], {"user:ann", "user:ben"}),
+        ([], set()),
+        (None, set(owners)),
+    ):
+        seen, after = [], None
+        while True:
+            records, after = store.page(asked, after=after, limit=2)
+            seen += records
+            if after is None:
+                break
+        wanted = sorted(r.id for r in made if r.owner in expected)
+        assert [record.id for record in seen] == wanted
+        only = store.page(asked, provider="groq")[0]
+        assert {record.owner for record in only} == expected
+        assert {record.provider for record in only} <= {"groq"}
+
+
+@pytest.fixture(scope="module")
+def crowded(
+    postgres_server_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Engine]]:
+    """Fill a database of each kind with 100,000 keys."""
+    url = services.create_database(postgres_server_url)
+    file = tmp_path_factory.mktemp("crowded") / "byok.sqlite"
+    stores = [AccountStore(address, KEYRING) for address in (url, f"sqlite:///{file}")]
+    for store in stores:
+        store.find(["system"])
+        fill(store.engine.url, ROWS, KEYRING)
+    yield {store.engine.dialect.name: store.engine for store in stores}
+    for store in stores:
+        store.engine.dispose()
+    services.drop_database(url, postgres_server_url)
+
+
+THEIRS = ["user:9", "team:19", "system"]
+READS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a look-up": statements.find(THEIRS, ["openai"]),
+    "a list": statements.find(THEIRS, [f"p{number}" for number in range(24)] + ["openai"]),
+    "all of some owners": statements.find(THEIRS, None),
+    "a person's page": statements.page(["user:9"], None, None, 51),
+    "an admin's page": statements.page(["team", "system"], None, None, 51),
+    "everybody's page": statements.page(None, None, f"{70_000:032x}", 51),
+    "one record": (statements.by_id(f"{500:032x}", ["user:100"]), {}),
+    "an admin's record": (statements.by_id(f"{500:032x}", ["team", "system"]), {}),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
+def test_reads_use_an_index(crowded: dict[str, Engine], kind: str, name: str) -> None:
+    """Among 100,000 keys nothing is looked for by going through all of them."""
+    engine = crowded[kind]
+    query, values = READS[name]
+    plan = _plan(engine, query, values)
+    assert "byok_credentials" in plan
+    if kind == "postgresql":
+        assert "Seq Scan" not in plan
+        assert "Index" in plan
+    else:
+        assert "SCAN byok_credentials" not in plan
+        assert "SEARCH byok_credentials" in plan
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
+def test_a_read_without_an_index_is_noticed(crowded: dict[str, Engine], kind: str) -> None:
+    """The same look at the plan sees a read of all keys."""
+    plan = _plan(crowded[kind], select(credentials).where(credentials.c.hint == "x"), {})
+    assert "Seq Scan" in plan or "SCAN byok_credentials" in plan
+
+
+def _plan(engine: Engine, query: Any, values: dict[str, Any]) -> str:
+    compiled = query.compile(engine, compile_kwargs={"render_postcompile": True})
+    given: Any = compiled.construct_params(values)
+    if compiled.positional:
+        given = tuple(given[name] for name in compiled.positiontup)
+    explain = "EXPLAIN" if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(f"{explain} {compiled}", given).all()
+    return "\n".join(str(row[-1]) for row in rows)
