@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .catalog import ProviderSpec
-from .credentials import CredentialRecord
+from .credentials import CredentialRecord, Secret
 from .errors import SessionRequiredError, UnreadableCredentialError
 from .journal import Journal
 from .keyring import Context, Keyring
@@ -16,7 +16,7 @@ from .owners import Caller, SessionRef, Tier
 from .resolver import Resolver
 from .sealing import open_record, seal, session_owner
 from .session_keys import SessionKeys
-from .stores.base import SessionStore, SessionView
+from .stores.base import Adoption, SessionStore, SessionView
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
@@ -121,22 +121,29 @@ class _WithinSession(_Work):
     def run(self, providers: Sequence[str]) -> Promotion:
         for provider in providers:
             try:
-                adopted = self._adopted(self.view.visitor_records[provider])
+                outcome = self._adopt(self.view.visitor_records[provider])
             except UnreadableCredentialError:
                 self.result.unreadable.append(provider)
                 continue
-            identity = self.caller.identity
-            outcome = self.by.sessions.adopt(self.session, identity, adopted, replace=self.replace)
             if outcome == "adopted":
                 self.result.promoted.append(provider)
             elif outcome == "kept":
                 self.result.kept.append(provider)
         return self.result
 
-    def _adopted(self, record: CredentialRecord) -> CredentialRecord:
-        fields, base_url = open_record(
-            self.by.keyring, "session", session_owner(self.session, ""), record
+    def _adopt(self, record: CredentialRecord) -> Adoption:
+        owner = session_owner(self.session, "")
+        fields, base_url = open_record(self.by.keyring, "session", owner, record)
+        if self.replace or record.provider not in self.view.records:
+            self.by.journal.note(self.caller, "promote", record, fields)
+        adopted = self._sealed(record, fields, base_url)
+        return self.by.sessions.adopt(
+            self.session, self.caller.identity, adopted, replace=self.replace
         )
+
+    def _sealed(
+        self, record: CredentialRecord, fields: Mapping[str, Secret], base_url: str | None
+    ) -> CredentialRecord:
         owner = session_owner(self.session, self.caller.identity)
         context = Context("session", owner, record.provider)
         # The key is the same, so its version and what is known about it stay.

@@ -1,0 +1,409 @@
+"""Keys go from the session into the account, each once, and nobody's but the user's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_byok.credentials import CredentialRecord, Secret, Verdict, utcnow
+from flask_byok.errors import (
+    MissingCredentialError,
+    OwnerRequiredError,
+    StoreError,
+    UnreadableCredentialError,
+)
+from flask_byok.keyring import Keyring, generate_encryption_key
+from flask_byok.owners import Caller, SessionRef
+from flask_byok.session_keys import SessionKeys
+from flask_byok.stores.base import SessionView
+from flask_byok.stores.redis import RedisSessionStore
+from flask_byok.testing import FakeProviders
+from tests.worlds import ENV_KEY, World
+
+#: Session keys come first in this order, and after the account's in that.
+ORDERS = (["session", "user", "env"], ["user", "session", "env"])
+WAITING, OWN, ACCOUNTS = "sk-visitors-key-0001", "sk-users-session-key-0002", "sk-accounts-key-0003"
+
+MakeWorld = Callable[..., World]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, fake: FakeProviders) -> MakeWorld:
+    """Make a host that checks no key when it is saved."""
+
+    def make(environ: dict[str, str] | None = None, **config: Any) -> World:
+        return World(tmp_path, fake, {"BYOK_VALIDATE_ON_SET": "off", **config}, environ or {})
+
+    return make
+
+
+@pytest.fixture
+def world(make_world: MakeWorld) -> World:
+    """Make one with default settings."""
+    return make_world()
+
+
+def sign_in(world: World, *providers: str) -> Caller:
+    """Let a visitor save keys and sign in."""
+    visitor = world.caller()
+    for provider in providers:
+        world.set(visitor, WAITING, provider)
+    return dataclasses.replace(visitor, user="7")
+
+
+def view(world: World, caller: Caller) -> SessionView:
+    """Return what the session holds."""
+    assert caller.session is not None
+    return world.service.sessions.read(caller.session, caller.identity, ["openai", "groq", "xai"])
+
+
+def in_session(world: World, caller: Caller) -> tuple[list[str], list[str]]:
+    """Return the providers with a key of the user's own in the session, and those with one that waits."""
+    found = view(world, caller)
+    return sorted(found.records), sorted(found.visitor_records)
+
+
+def used(world: World, caller: Caller, provider: str = "openai") -> str:
+    """Return the key that serves."""
+    return world.service.resolve(caller, provider).api_key
+
+
+def kept(world: World, caller: Caller) -> dict[str, CredentialRecord]:
+    """Return what is in the account."""
+    return {record.provider: record for record in world.accounts.find([caller.identity])}
+
+
+def test_promoted_key_outlives_the_session(world: World) -> None:
+    """A promoted key serves the user in any session, and nobody else in any."""
+    user = sign_in(world, "openai")
+    world.service.promote(user)
+    assert used(world, user) == WAITING
+    assert in_session(world, user) == ([], [])
+    assert used(world, world.caller("7", sid="sid-2")) == WAITING
+    for stranger in (world.caller("8", sid="sid-3"), world.caller(sid="sid-4")):
+        with pytest.raises(MissingCredentialError):
+            used(world, stranger)
+
+
+def test_own_keys_of_the_session_are_promoted_too(world: World) -> None:
+    """What the user saved for the session only is kept in the account as well, when that is asked for."""
+    user = sign_in(world, "groq")
+    world.set(user, OWN)
+    assert world.service.promote(user) == {"promoted": ["openai", "groq"], "kept": []}
+    assert (used(world, user), used(world, user, "groq")) == (OWN, WAITING)
+    assert in_session(world, user) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("own", "on_conflict", "answer", "serves", "left"),
+    [
+        (False, "keep", ([], ["openai"]), ACCOUNTS, ([], ["openai"])),
+        (False, "replace", (["openai"], []), WAITING, ([], [])),
+        (True, "keep", ([], ["openai"]), OWN, (["openai"], ["openai"])),
+        (True, "replace", (["openai"], []), WAITING, ([], [])),
+    ],
+)
+def test_conflict_with_the_account(
+    world: World, own: bool, on_conflict: str, answer: Any, serves: str, left: Any
+) -> None:
+    """With keep the account's key stays and the session's too; with replace what waited comes before either."""
+    user = sign_in(world, "openai")
+    world.keep("user:7", ACCOUNTS)
+    if own:
+        world.set(user, OWN)
+    promoted, stayed = answer
+    done = world.service.promote(user, None, on_conflict)
+    assert done == {"promoted": promoted, "kept": stayed}
+    assert used(world, user) == serves
+    assert in_session(world, user) == left
+    assert len(kept(world, user)) == 1
+
+
+def test_other_slots_are_no_conflict(world: World) -> None:
+    """A key in the account's second slot is no reason against promoting into the first."""
+    user = sign_in(world, "openai")
+    world.keep("user:7", ACCOUNTS, slot="2")
+    assert world.service.promote(user)["promoted"] == ["openai"]
+    assert used(world, user) == WAITING
+
+
+def test_what_is_known_of_a_key_goes_along(world: World, fake: FakeProviders) -> None:
+    """Label, description, end, birth and verdict are the same in the account, and a late verdict finds nothing."""
+    visitor = world.caller()
+    ends = utcnow() + timedelta(days=3)
+    api_key = fake.api_key("openai", "restricted")
+    facts: dict[str, Any] = {"label": "Work", "description": "…", "expires_at": ends}
+    world.set(visitor, api_key, validate="warn", **facts)
+    before = world.record(visitor)
+    user = dataclasses.replace(visitor, user="7")
+    world.service.promote(user)
+    record = kept(world, user)["openai"]
+    for name in ("label", "description", "expires_at", "created_at", "updated_at", "hint"):
+        assert getattr(record, name) == getattr(before, name)
+    verdict = record.current_validity()
+    assert verdict is not None
+    assert verdict.verdict is Verdict.VALID_RESTRICTED
+    assert (record.owner, record.version, record.leaving) == ("user:7", "1", False)
+
+
+def test_promotion_is_logged_with_fingerprints(world: World) -> None:
+    """Each promoted key is one event of its owner's, with the fingerprint of that key, and kept ones are none."""
+    user = dataclasses.replace(sign_in(world, "openai", "groq"), request_id="r1")
+    world.keep("user:7", ACCOUNTS, "groq")
+    world.service.promote(user)
+    world.service.promote(user)
+    events = [e for e in world.accounts.audit.entries("user:7") if e.event.action == "promote"]
+    assert [(e.provider, e.credential_id) for e in events] == [
+        ("openai", kept(world, user)["openai"].id)
+    ]
+    expected = world.accounts.audit.fingerprint({"api_key": Secret(WAITING)})
+    assert (events[0].event.fingerprint, events[0].event.request_id) == (expected, "r1")
+    assert events[0].event.actor == "user:7"
+
+
+def test_planted_key_is_not_taken_over_unseen(make_world: MakeWorld) -> None:
+    """A key planted in a visitor's session serves nobody who signs in there, until they keep it with its hint shown."""
+    world = make_world({"OPENAI_API_KEY": ENV_KEY})
+    user = sign_in(world, "openai")
+    status = world.status(user)
+    assert (status["source"], status["promotable"]) == ("env", True)
+    assert status["promotable_hint"].endswith(WAITING[-4:])
+    assert used(world, user) == ENV_KEY
+    assert kept(world, user) == {}
+    world.set(user, OWN, "groq", persist=True)
+    assert list(kept(world, user)) == ["groq"], "nothing else went along"
+    world.service.promote(user, ["openai"])
+    assert used(world, user) == WAITING
+
+
+def test_visitor_promotes_nothing(world: World) -> None:
+    """Who is not signed in has no account to promote to."""
+    visitor = world.caller()
+    world.set(visitor, WAITING)
+    with pytest.raises(OwnerRequiredError):
+        world.service.promote(visitor)
+    assert used(world, visitor) == WAITING
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_on_login_promotes_what_waits_only(make_world: MakeWorld, order: list[str]) -> None:
+    """With on_login what waits goes to the account at the first look, and what is the session's alone stays there."""
+    world = make_world(BYOK_PROMOTE="on_login", BYOK_PRECEDENCE=order)
+    user = sign_in(world, "openai")
+    world.set(user, OWN, "groq")
+    assert used(world, user) == WAITING
+    assert list(kept(world, user)) == ["openai"]
+    assert in_session(world, user) == (["groq"], [])
+    assert world.status(user, "groq")["promotable"]
+
+
+def test_on_login_leaves_what_the_user_has(make_world: MakeWorld) -> None:
+    """With on_login no key of the user's own, in the session or the account, is replaced."""
+    world = make_world(BYOK_PROMOTE="on_login")
+    user = sign_in(world, "openai", "groq")
+    world.keep("user:7", ACCOUNTS)
+    assert world.accounts.find(["user:7"], ["openai"])
+    world.set(user, OWN, "xai")
+    assert used(world, user) == ACCOUNTS
+    assert used(world, user, "groq") == WAITING
+    assert in_session(world, user) == (["xai"], ["openai"])
+
+
+def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
+    """With never a visitor's key is wiped, and the user's own one in the session stays, on its way out or not."""
+    world = make_world(BYOK_PROMOTE="never")
+    user = sign_in(world, "openai")
+    world.set(user, OWN, "groq")
+    assert user.session is not None
+    keys = SessionKeys(world.store, world.accounts)
+    assert keys.set_all_aside(user.session, user.identity, "groq", visitor=False)
+    world.service.get(user)
+    assert in_session(world, user) == (["groq"], [])
+    assert used(world, user, "groq") == OWN
+    assert world.service.promote(user)["promoted"] == ["groq"]
+
+
+@pytest.mark.parametrize(
+    ("config", "promotable"),
+    [
+        ({}, True),
+        ({"BYOK_PRECEDENCE": ["session", "team", "env"]}, False),
+        ({"BYOK_PRECEDENCE": ["session", "env", "user"]}, False),
+        ({"BYOK_LOCKED_PROVIDERS": ["openai"]}, False),
+    ],
+)
+def test_what_can_be_kept_is_told(make_world: MakeWorld, config: Any, promotable: bool) -> None:
+    """A session's own key is promotable where the account's would be used, and then only is it promoted."""
+    world = make_world({"OPENAI_API_KEY": ENV_KEY})
+    user = world.caller("7")
+    world.set(user, OWN)
+    world = world.with_config(**config)
+    status = world.status(user)
+    assert status["promotable"] is promotable
+    assert (status["promotable_hint"] is not None) is promotable
+    assert bool(world.service.promote(user)["promoted"]) is promotable
+    assert not world.status(user)["promotable"]
+    assert not world.status(world.caller(sid="sid-2"))["promotable"]
+
+
+def test_nothing_is_promotable_twice(world: World) -> None:
+    """A key in the account is not offered, and the visitor's own session key is not either."""
+    user = sign_in(world, "openai")
+    assert world.status(user)["promotable"]
+    assert not world.status(world.caller(sid="sid-2"))["promotable"]
+    world.service.promote(user)
+    assert not world.status(user)["promotable"]
+
+
+def test_unreadable_keys_stay(world: World) -> None:
+    """A key that does not open holds up no other one, stays where it is, and is an error when it is the only one."""
+    user = sign_in(world, "groq")
+    world.set(user, OWN)
+    world.tamper(user, ciphertext="byok1.x.f.y")
+    assert world.service.promote(user, None, "replace") == {"promoted": ["groq"], "kept": []}
+    assert in_session(world, user) == (["openai"], [])
+    with pytest.raises(UnreadableCredentialError):
+        world.service.promote(user)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("visitor", [False, True])
+def test_key_on_its_way_counts_until_it_is_over(
+    make_world: MakeWorld, order: list[str], visitor: bool
+) -> None:
+    """A key that is leaving counts as before; once its version is over it counts no longer, and is deleted."""
+    world = make_world(BYOK_PRECEDENCE=order)
+    user = sign_in(world, *["openai"] * visitor)
+    if not visitor:
+        world.set(user, OWN)
+    assert user.session is not None
+    before = world.status(user)
+    found = view(world, user)
+    record = (found.visitor_records if visitor else found.records)["openai"]
+    keys = SessionKeys(world.store, world.accounts)
+    assert keys.set_aside(user.session, user.identity, record, visitor=visitor)
+    assert world.status(user) == before
+    world.accounts.end(
+        user.identity, [record.version], world.service.journal.event(user, "x"), record
+    )
+    assert not world.status(user)["has_key"]
+    assert not world.status(user)["promotable"]
+    assert in_session(world, user) == ([], [])
+
+
+def test_key_that_left_stays_away(world: World) -> None:
+    """What a killed worker left in the session does not come back, whatever becomes of the account's key."""
+    user = sign_in(world, "openai")
+    left = view(world, user).visitor_records["openai"]
+    world.service.promote(user)
+    assert user.session is not None
+    for change in (
+        lambda: world.keep("user:7", ACCOUNTS),
+        lambda: world.service.clear(user, "openai", "user"),
+    ):
+        change()
+        # As if the last step had not happened.
+        visitors = dataclasses.replace(left, leaving=True)
+        other = world.caller(sid="sid-2")
+        assert other.session is not None
+        world.store.write(other.session, "", visitors)
+        signed_in = dataclasses.replace(other, user="7")
+        assert not world.status(signed_in)["promotable"]
+        before = kept(world, user)
+        world.service.promote(signed_in, None, "replace")
+        assert kept(world, user) == before
+        world.store.end(other.session)
+    with pytest.raises(MissingCredentialError):
+        used(world, user)
+
+
+def test_session_that_fails_after_the_account_has_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion that the account has is done, even if the session's store fails at that moment."""
+    user = sign_in(world, "openai")
+    with monkeypatch.context() as failing:
+        failing.setattr(world.store, "discard", _failing)
+        assert world.service.promote(user)["promoted"] == ["openai"]
+        assert world.status(user)["tiers"] == ["user"]
+    assert world.status(user)["tiers"] == ["user"]
+    assert in_session(world, user) == ([], [])
+
+
+def test_reading_costs_no_statement_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where something is leaving are the accounts asked what is over."""
+    user = sign_in(world, "openai")
+    world.set(user, OWN)
+    monkeypatch.setattr(world.accounts, "over", _failing)
+    world.service.get(user)
+    assert used(world, user) == OWN
+
+
+def test_without_accounts_it_stays_in_the_session(make_world: MakeWorld) -> None:
+    """Where users have no account tier, what waited becomes the session's own, and only that."""
+    world = make_world(BYOK_PRECEDENCE=["session", "system", "env"])
+    user = sign_in(world, "openai")
+    world.set(user, OWN, "groq")
+    assert world.service.promote(user) == {"promoted": ["openai"], "kept": []}
+    assert kept(world, user) == {}
+    assert in_session(world, user) == (["groq", "openai"], [])
+    assert world.logged("user:7")[-1] == ("user:7", "promote", "done")
+
+
+@pytest.fixture(params=["database", "redis"])
+def rotated(
+    request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders
+) -> tuple[World, World]:
+    """Make a host with its sessions in each store, before and after a change of the encryption key."""
+    store = None
+    if request.param == "redis":
+        day = timedelta(days=1)
+        store = RedisSessionStore(request.getfixturevalue("redis_url"), ttl=day, max_age=day)
+    old, new = generate_encryption_key(), generate_encryption_key()
+    config = {"BYOK_VALIDATE_ON_SET": "off"}
+    before = World(tmp_path, fake, config, keyring=Keyring(old), other_store=store)
+    return before, before.with_keyring(Keyring(new, [old]))
+
+
+@pytest.mark.parametrize("user", [None, "7"])
+def test_session_keys_are_sealed_anew_with_use(
+    rotated: tuple[World, World], user: str | None
+) -> None:
+    """After a rotation each key that a session uses is sealed anew, once, and nothing else of it changes."""
+    before, after = rotated
+    sessions = before.service.sessions
+    caller = Caller(user=user, session=SessionRef("sid-1", sessions.establish("sid-1")))
+    before.set(caller, OWN, label="Work")
+    old = view(before, caller).records["openai"]
+    assert used(after, caller) == OWN
+    new = view(after, caller).records["openai"]
+    assert after.keyring.needs_rotation(old.ciphertext)
+    assert not after.keyring.needs_rotation(new.ciphertext)
+    assert new == dataclasses.replace(old, ciphertext=new.ciphertext)
+    assert used(after, caller) == OWN
+    assert view(after, caller).records["openai"] == new
+
+
+def test_sealing_anew_may_fail(
+    rotated: tuple[World, World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that cannot be stored anew serves all the same, and is sealed anew another time."""
+    before, after = rotated
+    caller = Caller(session=SessionRef("sid-1", before.service.sessions.establish("sid-1")))
+    before.set(caller, OWN)
+    old = view(before, caller)
+    with monkeypatch.context() as failing:
+        failing.setattr(after.service.sessions, "exchange", _failing)
+        assert used(after, caller) == OWN
+    assert view(after, caller) == old
+    assert used(after, caller) == OWN
+    assert view(after, caller) != old
+
+
+def _failing(*_: Any, **__: Any) -> bool:
+    raise StoreError(tier="session")
