@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .redaction import sentry_before_send
     from .signals import (
         key_cleared,
+        key_expiring,
         key_promoted,
         key_rejected,
         key_set,
@@ -85,6 +86,7 @@ _HOMES = {
     "redaction": ("sentry_before_send",),
     "signals": (
         "key_cleared",
+        "key_expiring",
         "key_promoted",
         "key_rejected",
         "key_set",
@@ -132,6 +134,7 @@ __all__ = [
     "get_chat_model_with_api_key",
     "get_provider_with_api_key",
     "key_cleared",
+    "key_expiring",
     "key_promoted",
     "key_rejected",
     "key_set",
