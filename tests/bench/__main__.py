@@ -18,6 +18,7 @@ from tests.services import RedisServer
 from .accounts import bench_accounts
 from .host import NaiveHost, byok_host, plain_host, stream
 from .measure import interleaved, show
+from .rotation import bench_rotation
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
         bench_untouched(app)
         bench_stream(visitor, fake, raw, api_key)
         bench_accounts(fake)
+    bench_rotation()
 
 
 def bench_resolve(

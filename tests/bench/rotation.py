@@ -95,7 +95,3 @@ def _bare(engine: Engine) -> Callable[[], object]:
 
 def _fernet() -> Fernet:
     return Fernet(b"A" * 43 + b"=")
-
-
-if __name__ == "__main__":
-    bench_rotation()

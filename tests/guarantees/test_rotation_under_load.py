@@ -96,7 +96,7 @@ def kill_rotator(url: str, store: AccountStore, due: float) -> None:
         begun = process.stdout.readline()
         assert begun.startswith("Sealing anew"), begun + process.stdout.read()
         while store.seals.count_due() > due:
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(random.uniform(0, 0.02))
         assert process.poll() is None, "it was too fast to be killed"
         process.kill()
