@@ -183,9 +183,16 @@ class RedisServer(Server):
 
 
 class PostgresServer(Server):
-    """A PostgreSQL with a cluster of its own; user `byok`, no password, no unix socket."""
+    """A PostgreSQL with a cluster of its own; user `byok`, no password, no unix socket.
+
+    :param settings: of the server, beside those that it needs here.
+    """
 
     name = "postgres"
+
+    def __init__(self, **settings: str) -> None:
+        super().__init__()
+        self.settings = settings
 
     @property
     def url(self) -> str:
@@ -202,6 +209,7 @@ class PostgresServer(Server):
             "unix_socket_directories": "",
             "max_connections": "200",
             "fsync": "off",
+            **self.settings,
         }
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return self._run("postgres", "-D", str(data), *arguments)
@@ -213,6 +221,35 @@ class PostgresServer(Server):
     def create_database(self) -> str:
         """Make an empty database and return its address."""
         return create_database(self.url)
+
+    def written(self, database_url: str) -> dict[str, bytes]:
+        """Return what the server has written down about a database, by the kind of place.
+
+        These are its tables and indexes, what the whole server keeps, its write-ahead log, what it
+        has logged, and a dump.
+        """
+        with psycopg.connect(_conninfo(_psycopg_url(database_url)), autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+            found = connection.execute(
+                "SELECT oid FROM pg_database WHERE datname = current_database()"
+            ).fetchone()
+        assert found is not None
+        data = self.directory / "data"
+        return {
+            "heap": _content(data / "base" / str(found[0])),
+            "global tables": _content(data / "global"),
+            "WAL": _content(data / "pg_wal"),
+            "statement log": (self.directory / "log").read_bytes(),
+            "dump": self.dump(database_url),
+        }
+
+    def dump(self, database_url: str) -> bytes:
+        """Return a database as `pg_dump` writes it."""
+        binary = postgres_binary("pg_dump")
+        if binary is None:
+            raise FileNotFoundError("pg_dump is not installed")
+        address = _conninfo(_psycopg_url(database_url))
+        return subprocess.run([binary, "-d", address], check=True, stdout=subprocess.PIPE).stdout
 
     def kill(self) -> None:
         """End the server and its children at once; left alone, one of them could answer once more."""
@@ -273,6 +310,10 @@ class PostgresServer(Server):
                 group=user,
                 extra_groups=[] if user else None,
             )
+
+
+def _content(directory: Path) -> bytes:
+    return b"\n".join(path.read_bytes() for path in directory.rglob("*") if path.is_file())
 
 
 def _is_running(pid: int) -> bool:
