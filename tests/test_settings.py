@@ -12,7 +12,7 @@ import pytest
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.owners import Tier
-from flask_byok.settings import PRECEDENCES, Settings
+from flask_byok.settings import PRECEDENCES, Settings, source_of
 
 ENCRYPTION_KEY = "ab" * 32
 
@@ -222,3 +222,29 @@ def test_repr_shows_no_secret() -> None:
         BYOK_DATABASE_URL="postgresql://u:canary-4@localhost/db",
     )
     assert "canary" not in f"{settings!r}{settings}"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "environ", "source"),
+    [
+        ("labels", {}, {}, "default"),
+        ("labels", {"BYOK_LABELS": "env"}, {}, "config"),
+        ("labels", {}, {"BYOK_LABELS": "env"}, "default"),
+        ("require_login", {"BYOK_REQUIRE_LOGIN": False}, {}, "config"),
+        ("redis", {"SESSION_REDIS": "redis://h"}, {}, "config: SESSION_REDIS"),
+        ("redis", {"BYOK_REDIS": "redis://h", "SESSION_REDIS": "redis://h"}, {}, "config"),
+        ("encryption_key", {}, {"BYOK_ENCRYPTION_KEY": "k"}, "environment"),
+        (
+            "encryption_key",
+            {"BYOK_ENCRYPTION_KEY": ""},
+            {"BYOK_ENCRYPTION_KEY": "k"},
+            "environment",
+        ),
+        ("encryption_key", {"BYOK_ENCRYPTION_KEY": "k"}, {"BYOK_ENCRYPTION_KEY": "k"}, "config"),
+        ("encryption_key", {}, {"BYOK_ENCRYPTION_KEY_FILE": "/k"}, "file: /k"),
+        ("encryption_key_fallbacks", {"BYOK_ENCRYPTION_KEY_FALLBACKS": []}, {}, "default"),
+    ],
+)
+def test_sources(name: str, config: dict[str, Any], environ: dict[str, str], source: str) -> None:
+    """It is told where each value that was read comes from."""
+    assert source_of(name, config, environ) == source

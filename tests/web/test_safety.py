@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from flask_byok.web.safety import unsafe_settings
+from flask_byok.settings import Settings
+from flask_byok.web.safety import WIDE_SESSION, unsafe_choices, unsafe_settings
 
 SAFE = {
     "SESSION_COOKIE_SECURE": True,
@@ -44,3 +46,25 @@ def test_debug_mode_is_named() -> None:
     (sentence,) = unsafe_settings(SAFE, debug=True)
     assert "Debug mode" in sentence
     assert len(unsafe_settings({}, debug=True)) == 3
+
+
+def test_safe_choices_are_silent() -> None:
+    """There is nothing to say about the defaults, nor about the longest session that is not wide."""
+    assert unsafe_choices(Settings(encryption_key="00" * 32)) == []
+    assert unsafe_choices(Settings(encryption_key="00" * 32, session_ttl=WIDE_SESSION)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("encryption_key", None),
+        ("session_ttl", WIDE_SESSION + timedelta(days=1)),
+        ("allow_reveal", True),
+        ("allow_private_endpoints", True),
+    ],
+)
+def test_each_unsafe_choice_is_named(name: str, value: Any) -> None:
+    """Each of our own settings that puts keys at risk is named once, with what to do."""
+    (sentence,) = unsafe_choices(Settings(**{"encryption_key": "00" * 32, name: value}))
+    assert sentence.startswith(f"BYOK_{name.upper()}")
+    assert "Set it to" in sentence or "generate-key" in sentence
