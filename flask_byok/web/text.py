@@ -109,11 +109,11 @@ OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
         [("promote", "replace", "Use it instead")],
     ),
     "own": (
-        "This key goes when you sign out.",
+        "This key is deleted when you sign out.",
         [("promote", "keep", "Keep in my account")],
     ),
     "own_beside_user": (
-        "This key goes when you sign out. Until then it is used instead of your account's key.",
+        "This key is deleted when you sign out. Until then it is used instead of your account's key.",
         [("promote", "replace", "Replace my account's key")],
     ),
 }

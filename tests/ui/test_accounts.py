@@ -162,6 +162,22 @@ def test_visitors_key_beside_the_accounts(
     assert settings.row_all("openai", "[part=promotable]") == []
 
 
+def test_visitors_key_beside_one_for_the_session(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A visitor's key can take the place of the one that was saved for the session since, and goes to the account."""
+    visitors = make_key("visitor")
+    settings.save("openai", visitors)
+    settings.expect("Key saved")
+    sign_in(settings)
+    save_for_session(settings, make_key("session"))
+    assert settings.source("openai") == "session"
+    answer(settings, "Use it instead")
+    settings.expect("Key kept")
+    assert (settings.source("openai"), hint(settings)) == ("user", visitors[-4:])
+    assert settings.row_all("openai", "[part=promotable]") == []
+
+
 def test_key_of_the_session_moves_to_the_account(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:

@@ -52,6 +52,7 @@ def sign_in(page: SettingsPage, name: str) -> None:
     """Sign out if need be, and in as one of the accounts, with the password that the page shows."""
     for button in page.driver.find_elements(By.XPATH, "//button[text()='Sign out']"):
         button.click()
+        wait_for(page, "nav a", "Sign in")
     page.visit("/sign-in")
     find(page, "#name").send_keys(name)
     password = page.driver.find_element(By.XPATH, f"//tr[td='{name}']/td[2]").text
@@ -146,7 +147,7 @@ def test_refusal_in_the_middle_of_an_answer_is_said(page: SettingsPage, demo: De
 
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("size", SIZES)
-def test_pages_are_accessible(page: SettingsPage, theme: str, size: str) -> None:
+def test_pages_are_accessible(page: SettingsPage, demo: Demo, theme: str, size: str) -> None:
     """Axe finds nothing on any page, and nothing is cut off at the side."""
     page.emulate(**THEMES[theme])
     page.resize(*SIZES[size])
@@ -155,9 +156,15 @@ def test_pages_are_accessible(page: SettingsPage, theme: str, size: str) -> None
         assert_accessible(page, size)
     sign_in(page, "katherine")
     page.visit("/shared-keys")
-    add_shared(page, "everybody", "demo-anything-at-all")
+    add_shared(page, "everybody", demo.printed(r"demo-good-\w+"))
+    wait_for(page, "#keys", "Everybody")
+    change_shared(page, "Save", "demo-anything-at-all")
     wait_for(page, "#said", "The provider does not know this key")
     assert_accessible(page, size)
+    find(page, "#keys button").click()
+    assert_accessible(page, size)
+    page.driver.find_element(By.XPATH, "//dialog//button[text()='Delete']").click()
+    wait_for(page, "#said", "Deleted")
     sign_in(page, "ada")
     page.visit("/shared-keys")
     assert_accessible(page, size)

@@ -55,6 +55,33 @@ def test_verbs_work_and_tell_of_changes(
     assert api_key not in str(changes)
 
 
+def test_key_is_kept_in_the_account(
+    open_settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """A host's script says where a key goes, with which label and until when, and can keep a visitor's."""
+    page, first, second = (
+        open_settings,
+        *(byok_fake_providers.api_key("openai", owner=o) for o in "ab"),
+    )
+    page.call("byok.setProviderKey('openai', given[0])", first)
+    page.visit("/sign-in/ada")
+    options = {"persist": True, "label": "Work", "expires_at": "2999-12-31T23:59:59Z"}
+    saved = page.call("byok.setProviderKey('openai', given[0], given[1])", second, options)
+    status = saved["provider"]
+    assert (status["source"], status["label"]) == ("user", "Work")
+    assert status["expires_at"] == "2999-12-31T23:59:59.000Z"
+    assert page.call("byok.getProviderKeys()")["can_persist"] is True
+    assert page.call("byok.promoteProviderKeys(['openai'])") == {"promoted": [], "kept": ["openai"]}
+    replaced = page.call("byok.promoteProviderKeys(['openai'], 'replace')")
+    assert replaced == {"promoted": ["openai"], "kept": []}
+    page.wait(lambda: first[-4:] in row_text(page), "the row follows")
+
+
+def row_text(page: SettingsPage) -> str:
+    """Return the words of a row, be the dialog open or not."""
+    return str(page.row("openai").get_property("textContent"))
+
+
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
     """A verb that fails rejects with the problem's code and a sentence of ours, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")

@@ -21,13 +21,17 @@ def test_picture_of_the_dialog(
     """The documentation has a picture of the dialog; `BYOK_SCREENSHOTS=1` takes it anew."""
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/groq_api_key").write_text(byok_fake_providers.api_key("groq"))
-    settings = SettingsPage(browser, serve(BYOK_LOCKED_PROVIDERS=["groq"]).url)
-    settings.resize(800, 860)
-    settings.open()
+    shown = ["openai", "anthropic", "groq"]
+    host = serve(BYOK_PROVIDERS=shown, BYOK_LOCKED_PROVIDERS=["groq"])
+    settings = SettingsPage(browser, host.url)
+    settings.resize(800, 960)
+    settings.open("/sign-in/ada")
+    settings.row("anthropic", "input[name=persist]").click()
     settings.save("anthropic", byok_fake_providers.api_key("anthropic", "restricted"))
     settings.wait(lambda: settings.message.startswith("Key saved"), "saved")
     settings.save("openai", byok_fake_providers.api_key("openai"))
     settings.expect("Key saved")
+    browser.execute_script("return document.activeElement.blur()")
     picture = browser.get_screenshot_as_png()
     if os.environ.get("BYOK_SCREENSHOTS"):
         PICTURE.write_bytes(picture)

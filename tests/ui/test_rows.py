@@ -1,0 +1,135 @@
+"""What a row says, from its status alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from flask_byok.web.rows import build_row, end_of_day, expiry_dates
+
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """Build the row of a provider that one of the person's own keys serves in, unless changed."""
+    status: dict[str, Any] = {
+        "provider": "openai",
+        "source": "user",
+        "tiers": ["user"],
+        "state": "active",
+        "can_override": True,
+        "promotable": False,
+        "promotable_hint": None,
+        "hint": "sk-…mine",
+        "label": None,
+        "validity": None,
+        "expires_at": None,
+        "expires_soon": False,
+        "fields": [],
+    }
+    return build_row(status | changes, labels="default", now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("source", "tiers", "hint", "words", "actions"),
+    [
+        (None, [], "sk-…wait", "before you signed in", ["promote"]),
+        ("team", ["team"], None, "before you signed in", ["promote"]),
+        ("user", ["user"], "sk-…mine", "Your account has another", ["promote", "confirm"]),
+        ("session", ["session"], "sk-…mine", "another key for this session", ["promote"]),
+        ("session", ["session", "user"], "sk-…mine", "another key for this session", ["promote"]),
+        ("session", ["session"], "sk-…wait", "deleted when you sign out.", ["promote"]),
+        ("session", ["session", "user"], "sk-…wait", "instead of your account", ["promote"]),
+    ],
+)
+def test_question_about_a_key_to_keep(
+    source: str | None, tiers: list[str], hint: str | None, words: str, actions: list[str]
+) -> None:
+    """What is asked depends on whose key it is and what is beside it."""
+    offer = row(source=source, tiers=tiers, hint=hint, promotable=True, promotable_hint="sk-…wait")[
+        "offer"
+    ]
+    assert words in offer["question"]
+    assert [action for action, _, _ in offer["answers"]] == actions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"promotable": False},
+        {"can_override": False},
+        {"source": None, "tiers": ["session"], "state": "expired", "hint": "sk-…wait"},
+        {"source": "session", "tiers": ["session"], "state": "rejected", "hint": "sk-…wait"},
+    ],
+)
+def test_nothing_is_asked(changes: dict[str, Any]) -> None:
+    """Nothing is asked where nothing can be kept, or what could be is of no use."""
+    assert row(**{"promotable": True, "promotable_hint": "sk-…wait"} | changes)["offer"] is None
+
+
+def test_waiting_key_is_not_shown_as_the_one_in_use() -> None:
+    """Where a key waits and none is there, the hint is in the question alone."""
+    shown = row(source=None, tiers=[], hint="sk-…wait", promotable=True, promotable_hint="sk-…wait")
+    assert (shown["hint"], shown["promotable_hint"], shown["place"]) == (None, "sk-…wait", None)
+
+
+@pytest.mark.parametrize(
+    ("expires_at", "words", "later"),
+    [
+        ("2026-05-01T23:59:59.000Z", "Expires on", True),
+        ("2026-04-30T23:59:59.000Z", "Expired on", False),
+        (None, None, False),
+    ],
+)
+def test_expiry(expires_at: str | None, words: str | None, later: bool) -> None:
+    """The day is said as it was chosen; one that has passed is not offered again."""
+    shown = row(expires_at=expires_at)
+    assert (shown["expiry"], shown["is_to_expire"]) == (words, later)
+    assert shown["expires_on"] == (expires_at or "")[:10]
+
+
+def test_key_that_expires_soon() -> None:
+    """It says so instead of being just active, but not where something worse is to be said."""
+    assert row(expires_soon=True)["chip"] == "Expires soon"
+    assert row(expires_soon=True, state="rejected")["chip"] == "Rejected"
+
+
+@pytest.mark.parametrize(
+    ("source", "tiers", "changeable"),
+    [
+        ("user", ["user"], True),
+        (None, ["user"], True),
+        ("session", ["session", "user"], False),
+        ("team", ["user", "team"], False),
+        (None, [], False),
+    ],
+)
+def test_notes_are_changed_where_they_are_shown(
+    source: str | None, tiers: list[str], changeable: bool
+) -> None:
+    """Label and day belong to the account's key, so they are changed only while that is the one shown."""
+    assert row(source=source, tiers=tiers)["changeable"] is changeable
+
+
+@pytest.mark.parametrize(
+    ("longest", "last"),
+    [
+        (None, None),
+        (timedelta(days=30), "2026-05-31"),
+        (timedelta.max, date.max.isoformat()),
+    ],
+)
+def test_days_that_may_be_chosen(longest: timedelta | None, last: str | None) -> None:
+    """Today is the first; the operator's limit gives the last, and is said."""
+    dates = expiry_dates(NOW, longest)
+    assert (dates["first"], dates["last"]) == ("2026-05-01", last)
+    assert (last or "until you remove it") in dates["rule"]
+
+
+def test_end_of_day() -> None:
+    """A key works for the whole day that was chosen."""
+    assert end_of_day("2026-05-01").isoformat() == "2026-05-01T23:59:59+00:00"
+    with pytest.raises(ValueError, match="isoformat"):
+        end_of_day("soon")
