@@ -52,7 +52,7 @@ def _seal_all(accounts: AccountStore, keyring: Keyring) -> Progress:
                 shown.reach(progress.done)
     except KeyboardInterrupt:
         raise click.ClickException(
-            f"Interrupted: {progress.done:,} keys are sealed anew and stay so. Run it again to go on."
+            f"Interrupted: {progress.done:,} keys or more are sealed anew and stay so. Run it again to go on."
         ) from None
     seconds = time.monotonic() - begin
     click.echo(

@@ -87,7 +87,7 @@ def test_interrupted(tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) 
 
     app = rotating_app(tmp_path, url)
     monkeypatch.setattr(AccountSeals, "renew", renew_one)
-    assert "1 keys are sealed anew and stay so. Run it again to go on." in refused(
+    assert "1 keys or more are sealed anew and stay so. Run it again to go on." in refused(
         run(app, "rotate")
     )
     monkeypatch.undo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,19 @@ def test_some_kills(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -
     """No read fails and no write is lost while keys are sealed anew by a process that is killed."""
     url = request.getfixturevalue(kind)
     rotate_under_load(url, tmp_path, count=6_000, kills=3)
+
+
+def test_ctrl_c(postgres_url: str) -> None:
+    """Ctrl-C ends the command with a sentence, whatever it is at."""
+    fill(postgres_url, 3_000)
+    process = rotator(postgres_url)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.splitlines()[-1].endswith("Run it again to go on.")
+    assert "Traceback" not in output
 
 
 @pytest.mark.stress
