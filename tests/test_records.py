@@ -1,0 +1,153 @@
+"""The verbs on records, without HTTP, on each database."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flask_byok.credentials import CredentialRecord, Secret
+from flask_byok.errors import (
+    FreshLoginRequiredError,
+    KeyNotFoundError,
+    NotAllowedError,
+    OwnerRequiredError,
+    RevealDisabledError,
+    UnreadableCredentialError,
+    VersionConflictError,
+)
+from flask_byok.intake import NewKey, NewSecret
+from flask_byok.keyring import Keyring
+from flask_byok.owners import Caller
+from flask_byok.records import Records, Shelf
+from flask_byok.testing import FakeProviders
+
+from .worlds import World
+
+ANN, ROOT = Caller(user="ann"), Caller(user="root", admin=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def world(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -> Iterator[World]:
+    """Make a world on each kind of database."""
+    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    world = World(tmp_path, fake, database_url=str(request.getfixturevalue(name)))
+    yield world
+    world.store.engine.dispose()
+
+
+def create(shelf: Shelf, world: World, owner: str, **options: Any) -> CredentialRecord:
+    """Store a good key for an owner."""
+    fields = {"api_key": Secret(world.fake.api_key("openai", owner=owner))}
+    return shelf.create(owner, "openai", NewKey(fields=fields, validate="off"), **options)[0]
+
+
+def test_who_may_see_what(world: World) -> None:
+    """A shelf is for who is signed in, and the shared one for admins."""
+    records = world.service.records
+    with pytest.raises(OwnerRequiredError):
+        records.own(Caller())
+    with pytest.raises(OwnerRequiredError):
+        records.shared(Caller(admin=True))
+    with pytest.raises(NotAllowedError):
+        records.shared(ANN)
+    assert (records.own(ROOT).is_shared, records.shared(ROOT).is_shared) == (False, True)
+
+
+def test_a_shelf_holds_its_owners_keys_only(world: World) -> None:
+    """Nothing is created for, found, changed or deleted of others through a shelf."""
+    own, shared = world.service.records.own(ANN), world.service.records.shared(ROOT)
+    for shelf, owner in ((own, "system"), (own, "user:bob"), (shared, "user:root")):
+        with pytest.raises(NotAllowedError):
+            create(shelf, world, owner)
+    mine, ours = create(own, world, "user:ann"), create(shared, world, "team:red")
+    for shelf, foreign in ((own, ours), (shared, mine)):
+        for call in (
+            lambda shelf=shelf, it=foreign: shelf.get(it.id),
+            lambda shelf=shelf, it=foreign: shelf.change(it, {"label": "x"}),
+            lambda shelf=shelf, it=foreign: shelf.delete(it),
+        ):
+            with pytest.raises(KeyNotFoundError):
+                call()
+    assert (own.get(mine.id), shared.get(ours.id)) == (mine, ours)
+    assert world.accounts.audit.verify() == []
+
+
+def test_an_owner_of_the_same_beginning_is_another(world: World) -> None:
+    """A user whose id begins as another's, or is called as a tier, has a shelf of their own."""
+    records = world.service.records
+    create(records.own(ANN), world, "user:ann")
+    for other in ("an", "anna", "ann%", "user", "user:ann", "system", "team", "", "ANN", "ann "):
+        shelf = records.own(Caller(user=other))
+        assert shelf.page()["keys"] == []
+        assert shelf.stats()["total"] == 0
+
+
+def test_a_verdict_about_another_key_is_not_kept(world: World) -> None:
+    """A check that ends after the key was replaced leaves the new one without a verdict."""
+    shelf = world.service.records.own(ANN)
+    record = create(shelf, world, "user:ann")
+    fields = {"api_key": Secret(world.fake.api_key("openai", owner="new"))}
+    shelf.change(record, {}, NewSecret(fields=fields, validate="off"))
+    assert shelf.validate(record).valid is True
+    assert shelf.get(record.id).current_validity() is None
+    assert shelf.validate(shelf.get(record.id)).valid is True
+    assert shelf.get(record.id).current_validity() is not None
+
+
+def test_a_version_that_is_gone(world: World) -> None:
+    """What was meant for another version changes and deletes nothing."""
+    shelf = world.service.records.own(ANN)
+    record = create(shelf, world, "user:ann")
+    changed, _ = shelf.change(record, {"label": "new"}, if_version=1)
+    with pytest.raises(VersionConflictError):
+        shelf.change(record, {"label": "old"}, if_version=1)
+    with pytest.raises(VersionConflictError):
+        shelf.delete(record, if_version=1)
+    assert shelf.get(record.id) == changed
+
+
+def test_reveal(world: World) -> None:
+    """A key is shown to its own person after a fresh sign-in, where the operator allows it, or not at all."""
+    own = world.service.records.own(ANN)
+    record = create(own, world, "user:ann")
+    with pytest.raises(RevealDisabledError):
+        own.reveal(record, fresh=True)
+    records = world.with_config(BYOK_ALLOW_REVEAL=True).service.records
+    with pytest.raises(FreshLoginRequiredError):
+        records.own(ANN).reveal(record, fresh=False)
+    shared = records.shared(ROOT)
+    with pytest.raises(RevealDisabledError):
+        shared.reveal(create(shared, world, "system"), fresh=True)
+    shown = records.own(ANN).reveal(record, fresh=True)
+    assert shown["api_key"].reveal() == world.fake.api_key("openai", owner="user:ann")
+    logged = [entry.event.action for entry in world.accounts.audit.entries("user:ann")]
+    assert logged == ["reveal", "set"]
+
+
+def test_a_lost_encryption_key(world: World) -> None:
+    """Keys that do not open are listed as unreadable, neither checked nor shown, and can be deleted."""
+    record = create(world.service.records.own(ANN), world, "user:ann")
+    parts = dataclasses.replace(world.service.records._parts, keyring=Keyring("77" * 32))
+    shelf = Records(parts, world.accounts).own(ANN)
+    (shown,) = shelf.page()["keys"]
+    assert shown["state"] == "unreadable"
+    assert shelf.secrets(record) == {}
+    with pytest.raises(UnreadableCredentialError):
+        shelf.validate(record)
+    shelf.delete(record)
+    assert shelf.page()["keys"] == []
+
+
+def test_services(world: World) -> None:
+    """The catalog says what each provider's key is made of."""
+    services = {one["provider"]: one for one in world.service.records.services(Caller())}
+    assert services["openai"]["get_key_url"].startswith("https://")
+    assert [field["name"] for field in services["openai"]["fields"]] == ["api_key"]
+    closed = world.with_config(BYOK_REQUIRE_LOGIN=True).service.records
+    with pytest.raises(OwnerRequiredError):
+        closed.services(Caller())
+    assert closed.services(ANN)
