@@ -17,7 +17,14 @@ from flask_byok.errors import (
     InvalidFieldError,
     MalformedApiKeyError,
 )
-from flask_byok.intake import NewKey, Typed, read_expiry, read_typed
+from flask_byok.intake import (
+    NewKey,
+    NewSecret,
+    Typed,
+    read_expiry,
+    read_replacement,
+    read_typed,
+)
 from flask_byok.settings import Settings
 
 OPENAI, CUSTOM = Catalog().get("openai"), Catalog().get("custom")
@@ -176,3 +183,66 @@ def test_expiry_that_is_refused(wanted: Any, message: str) -> None:
     """A time in the past or without a zone is refused."""
     with pytest.raises(InvalidFieldError, match=message):
         read_expiry(wanted, OPENAI, Settings())
+
+
+def replace(
+    spec: ProviderSpec, address: str | None = None, **fields: str
+) -> tuple[dict[str, str], str | None, bool]:
+    """Type fields in the place of a stored key: return what is stored then, where it goes, and what is kept."""
+    stored = {"api_key": "stored-12345678", "region": "north", "gone": "no field any more"}
+    secret = NewSecret(
+        fields={name: Secret(value) for name, value in fields.items()}, base_url=address
+    )
+    typed, kept = read_replacement(
+        spec,
+        secret,
+        lambda: ({name: Secret(value) for name, value in stored.items()}, "https://own.example/v1"),
+        OPEN,
+    )
+    return typed.revealed(), typed.base_url, kept
+
+
+def test_blank_fields_keep_what_is_stored() -> None:
+    """What is blank or left out stays, of fields that there still are; what is typed takes its place."""
+    kept = {"api_key": "stored-12345678", "region": "south"}
+    assert replace(REGIONAL, region="south") == (kept, None, True)
+    assert replace(REGIONAL, region="south", api_key=" ") == (kept, None, True)
+    typed = {"api_key": API_KEY, "region": "south", "extra": "extra-12345678"}
+    assert replace(REGIONAL, **typed) == (typed, None, False)
+    assert replace(OPENAI, api_key=API_KEY) == ({"api_key": API_KEY}, None, False)
+
+
+def test_a_new_key_goes_to_the_stored_address() -> None:
+    """A key without an address goes where the one before it went."""
+    assert replace(CUSTOM, api_key=API_KEY) == (
+        {"api_key": API_KEY},
+        "https://own.example/v1",
+        True,
+    )
+
+
+def test_another_address_needs_the_key() -> None:
+    """The stored key is sent to no other address; with a new key the address changes."""
+    there = "https://other.example/v1"
+    for fields in ({}, {"api_key": ""}):
+        with pytest.raises(MalformedApiKeyError, match="type the key too"):
+            replace(CUSTOM, there, **fields)
+        with pytest.raises(MalformedApiKeyError, match="type the key too"):
+            replace(CUSTOM, None, base_url=there, **fields)
+    assert replace(CUSTOM, there, api_key=API_KEY) == ({"api_key": API_KEY}, there, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "base_url", "typed"),
+    [
+        ({}, None, False),
+        ({"api_key": " \t"}, None, False),
+        ({"api_key": "x"}, None, True),
+        ({}, "https://x.example", True),
+        ({"base_url": "https://x.example"}, None, True),
+    ],
+)
+def test_what_counts_as_typed(fields: dict[str, str], base_url: str | None, typed: bool) -> None:
+    """An empty form replaces nothing."""
+    secrets = {name: Secret(value) for name, value in fields.items()}
+    assert NewSecret(fields=secrets, base_url=base_url).is_typed is typed
