@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from flask import Blueprint, Response, request, url_for
 
@@ -39,12 +40,18 @@ def _save(provider: str) -> Outcome:
 def _change(provider: str) -> Outcome:
     state = get_state()
     keys = state.service.records.own(current_caller(state))
-    first = [key["id"] for key in keys.page(provider=provider)["keys"] if not key["slot"]]
-    if not first:
-        raise KeyNotFoundError(provider=provider)
-    record = keys.get(first[0])
+    record = keys.get(_shown(keys.page(provider=provider)["keys"], provider))
     keys.change(record, _notes(keys.secrets(record)))
     return Outcome(code="changed", provider=provider)
+
+
+def _shown(keys: Sequence[Mapping[str, Any]], provider: str) -> str:
+    """Return the id of the key that the row is about: the first that counts, or else the first."""
+    slots = sorted(keys, key=lambda key: str(key["slot"]))
+    counting = [key for key in slots if key["state"] not in ("inactive", "expired")]
+    if not slots:
+        raise KeyNotFoundError(provider=provider)
+    return str((counting or slots)[0]["id"])
 
 
 def _validate(provider: str) -> Outcome:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
+from ..settings import Settings
 from . import text
 
 #: A key expires with the end of the day that was chosen, in UTC.
 _END_OF_DAY = time(23, 59, 59, tzinfo=UTC)
 
 
-def build_row(status: Mapping[str, Any], *, labels: str, now: datetime) -> dict[str, Any]:
-    """Return the status with the words of its row; ``labels`` names the badges' vocabulary."""
-    badges, source = text.BADGES[labels], status["source"] or ""
+def build_row(
+    status: Mapping[str, Any], found: Mapping[str, Any], settings: Settings, now: datetime
+) -> dict[str, Any]:
+    """Return one status of those that were found, with the words of its row."""
+    badges, source = text.BADGES[settings.labels], status["source"] or ""
+    clear_tier = _clear_tier(status)
+    several = clear_tier == "user" and settings.keys_per_provider > 1
     if _offered(status) == "waiting":
         # Its hint is in the question; it is not among what is used.
         status = {**status, "hint": None, "label": None, "validity": None, "expires_at": None}
@@ -24,7 +29,9 @@ def build_row(status: Mapping[str, Any], *, labels: str, now: datetime) -> dict[
         "standalone_badge": badges["standalone"],
         "place": text.PLACES.get(source),
         "reason": None if status["can_override"] else text.TEXT["locked"],
-        "clear_tier": _clear_tier(status),
+        "clear_tier": clear_tier,
+        "confirm_question": text.TEXT["confirm_several" if several else "confirm_question"],
+        "can_persist": found["can_persist"] and _account_counts(status, found["precedence"]),
         "changeable": source == "user" or (not source and status["tiers"][:1] == ["user"]),
         "offer": _offer(status),
         "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
@@ -104,6 +111,12 @@ def _offered(status: Mapping[str, Any]) -> str | None:
     if status["source"] != "session" or status["state"] != "active":
         return None  # it is of no use, there or in the account
     return "own_beside_user" if "user" in tiers else "own"
+
+
+def _account_counts(status: Mapping[str, Any], precedence: Sequence[str]) -> bool:
+    """Say whether no shared key comes before the account's: with one the operator alone sets that."""
+    before = precedence[: precedence.index("user")]
+    return not any(tier in before for tier in status["tiers"] if tier != "session")
 
 
 def _clear_tier(status: Mapping[str, Any]) -> str | None:

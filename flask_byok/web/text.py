@@ -18,6 +18,7 @@ TEXT: Mapping[str, str] = {
     "clear": "Clear",
     "reveal": "Show what you type",
     "confirm_question": "Remove this key?",
+    "confirm_several": "Remove all your keys for it?",
     "confirm": "Remove",
     "cancel": "Cancel",
     "retry": "Try again",

@@ -87,16 +87,14 @@ class UI:
         except ByokError as error:
             reason = text.REASONS.get(error.code, error.title)
             return {"error": error, "failure": reason, "rows": []}
-        now, can_persist = utcnow(), found["can_persist"]
+        now = utcnow()
         return {
             "error": None,
             "failure": None,
             "rows": [
-                build_row(status, labels=self._settings.labels, now=now)
-                for status in found["providers"]
+                build_row(status, found, self._settings, now) for status in found["providers"]
             ],
-            "can_persist": can_persist,
-            "can_choose": can_persist and Tier.SESSION in self._settings.precedence,
+            "can_choose": Tier.SESSION in self._settings.precedence,
             "dates": expiry_dates(now, self._settings.max_key_lifetime),
             "precedence": _precedence(found["precedence"]),
             "storage": found["storage"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from httpx2 import Client
@@ -209,15 +210,14 @@ def test_key_of_the_session_stands_before_the_accounts(
     assert (settings.source("openai"), hint(settings)) == ("user", mine[-4:])
 
 
-def clear_elsewhere(url: str, cookies: dict[str, str]) -> None:
-    """Remove the key in another window of the same session."""
-    with Client(base_url=url, cookies=cookies) as window:
+def call_elsewhere(settings: SettingsPage, method: str, path: str, body: object) -> Any:
+    """Call the interface from another window of the same session."""
+    cookies = {cookie["name"]: cookie["value"] for cookie in settings.driver.get_cookies()}
+    with Client(base_url=settings.url, cookies=cookies) as window:
         token = window.get("/api/providers/keys").json()["csrf_token"]
-        body = {"provider": "openai", "tier": "user"}
-        answered = window.post(
-            "/api/providers/keys/clear", json=body, headers={"X-CSRFToken": token}
-        )
-        assert answered.json()["cleared"] == ["user"]
+        answered = window.request(method, path, json=body, headers={"X-CSRFToken": token})
+        assert answered.status_code < 300, answered.text
+        return answered.json()
 
 
 def set_day(settings: SettingsPage, day: str) -> None:
@@ -265,10 +265,34 @@ def test_change_of_a_key_that_is_gone(
     settings.save("openai", make_key("ada"))
     settings.expect("Key saved")
     settings.row("openai", "[part=more] summary").click()
-    cookies = {c["name"]: c["value"] for c in settings.driver.get_cookies()}
-    clear_elsewhere(settings.url, cookies)
+    body = {"provider": "openai", "tier": "user"}
+    call_elsewhere(settings, "POST", "/api/providers/keys/clear", body)
     settings.press("openai", "change")
     settings.expect("Failed to save changes: This key is not there any more.")
+
+
+def test_one_of_several_keys_is_changed(
+    serve: ServeHost, either_browser: Chrome, make_key: Callable[[str], str]
+) -> None:
+    """Of an account's several keys the row is about the one in use, and Clear says that all of them go."""
+    settings = SettingsPage(either_browser, serve(BYOK_KEYS_PER_PROVIDER=2).url)
+    first, second = ({"provider": "openai", "api_key": make_key(name)} for name in ("one", "two"))
+    sign_in(settings)
+    idle = call_elsewhere(settings, "POST", "/api/keys", first)["id"]
+    call_elsewhere(settings, "POST", "/api/keys", second)
+    call_elsewhere(settings, "PATCH", f"/api/keys/{idle}", {"active": False})
+    settings.visit(PAGE)
+    assert hint(settings) == second["api_key"][-4:]
+    settings.row("openai", "[part=more] summary").click()
+    settings.type("openai", "Home", "label")
+    settings.press("openai", "change")
+    settings.expect("Changes saved")
+    assert settings.row("openai", "[data-byok-label]").text == "Home"
+    settings.press("openai", "clear")
+    assert "Remove all your keys for it?" in settings.row("openai", "[part=question]").text
+    settings.press("openai", "confirm")
+    settings.expect("Key removed")
+    assert settings.badge("openai") == "NOT SET"
 
 
 def test_expiry_has_the_operators_limit(

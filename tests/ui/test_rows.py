@@ -7,13 +7,22 @@ from typing import Any
 
 import pytest
 
+from flask_byok.settings import Settings
 from flask_byok.web.rows import build_row, end_of_day, expiry_dates
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
 
-def row(**changes: Any) -> dict[str, Any]:
-    """Build the row of a provider that one of the person's own keys serves in, unless changed."""
+FOUND = {"can_persist": True, "precedence": ["session", "user", "team", "system", "env"]}
+
+
+PLAIN = Settings()
+
+
+def row(
+    *, settings: Settings = PLAIN, found: dict[str, Any] = FOUND, **changes: Any
+) -> dict[str, Any]:
+    """Build the row of a provider whose key is the one in the person's account, unless changed."""
     status: dict[str, Any] = {
         "provider": "openai",
         "source": "user",
@@ -29,7 +38,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "expires_soon": False,
         "fields": [],
     }
-    return build_row(status | changes, labels="default", now=NOW)
+    return build_row(status | changes, found, settings, NOW)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +75,8 @@ def test_question_about_a_key_to_keep(
 )
 def test_nothing_is_asked(changes: dict[str, Any]) -> None:
     """Nothing is asked where nothing can be kept, or what could be is of no use."""
-    assert row(**{"promotable": True, "promotable_hint": "sk-…wait"} | changes)["offer"] is None
+    asked: dict[str, Any] = {"promotable": True, "promotable_hint": "sk-…wait"}
+    assert row(**asked | changes)["offer"] is None
 
 
 def test_waiting_key_is_not_shown_as_the_one_in_use() -> None:
@@ -111,6 +121,32 @@ def test_notes_are_changed_where_they_are_shown(
 ) -> None:
     """Label and day belong to the account's key, so they are changed only while that is the one shown."""
     assert row(source=source, tiers=tiers)["changeable"] is changeable
+
+
+@pytest.mark.parametrize(
+    ("changes", "offered"),
+    [
+        ({}, True),
+        ({"tiers": ["env"]}, True),
+        ({"found": FOUND | {"can_persist": False}}, False),
+        ({"found": FOUND | {"precedence": ["session", "env", "user"]}}, True),
+        ({"found": FOUND | {"precedence": ["session", "env", "user"]}, "tiers": ["env"]}, False),
+    ],
+)
+def test_account_is_offered_where_its_key_would_count(
+    changes: dict[str, Any], offered: bool
+) -> None:
+    """No account is offered to a visitor, nor where an operator's key comes before it."""
+    assert row(**changes)["can_persist"] is offered
+
+
+def test_question_before_several_keys_go() -> None:
+    """Where an account may have several keys for a provider, Clear says that all of them go."""
+    several = Settings(keys_per_provider=3)
+    assert row(settings=several)["confirm_question"] == "Remove all your keys for it?"
+    assert row()["confirm_question"] == "Remove this key?"
+    one = row(settings=several, source="session", tiers=["session"])
+    assert one["confirm_question"] == "Remove this key?"
 
 
 @pytest.mark.parametrize(
