@@ -10,13 +10,12 @@ from sqlalchemy import (
     Boolean,
     Column,
     Index,
-    String,
     Table,
-    Text,
     UniqueConstraint,
 )
 
 from .sql_tables import metadata
+from .sql_types import name, prose
 
 __all__ = [
     "audit",
@@ -33,16 +32,16 @@ __all__ = [
 credentials = Table(
     "byok_credentials",
     metadata,
-    Column("id", String(32), primary_key=True),
-    Column("owner", String(255), nullable=False),
-    Column("tier", String(10), nullable=False),
-    Column("provider", String(100), nullable=False),
-    Column("slot", String(100), nullable=False),
-    Column("ciphertext", Text, nullable=False),
-    Column("key_id", String(32), nullable=False, index=True),
-    Column("hint", String(255), nullable=False),
-    Column("label", Text, nullable=True),
-    Column("description", Text, nullable=True),
+    Column("id", name(32), primary_key=True),
+    Column("owner", name(255), nullable=False),
+    Column("tier", name(10), nullable=False),
+    Column("provider", name(100), nullable=False),
+    Column("slot", name(100), nullable=False),
+    Column("ciphertext", prose(), nullable=False),
+    Column("key_id", name(32), nullable=False, index=True),
+    Column("hint", name(255), nullable=False),
+    Column("label", prose(), nullable=True),
+    Column("description", prose(), nullable=True),
     Column("active", Boolean, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
@@ -50,20 +49,20 @@ credentials = Table(
     Column("last_used_at", BigInteger, nullable=True),
     Column("usage_count", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("verdict", String(32), nullable=True),
+    Column("verdict", name(32), nullable=True),
     Column("verdict_at", BigInteger, nullable=True),
     Column("verdict_version", BigInteger, nullable=True),
     UniqueConstraint("owner", "provider", "slot", name="uq_byok_credentials_owner"),
     Index("ix_byok_credentials_tier", "tier", "id"),
 )
 
-#: What has come out of a session once never does so again: ``origin`` is the version of the
-#: session's record.
+#: What has come out of a session once never does so again, and counts there no longer: ``origin`` is
+#: the version of the session's record, which was promoted, replaced by an account's key or cleared.
 promotions = Table(
     "byok_promotions",
     metadata,
-    Column("owner", String(255), primary_key=True),
-    Column("origin", String(64), primary_key=True),
+    Column("owner", name(255), primary_key=True),
+    Column("origin", name(64), primary_key=True),
     Column("promoted_at", BigInteger, nullable=False),
 )
 
@@ -72,12 +71,12 @@ promotions = Table(
 usage = Table(
     "byok_usage",
     metadata,
-    Column("owner", String(255), primary_key=True),
-    Column("provider", String(100), primary_key=True),
-    Column("credential_id", String(32), primary_key=True),
-    Column("day", String(10), primary_key=True),
-    Column("outcome", String(16), primary_key=True),
-    Column("tier", String(10), nullable=False),
+    Column("owner", name(255), primary_key=True),
+    Column("provider", name(100), primary_key=True),
+    Column("credential_id", name(32), primary_key=True),
+    Column("day", name(10), primary_key=True),
+    Column("outcome", name(16), primary_key=True),
+    Column("tier", name(10), nullable=False),
     Column("uses", BigInteger, nullable=False),
     Column("last_used_at", BigInteger, nullable=False),
     Index("ix_byok_usage_tier", "tier", "day"),
@@ -87,19 +86,19 @@ usage = Table(
 audit = Table(
     "byok_audit",
     metadata,
-    Column("owner", String(255), primary_key=True),
+    Column("owner", name(255), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("at", BigInteger, nullable=False, index=True),
-    Column("actor", Text, nullable=False),
-    Column("action", String(32), nullable=False),
-    Column("outcome", String(32), nullable=False),
-    Column("provider", String(100), nullable=False),
-    Column("slot", String(100), nullable=False),
-    Column("credential_id", String(32), nullable=False),
-    Column("request_id", Text, nullable=True),
-    Column("fingerprint", String(64), nullable=True),
-    Column("previous", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
+    Column("actor", prose(), nullable=False),
+    Column("action", name(32), nullable=False),
+    Column("outcome", name(32), nullable=False),
+    Column("provider", name(100), nullable=False),
+    Column("slot", name(100), nullable=False),
+    Column("credential_id", name(32), nullable=False),
+    Column("request_id", prose(), nullable=True),
+    Column("fingerprint", name(64), nullable=True),
+    Column("previous", name(64), nullable=False),
+    Column("hash", name(64), nullable=False),
 )
 
 #: The end of each chain. Every change of an owner's keys holds this row to its end, so they come
@@ -107,8 +106,8 @@ audit = Table(
 audit_heads = Table(
     "byok_audit_heads",
     metadata,
-    Column("owner", String(255), primary_key=True),
+    Column("owner", name(255), primary_key=True),
     Column("number", BigInteger, nullable=False),
-    Column("hash", String(64), nullable=False),
-    Column("seal", String(64), nullable=False),
+    Column("hash", name(64), nullable=False),
+    Column("seal", name(64), nullable=False),
 )

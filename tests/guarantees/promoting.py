@@ -32,6 +32,8 @@ OWN = {"groq": "gsk_users-own-groq-0003", "xai": "xai-users-own-xai-00004"}
 #: Where all are to be: what waited replaces the user's own.
 PROMOTED = OWN | WAITING
 PROVIDERS = list(PROMOTED)
+#: What the user sets later, for xai.
+NEW = "xai-users-own-newer-00005"
 
 
 def fork(function: Callable[[], object]) -> int:
@@ -146,7 +148,9 @@ class Place:
 
 
 def close(world: World) -> None:
-    """Close the connections of a world."""
+    """Close the connections of a world, with nothing left to write."""
+    with suppress(StoreError):
+        world.service.usage.flush()
     world.accounts.engine.dispose()
     world.store.engine.dispose()
 
@@ -164,9 +168,8 @@ def begin(world: World, name: str) -> Caller:
 
 
 def promote(world: World, caller: Caller) -> None:
-    """Promote everything; a store that does not answer is what some trials are about."""
-    with suppress(StoreError):
-        world.service.promote(caller, None, "replace")
+    """Promote everything."""
+    world.service.promote(caller, None, "replace")
 
 
 def check_login(world: World, caller: Caller) -> None:

@@ -6,16 +6,33 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from flask_byok.errors import StoreError
+from flask_byok.owners import Caller
 from flask_byok.stores import sql_engine
 from flask_byok.testing import FakeProviders
 from tests.services import PostgresServer, Server, create_database
 from tests.stores.redis_kinds import TunedRedis
+from tests.worlds import World
 
-from .promoting import Place, Points, begin, check_login, check_outcome, close, fork, promote
+from .promoting import (
+    NEW,
+    OWN,
+    PROMOTED,
+    Place,
+    Points,
+    begin,
+    check_login,
+    check_outcome,
+    close,
+    fork,
+    kept,
+    promote,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +70,11 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
 
 
-def killed_at(place: Place, at: int, labels: Path) -> int:
-    """Promote in a process that is killed at one point, and check what the next ones find."""
+Act = Callable[[World, Caller], object]
+
+
+def killed_at(place: Place, act: Act, check: Act, at: int, labels: Path) -> int:
+    """Do something in a process that is killed at one point, and check what the next ones find."""
     world = place.world()
     caller = begin(world, f"{place.folder.name}-{at}")
     close(world)
@@ -65,51 +85,102 @@ def killed_at(place: Place, at: int, labels: Path) -> int:
         forked.service.sessions.find("warm up")
         killer = Points(at, lambda: os.kill(os.getpid(), signal.SIGKILL), labels, inside=True)
         killer.watch(forked, forked.service.sessions)
-        promote(forked, caller)
+        act(forked, caller)
 
     outcome = fork(run)
     world = place.world()
-    check_login(world, caller)
-    check_outcome(world, caller)
+    check(world, caller)
     close(world)
     return outcome
 
 
-def kill_at_each(place: Place, folder: Path, step: int = 1) -> set[str]:
-    """Kill at every so many points, until one is past the end; return what the points are called."""
+def kill_at_each(
+    place: Place, folder: Path, act: Act, check: Act, step: int = 1
+) -> tuple[int, set[str]]:
+    """Kill at every so many points, until one is past the end; return how many there are and what they are called."""
     labels: set[str] = set()
     for at in itertools.count(0, step):
-        outcome = killed_at(place, at, folder / str(at))
+        outcome = killed_at(place, act, check, at, folder / str(at))
         labels |= set((folder / str(at)).read_text().splitlines())
         if outcome == 0:
-            assert at >= 60
-            return labels
+            return at, labels
         assert outcome == -signal.SIGKILL
     raise AssertionError("unreachable")
 
 
+def check_promotion(world: World, caller: Caller) -> None:
+    """Sign in anew, promote again, and fail unless each key is there once all the time."""
+    check_login(world, caller)
+    check_outcome(world, caller)
+
+
+def clear(world: World, caller: Caller) -> None:
+    """Clear a key that waits and one of the user's own."""
+    for provider in ("openai", "xai"):
+        world.service.clear(caller, provider)
+
+
+def check_clear(world: World, caller: Caller) -> None:
+    """Fail unless each key is there as it was or gone for good, and gone once cleared again."""
+    rows = {row["provider"]: row for row in world.service.get(caller)["providers"]}
+    assert rows["groq"]["source"] == "session"
+    gone = {p for p in ("openai", "xai") if not rows[p]["has_key"] and not rows[p]["promotable"]}
+    world.service.promote(caller, None, "replace")
+    assert kept(world, caller) == {p: key for p, key in PROMOTED.items() if p not in gone}
+    clear(world, caller)
+    world.service.promote(caller, None, "replace")
+    assert kept(world, caller) == {"groq": PROMOTED["groq"]}
+    assert world.accounts.audit.verify(caller.identity) == []
+
+
+def set_for_good(world: World, caller: Caller) -> None:
+    """Set a key for the account in the place of one in the session."""
+    world.set(caller, NEW, "xai", persist=True)
+
+
+def check_set(world: World, caller: Caller) -> None:
+    """Fail unless the old key or the new one serves, and never the old one once the new one did."""
+    first = world.service.resolve(caller, "xai").api_key
+    assert first in (OWN["xai"], NEW)
+    world.service.promote(caller, None, "replace")
+    assert world.service.resolve(caller, "xai").api_key == first
+    set_for_good(world, caller)
+    assert world.service.resolve(caller, "xai").api_key == NEW
+    assert kept(world, caller) == PROMOTED | {"xai": NEW}
+    assert world.accounts.audit.verify(caller.identity) == []
+
+
 KINDS = ["database+sqlite", "redis+postgresql"]
 EVERYWHERE = [*KINDS, "database+postgresql", "redis+sqlite"]
+CALLS = ("read", "exchange", "promote", "discard", "commit")
+VERBS = pytest.mark.parametrize(
+    ("act", "check", "step"),
+    [(promote, check_promotion, 4), (clear, check_clear, 9), (set_for_good, check_set, 7)],
+    ids=["promote", "clear", "set"],
+)
 
 
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("place", KINDS, indirect=True)
-def test_killed_worker(place: Place, tmp_path: Path) -> None:
-    """Killed before or after any third statement, command, commit or call, or left alone, it comes out the same."""
-    passed = kill_at_each(place, tmp_path, 3)
-    assert {f"{when} {call}" for when in ("before", "after") for call in CALLS} <= passed
-    assert {"after INSERT byok_credentials", "after INSERT byok_promotions"} <= passed
-
-
-CALLS = ("read", "exchange", "promote", "discard", "commit")
+@VERBS
+def test_killed_worker(place: Place, tmp_path: Path, act: Act, check: Act, step: int) -> None:
+    """Killed before or after any few statements, commands, commits or calls, or left alone, it comes out the same."""
+    points, passed = kill_at_each(place, tmp_path, act, check, step)
+    assert points >= 40
+    if act is promote:
+        assert {f"{when} {call}" for when in ("before", "after") for call in CALLS} <= passed
+        assert {"after INSERT byok_credentials", "after INSERT byok_promotions"} <= passed
 
 
 @pytest.mark.stress
 @pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("place", EVERYWHERE, indirect=True)
-def test_killed_worker_everywhere(place: Place, tmp_path: Path) -> None:
+@VERBS
+def test_killed_worker_everywhere(
+    place: Place, tmp_path: Path, act: Act, check: Act, step: int
+) -> None:
     """The same holds for every point there is."""
-    kill_at_each(place, tmp_path)
+    kill_at_each(place, tmp_path, act, check)
 
 
 def interrupted_at(
@@ -121,13 +192,13 @@ def interrupted_at(
     revive: list[Callable[[], object]] = []
     points = Points(at, lambda: revive.append(interrupt(server)), labels, inside=inside)
     points.watch(world, world.service.sessions)
-    promote(world, caller)
+    with suppress(StoreError):
+        promote(world, caller)
     for back in revive:
         back()
     close(world)
     world = place.world()
-    check_login(world, caller)
-    check_outcome(world, caller)
+    check_promotion(world, caller)
     close(world)
     return bool(revive)
 

@@ -19,9 +19,7 @@ from flask_byok.stores import sql_engine
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
-from .promoting import PROMOTED, PROVIDERS, Place, Points, begin, close, kept
-
-NEW = "xai-users-own-newer-00005"
+from .promoting import NEW, PROMOTED, PROVIDERS, Place, Points, begin, close, kept
 
 
 @pytest.fixture(params=["sqlite", "redis+postgresql"])
