@@ -10,6 +10,7 @@ from flask import current_app
 from flask.cli import with_appcontext
 
 from ..credentials import EXPIRES_SOON, utcnow
+from ..settings import MAX_SESSION_LIFETIMES
 from ..signals import key_expiring
 from ..stores.base import AuditEvent
 from .common import require_accounts
@@ -37,7 +38,7 @@ def purge_expired(days: int, dry_run: bool) -> None:
 
     For each key that expires within a week the signal key_expiring is sent. Run it once a day.
     """
-    _, accounts = require_accounts()
+    state, accounts = require_accounts()
     now = utcnow()
     before = now - timedelta(days=days)
     total = accounts.expiry.count(before)
@@ -46,6 +47,7 @@ def purge_expired(days: int, dry_run: bool) -> None:
         click.echo(f"{total:,} expired keys would be deleted, {soon:,} will expire within a week.")
         return
     click.echo(f"{_purge(accounts, before, total):,} expired keys deleted.")
+    accounts.expiry.forget_ended(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
     click.echo(f"{_signal(accounts, now):,} keys expire within a week{_TOLD[_is_heard()]}.")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, or_, select
+from sqlalchemy import Connection, bindparam, delete, func, or_, select
 
 from ..credentials import CredentialRecord
 from . import account_changes as steps
@@ -16,7 +16,7 @@ from .audit_chain import Chain, to_milliseconds
 from .base import AuditEvent
 from .sql_database import Database
 from .sql_engine import LONG_LIMIT
-from .tables import credentials
+from .tables import credentials, promotions
 
 _c = credentials.c
 
@@ -24,6 +24,7 @@ _IS_EXPIRED = _c.expires_at < bindparam("before")
 _COUNT = select(func.count()).select_from(credentials).where(_IS_EXPIRED)
 _EXPIRED = select(_c.id, _c.owner).where(_IS_EXPIRED).limit(bindparam("batch"))
 _STILL_EXPIRED = select(credentials).where(_c.id.in_(bindparam("ids", expanding=True)), _IS_EXPIRED)
+_FORGET = delete(promotions).where(promotions.c.promoted_at < bindparam("before"))
 _BETWEEN = (
     select(credentials)
     .where(
@@ -66,6 +67,18 @@ class AccountExpiry:
         for row in self._all(_EXPIRED, {"before": to_milliseconds(before), "batch": limit}):
             expired.setdefault(row.owner, []).append(row.id)
         return sum(self._purge(owner, ids, before, event) for owner, ids in expired.items())
+
+    def forget_ended(self, before: datetime) -> int:
+        """Forget which of sessions' records were over before a time, and return how many.
+
+        No session may still have them: it has to be longer ago than a session can last.
+        """
+
+        def forget() -> int:
+            with self._database.transactions.single() as connection:
+                return connection.execute(_FORGET, {"before": to_milliseconds(before)}).rowcount
+
+        return self._database.call(forget, limit=LONG_LIMIT)
 
     def _purge(self, owner: str, ids: list[str], before: datetime, event: AuditEvent) -> int:
         values = {"ids": ids, "before": to_milliseconds(before)}

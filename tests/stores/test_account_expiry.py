@@ -66,3 +66,12 @@ def test_what_expires_soon(store: AccountStore) -> None:
     assert [record.provider for record in store.expiry.between(NOW, NOW + 5 * DAY)] == soon[:3]
     assert list(store.expiry.between(NOW, NOW + DAY)) == []
     assert all(record.owner != ANN for record in store.expiry.between(NOW, NOW + 99 * DAY))
+
+
+def test_what_no_session_has_any_more_is_forgotten(store: AccountStore) -> None:
+    """Which of sessions' records are over is known until it is said to be long ago."""
+    store.end(ANN, ["1", "2"], event_of("clear"), make_record())
+    assert store.expiry.forget_ended(NOW - DAY) == 0
+    assert store.over(ANN, ["1", "2", "3"]) == {"1", "2"}
+    assert store.expiry.forget_ended(utcnow() + DAY) == 2
+    assert store.over(ANN, ["1", "2"]) == set()
