@@ -11,6 +11,7 @@ from flask import Flask
 
 from flask_byok.credentials import utcnow
 from flask_byok.signals import key_expiring
+from flask_byok.stores.tables import promotions
 from tests.stores.account_kinds import event_of, make_record
 
 from .host import SAFE, accounts_of, make_app, run
@@ -44,6 +45,18 @@ def test_purge(app: Flask) -> None:
     assert (entry.event.actor, entry.event.action) == ("cli", "purge")
     assert accounts_of(app).audit.verify() == []
     assert "0 expired keys deleted." in run(app, "purge-expired").output
+
+
+def test_long_ended_sessions_are_forgotten(app: Flask) -> None:
+    """Which of sessions' records are over is forgotten once no session can have them, and not before."""
+    accounts = accounts_of(app)
+    accounts.end("user:ann", ["old", "new"], event_of("clear"), make_record())
+    with accounts.engine.begin() as connection:
+        connection.execute(
+            promotions.update().where(promotions.c.origin == "old").values(promoted_at=1)
+        )
+    run(app, "purge-expired")
+    assert accounts.over("user:ann", ["old", "new"]) == {"new"}
 
 
 def test_some_days_more(app: Flask) -> None:
