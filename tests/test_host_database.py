@@ -16,7 +16,7 @@ from flask_session import Session
 from sqlalchemy import Engine, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from flask_byok import BYOK, UnknownProviderError
+from flask_byok import BYOK, StoreError, UnknownProviderError
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
 from tests.app import ENCRYPTION_KEY
@@ -188,3 +188,21 @@ def test_the_hosts_database_is_used(host: Host) -> None:
     with host.engine.connect() as connection:
         found = connection.exec_driver_sql("SELECT owner FROM byok_credentials").scalar_one()
     assert found == "user:ann"
+
+
+def test_sqlite_has_one_writer(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> None:
+    """Where a host has flushed changes to SQLite, a key is refused after a while, and the changes are whole."""
+    app = plain_app(tmp_path, fake)
+    host = Host(app, _flask_sqlalchemy(app, sqlite_url), with_byok(app))
+    Base.metadata.create_all(host.engine)
+    with app.test_request_context():
+        host.db.session.add(Note(text="flushed"))
+        host.db.session.flush()
+        with pytest.raises(StoreError):
+            host.byok.set("openai", "sk-proj-of-the-account", persist=True, validate="off")
+        host.db.session.commit()
+        assert host.notes() == 1
+        host.byok.set("openai", "sk-proj-of-the-account", persist=True, validate="off")
+    assert host.serves() == "sk-proj-of-the-account"
+    host.engine.dispose()
+    let_go(app)
