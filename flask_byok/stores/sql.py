@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any
-
-from sqlalchemy.exc import IntegrityError
 
 from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
@@ -25,8 +22,9 @@ from .base import (
     sealed_mark,
     version_mark,
 )
-from .sql_database import TRIES, Database
+from .sql_database import Database
 from .sql_engine import LONG_LIMIT
+from .sql_steps import Steps
 from .sql_tables import metadata
 
 __all__ = ["SqlSessionStore", "metadata"]
@@ -67,29 +65,29 @@ class SqlSessionStore:
         needed = (tables.sessions, tables.keys, tables.canaries)
         database = Database(engine_or_url, needed, tier="session", own_file=own_file)
         self.engine, self.breaker = database.engine, database.breaker
-        self._transactions = database.transactions
+        self._steps = Steps(database.transactions)
         self._guarded = database.call
         self._ttl = ttl.total_seconds()
         self._max_age = max_age.total_seconds()
         self._clock = clock
-        self._purge = sql_purge.Purge(self._transactions, clock)
+        self._purge = sql_purge.Purge(database.transactions, clock)
 
     def establish(self, sid: str, dead: str | None = None) -> str:
         """Return the ref for a session id, making one where there is none or it is ``dead``."""
         found = self.find(sid)
         if found is not None and found != dead:
             return found
-        ref = self._guarded(self._establish, sid, dead)
+        ref = self._guarded(self._steps.establish, {"session_sid": sid, **self._times()}, dead)
         self._purge_if_due()
         return ref
 
     def find(self, sid: str) -> str | None:
         """Return the ref for a session id, or None."""
-        return self._guarded(self._find, sid)
+        return self._guarded(self._steps.find, {"session_sid": sid, **self._times()})
 
     def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
         """Return the records for these providers and let the lifetime slide."""
-        rows = self._guarded(self._read, session.ref, providers)
+        rows = self._guarded(self._steps.read, session.ref, providers)
         if not rows or not self._usable(session, identity, rows[0]):
             return _DEAD
         if not identity:
@@ -103,7 +101,7 @@ class SqlSessionStore:
             stored.
         """
         values = self._record_values(session, identity, record)
-        if not self._guarded(self._write, values):
+        if not self._guarded(self._steps.write, values):
             self._end_if_foreign(session, identity)
             raise SessionRequiredError(provider=record.provider, tier="session")
         self._purge_if_due()
@@ -116,7 +114,7 @@ class SqlSessionStore:
             "in_scope": _scope(identity, visitor),
             "providers": list(providers),
         }
-        cleared = self._guarded(self._clear, values)
+        cleared = self._guarded(self._steps.clear, values)
         if not cleared:
             self._end_if_foreign(session, identity)
         return [provider for provider in providers if provider in cleared]
@@ -130,7 +128,7 @@ class SqlSessionStore:
             "from_scope": "v",
             "mark": version_mark(record.version),
         }
-        return self._guarded(self._adopt, values, replace)
+        return self._guarded(self._steps.adopt, values, replace)
 
     def exchange(
         self,
@@ -178,32 +176,29 @@ class SqlSessionStore:
             "found": encode_verdict(verdict).decode(),
             "mark": version_mark(verdict.version),
         }
-        if not self._guarded(self._single, tables.VERDICT, values):
+        if not self._guarded(self._steps.single, tables.VERDICT, values):
             self._end_if_foreign(session, identity)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""
         if new_sid != session.sid:
-            self._guarded(self._renew, session, new_sid)
+            self._guarded(self._steps.renew, session, new_sid)
 
     def end(self, session: SessionRef) -> None:
         """Delete everything of the session and refuse whatever is still written to it."""
-        self._guarded(self._end, session.ref)
+        self._guarded(
+            self._steps.end, {"session_ref": session.ref, "until": self._clock() + self._ttl}
+        )
         self._purge_if_due()
 
     def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
         """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
-        return self._guarded(self._canary, {"called": name, "text": sealed}, replace)
+        return self._guarded(self._steps.canary, {"called": name, "text": sealed}, replace)
 
     def count_sealed_with(self, key_id: str) -> int:
         """Return how many keys in living sessions this encryption key has sealed; it reads all of them."""
         values = self._times() | {"mark": sealed_mark(key_id)}
-
-        def count() -> int:
-            with self._transactions.single() as connection:
-                return int(connection.execute(tables.SEALED_WITH, values).scalar_one())
-
-        return self._guarded(count, limit=LONG_LIMIT)
+        return self._guarded(self._steps.count, tables.SEALED_WITH, values, limit=LONG_LIMIT)
 
     def purge(self, limit: int) -> int:
         """Delete up to so many sessions that expired over an hour ago; return how many there were.
@@ -226,108 +221,13 @@ class SqlSessionStore:
         except StoreError:
             return  # the change itself was acknowledged
 
-    def _find(self, sid: str) -> str | None:
-        with self._transactions.single() as connection:
-            values = {"session_sid": sid, **self._times()}
-            return connection.execute(tables.FIND, values).scalar()
-
-    def _establish(self, sid: str, dead: str | None) -> str:
-        values = {"session_ref": secrets.token_hex(16), "session_sid": sid, **self._times()}
-        for attempt in range(TRIES):
-            try:
-                with self._transactions.several() as connection:
-                    found = connection.execute(tables.FIND, values).scalar()
-                    if found is not None and found != dead:
-                        return found
-                    connection.execute(tables.RELEASE, values | {"dead_ref": dead or ""})
-                    connection.execute(tables.ADD, values)
-                    return str(values["session_ref"])
-            except IntegrityError:
-                if attempt == TRIES - 1:
-                    raise
-        raise AssertionError("unreachable")
-
-    def _read(self, ref: str, providers: Sequence[str]) -> Sequence[Any]:
-        with self._transactions.single() as connection:
-            values = {"session_ref": ref, "providers": list(providers)}
-            return connection.execute(tables.READ, values).all()
-
-    def _write(self, values: dict[str, Any]) -> bool:
-        if self._transactions.dialect == "postgresql":
-            return self._single(tables.POSTGRESQL_WRITE, values) == 1
-        with self._transactions.several() as connection:
-            if connection.execute(tables.CLAIM, values).rowcount != 1:
-                return False
-            dialect = self._transactions.dialect
-            for statement in tables.UPSERT.get(dialect, tables.GENERIC_UPSERT):
-                connection.execute(statement, values)
-            return True
-
-    def _clear(self, values: dict[str, Any]) -> set[str]:
-        if self._transactions.dialect == "postgresql":
-            with self._transactions.single() as connection:
-                return set(connection.execute(tables.POSTGRESQL_CLEAR, values).scalars())
-        with self._transactions.several() as connection:
-            if connection.execute(tables.TOUCH, values).rowcount != 1:
-                return set()
-            present = set(connection.execute(tables.PRESENT, values).scalars())
-            connection.execute(tables.CLEAR, values)
-            return present
-
-    def _adopt(self, values: dict[str, Any], replace: bool) -> Adoption:
-        with self._transactions.several() as connection:
-            # Holds the session's row, as every write does; so none comes between.
-            if connection.execute(tables.CLAIM, values).rowcount != 1:
-                return "gone"
-            if not replace and connection.execute(tables.PRESENT, values).first():
-                return "kept"
-            if connection.execute(tables.TAKE, values).rowcount != 1:
-                return "gone"
-            for statement in tables.GENERIC_UPSERT:
-                connection.execute(statement, values)
-            return "adopted"
-
     def _conditional(
         self, session: SessionRef, identity: str, hold: Any, change: Any, values: dict[str, Any]
     ) -> bool:
-        done = self._guarded(self._both, hold, change, values)
+        done = self._guarded(self._steps.both, hold, change, values)
         if not done:
             self._end_if_foreign(session, identity)
         return done
-
-    def _both(self, hold: Any, change: Any, values: dict[str, Any]) -> bool:
-        with self._transactions.several() as connection:
-            if connection.execute(hold, values).rowcount != 1:
-                return False
-            done: bool = connection.execute(change, values).rowcount == 1
-            return done
-
-    def _renew(self, session: SessionRef, new_sid: str) -> None:
-        old = {"session_ref": session.ref, "session_sid": session.sid}
-        new = {"session_ref": session.ref, "session_sid": new_sid}
-        with self._transactions.several() as connection:
-            if connection.execute(tables.UNNAME, old).rowcount == 1:
-                connection.execute(tables.DETACH, new)
-                connection.execute(tables.NAME, new)
-
-    def _end(self, ref: str) -> None:
-        values = {"session_ref": ref, "until": self._clock() + self._ttl}
-        with self._transactions.several() as connection:
-            # In this order: a write under way holds the row, and is seen by the second statement.
-            connection.execute(tables.BURY, values)
-            connection.execute(tables.EMPTY, values)
-
-    def _canary(self, values: dict[str, Any], replace: bool) -> str:
-        try:
-            with self._transactions.several() as connection:
-                held = connection.execute(tables.HELD, values).scalar()
-                if held is not None and not replace:
-                    return held
-                connection.execute(tables.HOLD if held is None else tables.REPLACE, values)
-                return str(values["text"])
-        except IntegrityError:
-            # Another worker was first, and theirs is there now.
-            return self._canary(values, replace)
 
     def _record_values(
         self, session: SessionRef, identity: str, record: CredentialRecord
@@ -338,11 +238,6 @@ class SqlSessionStore:
             "sealed": encode_record(record).decode(),
             "found": encode_verdict(record.validity).decode() or None,
         }
-
-    def _single(self, statement: Any, values: dict[str, Any]) -> int:
-        with self._transactions.single() as connection:
-            rows: int = connection.execute(statement, values).rowcount
-            return rows
 
     def _usable(self, session: SessionRef, identity: str, row: Any) -> bool:
         now = self._clock()
@@ -357,20 +252,16 @@ class SqlSessionStore:
 
     def _slide(self, session: SessionRef, identity: str) -> None:
         try:
-            self._guarded(self._single, tables.TOUCH, self._guard_values(session, identity))
+            self._guarded(self._steps.single, tables.TOUCH, self._guard_values(session, identity))
         except StoreError:
             return  # the read itself was answered
 
     def _end_if_foreign(self, session: SessionRef, identity: str) -> None:
-        row = self._guarded(self._state, session.ref)
+        row = self._guarded(self._steps.state, session.ref)
         if row is None or row.dead or row.sid != session.sid:
             return
         if row.owner not in ("", identity) or row.created_at <= self._clock() - self._max_age:
             self.end(session)
-
-    def _state(self, ref: str) -> Any:
-        with self._transactions.single() as connection:
-            return connection.execute(tables.STATE, {"session_ref": ref}).one_or_none()
 
     def _guard_values(self, session: SessionRef, identity: str) -> dict[str, Any]:
         return {
