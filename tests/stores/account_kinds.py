@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -52,11 +53,13 @@ def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
 
 
 def count_statements(engine: Engine, call: Callable[[], object]) -> int:
-    """Return how many statements a call sends."""
+    """Return how many statements a call sends; others write meanwhile what has been counted."""
     sent: list[str] = []
+    caller = threading.get_ident()
 
     def note(_c: object, _u: object, statement: str, *_: object) -> None:
-        sent.append(statement)
+        if threading.get_ident() == caller:
+            sent.append(statement)
 
     event.listen(engine, "before_cursor_execute", note)
     call()
