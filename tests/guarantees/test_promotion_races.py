@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,27 @@ def test_promotion_between_any_two_steps(
 ) -> None:
     """So it does where a promotion comes between any two steps of it."""
     step_by_step(worlds, tmp_path / "labels", act, promote, check)
+
+
+@pytest.mark.parametrize("order", [["session", "user", "env"], ["user", "session", "env"]])
+def test_key_is_found_all_the_time(
+    tmp_path: Path, fake: FakeProviders, sqlite_url: str, order: list[str]
+) -> None:
+    """A key that is promoted between any two steps of a look-up is found by it, whatever tier comes first."""
+    place = Place(tmp_path, fake, sqlite_url, config={"BYOK_PRECEDENCE": order})
+    worlds = (place.world(), place.world())
+    points = Points(-1, lambda: None, tmp_path / "labels")
+    points.watch(worlds[0], worlds[0].service.sessions)
+    for at in itertools.count():
+        caller = begin(worlds[1], f"user-{at}")
+        points.passed, points.act_at = 0, at
+        points.act = partial(promote, worlds[1], caller)
+        assert worlds[0].service.resolve(caller, "xai").api_key == PROMOTED["xai"]
+        if points.passed <= at:
+            break
+    assert at >= 2
+    for world in worlds:
+        close(world)
 
 
 @pytest.mark.stress
