@@ -150,7 +150,9 @@ def change(names: Iterable[str]) -> Update:
 @lru_cache(64)
 def _change(names: Sequence[str]) -> Update:
     sets: dict[str, Any] = {name: bindparam(f"new_{name}") for name in names}
-    sets["version"] = _c.version + 1
     carried = case((_c.verdict_version == _c.version, _c.version + 1), else_=_c.verdict_version)
     sets["verdict_version"] = _c.version + 1 if "verdict" in names else carried
-    return update(credentials).where(_c.id == bindparam("of_id")).values(sets)
+    # Last, as MariaDB and MySQL go on with what they have just set.
+    sets["version"] = _c.version + 1
+    query = update(credentials).where(_c.id == bindparam("of_id"))
+    return query.ordered_values(*((_c[name], value) for name, value in sets.items()))

@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import OutdatedTablesError
 from .sql_engine import LONG_LIMIT, Transactions
+from .sql_types import MARIADB
 from .tables import metadata
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ _LOCK = 0x62796F6B
 _UPGRADE_LIMIT = 3600
 #: Databases without such a lock: so many tries while another worker makes the tables.
 _TRIES = 8
+# MariaDB's lock, of the connection's database; it has to be given back.
+_TAKE, _GIVE_BACK = (
+    text(f"SELECT {function}(CONCAT('byok', MD5(DATABASE())){seconds})")
+    for function, seconds in (("GET_LOCK", f", {LONG_LIMIT}"), ("RELEASE_LOCK", ""))
+)
 
 _alembic = threading.Lock()
 
@@ -129,10 +136,23 @@ def _read_revision(transactions: Transactions) -> str | None:
 
 def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
     # One at a time here, as Alembic's ``op`` is the process's, and in the database.
-    with _alembic, transactions.several() as connection:
-        if transactions.dialect == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    with _alembic, transactions.several() as connection, _alone(connection):
         return work(connection)
+
+
+@contextmanager
+def _alone(connection: Connection) -> Iterator[None]:
+    dialect = connection.dialect.name
+    if dialect == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+    if dialect not in MARIADB:
+        yield
+        return
+    connection.execute(_TAKE)
+    try:
+        yield
+    finally:
+        connection.execute(_GIVE_BACK)
 
 
 def _upgrade_if_empty(connection: Connection) -> None:
@@ -154,6 +174,8 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _look(transactions: Transactions) -> dict[str, set[str]]:
+    if transactions.dialect in MARIADB:
+        return _run(transactions, _tables)  # there a table is seen before the others are made
     with transactions.single() as connection:
         return _tables(connection)
 

@@ -115,7 +115,8 @@ class Database:
             self._prepare()
             return function(*args)
         except DBAPIError as error:
-            if not (error.connection_invalidated and self.transactions.in_time()):
+            again = error.connection_invalidated or _is_deadlock(error)
+            if not (again and self.transactions.in_time()):
                 raise
         # The server was restarted since the pool was filled; SQLAlchemy has emptied it.
         self._prepare()
@@ -131,8 +132,10 @@ class Database:
                     committing = True
                 return result
             except DBAPIError as error:
-                again = isinstance(error, IntegrityError) or (
-                    error.connection_invalidated and attempt == 0
+                again = (
+                    isinstance(error, IntegrityError)
+                    or _is_deadlock(error)
+                    or (error.connection_invalidated and attempt == 0)
                 )
                 late = attempt == TRIES - 1 or not self.transactions.in_time()
                 # A commit that failed may have happened: the caller has to look.
@@ -142,5 +145,16 @@ class Database:
 
 
 def _is_held(error: Exception) -> bool:
-    """Say whether somebody holds a row for too long: PostgreSQL then answers, and others get theirs."""
-    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == "55P03"
+    """Say whether somebody holds a row for too long: the database answers, and others get theirs."""
+    return any(code in _codes(error) for code in ("55P03", 1205))
+
+
+def _is_deadlock(error: Exception) -> bool:
+    """Say whether MariaDB undid the transaction so that another could go on."""
+    return 1213 in _codes(error)
+
+
+def _codes(error: Exception) -> tuple[Any, ...]:
+    """Return PostgreSQL's name of an error, and MariaDB's number."""
+    cause = getattr(error, "orig", None)
+    return getattr(cause, "sqlstate", None), *getattr(cause, "args", ())[:1]

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
 from .sql_deadline import watchdog, within
+from .sql_types import MARIADB
 
 #: Seconds that a call to PostgreSQL may take, waiting for a connection included.
 LIMIT = 0.4
@@ -232,6 +233,8 @@ def _engine(url: URL) -> Engine:
         connect_args=limits,
     )
     event.listen(engine, "do_connect", _connect_in_time)
+    if backend in MARIADB:
+        event.listen(engine, "connect", _prepare_mariadb)
     return engine
 
 
@@ -293,6 +296,12 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Readers and one writer at once; a crash of the machine loses no acknowledged write with the
     # default "full".
     connection.execute("PRAGMA journal_mode=WAL").close()
+
+
+def _prepare_mariadb(connection: Any, _record: Any) -> None:
+    # In whole seconds; 50 by default.
+    with closing(connection.cursor()) as cursor:
+        cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
 
 
 def _leave_parents_connections() -> None:

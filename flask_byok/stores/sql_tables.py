@@ -34,15 +34,17 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Delete, Insert, ReturningDelete
 
+from .sql_types import MARIADB, name, prose
+
 metadata = MetaData()
 
 #: One row a session. ``sid`` is NULL once nothing leads here. Times are seconds since 1970.
 sessions = Table(
     "byok_sessions",
     metadata,
-    Column("ref", String(64), primary_key=True),
-    Column("sid", String(128), unique=True, index=True, nullable=True),
-    Column("owner", Text, nullable=False),
+    Column("ref", name(64), primary_key=True),
+    Column("sid", name(128), unique=True, index=True, nullable=True),
+    Column("owner", prose(), nullable=False),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False, index=True),
     Column("dead", Boolean, nullable=False),
@@ -53,11 +55,11 @@ sessions = Table(
 keys = Table(
     "byok_session_keys",
     metadata,
-    Column("ref", String(64), primary_key=True),
-    Column("scope", String(1), primary_key=True),
-    Column("provider", String(100), primary_key=True),
-    Column("record", Text, nullable=False),
-    Column("verdict", Text, nullable=True),
+    Column("ref", name(64), primary_key=True),
+    Column("scope", name(1), primary_key=True),
+    Column("provider", name(100), primary_key=True),
+    Column("record", prose(), nullable=False),
+    Column("verdict", prose(), nullable=True),
 )
 
 #: One row for each app, named from its SECRET_KEY: what tells whether its encryption key is the right
@@ -65,8 +67,8 @@ keys = Table(
 canaries = Table(
     "byok_canary",
     metadata,
-    Column("name", String(100), primary_key=True),
-    Column("sealed", Text, nullable=False),
+    Column("name", name(100), primary_key=True),
+    Column("sealed", prose(), nullable=False),
 )
 
 _KEY = (keys.c.ref, keys.c.scope, keys.c.provider)
@@ -84,8 +86,16 @@ def _alive() -> ColumnElement[bool]:
     )
 
 
+def _by_ref(statement: Update) -> Update:
+    # MariaDB may look for few sessions along ``expires_at``, and misses one whose time is changed
+    # meanwhile.
+    for dialect in MARIADB:
+        statement = statement.with_hint("FORCE INDEX (PRIMARY)", dialect_name=dialect)
+    return statement
+
+
 #: Finds the session alive, locks it and lets its lifetime slide.
-TOUCH: Update = update(sessions).where(_alive()).values(expires_at=bindparam("until"))
+TOUCH: Update = _by_ref(update(sessions).where(_alive()).values(expires_at=bindparam("until")))
 #: The same, and makes it the identity's own.
 CLAIM: Update = TOUCH.values(owner=bindparam("identity"))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from flask_byok.stores.sql_types import name, prose
+
 revision = "0001"
 down_revision = None
 
@@ -16,9 +18,9 @@ def upgrade() -> None:
     """Make the tables of session keys and of canaries."""
     op.create_table(
         "byok_sessions",
-        sa.Column("ref", sa.String(64), primary_key=True),
-        sa.Column("sid", sa.String(128), nullable=True),
-        sa.Column("owner", sa.Text, nullable=False),
+        sa.Column("ref", name(64), primary_key=True),
+        sa.Column("sid", name(128), nullable=True),
+        sa.Column("owner", prose(), nullable=False),
         sa.Column("created_at", sa.Double, nullable=False),
         sa.Column("expires_at", sa.Double, nullable=False),
         sa.Column("dead", sa.Boolean, nullable=False),
@@ -34,16 +36,16 @@ def upgrade() -> None:
         )
     op.create_table(
         "byok_session_keys",
-        sa.Column("ref", sa.String(64), primary_key=True),
-        sa.Column("scope", sa.String(1), primary_key=True),
-        sa.Column("provider", sa.String(100), primary_key=True),
-        sa.Column("record", sa.Text, nullable=False),
-        sa.Column("verdict", sa.Text, nullable=True),
+        sa.Column("ref", name(64), primary_key=True),
+        sa.Column("scope", name(1), primary_key=True),
+        sa.Column("provider", name(100), primary_key=True),
+        sa.Column("record", prose(), nullable=False),
+        sa.Column("verdict", prose(), nullable=True),
         if_not_exists=True,
     )
     op.create_table(
         "byok_canary",
-        sa.Column("name", sa.String(100), primary_key=True),
-        sa.Column("sealed", sa.Text, nullable=False),
+        sa.Column("name", name(100), primary_key=True),
+        sa.Column("sealed", prose(), nullable=False),
         if_not_exists=True,
     )
