@@ -213,7 +213,7 @@ class RecordWriter:
         """Create a record; where somebody took its slot just now and none was asked for, in the next one."""
         event = self._parts.journal.event(self.caller, "set", typed.fields)
         at_most = self._parts.settings.keys_per_provider
-        while True:
+        for _ in range(at_most):  # as often as others can be first
             try:
                 return self._accounts.create(record, event, at_most=at_most)
             except KeyExistsError:
@@ -221,6 +221,7 @@ class RecordWriter:
             context = Context("account", record.owner, spec.id, place)
             sealed = seal(self._parts.keyring, context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=place, ciphertext=sealed)
+        raise KeyExistsError(provider=spec.id)
 
     def _sealed(
         self,

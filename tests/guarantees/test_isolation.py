@@ -19,17 +19,22 @@ from flask_login import current_user
 from werkzeug.test import TestResponse
 
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
 from tests.app import HostApp, fingerprint, make_app
-from tests.keeper import OWN, SHARED, Keeper, keeper
+from tests.keeper import OWN, SHARED, Keeper, close, give_time, keeper
 
 UNKNOWN = "0" * 32
 STATUS = "/api/providers/keys"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def host(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -> Iterator[HostApp]:
+def host(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    fake: FakeProviders,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[HostApp]:
     """Make a host on each kind of database."""
+    give_time(monkeypatch)
     name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     app = make_app(
         tmp_path,
@@ -39,7 +44,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) ->
         BYOK_VALIDATE_ON_SET="off",
     )
     yield app
-    get_state(app).service.sessions.engine.dispose()  # type: ignore[attr-defined]
+    close(app)
 
 
 # the matrix
@@ -145,17 +150,17 @@ def test_every_route_for_every_role(
     """Each role gets just what it may from each route, by whatever id, and is shown no key."""
     people = _people(host)
     expected, body = MATRIX[method, rule]
+    keys = _stock(people, fake)
     for role, person in people.items():
         for kind in IDS if "<id>" in rule else ("",):
-            keys = _stock(people, fake)
             path = rule.replace("<id>", keys.get((role, kind), UNKNOWN))
             path = path.replace("<action>", "clear").replace("<filename>", "byok.js")
             answer = person.ask(method, path, body)
             assert answer.status_code == expected.status(role, kind), (role, kind, answer.text)
             _assert_shows_only(answer, _visible(role, path, fake))
             answer.close()
-            for record in people["admin"].records(SHARED):
-                people["admin"].ask("DELETE", f"{SHARED}/{record['id']}")
+            if answer.status_code in (201, 204):
+                keys = _stock(people, fake)
 
 
 def _people(host: HostApp) -> dict[str, Keeper]:
@@ -167,6 +172,8 @@ def _people(host: HostApp) -> dict[str, Keeper]:
 def _stock(people: dict[str, Keeper], fake: FakeProviders) -> dict[tuple[str, str], str]:
     """Give everybody one key, the team and the system as well, and return their ids as each role sees them."""
     admin, ids = people["admin"], {}
+    for record in admin.records(SHARED):
+        admin.ask("DELETE", f"{SHARED}/{record['id']}")
     for role, person in people.items():
         if role != "visitor":
             for record in person.records():
@@ -594,7 +601,7 @@ def _walk(host: HostApp, fake: FakeProviders, seed: int, rounds: int) -> None:
 
 def test_walk(host: HostApp, fake: FakeProviders) -> None:
     """Whatever 50 people in 5 teams do, everybody sees and uses what is theirs, and no more."""
-    _walk(host, fake, seed=1, rounds=8)
+    _walk(host, fake, seed=1, rounds=5)
 
 
 @pytest.mark.stress

@@ -10,8 +10,8 @@ import pytest
 from flask_login import current_user
 
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
 from tests.app import HostApp, make_app
+from tests.keeper import close, give_time
 
 MakeHost = Callable[..., HostApp]
 
@@ -24,8 +24,11 @@ def database_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterator[MakeHost]:
+def make_host(
+    tmp_path: Path, fake: FakeProviders, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MakeHost]:
     """Make hosts on the database, in which ``root`` is the admin."""
+    give_time(monkeypatch)
     made: list[HostApp] = []
 
     def make(**config: Any) -> HostApp:
@@ -36,7 +39,7 @@ def make_host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterato
 
     yield make
     for app in made:
-        get_state(app).service.sessions.engine.dispose()  # type: ignore[attr-defined]
+        close(app)
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ import pytest
 from werkzeug.test import TestResponse
 
 from flask_byok.sealing import open_record
-from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.web.state import get_state
 from tests.app import KEYS, HostApp, make_app
-from tests.keeper import OWN, Keeper, accounts_of, keeper
+from tests.keeper import OWN, Keeper, accounts_of, close, give_time, keeper
 from tests.stores.test_account_races import exit_code, fork
 
 from .conftest import MakeHost
@@ -29,10 +28,8 @@ ALLOWED = {200, 201, 204, 404, 409, 412}
 
 @pytest.fixture(autouse=True)
 def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time: what is too late is a matter of other tests."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    """Let a busy machine take its time."""
+    give_time(monkeypatch)
 
 
 def _make_app(folder: Path, url: str) -> HostApp:
@@ -150,7 +147,7 @@ def _race(folder: Path, url: str, steps: int) -> None:
         assert store.audit.fingerprint(fields) == keys[id]
     assert max(Counter(record.provider for record in found.values()).values(), default=0) <= 2
     assert store.audit.verify() == []
-    store.engine.dispose()
+    close(app)
 
 
 def test_eight_processes(postgres_url: str, tmp_path: Path) -> None:
