@@ -18,7 +18,6 @@ from flask_byok.credentials import Secret, Verdict, utcnow
 from flask_byok.errors import (
     ByokError,
     EndpointNotAllowedError,
-    InvalidFieldError,
     KeyRefusedError,
     MalformedApiKeyError,
     MissingCredentialError,
