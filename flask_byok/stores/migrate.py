@@ -148,7 +148,8 @@ def _alone(connection: Connection) -> Iterator[None]:
     if dialect not in MARIADB:
         yield
         return
-    connection.execute(_TAKE)
+    if not connection.execute(_TAKE).scalar():
+        raise TimeoutError("Another worker is making the tables.")
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
@@ -155,6 +155,14 @@ class Transactions:
         return self._limited and _call.limit > LIMIT
 
     def _connect(self, engine: Engine) -> Connection:
+        try:
+            return self._take(engine)
+        except engine.dialect.loaded_dbapi.Error as error:
+            # The server had closed it, as drivers for MariaDB find out when isolation is set;
+            # SQLAlchemy lets that through.
+            raise OperationalError(None, None, error, connection_invalidated=True) from None
+
+    def _take(self, engine: Engine) -> Connection:
         if self._own or not self._limited:
             return engine.connect()
         # The host's pool may be used up, test its connections or make one: all take their time.
@@ -224,18 +232,26 @@ def _engine(url: URL) -> Engine:
         engine = _sqlite_engine(url)
         event.listen(engine, "connect", _prepare_sqlite)
         return engine
-    limits = _libpq_limits(url) if url.drivername in _LIBPQ else {}
     engine = _own_engine(
         url,
         pool_size=POOL_SIZE,
         max_overflow=MAX_OVERFLOW,
         pool_timeout=POOL_TIMEOUT,
-        connect_args=limits,
+        pool_pre_ping=backend in MARIADB,
+        connect_args=_limits(url),
     )
     event.listen(engine, "do_connect", _connect_in_time)
     if backend in MARIADB:
         event.listen(engine, "connect", _prepare_mariadb)
     return engine
+
+
+def _limits(url: URL) -> dict[str, Any]:
+    if url.drivername in _LIBPQ:
+        return _libpq_limits(url)
+    # MariaDB's are not watched; without this they wait for a frozen server without end.
+    waits = url.get_driver_name() in ("pymysql", "mysqldb") and "read_timeout" not in url.query
+    return {"read_timeout": LONG_LIMIT} if waits else {}
 
 
 def _libpq_limits(url: URL) -> dict[str, Any]:
