@@ -172,6 +172,17 @@ def test_versions_are_compared(store: AccountStore) -> None:
     assert store.delete(record.id, [ANN], event_of(), if_version=2) == record
 
 
+def test_slots_are_counted_within_the_transaction(store: AccountStore) -> None:
+    """An owner gets no more slots for a provider than there may be; others and other providers have their own."""
+    store.create(make_record(), event_of(), at_most=2)
+    store.create(make_record(slot="2"), event_of(), at_most=2)
+    with pytest.raises(KeyExistsError):
+        store.create(make_record(slot="3"), event_of(), at_most=2)
+    store.create(make_record(BEN), event_of(), at_most=1)
+    store.create(make_record(provider="groq"), event_of(), at_most=1)
+    assert [record.slot for record in store.find([ANN], ["openai"])] == ["", "2"]
+
+
 def test_foreign_ids_do_not_exist(store: AccountStore) -> None:
     """Somebody else's id is not found, by whatever call, and nothing happens to it."""
     record = store.create(make_record(BEN), event_of())
