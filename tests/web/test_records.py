@@ -92,11 +92,13 @@ def test_a_refused_key_is_not_stored(host: HostApp, ann: Keeper, fake: FakeProvi
 
 
 def test_a_second_key_needs_room(ann: Keeper, fake: FakeProviders) -> None:
-    """An owner has one key for a provider, unless the operator allows more."""
+    """An owner has one key for a provider, unless the operator allows more; no provider is asked first."""
     ann.keep(fake.api_key("openai"))
+    fake.clear_calls()
     body = {"provider": "openai", "api_key": fake.api_key("openai", owner=2)}
     for slot in ({}, {"slot": ""}, {"slot": "other"}):
         assert _code(ann.ask("POST", OWN, {**body, **slot})) == (409, "key_exists")
+    assert fake.calls == []
     ann.keep(fake.api_key("groq"), "groq")
     assert len(ann.records()) == 2
 
