@@ -6,27 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .catalog import Catalog, ProviderSpec
-from .credentials import Credential, CredentialRecord, Secret, Validation
+from .credentials import Credential, Secret, Validation
 from .errors import (
-    InvalidFieldError,
-    KeyRefusedError,
     MalformedApiKeyError,
     OwnerRequiredError,
-    ProviderLockedError,
     SessionRequiredError,
     UnreadableCredentialError,
 )
-from .intake import NewKey, Typed, read_expiry, read_typed
-from .journal import Journal, Subject
-from .keyring import Context, Keyring
+from .intake import NewKey, read_typed
+from .journal import Journal
+from .keyring import Keyring
 from .outbound import Outbound
-from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
+from .own_keys import OwnKeys
+from .owners import Caller, SessionRef, Tier
 from .promotion import Promoter, Promotion
 from .providers import BaseProvider, make_provider
 from .record_writer import Limiter, RecordParts
 from .records import Records
 from .resolver import Resolver
-from .sealing import new_record, session_owner
 from .session_keys import SessionKeys
 from .settings import Settings
 from .status import build_status, storage_sentence
@@ -76,7 +73,6 @@ class Service:
             journal=self.journal,
         )
         self._validate_limit = validate_limit
-        self._set_limit = set_limit
         self._notify = notify
         self.verdicts = Verdicts(settings, sessions, accounts, outbound, self.journal, notify)
         parts = RecordParts(
@@ -91,6 +87,7 @@ class Service:
             notify=notify,
         )
         self.records = Records(parts, accounts)
+        self._own = OwnKeys(parts, sessions, self._keys, accounts)
 
     # get
 
@@ -179,96 +176,16 @@ class Service:
         facts = {"provider": credential.provider, "source": str(credential.source)}
         self._notify("key_used", facts)
 
-    # set
+    # set and clear
 
     def set(
         self, caller: Caller, provider: str, new: NewKey
     ) -> tuple[dict[str, Any], Validation | None]:
-        """Store a key in the caller's session, or account, and return the provider's new status and what a check found.
-
-        What is kept in the account takes the place of the session's own, which would be used before it.
-
-        :raises KeyRefusedError: the check forbids storing; what was there before stays.
-        """
+        """Store a key of the caller's own; see ``OwnKeys``. Return the provider's new status and what a check found."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        tier = self._place(caller, spec, new.persist)
-        session = self._session(caller) if tier is Tier.SESSION else caller.session
-        self._set_limit.check(caller.counted_as)
-        expires_at = read_expiry(new.expires_at, spec, self.settings)
-        typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        validation = self._checked(caller, spec, typed, new)
-        record = new_record(
-            self.keyring,
-            self._context(caller, session, spec, tier),
-            spec,
-            typed.fields,
-            typed.base_url,
-            label=new.label,
-            description=new.description,
-            expires_at=expires_at,
-            validation=validation,
-        )
-        if tier is Tier.USER:
-            self._keep_in_account(caller, record, typed)
-        elif session is not None:
-            self.journal.note(caller, "set", record, typed.fields)
-            self.sessions.write(session, caller.identity, record)
-        self._notify("key_set", {"provider": spec.id, "tier": tier.value, "hint": record.hint})
+        validation = self._own.set(caller, spec, new)
         return self.get_one(caller, spec.id), validation
-
-    def _place(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Tier:
-        """Return the tier that a key is to be stored in, if the caller may."""
-        precedence = self.settings.precedence
-        if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
-            raise InvalidFieldError(
-                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
-            )
-        tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
-        if tier not in precedence or self.resolver.locked_for(caller, spec, tier):
-            raise ProviderLockedError(
-                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
-                provider=spec.id,
-            )
-        if tier is Tier.USER and not caller.authenticated:
-            raise OwnerRequiredError(
-                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
-            )
-        return tier
-
-    def _checked(
-        self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey
-    ) -> Validation | None:
-        try:
-            return self.verdicts.before_set(caller, spec, typed, new.validate)
-        except KeyRefusedError as error:
-            self.journal.note(
-                caller, "set", Subject(spec.id), typed.fields, error.validation.verdict
-            )
-            raise
-
-    def _context(
-        self, caller: Caller, session: SessionRef | None, spec: ProviderSpec, tier: Tier
-    ) -> Context:
-        if tier is Tier.USER or session is None:
-            return Context("account", caller.identity, spec.id)
-        return Context("session", session_owner(session, caller.identity), spec.id)
-
-    def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
-        ended = self._set_aside(caller, record.provider, visitor=False)
-        if self.accounts is not None:
-            event = self.journal.event(caller, "set", typed.fields)
-            self.accounts.put(record, event, ended=ended)
-        if caller.session is not None:
-            self.sessions.clear(caller.session, caller.identity, [record.provider])
-
-    def _set_aside(self, caller: Caller, provider: str, *, visitor: bool) -> list[str]:
-        """Mark what the session has as leaving, where the account can say that it is over."""
-        if caller.session is None or self.accounts is None or not caller.authenticated:
-            return []
-        return self._keys.set_all_aside(caller.session, caller.identity, provider, visitor=visitor)
-
-    # clear
 
     def clear(
         self, caller: Caller, provider: str, tier: str = "all"
@@ -276,31 +193,8 @@ class Service:
         """Delete the caller's own key and return the tiers it was in, and the provider's new status."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
-        if Tier.SESSION in places:
-            ended = self._set_aside(caller, spec.id, visitor=True)
-            self.journal.note(caller, "clear", Subject(spec.id), ended=ended)
-        cleared = [name.value for name in places if self._clear_place(caller, spec, name)]
-        for name in cleared:
-            self._notify("key_cleared", {"provider": spec.id, "tier": name})
+        cleared = self._own.clear(caller, spec, tier)
         return cleared, self.get_one(caller, spec.id)
-
-    def _clear_place(self, caller: Caller, spec: ProviderSpec, tier: Tier) -> bool:
-        """Delete what is there and say whether anything was."""
-        if tier is Tier.USER:
-            if self.accounts is None or not caller.authenticated:
-                return False
-            event = self.journal.event(caller, "clear")
-            return bool(self.accounts.clear(caller.identity, [spec.id], event))
-        if caller.session is None:
-            return False
-        own = self.sessions.clear(caller.session, caller.identity, [spec.id])
-        return bool(self._clear_waiting(caller, [spec.id]) or own)
-
-    def _clear_waiting(self, caller: Caller, providers: Sequence[str]) -> list[str]:
-        if caller.session is None or not caller.authenticated:
-            return []
-        return self.sessions.clear(caller.session, caller.identity, providers, visitor=True)
 
     # validate
 
@@ -376,7 +270,7 @@ class Service:
         if not waiting or self.settings.promote == "ask" or caller.session is None:
             return found
         if self.settings.promote == "never":
-            self._clear_waiting(caller, [spec.id for spec in waiting])
+            self._own.clear_waiting(caller, [spec.id for spec in waiting])
         else:
             self._promote(caller, caller.session, waiting, replace=False, own=False)
         return self.resolver.survey(caller, specs)

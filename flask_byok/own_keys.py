@@ -1,0 +1,167 @@
+"""Set and clear what is a person's own: in their session, or in their account."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .catalog import ProviderSpec
+from .credentials import CredentialRecord, Validation
+from .errors import (
+    InvalidFieldError,
+    KeyRefusedError,
+    OwnerRequiredError,
+    ProviderLockedError,
+    SessionRequiredError,
+)
+from .intake import NewKey, Typed, read_expiry, read_typed
+from .journal import Subject
+from .keyring import Context
+from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
+from .record_writer import RecordParts
+from .sealing import new_record, session_owner
+from .session_keys import SessionKeys
+from .stores.base import SessionStore
+
+if TYPE_CHECKING:
+    from .stores.accounts import AccountStore
+
+
+class OwnKeys:
+    """Changes one person's own keys, whichever of the two stores they are in.
+
+    :param accounts: None where no tier is kept in the database.
+    """
+
+    def __init__(
+        self,
+        parts: RecordParts,
+        sessions: SessionStore,
+        keys: SessionKeys,
+        accounts: AccountStore | None,
+    ) -> None:
+        self._parts = parts
+        self._sessions = sessions
+        self._keys = keys
+        self._accounts = accounts
+
+    # set
+
+    def set(self, caller: Caller, spec: ProviderSpec, new: NewKey) -> Validation | None:
+        """Store a key in the caller's session, or account, and return what a check found.
+
+        What is kept in the account takes the place of the session's own, which would be used before it.
+
+        :raises KeyRefusedError: the check forbids storing; what was there before stays.
+        """
+        parts = self._parts
+        tier = self._place(caller, spec, new.persist)
+        session = caller.session
+        if tier is Tier.SESSION and session is None:
+            raise SessionRequiredError
+        parts.set_limit.check(caller.counted_as)
+        expires_at = read_expiry(new.expires_at, spec, parts.settings)
+        typed = read_typed(spec, new.fields, new.base_url, parts.settings)
+        validation = self._checked(caller, spec, typed, new)
+        record = new_record(
+            parts.keyring,
+            _context(caller, session, spec, tier),
+            spec,
+            typed.fields,
+            typed.base_url,
+            label=new.label,
+            description=new.description,
+            expires_at=expires_at,
+            validation=validation,
+        )
+        if tier is Tier.USER:
+            self._keep_in_account(caller, record, typed)
+        elif session is not None:
+            parts.journal.note(caller, "set", record, typed.fields)
+            self._sessions.write(session, caller.identity, record)
+        parts.notify("key_set", {"provider": spec.id, "tier": tier.value, "hint": record.hint})
+        return validation
+
+    def _place(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Tier:
+        """Return the tier that a key is to be stored in, if the caller may."""
+        precedence = self._parts.settings.precedence
+        if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
+            raise InvalidFieldError(
+                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
+            )
+        tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
+        if tier not in precedence or self._parts.resolver.locked_for(caller, spec, tier):
+            raise ProviderLockedError(
+                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
+                provider=spec.id,
+            )
+        if tier is Tier.USER and not caller.authenticated:
+            raise OwnerRequiredError(
+                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
+            )
+        return tier
+
+    def _checked(
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey
+    ) -> Validation | None:
+        try:
+            return self._parts.verdicts.before_set(caller, spec, typed, new.validate)
+        except KeyRefusedError as error:
+            self._parts.journal.note(
+                caller, "set", Subject(spec.id), typed.fields, error.validation.verdict
+            )
+            raise
+
+    def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
+        ended = self._set_aside(caller, record.provider, visitor=False)
+        if self._accounts is not None:
+            event = self._parts.journal.event(caller, "set", typed.fields)
+            self._accounts.put(record, event, ended=ended)
+        if caller.session is not None:
+            self._sessions.clear(caller.session, caller.identity, [record.provider])
+
+    def _set_aside(self, caller: Caller, provider: str, *, visitor: bool) -> list[str]:
+        """Mark what the session has as leaving, where the account can say that it is over."""
+        if caller.session is None or self._accounts is None or not caller.authenticated:
+            return []
+        return self._keys.set_all_aside(caller.session, caller.identity, provider, visitor=visitor)
+
+    # clear
+
+    def clear(self, caller: Caller, spec: ProviderSpec, tier: str) -> list[str]:
+        """Delete the caller's own key and return the tiers it was in.
+
+        :param tier: ``session``, ``user`` or ``all``.
+        """
+        places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
+        if Tier.SESSION in places:
+            ended = self._set_aside(caller, spec.id, visitor=True)
+            self._parts.journal.note(caller, "clear", Subject(spec.id), ended=ended)
+        cleared = [name.value for name in places if self._clear_place(caller, spec, name)]
+        for name in cleared:
+            self._parts.notify("key_cleared", {"provider": spec.id, "tier": name})
+        return cleared
+
+    def clear_waiting(self, caller: Caller, providers: Sequence[str]) -> list[str]:
+        """Delete what a visitor left before this caller signed in."""
+        if caller.session is None or not caller.authenticated:
+            return []
+        return self._sessions.clear(caller.session, caller.identity, providers, visitor=True)
+
+    def _clear_place(self, caller: Caller, spec: ProviderSpec, tier: Tier) -> bool:
+        """Delete what is there and say whether anything was."""
+        if tier is Tier.USER:
+            if self._accounts is None or not caller.authenticated:
+                return False
+            event = self._parts.journal.event(caller, "clear")
+            return bool(self._accounts.clear(caller.identity, [spec.id], event))
+        if caller.session is None:
+            return False
+        own = self._sessions.clear(caller.session, caller.identity, [spec.id])
+        return bool(self.clear_waiting(caller, [spec.id]) or own)
+
+
+def _context(caller: Caller, session: SessionRef | None, spec: ProviderSpec, tier: Tier) -> Context:
+    if tier is Tier.USER or session is None:
+        return Context("account", caller.identity, spec.id)
+    return Context("session", session_owner(session, caller.identity), spec.id)
