@@ -10,7 +10,7 @@ import click
 from ..credentials import isoformat
 from .common import Commands, printable, require_accounts
 from .progress import steps
-from .typed import moment, owner_word
+from .typed import WholeNumber, moment, owner_word
 
 if TYPE_CHECKING:
     from ..stores.audit import AuditEntry
@@ -36,7 +36,7 @@ audit = Commands("audit", help="Read the audit log, and verify it.")
 @click.option(
     "--owner", callback=owner_word, help="Only this owner's: user:<id>, team:<id> or system."
 )
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--limit", type=WholeNumber(1, 1_000_000), default=50, show_default=True)
 @click.option(
     "--before", callback=moment, metavar="TIME", help="Only what is older (ISO 8601, UTC)."
 )

@@ -17,6 +17,7 @@ from ..settings import source_of
 from ..web.safety import unsafe_choices, unsafe_settings
 from ..web.state import ByokState, get_state
 from .database import migrations
+from .typed import QuietCommand
 from .values import shown_settings
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class _Report:
         yield from (f"note: {sentence}" for sentence in self.notes)
 
 
-@click.command("check")
+@click.command("check", cls=QuietCommand)
 @with_appcontext
 def check() -> None:
     """Show every setting, where it comes from, and what is unsafe; exits with 1 if anything is.

@@ -9,6 +9,7 @@ from flask.cli import AppGroup
 
 from ..errors import ByokError, StoreError
 from ..web.state import ByokState, get_state
+from .typed import NEVER_AN_ARGUMENT, QuietCommand
 
 if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
@@ -19,6 +20,15 @@ _AWAY = "The database or Redis does not answer, or refuses. Run this again once 
 
 class Commands(AppGroup):
     """Ends every command that fails with a sentence and status 1, instead of a traceback."""
+
+    command_class = QuietCommand
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read what stands before the command's name; an option that there is not may be a key."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption:
+            raise click.UsageError(NEVER_AN_ARGUMENT, ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""

@@ -8,11 +8,11 @@ from types import ModuleType
 from typing import Any
 
 import click
-from flask.cli import AppGroup
 
 from ..web.state import get_state
+from .common import Commands
 
-database = AppGroup("db", help="Make and upgrade the tables.")
+database = Commands("db", help="Make and upgrade the tables.")
 
 
 @database.command("upgrade")

@@ -15,6 +15,7 @@ from ..signals import key_expiring
 from ..stores.base import AuditEvent
 from .common import require_accounts
 from .progress import steps
+from .typed import QuietCommand, WholeNumber
 
 if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 _TOLD = {True: " and were signalled", False: "; nothing listens to key_expiring"}
 
 
-@click.command("purge-expired")
+@click.command("purge-expired", cls=QuietCommand)
 @click.option(
     "--days",
-    type=click.IntRange(0, 36500),
+    type=WholeNumber(0, 36500),
     default=0,
     show_default=True,
     help="Keep what expired within so many days.",

@@ -15,13 +15,13 @@ from ..stores.base import AuditEvent
 from ..web.state import ByokState
 from .common import require_accounts
 from .progress import steps
-from .typed import word
+from .typed import QuietCommand, word
 
 if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
 
 
-@click.command("rotate")
+@click.command("rotate", cls=QuietCommand)
 @click.option(
     "--retire",
     metavar="KEY_ID",

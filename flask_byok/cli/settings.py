@@ -8,15 +8,16 @@ from flask.cli import with_appcontext
 from ..keyring import generate_encryption_key
 from ..owners import Caller
 from ..web.state import get_state
+from .typed import QuietCommand
 
 
-@click.command("generate-key")
+@click.command("generate-key", cls=QuietCommand)
 def generate_key() -> None:
     """Print a new encryption key for BYOK_ENCRYPTION_KEY."""
     click.echo(generate_encryption_key())
 
 
-@click.command("providers")
+@click.command("providers", cls=QuietCommand)
 @with_appcontext
 def providers() -> None:
     """List the providers that are on, and where the operator's key for each comes from."""

@@ -19,7 +19,8 @@ from ..web.state import ByokState
 #: Longest input that is read for a key or a passphrase, in bytes.
 MAX_INPUT = 64 * 1024
 
-_NEVER_AN_ARGUMENT = (
+#: What somebody is told whose arguments are not what a command has.
+NEVER_AN_ARGUMENT = (
     "There are arguments or options here that this command does not have. A key is never given as an argument, "
     "since arguments show in lists of processes and in the shell's history: leave it out, and it is asked for. If "
     "this was one, put a new one in its place at the provider."
@@ -36,8 +37,20 @@ class QuietCommand(click.Command):
         """Read the arguments, and refuse those that there are not."""
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
-            raise click.UsageError(_NEVER_AN_ARGUMENT, ctx)
+            raise click.UsageError(NEVER_AN_ARGUMENT, ctx)
         return rest
+
+
+class WholeNumber(click.IntRange):
+    """A whole number; what was typed instead of one is not repeated."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        try:
+            return int(super().convert(value, param, ctx))
+        except click.BadParameter:
+            message = f"use a whole number from {self.min} to {self.max}."
+            raise click.BadParameter(message, ctx, param) from None
 
 
 def word(pattern: str, expected: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
