@@ -13,6 +13,7 @@ import redis
 from flask_byok.testing import FakeProviders
 from tests import services
 from tests.app import Browser, HostApp, browser, make_app
+from tests.patience import give_time
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -71,8 +72,9 @@ def postgres_server_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server_url: str) -> Iterator[str]:
-    """Name an empty database on PostgreSQL, for SQLAlchemy with psycopg."""
+def postgres_url(postgres_server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name an empty database on PostgreSQL, for SQLAlchemy with psycopg; calls of it may take their time."""
+    give_time(monkeypatch)
     url = services.create_database(postgres_server_url)
     yield url
     services.drop_database(url, postgres_server_url)

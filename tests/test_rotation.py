@@ -12,10 +12,10 @@ from flask_byok import rotation
 from flask_byok.errors import ConfigurationError
 from flask_byok.keyring import Keyring
 from flask_byok.rotation import Progress, key_ids_without_key, rotate
-from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.tables import credentials
+from tests.patience import give_time
 from tests.stores.account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
 
 NEW = Keyring("11" * 32, ["00" * 32])
@@ -26,7 +26,7 @@ EVENT = AuditEvent("cli", "rotate")
 @pytest.fixture(autouse=True)
 def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a busy machine take its time: what is too late is a matter of other tests."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
+    give_time(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

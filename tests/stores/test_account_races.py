@@ -20,9 +20,9 @@ from sqlalchemy import Engine, event
 from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
 from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from flask_byok.keyring import Context, Keyring
-from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent
+from tests.patience import give_time
 
 from .account_kinds import ANN, KEYRING, event_of, make_record, open_key
 
@@ -33,9 +33,7 @@ NEW_KEYRING = Keyring("11" * 32, ["00" * 32])
 @pytest.fixture(autouse=True)
 def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a busy machine take its time: what is too late is a matter of other tests."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    give_time(monkeypatch)
 
 
 def fork(function: Callable[[], object]) -> int:

@@ -19,12 +19,12 @@ from sqlalchemy import Connection, Engine, event, select, text
 
 from flask_byok.credentials import CredentialRecord, isoformat, utcnow
 from flask_byok.errors import StoreError
-from flask_byok.stores import sql_engine
 from flask_byok.stores import usage as module
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit_chain import from_milliseconds
 from flask_byok.stores.tables import credentials, usage
 from flask_byok.usage import Outcome, UsageRecorder, Use
+from tests.patience import give_time
 from tests.services import PostgresServer, wait_until
 
 from .account_kinds import ANN, BEN, KEYRING, SYSTEM, TEAM, count_statements, event_of, make_record
@@ -34,19 +34,12 @@ TODAY = utcnow().date().isoformat()
 AT = 1_700_000_000_000
 
 
-def _give_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time: what is too late is a matter of other tests."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
-
-
 @pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
 def store(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[AccountStore]:
     """Make a store on each kind of database; the last one gets the statements that any would."""
-    _give_time(monkeypatch)
+    give_time(monkeypatch)
     kind = request.param
     if kind == "other":
         monkeypatch.setattr(module, "_UPSERT", {})
@@ -59,7 +52,7 @@ def store(
 @pytest.fixture
 def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Name a database that has its tables and a key of Ann's."""
-    _give_time(monkeypatch)
+    give_time(monkeypatch)
     store = AccountStore(database_url, KEYRING)
     store.create(make_record(), event_of())
     store.engine.dispose()
@@ -202,7 +195,7 @@ def test_statistics_read_by_index(
     database_url: str, owners: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 20,000 other owners no table is read from end to end."""
-    _give_time(monkeypatch)
+    give_time(monkeypatch)
     store = AccountStore(database_url, KEYRING)
     key = store.create(make_record(), event_of())
     store.usage.add(use_of(key))
@@ -231,7 +224,7 @@ def test_statistics_read_by_index(
 
 def test_no_row_is_waited_for_twice(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Writers of the same rows in any order do not deadlock: each holds one count, then one key."""
-    _give_time(monkeypatch)
+    give_time(monkeypatch)
     store = AccountStore(postgres_url, KEYRING)
     keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(4)]
 
