@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from .catalog import Field, ProviderSpec
 from .credentials import Secret, clean_api_key, utcnow
@@ -13,6 +15,9 @@ from .outbound import Endpoint, check_personal_base_url, endpoint_for
 from .settings import Settings, ValidateOnSet
 
 _LONGEST_PLAIN = 500
+_LONGEST_NOTES = {"label": 100, "description": 500}
+# Shorter words that begin as keys do ("sk-learn") are words.
+_SHORTEST_REAL_KEY = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +125,27 @@ def read_replacement(
     return read_typed(spec, {**kept, **given}, own, settings), True
 
 
+def clean_note(
+    value: str | None,
+    name: Literal["label", "description"],
+    fields: Mapping[str, Secret],
+    specs: Iterable[ProviderSpec],
+) -> str | None:
+    """Return a text that is kept beside a key and shown, None where it is blank.
+
+    :param fields: the key, which may not be in it.
+    :param specs: whose keys may not be in it either, as far as they show by their beginnings.
+    :raises InvalidFieldError: it is too long, has control characters, or seems to hold a key.
+    """
+    text, longest = (value or "").strip(), _LONGEST_NOTES[name]
+    if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
+        raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
+    typed = (secret for field, secret in fields.items() if field != "base_url")
+    if _looks_like_key(text, specs) or any(_is_within(secret, text) for secret in typed):
+        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
+    return text or None
+
+
 def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings) -> datetime | None:
     """Return when the key expires: as wanted, but no later than ``BYOK_MAX_KEY_LIFETIME`` from now.
 
@@ -127,14 +153,24 @@ def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings)
     """
     now = utcnow()
     if wanted is not None:
-        wanted = _in_utc(wanted, spec)
+        wanted = in_utc(wanted, spec)
     if wanted is not None and wanted <= now:
         raise InvalidFieldError("expires_at is in the past.", provider=spec.id)
-    latest = None if settings.max_key_lifetime is None else now + settings.max_key_lifetime
+    return cut_short(wanted, settings)
+
+
+def cut_short(wanted: datetime | None, settings: Settings) -> datetime | None:
+    """Return when a key expires that is saved now: as wanted, but no later than the operator allows."""
+    lifetime = settings.max_key_lifetime
+    latest = None if lifetime is None else utcnow() + lifetime
     return min((moment for moment in (wanted, latest) if moment is not None), default=None)
 
 
-def _in_utc(wanted: datetime, spec: ProviderSpec) -> datetime:
+def in_utc(wanted: datetime, spec: ProviderSpec) -> datetime:
+    """Return when a key expires in UTC.
+
+    :raises InvalidFieldError: the time has no zone, or there is no such year there.
+    """
     if wanted.tzinfo is None:
         raise InvalidFieldError(
             "expires_at needs a time zone, such as a Z at its end.", provider=spec.id
@@ -143,6 +179,22 @@ def _in_utc(wanted: datetime, spec: ProviderSpec) -> datetime:
         return wanted.astimezone(UTC)
     except OverflowError:
         raise InvalidFieldError("expires_at is too far away.", provider=spec.id) from None
+
+
+def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:
+    """Say whether a known beginning of a key stands anywhere but within a word, with enough after it."""
+    known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
+    beginning = "|".join(map(re.escape, known))
+    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{beginning})[\w.-]*", text) if known else ()
+    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
+
+
+def _is_within(secret: Secret, text: str) -> bool:
+    """Say whether a text holds a typed key as it would be kept; what cannot be a key is not kept."""
+    try:
+        return clean_api_key(secret.reveal()) in text
+    except MalformedApiKeyError:
+        return False
 
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from flask import request
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
-from ..credentials import Secret, clean_api_key
-from ..errors import InvalidFieldError, MalformedApiKeyError
+from .. import intake
+from ..credentials import Secret
+from ..errors import InvalidFieldError
 from .state import get_state
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
-
-# Shorter words that begin as keys do ("sk-learn") are words.
-_SHORTEST_REAL_KEY = 20
 
 
 def read_body(model: type[_Body]) -> _Body:
@@ -51,34 +48,7 @@ def typed_fields(
 
 
 def clean_note(
-    value: str | None, name: str, longest: int, fields: Mapping[str, Secret]
+    value: str | None, name: Literal["label", "description"], fields: Mapping[str, Secret]
 ) -> str | None:
-    """Return a text that is kept beside the key and shown."""
-    text = (value or "").strip()
-    if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
-        raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
-    if _holds_key(text, fields):
-        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
-    return text or None
-
-
-def _holds_key(text: str, fields: Mapping[str, Secret]) -> bool:
-    typed = (secret for name, secret in fields.items() if name != "base_url")
-    return _looks_like_key(text) or any(_is_within(secret, text) for secret in typed)
-
-
-def _looks_like_key(text: str) -> bool:
-    """Say whether a known beginning of a key stands anywhere but within a word, with enough after it."""
-    specs = get_state().service.catalog
-    known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
-    beginning = "|".join(map(re.escape, known))
-    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{beginning})[\w.-]*", text) if known else ()
-    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
-
-
-def _is_within(secret: Secret, text: str) -> bool:
-    """Say whether a text holds a typed key as it would be kept; what cannot be a key is not kept."""
-    try:
-        return clean_api_key(secret.reveal()) in text
-    except MalformedApiKeyError:
-        return False
+    """Return a text that is kept beside the key and shown, with no key in it of any provider here."""
+    return intake.clean_note(value, name, fields, get_state().service.catalog)

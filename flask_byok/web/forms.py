@@ -94,7 +94,7 @@ def _notes(typed: Mapping[str, Secret]) -> Changes:
         expires_at = end_of_day(day) if day else None
     except ValueError:
         raise InvalidFieldError("The field 'expires_at' is no date.") from None
-    label = clean_note(request.form.get("label"), "label", 100, typed)
+    label = clean_note(request.form.get("label"), "label", typed)
     return {"label": label, "expires_at": expires_at}
 
 

@@ -161,8 +161,8 @@ def _create(shelf: Shelf, owner: str, body: _NewBody) -> Response:
     new = NewKey(
         fields=fields,
         base_url=body.base_url,
-        label=clean_note(body.label, "label", 100, fields),
-        description=clean_note(body.description, "description", 500, fields),
+        label=clean_note(body.label, "label", fields),
+        description=clean_note(body.description, "description", fields),
         expires_at=body.expires_at,
         validate=body.validate,
     )
@@ -187,9 +187,9 @@ def _change(shelf: Shelf, id: str) -> Response:
 def _changes(body: _ChangeBody, fields: Mapping[str, Secret]) -> Changes:
     changes: Changes = {}
     if body.label is not UNSET:
-        changes["label"] = clean_note(body.label, "label", 100, fields)
+        changes["label"] = clean_note(body.label, "label", fields)
     if body.description is not UNSET:
-        changes["description"] = clean_note(body.description, "description", 500, fields)
+        changes["description"] = clean_note(body.description, "description", fields)
     if body.active is not UNSET:
         changes["active"] = body.active
     if body.expires_at is not UNSET:
