@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from .catalog import Catalog
-from .credentials import CredentialRecord, Secret
-from .errors import ByokError, KeyExistsError, StoreError
-from .intake import read_typed
+from .credentials import CredentialRecord, Secret, utcnow
+from .errors import ByokError, InvalidFieldError, KeyExistsError, KeyRefusedError, StoreError
+from .intake import Typed, clean_note, cut_short, in_utc, read_typed
 from .keyring import Context, Keyring
+from .probes import refuse_admin_key
 from .sealing import new_record
 from .settings import Settings
 from .stores.base import AuditEvent
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 #: How often an import tries to write a key, and seconds between: of many keys, one is slow.
 TRIES, PAUSE = 5, 1.0
+
+_NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
 
 
 @dataclass(slots=True)
@@ -73,6 +77,8 @@ class Importer:
         self._settings = settings
         self._replace = replace
         self._dry_run = dry_run
+        # What a dry run would have added, by owner and provider.
+        self._planned: Counter[tuple[str, str]] = Counter()
 
     def run(self, keys: Iterable[MovedKey], progress: Callable[[int], object] = int) -> Imported:
         """Take in all these keys, and return what became of them.
@@ -81,7 +87,7 @@ class Importer:
         """
         if not self._dry_run:
             self._accounts.audit.note("system", AuditEvent("cli", "import"))
-        waiting = iter(keys)
+        waiting = self._cleaned(keys)
         while batch := list(islice(waiting, PAGE)):
             present = self._present(batch)
             for key in batch:
@@ -106,25 +112,41 @@ class Importer:
                     present |= self._present([key])
         self._take(key, present)
 
+    def _cleaned(self, keys: Iterable[MovedKey]) -> Iterator[MovedKey]:
+        """Yield the keys that this app can take, and count the others."""
+        for key in keys:
+            try:
+                yield self._clean(key)
+            except ByokError as error:
+                self.result.left_out[key.provider, str(error)] += 1
+
     def _take(self, key: MovedKey, present: dict[Place, MovedKey | None]) -> None:
-        try:
-            key = self._clean(key)
-        except ByokError as error:
-            self.result.left_out[key.provider, str(error)] += 1
-            return
-        if _same(present.get(key.place), key):
+        if self._is_same(present.get(key.place), key):
             self.result.unchanged += 1
-        elif key.place in present and not self._replace:
-            self.result.kept += 1
-        elif self._write(key):
-            self._count(replaced=key.place in present)
+        elif key.place in present:
+            self._take_over(key)
+        elif not self._has_room(key, present):
+            most = self._settings.keys_per_provider
+            self.result.left_out[key.provider, _NO_ROOM.format(most)] += 1
+        elif self._add(key):
             present[key.place] = key
 
-    def _count(self, *, replaced: bool) -> None:
-        if replaced:
-            self.result.replaced += 1
-        else:
-            self.result.added += 1
+    def _is_same(self, stored: MovedKey | None, key: MovedKey) -> bool:
+        """Compare all but when they were saved.
+
+        One that an earlier run cut short, as the longest lifetime asks, is the same as long as it serves.
+        """
+        if stored is None:
+            return False
+        ends, wanted = stored.expires_at, key.expires_at
+        if self._settings.max_key_lifetime and ends and wanted and utcnow() < ends < wanted:
+            wanted = ends
+        return stored == dataclasses.replace(key, created_at=stored.created_at, expires_at=wanted)
+
+    def _has_room(self, key: MovedKey, present: Iterable[Place]) -> bool:
+        owner_and_provider = key.place[:2]
+        taken = sum(place[:2] == owner_and_provider for place in present)
+        return taken + self._planned[owner_and_provider] < self._settings.keys_per_provider
 
     def _clean(self, key: MovedKey) -> MovedKey:
         """Return a key as it would be, had it been typed here.
@@ -132,27 +154,56 @@ class Importer:
         :raises ByokError: this app cannot take it.
         """
         spec = self._catalog.get(key.provider)
-        fields = {name: Secret(value) for name, value in key.fields.items()}
-        typed = read_typed(spec, fields, key.base_url, self._settings)
+        if re.search(r"[\x00-\x1f\x7f]", key.owner):
+            raise InvalidFieldError("The owner's id has characters that cannot be printed.")
+        typed = read_typed(spec, _secrets(key), key.base_url, self._settings)
+        refused = refuse_admin_key(spec, typed.revealed())
+        if refused is not None:
+            raise KeyRefusedError(refused, provider=spec.id)
+        ends = None if key.expires_at is None else in_utc(key.expires_at, "expires_at", spec)
         return dataclasses.replace(
-            key, provider=spec.id, fields=typed.revealed(), base_url=typed.base_url
+            key,
+            provider=spec.id,
+            fields=typed.revealed(),
+            base_url=typed.base_url,
+            label=self._note(key.label, "label", typed),
+            description=self._note(key.description, "description", typed),
+            expires_at=cut_short(ends, self._settings),
+            created_at=in_utc(key.created_at, "created_at", spec),
         )
 
-    def _write(self, key: MovedKey) -> bool:
-        """Store a key; False where somebody saved one in its place meanwhile, which stays."""
+    def _note(
+        self, text: str | None, name: Literal["label", "description"], typed: Typed
+    ) -> str | None:
+        return clean_note(text, name, typed.fields, self._catalog)
+
+    def _take_over(self, key: MovedKey) -> None:
+        """Put a key in the place of a different one, if so asked."""
+        if not self._replace:
+            self.result.kept += 1
+            return
+        if not self._dry_run:
+            self._accounts.put(*self._record_and_event(key))
+        self.result.replaced += 1
+
+    def _add(self, key: MovedKey) -> bool:
+        """Store a new key, and say so; where somebody saved one meanwhile that one stays."""
         if self._dry_run:
-            return True
-        fields = {name: Secret(value) for name, value in key.fields.items()}
-        event = AuditEvent("cli", "import", fingerprint=self._accounts.audit.fingerprint(fields))
-        write = self._accounts.put if self._replace else self._accounts.create
+            self._planned[key.place[:2]] += 1
+            self.result.added += 1
+            return False
+        most = self._settings.keys_per_provider
         try:
-            write(self._record(key, fields), event)
+            self._accounts.create(*self._record_and_event(key), at_most=most)
         except KeyExistsError:
             self.result.kept += 1
             return False
+        self.result.added += 1
         return True
 
-    def _record(self, key: MovedKey, fields: dict[str, Secret]) -> CredentialRecord:
+    def _record_and_event(self, key: MovedKey) -> tuple[CredentialRecord, AuditEvent]:
+        fields = _secrets(key)
+        fingerprint = self._accounts.audit.fingerprint(fields)
         record = new_record(
             self._keyring,
             Context("account", *key.place),
@@ -163,9 +214,9 @@ class Importer:
             description=key.description,
             expires_at=key.expires_at,
         )
-        return dataclasses.replace(record, active=key.active, created_at=key.created_at)
+        record = dataclasses.replace(record, active=key.active, created_at=key.created_at)
+        return record, AuditEvent("cli", "import", fingerprint=fingerprint)
 
 
-def _same(one: MovedKey | None, other: MovedKey) -> bool:
-    """Compare all but when they were saved."""
-    return one is not None and dataclasses.replace(one, created_at=other.created_at) == other
+def _secrets(key: MovedKey) -> dict[str, Secret]:
+    return {name: Secret(value) for name, value in key.fields.items()}

@@ -153,7 +153,7 @@ def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings)
     """
     now = utcnow()
     if wanted is not None:
-        wanted = in_utc(wanted, spec)
+        wanted = in_utc(wanted, "expires_at", spec)
     if wanted is not None and wanted <= now:
         raise InvalidFieldError("expires_at is in the past.", provider=spec.id)
     return cut_short(wanted, settings)
@@ -166,19 +166,20 @@ def cut_short(wanted: datetime | None, settings: Settings) -> datetime | None:
     return min((moment for moment in (wanted, latest) if moment is not None), default=None)
 
 
-def in_utc(wanted: datetime, spec: ProviderSpec) -> datetime:
-    """Return when a key expires in UTC.
+def in_utc(moment: datetime, name: str, spec: ProviderSpec) -> datetime:
+    """Return a time in UTC, in whole milliseconds, as it is stored.
 
-    :raises InvalidFieldError: the time has no zone, or there is no such year there.
+    :raises InvalidFieldError: it has no zone, or there is no such time in UTC.
     """
-    if wanted.tzinfo is None:
+    if moment.tzinfo is None:
         raise InvalidFieldError(
-            "expires_at needs a time zone, such as a Z at its end.", provider=spec.id
+            f"{name} needs a time zone, such as a Z at its end.", provider=spec.id
         )
     try:
-        return wanted.astimezone(UTC)
+        there = moment.astimezone(UTC)
     except OverflowError:
-        raise InvalidFieldError("expires_at is too far away.", provider=spec.id) from None
+        raise InvalidFieldError(f"{name} is too far away.", provider=spec.id) from None
+    return there.replace(microsecond=there.microsecond // 1000 * 1000)
 
 
 def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:

@@ -27,9 +27,10 @@ from .errors import ByokError
 CHUNK = 64 * 1024
 #: OWASP's Password Storage Cheat Sheet asks for at least n=2**17, r=8, p=1: 128 MiB for each guess.
 COST = (2**17, 8, 1)
-#: Most memory that a file may make us use, in bytes (scrypt takes 128 * n * r), and most rounds.
+#: Most memory that a file may make us use, in bytes: scrypt takes 128 * r * (n + p) of its numbers.
 MOST_MEMORY = 256 * 1024 * 1024
-MOST_ROUNDS = 4
+#: Most r and p that a file may have.
+MOST_BLOCKS, MOST_ROUNDS = 32, 4
 
 _TAG_BYTES = 16
 _SALT_BYTES = 16
@@ -39,6 +40,10 @@ _LONGEST_HEADER = 512
 _NOT_OURS = "This is not a file that 'flask byok export' has written."
 _FIRST = "The passphrase is wrong, or the file was altered or cut off."
 _LATER = "The file was altered or cut off."
+_TOO_MUCH = (
+    "Opening this file would take more memory or time than is allowed, or than there is: 'flask byok "
+    "export' writes no such file."
+)
 
 
 class SealedFileError(ByokError):
@@ -107,7 +112,11 @@ class SealedReader:
     def __init__(self, file: BinaryIO, passphrase: str) -> None:
         self._file = file
         self._first_line = file.readline(_LONGEST_HEADER)
-        self._aead = _read_header(self._first_line).aead(passphrase)
+        header = _read_header(self._first_line)
+        try:
+            self._aead = header.aead(passphrase)
+        except (MemoryError, ValueError):  # too little memory, or numbers that do not go together
+            raise SealedFileError(_TOO_MUCH) from None
 
     def __iter__(self) -> Iterator[bytes]:
         self._file.seek(len(self._first_line))
@@ -136,9 +145,7 @@ def _read_header(line: bytes) -> _Header:
         header = msgspec.json.decode(line, type=_Header)
     except ValueError:
         raise SealedFileError(_NOT_OURS) from None
-    if 128 * header.n * header.r > MOST_MEMORY or header.p > MOST_ROUNDS or header.n & header.n - 1:
-        raise SealedFileError(
-            "Opening this file would take more memory or time than is allowed: 'flask byok export' "
-            "has not written it so."
-        )
+    memory = 128 * header.r * header.n
+    if memory > MOST_MEMORY or header.r > MOST_BLOCKS or header.p > MOST_ROUNDS:
+        raise SealedFileError(_TOO_MUCH)
     return header

@@ -22,12 +22,16 @@ from .stores.base import AuditEvent
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
 
+_NO_KEY = "The file holds something that is not a key: was it made by a later version?"
+
 #: Keys that are read from the database at a time.
 PAGE = 200
+#: Bytes that a key's line may have. The longest that there can be have some 20,000.
+LONGEST_LINE = 256 * 1024
 
 #: ``system``, ``user:<id>`` or ``team:<id>``.
-OwnerName = Annotated[str, msgspec.Meta(pattern="^(system|(user|team):.+)$", max_length=255)]
-SlotName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{0,40}$")]
+OwnerName = Annotated[str, msgspec.Meta(pattern=r"(?s)^(system|(user|team):.+)\Z", max_length=255)]
+SlotName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{0,40}\Z")]
 
 #: An owner, a provider and a slot: no two records have the same.
 Place = tuple[str, str, str]
@@ -96,9 +100,7 @@ def read_keys(sealed: SealedReader) -> Iterator[MovedKey]:
         try:
             yield decoder.decode(line)
         except ValueError:  # its text could show what was in the line
-            raise SealedFileError(
-                "The file holds something that is not a key: was it made by a later version?"
-            ) from None
+            raise SealedFileError(_NO_KEY) from None
 
 
 def _pages(accounts: AccountStore, owner: str | None) -> Iterator[list[CredentialRecord]]:
@@ -149,5 +151,7 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
+        if len(rest) > LONGEST_LINE:
+            raise SealedFileError(_NO_KEY)
     if rest:
         yield rest

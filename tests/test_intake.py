@@ -177,6 +177,7 @@ def test_expiry_under_a_cap(wanted: timedelta | None) -> None:
     ("wanted", "message"),
     [
         (datetime(2020, 1, 1, tzinfo=UTC), "in the past"),
+        (datetime.fromisoformat("9999-12-31T23:59:59-14:00"), "too far away"),
         (datetime(2999, 1, 1), "time zone"),  # noqa: DTZ001  (what is refused)
     ],
 )

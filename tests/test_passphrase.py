@@ -138,8 +138,9 @@ def test_first_line_is_sealed_too() -> None:
         {"n": 2**19},
         {"n": 2**40},
         {"n": 2, "r": 2**25},
+        {"n": 2, "r": 2**20, "p": 4},
+        {"n": 2, "r": 33},
         {"p": 5},
-        {"n": 1000},
     ],
 )
 def test_hostile_cost(changes: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +149,14 @@ def test_hostile_cost(changes: dict[str, int], monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr(passphrase, "Scrypt")
     with pytest.raises(SealedFileError, match="more memory or time"):
         SealedReader(io.BytesIO(header_with(content, **changes)), WORDS)
+
+
+@pytest.mark.usefixtures("_cheap")
+@pytest.mark.parametrize("changes", [{"n": 1000}, {"n": 2**16, "r": 1}, {"n": 2**17, "r": 1}])
+def test_cost_that_cannot_be(changes: dict[str, int]) -> None:
+    """Numbers that scrypt does not take are one of our errors."""
+    with pytest.raises(SealedFileError, match="more memory or time"):
+        SealedReader(io.BytesIO(header_with(sealed(b"text"), **changes)), WORDS)
 
 
 @pytest.mark.parametrize(

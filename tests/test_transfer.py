@@ -29,7 +29,7 @@ from flask_byok.transfer import Exported, MovedKey, export_keys, read_keys
 
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"
-CATALOG, SETTINGS = Catalog(), Settings()
+CATALOG, SETTINGS = Catalog(), Settings(keys_per_provider=50)
 
 
 class Place:
@@ -133,7 +133,7 @@ def test_facts_move(old: Place, new: Place) -> None:
     began = utcnow() - timedelta(days=100)
     own = "https://llm.example.com/v1"
     old.save(ANN, "custom", "custom-key-1234567", base_url=own, expires_at=ends, created_at=began)
-    settings = Settings(allow_custom_providers=True)
+    settings = Settings(allow_custom_providers=True, keys_per_provider=2)
     assert new.take(old.export()[1], settings=settings).added == 5
     record = new.accounts.find([ANN], ["custom"])[0]
     assert (record.expires_at, record.created_at) == (ends, began)
@@ -261,13 +261,15 @@ def test_a_database_that_is_slow_once(
     """A key whose writing was not acknowledged, though it may be done, is looked up and tried again."""
     create, faults = new.accounts.create, [1, 1]
 
-    def slow(record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+    def slow(
+        record: CredentialRecord, event: AuditEvent, *, at_most: int | None
+    ) -> CredentialRecord:
         if faults:
             faults.pop()
             if done:
-                create(record, event)
+                create(record, event, at_most=at_most)
             raise StoreError
-        return create(record, event)
+        return create(record, event, at_most=at_most)
 
     monkeypatch.setattr(importer, "PAUSE", 0)
     monkeypatch.setattr(new.accounts, "create", slow)
@@ -279,7 +281,7 @@ def test_a_database_that_is_slow_once(
 def test_a_database_that_is_away(old: Place, new: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that stays away ends the import."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise StoreError
 
     monkeypatch.setattr(importer, "PAUSE", 0)
@@ -320,6 +322,7 @@ def test_what_the_app_cannot_take(old: Place, new: Place) -> None:
         {"owner": "systemd"},
         {"slot": "a b"},
         {"slot": "x" * 41},
+        {"slot": "a\n"},
         {"created_at": "yesterday"},
         {"expires_at": "2030-01-01T00:00:00"},
         {"fields": {"api_key": 5}},
@@ -338,6 +341,115 @@ def test_file_that_holds_something_else(changes: dict[str, Any]) -> None:
     with pytest.raises(SealedFileError, match="something that is not a key") as caught:
         list(moved(file.getvalue()))
     assert "1234567890" not in str(caught.value)
+
+
+def file_with(*lines: dict[str, Any]) -> bytes:
+    """Seal a file with these keys, of which only what is given is odd."""
+    now = utcnow()
+    key = MovedKey(ANN, "openai", "", {"api_key": "sk-1-anns"}, None, None, None, True, None, now)
+    file = io.BytesIO()
+    sealed = SealedWriter(file, WORDS)
+    for changes in lines:
+        sealed.write(msgspec.json.encode(msgspec.to_builtins(key) | changes) + b"\n")
+    sealed.close()
+    return file.getvalue()
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def place(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[Place]:
+    """Make an empty database."""
+    place = Place(request.getfixturevalue(request.param), "aa" * 32)
+    yield place
+    place.accounts.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"label": "a\0b"}, "The field 'label' has up to 100 printable characters."),
+        ({"description": "x" * 501}, "The field 'description' has up to 500"),
+        ({"label": "it is sk-1-anns"}, "The field 'label' seems to hold an API key"),
+        ({"owner": "user:a\0b"}, "The owner's id has characters that cannot be printed."),
+        ({"owner": "user:a\n"}, "The owner's id has characters that cannot be printed."),
+        ({"expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at is too far away."),
+        ({"created_at": "0001-01-01T00:00:00+14:00"}, "created_at is too far away."),
+        ({"fields": {"api_key": "sk-admin-CANARY-0001"}}, "admin key"),
+    ],
+)
+def test_keys_that_cannot_be_taken(place: Place, changes: dict[str, Any], reason: str) -> None:
+    """What nobody could type here is counted with the reason and left out; the others are taken."""
+    content = file_with(changes, {"provider": "groq"})
+    result = place.take(content)
+    assert (result.added, result.left_out.total(), result.total) == (1, 1, 2)
+    ((provider, why),) = result.left_out
+    assert provider == "openai"
+    assert reason in why
+    assert "CANARY" not in why
+    assert list(place.opened()) == [(ANN, "groq", "")]
+
+
+def test_last_moment_that_there_is(place: Place) -> None:
+    """A key may expire at the end of time."""
+    place.take(file_with({"expires_at": "9999-12-31T23:59:59.999999Z"}))
+    assert place.accounts.find([ANN])[0].expires_at is not None
+
+
+@pytest.mark.parametrize("replace_all", [False, True])
+def test_no_more_keys_than_there_may_be(place: Place, replace_all: bool) -> None:
+    """BYOK_KEYS_PER_PROVIDER holds for what is imported, as a dry run says too."""
+    place.save(ANN, "openai", "sk-1-stored-before")
+    content = file_with({}, *({"slot": slot} for slot in "abc"), {"owner": RED})
+    settings = Settings(keys_per_provider=2)
+    for dry_run in (True, False):
+        result = place.take(content, settings=settings, replace=replace_all, dry_run=dry_run)
+        assert (result.added, result.replaced, result.kept) == (2, replace_all, not replace_all)
+        assert result.left_out == {
+            ("openai", "There is no room for another one: BYOK_KEYS_PER_PROVIDER is 2."): 2
+        }
+    assert {slot for owner, _, slot in place.opened() if owner == ANN} == {"", "a"}
+
+
+def test_no_more_keys_by_a_race(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit holds also where a key is saved while the import runs."""
+    place.save(ANN, "openai", "sk-1-saved-just-now", slot="b")
+    monkeypatch.setattr(Importer, "_present", lambda self, batch: {})
+    assert place.take(file_with({}), settings=Settings()) == Imported(kept=1)
+    assert list(place.opened()) == [(ANN, "openai", "b")]
+
+
+def test_longest_lifetime(place: Place) -> None:
+    """BYOK_MAX_KEY_LIFETIME cuts short what lives longer; a second run finds that unchanged."""
+    soon = utcnow() + timedelta(days=3)
+    content = file_with(
+        {},
+        {"provider": "groq", "expires_at": "2100-01-01T00:00:00Z"},
+        {"provider": "xai", "expires_at": soon.isoformat()},
+    )
+    settings = Settings(max_key_lifetime=timedelta(days=30))
+    assert place.take(content, settings=settings) == Imported(added=3)
+    ends = {record.provider: record.expires_at for record in place.accounts.find([ANN])}
+    for provider in ("openai", "groq"):
+        end = ends[provider]
+        assert end is not None
+        assert timedelta(days=29) < end - utcnow() <= timedelta(days=30)
+    assert ends["xai"] == soon
+    assert place.take(content, settings=settings, replace=True) == Imported(unchanged=3)
+
+
+def test_what_was_cut_short_and_has_expired(place: Place) -> None:
+    """A key that has expired meanwhile is not the same as one that has not, and can be replaced."""
+    settings = Settings(max_key_lifetime=timedelta(days=30))
+    place.save(ANN, "openai", "sk-1-anns", expires_at=utcnow() - timedelta(days=1))
+    assert place.take(file_with({}), settings=settings, replace=True) == Imported(replaced=1)
+    assert place.accounts.find([ANN])[0].state(utcnow()) == "active"
+
+
+def test_a_line_without_end() -> None:
+    """A line that is longer than any key is refused before it fills the memory."""
+    chunks = iter([b"x" * 65_536] * 100)
+    with pytest.raises(SealedFileError, match="something that is not a key"):
+        list(read_keys(chunks))  # type: ignore[arg-type]  # what it reads from is its chunks
+    assert len(list(chunks)) > 90
 
 
 def test_keys_do_not_show() -> None:
