@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from .catalog import ProviderSpec
 from .credentials import (
@@ -16,16 +16,15 @@ from .credentials import (
     utcnow,
 )
 from .errors import (
-    EndpointNotAllowedError,
     FreshLoginRequiredError,
     NotAllowedError,
     OwnerRequiredError,
     RevealDisabledError,
     UnreadableCredentialError,
 )
-from .outbound import endpoint_for
 from .owners import Caller, Tier
 from .record_writer import RecordParts, RecordWriter, open_stored, tier_of
+from .tiers import Opener
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
@@ -147,17 +146,19 @@ class Shelf(RecordWriter):
         except UnreadableCredentialError:
             return {}
 
-    def reveal(self, record: CredentialRecord, *, fresh: bool) -> Mapping[str, Secret]:
+    def reveal(
+        self, record: CredentialRecord, *, fresh: Callable[[], bool]
+    ) -> Mapping[str, Secret]:
         """Return a person's own key to show it, once that is in the audit log.
 
-        :param fresh: the person has just signed in.
+        :param fresh: says whether the person has just signed in; asked only where a key may be shown at all.
         :raises RevealDisabledError: the operator does not allow it, or the key is not the caller's own.
         :raises FreshLoginRequiredError: the sign-in was some time ago.
         :raises UnreadableCredentialError: it does not open.
         """
         if not self._parts.settings.allow_reveal or record.owner != self.caller.identity:
             raise RevealDisabledError(provider=record.provider)
-        if not fresh:
+        if not fresh():
             raise FreshLoginRequiredError(provider=record.provider)
         fields, base_url = open_stored(self._parts, record)
         event = self._parts.journal.event(self.caller, "reveal", fields)
@@ -189,35 +190,20 @@ class Shelf(RecordWriter):
     # steps
 
     def _state(self, record: CredentialRecord) -> State:
-        state = record.state(utcnow())
-        if state in ("inactive", "expired"):
-            return state
-        try:
-            if record.provider in self._parts.catalog:
-                self._credential(record, self._parts.catalog.get(record.provider))
-            else:
-                open_stored(self._parts, record)
-        except UnreadableCredentialError:
-            return "unreadable"
-        return state
+        if record.provider not in self._parts.catalog:
+            return record.state(utcnow())
+        spec = self._parts.catalog.get(record.provider)
+        tier = tier_of(record.owner)
+        state = self._opener.open(spec, tier, "account", record.owner, record).state
+        return cast(State, state)
 
     def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
-        fields, base_url = open_stored(self._parts, record)
-        try:
-            endpoint = endpoint_for(spec, self._parts.settings.base_urls, base_url)
-        except EndpointNotAllowedError:
-            raise UnreadableCredentialError(provider=spec.id) from None
-        return Credential(
-            provider=spec.id,
-            source=tier_of(record.owner),
-            owner=record.owner,
-            fields=fields,
-            base_url=endpoint.base_url,
-            trust=endpoint.trust,
-            hint=record.hint,
-            version=record.version,
-            id=record.id,
-        )
+        tier = tier_of(record.owner)
+        return self._opener.credential(spec, tier, "account", record.owner, record)
+
+    @property
+    def _opener(self) -> Opener:
+        return Opener(self._parts.keyring, self._parts.settings)
 
 
 def _service(spec: ProviderSpec) -> dict[str, Any]:

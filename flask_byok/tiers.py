@@ -79,7 +79,7 @@ class SessionTier:
         self._store = store
         self._keys = keys
         self._keyring = keyring
-        self._opener = _Opener(keyring, settings)
+        self._opener = Opener(keyring, settings)
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the session's records, each opened or marked unreadable.
@@ -125,7 +125,7 @@ class AccountTiers:
     def __init__(self, store: AccountStore, keyring: Keyring, settings: Settings) -> None:
         self.tiers = tuple(tier for tier in settings.precedence if tier in ACCOUNT_TIERS)
         self._store = store
-        self._opener = _Opener(keyring, settings)
+        self._opener = Opener(keyring, settings)
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the keys of all these tiers, read in one statement.
@@ -157,7 +157,7 @@ class AccountTiers:
         )
 
 
-class _Opener:
+class Opener:
     """Opens stored records."""
 
     def __init__(self, keyring: Keyring, settings: Settings) -> None:
@@ -172,12 +172,25 @@ class _Opener:
         if state in ("inactive", "expired"):
             return Candidate(tier, state, record=record)
         try:
-            fields, base_url = open_record(self._keyring, scope, owner, record)
-            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
-        except (UnreadableCredentialError, EndpointNotAllowedError) as error:
+            credential = self.credential(spec, tier, scope, owner, record)
+        except UnreadableCredentialError as error:
             _warn(error)
             return Candidate(tier, "unreadable", record=record)
-        credential = Credential(
+        return Candidate(tier, state, credential, record)
+
+    def credential(
+        self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
+    ) -> Credential:
+        """Return what a record holds, whatever its state.
+
+        :raises UnreadableCredentialError: it does not open, or may no longer be sent where it was saved for.
+        """
+        fields, base_url = open_record(self._keyring, scope, owner, record)
+        try:
+            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
+        except EndpointNotAllowedError:
+            raise UnreadableCredentialError(provider=spec.id) from None
+        return Credential(
             provider=spec.id,
             source=tier,
             owner=owner,
@@ -188,7 +201,6 @@ class _Opener:
             version=record.version,
             id=record.id,
         )
-        return Candidate(tier, state, credential, record)
 
 
 class OperatorTier:

@@ -110,19 +110,24 @@ def test_a_version_that_is_gone(world: World) -> None:
     assert shelf.get(record.id) == changed
 
 
+def unasked() -> bool:
+    """Stand for a host's loader that must not be called."""
+    raise AssertionError("asked without need")
+
+
 def test_reveal(world: World) -> None:
     """A key is shown to its own person after a fresh sign-in, where the operator allows it, or not at all."""
     own = world.service.records.own(ANN)
     record = create(own, world, "user:ann")
     with pytest.raises(RevealDisabledError):
-        own.reveal(record, fresh=True)
+        own.reveal(record, fresh=unasked)
     records = world.with_config(BYOK_ALLOW_REVEAL=True).service.records
     with pytest.raises(FreshLoginRequiredError):
-        records.own(ANN).reveal(record, fresh=False)
+        records.own(ANN).reveal(record, fresh=lambda: False)
     shared = records.shared(ROOT)
     with pytest.raises(RevealDisabledError):
-        shared.reveal(create(shared, world, "system"), fresh=True)
-    shown = records.own(ANN).reveal(record, fresh=True)
+        shared.reveal(create(shared, world, "system"), fresh=unasked)
+    shown = records.own(ANN).reveal(record, fresh=lambda: True)
     assert shown["api_key"].reveal() == world.fake.api_key("openai", owner="user:ann")
     logged = [entry.event.action for entry in world.accounts.audit.entries("user:ann")]
     assert logged == ["reveal", "set"]

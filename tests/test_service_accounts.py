@@ -271,6 +271,15 @@ def test_a_member_who_checks_the_systems_key(world: World) -> None:
     assert world.logged("system") == [("cli", "set", "done"), ("user:ann", "validate", "valid")]
 
 
+def test_a_visitor_who_checks_the_systems_key(world: World) -> None:
+    """A visitor's check of a shared key leaves its verdict and nothing in the log: there is nobody to name."""
+    world.keep("system", key(world, "system"))
+    assert world.service.validate(world.caller(), "openai").verdict == Verdict.VALID
+    assert world.logged("system") == [("cli", "set", "done")]
+    record = world.accounts.find(["system"])[0]
+    assert record.current_validity() is not None
+
+
 def test_nothing_is_done_that_cannot_be_logged(world: World) -> None:
     """Without the log, somebody's session key is neither stored nor cleared."""
     ann = world.caller("ann")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from flask import Blueprint, Response
+from flask import Blueprint, Response, url_for
 from flask.sansio.blueprints import BlueprintSetupState
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
@@ -31,6 +31,8 @@ from .guards import (
 from .problems import http_problem_response, problem_response
 from .records import register_records
 from .state import current_caller, established_caller, get_state
+
+_OPENAPI = "/providers/openapi.json"
 
 
 class _SetBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -145,7 +147,7 @@ def _add_routes(blueprint: Blueprint) -> None:
         endpoint = f"{call.__name__.lstrip('_')}_keys"
         blueprint.add_url_rule(path, endpoint, _json_view(call), methods=[method])
     register_records(blueprint)
-    blueprint.add_url_rule("/providers/openapi.json", "openapi", _openapi, methods=["GET"])
+    blueprint.add_url_rule(_OPENAPI, "openapi", _openapi, methods=["GET"])
 
 
 def _json_view(call: Callable[[], Any]) -> Callable[[], Response]:
@@ -187,5 +189,6 @@ def _promote() -> dict[str, Any]:
 
 
 def _openapi() -> Response:
-    text = files("flask_byok.web").joinpath("openapi.json").read_bytes()
-    return Response(text, mimetype="application/json")
+    description = msgspec.json.decode(files("flask_byok.web").joinpath("openapi.json").read_bytes())
+    description["servers"][0]["url"] = url_for(".openapi").removesuffix(_OPENAPI) or "/"
+    return Response(msgspec.json.encode(description), mimetype="application/json")

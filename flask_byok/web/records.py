@@ -134,7 +134,7 @@ def _show(shelf: Shelf, id: str) -> Response:
     record = _find(shelf, id)
     shown = shelf.describe(record)
     if asks_for_value():
-        fields = shelf.reveal(record, fresh=bool(get_state().loaders.fresh_login()))
+        fields = shelf.reveal(record, fresh=get_state().loaders.fresh_login)
         plain = {name: secret.reveal() for name, secret in fields.items()}
         keep_from_logs(plain.values())
         shown |= {"value": plain.get("api_key"), "fields": plain}

@@ -242,6 +242,16 @@ def test_words_are_no_keys(visitor: Browser, fake: FakeProviders, note: str) -> 
     assert visitor.save(fake.api_key("openai"), label=note).status_code == 200
 
 
+@pytest.mark.parametrize("prefix", ["/x/y", "/api", ""])
+@pytest.mark.parametrize("mount", ["", "/below"])
+def test_openapi_names_where_it_is(tmp_path: Path, prefix: str, mount: str) -> None:
+    """The description names the address under which this very app serves the calls."""
+    app = make_app(tmp_path, BYOK_URL_PREFIX=prefix)
+    path = f"{prefix}/providers/openapi.json"
+    found = app.test_client().get(path, base_url=f"http://localhost{mount}").get_json()
+    assert found["servers"][0]["url"] == (f"{mount}{prefix}" or "/")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
