@@ -28,6 +28,7 @@ from .settings import MAX_SESSION_LIFETIMES, Settings
 from .stores.base import SessionStore
 from .stores.operator import EnvironmentKeys, SecretFileKeys
 from .tiers import AccountTiers, OperatorTier, SessionTier, TierReader
+from .web.anew import is_beginning_anew
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
@@ -40,7 +41,8 @@ _MISSING_ENCRYPTION_KEY = (
 _WRONG_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not the one that this store was used with. Set the right one; if it was replaced on "
     "purpose, put the old one into BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, no key stored so far opens any more; "
-    "to begin anew, delete the canary {name!r}: 'byok:canary:{name}' in Redis, or its row in the table byok_canary."
+    "to begin anew, delete the canary {name!r}: 'byok:canary:{name}' in Redis, or its row in the table byok_canary; "
+    "'flask byok audit restart' then begins a new audit log of accounts."
 )
 
 # What is sealed at the first start and must open at every later one.
@@ -59,7 +61,8 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
         if not throw_away:
             raise ConfigurationError(_MISSING_ENCRYPTION_KEY)
         warnings.warn(
-            "BYOK_ENCRYPTION_KEY is not set: using a throw-away key, so stored keys are lost at the next start.",
+            "BYOK_ENCRYPTION_KEY is not set: using a throw-away key, so stored keys are lost at the next start, and "
+            "accounts are kept in memory, in no database.",
             stacklevel=4,
         )
         encryption_key = generate_encryption_key()
@@ -84,7 +87,7 @@ def check_encryption_key(
         if _opens(keyring, canary, context):
             if keyring.needs_rotation(canary):
                 sessions.canary(name, fresh, replace=True)
-        elif throw_away:
+        elif throw_away or is_beginning_anew():
             _logger.warning(_WRONG_ENCRYPTION_KEY.format(name=name))
         else:
             raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
@@ -169,6 +172,9 @@ def build_account_store(
         return None
     from .stores.accounts import AccountStore
 
+    if settings.encryption_key is None:
+        # What a made-up key seals is nobody else's: a real database, and its audit log, are left alone.
+        return AccountStore("sqlite://", keyring)
     database, embedded = find_database(app, settings), _embedded_url(app)
     if database == embedded:
         _require_writable(Path(app.instance_path))
@@ -176,19 +182,18 @@ def build_account_store(
     return AccountStore(engine or database, keyring, own_file=database == embedded)
 
 
-def check_accounts(accounts: AccountStore, *, made_up: bool, throw_away: bool) -> None:
+def check_accounts(accounts: AccountStore, *, throw_away: bool) -> None:
     """Refuse an encryption key that is not the one this database was used with.
 
-    :param made_up: there is no encryption key but one for this run; what the last one sealed is lost.
     :param throw_away: in debug mode and tests keys come and go; then it is only logged.
     :raises ConfigurationError: the database's canary does not open.
     """
     try:
-        accounts.canary.start_over() if made_up else accounts.canary.secret()
+        accounts.canary.secret()
     except OutdatedTablesError as error:
         _logger.error("%s", error)  # as above
     except ConfigurationError as error:
-        if not throw_away:
+        if not (throw_away or is_beginning_anew()):
             raise
         _logger.warning("%s", error)
     except StoreError:

@@ -108,12 +108,11 @@ class BYOK:
         catalog = build_catalog(settings, self._registered)
         sessions = build_session_store(app, settings)
         index = index_key(app.secret_key)
-        made_up = settings.encryption_key is None
-        if not made_up:  # one that was made up for this run says nothing
+        if settings.encryption_key is not None:  # one that was made up for this run says nothing
             check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
         accounts = build_account_store(app, settings, keyring, sessions)
         if accounts is not None:
-            check_accounts(accounts, made_up=made_up, throw_away=throw_away)
+            check_accounts(accounts, throw_away=throw_away)
         rates = RateStorage.beside(sessions)
         service = Service(
             settings=settings,
