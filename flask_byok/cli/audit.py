@@ -1,13 +1,19 @@
-"""The audit log: ``flask byok audit list|verify``."""
+"""The audit log: ``flask byok audit list|verify|heads|restart``."""
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from flask.cli import ScriptInfo
 
 from ..credentials import isoformat
+from ..stores.base import AuditEvent, Head
+from ..web.anew import beginning_anew
 from .common import Commands, printable, require_accounts
 from .progress import steps
 from .typed import WholeNumber, moment, owner_word
@@ -15,6 +21,11 @@ from .typed import WholeNumber, moment, owner_word
 if TYPE_CHECKING:
     from ..stores.audit import AuditEntry
 
+_RESTART = (
+    "This deletes all {count:,} entries of the audit log and begins a new one: under a new secret, sealed with the "
+    "encryption key {current}, and with an entry for each key, as it is now. The keys stay. Where the old entries "
+    "have to be kept, copy byok_audit and byok_audit_heads first; nobody can verify them afterwards."
+)
 _COLUMNS = (
     ("when", 24),
     ("owner", 20),
@@ -29,7 +40,20 @@ _COLUMNS = (
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
 _DIGITS = 12
 
-audit = Commands("audit", help="Read the audit log, and verify it.")
+audit = Commands("audit", help="Read the audit log, verify it, and begin it anew.")
+
+
+def read_heads(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Head] | None:
+    """Return the heads that a file has, or fail without repeating what it is called or has."""
+    if path is None:
+        return None
+    try:
+        lines = Path(path).read_bytes().splitlines()
+        return [msgspec.json.decode(line, type=Head) for line in lines]
+    except (OSError, ValueError):
+        raise click.BadParameter(
+            "use a file with what 'flask byok audit heads' printed.", ctx, param
+        ) from None
 
 
 @audit.command("list")
@@ -53,8 +77,17 @@ def list_entries(owner: str | None, limit: int, before: datetime | None) -> None
 
 @audit.command("verify")
 @click.option("--owner", callback=owner_word, help="Only this owner's chain.")
-def verify(owner: str | None) -> None:
-    """Find entries that were changed, removed or reordered; exits with 1 if there are any."""
+@click.option(
+    "--against",
+    callback=read_heads,
+    metavar="FILE",
+    help="See that the log still has the heads that 'audit heads' printed into this file.",
+)
+def verify(owner: str | None, against: list[Head] | None) -> None:
+    """Find entries that were changed, removed or reordered, and keys that were changed without one.
+
+    It exits with 1 if there are any.
+    """
     _, accounts = require_accounts()
     looked_at = (0, 0)
 
@@ -65,12 +98,51 @@ def verify(owner: str | None) -> None:
 
     with steps("Verifying", accounts.audit.count(owner)) as shown:
         findings = accounts.audit.verify(owner, report)
+    mine = [head for head in against or () if owner in (None, head.owner)]
+    findings += accounts.audit.missing(mine)
     for finding in findings:
         number = "" if finding.number is None else f" row {finding.number}"
-        click.echo(f"{printable(finding.owner)}{number}: {finding.problem}", err=True)
+        click.echo(printable(f"{finding.owner}{number}: {finding.problem}"), err=True)
     click.echo("{:,} rows in {:,} chains were verified.".format(*looked_at))
+    if against is not None:
+        click.echo(f"{len(mine):,} heads were looked for.")
     if findings:
         raise click.ClickException(f"The log is not whole: {len(findings):,} findings.")
+
+
+@audit.command("heads")
+@click.option("--owner", callback=owner_word, help="Only this owner's chain.")
+def print_heads(owner: str | None) -> None:
+    """Print where each chain ends, a JSON object a line, to be kept where the database's users cannot write."""
+    _, accounts = require_accounts()
+    for head in accounts.audit.heads(owner):
+        click.echo(msgspec.json.encode(head).decode())
+
+
+@audit.command("restart", with_appcontext=False)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def restart(ctx: click.Context, yes: bool) -> None:
+    """Delete the log and begin a new one: for one that is not whole, or whose secret is lost."""
+    with beginning_anew():
+        app = ctx.ensure_object(ScriptInfo).load_app()
+    with app.app_context():
+        state, accounts = require_accounts(opened=False)
+        current = state.service.keyring.key_ids[0]
+        click.echo(_RESTART.format(count=accounts.audit.count(), current=current), err=True)
+        _confirm(yes)
+        done = accounts.audit.restart(AuditEvent("cli", "restart"))
+        click.echo(
+            f"{done.deleted:,} entries deleted. The new log begins with {done.keys:,} keys. Restart the app."
+        )
+
+
+def _confirm(yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.ClickException("Nobody can be asked here: give --yes to do it.")
+    click.confirm("Begin a new log?", abort=True, err=True)
 
 
 def _cells(entry: AuditEntry) -> list[str]:

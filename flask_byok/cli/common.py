@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 import click
 from flask.cli import AppGroup
 
 from ..errors import ByokError, StoreError
+from ..stores.sql_deadline import patiently
 from ..web.state import ByokState, get_state
 from .typed import NEVER_AN_ARGUMENT, QuietCommand
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
 
 _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
+_UNWRITABLE = (
+    "What is shown here, or a file, cannot be written or read: {}. "
+    "The command may have done all the same what it is for."
+)
 _AWAY = "The database or Redis does not answer, or refuses. Run this again once it does."
 
 
@@ -33,11 +39,16 @@ class Commands(AppGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         try:
-            return super().invoke(ctx)
+            with patiently():
+                return super().invoke(ctx)
         except StoreError:
             raise click.ClickException(_AWAY) from None
         except ByokError as error:
             raise click.ClickException(str(error)) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read what is shown has enough
+                raise
+            raise click.ClickException(_UNWRITABLE.format(error.strerror)) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -48,16 +59,18 @@ class Commands(AppGroup):
         return super().resolve_command(ctx, args)
 
 
-def require_accounts() -> tuple[ByokState, AccountStore]:
+def require_accounts(*, opened: bool = True) -> tuple[ByokState, AccountStore]:
     """Return the app's state and its accounts, which answer and open with the encryption key.
 
+    :param opened: without it, whatever the encryption key is.
     :raises click.ClickException: there are none.
     """
     state = get_state()
     accounts = state.service.accounts
     if accounts is None:
         raise click.ClickException(_ACCOUNTS_OFF)
-    accounts.canary.secret()
+    if opened:
+        accounts.canary.secret()
     return state, accounts
 
 

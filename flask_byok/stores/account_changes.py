@@ -14,7 +14,7 @@ from ..errors import KeyNotFoundError, VersionConflictError
 from . import account_statements as statements
 from .account_rows import changed_values, new_values, to_record
 from .account_statements import Owners
-from .audit_chain import Chain, to_milliseconds
+from .audit_chain import GONE, Chain, to_milliseconds
 from .base import AuditEvent
 
 
@@ -51,7 +51,7 @@ def require(
 def written(connection: Connection, chain: Chain, id: str, event: AuditEvent) -> CredentialRecord:
     """Return what was just written, and log it."""
     record = to_record(connection.execute(statements.by_id(id, None), {}).one())
-    chain.append(event, record)
+    chain.append(event, record, version=int(record.version))
     return record
 
 
@@ -139,5 +139,5 @@ def delete(
     gone = [to_record(row) for row in connection.execute(query, values)]
     connection.execute(statements.DELETE, {"ids": [record.id for record in gone]})
     for record in gone:
-        chain.append(event, record)
+        chain.append(event, record, version=GONE)
     return gone

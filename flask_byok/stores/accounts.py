@@ -24,7 +24,7 @@ from .account_rows import changed_values, to_record, verdict_values
 from .account_seals import AccountSeals
 from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
-from .audit_chain import Chain, Subject
+from .audit_chain import GONE, Chain, Subject
 from .canary import Canary
 from .sql_database import Database
 from .tables import metadata
@@ -161,7 +161,7 @@ class AccountStore:
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
             record = steps.require(connection, id, owners, if_version)
             connection.execute(statements.DELETE, {"ids": [id]})
-            chain.append(event, record)
+            chain.append(event, record, version=GONE)
             return record
 
         return self._change(self.get(id, owners).owner, work)

@@ -1,19 +1,21 @@
 """Read the audit log, and find whatever was changed, removed or reordered in it.
 
-What it cannot find is a log, or one owner's chain together with all of its keys, taken away as a
-whole or put back to what a backup has: the database holds nothing else to compare with.
+What the database alone cannot tell is a log, or one owner's chain together with all of its keys,
+taken away as a whole or put back to what it was; nor that the last rows of a chain are gone, with
+the head put back, if they are about nothing that was changed. Heads that are kept elsewhere tell.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, func, or_, select, tuple_
 
 from ..credentials import Secret
 from .audit_chain import (
@@ -22,19 +24,25 @@ from .audit_chain import (
     Subject,
     from_milliseconds,
     head_seal,
-    row_hash,
+    is_mac,
     to_milliseconds,
 )
-from .base import AuditEvent
+from .audit_check import Finding, Follower, compare_keys, keys_and_news
+from .audit_restart import Restarted, hold_all, restart
+from .base import AuditEvent, Head
 from .canary import Canary
 from .sql_database import Database
 from .sql_engine import LONG_LIMIT
 from .tables import audit, audit_heads, credentials
 
-__all__ = ["AuditEntry", "AuditEvent", "AuditLog", "Finding"]
+__all__ = ["AuditEntry", "AuditEvent", "AuditLog", "Finding", "Head"]
 
 #: Rows that ``verify`` holds at a time.
 _PAGE = 1000
+#: Seconds for a restart, which writes a row for every key.
+_RESTART_LIMIT = 3600
+#: Chains that are compared with keys or heads at a time.
+_BATCH = 200
 
 T = TypeVar("T")
 
@@ -52,15 +60,6 @@ class AuditEntry:
     credential_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong with a chain; ``number`` is the row's, None where the whole chain is meant."""
-
-    owner: str
-    number: int | None
-    problem: str
-
-
 class AuditLog:
     """Reads the log, and opens chains for writing."""
 
@@ -75,7 +74,7 @@ class AuditLog:
         secret = self._canary.secret()
 
         def within(connection: Connection) -> T:
-            chain = Chain(connection, owner, secret)
+            chain = Chain(connection, owner, secret, self._canary.look_up)
             result = work(connection, chain)
             chain.close()
             return result
@@ -87,6 +86,18 @@ class AuditLog:
         plain = sorted((name, secret.reveal()) for name, secret in fields.items())
         text = b"fingerprint" + msgspec.json.encode(plain)
         return hmac.digest(self._canary.secret(), text, "sha256").hex()
+
+    def restart(self, event: AuditEvent) -> Restarted:
+        """Delete the whole log and begin a new one under a new secret, with a row for every key.
+
+        It waits for changes of keys under way, and they wait for it. It needs no secret that opens.
+        """
+
+        def work(connection: Connection) -> Restarted:
+            hold_all(connection)
+            return restart(connection, self._canary.replace(connection), event)
+
+        return self._database.change(work, limit=_RESTART_LIMIT)
 
     def note(self, owner: str, event: AuditEvent, subject: Subject = NOTHING) -> None:
         """Write an event that changes nothing in the database."""
@@ -110,31 +121,66 @@ class AuditLog:
             query = query.where(audit.c.owner == owner)
         return int(self._patiently(query)[0][0])
 
+    def heads(self, owner: str | None = None) -> Iterator[Head]:
+        """Yield where every chain ends, for a place that whoever writes to the database cannot change."""
+        query = select(audit_heads).order_by(audit_heads.c.owner).limit(_PAGE)
+        if owner is not None:
+            query = query.where(audit_heads.c.owner == owner)
+        page = self._patiently(query)
+        while page:
+            yield from (Head(row.owner, row.number, row.hash) for row in page if row.hash)
+            page = self._patiently(query.where(audit_heads.c.owner > page[-1].owner))
+
+    def missing(self, heads: Iterable[Head]) -> Iterator[Finding]:
+        """Find chains that do not contain what was once their head."""
+        place = (audit.c.owner, audit.c.number)
+        heads = iter(heads)
+        while batch := list(islice(heads, _BATCH)):
+            wanted = [(head.owner, head.number) for head in batch]
+            query = select(*place, audit.c.hash).where(tuple_(*place).in_(wanted))
+            there = {(row.owner, row.number): row.hash for row in self._patiently(query)}
+            for head in batch:
+                if there.get((head.owner, head.number)) != head.hash:
+                    yield Finding(
+                        head.owner, head.number, "this was its end once, and is not in it"
+                    )
+
     def verify(
         self, owner: str | None = None, report: Callable[[int, int], object] | None = None
     ) -> list[Finding]:
         """Return everything that is wrong, of one owner or all; nothing is good.
 
-        It may run beside writers: each page is read with the head as it then was.
+        It may run beside writers: each page is read with the head as it then was, and keys with the
+        rows that came since.
 
         :param report: is told now and then, and at the end, of how many rows and chains were looked at.
         """
         secret = self._canary.secret()
-        findings = [*self._headless(owner), *self._rowless(owner, secret)]
-        check: _Check | None = None
-        rows = chains = 0
+        findings = self._headless(owner)
+        chains = self._rowless(owner, secret, findings)
+        rows = done = 0
         for row in self._rows(owner):
-            if check is None or check.owner != row.owner:
-                findings += check.finish() if check else []
-                check = _Check(row.owner, secret)
-                chains += 1
-            findings += check.row(row)
+            if not chains or chains[-1].owner != row.owner:
+                if len(chains) >= _BATCH:
+                    findings += self._finish(chains)
+                    chains = []
+                chains.append(Follower(row.owner, secret))
+                done += 1
+            findings += chains[-1].row(row)
             rows += 1
             if report is not None and rows % _PAGE == 0:
-                report(rows, chains)
+                report(rows, done)
         if report is not None:
-            report(rows, chains)
-        return findings + (check.finish() if check else [])
+            report(rows, done)
+        return findings + self._finish(chains)
+
+    def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
+        findings, chains = list[Finding](), iter(chains)
+        while batch := list(islice(chains, _BATCH)):
+            for chain in batch:
+                findings += chain.finish()
+            findings += compare_keys(batch, self._patiently(keys_and_news(batch)))
+        return findings
 
     def _rows(self, owner: str | None) -> Iterator[Any]:
         heads = (
@@ -157,18 +203,20 @@ class AuditLog:
             same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
             page = self._patiently(query.where(or_(audit.c.owner > last.owner, same)))
 
-    def _rowless(self, owner: str | None, secret: bytes) -> list[Finding]:
-        """Find chains whose rows are all gone."""
+    def _rowless(self, owner: str | None, secret: bytes, findings: list[Finding]) -> list[Follower]:
+        """Find chains whose rows are all gone, and return those that never had any."""
         query = select(audit_heads).where(
             ~select(audit.c.number).where(audit.c.owner == audit_heads.c.owner).exists()
         )
         if owner is not None:
             query = query.where(audit_heads.c.owner == owner)
-        return [
-            Finding(head.owner, None, "all rows are missing")
-            for head in self._patiently(query)
-            if head.number or head.seal != head_seal(secret, head.owner, 0, "")
-        ]
+        empty = []
+        for head in self._patiently(query):
+            if head.number == 0 and is_mac(head.seal, head_seal(secret, head.owner, 0, "")):
+                empty.append(Follower(head.owner, secret))
+            else:
+                findings.append(Finding(head.owner, None, "all rows are missing"))
+        return empty
 
     def _headless(self, owner: str | None) -> list[Finding]:
         """Find owners of keys who have no chain at all."""
@@ -196,37 +244,14 @@ class AuditLog:
             return connection.execute(query).all()
 
 
-class _Check:
-    """Follows one owner's chain row by row."""
-
-    def __init__(self, owner: str, secret: bytes) -> None:
-        self.owner = owner
-        self._secret = secret
-        self._number = 0
-        self._hash = ""
-        self._last: Any = None
-
-    def row(self, row: Any) -> Iterator[Finding]:
-        if row.number != self._number + 1:
-            yield Finding(self.owner, row.number, "rows before it are missing")
-        elif row.previous != self._hash:
-            yield Finding(self.owner, row.number, "it does not follow the row before it")
-        if not hmac.compare_digest(row.hash, row_hash(self._secret, row._mapping)):
-            yield Finding(self.owner, row.number, "it was changed")
-        self._number, self._hash, self._last = row.number, row.hash, row
-
-    def finish(self) -> list[Finding]:
-        last = self._last
-        if last.head_number is None:
-            return [Finding(self.owner, None, "its head is missing")]
-        if (last.head_number, last.head_hash) != (self._number, self._hash):
-            return [Finding(self.owner, None, "rows at its end are missing")]
-        if last.head_seal != head_seal(self._secret, self.owner, self._number, self._hash):
-            return [Finding(self.owner, None, "its head was changed")]
-        return []
-
-
 def _entry(row: Any) -> AuditEntry:
     event = AuditEvent(row.actor, row.action, row.outcome, row.request_id, row.fingerprint)
-    at = from_milliseconds(row.at)
+    at = _moment(row.at)
     return AuditEntry(row.owner, row.number, at, event, row.provider, row.slot, row.credential_id)
+
+
+def _moment(stored: Any) -> datetime:
+    try:
+        return from_milliseconds(stored)
+    except (TypeError, ValueError, OverflowError):
+        return datetime.fromtimestamp(0, UTC)  # somebody has put something there

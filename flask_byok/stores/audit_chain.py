@@ -2,14 +2,15 @@
 
 Each row's hash covers the row and the hash before it, under a secret that the database holds sealed
 only (see :mod:`.canary`). The head of a chain has its number, its last hash and a seal over both,
-so that rows cut off at the end are missed as well. Somebody who can write to the database and has
-no encryption key can neither make a row nor a head.
+so that rows cut off at the end are missed as well. Rows about a change have the key's new version,
+so that keys and chain have to agree. Somebody who can write to the database and has no encryption
+key can neither make a row nor a head.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -45,6 +46,8 @@ class _Nothing:
 
 #: What an event is about that concerns no single key.
 NOTHING: Subject = _Nothing()
+#: The version of a key that is deleted.
+GONE = 0
 
 _NEW_HEAD = {"owner": bindparam("of_owner"), "number": 0, "hash": "", "seal": ""}
 _OF_OWNER = audit_heads.c.owner == bindparam("of_owner")
@@ -68,10 +71,12 @@ _MOVE_HEAD = (
     .where(_OF_OWNER)
     .values(number=bindparam("to"), hash=bindparam("last"), seal=bindparam("sealed"))
 )
+#: No chain is that long; what somebody put there may be.
+LONGEST = 2**62
 #: What there is of an owner whose head is new or not ours: the last row's number, and any key.
 _REMAINS = select(
     select(func.max(audit.c.number))
-    .where(audit.c.owner == bindparam("of_owner"))
+    .where(audit.c.owner == bindparam("of_owner"), audit.c.number < LONGEST)
     .scalar_subquery()
     .label("number"),
     select(func.min(credentials.c.id))
@@ -87,39 +92,43 @@ class Chain:
 
     Whoever makes one waits for the transactions that hold it, so all changes of an owner's keys
     come one after the other.
+
+    :param secret: as known to this process.
+    :param look_up: reads it anew; for a chain that does not fit, as the log may have been begun anew.
     """
 
-    def __init__(self, connection: Connection, owner: str, secret: bytes) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        owner: str,
+        secret: bytes,
+        look_up: Callable[[Connection], bytes],
+    ) -> None:
         self._connection = connection
         self._owner = owner
         self._secret = secret
         self._rows: list[dict[str, Any]] = []
-        self._number, self._hash, seal = _hold(connection, owner)
-        self._new = not (self._number or self._hash or seal)
-        self._whole = self._new or hmac.compare_digest(
-            seal, head_seal(secret, owner, self._number, self._hash)
-        )
-        if self._new or not self._whole:
+        number, self._hash, seal = _hold(connection, owner)
+        # SQLite keeps whatever somebody put there.
+        self._number = number if isinstance(number, int) and number < LONGEST else -1
+        self._new = not (number or self._hash or seal)
+        self._whole = self._fits(seal)
+        if not self._whole:
+            self._secret = look_up(connection)
+            self._whole = self._new or self._fits(seal)
             self._look_behind()
 
-    def append(self, event: AuditEvent, subject: Subject = NOTHING) -> None:
-        """Add an event; ``close`` writes it."""
+    def append(
+        self, event: AuditEvent, subject: Subject = NOTHING, *, version: int | None = None
+    ) -> None:
+        """Add an event; ``close`` writes it.
+
+        :param version: the key's after it; ``GONE`` for a deleted one, None if nothing was changed.
+        """
         self._number += 1
-        row: dict[str, Any] = {
-            "owner": self._owner,
-            "number": self._number,
-            "at": to_milliseconds(utcnow()),
-            "actor": event.actor,
-            "action": event.action,
-            "outcome": event.outcome,
-            "provider": subject.provider,
-            "slot": subject.slot,
-            "credential_id": subject.id,
-            "request_id": event.request_id,
-            "fingerprint": event.fingerprint,
-            "previous": self._hash,
-        }
-        self._hash = row["hash"] = row_hash(self._secret, row)
+        after = Link(self._owner, self._number, self._hash)
+        row = make_row(self._secret, after, event, subject, version)
+        self._hash = row["hash"]
         self._rows.append(row)
 
     def close(self) -> None:
@@ -138,11 +147,45 @@ class Chain:
                 {"of_owner": self._owner, "to": self._number, "last": self._hash, "sealed": seal},
             )
 
+    def _fits(self, seal: object) -> bool:
+        return is_mac(seal, head_seal(self._secret, self._owner, self._number, self._hash))
+
     def _look_behind(self) -> None:
         remains = self._connection.execute(_REMAINS, {"of_owner": self._owner}).one()
-        if remains.number is not None or remains.key is not None:
+        if self._new and (remains.number is not None or remains.key is not None):
             self._whole = False  # no key was ever stored without an event
-        self._number = max(self._number, remains.number or 0)
+        self._number = max(self._number, int(remains.number or 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where in a chain a row comes: its number, and the hash before it."""
+
+    owner: str
+    number: int = 1
+    previous: str = ""
+
+
+def make_row(
+    secret: bytes, link: Link, event: AuditEvent, subject: Subject, version: int | None
+) -> dict[str, Any]:
+    """Return a row with its hash."""
+    row: dict[str, Any] = {
+        "owner": link.owner,
+        "number": link.number,
+        "at": to_milliseconds(utcnow()),
+        "actor": event.actor,
+        "action": event.action,
+        "outcome": event.outcome,
+        "provider": subject.provider,
+        "slot": subject.slot,
+        "credential_id": subject.id,
+        "version": version,
+        "request_id": event.request_id,
+        "fingerprint": event.fingerprint,
+        "previous": link.previous,
+    }
+    return row | {"hash": row_hash(secret, row)}
 
 
 def to_milliseconds(moment: datetime) -> int:
@@ -155,7 +198,7 @@ def from_milliseconds(stored: int) -> datetime:
     return datetime.fromtimestamp(stored / 1000, UTC)
 
 
-def _hold(connection: Connection, owner: str) -> tuple[int, str, str]:
+def _hold(connection: Connection, owner: str) -> tuple[Any, Any, Any]:
     values = {"of_owner": owner}
     statement = _HOLD.get(connection.dialect.name)
     if statement is not None:
@@ -174,6 +217,11 @@ def row_hash(secret: bytes, row: Mapping[str, Any]) -> str:
 
 def head_seal(secret: bytes, owner: str, number: int, last: str) -> str:
     return _mac(secret, ["head", owner, number, last])
+
+
+def is_mac(found: object, expected: str) -> bool:
+    """Compare what the database has, which may be anything, with a hash that was made here."""
+    return hmac.compare_digest(str(found).encode(errors="replace"), expected.encode())
 
 
 def _mac(secret: bytes, parts: Sequence[Any]) -> str:

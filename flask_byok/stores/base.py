@@ -58,6 +58,15 @@ class AuditEvent:
     fingerprint: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a chain of the audit log ended: its last row's number and hash."""
+
+    owner: str
+    number: int
+    hash: str
+
+
 class SessionStore(Protocol):
     """Keeps the sealed records of sessions.
 

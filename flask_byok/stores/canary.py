@@ -8,6 +8,7 @@ rotation seals one row anew.
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
@@ -23,11 +24,12 @@ NAME = "audit"
 _CONTEXT = Context("canary", "system", NAME)
 _WRONG = (
     "BYOK_ENCRYPTION_KEY is not the one that this database's keys are sealed with. Set the right "
-    "one, or add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
+    "one, or add it to BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, none of these keys opens any more; "
+    "'flask byok audit restart' then begins a new audit log under the one that is set now."
 )
 _GONE = (
     "The row 'audit' in byok_canary is gone, without which nobody can tell whether the audit log is whole. "
-    "Restore that table from a backup, or empty byok_audit and byok_audit_heads as well."
+    "Restore that table from a backup, or begin a new log with 'flask byok audit restart'."
 )
 
 
@@ -49,19 +51,22 @@ class Canary:
             self._secret = self._open(self._database.call(self._find_or_add))
         return self._secret
 
-    def start_over(self) -> None:
-        """Put a new secret in the place of one that does not open; what it keyed no longer verifies."""
+    def look_up(self, connection: Connection) -> bytes:
+        """Return the secret as it is now, if it opens; the log may have been begun anew meanwhile."""
+        found = connection.execute(HELD, {"called": NAME}).scalar()
+        if found is not None:
+            with suppress(ConfigurationError):
+                self._secret = self._open(found)
+        return self.secret()
 
-        def replace(connection: Connection) -> None:
-            values = self._values(secrets.token_bytes(32))
-            if connection.execute(REPLACE, values).rowcount == 0:
-                connection.execute(HOLD, values)
-
-        self._secret = None
-        try:
-            self.secret()
-        except ConfigurationError:
-            self._database.change(replace)
+    def replace(self, connection: Connection) -> bytes:
+        """Put a new secret in the place of whatever is there; what the old one keyed no longer verifies."""
+        secret = secrets.token_bytes(32)
+        values = self._values(secret)
+        if connection.execute(REPLACE, values).rowcount == 0:
+            connection.execute(HOLD, values)
+        self._secret = None  # until that is committed
+        return secret
 
     def reseal(self) -> bool:
         """Seal the secret with the current encryption key and say whether it was not already."""

@@ -83,6 +83,7 @@ usage = Table(
 )
 
 #: One chain an owner. ``hash`` is keyed and covers all other columns, ``previous`` the row before.
+#: ``version`` is the key's after the event, 0 where it is deleted, NULL where the event changes none.
 audit = Table(
     "byok_audit",
     metadata,
@@ -95,6 +96,7 @@ audit = Table(
     Column("provider", name(100), nullable=False),
     Column("slot", name(100), nullable=False),
     Column("credential_id", name(32), nullable=False),
+    Column("version", BigInteger, nullable=True),
     Column("request_id", prose(), nullable=True),
     Column("fingerprint", name(64), nullable=True),
     Column("previous", name(64), nullable=False),

@@ -84,7 +84,8 @@ def test_verify_finds(app: Flask) -> None:
         connection.execute(update(audit).where(mine, audit.c.number == 1).values(actor="eve"))
         connection.execute(delete(audit).where(mine, audit.c.number == 3))
     result = run(app, "audit", "verify")
-    assert "2 findings" in refused(result)
+    assert "3 findings" in refused(result)
     assert f"{ANN} row 1: it was changed" in result.output
     assert f"{ANN}: rows at its end are missing" in result.output
+    assert "is gone, and no row says so" in result.output
     assert run(app, "audit", "verify", "--owner", BEN).exit_code == 0

@@ -81,6 +81,7 @@ def _audit() -> None:
         sa.Column("provider", name(100), nullable=False),
         sa.Column("slot", name(100), nullable=False),
         sa.Column("credential_id", name(32), nullable=False),
+        sa.Column("version", sa.BigInteger, nullable=True),
         sa.Column("request_id", prose(), nullable=True),
         sa.Column("fingerprint", name(64), nullable=True),
         sa.Column("previous", name(64), nullable=False),
