@@ -66,7 +66,7 @@ class ConfigurationError(ByokError):
 
 
 class OutdatedTablesError(ConfigurationError):
-    """Raised when the database's tables are older than this version."""
+    """Raised when the database's tables are older than this version, or not for us to make or use."""
 
 
 class UnknownProviderError(ByokError):

@@ -35,6 +35,12 @@ _OUTDATED = (
     "The database's byok_ tables are older than this version of flask-byok: "
     "run 'flask byok db upgrade', or your own migration if it makes these tables."
 )
+_REFUSED = (
+    "The database's user may not make tables, or not use those that begin with byok_: let an administrator run "
+    "what 'flask byok db sql' prints, and grant it SELECT, INSERT, UPDATE and DELETE on them."
+)
+#: PostgreSQL's insufficient_privilege.
+_NO_RIGHT = "42501"
 #: What a database that does not answer, or refuses, raises here.
 FAULTS = (SQLAlchemyError, TimeoutError)
 #: Any number, the same in every worker: PostgreSQL's advisory lock for the time of a migration.
@@ -67,9 +73,13 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the tables to this version; several at once wait for each other."""
+    """Bring the tables to this version; several at once wait for each other.
+
+    :raises OutdatedTablesError: the database's user has not the rights.
+    """
     transactions = Transactions(engine)
-    transactions.call(_run, transactions, _upgrade, limit=_UPGRADE_LIMIT)
+    with rights():
+        transactions.call(_run, transactions, _upgrade, limit=_UPGRADE_LIMIT)
 
 
 def current(engine: Engine) -> str | None:
@@ -96,6 +106,24 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
+@contextmanager
+def rights() -> Iterator[None]:
+    """Say what an administrator has to do where the database refuses for want of a right.
+
+    :raises OutdatedTablesError: it did.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if _is_without_right(error):
+            raise OutdatedTablesError(_REFUSED) from None
+        raise
+
+
+def _is_without_right(error: Exception) -> bool:
+    return getattr(getattr(error, "orig", None), "sqlstate", None) == _NO_RIGHT
+
+
 def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
     """Ask the tables themselves, which costs far less than a look at the schema."""
     query = select(*(select(table).where(false()).exists() for table in wanted))
@@ -103,7 +131,7 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
         try:
             connection.execute(query)
         except DBAPIError as error:
-            if error.connection_invalidated:
+            if error.connection_invalidated or _is_without_right(error):
                 raise
             return False
     return True
@@ -123,8 +151,9 @@ def _make_tables(transactions: Transactions, own_file: bool) -> None:
         try:
             _run(transactions, _upgrade if own_file else _upgrade_if_empty)
             return
-        except SQLAlchemyError:
-            if attempt == _TRIES - 1 or not transactions.in_time():
+        except SQLAlchemyError as error:
+            late = attempt == _TRIES - 1 or not transactions.in_time()
+            if late or _is_without_right(error):
                 raise
             time.sleep(0.05)
 

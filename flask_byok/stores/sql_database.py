@@ -20,7 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from ..errors import ByokError, StoreError
 from .breaker import Breaker
-from .migrate import prepare
+from .migrate import prepare, rights
 from .sql_engine import Transactions, open_engine
 
 _logger = logging.getLogger("flask_byok.stores")
@@ -75,7 +75,7 @@ class Database:
         """Run a function that may run twice: what was not acknowledged may have happened or not.
 
         :raises StoreError: the database does not answer, or refuses.
-        :raises ConfigurationError: its tables are older than this version.
+        :raises ConfigurationError: its tables are older than this version, or not for us to use.
         """
         result: T = self._guarded(limit, self._repeated, function, *args)
         return result
@@ -89,7 +89,8 @@ class Database:
         if not self.breaker.allow():
             raise StoreError(tier=self._tier)
         try:
-            result = self.transactions.call(function, *args, limit=limit)
+            with rights():
+                result = self.transactions.call(function, *args, limit=limit)
         except (SQLAlchemyError, TimeoutError) as error:
             if isinstance(error, _FAULTS) and not _is_held(error):
                 self.breaker.fault()
