@@ -12,13 +12,20 @@ from ..keyring import Keyring
 from ..rotation import Progress, key_ids_without_key, rotate
 from ..settings import MAX_SESSION_LIFETIMES
 from ..stores.base import AuditEvent
-from ..web.state import ByokState
+from ..web.state import ByokState, get_state
 from .common import require_accounts
 from .progress import steps
 from .typed import QuietCommand, word
 
 if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
+
+
+#: One that is yet to become the current key looks the same to the stores.
+_NOTHING_LEFT = (
+    "has sealed nothing that is there. It can go from BYOK_ENCRYPTION_KEY_FALLBACKS if it was replaced; "
+    "keep it if it is the next one"
+)
 
 
 @click.command("rotate", cls=QuietCommand)
@@ -28,16 +35,21 @@ if TYPE_CHECKING:
     callback=word("[0-9a-f]{12}", "a key id: 12 hexadecimal digits, as 'flask byok check' shows"),
     help="Say whether this encryption key can go; seal nothing.",
 )
+@click.option(
+    "--sessions-ended",
+    is_flag=True,
+    help="With --retire: the sessions have ended that began before this key was replaced. Where nobody can count them.",
+)
 @with_appcontext
-def rotate_keys(retire: str | None) -> None:
+def rotate_keys(retire: str | None, sessions_ended: bool) -> None:
     """Seal every account's key anew with the current encryption key.
 
     The app may go on meanwhile. What is interrupted goes on where it was when run again.
     """
-    state, accounts = require_accounts()
     if retire is not None:
-        _retire(state, accounts, retire)
+        _retire(get_state(), retire, sessions_ended)
         return
+    state, accounts = require_accounts()
     progress = _seal_all(accounts, state.service.keyring)
     _report(state, accounts)
     if progress.unreadable or progress.held:
@@ -73,8 +85,8 @@ def _report(state: ByokState, accounts: AccountStore) -> None:
         )
 
 
-def _retire(state: ByokState, accounts: AccountStore, key_id: str) -> None:
-    keyring, used = state.service.keyring, _Used(state, accounts)
+def _retire(state: ByokState, key_id: str, sessions_ended: bool) -> None:
+    keyring, used = state.service.keyring, _Used(state, state.service.accounts)
     if key_id == keyring.key_ids[0]:
         raise click.ClickException(
             f"{key_id} is the current encryption key: make another one BYOK_ENCRYPTION_KEY first."
@@ -86,18 +98,25 @@ def _retire(state: ByokState, accounts: AccountStore, key_id: str) -> None:
             f"{key_id} is neither configured nor named by anything stored. "
             f"Configured are {', '.join(keyring.key_ids)}."
         )
-    click.echo(f"{key_id}  {used.say(key_id)}")
+    if not (used.counts_sessions or sessions_ended):
+        raise click.ClickException(f"{key_id} {used.say(key_id)} Then add --sessions-ended.")
+    click.echo(f"{key_id}  {_NOTHING_LEFT}.")
 
 
 class _Used:
     """How much each encryption key has sealed."""
 
-    def __init__(self, state: ByokState, accounts: AccountStore) -> None:
+    def __init__(self, state: ByokState, accounts: AccountStore | None) -> None:
         sessions = state.service.sessions
-        self.accounts = accounts.seals.count_by_key_id()
+        self.accounts = {} if accounts is None else accounts.seals.count_by_key_id()
         self._count_sessions = getattr(sessions, "count_sealed_with", None)
         self._store = sessions.name
         self._last = state.settings.session_ttl * MAX_SESSION_LIFETIMES
+
+    @property
+    def counts_sessions(self) -> bool:
+        """Say whether the store can tell what the sessions' keys are sealed with."""
+        return self._count_sessions is not None
 
     def count(self, key_id: str) -> int:
         """Return how much it has sealed, as far as can be counted."""
@@ -111,12 +130,11 @@ class _Used:
                 f"is in use: it has sealed {accounts:,} in accounts and {sessions:,} in sessions. "
                 "Accounts' are sealed anew by 'flask byok rotate', sessions' when they are used."
             )
-        if self._count_sessions is not None:
-            return "has sealed nothing that is left: it can go from BYOK_ENCRYPTION_KEY_FALLBACKS."
+        if self.counts_sessions:
+            return f"{_NOTHING_LEFT}."
         return (
-            "has sealed nothing that is left in accounts: it can go from BYOK_ENCRYPTION_KEY_FALLBACKS "
-            f"once sessions have ended that began before it was replaced, after {self._last.days} "
-            f"days at most. ({self._store} cannot count them.)"
+            f"{_NOTHING_LEFT}. {self._store} cannot count what sessions have: wait until those have ended that "
+            f"began before it was replaced, after {self._last.days} days at most."
         )
 
     def _of_sessions(self, key_id: str) -> int:
