@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from .catalog import ProviderSpec
-from .credentials import CredentialRecord, Secret, make_hint
+from .credentials import CredentialRecord, Secret, make_hint, utcnow
 from .errors import ByokError, KeyExistsError, KeyRefusedError, UnreadableCredentialError
-from .intake import read_expiry
+from .intake import cut_short
 from .keyring import Context, Keyring
 from .owners import Tier
 from .probes import refuse_admin_key
@@ -22,16 +23,20 @@ from .stores.operator import EnvironmentKeys, OperatorKey, SecretFileKeys
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
 
-#: How a key that was found compares with what is stored. ``shadowed``: another variable of the same
-#: provider comes first. ``unusable``: it may not be stored, or cannot be a key.
-Kind = Literal["new", "same", "different", "shadowed", "unusable"]
+#: How a key that was found compares with what is stored. ``idle``: it is stored, and does not serve.
+#: ``shadowed``: another variable of the same provider comes first. ``unusable``: it may not be stored,
+#: or cannot be a key.
+Kind = Literal["new", "same", "idle", "different", "shadowed", "unusable"]
 
 Sources = Sequence[EnvironmentKeys | SecretFileKeys]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A variable or secret file with a key of the operator's."""
+    """A variable or secret file with a key of the operator's.
+
+    ``problem`` says why it is unusable or idle; ``expires_at`` when what is stored ends, or would end.
+    """
 
     spec: ProviderSpec
     tier: Tier
@@ -39,6 +44,7 @@ class Found:
     kind: Kind
     fields: dict[str, Secret] = dataclasses.field(default_factory=dict)
     problem: str = ""
+    expires_at: datetime | None = None
 
     @property
     def hint(self) -> str:
@@ -49,6 +55,7 @@ class Found:
 def find_keys(
     accounts: AccountStore,
     keyring: Keyring,
+    settings: Settings,
     specs: Sequence[ProviderSpec],
     sources: Sources,
     owner: str,
@@ -61,15 +68,20 @@ def find_keys(
     stored = {record.provider: record for record in records if not record.slot}
     for spec in specs:
         record = stored.get(spec.id)
-        present = None if record is None else _opened(keyring, record)
-        kind: Kind = "new" if record is None else "different"
+        ends, is_first = cut_short(None, settings), True
         for tier, name, key in _search(spec, sources):
             if isinstance(key, ByokError):
                 yield Found(spec, tier, name, "unusable", problem=str(key))
                 continue
             fields = dict(key.fields)
-            yield Found(spec, tier, name, "same" if fields == present else kind, fields)
-            kind = "shadowed"
+            kind, state = _compare(keyring, record, fields)
+            if kind == "same" and record is not None:
+                yield Found(spec, tier, name, kind, fields, expires_at=record.expires_at)
+            elif is_first:
+                yield Found(spec, tier, name, kind, fields, state, ends)
+            else:
+                yield Found(spec, tier, name, "shadowed", fields)
+            is_first = False
 
 
 def store_key(
@@ -81,18 +93,24 @@ def store_key(
     *,
     replace: bool = False,
 ) -> bool:
-    """Store a key that was found; False where the owner has one, which stays unless it is to be replaced."""
+    """Store a key that was found; False where somebody saved one meanwhile, or there is no room.
+
+    :param replace: put it in the place of the one that was there when it was found.
+    """
     record = new_record(
         keyring,
         Context("account", owner, found.spec.id),
         found.spec,
         found.fields,
         None,
-        expires_at=read_expiry(None, found.spec, settings),
+        expires_at=found.expires_at,
     )
     event = AuditEvent("cli", "import", fingerprint=accounts.audit.fingerprint(found.fields))
     try:
-        (accounts.put if replace else accounts.create)(record, event)
+        if replace and found.kind != "new":
+            accounts.put(record, event)
+        else:
+            accounts.create(record, event, at_most=settings.keys_per_provider)
     except KeyExistsError:
         return False
     return True
@@ -115,6 +133,18 @@ def _search(
 def _allowed(spec: ProviderSpec, key: OperatorKey) -> OperatorKey | ByokError:
     refused = refuse_admin_key(spec, {name: each.reveal() for name, each in key.fields.items()})
     return key if refused is None else KeyRefusedError(refused, provider=spec.id)
+
+
+def _compare(
+    keyring: Keyring, record: CredentialRecord | None, fields: dict[str, Secret]
+) -> tuple[Kind, str]:
+    """Compare a key with what is stored, and say in which state that is if it does not serve."""
+    if record is None:
+        return "new", ""
+    if _opened(keyring, record) != fields:
+        return "different", ""
+    state = record.state(utcnow())
+    return ("same", "") if state == "active" else ("idle", state)
 
 
 def _opened(keyring: Keyring, record: CredentialRecord) -> dict[str, Secret] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +21,7 @@ from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
 
 KEYRING = Keyring("aa" * 32)
-SPECS = list(Catalog())
+SPECS, SETTINGS = list(Catalog()), Settings()
 OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIza-operators-0003"
 
 
@@ -46,9 +47,14 @@ def sources(directory: Path, environ: Mapping[str, str]) -> Sources:
     return [SecretFileKeys(directory, environ), EnvironmentKeys(environ)]
 
 
-def find(accounts: AccountStore, where: Sources, owner: str = "system") -> list[Found]:
+def find(
+    accounts: AccountStore,
+    where: Sources,
+    owner: str = "system",
+    settings: Settings = SETTINGS,
+) -> list[Found]:
     """Look for the operator's keys."""
-    return list(find_keys(accounts, KEYRING, SPECS, where, owner))
+    return list(find_keys(accounts, KEYRING, settings, SPECS, where, owner))
 
 
 def summary(found: list[Found]) -> list[tuple[str, str, str]]:
@@ -138,8 +144,8 @@ def test_another_owner(accounts: AccountStore, tmp_path: Path) -> None:
 
 def test_longest_lifetime(accounts: AccountStore, tmp_path: Path) -> None:
     """BYOK_MAX_KEY_LIFETIME holds for keys that come this way as for any other."""
-    (found,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
     settings = Settings(max_key_lifetime=timedelta(days=30))
+    (found,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}), settings=settings)
     store_key(accounts, KEYRING, settings, found, "system")
     expires_at = accounts.find(["system"])[0].expires_at
     assert expires_at is not None
@@ -150,5 +156,18 @@ def test_unreadable_stored_key(accounts: AccountStore, tmp_path: Path) -> None:
     """A stored key that does not open counts as a different one."""
     where = sources(tmp_path, {"OPENAI_API_KEY": OPENAI})
     store_key(accounts, KEYRING, Settings(), find(accounts, where)[0], "system")
-    (found,) = find_keys(accounts, Keyring("bb" * 32), SPECS, where, "system")
+    (found,) = find_keys(accounts, Keyring("bb" * 32), Settings(), SPECS, where, "system")
     assert found.kind == "different"
+
+
+def test_stored_key_that_does_not_serve(accounts: AccountStore, tmp_path: Path) -> None:
+    """A stored key that has expired is not the same; it can be replaced by one that has not."""
+    where = sources(tmp_path, {"OPENAI_API_KEY": OPENAI})
+    (found,) = find(accounts, where)
+    ended = utcnow() - timedelta(days=1)
+    store_key(accounts, KEYRING, SETTINGS, dataclasses.replace(found, expires_at=ended), "system")
+    (found,) = find(accounts, where)
+    assert (found.kind, found.problem) == ("idle", "expired")
+    assert not store_key(accounts, KEYRING, SETTINGS, found, "system")
+    assert store_key(accounts, KEYRING, SETTINGS, found, "system", replace=True)
+    assert find(accounts, where)[0].kind == "same"

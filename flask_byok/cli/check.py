@@ -16,7 +16,7 @@ from ..rotation import key_ids_without_key
 from ..settings import source_of
 from ..web.safety import unsafe_choices, unsafe_settings
 from ..web.state import ByokState, get_state
-from .database import migrations
+from .database import known_revision, migrations
 from .typed import QuietCommand
 from .values import shown_settings
 
@@ -93,7 +93,7 @@ def _look_at_accounts(state: ByokState, accounts: AccountStore, report: _Report)
         )
     try:
         with migrations() as (migrate, engine):
-            revision = migrate.current(engine) or "of the host's own migrations"
+            revision = known_revision(migrate, engine) or "of the host's own migrations"
             report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
         _count_seals(state, accounts, report)
         accounts.canary.secret()

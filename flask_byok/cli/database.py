@@ -19,6 +19,7 @@ database = Commands("db", help="Make and upgrade the tables.")
 def upgrade_database() -> None:
     """Bring the tables to this version."""
     with migrations() as (migrate, engine):
+        known_revision(migrate, engine)
         migrate.upgrade(engine)
         click.echo(f"The tables are at revision {migrate.current(engine)}.")
 
@@ -36,6 +37,20 @@ def print_statements() -> None:
     """Print the statements that make all tables in an empty database, and run none."""
     with migrations() as (migrate, engine):
         click.echo(migrate.sql(engine.dialect.name))
+
+
+def known_revision(migrate: ModuleType, engine: Any) -> str | None:
+    """Return the revision that the tables are at, None where there are none of our own making.
+
+    :raises click.ClickException: a later version of flask-byok has made them.
+    """
+    revision: str | None = migrate.current(engine)
+    if revision is not None and revision > migrate.head():
+        raise click.ClickException(
+            f"The tables are at revision {revision}, which a later version of flask-byok has made: "
+            "install that one."
+        )
+    return revision
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,13 @@ import msgspec
 from flask.cli import with_appcontext
 
 from ..credentials import CredentialRecord, Validation, isoformat, utcnow
-from ..errors import KeyRefusedError, UnreadableCredentialError
-from ..intake import Typed, read_expiry, read_typed
+from ..errors import (
+    KeyNotFoundError,
+    KeyRefusedError,
+    UnreadableCredentialError,
+    VersionConflictError,
+)
+from ..intake import Typed, clean_note, read_expiry, read_typed
 from ..journal import Subject
 from ..keyring import Context, Keyring
 from ..owners import Caller
@@ -25,6 +29,7 @@ from .common import printable, require_accounts
 from .typed import (
     QuietCommand,
     find_provider,
+    is_at_terminal,
     moment,
     owner_word,
     read_fields,
@@ -107,9 +112,11 @@ def set_key(
     state, accounts = require_accounts()
     spec, settings = find_provider(state, provider), state.settings
     context = Context("account", owner, spec.id, slot or "")
-    _require_room(accounts, context, settings.keys_per_provider, replace=replace)
+    most = settings.keys_per_provider
+    is_taken = _require_room(accounts, context, most, replace=replace)
     expires_at = read_expiry(expires, spec, settings)
     typed = read_typed(spec, read_fields(spec), None, settings)
+    label = clean_note(label, "label", typed.fields, state.service.catalog)
     validation = _check(state, accounts, context, typed, validate)
     record = new_record(
         state.service.keyring,
@@ -122,7 +129,10 @@ def set_key(
         validation=validation,
     )
     event = AuditEvent("cli", "set", fingerprint=accounts.audit.fingerprint(typed.fields))
-    (accounts.put if replace else accounts.create)(record, event)
+    if is_taken:
+        accounts.put(record, event)
+    else:
+        accounts.create(record, event, at_most=most)
     click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")
@@ -156,16 +166,11 @@ def clear_key(provider: str, owner: str, slot: str | None, yes: bool) -> None:
         click.echo("There is no such key.")
         return
     _confirm(found, yes)
-    event = AuditEvent("cli", "clear")
-    if slot is None:
-        accounts.clear(owner, [name], event)
-    else:
-        accounts.delete(found[0].id, [owner], event)
-    click.echo(f"Cleared {', '.join(record.hint for record in found)}.")
+    _delete(accounts, found)
 
 
-def _require_room(accounts: AccountStore, context: Context, at_most: int, *, replace: bool) -> None:
-    """Say that a key has no place before anybody types one."""
+def _require_room(accounts: AccountStore, context: Context, at_most: int, *, replace: bool) -> bool:
+    """Say that a key has no place before anybody types one; else whether there is one to be replaced."""
     taken = {record.slot for record in accounts.find([context.owner], [context.provider])}
     if context.slot in taken and not replace:
         raise click.ClickException(
@@ -175,6 +180,7 @@ def _require_room(accounts: AccountStore, context: Context, at_most: int, *, rep
         raise click.ClickException(
             f"There is no room for another key: BYOK_KEYS_PER_PROVIDER is {at_most}."
         )
+    return context.slot in taken
 
 
 def _check(
@@ -203,10 +209,27 @@ def _warn_if_unused(settings: Settings, owner: str) -> None:
 def _confirm(found: list[CredentialRecord], yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not is_at_terminal():
         raise click.ClickException("Nobody can be asked here: give --yes to delete it.")
     hints = ", ".join(record.hint for record in found)
     click.confirm(f"Delete {hints}?", abort=True, err=True)
+
+
+def _delete(accounts: AccountStore, found: list[CredentialRecord]) -> None:
+    """Delete these keys, but none that took the place of one of them since."""
+    stayed = False
+    for record in found:
+        event, version = AuditEvent("cli", "clear"), int(record.version)
+        try:
+            accounts.delete(record.id, [record.owner], event, if_version=version)
+        except (KeyNotFoundError, VersionConflictError):
+            stayed = True
+        else:
+            click.echo(f"Cleared {record.hint}.")
+    if stayed:
+        raise click.ClickException(
+            "Somebody changed or deleted a key meanwhile. Look and try again."
+        )
 
 
 def _records(

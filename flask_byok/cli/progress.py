@@ -31,7 +31,7 @@ class Steps:
 
 def is_terminal() -> bool:
     """Say whether somebody watches."""
-    return sys.stdout.isatty()
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 @contextmanager

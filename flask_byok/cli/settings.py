@@ -25,5 +25,6 @@ def providers() -> None:
     specs = list(service.catalog)
     found = service.resolver.survey(Caller(), specs)
     for spec in specs:
-        source = found[spec.id][0].tier.value if found[spec.id] else "-"
+        chosen = service.resolver.choose(found[spec.id])
+        source = "-" if chosen is None else chosen.tier.value
         click.echo(f"{spec.id:<16} {spec.name:<28} {source:<8} {', '.join(spec.env)}".rstrip())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import click
 from flask.cli import with_appcontext
 
+from ..credentials import isoformat
 from ..environment import Found, find_keys, store_key
 from ..importer import Imported, Importer
 from ..owners import Tier
@@ -20,6 +17,7 @@ from ..settings import Settings
 from ..stores.operator import EnvironmentKeys, SecretFileKeys
 from ..transfer import export_keys, read_keys
 from .common import printable, require_accounts
+from .files import new_file, opened
 from .progress import steps
 from .typed import QuietCommand, owner_word, read_passphrase, word
 
@@ -44,10 +42,10 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     state, accounts = require_accounts()
     settings, keyring = state.settings, state.service.keyring
     specs = list(state.service.catalog)
-    everything = list(find_keys(accounts, keyring, specs, _sources(settings), owner))
+    everything = list(find_keys(accounts, keyring, settings, specs, _sources(settings), owner))
     stored = {}
     for found in everything:
-        wanted = found.kind == "new" or (found.kind == "different" and replace)
+        wanted = found.kind == "new" or (found.kind in ("different", "idle") and replace)
         done = wanted and (
             dry_run or store_key(accounts, keyring, settings, found, owner, replace=replace)
         )
@@ -76,6 +74,8 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     The passphrase is asked for, or read from stdin where that is no terminal.
     """
     state, accounts = require_accounts()
+    if owner is not None and not accounts.page([owner], limit=1)[0]:
+        raise click.ClickException("This owner has no keys here.")
     if file.exists() and not force:
         raise click.ClickException("There is such a file already: --force writes over it.")
     passphrase = read_passphrase(twice=True)
@@ -83,7 +83,7 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
         raise click.ClickException(
             f"A passphrase has {SHORTEST_PASSPHRASE} characters or more: several words are best."
         )
-    with _new_file(file, force=force) as written:
+    with new_file(file, force=force) as written:
         sealed = SealedWriter(written, passphrase)
         result = export_keys(accounts, state.service.keyring, sealed, owner=owner)
     click.echo(f"Exported {_keys(result.keys)}.")
@@ -119,7 +119,7 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
         replace=on_conflict == "replace",
         dry_run=dry_run,
     )
-    with _opened(file) as source:
+    with opened(file) as source:
         sealed = SealedReader(source, read_passphrase(twice=False))
         total = sum(1 for _ in read_keys(sealed))  # all of it opens before any of it is stored
         _import(importer, sealed, total)
@@ -147,20 +147,33 @@ def _sources(settings: Settings) -> Sequence[EnvironmentKeys | SecretFileKeys]:
 
 
 def _print_found(found: Found, *, done: bool, dry_run: bool) -> None:
-    said = {
-        "new": "would be added" if dry_run else "added",
-        "different": "would be replaced" if dry_run else "replaced",
-        "same": "unchanged",
-        "shadowed": "not copied: another one for this provider comes first",
-        "unusable": found.problem,
-    }[found.kind]
-    if found.kind in ("new", "different") and not done:
-        said = "kept: a different key is stored; --replace puts this one in its place"
+    said = _done(found, dry_run=dry_run) if done else _left(found)
+    if found.expires_at is not None and (done or found.kind == "same"):
+        said += f", expires {isoformat(found.expires_at)}"
     name = f"{found.name} ({found.tier})"
     click.echo(f"{found.spec.id:<12}  {name:<32}  {found.hint:<16}  {said}")
 
 
+def _done(found: Found, *, dry_run: bool) -> str:
+    done = "added" if found.kind == "new" else "replaced"
+    return f"would be {done}" if dry_run else done
+
+
+def _left(found: Found) -> str:
+    return {
+        "new": "not added: another one was saved meanwhile, or BYOK_KEYS_PER_PROVIDER leaves no room",
+        "different": "kept: a different key is stored; --replace puts this one in its place",
+        "idle": f"kept: it is stored, but {found.problem}; --replace stores it anew",
+        "same": "unchanged",
+        "shadowed": "not copied: another one for this provider comes first",
+        "unusable": found.problem,
+    }[found.kind]
+
+
 def _print_removable(names: list[str], settings: Settings, owner: str, *, dry_run: bool) -> None:
+    if owner != "system" and names:
+        click.echo("Nothing can be removed: it serves everybody, and the copies one owner only.")
+        return
     if not names:
         click.echo("Nothing can be removed.")
         return
@@ -188,36 +201,6 @@ def _print_imported(result: Imported, *, dry_run: bool) -> None:
         click.echo(f"left out: {_keys(count)} for {printable(provider)}: {problem}", err=True)
     if result.left_out:
         raise click.exceptions.Exit(1)
-
-
-@contextmanager
-def _new_file(path: Path, *, force: bool) -> Iterator[BinaryIO]:
-    """Open a file that takes its name when it is whole, and that its owner alone may read."""
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            # A link fails where somebody has made such a file meanwhile.
-            (os.replace if force else os.link)(name, path)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(name)
-    except OSError as error:
-        raise click.ClickException(f"The file cannot be written: {error.strerror}.") from None
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with path.open("rb") as file:
-            if not file.seekable():
-                raise click.ClickException("The file is read twice: give one on a disk.")
-            yield file
-    except OSError as error:
-        raise click.ClickException(f"The file cannot be read: {error.strerror}.") from None
 
 
 def _keys(count: int) -> str:

@@ -92,7 +92,7 @@ def read_fields(spec: ProviderSpec) -> dict[str, Secret]:
 
     There a provider with one field has the key itself, any other a JSON object.
     """
-    if sys.stdin.isatty():
+    if is_at_terminal():
         return {f.name: Secret(_ask(f.label, hidden=f.secret)) for f in spec.fields}
     text = read_stdin()
     if len(spec.fields) == 1:
@@ -109,15 +109,19 @@ def read_fields(spec: ProviderSpec) -> dict[str, Secret]:
 
 def read_passphrase(*, twice: bool) -> str:
     """Read a passphrase: asked for at a terminal, else the first line of stdin."""
-    if sys.stdin.isatty():
+    if is_at_terminal():
         return _ask("Passphrase", hidden=True, twice=twice)
-    lines = read_stdin().splitlines()
-    return lines[0] if lines else ""
+    return read_stdin().partition("\n")[0].removesuffix("\r")
+
+
+def is_at_terminal() -> bool:
+    """Say whether somebody can be asked; stdin may be closed."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def read_stdin() -> str:
     """Return what stdin has."""
-    content = sys.stdin.buffer.read(MAX_INPUT + 1)
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_INPUT + 1)
     try:
         if len(content) > MAX_INPUT:
             raise ValueError
@@ -127,12 +131,16 @@ def read_stdin() -> str:
 
 
 def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
-    answer: Any = click.prompt(
-        label,
-        default="",
-        hide_input=hidden,
-        confirmation_prompt=twice,
-        show_default=False,
-        err=True,
-    )
+    try:
+        answer: Any = click.prompt(
+            label,
+            default="",
+            hide_input=hidden,
+            confirmation_prompt=twice,
+            show_default=False,
+            err=True,
+        )
+        str(answer).encode()  # some terminals' odd bytes come through as halves of characters
+    except UnicodeError:
+        raise click.ClickException("What was typed is no text.") from None
     return str(answer)

@@ -12,8 +12,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +23,19 @@ class _Closable(Protocol):
 
 
 C = TypeVar("C", bound=_Closable)
+
+#: Whether nobody's request waits for what is done here; see ``patiently``.
+patient = contextvars.ContextVar("flask_byok_patient", default=False)
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """Give every call of a database the long time, as an operator's command can wait."""
+    before = patient.set(True)
+    try:
+        yield
+    finally:
+        patient.reset(before)
 
 
 class Watchdog:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
-from .sql_deadline import watchdog, within
+from .sql_deadline import patient, watchdog, within
 from .sql_types import MARIADB
 
 #: Seconds that a call to PostgreSQL may take, waiting for a connection included.
@@ -111,10 +111,12 @@ class Transactions:
     def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
         """Call what uses transactions; all of them together have to end within so many seconds.
 
-        Without a number it is ``LIMIT``. A call within a call has a time of its own, which the outer one gets back.
+        Without a number it is ``LIMIT``, for an operator's command ``LONG_LIMIT``. A call within a call has a time of
+        its own, which the outer one gets back.
         """
         started, outer = time.monotonic(), (_call.limit, _call.until)
-        _call.limit = LIMIT if limit is None else limit
+        usual = LONG_LIMIT if patient.get() else LIMIT
+        _call.limit = usual if limit is None else limit
         _call.until = started + _call.limit
         try:
             return function(*args)

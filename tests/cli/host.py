@@ -35,7 +35,7 @@ def make_app(tmp_path: Path, **config: Any) -> Flask:
     return app
 
 
-def run(app: Flask, *args: str, input: str | None = None) -> Result:
+def run(app: Flask, *args: str, input: str | bytes | None = None) -> Result:
     """Run a command as ``flask byok`` would."""
     app.cli.add_command(group)
     return app.test_cli_runner().invoke(args=["byok", *args], input=input)

@@ -10,17 +10,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
+_HOST = """
+from pathlib import Path
+from flask_byok import passphrase
+from tests.app import make_app
+passphrase.COST = (2, 8, 1)
+{slow}
+app = make_app(Path({directory!r}), BYOK_VALIDATE_ON_SET="off", BYOK_ALLOW_CUSTOM_PROVIDERS=True)
+"""
+_SLOW = """
+import time
+def close(self):
+    print("sealing", flush=True)
+    time.sleep(30)
+passphrase.SealedWriter.close = close
+"""
+
 
 class Terminal:
-    """Runs ``flask byok`` at a terminal of its own, and types."""
+    """Runs ``flask byok`` at a terminal of its own, and types.
 
-    def __init__(self, directory: Path, *args: str) -> None:
-        (directory / "host.py").write_text(
-            "from pathlib import Path\n"
-            "from tests.app import make_app\n"
-            f"app = make_app(Path({str(directory)!r}), BYOK_VALIDATE_ON_SET='off',\n"
-            "               BYOK_ALLOW_CUSTOM_PROVIDERS=True)\n"
-        )
+    :param slow: sealing a file says "sealing", and takes its time.
+    """
+
+    def __init__(self, directory: Path, *args: str, slow: bool = False) -> None:
+        host = _HOST.format(directory=str(directory), slow=_SLOW if slow else "")
+        (directory / "host.py").write_text(host)
         self._ours, theirs = os.openpty()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "flask", "--app", str(directory / "host.py"), "byok", *args],
@@ -44,7 +59,11 @@ class Terminal:
     def type(self, text: str) -> None:
         """Type a line, once the echo is off."""
         time.sleep(0.1)
-        os.write(self._ours, f"{text}\n".encode())
+        os.write(self._ours, f"{text}\n".encode(errors="surrogateescape"))
+
+    def terminate(self) -> None:
+        """Tell the command to end, as a system that shuts down does."""
+        self._process.terminate()
 
     def forget(self) -> None:
         """Go on from here with what is expected."""

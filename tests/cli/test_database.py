@@ -88,6 +88,20 @@ def test_upgrade_of_what_is_too_old(tmp_path: Path, caplog: pytest.LogCaptureFix
     engine.dispose()
 
 
+def test_tables_of_a_later_version(tmp_path: Path) -> None:
+    """Tables that a later version has made are left alone; which version that is for can be seen."""
+    app = make_app(tmp_path, **SAFE)
+    engine = create_engine(f"sqlite:///{tmp_path / 'byok.sqlite3'}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE byok_alembic_version SET version_num = '0099'")
+    engine.dispose()
+    assert run(app, "db", "current").output == "tables  0099\nnewest  0002\n"
+    assert "at revision 0099, which a later version" in refused(run(app, "db", "upgrade"))
+    result = run(app, "check")
+    assert result.exit_code == 1
+    assert "unsafe: The tables are at revision 0099" in result.stderr
+
+
 @pytest.mark.parametrize("command", ["current", "upgrade"])
 def test_database_away(tmp_path: Path, command: str) -> None:
     """A database that does not answer is one sentence, without its address."""

@@ -14,7 +14,9 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from sqlalchemy import create_engine, update
 
-from flask_byok.credentials import Verdict, utcnow
+from flask_byok.catalog import ProviderSpec
+from flask_byok.cli.typed import read_fields
+from flask_byok.credentials import Secret, Verdict, utcnow
 from flask_byok.stores.sql_tables import canaries, keys, metadata, sessions
 from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
@@ -243,6 +245,36 @@ def test_a_key_as_an_argument(tmp_path: Path, sqlite_url: str) -> None:
     close(host)
 
 
+@pytest.mark.parametrize("label", [CANARY, "it is CANARY-short", "a\x1b[2J", "x" * 101])
+def test_set_with_a_label_that_cannot_be(tmp_path: Path, sqlite_url: str, label: str) -> None:
+    """A label that holds a key, or what cannot be shown, is refused as it is in the dialog."""
+    host = make_host(tmp_path, None, sqlite_url)
+    args = ["set", "openai", "--validate", "off", "--label", label]
+    result = run(host, *args, input="CANARY-short")
+    assert "The field 'label'" in refused(result)
+    assert "CANARY" not in result.output
+    assert stored(host) == {}
+    close(host)
+
+
+@pytest.mark.parametrize("args", [[], ["--replace"]])
+def test_set_by_a_race(
+    host: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, args: list[str]
+) -> None:
+    """A key that takes the last place while another is typed stays, and is the only one."""
+
+    def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
+        monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_fields)
+        first = run(host, "set", "openai", "--slot", "b", "--validate", "off", input=other)
+        assert first.exit_code == 0, first.output
+        return {"api_key": Secret(good(fake))}
+
+    other = good(fake, owner="other")
+    monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
+    assert "There is a key already" in refused(run(host, "set", "openai", *args))
+    assert stored(host) == {"openai/b": other}
+
+
 # list
 
 
@@ -334,6 +366,21 @@ def test_clear(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     assert actions(host)[-3:] == [("cli", "clear")] * 3
     assert run(host, "clear", "openai", "--yes").output == "There is no such key.\n"
     close(host)
+
+
+def test_clear_leaves_what_was_not_shown(
+    host: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is saved while the question is asked stays, and so the command fails."""
+
+    def ask_slowly(*_: object) -> None:
+        run(host, "set", "openai", "--replace", "--validate", "off", input=other)
+
+    other = good(fake, owner="other")
+    run(host, "set", "openai", "--validate", "off", input=good(fake))
+    monkeypatch.setattr("flask_byok.cli.keys._confirm", ask_slowly)
+    assert "changed or deleted a key meanwhile" in refused(run(host, "clear", "openai"))
+    assert stored(host) == {"openai": other}
 
 
 def test_clear_wants_to_be_sure(host: HostApp, fake: FakeProviders) -> None:
@@ -432,6 +479,17 @@ def test_prompt(tmp_path: Path) -> None:
     terminal.type(CANARY)
     assert terminal.finish() == 0
     assert "Saved sk-proj-…cdef as the key for OpenAI of system." in terminal.shown
+    assert "CANARY" not in terminal.shown
+
+
+def test_what_is_no_text_at_a_prompt(tmp_path: Path) -> None:
+    """Bytes that are no text are refused in a sentence, without a traceback that has them."""
+    terminal = Terminal(tmp_path, "set", "openai")
+    terminal.expect("API key: ")
+    terminal.type("\udcff\udcfe" + CANARY)
+    assert terminal.finish() == 1
+    assert "Error: What was typed is no text." in terminal.shown
+    assert "Traceback" not in terminal.shown
     assert "CANARY" not in terminal.shown
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import pytest
 from flask import Flask
 
 from flask_byok.cli import byok as group
+from flask_byok.credentials import utcnow
 from flask_byok.keyring import Keyring
+from flask_byok.web.state import get_state
+from tests.stores.account_kinds import event_of, make_record
 
-from .host import SAFE, make_app, refused, run
+from .host import SAFE, accounts_of, make_app, refused, run
 
 
 def test_commands_are_found_by_flask() -> None:
@@ -43,6 +47,22 @@ def test_providers_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert " - " in lines["xai"]
     assert lines["google"].endswith("GEMINI_API_KEY, GOOGLE_API_KEY")
     assert "operators-own" not in result.output
+
+
+def test_providers_name_what_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stored key that has expired is not where the operator's key comes from."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-operators-own-key-5678")
+    app = make_app(tmp_path, **SAFE)
+    for provider in ("openai", "groq"):
+        ended = utcnow() - timedelta(days=1)
+        record = make_record(
+            "system", provider, expires_at=ended, keyring=get_state(app).service.keyring
+        )
+        accounts_of(app).create(record, event_of())
+    result = run(app, "providers")
+    lines = {line.split()[0]: line for line in result.output.splitlines()}
+    assert " env " in lines["openai"]
+    assert " - " in lines["groq"]
 
 
 def test_app_without_byok() -> None:

@@ -11,13 +11,14 @@ import pytest
 from sqlalchemy import update
 
 from flask_byok import passphrase
+from flask_byok.credentials import isoformat
 from flask_byok.importer import Importer
 from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp
 
 from .accounts_host import actions, close, make_host, stored
-from .host import accounts_of, run
+from .host import accounts_of, refused, run
 from .terminal import Terminal
 
 WORDS = "correct horse battery staple"
@@ -123,6 +124,60 @@ def test_import_env_only_says(host: HostApp, monkeypatch: pytest.MonkeyPatch) ->
     assert stored(host) == {"openai": OTHER}
 
 
+@pytest.mark.usefixtures("_operators_keys")
+@pytest.mark.parametrize(
+    ("columns", "state"), [({"expires_at": 1}, "expired"), ({"active": False}, "inactive")]
+)
+def test_import_env_of_what_does_not_serve(
+    host: HostApp, columns: dict[str, Any], state: str
+) -> None:
+    """Nothing can be removed whose copy does not serve; --replace stores it anew."""
+    run(host, "import-env")
+    with accounts_of(host).engine.begin() as connection:
+        connection.execute(update(credentials).values(columns))
+    result = run(host, "import-env")
+    assert f"kept: it is stored, but {state}; --replace stores it anew" in result.output
+    assert "Nothing can be removed." in result.output
+    assert "Can be removed" not in result.output
+    result = run(host, "import-env", "--replace")
+    assert lines(result.output)[0][-1] == "replaced"
+    assert "Can be removed now: OPENAI_API_KEY" in result.output
+    assert lines(run(host, "import-env").output)[0][-1] == "unchanged"
+
+
+@pytest.mark.usefixtures("_operators_keys")
+def test_import_env_for_one(host: HostApp) -> None:
+    """What one owner has takes nothing's place that serves everybody."""
+    result = run(host, "import-env", "--owner", "user:7")
+    assert "Nothing can be removed: it serves everybody" in result.output
+    assert "Can be removed" not in result.output
+    assert stored(host, "user:7") == {"openai": OPENAI, "groq": GROQ}
+
+
+@pytest.mark.usefixtures("_operators_keys")
+def test_import_env_says_what_will_expire(
+    tmp_path: Path, fake: FakeProviders, sqlite_url: str
+) -> None:
+    """Under BYOK_MAX_KEY_LIFETIME a copy expires, which no variable does; so it is said when."""
+    host = make_host(tmp_path, fake, sqlite_url, BYOK_MAX_KEY_LIFETIME=86_400)
+    texts = [run(host, "import-env", *args).output for args in (["--dry-run"], [], [])]
+    ends = accounts_of(host).find(["system"], ["openai"])[0].expires_at
+    assert ", expires 2" in texts[0]
+    for text in texts[1:]:
+        assert f", expires {isoformat(ends)}" in text
+    close(host)
+
+
+def test_import_env_without_room(host: HostApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no more keys than BYOK_KEYS_PER_PROVIDER, and nothing can be removed then."""
+    monkeypatch.setenv("OPENAI_API_KEY", OPENAI)
+    save(host, OTHER, "--slot", "b")
+    result = run(host, "import-env", "--replace")
+    assert "not added: another one was saved meanwhile, or" in result.output
+    assert "Nothing can be removed." in result.output
+    assert stored(host) == {"openai/b": OTHER}
+
+
 def test_import_env_of_nothing(host: HostApp) -> None:
     """Where the operator has no keys, that is said."""
     result = run(host, "import-env")
@@ -200,6 +255,15 @@ def test_out_and_in(host: HostApp, other: HostApp, tmp_path: Path) -> None:
     assert actions(other, "user:ann") == [("cli", "import")]
 
 
+def test_nobody_out(host: HostApp, tmp_path: Path) -> None:
+    """An owner without keys, whose name may be mistyped, is told, and no file is made."""
+    save(host, OPENAI)
+    file = tmp_path / "nobody.byok"
+    result = run(host, "export", str(file), "--owner", "user:nobody", input=WORDS)
+    assert "This owner has no keys here." in refused(result)
+    assert not file.exists()
+
+
 def test_one_owner_out(host: HostApp, other: HostApp, tmp_path: Path) -> None:
     """One owner's keys can be exported alone."""
     save(host, OPENAI)
@@ -262,7 +326,7 @@ def test_files_that_do_not_open(host: HostApp, other: HostApp, tmp_path: Path) -
     """With a wrong passphrase, or a file cut off, altered or of another kind, nothing is stored."""
     file, odd = tmp_path / "keys.byok", tmp_path / "odd.byok"
     for number in range(20):  # more than one chunk
-        save(host, f"{OPENAI}{number}", "--owner", f"user:{number}", "--label", "x" * 4000)
+        save(host, f"{OPENAI}{number}{'x' * 4000}", "--owner", f"user:{number}")
     export(host, file)
     content = file.read_bytes()
     assert len(content) > 70_000
@@ -346,21 +410,35 @@ def test_an_interrupted_import(
     for number in range(5):
         save(host, f"{OPENAI}{number}", "--owner", f"user:{number}")
     export(host, tmp_path / "keys.byok")
-    write, left = Importer._write, [1, 1]
+    add, left = Importer._add, [1, 1]
 
     def interrupted(self: Importer, key: Any) -> bool:
         if not left:
             raise KeyboardInterrupt
         left.pop()
-        return write(self, key)
+        return add(self, key)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Importer, "_write", interrupted)
+        patch.setattr(Importer, "_add", interrupted)
         result = run(other, "import", str(tmp_path / "keys.byok"), input=WORDS)
     assert result.exit_code == 1
     assert "Interrupted: 2 keys of 5 are done. Run it again to go on." in result.stderr
     result = run(other, "import", str(tmp_path / "keys.byok"), input=WORDS)
     assert "Added 3, replaced 0; unchanged 2" in result.output
+
+
+def test_an_export_that_is_told_to_end(tmp_path: Path) -> None:
+    """An export that is ended from outside leaves no part of a file."""
+    (tmp_path / "out").mkdir()
+    terminal = Terminal(tmp_path, "export", str(tmp_path / "out" / "keys.byok"), slow=True)
+    for asked in ("Passphrase: ", "Repeat for confirmation: "):
+        terminal.expect(asked)
+        terminal.type(WORDS)
+    terminal.expect("sealing")
+    assert len(list((tmp_path / "out").iterdir())) == 1
+    terminal.terminate()
+    assert terminal.finish() == 143
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_passphrase_at_a_terminal(tmp_path: Path) -> None:
