@@ -81,6 +81,13 @@ def postgres_url(postgres_server_url: str, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 @pytest.fixture
+def limited_url(postgres_url: str) -> Iterator[str]:
+    """Name an empty database on PostgreSQL, for a user who may make nothing in it."""
+    with services.limited_user(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """Name a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path / 'byok.sqlite'}"

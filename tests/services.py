@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -337,6 +337,19 @@ def create_database(server_url: str) -> str:
     with psycopg.connect(_conninfo(url), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
     return url.set(database=name).render_as_string(hide_password=False)
+
+
+@contextlib.contextmanager
+def limited_user(database_url: str) -> Iterator[str]:
+    """Make a user who may make nothing in a database, and give its address for that user."""
+    url, role = _psycopg_url(database_url), f"app_{uuid.uuid4().hex}"
+    with psycopg.connect(_conninfo(url), autocommit=True) as connection:
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+        connection.execute(f"CREATE ROLE {role} LOGIN")
+    yield url.set(username=role).render_as_string(hide_password=False)
+    with psycopg.connect(_conninfo(url), autocommit=True) as connection:
+        connection.execute(f"DROP OWNED BY {role}")
+        connection.execute(f"DROP ROLE {role}")
 
 
 def drop_database(url: str, server_url: str) -> None:

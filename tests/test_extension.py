@@ -13,6 +13,7 @@ from cachelib import FileSystemCache
 from flask import Flask, Response
 from flask.sessions import SessionInterface
 from flask_session import Session
+from sqlalchemy import create_engine, select
 
 from flask_byok import (
     BYOK,
@@ -30,9 +31,12 @@ from flask_byok import (
     key_used,
     key_validated,
 )
+from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.tables import metadata
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import current_caller, get_state
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
+from tests.stores.account_kinds import KEYRING, event_of, make_record
 
 
 def bare(directory: Path, **config: Any) -> Flask:
@@ -88,6 +92,82 @@ def test_a_throw_away_key_for_trying_out(tmp_path: Path, mode: str) -> None:
         BYOK(app)
 
 
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Name an empty database, of each kind in turn."""
+    address: str = request.getfixturevalue(request.param)
+    return address
+
+
+def contents(url: str) -> dict[str, Any]:
+    """Return everything that our tables hold."""
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = {t.name: connection.execute(select(t)).all() for t in metadata.sorted_tables}
+    engine.dispose()
+    return found
+
+
+def try_out(directory: Path, url: str, mode: str) -> Flask:
+    """Set an app up on a database, for trying out, without an encryption key."""
+    app = bare(directory, BYOK_ENCRYPTION_KEY=None, BYOK_DATABASE_URL=url)
+    setattr(app, mode, True)
+    Session(app)
+    with pytest.warns(UserWarning, match="accounts are kept in memory"):
+        BYOK(app)
+    return app
+
+
+@pytest.mark.parametrize("mode", ["debug", "testing"])
+def test_a_throw_away_key_leaves_the_database_alone(
+    tmp_path: Path, database_url: str, mode: str
+) -> None:
+    """An app that makes an encryption key up works, and neither reads nor changes a real database's accounts."""
+    live = AccountStore(database_url, KEYRING)
+    live.create(make_record("system"), event_of())
+    before = contents(database_url)
+    for number in range(2):
+        accounts = get_state(try_out(tmp_path / str(number), database_url, mode)).service.accounts
+        assert accounts is not None
+        assert accounts.find(["system"]) == []
+        accounts.put(make_record("system"), event_of())
+        assert accounts.audit.verify() == []
+        accounts.engine.dispose()
+    assert contents(database_url) == before
+    live.put(make_record("system"), event_of())
+    assert live.audit.verify() == []
+    assert AccountStore(database_url, KEYRING).canary.secret() == live.canary.secret()
+    live.engine.dispose()
+
+
+def test_two_processes_for_trying_out(tmp_path: Path) -> None:
+    """Two processes that each make a key up, as the reloader's do, both keep keys and serve them."""
+    script = """
+import sys, warnings
+from pathlib import Path
+from flask_byok import BYOK
+from flask_session import Session
+from flask_byok.stores.base import AuditEvent
+from flask_byok.web.state import get_state
+from tests.stores.account_kinds import make_record
+from tests.test_extension import bare
+app = bare(Path(sys.argv[1]), BYOK_ENCRYPTION_KEY=None, DEBUG=True)
+Session(app)
+warnings.simplefilter("ignore")
+BYOK(app)
+accounts = get_state(app).service.accounts
+for _ in range(20):
+    accounts.put(make_record(), AuditEvent("cli", "set"))
+assert app.test_client().get("/api/providers/keys").status_code == 200
+assert accounts.audit.verify() == []
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.communicate()[1], process.returncode) for process in processes] == [
+        ("", 0)
+    ] * 2
+
+
 class SidlessInterface(SessionInterface):
     """Sessions without a server-side id."""
 
@@ -131,7 +211,7 @@ def test_the_loader_may_return_any_id(tmp_path: Path, user: Any) -> None:
     assert (caller.user, caller.teams, caller.admin) == (str(user), ("1", "b"), True)
 
 
-@pytest.mark.parametrize("user", ["x" * 251, "a\0b"])
+@pytest.mark.parametrize("user", ["x" * 251, "a\0b", "\ud800"])
 def test_an_id_that_no_database_takes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, user: str
 ) -> None:

@@ -137,10 +137,15 @@ def restart(ctx: click.Context, yes: bool) -> None:
         )
 
 
+def is_asked() -> bool:
+    """Say whether somebody is there to answer."""
+    return sys.stdin.isatty()
+
+
 def _confirm(yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
+    if not is_asked():
         raise click.ClickException("Nobody can be asked here: give --yes to do it.")
     click.confirm("Begin a new log?", abort=True, err=True)
 

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from flask import Flask
+from flask.cli import ScriptInfo
 from sqlalchemy import delete, update
 
+from flask_byok.cli import byok
 from flask_byok.credentials import utcnow
+from flask_byok.errors import ConfigurationError
 from flask_byok.stores.base import AuditEvent
+from flask_byok.stores.sql_tables import canaries
 from flask_byok.stores.tables import audit
 from tests.stores.account_kinds import ANN, BEN, event_of, make_record
 
-from .host import SAFE, accounts_of, make_app, refused, run
+from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
 
 @pytest.fixture
@@ -89,3 +96,91 @@ def test_verify_finds(app: Flask) -> None:
     assert f"{ANN}: rows at its end are missing" in result.output
     assert "is gone, and no row says so" in result.output
     assert run(app, "audit", "verify", "--owner", BEN).exit_code == 0
+
+
+def test_heads(app: Flask, tmp_path: Path) -> None:
+    """Heads that were printed and kept elsewhere tell when the log no longer has them."""
+    printed = run(app, "audit", "heads")
+    assert printed.exit_code == 0
+    heads = [json.loads(line) for line in printed.output.splitlines()]
+    assert [(head["owner"], head["number"]) for head in heads] == [(ANN, 3), (BEN, 1)]
+    assert len(run(app, "audit", "heads", "--owner", BEN).output.splitlines()) == 1
+    kept = tmp_path / "heads"
+    kept.write_text(printed.output)
+    accounts_of(app).audit.note(ANN, event_of("reveal"))
+    whole = run(app, "audit", "verify", "--against", str(kept))
+    assert whole.exit_code == 0, whole.output
+    assert "2 heads were looked for." in whole.output
+    heads[0]["hash"] = "0" * 64
+    kept.write_text("\n".join(map(json.dumps, heads)))
+    result = run(app, "audit", "verify", "--against", str(kept))
+    assert "1 findings" in refused(result)
+    assert f"{ANN} row 3: " in result.output
+    assert run(app, "audit", "verify", "--against", str(kept), "--owner", BEN).exit_code == 0
+
+
+@pytest.mark.parametrize("content", [None, "x", '{"owner": "system"}', "\xff"])
+def test_heads_that_are_none(app: Flask, tmp_path: Path, content: str | None) -> None:
+    """A file that is not there, or has something else, is refused and not repeated."""
+    kept = tmp_path / "sk-secret"
+    if content is not None:
+        kept.write_bytes(content.encode("latin-1"))
+    result = run(app, "audit", "verify", "--against", str(kept))
+    assert result.exit_code == 2
+    assert "flask byok audit heads" in result.output
+    assert "sk-secret" not in result.output
+
+
+def test_restart(app: Flask) -> None:
+    """A log that is not whole is begun anew, after a question, and says so in its first row."""
+    with accounts_of(app)._database.transactions.several() as connection:
+        connection.execute(update(audit).values(actor="eve"))
+    assert "--yes" in refused(run(app, "audit", "restart"))
+    assert accounts_of(app).audit.count() == 4
+    result = run(app, "audit", "restart", "--yes")
+    assert result.exit_code == 0, result.output
+    assert "This deletes all 4 entries" in result.output
+    assert "4 entries deleted. The new log begins with 1 keys." in result.output
+    assert run(app, "audit", "verify").exit_code == 0
+    assert {entry.event.action for entry in accounts_of(app).audit.entries()} == {"restart"}
+
+
+def test_restart_asks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal it asks, and no is no."""
+    module = sys.modules["flask_byok.cli.audit"]  # the package has the group by that name
+    monkeypatch.setattr(module, "is_asked", lambda: True)
+    assert run(app, "audit", "restart", input="n\n").exit_code == 1
+    assert accounts_of(app).audit.count() == 4
+    assert run(app, "audit", "restart", input="y\n").exit_code == 0
+    assert accounts_of(app).audit.count() == 2
+
+
+@pytest.mark.parametrize("lost", ["encryption key", "secret"])
+def test_restart_of_an_app_that_does_not_start(
+    tmp_path: Path, database_url: str, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    """With a lost encryption key, or without the log's secret, no app starts; this command does, and then it does."""
+    config = {"BYOK_DATABASE_URL": database_url, "BYOK_ENCRYPTION_KEY": OLD, **SAFE}
+    before = make_app(tmp_path, **config)
+    accounts_of(before).create(make_record(), event_of())
+    if lost == "encryption key":
+        config["BYOK_ENCRYPTION_KEY"] = NEW
+        gone = delete(canaries).where(canaries.c.name != "audit")  # as the message says
+    else:
+        gone = delete(canaries).where(canaries.c.name == "audit")
+    with accounts_of(before)._database.transactions.several() as connection:
+        connection.execute(gone)
+    with pytest.raises(ConfigurationError, match="flask byok audit restart"):
+        make_app(tmp_path, **config)
+    starting = ScriptInfo(create_app=lambda: make_app(tmp_path, **config))
+    result = CliRunner().invoke(byok, ["audit", "restart", "--yes"], obj=starting)
+    assert result.exit_code == 0, result.output
+    app = make_app(tmp_path, **config)
+    assert run(app, "audit", "verify").exit_code == 0
+    assert "flask byok audit restart" in caplog.text
+
+
+def test_restart_without_accounts(tmp_path: Path) -> None:
+    """Where there are no accounts there is no log."""
+    off = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"], **SAFE)
+    assert "BYOK_PRECEDENCE" in refused(run(off, "audit", "restart", "--yes"))

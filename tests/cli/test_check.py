@@ -19,7 +19,7 @@ from flask_byok.stores.sql_tables import keys as session_keys
 from tests.services import free_port
 from tests.stores.account_kinds import event_of, make_record
 
-from .host import NEW, OLD, SAFE, accounts_of, make_app, run
+from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
 OLD_ID, NEW_ID = Keyring(OLD).key_ids[0], Keyring(NEW).key_ids[0]
 
@@ -236,3 +236,14 @@ def test_no_accounts(tmp_path: Path) -> None:
     result = run(make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"], **SAFE), "check")
     assert result.exit_code == 0
     assert ["accounts", "-"] in [line.split() for line in result.output.splitlines()]
+
+
+def test_user_without_rights(tmp_path: Path, limited_url: str) -> None:
+    """A database user who may not make the tables is told which statements an administrator runs; the app starts."""
+    app = make_app(tmp_path, BYOK_DATABASE_URL=limited_url, **SAFE)
+    result = run(app, "check")
+    assert result.exit_code == 1
+    assert "unsafe: The database's user may not make tables" in result.output
+    assert "flask byok db sql" in refused(run(app, "list"))
+    assert "flask byok db sql" in refused(run(app, "db", "upgrade"))
+    assert "CREATE TABLE byok_audit" in run(app, "db", "sql").output

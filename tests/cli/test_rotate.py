@@ -48,7 +48,7 @@ def test_rotation(tmp_path: Path, url: str) -> None:
     assert result.exit_code == 0, result.output
     assert "Sealing anew: 3" in result.output
     assert re.search(rf"3 keys sealed anew with {NEW_ID} in .* s \(.* a second\)", result.output)
-    assert f"{OLD_ID}  has sealed nothing that is left: it can go" in result.output
+    assert f"{OLD_ID}  has sealed nothing that is there. It can go" in result.output
     retired = make_app(tmp_path, BYOK_DATABASE_URL=url, BYOK_ENCRYPTION_KEY=NEW, **SAFE)
     found, _ = accounts_of(retired).page(None)
     assert {open_key(record, Keyring(NEW)) for record in found} == {"sk-1"}
@@ -124,14 +124,35 @@ def test_retire_what_sessions_use(tmp_path: Path, url: str) -> None:
 
 
 def test_retire(tmp_path: Path, url: str, redis_url: str) -> None:
-    """An encryption key that nothing is sealed with can go; where sessions cannot be counted it is said when."""
+    """An encryption key that nothing is sealed with can go; where sessions cannot be counted, once they have ended."""
     run(rotating_app(tmp_path, url), "rotate")
     result = run(rotating_app(tmp_path, url), "rotate", "--retire", OLD_ID)
     assert result.exit_code == 0
-    assert "it can go from BYOK_ENCRYPTION_KEY_FALLBACKS." in result.output
-    on_redis = run(rotating_app(tmp_path, url, BYOK_REDIS=redis_url), "rotate", "--retire", OLD_ID)
-    assert on_redis.exit_code == 0
-    assert "after 30 days at most. (Redis cannot count them.)" in on_redis.output
+    assert "It can go from BYOK_ENCRYPTION_KEY_FALLBACKS if it was replaced" in result.output
+    on_redis = rotating_app(tmp_path, url, BYOK_REDIS=redis_url)
+    said = refused(run(on_redis, "rotate", "--retire", OLD_ID))
+    assert "after 30 days at most. Then add --sessions-ended." in said
+    assert run(on_redis, "rotate", "--retire", OLD_ID, "--sessions-ended").exit_code == 0
+
+
+def test_retire_the_next_one(tmp_path: Path, url: str) -> None:
+    """One that is yet to become the current one is said to be kept."""
+    config = {"BYOK_DATABASE_URL": url, "BYOK_ENCRYPTION_KEY": OLD, **SAFE}
+    app = make_app(tmp_path, BYOK_ENCRYPTION_KEY_FALLBACKS=[NEW], **config)
+    assert "keep it if it is the next one" in run(app, "rotate", "--retire", NEW_ID).output
+
+
+def test_retire_without_accounts(tmp_path: Path, url: str, redis_url: str) -> None:
+    """A host that keeps no accounts is told of its sessions' keys, as far as they can be counted."""
+    config = {"BYOK_PRECEDENCE": ["session", "env"]}
+    app = rotating_app(tmp_path, url, **config)
+    assert run(app, "rotate", "--retire", OLD_ID).exit_code == 0
+    sessions = get_state(app).service.sessions
+    record = session_record(ciphertext=f"byok1.{OLD_ID}.f.x")
+    sessions.write(SessionRef("sid", sessions.establish("sid")), "", record)
+    assert "0 in accounts and 1 in sessions" in refused(run(app, "rotate", "--retire", OLD_ID))
+    on_redis = rotating_app(tmp_path, url, BYOK_REDIS=redis_url, **config)
+    assert "Redis cannot count" in refused(run(on_redis, "rotate", "--retire", OLD_ID))
 
 
 def test_retire_what_cannot_be(tmp_path: Path, url: str) -> None:

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata, produce_migrations
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations.ops import DropTableOp
-from sqlalchemy import Engine, MetaData, inspect, select, text
+from sqlalchemy import Engine, MetaData, inspect, make_url, select, text
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.owners import SessionRef
@@ -299,3 +299,37 @@ def test_statements_make_the_same(engine: Engine) -> None:
     assert migrate.current(engine) == "0002"
     with engine.connect() as connection:
         assert connection.execute(select(sessions)).all() == []
+
+
+def as_administrator(url: str, *statements: str) -> None:
+    """Run statements as who owns the database."""
+    engine = open_engine(url)
+    with Transactions(engine).several() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
+    """A user who may not make the tables, or not use them, is told what an administrator has to run."""
+    store, role = AccountStore(limited_url, KEYRING), make_url(limited_url).username
+    every = f"ON ALL TABLES IN SCHEMA public TO {role}"
+    for grant in (None, f"GRANT SELECT ON byok_canary TO {role}", f"GRANT SELECT {every}"):
+        if grant is not None:
+            as_administrator(postgres_url, grant)
+        for _ in range(3):
+            with pytest.raises(ConfigurationError, match="flask byok db sql"):
+                store.create(make_record(), event_of())
+        if grant is None:
+            with pytest.raises(ConfigurationError, match="flask byok db sql"):
+                migrate.upgrade(store.engine)
+            as_administrator(postgres_url, migrate.sql("postgresql"))
+    as_administrator(postgres_url, f"GRANT SELECT, INSERT, UPDATE, DELETE {every}")
+    store.create(make_record(), event_of())
+    store.audit.restart(event_of("restart"))
+    assert store.audit.verify() == []
+    assert migrate.current(store.engine) == "0002"
+    sessions_there = SqlSessionStore(limited_url, ttl=DAY, max_age=30 * DAY)
+    assert sessions_there.establish("sid-1")
+    sessions_there.engine.dispose()
+    store.engine.dispose()
