@@ -116,7 +116,8 @@ class OwnKeys:
         ended = self._set_aside(caller, record.provider, visitor=False)
         if self._accounts is not None:
             event = self._parts.journal.event(caller, "set", typed.fields)
-            self._accounts.put(record, event, ended=ended)
+            at_most = self._parts.settings.keys_per_provider
+            self._accounts.keep(record, event, at_most=at_most, ended=ended)
         if caller.session is not None:
             self._sessions.clear(caller.session, caller.identity, [record.provider])
 

@@ -17,6 +17,7 @@ from .resolver import Resolver
 from .sealing import open_record, seal, session_owner
 from .session_keys import SessionKeys
 from .stores.base import Adoption, SessionStore, SessionView
+from .stores.slots import main_slot
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
@@ -39,6 +40,7 @@ class Promoter:
     """Promotes keys.
 
     :param accounts: where they go; None where users have no keys beyond their session.
+    :param at_most: how many slots an account may have for one provider.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Promoter:
         sessions: SessionStore,
         keys: SessionKeys,
         accounts: AccountStore | None,
+        at_most: int,
         keyring: Keyring,
         resolver: Resolver,
         journal: Journal,
@@ -55,6 +58,7 @@ class Promoter:
         self.keys = keys
         self.keyring = keyring
         self.journal = journal
+        self.at_most = at_most
         self._accounts = accounts
         self._resolver = resolver
 
@@ -192,8 +196,14 @@ class _ToAccount(_Work):
         """Return those for which a key in the account stays."""
         if self.replace or not providers:
             return set()
-        held = self.accounts.find([self.caller.identity], providers)
-        return {record.provider for record in held if not record.slot}
+        slots: dict[str, set[str]] = {}
+        for record in self.accounts.find([self.caller.identity], providers):
+            slots.setdefault(record.provider, set()).add(record.slot)
+        return {
+            provider
+            for provider, taken in slots.items()
+            if main_slot(taken, self.by.at_most) in taken
+        }
 
     def _sources(self, provider: str) -> list[_Source]:
         """Return what leaves the session: what goes to the account, then what that replaces."""
@@ -250,6 +260,7 @@ class _ToAccount(_Work):
             [move.record for move in moves],
             replace=self.replace,
             event=self.by.journal.event(self.caller, "promote"),
+            at_most=self.by.at_most,
             fingerprints={move.record.version: move.fingerprint for move in moves},
             ended=ending - versions,
         )

@@ -18,6 +18,7 @@ from .owners import Caller, Tier
 from .resolver import Resolver
 from .sealing import new_record, open_record, seal
 from .settings import Settings, ValidateOnSet
+from .stores.slots import free_slot, has_place
 from .verdicts import Notify, Verdicts
 
 if TYPE_CHECKING:
@@ -183,13 +184,13 @@ class RecordWriter:
 
     def _free_slot(self, owner: str, spec: ProviderSpec, slot: str | None) -> str:
         taken = {record.slot for record in self._accounts.find([owner], [spec.id])}
-        if slot in taken or len(taken) >= self._parts.settings.keys_per_provider:
+        place = free_slot(taken) if slot is None else slot
+        if place in taken or not has_place(place, taken, self._parts.settings.keys_per_provider):
             raise KeyExistsError(
                 f"There is a key for {spec.name} already. Change or delete that one.",
                 provider=spec.id,
             )
-        free = (name for name in ("", *map(str, range(2, len(taken) + 3))) if name not in taken)
-        return next(free) if slot is None else slot
+        return place
 
     def _checked(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 import msgspec
@@ -95,3 +95,15 @@ def open_record(
     except msgspec.DecodeError:
         raise UnreadableCredentialError(provider=record.provider) from None
     return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
+
+
+def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> CredentialRecord:
+    """Return an account's record as it is in another slot.
+
+    :raises UnreadableCredentialError: it does not open.
+    """
+    if slot == record.slot:
+        return record
+    there = Context("account", record.owner, record.provider, slot)
+    plain = keyring.open(record.ciphertext, replace(there, slot=record.slot))
+    return replace(record, slot=slot, ciphertext=keyring.seal(plain, there))

@@ -124,12 +124,29 @@ def test_conflict_with_the_account(
     assert len(kept(world, user)) == 1
 
 
-def test_other_slots_are_no_conflict(world: World) -> None:
-    """A key in the account's second slot is no reason against promoting into the first."""
+def test_other_slots_are_no_conflict(make_world: MakeWorld) -> None:
+    """A key in the account's second slot is no reason against promoting into the first, where there is room."""
+    world = make_world(BYOK_KEYS_PER_PROVIDER=2)
     user = sign_in(world, "openai")
     world.keep("user:7", ACCOUNTS, slot="2")
     assert world.service.promote(user)["promoted"] == ["openai"]
     assert used(world, user) == WAITING
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_full_account_is_a_conflict(world: World, own: bool) -> None:
+    """Where there is no room beside a key in another slot, it stays, or what is promoted takes its place."""
+    user = world.caller("7") if own else sign_in(world, "openai")
+    if own:
+        world.set(user, WAITING)
+    world.keep("user:7", ACCOUNTS, slot="work")
+    assert world.service.promote(user) == {"promoted": [], "kept": ["openai"]}
+    assert kept(world, user)["openai"].version == "1"
+    assert world.service.promote(user, None, "replace") == {"promoted": ["openai"], "kept": []}
+    (record,) = world.accounts.find(["user:7"])
+    assert (record.slot, record.version) == ("work", "2")
+    assert used(world, user) == WAITING
+    assert in_session(world, user) == ([], [])
 
 
 def test_what_is_known_of_a_key_goes_along(world: World, fake: FakeProviders) -> None:

@@ -89,6 +89,25 @@ def test_a_kept_key_takes_the_place_of_the_sessions(world: World) -> None:
     assert world.service.resolve(ann, "openai").api_key == key(world, "after")
 
 
+@pytest.mark.parametrize(
+    ("most", "there", "after"),
+    [(1, ["work"], ["work"]), (2, ["a", "b"], ["a", "b"]), (2, ["work"], ["", "work"])],
+)
+def test_a_kept_key_is_none_too_many(
+    make_world: Worlds, most: int, there: list[str], after: list[str]
+) -> None:
+    """A key that is kept goes beside others where there is room, else in the place of the one that served."""
+    world = make_world(BYOK_KEYS_PER_PROVIDER=most)
+    ann = world.caller("ann")
+    for slot in there:
+        world.keep("user:ann", key(world, f"old-{slot}"), slot=slot)
+    world.set(ann, key(world, "new"), persist=True, label="new")
+    found = world.accounts.find(["user:ann"])
+    assert [record.slot for record in found] == after
+    assert found[0].label == "new"
+    assert world.service.resolve(ann, "openai").api_key == key(world, "new")
+
+
 def test_visitors_have_no_account(world: World) -> None:
     """A visitor who asks to keep a key is told to sign in, and nothing is stored."""
     visitor = world.caller()

@@ -85,7 +85,9 @@ async function post(path, body, method = "POST") {
 // Label and expiry of the account's key that the row shows: the first that counts. The key itself stays as it is.
 async function changeNotes(provider, notes) {
   const { keys } = await request(`/../keys?provider=${encodeURIComponent(provider)}`);
-  const slots = keys.sort((one, other) => (one.slot < other.slot ? -1 : 1));
+  const slots = keys.sort(
+    ({ slot: one }, { slot: other }) => one.length - other.length || (one < other ? -1 : 1),
+  );
   const shown = slots.find(({ state }) => state !== "inactive" && state !== "expired") ?? slots[0];
   if (!shown) throw failure("key_not_found");
   return changed("save", provider, await post(`/../keys/${shown.id}`, notes, "PATCH"));

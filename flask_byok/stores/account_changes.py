@@ -73,6 +73,16 @@ def replace(
     return set_columns(connection, chain, id, values, event)
 
 
+def put(
+    connection: Connection, chain: Chain, record: CredentialRecord, event: AuditEvent
+) -> CredentialRecord:
+    """Store a record in the row of what is in its place, or in a new one."""
+    found = place(connection, record)
+    if found is None:
+        return add(connection, chain, record, event)
+    return replace(connection, chain, found, record, event)
+
+
 def set_columns(
     connection: Connection,
     chain: Chain,
@@ -117,14 +127,10 @@ def promote(
     """Take one record over, unless it is over; False where the owner's own one stays."""
     if over(connection, record.owner, [record.version]):
         return True
-    found = place(connection, record)
-    if found is not None and not overwrite:
+    if not overwrite and place(connection, record) is not None:
         return False
     end(connection, record.owner, [record.version])
-    if found is None:
-        add(connection, chain, record, event)
-    else:
-        replace(connection, chain, found, record, event)
+    put(connection, chain, record, event)
     return True
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import KeyExistsError, KeyNotFoundError
 from ..keyring import Keyring
+from ..sealing import in_slot
 from . import account_changes as steps
 from . import account_statements as statements
 from .account_expiry import AccountExpiry
@@ -26,6 +27,7 @@ from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
 from .audit_chain import GONE, Chain, Subject
 from .canary import Canary
+from .slots import has_place, main_slot, serving_order
 from .sql_database import Database
 from .tables import metadata
 from .usage import UsageStore
@@ -62,9 +64,12 @@ class AccountStore:
     def find(
         self, owners: Sequence[str], providers: Sequence[str] | None = None
     ) -> list[CredentialRecord]:
-        """Return all that these owners have for these providers, or all, in one statement."""
+        """Return all that these owners have for these providers, or all, in one statement.
+
+        Slots come in the order that they serve in.
+        """
         found = self._records(*statements.find(owners, providers))
-        return sorted(found, key=lambda record: (record.slot, record.id))
+        return sorted(found, key=lambda record: (serving_order(record.slot), record.id))
 
     def page(
         self,
@@ -101,26 +106,45 @@ class AccountStore:
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
             taken = steps.slots(connection, record)
-            if record.slot in taken or (at_most is not None and len(taken) >= at_most):
+            if record.slot in taken or not has_place(record.slot, taken, at_most):
                 raise KeyExistsError(provider=record.provider)
             return steps.add(connection, chain, record, event)
 
         return self._change(record.owner, work)
 
     def put(
-        self, record: CredentialRecord, event: AuditEvent, *, ended: Collection[str] = ()
+        self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
     ) -> CredentialRecord:
         """Store a record in the place of the one for its owner, provider and slot, if there is one.
 
+        :param at_most: how many slots the owner may have for that provider.
+        :raises KeyExistsError: there is none in that slot, and as many others as there may be.
+        """
+
+        def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            if not has_place(record.slot, steps.slots(connection, record), at_most):
+                raise KeyExistsError(provider=record.provider)
+            return steps.put(connection, chain, record, event)
+
+        return self._change(record.owner, work)
+
+    def keep(
+        self,
+        record: CredentialRecord,
+        event: AuditEvent,
+        *,
+        at_most: int | None = None,
+        ended: Collection[str] = (),
+    ) -> CredentialRecord:
+        """Store a record in the owner's main slot for its provider; see ``slots.main_slot``.
+
+        :param at_most: how many slots the owner may have for that provider.
         :param ended: the versions of the session's records that it takes the place of; see ``over``.
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
             steps.end(connection, record.owner, ended)
-            found = steps.place(connection, record)
-            if found is None:
-                return steps.add(connection, chain, record, event)
-            return steps.replace(connection, chain, found, record, event)
+            return steps.put(connection, chain, self._seated(connection, record, at_most), event)
 
         return self._change(record.owner, work)
 
@@ -206,13 +230,17 @@ class AccountStore:
         *,
         replace: bool,
         event: AuditEvent,
+        at_most: int | None = None,
         fingerprints: Mapping[str, str] | None = None,
         ended: Collection[str] = (),
     ) -> tuple[list[str], list[str]]:
         """Take over what comes out of a session, all or nothing, and each only once ever.
 
+        Each goes to the owner's main slot for its provider; see ``slots.main_slot``.
+
         :param records: sealed for their new owner, one and the same; each with the version that it
             has in the session.
+        :param at_most: how many slots the owner may have for a provider.
         :param fingerprints: of the keys, by version, for the log.
         :param ended: the versions of the session's records that these take the place of.
         :return: the providers whose record is the owner's now or was before, and those where the
@@ -229,7 +257,8 @@ class AccountStore:
             for record in records:
                 known = (fingerprints or {}).get(record.version, event.fingerprint)
                 happened = dataclasses.replace(event, fingerprint=known)
-                done = steps.promote(connection, chain, record, replace, happened)
+                seated = self._seated(connection, record, at_most)
+                done = steps.promote(connection, chain, seated, replace, happened)
                 (promoted if done else kept).append(record.provider)
             steps.end(connection, owner, ended)
             return promoted, kept
@@ -254,6 +283,12 @@ class AccountStore:
             chain.append(event, subject)
 
         self._change(owner, work)
+
+    def _seated(
+        self, connection: Connection, record: CredentialRecord, at_most: int | None
+    ) -> CredentialRecord:
+        slot = main_slot(steps.slots(connection, record), at_most)
+        return in_slot(self._keyring, record, slot)
 
     def _change(self, owner: str, work: Callable[[Connection, Chain], T]) -> T:
         return self.audit.change(owner, work)

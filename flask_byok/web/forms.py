@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request, url_for
 from ..credentials import Secret
 from ..errors import InvalidFieldError, KeyNotFoundError
 from ..record_writer import Changes
+from ..stores.slots import serving_order
 from . import api
 from .bodies import clean_note
 from .outcome import Outcome, local_path
@@ -47,7 +48,7 @@ def _change(provider: str) -> Outcome:
 
 def _shown(keys: Sequence[Mapping[str, Any]], provider: str) -> str:
     """Return the id of the key that the row is about: the first that counts, or else the first."""
-    slots = sorted(keys, key=lambda key: str(key["slot"]))
+    slots = sorted(keys, key=lambda key: serving_order(str(key["slot"])))
     counting = [key for key in slots if key["state"] not in ("inactive", "expired")]
     if not slots:
         raise KeyNotFoundError(provider=provider)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -181,6 +183,83 @@ def test_slots_are_counted_within_the_transaction(store: AccountStore) -> None:
     store.create(make_record(BEN), event_of(), at_most=1)
     store.create(make_record(provider="groq"), event_of(), at_most=1)
     assert [record.slot for record in store.find([ANN], ["openai"])] == ["", "2"]
+
+
+def test_slots_serve_in_the_order_of_their_numbers(store: AccountStore) -> None:
+    """The tenth slot comes after the second, whenever each was made."""
+    for slot in ("10", "work", "3", "", "2"):
+        store.create(make_record(slot=slot), event_of())
+    slots = [record.slot for record in store.find([ANN], ["openai"])]
+    assert slots == ["", "2", "3", "10", "work"]
+
+
+def test_put_makes_no_slot_too_many(store: AccountStore) -> None:
+    """A key is put in the place of another of its slot, and in a new slot only where there is room."""
+    store.put(make_record(slot="work"), event_of(), at_most=1)
+    replaced = store.put(make_record(slot="work"), event_of(), at_most=1)
+    assert replaced.version == "2"
+    with pytest.raises(KeyExistsError):
+        store.put(make_record(), event_of(), at_most=1)
+    assert store.find([ANN]) == [replaced]
+    assert [r.slot for r in (store.put(make_record(), event_of()), replaced)] == ["", "work"]
+
+
+@pytest.mark.parametrize(
+    ("there", "at_most", "goes_to"),
+    [
+        ([], 1, ""),
+        ([""], 1, ""),
+        (["work"], 1, "work"),
+        (["work"], 2, ""),
+        (["10", "9"], 2, "9"),
+        (["a", "", "b"], 2, ""),
+        (["c", "b"], 1, "b"),
+        (["work"], None, ""),
+    ],
+)
+@pytest.mark.parametrize("way", ["keep", "promote"])
+def test_the_slot_of_a_key_without_one(
+    store: AccountStore, there: list[str], at_most: int | None, goes_to: str, way: str
+) -> None:
+    """It goes to the first slot if that is there or there is room, else in the place of the one that serves first."""
+    before = {slot: store.create(make_record(slot=slot), event_of()) for slot in there}
+    new = make_record(api_key="sk-new")
+    if way == "keep":
+        store.keep(new, event_of(), at_most=at_most)
+    else:
+        stays = ([], ["openai"]) if goes_to in there else (["openai"], [])
+        promote = partial(store.promote, [new], event=event_of(), at_most=at_most)
+        assert promote(replace=False) == stays
+        assert promote(replace=True) == (["openai"], [])
+    after = {record.slot: record for record in store.find([ANN])}
+    assert after.keys() == before.keys() | {goes_to}
+    assert {slot: open_key(record) for slot, record in after.items()} == {
+        **dict.fromkeys(there, "sk-1"),
+        goes_to: "sk-new",
+    }
+    if goes_to in there:
+        assert (after[goes_to].id, after[goes_to].version) == (before[goes_to].id, "2")
+    assert store.audit.verify() == []
+
+
+@pytest.mark.parametrize("way", ["create", "put", "keep", "promote"])
+def test_no_slot_too_many_at_once(store: AccountStore, way: str) -> None:
+    """However a key is stored, many at once make no more slots than there may be."""
+
+    def write(slot: str) -> None:
+        record, happened = make_record(slot=slot), event_of()
+        with suppress(KeyExistsError):
+            if way == "promote":
+                store.promote([record], replace=True, event=happened, at_most=2)
+            else:
+                getattr(store, way)(record, happened, at_most=2)
+
+    store.canary.secret()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, ["a", "b", "c", "d", "e"]))
+    found = store.find([ANN])
+    assert 1 <= len(found) <= 2
+    assert [open_key(record) for record in found] == ["sk-1"] * len(found)
 
 
 def test_foreign_ids_do_not_exist(store: AccountStore) -> None:
