@@ -252,6 +252,8 @@ class Credential:
     version: str | None = None
     #: Of its row in the database; empty for what is kept elsewhere.
     id: str = ""
+    #: What its provider last said of this very version, where that is known.
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))

@@ -190,6 +190,7 @@ class Opener:
             endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
         except EndpointNotAllowedError:
             raise UnreadableCredentialError(provider=spec.id) from None
+        validity = record.current_validity()
         return Credential(
             provider=spec.id,
             source=tier,
@@ -200,6 +201,7 @@ class Opener:
             hint=record.hint,
             version=record.version,
             id=record.id,
+            verdict=None if validity is None else validity.verdict,
         )
 
 

@@ -122,6 +122,8 @@ class Verdicts:
         session = caller.session
         if session is None or credential.source != Tier.SESSION or credential.version is None:
             return
+        if _stays_refused(credential, verdict):
+            return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
         self._sessions.record_verdict(session, caller.identity, credential.provider, recorded)
 
@@ -134,5 +136,16 @@ class Verdicts:
     ) -> None:
         if self._accounts is None or credential.version is None:
             return
+        if _stays_refused(credential, verdict):
+            if event is not None:
+                subject = Subject(credential.provider, id=credential.id)
+                self._accounts.audit.note(credential.owner, event, subject)
+            return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
         self._accounts.record_verdict(credential.id, credential.version, recorded, event)
+
+
+def _stays_refused(credential: Credential, verdict: Verdict) -> bool:
+    """Say whether a check that learnt nothing came to a key that its provider has refused: it is not usable again."""
+    known = credential.verdict
+    return verdict.valid is None and known is not None and known.valid is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ SOURCE_HEADER = "X-BYOK-Source"
 REQUEST_ID = "flask_byok.request_id"
 
 _USED = "flask_byok.used"
+# Neither is text to a database.
+_STORABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 @dataclass(slots=True)
@@ -113,9 +116,10 @@ def user_of(loaders: Loaders) -> str | None:
 
 def _id(returned: Any, loader: str) -> str:
     text = str(returned)
-    if len(text) > LONGEST_ID or "\0" in text:
+    if len(text) > LONGEST_ID or not _STORABLE.fullmatch(text):
         raise ConfigurationError(
-            f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, and no NUL."
+            f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, no NUL and no "
+            "surrogate."
         )
     return text
 
