@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from functools import partial, wraps
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,16 +27,19 @@ from .credentials import Credential, Secret, Validation
 from .errors import (
     ByokError,
     ConfigurationError,
+    InvalidFieldError,
     MissingCredentialError,
     SessionRequiredError,
 )
+from .intake import NewKey
 from .outbound import Outbound
 from .owners import identity_of
 from .redaction import install_log_redaction
 from .service import Service
-from .settings import Settings
+from .settings import Settings, ValidateOnSet
 from .stores.rates import RateLimiter, RateStorage
-from .web.api import clear_key, create_blueprint, promote_keys, set_key
+from .web.api import create_blueprint
+from .web.bodies import typed_fields
 from .web.problems import problem_response
 from .web.sessions import SessionBinding, app_name, check_session_interface, index_key
 from .web.sse import stream_response
@@ -189,13 +193,26 @@ class BYOK:
         return note_use(state.service.resolve(current_caller(state), provider))
 
     def get_api_key(self, provider: str) -> str:
-        """Return the API key itself; for its errors see ``resolve``."""
+        """Return the API key itself; empty where a provider can do without. For its errors see ``resolve``.
+
+        :raises InvalidFieldError: the provider has no field ``api_key``; ``get_service_config`` has those it has.
+        """
+        spec = get_state().service.catalog.get(provider)
+        if all(field.name != "api_key" for field in spec.fields):
+            raise InvalidFieldError(f"{spec.name} has no field 'api_key'.", provider=spec.id)
         return self.resolve(provider).api_key
 
     def get_api_keys(self, providers: Iterable[str]) -> dict[str, str]:
-        """Return the API keys by provider, leaving out absent ones; one round of look-ups."""
+        """Return the API keys by provider; one round of look-ups.
+
+        Providers without a key are left out, and those whose credential has other fields than ``api_key``.
+
+        :raises RejectedCredentialError: a provider refused the key that would be used.
+        :raises UnreadableCredentialError: a key that would be used does not open.
+        """
         state = get_state()
-        found = state.service.resolve_many(current_caller(state), list(providers))
+        caller = current_caller(state)
+        found = state.service.resolve_many(caller, list(providers), field="api_key")
         return {provider: note_use(one).api_key for provider, one in found.items()}
 
     def get_service_config(self, provider: str) -> Mapping[str, str]:
@@ -207,7 +224,11 @@ class BYOK:
         return {**fields, "base_url": credential.base_url} if spec.personal_base_url else fields
 
     def missing_keys(self, providers: Iterable[str]) -> list[str]:
-        """Return those of these providers that have no key; one round of look-ups."""
+        """Return those of these providers that have no key; one round of look-ups.
+
+        :raises RejectedCredentialError: a provider refused the key that would be used.
+        :raises UnreadableCredentialError: a key that would be used does not open.
+        """
         state = get_state()
         return state.service.missing(current_caller(state), list(providers))
 
@@ -242,24 +263,52 @@ class BYOK:
         api_key: str | None = None,
         *,
         fields: Mapping[str, str] | None = None,
-        **options: Any,
+        persist: bool = False,
+        label: str | None = None,
+        description: str | None = None,
+        expires_at: datetime | None = None,
+        base_url: str | None = None,
+        validate: ValidateOnSet | None = None,
     ) -> dict[str, Any]:
-        """Store a key for the present caller and return the provider's status; ``options`` as in ``NewKey``."""
+        """Store a key for the present caller.
+
+        :param fields: instead of ``api_key``, for a provider with other fields.
+        :param persist: keep it in the account of the signed-in user, beyond the session.
+        :param expires_at: with a time zone.
+        :param base_url: the person's own, for a provider that takes one.
+        :param validate: how strictly to check it: ``"off"``, ``"warn"`` or ``"require"``; by default as
+            ``BYOK_VALIDATE_ON_SET`` says, which cannot be loosened where it is ``"require"``.
+        :return: the provider's status, as ``list_keys`` has it, and under ``validation`` what the check found
+            (``Validation.to_dict``), None where there was none.
+        :raises InvalidFieldError: one of these cannot be used, or the key is in the label or description.
+        :raises MalformedApiKeyError: this cannot be a key.
+        :raises KeyRefusedError: the check forbids storing; what was there before stays.
+        """
         state = get_state()
-        typed = _typed(api_key, fields) or {}
-        established_caller(state)
+        new = NewKey(
+            fields=_typed(api_key, fields) or {},
+            base_url=base_url,
+            label=label,
+            description=description,
+            expires_at=expires_at,
+            validate=validate,
+            persist=persist,
+        )
         try:
-            done = set_key(provider, typed, **options)
+            status, found = state.service.set(established_caller(state), provider, new)
         except SessionRequiredError:  # it has expired: begin anew, as loading the list does
-            established_caller(state, anew=True)
-            done = set_key(provider, typed, **options)
-        status: dict[str, Any] = done["provider"]
-        return status
+            anew = established_caller(state, anew=True)
+            status, found = state.service.set(anew, provider, new)
+        return {**status, "validation": None if found is None else found.to_dict()}
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
-        """Delete the present caller's key and return the tiers it was in."""
-        cleared: list[str] = clear_key(provider, tier)["cleared"]
-        return cleared
+        """Delete the present caller's key and return the tiers it was in.
+
+        :param tier: ``"session"``, ``"user"`` (the account) or ``"all"``.
+        :raises InvalidFieldError: it is another word.
+        """
+        state = get_state()
+        return state.service.clear(current_caller(state), provider, tier)[0]
 
     def validate(
         self,
@@ -277,8 +326,14 @@ class BYOK:
     def promote(
         self, providers: list[str] | None = None, on_conflict: str = "keep"
     ) -> dict[str, list[str]]:
-        """Keep for the signed-in user what was saved before signing in."""
-        return promote_keys(providers, on_conflict)
+        """Keep for the signed-in user what was saved before signing in; by default for all providers.
+
+        :param on_conflict: where the user has a key already, ``"keep"`` that one or ``"replace"`` it.
+        :return: the providers under ``promoted`` and ``kept``.
+        :raises InvalidFieldError: ``on_conflict`` is another word.
+        """
+        state = get_state()
+        return state.service.promote(current_caller(state), providers, on_conflict)
 
     def end_session(self) -> None:
         """Delete the present session's keys; call it where you sign somebody out.
@@ -298,8 +353,10 @@ class BYOK:
 
 
 def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:
-    typed = {"api_key": api_key} if api_key is not None else fields
-    return None if typed is None else {name: Secret(value) for name, value in typed.items()}
+    return typed_fields(
+        None if api_key is None else Secret(api_key),
+        None if fields is None else {name: Secret(value) for name, value in fields.items()},
+    )
 
 
 def _flask_login_user() -> str | None:

@@ -160,7 +160,7 @@ class Importer:
         refused = refuse_admin_key(spec, typed.revealed())
         if refused is not None:
             raise KeyRefusedError(refused, provider=spec.id)
-        ends = None if key.expires_at is None else in_utc(key.expires_at, "expires_at", spec)
+        ends = None if key.expires_at is None else in_utc(key.expires_at, "expires_at", spec.id)
         return dataclasses.replace(
             key,
             provider=spec.id,
@@ -169,7 +169,7 @@ class Importer:
             label=self._note(key.label, "label", typed),
             description=self._note(key.description, "description", typed),
             expires_at=cut_short(ends, self._settings),
-            created_at=in_utc(key.created_at, "created_at", spec),
+            created_at=in_utc(key.created_at, "created_at", spec.id),
         )
 
     def _note(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, get_args
 
 from .catalog import Field, ProviderSpec
 from .credentials import Secret, clean_api_key, utcnow
@@ -32,6 +32,17 @@ class NewKey:
     validate: ValidateOnSet | None = None
     persist: bool = False
 
+    def __post_init__(self) -> None:
+        _require_mode(self.validate)
+
+    def with_clean_notes(
+        self, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec]
+    ) -> NewKey:
+        """Return it with its label and description as they are kept; for the errors see ``clean_note``."""
+        label = clean_note(self.label, "label", fields, specs)
+        description = clean_note(self.description, "description", fields, specs)
+        return replace(self, label=label, description=description)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSecret:
@@ -40,6 +51,9 @@ class NewSecret:
     fields: Mapping[str, Secret]
     base_url: str | None = None
     validate: ValidateOnSet | None = None
+
+    def __post_init__(self) -> None:
+        _require_mode(self.validate)
 
     @property
     def given(self) -> dict[str, Secret]:
@@ -68,6 +82,15 @@ class Typed:
     def revealed(self) -> dict[str, str]:
         """Return the plain values, for the one request that carries them."""
         return {name: secret.reveal() for name, secret in self.fields.items()}
+
+
+def require_word(word: object, name: str, words: Collection[str]) -> None:
+    """Refuse what is none of these words.
+
+    :raises InvalidFieldError: it is none; the message names the field and the words.
+    """
+    if word not in words:
+        raise InvalidFieldError(f"The field {name!r} is one of {', '.join(map(repr, words))}.")
 
 
 def read_typed(
@@ -137,7 +160,7 @@ def clean_note(
     :param specs: whose keys may not be in it either, as far as they show by their beginnings.
     :raises InvalidFieldError: it is too long, has control characters, or seems to hold a key.
     """
-    text, longest = (value or "").strip(), _LONGEST_NOTES[name]
+    text, longest = _text(value, name).strip(), _LONGEST_NOTES[name]
     if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
         raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
     typed = (secret for field, secret in fields.items() if field != "base_url")
@@ -146,16 +169,16 @@ def clean_note(
     return text or None
 
 
-def read_expiry(wanted: datetime | None, spec: ProviderSpec, settings: Settings) -> datetime | None:
+def read_expiry(wanted: datetime | None, provider: str, settings: Settings) -> datetime | None:
     """Return when the key expires: as wanted, but no later than ``BYOK_MAX_KEY_LIFETIME`` from now.
 
     :raises InvalidFieldError: the time is past or has no zone.
     """
     now = utcnow()
     if wanted is not None:
-        wanted = in_utc(wanted, "expires_at", spec)
+        wanted = in_utc(wanted, "expires_at", provider)
     if wanted is not None and wanted <= now:
-        raise InvalidFieldError("expires_at is in the past.", provider=spec.id)
+        raise InvalidFieldError("expires_at is in the past.", provider=provider)
     return cut_short(wanted, settings)
 
 
@@ -166,20 +189,37 @@ def cut_short(wanted: datetime | None, settings: Settings) -> datetime | None:
     return min((moment for moment in (wanted, latest) if moment is not None), default=None)
 
 
-def in_utc(moment: datetime, name: str, spec: ProviderSpec) -> datetime:
+def in_utc(moment: datetime, name: str, provider: str) -> datetime:
     """Return a time in UTC, in whole milliseconds, as it is stored.
 
-    :raises InvalidFieldError: it has no zone, or there is no such time in UTC.
+    :raises InvalidFieldError: it is no time, has no zone, or there is no such time in UTC.
     """
+    _require_time(moment, name, provider)
     if moment.tzinfo is None:
         raise InvalidFieldError(
-            f"{name} needs a time zone, such as a Z at its end.", provider=spec.id
+            f"{name} needs a time zone, such as a Z at its end.", provider=provider
         )
     try:
         there = moment.astimezone(UTC)
     except OverflowError:
-        raise InvalidFieldError(f"{name} is too far away.", provider=spec.id) from None
+        raise InvalidFieldError(f"{name} is too far away.", provider=provider) from None
     return there.replace(microsecond=there.microsecond // 1000 * 1000)
+
+
+def _require_mode(validate: object) -> None:
+    if validate is not None:
+        require_word(validate, "validate", get_args(ValidateOnSet))
+
+
+def _require_time(moment: object, name: str, provider: str) -> None:
+    if not isinstance(moment, datetime):
+        raise InvalidFieldError(f"{name} is a datetime with a time zone.", provider=provider)
+
+
+def _text(value: object, name: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise InvalidFieldError(f"The field {name!r} is text.")
+    return value or ""
 
 
 def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:

@@ -14,7 +14,7 @@ from .errors import (
     ProviderLockedError,
     SessionRequiredError,
 )
-from .intake import NewKey, Typed, read_expiry, read_typed
+from .intake import NewKey, Typed, read_expiry, read_typed, require_word
 from .journal import Subject
 from .keyring import Context
 from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
@@ -52,6 +52,7 @@ class OwnKeys:
 
         What is kept in the account takes the place of the session's own, which would be used before it.
 
+        :raises InvalidFieldError: the label or the description is too long, or a key is in it.
         :raises KeyRefusedError: the check forbids storing; what was there before stays.
         """
         parts = self._parts
@@ -60,8 +61,9 @@ class OwnKeys:
         if tier is Tier.SESSION and session is None:
             raise SessionRequiredError
         parts.set_limit.check(caller.counted_as)
-        expires_at = read_expiry(new.expires_at, spec, parts.settings)
+        expires_at = read_expiry(new.expires_at, spec.id, parts.settings)
         typed = read_typed(spec, new.fields, new.base_url, parts.settings)
+        new = new.with_clean_notes(typed.fields, parts.catalog)
         validation = self._checked(caller, spec, typed, new)
         record = new_record(
             parts.keyring,
@@ -133,7 +135,9 @@ class OwnKeys:
         """Delete the caller's own key and return the tiers it was in.
 
         :param tier: ``session``, ``user`` or ``all``.
+        :raises InvalidFieldError: it is another word.
         """
+        require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
         if Tier.SESSION in places:
             ended = self._set_aside(caller, spec.id, visitor=True)

@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from .catalog import Catalog, ProviderSpec
 from .credentials import CredentialRecord, Secret, Validation, utcnow
-from .errors import KeyExistsError, KeyRefusedError, NotAllowedError, ProviderLockedError
-from .intake import NewKey, NewSecret, Typed, read_expiry, read_replacement, read_typed
+from .errors import (
+    KeyExistsError,
+    KeyRefusedError,
+    NotAllowedError,
+    ProviderLockedError,
+    UnreadableCredentialError,
+)
+from .intake import (
+    NewKey,
+    NewSecret,
+    Typed,
+    clean_note,
+    read_expiry,
+    read_replacement,
+    read_typed,
+)
 from .journal import Journal, Subject
 from .keyring import Context, Keyring
 from .owners import Caller, Tier
@@ -99,6 +113,7 @@ class RecordWriter:
         """Store a new key and return its record with what a check found.
 
         :param slot: by default the first free one.
+        :raises InvalidFieldError: the label or the description is too long, or a key is in it.
         :raises KeyExistsError: the slot is taken, or there are as many as there may be.
         :raises KeyRefusedError: the check forbids storing.
         """
@@ -106,8 +121,9 @@ class RecordWriter:
         spec = parts.catalog.get(provider)
         self._require_unlocked(self.require_owner(owner), spec)
         parts.set_limit.check(self.caller.counted_as)
-        expires_at = read_expiry(new.expires_at, spec, parts.settings)
+        expires_at = read_expiry(new.expires_at, spec.id, parts.settings)
         typed = read_typed(spec, new.fields, new.base_url, parts.settings)
+        new = new.with_clean_notes(typed.fields, parts.catalog)
         place = self._free_slot(owner, spec, slot)
         validation = self._checked(owner, Subject(spec.id, place), spec, typed, new.validate)
         record = new_record(
@@ -136,10 +152,11 @@ class RecordWriter:
         """Change a record and return it with what a check found of a new key.
 
         :param if_version: the version that the caller has seen.
+        :raises InvalidFieldError: the label or the description is too long, or a key is in it.
         :raises VersionConflictError: it was changed since.
         :raises KeyRefusedError: the check forbids storing; what was there before stays.
         """
-        values: dict[str, Any] = dict(changes)
+        values: dict[str, Any] = {**changes, **self._notes(record, changes, secret)}
         if "expires_at" in changes:
             values["expires_at"] = self._expiry(record, changes["expires_at"])
         if secret is None or not secret.is_typed:
@@ -179,8 +196,29 @@ class RecordWriter:
             )
 
     def _expiry(self, record: CredentialRecord, wanted: datetime | None) -> datetime | None:
-        spec = self._parts.catalog.get(record.provider)
-        return read_expiry(wanted, spec, self._parts.settings)
+        return read_expiry(wanted, record.provider, self._parts.settings)
+
+    def _notes(
+        self, record: CredentialRecord, changes: Changes, secret: NewSecret | None
+    ) -> Changes:
+        """Return the notes among the changes as they are kept, with neither the stored key nor the new one in them."""
+        label, description = changes.get("label"), changes.get("description")
+        if label is None and description is None:
+            return {}
+        fields = {**self._stored(record), **(secret.given if secret else {})}
+        specs, notes = self._parts.catalog, Changes()
+        if label is not None:
+            notes["label"] = clean_note(label, "label", fields, specs)
+        if description is not None:
+            notes["description"] = clean_note(description, "description", fields, specs)
+        return notes
+
+    def _stored(self, record: CredentialRecord) -> Mapping[str, Secret]:
+        """Return what a record holds, by field; nothing where it does not open."""
+        try:
+            return open_stored(self._parts, record)[0]
+        except UnreadableCredentialError:
+            return {}
 
     def _free_slot(self, owner: str, spec: ProviderSpec, slot: str | None) -> str:
         taken = {record.slot for record in self._accounts.find([owner], [spec.id])}

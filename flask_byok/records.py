@@ -20,7 +20,6 @@ from .errors import (
     NotAllowedError,
     OwnerRequiredError,
     RevealDisabledError,
-    UnreadableCredentialError,
 )
 from .owners import Caller, Tier
 from .record_writer import RecordParts, RecordWriter, open_stored, tier_of
@@ -138,13 +137,6 @@ class Shelf(RecordWriter):
     def stats(self) -> dict[str, Any]:
         """Return how many keys there are and how often they were used: see ``UsageStore.stats``."""
         return self._accounts.usage.stats(self._owners)
-
-    def secrets(self, record: CredentialRecord) -> Mapping[str, Secret]:
-        """Return what a record holds, by field; nothing where it does not open."""
-        try:
-            return open_stored(self._parts, record)[0]
-        except UnreadableCredentialError:
-            return {}
 
     def reveal(
         self, record: CredentialRecord, *, fresh: Callable[[], bool]

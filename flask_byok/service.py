@@ -13,7 +13,7 @@ from .errors import (
     SessionRequiredError,
     UnreadableCredentialError,
 )
-from .intake import NewKey, read_typed
+from .intake import NewKey, read_typed, require_word
 from .journal import Journal
 from .keyring import Keyring
 from .outbound import Outbound
@@ -139,12 +139,15 @@ class Service:
             return self.resolver.settle(chosen, spec, refused=refused)
         return self.resolver.resolve(caller, spec, refused=refused)
 
-    def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
-        """Return the credentials for these providers, leaving out those without a key; one round of look-ups.
+    def resolve_many(
+        self, caller: Caller, providers: Sequence[str], *, field: str
+    ) -> dict[str, Credential]:
+        """Return the credentials for these providers that have this field; one round of look-ups.
 
         :raises CredentialError: the key that would be used is unreadable or was refused.
         """
-        found = self._look_up(caller, providers)
+        looked_up = self._look_up(caller, providers)
+        found = {name: one for name, one in looked_up.items() if field in one.fields}
         for credential in found.values():
             self._tell_use(credential)
             if (count := self._counter(caller, credential)) is not None:
@@ -230,8 +233,10 @@ class Service:
         ``on_conflict`` says what happens where the user has a key already: ``keep`` that one, or ``replace`` it.
         One that only the operator may set, or that does not open, is left where it is.
 
+        :raises InvalidFieldError: ``on_conflict`` is another word.
         :raises UnreadableCredentialError: nothing was promoted or kept, for this reason.
         """
+        require_word(on_conflict, "on_conflict", ("keep", "replace"))
         if not caller.authenticated:
             raise OwnerRequiredError("Sign in first; what you saved can then be kept for you.")
         session = self._session(caller)

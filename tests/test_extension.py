@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from flask_byok import (
     BYOK,
     ConfigurationError,
     Credential,
+    Field,
+    InvalidFieldError,
     KeyRefusedError,
     MissingCredentialError,
     ProviderSpec,
@@ -31,6 +34,8 @@ from flask_byok import (
     key_used,
     key_validated,
 )
+from flask_byok.credentials import isoformat, utcnow
+from flask_byok.owners import Caller
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.tables import metadata
 from flask_byok.testing import FakeProviders
@@ -257,6 +262,87 @@ def test_verbs_in_python(app: HostApp, visitor: Browser, fake: FakeProviders) ->
     assert {row["provider"]: row["has_key"] for row in view(byok.list_keys)}["openai"] is True
     assert view(lambda: byok.clear("openai")) == ["session"]
     assert view(lambda: byok.clear("openai")) == []
+
+
+def test_set_in_python_says_what_was_found(app: HostApp, fake: FakeProviders) -> None:
+    """What the check found comes with the status, as far as there was one; every option does what it says."""
+    app.byok.owner_loader(lambda: "ann")
+    user = browser(app)
+    user.load()
+    ends = utcnow() + timedelta(days=3)
+    seen: list[Any] = []
+
+    def view() -> str:
+        api_key = fake.api_key("openai")
+        seen.append(app.byok.set("openai", api_key, label="x", persist=True, expires_at=ends))
+        seen.append(app.byok.set("openai", fields={"api_key": api_key}, validate="off"))
+        with pytest.raises(KeyRefusedError):
+            app.byok.set("openai", fake.api_key("openai", "bad"), validate="require")
+        return "ok"
+
+    app.view_functions["plain"] = view
+    assert user.get("/plain").status_code == 200
+    checked, unchecked = seen
+    assert (checked["validation"]["verdict"], checked["validation"]["valid"]) == ("valid", True)
+    assert (checked["source"], checked["label"]) == ("user", "x")
+    assert checked["expires_at"] == isoformat(ends)
+    assert (unchecked["source"], unchecked["validation"]) == ("session", None)
+
+
+def test_wrong_words_in_python(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
+    """What a verb does not know is an error of ours that names the field, and changes nothing."""
+    byok, api_key = app.byok, fake.api_key("openai")
+    wrong: dict[str, Callable[[], Any]] = {
+        "tier": lambda: byok.clear("openai", tier="sesion"),
+        "on_conflict": lambda: byok.promote(on_conflict="bogus"),
+        "validate": lambda: byok.set("openai", api_key, validate="bogus"),  # type: ignore[arg-type]
+        "expires_at": lambda: byok.set("openai", api_key, expires_at="2099-01-01"),  # type: ignore[arg-type]
+        "label": lambda: byok.set("openai", api_key, label=f"my {api_key}"),
+        "fields": lambda: byok.set("openai", api_key, fields={"api_key": api_key}),
+    }
+
+    def view() -> str:
+        for name, call in wrong.items():
+            with pytest.raises(InvalidFieldError, match=name):
+                call()
+        with pytest.raises(TypeError, match="bogus"):
+            byok.set("openai", api_key, bogus=1)  # type: ignore[call-arg]
+        return "ok"
+
+    visitor.save(api_key)
+    app.view_functions["plain"] = view
+    assert visitor.get("/plain").text == "ok"
+    assert visitor.status("openai")["label"] is None
+    assert visitor.status("openai")["has_key"] is True
+
+
+def test_a_provider_with_other_fields_has_no_api_key(app: HostApp, fake: FakeProviders) -> None:
+    """What has no API key is left out of several, an error alone, and not counted as used."""
+    fields = (Field(name="id", label="Id"), Field(name="secret", label="Secret"))
+    app.byok.register_provider(
+        ProviderSpec(id="pair", name="Pair", base_url="https://pair.example", fields=fields)
+    )
+    app.byok.owner_loader(lambda: "ann")
+    pair = {"id": "id-12345678", "secret": "secret-12345678"}
+    seen: list[Any] = []
+
+    def view() -> str:
+        app.byok.set("pair", fields=pair, validate="off", persist=True)
+        seen.append(app.byok.get_api_keys(["pair", "openai"]))
+        with pytest.raises(InvalidFieldError, match="api_key"):
+            app.byok.get_api_key("pair")
+        seen.append(app.byok.get_service_config("pair"))
+        return "ok"
+
+    app.view_functions["plain"] = view
+    user = browser(app)
+    user.load()
+    assert user.get("/plain").text == "ok"
+    assert seen == [{}, pair]
+    service = get_state(app).service
+    assert service.usage is not None
+    service.usage.flush()
+    assert service.records.own(Caller(user="ann")).stats()["by_provider"]["pair"]["uses"] == 1
 
 
 def test_errors_in_python(app: HostApp, fake: FakeProviders) -> None:

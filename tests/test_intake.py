@@ -157,8 +157,8 @@ def test_typed_does_not_show_the_key() -> None:
 def test_expiry_as_wanted() -> None:
     """Without a cap a key expires when it was said, in any time zone, or never."""
     wanted = utcnow() + timedelta(days=400)
-    assert read_expiry(wanted, OPENAI, Settings()) == wanted
-    assert read_expiry(None, OPENAI, Settings()) is None
+    assert read_expiry(wanted, OPENAI.id, Settings()) == wanted
+    assert read_expiry(None, OPENAI.id, Settings()) is None
 
 
 @pytest.mark.parametrize("wanted", [None, timedelta(days=31), timedelta(days=29)])
@@ -167,7 +167,7 @@ def test_expiry_under_a_cap(wanted: timedelta | None) -> None:
     now = utcnow()
     cap = timedelta(days=30)
     moment = None if wanted is None else now + wanted
-    expires = read_expiry(moment, OPENAI, Settings(max_key_lifetime=cap))
+    expires = read_expiry(moment, OPENAI.id, Settings(max_key_lifetime=cap))
     assert expires is not None
     expected = min(wanted or cap, cap)
     assert timedelta(0) <= expires - (now + expected) < timedelta(seconds=5)
@@ -184,7 +184,7 @@ def test_expiry_under_a_cap(wanted: timedelta | None) -> None:
 def test_expiry_that_is_refused(wanted: Any, message: str) -> None:
     """A time in the past or without a zone is refused."""
     with pytest.raises(InvalidFieldError, match=message):
-        read_expiry(wanted, OPENAI, Settings())
+        read_expiry(wanted, OPENAI.id, Settings())
 
 
 def replace(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flask_byok.credentials import CredentialRecord, Secret
+from flask_byok.catalog import Catalog
+from flask_byok.credentials import CredentialRecord, Secret, utcnow
 from flask_byok.errors import (
     FreshLoginRequiredError,
+    InvalidFieldError,
     KeyNotFoundError,
     NotAllowedError,
     OwnerRequiredError,
@@ -115,6 +118,42 @@ def unasked() -> bool:
     raise AssertionError("asked without need")
 
 
+def test_notes_hold_no_key(world: World) -> None:
+    """Neither a new key nor the stored one gets into a label or a description, whatever else is changed."""
+    shelf = world.service.records.own(ANN)
+    stored, new = (world.fake.api_key("openai", owner=name) for name in ("user:ann", "new"))
+    record = create(shelf, world, "user:ann")
+    blank = NewSecret(fields={"api_key": Secret(" ")}, validate="off")
+    typed = NewSecret(fields={"api_key": Secret(new)}, validate="off")
+    for name in ("label", "description"):
+        fields = {"api_key": Secret(new)}
+        options: dict[str, Any] = {name: f"it is {new}"}
+        with pytest.raises(InvalidFieldError, match=name):
+            shelf.create("user:ann", "groq", NewKey(fields=fields, validate="off", **options))
+        for text, secret in ((stored, None), (stored, blank), (new, typed), ("x" * 501, None)):
+            changes: Any = {name: f"it is {text}"}
+            with pytest.raises(InvalidFieldError, match=name):
+                shelf.change(record, changes, secret)
+    assert shelf.get(record.id) == record
+    assert len(shelf.page()["keys"]) == 1
+    changed, _ = shelf.change(record, {"label": " a ", "description": " "})
+    assert (changed.label, changed.description) == ("a", None)
+
+
+def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: World) -> None:
+    """A key whose provider is no longer offered can be given another end and label, and be switched off."""
+    record = create(world.service.records.own(ANN), world, "user:ann")
+    without = dataclasses.replace(world, catalog=Catalog().only(["groq"]))
+    shelf = without.service.records.own(ANN)
+    ends = utcnow() + timedelta(days=3)
+    changed, _ = shelf.change(record, {"expires_at": ends, "label": "x", "active": False})
+    assert (changed.expires_at, changed.label, changed.active) == (ends, "x", False)
+    assert shelf.change(record, {"expires_at": None})[0].expires_at is None
+    with pytest.raises(InvalidFieldError, match="past"):
+        shelf.change(record, {"expires_at": utcnow() - timedelta(days=1)})
+    without.store.engine.dispose()
+
+
 def test_reveal(world: World) -> None:
     """A key is shown to its own person after a fresh sign-in, where the operator allows it, or not at all."""
     own = world.service.records.own(ANN)
@@ -140,7 +179,7 @@ def test_a_lost_encryption_key(world: World) -> None:
     shelf = Records(parts, world.accounts).own(ANN)
     (shown,) = shelf.page()["keys"]
     assert shown["state"] == "unreadable"
-    assert shelf.secrets(record) == {}
+    assert shelf.change(record, {"label": "lost"})[0].label == "lost"
     with pytest.raises(UnreadableCredentialError):
         shelf.validate(record)
     shelf.delete(record)

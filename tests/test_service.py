@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flask_byok.credentials import Secret, Verdict, utcnow
 from flask_byok.errors import (
     ByokError,
     EndpointNotAllowedError,
+    InvalidFieldError,
     KeyRefusedError,
     MalformedApiKeyError,
     MissingCredentialError,
@@ -233,7 +234,7 @@ def test_session_and_sign_in_are_asked_for(make_world: MakeWorld) -> None:
         lambda caller: closed.service.get_one(caller, "openai"),
         lambda caller: closed.set(caller, key(world)),
         lambda caller: closed.service.resolve(caller, "openai"),
-        lambda caller: closed.service.resolve_many(caller, ["openai"]),
+        lambda caller: closed.service.resolve_many(caller, ["openai"], field="api_key"),
         lambda caller: closed.service.validate(caller, "openai"),
         lambda caller: closed.service.provider(caller, "openai"),
         lambda caller: closed.service.clear(caller, "openai"),
@@ -756,6 +757,42 @@ class CountingStore:
         return getattr(self._store, verb)
 
 
+@pytest.mark.parametrize("persist", [False, True])
+@pytest.mark.parametrize("name", ["label", "description"])
+def test_notes_hold_no_key(world: World, persist: bool, name: str) -> None:
+    """A label or description with the key in it, or one too long, is refused before the provider is asked."""
+    ann = world.caller("ann")
+    world.fake.clear_calls()
+    for note in (f"my {key(world)}", "x" * 501, "two\nlines"):
+        with pytest.raises(InvalidFieldError, match=name) as caught:
+            world.set(ann, key(world), persist=persist, **{name: note})
+        assert key(world) not in str(caught.value)
+    assert world.status(ann)["has_key"] is False
+    assert world.fake.calls == []
+    status, _ = world.set(ann, key(world), persist=persist, label="  Work ")
+    assert status["label"] == "Work"
+
+
+def test_words_that_mean_nothing(world: World) -> None:
+    """A word that a verb does not know is refused, and nothing is done."""
+    ann = world.caller("ann")
+    world.set(ann, key(world))
+    wrong: list[Callable[[], Any]] = [
+        lambda: world.service.clear(ann, "openai", "sesion"),
+        lambda: world.service.promote(ann, None, "bogus"),
+        lambda: world.set(ann, key(world), validate="bogus"),
+        lambda: world.set(ann, key(world), expires_at="2099-01-01T00:00:00Z"),
+        lambda: world.set(ann, key(world), expires_at=date(2099, 1, 1)),
+        lambda: world.set(ann, key(world), label=7),
+    ]
+    before = world.record(ann)
+    for call in wrong:
+        with pytest.raises(InvalidFieldError) as caught:
+            call()
+        assert "bogus" not in str(caught.value)
+    assert world.record(ann) == before
+
+
 def test_one_round_of_look_ups(make_world: MakeWorld) -> None:
     """Several keys, and the status of all providers, cost one read of the store each."""
     world = make_world({"GROQ_API_KEY": "gsk_operators-own"})
@@ -763,7 +800,7 @@ def test_one_round_of_look_ups(make_world: MakeWorld) -> None:
     world.set(ann, key(world))
     counting = CountingStore(world.store)
     world = dataclasses.replace(world, other_store=counting)
-    found = world.service.resolve_many(ann, ["openai", "groq", "xai"])
+    found = world.service.resolve_many(ann, ["openai", "groq", "xai"], field="api_key")
     assert {name: str(each.source) for name, each in found.items()} == {
         "openai": "session",
         "groq": "env",

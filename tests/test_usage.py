@@ -338,7 +338,7 @@ def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
     world.service.provider(ann, "openai")
     assert counted(world, "user:ann") == {}
     world.service.resolve(ann, "openai")
-    world.service.resolve_many(ann, ["openai", "groq", "xai"])
+    world.service.resolve_many(ann, ["openai", "groq", "xai"], field="api_key")
     assert counted(world, "user:ann") == {"used": 3}
 
 

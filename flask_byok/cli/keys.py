@@ -114,7 +114,7 @@ def set_key(
     context = Context("account", owner, spec.id, slot or "")
     most = settings.keys_per_provider
     is_taken = _require_room(accounts, context, most, replace=replace)
-    expires_at = read_expiry(expires, spec, settings)
+    expires_at = read_expiry(expires, spec.id, settings)
     typed = read_typed(spec, read_fields(spec), None, settings)
     label = clean_note(label, "label", typed.fields, state.service.catalog)
     validation = _check(state, accounts, context, typed, validate)

@@ -17,7 +17,6 @@ from werkzeug.exceptions import HTTPException
 from ..credentials import Secret
 from ..errors import ByokError, SessionRequiredError
 from ..intake import NewKey
-from .bodies import clean_note as clean_note
 from .bodies import read_body, typed_fields
 from .guards import (
     csrf_token,
@@ -165,8 +164,8 @@ def _set() -> dict[str, Any]:
         body.provider,
         fields,
         base_url=body.base_url,
-        label=clean_note(body.label, "label", fields),
-        description=clean_note(body.description, "description", fields),
+        label=body.label,
+        description=body.description,
         expires_at=body.expires_at,
         validate=body.validate,
         persist=body.persist,

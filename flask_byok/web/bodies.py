@@ -1,18 +1,15 @@
-"""Read what a request brings in its body: JSON of a known shape, secrets as secrets, notes without keys in them."""
+"""Read what a request brings in its body: JSON of a known shape, secrets as secrets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from flask import request
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
-from .. import intake
 from ..credentials import Secret
 from ..errors import InvalidFieldError
-from .state import get_state
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
 
@@ -45,10 +42,3 @@ def typed_fields(
     if api_key is not None and fields is not None:
         raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
     return {"api_key": api_key} if api_key is not None else fields
-
-
-def clean_note(
-    value: str | None, name: Literal["label", "description"], fields: Mapping[str, Secret]
-) -> str | None:
-    """Return a text that is kept beside the key and shown, with no key in it of any provider here."""
-    return intake.clean_note(value, name, fields, get_state().service.catalog)

@@ -13,7 +13,6 @@ from ..errors import InvalidFieldError, KeyNotFoundError
 from ..record_writer import Changes
 from ..stores.slots import serving_order
 from . import api
-from .bodies import clean_note
 from .outcome import Outcome, local_path
 from .rows import end_of_day
 from .state import current_caller, get_state
@@ -33,7 +32,7 @@ def _settings_action(action: str) -> Response:
 
 def _save(provider: str) -> Outcome:
     typed = _typed_fields(provider)
-    saved = api.set_key(provider, typed, persist="persist" in request.form, **_notes(typed))
+    saved = api.set_key(provider, typed, persist="persist" in request.form, **_notes())
     validation = saved["validation"] or {}
     return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
 
@@ -42,7 +41,7 @@ def _change(provider: str) -> Outcome:
     state = get_state()
     keys = state.service.records.own(current_caller(state))
     record = keys.get(_shown(keys.page(provider=provider)["keys"], provider))
-    keys.change(record, _notes(keys.secrets(record)))
+    keys.change(record, _notes())
     return Outcome(code="changed", provider=provider)
 
 
@@ -88,15 +87,14 @@ def _typed_fields(provider: str) -> dict[str, Secret]:
     return {name: Secret(typed) for name in names if (typed := request.form.get(name))}
 
 
-def _notes(typed: Mapping[str, Secret]) -> Changes:
-    """Return the label, and until when the key is to be kept; the label must hold nothing of the key."""
+def _notes() -> Changes:
+    """Return the label, and until when the key is to be kept."""
     day = request.form.get("expires_at")
     try:
         expires_at = end_of_day(day) if day else None
     except ValueError:
         raise InvalidFieldError("The field 'expires_at' is no date.") from None
-    label = clean_note(request.form.get("label"), "label", typed)
-    return {"label": label, "expires_at": expires_at}
+    return {"label": request.form.get("label"), "expires_at": expires_at}
 
 
 def _show_problem_on_page(response: Response) -> Response:

@@ -17,7 +17,7 @@ from ..intake import NewKey, NewSecret
 from ..owners import LONGEST_ID
 from ..record_writer import Changes
 from ..records import Shelf
-from .bodies import clean_note, read_body, typed_fields
+from .bodies import read_body, typed_fields
 from .guards import asks_for_value, keep_from_logs, refuse_value
 from .state import current_caller, get_state
 
@@ -161,8 +161,8 @@ def _create(shelf: Shelf, owner: str, body: _NewBody) -> Response:
     new = NewKey(
         fields=fields,
         base_url=body.base_url,
-        label=clean_note(body.label, "label", fields),
-        description=clean_note(body.description, "description", fields),
+        label=body.label,
+        description=body.description,
         expires_at=body.expires_at,
         validate=body.validate,
     )
@@ -180,16 +180,16 @@ def _change(shelf: Shelf, id: str) -> Response:
     body = read_body(_ChangeBody)
     fields = typed_fields(body.api_key, body.fields) or {}
     secret = NewSecret(fields=fields, base_url=body.base_url, validate=body.validate)
-    changes = _changes(body, {**shelf.secrets(record), **fields})
-    return _with_validation(shelf, *shelf.change(record, changes, secret, if_version=if_version))
+    changed = shelf.change(record, _changes(body), secret, if_version=if_version)
+    return _with_validation(shelf, *changed)
 
 
-def _changes(body: _ChangeBody, fields: Mapping[str, Secret]) -> Changes:
+def _changes(body: _ChangeBody) -> Changes:
     changes: Changes = {}
     if body.label is not UNSET:
-        changes["label"] = clean_note(body.label, "label", fields)
+        changes["label"] = body.label
     if body.description is not UNSET:
-        changes["description"] = clean_note(body.description, "description", fields)
+        changes["description"] = body.description
     if body.active is not UNSET:
         changes["active"] = body.active
     if body.expires_at is not UNSET:
