@@ -190,6 +190,9 @@ class Opener:
             endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
         except EndpointNotAllowedError:
             raise UnreadableCredentialError(provider=spec.id) from None
+        if base_url is not None and endpoint.base_url != base_url:
+            # The operator has set an address since; this key was for the person's own.
+            raise UnreadableCredentialError(provider=spec.id)
         validity = record.current_validity()
         return Credential(
             provider=spec.id,

@@ -329,6 +329,22 @@ def test_record_without_an_address_does_not_stop_the_list(make_world: MakeWorld)
         later.service.resolve(ann, "own")
 
 
+def test_key_for_ones_own_address_follows_no_operators(make_world: MakeWorld) -> None:
+    """A key that was saved for a person's own server goes nowhere else, even where the operator sets an address later."""
+    world = make_world(
+        BYOK_ALLOW_CUSTOM_PROVIDERS=True,
+        BYOK_ALLOW_PRIVATE_ENDPOINTS=True,
+        BYOK_VALIDATE_ON_SET="off",
+        BYOK_BASE_URLS={},
+    )
+    ann = world.caller()
+    world.set(ann, key(world, provider="custom"), "custom", base_url=world.fake.base_url("custom"))
+    later = world.with_config(BYOK_BASE_URLS={"custom": NOWHERE})
+    assert later.status(ann, "custom")["state"] == "unreadable"
+    with pytest.raises(UnreadableCredentialError):
+        later.service.resolve(ann, "custom")
+
+
 # expiry
 
 
