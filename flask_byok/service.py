@@ -74,6 +74,7 @@ class Service:
             journal=self.journal,
         )
         self._validate_limit = validate_limit
+        self._set_limit = set_limit
         self._notify = notify
         self.verdicts = Verdicts(settings, sessions, accounts, outbound, self.journal, notify)
         parts = RecordParts(
@@ -240,9 +241,11 @@ class Service:
         if not caller.authenticated:
             raise OwnerRequiredError("Sign in first; what you saved can then be kept for you.")
         session = self._session(caller)
-        specs = (
-            list(self.catalog) if providers is None else [self.catalog.get(p) for p in providers]
-        )
+        self._set_limit.check(caller.counted_as)
+        specs = list(self.catalog)
+        if providers is not None:
+            # Once each, whatever names and aliases it was asked for by.
+            specs = list({spec.id: spec for spec in map(self.catalog.get, providers)}.values())
         replace = on_conflict == "replace"
         result = self._promote(caller, session, specs, replace=replace, own=True)
         if result.unreadable and not result.promoted and not result.kept:

@@ -18,6 +18,7 @@ from flask_byok.errors import (
     MissingCredentialError,
     OwnerRequiredError,
     ProviderLockedError,
+    RateLimitedError,
     RejectedCredentialError,
 )
 from flask_byok.testing import FakeProviders
@@ -250,6 +251,34 @@ def test_a_refusal_in_use_marks_a_shared_key(world: World) -> None:
     assert world.status(bob)["state"] == "rejected"
     with pytest.raises(RejectedCredentialError):
         world.service.resolve(bob, "openai")
+
+
+@pytest.mark.parametrize("persist", [True, False])
+def test_a_check_that_learns_nothing_lifts_no_refusal(make_world: Worlds, persist: bool) -> None:
+    """A refused key stays refused when its provider cannot be reached; the check is answered and logged as it was."""
+    world = make_world()
+    ann = world.caller("ann")
+    world.set(ann, key(world, "ann", "bad"), persist=persist, validate="off")
+    assert world.service.validate(ann, "openai").verdict == Verdict.INVALID
+    away = make_world(BYOK_BASE_URLS={"openai": "http://127.0.0.1:1/v1"}).with_keyring(
+        world.keyring
+    )
+    assert away.service.validate(ann, "openai").verdict == Verdict.UNREACHABLE
+    away.store.engine.dispose()
+    assert world.status(ann)["state"] == "rejected"
+    assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")
+
+
+def test_promoting_a_provider_many_times_over(world: World) -> None:
+    """However often a request names a provider, its key is promoted once, and requests are counted."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "ann"))
+    names = ["openai"] * 1000
+    assert world.service.promote(ann, names) == {"promoted": ["openai"], "kept": []}
+    for _ in range(18):
+        world.service.promote(ann, names)
+    with pytest.raises(RateLimitedError):
+        world.service.promote(ann, names)
 
 
 # audit

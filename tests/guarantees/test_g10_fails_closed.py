@@ -12,6 +12,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from flask_byok import BYOK, ConfigurationError
+from flask_byok.cli import byok
 from flask_byok.testing import FakeProviders
 from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
 from tests.services import RedisServer, wait_until
@@ -90,7 +91,10 @@ def test_a_wrong_encryption_key_is_refused(
     with pytest.raises(ConfigurationError, match="BYOK_ENCRYPTION_KEY_FALLBACKS"):
         make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
     replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY]}
-    make_app(tmp_path, fake, byok_redis_url=url, **replaced)
+    rotating = make_app(tmp_path, fake, byok_redis_url=url, **replaced)
+    with pytest.raises(ConfigurationError):
+        make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
+    assert rotating.test_cli_runner().invoke(byok, ["rotate"]).exit_code == 0
     make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
     with pytest.raises(ConfigurationError):
         make_app(tmp_path, fake, byok_redis_url=url)
@@ -99,10 +103,10 @@ def test_a_wrong_encryption_key_is_refused(
 def test_apps_of_other_secrets_share_a_store(
     tmp_path: Path, fake: FakeProviders, redis_url: str
 ) -> None:
-    """Another app in the same store has an encryption key of its own."""
-    make_app(tmp_path, fake, byok_redis_url=redis_url)
+    """Another app in the same store for sessions has an encryption key of its own, and a database."""
+    make_app(tmp_path / "one", fake, byok_redis_url=redis_url)
     other = {"SECRET_KEY": "another app's", "BYOK_ENCRYPTION_KEY": "6b" * 32}
-    make_app(tmp_path, fake, byok_redis_url=redis_url, **other)
+    make_app(tmp_path / "other", fake, byok_redis_url=redis_url, **other)
 
 
 def test_in_tests_encryption_keys_come_and_go(
