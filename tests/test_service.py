@@ -330,7 +330,7 @@ def test_record_without_an_address_does_not_stop_the_list(make_world: MakeWorld)
 
 
 def test_key_for_ones_own_address_follows_no_operators(make_world: MakeWorld) -> None:
-    """A key that was saved for a person's own server goes nowhere else, even where the operator sets an address later."""
+    """A key saved for a person's own server goes nowhere else, even where the operator sets an address later."""
     world = make_world(
         BYOK_ALLOW_CUSTOM_PROVIDERS=True,
         BYOK_ALLOW_PRIVATE_ENDPOINTS=True,
