@@ -275,10 +275,13 @@ def test_one_of_several_keys_is_changed(
     serve: ServeHost, either_browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
     """Of an account's several keys the row is about the one in use, and Clear says that all of them go."""
-    settings = SettingsPage(either_browser, serve(BYOK_KEYS_PER_PROVIDER=2).url)
-    first, second = ({"provider": "openai", "api_key": make_key(name)} for name in ("one", "two"))
+    settings = SettingsPage(either_browser, serve(BYOK_KEYS_PER_PROVIDER=3).url)
+    first, second, tenth = (
+        {"provider": "openai", "api_key": make_key(name)} for name in ("one", "two", "ten")
+    )
     sign_in(settings)
     idle = call_elsewhere(settings, "POST", "/api/keys", first)["id"]
+    call_elsewhere(settings, "POST", "/api/keys", {**tenth, "slot": "10"})
     call_elsewhere(settings, "POST", "/api/keys", second)
     call_elsewhere(settings, "PATCH", f"/api/keys/{idle}", {"active": False})
     settings.visit(PAGE)
