@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal
 from .catalog import Catalog
 from .credentials import CredentialRecord, Secret, utcnow
 from .errors import ByokError, InvalidFieldError, KeyExistsError, KeyRefusedError, StoreError
-from .intake import Typed, clean_note, cut_short, in_utc, read_typed
+from .intake import Typed, cut_short, in_utc, read_typed
 from .keyring import Context, Keyring
+from .notes import check_place, clean_note
 from .probes import refuse_admin_key
 from .sealing import new_record
 from .settings import Settings
@@ -160,6 +161,7 @@ class Importer:
         refused = refuse_admin_key(spec, typed.revealed())
         if refused is not None:
             raise KeyRefusedError(refused, provider=spec.id)
+        check_place(key.owner, key.slot, typed.secrets, self._catalog)
         ends = None if key.expires_at is None else in_utc(key.expires_at, "expires_at", spec.id)
         return dataclasses.replace(
             key,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import get_args
 
 from .catalog import Field, ProviderSpec
 from .credentials import Secret, clean_api_key, utcnow
 from .errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
+from .notes import clean_note
 from .outbound import Endpoint, check_personal_base_url, endpoint_for
 from .settings import Settings, ValidateOnSet
 
 _LONGEST_PLAIN = 500
-_LONGEST_NOTES = {"label": 100, "description": 500}
-# Shorter words that begin as keys do ("sk-learn") are words.
-_SHORTEST_REAL_KEY = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +70,13 @@ class NewSecret:
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A cleaned credential, and the endpoint that it goes to. ``base_url`` is the person's own, or None."""
+    """A cleaned credential, and the endpoint that it goes to.
+
+    ``secrets`` are those of the fields that nobody may see; ``base_url`` is the person's own, or None.
+    """
 
     fields: Mapping[str, Secret]
+    secrets: Mapping[str, Secret]
     base_url: str | None
     endpoint: Endpoint
 
@@ -118,7 +119,8 @@ def read_typed(
     given = {name: secret for name, secret in cleaned.items() if secret is not None}
     own = given.pop("base_url", None)
     personal = None if own is None else _personal(spec, own.reveal(), settings)
-    return Typed(given, personal, endpoint_for(spec, settings.base_urls, personal))
+    secrets = {f.name: given[f.name] for f in spec.fields if f.secret and f.name in given}
+    return Typed(given, secrets, personal, endpoint_for(spec, settings.base_urls, personal))
 
 
 def read_replacement(
@@ -146,27 +148,6 @@ def read_replacement(
     kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
     own = base_url if spec.personal_base_url else None
     return read_typed(spec, {**kept, **given}, own, settings), True
-
-
-def clean_note(
-    value: str | None,
-    name: Literal["label", "description"],
-    fields: Mapping[str, Secret],
-    specs: Iterable[ProviderSpec],
-) -> str | None:
-    """Return a text that is kept beside a key and shown, None where it is blank.
-
-    :param fields: the key, which may not be in it.
-    :param specs: whose keys may not be in it either, as far as they show by their beginnings.
-    :raises InvalidFieldError: it is too long, has control characters, or seems to hold a key.
-    """
-    text, longest = _text(value, name).strip(), _LONGEST_NOTES[name]
-    if len(text) > longest or re.search(r"[\x00-\x1f\x7f]", text):
-        raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
-    typed = (secret for field, secret in fields.items() if field != "base_url")
-    if _looks_like_key(text, specs) or any(_is_within(secret, text) for secret in typed):
-        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
-    return text or None
 
 
 def read_expiry(wanted: datetime | None, provider: str, settings: Settings) -> datetime | None:
@@ -214,28 +195,6 @@ def _require_mode(validate: object) -> None:
 def _require_time(moment: object, name: str, provider: str) -> None:
     if not isinstance(moment, datetime):
         raise InvalidFieldError(f"{name} is a datetime with a time zone.", provider=provider)
-
-
-def _text(value: object, name: str) -> str:
-    if value is not None and not isinstance(value, str):
-        raise InvalidFieldError(f"The field {name!r} is text.")
-    return value or ""
-
-
-def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:
-    """Say whether a known beginning of a key stands anywhere but within a word, with enough after it."""
-    known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
-    beginning = "|".join(map(re.escape, known))
-    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{beginning})[\w.-]*", text) if known else ()
-    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
-
-
-def _is_within(secret: Secret, text: str) -> bool:
-    """Say whether a text holds a typed key as it would be kept; what cannot be a key is not kept."""
-    try:
-        return clean_api_key(secret.reveal()) in text
-    except MalformedApiKeyError:
-        return False
 
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:

@@ -17,6 +17,7 @@ from .errors import (
 from .intake import NewKey, Typed, read_expiry, read_typed, require_word
 from .journal import Subject
 from .keyring import Context
+from .notes import check_place
 from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
 from .record_writer import RecordParts
 from .sealing import new_record, session_owner
@@ -64,6 +65,8 @@ class OwnKeys:
         expires_at = read_expiry(new.expires_at, spec.id, parts.settings)
         typed = read_typed(spec, new.fields, new.base_url, parts.settings)
         new = new.with_clean_notes(typed.fields, parts.catalog)
+        if tier is Tier.USER:
+            self._check_slots(caller, spec, typed)
         validation = self._checked(caller, spec, typed, new)
         record = new_record(
             parts.keyring,
@@ -103,6 +106,12 @@ class OwnKeys:
             )
         return tier
 
+    def _check_slots(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> None:
+        """Refuse a key that one of the slots in the account is called by: it may go there."""
+        there = self._accounts.find([caller.identity], [spec.id]) if self._accounts else []
+        for record in there:
+            check_place(record.owner, record.slot, typed.secrets)
+
     def _checked(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey
     ) -> Validation | None:
@@ -115,19 +124,16 @@ class OwnKeys:
             raise
 
     def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
-        ended = self._set_aside(caller, record.provider, visitor=False)
+        session, ended = caller.session, []
+        if session is not None:
+            there = self._keys.read(session, caller.identity, [record.provider])
+            ended = self._keys.set_all_aside(session, caller.identity, there.records)
         if self._accounts is not None:
             event = self._parts.journal.event(caller, "set", typed.fields)
             at_most = self._parts.settings.keys_per_provider
             self._accounts.keep(record, event, at_most=at_most, ended=ended)
-        if caller.session is not None:
-            self._sessions.clear(caller.session, caller.identity, [record.provider])
-
-    def _set_aside(self, caller: Caller, provider: str, *, visitor: bool) -> list[str]:
-        """Mark what the session has as leaving, where the account can say that it is over."""
-        if caller.session is None or self._accounts is None or not caller.authenticated:
-            return []
-        return self._keys.set_all_aside(caller.session, caller.identity, provider, visitor=visitor)
+        if session is not None:
+            self._sessions.clear(session, caller.identity, [record.provider])
 
     # clear
 
@@ -136,12 +142,11 @@ class OwnKeys:
 
         :param tier: ``session``, ``user`` or ``all``.
         :raises InvalidFieldError: it is another word.
+        :raises RateLimitedError: the caller has changed keys too often.
         """
         require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
-        if Tier.SESSION in places:
-            ended = self._set_aside(caller, spec.id, visitor=True)
-            self._parts.journal.note(caller, "clear", Subject(spec.id), ended=ended)
+        self._parts.set_limit.check(caller.counted_as)
         cleared = [name.value for name in places if self._clear_place(caller, spec, name)]
         for name in cleared:
             self._parts.notify("key_cleared", {"provider": spec.id, "tier": name})
@@ -154,15 +159,23 @@ class OwnKeys:
         return self._sessions.clear(caller.session, caller.identity, providers, visitor=True)
 
     def _clear_place(self, caller: Caller, spec: ProviderSpec, tier: Tier) -> bool:
-        """Delete what is there and say whether anything was."""
-        if tier is Tier.USER:
-            if self._accounts is None or not caller.authenticated:
-                return False
-            event = self._parts.journal.event(caller, "clear")
-            return bool(self._accounts.clear(caller.identity, [spec.id], event))
-        if caller.session is None:
+        """Delete what is there and say whether anything was; what was not is in no log."""
+        if tier is Tier.SESSION:
+            return caller.session is not None and self._clear_session(caller, caller.session, spec)
+        if self._accounts is None or not caller.authenticated:
             return False
-        own = self._sessions.clear(caller.session, caller.identity, [spec.id])
+        event = self._parts.journal.event(caller, "clear")
+        return bool(self._accounts.clear(caller.identity, [spec.id], event))
+
+    def _clear_session(self, caller: Caller, session: SessionRef, spec: ProviderSpec) -> bool:
+        there = self._keys.read(session, caller.identity, [spec.id])
+        if not there.records and not there.visitor_records:
+            return False
+        ended = self._keys.set_all_aside(
+            session, caller.identity, there.records, there.visitor_records
+        )
+        self._parts.journal.note(caller, "clear", Subject(spec.id), ended=ended)
+        own = self._sessions.clear(session, caller.identity, [spec.id])
         return bool(self.clear_waiting(caller, [spec.id]) or own)
 
 

@@ -21,13 +21,14 @@ from .intake import (
     NewKey,
     NewSecret,
     Typed,
-    clean_note,
+    cut_short,
     read_expiry,
     read_replacement,
     read_typed,
 )
 from .journal import Journal, Subject
 from .keyring import Context, Keyring
+from .notes import check_place, check_shown, clean_note
 from .owners import Caller, Tier
 from .resolver import Resolver
 from .sealing import new_record, open_record, seal
@@ -113,7 +114,7 @@ class RecordWriter:
         """Store a new key and return its record with what a check found.
 
         :param slot: by default the first free one.
-        :raises InvalidFieldError: the label or the description is too long, or a key is in it.
+        :raises InvalidFieldError: a note, the slot or the team's id cannot be kept as it is, or a key is in it.
         :raises KeyExistsError: the slot is taken, or there are as many as there may be.
         :raises KeyRefusedError: the check forbids storing.
         """
@@ -124,6 +125,7 @@ class RecordWriter:
         expires_at = read_expiry(new.expires_at, spec.id, parts.settings)
         typed = read_typed(spec, new.fields, new.base_url, parts.settings)
         new = new.with_clean_notes(typed.fields, parts.catalog)
+        check_place(owner, slot or "", typed.secrets, parts.catalog)
         place = self._free_slot(owner, spec, slot)
         validation = self._checked(owner, Subject(spec.id, place), spec, typed, new.validate)
         record = new_record(
@@ -151,11 +153,14 @@ class RecordWriter:
     ) -> tuple[CredentialRecord, Validation | None]:
         """Change a record and return it with what a check found of a new key.
 
+        Where it is as wanted already, nothing is written and its version stays.
+
         :param if_version: the version that the caller has seen.
-        :raises InvalidFieldError: the label or the description is too long, or a key is in it.
+        :raises InvalidFieldError: a note cannot be kept as it is, or a key is in what is shown.
         :raises VersionConflictError: it was changed since.
         :raises KeyRefusedError: the check forbids storing; what was there before stays.
         """
+        self._parts.set_limit.check(self.caller.counted_as)
         values: dict[str, Any] = {**changes, **self._notes(record, changes, secret)}
         if "expires_at" in changes:
             values["expires_at"] = self._expiry(record, changes["expires_at"])
@@ -173,14 +178,13 @@ class RecordWriter:
         parts = self._parts
         spec = parts.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)
-        parts.set_limit.check(self.caller.counted_as)
         typed, kept = read_replacement(
             spec, secret, lambda: open_stored(parts, record), parts.settings
         )
+        check_shown(dataclasses.replace(record, **values), typed.secrets)
         validation = self._checked(record.owner, record, spec, typed, secret.validate)
         values |= self._sealed(record, spec, typed, validation)
-        if record.state(utcnow()) == "expired":
-            values.setdefault("expires_at", self._expiry(record, None))
+        values.setdefault("expires_at", self._renewed_expiry(record))
         # What is kept of the stored key is of this very version.
         version = int(record.version) if kept else if_version
         changed = self._write(record, "set", values, version, typed.fields)
@@ -188,8 +192,10 @@ class RecordWriter:
         return changed, validation
 
     def _require_unlocked(self, owner: str, spec: ProviderSpec) -> None:
-        tier = tier_of(owner)
-        if tier is Tier.USER and self._parts.resolver.locked_for(self.caller, spec, tier):
+        tier, resolver = tier_of(owner), self._parts.resolver
+        if (tier is Tier.TEAM and resolver.listed_as_locked(spec)) or (
+            tier is Tier.USER and resolver.locked_for(self.caller, spec, tier)
+        ):
             raise ProviderLockedError(
                 f"The key for {spec.name} is managed by the operator and cannot be changed here.",
                 provider=spec.id,
@@ -197,6 +203,12 @@ class RecordWriter:
 
     def _expiry(self, record: CredentialRecord, wanted: datetime | None) -> datetime | None:
         return read_expiry(wanted, record.provider, self._parts.settings)
+
+    def _renewed_expiry(self, record: CredentialRecord) -> datetime | None:
+        """Return when a new key in an old record's place expires: as that would, were it not over already."""
+        ends = record.expires_at
+        is_over = ends is not None and ends <= utcnow()
+        return cut_short(None if is_over else ends, self._parts.settings)
 
     def _notes(
         self, record: CredentialRecord, changes: Changes, secret: NewSecret | None
@@ -287,8 +299,6 @@ class RecordWriter:
         if_version: int | None,
         fields: Mapping[str, Secret] | None = None,
     ) -> CredentialRecord:
-        if not values:
-            return record
         event = self._parts.journal.event(self.caller, action, fields)
         return self._accounts.change(record.id, self._owners, values, event, if_version=if_version)
 

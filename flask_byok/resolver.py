@@ -116,7 +116,7 @@ class Resolver:
     def _locked(
         self, spec: ProviderSpec, candidates: Iterable[Candidate], personal: Sequence[Tier]
     ) -> bool:
-        return self._listed_as_locked(spec) or any(
+        return self.listed_as_locked(spec) or any(
             self._precedes(candidate.tier, personal) and not self._passes(candidate)
             for candidate in candidates
         )
@@ -154,7 +154,7 @@ class Resolver:
             yield tier, asked[reader]
 
     def _of(self, tier: Tier, spec: ProviderSpec, found: Found) -> Iterator[Candidate]:
-        if tier in OPERATOR_TIERS or not self._listed_as_locked(spec):
+        if tier in OPERATOR_TIERS or not self.listed_as_locked(spec):
             yield from found.get((tier, spec.id), ())
 
     def _ask(
@@ -165,7 +165,7 @@ class Resolver:
         need_session: bool,
     ) -> Found:
         if self._settings.locked_providers and OPERATOR_TIERS.isdisjoint(reader.tiers):
-            specs = [spec for spec in specs if not self._listed_as_locked(spec)]
+            specs = [spec for spec in specs if not self.listed_as_locked(spec)]
         try:
             return reader.find(caller, specs)
         except SessionRequiredError:
@@ -182,7 +182,8 @@ class Resolver:
             return True
         return _reason(candidate) in self._settings.fallback_on
 
-    def _listed_as_locked(self, spec: ProviderSpec) -> bool:
+    def listed_as_locked(self, spec: ProviderSpec) -> bool:
+        """Say whether the operator has set that only the operator's own keys count."""
         return not self._settings.locked_providers.isdisjoint((spec.id, *spec.aliases))
 
 

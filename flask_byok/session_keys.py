@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from .credentials import CredentialRecord
@@ -63,15 +64,17 @@ class SessionKeys:
         return self._store.exchange(session, identity, leaving, visitor=visitor)
 
     def set_all_aside(
-        self, session: SessionRef, identity: str, provider: str, *, visitor: bool
+        self,
+        session: SessionRef,
+        identity: str,
+        records: Records,
+        visitor_records: Records = MappingProxyType({}),
     ) -> list[str]:
-        """Mark what there is for a provider, with ``visitor`` what the visitor left too; return the versions."""
-        view = self.read(session, identity, [provider])
-        own, left = list(view.records.values()), list(view.visitor_records.values())
-        done = [r.version for r in own if self.set_aside(session, identity, r)]
-        if not visitor:
-            return done
-        return done + [
+        """Mark the user's own and what the visitor left, and return the versions; none where no account ends them."""
+        if not identity or self._accounts is None:
+            return []
+        own, left = records.values(), visitor_records.values()
+        return [r.version for r in own if self.set_aside(session, identity, r)] + [
             r.version for r in left if self.set_aside(session, identity, r, visitor=True)
         ]
 

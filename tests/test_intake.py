@@ -21,7 +21,6 @@ from flask_byok.intake import (
     NewKey,
     NewSecret,
     Typed,
-    clean_note,
     read_expiry,
     read_replacement,
     read_typed,
@@ -53,6 +52,12 @@ def test_key_is_cleaned_and_goes_to_the_catalog() -> None:
     assert typed.revealed() == {"api_key": API_KEY}
     assert typed.base_url is None
     assert (typed.endpoint.base_url, typed.endpoint.trust) == (OPENAI.base_url, "catalog")
+
+
+def test_what_is_secret_is_told_apart() -> None:
+    """Of several fields, those that nobody may see are known."""
+    typed = take(REGIONAL, api_key=API_KEY, region="eu-central")
+    assert (set(typed.fields), set(typed.secrets)) == ({"api_key", "region"}, {"api_key"})
 
 
 def test_operator_chooses_the_endpoint() -> None:
@@ -248,38 +253,3 @@ def test_what_counts_as_typed(fields: dict[str, str], base_url: str | None, type
     """An empty form replaces nothing."""
     secrets = {name: Secret(value) for name, value in fields.items()}
     assert NewSecret(fields=secrets, base_url=base_url).is_typed is typed
-
-
-# notes
-
-
-def note(text: str | None, **fields: str) -> str | None:
-    """Take in a label."""
-    secrets = {name: Secret(value) for name, value in fields.items()}
-    return clean_note(text, "label", secrets, Catalog())
-
-
-def test_notes() -> None:
-    """A label is taken without the space around it; a blank one is none."""
-    assert note(" Work: sk-learn, task-list-of-the-whole-year ") is not None
-    assert note("  é ") == "é"
-    assert [note(None), note(" ")] == [None, None]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("x" * 101, "up to 100 printable"),
-        ("two\nlines", "printable"),
-        ("a\0b", "printable"),
-        (f"my key {API_KEY}", "seems to hold"),
-        ("sk-ant-CANARY-0123456789abcdef", "seems to hold"),
-        ("sk-admin-CANARY-0123456789abcdef", "seems to hold"),
-        ("it is 0123456789CANARY!", "seems to hold"),
-    ],
-)
-def test_notes_that_are_refused(text: str, message: str) -> None:
-    """A label with control characters, or with a key in it, is refused and not repeated."""
-    with pytest.raises(InvalidFieldError, match=message) as caught:
-        note(text, api_key=" 0123456789CANARY", base_url="https://x.example")
-    assert "CANARY" not in str(caught.value)

@@ -238,7 +238,8 @@ def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
     world.set(user, OWN, "groq")
     assert user.session is not None
     keys = SessionKeys(world.store, world.accounts)
-    assert keys.set_all_aside(user.session, user.identity, "groq", visitor=False)
+    there = keys.read(user.session, user.identity, ["groq"])
+    assert keys.set_all_aside(user.session, user.identity, there.records)
     world.service.get(user)
     assert in_session(world, user) == (["groq"], [])
     assert used(world, user, "groq") == OWN

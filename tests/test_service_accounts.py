@@ -21,6 +21,7 @@ from flask_byok.errors import (
     RateLimitedError,
     RejectedCredentialError,
 )
+from flask_byok.stores.base import AuditEvent
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
@@ -107,6 +108,21 @@ def test_a_kept_key_is_none_too_many(
     assert [record.slot for record in found] == after
     assert found[0].label == "new"
     assert world.service.resolve(ann, "openai").api_key == key(world, "new")
+
+
+def test_a_kept_key_is_not_in_what_is_shown(make_world: Worlds) -> None:
+    """Whatever the replaced key was called, the new one's label is its own, and no slot has the key in it."""
+    world = make_world(BYOK_KEYS_PER_PROVIDER=1)
+    ann, api_key = world.caller("ann"), "own-gateway-PLAINKEY0123456789"
+    world.keep("user:ann", key(world, "old"), label=api_key, description=api_key)
+    world.set(ann, api_key, persist=True, validate="off")
+    (record,) = world.accounts.find(["user:ann"])
+    assert (record.label, record.description) == (None, None)
+    world.accounts.clear("user:ann", ["openai"], AuditEvent("cli", "clear"))
+    before = world.keep("user:ann", key(world, "old"), slot=api_key)
+    with pytest.raises(InvalidFieldError, match="slot"):
+        world.set(ann, api_key, persist=True, validate="off")
+    assert world.accounts.find(["user:ann"]) == [before]
 
 
 def test_visitors_have_no_account(world: World) -> None:
@@ -225,6 +241,29 @@ def test_clear_says_where(world: World, tier: str, cleared: list[str], left: lis
     assert world.status(ann)["tiers"] == left
     assert world.service.clear(ann, "openai", tier)[0] == []
     assert used(world, world.caller("bob", "sid-2"))[1] == key(world, "bob")
+
+
+@pytest.mark.parametrize("tier", ["session", "user", "all"])
+def test_clearing_nothing_is_not_logged(world: World, tier: str) -> None:
+    """Where there was nothing to clear, nothing happened, and the log says nothing."""
+    ann = world.caller("ann")
+    assert world.service.clear(ann, "openai", tier)[0] == []
+    world.set(ann, key(world, "ann"), "openai")
+    world.service.clear(ann, "groq", tier)
+    assert world.logged("user:ann") == [("user:ann", "set", "done")]
+
+
+@pytest.mark.parametrize("user", ["ann", None])
+def test_clearing_is_counted(make_world: Worlds, user: str | None) -> None:
+    """Who clears too often waits, as who sets does, whether there is anything or not."""
+    world = make_world(BYOK_SET_RATE="3/minute")
+    caller = world.caller(user)
+    world.set(caller, key(world, "x"))
+    assert world.service.clear(caller, "openai")[0] == ["session"]
+    assert world.service.clear(caller, "openai")[0] == []
+    for call in (lambda: world.service.clear(caller, "openai"), lambda: world.set(caller, "x")):
+        with pytest.raises(RateLimitedError):
+            call()
 
 
 # verdicts

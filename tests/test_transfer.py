@@ -162,7 +162,7 @@ def test_nothing_to_move(new: Place, old: Place) -> None:
 def test_no_key_in_plain(old: Place) -> None:
     """The file shows neither keys nor whose they are."""
     content = old.export()[1]
-    for word in (b"sk-proj", b"own-key", b"ann", b"openai"):
+    for word in (b"sk-proj", b"own-key", b"user:ann", b"openai"):
         assert word not in content
 
 
@@ -371,6 +371,10 @@ def place(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[Place]
         ({"label": "it is sk-1-anns"}, "The field 'label' seems to hold an API key"),
         ({"owner": "user:a\0b"}, "The owner's id has characters that cannot be printed."),
         ({"owner": "user:a\n"}, "The owner's id has characters that cannot be printed."),
+        ({"slot": "is_sk-1-anns"}, "The field 'slot' seems to hold an API key"),
+        ({"slot": "sk-proj-CANARY-0123456789"}, "The field 'slot' seems to hold an API key"),
+        ({"owner": "team:sk-proj-CANARY-0123456789"}, "The field 'owner' seems to hold"),
+        ({"owner": "team:a\u202eb"}, "The field 'owner' has printable characters only."),
         ({"expires_at": "9999-12-31T23:59:59-14:00"}, "expires_at is too far away."),
         ({"created_at": "0001-01-01T00:00:00+14:00"}, "created_at is too far away."),
         ({"fields": {"api_key": "sk-admin-CANARY-0001"}}, "admin key"),

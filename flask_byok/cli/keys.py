@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 from flask.cli import with_appcontext
 
+from ..catalog import ProviderSpec
 from ..credentials import CredentialRecord, Validation, isoformat, utcnow
 from ..errors import (
     KeyNotFoundError,
@@ -17,12 +18,13 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from ..intake import Typed, clean_note, read_expiry, read_typed
+from ..intake import Typed, read_expiry, read_typed
 from ..journal import Subject
 from ..keyring import Context, Keyring
-from ..owners import Caller
+from ..notes import check_place, clean_note
+from ..owners import Caller, Tier
 from ..sealing import new_record, open_record
-from ..settings import Settings, ValidateOnSet
+from ..settings import ValidateOnSet
 from ..stores.base import AuditEvent
 from ..web.state import ByokState
 from .common import printable, require_accounts
@@ -66,7 +68,8 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     for record in _records(accounts, owner, wanted):
         row = _row(state.service.keyring, record)
         if as_json:
-            click.echo(msgspec.json.encode(row))
+            # In ASCII: ids and labels cannot steer the terminal.
+            click.echo(json.dumps(row, separators=(",", ":")))
         else:
             _print_row(_shown(row))
 
@@ -116,6 +119,7 @@ def set_key(
     is_taken = _require_room(accounts, context, most, replace=replace)
     expires_at = read_expiry(expires, spec.id, settings)
     typed = read_typed(spec, read_fields(spec), None, settings)
+    check_place(owner, context.slot, typed.secrets, state.service.catalog)
     label = clean_note(label, "label", typed.fields, state.service.catalog)
     validation = _check(state, accounts, context, typed, validate)
     record = new_record(
@@ -136,7 +140,7 @@ def set_key(
     click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")
-    _warn_if_unused(settings, owner)
+    _warn_if_unused(state, owner, spec)
 
 
 @click.command("clear", cls=QuietCommand)
@@ -200,10 +204,12 @@ def _check(
         raise click.ClickException(f"The key was not saved. {error}") from None
 
 
-def _warn_if_unused(settings: Settings, owner: str) -> None:
+def _warn_if_unused(state: ByokState, owner: str, spec: ProviderSpec) -> None:
     tier = owner.partition(":")[0]
-    if tier not in settings.precedence:
+    if tier not in state.settings.precedence:
         click.echo(f"It is not used: BYOK_PRECEDENCE does not name {tier}.", err=True)
+    elif tier != Tier.SYSTEM and state.service.resolver.listed_as_locked(spec):
+        click.echo(f"It is not used: BYOK_LOCKED_PROVIDERS names {spec.id}.", err=True)
 
 
 def _confirm(found: list[CredentialRecord], yes: bool) -> None:

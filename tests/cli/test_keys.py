@@ -171,6 +171,17 @@ def test_set_in_an_unused_tier(tmp_path: Path, fake: FakeProviders, sqlite_url: 
     close(host)
 
 
+def test_set_of_a_locked_provider(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> None:
+    """A team's key for a provider of which only the operator's counts is stored, with a word of warning."""
+    host = make_host(tmp_path, fake, sqlite_url, BYOK_LOCKED_PROVIDERS=["openai"])
+    warning = "BYOK_LOCKED_PROVIDERS names openai"
+    team = run(host, "set", "openai", "--owner", "team:red", input=good(fake))
+    assert (team.exit_code, warning in team.stderr) == (0, True)
+    system = run(host, "set", "openai", input=good(fake))
+    assert (system.exit_code, warning in system.stderr) == (0, False)
+    close(host)
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -242,6 +253,29 @@ def test_a_key_as_an_argument(tmp_path: Path, sqlite_url: str) -> None:
         assert result.exit_code == 2
         assert "A key is never given as an argument" in result.stderr
         assert "put a new one in its place" in result.stderr
+    close(host)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("slot", CANARY),
+        ("slot", "my_CANARY-short"),
+        ("owner", f"team:{CANARY}"),
+        ("owner", "team:CANARY-short"),
+        ("owner", "team:a\x9b2J"),
+    ],
+)
+def test_set_in_a_place_that_cannot_be(
+    tmp_path: Path, sqlite_url: str, option: str, value: str
+) -> None:
+    """A slot or a team's id that holds a key, or what cannot be shown, is refused as a label is."""
+    host = make_host(tmp_path, None, sqlite_url)
+    args = ["set", "openai", "--validate", "off", f"--{option}", value]
+    result = run(host, *args, input="CANARY-short")
+    assert f"The field '{option}'" in refused(result)
+    assert "CANARY" not in result.output
+    assert list(accounts_of(host).page(None)[0]) == []
     close(host)
 
 
@@ -348,6 +382,14 @@ def test_list_of_odd_owners(host: HostApp, fake: FakeProviders) -> None:
     result = run(host, "list")
     assert "\x1b" not in result.output
     assert "user:\\x1b[2Jann" in result.output
+
+
+def test_list_as_json_is_ascii(host: HostApp, fake: FakeProviders) -> None:
+    """As JSON everything but ASCII is escaped, and read back as it was."""
+    run(host, "set", "openai", "--owner", "user:\x9b2J\u202eänn", input=good(fake))
+    result = run(host, "list", "--json")
+    assert result.output.isascii()
+    assert json.loads(result.output)["owner"] == "user:\x9b2J\u202eänn"
 
 
 # clear

@@ -1,0 +1,99 @@
+"""What is kept beside a key and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from flask_byok.catalog import Catalog
+from flask_byok.credentials import CredentialRecord, Secret, utcnow
+from flask_byok.errors import InvalidFieldError
+from flask_byok.notes import check_place, check_shown, clean_note
+
+API_KEY = "sk-proj-CANARY-4711-abcdefgh"
+PLAIN_KEY = "0123456789CANARY"
+#: A C1 control, a direction override and an isolate, a zero width space, a tag, a line separator, half a character.
+UNSEEN = ["\x9b2J", "\u202e", "\u2066", "\u200b", "\U000e0041", "\u2028", "\ud800", "\0", "\n"]
+NOW = utcnow()
+RECORD = CredentialRecord(
+    provider="openai",
+    owner="team:red",
+    ciphertext="",
+    hint="",
+    version="1",
+    created_at=NOW,
+    updated_at=NOW,
+)
+
+
+def note(text: str | None, **fields: str) -> str | None:
+    """Take in a label."""
+    secrets = {name: Secret(value) for name, value in fields.items()}
+    return clean_note(text, "label", secrets, Catalog())
+
+
+def test_notes() -> None:
+    """A label is taken without the space around it; a blank one is none."""
+    assert note(" Work: sk-learn, task-list-of-the-whole-year ") is not None
+    assert note("  é ") == "é"
+    assert [note(None), note(" ")] == [None, None]
+
+
+@pytest.mark.parametrize("text", ["👩\u200d💻", "می\u200cخواهم", "❤\ufe0f", "日本語", "שלום"])
+def test_what_people_write(text: str) -> None:
+    """Emoji and all scripts stay as they were typed, with the joiners that they need."""
+    assert note(text) == text
+    check_place(f"team:{text}", "", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x" * 101, "up to 100 printable"),
+        *((f"a{unseen}b", "printable") for unseen in UNSEEN),
+        (f"my key {API_KEY}", "seems to hold"),
+        ("sk-ant-CANARY-0123456789abcdef", "seems to hold"),
+        ("sk-admin-CANARY-0123456789abcdef", "seems to hold"),
+        ("it is 0123456789CANARY!", "seems to hold"),
+    ],
+)
+def test_notes_that_are_refused(text: str, message: str) -> None:
+    """A label with what is not seen, or with a key in it, is refused and not repeated."""
+    with pytest.raises(InvalidFieldError, match=message) as caught:
+        note(text, api_key=f" {PLAIN_KEY}", base_url="https://x.example")
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("owner", "slot", "message"),
+    [
+        *((f"team:a{unseen}b", "", "'owner' has printable") for unseen in UNSEEN),
+        (f"team:{API_KEY}", "", "'owner' seems to hold"),
+        (f"team:{PLAIN_KEY}", "", "'owner' seems to hold"),
+        ("user:ann", API_KEY, "'slot' seems to hold"),
+        ("system", f"my_{API_KEY}", "'slot' seems to hold"),
+        ("system", PLAIN_KEY, "'slot' seems to hold"),
+    ],
+)
+def test_places_that_are_refused(owner: str, slot: str, message: str) -> None:
+    """A slot or a team's id is shown too: neither holds a key or what is not seen."""
+    with pytest.raises(InvalidFieldError, match=message) as caught:
+        check_place(owner, slot, {"api_key": Secret(PLAIN_KEY)}, Catalog())
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("id", [f"x{PLAIN_KEY}", API_KEY, "a\x9bb"])
+def test_users_ids_are_the_hosts(id: str) -> None:
+    """A user cannot choose the id, and is not refused for it."""
+    check_place(f"user:{id}", "second", {"api_key": Secret(PLAIN_KEY)}, Catalog())
+
+
+@pytest.mark.parametrize("name", ["label", "description", "slot", "owner"])
+def test_what_stays_is_compared_with_a_new_key(name: str) -> None:
+    """A new key that stands in what its record shows is refused; what stays otherwise is left as it is."""
+    fields = {"api_key": Secret(PLAIN_KEY)}
+    check_shown(dataclasses.replace(RECORD, **{name: f"team:old-\x9b-{API_KEY}"}), fields)
+    with pytest.raises(InvalidFieldError, match=f"'{name}' seems to hold") as caught:
+        check_shown(dataclasses.replace(RECORD, **{name: f"team:{PLAIN_KEY}"}), fields)
+    assert "CANARY" not in str(caught.value)
