@@ -152,6 +152,7 @@ class Shelf(RecordWriter):
             raise RevealDisabledError(provider=record.provider)
         if not fresh():
             raise FreshLoginRequiredError(provider=record.provider)
+        self._parts.set_limit.check(self.caller.counted_as)
         fields, base_url = open_stored(self._parts, record)
         event = self._parts.journal.event(self.caller, "reveal", fields)
         self._accounts.audit.note(record.owner, event, record)
@@ -164,6 +165,7 @@ class Shelf(RecordWriter):
 
         :raises VersionConflictError: it was changed since that version.
         """
+        self._parts.set_limit.check(self.caller.counted_as)
         event = self._parts.journal.event(self.caller, "clear")
         self._accounts.delete(record.id, self._owners, event, if_version=if_version)
         self._parts.tell("key_cleared", record)

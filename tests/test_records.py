@@ -18,6 +18,7 @@ from flask_byok.errors import (
     KeyNotFoundError,
     NotAllowedError,
     OwnerRequiredError,
+    RateLimitedError,
     RevealDisabledError,
     UnreadableCredentialError,
     VersionConflictError,
@@ -138,6 +139,89 @@ def test_notes_hold_no_key(world: World) -> None:
     assert len(shelf.page()["keys"]) == 1
     changed, _ = shelf.change(record, {"label": " a ", "description": " "})
     assert (changed.label, changed.description) == ("a", None)
+
+
+@pytest.mark.parametrize("name", ["label", "description", "slot", "owner"])
+def test_a_new_key_is_not_in_what_stays(world: World, name: str) -> None:
+    """A key that stands in a note, a slot or a team's id that stays does not become that record's key."""
+    api_key = "own-gateway-PLAINKEY0123456789"
+    shelf, fields = world.service.records.shared(ROOT), {"api_key": Secret(api_key)}
+    owner, slot = "team:red", None
+    if name == "owner":
+        owner = f"team:{api_key}"
+    if name == "slot":
+        slot = api_key
+    record = create(shelf, world, owner, slot=slot)
+    if name in ("label", "description"):
+        record, _ = shelf.change(record, {name: api_key})  # type: ignore[misc]
+    new = NewSecret(fields=fields, validate="off")
+    with pytest.raises(InvalidFieldError, match=name):
+        shelf.change(record, {}, new)
+    assert shelf.get(record.id) == record
+    if name in ("label", "description"):
+        changed, _ = shelf.change(record, {name: "other"}, new)  # type: ignore[misc]
+        assert getattr(changed, name) == "other"
+
+
+def test_a_new_key_is_not_where_it_goes(world: World) -> None:
+    """Neither a slot nor a team is called by a key; nothing is stored or logged of it."""
+    api_key = "own-gateway-PLAINKEY0123456789"
+    shelf = world.service.records.shared(ROOT)
+    new = NewKey(fields={"api_key": Secret(api_key)}, validate="off")
+    for owner, slot, name in [
+        ("system", api_key, "slot"),
+        ("system", "sk-proj-0123456789abcdef", "slot"),
+        (f"team:{api_key}", None, "owner"),
+        ("team:sk-proj-0123456789abcdef", None, "owner"),
+        ("team:a\u202eb", None, "owner"),
+    ]:
+        with pytest.raises(InvalidFieldError, match=name):
+            shelf.create(owner, "openai", new, slot=slot)
+    assert shelf.page()["keys"] == []
+    assert world.accounts.audit.entries() == []
+
+
+def test_a_new_key_for_an_old_record(world: World) -> None:
+    """A key that replaces one from before BYOK_MAX_KEY_LIFETIME was set ends as any new one does."""
+    cap = timedelta(days=30)
+    shelf = world.service.records.own(ANN)
+    later = world.with_config(BYOK_MAX_KEY_LIFETIME=cap).with_keyring(world.keyring)
+    own = later.service.records.own(ANN)
+    for number, wanted in enumerate((None, timedelta(days=300), timedelta(days=3))):
+        record = create(shelf, world, "user:ann")
+        if wanted is not None:
+            record, _ = shelf.change(record, {"expires_at": utcnow() + wanted})
+        assert own.change(record, {"label": "x"})[0].expires_at == record.expires_at
+        fields = {"api_key": Secret(world.fake.api_key("openai", owner=str(number)))}
+        changed, _ = own.change(record, {}, NewSecret(fields=fields, validate="off"))
+        assert changed.expires_at is not None
+        if wanted == timedelta(days=3):
+            assert changed.expires_at == record.expires_at
+        else:
+            assert cap - timedelta(minutes=1) < changed.expires_at - utcnow() <= cap
+        own.delete(changed)
+    later.store.engine.dispose()
+
+
+def test_every_change_is_counted(world: World) -> None:
+    """Changing, showing and deleting have one rate with storing; who has used it up writes nothing more."""
+    counted = world.with_config(BYOK_SET_RATE="4/minute", BYOK_ALLOW_REVEAL=True)
+    shelf = counted.service.records.own(ANN)
+    record = create(shelf, counted, "user:ann")
+    shelf.change(record, {"label": "x"})
+    assert shelf.change(record, {"label": "x"})[0].version == "2"
+    shelf.reveal(record, fresh=lambda: True)
+    for call in (
+        lambda: shelf.change(record, {"label": "y"}),
+        lambda: shelf.reveal(record, fresh=lambda: True),
+        lambda: shelf.delete(record),
+    ):
+        with pytest.raises(RateLimitedError):
+            call()
+    assert [e.event.action for e in world.accounts.audit.entries("user:ann")] == [
+        *("reveal", "change", "set")
+    ]
+    counted.store.engine.dispose()
 
 
 def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: World) -> None:

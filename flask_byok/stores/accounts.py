@@ -160,7 +160,7 @@ class AccountStore:
         """Change ``label``, ``description``, ``active``, ``expires_at``, or ``ciphertext`` with ``hint``.
 
         What leaves the ciphertext alone carries the verdict along; with a new one may come its
-        ``validity``.
+        ``validity``. Where all is as wanted already, nothing is written and the version stays.
 
         :raises KeyNotFoundError: it is not there, or not theirs.
         :raises VersionConflictError: it was changed since that version.
@@ -168,7 +168,9 @@ class AccountStore:
         values = changed_values(changes)
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            steps.require(connection, id, owners, if_version)
+            record = steps.require(connection, id, owners, if_version)
+            if all(getattr(record, name) == value for name, value in changes.items()):
+                return record
             return steps.set_columns(connection, chain, id, values, event)
 
         return self._change(self.get(id, owners).owner, work)

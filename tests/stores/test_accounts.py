@@ -141,6 +141,19 @@ def test_change_carries_the_verdict(store: AccountStore) -> None:
     assert store.change(record.id, [ANN], {"label": ""}, event_of()).current_validity() is None
 
 
+def test_change_that_changes_nothing(store: AccountStore) -> None:
+    """Where all is as wanted already nothing is written or logged, but the version is compared."""
+    record = store.create(make_record(label="A"), event_of("set"))
+    wanted = {"label": "A", "active": True, "expires_at": None}
+    for changes in ({}, wanted):
+        assert store.change(record.id, [ANN], changes, event_of("change"), if_version=1) == record
+        with pytest.raises(VersionConflictError):
+            store.change(record.id, [ANN], changes, event_of("change"), if_version=2)
+    assert store.change(record.id, [ANN], wanted | {"label": "B"}, event_of()).version == "2"
+    assert actions(store)[0] == "set"
+    assert len(actions(store)) == 2
+
+
 def test_change_of_the_key_drops_the_verdict(store: AccountStore) -> None:
     """A new key starts without a verdict, or with the one that comes with it."""
     record = store.create(make_record(validity=VALID), event_of())

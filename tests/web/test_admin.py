@@ -117,6 +117,30 @@ def test_other_owners(root: Keeper, fake: FakeProviders, owner: str) -> None:
     assert root.records() == root.records(SHARED) == []
 
 
+def test_a_locked_provider(make_host: MakeHost, fake: FakeProviders) -> None:
+    """A team's key that could never serve is neither stored nor replaced; the system's can be."""
+    before = keeper(make_host(), "root").keep(fake.api_key("openai"), path=SHARED, owner="team:red")
+    root = keeper(make_host(BYOK_LOCKED_PROVIDERS=["openai"]), "root")
+    body = {"provider": "openai", "api_key": fake.api_key("openai", owner=2), "owner": "team:blue"}
+    assert _code(root.ask("POST", SHARED, body)) == (403, "provider_locked")
+    path, change = f"{SHARED}/{before['id']}", {"api_key": body["api_key"]}
+    assert _code(root.ask("PATCH", path, change)) == (403, "provider_locked")
+    assert root.ask("PATCH", path, {"active": False}).status_code == 200
+    assert root.ask("DELETE", path).status_code == 204
+    system = root.keep(fake.api_key("openai"), path=SHARED)
+    assert root.ask("PATCH", f"{SHARED}/{system['id']}", change).status_code == 200
+
+
+@pytest.mark.parametrize("id", ["sk-proj-PASTEDKEY0123456789", "a\u202eb", "a\x9bb"])
+def test_teams_that_cannot_be(root: Keeper, fake: FakeProviders, id: str) -> None:
+    """A key pasted as a team's id, or an id that is not what it seems, is refused and not repeated."""
+    body = {"provider": "openai", "api_key": fake.api_key("openai"), "owner": f"team:{id}"}
+    answer = root.ask("POST", SHARED, body)
+    assert _code(answer) == (422, "invalid_field")
+    assert "PASTEDKEY" not in answer.text
+    assert root.records(SHARED) == []
+
+
 def test_personal_keys_are_not_there(host: HostApp, root: Keeper, fake: FakeProviders) -> None:
     """An admin finds no person's key, the own included; and no shared key is among the own."""
     personal = [keeper(host, user).keep(fake.api_key("openai"))["id"] for user in ("ann", "root")]

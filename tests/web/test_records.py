@@ -305,7 +305,10 @@ def test_changes(host: HostApp, ann: Keeper, fake: FakeProviders) -> None:
     assert (body["active"], body["state"]) == (False, "inactive")
     assert ann.get("/used/openai").status_code == 409
     assert ann.ask("PATCH", path, {"active": True}).get_json()["state"] == "active"
-    assert ann.ask("PATCH", path, {}).get_json()["version"] == 4
+    for nothing in ({}, {"label": "c", "description": " ", "active": True, "expires_at": None}):
+        unchanged = ann.ask("PATCH", path, nothing, If_Match='"4"')
+        assert (unchanged.get_json()["version"], unchanged.headers["ETag"]) == (4, '"4"')
+        assert _code(ann.ask("PATCH", path, nothing, If_Match='"3"')) == (412, "version_conflict")
     actions = [action for _, action, _ in logged(host, "user:ann")]
     assert actions == ["set", "change", "change", "change"]
 
@@ -373,6 +376,18 @@ def test_the_hint_is_no_key(ann: Keeper, fake: FakeProviders) -> None:
     for sent in (record["hint"], f" {record['hint']} ", "•" * 24):
         assert _code(ann.ask("PUT", path, {"api_key": sent})) == (422, "malformed_api_key")
     assert ann.get(path).get_json()["version"] == 1
+
+
+def test_a_key_is_no_slot(make_host: MakeHost, fake: FakeProviders) -> None:
+    """A key pasted as the name of a slot is refused, and nowhere to be seen."""
+    host = make_host(BYOK_KEYS_PER_PROVIDER=2)
+    ann = keeper(host, "ann")
+    for pasted in ("own-gateway-PASTEDKEY0123456789", "sk-proj-PASTEDKEY0123456789"):
+        body = {"provider": "openai", "api_key": pasted, "slot": pasted, "validate": "off"}
+        answer = ann.ask("POST", OWN, body)
+        assert _code(answer) == (422, "invalid_field")
+        assert "PASTEDKEY" not in answer.text
+    assert (ann.records(), logged(host, "user:ann")) == ([], [])
 
 
 def test_a_stored_key_is_no_label(ann: Keeper, fake: FakeProviders) -> None:
@@ -488,7 +503,10 @@ def test_rates(make_host: MakeHost, fake: FakeProviders) -> None:
     assert 0 < int(late.headers["Retry-After"]) <= 60
     body = {"provider": "groq", "api_key": fake.api_key("groq")}
     assert _code(ann.ask("POST", OWN, body)) == (429, "rate_limited")
-    assert ann.ask("PATCH", path, {"label": "no key"}).status_code == 200
+    assert _code(ann.ask("PATCH", path, {"label": "no key"})) == (429, "rate_limited")
+    assert _code(ann.ask("DELETE", path)) == (429, "rate_limited")
+    assert _code(ann.call("clear", provider="openai")) == (429, "rate_limited")
+    assert ann.get(path).get_json()["version"] == 2
     checks = [ann.ask("POST", f"{path}/validate").status_code for _ in range(2)]
     assert checks == [200, 429]
 
