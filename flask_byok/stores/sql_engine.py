@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -306,8 +306,12 @@ def _make_file(url: URL) -> None:
         return
     path = Path(url.database)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # SQLite gives its journal files the permissions of this one.
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, stat.S_IRUSR | stat.S_IWUSR))
+    # One that is there is not opened: closing it would end the locks of this process's other connections to it
+    # (sqlite.org/howtocorrupt.html, 2.2), and another process might then take the journal away under them.
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    with suppress(FileExistsError):
+        # SQLite gives its journal files the permissions of this one.
+        os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
