@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from flask_byok.cli import byok
 from flask_byok.testing import FakeProviders
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
 
@@ -217,13 +218,15 @@ def test_an_encryption_key_retired_too_early(
     assert cookie is not None
     url = request.getfixturevalue("redis_url") if isinstance(vault, RedisVault) else None
     successor = {"BYOK_ENCRYPTION_KEY": "6b" * 32}
-    make_app(
+    rotating = make_app(
         tmp_path,
         fake,
         byok_redis_url=url,
         BYOK_ENCRYPTION_KEY_FALLBACKS=[ENCRYPTION_KEY],
         **successor,
     )
+    # Seals accounts anew; sessions are only when they are used.
+    assert rotating.test_cli_runner().invoke(byok, ["rotate"]).exit_code == 0
     other = make_app(tmp_path, fake, byok_redis_url=url, **successor)
     client = browser(other)
     client.set_cookie("session", cookie.value)
