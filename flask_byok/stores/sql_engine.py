@@ -40,6 +40,10 @@ _RAISE_LIMITS = text(
 )
 # Seconds after which a connecting thread that nobody waits for ends; libpq knows no shorter time.
 _CONNECT_TIMEOUT = 2
+# Drivers that take a read_timeout; mysqlclient is what a URL without a driver means.
+_MARIADB = {
+    f"{name}{driver}" for name in ("mysql", "mariadb") for driver in ("", "+pymysql", "+mysqldb")
+}
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 
 # Marks our own engines, whose connections commit each statement unless told otherwise.
@@ -252,7 +256,7 @@ def _limits(url: URL) -> dict[str, Any]:
     if url.drivername in _LIBPQ:
         return _libpq_limits(url)
     # MariaDB's are not watched; without this they wait for a frozen server without end.
-    waits = url.get_driver_name() in ("pymysql", "mysqldb") and "read_timeout" not in url.query
+    waits = url.drivername in _MARIADB and "read_timeout" not in url.query
     return {"read_timeout": LONG_LIMIT} if waits else {}
 
 
