@@ -49,7 +49,7 @@ class Demo:
     def stop(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
         """Stop it as Ctrl-C does; returns its exit status and all that it printed since."""
         self.process.send_signal(number)
-        rest, _ = self.process.communicate(timeout=10)
+        rest, _ = self.process.communicate(timeout=60)
         return self.process.returncode, rest.strip()
 
 

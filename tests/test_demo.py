@@ -273,7 +273,7 @@ def test_database_is_used_where_it_is_named(postgres_url: str) -> None:
 def test_lasting_database_needs_a_lasting_encryption_key(postgres_url: str) -> None:
     """A database that stays is not filled with what could not be read after the next start."""
     with start_demo(PORT=str(services.free_port()), DATABASE_URL=postgres_url) as process:
-        printed, _ = process.communicate(timeout=10)
+        printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "set BYOK_ENCRYPTION_KEY" in printed
 
@@ -283,7 +283,7 @@ def test_taken_port_is_explained() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with start_demo(PORT=str(port)) as process:
-            printed, _ = process.communicate(timeout=10)
+            printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"PORT={port} is taken by another program." in printed
     assert "Traceback" not in printed
@@ -304,7 +304,7 @@ def test_taken_port_is_explained() -> None:
 def test_unusable_setting_is_explained(name: str, value: str, sentence: str) -> None:
     """A setting that does not work ends the demo with one sentence that holds no password."""
     with start_demo(**{"PORT": str(services.free_port())} | {name: value}) as process:
-        printed, _ = process.communicate(timeout=10)
+        printed, _ = process.communicate(timeout=60)
     assert process.returncode == 1
     assert sentence in printed
     assert "Traceback" not in printed

@@ -35,7 +35,7 @@ def test_some_kills(request: pytest.FixtureRequest, tmp_path: Path, kind: str) -
 
 def test_ctrl_c(postgres_url: str) -> None:
     """Ctrl-C ends the command with a sentence, whatever it is at."""
-    fill(postgres_url, 3_000)
+    fill(postgres_url, 20_000)  # more than it can seal before the signal comes
     process = rotator(postgres_url)
     assert process.stdout is not None
     process.stdout.readline()
