@@ -34,6 +34,8 @@ def app_config(environ: Mapping[str, str], folder: Path, demo_url: str) -> dict[
         "INSTANCE_PATH": str(folder),
         "SECRET_KEY": environ.get("SECRET_KEY") or secrets.token_hex(32),
         "BYOK_PROVIDERS": PROVIDERS,
+        # Whoever tries everything out is quicker than people are.
+        "BYOK_SET_RATE": "100/minute",
         "BYOK_BASE_URLS": {"demo": demo_url},
     }
     if not _has_encryption_key(environ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import threading
 import time
@@ -321,7 +322,16 @@ def _make_file(url: URL) -> None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Readers and one writer at once; a crash of the machine loses no acknowledged write with the
     # default "full".
-    connection.execute("PRAGMA journal_mode=WAL").close()
+    until = time.monotonic() + BUSY_TIMEOUT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError:
+            # Those who open a new file first meet here, and SQLite lets none wait for this by itself.
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _prepare_mariadb(connection: Any, _record: Any) -> None:
