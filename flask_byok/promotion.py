@@ -114,15 +114,12 @@ class _Work:
     replace: bool
     result: Promotion = field(default_factory=Promotion, init=False)
 
-    def run(self, providers: Sequence[str]) -> Promotion:
-        """Promote what there is for these providers."""
-        raise NotImplementedError
-
 
 class _WithinSession(_Work):
     """Makes what waits the user's own, each in the very step that deletes the visitor's."""
 
     def run(self, providers: Sequence[str]) -> Promotion:
+        """Promote what waits for these providers."""
         for provider in providers:
             try:
                 outcome = self._adopt(self.view.visitor_records[provider])
@@ -180,6 +177,7 @@ class _ToAccount(_Work):
     own: bool = field(kw_only=True)
 
     def run(self, providers: Sequence[str]) -> Promotion:
+        """Promote what the session has for these providers."""
         taken = self._taken(providers)
         moves = []
         for provider in providers:

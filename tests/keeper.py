@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from flask import Flask, Response
 from werkzeug.test import TestResponse
 
-from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.web.state import get_state
 
@@ -44,13 +42,6 @@ class Keeper(Browser):
             found += answer.get_json()["keys"]
             cursor = answer.get_json()["next"]
         return found
-
-
-def give_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time: what is too late is a matter of other tests."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
 
 
 def close(app: Flask) -> None:

@@ -16,9 +16,9 @@ from flask_byok.keyring import Keyring
 from flask_byok.owners import Tier
 from flask_byok.sealing import open_record
 from flask_byok.settings import Settings
-from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
+from tests.patience import give_time
 
 KEYRING = Keyring("aa" * 32)
 SPECS, SETTINGS = list(Catalog()), Settings()
@@ -28,9 +28,7 @@ OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIz
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a busy machine take its time."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    give_time(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

@@ -21,11 +21,11 @@ from flask_byok.keyring import Context, Keyring
 from flask_byok.passphrase import SealedFileError, SealedReader, SealedWriter
 from flask_byok.sealing import new_record, open_record
 from flask_byok.settings import Settings
-from flask_byok.stores import sql_engine
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.tables import credentials
 from flask_byok.transfer import Exported, MovedKey, export_keys, read_keys
+from tests.patience import give_time
 
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"
@@ -88,9 +88,7 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a busy machine take its time."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    give_time(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

@@ -9,7 +9,7 @@ key at a time or waits for none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -110,7 +110,7 @@ class AccountStore:
                 raise KeyExistsError(provider=record.provider)
             return steps.add(connection, chain, record, event)
 
-        return self._change(record.owner, work)
+        return self.audit.change(record.owner, work)
 
     def put(
         self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
@@ -126,7 +126,7 @@ class AccountStore:
                 raise KeyExistsError(provider=record.provider)
             return steps.put(connection, chain, record, event)
 
-        return self._change(record.owner, work)
+        return self.audit.change(record.owner, work)
 
     def keep(
         self,
@@ -146,7 +146,7 @@ class AccountStore:
             steps.end(connection, record.owner, ended)
             return steps.put(connection, chain, self._seated(connection, record, at_most), event)
 
-        return self._change(record.owner, work)
+        return self.audit.change(record.owner, work)
 
     def change(
         self,
@@ -173,7 +173,7 @@ class AccountStore:
                 return record
             return steps.set_columns(connection, chain, id, values, event)
 
-        return self._change(self.get(id, owners).owner, work)
+        return self.audit.change(self.get(id, owners).owner, work)
 
     def delete(
         self, id: str, owners: Owners, event: AuditEvent, *, if_version: int | None = None
@@ -190,7 +190,7 @@ class AccountStore:
             chain.append(event, record, version=GONE)
             return record
 
-        return self._change(self.get(id, owners).owner, work)
+        return self.audit.change(self.get(id, owners).owner, work)
 
     def clear(self, owner: str, providers: Sequence[str], event: AuditEvent) -> list[str]:
         """Delete all that an owner has for these providers and return those that there were."""
@@ -201,7 +201,7 @@ class AccountStore:
             present = {record.provider for record in gone}
             return [provider for provider in providers if provider in present]
 
-        return self._change(owner, work) if self.find([owner], providers) else []
+        return self.audit.change(owner, work) if self.find([owner], providers) else []
 
     def record_verdict(
         self, id: str, version: str, verdict: RecordedVerdict, event: AuditEvent | None = None
@@ -224,7 +224,7 @@ class AccountStore:
             return done
 
         record = self.get(id, None)
-        return self._change(record.owner, work)
+        return self.audit.change(record.owner, work)
 
     def promote(
         self,
@@ -265,7 +265,7 @@ class AccountStore:
             steps.end(connection, owner, ended)
             return promoted, kept
 
-        return self._change(owner, work)
+        return self.audit.change(owner, work)
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
         """Return those versions of sessions' records that are over: promoted, replaced or cleared.
@@ -284,16 +284,13 @@ class AccountStore:
             steps.end(connection, owner, versions)
             chain.append(event, subject)
 
-        self._change(owner, work)
+        self.audit.change(owner, work)
 
     def _seated(
         self, connection: Connection, record: CredentialRecord, at_most: int | None
     ) -> CredentialRecord:
         slot = main_slot(steps.slots(connection, record), at_most)
         return in_slot(self._keyring, record, slot)
-
-    def _change(self, owner: str, work: Callable[[Connection, Chain], T]) -> T:
-        return self.audit.change(owner, work)
 
     def _records(self, query: Any, values: Mapping[str, Any]) -> list[CredentialRecord]:
         return list(map(to_record, self._database.call(self._all, query, values)))

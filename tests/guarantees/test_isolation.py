@@ -20,7 +20,8 @@ from werkzeug.test import TestResponse
 
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, fingerprint, make_app
-from tests.keeper import OWN, SHARED, Keeper, close, give_time, keeper
+from tests.keeper import OWN, SHARED, Keeper, close, keeper
+from tests.patience import give_time
 
 UNKNOWN = "0" * 32
 STATUS = "/api/providers/keys"

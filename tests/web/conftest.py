@@ -11,7 +11,8 @@ from flask_login import current_user
 
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
-from tests.keeper import close, give_time
+from tests.keeper import close
+from tests.patience import give_time
 
 MakeHost = Callable[..., HostApp]
 

@@ -16,7 +16,8 @@ from flask_byok.sealing import open_record
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.web.state import get_state
 from tests.app import KEYS, HostApp, make_app
-from tests.keeper import OWN, Keeper, accounts_of, close, give_time, keeper
+from tests.keeper import OWN, Keeper, accounts_of, close, keeper
+from tests.patience import give_time
 from tests.stores.test_account_races import exit_code, fork
 
 from .conftest import MakeHost
