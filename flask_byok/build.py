@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,22 +12,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flask import Flask
 
+from . import signals
 from .catalog import PROVIDERS, Catalog, ProviderSpec
-from .errors import (
-    ConfigurationError,
-    OutdatedTablesError,
-    StoreError,
-    UnreadableCredentialError,
-)
-from .keyring import Context, Keyring, generate_encryption_key
+from .encryption_check import check_accounts, check_sessions
+from .errors import ConfigurationError
+from .keyring import Keyring, generate_encryption_key
+from .outbound import Outbound
 from .owners import ACCOUNT_TIERS, Tier
 from .resolver import Resolver
+from .service import Service
 from .session_keys import SessionKeys
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .stores.base import SessionStore
 from .stores.operator import EnvironmentKeys, SecretFileKeys
+from .stores.rates import RateLimiter, RateStorage
 from .tiers import AccountTiers, OperatorTier, SessionTier, TierReader
-from .web.anew import is_beginning_anew
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
@@ -38,17 +36,38 @@ _MISSING_ENCRYPTION_KEY = (
     "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
 )
 
-_WRONG_ENCRYPTION_KEY = (
-    "BYOK_ENCRYPTION_KEY is not the one that this store was used with. Set the right one; if it was replaced on "
-    "purpose, put the old one into BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, no key stored so far opens any more; "
-    "to begin anew, delete the canary {name!r}: 'byok:canary:{name}' in Redis, or its row in the table byok_canary; "
-    "'flask byok audit restart' then begins a new audit log of accounts."
-)
 
-# What is sealed at the first start and must open at every later one.
-_CANARY = b"flask-byok"
+def build_service(
+    app: Flask, settings: Settings, registered: Iterable[ProviderSpec], *, name: str
+) -> Service:
+    """Return the service on all its parts.
 
-_logger = logging.getLogger("flask_byok")
+    :param registered: providers of the host's own.
+    :param name: tells this app from others in the same store.
+    :raises ConfigurationError: the parts cannot be built, or the stores were used with another encryption key.
+    """
+    throw_away = app.debug or app.testing
+    keyring = build_keyring(settings, throw_away=throw_away)
+    catalog = build_catalog(settings, registered)
+    sessions = build_session_store(app, settings)
+    if settings.encryption_key is not None:  # one that was made up for this run says nothing
+        check_sessions(keyring, sessions, name, throw_away=throw_away)
+    accounts = build_account_store(app, settings, keyring, sessions)
+    if accounts is not None:
+        check_accounts(accounts, throw_away=throw_away)
+    rates = RateStorage.beside(sessions)
+    return Service(
+        settings=settings,
+        catalog=catalog,
+        keyring=keyring,
+        resolver=build_resolver(settings, sessions, accounts, keyring),
+        sessions=sessions,
+        accounts=accounts,
+        outbound=Outbound(allow_private=settings.allow_private_endpoints),
+        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
+        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
+        notify=_sender(app),
+    )
 
 
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
@@ -63,53 +82,10 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
         warnings.warn(
             "BYOK_ENCRYPTION_KEY is not set: using a throw-away key, so stored keys are lost at the next start, and "
             "accounts are kept in memory, in no database.",
-            stacklevel=4,
+            stacklevel=5,
         )
         encryption_key = generate_encryption_key()
     return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
-
-
-def check_encryption_key(
-    keyring: Keyring, sessions: SessionStore, name: str, *, throw_away: bool
-) -> None:
-    """Refuse an encryption key that is not the one this store was used with.
-
-    :param name: tells this app's canary from other apps' in the same store.
-    :param throw_away: in debug mode and tests keys come and go; then it is only logged.
-    :raises ConfigurationError: the canary, sealed at an earlier start, does not open.
-    """
-    context = Context("canary", "system", name)
-    fresh = keyring.seal(_CANARY, context)
-    try:
-        canary = _hold_canary(sessions, name, fresh)
-        if canary is None:
-            return
-        if _opens(keyring, canary, context):
-            if keyring.needs_rotation(canary):
-                sessions.canary(name, fresh, replace=True)
-        elif throw_away or is_beginning_anew():
-            _logger.warning(_WRONG_ENCRYPTION_KEY.format(name=name))
-        else:
-            raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
-    except StoreError:
-        _logger.warning("The key store does not answer: the encryption key could not be checked.")
-
-
-def _hold_canary(sessions: SessionStore, name: str, fresh: str) -> str | None:
-    """Return the canary, None where the store's tables are too old for any."""
-    try:
-        return sessions.canary(name, fresh)
-    except OutdatedTablesError as error:
-        # The command that upgrades them needs the app; whatever else does is told so at each use.
-        _logger.error("%s", error)
-        return None
-
-
-def _opens(keyring: Keyring, canary: str, context: Context) -> bool:
-    try:
-        return keyring.open(canary, context) == _CANARY
-    except UnreadableCredentialError:
-        return False
 
 
 def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Catalog:
@@ -180,24 +156,6 @@ def build_account_store(
         _require_writable(Path(app.instance_path))
     engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
     return AccountStore(engine or database, keyring, own_file=database == embedded)
-
-
-def check_accounts(accounts: AccountStore, *, throw_away: bool) -> None:
-    """Refuse an encryption key that is not the one this database was used with.
-
-    :param throw_away: in debug mode and tests keys come and go; then it is only logged.
-    :raises ConfigurationError: the database's canary does not open.
-    """
-    try:
-        accounts.canary.secret()
-    except OutdatedTablesError as error:
-        _logger.error("%s", error)  # as above
-    except ConfigurationError as error:
-        if not (throw_away or is_beginning_anew()):
-            raise
-        _logger.warning("%s", error)
-    except StoreError:
-        _logger.warning("The database does not answer: the encryption key could not be checked.")
 
 
 def build_resolver(
@@ -274,3 +232,12 @@ def _host_engine(app: Flask) -> Any:
 
 def _embedded_url(app: Flask) -> str:
     return f"sqlite:///{Path(app.instance_path) / 'byok.sqlite3'}"
+
+
+def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
+    def notify(event: str, facts: Mapping[str, Any]) -> None:
+        signal = getattr(signals, event)
+        if signal.receivers:
+            signal.send(app, **facts)
+
+    return notify

@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial, wraps
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from flask import Flask, Response
 
-from . import signals
-from .build import (
-    build_account_store,
-    build_catalog,
-    build_keyring,
-    build_resolver,
-    build_session_store,
-    check_accounts,
-    check_encryption_key,
-    find_database,
-)
+from .build import build_service, find_database
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
 from .errors import (
@@ -32,14 +21,12 @@ from .errors import (
     SessionRequiredError,
 )
 from .intake import NewKey
-from .outbound import Outbound
 from .owners import identity_of
 from .redaction import install_log_redaction
-from .service import Service
 from .settings import Settings, ValidateOnSet
-from .stores.rates import RateLimiter, RateStorage
 from .web.api import create_blueprint
 from .web.bodies import typed_fields
+from .web.login import at_sign_out, is_login_fresh, signed_in_user
 from .web.problems import problem_response
 from .web.sessions import SessionBinding, app_name, check_session_interface, index_key
 from .web.sse import stream_response
@@ -72,7 +59,7 @@ class BYOK:
         self._registered: list[ProviderSpec] = []
         self._catalogs: WeakSet[Catalog] = WeakSet()
         self._loaders = Loaders(
-            owner=_flask_login_user, team=tuple, admin=bool, fresh_login=_flask_login_is_fresh
+            owner=signed_in_user, team=tuple, admin=bool, fresh_login=is_login_fresh
         )
         if app is not None:
             self.init_app(app)
@@ -102,39 +89,18 @@ class BYOK:
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI(state)
         install_log_redaction()
-        _end_at_sign_out(app, state.binding)
+        at_sign_out(app, state.binding.end)
 
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
-        throw_away = app.debug or app.testing
-        keyring = build_keyring(settings, throw_away=throw_away)
-        catalog = build_catalog(settings, self._registered)
-        sessions = build_session_store(app, settings)
         index = index_key(app.secret_key)
-        if settings.encryption_key is not None:  # one that was made up for this run says nothing
-            check_encryption_key(keyring, sessions, app_name(index), throw_away=throw_away)
-        accounts = build_account_store(app, settings, keyring, sessions)
-        if accounts is not None:
-            check_accounts(accounts, throw_away=throw_away)
-        rates = RateStorage.beside(sessions)
-        service = Service(
-            settings=settings,
-            catalog=catalog,
-            keyring=keyring,
-            resolver=build_resolver(settings, sessions, accounts, keyring),
-            sessions=sessions,
-            accounts=accounts,
-            outbound=Outbound(allow_private=settings.allow_private_endpoints),
-            validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
-            set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
-            notify=_sender(app),
-        )
+        service = build_service(app, settings, self._registered, name=app_name(index))
         return ByokState(
             app,
             settings,
             service,
-            SessionBinding(sessions, index, self._identity),
+            SessionBinding(service.sessions, index, self._identity),
             self._loaders,
             partial(find_database, app, settings),
         )
@@ -357,45 +323,3 @@ def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, S
         None if api_key is None else Secret(api_key),
         None if fields is None else {name: Secret(value) for name, value in fields.items()},
     )
-
-
-def _flask_login_user() -> str | None:
-    """Return the id of Flask-Login's user, where the host uses Flask-Login."""
-    from flask import current_app
-
-    if not hasattr(current_app, "login_manager"):
-        return None
-    from flask_login import current_user
-
-    return str(current_user.get_id()) if current_user.is_authenticated else None
-
-
-def _flask_login_is_fresh() -> bool:
-    """Say whether Flask-Login's user has just signed in; where it is not in use, nobody knows."""
-    from flask import current_app
-
-    if not hasattr(current_app, "login_manager"):
-        return False
-    from flask_login import login_fresh
-
-    return bool(login_fresh())
-
-
-def _end_at_sign_out(app: Flask, binding: SessionBinding) -> None:
-    if find_spec("flask_login") is None:
-        return
-    from flask_login import user_logged_out
-
-    def on_logged_out(sender: Flask, **extra: Any) -> None:
-        binding.end()
-
-    user_logged_out.connect(on_logged_out, app, weak=False)
-
-
-def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
-    def notify(event: str, facts: Mapping[str, Any]) -> None:
-        signal = getattr(signals, event)
-        if signal.receivers:
-            signal.send(app, **facts)
-
-    return notify
