@@ -60,7 +60,8 @@ class Service:
         #: None where no tier is kept in the database.
         self.accounts = accounts
         self.journal = Journal(accounts)
-        self.usage = None if accounts is None else UsageRecorder(accounts.usage.add)
+        add = None if accounts is None else accounts.usage.add
+        self.usage = UsageRecorder(add, count=sessions.count)
         self.outbound = outbound
         self.keyring = keyring
         self._keys = SessionKeys(sessions, accounts)
@@ -175,7 +176,7 @@ class Service:
         }
 
     def _counter(self, caller: Caller, credential: Credential) -> Count | None:
-        return None if self.usage is None else self.usage.counter(caller, credential)
+        return self.usage.counter(caller, credential)
 
     def _tell_use(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}

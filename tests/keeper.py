@@ -47,8 +47,8 @@ class Keeper(Browser):
 def close(app: Flask) -> None:
     """Write what is still to be counted, and let the database go."""
     service = get_state(app).service
-    if service.usage is not None and service.accounts is not None:
-        service.usage.flush()
+    service.usage.flush()
+    if service.accounts is not None:
         service.accounts.engine.dispose()
     service.sessions.engine.dispose()  # type: ignore[attr-defined]
 

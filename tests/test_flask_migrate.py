@@ -14,10 +14,10 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from flask_byok import BYOK, ConfigurationError
-from flask_byok.stores.sql_tables import canaries, keys, sessions
 from flask_byok.stores.tables import metadata
 from flask_byok.testing import FakeProviders
 from tests.app import browser
+from tests.stores.older_tables import made_by_first_version
 from tests.test_host_database import let_go, plain_app, with_byok
 
 # Flask-Migrate's own env.py asks old versions of Flask-SQLAlchemy first.
@@ -161,7 +161,7 @@ def test_without_our_metadata_the_check_speaks_up(host: Host) -> None:
 def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str) -> None:
     """Where the tables are a version older, keys say so, and the host's next migration brings the rest."""
     engine = create_engine(url)
-    metadata.create_all(engine, tables=[sessions, keys, canaries])
+    made_by_first_version(engine)
     engine.dispose()
     host = Host(tmp_path, fake, url)
     with pytest.raises(ConfigurationError, match="your own migration"):

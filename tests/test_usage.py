@@ -20,11 +20,11 @@ import pytest
 from sqlalchemy import text
 
 from flask_byok import usage as module
-from flask_byok.credentials import Credential
+from flask_byok.credentials import Credential, Secret, isoformat, utcnow
 from flask_byok.errors import ByokError, StoreError
 from flask_byok.owners import Caller, SessionRef, Tier
 from flask_byok.testing import FakeProviders
-from flask_byok.usage import UsageRecorder, Use, counted_owner
+from flask_byok.usage import SessionUse, UsageRecorder, Use, counted_owner
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
 
@@ -39,11 +39,15 @@ class Store:
     def __init__(self) -> None:
         self.away = False
         self.uses: list[Use] = []
+        self.session_uses: list[SessionUse] = []
 
     def add(self, use: Use) -> None:
         if self.away:
             raise StoreError
         self.uses.append(replace(use))
+
+    def count(self, use: SessionUse) -> None:
+        self.session_uses.append(replace(use))
 
     def counts(self) -> Counter[tuple[str, str]]:
         found: Counter[tuple[str, str]] = Counter()
@@ -256,6 +260,43 @@ def test_whose_use_it_is() -> None:
     assert owner_of(ann, "argument", "argument") is None
 
 
+def test_uses_of_session_keys(store: Store) -> None:
+    """What was used in a session is handed over by session, provider and version; what was not used is not."""
+    recorder = UsageRecorder(None, HOURS, count=store.count)
+    caller = Caller(session=SessionRef("sid", "ref-1"))
+    secret = {"api_key": Secret("sk-12345678")}
+    key = Credential("openai", Tier.SESSION, "session:1", secret, "https://x", version="v1")
+    count = recorder.counter(caller, key)
+    assert count is not None
+    for outcome in ("used", "failed", "rejected", "used"):
+        count(outcome)
+    recorder.flush()
+    assert [(use.ref, use.provider, use.version, use.uses) for use in store.session_uses] == [
+        ("ref-1", "openai", "v1", 2)
+    ]
+    for other in (replace(key, source=Tier.ENV, version=None), replace(key, source="argument")):
+        assert recorder.counter(caller, other) is None
+    assert UsageRecorder(store.add, HOURS).counter(caller, key) is None
+
+
+def test_each_store_is_waited_for_alone(store: Store) -> None:
+    """While the one is away the other gets its counts, and each count goes to one thread."""
+    before = _threads()
+    recorder = UsageRecorder(store.add, 0.02, count=store.count)
+    store.away = True
+    ann = Caller(user="ann", session=SessionRef("sid", "ref-1"))
+    key = Credential("openai", Tier.SESSION, "user:ann", {}, "https://x", version="v1")
+    count = recorder.counter(ann, key)
+    assert count is not None
+    for _ in range(50):
+        count("used")
+    wait_until(lambda: sum(use.uses for use in store.session_uses) == 50, "the session's")
+    assert store.uses == []
+    assert len(_threads() - before) == 2
+    store.away = False
+    wait_until(lambda: store.counts()["", "used"] == 50, "the owner's")
+
+
 # with the service
 
 
@@ -285,7 +326,6 @@ def make_world(
 
 def counted(world: World, *owners: str) -> dict[str, int]:
     """Return what was counted for these owners, by outcome."""
-    assert world.service.usage is not None
     world.service.usage.flush()
     days = world.accounts.usage.stats(owners)["daily"]
     return {name: count for day in days for name, count in day.items() if name != "day" and count}
@@ -316,14 +356,52 @@ def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
     assert all(record.version == "1" for record in uses.values())
 
 
-def test_a_visitors_session_key_is_not_counted(make_world: MakeWorld) -> None:
-    """There is nobody to count it for."""
+def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
+    """The status of a key in a session says how often it was used; a visitor's is in nobody's statistics."""
+    world = make_world()
+    visitor, ann = world.caller(), world.caller("ann", "sid-2")
+    for caller in (visitor, ann):
+        world.set(caller, world.fake.api_key("openai"), validate="off")
+        began = utcnow()
+        list(world.service.provider(caller, "openai").stream_chat(HELLO))
+        world.service.resolve(caller, "openai")
+        world.service.validate(caller, "openai")
+        assert counted(world, "user:ann") == ({"used": 2} if caller is ann else {})
+        status = world.status(caller)
+        assert status["usage_count"] == 2
+        assert isoformat(began) <= status["last_used_at"] <= isoformat(utcnow())
+        assert status["validity"]["verdict"] == "valid", "which is not lost by counting"
+    assert counted(world, "user", "team", "system", "session") == {"used": 2}
+    assert world.status(visitor, "groq")["usage_count"] == 0
+
+
+def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
+    """A use that is written late is not the next key's, and a refused call is no use."""
     world = make_world()
     visitor = world.caller()
     world.set(visitor, world.fake.api_key("openai"))
-    list(world.service.provider(visitor, "openai").stream_chat(HELLO))
     world.service.resolve(visitor, "openai")
-    assert counted(world, "user", "team", "system", "session") == {}
+    world.set(visitor, world.fake.api_key("openai", "bad"), validate="off")
+    with pytest.raises(ByokError):
+        list(world.service.provider(visitor, "openai").stream_chat(HELLO))
+    world.service.usage.flush()
+    assert (world.status(visitor)["usage_count"], world.status(visitor)["last_used_at"]) == (
+        0,
+        None,
+    )
+
+
+def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
+    """What was counted in the session goes on counting in the account, for the key alone."""
+    world = make_world()
+    world.set(world.caller(), world.fake.api_key("openai"))
+    world.service.resolve(world.caller(), "openai")
+    world.service.usage.flush()
+    ann = world.caller("ann")
+    assert world.service.promote(ann)["promoted"] == ["openai"]
+    world.service.resolve(ann, "openai")
+    assert counted(world, "user:ann") == {"used": 1}
+    assert (world.status(ann)["source"], world.status(ann)["usage_count"]) == ("user", 2)
 
 
 def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:

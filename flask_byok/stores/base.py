@@ -10,6 +10,8 @@ cannot bring anything back.
 
 from __future__ import annotations
 
+import dataclasses
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -19,6 +21,7 @@ import msgspec
 from ..credentials import CredentialRecord, RecordedVerdict, utcnow
 from ..keyring import prefix_of
 from ..owners import SessionRef
+from ..usage import SessionUse
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CredentialRecord)
@@ -113,8 +116,9 @@ class SessionStore(Protocol):
     ) -> Adoption:
         """Put the identity's record in the place of the visitor's of the same version, in one step.
 
-        It is ``kept`` where the identity has a record already and ``replace`` is off, and ``gone``
-        where the visitor's has been cleared or changed meanwhile; then nothing is changed.
+        What is known about that version stays: its verdict and its count. It is ``kept`` where the
+        identity has a record already and ``replace`` is off, and ``gone`` where the visitor's has
+        been cleared or changed meanwhile; then nothing is changed.
         """
 
     def exchange(
@@ -127,9 +131,9 @@ class SessionStore(Protocol):
     ) -> bool:
         """Put a record in the place of the one of the same version.
 
-        The verdict beside it stays, and the session is the identity's from then on. ``visitor``
-        means what the visitor left. False where that version is gone, and where it is ``leaving``
-        and this record is not; then it stays as it is.
+        The verdict and the count beside it stay, and the session is the identity's from then on.
+        ``visitor`` means what the visitor left. False where that version is gone, and where it is
+        ``leaving`` and this record is not; then it stays as it is.
         """
 
     def discard(
@@ -151,6 +155,14 @@ class SessionStore(Protocol):
         One that comes late leaves a newer key and its own verdict alone.
         """
 
+    def count(self, use: SessionUse) -> None:
+        """Add uses to what is counted beside the record, if that is there in the use's version still.
+
+        Whoever has the session and by whichever id: the version is enough. Nothing else changes, not
+        even how long the session lives. A use that may have been written has a ticket and is not
+        counted again, unless another worker has counted the same key in between.
+        """
+
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""
 
@@ -165,13 +177,19 @@ class SessionStore(Protocol):
 
 
 def encode_record(record: CredentialRecord) -> bytes:
-    """Return a record as JSON, without its verdict, which is stored beside it."""
-    return _encoder.encode(record.with_validity(None))
+    """Return a record as JSON, without its verdict and its count, which are stored beside it."""
+    alone = dataclasses.replace(record, validity=None, usage_count=0, last_used_at=None)
+    return _encoder.encode(alone)
 
 
 def encode_verdict(verdict: RecordedVerdict | None) -> bytes:
     """Return a verdict as JSON; nothing for None."""
     return b"" if verdict is None else _encoder.encode(verdict)
+
+
+def new_ticket() -> str:
+    """Return what tells one use that was handed over from the others of a key."""
+    return secrets.token_hex(4)
 
 
 def version_mark(version: str) -> str:
@@ -191,7 +209,7 @@ def sealed_mark(key_id: str) -> str:
 def decode_record(
     raw: bytes | str, provider: str, verdict: bytes | str | None = None
 ) -> CredentialRecord:
-    """Return the record with its verdict.
+    """Return the record with its verdict, and with whatever members follow that.
 
     What cannot be read, or was moved here from another provider, becomes a record that does not
     open, never an error.

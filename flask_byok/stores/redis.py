@@ -6,7 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -20,9 +20,10 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from ..credentials import CredentialRecord, RecordedVerdict
+from ..credentials import CredentialRecord, RecordedVerdict, isoformat
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
+from ..usage import SessionUse
 from . import redis_scripts as scripts
 from .base import (
     LEAVING_MARK,
@@ -31,6 +32,7 @@ from .base import (
     decode_record,
     encode_record,
     encode_verdict,
+    new_ticket,
     version_mark,
 )
 from .breaker import Breaker
@@ -168,7 +170,6 @@ class RedisSessionStore:
             *_names("v", record.provider),
             *_names(_scope(identity), record.provider),
             encode_record(record),
-            encode_verdict(record.validity),
             version_mark(record.version),
             "replace" if replace else "",
         )
@@ -217,6 +218,14 @@ class RedisSessionStore:
         names = _names(_scope(identity), provider)
         mark = version_mark(verdict.version)
         self._change(scripts.VERDICT, session, identity, *names, encode_verdict(verdict), mark)
+
+    def count(self, use: SessionUse) -> None:
+        """Add uses to what is counted beside the record of that version; no replica has to know."""
+        use.ticket = use.ticket or new_ticket()
+        at = isoformat(datetime.fromtimestamp(use.last_used_at / 1000, UTC))
+        facts = (use.uses, at, use.ticket, version_mark(use.version))
+        fields = (*_names("u", use.provider), *_names("v", use.provider))
+        self._run(scripts.COUNT, _hash_key(use.ref), *facts, *fields)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""

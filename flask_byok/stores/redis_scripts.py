@@ -1,8 +1,11 @@
 """What Redis does in one step. Each script touches one key, so it runs on a cluster too.
 
-The hash of a session has the sealed records as ``k:<scope>:<provider>``, their verdicts as
+The hash of a session has the sealed records as ``k:<scope>:<provider>``, what is known about them as
 ``c:<scope>:<provider>``, and ``_``: ``<sid>|<created>|<seen>|<owner>``, times in milliseconds. One
 field, since each that a read asks for costs as much as decrypting. An ended one has ``_``: ``-``.
+
+What is known about a record is its verdict, or ``null``, and once it was used the members that follow
+it in the record's JSON: ``,"usage_count":<n>,"last_used_at":"<t>","counted":"<ticket>"``.
 """
 
 from __future__ import annotations
@@ -80,17 +83,18 @@ return cleared
 """
 )
 
-#: Also: the visitor's record and verdict fields, the identity's, record, verdict or nothing, what a
-#: record of its version holds, and something to replace what the identity has.
+#: Also: the visitor's record and verdict fields, the identity's, record, what a record of its version
+#: holds, and something to replace what the identity has.
 ADOPT = Script(
     _GUARD
     + """
 local left = redis.call('HGET', key, ARGV[6])
-if not left or not string.find(left, ARGV[12], 1, true) then return 0 end
-if ARGV[13] == '' and redis.call('HEXISTS', key, ARGV[8]) == 1 then return 3 end
+if not left or not string.find(left, ARGV[11], 1, true) then return 0 end
+if ARGV[12] == '' and redis.call('HEXISTS', key, ARGV[8]) == 1 then return 3 end
+local known = redis.call('HGET', key, ARGV[7])
 redis.call('HDEL', key, ARGV[6], ARGV[7], ARGV[9])
 redis.call('HSET', key, ARGV[8], ARGV[10])
-if ARGV[11] ~= '' then redis.call('HSET', key, ARGV[9], ARGV[11]) end
+if known then redis.call('HSET', key, ARGV[9], known) end
 seen(identity)
 return 1
 """
@@ -126,10 +130,32 @@ VERDICT = Script(
     + """
 local record = redis.call('HGET', key, ARGV[6])
 if not record or not string.find(record, ARGV[9], 1, true) then return 0 end
-redis.call('HSET', key, ARGV[7], ARGV[8])
+local known = redis.call('HGET', key, ARGV[7]) or ''
+redis.call('HSET', key, ARGV[7], ARGV[8] .. (string.match(known, ',"usage_count":.*$') or ''))
 return 1
 """
 )
+
+#: ARGV: uses, the last time, ticket, what a record of the version holds, and pairs of a record field and
+#: its verdict field. The version alone decides, so a count ends no session and keeps none alive.
+COUNT = Script("""
+local read = '^(.*),"usage_count":(%d+),"last_used_at":"(.*)","counted":"(.*)"$'
+local write = '%s,"usage_count":%d,"last_used_at":"%s","counted":"%s"'
+for i = 5, #ARGV, 2 do
+  local record = redis.call('HGET', KEYS[1], ARGV[i])
+  if record and string.find(record, ARGV[4], 1, true) then
+    local known = redis.call('HGET', KEYS[1], ARGV[i + 1]) or 'null'
+    local verdict, uses, last, ticket = string.match(known, read)
+    if ticket == ARGV[3] then return 0 end
+    if not last or last < ARGV[2] then last = ARGV[2] end
+    uses = (uses or 0) + ARGV[1]
+    known = string.format(write, verdict or known, uses, last, ARGV[3])
+    redis.call('HSET', KEYS[1], ARGV[i + 1], known)
+    return 1
+  end
+end
+return 0
+""")
 
 #: Lets the lifetime slide.
 TOUCH = Script(

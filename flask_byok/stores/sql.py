@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from ..credentials import CredentialRecord, RecordedVerdict
 from ..errors import SessionRequiredError, StoreError
 from ..owners import SessionRef
+from ..usage import SessionUse
 from . import sql_purge
 from . import sql_tables as tables
+from .audit_chain import from_milliseconds
 from .base import (
     LEAVING_MARK,
     Adoption,
@@ -19,6 +22,7 @@ from .base import (
     decode_record,
     encode_record,
     encode_verdict,
+    new_ticket,
     sealed_mark,
     version_mark,
 )
@@ -67,6 +71,8 @@ class SqlSessionStore:
         self.engine, self.breaker = database.engine, database.breaker
         self._steps = Steps(database.transactions)
         self._guarded = database.call
+        # Counts that cannot be written keep no request away.
+        self._aside = database.apart()
         self._ttl = ttl.total_seconds()
         self._max_age = max_age.total_seconds()
         self._clock = clock
@@ -179,6 +185,19 @@ class SqlSessionStore:
         if not self._guarded(self._steps.single, tables.VERDICT, values):
             self._end_if_foreign(session, identity)
 
+    def count(self, use: SessionUse) -> None:
+        """Add uses to what is counted beside the record of that version."""
+        use.ticket = use.ticket or new_ticket()
+        values = {
+            "session_ref": use.ref,
+            "of_provider": use.provider,
+            "mark": version_mark(use.version),
+            "more": use.uses,
+            "at": use.last_used_at,
+            "ticket": use.ticket,
+        }
+        self._aside.call(self._steps.single, tables.COUNT, values)
+
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""
         if new_sid != session.sid:
@@ -281,8 +300,12 @@ def _scope(identity: str, visitor: bool = False) -> str:
 
 
 def _records(rows: Iterable[Any], scope: str) -> dict[str, CredentialRecord]:
-    return {
-        row.provider: decode_record(row.record, row.provider, row.verdict)
-        for row in rows
-        if row.scope == scope
-    }
+    return {row.provider: _record(row) for row in rows if row.scope == scope}
+
+
+def _record(row: Any) -> CredentialRecord:
+    record = decode_record(row.record, row.provider, row.verdict)
+    if row.usage_count is None:
+        return record
+    at = from_milliseconds(row.last_used_at)
+    return replace(record, usage_count=row.usage_count, last_used_at=at)

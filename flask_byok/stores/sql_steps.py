@@ -84,10 +84,10 @@ class Steps:
                 return "gone"
             if not replace and connection.execute(tables.PRESENT, values).first():
                 return "kept"
-            if connection.execute(tables.TAKE, values).rowcount != 1:
+            if connection.execute(tables.LEFT, values).first() is None:
                 return "gone"
-            for statement in tables.GENERIC_UPSERT:
-                connection.execute(statement, values)
+            connection.execute(tables.CLEAR, values)
+            connection.execute(tables.MOVE, values)
             return "adopted"
 
     def both(self, hold: Any, change: Any, values: Values) -> bool:

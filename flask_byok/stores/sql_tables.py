@@ -8,6 +8,7 @@ never side by side.
 from __future__ import annotations
 
 from sqlalchemy import (
+    BigInteger,
     Boolean,
     Column,
     ColumnElement,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Update,
     and_,
     bindparam,
+    case,
     delete,
     false,
     func,
@@ -51,7 +53,8 @@ sessions = Table(
 )
 
 #: One row for each sealed record; ``scope`` is ``v`` for a visitor's, ``u`` for a signed-in
-#: identity's.
+#: identity's. The last three are NULL until it is used; ``last_used_at`` is in milliseconds since
+#: 1970, ``counted`` the ticket of the last use that was added.
 keys = Table(
     "byok_session_keys",
     metadata,
@@ -60,6 +63,9 @@ keys = Table(
     Column("provider", name(100), primary_key=True),
     Column("record", prose(), nullable=False),
     Column("verdict", prose(), nullable=True),
+    Column("usage_count", BigInteger, nullable=True),
+    Column("last_used_at", BigInteger, nullable=True),
+    Column("counted", name(16), nullable=True),
 )
 
 #: One row for each app, named from its SECRET_KEY: what tells whether its encryption key is the right
@@ -72,6 +78,7 @@ canaries = Table(
 )
 
 _KEY = (keys.c.ref, keys.c.scope, keys.c.provider)
+_BESIDE_KEY = [column.name for column in keys.c if not column.primary_key]
 _IN_PROVIDERS = keys.c.provider.in_(bindparam("providers", expanding=True))
 
 
@@ -194,11 +201,28 @@ VERDICT = (
     )
     .values(verdict=bindparam("found"))
 )
-
+#: Adds uses to a record of that version, in whichever scope. It holds no session's row, for it changes
+#: nothing that a session's end, or its time, depends on.
+COUNT = (
+    update(keys)
+    .where(
+        keys.c.ref == bindparam("session_ref"),
+        keys.c.provider == bindparam("of_provider"),
+        keys.c.record.contains(bindparam("mark")),
+        or_(keys.c.counted.is_(None), keys.c.counted != bindparam("ticket")),
+    )
+    .values(
+        usage_count=func.coalesce(keys.c.usage_count, 0) + bindparam("more"),
+        last_used_at=case(
+            (keys.c.last_used_at > bindparam("at"), keys.c.last_used_at), else_=bindparam("at")
+        ),
+        counted=bindparam("ticket"),
+    )
+)
 
 #: The session with its records.
 READ = (
-    select(*sessions.c, keys.c.scope, keys.c.provider, keys.c.record, keys.c.verdict)
+    select(*sessions.c, *(column for column in keys.c if column is not keys.c.ref))
     .select_from(sessions.outerjoin(keys, and_(keys.c.ref == sessions.c.ref, _IN_PROVIDERS)))
     .where(sessions.c.ref == bindparam("session_ref"))
 )
@@ -218,7 +242,7 @@ def _postgresql_write() -> Insert:
     row = postgresql.insert(keys).from_select(list(_VALUES), select(*values))
     statement = row.on_conflict_do_update(
         index_elements=_KEY,
-        set_={"record": row.excluded.record, "verdict": row.excluded.verdict},
+        set_={name: row.excluded[name] for name in _BESIDE_KEY},
     )
     return statement.execution_options(preserve_rowcount=True)
 
@@ -240,7 +264,7 @@ def _sqlite_upsert() -> Insert:
     row = sqlite.insert(keys).values(_VALUES)
     return row.on_conflict_do_update(
         index_elements=_KEY,
-        set_={"record": row.excluded.record, "verdict": row.excluded.verdict},
+        set_={name: row.excluded[name] for name in _BESIDE_KEY},
     )
 
 
@@ -250,12 +274,20 @@ POSTGRESQL_WRITE, POSTGRESQL_CLEAR = _postgresql_write(), _postgresql_clear()
 _MINE = and_(keys.c.ref == bindparam("session_ref"), keys.c.scope == bindparam("in_scope"))
 PRESENT: Select[str] = select(keys.c.provider).where(_MINE, _IN_PROVIDERS)
 CLEAR: Delete = delete(keys).where(_MINE, _IN_PROVIDERS)
-#: Takes a record away, if it is of that version still.
-TAKE = delete(keys).where(
+_OF_THAT_VERSION = and_(
     keys.c.ref == bindparam("session_ref"),
     keys.c.scope == bindparam("from_scope"),
     keys.c.provider == bindparam("of_provider"),
     keys.c.record.contains(bindparam("mark")),
+)
+#: Takes a record away, if it is of that version still.
+TAKE = delete(keys).where(_OF_THAT_VERSION)
+#: Finds it, and makes it another scope's, sealed anew. A count under way follows the row.
+LEFT: Select[str] = select(keys.c.provider).where(_OF_THAT_VERSION)
+MOVE = (
+    update(keys)
+    .where(_OF_THAT_VERSION)
+    .values(scope=bindparam("in_scope"), record=bindparam("sealed"))
 )
 #: Replaces a record, if it is of that version still; one that is leaving by its like only.
 EXCHANGE = (

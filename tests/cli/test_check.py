@@ -14,10 +14,9 @@ from sqlalchemy import create_engine
 from flask_byok.cli.values import shown_settings
 from flask_byok.keyring import Keyring
 from flask_byok.settings import Settings
-from flask_byok.stores.sql_tables import canaries, metadata, sessions
-from flask_byok.stores.sql_tables import keys as session_keys
 from tests.services import free_port
 from tests.stores.account_kinds import event_of, make_record
+from tests.stores.older_tables import made_by_first_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
@@ -46,7 +45,7 @@ def test_safe_app(tmp_path: Path, database_url: str) -> None:
     lines = [line.split() for line in result.output.splitlines()]
     assert ["session", "keys", "the", "database"] in lines
     assert ["accounts", "the", "database", f"({database_url.split(':')[0].split('+')[0]})"] in lines
-    assert ["tables", "0002", "(newest", "0002)"] in lines
+    assert ["tables", "0003", "(newest", "0003)"] in lines
     assert ["providers", "6"] in lines
 
 
@@ -214,7 +213,7 @@ def test_wrong_encryption_key(tmp_path: Path, database_url: str) -> None:
 def test_old_tables(tmp_path: Path) -> None:
     """Tables of an older version are unsafe, and the command that upgrades them is named."""
     engine = create_engine(f"sqlite:///{tmp_path / 'keys.sqlite'}")
-    metadata.create_all(engine, tables=[sessions, session_keys, canaries])
+    made_by_first_version(engine)
     result = run(make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE), "check")
     assert result.exit_code == 1
     assert "flask byok db upgrade" in result.output

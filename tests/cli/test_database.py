@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import Engine, Table, create_engine, inspect
+from sqlalchemy import Engine, create_engine, inspect
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.stores.sql_tables import canaries, keys, metadata, sessions
 from flask_byok.web.state import get_state
 from tests.services import free_port
+from tests.stores.older_tables import made_by_first_version
 
 from .host import SAFE, make_app, refused, run
 
@@ -22,12 +22,12 @@ def test_database_commands(tmp_path: Path, redis_url: str) -> None:
     # With session keys elsewhere and no accounts the app itself does not touch the database.
     elsewhere = {"BYOK_REDIS": redis_url, "BYOK_PRECEDENCE": ["session", "env"]}
     app = make_app(tmp_path, BYOK_DATABASE_URL=url, **elsewhere, **SAFE)
-    assert run(app, "db", "current").output == "tables  -\nnewest  0002\n"
+    assert run(app, "db", "current").output == "tables  -\nnewest  0003\n"
     printed = run(app, "db", "sql")
     assert "CREATE TABLE byok_credentials" in printed.output
     assert run(app, "db", "current").output.startswith("tables  -")
-    assert run(app, "db", "upgrade").output == "The tables are at revision 0002.\n"
-    assert run(app, "db", "current").output == "tables  0002\nnewest  0002\n"
+    assert run(app, "db", "upgrade").output == "The tables are at revision 0003.\n"
+    assert run(app, "db", "current").output == "tables  0003\nnewest  0003\n"
     assert run(app, "db", "upgrade").exit_code == 0
 
 
@@ -43,47 +43,37 @@ def test_database_commands_use_the_hosts_engine(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def tables_of(path: Path, *tables: Table) -> Engine:
-    """Make a database as another version did, without Alembic."""
+def first_versions(path: Path) -> Engine:
+    """Make a database as version 0.1.0 did, without Alembic."""
     engine = create_engine(f"sqlite:///{path}")
-    metadata.create_all(engine, tables=tables)
+    made_by_first_version(engine)
     return engine
 
 
 def test_start_makes_the_tables(tmp_path: Path) -> None:
     """An app that keeps session keys in an empty database makes all tables at its start."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite'}", **SAFE)
-    assert run(app, "db", "current").output == "tables  0002\nnewest  0002\n"
+    assert run(app, "db", "current").output == "tables  0003\nnewest  0003\n"
 
 
 def test_start_upgrades_the_embedded_file(tmp_path: Path) -> None:
     """The file in the instance folder is upgraded at the start."""
-    engine = tables_of(tmp_path / "byok.sqlite3", sessions, keys, canaries)
-    assert "0002" in run(make_app(tmp_path, **SAFE), "db", "current").output.splitlines()[0]
+    engine = first_versions(tmp_path / "byok.sqlite3")
+    assert "0003" in run(make_app(tmp_path, **SAFE), "db", "current").output.splitlines()[0]
     assert inspect(engine).has_table("byok_credentials")
     engine.dispose()
 
 
-def test_start_leaves_other_databases(tmp_path: Path) -> None:
-    """The tables of version 0.1.0 serve in any other database until the command upgrades them."""
-    engine = tables_of(tmp_path / "keys.sqlite", sessions, keys, canaries)
-    app = make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE)
-    assert get_state(app).service.sessions.establish("sid-1")
-    assert not inspect(engine).has_table("byok_credentials")
-    assert run(app, "db", "current").output == "tables  -\nnewest  0002\n"
-    assert run(app, "db", "upgrade").output == "The tables are at revision 0002.\n"
-    assert get_state(app).service.sessions.find("sid-1")
-    engine.dispose()
-
-
-def test_upgrade_of_what_is_too_old(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the tables are too old for the app it says so at its start, and the command still runs."""
-    engine = tables_of(tmp_path / "keys.sqlite", sessions, keys)
+def test_start_leaves_other_databases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Any other database is upgraded by the command alone, which the app names at its start and ever after."""
+    engine = first_versions(tmp_path / "keys.sqlite")
     app = make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE)
     assert "flask byok db upgrade" in caplog.text
     with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
         get_state(app).service.sessions.find("sid-1")
-    assert run(app, "db", "upgrade").exit_code == 0
+    assert not inspect(engine).has_table("byok_credentials")
+    assert run(app, "db", "current").output == "tables  -\nnewest  0003\n"
+    assert run(app, "db", "upgrade").output == "The tables are at revision 0003.\n"
     assert get_state(app).service.sessions.find("sid-1") is None
     engine.dispose()
 
@@ -95,7 +85,7 @@ def test_tables_of_a_later_version(tmp_path: Path) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE byok_alembic_version SET version_num = '0099'")
     engine.dispose()
-    assert run(app, "db", "current").output == "tables  0099\nnewest  0002\n"
+    assert run(app, "db", "current").output == "tables  0099\nnewest  0003\n"
     assert "at revision 0099, which a later version" in refused(run(app, "db", "upgrade"))
     result = run(app, "check")
     assert result.exit_code == 1

@@ -17,11 +17,11 @@ from sqlalchemy import create_engine, update
 from flask_byok.catalog import ProviderSpec
 from flask_byok.cli.typed import read_fields
 from flask_byok.credentials import Secret, Verdict, utcnow
-from flask_byok.stores.sql_tables import canaries, keys, metadata, sessions
 from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
 from tests.services import free_port
+from tests.stores.older_tables import made_by_first_version
 
 from .accounts_host import actions, close, make_host, stored
 from .host import accounts_of, refused, run
@@ -484,7 +484,7 @@ def test_database_away(tmp_path: Path, redis_url: str, args: list[str]) -> None:
 def test_old_tables(tmp_path: Path, args: list[str]) -> None:
     """Where the tables are too old, each command says which one mends that."""
     engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
-    metadata.create_all(engine, tables=(sessions, keys, canaries))
+    made_by_first_version(engine)
     host = make_host(tmp_path, None, str(engine.url))
     assert "flask byok db upgrade" in said(host, args)
     engine.dispose()

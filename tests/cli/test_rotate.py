@@ -14,11 +14,11 @@ from flask_byok.cli import progress
 from flask_byok.keyring import Keyring
 from flask_byok.owners import SessionRef
 from flask_byok.stores.account_seals import AccountSeals
-from flask_byok.stores.sql_tables import canaries, keys, metadata, sessions
 from flask_byok.web.state import get_state
 from tests.services import PostgresServer, free_port
 from tests.stores.account_kinds import event_of, make_record, open_key
 from tests.stores.contract import make_record as session_record
+from tests.stores.older_tables import made_by_first_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
@@ -177,7 +177,7 @@ def test_what_is_in_the_way(tmp_path: Path, sqlite_url: str, args: list[str]) ->
     wrong = {"BYOK_DATABASE_URL": sqlite_url, "BYOK_ENCRYPTION_KEY": NEW, "TESTING": True}
     assert "BYOK_ENCRYPTION_KEY is not" in refused(run(make_app(tmp_path, **wrong, **SAFE), *args))
     engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
-    metadata.create_all(engine, tables=[sessions, keys, canaries])
+    made_by_first_version(engine)
     old = make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE)
     assert "flask byok db upgrade" in refused(run(old, *args))
     engine.dispose()

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -19,9 +19,12 @@ from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, n
 from flask_byok.errors import SessionRequiredError
 from flask_byok.owners import SessionRef
 from flask_byok.stores.base import SessionStore, encode_record
+from flask_byok.usage import SessionUse
 
 VISITOR, ANN, BEN = "", "user:ann", "user:ben"
 DAY = timedelta(days=1)
+#: When keys were used, in milliseconds since 1970.
+AT = 1_700_000_000_123
 #: The providers that most tests write and ask for.
 SOME = ["openai", "groq"]
 
@@ -65,6 +68,17 @@ def begin(store: SessionStore, sid: str = "sid-1") -> SessionRef:
 def verdict_for(record: CredentialRecord, verdict: Verdict = Verdict.VALID) -> RecordedVerdict:
     """Make a verdict about this version of a record."""
     return RecordedVerdict(verdict, utcnow(), record.version)
+
+
+def use_of(session: SessionRef, record: CredentialRecord, **facts: int) -> SessionUse:
+    """Make a use of this version of a record."""
+    facts = {"uses": 1, "last_used_at": AT} | facts
+    return SessionUse(session.ref, record.provider, record.version, **facts)
+
+
+def moment(milliseconds: int) -> datetime:
+    """Return a time that was given in milliseconds since 1970."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 class Worker:
@@ -500,6 +514,120 @@ class SessionStoreContract:
         store.record_verdict(session, VISITOR, "openai", verdict_for(record))
         store.write(session, VISITOR, record)
         assert store.read(session, VISITOR, SOME).records["openai"].validity is None
+
+    def test_uses_add_up(self, store: SessionStore) -> None:
+        """A record knows how often it was used and when last, whoever has it and whatever becomes known of it."""
+        session, record, other = begin(store), make_record(), make_record("groq")
+        for each in (record, other):
+            store.write(session, ANN, each)
+        store.count(use_of(session, record, uses=2, last_used_at=AT + 5))
+        store.count(use_of(session, record, uses=3))
+        used = dataclasses.replace(record, usage_count=5, last_used_at=moment(AT + 5))
+        assert store.read(session, ANN, SOME).records == {"openai": used, "groq": other}
+        store.record_verdict(session, ANN, "openai", good := verdict_for(record))
+        store.count(use_of(session, record, last_used_at=AT + 7))
+        used = dataclasses.replace(used, usage_count=6, last_used_at=moment(AT + 7), validity=good)
+        assert store.read(session, ANN, ["openai"]).records == {"openai": used}
+        store.record_verdict(session, ANN, "openai", bad := verdict_for(record, Verdict.INVALID))
+        anew = dataclasses.replace(used, ciphertext="anew", validity=bad)
+        assert store.exchange(session, ANN, anew)
+        assert store.read(session, ANN, ["openai"]).records == {"openai": anew}
+
+    def test_a_use_is_added_once(self, store: SessionStore) -> None:
+        """One that is handed over again, as nobody knows whether it was written, is not added again."""
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        use = use_of(session, record)
+        for _ in range(3):
+            store.count(use)
+            assert use.ticket
+        store.count(use_of(session, record))
+        assert store.read(session, VISITOR, SOME).records["openai"].usage_count == 2
+
+    def test_a_late_use_finds_its_version_or_nothing(self, store: SessionStore) -> None:
+        """It neither brings a cleared record back nor counts for the next one, not even for the same again."""
+        session, old, new = begin(store), make_record(), make_record()
+        for each in (old, new):
+            store.write(session, VISITOR, each)
+            store.count(use_of(session, old))
+        assert store.read(session, VISITOR, SOME).records == {"openai": new}
+        store.count(use_of(session, new))
+        store.clear(session, VISITOR, ["openai"])
+        store.count(use_of(session, new))
+        assert store.read(session, VISITOR, SOME).records == {}
+        store.write(session, VISITOR, new)
+        assert store.read(session, VISITOR, SOME).records == {"openai": new}
+
+    def test_a_use_after_the_end(self, store: SessionStore) -> None:
+        """An ended session stays ended, a renewed one counts what was done under the old id, and nobody's ends."""
+        session, record = begin(store), make_record()
+        store.write(session, ANN, record)
+        store.renew(session, "sid-new")
+        store.count(use_of(session, record))
+        new = SessionRef("sid-new", session.ref)
+        assert store.read(new, ANN, SOME).records["openai"].usage_count == 1
+        store.end(new)
+        store.count(use_of(session, record))
+        self.assert_ended(store, new)
+        store.count(use_of(SessionRef("sid-2", "never there"), record))
+
+    def test_uses_do_not_prolong_a_session(self, make_store: MakeStore) -> None:
+        """However often a key is counted, the session ends as if it was not, and does not come back."""
+        store = make_store(ttl=timedelta(seconds=1), max_age=DAY)
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            store.count(use_of(session, record))
+            time.sleep(0.05)
+        assert store.read(session, VISITOR, SOME).records == {}
+        assert store.find(session.sid) is None
+
+    @pytest.mark.parametrize("replace", [False, True])
+    def test_adoption_takes_verdict_and_uses_along(
+        self, store: SessionStore, replace: bool
+    ) -> None:
+        """What is known about a version stays with it, and what was known about the other goes."""
+        session, planted, own = begin(store), make_record(), make_record()
+        store.write(session, VISITOR, planted)
+        store.record_verdict(session, VISITOR, "openai", good := verdict_for(planted))
+        if replace:
+            store.write(session, ANN, own.with_validity(verdict_for(own, Verdict.INVALID)))
+            store.count(use_of(session, own, uses=40))
+        store.count(use_of(session, planted, uses=2))
+        waiting = store.read(session, ANN, SOME).visitor_records["openai"]
+        assert (waiting.usage_count, waiting.validity) == (2, good)
+        adopted = dataclasses.replace(waiting, ciphertext="adopted")
+        assert store.adopt(session, ANN, adopted, replace=replace) == "adopted"
+        view = store.read(session, ANN, SOME)
+        assert (view.records, view.visitor_records) == ({"openai": adopted}, {})
+        store.count(use_of(session, planted))
+        assert store.read(session, ANN, SOME).records["openai"].usage_count == 3
+
+    def test_uses_among_changes(self, store: SessionStore) -> None:
+        """While a record is adopted, sealed anew and checked, no use is lost; none counts for its successor."""
+        for trial in range(12):
+            session, record, next_one = begin(store, f"sid-{trial}"), make_record(), make_record()
+            store.write(session, VISITOR, record)
+
+            def count(
+                _: int, session: SessionRef = session, record: CredentialRecord = record
+            ) -> None:
+                store.count(use_of(session, record))
+
+            with ThreadPoolExecutor(3) as pool:
+                counting = [pool.submit(count, number) for number in range(16)]
+                assert store.adopt(session, ANN, record, replace=False) == "adopted"
+                store.exchange(session, ANN, record)
+                store.record_verdict(session, ANN, "openai", verdict_for(record))
+                for each in counting:
+                    each.result()
+                assert store.read(session, ANN, SOME).records["openai"].usage_count == 16
+                counting = [pool.submit(count, number) for number in range(8)]
+                store.write(session, ANN, next_one)
+                for each in counting:
+                    each.result()
+            assert store.read(session, ANN, SOME).records == {"openai": next_one}
 
     def test_lifetime_ends(self, make_store: MakeStore) -> None:
         """A session that nobody uses is gone after its lifetime."""

@@ -24,12 +24,20 @@ from flask_byok.stores import migrate
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.sql import SqlSessionStore
 from flask_byok.stores.sql_engine import Transactions, open_engine
-from flask_byok.stores.sql_tables import canaries, keys, sessions
+from flask_byok.stores.sql_tables import sessions
 from flask_byok.stores.tables import metadata
 
 from .account_kinds import ANN, KEYRING, event_of, make_record
-from .contract import DAY, VISITOR
-from .contract import make_record as session_record
+from .contract import DAY, VISITOR, use_of
+from .older_tables import (
+    RECORD,
+    REF,
+    SID,
+    begin_session,
+    made_by_first_migration,
+    made_by_first_version,
+    made_by_second_migration,
+)
 
 #: A host's Alembic environment that makes our tables with its own.
 HOST_ENVIRONMENT = """
@@ -69,27 +77,16 @@ def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> l
         return list(compare_metadata(context, metadata))
 
 
-def upgrade_to(engine: Engine, revision: str) -> None:
-    """Stop at an older revision."""
-    with Transactions(engine).several() as connection:
-        command.upgrade(migrate._config(connection=connection), revision)
-
-
-def made_by_first_version(engine: Engine) -> None:
-    """Make the tables as version 0.1.0 does, without Alembic."""
-    metadata.create_all(engine, tables=[sessions, keys, canaries])
-
-
-def made_by_first_migration(engine: Engine) -> None:
-    """Make the tables of the first revision."""
-    upgrade_to(engine, "0001")
+EVERY_EARLIER = [made_by_first_version, made_by_first_migration, made_by_second_migration]
+#: Those that know no accounts.
+WITHOUT_ACCOUNTS = EVERY_EARLIER[:2]
 
 
 def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
     """An upgraded empty database has exactly the tables of the models."""
     migrate.upgrade(engine)
     assert differences(engine) == []
-    assert migrate.current(engine) == migrate.head() == "0002"
+    assert migrate.current(engine) == migrate.head() == "0003"
 
 
 def test_first_use_makes_the_tables(engine: Engine) -> None:
@@ -106,21 +103,45 @@ def test_upgrade_twice(engine: Engine) -> None:
     assert differences(engine) == []
 
 
-@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+@pytest.mark.parametrize("make", EVERY_EARLIER)
 def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> None:
-    """Session keys outlive the upgrade from every earlier schema, and then accounts work too."""
+    """Session keys outlive the upgrade from every earlier schema, are counted from then on, and accounts work too."""
     make(engine)
-    store = session_store(engine)
-    session = SessionRef("sid-1", store.establish("sid-1"))
-    store.write(session, VISITOR, record := session_record())
+    begin_session(engine)
     migrate.upgrade(engine)
     assert differences(engine) == []
-    assert migrate.current(engine) == "0002"
-    assert session_store(engine).read(session, VISITOR, ["openai"]).records == {"openai": record}
-    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    assert migrate.current(engine) == "0003"
+    store, session = session_store(engine), SessionRef(SID, REF)
+    assert store.read(session, VISITOR, ["openai"]).records == {"openai": RECORD}
+    store.count(use_of(session, RECORD))
+    assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count == 1
+    AccountStore(engine, KEYRING).create(make_record(provider="groq"), event_of())
 
 
-@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+def test_upgrade_of_accounts(engine: Engine) -> None:
+    """Keys in accounts and their uses are as they were before the upgrade."""
+    made_by_second_migration(engine)
+    migrate.upgrade(engine)
+    accounts = AccountStore(engine, KEYRING)
+    (key,) = accounts.find([ANN])
+    assert (key.id, key.version, key.usage_count) == ("1", "3", 7)
+    assert accounts.usage.stats([ANN])["by_provider"]["openai"]["uses"] == 7
+
+
+@pytest.mark.parametrize("make", EVERY_EARLIER)
+def test_sessions_wait_for_the_upgrade(engine: Engine, make: Callable[[Engine], None]) -> None:
+    """Session keys say what to run where their tables cannot count yet, and go on after it without a restart."""
+    make(engine)
+    begin_session(engine)
+    store = session_store(engine)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+            store.find(SID)
+    migrate.upgrade(engine)
+    assert store.find(SID) == REF
+
+
+@pytest.mark.parametrize("make", WITHOUT_ACCOUNTS)
 def test_older_schema_is_refused(engine: Engine, make: Callable[[Engine], None]) -> None:
     """An older schema is not changed unasked: the error says what to run, each time."""
     make(engine)
@@ -135,7 +156,9 @@ def test_older_schema_is_refused(engine: Engine, make: Callable[[Engine], None])
 
 def test_session_store_on_an_older_schema(engine: Engine) -> None:
     """Tables that session keys need are missed by their store too, and an upgrade makes them beside the others."""
-    metadata.create_all(engine, tables=[sessions, keys])
+    made_by_first_version(engine)
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE byok_canary"))
     store = session_store(engine)
     with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
         store.establish("sid-1")
@@ -155,19 +178,20 @@ def test_refusal_is_an_answer(engine: Engine) -> None:
     assert not accounts.breaker.is_open
 
 
-@pytest.mark.parametrize("make", [made_by_first_version, made_by_first_migration])
+@pytest.mark.parametrize("make", EVERY_EARLIER)
 def test_own_file_is_upgraded_at_first_use(sqlite_url: str, make: Callable[[Engine], None]) -> None:
     """In a file that is ours alone an older schema is upgraded by itself, with what is in it."""
     before = open_engine(sqlite_url)
     make(before)
-    session = SessionRef("sid-1", session_store(before).establish("sid-1"))
-    session_store(before).write(session, VISITOR, record := session_record())
+    begin_session(before)
     before.dispose()
     store = SqlSessionStore(sqlite_url, ttl=DAY, max_age=30 * DAY, own_file=True)
-    assert store.read(session, VISITOR, ["openai"]).records == {"openai": record}
+    found = store.read(SessionRef(SID, REF), VISITOR, ["openai"]).records
+    assert found == {"openai": RECORD}
     assert differences(store.engine) == []
     assert migrate.current(store.engine) == migrate.head()
-    assert AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN]) == []
+    kept = AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN])
+    assert [key.id for key in kept] == ["1"] * (make is made_by_second_migration)
     store.engine.dispose()
 
 
@@ -204,7 +228,7 @@ def test_first_start_of_many_processes(database_url: str) -> None:
     assert differences(engine) == []
     with engine.connect() as connection:
         query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
-        assert connection.execute(query).scalars().all() == ["0002"]
+        assert connection.execute(query).scalars().all() == ["0003"]
     assert len(AccountStore(engine, KEYRING).page(None)[0]) == 4
     engine.dispose()
 
@@ -284,7 +308,7 @@ def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     AccountStore(engine, KEYRING).create(make_record(), event_of())
     assert migrate.current(engine) is None
     migrate.upgrade(engine)
-    assert migrate.current(engine) == "0002"
+    assert migrate.current(engine) == "0003"
     assert len(AccountStore(engine, KEYRING).find([ANN])) == 1
 
 
@@ -297,7 +321,7 @@ def test_statements_make_the_same(engine: Engine) -> None:
             if code := "\n".join(lines).strip():
                 connection.exec_driver_sql(code)
     assert differences(engine) == []
-    assert migrate.current(engine) == "0002"
+    assert migrate.current(engine) == "0003"
     with engine.connect() as connection:
         assert connection.execute(select(sessions)).all() == []
 
@@ -340,7 +364,7 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
     store.create(make_record(), event_of())
     store.audit.restart(event_of("restart"))
     assert store.audit.verify() == []
-    assert migrate.current(store.engine) == "0002"
+    assert migrate.current(store.engine) == "0003"
     sessions_there = SqlSessionStore(limited_url, ttl=DAY, max_age=30 * DAY)
     assert sessions_there.establish("sid-1")
     sessions_there.engine.dispose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from redis.sentinel import Sentinel
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.owners import SessionRef
 from flask_byok.stores.base import SessionStore
+from flask_byok.stores.breaker import Breaker
 from flask_byok.stores.redis import RedisSessionStore
+from flask_byok.usage import UsageRecorder
 from tests.services import RedisServer, free_port, wait_until
 
 from .contract import ANN, DAY, SOME, VISITOR, MakeStore, SessionStoreContract, begin, make_record
@@ -315,3 +318,32 @@ def test_wrong_kind_of_value(redis_url: str) -> None:
         with pytest.raises(StoreError):
             store.read(session, VISITOR, SOME)
     assert not store.breaker.is_open
+
+
+def test_a_frozen_redis_counts_once() -> None:
+    """Uses that reach a frozen Redis again and again, since nobody hears that they have, are counted once."""
+    with RedisServer() as server:
+        store = store_on(server.url)
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        recorder = UsageRecorder(None, 3600, count=store.count)
+        note = partial(recorder.note_in_session, session.ref, "openai", record.version, "used")
+        note()
+        server.stop_process()
+        for _ in range(4):
+            with pytest.raises(StoreError):
+                recorder.flush()
+            store.breaker = Breaker()
+            note()
+        server.cont()
+        wait_until(lambda: answers(recorder), "Redis")
+        assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count == 5
+
+
+def answers(recorder: UsageRecorder) -> bool:
+    """Hand uses over, and say whether the store took them."""
+    try:
+        recorder.flush()
+    except StoreError:
+        return False
+    return True
