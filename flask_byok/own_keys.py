@@ -130,8 +130,13 @@ class OwnKeys:
             ended = self._keys.set_all_aside(session, caller.identity, there.records)
         if self._accounts is not None:
             event = self._parts.journal.event(caller, "set", typed.fields)
-            at_most = self._parts.settings.keys_per_provider
-            self._accounts.keep(record, event, at_most=at_most, ended=ended)
+            self._accounts.keep(
+                record,
+                event,
+                at_most=self._parts.settings.keys_per_provider,
+                ended=ended,
+                check=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
+            )
         if session is not None:
             self._sessions.clear(session, caller.identity, [record.provider])
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 from .catalog import ProviderSpec
 from .credentials import CredentialRecord, Secret
 from .errors import SessionRequiredError, UnreadableCredentialError
+from .intake import cut_short
 from .journal import Journal
 from .keyring import Context, Keyring
+from .notes import check_place
 from .owners import Caller, SessionRef, Tier
 from .resolver import Resolver
 from .sealing import open_record, seal, session_owner
 from .session_keys import SessionKeys
+from .settings import Settings
 from .stores.base import Adoption, SessionStore, SessionView
 from .stores.slots import main_slot
 
@@ -40,7 +43,6 @@ class Promoter:
     """Promotes keys.
 
     :param accounts: where they go; None where users have no keys beyond their session.
-    :param at_most: how many slots an account may have for one provider.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Promoter:
         sessions: SessionStore,
         keys: SessionKeys,
         accounts: AccountStore | None,
-        at_most: int,
+        settings: Settings,
         keyring: Keyring,
         resolver: Resolver,
         journal: Journal,
@@ -58,7 +60,7 @@ class Promoter:
         self.keys = keys
         self.keyring = keyring
         self.journal = journal
-        self.at_most = at_most
+        self.settings = settings
         self._accounts = accounts
         self._resolver = resolver
 
@@ -88,7 +90,16 @@ class Promoter:
             return _WithinSession(self, caller, session, view, replace).run(providers)
         candidates = {**view.visitor_records, **(view.records if own else {})}
         providers = self._free(caller, specs, candidates, Tier.USER)
-        work = _ToAccount(self, caller, session, view, replace, accounts=self._accounts, own=own)
+        work = _ToAccount(
+            self,
+            caller,
+            session,
+            view,
+            replace,
+            accounts=self._accounts,
+            own=own,
+            specs={spec.id: spec for spec in specs},
+        )
         return work.run(providers)
 
     def _free(
@@ -165,8 +176,18 @@ class _Move:
     """A record sealed for the account, and what ends in the session with it: its source and what it replaces."""
 
     record: CredentialRecord
-    fingerprint: str
+    fields: Mapping[str, Secret]
     ending: list[_Source]
+
+    @property
+    def version(self) -> str:
+        """Which of the session's records it was."""
+        return self.record.version
+
+    @property
+    def replaced(self) -> set[str]:
+        """The versions of those that it takes the place of."""
+        return {source.record.version for source in self.ending} - {self.version}
 
 
 @dataclass(frozen=True)
@@ -175,6 +196,7 @@ class _ToAccount(_Work):
 
     accounts: AccountStore = field(kw_only=True)
     own: bool = field(kw_only=True)
+    specs: Mapping[str, ProviderSpec] = field(kw_only=True)
 
     def run(self, providers: Sequence[str]) -> Promotion:
         """Promote what the session has for these providers."""
@@ -200,7 +222,7 @@ class _ToAccount(_Work):
         return {
             provider
             for provider, taken in slots.items()
-            if main_slot(taken, self.by.at_most) in taken
+            if main_slot(taken, self.by.settings.keys_per_provider) in taken
         }
 
     def _sources(self, provider: str) -> list[_Source]:
@@ -221,14 +243,14 @@ class _ToAccount(_Work):
         first = sources[0]
         provider = first.record.provider
         try:
-            record, fingerprint = self._sealed(first)
+            record, fields = self._sealed(first)
         except UnreadableCredentialError:
             self.result.unreadable.append(provider)
             return None
         ending = [source for source in sources if self._set_aside(source)]
-        return _Move(record, fingerprint, ending) if first in ending else None
+        return _Move(record, fields, ending) if first in ending else None
 
-    def _sealed(self, source: _Source) -> tuple[CredentialRecord, str]:
+    def _sealed(self, source: _Source) -> tuple[CredentialRecord, dict[str, Secret]]:
         record, identity = source.record, self.caller.identity
         owner = session_owner(self.session, "" if source.visitor else identity)
         fields, base_url = open_record(self.by.keyring, "session", owner, record)
@@ -238,9 +260,10 @@ class _ToAccount(_Work):
             owner=identity,
             ciphertext=seal(self.by.keyring, context, fields, base_url),
             validity=record.current_validity(),
+            expires_at=cut_short(record.expires_at, self.by.settings),
             leaving=False,
         )
-        return sealed, self.accounts.audit.fingerprint(fields)
+        return sealed, fields
 
     def _set_aside(self, source: _Source) -> bool:
         identity = self.caller.identity
@@ -252,21 +275,27 @@ class _ToAccount(_Work):
         return False
 
     def _move(self, moves: Sequence[_Move]) -> None:
-        versions = {move.record.version for move in moves}
-        ending = {source.record.version for move in moves for source in move.ending}
+        fingerprint, by_version = self.accounts.audit.fingerprint, {m.version: m for m in moves}
         promoted, kept = self.accounts.promote(
             [move.record for move in moves],
             replace=self.replace,
             event=self.by.journal.event(self.caller, "promote"),
-            at_most=self.by.at_most,
-            fingerprints={move.record.version: move.fingerprint for move in moves},
-            ended=ending - versions,
+            at_most=self.by.settings.keys_per_provider,
+            fingerprints={move.version: fingerprint(move.fields) for move in moves},
+            ended={move.version: move.replaced for move in moves},
+            check=lambda seated: self._check_slot(seated, by_version[seated.version].fields),
         )
         self.result.promoted.extend(promoted)
         self.result.kept.extend(provider for provider in kept if provider not in self.result.kept)
         for move in moves:
             if move.record.provider in promoted:
                 self._discard(move.ending)
+
+    def _check_slot(self, seated: CredentialRecord, fields: Mapping[str, Secret]) -> None:
+        secret = [f.name for f in self.specs[seated.provider].fields if f.secret]
+        check_place(
+            seated.owner, seated.slot, {name: fields[name] for name in secret if name in fields}
+        )
 
     def _discard(self, ending: Sequence[_Source]) -> None:
         for visitor in (False, True):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 
 from .catalog import Catalog, ProviderSpec
@@ -16,6 +17,7 @@ from .errors import (
     NotAllowedError,
     ProviderLockedError,
     UnreadableCredentialError,
+    VersionConflictError,
 )
 from .intake import (
     NewKey,
@@ -38,6 +40,9 @@ from .verdicts import Notify, Verdicts
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
+
+#: How often a key is checked of which a part is kept, where others change that part meanwhile.
+_TRIES = 5
 
 
 class Limiter(Protocol):
@@ -153,43 +158,72 @@ class RecordWriter:
     ) -> tuple[CredentialRecord, Validation | None]:
         """Change a record and return it with what a check found of a new key.
 
-        Where it is as wanted already, nothing is written and its version stays.
+        Where it is as wanted already, nothing is written and its version stays. What has to go with
+        the rest of the record (a key with the notes beside it) is checked as the record is when it
+        is written, whoever changed it since it was read.
 
         :param if_version: the version that the caller has seen.
         :raises InvalidFieldError: a note cannot be kept as it is, or a key is in what is shown.
-        :raises VersionConflictError: it was changed since.
+        :raises VersionConflictError: it was changed since; or, time after time, what is to be kept of the stored key.
         :raises KeyRefusedError: the check forbids storing; what was there before stays.
         """
         self._parts.set_limit.check(self.caller.counted_as)
-        values: dict[str, Any] = {**changes, **self._notes(record, changes, secret)}
-        if "expires_at" in changes:
-            values["expires_at"] = self._expiry(record, changes["expires_at"])
         if secret is None or not secret.is_typed:
+            values = partial(self._values, changes)
             return self._write(record, "change", values, if_version), None
-        return self._replace(record, values, secret, if_version)
+        for _ in range(_TRIES - 1):
+            try:
+                return self._replace(record, changes, secret, if_version)
+            except VersionConflictError:
+                if if_version is not None:
+                    raise
+                record = self._accounts.get(record.id, self._owners)
+        return self._replace(record, changes, secret, if_version)
 
     def _replace(
         self,
         record: CredentialRecord,
-        values: dict[str, Any],
+        changes: Changes,
         secret: NewSecret,
         if_version: int | None,
     ) -> tuple[CredentialRecord, Validation | None]:
-        parts = self._parts
-        spec = parts.catalog.get(record.provider)
+        spec = self._parts.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)
-        typed, kept = read_replacement(
-            spec, secret, lambda: open_stored(parts, record), parts.settings
-        )
-        check_shown(dataclasses.replace(record, **values), typed.secrets)
+        typed = self._typed(spec, secret, record)
+        self._values_with(typed, changes, record)  # before the key goes to its provider
         validation = self._checked(record.owner, record, spec, typed, secret.validate)
-        values |= self._sealed(record, spec, typed, validation)
-        values.setdefault("expires_at", self._renewed_expiry(record))
-        # What is kept of the stored key is of this very version.
-        version = int(record.version) if kept else if_version
-        changed = self._write(record, "set", values, version, typed.fields)
+        sealed = self._sealed(record, spec, typed, validation)
+
+        def values(now: CredentialRecord) -> dict[str, Any]:
+            if self._typed(spec, secret, now) != typed:
+                raise VersionConflictError(provider=spec.id)
+            return self._values_with(typed, changes, now) | sealed
+
+        changed = self._write(record, "set", values, if_version, typed.fields)
         self._parts.tell("key_set", changed, hint=changed.hint)
         return changed, validation
+
+    def _typed(self, spec: ProviderSpec, secret: NewSecret, record: CredentialRecord) -> Typed:
+        """Return what was typed, with what is kept of the stored key."""
+        parts = self._parts
+        return read_replacement(spec, secret, lambda: open_stored(parts, record), parts.settings)[0]
+
+    def _values(self, changes: Changes, record: CredentialRecord) -> dict[str, Any]:
+        """Return what changes make of a record as it is now."""
+        values: dict[str, Any] = {**changes, **self._notes(record, changes)}
+        if "expires_at" in changes:
+            wanted, settings = changes["expires_at"], self._parts.settings
+            values["expires_at"] = read_expiry(wanted, record.provider, settings)
+        return values
+
+    def _values_with(
+        self, typed: Typed, changes: Changes, record: CredentialRecord
+    ) -> dict[str, Any]:
+        """Return what changes make of it with a new key, which is in nothing that is shown then."""
+        values = self._values(changes, record)
+        check_shown(dataclasses.replace(record, **values), typed.secrets)
+        values.setdefault("expires_at", self._renewed_expiry(record))
+        return values
 
     def _require_unlocked(self, owner: str, spec: ProviderSpec) -> None:
         tier, resolver = tier_of(owner), self._parts.resolver
@@ -201,24 +235,18 @@ class RecordWriter:
                 provider=spec.id,
             )
 
-    def _expiry(self, record: CredentialRecord, wanted: datetime | None) -> datetime | None:
-        return read_expiry(wanted, record.provider, self._parts.settings)
-
     def _renewed_expiry(self, record: CredentialRecord) -> datetime | None:
         """Return when a new key in an old record's place expires: as that would, were it not over already."""
         ends = record.expires_at
         is_over = ends is not None and ends <= utcnow()
         return cut_short(None if is_over else ends, self._parts.settings)
 
-    def _notes(
-        self, record: CredentialRecord, changes: Changes, secret: NewSecret | None
-    ) -> Changes:
-        """Return the notes among the changes as they are kept, with neither the stored key nor the new one in them."""
+    def _notes(self, record: CredentialRecord, changes: Changes) -> Changes:
+        """Return the notes among the changes as they are kept, without the stored key in them."""
         label, description = changes.get("label"), changes.get("description")
         if label is None and description is None:
             return {}
-        fields = {**self._stored(record), **(secret.given if secret else {})}
-        specs, notes = self._parts.catalog, Changes()
+        fields, specs, notes = self._stored(record), self._parts.catalog, Changes()
         if label is not None:
             notes["label"] = clean_note(label, "label", fields, specs)
         if description is not None:
@@ -295,7 +323,7 @@ class RecordWriter:
         self,
         record: CredentialRecord,
         action: str,
-        values: Mapping[str, Any],
+        values: Callable[[CredentialRecord], Mapping[str, Any]],
         if_version: int | None,
         fields: Mapping[str, Secret] | None = None,
     ) -> CredentialRecord:

@@ -69,7 +69,7 @@ class Service:
             sessions=sessions,
             keys=self._keys,
             accounts=accounts if Tier.USER in settings.precedence else None,
-            at_most=settings.keys_per_provider,
+            settings=settings,
             keyring=keyring,
             resolver=resolver,
             journal=self.journal,

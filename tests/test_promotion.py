@@ -20,7 +20,7 @@ from flask_byok.errors import (
 from flask_byok.keyring import Keyring, generate_encryption_key
 from flask_byok.owners import Caller, SessionRef
 from flask_byok.session_keys import SessionKeys
-from flask_byok.stores.base import SessionView
+from flask_byok.stores.base import AuditEvent, SessionView
 from flask_byok.stores.redis import RedisSessionStore
 from flask_byok.testing import FakeProviders
 from tests.worlds import ENV_KEY, World
@@ -147,6 +147,45 @@ def test_a_full_account_is_a_conflict(world: World, own: bool) -> None:
     assert (record.slot, record.version) == ("work", "2")
     assert used(world, user) == WAITING
     assert in_session(world, user) == ([], [])
+
+
+def test_a_slot_that_is_called_as_the_key(world: World) -> None:
+    """A key does not go to a slot that is called by it: it stays in the session, and so does what it would replace."""
+    user = sign_in(world, "openai")
+    world.set(user, OWN)
+    before = world.keep("user:7", ACCOUNTS, slot=WAITING)
+    done = world.service.promote(user, None, "replace")
+    assert done == {"promoted": [], "kept": ["openai"]}
+    assert world.accounts.find(["user:7"]) == [before]
+    assert used(world, user) == OWN
+    assert in_session(world, user) == (["openai"], ["openai"])
+    world.accounts.clear("user:7", ["openai"], AuditEvent("cli", "clear"))
+    assert world.service.promote(user, None, "replace")["promoted"] == ["openai"]
+    assert used(world, user) == WAITING
+
+
+@pytest.mark.parametrize("promote", ["ask", "on_login"])
+def test_a_promoted_key_ends_as_a_new_one_does(make_world: MakeWorld, promote: str) -> None:
+    """What was saved before BYOK_MAX_KEY_LIFETIME was set is cut short when promoted, and never made longer."""
+    cap, world = timedelta(days=30), make_world()
+    visitor, days = world.caller(), {"openai": None, "groq": 300, "xai": 3}
+    for provider, number in days.items():
+        ends = None if number is None else utcnow() + timedelta(days=number)
+        world.set(visitor, WAITING, provider, expires_at=ends)
+    saved = view(world, visitor).records
+    user = dataclasses.replace(visitor, user="7")
+    later = world.with_config(BYOK_MAX_KEY_LIFETIME=cap, BYOK_PROMOTE=promote)
+    earliest = utcnow() + cap - timedelta(seconds=1)
+    if promote == "ask":
+        later.service.promote(user)
+    else:
+        later.service.get(user)
+    promoted = kept(later, user)
+    assert promoted["xai"].expires_at == saved["xai"].expires_at
+    for provider in ("openai", "groq"):
+        ends = promoted[provider].expires_at
+        assert ends is not None
+        assert earliest < ends <= utcnow() + cap
 
 
 def test_what_is_known_of_a_key_goes_along(world: World, fake: FakeProviders) -> None:

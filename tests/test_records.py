@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import CredentialRecord, Secret, utcnow
+from flask_byok.credentials import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.errors import (
     FreshLoginRequiredError,
     InvalidFieldError,
@@ -27,6 +29,7 @@ from flask_byok.intake import NewKey, NewSecret
 from flask_byok.keyring import Keyring
 from flask_byok.owners import Caller
 from flask_byok.records import Records, Shelf
+from flask_byok.sealing import open_record
 from flask_byok.testing import FakeProviders
 
 from .worlds import World
@@ -279,3 +282,112 @@ def test_services(world: World) -> None:
     with pytest.raises(OwnerRequiredError):
         closed.services(Caller())
     assert closed.services(ANN)
+
+
+# read, and written when it has become another
+
+
+@pytest.mark.parametrize("name", ["label", "description"])
+def test_a_note_and_a_key_at_once(world: World, name: str) -> None:
+    """Of a note and a key that is in it the second is refused, though both saw the record as it was before."""
+    api_key = "own-gateway-PLAINKEY0123456789"
+    secret = NewSecret(fields={"api_key": Secret(api_key)}, validate="off")
+    note: Any = {name: f"it is {api_key}"}
+    shelf = world.service.records.own(ANN)
+    for first, second in (((note, None), ({}, secret)), (({}, secret), (note, None))):
+        before = create(shelf, world, "user:ann")
+        changed, _ = shelf.change(before, *first)
+        with pytest.raises(InvalidFieldError, match=name):
+            shelf.change(before, *second)
+        assert shelf.get(before.id) == changed
+        other: Any = {name: "other"}
+        assert getattr(shelf.change(before, other)[0], name) == "other"
+        shelf.delete(before)
+
+
+def test_a_note_with_the_key_that_goes(world: World) -> None:
+    """The stored key gets into no note either by the change that puts another in its place."""
+    shelf = world.service.records.own(ANN)
+    fields = {"api_key": Secret("k-abcdefgh")}
+    record, _ = shelf.create("user:ann", "openai", NewKey(fields=fields, validate="off"))
+    secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
+    with pytest.raises(InvalidFieldError, match="label"):
+        shelf.change(record, {"label": "was k-abcdefgh"}, secret)
+    assert shelf.get(record.id) == record
+
+
+def test_a_date_and_a_key_at_once(world: World) -> None:
+    """A date that is set while the key is replaced stays."""
+    shelf = world.service.records.own(ANN)
+    record = create(shelf, world, "user:ann")
+    dated, _ = shelf.change(record, {"expires_at": utcnow() + timedelta(days=3)})
+    secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
+    assert shelf.change(record, {}, secret)[0].expires_at == dated.expires_at
+
+
+def custom(world: World, base_url: str) -> tuple[Shelf, CredentialRecord]:
+    """Store a key with an address, part of which a change may keep."""
+    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.records.own(ANN)
+    fields = {"api_key": Secret("k-12345678"), "base_url": Secret(base_url)}
+    return shelf, shelf.create("user:ann", "custom", NewKey(fields=fields, validate="off"))[0]
+
+
+def meanwhile(
+    monkeypatch: pytest.MonkeyPatch, shelf: Shelf, changes: Iterator[Callable[[], object]]
+) -> None:
+    """Let something happen each time that a key is with its provider."""
+    before_set = shelf._parts.verdicts.before_set
+
+    def slowly(*args: Any) -> Validation | None:
+        for change in islice(changes, 1):
+            change()
+        return before_set(*args)
+
+    monkeypatch.setattr(shelf._parts.verdicts, "before_set", slowly)
+
+
+def moving(world: World, record: CredentialRecord, times: int) -> Iterator[Callable[[], object]]:
+    """Yield changes of a key together with its address, each to another one."""
+    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.records.own(ANN)
+    for number in range(times):
+        fields = {"api_key": Secret("k-87654321")}
+        moved = NewSecret(fields=fields, base_url=f"https://{number}.example/v1", validate="off")
+        yield partial(shelf.change, record, {}, moved)
+
+
+def test_what_is_kept_of_a_key_that_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key whose address changes meanwhile is put together and checked again; nobody hears of the versions."""
+    shelf, record = custom(world, "https://old.example/v1")
+    meanwhile(monkeypatch, shelf, moving(world, record, 4))
+    typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
+    changed, _ = shelf.change(record, {}, typed)
+    fields, base_url = open_record(world.keyring, "account", "user:ann", changed)
+    assert fields["api_key"].reveal() == "k-abcdefgh"
+    assert base_url == "https://3.example/v1"
+
+
+def test_what_is_kept_of_a_key_that_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A note that is changed meanwhile costs no second check."""
+    shelf, record = custom(world, "https://old.example/v1")
+    other = world.service.records.own(ANN)
+    changes = [partial(other.change, record, {"label": "new"}), partial(pytest.fail, "asked again")]
+    meanwhile(monkeypatch, shelf, iter(changes))
+    typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
+    changed, _ = shelf.change(record, {}, typed)
+    assert (changed.label, changed.version) == ("new", "3")
+
+
+@pytest.mark.parametrize(("if_version", "left"), [(None, 95), (1, 99)])
+def test_what_changes_without_end(
+    world: World, monkeypatch: pytest.MonkeyPatch, if_version: int | None, left: int
+) -> None:
+    """It is tried five times, and once where a version was named; what was there last stays."""
+    shelf, record = custom(world, "https://old.example/v1")
+    changes = moving(world, record, 100)
+    meanwhile(monkeypatch, shelf, changes)
+    typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
+    with pytest.raises(VersionConflictError):
+        shelf.change(record, {}, typed, if_version=if_version)
+    fields, _ = open_record(world.keyring, "account", "user:ann", shelf.get(record.id))
+    assert fields["api_key"].reveal() == "k-87654321"
+    assert len(list(changes)) == left

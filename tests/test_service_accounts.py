@@ -125,6 +125,21 @@ def test_a_kept_key_is_not_in_what_is_shown(make_world: Worlds) -> None:
     assert world.accounts.find(["user:ann"]) == [before]
 
 
+def test_a_slot_that_is_called_so_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot that is given the key's name while the key is with its provider does not get the key."""
+    ann, api_key = world.caller("ann"), "own-gateway-PLAINKEY0123456789"
+    world.set(ann, key(world, "session"))
+
+    def slowly(*_: object) -> None:
+        world.keep("user:ann", key(world, "old"), slot=api_key)
+
+    monkeypatch.setattr(world.service.verdicts, "before_set", slowly)
+    with pytest.raises(InvalidFieldError, match="slot"):
+        world.set(ann, api_key, persist=True)
+    assert [record.version for record in world.accounts.find(["user:ann"])] == ["1"]
+    assert world.service.resolve(ann, "openai").api_key == key(world, "session")
+
+
 def test_visitors_have_no_account(world: World) -> None:
     """A visitor who asks to keep a key is told to sign in, and nothing is stored."""
     visitor = world.caller()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
 
 from ..credentials import CredentialRecord, utcnow
-from ..errors import KeyNotFoundError, VersionConflictError
+from ..errors import InvalidFieldError, KeyNotFoundError, VersionConflictError
 from . import account_statements as statements
 from .account_rows import changed_values, new_values, to_record
 from .account_statements import Owners
 from .audit_chain import GONE, Chain, to_milliseconds
 from .base import AuditEvent
+
+#: Is shown a record in the slot that it goes to, and raises ``InvalidFieldError`` where it may not be there.
+Check = Callable[[CredentialRecord], object]
 
 
 def new_id() -> str:
@@ -123,11 +126,17 @@ def promote(
     record: CredentialRecord,
     overwrite: bool,
     event: AuditEvent,
+    check: Check | None,
 ) -> bool:
-    """Take one record over, unless it is over; False where the owner's own one stays."""
+    """Take one record over, unless it is over; False where it stays out."""
     if over(connection, record.owner, [record.version]):
         return True
     if not overwrite and place(connection, record) is not None:
+        return False
+    try:
+        if check is not None:
+            check(record)
+    except InvalidFieldError:
         return False
     end(connection, record.owner, [record.version])
     put(connection, chain, record, event)

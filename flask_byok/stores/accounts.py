@@ -9,7 +9,8 @@ key at a time or waits for none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -20,6 +21,7 @@ from ..keyring import Keyring
 from ..sealing import in_slot
 from . import account_changes as steps
 from . import account_statements as statements
+from .account_changes import Check
 from .account_expiry import AccountExpiry
 from .account_rows import changed_values, to_record, verdict_values
 from .account_seals import AccountSeals
@@ -135,16 +137,21 @@ class AccountStore:
         *,
         at_most: int | None = None,
         ended: Collection[str] = (),
+        check: Check | None = None,
     ) -> CredentialRecord:
         """Store a record in the owner's main slot for its provider; see ``slots.main_slot``.
 
         :param at_most: how many slots the owner may have for that provider.
         :param ended: the versions of the session's records that it takes the place of; see ``over``.
+        :param check: is shown the record in its slot; nothing is done where it raises.
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
+            seated = self._seated(connection, record, at_most)
+            if check is not None:
+                check(seated)
             steps.end(connection, record.owner, ended)
-            return steps.put(connection, chain, self._seated(connection, record, at_most), event)
+            return steps.put(connection, chain, seated, event)
 
         return self.audit.change(record.owner, work)
 
@@ -152,7 +159,7 @@ class AccountStore:
         self,
         id: str,
         owners: Owners,
-        changes: Mapping[str, Any],
+        changes: Mapping[str, Any] | Callable[[CredentialRecord], Mapping[str, Any]],
         event: AuditEvent,
         *,
         if_version: int | None = None,
@@ -162,14 +169,17 @@ class AccountStore:
         What leaves the ciphertext alone carries the verdict along; with a new one may come its
         ``validity``. Where all is as wanted already, nothing is written and the version stays.
 
+        :param changes: or what says them of the record as it is then, which nobody else changes
+            meanwhile; nothing is done where it raises.
         :raises KeyNotFoundError: it is not there, or not theirs.
         :raises VersionConflictError: it was changed since that version.
         """
-        values = changed_values(changes)
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
             record = steps.require(connection, id, owners, if_version)
-            if all(getattr(record, name) == value for name, value in changes.items()):
+            wanted = changes(record) if callable(changes) else changes
+            values = changed_values(wanted)
+            if all(getattr(record, name) == value for name, value in wanted.items()):
                 return record
             return steps.set_columns(connection, chain, id, values, event)
 
@@ -234,7 +244,8 @@ class AccountStore:
         event: AuditEvent,
         at_most: int | None = None,
         fingerprints: Mapping[str, str] | None = None,
-        ended: Collection[str] = (),
+        ended: Mapping[str, Collection[str]] = MappingProxyType({}),
+        check: Check | None = None,
     ) -> tuple[list[str], list[str]]:
         """Take over what comes out of a session, all or nothing, and each only once ever.
 
@@ -244,7 +255,8 @@ class AccountStore:
             has in the session.
         :param at_most: how many slots the owner may have for a provider.
         :param fingerprints: of the keys, by version, for the log.
-        :param ended: the versions of the session's records that these take the place of.
+        :param ended: by the version of each, those of the session's records that it takes the place of.
+        :param check: is shown each record in its slot; it stays out where that raises ``InvalidFieldError``.
         :return: the providers whose record is the owner's now or was before, and those where the
             owner's own record stayed.
         """
@@ -260,9 +272,10 @@ class AccountStore:
                 known = (fingerprints or {}).get(record.version, event.fingerprint)
                 happened = dataclasses.replace(event, fingerprint=known)
                 seated = self._seated(connection, record, at_most)
-                done = steps.promote(connection, chain, seated, replace, happened)
+                done = steps.promote(connection, chain, seated, replace, happened, check)
+                if done:
+                    steps.end(connection, owner, ended.get(record.version, ()))
                 (promoted if done else kept).append(record.provider)
-            steps.end(connection, owner, ended)
             return promoted, kept
 
         return self.audit.change(owner, work)

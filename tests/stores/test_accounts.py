@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
-from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.errors import (
+    InvalidFieldError,
     KeyExistsError,
     KeyNotFoundError,
     StoreError,
@@ -185,6 +186,58 @@ def test_versions_are_compared(store: AccountStore) -> None:
         store.delete(record.id, [ANN], event_of(), if_version=1)
     assert store.get(record.id, [ANN]) == record
     assert store.delete(record.id, [ANN], event_of(), if_version=2) == record
+
+
+def test_a_change_may_look_at_what_is_there(store: AccountStore) -> None:
+    """What a function says of the record as it is then becomes of it; where that raises, nothing."""
+    record = store.create(make_record(), event_of())
+    store.change(record.id, [ANN], {"label": "A"}, event_of())
+
+    def say(now: CredentialRecord) -> dict[str, str]:
+        return {"label": f"{now.label}B"}
+
+    def refuse(now: CredentialRecord) -> dict[str, str]:
+        raise InvalidFieldError(now.label)
+
+    assert store.change(record.id, [ANN], say, event_of()).label == "AB"
+    with pytest.raises(InvalidFieldError, match="AB"):
+        store.change(record.id, [ANN], refuse, event_of())
+    assert store.get(record.id, [ANN]).version == "3"
+    assert actions(store) == ["set"] * 3
+
+
+def test_changes_at_once_lose_nothing(store: AccountStore) -> None:
+    """Of changes at once each sees what the one before it wrote."""
+    record = store.create(make_record(), event_of())
+
+    def say(now: CredentialRecord) -> dict[str, str]:
+        return {"label": f"{now.label or ''}x"}
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: store.change(record.id, [ANN], say, event_of()), range(12)))
+    assert store.get(record.id, [ANN]).label == "x" * 12
+
+
+@pytest.mark.parametrize("way", ["keep", "promote"])
+def test_a_slot_that_is_refused(store: AccountStore, way: str) -> None:
+    """A key that may not be in the slot that it would go to is not stored, and nothing is over with it."""
+    before = store.create(make_record(slot="work"), event_of("set"))
+    new = make_record(api_key="sk-new")
+
+    def refuse(seated: CredentialRecord) -> None:
+        assert (seated.slot, seated.version) == ("work", new.version)
+        raise InvalidFieldError
+
+    if way == "keep":
+        with pytest.raises(InvalidFieldError):
+            store.keep(new, event_of(), at_most=1, ended=["replaced"], check=refuse)
+    else:
+        ended = {new.version: ["replaced"]}
+        options: Any = {"replace": True, "event": event_of(), "at_most": 1, "ended": ended}
+        assert store.promote([new], **options, check=refuse) == ([], ["openai"])
+    assert store.find([ANN]) == [before]
+    assert store.over(ANN, [new.version, "replaced"]) == set()
+    assert actions(store) == ["set"]
 
 
 def test_slots_are_counted_within_the_transaction(store: AccountStore) -> None:

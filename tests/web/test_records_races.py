@@ -201,3 +201,36 @@ def test_creates_at_once_share_the_slots(make_host: MakeHost) -> None:
         assert sorted(pool.map(create, clients)) == [201, 201, 201, 409]
     assert sorted(record["slot"] for record in clients[0].records()) == ["", "2", "3"]
     assert all(record["state"] == "active" for record in clients[0].records())
+
+
+def test_a_label_and_a_key_at_once(make_host: MakeHost) -> None:
+    """Of a label and the key that is in it, sent at once, one is taken; a version that nobody named fails neither."""
+    host = make_host(BYOK_VALIDATE_ON_SET="off")
+    clients, together = [keeper(host, "ann") for _ in range(2)], Barrier(2)
+    record = clients[0].keep("k-12345678")
+
+    def change(number: int, body: dict[str, str]) -> int:
+        together.wait()
+        return clients[number].ask("PATCH", f"{OWN}/{record['id']}", body).status_code
+
+    with ThreadPoolExecutor(2) as pool:
+        for trial in range(20):
+            api_key = f"own-gateway-{trial:08}"
+            bodies = [{"label": f"it is {api_key}"}, {"api_key": api_key}]
+            assert sorted(pool.map(change, range(2), bodies)) == [200, 422]
+
+
+def test_labels_at_once(make_host: MakeHost) -> None:
+    """Changes at once for which nobody named a version are all made."""
+    host = make_host(BYOK_VALIDATE_ON_SET="off")
+    clients, together = [keeper(host, "ann") for _ in range(6)], Barrier(6)
+    record = clients[0].keep("k-12345678")
+
+    def change(number: int) -> int:
+        together.wait()
+        body = {"label": f"by {number}"}
+        return clients[number].ask("PATCH", f"{OWN}/{record['id']}", body).status_code
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(change, range(6))) == [200] * 6
+    assert clients[0].records()[0]["version"] == 7
