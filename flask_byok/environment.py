@@ -108,7 +108,7 @@ def store_key(
     event = AuditEvent("cli", "import", fingerprint=accounts.audit.fingerprint(found.fields))
     try:
         if replace and found.kind != "new":
-            accounts.put(record, event)
+            accounts.put(record, event, at_most=settings.keys_per_provider)
         else:
             accounts.create(record, event, at_most=settings.keys_per_provider)
     except KeyExistsError:

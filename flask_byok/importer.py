@@ -127,8 +127,7 @@ class Importer:
         elif key.place in present:
             self._take_over(key)
         elif not self._has_room(key, present):
-            most = self._settings.keys_per_provider
-            self.result.left_out[key.provider, _NO_ROOM.format(most)] += 1
+            self._leave_out(key)
         elif self._add(key):
             present[key.place] = key
 
@@ -184,24 +183,35 @@ class Importer:
         if not self._replace:
             self.result.kept += 1
             return
-        if not self._dry_run:
-            self._accounts.put(*self._record_and_event(key))
-        self.result.replaced += 1
+        if self._dry_run or self._written(self._accounts.put, key):
+            self.result.replaced += 1
 
     def _add(self, key: MovedKey) -> bool:
-        """Store a new key, and say so; where somebody saved one meanwhile that one stays."""
+        """Store a new key, and say so."""
         if self._dry_run:
             self._planned[key.place[:2]] += 1
             self.result.added += 1
             return False
-        most = self._settings.keys_per_provider
+        added = self._written(self._accounts.create, key)
+        self.result.added += added
+        return added
+
+    def _written(self, write: Callable[..., object], key: MovedKey) -> bool:
+        """Write a key, and say so; what somebody saved meanwhile in its place, or in the last one, stays."""
         try:
-            self._accounts.create(*self._record_and_event(key), at_most=most)
+            write(*self._record_and_event(key), at_most=self._settings.keys_per_provider)
         except KeyExistsError:
-            self.result.kept += 1
+            there = self._accounts.find([key.owner], [key.provider])
+            if any(record.slot == key.slot for record in there):
+                self.result.kept += 1
+            else:
+                self._leave_out(key)
             return False
-        self.result.added += 1
         return True
+
+    def _leave_out(self, key: MovedKey) -> None:
+        reason = _NO_ROOM.format(self._settings.keys_per_provider)
+        self.result.left_out[key.provider, reason] += 1
 
     def _record_and_event(self, key: MovedKey) -> tuple[CredentialRecord, AuditEvent]:
         fields = _secrets(key)

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import utcnow
+from flask_byok.credentials import Secret, utcnow
 from flask_byok.environment import Found, Sources, find_keys, store_key
-from flask_byok.keyring import Keyring
+from flask_byok.keyring import Context, Keyring
 from flask_byok.owners import Tier
-from flask_byok.sealing import open_record
+from flask_byok.sealing import new_record, open_record
 from flask_byok.settings import Settings
 from flask_byok.stores.accounts import AccountStore
+from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
 from tests.patience import give_time
 
@@ -148,6 +149,21 @@ def test_longest_lifetime(accounts: AccountStore, tmp_path: Path) -> None:
     expires_at = accounts.find(["system"])[0].expires_at
     assert expires_at is not None
     assert timedelta(days=29) < expires_at - utcnow() <= timedelta(days=30)
+
+
+def test_a_key_whose_place_is_gone(accounts: AccountStore, tmp_path: Path) -> None:
+    """A key that is to replace one that was deleted meanwhile is not stored where others took the room."""
+    (found,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OPENAI}))
+    store_key(accounts, KEYRING, SETTINGS, found, "system")
+    (other,) = find(accounts, sources(tmp_path, {"OPENAI_API_KEY": OTHER}))
+    accounts.clear("system", ["openai"], AuditEvent("cli", "clear"))
+    context = Context("account", "system", "openai", "b")
+    fields = {"api_key": Secret(GEMINI)}
+    accounts.create(
+        new_record(KEYRING, context, other.spec, fields, None), AuditEvent("cli", "set")
+    )
+    assert not store_key(accounts, KEYRING, SETTINGS, other, "system", replace=True)
+    assert [record.slot for record in accounts.find(["system"])] == ["b"]
 
 
 def test_unreadable_stored_key(accounts: AccountStore, tmp_path: Path) -> None:

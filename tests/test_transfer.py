@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -30,6 +31,7 @@ from tests.patience import give_time
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"
 CATALOG, SETTINGS = Catalog(), Settings(keys_per_provider=50)
+NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is 1."
 
 
 class Place:
@@ -252,6 +254,26 @@ def test_a_key_saved_meanwhile_stays(
     assert new.opened()[ANN, "openai", ""] == "sk-proj-anns-newer-key-9999"
 
 
+def test_a_place_that_is_gone_meanwhile(
+    old: Place, new: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is to replace one that was deleted meanwhile is left out where others took the room."""
+    new.save(RED, "groq", "gsk_teams-newer-key-9999")
+    look = Importer._present
+
+    def look_early(self: Importer, batch: list[MovedKey]) -> Any:
+        present = look(self, batch)
+        new.accounts.clear(RED, ["groq"], AuditEvent("cli", "clear"))
+        new.save(RED, "groq", "gsk_teams-other-key-8888", slot="b")
+        return present
+
+    monkeypatch.setattr(Importer, "_present", look_early)
+    settings = Settings(keys_per_provider=1)
+    result = new.take(old.export(RED)[1], replace=True, settings=settings)
+    assert result == Imported(left_out=Counter({("groq", NO_ROOM): 1}))
+    assert new.opened() == {(RED, "groq", "b"): "gsk_teams-other-key-8888"}
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_a_database_that_is_slow_once(
     old: Place, new: Place, monkeypatch: pytest.MonkeyPatch, done: bool
@@ -415,7 +437,8 @@ def test_no_more_keys_by_a_race(place: Place, monkeypatch: pytest.MonkeyPatch) -
     """The limit holds also where a key is saved while the import runs."""
     place.save(ANN, "openai", "sk-1-saved-just-now", slot="b")
     monkeypatch.setattr(Importer, "_present", lambda self, batch: {})
-    assert place.take(file_with({}), settings=Settings()) == Imported(kept=1)
+    left_out = Counter({("openai", NO_ROOM): 1})
+    assert place.take(file_with({}), settings=Settings()) == Imported(left_out=left_out)
     assert list(place.opened()) == [(ANN, "openai", "b")]
 
 

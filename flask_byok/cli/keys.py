@@ -116,7 +116,7 @@ def set_key(
     spec, settings = find_provider(state, provider), state.settings
     context = Context("account", owner, spec.id, slot or "")
     most = settings.keys_per_provider
-    is_taken = _require_room(accounts, context, most, replace=replace)
+    _require_room(accounts, context, most, replace=replace)
     expires_at = read_expiry(expires, spec.id, settings)
     typed = read_typed(spec, read_fields(spec), None, settings)
     check_place(owner, context.slot, typed.secrets, state.service.catalog)
@@ -133,10 +133,8 @@ def set_key(
         validation=validation,
     )
     event = AuditEvent("cli", "set", fingerprint=accounts.audit.fingerprint(typed.fields))
-    if is_taken:
-        accounts.put(record, event)
-    else:
-        accounts.create(record, event, at_most=most)
+    store = accounts.put if replace else accounts.create
+    store(record, event, at_most=most)
     click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")
@@ -173,8 +171,8 @@ def clear_key(provider: str, owner: str, slot: str | None, yes: bool) -> None:
     _delete(accounts, found)
 
 
-def _require_room(accounts: AccountStore, context: Context, at_most: int, *, replace: bool) -> bool:
-    """Say that a key has no place before anybody types one; else whether there is one to be replaced."""
+def _require_room(accounts: AccountStore, context: Context, at_most: int, *, replace: bool) -> None:
+    """Say that a key has no place before anybody types one."""
     taken = {record.slot for record in accounts.find([context.owner], [context.provider])}
     if context.slot in taken and not replace:
         raise click.ClickException(
@@ -184,7 +182,6 @@ def _require_room(accounts: AccountStore, context: Context, at_most: int, *, rep
         raise click.ClickException(
             f"There is no room for another key: BYOK_KEYS_PER_PROVIDER is {at_most}."
         )
-    return context.slot in taken
 
 
 def _check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
         done = wanted and (
             dry_run or store_key(accounts, keyring, settings, found, owner, replace=replace)
         )
+        if wanted and not done:
+            found = dataclasses.replace(found, kind="new")  # what was in its place has gone
         if done or found.kind == "same":
             stored[found.spec.id] = found.fields
         _print_found(found, done=done, dry_run=dry_run)

@@ -309,6 +309,42 @@ def test_set_by_a_race(
     assert stored(host) == {"openai/b": other}
 
 
+@pytest.mark.parametrize("slot", ["", "b"])
+def test_replace_by_a_race(
+    host: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, slot: str
+) -> None:
+    """What is in the place by then is replaced; where the place is gone and another taken, nothing is stored."""
+    other = good(fake, owner="other")
+
+    def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
+        monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_fields)
+        assert run(host, "clear", "openai", "--yes").exit_code == 0
+        first = run(host, "set", "openai", *(["--slot", slot] if slot else []), input=other)
+        assert first.exit_code == 0, first.output
+        return {"api_key": Secret(good(fake))}
+
+    run(host, "set", "openai", input=good(fake, owner="first"))
+    monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
+    result = run(host, "set", "openai", "--replace")
+    assert result.exit_code == (1 if slot else 0)
+    assert stored(host) == ({"openai/b": other} if slot else {"openai": good(fake)})
+
+
+def test_replace_of_what_comes_meanwhile(
+    host: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was saved while another was typed is replaced too, as --replace asks."""
+
+    def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
+        monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_fields)
+        run(host, "set", "openai", input=good(fake, owner="other"))
+        return {"api_key": Secret(good(fake))}
+
+    monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
+    assert run(host, "set", "openai", "--replace").exit_code == 0
+    assert stored(host) == {"openai": good(fake)}
+
+
 # list
 
 

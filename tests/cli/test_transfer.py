@@ -12,6 +12,7 @@ from sqlalchemy import update
 
 from flask_byok import passphrase
 from flask_byok.credentials import isoformat
+from flask_byok.environment import store_key
 from flask_byok.importer import Importer
 from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
@@ -176,6 +177,23 @@ def test_import_env_without_room(host: HostApp, monkeypatch: pytest.MonkeyPatch)
     assert "not added: another one was saved meanwhile, or" in result.output
     assert "Nothing can be removed." in result.output
     assert stored(host) == {"openai/b": OTHER}
+
+
+def test_import_env_by_a_race(host: HostApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the key that was to be replaced is gone and another has its room, that is said, and stays."""
+
+    def store_slowly(*args: Any, **options: Any) -> bool:
+        run(host, "clear", "openai", "--yes")
+        save(host, GROQ, "--slot", "b")
+        return store_key(*args, **options)
+
+    monkeypatch.setenv("OPENAI_API_KEY", OPENAI)
+    save(host, OTHER)
+    monkeypatch.setattr("flask_byok.cli.transfer.store_key", store_slowly)
+    result = run(host, "import-env", "--replace")
+    assert "not added: another one was saved meanwhile, or" in result.output
+    assert "Nothing can be removed." in result.output
+    assert stored(host) == {"openai/b": GROQ}
 
 
 def test_import_env_of_nothing(host: HostApp) -> None:
