@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
 
 
+_DAYS = "old daily counts of uses"
 _TOLD = {True: " and were signalled", False: "; nothing listens to key_expiring"}
 
 
@@ -37,7 +38,8 @@ _TOLD = {True: " and were signalled", False: "; nothing listens to key_expiring"
 def purge_expired(days: int, dry_run: bool) -> None:
     """Delete accounts' keys that have expired, and signal those that soon will.
 
-    For each key that expires within a week the signal key_expiring is sent. Run it once a day.
+    For each key that expires within a week the signal key_expiring is sent. What was counted by the
+    day long ago is summed up. Run it once a day.
     """
     state, accounts = require_accounts()
     now = utcnow()
@@ -46,9 +48,11 @@ def purge_expired(days: int, dry_run: bool) -> None:
     if dry_run:
         soon = sum(1 for _ in accounts.expiry.between(now, now + EXPIRES_SOON))
         click.echo(f"{total:,} expired keys would be deleted, {soon:,} will expire within a week.")
+        click.echo(f"{accounts.usage.count_old(_kept_since(now)):,} {_DAYS} would be summed up.")
         return
     click.echo(f"{_purge(accounts, before, total):,} expired keys deleted.")
     accounts.expiry.forget_ended(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
+    click.echo(f"{_fold(accounts, _kept_since(now)):,} {_DAYS} summed up.")
     click.echo(f"{_signal(accounts, now):,} keys expire within a week{_TOLD[_is_heard()]}.")
 
 
@@ -61,6 +65,21 @@ def _purge(accounts: AccountStore, before: Any, total: int) -> int:
     with steps("Deleting", total) as shown:
         while deleted := accounts.expiry.purge(before, AuditEvent("cli", "purge"), limit=200):
             done += deleted
+            shown.reach(done)
+    return done
+
+
+def _kept_since(now: datetime) -> date:
+    from ..stores.usage import KEPT_DAYS
+
+    return (now - timedelta(days=KEPT_DAYS - 1)).date()
+
+
+def _fold(accounts: AccountStore, before: date) -> int:
+    done = 0
+    with steps("Summing up", accounts.usage.count_old(before)) as shown:
+        while folded := accounts.usage.fold(before):
+            done += folded
             shown.reach(done)
     return done
 

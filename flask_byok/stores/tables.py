@@ -66,8 +66,8 @@ promotions = Table(
     Column("promoted_at", BigInteger, nullable=False),
 )
 
-#: One row for each key, day (ISO 8601, UTC) and outcome. It stays when the key is deleted. ``tier`` is
-#: the part of the owner before the colon.
+#: One row for each key, day (ISO 8601, UTC) and outcome; ``1970-01-01`` stands for all days that are
+#: long ago. It stays when the key is deleted. ``tier`` is the part of the owner before the colon.
 usage = Table(
     "byok_usage",
     metadata,

@@ -1,23 +1,25 @@
 """How often keys were used: written in small steps that nothing waits for, and summed up.
 
-Each use is a transaction of its own, which holds the row of its count and then the key's. Nobody
-else holds the one, and who holds the other waits for no count, so there is no deadlock; and no
-owner's audit chain is held. The key's version stays.
+Each use is a transaction of its own, which holds the row of its count and then the key's. Who holds
+either waits for no use, so there is no deadlock; and no owner's audit chain is held. The key's
+version stays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Integer,
     and_,
     bindparam,
     case,
+    delete,
     func,
     insert,
     or_,
@@ -30,6 +32,7 @@ from sqlalchemy.exc import DataError
 
 from ..credentials import isoformat, utcnow
 from ..errors import StoreError
+from ..owners import ACCOUNT_TIERS
 from ..usage import Use
 from .account_statements import Owners, confine
 from .audit_chain import from_milliseconds, to_milliseconds
@@ -39,6 +42,10 @@ from .tables import credentials, usage
 
 #: Days that statistics show one by one, today included.
 DAYS = 30
+#: Days that are kept one by one; those before are summed up by ``fold``.
+KEPT_DAYS = 90
+#: The day of a row that sums up what was folded: before all days that are counted.
+LONG_AGO = "1970-01-01"
 
 _u, _c = usage.c, credentials.c
 _KEY = (_u.owner, _u.provider, _u.credential_id, _u.day, _u.outcome)
@@ -78,6 +85,19 @@ _COUNT = (
         last_used_at=_later(_c.last_used_at, bindparam("at")),
     )
 )
+# Rows that another worker folds, or adds to at this moment, are left for later.
+_FOLDED = (
+    select(usage)
+    .where(_u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < bindparam("before"))
+    .limit(bindparam("batch", type_=Integer))
+    .with_for_update(skip_locked=True)
+)
+_TAKE = delete(usage).where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
+_OLD = (
+    select(func.count())
+    .select_from(usage)
+    .where(_u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < bindparam("before"))
+)
 # PostgreSQL's number of the transaction, and what became of that.
 _TICKET = text("SELECT CAST(txid_current() AS text)")
 _STATUS = text("SELECT txid_status(CAST(:ticket AS bigint))")
@@ -102,6 +122,34 @@ class UsageStore:
             return
         use.ticket = ""
         self._aside.change(lambda connection: self._write(connection, use))
+
+    def count_old(self, before: date) -> int:
+        """Return how many rows are about days before a date, one by one."""
+
+        def read() -> int:
+            with self._database.transactions.single() as connection:
+                return int(connection.execute(_OLD, {"before": before.isoformat()}).scalar_one())
+
+        return self._database.call(read, limit=LONG_LIMIT)
+
+    def fold(self, before: date, *, limit: int = 200) -> int:
+        """Add at most so many rows about days before a date to one row for all of them; return how many.
+
+        Each key and outcome has a row for what is long ago. A short transaction does it, so
+        everything is counted once at any moment, and whoever is ended in the midst has changed nothing.
+        """
+
+        def work(connection: Connection) -> int:
+            values = {"before": before.isoformat(), "batch": limit}
+            rows = connection.execute(_FOLDED, values).all()
+            if rows:
+                keys = [{f"of_{c.name}": getattr(row, c.name) for c in _KEY} for row in rows]
+                connection.execute(_TAKE, keys)
+            for use in _summed(rows):
+                self._increase(connection, use)
+            return len(rows)
+
+        return self._aside.change(work, limit=LONG_LIMIT)
 
     def stats(self, owners: Owners) -> dict[str, Any]:
         """Return what these owners' keys are and how often they were used, as a JSON-able mapping.
@@ -190,6 +238,17 @@ def _uses(owners: Owners) -> Any:
 def _daily(owners: Owners, since: str) -> Any:
     query = select(_u.day, _u.outcome, func.sum(_u.uses).label("uses")).where(_u.day >= since)
     return confine(query, owners, usage).group_by(_u.day, _u.outcome).order_by(_u.day)
+
+
+def _summed(rows: Sequence[Any]) -> list[Use]:
+    """Sum rows up, in an order that all who fold keep to: so none waits for another in a circle."""
+    found: dict[tuple[Any, ...], Use] = {}
+    for row in rows:
+        key = (row.owner, row.provider, row.credential_id, LONG_AGO, row.outcome)
+        use = found.setdefault(key, Use(*key, uses=0, last_used_at=0))
+        use.uses += row.uses
+        use.last_used_at = max(use.last_used_at, row.last_used_at)
+    return [found[key] for key in sorted(found)]
 
 
 def _by_provider(keys: Sequence[Any], uses: Sequence[Any]) -> dict[str, dict[str, Any]]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from sqlalchemy import select
 
 from flask_byok.credentials import utcnow
 from flask_byok.signals import key_expiring
-from flask_byok.stores.tables import promotions
+from flask_byok.stores.tables import promotions, usage
+from flask_byok.usage import Use
 from tests.stores.account_kinds import event_of, make_record
 
 from .host import SAFE, accounts_of, make_app, run
@@ -57,6 +59,22 @@ def test_long_ended_sessions_are_forgotten(app: Flask) -> None:
         )
     run(app, "purge-expired")
     assert accounts.over("user:ann", ["old", "new"]) == {"new"}
+
+
+def test_old_counts_are_summed_up(app: Flask) -> None:
+    """What was counted over 90 days ago is summed up, and said so; a dry run says only how much there is."""
+    accounts = accounts_of(app)
+    for days_ago in (0, 89, 90, 91, 400):
+        day = (NOW - timedelta(days=days_ago)).date().isoformat()
+        accounts.usage.add(Use("user:ann", "openai", "", day, "used", 1, 1))
+    output = run(app, "purge-expired", "--dry-run").output
+    assert "3 old daily counts of uses would be summed up." in output
+    assert "3 old daily counts of uses summed up." in run(app, "purge-expired").output
+    assert "0 old daily counts of uses summed up." in run(app, "purge-expired").output
+    assert accounts.usage.stats(None)["by_provider"]["openai"]["uses"] == 5
+    with accounts.engine.connect() as connection:
+        found = connection.execute(select(usage.c.uses).order_by(usage.c.day)).scalars().all()
+    assert found == [3, 1, 1]
 
 
 def test_some_days_more(app: Flask) -> None:

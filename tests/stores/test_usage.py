@@ -32,6 +32,9 @@ from .test_account_races import exit_code, fork
 
 TODAY = utcnow().date().isoformat()
 AT = 1_700_000_000_000
+OUTCOMES: tuple[Outcome, ...] = ("used", "rejected", "failed")
+#: The first day that is not long ago.
+KEPT_SINCE = (utcnow() - timedelta(days=module.KEPT_DAYS - 1)).date()
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
@@ -213,7 +216,9 @@ def test_statistics_read_by_index(
         if postgres:  # which does so by itself; SQLite never does
             connection.exec_driver_sql("ANALYZE")
         explain = "EXPLAIN" if postgres else "EXPLAIN QUERY PLAN"
-        for query in (module._keys(owners, 0), module._uses(owners), module._daily(owners, TODAY)):
+        old = module._FOLDED.params(before=TODAY, batch=200)
+        reading = (module._keys(owners, 0), module._uses(owners), module._daily(owners, TODAY))
+        for query in (*reading, old):
             sql = str(query.compile(store.engine, compile_kwargs={"literal_binds": True}))
             found = connection.exec_driver_sql(f"{explain} {sql}".replace("%", "%%"))
             plan = "\n".join(str(tuple(line)) for line in found)
@@ -240,6 +245,124 @@ def test_no_row_is_waited_for_twice(postgres_url: str, monkeypatch: pytest.Monke
         list(threads.map(write, range(8)))
     assert count_of(store) == count_of(store, "failed") == 160
     assert sum(store.get(key.id, None).usage_count for key in keys) == 160
+    store.engine.dispose()
+
+
+# long ago
+
+
+def day_of(days_ago: int) -> str:
+    """Name the day so long ago."""
+    return (utcnow() - timedelta(days=days_ago)).date().isoformat()
+
+
+def old_uses(store: AccountStore, days: int = 5) -> CredentialRecord:
+    """Count uses of some owners on days that are long ago and on those that are not, and return a key."""
+    key = store.put(make_record(), event_of())
+    for number in range(days):
+        for outcome in OUTCOMES:
+            for days_ago in (0, number, 89, 90 + number):
+                at = AT + days_ago + number
+                day = day_of(days_ago)
+                store.usage.add(use_of(key, outcome, day=day, uses=number + 1, last_used_at=at))
+        store.usage.add(use_of(owner=SYSTEM, day=day_of(200 + number)))
+    return key
+
+
+def fold_all(store: AccountStore, limit: int = 200) -> int:
+    """Fold until nothing is left to be folded, and return how much there was."""
+    done = 0
+    while folded := store.usage.fold(KEPT_SINCE, limit=limit):
+        assert folded <= limit
+        done += folded
+    return done
+
+
+def totals(store: AccountStore) -> list[Any]:
+    """Return what nobody may see changed by folding."""
+    return [store.usage.stats(owners) for owners in ([ANN], [SYSTEM], None)]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 200])
+def test_folding_keeps_the_totals(store: AccountStore, limit: int) -> None:
+    """What is long ago becomes one row for each key and outcome, all at once or bit by bit; sums stay."""
+    key, before = old_uses(store), totals(store)
+    assert store.usage.count_old(KEPT_SINCE) == 20
+    assert fold_all(store, limit) == 20
+    assert totals(store) == before
+    assert store.usage.count_old(KEPT_SINCE) == 0
+    assert fold_all(store, limit) == 0
+    long_ago = [row for row in rows(store.engine) if row["day"] < KEPT_SINCE.isoformat()]
+    assert sorted((row["tier"], row["outcome"], row["uses"]) for row in long_ago) == [
+        ("system", "used", 5),
+        *(("user", outcome, 15) for outcome in sorted(OUTCOMES)),
+    ]
+    assert {row["day"] for row in long_ago} == {module.LONG_AGO}
+    assert store.get(key.id, None).usage_count == 60
+
+
+def test_folding_goes_on(store: AccountStore) -> None:
+    """What is counted for a folded day later, and days that have become old, are added the next time."""
+    old_uses(store)
+    fold_all(store)
+    store.usage.add(use_of(day=day_of(90), uses=100, last_used_at=AT * 2))
+    store.usage.add(use_of(owner=SYSTEM, day=day_of(90), uses=100, last_used_at=AT * 2))
+    before = totals(store)
+    assert fold_all(store) == 2
+    assert totals(store) == before
+    (row,) = (row for row in rows(store.engine) if row["owner"] == SYSTEM)
+    assert (row["day"], row["uses"], row["last_used_at"]) == (module.LONG_AGO, 105, AT * 2)
+
+
+def test_folding_while_uses_are_counted(store: AccountStore) -> None:
+    """Three that fold at once, while others count for the very days that are folded, lose and double nothing."""
+    keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(3)]
+
+    def count(seed: int) -> None:
+        for number in range(40):
+            key = keys[(seed + number) % 3]
+            store.usage.add(use_of(key, day=day_of(90 + (seed * 5 + number) % 7)))
+
+    with ThreadPoolExecutor(6) as threads:
+        counting = [threads.submit(count, seed) for seed in range(3)]
+        folding = [
+            threads.submit(lambda: [store.usage.fold(KEPT_SINCE, limit=4) for _ in range(25)])
+            for _ in range(3)
+        ]
+        for each in (*counting, *folding):
+            each.result()
+    assert count_of(store) == 120
+    fold_all(store)
+    assert count_of(store) == sum(store.get(key.id, None).usage_count for key in keys) == 120
+    assert len(rows(store.engine)) == 3
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_fold_that_is_killed_has_changed_nothing(database: str, step: int) -> None:
+    """Whichever statement a process is killed at, the next one folds everything, once."""
+    store = AccountStore(database, KEYRING)
+    old_uses(store)
+    before = totals(store)
+    store.engine.dispose()
+
+    def fold_and_die() -> None:
+        mine = AccountStore(database, KEYRING)
+        assert mine.usage.count_old(KEPT_SINCE) == 20
+        sent = 0
+
+        def die(*_: Any) -> None:
+            nonlocal sent
+            sent += 1
+            if sent > step:
+                os.kill(os.getpid(), 9)
+
+        event.listen(mine.engine, "after_cursor_execute", die)
+        mine.usage.fold(KEPT_SINCE)
+
+    assert exit_code(fork(fold_and_die)) == -9
+    assert totals(store) == before
+    assert fold_all(store) == 20
+    assert totals(store) == before
     store.engine.dispose()
 
 
