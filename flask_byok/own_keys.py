@@ -19,7 +19,7 @@ from .journal import Subject
 from .keyring import Context
 from .notes import check_place
 from .owners import PERSONAL_TIERS, Caller, SessionRef, Tier
-from .record_writer import RecordParts
+from .record_parts import RecordParts
 from .sealing import new_record, session_owner
 from .session_keys import SessionKeys
 from .stores.base import SessionStore

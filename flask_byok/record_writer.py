@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from .catalog import Catalog, ProviderSpec
+from .catalog import ProviderSpec
 from .credentials import CredentialRecord, Secret, Validation, utcnow
 from .errors import (
     KeyExistsError,
@@ -28,31 +27,20 @@ from .intake import (
     read_replacement,
     read_typed,
 )
-from .journal import Journal, Subject
-from .keyring import Context, Keyring
+from .journal import Subject
+from .keyring import Context
 from .notes import check_place, check_shown, clean_note
 from .owners import Caller, Tier
-from .resolver import Resolver
-from .sealing import new_record, open_record, seal
-from .settings import Settings, ValidateOnSet
+from .record_parts import RecordParts, open_stored, tier_of
+from .sealing import new_record, seal
+from .settings import ValidateOnSet
 from .stores.slots import free_slot, has_place
-from .verdicts import Notify, Verdicts
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
 
 #: How often a key is checked of which a part is kept, where others change that part meanwhile.
 _TRIES = 5
-
-
-class Limiter(Protocol):
-    """Counts attempts: see ``stores.rates``."""
-
-    def check(self, owner: str) -> None:
-        """Count one attempt.
-
-        :raises RateLimitedError: there were too many.
-        """
 
 
 class Changes(TypedDict, total=False):
@@ -62,26 +50,6 @@ class Changes(TypedDict, total=False):
     description: str | None
     active: bool
     expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordParts:
-    """What the verbs on records work with."""
-
-    settings: Settings
-    catalog: Catalog
-    keyring: Keyring
-    resolver: Resolver
-    verdicts: Verdicts
-    journal: Journal
-    validate_limit: Limiter
-    set_limit: Limiter
-    notify: Notify
-
-    def tell(self, event: str, record: CredentialRecord, **facts: str) -> None:
-        """Send a signal about a record."""
-        tier = tier_of(record.owner).value
-        self.notify(event, {"provider": record.provider, "tier": tier, **facts})
 
 
 class RecordWriter:
@@ -329,15 +297,3 @@ class RecordWriter:
     ) -> CredentialRecord:
         event = self._parts.journal.event(self.caller, action, fields)
         return self._accounts.change(record.id, self._owners, values, event, if_version=if_version)
-
-
-def tier_of(owner: str) -> Tier:
-    """Return the tier that an owner's keys belong to."""
-    return Tier(owner.partition(":")[0])
-
-
-def open_stored(
-    parts: RecordParts, record: CredentialRecord
-) -> tuple[dict[str, Secret], str | None]:
-    """Open a record of an account: see ``open_record``."""
-    return open_record(parts.keyring, "account", record.owner, record)

@@ -22,7 +22,8 @@ from .errors import (
     RevealDisabledError,
 )
 from .owners import Caller, Tier
-from .record_writer import RecordParts, RecordWriter, open_stored, tier_of
+from .record_parts import RecordParts, open_stored, tier_of
+from .record_writer import RecordWriter
 from .tiers import Opener
 
 if TYPE_CHECKING:

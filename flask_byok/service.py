@@ -21,7 +21,7 @@ from .own_keys import OwnKeys
 from .owners import Caller, SessionRef, Tier
 from .promotion import Promoter, Promotion
 from .providers import BaseProvider, make_provider
-from .record_writer import Limiter, RecordParts
+from .record_parts import Limiter, RecordParts
 from .records import Records
 from .resolver import Resolver
 from .session_keys import SessionKeys

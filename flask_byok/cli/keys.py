@@ -13,6 +13,7 @@ from flask.cli import with_appcontext
 from ..catalog import ProviderSpec
 from ..credentials import CredentialRecord, Validation, isoformat, utcnow
 from ..errors import (
+    KeyExistsError,
     KeyNotFoundError,
     KeyRefusedError,
     UnreadableCredentialError,
@@ -134,7 +135,11 @@ def set_key(
     )
     event = AuditEvent("cli", "set", fingerprint=accounts.audit.fingerprint(typed.fields))
     store = accounts.put if replace else accounts.create
-    store(record, event, at_most=most)
+    try:
+        store(record, event, at_most=most)
+    except KeyExistsError:
+        _require_room(accounts, context, most, replace=replace)  # says who was first
+        raise
     click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")

@@ -305,7 +305,7 @@ def test_set_by_a_race(
 
     other = good(fake, owner="other")
     monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
-    assert "There is a key already" in refused(run(host, "set", "openai", *args))
+    assert "There is no room for another key" in refused(run(host, "set", "openai", *args))
     assert stored(host) == {"openai/b": other}
 
 
