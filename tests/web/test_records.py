@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from flask_byok import Field, ProviderSpec, signals
 from flask_byok.credentials import isoformat
+from flask_byok.sealing import open_record
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
 from tests.app import HostApp, fingerprint
@@ -569,10 +570,17 @@ def test_blank_fields_keep_what_they_have(make_host: MakeHost) -> None:
     assert _code(ann.ask("POST", OWN, missing)) == (422, "malformed_api_key")
 
 
-def test_what_is_kept_is_of_the_version_that_was_read(
-    make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("seen", "status", "region"), [({}, 200, "south"), ({"If_Match": '"1"'}, 412, "north")]
+)
+def test_what_is_kept_is_of_the_version_that_is_written(
+    make_host: MakeHost,
+    monkeypatch: pytest.MonkeyPatch,
+    seen: dict[str, str],
+    status: int,
+    region: str,
 ) -> None:
-    """A change of one field never brings back another field that was replaced meanwhile."""
+    """A change of one field never brings back another that was replaced meanwhile, and is 412 only with If-Match."""
     host = make_host()
     host.byok.register_provider(CLOUD)
     ann = keeper(host, "ann")
@@ -589,9 +597,14 @@ def test_what_is_kept_is_of_the_version_that_was_read(
         return unhurried(*checked)
 
     monkeypatch.setattr(verdicts, "before_set", replace_meanwhile)
-    late = ann.ask("PATCH", path, {"fields": {"region": "south"}, "validate": "off"})
-    assert answers == [200]
-    assert _code(late) == (412, "version_conflict")
+    late = ann.ask("PATCH", path, {"fields": {"region": "south"}, "validate": "off"}, **seen)
+    assert (answers, late.status_code) == ([200], status)
+    (record,) = accounts_of(host).find(["user:ann"])
+    stored, _ = open_record(get_state(host).service.keyring, "account", "user:ann", record)
+    assert {name: secret.reveal() for name, secret in stored.items()} == fields | {
+        "secret": "replaced-12345678",
+        "region": region,
+    }
 
 
 # reveal
