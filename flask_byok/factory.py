@@ -49,10 +49,14 @@ def get_chat_model_with_api_key(
 
     if api_key is None:
         state = get_state()
-        credential, count = state.service.take(current_caller(state), provider)
+        caller = current_caller(state)
+        credential, count = state.service.take(caller, provider)
         note_use(credential)
+        report = state.service.verdicts.reporter(caller, credential)
         spec, outbound = state.service.catalog.get(provider), state.service.outbound
-        return make_chat_model(spec, credential, outbound, model, count=count, **kwargs)
+        return make_chat_model(
+            spec, credential, outbound, model, report=report, count=count, **kwargs
+        )
     spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
     return make_chat_model(spec, credential, outbound, model, **kwargs)
 

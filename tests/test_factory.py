@@ -156,6 +156,24 @@ def test_chat_models(app: HostApp, visitor: Browser, fake: FakeProviders) -> Non
     assert [call.api_key for call in fake.calls] == [fake.api_key("openai"), explicit]
 
 
+def test_a_refusal_in_a_chat_model_marks_the_key(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """What its provider refuses in a chat model is shown as refused from then on."""
+    api_key = fake.api_key("openai", owner="refused")
+    visitor.save(api_key)
+    fake.add_key("openai", api_key, "bad")
+
+    def view() -> str:
+        with pytest.raises(Exception, match="401"):
+            get_chat_model_with_api_key("openai", "gpt-4o-mini").invoke("hello")
+        return "refused"
+
+    app.view_functions["plain"] = view
+    assert visitor.get("/plain").text == "refused"
+    assert visitor.status()["state"] == "rejected"
+
+
 @pytest.mark.parametrize(
     "use",
     [

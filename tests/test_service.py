@@ -514,6 +514,27 @@ def test_refusal_in_a_stream_marks_the_key(make_world: MakeWorld) -> None:
     world.fake.add_key("openai", mine, "good")
 
 
+def test_a_refusal_of_the_sdks_client_marks_the_key(make_world: MakeWorld) -> None:
+    """What is done with the SDK's client marks the very key that was refused, and says so once."""
+    world = make_world()
+    visitor, first, second = world.caller(), key(world, owner="first"), key(world, owner="second")
+    world.set(visitor, first, validate="off")
+    client = world.service.provider(visitor, "openai", max_retries=0).client
+    world.fake.add_key("openai", first, "bad")
+    with pytest.raises(Exception, match="401"):
+        client.models.list()
+    assert world.status(visitor)["validity"]["verdict"] == "invalid"
+    assert world.status(visitor)["state"] == "rejected"
+    with pytest.raises(RejectedCredentialError):
+        world.service.provider(visitor, "openai")
+    assert world.names().count("key_rejected") == 1
+    world.set(visitor, second, validate="off")
+    with pytest.raises(Exception, match="401"):
+        client.models.list()
+    assert (world.status(visitor)["state"], world.status(visitor)["validity"]) == ("active", None)
+    world.fake.add_key("openai", first, "good")
+
+
 # a visitor signs in
 
 

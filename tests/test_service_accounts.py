@@ -307,6 +307,22 @@ def test_a_refusal_in_use_marks_a_shared_key(world: World) -> None:
         world.service.resolve(bob, "openai")
 
 
+def test_a_refusal_of_the_sdks_client_marks_a_kept_key(world: World) -> None:
+    """So does one that the SDK's client meets, and only the version that was used is marked."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "ann", "bad"), persist=True, validate="off")
+    client = world.service.provider(ann, "openai", max_retries=0).client
+    for number in (1, 2):
+        with pytest.raises(Exception, match="401"):
+            client.models.list()
+        assert world.names().count("key_rejected") == number
+        assert world.status(ann)["state"] == "rejected"
+    world.set(ann, key(world, "ann"), persist=True, validate="off")
+    with pytest.raises(Exception, match="401"):
+        client.models.list()
+    assert (world.status(ann)["state"], world.status(ann)["validity"]) == ("active", None)
+
+
 @pytest.mark.parametrize("persist", [True, False])
 def test_a_check_that_learns_nothing_lifts_no_refusal(make_world: Worlds, persist: bool) -> None:
     """A refused key stays refused when its provider cannot be reached; the check is answered and logged as it was."""

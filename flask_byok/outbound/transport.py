@@ -25,8 +25,10 @@ from .bounded import MAX_SECONDS, AnswerRefused, bounded, shorten, until
 Origin = tuple[str, str, int]
 #: Resolves names as ``socket.getaddrinfo`` does.
 Resolver = Callable[..., list[Any]]
-#: Called after a request with the answer's status, 0 where none came, and the body of a refusal.
-Observe = Callable[[int, bytes], None]
+#: What was sent.
+Request = httpx2.Request
+#: Called after a request with it, the answer's status, 0 where none came, and the body of a refusal.
+Observe = Callable[[Request, int, bytes], None]
 
 #: Seconds. Long answers stream; what may pass between two of their pieces is what "read" limits.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=300.0, write=30.0, pool=5.0)
@@ -217,9 +219,9 @@ class KeylessClient(httpx2.Client):
             body = response.read() if response.status_code >= 300 else b""
         except BaseException as error:
             if _was_sent(error):
-                self._observe(0, b"")
+                self._observe(request, 0, b"")
             raise
-        self._observe(response.status_code, body)
+        self._observe(request, response.status_code, body)
         return response
 
     def close(self) -> None:
@@ -262,6 +264,13 @@ def origin_of(url: httpx2.URL | str) -> Origin:
         parsed.raw_host.decode(),
         parsed.port or (80 if parsed.scheme == "http" else 443),
     )
+
+
+def carries(request: httpx2.Request, secret: str, base_url: str) -> bool:
+    """Say whether a request took a secret to this address or one below it, in a header."""
+    same_server = origin_of(request.url) == origin_of(base_url)
+    there = same_server and request.url.path.startswith(httpx2.URL(base_url).path.rstrip("/"))
+    return there and any(secret in value for value in request.headers.values())
 
 
 def _was_sent(error: BaseException) -> bool:

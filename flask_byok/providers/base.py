@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from ..catalog import ProviderSpec
-from ..credentials import Credential, Secret, Verdict, clean_api_key, make_hint
+from ..credentials import Credential, Secret, clean_api_key, make_hint
 from ..errors import (
     ByokError,
     ConfigurationError,
@@ -19,18 +19,16 @@ from ..errors import (
 from ..outbound import Endpoint, Outbound
 from ..usage import Count
 from .failures import Failure, describe, failure_of
-from .outcomes import Call, Outcomes
+from .outcomes import Call, Outcomes, Report
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
-#: Called with the verdict when a provider refuses the key in real use.
-Report = Callable[[Verdict], None]
 
 
 class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
-    :param report: called when the provider refuses the key.
+    :param report: called when the provider refuses the key, in calls with ``client`` too.
     :param count: called with the outcome of each call, once; also of calls with ``client``.
     :param model: used where a call names none; else the catalog's default model is.
     :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries`` and ``default_headers``, and
@@ -64,7 +62,9 @@ class BaseProvider(ABC):
         self._credential = credential
         self._outbound = outbound
         self._report = report
-        self._outcomes = None if count is None else Outcomes(spec, credential, count)
+        self._outcomes = None
+        if count is not None or report is not None:
+            self._outcomes = Outcomes(spec, credential, count, report)
         self._default_model = model or spec.default_model
         self._options = options
         self._client: Any = None

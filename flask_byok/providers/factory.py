@@ -9,9 +9,10 @@ from ..credentials import Credential
 from ..outbound import Outbound
 from ..usage import Count
 from .anthropic import AnthropicProvider
-from .base import BaseProvider, Report
+from .base import BaseProvider
 from .google import GoogleProvider
 from .openai import OpenAIProvider
+from .outcomes import Report
 
 _ADAPTERS: dict[str, type[BaseProvider]] = {
     "openai": OpenAIProvider,

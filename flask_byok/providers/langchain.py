@@ -11,6 +11,7 @@ from ..errors import ConfigurationError
 from ..outbound import Outbound
 from ..usage import Count
 from .factory import make_provider
+from .outcomes import Report
 
 if TYPE_CHECKING:
     from langchain_core.language_models.chat_models import BaseChatModel
@@ -45,11 +46,13 @@ def make_chat_model(
     outbound: Outbound,
     model: str,
     *,
+    report: Report | None = None,
     count: Count | None = None,
     **kwargs: Any,
 ) -> BaseChatModel:
     """Return a new LangChain chat model for this one credential; its synchronous methods only.
 
+    :param report: called when the provider refuses the key.
     :param count: called with the outcome of each call.
     :param kwargs: passed to the chat model (``temperature``, …), or to the SDK's client
         (``timeout``, ``max_retries``, ``default_headers``).
@@ -69,7 +72,7 @@ def make_chat_model(
             provider=spec.id,
         )
     options = {name: kwargs.pop(name) for name in _CLIENT_OPTIONS if name in kwargs}
-    client = make_provider(spec, credential, outbound, count=count, **options).client
+    client = make_provider(spec, credential, outbound, report, count, **options).client
     try:
         return make(client, credential, model, kwargs)
     except ImportError:

@@ -2,41 +2,86 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
-from ..credentials import Credential
+from ..credentials import Credential, Verdict
 from ..usage import Count, Outcome
 from .failures import describe, failure_in
 
+if TYPE_CHECKING:
+    from ..outbound.transport import Request
+
+#: Called with the verdict when a provider refuses the key in real use.
+Report = Callable[[Verdict], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ended, with the verdict on the key where it was refused."""
+
+    outcome: Outcome
+    verdict: Verdict | None = None
+
 
 class Outcomes:
-    """Counts the calls that are made with one credential.
+    """Counts the calls that are made with one credential, and reports what its provider refuses.
 
     It sees every request of the client that it is given to. By itself each is a call; within an SDK's
     call with its retries, or a stream of ours, the whole has one outcome.
+
+    :param report: called for calls with the SDK's client; who makes others hears of refusals itself.
     """
 
-    def __init__(self, spec: ProviderSpec, credential: Credential, count: Count) -> None:
+    def __init__(
+        self,
+        spec: ProviderSpec,
+        credential: Credential,
+        count: Count | None,
+        report: Report | None = None,
+    ) -> None:
         self._spec = spec
         self._credential = credential
-        self.count = count
+        self._count = count
+        self._report = report
 
-    def observe(self, status: int, body: bytes) -> None:
+    def observe(self, request: Request, status: int, body: bytes) -> None:
         """Take in what a request brought: its status, 0 where no answer came, and the body of a refusal."""
-        call, outcome = _call.get(), self._outcome(status, body)
-        if call is None or not call.take(self, outcome):
-            self.count(outcome)
+        call, ending = _call.get(), self._ending(request, status, body)
+        if call is None or not call.take(self, ending):
+            self.tell(ending)
 
-    def _outcome(self, status: int, body: bytes) -> Outcome:
+    def count(self, outcome: Outcome) -> None:
+        """Count a call."""
+        if self._count is not None:
+            self._count(outcome)
+
+    def tell(self, ending: Ending) -> None:
+        """Count a call with the SDK's client, and report what was found about the key."""
+        self.count(ending.outcome)
+        if ending.verdict is not None and self._report is not None:
+            self._report(ending.verdict)
+
+    def _ending(self, request: Request, status: int, body: bytes) -> Ending:
         if 200 <= status < 300:
-            return "used"
+            return Ending("used")
         if not status:
-            return "failed"
+            return Ending("failed")
         _, verdict = describe(self._spec, self._credential, failure_in(status, body))
-        return "failed" if verdict is None else "rejected"
+        if verdict is None:
+            return Ending("failed")
+        return Ending("rejected", verdict if self._is_about_this_key(request) else None)
+
+    def _is_about_this_key(self, request: Request) -> bool:
+        """Say whether this key went to its provider: a copy of an SDK's client may have another, or go elsewhere."""
+        from ..outbound.transport import carries
+
+        api_key = self._credential.api_key
+        return bool(api_key) and carries(request, api_key, self._credential.base_url)
 
 
 class Call:
@@ -45,16 +90,16 @@ class Call:
     def __init__(self, outcomes: Outcomes | None) -> None:
         self.outcomes = outcomes
         #: Of its latest request; None where none was made.
-        self.latest: Outcome | None = None
+        self.latest: Ending | None = None
         self._ended = False
 
-    def take(self, outcomes: Outcomes, outcome: Outcome) -> bool:
-        """Take in a request's outcome, and say whether it was one of this call's."""
+    def take(self, outcomes: Outcomes, ending: Ending) -> bool:
+        """Take in how a request ended, and say whether it was one of this call's."""
         if self.outcomes is None:
             self.outcomes = outcomes
         if self.outcomes is not outcomes:
             return False
-        self.latest = outcome
+        self.latest = ending
         return True
 
     def end(self, outcome: Outcome) -> None:
@@ -111,5 +156,5 @@ def one_call() -> Iterator[None]:
         yield
     finally:
         _call.reset(reset)
-        if call.latest is not None:
-            call.end(call.latest)
+        if call.outcomes is not None and call.latest is not None:
+            call.outcomes.tell(call.latest)

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 
 from flask_byok.catalog import ProviderSpec
-from flask_byok.credentials import Credential, Secret
+from flask_byok.credentials import Credential, Secret, Verdict
 from flask_byok.errors import ByokError, InvalidFieldError
 from flask_byok.outbound import Outbound
 from flask_byok.owners import Tier
@@ -240,11 +241,12 @@ def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
         Outcomes(spec, credential_for(fake, "openai", "sk-12345678"), counted[name].append)
         for name in counted
     )
+    request = httpx2.Request("POST", "https://x/v1")
     with one_call():
-        a.observe(500, b"")
-        b.observe(0, b"")
+        a.observe(request, 500, b"")
+        b.observe(request, 0, b"")
         with one_call():
-            a.observe(200, b"")
+            a.observe(request, 200, b"")
     assert counted == {"a": ["used"], "b": ["failed"]}
 
 
@@ -267,5 +269,96 @@ def test_refusals_are_read_as_they_come(
     counted: list[str] = []
     spec: ProviderSpec = CATALOG.get("openai")
     credential = credential_for(fake, "openai", "sk-12345678")
-    Outcomes(spec, credential, counted.append).observe(status, body)
+    request = httpx2.Request("POST", "https://x/v1")
+    Outcomes(spec, credential, counted.append).observe(request, status, body)
     assert counted == [outcome]
+
+
+# verdicts
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("way", WAYS, ids=["chat", "call", "stream"])
+@pytest.mark.parametrize("counts", [True, False])
+def test_a_refusal_is_reported_once(
+    fake: FakeProviders, make: Make, provider: str, way: Callable[[Any], object], counts: bool
+) -> None:
+    """Whoever makes the call, with the SDK's client or as a stream of ours, and whether or not it is counted."""
+    reported: list[Verdict] = []
+    count = [].append if counts else None
+    key = fake.api_key(provider, "bad")
+    made = make(provider, key, report=reported.append, count=count, max_retries=1)
+    for number in (1, 2):
+        with pytest.raises(Exception, match=r"."):
+            way(made)
+        assert reported == [Verdict.INVALID] * number
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("behaviour", ["good", "overloaded", "rate_limited", "broke", "restricted"])
+def test_nothing_else_is_reported(
+    fake: FakeProviders, make: Make, provider: str, behaviour: str
+) -> None:
+    """What is no refusal of the key says nothing about it."""
+    reported: list[Verdict] = []
+    key = fake.api_key(provider, behaviour)
+    made = make(provider, key, report=reported.append, max_retries=0)
+    with suppress(Exception):
+        call_client(provider, made.client)
+    assert reported == []
+
+
+def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
+    """A refusal of the request that quotes the conversation is none of the key, whatever that says."""
+    reported: list[Verdict] = []
+    made = make("openai", fake.api_key("openai"), report=reported.append, max_retries=0)
+    message = "Rejected: the words 'Incorrect API key provided: invalid_api_key' were found."
+    for status in (400, 401, 403):
+        fake.answer_next("openai", status, {"error": {"message": message, "type": "moderation"}})
+        with pytest.raises(Exception, match=r"."):
+            call_client("openai", made.client)
+    assert reported == []
+
+
+def test_another_keys_refusal_is_not_reported(fake: FakeProviders, make: Make) -> None:
+    """A copy of the SDK's client may have another key, or another provider's address: that is no verdict on ours."""
+    reported: list[Verdict] = []
+    good, bad = fake.api_key("openai"), fake.api_key("openai", "bad")
+    made = make("openai", good, report=reported.append, max_retries=0)
+    make("groq", fake.api_key("groq")).client  # noqa: B018  (its address may be called from now on)
+    other = {"Authorization": f"Bearer {bad}"}
+    for client in (
+        made.client.with_options(api_key=bad),
+        made.client.with_options(base_url=fake.base_url("groq")),
+        made.client.with_options(default_headers=other),
+    ):
+        with pytest.raises(Exception, match=r"401"):
+            call_client("openai", client)
+    assert reported == []
+    fake.add_key("openai", good, "bad")
+    with pytest.raises(Exception, match=r"401"):
+        call_client("openai", made.client.with_options(timeout=5))
+    assert reported == [Verdict.INVALID]
+
+
+def test_another_key_reports_nothing(fake: FakeProviders, make: Make) -> None:
+    """After `set_api_key` a refusal is about that key, and nothing is reported of the stored one."""
+    reported: list[Verdict] = []
+    made = make("openai", fake.api_key("openai"), report=reported.append)
+    made.set_api_key(fake.api_key("openai", "bad"))
+    with pytest.raises(Exception, match=r"401"):
+        call_client("openai", made.client)
+    assert reported == []
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_chat_models_of_langchain_report(fake: FakeProviders, provider: str) -> None:
+    """A refusal that a chat model meets is reported as any other."""
+    reported: list[Verdict] = []
+    credential = credential_for(fake, provider, fake.api_key(provider, "bad"))
+    model = make_chat_model(
+        CATALOG.get(provider), credential, Outbound(), "some-model", report=reported.append
+    )
+    with pytest.raises(Exception, match=r"."):
+        model.invoke("Hello")
+    assert reported == [Verdict.INVALID]
