@@ -15,8 +15,8 @@ import os
 import re
 import string
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
@@ -42,8 +42,7 @@ _LAST = ("", "AEIMQUYcgkosw048", "AQgw")
 _NONCE_BYTES = 12  # NIST SP 800-38D, section 8.2: 96 bits
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What a ciphertext is bound to."""
 
     scope: str
@@ -53,7 +52,7 @@ class Context:
 
     def encode(self) -> bytes:
         """Return an injective encoding: each part with its length in front, so no two contexts are equal."""
-        parts = (part.encode() for part in (self.scope, self.owner, self.provider, self.slot))
+        parts = (part.encode() for part in self)
         return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
@@ -99,9 +98,8 @@ class Keyring:
 
     def seal(self, plaintext: bytes, context: Context) -> str:
         """Encrypt with the current key, bound to the context."""
-        info = context.encode()
         code = _CODES[self.cipher]
-        payload = self._current.seal(code, _pad(plaintext), info)
+        payload = self._current.seal(code, _pad(plaintext), context)
         return f"{_FORMAT}.{self._current.key_id}.{code}.{payload}"
 
     def open(self, ciphertext: str, context: Context) -> bytes:
@@ -118,7 +116,7 @@ class Keyring:
         if key is None:
             raise UnknownKeyIdError(provider=context.provider)
         try:
-            return _unpad(key.open(code, payload, context.encode()))
+            return _unpad(key.open(code, payload, context))
         except (InvalidToken, InvalidTag, ValueError):
             raise UnreadableCredentialError(provider=context.provider) from None
 
@@ -146,27 +144,29 @@ class _Key:
         # One person's calls come in rows, and deriving takes as long as decrypting.
         self._fernet = lru_cache(DERIVED_KEYS)(self._derive_fernet)
 
-    def seal(self, code: str, plaintext: bytes, info: bytes) -> str:
+    def seal(self, code: str, plaintext: bytes, context: Context) -> str:
         if code == "f":
-            return self._fernet(info).encrypt(plaintext).decode()
+            return self._fernet(context).encrypt(plaintext).decode()
+        info = context.encode()
         nonce = os.urandom(_NONCE_BYTES)
         sealed = AESGCM(self._derive(b"gcm" + info)).encrypt(nonce, plaintext, info)
         return base64.urlsafe_b64encode(nonce + sealed).decode()
 
-    def open(self, code: str, payload: str, info: bytes) -> bytes:
+    def open(self, code: str, payload: str, context: Context) -> bytes:
         if not _is_canonical(payload):
             raise ValueError("not canonical base64")
         if code == "f":
-            return self._fernet(info).decrypt(payload)
+            return self._fernet(context).decrypt(payload)
         if code == "g":
+            info = context.encode()
             raw = base64.urlsafe_b64decode(payload)
             return AESGCM(self._derive(b"gcm" + info)).decrypt(
                 raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], info
             )
         raise ValueError("unknown cipher")
 
-    def _derive_fernet(self, info: bytes) -> Fernet:
-        return Fernet(base64.urlsafe_b64encode(self._derive(b"fernet" + info)))
+    def _derive_fernet(self, context: Context) -> Fernet:
+        return Fernet(base64.urlsafe_b64encode(self._derive(b"fernet" + context.encode())))
 
     def _derive(self, info: bytes) -> bytes:
         # The encryption key is uniformly random, so the extract step of HKDF may be left out (RFC 5869, 3.3).

@@ -105,5 +105,5 @@ def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> Credential
     if slot == record.slot:
         return record
     there = Context("account", record.owner, record.provider, slot)
-    plain = keyring.open(record.ciphertext, replace(there, slot=record.slot))
+    plain = keyring.open(record.ciphertext, there._replace(slot=record.slot))
     return replace(record, slot=slot, ciphertext=keyring.seal(plain, there))

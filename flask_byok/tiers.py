@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from .catalog import ProviderSpec
 from .credentials import Credential, CredentialRecord, State, utcnow
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("flask_byok.tiers")
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """What one tier has for a provider.
 
     ``credential`` is None where it does not open, is inactive or expired, and where it is ``waiting``: left by a
@@ -132,29 +131,27 @@ class AccountTiers:
 
         Of several teams' keys the one comes first whose team the host names first; of several slots' the first slot.
         """
-        owners = {owner: tier for tier, owner in caller.account_owners() if tier in self.tiers}
+        owners = [(tier, owner) for tier, owner in caller.account_owners() if tier in self.tiers]
         if not owners or not specs:
             return {}
-        by_id = {spec.id: spec for spec in specs}
-        records: dict[tuple[Tier, str], list[CredentialRecord]] = {}
-        for record in self._store.find(list(owners), list(by_id)):
-            # Some databases compare without regard to case: what is Ann's is not ann's.
-            if record.owner in owners and record.provider in by_id:
-                records.setdefault((owners[record.owner], record.provider), []).append(record)
-        order = list(owners)
-        for theirs in records.values():
-            theirs.sort(key=lambda record: order.index(record.owner))
+        kept = self._store.places([owner for _, owner in owners], [spec.id for spec in specs])
         return {
-            (tier, provider): self._candidates(by_id[provider], tier, theirs)
-            for (tier, provider), theirs in records.items()
+            (tier, spec.id): self._candidates(spec, tier, owners, kept)
+            for spec in specs
+            for tier in self.tiers
         }
 
     def _candidates(
-        self, spec: ProviderSpec, tier: Tier, records: Iterable[CredentialRecord]
+        self,
+        spec: ProviderSpec,
+        tier: Tier,
+        owners: Iterable[tuple[Tier, str]],
+        kept: Mapping[tuple[str, str], Iterable[CredentialRecord]],
     ) -> Iterator[Candidate]:
-        return (
-            self._opener.open(spec, tier, "account", record.owner, record) for record in records
-        )
+        for owner in (owner for its_tier, owner in owners if its_tier is tier):
+            # By name: some databases compare without regard to case, and what is Ann's is not ann's.
+            for record in kept.get((owner, spec.id), ()):
+                yield self._opener.open(spec, tier, "account", owner, record)
 
 
 class Opener:

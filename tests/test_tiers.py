@@ -18,10 +18,13 @@ class CarelessStore:
     def __init__(self, *records: CredentialRecord) -> None:
         self._records = records
 
-    def find(self, owners: list[str], providers: list[str]) -> list[CredentialRecord]:
+    def places(
+        self, owners: list[str], providers: list[str]
+    ) -> dict[tuple[str, str], list[CredentialRecord]]:
         """Return whatever has such an owner, in capitals or not."""
         wanted = {owner.casefold() for owner in owners}
-        return [record for record in self._records if record.owner.casefold() in wanted]
+        found = (record for record in self._records if record.owner.casefold() in wanted)
+        return {(record.owner, record.provider): [record] for record in found}
 
 
 def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProviders) -> None:

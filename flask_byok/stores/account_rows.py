@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, cast
 
 from ..credentials import CredentialRecord, RecordedVerdict, Verdict, utcnow
@@ -17,6 +18,11 @@ _CHANGEABLE = {"label", "description", "active", "expires_at", "ciphertext", "hi
 
 # SQLAlchemy's own rows take ten times as long to give a column by its name.
 _Row = cast(Any, namedtuple)("_Row", credentials.c.keys())
+
+#: Returns the owner and the provider of a row of ``byok_credentials`` with all its columns.
+place_of: Callable[[Any], tuple[str, str]] = itemgetter(
+    *map(credentials.c.keys().index, ("owner", "provider"))
+)
 
 
 def to_record(row: Any) -> CredentialRecord:

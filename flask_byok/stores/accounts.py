@@ -9,7 +9,7 @@ key at a time or waits for none.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from . import account_changes as steps
 from . import account_statements as statements
 from .account_changes import Check
 from .account_expiry import AccountExpiry
-from .account_rows import changed_values, to_record, verdict_values
+from .account_rows import changed_values, place_of, to_record, verdict_values
 from .account_seals import AccountSeals
 from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
@@ -70,8 +70,16 @@ class AccountStore:
 
         Slots come in the order that they serve in.
         """
-        found = self._records(*statements.find(owners, providers))
-        return sorted(found, key=lambda record: (serving_order(record.slot), record.id))
+        return list(_in_order(self._rows(*statements.find(owners, providers))))
+
+    def places(
+        self, owners: Sequence[str], providers: Sequence[str]
+    ) -> dict[tuple[str, str], Iterator[CredentialRecord]]:
+        """Return the same by owner and provider; records that nobody asks for are not made."""
+        rows: dict[tuple[str, str], list[Any]] = {}
+        for row in self._rows(*statements.find(owners, providers)):
+            rows.setdefault(place_of(row), []).append(row)
+        return {place: _in_order(theirs) for place, theirs in rows.items()}
 
     def page(
         self,
@@ -306,7 +314,10 @@ class AccountStore:
         return in_slot(self._keyring, record, slot)
 
     def _records(self, query: Any, values: Mapping[str, Any]) -> list[CredentialRecord]:
-        return list(map(to_record, self._database.call(self._all, query, values)))
+        return list(map(to_record, self._rows(query, values)))
+
+    def _rows(self, query: Any, values: Mapping[str, Any]) -> Sequence[Any]:
+        return self._database.call(self._all, query, values)
 
     def _all(self, query: Any, values: Mapping[str, Any]) -> Sequence[Any]:
         with self._database.transactions.single() as connection:
@@ -316,3 +327,8 @@ class AccountStore:
         with self._database.transactions.single() as connection:
             rows: int = connection.execute(statement, values).rowcount
             return rows
+
+
+def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:
+    records = map(to_record, rows)
+    yield from sorted(records, key=lambda record: (serving_order(record.slot), record.id))

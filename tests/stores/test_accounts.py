@@ -113,6 +113,18 @@ def test_find_is_one_statement(store: AccountStore) -> None:
     assert store.find([], providers) == store.find([ANN], []) == []
 
 
+def test_places_hold_the_same_records(store: AccountStore) -> None:
+    """By owner and provider come the records that the list has, in one statement, slots in their order."""
+    for owner in (ANN, BEN, SYSTEM):
+        for slot in ("2", ""):
+            store.create(make_record(owner, slot=slot), event_of())
+    owners, providers = [ANN, SYSTEM, TEAM], ["openai", "groq"]
+    assert count_statements(store.engine, lambda: store.places(owners, providers)) == 1
+    found = {place: list(records) for place, records in store.places(owners, providers).items()}
+    assert found == {(owner, "openai"): store.find([owner]) for owner in (ANN, SYSTEM)}
+    assert [record.slot for record in found[ANN, "openai"]] == ["", "2"]
+
+
 def test_put_replaces(store: AccountStore) -> None:
     """Storing again keeps id and birth, counts the version on, and forgets the old key's verdict."""
     first = store.put(make_record(validity=VALID), event_of())
