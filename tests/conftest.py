@@ -20,6 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a shell; the programs that tests start and interrupt would ignore it too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+give_time()
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
@@ -77,9 +79,8 @@ def postgres_server_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Name an empty database on PostgreSQL, for SQLAlchemy with psycopg; calls of it may take their time."""
-    give_time(monkeypatch)
+def postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """Name an empty database on PostgreSQL, for SQLAlchemy with psycopg."""
     url = services.create_database(postgres_server_url)
     yield url
     services.drop_database(url, postgres_server_url)

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -26,6 +27,8 @@ import psycopg
 import redis
 from sqlalchemy.engine import URL, make_url
 
+#: Seconds that a server stays frozen at most; who waits for it without a limit waits that long.
+AWAY = 10.0
 AXE_SCRIPT = Path(__file__).parent / "axe/node_modules/axe-core/axe.min.js"
 
 
@@ -75,6 +78,7 @@ class Server(ABC):
         self.port = free_port()
         self.directory = Path(tempfile.mkdtemp(prefix="byok-"))
         self.process: subprocess.Popen[bytes] | None = None
+        self._thaw: threading.Timer | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -123,12 +127,26 @@ class Server(ABC):
             self.process = None
 
     def stop_process(self) -> None:
-        """Freeze the server: its port still accepts, nothing answers (SIGSTOP)."""
+        """Freeze the server (SIGSTOP), for ``AWAY`` at most: its port still accepts, nothing answers."""
+        self._thaw = threading.Timer(AWAY, self.cont)
+        self._thaw.daemon = True
+        self._thaw.start()
         self.signal(signal.SIGSTOP)
 
     def cont(self) -> None:
         """Thaw a frozen server (SIGCONT)."""
+        if self._thaw is not None:
+            self._thaw.cancel()
         self.signal(signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Freeze the server for the time of a block."""
+        self.stop_process()
+        try:
+            yield
+        finally:
+            self.cont()
 
     def restart(self) -> None:
         """Kill the server and start it again on the same port."""

@@ -13,7 +13,6 @@ import pickle
 import pprint
 import string
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -41,6 +40,7 @@ from flask_byok.credentials import (
 )
 from flask_byok.errors import MalformedApiKeyError
 from flask_byok.owners import Tier
+from tests.patience import soon
 
 API_KEY = "sk-proj-CANARY-4711-never-to-be-seen"
 PRINTABLE = string.ascii_letters + string.digits + string.punctuation
@@ -292,10 +292,8 @@ def test_length_of_a_key(length: int, fits: bool) -> None:
 
 def test_cleaning_takes_one_pass() -> None:
     """A long text of quotes and spaces by turns costs no more than any other of its length."""
-    started = time.perf_counter()
-    with pytest.raises(MalformedApiKeyError):
+    with soon(), pytest.raises(MalformedApiKeyError):
         clean_api_key("\" '" * 300_000)
-    assert time.perf_counter() - started < 1
 
 
 # hints

@@ -14,6 +14,7 @@ import redis
 
 from tests import services
 from tests.demo import Demo, Visitor, read_events, run_demo, start_demo
+from tests.patience import soon
 
 
 @pytest.fixture(scope="module")
@@ -242,15 +243,13 @@ def test_redis_that_dies_costs_a_moment_and_comes_back() -> None:
         visitor = Visitor(running.url)
         visitor.page()
         server.kill()
-        started = time.monotonic()
-        with visitor.open("/") as answer:
+        with soon(), visitor.open("/") as answer:
             assert answer.status == 503
             assert answer.headers["Retry-After"]
             assert "Try again" in answer.read().decode()
-        with visitor.open("/api/providers/keys") as answer:
+        with soon(), visitor.open("/api/providers/keys") as answer:
             assert answer.status == 503
             assert json.load(answer)["code"] == "store_unavailable"
-        assert time.monotonic() - started < 1
         server.start()
         services.wait_until(visitor.page, "the demo")
 

@@ -19,17 +19,10 @@ from flask_byok.settings import Settings
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
-from tests.patience import give_time
 
 KEYRING = Keyring("aa" * 32)
 SPECS, SETTINGS = list(Catalog()), Settings()
 OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIza-operators-0003"
-
-
-@pytest.fixture(autouse=True)
-def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time."""
-    give_time(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

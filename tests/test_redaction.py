@@ -10,7 +10,6 @@ import json
 import logging
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -107,27 +106,6 @@ def test_a_key_that_begins_another_leaves_nothing_of_it(others: int) -> None:
     short = "sk-proj-0123456789"
     alive = [Secret(short), Secret(short + "-and-more"), *(Secret("x" * 20) for _ in range(others))]
     assert redact(f"{short}-and-more {short}") == f"{REDACTED} {REDACTED}"
-    del alive
-
-
-def test_a_record_costs_little_with_many_keys_alive(log: io.StringIO) -> None:
-    """With a hundred keys of 4 KB, a record takes under 0.3 milliseconds more; with none, next to nothing."""
-
-    def cost(text: str) -> float:
-        spans = []
-        for _ in range(30):
-            started = time.perf_counter()
-            logging.getLogRecordFactory()("x", 20, "f", 1, text, (), None)
-            spans.append(time.perf_counter() - started)
-        return min(spans)
-
-    line = "GET /chat/openai HTTP/1.1 200 " * 8
-    gc.collect()
-    free = cost(line)
-    alive = [Secret((f"{number:06}" + "Ab+/%9" * 1000)[:4096]) for number in range(100)]
-    alive += [Secret(f"sk-proj-{number:06}-0123456789abcdef") for number in range(100)]
-    assert cost(line) < 0.0003
-    assert free < 0.00005
     del alive
 
 

@@ -15,18 +15,11 @@ from flask_byok.rotation import Progress, key_ids_without_key, rotate
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.tables import credentials
-from tests.patience import give_time
 from tests.stores.account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
 
 NEW = Keyring("11" * 32, ["00" * 32])
 OLD_ID, NEW_ID = KEYRING.key_ids[0], NEW.key_ids[0]
 EVENT = AuditEvent("cli", "rotate")
-
-
-@pytest.fixture(autouse=True)
-def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time: what is too late is a matter of other tests."""
-    give_time(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

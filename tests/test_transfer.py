@@ -26,7 +26,6 @@ from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.tables import credentials
 from flask_byok.transfer import Exported, MovedKey, export_keys, read_keys
-from tests.patience import give_time
 
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"
@@ -85,12 +84,6 @@ def moved(content: bytes) -> Iterator[MovedKey]:
 def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
     """Derive keys in no time."""
     monkeypatch.setattr(passphrase, "COST", (2, 8, 1))
-
-
-@pytest.fixture(autouse=True)
-def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time."""
-    give_time(monkeypatch)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])

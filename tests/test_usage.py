@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import statistics
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from flask_byok.errors import ByokError, StoreError
 from flask_byok.owners import Caller, SessionRef, Tier
 from flask_byok.testing import FakeProviders
 from flask_byok.usage import SessionUse, UsageRecorder, Use, counted_owner
+from tests.patience import soon
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
 
@@ -206,20 +206,6 @@ def test_a_fault_that_nobody_foresaw_is_survived(
     assert "sk-secret" not in caplog.text
 
 
-def test_noting_is_cheap(store: Store) -> None:
-    """One use takes microseconds; the bound leaves room for a busy machine."""
-    recorder = UsageRecorder(store.add, HOURS)
-    best = min(_seconds_of(recorder) for _ in range(5))
-    assert best / 10_000 < 10e-6
-
-
-def _seconds_of(recorder: UsageRecorder) -> float:
-    began = time.perf_counter()
-    for _ in range(10_000):
-        recorder.note("user:1", "openai", "id-1", "used")
-    return time.perf_counter() - began
-
-
 def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     """What waits when the interpreter ends is written."""
     script = f"""
@@ -236,6 +222,7 @@ for _ in range(7):
     count = f"""
 from flask_byok.keyring import Keyring
 from flask_byok.stores.accounts import AccountStore
+from tests.patience import soon
 store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
 print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
 """
@@ -443,17 +430,16 @@ def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
     world.keep("system", world.fake.api_key("openai"))
     ann = world.caller("ann")
 
-    def chat() -> float:
-        began = time.perf_counter()
+    def chat() -> None:
         list(world.service.provider(ann, "openai").stream_chat(HELLO))
-        return time.perf_counter() - began
 
     chat()
     assert counted(world, "system") == {"used": 1}
     with world.store.engine.connect() as connection:
         connection.exec_driver_sql(take)
-        # Who waited for the row would wait 0.3 s each time, or 5 s on SQLite.
-        assert statistics.median(chat() for _ in range(11)) < 0.25
+        for _ in range(11):
+            with soon():  # who waited for the row would wait 20 s, or 5 s on SQLite
+                chat()
         connection.exec_driver_sql(give)
     wait_until(lambda: counted(world, "system") == {"used": 12}, "the counts")
     with world.store.engine.connect() as connection:

@@ -21,7 +21,6 @@ from werkzeug.test import TestResponse
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, fingerprint, make_app
 from tests.keeper import OWN, SHARED, Keeper, close, keeper
-from tests.patience import give_time
 
 UNKNOWN = "0" * 32
 STATUS = "/api/providers/keys"
@@ -35,7 +34,6 @@ def host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[HostApp]:
     """Make a host on each kind of database."""
-    give_time(monkeypatch)
     name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     app = make_app(
         tmp_path,

@@ -6,15 +6,16 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from flask_byok.errors import StoreError
 from flask_byok.owners import Caller
-from flask_byok.stores import sql_engine
+from flask_byok.stores import redis_client, sql_engine
 from flask_byok.testing import FakeProviders
+from tests.patience import everyday_limits
 from tests.services import PostgresServer, Server, create_database
 from tests.stores.redis_kinds import TunedRedis
 from tests.worlds import World
@@ -60,14 +61,6 @@ def place(
         url = create_database(request.getfixturevalue("own_postgres").url)
     redis = request.getfixturevalue("durable_redis").url if sessions == "redis" else None
     return Place(tmp_path, fake, url, redis)
-
-
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time: what is too late is a matter of other tests."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
 
 
 Act = Callable[[World, Caller], object]
@@ -160,7 +153,6 @@ VERBS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("place", KINDS, indirect=True)
 @VERBS
 def test_killed_worker(place: Place, tmp_path: Path, act: Act, check: Act, step: int) -> None:
@@ -173,7 +165,6 @@ def test_killed_worker(place: Place, tmp_path: Path, act: Act, check: Act, step:
 
 
 @pytest.mark.stress
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("place", EVERYWHERE, indirect=True)
 @VERBS
 def test_killed_worker_everywhere(
@@ -187,7 +178,8 @@ def interrupted_at(
     place: Place, server: Server, at: int, labels: Path, interrupt: Interrupt, inside: bool
 ) -> bool:
     """Promote while a server goes away at one point, and check what is found once it is back; say whether it went."""
-    world = place.world()
+    with everyday_limits(redis_client):
+        world = place.world()
     caller = begin(world, f"{place.folder.name}-{at}")
     revive: list[Callable[[], object]] = []
     points = Points(at, lambda: revive.append(interrupt(server)), labels, inside=inside)
@@ -211,14 +203,10 @@ def killed(server: Server) -> Callable[[], object]:
 
 def frozen(server: Server) -> Callable[[], object]:
     """Stop a server; what this returns lets it go on."""
-    patience, sql_engine.LIMIT = sql_engine.LIMIT, 0.4
-    server.stop_process()
-
-    def go_on() -> None:
-        server.cont()
-        sql_engine.LIMIT = patience
-
-    return go_on
+    frozen = ExitStack()
+    frozen.enter_context(everyday_limits(sql_engine))
+    frozen.enter_context(server.frozen())
+    return frozen.close
 
 
 Interrupt = Callable[[Server], Callable[[], object]]
@@ -250,7 +238,6 @@ def interrupt_at_each(
     raise AssertionError("unreachable")
 
 
-@pytest.mark.usefixtures("patient")
 @INTERRUPTIONS
 def test_store_goes_away(
     request: pytest.FixtureRequest, place: Place, away: str, interrupt: Interrupt, tmp_path: Path
@@ -262,7 +249,6 @@ def test_store_goes_away(
 
 
 @pytest.mark.stress
-@pytest.mark.usefixtures("patient")
 @INTERRUPTIONS
 def test_store_goes_away_everywhere(
     request: pytest.FixtureRequest, place: Place, away: str, interrupt: Interrupt, tmp_path: Path

@@ -19,6 +19,7 @@ from flask_byok.outbound.bounded import (
     MAX_REFUSAL_BYTES,
     AnswerRefused,
 )
+from tests.patience import IN_TIME, soon
 
 from .hostile_server import head, hostile
 
@@ -110,17 +111,15 @@ def test_a_drip_ends(monkeypatch: pytest.MonkeyPatch, first: bytes, piece: bytes
         started = time.monotonic()
         with pytest.raises(httpx2.ReadTimeout):
             read(server.origin)
-        assert 0.4 < time.monotonic() - started < 2
+        assert 0.4 < time.monotonic() - started < IN_TIME
 
 
 def test_the_nearer_end_counts() -> None:
     """A check's own time is not made longer by the time for an answer."""
     with hostile(lambda: drip(head(200), b" ")) as server:
-        started = time.monotonic()
         endpoint = Endpoint(server.origin, "operator")
-        with suppress(Exception):
+        with soon(), suppress(Exception):
             Outbound().fetch(endpoint, "GET", "/", {}, seconds=0.3)
-        assert time.monotonic() - started < 1.5
 
 
 @pytest.mark.parametrize(("trust", "complete"), [("operator", True), ("personal", False)])

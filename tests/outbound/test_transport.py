@@ -15,6 +15,7 @@ import pytest
 from flask_byok.errors import EndpointNotAllowedError, ProviderUnavailableError
 from flask_byok.outbound import Endpoint, Outbound
 from flask_byok.testing import FakeProviders
+from tests.patience import IN_TIME, soon
 
 from .conftest import Dialled
 from .hostile_urls import hostile_urls, resolve
@@ -192,7 +193,7 @@ def test_dripping_bytes_do_not_outlast_the_deadline(fake: FakeProviders, kind: s
     started = time.monotonic()
     with pytest.raises(ProviderUnavailableError, match="too long"):
         fetch(Outbound(), fake.hostile_url(kind), "operator", seconds=0.5)
-    assert 0.4 < time.monotonic() - started < 1.5
+    assert 0.4 < time.monotonic() - started < IN_TIME
 
 
 def test_a_slow_resolver_does_not_outlast_the_deadline() -> None:
@@ -200,14 +201,12 @@ def test_a_slow_resolver_does_not_outlast_the_deadline() -> None:
     waiting = threading.Event()
 
     def resolver(*args: Any, **options: Any) -> list[Any]:
-        waiting.wait(5)
+        waiting.wait(10)
         return []
 
-    started = time.monotonic()
-    with pytest.raises(ProviderUnavailableError, match="too long"):
+    with soon(), pytest.raises(ProviderUnavailableError, match="too long"):
         fetch(Outbound(resolver=resolver), "https://slow.example", seconds=0.3)
     waiting.set()
-    assert time.monotonic() - started < 1.0
 
 
 def test_a_name_that_does_not_exist_is_unreachable() -> None:

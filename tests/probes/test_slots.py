@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,6 +15,7 @@ from flask_byok.outbound import Endpoint, Outbound
 from flask_byok.probes import check, check_api_key
 from flask_byok.probes.slots import Slots
 from flask_byok.testing import FakeProviders
+from tests.patience import soon
 
 
 def test_an_owner_has_a_few_and_all_have_some() -> None:
@@ -69,11 +69,10 @@ def test_a_slow_server_of_ones_own_does_not_keep_all_workers(
         threads = [threading.Thread(target=run, args=("personal", "me")) for _ in range(6)]
         threads += [threading.Thread(target=run, args=("personal", "you"))]
         threads += [threading.Thread(target=run, args=("operator", "me")) for _ in range(3)]
-        started = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert time.monotonic() - started < 3
+        with soon():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
     assert len([made for made in outcomes if isinstance(made, RateLimitedError)]) == 4
     assert len([made for made in outcomes if isinstance(made, Validation)]) == 6

@@ -14,6 +14,7 @@ from flask_byok.outbound import Outbound, transport
 from flask_byok.providers import make_provider
 from flask_byok.testing import FakeProviders
 from tests.outbound.hostile_server import head, hostile
+from tests.patience import soon
 
 from .conftest import CATALOG, credential_for
 
@@ -62,8 +63,6 @@ def test_a_chat_ends(
         )
         spec = CATALOG.get(provider)
         made = make_provider(spec, credential, Outbound(), max_retries=0)
-        started = time.monotonic()
-        with pytest.raises(ProviderUnavailableError, match=r"longer|too long"):
+        with soon(8), pytest.raises(ProviderUnavailableError, match=r"longer|too long"):
             list(made.stream_chat(HELLO, "some-model"))
-        assert time.monotonic() - started < 6
         assert server.sent < 32_000_000

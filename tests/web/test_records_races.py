@@ -17,7 +17,6 @@ from flask_byok.stores.accounts import AccountStore
 from flask_byok.web.state import get_state
 from tests.app import KEYS, HostApp, make_app
 from tests.keeper import OWN, Keeper, accounts_of, close, keeper
-from tests.patience import give_time
 from tests.stores.test_account_races import exit_code, fork
 
 from .conftest import MakeHost
@@ -25,12 +24,6 @@ from .conftest import MakeHost
 PROVIDERS = ("openai", "groq")
 ANN = "user:ann"
 ALLOWED = {200, 201, 204, 404, 409, 412}
-
-
-@pytest.fixture(autouse=True)
-def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a busy machine take its time."""
-    give_time(monkeypatch)
 
 
 def _make_app(folder: Path, url: str) -> HostApp:
