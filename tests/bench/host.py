@@ -38,6 +38,8 @@ def byok_host(fake: FakeProviders, redis_url: str) -> tuple[Flask, BYOK]:
     app.config.update(
         BYOK_ENCRYPTION_KEY=generate_encryption_key(),
         BYOK_REDIS=redis_url,
+        # In the instance folder it would be there still, under another encryption key, at the next run.
+        BYOK_DATABASE_URL="sqlite://",
         BYOK_BASE_URLS={"openai": fake.base_url("openai")},
         BYOK_SET_RATE="1000000/minute",
     )
