@@ -125,7 +125,7 @@ class Verdicts:
         if _stays_refused(credential, verdict):
             return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        self._sessions.record_verdict(session, caller.identity, credential.provider, recorded)
+        self._sessions.record_verdict(session, credential.provider, recorded)
 
     def _note_in_account(
         self,

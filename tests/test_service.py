@@ -535,6 +535,27 @@ def test_a_refusal_of_the_sdks_client_marks_the_key(make_world: MakeWorld) -> No
     world.fake.add_key("openai", first, "good")
 
 
+def test_a_refusal_after_signing_in_ends_nothing(make_world: MakeWorld) -> None:
+    """A visitor's call that is refused when somebody has signed in marks that key, and takes no other away."""
+    world = make_world(BYOK_PRECEDENCE=["session", "env"])
+    visitor, refused = world.caller(), key(world, owner="refused")
+    world.set(visitor, refused, validate="off")
+    provider = world.service.provider(visitor, "openai", max_retries=0)
+    user = dataclasses.replace(visitor, user="7")
+    world.set(user, key(world, provider="groq"), "groq", validate="off")
+    world.fake.add_key("openai", refused, "bad")
+    for call in (
+        provider.client.models.list,
+        lambda: list(provider.stream_chat([{"role": "user", "content": "hi"}])),
+    ):
+        with pytest.raises(Exception, match=r"."):
+            call()
+        assert world.status(user, "groq")["source"] == "session"
+    world.service.promote(user)
+    assert world.status(user)["state"] == "rejected"
+    world.fake.add_key("openai", refused, "good")
+
+
 # a visitor signs in
 
 

@@ -147,20 +147,20 @@ class SessionStore(Protocol):
     ) -> bool:
         """Delete the record, if it is of that version still, and say whether it was."""
 
-    def record_verdict(
-        self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
-    ) -> None:
+    def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
         """Store a verdict beside the record, if that is there in the verdict's version still.
 
-        One that comes late leaves a newer key and its own verdict alone.
+        One that comes late leaves a newer key and its own verdict alone. Whoever has the session by
+        then, and by whichever id: the version is enough, and a verdict neither ends a session nor
+        prolongs one.
         """
 
     def count(self, use: SessionUse) -> None:
         """Add uses to what is counted beside the record, if that is there in the use's version still.
 
-        Whoever has the session and by whichever id: the version is enough. Nothing else changes, not
-        even how long the session lives. A use that may have been written has a ticket and is not
-        counted again, unless another worker has counted the same key in between.
+        As with a verdict the version is enough, and nothing else changes. A use that may have been
+        written has a ticket and is not counted again, unless another worker has counted the same
+        key in between.
         """
 
     def renew(self, session: SessionRef, new_sid: str) -> None:

@@ -211,21 +211,17 @@ class RedisSessionStore:
         mark = version_mark(version)
         return bool(self._change(scripts.DISCARD, session, identity, *names, mark) == scripts.DONE)
 
-    def record_verdict(
-        self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
-    ) -> None:
-        """Store a verdict beside the record, if there is one."""
-        names = _names(_scope(identity), provider)
-        mark = version_mark(verdict.version)
-        self._change(scripts.VERDICT, session, identity, *names, encode_verdict(verdict), mark)
+    def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
+        """Store a verdict beside the record of that version."""
+        facts = (encode_verdict(verdict), version_mark(verdict.version), *_both_names(provider))
+        self._acknowledged(scripts.VERDICT, _hash_key(session.ref), *facts)
 
     def count(self, use: SessionUse) -> None:
         """Add uses to what is counted beside the record of that version; no replica has to know."""
         use.ticket = use.ticket or new_ticket()
         at = isoformat(datetime.fromtimestamp(use.last_used_at / 1000, UTC))
-        facts = (use.uses, at, use.ticket, version_mark(use.version))
-        fields = (*_names("u", use.provider), *_names("v", use.provider))
-        self._run(scripts.COUNT, _hash_key(use.ref), *facts, *fields)
+        facts = (use.uses, at, use.ticket, version_mark(use.version), *_both_names(use.provider))
+        self._run(scripts.COUNT, _hash_key(use.ref), *facts)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""
@@ -361,6 +357,10 @@ def _scope(identity: str, visitor: bool = False) -> str:
 
 def _names(scope: str, provider: str) -> tuple[str, str]:
     return f"k:{scope}:{provider}", f"c:{scope}:{provider}"
+
+
+def _both_names(provider: str) -> tuple[str, ...]:
+    return (*_names("u", provider), *_names("v", provider))
 
 
 @lru_cache(maxsize=512)

@@ -124,20 +124,22 @@ return 1
 """
 )
 
-#: Also: record field, verdict field, verdict, what a record of the verdict's version holds.
-VERDICT = Script(
-    _GUARD
-    + """
-local record = redis.call('HGET', key, ARGV[6])
-if not record or not string.find(record, ARGV[9], 1, true) then return 0 end
-local known = redis.call('HGET', key, ARGV[7]) or ''
-redis.call('HSET', key, ARGV[7], ARGV[8] .. (string.match(known, ',"usage_count":.*$') or ''))
-return 1
-"""
-)
+#: ARGV: verdict, what a record of its version holds, and pairs of a record field and its verdict field.
+#: The version alone decides, so a verdict ends no session and keeps none alive.
+VERDICT = Script("""
+for i = 3, #ARGV, 2 do
+  local record = redis.call('HGET', KEYS[1], ARGV[i])
+  if record and string.find(record, ARGV[2], 1, true) then
+    local known = redis.call('HGET', KEYS[1], ARGV[i + 1]) or ''
+    local uses = string.match(known, ',"usage_count":.*$') or ''
+    redis.call('HSET', KEYS[1], ARGV[i + 1], ARGV[1] .. uses)
+    return 1
+  end
+end
+return 0
+""")
 
-#: ARGV: uses, the last time, ticket, what a record of the version holds, and pairs of a record field and
-#: its verdict field. The version alone decides, so a count ends no session and keeps none alive.
+#: ARGV: uses, the last time, ticket, then as for a verdict.
 COUNT = Script("""
 local read = '^(.*),"usage_count":(%d+),"last_used_at":"(.*)","counted":"(.*)"$'
 local write = '%s,"usage_count":%d,"last_used_at":"%s","counted":"%s"'

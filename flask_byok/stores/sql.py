@@ -172,18 +172,15 @@ class SqlSessionStore:
         }
         return self._conditional(session, identity, tables.TOUCH, tables.TAKE, values)
 
-    def record_verdict(
-        self, session: SessionRef, identity: str, provider: str, verdict: RecordedVerdict
-    ) -> None:
-        """Store a verdict beside the record, if there is one."""
-        values = self._guard_values(session, identity) | {
-            "in_scope": _scope(identity),
+    def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
+        """Store a verdict beside the record of that version."""
+        values = {
+            "session_ref": session.ref,
             "of_provider": provider,
             "found": encode_verdict(verdict).decode(),
             "mark": version_mark(verdict.version),
         }
-        if not self._guarded(self._steps.single, tables.VERDICT, values):
-            self._end_if_foreign(session, identity)
+        self._guarded(self._steps.single, tables.VERDICT, values)
 
     def count(self, use: SessionUse) -> None:
         """Add uses to what is counted beside the record of that version."""

@@ -190,27 +190,17 @@ REPLACE = (
     update(canaries).where(canaries.c.name == bindparam("called")).values(sealed=bindparam("text"))
 )
 
-VERDICT = (
-    update(keys)
-    .where(
-        keys.c.ref == bindparam("session_ref"),
-        keys.c.scope == bindparam("in_scope"),
-        keys.c.provider == bindparam("of_provider"),
-        keys.c.record.contains(bindparam("mark")),
-        keys.c.ref.in_(select(sessions.c.ref).where(_alive())),
-    )
-    .values(verdict=bindparam("found"))
+_THAT_VERSION = and_(
+    keys.c.ref == bindparam("session_ref"),
+    keys.c.provider == bindparam("of_provider"),
+    keys.c.record.contains(bindparam("mark")),
 )
-#: Adds uses to a record of that version, in whichever scope. It holds no session's row, for it changes
+#: What is learnt about a version, in whichever scope that is. It holds no session's row, for it changes
 #: nothing that a session's end, or its time, depends on.
+VERDICT = update(keys).where(_THAT_VERSION).values(verdict=bindparam("found"))
 COUNT = (
     update(keys)
-    .where(
-        keys.c.ref == bindparam("session_ref"),
-        keys.c.provider == bindparam("of_provider"),
-        keys.c.record.contains(bindparam("mark")),
-        or_(keys.c.counted.is_(None), keys.c.counted != bindparam("ticket")),
-    )
+    .where(_THAT_VERSION, or_(keys.c.counted.is_(None), keys.c.counted != bindparam("ticket")))
     .values(
         usage_count=func.coalesce(keys.c.usage_count, 0) + bindparam("more"),
         last_used_at=case(
@@ -274,20 +264,13 @@ POSTGRESQL_WRITE, POSTGRESQL_CLEAR = _postgresql_write(), _postgresql_clear()
 _MINE = and_(keys.c.ref == bindparam("session_ref"), keys.c.scope == bindparam("in_scope"))
 PRESENT: Select[str] = select(keys.c.provider).where(_MINE, _IN_PROVIDERS)
 CLEAR: Delete = delete(keys).where(_MINE, _IN_PROVIDERS)
-_OF_THAT_VERSION = and_(
-    keys.c.ref == bindparam("session_ref"),
-    keys.c.scope == bindparam("from_scope"),
-    keys.c.provider == bindparam("of_provider"),
-    keys.c.record.contains(bindparam("mark")),
-)
+_FROM_SCOPE = and_(keys.c.scope == bindparam("from_scope"), _THAT_VERSION)
 #: Takes a record away, if it is of that version still.
-TAKE = delete(keys).where(_OF_THAT_VERSION)
+TAKE = delete(keys).where(_FROM_SCOPE)
 #: Finds it, and makes it another scope's, sealed anew. A count under way follows the row.
-LEFT: Select[str] = select(keys.c.provider).where(_OF_THAT_VERSION)
+LEFT: Select[str] = select(keys.c.provider).where(_FROM_SCOPE)
 MOVE = (
-    update(keys)
-    .where(_OF_THAT_VERSION)
-    .values(scope=bindparam("in_scope"), record=bindparam("sealed"))
+    update(keys).where(_FROM_SCOPE).values(scope=bindparam("in_scope"), record=bindparam("sealed"))
 )
 #: Replaces a record, if it is of that version still; one that is leaving by its like only.
 EXCHANGE = (

@@ -284,9 +284,7 @@ class SessionStoreContract:
         session, before = begin(store), make_record()
         store.write(session, VISITOR if visitor else ANN, before)
         store.write(session, VISITOR if visitor else ANN, other := make_record("groq"))
-        store.record_verdict(
-            session, VISITOR if visitor else ANN, "openai", good := verdict_for(before)
-        )
+        store.record_verdict(session, "openai", good := verdict_for(before))
         after = dataclasses.replace(before, ciphertext="anew")
         assert store.exchange(session, ANN, after, visitor=visitor)
         view = store.read(session, ANN, SOME)
@@ -385,12 +383,20 @@ class SessionStoreContract:
         assert store.clear(session, stranger, ["openai"]) == []
         self.assert_ended(store, session)
 
-    def test_stranger_checks(self, store: SessionStore) -> None:
-        """A session that somebody used signed in ends when anybody else stores a verdict in it."""
-        session, record = begin(store), make_record()
-        store.write(session, ANN, record)
-        store.record_verdict(session, BEN, "openai", verdict_for(record))
-        self.assert_ended(store, session)
+    def test_a_verdict_of_who_was_here_before(self, store: SessionStore) -> None:
+        """What a visitor's call finds after somebody signed in is about that key, and ends nothing."""
+        session, left, own = begin(store), make_record(), make_record("groq")
+        store.write(session, VISITOR, left)
+        store.write(session, ANN, own)
+        store.renew(session, "sid-new")
+        for verdict in (Verdict.VALID, Verdict.INVALID):
+            store.record_verdict(session, "openai", bad := verdict_for(left, verdict))
+        view = store.read(new := SessionRef("sid-new", session.ref), ANN, SOME)
+        assert view.records == {"groq": own}
+        assert view.visitor_records == {"openai": left.with_validity(bad)}
+        assert store.adopt(new, ANN, left, replace=False) == "adopted"
+        store.record_verdict(session, "openai", good := verdict_for(left))
+        assert store.read(new, ANN, ["openai"]).records == {"openai": left.with_validity(good)}
 
     def test_ended_stays_ended(self, store: SessionStore) -> None:
         """After the end nothing is there, and writes still under way are refused."""
@@ -398,7 +404,7 @@ class SessionStoreContract:
         store.write(session, VISITOR, record := make_record())
         store.end(session)
         store.end(session)
-        store.record_verdict(session, VISITOR, "openai", verdict_for(record))
+        store.record_verdict(session, "openai", verdict_for(record))
         store.renew(session, "sid-new")
         self.assert_ended(store, session)
         assert store.find("sid-new") != session.ref
@@ -483,11 +489,11 @@ class SessionStoreContract:
         """A verdict shows beside the version that it is about, and beside no other."""
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
-        store.record_verdict(session, VISITOR, "openai", good := verdict_for(record))
+        store.record_verdict(session, "openai", good := verdict_for(record))
         assert store.read(session, VISITOR, SOME).records["openai"].current_validity() == good
         store.write(session, VISITOR, make_record(ciphertext="second"))
         assert store.read(session, VISITOR, SOME).records["openai"].validity is None
-        store.record_verdict(session, VISITOR, "openai", good)
+        store.record_verdict(session, "openai", good)
         assert store.read(session, VISITOR, SOME).records["openai"].current_validity() is None
 
     def test_late_verdict_leaves_the_newer_one(self, store: SessionStore) -> None:
@@ -496,7 +502,7 @@ class SessionStoreContract:
         new = new.with_validity(verdict_for(new, Verdict.INVALID))
         store.write(session, VISITOR, old)
         store.write(session, VISITOR, new)
-        store.record_verdict(session, VISITOR, "openai", verdict_for(old))
+        store.record_verdict(session, "openai", verdict_for(old))
         assert store.read(session, VISITOR, SOME).records["openai"] == new
 
     def test_verdict_comes_with_the_record(self, store: SessionStore) -> None:
@@ -511,7 +517,7 @@ class SessionStoreContract:
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
         store.clear(session, VISITOR, ["openai"])
-        store.record_verdict(session, VISITOR, "openai", verdict_for(record))
+        store.record_verdict(session, "openai", verdict_for(record))
         store.write(session, VISITOR, record)
         assert store.read(session, VISITOR, SOME).records["openai"].validity is None
 
@@ -524,11 +530,11 @@ class SessionStoreContract:
         store.count(use_of(session, record, uses=3))
         used = dataclasses.replace(record, usage_count=5, last_used_at=moment(AT + 5))
         assert store.read(session, ANN, SOME).records == {"openai": used, "groq": other}
-        store.record_verdict(session, ANN, "openai", good := verdict_for(record))
+        store.record_verdict(session, "openai", good := verdict_for(record))
         store.count(use_of(session, record, last_used_at=AT + 7))
         used = dataclasses.replace(used, usage_count=6, last_used_at=moment(AT + 7), validity=good)
         assert store.read(session, ANN, ["openai"]).records == {"openai": used}
-        store.record_verdict(session, ANN, "openai", bad := verdict_for(record, Verdict.INVALID))
+        store.record_verdict(session, "openai", bad := verdict_for(record, Verdict.INVALID))
         anew = dataclasses.replace(used, ciphertext="anew", validity=bad)
         assert store.exchange(session, ANN, anew)
         assert store.read(session, ANN, ["openai"]).records == {"openai": anew}
@@ -590,7 +596,7 @@ class SessionStoreContract:
         """What is known about a version stays with it, and what was known about the other goes."""
         session, planted, own = begin(store), make_record(), make_record()
         store.write(session, VISITOR, planted)
-        store.record_verdict(session, VISITOR, "openai", good := verdict_for(planted))
+        store.record_verdict(session, "openai", good := verdict_for(planted))
         if replace:
             store.write(session, ANN, own.with_validity(verdict_for(own, Verdict.INVALID)))
             store.count(use_of(session, own, uses=40))
@@ -619,7 +625,7 @@ class SessionStoreContract:
                 counting = [pool.submit(count, number) for number in range(16)]
                 assert store.adopt(session, ANN, record, replace=False) == "adopted"
                 store.exchange(session, ANN, record)
-                store.record_verdict(session, ANN, "openai", verdict_for(record))
+                store.record_verdict(session, "openai", verdict_for(record))
                 for each in counting:
                     each.result()
                 assert store.read(session, ANN, SOME).records["openai"].usage_count == 16

@@ -33,6 +33,7 @@ from .contract import (
     SessionStoreContract,
     begin,
     make_record,
+    use_of,
     verdict_for,
 )
 
@@ -125,7 +126,7 @@ def test_change_is_one_statement_on_postgresql(postgres_url: str) -> None:
     session = begin(store)
     for change in (
         lambda: store.write(session, ANN, record),
-        lambda: store.record_verdict(session, ANN, "openai", verdict_for(record)),
+        lambda: store.record_verdict(session, "openai", verdict_for(record)),
         lambda: store.clear(session, ANN, ["openai"]),
     ):
         assert count_statements(store.engine, change) == 1
@@ -198,7 +199,7 @@ def test_host_begins_sqlite_its_own_way(sqlite_url: str) -> None:
     store = store_on(host)
     session = begin(store)
     store.write(session, VISITOR, record := make_record())
-    store.record_verdict(session, VISITOR, "openai", verdict_for(record))
+    store.record_verdict(session, "openai", verdict_for(record))
     with host.connect() as connection:
         assert connection.execute(select(tables.keys.c.verdict)).scalar()
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
@@ -219,7 +220,7 @@ def test_host_isolation_is_its_own(postgres_url: str) -> None:
     engine.dispose()
 
 
-@pytest.mark.parametrize("change", ["write", "clear", "record_verdict"])
+@pytest.mark.parametrize("change", ["write", "clear", "record_verdict", "count"])
 def test_change_waits_for_the_end(engine: Engine, change: str) -> None:
     """A change that meets an end not yet committed waits, and then leaves nothing behind."""
     store, record = store_on(engine), make_record()
@@ -228,9 +229,8 @@ def test_change_waits_for_the_end(engine: Engine, change: str) -> None:
     calls: dict[str, Callable[[], object]] = {
         "write": lambda: store.write(session, VISITOR, make_record("groq")),
         "clear": lambda: store.clear(session, VISITOR, ["openai"]),
-        "record_verdict": lambda: store.record_verdict(
-            session, VISITOR, "openai", verdict_for(record)
-        ),
+        "record_verdict": lambda: store.record_verdict(session, "openai", verdict_for(record)),
+        "count": lambda: store.count(use_of(session, record)),
     }
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as ending:
