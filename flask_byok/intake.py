@@ -132,22 +132,34 @@ def read_replacement(
     """Return what was typed, with what is kept of the stored key, and whether anything is.
 
     :param stored: opens the stored key, where something of it may be kept.
-    :raises MalformedApiKeyError: the stored key is not sent to another address: it has to be typed too.
+    :raises MalformedApiKeyError: a stored key is used only with the address, and with whatever else is no secret,
+        that it was saved with: it has to be typed too.
     """
     given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
     if secret.moves:
         if not names & given.keys():
-            raise MalformedApiKeyError(
-                "A key goes only to the address that it was saved with: type the key too.",
-                provider=spec.id,
-            )
+            raise _retype("A key goes only to the address that it was saved with", spec)
         return read_typed(spec, given, secret.base_url, settings), False
     if names <= given.keys() and not spec.personal_base_url:
         return read_typed(spec, given, None, settings), False
     fields, base_url = stored()
     kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
     own = base_url if spec.personal_base_url else None
-    return read_typed(spec, {**kept, **given}, own, settings), True
+    typed = read_typed(spec, {**kept, **given}, own, settings)
+    if typed.secrets.keys() & kept.keys() and _plain(spec, typed.fields) != _plain(spec, fields):
+        # One of them may say where the key is sent to, and who types it need not know the key.
+        raise _retype("A key is used only with what it was saved with", spec)
+    return typed, True
+
+
+def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
+    return MalformedApiKeyError(f"{reason}: type the key too.", provider=spec.id)
+
+
+def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
+    """Return the values of those fields that are no secret."""
+    plain = {f.name for f in spec.fields if not f.secret}
+    return {name: value.reveal() for name, value in fields.items() if name in plain}
 
 
 def read_expiry(wanted: datetime | None, provider: str, settings: Settings) -> datetime | None:

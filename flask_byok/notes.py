@@ -17,6 +17,8 @@ _SHORTEST_REAL_KEY = 20
 
 # Controls (C1 too), what turns the direction of text or has no width, halves of characters, line separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# What may stand between the letters of a key and leaves it readable.
+_BETWEEN = {"Cf", "Mn", "Me"}
 # Emoji and some scripts are written with them.
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
@@ -80,9 +82,18 @@ def _has_unseen(text: str) -> bool:
 def _require_keyless(
     text: str, name: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
 ) -> None:
-    typed = (secret for field, secret in fields.items() if field != "base_url")
-    if _looks_like_key(text, specs) or any(_is_within(secret, text) for secret in typed):
-        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
+    typed = [secret for field, secret in fields.items() if field != "base_url"]
+    for seen in (text, _as_read(text)):
+        if _looks_like_key(seen, specs) or any(_is_within(secret, seen) for secret in typed):
+            raise InvalidFieldError(
+                f"The field {name!r} seems to hold an API key, but it is shown."
+            )
+
+
+def _as_read(text: str) -> str:
+    """Return a text in plain letters: what is wider, or has a joiner or mark within, still reads as a key."""
+    plain = unicodedata.normalize("NFKD", text)
+    return "".join(char for char in plain if unicodedata.category(char) not in _BETWEEN)
 
 
 def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:

@@ -211,9 +211,18 @@ def replace(
 
 def test_blank_fields_keep_what_is_stored() -> None:
     """What is blank or left out stays, of fields that there still are; what is typed takes its place."""
-    kept = {"api_key": "stored-12345678", "region": "south"}
-    assert replace(REGIONAL, region="south") == (kept, None, True)
-    assert replace(REGIONAL, region="south", api_key=" ") == (kept, None, True)
+    kept = {"api_key": "stored-12345678", "region": "north", "extra": "extra-12345678"}
+    assert replace(REGIONAL, extra="extra-12345678") == (kept, None, True)
+    assert replace(REGIONAL, extra="extra-12345678", region=" north ", api_key=" ") == (
+        kept,
+        None,
+        True,
+    )
+    assert replace(REGIONAL, api_key=API_KEY) == (
+        {"api_key": API_KEY, "region": "north"},
+        None,
+        True,
+    )
     typed = {"api_key": API_KEY, "region": "south", "extra": "extra-12345678"}
     assert replace(REGIONAL, **typed) == (typed, None, False)
     assert replace(OPENAI, api_key=API_KEY) == ({"api_key": API_KEY}, None, False)
@@ -237,6 +246,15 @@ def test_another_address_needs_the_key() -> None:
         with pytest.raises(MalformedApiKeyError, match="type the key too"):
             replace(CUSTOM, None, base_url=there, **fields)
     assert replace(CUSTOM, there, api_key=API_KEY) == ({"api_key": API_KEY}, there, False)
+
+
+def test_what_is_no_secret_changes_with_the_key_only() -> None:
+    """A stored key is used with no other region, host or whatever else is no secret: it may be sent there."""
+    for fields in ({"region": "south"}, {"region": "south", "extra": "extra-12345678"}):
+        with pytest.raises(MalformedApiKeyError, match="type the key too"):
+            replace(REGIONAL, **fields)
+    typed = {"api_key": API_KEY, "region": "south"}
+    assert replace(REGIONAL, **typed) == (typed, None, True)
 
 
 @pytest.mark.parametrize(

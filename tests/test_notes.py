@@ -14,6 +14,8 @@ from flask_byok.notes import check_place, check_shown, clean_note
 API_KEY = "sk-proj-CANARY-4711-abcdefgh"
 PLAIN_KEY = "0123456789CANARY"
 #: A C1 control, a direction override and an isolate, a zero width space, a tag, a line separator, half a character.
+#: Joiners, a variation selector and an accent: allowed in a text, but no way to hide a key in it.
+BETWEEN = ["\u200c", "\u200d", "\ufe0f", "\u0301"]
 UNSEEN = ["\x9b2J", "\u202e", "\u2066", "\u200b", "\U000e0041", "\u2028", "\ud800", "\0", "\n"]
 NOW = utcnow()
 RECORD = CredentialRecord(
@@ -56,6 +58,8 @@ def test_what_people_write(text: str) -> None:
         ("sk-ant-CANARY-0123456789abcdef", "seems to hold"),
         ("sk-admin-CANARY-0123456789abcdef", "seems to hold"),
         ("it is 0123456789CANARY!", "seems to hold"),
+        *(("it is 0123456789" + between + "CANARY", "seems to hold") for between in BETWEEN),
+        ("\N{FULLWIDTH DIGIT ZERO}123456789CANARY", "seems to hold"),
     ],
 )
 def test_notes_that_are_refused(text: str, message: str) -> None:

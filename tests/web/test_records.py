@@ -553,32 +553,37 @@ CLOUD = ProviderSpec(
 
 
 def test_blank_fields_keep_what_they_have(make_host: MakeHost) -> None:
-    """Of a key with several fields those change that are typed, and the others stay."""
+    """Of a key with several fields those change that are typed, and the others stay; what is no secret, with all."""
     host = make_host(BYOK_ALLOW_REVEAL=True)
     host.byok.register_provider(CLOUD)
     ann = keeper(host, "ann")
     first = {"api_key": "id-12345678", "secret": "secret-12345678", "region": "north"}
     body = {"provider": "cloud", "fields": first, "validate": "off"}
     path = f"{OWN}/{ann.ask('POST', OWN, body).get_json()['id']}"
-    blank = {"api_key": "", "secret": " ", "region": "south"}
+    elsewhere = {"api_key": "", "secret": " ", "region": "south"}
+    refused = ann.ask("PATCH", path, {"fields": elsewhere, "validate": "off"})
+    assert _code(refused) == (422, "malformed_api_key")
+    assert "type the key too" in refused.get_json()["detail"]
+    blank = {"api_key": "", "secret": "secret-87654321", "region": ""}
     changed = ann.ask("PATCH", path, {"fields": blank, "validate": "off"})
     assert changed.get_json()["version"] == 2
     shown = ann.get(f"{path}?include_value=1").get_json()
-    assert shown["fields"] == {**first, "region": "south"}
+    assert shown["fields"] == {**first, "secret": "secret-87654321"}
     assert shown["value"] == "id-12345678"
-    missing = {"provider": "cloud", "fields": {**blank, "api_key": "id-12345678"}}
+    missing = {"provider": "cloud", "fields": {**elsewhere, "api_key": "id-12345678"}}
     assert _code(ann.ask("POST", OWN, missing)) == (422, "malformed_api_key")
 
 
 @pytest.mark.parametrize(
-    ("seen", "status", "region"), [({}, 200, "south"), ({"If_Match": '"1"'}, 412, "north")]
+    ("seen", "status", "api_key"),
+    [({}, 200, "late-12345678"), ({"If_Match": '"1"'}, 412, "id-12345678")],
 )
 def test_what_is_kept_is_of_the_version_that_is_written(
     make_host: MakeHost,
     monkeypatch: pytest.MonkeyPatch,
     seen: dict[str, str],
     status: int,
-    region: str,
+    api_key: str,
 ) -> None:
     """A change of one field never brings back another that was replaced meanwhile, and is 412 only with If-Match."""
     host = make_host()
@@ -597,13 +602,15 @@ def test_what_is_kept_is_of_the_version_that_is_written(
         return unhurried(*checked)
 
     monkeypatch.setattr(verdicts, "before_set", replace_meanwhile)
-    late = ann.ask("PATCH", path, {"fields": {"region": "south"}, "validate": "off"}, **seen)
+    late = ann.ask(
+        "PATCH", path, {"fields": {"api_key": "late-12345678"}, "validate": "off"}, **seen
+    )
     assert (answers, late.status_code) == ([200], status)
     (record,) = accounts_of(host).find(["user:ann"])
     stored, _ = open_record(get_state(host).service.keyring, "account", "user:ann", record)
     assert {name: secret.reveal() for name, secret in stored.items()} == fields | {
         "secret": "replaced-12345678",
-        "region": region,
+        "api_key": api_key,
     }
 
 
