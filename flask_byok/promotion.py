@@ -75,7 +75,8 @@ class Promoter:
     ) -> Promotion:
         """Make what waits for these providers the user's, beyond the session where there are accounts.
 
-        A key that only the operator may set, or that does not open, is left where it is.
+        A key that only the operator may set, or that does not open, is left where it is; with
+        ``BYOK_PROMOTE="never"`` nothing of a visitor's is taken.
 
         :param replace: put it in the place of a key that the user has already.
         :param own: promote what the user has in the session too; with ``replace`` what waits comes before it, else
@@ -85,6 +86,8 @@ class Promoter:
         view = self.keys.read(session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
+        if self.settings.promote == "never":
+            view = dataclasses.replace(view, visitor_records={})
         if self._accounts is None:
             providers = self._free(caller, specs, view.visitor_records, None)
             return _WithinSession(self, caller, session, view, replace).run(providers)

@@ -136,7 +136,7 @@ class Service:
 
     def _choose(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
         """Return the credential in use; ``refused`` lets one pass that its provider refused."""
-        if self.settings.promote == "on_login" and caller.authenticated:
+        if self.settings.promote != "ask" and caller.authenticated:
             chosen = self.resolver.choose(self._survey(caller, [spec])[spec.id])
             return self.resolver.settle(chosen, spec, refused=refused)
         return self.resolver.resolve(caller, spec, refused=refused)
@@ -233,7 +233,8 @@ class Service:
         """Make what was saved before signing in the user's own; returns ``promoted`` and ``kept`` provider ids.
 
         ``on_conflict`` says what happens where the user has a key already: ``keep`` that one, or ``replace`` it.
-        One that only the operator may set, or that does not open, is left where it is.
+        One that only the operator may set, or that does not open, is left where it is. With ``BYOK_PROMOTE="never"``
+        what a visitor left is deleted, and only the user's own are promoted.
 
         :raises InvalidFieldError: ``on_conflict`` is another word.
         :raises UnreadableCredentialError: nothing was promoted or kept, for this reason.
@@ -247,6 +248,8 @@ class Service:
         if providers is not None:
             # Once each, whatever names and aliases it was asked for by.
             specs = list({spec.id: spec for spec in map(self.catalog.get, providers)}.values())
+        if self.settings.promote == "never":
+            self._own.clear_waiting(caller, [spec.id for spec in specs])
         replace = on_conflict == "replace"
         result = self._promote(caller, session, specs, replace=replace, own=True)
         if result.unreadable and not result.promoted and not result.kept:

@@ -285,6 +285,35 @@ def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
     assert world.service.promote(user)["promoted"] == ["groq"]
 
 
+@pytest.mark.parametrize("order", [None, ["session", "team", "env"], ["env", "session", "user"]])
+@pytest.mark.parametrize("look", ["promote", "replace", "resolve", "provider", "get"])
+def test_never_is_never(make_world: MakeWorld, order: list[str] | None, look: str) -> None:
+    """With never, whatever comes first after signing in deletes what a visitor left; none of it is ever the user's."""
+    world = make_world(BYOK_PROMOTE="never", **({"BYOK_PRECEDENCE": order} if order else {}))
+    user = sign_in(world, "openai")
+    if look in ("promote", "replace"):
+        done = world.service.promote(user, None, "replace" if look == "replace" else "keep")
+        assert done == {"promoted": [], "kept": []}
+    elif look == "get":
+        world.service.get(user)
+    else:
+        with pytest.raises(MissingCredentialError):
+            getattr(world.service, look)(user, "openai")
+    assert in_session(world, user) == ([], [])
+    assert kept(world, user) == {}
+
+
+def test_never_takes_nothing_that_comes_late(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With never, a visitor's request that ends after the sign-in adds nothing to what is promoted."""
+    world = make_world(BYOK_PROMOTE="never")
+    user = sign_in(world, "openai")
+    monkeypatch.setattr(world.store, "clear", lambda *args, **kwargs: [])
+    assert world.service.promote(user, None, "replace") == {"promoted": [], "kept": []}
+    assert kept(world, user) == {}
+
+
 @pytest.mark.parametrize(
     ("config", "promotable"),
     [

@@ -667,12 +667,16 @@ def test_promote_on_login(make_world: MakeWorld) -> None:
 
 
 def test_promote_never(make_world: MakeWorld) -> None:
-    """With never a visitor's keys are wiped at the user's first look."""
+    """With never a visitor's key is shown to no user and kept for none, whichever is asked for first."""
     world = make_world(BYOK_PROMOTE="never")
-    visitor, user = sign_in(world, "openai")
-    assert world.status(visitor)["has_key"]
-    assert not world.status(user)["promotable"]
-    assert world.service.promote(user) == {"promoted": [], "kept": []}
+    for first in ("promote", "look"):
+        visitor, user = sign_in(world, "openai")
+        assert world.status(visitor)["has_key"]
+        if first == "promote":
+            assert world.service.promote(user) == {"promoted": [], "kept": []}
+        assert not world.status(user)["promotable"]
+        assert world.service.promote(user) == {"promoted": [], "kept": []}
+        world.store.end(user.session)
 
 
 def test_clear_takes_what_waits_too(world: World) -> None:
