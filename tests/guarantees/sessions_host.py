@@ -15,6 +15,9 @@ from flask import Flask, request, session
 from flask_session import Session
 
 from flask_byok import BYOK
+from tests.patience import give_time
+
+give_time()
 
 
 def create_app(folder: Path, redis_url: str | None, database_url: str | None) -> Flask:

@@ -42,7 +42,7 @@ class Worker:
         self.folder, self.url, self.number = folder, url, number
         self.path = folder / f"acknowledged-{number}"
         self.random = random.Random(number)
-        self.keys = 0
+        self.keys = self.labels = 0
 
     def run(self, steps: int) -> None:
         """Do so many things; any answer but success, absence and conflict ends the process."""
@@ -85,7 +85,8 @@ class Worker:
         return self._change(client, "PUT", {"api_key": self._key()["api_key"]})
 
     def _relabel(self, client: Keeper) -> tuple[TestResponse, bool]:
-        return self._change(client, "PATCH", {"label": f"by {self.number}"})
+        self.labels += 1  # another each time: what changes nothing is not written
+        return self._change(client, "PATCH", {"label": f"by {self.number}: {self.labels}"})
 
     def _delete(self, client: Keeper) -> tuple[TestResponse, bool]:
         return self._change(client, "DELETE", None)
