@@ -58,14 +58,15 @@ class Journal:
         fields: Mapping[str, Secret] | None = None,
         outcome: str = "done",
         ended: Collection[str] = (),
-    ) -> None:
+    ) -> set[str]:
         """Write what somebody who is signed in does in the session or at a provider.
 
         :param ended: the versions of the session's records that are over then.
+        :return: those of them that were not over before.
         :raises StoreError: it could not be written; nothing may be done then.
         """
         if self._accounts is None or not caller.authenticated:
-            return
+            return set()
         event = self.event(caller, action, fields, outcome)
         about = Subject(subject.provider, subject.slot, subject.id)
-        self._accounts.end(caller.identity, ended, event, about)
+        return self._accounts.end(caller.identity, ended, event, about)

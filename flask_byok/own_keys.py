@@ -176,12 +176,14 @@ class OwnKeys:
         there = self._keys.read(session, caller.identity, [spec.id])
         if not there.records and not there.visitor_records:
             return False
-        ended = self._keys.set_all_aside(
+        leaving = self._keys.set_all_aside(
             session, caller.identity, there.records, there.visitor_records
         )
-        self._parts.journal.note(caller, "clear", Subject(spec.id), ended=ended)
+        ended = self._parts.journal.note(caller, "clear", Subject(spec.id), ended=leaving)
         own = self._sessions.clear(session, caller.identity, [spec.id])
-        return bool(self.clear_waiting(caller, [spec.id]) or own)
+        left = self.clear_waiting(caller, [spec.id])
+        # A promotion at the same time, which comes too late, may have deleted what is over.
+        return bool(ended or own or left)
 
 
 def _context(caller: Caller, session: SessionRef | None, spec: ProviderSpec, tier: Tier) -> Context:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
@@ -19,6 +19,10 @@ from .base import AuditEvent
 
 #: Is shown a record in the slot that it goes to, and raises ``InvalidFieldError`` where it may not be there.
 Check = Callable[[CredentialRecord], object]
+
+#: What becomes of a record that is to be taken over: it is the owner's, now or since before; a key of the owner's own
+#: stays; or it was cleared since, and nothing is there.
+Taken = Literal["promoted", "kept", "gone"]
 
 
 def new_id() -> str:
@@ -109,15 +113,16 @@ def over(connection: Connection, owner: str, versions: Collection[str]) -> set[s
     return set(connection.execute(statements.OVER, values).scalars())
 
 
-def end(connection: Connection, owner: str, versions: Collection[str]) -> None:
-    """Note that these versions of sessions' records are over.
+def end(connection: Connection, owner: str, versions: Collection[str]) -> set[str]:
+    """Note that these versions of sessions' records are over, and return those that were not before.
 
     Whoever calls it holds the owner's chain, so nobody else notes the same meanwhile.
     """
-    fresh = set(versions) - over(connection, owner, versions) if versions else ()
+    fresh = set(versions) - over(connection, owner, versions) if versions else set()
     now = to_milliseconds(utcnow())
     for version in fresh:
         connection.execute(statements.END, {"of_owner": owner, "of_origin": version, "at": now})
+    return fresh
 
 
 def promote(
@@ -127,20 +132,29 @@ def promote(
     overwrite: bool,
     event: AuditEvent,
     check: Check | None,
-) -> bool:
-    """Take one record over, unless it is over; False where it stays out."""
+) -> Taken:
+    """Take one record over, unless it is over or has to stay out, and say what became of it."""
+    there = place(connection, record)
     if over(connection, record.owner, [record.version]):
-        return True
-    if not overwrite and place(connection, record) is not None:
-        return False
+        return _taken_before(connection, record, there)
+    if not overwrite and there is not None:
+        return "kept"
     try:
         if check is not None:
             check(record)
     except InvalidFieldError:
-        return False
+        return "kept"
     end(connection, record.owner, [record.version])
     put(connection, chain, record, event)
-    return True
+    return "promoted"
+
+
+def _taken_before(connection: Connection, record: CredentialRecord, there: str | None) -> Taken:
+    """Say what became of a record that is over: it was promoted, or something else was kept, or it was cleared."""
+    if there is None:
+        return "gone"
+    found = to_record(connection.execute(statements.by_id(there, None), {}).one())
+    return "promoted" if found.hint == record.hint else "kept"
 
 
 def delete(

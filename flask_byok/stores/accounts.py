@@ -265,8 +265,8 @@ class AccountStore:
         :param fingerprints: of the keys, by version, for the log.
         :param ended: by the version of each, those of the session's records that it takes the place of.
         :param check: is shown each record in its slot; it stays out where that raises ``InvalidFieldError``.
-        :return: the providers whose record is the owner's now or was before, and those where the
-            owner's own record stayed.
+        :return: the providers whose record is the owner's, now or since before, and those where a
+            record of the owner's own stayed. One that was cleared meanwhile is in neither.
         """
         owners = {record.owner for record in records}
         if len(owners) != 1:
@@ -274,17 +274,16 @@ class AccountStore:
         (owner,) = owners
 
         def work(connection: Connection, chain: Chain) -> tuple[list[str], list[str]]:
-            promoted: list[str] = []
-            kept: list[str] = []
+            said: dict[steps.Taken, list[str]] = {"promoted": [], "kept": [], "gone": []}
             for record in records:
                 known = (fingerprints or {}).get(record.version, event.fingerprint)
                 happened = dataclasses.replace(event, fingerprint=known)
                 seated = self._seated(connection, record, at_most)
                 done = steps.promote(connection, chain, seated, replace, happened, check)
-                if done:
+                if done == "promoted":
                     steps.end(connection, owner, ended.get(record.version, ()))
-                (promoted if done else kept).append(record.provider)
-            return promoted, kept
+                said[done].append(record.provider)
+            return said["promoted"], said["kept"]
 
         return self.audit.change(owner, work)
 
@@ -298,14 +297,15 @@ class AccountStore:
 
     def end(
         self, owner: str, versions: Collection[str], event: AuditEvent, subject: Subject
-    ) -> None:
-        """Note that these versions of sessions' records are over."""
+    ) -> set[str]:
+        """Note that these versions of sessions' records are over, and return those that were not before."""
 
-        def work(connection: Connection, chain: Chain) -> None:
-            steps.end(connection, owner, versions)
+        def work(connection: Connection, chain: Chain) -> set[str]:
+            fresh = steps.end(connection, owner, versions)
             chain.append(event, subject)
+            return fresh
 
-        self.audit.change(owner, work)
+        return self.audit.change(owner, work)
 
     def _seated(
         self, connection: Connection, record: CredentialRecord, at_most: int | None

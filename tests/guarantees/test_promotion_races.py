@@ -96,7 +96,11 @@ def once(world: World, caller: Caller, first: Any, second: Any) -> None:
 
 
 def cleared(world: World, caller: Caller, first: Any, second: Any) -> None:
-    """What was cleared is gone, and stays away when promoted once more; the rest is there."""
+    """What was cleared is gone, and stays away when promoted once more; the rest is there. Both say what they did."""
+    for provider, places in zip(("openai", "xai"), second, strict=True):
+        assert places
+        assert ("user" in places) is (provider in first["promoted"])
+        assert provider not in first["kept"]
     for _ in range(2):
         assert kept(world, caller) == {"groq": PROMOTED["groq"]}
         assert in_session(world, caller) == []
