@@ -19,6 +19,7 @@ from .accounts import bench_accounts
 from .host import NaiveHost, byok_host, plain_host, stream
 from .measure import interleaved, show
 from .rotation import bench_rotation
+from .waiting import bench_waiting
 
 
 def main() -> None:
@@ -39,6 +40,7 @@ def main() -> None:
         bench_stream(visitor, fake, raw, api_key)
         bench_accounts(fake)
     bench_rotation()
+    bench_waiting()
 
 
 def bench_resolve(
