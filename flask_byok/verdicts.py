@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .catalog import ProviderSpec
 from .credentials import Credential, RecordedVerdict, Validation, Verdict, utcnow
-from .errors import ByokError, KeyRefusedError
+from .errors import ByokError, KeyNotFoundError, KeyRefusedError
 from .intake import Typed
 from .journal import Journal, Subject
 from .outbound import Endpoint, Outbound
@@ -136,13 +137,14 @@ class Verdicts:
     ) -> None:
         if self._accounts is None or credential.version is None:
             return
-        if _stays_refused(credential, verdict):
-            if event is not None:
-                subject = Subject(credential.provider, id=credential.id)
-                self._accounts.audit.note(credential.owner, event, subject)
-            return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        self._accounts.record_verdict(credential.id, credential.version, recorded, event)
+        if not _stays_refused(credential, verdict):
+            with suppress(KeyNotFoundError):  # deleted while its provider was asked
+                self._accounts.record_verdict(credential.id, credential.version, recorded, event)
+                return
+        if event is not None:
+            subject = Subject(credential.provider, id=credential.id)
+            self._accounts.audit.note(credential.owner, event, subject)
 
 
 def _stays_refused(credential: Credential, verdict: Verdict) -> bool:

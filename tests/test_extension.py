@@ -227,6 +227,44 @@ def test_an_id_that_no_database_takes(
     assert "owner_loader" in caplog.text
 
 
+@pytest.mark.parametrize("user", [True, b"7"])
+def test_what_is_no_id(tmp_path: Path, caplog: pytest.LogCaptureFixture, user: Any) -> None:
+    """A truth value or bytes are nobody's id, and the log says so: else all of them were one user."""
+    app = make_app(tmp_path)
+    app.byok.owner_loader(lambda: user)
+    answer = browser(app).get("/api/providers/keys")
+    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
+    assert "owner_loader returned a" in caplog.text
+
+
+@pytest.mark.parametrize("teams", ["red", b"red"])
+def test_one_text_is_no_list_of_teams(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, teams: Any
+) -> None:
+    """A team_loader that returns one text does not make its letters teams; the log says to return a list."""
+    app = make_app(tmp_path)
+    app.byok.owner_loader(lambda: "ann")
+    app.byok.team_loader(lambda: teams)
+    answer = browser(app).get("/api/providers/keys")
+    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
+    assert "return a list" in caplog.text
+
+
+@pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800"])
+def test_a_team_that_no_database_takes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, team: str
+) -> None:
+    """A team whose id cannot be stored has no keys: it is left out, the other teams count, and the log says so."""
+    app = make_app(tmp_path)
+    app.byok.owner_loader(lambda: "ann")
+    app.byok.team_loader(lambda: [team, "b" * 250])
+    with app.test_request_context():
+        assert current_caller(get_state()).teams == ("b" * 250,)
+    assert browser(app).get("/api/providers/keys").status_code == 200
+    assert "left out" in caplog.text
+    assert team not in caplog.text
+
+
 def test_no_place_for_accounts(tmp_path: Path, redis_url: str) -> None:
     """Where the instance folder cannot be had and no database is set, the start says what to do."""
     (tmp_path / "file").touch()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from flask_byok import verdicts
 from flask_byok.credentials import Verdict, utcnow
 from flask_byok.errors import (
     ByokError,
@@ -293,6 +294,25 @@ def test_a_check_is_kept_beside_the_key(world: World) -> None:
     assert world.status(ann)["validity"]["verdict"] == "valid"
     world.set(ann, key(world, "other"), persist=True, validate="off")
     assert world.status(ann)["validity"] is None
+
+
+@pytest.mark.parametrize("user", ["ann", None])
+def test_a_check_of_a_key_that_goes_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch, user: str | None
+) -> None:
+    """Who asks about a key that is deleted while its provider is asked hears what the provider said."""
+    kept, caller = world.keep("system", key(world, "system")), world.caller(user)
+    ask = verdicts.check_api_key
+
+    def deleting(*args: Any, **facts: Any) -> Any:
+        world.accounts.delete(kept.id, ["system"], AuditEvent("cli", "clear"))
+        return ask(*args, **facts)
+
+    monkeypatch.setattr(verdicts, "check_api_key", deleting)
+    assert world.service.validate(caller, "openai").verdict == Verdict.VALID
+    seen = [("user:ann", "validate", "valid")] if user else []
+    stored, deleted = ("cli", "set", "done"), ("cli", "clear", "done")
+    assert world.logged("system") == [stored, deleted, *seen]
 
 
 def test_a_refusal_in_use_marks_a_shared_key(world: World) -> None:

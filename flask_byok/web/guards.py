@@ -40,12 +40,13 @@ def limit_body() -> None:
 
 
 def refuse_cross_site() -> Response | None:
-    """Refuse a state-changing request that did not come from this site's own pages."""
-    if request.method in _SAFE_METHODS:
+    """Refuse a request that did not come from this site's own pages, if it changes something or asks for a key."""
+    is_safe = request.method in _SAFE_METHODS
+    if is_safe and not asks_for_value():
         return None
     if not _same_origin():
         return csrf_problem("The request came from another site.")
-    return _refuse_without_token()
+    return None if is_safe else _refuse_without_token()
 
 
 def csrf_problem(detail: str) -> Response:

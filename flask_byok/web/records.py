@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 from flask import Blueprint, Response, request, url_for
 from msgspec import UNSET, UnsetType
+from werkzeug.exceptions import BadRequest
 
 from ..credentials import CredentialRecord, Secret, Validation
 from ..errors import InvalidFieldError, KeyNotFoundError, VersionConflictError
@@ -25,6 +26,10 @@ _ID = re.compile("[0-9a-f]{32}")
 _SLOT = re.compile("[A-Za-z0-9_-]{0,40}")
 _SHARED = re.compile(rf"system|team:[^\x00-\x1f\x7f]{{1,{LONGEST_ID}}}")
 _LIMIT = re.compile("[1-9][0-9]?|100")
+
+# RFC 9110, 13.1.1: a list of entity tags, in which there may be empty places.
+_TAG = r'(?:W/)?"[!#-~]*"'
+_TAGS = re.compile(rf"[\t ,]*{_TAG}(?:[\t ]*,[\t ,]*{_TAG})*[\t ,]*")
 
 _Mode = Literal["off", "warn", "require"]
 
@@ -225,18 +230,25 @@ def _find(shelf: Shelf, id: str) -> CredentialRecord:
 def _if_match(record: CredentialRecord) -> int | None:
     """Return the version that the client has seen, if it says one.
 
-    :raises VersionConflictError: it is another one, or no version at all.
+    :raises BadRequest: the header has another form.
+    :raises VersionConflictError: it is another one.
     """
     sent = request.headers.get("If-Match")
     if sent is None or sent.strip() == "*":
         return None
+    if not _TAGS.fullmatch(sent):
+        raise BadRequest(
+            'If-Match is the ETag as it was sent, such as "3": the quotes are part of it.'
+        )
+    # A weak tag (W/"3") names no version: RFC 9110, 13.1.1 compares strongly.
     if f'"{record.version}"' not in (tag.strip() for tag in sent.split(",")):
         raise VersionConflictError(provider=record.provider)
     return int(record.version)
 
 
 def _expect_no_body() -> None:
-    if request.get_data():
+    """Let a call without a body need no content type either; but none that is not JSON, as forms have."""
+    if request.mimetype not in ("", "application/json") or request.get_data():
         read_body(_NoBody)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ SOURCE_HEADER = "X-BYOK-Source"
 
 #: Where a signed-in person's request keeps the name that the audit log knows it by.
 REQUEST_ID = "flask_byok.request_id"
+
+_logger = logging.getLogger("flask_byok.web")
 
 _USED = "flask_byok.used"
 # Neither is text to a database.
@@ -115,13 +118,40 @@ def user_of(loaders: Loaders) -> str | None:
 
 
 def _id(returned: Any, loader: str) -> str:
+    if isinstance(returned, bool | bytes):
+        kind = type(returned).__name__
+        raise ConfigurationError(
+            f"The {loader} returned a {kind}, not an id: return text or a number."
+        )
     text = str(returned)
-    if len(text) > LONGEST_ID or not _STORABLE.fullmatch(text):
+    if not _is_storable(text):
         raise ConfigurationError(
             f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, no NUL and no "
             "surrogate."
         )
     return text
+
+
+def _is_storable(id: str) -> bool:
+    return len(id) <= LONGEST_ID and _STORABLE.fullmatch(id) is not None
+
+
+def _teams_of(loaders: Loaders) -> tuple[str, ...]:
+    """Return the ids of the signed-in user's teams, without those that no key can be kept for."""
+    teams: Any = loaders.team()
+    if isinstance(teams, str | bytes):
+        raise ConfigurationError(
+            "The team_loader returned one text, whose letters would be teams: return a list of ids."
+        )
+    named = [str(team) for team in teams]
+    kept = tuple(team for team in named if _is_storable(team))
+    if len(kept) < len(named):
+        _logger.warning(
+            "The team_loader returned ids that cannot be stored, which are left out: they may have %d characters, no "
+            "NUL and no surrogate.",
+            LONGEST_ID,
+        )
+    return kept
 
 
 def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
@@ -133,7 +163,7 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
     return Caller(
         user=user,
         session=session,
-        teams=tuple(_id(team, "team_loader") for team in state.loaders.team()),
+        teams=_teams_of(state.loaders),
         admin=bool(state.loaders.admin()),
         address=address,
         request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),

@@ -430,7 +430,7 @@ def test_a_new_key_for_an_expired_one(host: HostApp, ann: Keeper, fake: FakeProv
 # versions
 
 
-@pytest.mark.parametrize("sent", ['"1"', "*", '"0", "1"', ' "1" '])
+@pytest.mark.parametrize("sent", ['"1"', "*", '"0", "1"', ' "1" ', 'W/"0","1",'])
 def test_if_match(ann: Keeper, fake: FakeProviders, sent: str) -> None:
     """A change that names the version it was meant for is made while that is the present one."""
     path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}"
@@ -443,13 +443,26 @@ def test_if_match(ann: Keeper, fake: FakeProviders, sent: str) -> None:
     assert ann.ask("DELETE", path, If_Match='"2"').status_code == 204
 
 
-@pytest.mark.parametrize("sent", ["1", 'W/"1"', '"01"', '"', "", "x", '"1', '"1" "2"', "**", "'1'"])
-def test_if_match_that_says_no_version(ann: Keeper, fake: FakeProviders, sent: str) -> None:
-    """What is no version of the record is another one: nothing is changed."""
+@pytest.mark.parametrize("sent", ['W/"1"', '"01"', '""', '"x"', '"2", W/"1"'])
+def test_if_match_of_another_version(ann: Keeper, fake: FakeProviders, sent: str) -> None:
+    """A tag that is not the record's is another version's: nothing is changed."""
     path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}"
     for method in ("PATCH", "PUT", "DELETE"):
         answer = ann.ask(method, path, None if method == "DELETE" else {}, If_Match=sent)
         assert _code(answer) == (412, "version_conflict")
+    assert ann.get(path).get_json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    "sent", ["1", '"', "", "x", '"1', '"1" "2"', "**", "'1'", '"1", 2', '*, "1"']
+)
+def test_if_match_that_is_no_tag(ann: Keeper, fake: FakeProviders, sent: str) -> None:
+    """What is no tag at all is a mistake, and the answer says that quotes belong to it; nothing is changed."""
+    path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}"
+    for method in ("PATCH", "PUT", "DELETE"):
+        answer = ann.ask(method, path, None if method == "DELETE" else {}, If_Match=sent)
+        assert _code(answer) == (400, "bad_request")
+        assert "quotes" in answer.get_json()["detail"]
     assert ann.get(path).get_json()["version"] == 1
 
 
@@ -487,6 +500,23 @@ def test_validate_takes_no_body(ann: Keeper, fake: FakeProviders) -> None:
     for method, below in (("POST", "/validate"), ("DELETE", "")):
         sent = ann.ask(method, path + below, {"base_url": "https://x.example"})
         assert _code(sent) == (422, "invalid_field")
+
+
+@pytest.mark.parametrize("body", ["form", "form without fields", "text", "no type"])
+def test_calls_without_a_body_take_no_form(ann: Keeper, fake: FakeProviders, body: str) -> None:
+    """A form that brings the token along is no JSON, though the call needs no body: nothing is done."""
+    path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}"
+    form = "application/x-www-form-urlencoded"
+    sent: dict[str, dict[str, Any]] = {
+        "form": {"data": {"csrf_token": ann.token}},
+        "form without fields": {"headers": {"X-CSRFToken": ann.token}, "content_type": form},
+        "text": {"headers": {"X-CSRFToken": ann.token}, "content_type": "text/plain", "data": "{}"},
+        "no type": {"headers": {"X-CSRFToken": ann.token}, "data": b"{}"},
+    }
+    for method, below in (("POST", "/validate"), ("DELETE", "")):
+        answer = ann.open(path + below, method=method, **sent[body])
+        assert _code(answer) == (415, "unsupported_media_type")
+    assert ann.get(path).get_json()["validity"] is None
 
 
 # rates
@@ -648,6 +678,28 @@ def test_reveal(make_host: MakeHost, fake: FakeProviders) -> None:
     bob = keeper(host, "bob")
     assert _code(bob.get(f"{path}?include_value=true")) == (404, "key_not_found")
     assert [action for _, action, _ in logged(host, "user:ann")] == ["set", "reveal"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://x.example"},
+    ],
+)
+def test_reveal_from_elsewhere(
+    make_host: MakeHost, fake: FakeProviders, headers: dict[str, str]
+) -> None:
+    """Another site can have no key shown, nor written down that one was; without the key it may read as ever."""
+    host = make_host(BYOK_ALLOW_REVEAL=True)
+    ann = keeper(host, "ann")
+    path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}"
+    assert _code(ann.get(f"{path}?include_value=1", headers=headers)) == (400, "csrf")
+    assert ann.get(path, headers=headers).status_code == 200
+    assert [action for _, action, _ in logged(host, "user:ann")] == ["set"]
+    own_page = {"Sec-Fetch-Site": "same-origin"}
+    assert ann.get(f"{path}?include_value=1", headers=own_page).status_code == 200
 
 
 def test_reveal_of_a_key_that_does_not_open(make_host: MakeHost, fake: FakeProviders) -> None:
