@@ -14,6 +14,7 @@ from redis.sentinel import Sentinel
 
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.owners import SessionRef
+from flask_byok.stores import redis_client
 from flask_byok.stores.base import SessionStore
 from flask_byok.stores.breaker import Breaker
 from flask_byok.stores.redis import RedisSessionStore
@@ -329,14 +330,16 @@ def test_a_frozen_redis_counts_once() -> None:
         store = store_on(server.url)
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
-        recorder = UsageRecorder(None, 3600, count=store.count)
+        with everyday_limits(redis_client):
+            hasty = store_on(server.url)
+        recorder = UsageRecorder(None, 3600, count=hasty.count)
         note = partial(recorder.note_in_session, session.ref, "openai", record.version, "used")
         note()
         server.stop_process()
         for _ in range(4):
             with pytest.raises(StoreError):
                 recorder.flush()
-            store.breaker = Breaker()
+            hasty.breaker = Breaker()
             note()
         server.cont()
         wait_until(lambda: answers(recorder), "Redis")
