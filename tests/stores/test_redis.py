@@ -335,6 +335,8 @@ def test_a_frozen_redis_counts_once() -> None:
         recorder = UsageRecorder(None, 3600, count=hasty.count)
         note = partial(recorder.note_in_session, session.ref, "openai", record.version, "used")
         note()
+        wait_until(lambda: answers(recorder), "a connection")
+        note()
         server.stop_process()
         for _ in range(4):
             with pytest.raises(StoreError):
@@ -343,7 +345,7 @@ def test_a_frozen_redis_counts_once() -> None:
             note()
         server.cont()
         wait_until(lambda: answers(recorder), "Redis")
-        assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count == 5
+        assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count == 6
 
 
 def answers(recorder: UsageRecorder) -> bool:
