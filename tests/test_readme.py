@@ -21,12 +21,13 @@ import pytest
 from cachelib import FileSystemCache
 from flask import Flask, session
 from flask_session import Session
+from werkzeug.exceptions import default_exceptions
 
 import flask_byok
 from flask_byok import BYOK, errors
 from flask_byok.settings import Settings
 from flask_byok.testing import FakeProviders
-from flask_byok.web.problems import TYPE_PREFIX
+from flask_byok.web.problems import TYPE_PREFIX, http_problem_response
 from tests import services
 from tests.demo import Visitor, read_events
 
@@ -293,6 +294,10 @@ def test_every_problem_is_described() -> None:
         for error in vars(errors).values()
         if isinstance(error, type) and issubclass(error, errors.ByokError)
     }
-    of_http = {"csrf", "bad_request", "too_large", "unsupported_media_type", "method_not_allowed"}
-    assert anchors == of_errors | of_http
+    of_http = {
+        http_problem_response(default_exceptions[status]()).get_json()["type"]
+        for status in (400, 404, 405, 413, 415, 500)
+    }
+    of_http = {link.removeprefix(TYPE_PREFIX) for link in of_http}
+    assert anchors == of_errors | of_http | {"csrf"}
     assert TYPE_PREFIX.endswith("problems.html#")

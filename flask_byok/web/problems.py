@@ -19,7 +19,14 @@ TYPE_PREFIX = "https://flask-byok.readthedocs.io/en/latest/problems.html#"
 NOT_SET_UP = "This site's API keys are not set up correctly. The reason is in its log."
 
 _logger = logging.getLogger("flask_byok.web")
-_HTTP_CODES = {400: "bad_request", 413: "too_large", 415: "unsupported_media_type"}
+_HTTP_CODES = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "unsupported_media_type",
+    500: "internal_server_error",
+}
 
 
 def problem(error: ByokError) -> dict[str, Any]:
@@ -59,7 +66,10 @@ def http_problem_response(error: HTTPException) -> Response:
     status = error.code or 500
     title = HTTPStatus(status).phrase
     code = _HTTP_CODES.get(status, title.lower().replace(" ", "_"))
-    response = _response(_body(status, code, title, error.description or title), status)
+    body = _body(status, code, title, error.description or title)
+    if status not in _HTTP_CODES:
+        body["type"] = "about:blank"  # of the host's own making: RFC 9457, 4.2.1
+    response = _response(body, status)
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response

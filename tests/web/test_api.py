@@ -170,6 +170,34 @@ def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code:
         assert repeated not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"provider": "openai", "owner": "user:a"}', "no field 'owner' here. The fields are: 'prov"),
+        ('{"provider": "openai", "sk-12345678": ""}', "no field of that name here. The fields are"),
+        ('{"provider": "openai", "' + "k" * 31 + '": ""}', "no field of that name here. The fields"),
+        ('{"api_key": "k-12345678"}', "The field 'provider' is missing."),
+        ('{"provider": 7}', "The field 'provider' has a value that cannot be used."),
+        ('{"provider": "openai", "fields": {"api_key": 1}}', "The field 'fields' has a value"),
+        ('{"provider": "openai", "expires_at": "soon"}', "'2027-01-31T00:00:00Z', or null."),
+        ('{"provider": "openai", "expires_at": 1}', "'2027-01-31T00:00:00Z', or null."),
+        ('{"provider": "openai", "validate": "`$.label`"}', "The field 'validate' has a value"),
+        ("[]", "The body is a JSON object. Its fields are: 'provider', 'api_key'"),
+    ],
+)
+def test_what_is_refused_is_named(visitor: Browser, body: str, said: str) -> None:
+    """The answer names the field that is wrong, and of what was sent no more than a plain word."""
+    visitor.load()
+    headers = {"X-CSRFToken": visitor.token or ""}
+    answer = visitor.post(
+        f"{KEYS}/set", data=body, content_type="application/json", headers=headers
+    )
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "invalid_field")
+    assert said in answer.get_json()["detail"]
+    assert "12345678" not in answer.text
+    assert "kkkk" not in answer.text
+
+
 @pytest.mark.parametrize("size", [64 * 1024 + 1, 1024 * 1024])
 @pytest.mark.parametrize("content_type", ["application/json", "application/x-www-form-urlencoded"])
 def test_body_limit(visitor: Browser, size: int, content_type: str) -> None:

@@ -104,6 +104,7 @@ def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:
 
     answer = visitor.get("/api/providers/keys")
     assert (answer.status_code, answer.get_json()["code"]) == (503, "service_unavailable")
+    assert answer.get_json()["type"] == "about:blank"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
