@@ -27,6 +27,7 @@ from .stores.base import SessionStore
 from .stores.operator import EnvironmentKeys, SecretFileKeys
 from .stores.rates import RateLimiter, RateStorage
 from .tiers import AccountTiers, OperatorTier, SessionTier, TierReader
+from .web.database import FoundDatabase
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
@@ -38,21 +39,27 @@ _MISSING_ENCRYPTION_KEY = (
 
 
 def build_service(
-    app: Flask, settings: Settings, registered: Iterable[ProviderSpec], *, name: str
+    app: Flask,
+    settings: Settings,
+    registered: Iterable[ProviderSpec],
+    database: FoundDatabase,
+    *,
+    name: str,
 ) -> Service:
     """Return the service on all its parts.
 
     :param registered: providers of the host's own.
+    :param database: for accounts, and for sessions where Redis is not.
     :param name: tells this app from others in the same store.
     :raises ConfigurationError: the parts cannot be built, or the stores were used with another encryption key.
     """
     throw_away = app.debug or app.testing
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
-    sessions = build_session_store(app, settings)
+    sessions = build_session_store(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
         check_sessions(keyring, sessions, name, throw_away=throw_away)
-    accounts = build_account_store(app, settings, keyring, sessions)
+    accounts = build_account_store(settings, keyring, database, sessions)
     if accounts is not None:
         check_accounts(accounts, throw_away=throw_away)
     rates = RateStorage.beside(sessions)
@@ -120,7 +127,7 @@ def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpe
     return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
 
 
-def build_session_store(app: Flask, settings: Settings) -> SessionStore:
+def build_session_store(settings: Settings, database: FoundDatabase) -> SessionStore:
     """Return the store for session keys: as set, else Redis where it is configured, else the database.
 
     :raises ConfigurationError: the setting names no store.
@@ -129,7 +136,7 @@ def build_session_store(app: Flask, settings: Settings) -> SessionStore:
     if chosen == "redis":
         return _redis_store(settings)
     if chosen == "database":
-        return _database_store(app, settings)
+        return _database_store(settings, database)
     if not isinstance(chosen, str):
         return cast(SessionStore, chosen)
     raise ConfigurationError(
@@ -138,7 +145,7 @@ def build_session_store(app: Flask, settings: Settings) -> SessionStore:
 
 
 def build_account_store(
-    app: Flask, settings: Settings, keyring: Keyring, sessions: SessionStore
+    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: SessionStore
 ) -> AccountStore | None:
     """Return the store for keys that outlive the session, None where no tier of the lookup order is kept there.
 
@@ -151,11 +158,10 @@ def build_account_store(
     if settings.encryption_key is None:
         # What a made-up key seals is nobody else's: a real database, and its audit log, are left alone.
         return AccountStore("sqlite://", keyring)
-    database, embedded = find_database(app, settings), _embedded_url(app)
-    if database == embedded:
-        _require_writable(Path(app.instance_path))
+    if database.own_file:
+        _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
     engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
-    return AccountStore(engine or database, keyring, own_file=database == embedded)
+    return AccountStore(engine or database.place, keyring, own_file=database.own_file)
 
 
 def build_resolver(
@@ -170,11 +176,6 @@ def build_resolver(
     if accounts is not None:
         readers.append(AccountTiers(accounts, keyring, settings))
     return Resolver(readers, settings)
-
-
-def find_database(app: Flask, settings: Settings) -> Any:
-    """Return where the database is: as set, else the host's engine, else a file in the instance folder."""
-    return settings.database_url or _host_engine(app) or _embedded_url(app)
 
 
 def _redis_store(settings: Settings) -> SessionStore:
@@ -192,15 +193,14 @@ def _redis_store(settings: Settings) -> SessionStore:
     )
 
 
-def _database_store(app: Flask, settings: Settings) -> SessionStore:
+def _database_store(settings: Settings, database: FoundDatabase) -> SessionStore:
     from .stores.sql import SqlSessionStore
 
-    database = find_database(app, settings)
     return SqlSessionStore(
-        database,
+        database.place,
         ttl=settings.session_ttl,
         max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
-        own_file=database == _embedded_url(app),
+        own_file=database.own_file,
     )
 
 
@@ -216,22 +216,6 @@ def _require_writable(folder: Path) -> None:
             f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
             "team and system out of BYOK_PRECEDENCE."
         )
-
-
-def _host_engine(app: Flask) -> Any:
-    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None where it has none (yet)."""
-    extension = app.extensions.get("sqlalchemy")
-    if extension is None:
-        return None
-    with app.app_context():
-        try:
-            return extension.engine
-        except (AttributeError, KeyError):
-            return None  # asynchronous engines only
-
-
-def _embedded_url(app: Flask) -> str:
-    return f"sqlite:///{Path(app.instance_path) / 'byok.sqlite3'}"
 
 
 def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:

@@ -40,21 +40,32 @@ def check_sessions(
     :param throw_away: in debug mode and tests keys come and go; then it is only logged.
     :raises ConfigurationError: the canary, sealed at an earlier start, does not open.
     """
-    context = Context("canary", "system", name)
-    fresh = keyring.seal(_CANARY, context)
     try:
-        canary = _hold_canary(sessions, name, fresh)
-        if canary is None:
-            return
-        if _opens(keyring, canary, context):
-            if keyring.needs_rotation(canary):
-                sessions.canary(name, fresh, replace=True)
-        elif throw_away or is_beginning_anew():
-            _logger.warning(_WRONG_ENCRYPTION_KEY.format(name=name))
-        else:
-            raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
+        open_sessions(keyring, sessions, name)
+    except OutdatedTablesError as error:
+        # The command that upgrades them needs the app; whatever else does is told so at each use.
+        _logger.error("%s", error)
+    except ConfigurationError as error:
+        if not (throw_away or is_beginning_anew()):
+            raise
+        _logger.warning("%s", error)
     except StoreError:
         _logger.warning("The key store does not answer: the encryption key could not be checked.")
+
+
+def open_sessions(keyring: Keyring, sessions: SessionStore, name: str) -> None:
+    """Open the canary of an app's session store, or leave one there.
+
+    :raises ConfigurationError: it does not open, or the store's tables are too old for any.
+    :raises StoreError: the store does not answer.
+    """
+    context = Context("canary", "system", name)
+    fresh = keyring.seal(_CANARY, context)
+    canary = sessions.canary(name, fresh)
+    if not _opens(keyring, canary, context):
+        raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
+    if keyring.needs_rotation(canary):
+        sessions.canary(name, fresh, replace=True)
 
 
 def check_accounts(accounts: AccountStore, *, throw_away: bool) -> None:
@@ -73,16 +84,6 @@ def check_accounts(accounts: AccountStore, *, throw_away: bool) -> None:
         _logger.warning("%s", error)
     except StoreError:
         _logger.warning("The database does not answer: the encryption key could not be checked.")
-
-
-def _hold_canary(sessions: SessionStore, name: str, fresh: str) -> str | None:
-    """Return the canary, None where the store's tables are too old for any."""
-    try:
-        return sessions.canary(name, fresh)
-    except OutdatedTablesError as error:
-        # The command that upgrades them needs the app; whatever else does is told so at each use.
-        _logger.error("%s", error)
-        return None
 
 
 def _opens(keyring: Keyring, canary: str, context: Context) -> bool:

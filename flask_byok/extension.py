@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from flask import Flask, Response
 
-from .build import build_service, find_database
+from .build import build_service
 from .catalog import Catalog, ProviderSpec
 from .credentials import Credential, Secret, Validation
 from .errors import (
@@ -26,6 +26,7 @@ from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
 from .web.api import create_blueprint
 from .web.bodies import typed_fields
+from .web.database import find_database, warn_if_late
 from .web.login import at_sign_out, is_login_fresh, signed_in_user
 from .web.problems import problem_response
 from .web.sessions import SessionBinding, app_name, check_session_interface, index_key
@@ -82,6 +83,8 @@ class BYOK:
         app.extensions[EXTENSION] = state
         self._catalogs.add(state.service.catalog)
         state.binding.init_app(app)
+        if state.uses_database:
+            warn_if_late(app, state.database)
         blueprint = create_blueprint(settings.url_prefix)
         register_pages(blueprint)
         app.register_blueprint(blueprint)
@@ -95,14 +98,16 @@ class BYOK:
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
         index = index_key(app.secret_key)
-        service = build_service(app, settings, self._registered, name=app_name(index))
+        database = find_database(app, settings)
+        name = app_name(index)
+        service = build_service(app, settings, self._registered, database, name=name)
         return ByokState(
             app,
             settings,
             service,
             SessionBinding(service.sessions, index, self._identity),
             self._loaders,
-            partial(find_database, app, settings),
+            database,
         )
 
     def _identity(self) -> str:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import click
 from flask import current_app
-from flask.cli import with_appcontext
+from flask.cli import ScriptInfo
 
+from ..encryption_check import open_sessions
 from ..errors import ByokError, StoreError
 from ..rotation import key_ids_without_key
 from ..settings import source_of
+from ..stores.reasons import reason_of
+from ..web.anew import beginning_anew
 from ..web.safety import unsafe_choices, unsafe_settings
+from ..web.sessions import app_name, index_key
 from ..web.state import ByokState, get_state
+from . import check_database
 from .database import known_revision, migrations
 from .typed import QuietCommand
 from .values import shown_settings
@@ -30,24 +36,44 @@ _WIDTHS = (33, 40)
 class _Report:
     """What is to be shown, after the settings."""
 
-    facts: list[tuple[str, str]] = field(default_factory=list)
+    facts: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unsafe: list[str] = field(default_factory=list)
 
     @property
     def lines(self) -> Iterator[str]:
-        yield from (_line(name, value) for name, value in self.facts)
+        yield from (_line(*fact) for fact in self.facts)
         yield from (f"note: {sentence}" for sentence in self.notes)
+
+    @contextmanager
+    def trial(self, otherwise: str) -> Iterator[None]:
+        """Note what a trial of a store fails for.
+
+        :param otherwise: what is said where nothing more is known.
+        """
+        try:
+            yield
+        except StoreError as error:
+            self.unsafe.append(reason_of(error) or otherwise)
+        except (ByokError, click.ClickException) as error:
+            self.unsafe.append(str(error))
 
 
 @click.command("check", cls=QuietCommand)
-@with_appcontext
-def check() -> None:
+@click.pass_context
+def check(ctx: click.Context) -> None:
     """Show every setting, where it comes from, and what is unsafe; exits with 1 if anything is.
 
     Encryption keys show as their ids, and addresses without what is secret in them.
     """
-    state, report = get_state(), _Report()
+    with beginning_anew():  # a wrong encryption key is among what is to be shown
+        app = ctx.ensure_object(ScriptInfo).load_app()
+    with app.app_context():
+        _check(get_state())
+
+
+def _check(state: ByokState) -> None:
+    report = _Report()
     for name, value in shown_settings(state.settings, state.service.keyring).items():
         source = source_of(name, current_app.config, os.environ)
         click.echo(_line(f"BYOK_{name.upper()}", value, source))
@@ -57,7 +83,8 @@ def check() -> None:
     click.echo()
     for line in report.lines:
         click.echo(line)
-    for sentence in report.unsafe:
+    # The database may be the one for sessions, too.
+    for sentence in dict.fromkeys(report.unsafe):
         click.echo(f"unsafe: {sentence}", err=True)
     if report.unsafe:
         raise click.exceptions.Exit(1)
@@ -67,12 +94,10 @@ def _look_around(state: ByokState, report: _Report) -> None:
     """Find out about the stores."""
     service = state.service
     report.facts.append(("providers", str(len(service.catalog))))
-    report.facts.append(("session keys", service.sessions.name))
-    if getattr(service.sessions, "client", None) is None:
-        report.notes.append(
-            "attempts are counted in each worker's own memory, so each worker allows the rates "
-            "BYOK_SET_RATE and BYOK_VALIDATE_RATE once more. With Redis they are counted together."
-        )
+    if state.uses_database:
+        report.facts.append(check_database.describe(state.database))
+        report.unsafe += check_database.misplaced(state.database)
+    _look_at_sessions(state, report)
     if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
         report.notes.append(
             "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
@@ -83,24 +108,33 @@ def _look_around(state: ByokState, report: _Report) -> None:
         _look_at_accounts(state, service.accounts, report)
 
 
+def _look_at_sessions(state: ByokState, report: _Report) -> None:
+    sessions = state.service.sessions
+    report.facts.append(("session keys", sessions.name))
+    if getattr(sessions, "client", None) is None:
+        report.notes.append(
+            "attempts are counted in each worker's own memory, so each worker allows the rates "
+            "BYOK_SET_RATE and BYOK_VALIDATE_RATE once more. With Redis they are counted together."
+        )
+    if state.settings.encryption_key is None:
+        return  # one that was made up for this run says nothing
+    with report.trial(f"{sessions.name} does not answer, or refuses: is it up, and reachable?"):
+        name = app_name(index_key(current_app.secret_key or ""))
+        open_sessions(state.service.keyring, sessions, name)
+
+
 def _look_at_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:
     dialect = accounts.engine.dialect.name
     report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
-    if dialect == "sqlite":
-        report.notes.append(
-            "accounts are in a SQLite file, which the workers of one machine can share; for several "
-            "machines use PostgreSQL."
-        )
-    try:
+    report.notes += check_database.notes(state.database, dialect)
+    with report.trial("the database does not answer, or refuses: is it up, and reachable?"):
         with migrations() as (migrate, engine):
             revision = known_revision(migrate, engine) or "of the host's own migrations"
             report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
         _count_seals(state, accounts, report)
         accounts.canary.secret()
-    except StoreError:
-        report.unsafe.append("the database does not answer, or refuses: is it up, and reachable?")
-    except (ByokError, click.ClickException) as error:
-        report.unsafe.append(str(error))
+        with migrations():
+            check_database.require_rights(accounts.engine)
 
 
 def _count_seals(state: ByokState, accounts: AccountStore, report: _Report) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 from flask.cli import AppGroup
 
 from ..errors import ByokError, StoreError
+from ..stores.reasons import reason_of
 from ..stores.sql_deadline import patiently
 from ..web.state import ByokState, get_state
 from .typed import NEVER_AN_ARGUMENT, QuietCommand
@@ -22,6 +24,12 @@ _UNWRITABLE = (
     "The command may have done all the same what it is for."
 )
 _AWAY = "The database or Redis does not answer, or refuses. Run this again once it does."
+
+
+class Interrupted(click.ClickException):
+    """Raised after Ctrl-C, to say what was done until then; a shell knows it by this status."""
+
+    exit_code = 130
 
 
 class Commands(AppGroup):
@@ -41,14 +49,16 @@ class Commands(AppGroup):
         try:
             with patiently():
                 return super().invoke(ctx)
-        except StoreError:
-            raise click.ClickException(_AWAY) from None
+        except StoreError as error:
+            raise click.ClickException(reason_of(error) or _AWAY) from None
         except ByokError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read what is shown has enough
                 raise
             raise click.ClickException(_UNWRITABLE.format(error.strerror)) from None
+        except KeyboardInterrupt:
+            raise Interrupted("Interrupted.") from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -72,6 +82,20 @@ def require_accounts(*, opened: bool = True) -> tuple[ByokState, AccountStore]:
     if opened:
         accounts.canary.secret()
     return state, accounts
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """Return a number with what it counts: ``1 key``, ``1,204 keys``."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def in_columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines, with each column as wide as its longest cell."""
+    table = list(rows)
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        padded = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(padded).rstrip()
 
 
 def printable(text: str) -> str:

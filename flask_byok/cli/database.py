@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..stores.reasons import reason_of
 from ..web.state import get_state
 from .common import Commands
 
@@ -63,14 +64,15 @@ def migrations() -> Iterator[tuple[ModuleType, Any]]:
     from ..stores import migrate
     from ..stores.sql_engine import open_engine
 
-    found = get_state().database()
+    found = get_state().database.place
     engine = open_engine(found)
     try:
         yield migrate, engine
     except migrate.FAULTS as error:
         # Its own text may hold an address.
         kind = type(getattr(error, "orig", None) or error).__name__
-        raise click.ClickException(f"The database does not answer, or refuses: {kind}.") from None
+        reason = reason_of(error) or f"The database does not answer, or refuses: {kind}."
+        raise click.ClickException(reason) from None
     finally:
         if engine is not found:
             engine.dispose()

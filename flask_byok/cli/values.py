@@ -22,9 +22,11 @@ def shown_settings(settings: Settings, keyring: Keyring) -> dict[str, str]:
     known = {
         "encryption_key": f"key id {current}{made_up}",
         "encryption_key_fallbacks": ", ".join(f"key id {key_id}" for key_id in fallbacks) or "-",
-        "redis": _address(settings.redis),
-        "database_url": _address(settings.database_url),
-        "base_urls": ", ".join(f"{id}={_address(url)}" for id, url in settings.base_urls.items()),
+        "redis": shown_address(settings.redis),
+        "database_url": shown_address(settings.database_url),
+        "base_urls": ", ".join(
+            f"{id}={shown_address(url)}" for id, url in settings.base_urls.items()
+        ),
     }
     return {
         each.name: printable(
@@ -52,7 +54,7 @@ def _shown(value: Any, may_be_shown: bool) -> str:
     return str(value)
 
 
-def _address(value: Any) -> str:
+def shown_address(value: Any) -> str:
     """Return where an address leads, without user, password and what follows the path."""
     if value is None:
         return "-"

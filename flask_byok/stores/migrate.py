@@ -115,12 +115,13 @@ def rights() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if _is_without_right(error):
+        if is_without_right(error):
             raise OutdatedTablesError(_REFUSED) from None
         raise
 
 
-def _is_without_right(error: Exception) -> bool:
+def is_without_right(error: Exception) -> bool:
+    """Say whether the database refused for want of a right."""
     return getattr(getattr(error, "orig", None), "sqlstate", None) == _NO_RIGHT
 
 
@@ -131,7 +132,7 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
         try:
             connection.execute(query)
         except DBAPIError as error:
-            if error.connection_invalidated or _is_without_right(error):
+            if error.connection_invalidated or is_without_right(error):
                 raise
             return False
     return True
@@ -153,7 +154,7 @@ def _make_tables(transactions: Transactions, own_file: bool) -> None:
             return
         except SQLAlchemyError as error:
             late = attempt == _TRIES - 1 or not transactions.in_time()
-            if late or _is_without_right(error):
+            if late or is_without_right(error):
                 raise
             time.sleep(0.05)
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from ..errors import ByokError, StoreError
 from .breaker import Breaker
 from .migrate import prepare, rights
+from .reasons import reason_of
 from .sql_engine import Transactions, open_engine
 
 _logger = logging.getLogger("flask_byok.stores")
@@ -98,7 +99,7 @@ class Database:
                 self.breaker.success()  # it answered
             self._ready = False
             # The error's own text may hold an address or what was sent.
-            _logger.warning("The database failed: %s", type(error).__name__)
+            _logger.warning("The database failed: %s", reason_of(error) or type(error).__name__)
             raise StoreError(tier=self._tier) from None
         except ByokError:
             self.breaker.success()  # what it answered was refused

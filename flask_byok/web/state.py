@@ -17,6 +17,7 @@ from ..errors import ConfigurationError, StoreError
 from ..owners import LONGEST_ID, Caller, SessionRef, identity_of
 from ..service import Service
 from ..settings import Settings
+from .database import FoundDatabase
 from .sessions import SessionBinding
 
 #: Where the state lies in ``app.extensions``.
@@ -54,8 +55,12 @@ class ByokState:
     service: Service
     binding: SessionBinding
     loaders: Loaders
-    #: Returns an engine or a URL.
-    database: Callable[[], Any]
+    database: FoundDatabase
+
+    @property
+    def uses_database(self) -> bool:
+        """Say whether accounts' keys or sessions' are in it."""
+        return self.service.accounts is not None or self.service.sessions.name == "the database"
 
     def __repr__(self) -> str:
         return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"

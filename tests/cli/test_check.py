@@ -7,19 +7,30 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import flask_migrate
+import flask_sqlalchemy
 import pytest
 import redis
-from sqlalchemy import create_engine
+from cachelib import SimpleCache
+from click.testing import CliRunner, Result
+from flask import Flask
+from flask.cli import ScriptInfo
+from flask_session import Session
+from sqlalchemy import create_engine, make_url
 
-from flask_byok.cli.values import shown_settings
+from flask_byok import BYOK
+from flask_byok.cli import byok as group
+from flask_byok.cli.values import shown_address, shown_settings
 from flask_byok.keyring import Keyring
 from flask_byok.settings import Settings
+from flask_byok.stores.tables import metadata
 from tests.services import free_port
 from tests.stores.account_kinds import event_of, make_record
 from tests.stores.older_tables import made_by_first_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
+KEY = "sk-proj-one-of-ours"
 OLD_ID, NEW_ID = Keyring(OLD).key_ids[0], Keyring(NEW).key_ids[0]
 
 
@@ -225,9 +236,46 @@ def test_database_away(tmp_path: Path) -> None:
     url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
     result = run(make_app(tmp_path, BYOK_DATABASE_URL=url, **SAFE), "check")
     assert result.exit_code == 1
-    assert "unsafe: The database does not answer" in result.output
+    assert "unsafe: Nothing listens at the database" in result.output
     assert "BYOK_PRECEDENCE" in result.output
     assert "hunter22" not in result.output
+
+
+def test_redis_away(tmp_path: Path) -> None:
+    """A Redis that does not answer is unsafe, whatever else is well."""
+    url = f"redis://:hunter22@127.0.0.1:{free_port()}/0"
+    result = run(make_app(tmp_path, BYOK_REDIS=url, **SAFE), "check")
+    assert result.exit_code == 1
+    assert "unsafe: Redis does not answer" in result.stderr
+    assert "hunter22" not in result.output
+    assert "current key id" in result.output
+
+
+def test_redis_of_another_encryption_key(tmp_path: Path, redis_url: str) -> None:
+    """A Redis that was used with another encryption key is unsafe, and the settings are shown all the same."""
+    config = {"BYOK_REDIS": redis_url, "BYOK_PRECEDENCE": ["session", "env"], **SAFE}
+    make_app(tmp_path, BYOK_ENCRYPTION_KEY=OLD, **config)
+    app = make_app(tmp_path, BYOK_ENCRYPTION_KEY=NEW, TESTING=True, **config)
+    result = run(app, "check")
+    assert result.exit_code == 1
+    assert (
+        "unsafe: BYOK_ENCRYPTION_KEY is not the one that this store was used with" in result.stderr
+    )
+
+
+def test_app_that_does_not_start(tmp_path: Path, database_url: str) -> None:
+    """With a wrong encryption key, with which the app does not start, the settings are shown, and what is wrong."""
+    config = {"BYOK_DATABASE_URL": database_url, **SAFE}
+    make_app(tmp_path, BYOK_ENCRYPTION_KEY=OLD, **config)
+    wrong = Flask("wrong")
+    wrong.cli.add_command(group)
+    info = ScriptInfo(create_app=lambda: make_app(tmp_path, BYOK_ENCRYPTION_KEY=NEW, **config))
+    result = CliRunner().invoke(wrong.cli, ["byok", "check"], obj=info)
+    assert result.exit_code == 1
+    assert settings_of(result.output)["BYOK_ENCRYPTION_KEY"] == ["key", "id", NEW_ID, "config"]
+    assert "unsafe: BYOK_ENCRYPTION_KEY is not the one that this database" in result.output
+    result = CliRunner().invoke(wrong.cli, ["byok", "list"], obj=info)
+    assert "BYOK_ENCRYPTION_KEY is not the one" in refused(result)
 
 
 def test_no_accounts(tmp_path: Path) -> None:
@@ -246,3 +294,133 @@ def test_user_without_rights(tmp_path: Path, limited_url: str) -> None:
     assert "flask byok db sql" in refused(run(app, "list"))
     assert "flask byok db sql" in refused(run(app, "db", "upgrade"))
     assert "CREATE TABLE byok_audit" in run(app, "db", "sql").output
+
+
+def test_user_without_some_rights(tmp_path: Path, postgres_url: str, limited_url: str) -> None:
+    """Each right that the database's user has not is named; with all of them nothing is unsafe."""
+    config = {"BYOK_ENCRYPTION_KEY": OLD, **SAFE}
+    make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **config)
+    user, engine = make_url(limited_url).username, create_engine(postgres_url)
+
+    def say(statement: str) -> Result:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"{statement} ON ALL TABLES IN SCHEMA public TO {user}")
+        return run(make_app(tmp_path, BYOK_DATABASE_URL=limited_url, **config), "check")
+
+    result = say("GRANT SELECT")
+    assert result.exit_code == 1
+    assert "unsafe: The database's user has not these rights: INSERT on byok_" in result.stderr
+    for right in ("INSERT", "UPDATE", "DELETE"):
+        assert result.stderr.count(f"{right} on byok_") == len(metadata.tables)
+    result = say("GRANT SELECT, INSERT, DELETE")
+    assert "INSERT on" not in result.stderr
+    assert "UPDATE on byok_usage" in result.stderr
+    result = say("GRANT SELECT, INSERT, UPDATE, DELETE")
+    assert (result.exit_code, result.stderr) == (0, "")
+    engine.dispose()
+
+
+def test_read_only_database(tmp_path: Path, postgres_url: str) -> None:
+    """A database that takes no writes is unsafe though it answers."""
+    config = {"BYOK_ENCRYPTION_KEY": OLD, "BYOK_DATABASE_URL": postgres_url, **SAFE}
+    assert run(make_app(tmp_path, **config), "check").exit_code == 0
+    engine = create_engine(postgres_url)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = make_url(postgres_url).database
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    engine.dispose()
+    result = run(make_app(tmp_path, **config), "check")
+    assert result.exit_code == 1
+    assert "unsafe: The database is read-only" in result.stderr
+    said = refused(
+        run(make_app(tmp_path, **config), "set", "openai", "--validate", "off", input=KEY)
+    )
+    assert "The database is read-only" in said
+
+
+def test_read_only_file(tmp_path: Path) -> None:
+    """A SQLite file that cannot be written is unsafe though it can be read."""
+    file, config = tmp_path / "keys.sqlite", {"BYOK_ENCRYPTION_KEY": OLD, **SAFE}
+    app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{file}", **config)
+    assert run(app, "check").exit_code == 0
+    url = f"sqlite:///file:{file}?mode=ro&uri=true"
+    result = run(make_app(tmp_path, BYOK_DATABASE_URL=url, **config), "check")
+    assert result.exit_code == 1
+    assert "unsafe: The database is read-only" in result.stderr
+
+
+def database_of(output: str) -> str:
+    """Return what is said of the database."""
+    (line,) = (line for line in output.splitlines() if line.startswith("database"))
+    return " ".join(line.split()[1:])
+
+
+def test_which_database(tmp_path: Path, database_url: str) -> None:
+    """It is said which database is in use and what names it, without user and password."""
+    given = run(make_app(tmp_path, BYOK_DATABASE_URL=database_url, **SAFE), "check").output
+    assert database_of(given) == f"{shown_address(database_url)} BYOK_DATABASE_URL"
+    assert "byok@" not in database_of(given)
+    default = run(make_app(tmp_path, **SAFE), "check").output
+    file = tmp_path / "byok.sqlite3"
+    assert database_of(default) == f"sqlite:///{file} a file in the instance folder"
+
+
+def host_with_database(directory: Path, url: str, *, late: bool) -> Flask:
+    """Make a host with Flask-SQLAlchemy and Flask-Migrate, which it sets up before BYOK or too late."""
+    app = Flask(__name__, instance_path=str(directory))
+    app.config |= {
+        "SECRET_KEY": "session secret",
+        "SESSION_TYPE": "cachelib",
+        "SESSION_CACHELIB": SimpleCache(),
+        "SQLALCHEMY_DATABASE_URI": url,
+        "BYOK_ENCRYPTION_KEY": OLD,
+        **SAFE,
+    }
+    Session(app)
+    db = flask_sqlalchemy.SQLAlchemy()
+    if late:
+        BYOK(app)
+    db.init_app(app)
+    flask_migrate.Migrate(app, db, directory=str(directory / "migrations"))
+    if not late:
+        BYOK(app)
+    return app
+
+
+def test_the_hosts_database(tmp_path: Path, database_url: str) -> None:
+    """Where keys are in the host's database, that is said, and that its migrations would drop our tables."""
+    app = host_with_database(tmp_path, database_url, late=False)
+    result = run(app, "check")
+    assert result.exit_code == 0, result.stderr
+    expected = f"{shown_address(database_url)} the app's Flask-SQLAlchemy"
+    assert database_of(result.output) == expected
+    assert "note: Flask-Migrate is set up on this database" in result.output
+
+
+@pytest.mark.parametrize("kept_out_by", ["include_name", "env.py", "another database"])
+def test_tables_kept_out_of_migrations(tmp_path: Path, sqlite_url: str, kept_out_by: str) -> None:
+    """There is no such note where something keeps our tables out, or they are elsewhere."""
+    app = host_with_database(tmp_path, sqlite_url, late=kept_out_by == "another database")
+    if kept_out_by == "include_name":
+        app.extensions["migrate"].configure_args["include_name"] = lambda *args: True
+    elif kept_out_by == "env.py":
+        (tmp_path / "migrations").mkdir()
+        (tmp_path / "migrations" / "env.py").write_text("from flask_byok.stores.tables import ...")
+    assert "Flask-Migrate" not in run(app, "check").output
+
+
+def test_host_that_sets_its_database_up_too_late(
+    tmp_path: Path, sqlite_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where db.init_app comes after BYOK, keys are in the file; the check says so, and the log, once."""
+    app = host_with_database(tmp_path, sqlite_url, late=True)
+    result = run(app, "check")
+    assert result.exit_code == 1
+    assert "a file in the instance folder" in database_of(result.output)
+    assert "unsafe: This app has Flask-SQLAlchemy, but keys are in a SQLite file" in result.stderr
+    for _ in range(2):
+        app.test_client().get("/")
+    said = [record.message for record in caplog.records if "Flask-SQLAlchemy" in record.message]
+    assert len(said) == 1
+    assert "Call db.init_app(app) before byok.init_app(app)" in said[0]
+    assert run(app, "db", "current").output.startswith("tables  0")
