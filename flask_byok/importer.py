@@ -22,6 +22,7 @@ from .probes import refuse_admin_key
 from .sealing import new_record
 from .settings import Settings
 from .stores.base import AuditEvent
+from .stores.slots import FIRST, serving_order
 from .transfer import PAGE, MovedKey, Place, open_key, place_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ _NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
 class Imported:
     """How many keys were written, were there already, or stayed though the file's differ.
 
-    ``left_out`` counts those that this app cannot take, by provider and reason.
+    ``left_out`` counts those that this app cannot take, by provider and reason; ``without_room`` names the places
+    of those for which there was no room.
     """
 
     added: int = 0
@@ -45,6 +47,7 @@ class Imported:
     unchanged: int = 0
     kept: int = 0
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    without_room: list[Place] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -88,7 +91,7 @@ class Importer:
         """
         if not self._dry_run:
             self._accounts.audit.note("system", AuditEvent("cli", "import"))
-        waiting = self._cleaned(keys)
+        waiting = _as_they_serve(self._cleaned(keys))
         while batch := list(islice(waiting, PAGE)):
             present = self._present(batch)
             for key in batch:
@@ -212,6 +215,7 @@ class Importer:
     def _leave_out(self, key: MovedKey) -> None:
         reason = _NO_ROOM.format(self._settings.keys_per_provider)
         self.result.left_out[key.provider, reason] += 1
+        self.result.without_room.append(key.place)
 
     def _record_and_event(self, key: MovedKey) -> tuple[CredentialRecord, AuditEvent]:
         fields = _secrets(key)
@@ -228,6 +232,24 @@ class Importer:
         )
         record = dataclasses.replace(record, active=key.active, created_at=key.created_at)
         return record, AuditEvent("cli", "import", fingerprint=fingerprint)
+
+
+def _as_they_serve(keys: Iterable[MovedKey]) -> Iterator[MovedKey]:
+    """Yield an owner's keys for a provider in the order that they serve in, so that the first get the room there is.
+
+    Those that are off, have expired or are in further slots wait in memory; most people have none.
+    """
+    waiting, now = [], utcnow()
+
+    def is_idle(key: MovedKey) -> bool:
+        return not key.active or (key.expires_at is not None and key.expires_at <= now)
+
+    for key in keys:
+        if key.slot == FIRST and not is_idle(key):
+            yield key
+        else:
+            waiting.append(key)
+    yield from sorted(waiting, key=lambda key: (is_idle(key), serving_order(key.slot)))
 
 
 def _secrets(key: MovedKey) -> dict[str, Secret]:

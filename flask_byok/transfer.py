@@ -75,9 +75,10 @@ def export_keys(
 ) -> Exported:
     """Write all accounts' keys, or one owner's, into a sealed file, and close it.
 
-    The audit log has it first: once for ``system``, and for each owner before the first of their keys.
+    The audit log has first that it was begun: once for ``system``, and for each owner before the first of their
+    keys. Whoever has the file in its place notes that it was done.
     """
-    event = AuditEvent("cli", "export")
+    event = AuditEvent("cli", "export", "begun")
     accounts.audit.note("system", event)
     noted, result = {"system"}, Exported()
     for page in _pages(accounts, owner):

@@ -26,7 +26,7 @@ OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIz
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
-def accounts(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[AccountStore]:
+def accounts(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
     """Make an empty database."""
     store = AccountStore(request.getfixturevalue(request.param), KEYRING)
     yield store

@@ -87,7 +87,7 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
-def old(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[Place]:
+def old(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Make a database with keys of three owners."""
     place = Place(request.getfixturevalue(request.param), "aa" * 32)
     place.save("system", "openai", "sk-proj-systems-own-0001")
@@ -263,7 +263,9 @@ def test_a_place_that_is_gone_meanwhile(
     monkeypatch.setattr(Importer, "_present", look_early)
     settings = Settings(keys_per_provider=1)
     result = new.take(old.export(RED)[1], replace=True, settings=settings)
-    assert result == Imported(left_out=Counter({("groq", NO_ROOM): 1}))
+    assert result == Imported(
+        left_out=Counter({("groq", NO_ROOM): 1}), without_room=[(RED, "groq", "")]
+    )
     assert new.opened() == {(RED, "groq", "b"): "gsk_teams-other-key-8888"}
 
 
@@ -369,7 +371,7 @@ def file_with(*lines: dict[str, Any]) -> bytes:
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
-def place(request: pytest.FixtureRequest, _time_enough: None) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     """Make an empty database."""
     place = Place(request.getfixturevalue(request.param), "aa" * 32)
     yield place
@@ -426,12 +428,36 @@ def test_no_more_keys_than_there_may_be(place: Place, replace_all: bool) -> None
     assert {slot for owner, _, slot in place.opened() if owner == ANN} == {"", "a"}
 
 
+@pytest.mark.parametrize(
+    ("slots", "taken"),
+    [
+        (["10", "b", "2", ""], {"", "2"}),
+        (["10", "3", "2"], {"2", "3"}),
+        (["2", "b"], {"2", "b"}),
+    ],
+)
+def test_the_keys_that_serve_get_the_room(place: Place, slots: list[str], taken: set[str]) -> None:
+    """Where there is not room for all, those are taken that serve first, wherever they are in the file."""
+    content = file_with(*({"slot": slot} for slot in slots))
+    result = place.take(content, settings=Settings(keys_per_provider=2))
+    assert {slot for _, _, slot in place.opened()} == taken
+    assert {slot for _, _, slot in result.without_room} == set(slots) - taken
+
+
+@pytest.mark.parametrize("idle", [{"active": False}, {"expires_at": "2020-01-01T00:00:00Z"}])
+def test_the_key_that_served_gets_the_room(place: Place, idle: dict[str, Any]) -> None:
+    """A key that is off or has expired takes no room from the one that serves in its stead."""
+    place.take(file_with(idle, {"slot": "2"}), settings=Settings(keys_per_provider=1))
+    assert list(place.opened()) == [(ANN, "openai", "2")]
+
+
 def test_no_more_keys_by_a_race(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit holds also where a key is saved while the import runs."""
     place.save(ANN, "openai", "sk-1-saved-just-now", slot="b")
     monkeypatch.setattr(Importer, "_present", lambda self, batch: {})
     left_out = Counter({("openai", NO_ROOM): 1})
-    assert place.take(file_with({}), settings=Settings()) == Imported(left_out=left_out)
+    result = place.take(file_with({}), settings=Settings())
+    assert result == Imported(left_out=left_out, without_room=[(ANN, "openai", "")])
     assert list(place.opened()) == [(ANN, "openai", "b")]
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+
+#: Columns from which on there is room for the share that is done and the time that is left.
+_WIDE = 60
 
 
 class Steps:
@@ -34,12 +39,20 @@ def is_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def can_draw() -> bool:
+    """Say whether the terminal knows how to draw a line once more."""
+    return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+
+
 @contextmanager
 def steps(label: str, total: int) -> Iterator[Steps]:
     """Begin to show how far a command is."""
-    if not is_terminal():
+    if not (total and is_terminal() and can_draw()):
         click.echo(f"{label}: {total:,}")
         yield Steps(None, total)
         return
-    with click.progressbar(length=total, label=label, show_pos=True) as bar:
+    wide = shutil.get_terminal_size().columns >= _WIDE
+    with click.progressbar(
+        length=total, label=label, width=0, show_pos=True, show_eta=wide, show_percent=wide
+    ) as bar:
         yield Steps(bar, total)

@@ -13,7 +13,7 @@ from ..credentials import EXPIRES_SOON, utcnow
 from ..settings import MAX_SESSION_LIFETIMES
 from ..signals import key_expiring
 from ..stores.base import AuditEvent
-from .common import require_accounts
+from .common import counted, require_accounts
 from .progress import steps
 from .typed import QuietCommand, WholeNumber
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from ..stores.accounts import AccountStore
 
 
-_DAYS = "old daily counts of uses"
-_TOLD = {True: " and were signalled", False: "; nothing listens to key_expiring"}
+_EXPIRED = ("expired key", "expired keys")
+_DAYS = ("old daily count of uses", "old daily counts of uses")
+_EXPIRING = ("key expires", "keys expire")
 
 
 @click.command("purge-expired", cls=QuietCommand)
@@ -47,17 +48,24 @@ def purge_expired(days: int, dry_run: bool) -> None:
     total = accounts.expiry.count(before)
     if dry_run:
         soon = sum(1 for _ in accounts.expiry.between(now, now + EXPIRES_SOON))
-        click.echo(f"{total:,} expired keys would be deleted, {soon:,} will expire within a week.")
-        click.echo(f"{accounts.usage.count_old(_kept_since(now)):,} {_DAYS} would be summed up.")
+        click.echo(
+            f"{counted(total, *_EXPIRED)} would be deleted, {soon:,} will expire within a week."
+        )
+        old = accounts.usage.count_old(_kept_since(now))
+        click.echo(f"{counted(old, *_DAYS)} would be summed up.")
         return
-    click.echo(f"{_purge(accounts, before, total):,} expired keys deleted.")
+    click.echo(f"{counted(_purge(accounts, before, total), *_EXPIRED)} deleted.")
     accounts.expiry.forget_ended(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
-    click.echo(f"{_fold(accounts, _kept_since(now)):,} {_DAYS} summed up.")
-    click.echo(f"{_signal(accounts, now):,} keys expire within a week{_TOLD[_is_heard()]}.")
+    click.echo(f"{counted(_fold(accounts, _kept_since(now)), *_DAYS)} summed up.")
+    soon = _signal(accounts, now)
+    click.echo(f"{counted(soon, *_EXPIRING)} within a week{_told(soon)}.")
 
 
-def _is_heard() -> bool:
-    return bool(key_expiring.has_receivers_for(current_app._get_current_object()))  # type: ignore[attr-defined]
+def _told(soon: int) -> str:
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # signals compare senders
+    if not key_expiring.has_receivers_for(app):
+        return "; nothing listens to key_expiring"
+    return f" and {'was' if soon == 1 else 'were'} signalled"
 
 
 def _purge(accounts: AccountStore, before: Any, total: int) -> int:

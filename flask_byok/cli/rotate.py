@@ -13,7 +13,7 @@ from ..rotation import Progress, key_ids_without_key, rotate
 from ..settings import MAX_SESSION_LIFETIMES
 from ..stores.base import AuditEvent
 from ..web.state import ByokState, get_state
-from .common import require_accounts
+from .common import Interrupted, counted, require_accounts
 from .progress import steps
 from .typed import QuietCommand, word
 
@@ -63,12 +63,12 @@ def _seal_all(accounts: AccountStore, keyring: Keyring) -> Progress:
             for progress in rotate(accounts, keyring, AuditEvent("cli", "rotate")):
                 shown.reach(progress.done)
     except KeyboardInterrupt:
-        raise click.ClickException(
-            f"Interrupted: {progress.done:,} keys or more are sealed anew and stay so. Run it again to go on."
+        raise Interrupted(
+            f"Interrupted: {counted(progress.done, 'key')} or more, sealed anew, stay so. Run it again to go on."
         ) from None
     seconds = time.monotonic() - begin
     click.echo(
-        f"{progress.done:,} keys sealed anew with {keyring.key_ids[0]} in {seconds:.1f} s "
+        f"{counted(progress.done, 'key')} sealed anew with {keyring.key_ids[0]} in {seconds:.1f} s "
         f"({progress.done / max(seconds, 0.001):,.0f} a second)."
     )
     return progress
@@ -144,8 +144,11 @@ class _Used:
 def _left_over(progress: Progress) -> str:
     if progress.unreadable:
         return (
-            f"{progress.unreadable:,} keys do not open with any configured encryption key. If one was "
-            "taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS and run this again; "
+            f"{counted(progress.unreadable, 'key does', 'keys do')} not open with any configured encryption "
+            "key. If one was taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS and run this again; "
             "otherwise their owners have to save them once more."
         )
-    return f"{progress.held:,} keys were being changed by others all the time. Run it again."
+    return (
+        f"{counted(progress.held, 'key was', 'keys were')} being changed by others all the time. "
+        "Run it again."
+    )

@@ -15,9 +15,10 @@ from ..importer import Imported, Importer
 from ..owners import Tier
 from ..passphrase import SealedReader, SealedWriter
 from ..settings import Settings
+from ..stores.base import AuditEvent
 from ..stores.operator import EnvironmentKeys, SecretFileKeys
 from ..transfer import export_keys, read_keys
-from .common import printable, require_accounts
+from .common import Interrupted, counted, in_columns, printable, require_accounts
 from .files import new_file, opened
 from .progress import steps
 from .typed import QuietCommand, owner_word, read_passphrase, word
@@ -44,7 +45,7 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     settings, keyring = state.settings, state.service.keyring
     specs = list(state.service.catalog)
     everything = list(find_keys(accounts, keyring, settings, specs, _sources(settings), owner))
-    stored = {}
+    stored, rows = {}, list[tuple[str, ...]]()
     for found in everything:
         wanted = found.kind == "new" or (found.kind in ("different", "idle") and replace)
         done = wanted and (
@@ -54,7 +55,9 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
             found = dataclasses.replace(found, kind="new")  # what was in its place has gone
         if done or found.kind == "same":
             stored[found.spec.id] = found.fields
-        _print_found(found, done=done, dry_run=dry_run)
+        rows.append(_row(found, done=done, dry_run=dry_run))
+    for line in in_columns(rows):
+        click.echo(line)
     removable = [each.name for each in everything if each.fields == stored.get(each.spec.id)]
     _print_removable(removable, settings, owner, dry_run=dry_run)
     if any(each.kind == "unusable" for each in everything):
@@ -82,14 +85,16 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     if file.exists() and not force:
         raise click.ClickException("There is such a file already: --force writes over it.")
     passphrase = read_passphrase(twice=True)
-    if len(passphrase) < SHORTEST_PASSPHRASE:
+    if len("".join(passphrase.split())) < SHORTEST_PASSPHRASE:
         raise click.ClickException(
-            f"A passphrase has {SHORTEST_PASSPHRASE} characters or more: several words are best."
+            f"A passphrase has {SHORTEST_PASSPHRASE} characters or more, blanks not counted: several words "
+            "are best."
         )
     with new_file(file, force=force) as written:
         sealed = SealedWriter(written, passphrase)
         result = export_keys(accounts, state.service.keyring, sealed, owner=owner)
-    click.echo(f"Exported {_keys(result.keys)}.")
+    accounts.audit.note("system", AuditEvent("cli", "export"))  # not before the file is there
+    click.echo(f"Exported {counted(result.keys, 'key')}.")
     for place in result.unreadable:
         click.echo(f"left out, as it does not open: {printable(' '.join(place))}", err=True)
     if result.unreadable:
@@ -134,8 +139,8 @@ def _import(importer: Importer, sealed: SealedReader, total: int) -> None:
         with steps("Importing", total) as shown:
             importer.run(read_keys(sealed), shown.reach)
     except KeyboardInterrupt:
-        raise click.ClickException(
-            f"Interrupted: {_keys(importer.result.total)} of {total:,} are done. Run it again to go on."
+        raise Interrupted(
+            f"Interrupted: {counted(importer.result.total, 'key')} of {total:,} are done. Run it again to go on."
         ) from None
 
 
@@ -149,12 +154,11 @@ def _sources(settings: Settings) -> Sequence[EnvironmentKeys | SecretFileKeys]:
     return [both[tier] for tier in order if tier in both]
 
 
-def _print_found(found: Found, *, done: bool, dry_run: bool) -> None:
+def _row(found: Found, *, done: bool, dry_run: bool) -> tuple[str, ...]:
     said = _done(found, dry_run=dry_run) if done else _left(found)
     if found.expires_at is not None and (done or found.kind == "same"):
         said += f", expires {isoformat(found.expires_at)}"
-    name = f"{found.name} ({found.tier})"
-    click.echo(f"{found.spec.id:<12}  {name:<32}  {found.hint:<16}  {said}")
+    return found.spec.id, f"{found.name} ({found.tier})", found.hint, said
 
 
 def _done(found: Found, *, dry_run: bool) -> str:
@@ -197,14 +201,14 @@ def _print_removable(names: list[str], settings: Settings, owner: str, *, dry_ru
 
 def _print_imported(result: Imported, *, dry_run: bool) -> None:
     click.echo(
-        f"{'Would have added' if dry_run else 'Added'} {result.added}, replaced {result.replaced}; "
-        f"unchanged {result.unchanged}, kept though different {result.kept}."
+        f"{'Would have added' if dry_run else 'Added'} {result.added:,}, replaced {result.replaced:,}; "
+        f"unchanged {result.unchanged:,}, kept though different {result.kept:,}."
     )
     for (provider, problem), count in sorted(result.left_out.items()):
-        click.echo(f"left out: {_keys(count)} for {printable(provider)}: {problem}", err=True)
+        click.echo(
+            f"left out: {counted(count, 'key')} for {printable(provider)}: {problem}", err=True
+        )
+    for place in result.without_room:
+        click.echo(f"left out, as there is no room: {printable(' '.join(place))}", err=True)
     if result.left_out:
         raise click.exceptions.Exit(1)
-
-
-def _keys(count: int) -> str:
-    return "1 key" if count == 1 else f"{count:,} keys"

@@ -79,7 +79,7 @@ def test_old_counts_are_summed_up(app: Flask) -> None:
 
 def test_some_days_more(app: Flask) -> None:
     """Keys that expired within the given days stay."""
-    assert "1 expired keys deleted." in run(app, "purge-expired", "--days", "30").output
+    assert "1 expired key deleted." in run(app, "purge-expired", "--days", "30").output
     assert "user:-2" in owners(app)
 
 

@@ -11,11 +11,16 @@ import pytest
 from sqlalchemy import update
 
 from flask_byok import passphrase
-from flask_byok.credentials import isoformat
+from flask_byok.catalog import PROVIDERS
+from flask_byok.credentials import Secret, isoformat
 from flask_byok.environment import store_key
 from flask_byok.importer import Importer
+from flask_byok.keyring import Context
+from flask_byok.sealing import new_record
+from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
+from flask_byok.web.state import get_state
 from tests.app import HostApp
 
 from .accounts_host import actions, close, make_host, stored
@@ -51,6 +56,14 @@ def save(host: HostApp, api_key: str, *args: str, provider: str = "openai") -> N
     assert result.exit_code == 0, result.output
 
 
+def save_in_slot(host: HostApp, slot: str) -> None:
+    """Store a key of Ann's for as many slots as there are, whatever BYOK_KEYS_PER_PROVIDER is."""
+    keyring = get_state(host).service.keyring
+    context, spec = Context("account", "user:ann", "openai", slot), PROVIDERS[0]
+    record = new_record(keyring, context, spec, {"api_key": Secret(f"{OPENAI}{slot}")}, None)
+    accounts_of(host).create(record, AuditEvent("cli", "set"))
+
+
 def lines(text: str) -> list[list[str]]:
     """Return the words of each line."""
     return [line.split() for line in text.splitlines()]
@@ -77,6 +90,8 @@ def test_import_env(host: HostApp, tmp_path: Path) -> None:
         ["openai", "OPENAI_API_KEY", "(env)", "sk-proj-…0001", "added"],
         ["groq", file, "(secret)", "gsk_…3333", "added"],
     ]
+    first, second = result.output.splitlines()[:2]
+    assert first.index("added") == second.index("added")  # however long the file's name is
     assert f"Can be removed now: OPENAI_API_KEY, {file}" in result.output
     assert "session, user, team, system, secret, env." in result.output
     assert "what is stored serves already" in result.output
@@ -325,6 +340,19 @@ def test_in_without_the_provider(host: HostApp, tmp_path: Path, fake: FakeProvid
     close(few)
 
 
+def test_in_without_room(host: HostApp, tmp_path: Path, fake: FakeProviders) -> None:
+    """Whose key, in which slot, there was no room for is said."""
+    few = make_host(tmp_path, fake, f"sqlite:///{tmp_path / 'few.sqlite'}")
+    for slot in ("", "2"):
+        save_in_slot(host, slot)
+    export(host, tmp_path / "keys.byok")
+    result = run(few, "import", str(tmp_path / "keys.byok"), input=WORDS)
+    assert result.exit_code == 1
+    assert "left out, as there is no room: user:ann openai 2\n" in result.stderr
+    assert stored(few, "user:ann") == {"openai": f"{OPENAI}"}
+    close(few)
+
+
 def test_out_without_the_unreadable(host: HostApp, tmp_path: Path) -> None:
     """Keys that do not open are named and left out, and the command fails."""
     file = tmp_path / "keys.byok"
@@ -366,7 +394,7 @@ def test_files_that_do_not_open(host: HostApp, other: HostApp, tmp_path: Path) -
 
 def test_passphrases(host: HostApp, tmp_path: Path) -> None:
     """A passphrase that is too short is refused before anything is written."""
-    for stdin in ("", "\n", "short\n", "elevenchars\n"):
+    for stdin in ("", "\n", "short\n", "elevenchars\n", f"{' ' * 12}\n", "a b c d e f g\n"):
         result = run(host, "export", str(tmp_path / "keys.byok"), input=stdin)
         assert result.exit_code == 1
         assert "12 characters or more" in result.stderr
@@ -400,10 +428,16 @@ def test_a_file_made_meanwhile(
     assert "File exists" in result.stderr
 
 
+def outcomes(host: HostApp) -> list[str]:
+    """Return what became of what was done to the system's keys, the oldest first."""
+    entries = reversed(accounts_of(host).audit.entries("system"))
+    return [entry.event.outcome for entry in entries]
+
+
 def test_an_export_that_fails(
     host: HostApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An export that fails half way leaves no file, neither whole nor in part."""
+    """An export that fails half way leaves no part of a file, and is in the log as begun; a whole one as done."""
     save(host, OPENAI)
     folder = tmp_path / "out"
     folder.mkdir()
@@ -411,6 +445,10 @@ def test_an_export_that_fails(
     result = run(host, "export", str(folder / "keys.byok"), input=WORDS)
     assert isinstance(result.exception, ZeroDivisionError)
     assert list(folder.iterdir()) == []
+    assert outcomes(host) == ["done", "begun"]
+    monkeypatch.undo()
+    export(host, folder / "keys.byok")
+    assert outcomes(host) == ["done", "begun", "begun", "done"]
 
 
 @pytest.mark.parametrize("command", ["export", "import"])
@@ -439,7 +477,7 @@ def test_an_interrupted_import(
     with monkeypatch.context() as patch:
         patch.setattr(Importer, "_add", interrupted)
         result = run(other, "import", str(tmp_path / "keys.byok"), input=WORDS)
-    assert result.exit_code == 1
+    assert result.exit_code == 130
     assert "Interrupted: 2 keys of 5 are done. Run it again to go on." in result.stderr
     result = run(other, "import", str(tmp_path / "keys.byok"), input=WORDS)
     assert "Added 3, replaced 0; unchanged 2" in result.output
