@@ -68,6 +68,18 @@ def test_repr_shows_counts(tmp_path: Path) -> None:
     assert repr(app.extensions["byok"]).startswith("ByokState('bare'")
 
 
+def test_config_of_a_provider_at_ones_own_address(tmp_path: Path) -> None:
+    """What a person saved with a key comes with the base URL that it was saved for, and without fields it has not."""
+    app = make_app(tmp_path, BYOK_ALLOW_CUSTOM_PROVIDERS=True, BYOK_VALIDATE_ON_SET="off")
+    app.byok.owner_loader(lambda: "ann")
+    address, api_key = "https://llm.example.com/v1", "sk-my-gateways-0001"
+    with app.test_request_context():
+        app.byok.set("custom", fields={"api_key": api_key, "base_url": address}, persist=True)
+        assert app.byok.get_service_config("custom") == {"api_key": api_key, "base_url": address}
+        app.byok.set("openai", api_key, persist=True)
+        assert app.byok.get_service_config("openai") == {"api_key": api_key}
+
+
 @pytest.mark.parametrize("missing", ["SECRET_KEY", "BYOK_ENCRYPTION_KEY", "SESSION_TYPE"])
 def test_what_is_missing_is_named(tmp_path: Path, missing: str) -> None:
     """Without what keys need, init_app refuses, and leaves the app as it was."""

@@ -382,6 +382,27 @@ def test_key_on_its_way_counts_until_it_is_over(
     assert in_session(world, user) == ([], [])
 
 
+def test_key_that_is_replaced_before_it_is_marked(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that another request replaces after a promotion has read it is not promoted as it was; the new one is."""
+    user, mark = world.caller("7"), SessionKeys.set_aside
+    world.set(user, OWN)
+    before = world.record(user).version
+
+    def come_between(keys: SessionKeys, *args: Any, **which: Any) -> bool:
+        world.set(user, WAITING)
+        return mark(keys, *args, **which)
+
+    monkeypatch.setattr(SessionKeys, "set_aside", come_between)
+    assert world.service.promote(user) == {"promoted": [], "kept": []}
+    assert world.record(user).version != before
+    assert kept(world, user) == {}
+    monkeypatch.undo()
+    assert world.service.promote(user)["promoted"] == ["openai"]
+    assert used(world, user) == WAITING
+
+
 def test_key_that_left_stays_away(world: World) -> None:
     """What a killed worker left in the session does not come back, whatever becomes of the account's key."""
     user = sign_in(world, "openai")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask
+from cachelib import FileSystemCache
+from flask import Flask, Response, session
+from flask_session import Session
 from sqlalchemy import text
 
-from flask_byok import Field, ProviderSpec, signals
+from flask_byok import BYOK, Field, ProviderSpec, signals
 from flask_byok.credentials import isoformat
 from flask_byok.sealing import open_record
+from flask_byok.stores.audit import AuditEvent
+from flask_byok.stores.rates import RateLimiter
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
 from tests.app import HostApp, fingerprint
@@ -443,6 +448,26 @@ def test_if_match(ann: Keeper, fake: FakeProviders, sent: str) -> None:
     assert ann.ask("DELETE", path, If_Match='"2"').status_code == 204
 
 
+@pytest.mark.parametrize("method", ["PATCH", "PUT", "DELETE"])
+def test_if_match_until_it_is_written(
+    host: HostApp, ann: Keeper, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A change by somebody else between the look at the version and the writing is a conflict too."""
+    id = ann.keep(fake.api_key("openai"))["id"]
+    check = RateLimiter.check
+
+    def come_between(limiter: RateLimiter, owner: str) -> None:
+        check(limiter, owner)
+        accounts_of(host).change(id, ["user:ann"], {"label": "theirs"}, AuditEvent("cli", "change"))
+
+    monkeypatch.setattr(RateLimiter, "check", come_between)
+    body = None if method == "DELETE" else {"label": "mine"}
+    answer = ann.ask(method, f"{OWN}/{id}", body, If_Match='"1"')
+    assert _code(answer) == (412, "version_conflict")
+    (record,) = ann.records()
+    assert (record["label"], record["version"]) == ("theirs", 2)
+
+
 @pytest.mark.parametrize("sent", ['W/"1"', '"01"', '""', '"x"', '"2", W/"1"'])
 def test_if_match_of_another_version(ann: Keeper, fake: FakeProviders, sent: str) -> None:
     """A tag that is not the record's is another version's: nothing is changed."""
@@ -680,6 +705,45 @@ def test_reveal(make_host: MakeHost, fake: FakeProviders) -> None:
     assert [action for _, action, _ in logged(host, "user:ann")] == ["set", "reveal"]
 
 
+def test_reveal_after_a_remembered_sign_in(make_host: MakeHost, fake: FakeProviders) -> None:
+    """By default Flask-Login says who has just signed in: nobody whom a cookie remembered."""
+    host = make_host(BYOK_ALLOW_REVEAL=True)
+
+    @host.get("/remembered")
+    def remembered() -> str:
+        session["_fresh"] = False  # as Flask-Login does
+        return ""
+
+    ann = keeper(host, "ann")
+    path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}?include_value=1"
+    assert ann.get(path).status_code == 200
+    ann.get("/remembered")
+    assert _code(ann.get(path)) == (403, "fresh_login_required")
+    ann.post("/sign-in/ann")
+    assert ann.get(path).status_code == 200
+
+
+def test_reveal_where_nobody_knows(tmp_path: Path) -> None:
+    """Without Flask-Login and without a loader nobody is known to have just signed in."""
+    app = Flask("host", instance_path=str(tmp_path))
+    app.config.update(
+        SECRET_KEY="x",
+        SESSION_TYPE="cachelib",
+        SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions")),
+        WTF_CSRF_ENABLED=False,
+        BYOK_ENCRYPTION_KEY="11" * 32,
+        BYOK_ALLOW_REVEAL=True,
+    )
+    Session(app)
+    byok = BYOK(app)
+    byok.owner_loader(lambda: "ann")
+    ann = Keeper(app, Response, use_cookies=True)
+    path = f"{OWN}/{ann.keep('sk-key-of-anns-0001')['id']}?include_value=1"
+    assert _code(ann.get(path)) == (403, "fresh_login_required")
+    byok.fresh_login_loader(lambda: True)
+    assert ann.get(path).get_json()["value"] == "sk-key-of-anns-0001"
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -826,6 +890,18 @@ def test_guards(ann: Keeper, fake: FakeProviders) -> None:
     big = ann.ask("PATCH", path, {"label": "x" * 70_000})
     assert _code(big) == (413, "too_large")
     assert ann.get(path).get_json()["version"] == 1
+
+
+@pytest.mark.parametrize("header", ["X-BYOK-Request-ID", "X-Request-ID", "Request-Id"])
+def test_nobody_names_their_own_request(
+    host: HostApp, ann: Keeper, fake: FakeProviders, header: str
+) -> None:
+    """What a client calls its request is neither in the answer nor in the log."""
+    body = {"provider": "openai", "api_key": fake.api_key("openai"), "validate": "off"}
+    answer = ann.ask("POST", OWN, body, **{header: "a-name-of-the-clients"})
+    (entry,) = accounts_of(host).audit.entries("user:ann")
+    assert entry.event.request_id == answer.headers["X-BYOK-Request-ID"]
+    assert "a-name-of-the-clients" not in f"{entry} {answer.headers}"
 
 
 def test_answers_name_their_request(host: HostApp, ann: Keeper, fake: FakeProviders) -> None:
