@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .catalog import ProviderSpec
-from .credentials import CredentialRecord, Secret
+from .credentials import CredentialRecord, Secret, utcnow
 from .errors import SessionRequiredError, UnreadableCredentialError
 from .intake import cut_short
-from .journal import Journal
+from .journal import Journal, Subject
 from .keyring import Context, Keyring
 from .notes import check_place
 from .owners import Caller, SessionRef, Tier
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class Promotion:
     """Provider ids by what became of the session's keys.
 
-    ``kept`` means that a key of the user's own stayed, and what waits waits on. A provider is in both where the user's
-    own key was promoted and the visitor's was not.
+    ``promoted`` are now the user's own, or were before: of a key that the account has already only the session's copy
+    goes. ``kept`` means that another key of the user's own stayed, and what waits waits on. A provider is in both where
+    the user's own key was promoted and the visitor's was not.
     """
 
     promoted: list[str] = field(default_factory=list)
@@ -104,6 +105,25 @@ class Promoter:
             specs={spec.id: spec for spec in specs},
         )
         return work.run(providers)
+
+    def is_kept(
+        self,
+        caller: Caller,
+        session: SessionRef,
+        record: CredentialRecord,
+        kept: Iterable[CredentialRecord],
+        *,
+        visitor: bool,
+    ) -> bool:
+        """Say whether a record of the session holds the very key that one of the account's, in use, holds."""
+        alike = [one for one in kept if one.hint == record.hint and one.state(utcnow()) == "active"]
+        owner = session_owner(session, "" if visitor else caller.identity)
+        opened = [("session", owner, record)] + [("account", one.owner, one) for one in alike]
+        try:
+            first, *others = (open_record(self.keyring, *each) for each in opened)
+        except UnreadableCredentialError:
+            return False
+        return first in others
 
     def _free(
         self,
@@ -203,10 +223,13 @@ class _ToAccount(_Work):
 
     def run(self, providers: Sequence[str]) -> Promotion:
         """Promote what the session has for these providers."""
-        taken = self._taken(providers)
+        there = self._there(providers)
         moves = []
         for provider in providers:
-            sources = [] if provider in taken else self._sources(provider)
+            if self._drop(self._known(provider, there[provider])):
+                self.result.promoted.append(provider)
+                continue
+            sources = [] if self._is_taken(there[provider]) else self._sources(provider)
             if not sources or not self._all_leave(provider, sources):
                 self.result.kept.append(provider)
             if sources and (move := self._prepare(sources)):
@@ -215,18 +238,35 @@ class _ToAccount(_Work):
             self._move(moves)
         return self.result
 
-    def _taken(self, providers: Sequence[str]) -> set[str]:
-        """Return those for which a key in the account stays."""
-        if self.replace or not providers:
-            return set()
-        slots: dict[str, set[str]] = {}
-        for record in self.accounts.find([self.caller.identity], providers):
-            slots.setdefault(record.provider, set()).add(record.slot)
-        return {
-            provider
-            for provider, taken in slots.items()
-            if main_slot(taken, self.by.settings.keys_per_provider) in taken
-        }
+    def _there(self, providers: Sequence[str]) -> dict[str, list[CredentialRecord]]:
+        """Return what the account has and is not to be replaced, by provider."""
+        there: dict[str, list[CredentialRecord]] = {provider: [] for provider in providers}
+        if providers and not self.replace:
+            for record in self.accounts.find([self.caller.identity], providers):
+                there[record.provider].append(record)
+        return there
+
+    def _is_taken(self, there: Sequence[CredentialRecord]) -> bool:
+        """Say whether a key in the account stays."""
+        slots = {record.slot for record in there}
+        return main_slot(slots, self.by.settings.keys_per_provider) in slots
+
+    def _known(self, provider: str, there: Sequence[CredentialRecord]) -> list[_Source]:
+        """Return what the session has of a key that the account has too, where nothing else is to be kept."""
+        sources = self._sources(provider)
+        both = (self.caller, self.session)
+        known = [s for s in sources if self.by.is_kept(*both, s.record, there, visitor=s.visitor)]
+        return known if self._all_leave(provider, known) else []
+
+    def _drop(self, known: Sequence[_Source]) -> bool:
+        """Let go of these, and say whether there was any: the account's stays as it is."""
+        ending = [source for source in known if self._set_aside(source)]
+        if ending:
+            versions = [source.record.version for source in ending]
+            subject = Subject(ending[0].record.provider)
+            self.by.journal.note(self.caller, "clear", subject, ended=versions)
+            self._discard(ending)
+        return bool(known)
 
     def _sources(self, provider: str) -> list[_Source]:
         """Return what leaves the session: what goes to the account, then what that replaces."""

@@ -232,7 +232,7 @@ class Service:
     ) -> dict[str, list[str]]:
         """Make what was saved before signing in the user's own; returns ``promoted`` and ``kept`` provider ids.
 
-        ``on_conflict`` says what happens where the user has a key already: ``keep`` that one, or ``replace`` it.
+        ``on_conflict`` says what happens where the user has another key already: ``keep`` that one, or ``replace`` it.
         One that only the operator may set, or that does not open, is left where it is. With ``BYOK_PROMOTE="never"``
         what a visitor left is deleted, and only the user's own are promoted.
 
@@ -307,9 +307,21 @@ class Service:
     def _status(
         self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
     ) -> dict[str, Any]:
-        return build_status(
+        status = build_status(
             spec, candidates, caller=caller, resolver=self.resolver, settings=self.settings
         )
+        status["promotable_in_account"] = status["promotable"] and self._is_kept(caller, candidates)
+        return status
+
+    def _is_kept(self, caller: Caller, candidates: Sequence[Candidate]) -> bool:
+        """Say whether the key that could be kept, of the session's, is in the account already."""
+        kept = [c.record for c in candidates if c.tier is Tier.USER and c.record is not None]
+        here = [c for c in candidates if c.tier is Tier.SESSION]
+        offered = next((c for c in here if c.state == "waiting"), here[0] if here else None)
+        if offered is None or offered.record is None or caller.session is None or not kept:
+            return False
+        visitor = offered.state == "waiting"
+        return self._promoter.is_kept(caller, caller.session, offered.record, kept, visitor=visitor)
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:

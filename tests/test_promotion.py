@@ -17,8 +17,9 @@ from flask_byok.errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.keyring import Keyring, generate_encryption_key
+from flask_byok.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.owners import Caller, SessionRef
+from flask_byok.sealing import seal
 from flask_byok.session_keys import SessionKeys
 from flask_byok.stores.base import AuditEvent, SessionView
 from flask_byok.stores.redis import RedisSessionStore
@@ -122,6 +123,64 @@ def test_conflict_with_the_account(
     assert used(world, user) == serves
     assert in_session(world, user) == left
     assert len(kept(world, user)) == 1
+
+
+@pytest.mark.parametrize("slot", ["", "2"])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("promote", ["ask", "on_login"])
+def test_the_very_key_of_the_account(
+    make_world: MakeWorld, own: bool, slot: str, promote: str
+) -> None:
+    """Of a key that the account has already, only the session's copy goes; the account's stays as it is."""
+    world = make_world(BYOK_KEYS_PER_PROVIDER=2, BYOK_PROMOTE=promote)
+    user = world.caller("7") if own else sign_in(world, "openai")
+    if own:
+        world.set(user, WAITING)
+    before = world.keep("user:7", WAITING, slot=slot, label="mine")
+    if promote == "ask":
+        assert world.status(user)["promotable_in_account"]
+    if own or promote == "ask":
+        assert world.service.promote(user) == {"promoted": ["openai"], "kept": []}
+    assert world.status(user)["label"] == "mine"
+    assert world.accounts.find(["user:7"]) == [before]
+    assert in_session(world, user) == ([], [])
+    assert not world.status(user)["promotable"]
+    assert ("user:7", "clear", "done") in world.logged("user:7")
+
+
+def test_the_very_key_beside_another(world: World) -> None:
+    """What the session has beside the account's key is not taken for that key, and waits on."""
+    user = sign_in(world, "openai")
+    world.set(user, OWN)
+    world.keep("user:7", OWN)
+    assert not world.status(user)["promotable_in_account"]
+    assert world.service.promote(user) == {"promoted": [], "kept": ["openai"]}
+    assert in_session(world, user) == (["openai"], ["openai"])
+
+
+@pytest.mark.parametrize("why", ["inactive", "alike", "address", "unreadable"])
+def test_a_key_that_only_looks_the_same(make_world: MakeWorld, why: str) -> None:
+    """A key with the same hint, or one that is switched off in the account, is another one."""
+    world = make_world(BYOK_ALLOW_CUSTOM_PROVIDERS=True)
+    user = sign_in(world, "openai")
+    kept_key = WAITING.replace("visitors", "accounts") if why == "alike" else WAITING
+    record = world.keep("user:7", kept_key)
+    if why == "inactive":
+        world.accounts.change(record.id, ["user:7"], {"active": False}, AuditEvent("cli", "change"))
+    elif why == "address":
+        there = Context("account", "user:7", "openai")
+        sealed = seal(world.keyring, there, {"api_key": Secret(WAITING)}, "https://x.example/v1")
+        facts = {"ciphertext": sealed, "hint": record.hint}
+        world.accounts.change(record.id, ["user:7"], facts, AuditEvent("cli", "set"))
+    elif why == "unreadable":
+        facts = {"ciphertext": "byok1.x.fernet.y", "hint": record.hint}
+        world.accounts.change(record.id, ["user:7"], facts, AuditEvent("cli", "set"))
+    assert (
+        world.accounts.find(["user:7"])[0].hint == view(world, user).visitor_records["openai"].hint
+    )
+    assert not world.status(user)["promotable_in_account"]
+    assert world.service.promote(user) == {"promoted": [], "kept": ["openai"]}
+    assert in_session(world, user) == ([], ["openai"])
 
 
 def test_other_slots_are_no_conflict(make_world: MakeWorld) -> None:

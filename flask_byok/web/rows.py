@@ -105,11 +105,14 @@ def _offered(status: Mapping[str, Any]) -> str | None:
     if not status["promotable"]:
         return None
     if "session" not in tiers:
-        return "waiting_beside_user" if "user" in tiers else "waiting"
+        beside = "waiting_beside_user" if "user" in tiers else "waiting"
+        return "waiting_in_account" if status["promotable_in_account"] else beside
     if status["promotable_hint"] != status["hint"]:
         return "waiting_beside_session"
     if status["source"] != "session" or status["state"] != "active":
         return None  # it is of no use, there or in the account
+    if status["promotable_in_account"]:
+        return None
     return "own_beside_user" if "user" in tiers else "own"
 
 

@@ -105,6 +105,10 @@ OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
         "Saved before you signed in, and not used: {hint}. Your account has another key.",
         [("promote", "replace", "Use it instead"), ("confirm", "session", "Keep my account's key")],
     ),
+    "waiting_in_account": (
+        "Saved before you signed in: {hint}. Your account has it already.",
+        [("promote", "keep", "Keep my account's key")],
+    ),
     "waiting_beside_session": (
         "Saved before you signed in, and not used: {hint}. You have another key for this session.",
         [("promote", "replace", "Use it instead")],

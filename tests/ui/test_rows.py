@@ -31,6 +31,7 @@ def row(
         "can_override": True,
         "promotable": False,
         "promotable_hint": None,
+        "promotable_in_account": False,
         "hint": "sk-…mine",
         "label": None,
         "validity": None,
@@ -62,6 +63,16 @@ def test_question_about_a_key_to_keep(
     ]
     assert words in offer["question"]
     assert [action for action, _, _ in offer["answers"]] == actions
+
+
+def test_question_about_the_very_key_of_the_account() -> None:
+    """Where the account has the key that waits, it is said so; of the session's own copy nothing is asked."""
+    same: dict[str, Any] = {"promotable": True, "promotable_in_account": True}
+    offer = row(promotable_hint="sk-…mine", **same)["offer"]
+    assert "Your account has it already." in offer["question"]
+    assert [(action, value) for action, value, _ in offer["answers"]] == [("promote", "keep")]
+    both = {"source": "session", "tiers": ["session", "user"], "promotable_hint": "sk-…mine"}
+    assert row(**both, **same)["offer"] is None
 
 
 @pytest.mark.parametrize(
