@@ -281,6 +281,17 @@ class BYOK:
         state = get_state()
         return state.service.clear(current_caller(state), provider, tier)[0]
 
+    def forget_user(self, user_id: str) -> list[str]:
+        """Delete all that is kept of a user whom you delete, or whoever gets this id later has their keys.
+
+        These are the account's keys, each noted in the audit log, and what was counted of them. The log stays; keys
+        of a session end with it.
+
+        :return: the providers that there were keys for.
+        """
+        state = get_state()
+        return state.service.forget(current_caller(state), identity_of(user_id))
+
     def validate(
         self,
         provider: str,

@@ -27,7 +27,7 @@ from .resolver import Resolver
 from .session_keys import SessionKeys
 from .settings import Settings
 from .status import build_status, storage_sentence
-from .stores.base import SessionStore
+from .stores.base import AuditEvent, SessionStore
 from .tiers import Candidate
 from .usage import Count, UsageRecorder
 from .verdicts import Notify, Verdicts
@@ -201,6 +201,14 @@ class Service:
         spec = self.catalog.get(provider)
         cleared = self._own.clear(caller, spec, tier)
         return cleared, self.get_one(caller, spec.id)
+
+    def forget(self, caller: Caller, owner: str) -> list[str]:
+        """Delete all that an owner has whom the host deletes, and return the providers of the keys that there were."""
+        if self.accounts is None:
+            return []
+        event = AuditEvent(caller.identity or "system", "clear", request_id=caller.request_id)
+        gone = self.accounts.owners.forget(owner, event)
+        return sorted({record.provider for record in gone})
 
     # validate
 

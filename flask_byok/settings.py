@@ -30,6 +30,9 @@ _FROM_ENVIRONMENT = ("encryption_key", "encryption_key_fallbacks")
 #: A session in steady use still ends after this many lifetimes (OWASP ASVS asks for an absolute maximum).
 MAX_SESSION_LIFETIMES = 30
 
+#: Longest time that can be set: now and 30 times that is before the year 10000, where dates end.
+LONGEST = timedelta(days=36_500)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -182,9 +185,9 @@ class _Reader:
         if value is None and default is None:
             return None
         span = _span(value)
-        if span is None or span.total_seconds() < 1:
+        if span is None or not timedelta(seconds=1) <= span <= LONGEST:
             raise ConfigurationError(
-                f"BYOK_{name} is {value!r}; use a timedelta, or seconds from 1 up."
+                f"BYOK_{name} is {value!r}; use a timedelta, or seconds, from 1 second to 100 years."
             )
         return span
 

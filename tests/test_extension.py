@@ -659,3 +659,42 @@ def test_every_use_says_whose_key_served(
     assert visitor.get("/both").headers["X-BYOK-Source"] == "session, env"
     for path in ("/plain", "/api/providers/keys"):
         assert "X-BYOK-Source" not in visitor.get(path).headers
+
+
+@pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
+def test_forgotten_user(
+    tmp_path: Path, fake: FakeProviders, request: pytest.FixtureRequest, database: str
+) -> None:
+    """Whoever gets the id of a user that was forgotten has none of their keys; the log says who did it."""
+    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=request.getfixturevalue(database))
+    client = browser(app)
+    client.post("/sign-in/7")
+    assert client.save(fake.api_key("openai"), persist=True).status_code == 200
+    assert client.status("openai")["source"] == "user"
+    with app.app_context():
+        assert app.byok.forget_user("7") == ["openai"]
+        assert app.byok.forget_user("7") == []
+    another = browser(app)
+    another.post("/sign-in/7")
+    assert another.status("openai")["source"] is None
+    accounts = get_state(app).service.accounts
+    assert accounts is not None
+    newest = accounts.audit.entries("user:7")[0].event
+    assert (newest.actor, newest.action, newest.outcome) == ("system", "clear", "done")
+    accounts.engine.dispose()
+
+
+def test_longest_times(tmp_path: Path, fake: FakeProviders) -> None:
+    """The longest times that can be set work."""
+    longest = timedelta(days=36_500)
+    app = make_app(tmp_path, fake, BYOK_SESSION_TTL=longest, BYOK_MAX_KEY_LIFETIME=longest)
+    client = browser(app)
+    assert client.save(fake.api_key("openai")).status_code == 200
+    assert client.status("openai")["source"] == "session"
+
+
+def test_forget_without_accounts(tmp_path: Path) -> None:
+    """Where no account keeps keys there is nothing to forget."""
+    app = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])
+    with app.app_context():
+        assert app.byok.forget_user("7") == []

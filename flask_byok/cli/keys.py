@@ -28,7 +28,7 @@ from ..sealing import new_record, open_record
 from ..settings import ValidateOnSet
 from ..stores.base import AuditEvent
 from ..web.state import ByokState
-from .common import printable, require_accounts
+from .common import counted, printable, require_accounts
 from .typed import (
     QuietCommand,
     find_provider,
@@ -147,7 +147,7 @@ def set_key(
 
 
 @click.command("clear", cls=QuietCommand)
-@click.argument("provider")
+@click.argument("provider", required=False)
 @click.option(
     "--owner",
     callback=owner_word,
@@ -157,23 +157,50 @@ def set_key(
     help="Whose it is.",
 )
 @click.option("--slot", callback=slot_word, metavar="SLOT", help="Only this one of several keys.")
+@click.option(
+    "--all", "everything", is_flag=True, help="All that the owner has, and what was counted of it."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @with_appcontext
-def clear_key(provider: str, owner: str, slot: str | None, yes: bool) -> None:
-    """Delete the stored keys for a provider."""
+def clear_key(
+    provider: str | None, owner: str, slot: str | None, everything: bool, yes: bool
+) -> None:
+    """Delete the stored keys for a provider, or with --all whatever there is of an owner."""
+    if everything == (provider is not None) or (everything and slot is not None):
+        raise click.UsageError("Name a provider, or give --all without one.")
     state, accounts = require_accounts()
-    # One that was switched off may have left keys.
-    name = state.service.catalog.get(provider).id if provider in state.service.catalog else provider
-    found = accounts.find([owner], [name])
-    if name not in state.service.catalog and not found:
-        find_provider(state, provider)
+    if provider is None:
+        _forget(accounts, owner, yes)
+        return
+    found = _find(state, accounts, owner, provider)
     if slot is not None:
         found = [record for record in found if record.slot == slot]
     if not found:
         click.echo("There is no such key.")
         return
-    _confirm(found, yes)
+    _confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
     _delete(accounts, found)
+
+
+def _find(
+    state: ByokState, accounts: AccountStore, owner: str, provider: str
+) -> list[CredentialRecord]:
+    """Return an owner's keys for a provider; one that was switched off may have left some."""
+    catalog = state.service.catalog
+    name = catalog.get(provider).id if provider in catalog else provider
+    found = accounts.find([owner], [name])
+    if name not in catalog and not found:
+        find_provider(state, provider)
+    return found
+
+
+def _forget(accounts: AccountStore, owner: str, yes: bool) -> None:
+    """Delete all that an owner has, also where it is no key but only what was counted."""
+    count = counted(len(accounts.find([owner])), "key")
+    _confirm(f"Delete {count} of {printable(owner)}, and what was counted of them?", yes)
+    for record in accounts.owners.forget(owner, AuditEvent("cli", "clear")):
+        click.echo(f"Cleared {record.hint} for {printable(record.provider)}.")
+    click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
 
 
 def _require_room(accounts: AccountStore, context: Context, at_most: int, *, replace: bool) -> None:
@@ -214,13 +241,12 @@ def _warn_if_unused(state: ByokState, owner: str, spec: ProviderSpec) -> None:
         click.echo(f"It is not used: BYOK_LOCKED_PROVIDERS names {spec.id}.", err=True)
 
 
-def _confirm(found: list[CredentialRecord], yes: bool) -> None:
+def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
     if not is_at_terminal():
         raise click.ClickException("Nobody can be asked here: give --yes to delete it.")
-    hints = ", ".join(record.hint for record in found)
-    click.confirm(f"Delete {hints}?", abort=True, err=True)
+    click.confirm(question, abort=True, err=True)
 
 
 def _delete(accounts: AccountStore, found: list[CredentialRecord]) -> None:

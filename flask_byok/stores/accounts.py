@@ -23,6 +23,7 @@ from . import account_changes as steps
 from . import account_statements as statements
 from .account_changes import Check
 from .account_expiry import AccountExpiry
+from .account_owners import AccountOwners
 from .account_rows import changed_values, place_of, to_record, verdict_values
 from .account_seals import AccountSeals
 from .account_statements import Owners
@@ -59,6 +60,7 @@ class AccountStore:
         self.audit = AuditLog(self._database, self.canary)
         self.usage = UsageStore(self._database)
         self.expiry = AccountExpiry(self._database, self.audit)
+        self.owners = AccountOwners(self._database, self.audit)
         self.seals = AccountSeals(self._database, self.audit, keyring)
 
     # reading

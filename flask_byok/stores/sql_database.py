@@ -22,7 +22,7 @@ from ..errors import ByokError, StoreError
 from .breaker import Breaker
 from .migrate import prepare, rights
 from .reasons import reason_of
-from .sql_engine import Transactions, open_engine
+from .sql_engine import Transactions, missing_file, open_engine
 
 _logger = logging.getLogger("flask_byok.stores")
 _FAULTS = (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError)
@@ -52,7 +52,10 @@ class Database:
         tier: str | None = None,
         own_file: bool = False,
     ) -> None:
+        new = None if own_file else missing_file(engine_or_url)
         self.engine = open_engine(engine_or_url)
+        if new is not None:
+            _logger.warning("There was no SQLite file %s: an empty one was made.", new)
         if self.engine is not engine_or_url:
             # Our connections end with us; the host's stay the host's.
             weakref.finalize(self, self.engine.dispose)

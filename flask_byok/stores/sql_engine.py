@@ -93,6 +93,15 @@ def open_engine(engine_or_url: Any) -> Engine:
     return engine
 
 
+def missing_file(engine_or_url: Any) -> Path | None:
+    """Return the SQLite file that an engine would make, None where it is there or there is none to be."""
+    url = engine_or_url.url if isinstance(engine_or_url, Engine) else _parse(engine_or_url)
+    if url.get_backend_name() != "sqlite" or _in_memory(url):
+        return None
+    name = url.database or ""
+    return None if name.startswith("file:") or Path(name).exists() else Path(name)
+
+
 class Transactions:
     """The two ways of talking to an engine: one statement at a time, and several as one.
 

@@ -13,7 +13,7 @@ from flask_byok.web.state import get_state
 from tests.services import free_port
 from tests.stores.older_tables import made_by_first_version
 
-from .host import SAFE, make_app, refused, run
+from .host import OLD, SAFE, make_app, refused, run
 
 
 def test_database_commands(tmp_path: Path, redis_url: str) -> None:
@@ -53,6 +53,19 @@ def test_start_makes_the_tables(tmp_path: Path) -> None:
     """An app that keeps session keys in an empty database makes all tables at its start."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite'}", **SAFE)
     assert run(app, "db", "current").output == "tables  0003\nnewest  0003\n"
+
+
+def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A SQLite file that was not there is told once, as its path may be mistyped; the one of our own is not."""
+    file = tmp_path / "mistyped" / "keys.sqlite"
+    config = {"BYOK_ENCRYPTION_KEY": OLD, **SAFE}
+    for _ in range(2):
+        make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{file}", **config)
+    make_app(tmp_path, **config)
+    said = [
+        record.message for record in caplog.records if "an empty one was made" in record.message
+    ]
+    assert said == [f"There was no SQLite file {file}: an empty one was made."]
 
 
 def test_start_upgrades_the_embedded_file(tmp_path: Path) -> None:

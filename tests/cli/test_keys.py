@@ -486,6 +486,31 @@ def test_clear_of_a_provider_that_is_off(
     close(host)
 
 
+def test_clear_all_of_an_owner(host: HostApp, fake: FakeProviders) -> None:
+    """All keys of an owner go, and what was counted of them; others' stay, and each is in the log."""
+    for owner in ("user:7", "user:8"):
+        for provider in ("openai", "groq"):
+            run(host, "set", provider, "--owner", owner, input=good(fake, provider, owner))
+    result = run(host, "clear", "--all", "--owner", "user:7", "--yes")
+    assert result.exit_code == 0
+    assert result.output.count("Cleared ") == 2
+    assert "Nothing is left of user:7 but the audit log." in result.output
+    assert (stored(host, "user:7"), len(stored(host, "user:8"))) == ({}, 2)
+    assert actions(host, "user:7")[2:] == [("cli", "clear")] * 2
+    assert run(host, "clear", "--all", "--owner", "user:7", "--yes").exit_code == 0
+
+
+def test_clear_all_asks(host: HostApp, fake: FakeProviders) -> None:
+    """Where nobody can be asked nothing is deleted without --yes; --all stands alone."""
+    run(host, "set", "openai", "--owner", "user:7", input=good(fake))
+    assert "give --yes" in refused(run(host, "clear", "--all", "--owner", "user:7"))
+    for args in ([], ["openai", "--all"], ["--all", "--slot", "2"]):
+        result = run(host, "clear", *args, "--owner", "user:7", "--yes")
+        assert result.exit_code == 2
+        assert "Name a provider, or give --all without one." in result.stderr
+    assert len(stored(host, "user:7")) == 1
+
+
 # whatever is in the way
 
 
