@@ -173,9 +173,15 @@ def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ('{"provider": "openai", "owner": "user:a"}', "no field 'owner' here. The fields are: 'prov"),
+        (
+            '{"provider": "openai", "owner": "user:a"}',
+            "no field 'owner' here. The fields are: 'prov",
+        ),
         ('{"provider": "openai", "sk-12345678": ""}', "no field of that name here. The fields are"),
-        ('{"provider": "openai", "' + "k" * 31 + '": ""}', "no field of that name here. The fields"),
+        (
+            '{"provider": "openai", "' + "k" * 31 + '": ""}',
+            "no field of that name here. The fields",
+        ),
         ('{"api_key": "k-12345678"}', "The field 'provider' is missing."),
         ('{"provider": 7}', "The field 'provider' has a value that cannot be used."),
         ('{"provider": "openai", "fields": {"api_key": 1}}', "The field 'fields' has a value"),
