@@ -187,6 +187,7 @@ class CredentialRecord:
     ``id`` names it in the database; what a session keeps has none.
     ``leaving`` marks a session's record that is on its way to the account or out: it counts only while the
     account does not say that it is over.
+    ``set_at`` is when the key itself was last saved, None where that is ``created_at``.
     All times are UTC.
     """
 
@@ -207,6 +208,12 @@ class CredentialRecord:
     validity: RecordedVerdict | None = None
     id: str = ""
     leaving: bool = False
+    set_at: Moment | None = None
+
+    @property
+    def saved_at(self) -> datetime:
+        """When the key itself was last saved."""
+        return self.set_at or self.created_at
 
     def current_validity(self) -> RecordedVerdict | None:
         """Return the verdict, if it is about this very version."""

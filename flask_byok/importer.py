@@ -230,7 +230,10 @@ class Importer:
             description=key.description,
             expires_at=key.expires_at,
         )
-        record = dataclasses.replace(record, active=key.active, created_at=key.created_at)
+        # It is saved here now, whenever that was where it comes from: the longest lifetime counts from now.
+        record = dataclasses.replace(
+            record, active=key.active, created_at=key.created_at, set_at=record.created_at
+        )
         return record, AuditEvent("cli", "import", fingerprint=fingerprint)
 
 

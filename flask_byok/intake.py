@@ -162,23 +162,36 @@ def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
     return {name: value.reveal() for name, value in fields.items() if name in plain}
 
 
-def read_expiry(wanted: datetime | None, provider: str, settings: Settings) -> datetime | None:
-    """Return when the key expires: as wanted, but no later than ``BYOK_MAX_KEY_LIFETIME`` from now.
+def read_expiry(
+    wanted: datetime | None, provider: str, settings: Settings, saved_at: datetime | None = None
+) -> datetime | None:
+    """Return when the key expires: as wanted, but no later than ``BYOK_MAX_KEY_LIFETIME`` after it was saved.
 
-    :raises InvalidFieldError: the time is past or has no zone.
+    :param saved_at: by default now.
+    :raises InvalidFieldError: the time is past or has no zone, or the key has had all the time that keys may have.
     """
     now = utcnow()
     if wanted is not None:
         wanted = in_utc(wanted, "expires_at", provider)
     if wanted is not None and wanted <= now:
         raise InvalidFieldError("expires_at is in the past.", provider=provider)
-    return cut_short(wanted, settings)
+    ends = cut_short(wanted, settings, saved_at)
+    if ends is not None and ends <= now:
+        raise InvalidFieldError(
+            "This key has been kept for as long as keys may be. Save a new one.", provider=provider
+        )
+    return ends
 
 
-def cut_short(wanted: datetime | None, settings: Settings) -> datetime | None:
-    """Return when a key expires that is saved now: as wanted, but no later than the operator allows."""
-    lifetime = settings.max_key_lifetime
-    latest = None if lifetime is None else utcnow() + lifetime
+def cut_short(
+    wanted: datetime | None, settings: Settings, saved_at: datetime | None = None
+) -> datetime | None:
+    """Return when a key expires: as wanted, but no later than the operator allows.
+
+    :param saved_at: when it was saved, by default now.
+    """
+    lifetime, now = settings.max_key_lifetime, utcnow()
+    latest = None if lifetime is None else min(saved_at or now, now) + lifetime
     return min((moment for moment in (wanted, latest) if moment is not None), default=None)
 
 

@@ -158,14 +158,16 @@ class RecordWriter:
         spec = self._parts.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)
         typed = self._typed(spec, secret, record)
-        self._values_with(typed, changes, record)  # before the key goes to its provider
+        is_new = any(field.secret and field.name in secret.given for field in spec.fields)
+        # Before the key goes to its provider.
+        self._values_with(typed, changes, record, is_new=is_new)
         validation = self._checked(record.owner, record, spec, typed, secret.validate)
         sealed = self._sealed(record, spec, typed, validation)
 
         def values(now: CredentialRecord) -> dict[str, Any]:
             if self._typed(spec, secret, now) != typed:
                 raise VersionConflictError(provider=spec.id)
-            return self._values_with(typed, changes, now) | sealed
+            return self._values_with(typed, changes, now, is_new=is_new) | sealed
 
         changed = self._write(record, "set", values, if_version, typed.fields)
         self._parts.tell("key_set", changed, hint=changed.hint)
@@ -176,22 +178,29 @@ class RecordWriter:
         parts = self._parts
         return read_replacement(spec, secret, lambda: open_stored(parts, record), parts.settings)[0]
 
-    def _values(self, changes: Changes, record: CredentialRecord) -> dict[str, Any]:
-        """Return what changes make of a record as it is now."""
+    def _values(
+        self, changes: Changes, record: CredentialRecord, *, is_new: bool = False
+    ) -> dict[str, Any]:
+        """Return what changes make of a record as it is now.
+
+        :param is_new: its key is replaced too; one that stays is as old as it was.
+        """
         values: dict[str, Any] = {**changes, **self._notes(record, changes)}
-        if "expires_at" in changes:
-            wanted, settings = changes["expires_at"], self._parts.settings
-            values["expires_at"] = read_expiry(wanted, record.provider, settings)
+        if "expires_at" in changes and (is_new or changes["expires_at"] != record.expires_at):
+            saved_at, settings = None if is_new else record.saved_at, self._parts.settings
+            ends = read_expiry(changes["expires_at"], record.provider, settings, saved_at)
+            values["expires_at"] = ends
         return values
 
     def _values_with(
-        self, typed: Typed, changes: Changes, record: CredentialRecord
+        self, typed: Typed, changes: Changes, record: CredentialRecord, *, is_new: bool
     ) -> dict[str, Any]:
-        """Return what changes make of it with a new key, which is in nothing that is shown then."""
-        values = self._values(changes, record)
+        """Return what changes make of it with what was typed, of which no secret is in what is shown then."""
+        values = self._values(changes, record, is_new=is_new)
         check_shown(dataclasses.replace(record, **values), typed.secrets)
-        values.setdefault("expires_at", self._renewed_expiry(record))
-        return values
+        if is_new:
+            values.setdefault("expires_at", self._renewed_expiry(record))
+        return values | {"set_at": utcnow() if is_new else record.saved_at}
 
     def _require_unlocked(self, owner: str, spec: ProviderSpec) -> None:
         tier, resolver = tier_of(owner), self._parts.resolver

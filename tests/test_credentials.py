@@ -405,3 +405,20 @@ def test_times() -> None:
 def test_versions_differ() -> None:
     """Each version is new."""
     assert len({new_version() for _ in range(1000)}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("left", "soon"),
+    [
+        (None, False),
+        (timedelta(0), False),
+        (timedelta(milliseconds=1), True),
+        (timedelta(days=7), True),
+        (timedelta(days=7, milliseconds=1), False),
+        (timedelta(days=365), False),
+    ],
+)
+def test_expires_soon(left: timedelta | None, soon: bool) -> None:
+    """A key expires soon for the last seven days that it works, not before and not after."""
+    ends = None if left is None else NOW + left
+    assert make_record(expires_at=ends).expires_soon(NOW) is soon

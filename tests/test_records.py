@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import literal_column, update
 
-from flask_byok.catalog import Catalog
+from flask_byok.catalog import Catalog, Field, ProviderSpec
 from flask_byok.credentials import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.errors import (
     FreshLoginRequiredError,
@@ -28,12 +29,15 @@ from flask_byok.errors import (
 from flask_byok.intake import NewKey, NewSecret
 from flask_byok.keyring import Keyring
 from flask_byok.owners import Caller
+from flask_byok.record_writer import Changes
 from flask_byok.records import Records, Shelf
 from flask_byok.sealing import open_record
+from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
 
-from .worlds import World
+from .worlds import World, registered
 
+CAP, MILLISECOND = timedelta(days=30), timedelta(milliseconds=1)
 ANN, ROOT = Caller(user="ann"), Caller(user="root", admin=True)
 
 
@@ -204,6 +208,79 @@ def test_a_new_key_for_an_old_record(world: World) -> None:
             assert cap - timedelta(minutes=1) < changed.expires_at - utcnow() <= cap
         own.delete(changed)
     later.store.engine.dispose()
+
+
+@pytest.fixture
+def capped(world: World) -> World:
+    """Keys may be kept for thirty days."""
+    fields = Field(), Field("region", "Region", secret=False)
+    spec = ProviderSpec(id="two", name="Two", base_url="https://two.example", fields=fields)
+    later = dataclasses.replace(world, catalog=registered(spec))
+    return later.with_config(BYOK_MAX_KEY_LIFETIME=CAP)
+
+
+def made_older(world: World, record: CredentialRecord, age: timedelta) -> None:
+    """Make a record one that was saved some time ago."""
+    names, by = ("created_at", "set_at"), age // MILLISECOND
+    columns = {name: literal_column(f"{name} - {by}") for name in names}
+    with world.store.engine.begin() as connection:
+        connection.execute(update(credentials).where(credentials.c.id == record.id).values(columns))
+
+
+@pytest.mark.parametrize("wanted", [None, timedelta(days=300)])
+def test_a_key_that_stays_lasts_no_longer(capped: World, wanted: timedelta | None) -> None:
+    """However often its date is changed, a key ends as late after it was saved as keys may."""
+    shelf = capped.service.records.own(ANN)
+    record = create(shelf, capped, "user:ann")
+    made_older(capped, record, timedelta(days=20))
+    ends = None if wanted is None else utcnow() + wanted
+    for _ in range(2):
+        record, _ = shelf.change(record, {"expires_at": ends})
+        assert record.expires_at == record.created_at + CAP
+    soon = utcnow() + timedelta(days=3)
+    assert shelf.change(record, {"expires_at": soon})[0].expires_at == soon
+    assert shelf.change(record, {"expires_at": None})[0].expires_at == record.created_at + CAP
+
+
+def test_a_key_that_has_had_its_time(capped: World) -> None:
+    """A key as old as keys may be is given no more time, but keeps its notes; a new key in its place gets all."""
+    shelf = capped.service.records.own(ANN)
+    record = create(shelf, capped, "user:ann")
+    made_older(capped, record, CAP)
+    for wanted in (None, utcnow() + timedelta(minutes=1)):
+        with pytest.raises(InvalidFieldError, match="Save a new one"):
+            shelf.change(record, {"expires_at": wanted})
+    assert shelf.get(record.id).version == record.version
+    same: Changes = {"label": "old", "expires_at": record.expires_at}
+    assert shelf.change(record, same)[0].label == "old"
+    secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
+    changed, _ = shelf.change(record, {"expires_at": None}, secret)
+    assert changed.expires_at is not None
+    assert changed.expires_at > utcnow() + CAP - timedelta(minutes=1)
+
+
+def test_what_is_beside_the_secret_makes_no_new_key(capped: World) -> None:
+    """A field that is no secret may be typed again, and its key is as old as it was."""
+    shelf = capped.service.records.own(ANN)
+    typed = {"api_key": Secret("k-12345678"), "region": Secret("north")}
+    record, _ = shelf.create("user:ann", "two", NewKey(fields=typed, validate="off"))
+    made_older(capped, record, timedelta(days=20))
+    saved = shelf.get(record.id).saved_at
+    again = NewSecret(fields={"region": Secret("north")}, validate="off")
+    moved, _ = shelf.change(record, {}, again)
+    assert moved.version == "2"
+    assert (moved.saved_at, moved.expires_at) == (saved, record.expires_at)
+    with_date, _ = shelf.change(record, {"expires_at": None}, again)
+    assert with_date.expires_at == saved + CAP
+
+
+def test_a_date_is_taken_back_where_there_is_no_limit(world: World) -> None:
+    """Without a limit a key of any age can be given a date, and back to never."""
+    shelf = world.service.records.own(ANN)
+    record = create(shelf, world, "user:ann")
+    made_older(world, record, timedelta(days=999))
+    dated, _ = shelf.change(record, {"expires_at": utcnow() + timedelta(days=3)})
+    assert shelf.change(dated, {"expires_at": None})[0].expires_at is None
 
 
 def test_every_change_is_counted(world: World) -> None:

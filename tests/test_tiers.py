@@ -38,3 +38,18 @@ def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProvide
     assert [candidate.credential.owner for candidate in found if candidate.credential] == [
         "user:Ann"
     ]
+
+
+def test_teams_serve_in_the_hosts_order(tmp_path: Path, fake: FakeProviders) -> None:
+    """Of several teams' keys the one comes first whose team the host names first, whatever they are called."""
+    world = World(tmp_path, fake)
+    names = ["red", "amber", "zebra", "blue"]
+    for name in sorted(names):
+        world.keep(f"team:{name}", fake.api_key("openai", owner=name))
+    reader = AccountTiers(world.accounts, world.keyring, world.settings)
+    openai = world.catalog.get("openai")
+    for teams in (names, names[::-1]):
+        found = reader.find(Caller(user="ann", teams=tuple(teams)), [openai])
+        order = [candidate.credential for candidate in found[Tier.TEAM, "openai"]]
+        assert [one.owner for one in order if one] == [f"team:{name}" for name in teams]
+    world.store.engine.dispose()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,7 +118,8 @@ def print_heads(owner: str | None) -> None:
     """Print where each chain ends, a JSON object a line, to be kept where the database's users cannot write."""
     _, accounts = require_accounts()
     for head in accounts.audit.heads(owner):
-        click.echo(msgspec.json.encode(head).decode())
+        # In ASCII: ids cannot steer the terminal.
+        click.echo(json.dumps(asdict(head), separators=(",", ":")))
 
 
 @audit.command("restart", with_appcontext=False)

@@ -14,7 +14,7 @@ from ..errors import InvalidFieldError, KeyNotFoundError, VersionConflictError
 from . import account_statements as statements
 from .account_rows import changed_values, new_values, to_record
 from .account_statements import Owners
-from .audit_chain import GONE, Chain, to_milliseconds
+from .audit_chain import Chain, to_milliseconds
 from .base import AuditEvent
 
 #: Is shown a record in the slot that it goes to, and raises ``InvalidFieldError`` where it may not be there.
@@ -30,11 +30,10 @@ def new_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
-def place(connection: Connection, record: CredentialRecord) -> str | None:
-    """Return the id of what is in a record's place."""
+def place(connection: Connection, record: CredentialRecord) -> Any:
+    """Return the row that is in a record's place, None where there is none."""
     values = {"of_owner": record.owner, "of_provider": record.provider, "of_slot": record.slot}
-    id: str | None = connection.execute(statements.PLACE, values).scalar()
-    return id
+    return connection.execute(statements.PLACE, values).one_or_none()
 
 
 def slots(connection: Connection, record: CredentialRecord) -> set[str]:
@@ -43,23 +42,23 @@ def slots(connection: Connection, record: CredentialRecord) -> set[str]:
     return set(connection.execute(statements.SLOTS, values).scalars())
 
 
-def require(
-    connection: Connection, id: str, owners: Owners, if_version: int | None
-) -> CredentialRecord:
-    """Return a record that is theirs and in this version, or raise."""
+def require(connection: Connection, id: str, owners: Owners, if_version: int | None) -> Any:
+    """Return the row of a record that is theirs and in this version, or raise."""
     row = connection.execute(statements.by_id(id, owners), {}).one_or_none()
     if row is None:
         raise KeyNotFoundError
     if if_version is not None and row.version != if_version:
         raise VersionConflictError(provider=row.provider)
-    return to_record(row)
+    return row
 
 
-def written(connection: Connection, chain: Chain, id: str, event: AuditEvent) -> CredentialRecord:
+def written(
+    connection: Connection, chain: Chain, id: str, was: Any, event: AuditEvent
+) -> CredentialRecord:
     """Return what was just written, and log it."""
-    record = to_record(connection.execute(statements.by_id(id, None), {}).one())
-    chain.append(event, record, version=int(record.version))
-    return record
+    row = connection.execute(statements.by_id(id, None), {}).one()
+    chain.change(event, was, row)
+    return to_record(row)
 
 
 def add(
@@ -68,16 +67,16 @@ def add(
     """Store a record in a new row."""
     id = new_id()
     connection.execute(statements.ADD, {"id": id, **new_values(record)})
-    return written(connection, chain, id, event)
+    return written(connection, chain, id, None, event)
 
 
 def replace(
-    connection: Connection, chain: Chain, id: str, record: CredentialRecord, event: AuditEvent
+    connection: Connection, chain: Chain, was: Any, record: CredentialRecord, event: AuditEvent
 ) -> CredentialRecord:
     """Store a record in the row of another."""
     names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
-    values = changed_values({name: getattr(record, name) for name in names})
-    return set_columns(connection, chain, id, values, event)
+    wanted = {name: getattr(record, name) for name in names} | {"set_at": record.saved_at}
+    return set_columns(connection, chain, was, changed_values(wanted), event)
 
 
 def put(
@@ -93,13 +92,13 @@ def put(
 def set_columns(
     connection: Connection,
     chain: Chain,
-    id: str,
+    was: Any,
     values: Mapping[str, Any],
     event: AuditEvent,
 ) -> CredentialRecord:
     """Change these columns of a row."""
-    connection.execute(statements.change(values), {"of_id": id, **new_parameters(values)})
-    return written(connection, chain, id, event)
+    connection.execute(statements.change(values), {"of_id": was.id, **new_parameters(values)})
+    return written(connection, chain, was.id, was, event)
 
 
 def new_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def promote(
     """Take one record over, unless it is over or has to stay out, and say what became of it."""
     there = place(connection, record)
     if over(connection, record.owner, [record.version]):
-        return _taken_before(connection, record, there)
+        return _taken_before(record, there)
     if not overwrite and there is not None:
         return "kept"
     try:
@@ -149,12 +148,11 @@ def promote(
     return "promoted"
 
 
-def _taken_before(connection: Connection, record: CredentialRecord, there: str | None) -> Taken:
+def _taken_before(record: CredentialRecord, there: Any) -> Taken:
     """Say what became of a record that is over: it was promoted, or something else was kept, or it was cleared."""
     if there is None:
         return "gone"
-    found = to_record(connection.execute(statements.by_id(there, None), {}).one())
-    return "promoted" if found.hint == record.hint else "kept"
+    return "promoted" if there.hint == record.hint else "kept"
 
 
 def delete(
@@ -165,8 +163,8 @@ def delete(
     event: AuditEvent,
 ) -> list[CredentialRecord]:
     """Delete what a query finds, and log each."""
-    gone = [to_record(row) for row in connection.execute(query, values)]
-    connection.execute(statements.DELETE, {"ids": [record.id for record in gone]})
-    for record in gone:
-        chain.append(event, record, version=GONE)
-    return gone
+    gone = connection.execute(query, values).all()
+    connection.execute(statements.DELETE, {"ids": [row.id for row in gone]})
+    for row in gone:
+        chain.change(event, row, None)
+    return [to_record(row) for row in gone]

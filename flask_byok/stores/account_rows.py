@@ -13,7 +13,10 @@ from .audit_chain import from_milliseconds, to_milliseconds
 from .tables import credentials
 
 _NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
-_CHANGEABLE = {"label", "description", "active", "expires_at", "ciphertext", "hint", "validity"}
+_CHANGEABLE = {
+    *("label", "description", "active", "expires_at"),
+    *("ciphertext", "hint", "validity", "set_at"),
+}
 
 
 # SQLAlchemy's own rows take ten times as long to give a column by its name.
@@ -25,9 +28,39 @@ place_of: Callable[[Any], tuple[str, str]] = itemgetter(
 )
 
 
+#: What comes of a column that has what we never write.
+_IMPOSSIBLE = (TypeError, ValueError, OverflowError, OSError)
+
+
 def to_record(row: Any) -> CredentialRecord:
-    """Return the record of a row of ``byok_credentials`` with all its columns."""
+    """Return the record of a row of ``byok_credentials`` with all its columns.
+
+    One with a time that there is not, which somebody else has put there, is unreadable, like one
+    whose ciphertext is not ours: it serves nobody, and can be seen, changed and deleted.
+    """
     row = _Row._make(row)
+    try:
+        return _as_written(row)
+    except _IMPOSSIBLE:
+        return _unreadable(row)
+
+
+def _unreadable(row: Any) -> CredentialRecord:
+    # Neither off nor expired nor checked, so that its state is that of its ciphertext.
+    none = {"active": True, "expires_at": None, "set_at": None, "last_used_at": None}
+    times = {name: _possible(getattr(row, name)) for name in ("created_at", "updated_at")}
+    return _as_written(row._replace(ciphertext="", verdict=None, **none, **times))
+
+
+def _possible(stored: Any) -> int:
+    try:
+        from_milliseconds(stored)
+    except _IMPOSSIBLE:
+        return 0
+    return int(stored)
+
+
+def _as_written(row: Any) -> CredentialRecord:
     return CredentialRecord(
         provider=row.provider,
         owner=row.owner,
@@ -45,6 +78,7 @@ def to_record(row: Any) -> CredentialRecord:
         usage_count=row.usage_count,
         validity=None if row.verdict is None else _verdict(row),
         id=row.id,
+        set_at=_moment(row.set_at),
     )
 
 
@@ -62,6 +96,7 @@ def new_values(record: CredentialRecord) -> dict[str, Any]:
         "created_at": to_milliseconds(record.created_at),
         "updated_at": to_milliseconds(record.updated_at),
         "expires_at": _stored(record.expires_at),
+        "set_at": to_milliseconds(record.saved_at),
         "last_used_at": _stored(record.last_used_at),
         "usage_count": record.usage_count,
         "version": 1,
@@ -77,13 +112,13 @@ def changed_values(changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     if unknown := set(changes) - _CHANGEABLE:
         raise KeyError(*unknown)
-    values = {**changes, "updated_at": to_milliseconds(utcnow())}
-    if "expires_at" in changes:
-        values["expires_at"] = _stored(changes["expires_at"])
+    times = {name: _stored(changes[name]) for name in ("expires_at", "set_at") if name in changes}
+    values = {**changes, **times, "updated_at": to_milliseconds(utcnow())}
     validity = values.pop("validity", None)
     if "ciphertext" in changes:
         found = _NO_VERDICT if validity is None else verdict_values(validity)
         values |= key_columns(changes["ciphertext"]) | found
+        values.setdefault("set_at", values["updated_at"])
         values.pop("verdict_version", None)  # the statement sets it
     return values
 

@@ -7,15 +7,18 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     FromClause,
     Integer,
     Select,
     Table,
     Update,
+    and_,
     bindparam,
     case,
     delete,
     false,
+    func,
     insert,
     or_,
     select,
@@ -31,7 +34,7 @@ Owners = Collection[str] | None
 
 _c = credentials.c
 
-PLACE: Select[str] = select(_c.id).where(
+PLACE: Select[Any] = select(credentials).where(
     _c.owner == bindparam("of_owner"),
     _c.provider == bindparam("of_provider"),
     _c.slot == bindparam("of_slot"),
@@ -64,11 +67,16 @@ def confine(query: Select[Any], owners: Owners, table: Table = credentials) -> S
     """Return a query of what these owners have in a table with their name and its tier."""
     if owners is None:
         return query
-    every = [owner for owner in owners if ":" not in owner]
+    whole = [_whole(table, owner) for owner in owners if ":" not in owner]
     named = [owner for owner in owners if ":" in owner]
-    among = ((table.c.tier, every), (table.c.owner, named))
-    theirs = [column.in_(found) for column, found in among if found]
-    return query.where(or_(false(), *theirs))
+    return query.where(or_(false(), *whole, *([table.c.owner.in_(named)] if named else ())))
+
+
+def _whole(table: Table, tier: str) -> ColumnElement[bool]:
+    """Return what is true of a tier's rows: what is not its owners' is none of it, whatever the column says."""
+    start = "system" if tier == "system" else f"{tier}:"
+    # Not by LIKE: that is without regard to case on some databases.
+    return and_(table.c.tier == tier, func.substr(table.c.owner, 1, len(start)) == start)
 
 
 def find(
@@ -117,7 +125,7 @@ def _page(shape: tuple[tuple[str, ...], int] | None, one_provider: bool) -> Sele
     tiers, named = shape
     # Each tier, and those who are named, from their own index: asked for all at once, SQLite sorts
     # all that there are.
-    parts = [query.where(_c.tier == tier) for tier in tiers]
+    parts = [query.where(_whole(credentials, tier)) for tier in tiers]
     if named or not tiers:
         mine: list[Any] = [bindparam(f"owner_{number}") for number in range(named)]
         parts.append(query.where(_c.owner.in_(mine)))

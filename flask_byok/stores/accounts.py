@@ -28,7 +28,7 @@ from .account_rows import changed_values, place_of, to_record, verdict_values
 from .account_seals import AccountSeals
 from .account_statements import Owners
 from .audit import AuditEvent, AuditLog
-from .audit_chain import GONE, Chain, Subject
+from .audit_chain import Chain, Subject
 from .canary import Canary
 from .slots import has_place, main_slot, serving_order
 from .sql_database import Database
@@ -57,7 +57,7 @@ class AccountStore:
         self._keyring = keyring
         self.engine, self.breaker = self._database.engine, self._database.breaker
         self.canary = Canary(self._database, keyring)
-        self.audit = AuditLog(self._database, self.canary)
+        self.audit = AuditLog(self._database, self.canary, keyring)
         self.usage = UsageStore(self._database)
         self.expiry = AccountExpiry(self._database, self.audit)
         self.owners = AccountOwners(self._database, self.audit)
@@ -186,12 +186,13 @@ class AccountStore:
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            record = steps.require(connection, id, owners, if_version)
+            found = steps.require(connection, id, owners, if_version)
+            record = to_record(found)
             wanted = changes(record) if callable(changes) else changes
             values = changed_values(wanted)
             if all(getattr(record, name) == value for name, value in wanted.items()):
                 return record
-            return steps.set_columns(connection, chain, id, values, event)
+            return steps.set_columns(connection, chain, found, values, event)
 
         return self.audit.change(self.get(id, owners).owner, work)
 
@@ -205,10 +206,10 @@ class AccountStore:
         """
 
         def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            record = steps.require(connection, id, owners, if_version)
+            found = steps.require(connection, id, owners, if_version)
             connection.execute(statements.DELETE, {"ids": [id]})
-            chain.append(event, record, version=GONE)
-            return record
+            chain.change(event, found, None)
+            return to_record(found)
 
         return self.audit.change(self.get(id, owners).owner, work)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -18,16 +19,18 @@ import msgspec
 from sqlalchemy import Connection, and_, func, or_, select, tuple_
 
 from ..credentials import Secret
+from ..errors import UnreadableCredentialError
+from ..keyring import Keyring
+from ..sealing import open_record
 from .audit_chain import (
     NOTHING,
     Chain,
     Subject,
     from_milliseconds,
-    head_seal,
-    is_mac,
     to_milliseconds,
 )
 from .audit_check import Finding, Follower, compare_keys, keys_and_news
+from .audit_hashes import head_seal, is_mac
 from .audit_restart import Restarted, hold_all, restart
 from .base import AuditEvent, Head
 from .canary import Canary
@@ -63,9 +66,10 @@ class AuditEntry:
 class AuditLog:
     """Reads the log, and opens chains for writing."""
 
-    def __init__(self, database: Database, canary: Canary) -> None:
+    def __init__(self, database: Database, canary: Canary, keyring: Keyring) -> None:
         self._database = database
         self._canary = canary
+        self._keyring = keyring
 
     def change(
         self, owner: str, work: Callable[[Connection, Chain], T], *, limit: float | None = None
@@ -74,7 +78,7 @@ class AuditLog:
         secret = self._canary.secret()
 
         def within(connection: Connection) -> T:
-            chain = Chain(connection, owner, secret, self._canary.look_up)
+            chain = Chain(connection, owner, secret, self._canary.look_up, self._stored_fingerprint)
             result = work(connection, chain)
             chain.close()
             return result
@@ -83,9 +87,7 @@ class AuditLog:
 
     def fingerprint(self, fields: Mapping[str, Secret]) -> str:
         """Return a keyed hash of a key (64 hex digits), the same whatever the encryption key is."""
-        plain = sorted((name, secret.reveal()) for name, secret in fields.items())
-        text = b"fingerprint" + msgspec.json.encode(plain)
-        return hmac.digest(self._canary.secret(), text, "sha256").hex()
+        return _fingerprint(self._canary.secret(), fields)
 
     def restart(self, event: AuditEvent) -> Restarted:
         """Delete the whole log and begin a new one under a new secret, with a row for every key.
@@ -95,7 +97,8 @@ class AuditLog:
 
         def work(connection: Connection) -> Restarted:
             hold_all(connection)
-            return restart(connection, self._canary.replace(connection), event)
+            secret = self._canary.replace(connection)
+            return restart(connection, secret, event, self._stored_fingerprint)
 
         return self._database.change(work, limit=_RESTART_LIMIT)
 
@@ -128,7 +131,9 @@ class AuditLog:
             query = query.where(audit_heads.c.owner == owner)
         page = self._patiently(query)
         while page:
-            yield from (Head(row.owner, row.number, row.hash) for row in page if row.hash)
+            yield from (
+                Head(_text(row.owner), row.number, _text(row.hash)) for row in page if row.hash
+            )
             page = self._patiently(query.where(audit_heads.c.owner > page[-1].owner))
 
     def missing(self, heads: Iterable[Head]) -> Iterator[Finding]:
@@ -162,7 +167,7 @@ class AuditLog:
         for row in self._rows(owner):
             if not chains or chains[-1].owner != row.owner:
                 if len(chains) >= _BATCH:
-                    findings += self._finish(chains)
+                    findings += self._finish(chains, secret)
                     chains = []
                 chains.append(Follower(row.owner, secret))
                 done += 1
@@ -172,15 +177,23 @@ class AuditLog:
                 report(rows, done)
         if report is not None:
             report(rows, done)
-        return findings + self._finish(chains)
+        return findings + self._finish(chains, secret)
 
-    def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
+    def _finish(self, chains: Iterable[Follower], secret: bytes) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)
         while batch := list(islice(chains, _BATCH)):
             for chain in batch:
                 findings += chain.finish()
-            findings += compare_keys(batch, self._patiently(keys_and_news(batch)))
+            found = self._patiently(keys_and_news(batch))
+            findings += compare_keys(batch, found, secret, self._stored_fingerprint)
         return findings
+
+    def _stored_fingerprint(self, secret: bytes, row: Any) -> str | None:
+        try:
+            fields, _ = open_record(self._keyring, "account", row.owner, row)
+        except UnreadableCredentialError:
+            return None
+        return _fingerprint(secret, fields)
 
     def _rows(self, owner: str | None) -> Iterator[Any]:
         heads = (
@@ -240,14 +253,47 @@ class AuditLog:
         return self._database.call(self._all, query, limit=LONG_LIMIT)
 
     def _all(self, query: Any) -> Sequence[Any]:
-        with self._database.transactions.single() as connection:
+        with self._database.transactions.single() as connection, _any_text(connection):
             return connection.execute(query).all()
 
 
+@contextmanager
+def _any_text(connection: Connection) -> Iterator[None]:
+    """Let SQLite give a text that is no UTF-8, which somebody has put there, as bytes instead of failing."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    usual, driver.text_factory = driver.text_factory, _decoded
+    try:
+        yield
+    finally:
+        driver.text_factory = usual
+
+
+def _decoded(raw: bytes) -> str | bytes:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw
+
+
+def _fingerprint(secret: bytes, fields: Mapping[str, Secret]) -> str:
+    plain = sorted((name, one.reveal()) for name, one in fields.items())
+    return hmac.digest(secret, b"fingerprint" + msgspec.json.encode(plain), "sha256").hex()
+
+
 def _entry(row: Any) -> AuditEntry:
-    event = AuditEvent(row.actor, row.action, row.outcome, row.request_id, row.fingerprint)
-    at = _moment(row.at)
-    return AuditEntry(row.owner, row.number, at, event, row.provider, row.slot, row.credential_id)
+    about = map(_text, (row.actor, row.action, row.outcome, row.request_id, row.fingerprint))
+    key = map(_text, (row.provider, row.slot, row.credential_id))
+    return AuditEntry(_text(row.owner), row.number, _moment(row.at), AuditEvent(*about), *key)
+
+
+def _text(stored: Any) -> Any:
+    """Return what a column of text has; on SQLite that may be anything that somebody put there."""
+    if isinstance(stored, bytes):
+        return stored.decode(errors="replace")
+    return stored if stored is None else str(stored)
 
 
 def _moment(stored: Any) -> datetime:

@@ -3,27 +3,25 @@
 Each row's hash covers the row and the hash before it, under a secret that the database holds sealed
 only (see :mod:`.canary`). The head of a chain has its number, its last hash and a seal over both,
 so that rows cut off at the end are missed as well. Rows about a change have the key's new version,
-so that keys and chain have to agree. Somebody who can write to the database and has no encryption
-key can neither make a row nor a head.
+and hashes of its record as the change found and as it left it, so that keys and chain have to agree:
+what somebody changed past the log shows, also where a later change has made it its own. Somebody who
+can write to the database and has no encryption key can neither make a row nor a head.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-import msgspec
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ..credentials import utcnow
+from .audit_hashes import head_seal, is_mac, record_hash, row_hash
 from .base import AuditEvent
 from .tables import audit, audit_heads, credentials
-
-_encoder = msgspec.json.Encoder()
 
 
 class Subject(Protocol):
@@ -84,7 +82,6 @@ _REMAINS = select(
     .scalar_subquery()
     .label("key"),
 )
-_IN_HASH = tuple(column.name for column in audit.columns if column.name != "hash")
 
 
 class Chain:
@@ -95,6 +92,7 @@ class Chain:
 
     :param secret: as known to this process.
     :param look_up: reads it anew; for a chain that does not fit, as the log may have been begun anew.
+    :param fingerprint: returns that of the key in a row under a secret, None where it does not open.
     """
 
     def __init__(
@@ -103,10 +101,12 @@ class Chain:
         owner: str,
         secret: bytes,
         look_up: Callable[[Connection], bytes],
+        fingerprint: Callable[[bytes, Any], str | None],
     ) -> None:
         self._connection = connection
         self._owner = owner
         self._secret = secret
+        self._fingerprint = fingerprint
         self._rows: list[dict[str, Any]] = []
         number, self._hash, seal = _hold(connection, owner)
         # SQLite keeps whatever somebody put there.
@@ -118,16 +118,26 @@ class Chain:
             self._whole = self._new or self._fits(seal)
             self._look_behind()
 
-    def append(
-        self, event: AuditEvent, subject: Subject = NOTHING, *, version: int | None = None
-    ) -> None:
-        """Add an event; ``close`` writes it.
+    def append(self, event: AuditEvent, subject: Subject = NOTHING) -> None:
+        """Add an event that changes no key; ``close`` writes it."""
+        self._add(event, subject, None, None)
 
-        :param version: the key's after it; ``GONE`` for a deleted one, None if nothing was changed.
+    def change(self, event: AuditEvent, was: Any, became: Any) -> None:
+        """Add an event that changes a key.
+
+        :param was: its row in ``byok_credentials`` as the event found it, with all columns; None for a new key.
+        :param became: the same as the event left it; None for a deleted key.
         """
+        if became is not None and (was is None or was.ciphertext != became.ciphertext):
+            # Under the secret as it is now, whatever whoever made the event knew.
+            known = self._fingerprint(self._secret, became)
+            event = event if known is None else replace(event, fingerprint=known)
+        self._add(event, was if became is None else became, was, became)
+
+    def _add(self, event: AuditEvent, subject: Subject, was: Any, became: Any) -> None:
         self._number += 1
         after = Link(self._owner, self._number, self._hash)
-        row = make_row(self._secret, after, event, subject, version)
+        row = make_row(self._secret, after, event, subject, was, became)
         self._hash = row["hash"]
         self._rows.append(row)
 
@@ -167,9 +177,14 @@ class Link:
 
 
 def make_row(
-    secret: bytes, link: Link, event: AuditEvent, subject: Subject, version: int | None
+    secret: bytes,
+    link: Link,
+    event: AuditEvent,
+    subject: Subject,
+    was: Any = None,
+    became: Any = None,
 ) -> dict[str, Any]:
-    """Return a row with its hash."""
+    """Return a row with its hash; ``was`` and ``became`` as for ``Chain.change``."""
     row: dict[str, Any] = {
         "owner": link.owner,
         "number": link.number,
@@ -180,12 +195,20 @@ def make_row(
         "provider": subject.provider,
         "slot": subject.slot,
         "credential_id": subject.id,
-        "version": version,
+        "version": _version(was, became),
         "request_id": event.request_id,
         "fingerprint": event.fingerprint,
         "previous": link.previous,
+        "was": None if was is None else record_hash(secret, was),
+        "became": None if became is None else record_hash(secret, became),
     }
     return row | {"hash": row_hash(secret, row)}
+
+
+def _version(was: Any, became: Any) -> Any:
+    if became is not None:
+        return became.version
+    return None if was is None else GONE
 
 
 def to_milliseconds(moment: datetime) -> int:
@@ -208,21 +231,3 @@ def _hold(connection: Connection, owner: str) -> tuple[Any, Any, Any]:
             connection.execute(_GENERIC_ADD, values)
         row = connection.execute(_READ_HEAD, values).one()
     return row.number, row.hash, row.seal
-
-
-def row_hash(secret: bytes, row: Mapping[str, Any]) -> str:
-    # JSON keeps the columns apart, and None from an empty string.
-    return _mac(secret, ["row", *(row[name] for name in _IN_HASH)])
-
-
-def head_seal(secret: bytes, owner: str, number: int, last: str) -> str:
-    return _mac(secret, ["head", owner, number, last])
-
-
-def is_mac(found: object, expected: str) -> bool:
-    """Compare what the database has, which may be anything, with a hash that was made here."""
-    return hmac.compare_digest(str(found).encode(errors="replace"), expected.encode())
-
-
-def _mac(secret: bytes, parts: Sequence[Any]) -> str:
-    return hmac.digest(secret, _encoder.encode(parts), "sha256").hex()

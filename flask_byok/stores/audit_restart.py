@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, text
 
-from .audit_chain import NOTHING, Link, Subject, head_seal, make_row
+from .audit_chain import NOTHING, Link, make_row
+from .audit_hashes import RECORDED, head_seal
 from .base import AuditEvent
 from .tables import audit, audit_heads, credentials
 
@@ -19,13 +20,9 @@ _SYSTEM = "system"
 _BATCH = 1000
 # Every change of a key holds a row of this table, so none comes between.
 _HOLD_ALL = text("LOCK TABLE byok_audit_heads IN EXCLUSIVE MODE")
-_KEYS = select(
-    credentials.c.owner,
-    credentials.c.provider,
-    credentials.c.slot,
-    credentials.c.id,
-    credentials.c.version,
-).execution_options(yield_per=_BATCH)
+_KEYS = select(*(credentials.c[name] for name in (*RECORDED, "ciphertext"))).execution_options(
+    yield_per=_BATCH
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +39,30 @@ def hold_all(connection: Connection) -> None:
         connection.execute(_HOLD_ALL)
 
 
-def restart(connection: Connection, secret: bytes, event: AuditEvent) -> Restarted:
-    """Delete every chain, and begin new ones with a row for each key as it is."""
+def restart(
+    connection: Connection,
+    secret: bytes,
+    event: AuditEvent,
+    fingerprint: Callable[[bytes, Any], str | None],
+) -> Restarted:
+    """Delete every chain, and begin new ones with a row for each key as it is.
+
+    :param fingerprint: returns that of the key in a row under this secret, None where it does not open.
+    """
     deleted = connection.execute(select(func.count()).select_from(audit)).scalar_one()
     connection.execute(delete(audit))
     connection.execute(delete(audit_heads))
     rows: list[dict[str, Any]] = []
     keys = -1  # the first row is about none
-    for owner, subjects in groupby(_subjects(connection), key=lambda found: found[0]):
+    for owner, found in groupby(_subjects(connection), key=lambda found: found[0]):
         link = Link(owner)
-        for _, subject, version in subjects:
-            rows.append(row := make_row(secret, link, event, subject, version))
+        for _, key in found:
+            if key is None:
+                row = make_row(secret, link, event, NOTHING)
+            else:
+                told = replace(event, fingerprint=fingerprint(secret, key))
+                row = make_row(secret, link, told, key, became=key)
+            rows.append(row)
             link = Link(owner, link.number + 1, row["hash"])
             keys += 1
         connection.execute(insert(audit_heads), _head(secret, row))
@@ -64,16 +74,16 @@ def restart(connection: Connection, secret: bytes, event: AuditEvent) -> Restart
     return Restarted(deleted, keys)
 
 
-def _subjects(connection: Connection) -> Iterator[tuple[str, Subject, int | None]]:
-    """Yield what gets a row: the restart itself, the system's keys, and everybody else's."""
-    yield _SYSTEM, NOTHING, None
+def _subjects(connection: Connection) -> Iterator[tuple[str, Any]]:
+    """Yield what gets a row, by owner: the restart itself (None), the system's keys, and everybody else's."""
+    yield _SYSTEM, None
     owner, id = credentials.c.owner, credentials.c.id
     for query in (
         _KEYS.where(owner == _SYSTEM).order_by(id),
         _KEYS.where(owner != _SYSTEM).order_by(owner, id),
     ):
         for row in connection.execute(query):
-            yield row.owner, row, row.version
+            yield row.owner, row
 
 
 def _head(secret: bytes, last: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ __all__ = [
 
 #: One row a key. ``owner`` is ``user:<id>``, ``team:<id>`` or ``system``, and ``tier`` the part of
 #: it before the colon. ``id`` grows with time, so that pages have an order. ``version`` counts the
-#: changes; a verdict is about the version beside it.
+#: changes; a verdict is about the version beside it. ``set_at`` is when the key itself was last saved,
+#: NULL where that is when the record was created.
 credentials = Table(
     "byok_credentials",
     metadata,
@@ -52,6 +53,7 @@ credentials = Table(
     Column("verdict", name(32), nullable=True),
     Column("verdict_at", BigInteger, nullable=True),
     Column("verdict_version", BigInteger, nullable=True),
+    Column("set_at", BigInteger, nullable=True),
     UniqueConstraint("owner", "provider", "slot", name="uq_byok_credentials_owner"),
     Index("ix_byok_credentials_tier", "tier", "id"),
 )
@@ -84,6 +86,8 @@ usage = Table(
 
 #: One chain an owner. ``hash`` is keyed and covers all other columns, ``previous`` the row before.
 #: ``version`` is the key's after the event, 0 where it is deleted, NULL where the event changes none.
+#: ``was`` and ``became`` are keyed hashes of the key's record as the event found and as it left it, NULL
+#: where there was none and in rows of before these columns.
 audit = Table(
     "byok_audit",
     metadata,
@@ -101,6 +105,8 @@ audit = Table(
     Column("fingerprint", name(64), nullable=True),
     Column("previous", name(64), nullable=False),
     Column("hash", name(64), nullable=False),
+    Column("was", name(64), nullable=True),
+    Column("became", name(64), nullable=True),
 )
 
 #: The end of each chain. Every change of an owner's keys holds this row to its end, so they come

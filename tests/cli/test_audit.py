@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from datetime import timedelta
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from flask import Flask
 from flask.cli import ScriptInfo
-from sqlalchemy import delete, update
+from sqlalchemy import LargeBinary, delete, literal, update
 
 from flask_byok.cli import byok
 from flask_byok.credentials import utcnow
@@ -19,17 +20,28 @@ from flask_byok.errors import ConfigurationError
 from flask_byok.stores.base import AuditEvent
 from flask_byok.stores.sql_tables import canaries
 from flask_byok.stores.tables import audit
-from tests.stores.account_kinds import ANN, BEN, event_of, make_record
+from tests.stores.account_kinds import ANN, BEN, event_of, fingerprint_of, make_record
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
 
 @pytest.fixture
 def app(tmp_path: Path, database_url: str) -> Flask:
+    """Make an app on each kind of database."""
+    return app_with_entries(tmp_path, database_url)
+
+
+@pytest.fixture
+def app_on_sqlite(tmp_path: Path, sqlite_url: str) -> Flask:
+    """Make an app on the one that keeps whatever is put into it."""
+    return app_with_entries(tmp_path, sqlite_url)
+
+
+def app_with_entries(tmp_path: Path, database_url: str) -> Flask:
     """Make an app with three entries of Ann's and one of Ben's."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=database_url, **SAFE)
     accounts = accounts_of(app)
-    traced = event_of(request_id="0123456789abcdef", fingerprint="f" * 64)
+    traced = event_of(request_id="0123456789abcdef", fingerprint=fingerprint_of(accounts))
     record = accounts.create(make_record(), traced)
     accounts.change(record.id, [ANN], {"label": "x"}, event_of("change"))
     accounts.create(make_record(BEN), AuditEvent("cli", "set"))
@@ -51,7 +63,8 @@ def test_list(app: Flask) -> None:
     ]
     (created,) = (line for line in lines if line[1] == ANN and line[3] == "set")
     assert created[0].endswith("Z")
-    assert created[-3:] == ["done", "0123456789abcdef", "f" * 12]
+    expected = fingerprint_of(accounts_of(app))[:12]
+    assert created[-3:] == ["done", "0123456789abcdef", expected]
 
 
 def test_list_less(app: Flask) -> None:
@@ -73,6 +86,53 @@ def test_names_cannot_steer_the_terminal(app: Flask) -> None:
     output = run(app, "audit", "list").output
     assert "\x1b" not in output
     assert "user:\\x1b[2J\\nx" in output
+
+
+def test_heads_cannot_steer_the_terminal(app: Flask, tmp_path: Path) -> None:
+    """Heads are printed in ASCII, whatever is in an owner's id, and are found again by what was printed."""
+    name = "user:\x1b[2J\x9b2J\u202eevil\U000e0001é"
+    accounts_of(app).create(make_record(name), event_of())
+    printed = run(app, "audit", "heads").output
+    assert printed.isascii()
+    assert not any(char < " " for char in printed.replace("\n", ""))
+    assert name in [json.loads(line)["owner"] for line in printed.splitlines()]
+    (kept := tmp_path / "heads").write_text(printed)
+    assert run(app, "audit", "verify", "--against", str(kept)).exit_code == 0
+
+
+#: What SQLite keeps in a column of another type, as SQL: bytes, among them such as encode to what is there,
+#: what is no UTF-8, numbers and words.
+ODD = ["x'82bb9c'", "x'ff41'", "CAST(x'ff41' AS TEXT)", "1.5", "'zz'", "9e999", "-1"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("column", [column.name for column in audit.columns])
+def test_columns_of_another_type(app_on_sqlite: Flask, column: str, odd: str) -> None:
+    """Whatever is put into a column is found, and keeps nobody from reading the rest."""
+    with accounts_of(app_on_sqlite)._database.transactions.several() as connection:
+        where = "WHERE owner = 'user:ann' AND number = 2"
+        connection.exec_driver_sql(f"UPDATE byok_audit SET {column} = {odd} {where}")
+    found = run(app_on_sqlite, "audit", "verify")
+    assert "findings" in refused(found)
+    listed = run(app_on_sqlite, "audit", "list")
+    assert listed.exit_code == 0, listed.exception
+    assert len(listed.output.splitlines()) == 5
+    assert listed.output.replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize("column", ["provider", "outcome", "actor"])
+def test_bytes_that_hash_as_text(app_on_sqlite: Flask, column: str) -> None:
+    """Bytes in the place of the text that they encode to are found, and listed as they are."""
+    accounts = accounts_of(app_on_sqlite)
+    text = {"provider": "groq", "outcome": "done", "actor": "anne"}[column]
+    record = make_record("user:eve", "groq")
+    accounts.create(record, AuditEvent("anne", "set"))
+    with accounts._database.transactions.several() as connection:
+        raw = base64.b64decode(text, validate=True)
+        mine = update(audit).where(audit.c.owner == "user:eve")
+        connection.execute(mine.values({column: literal(raw, LargeBinary)}))
+    assert "user:eve row 1: it was changed" in run(app_on_sqlite, "audit", "verify").output
+    assert run(app_on_sqlite, "audit", "list", "--owner", "user:eve").exit_code == 0
 
 
 def test_verify(app: Flask) -> None:

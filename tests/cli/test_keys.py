@@ -398,6 +398,8 @@ def test_list_in_pages(host: HostApp, fake: FakeProviders, monkeypatch: Any) -> 
         ({"active": False}, "inactive"),
         ({"expires_at": 1}, "expired"),
         ({"ciphertext": "byok1.x.f.x"}, "unreadable"),
+        ({"created_at": 2**62}, "unreadable"),
+        ({"active": False, "expires_at": 9223372036854775}, "unreadable"),
         ({"verdict": "invalid", "verdict_at": 1, "verdict_version": 1}, "rejected"),
     ],
 )
@@ -410,6 +412,7 @@ def test_list_of_states(
         connection.execute(update(credentials).values(columns))
     result = run(host, "list")
     assert f"  {state}  " in result.output
+    assert "Cleared" in run(host, "clear", "openai", "--yes").output
 
 
 def test_list_of_odd_owners(host: HostApp, fake: FakeProviders) -> None:

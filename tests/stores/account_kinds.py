@@ -8,8 +8,10 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from flask_byok.credentials import CredentialRecord, new_version, utcnow
+from flask_byok.credentials import CredentialRecord, Secret, new_version, utcnow
 from flask_byok.keyring import Context, Keyring
+from flask_byok.sealing import open_record, seal
+from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
@@ -36,7 +38,7 @@ def make_record(
     return CredentialRecord(
         provider=provider,
         owner=owner,
-        ciphertext=keyring.seal(api_key.encode(), context),
+        ciphertext=seal(keyring, context, {"api_key": Secret(api_key)}, None),
         hint="sk-…1234",
         version=new_version(),
         created_at=now,
@@ -48,8 +50,13 @@ def make_record(
 
 def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
     """Return the key in a record."""
-    context = Context("account", record.owner, record.provider, record.slot)
-    return keyring.open(record.ciphertext, context).decode()
+    fields, _ = open_record(keyring, "account", record.owner, record)
+    return fields["api_key"].reveal()
+
+
+def fingerprint_of(store: AccountStore, api_key: str = "sk-1") -> str:
+    """Return what the log calls a key."""
+    return store.audit.fingerprint({"api_key": Secret(api_key)})
 
 
 def count_statements(engine: Engine, call: Callable[[], object]) -> int:

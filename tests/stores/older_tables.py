@@ -7,11 +7,13 @@ import time
 from alembic import command
 from sqlalchemy import Engine, text
 
+from flask_byok.keyring import Context
 from flask_byok.stores import migrate
+from flask_byok.stores.audit_hashes import head_seal, row_hash
 from flask_byok.stores.base import encode_record
 from flask_byok.stores.sql_engine import Transactions
 
-from .account_kinds import ANN
+from .account_kinds import ANN, KEYRING
 from .contract import make_record
 
 #: A session that somebody was in the midst of, and the record in it.
@@ -33,6 +35,15 @@ _USE = text(
     "INSERT INTO byok_usage (owner, provider, credential_id, day, outcome, tier, uses, last_used_at)"
     " VALUES (:owner, 'openai', '1', '2024-02-29', 'used', 'user', 7, 1)"
 )
+_CANARY = text("INSERT INTO byok_canary (name, sealed) VALUES ('audit', :sealed)")
+_HEAD = text(
+    "INSERT INTO byok_audit_heads (owner, number, hash, seal) VALUES (:owner, 1, :hash, :seal)"
+)
+_ROW = {
+    **{"owner": ANN, "number": 1, "at": 1, "actor": ANN, "action": "set", "outcome": "done"},
+    **{"provider": "openai", "slot": "", "credential_id": "1", "version": 3},
+    **{"request_id": None, "fingerprint": None, "previous": ""},
+}
 
 
 def upgrade_to(engine: Engine, revision: str) -> None:
@@ -54,11 +65,30 @@ def made_by_first_migration(engine: Engine) -> None:
 
 
 def made_by_second_migration(engine: Engine) -> None:
-    """Make the tables of the second revision, with a key in an account and its uses."""
+    """Make the tables of the second revision, with a key in an account, its uses and its log."""
     upgrade_to(engine, "0002")
+    fill_account(engine)
+
+
+def made_by_third_migration(engine: Engine) -> None:
+    """Make the tables of the third revision, with the same in them."""
+    upgrade_to(engine, "0003")
+    fill_account(engine)
+
+
+def fill_account(engine: Engine) -> None:
+    """Put a key into an account, with its uses and its log, as versions did whose log did not cover records."""
+    secret, canary = b"s" * 32, Context("canary", "system", "audit")
+    row = {**_ROW, "hash": row_hash(secret, _ROW | {"was": None, "became": None})}
+    head = {"owner": ANN, "hash": row["hash"], "seal": head_seal(secret, ANN, 1, row["hash"])}
+    columns = ", ".join(row)
+    values = ", ".join(f":{name}" for name in row)
     with engine.begin() as connection:
         connection.execute(_CREDENTIAL, {"owner": ANN, "yes": True})
         connection.execute(_USE, {"owner": ANN})
+        connection.execute(_CANARY, {"sealed": KEYRING.seal(secret, canary)})
+        connection.execute(text(f"INSERT INTO byok_audit ({columns}) VALUES ({values})"), row)
+        connection.execute(_HEAD, head)
 
 
 def begin_session(engine: Engine) -> None:

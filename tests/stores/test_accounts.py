@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, insert, text, update
+from sqlalchemy import Engine, create_engine, delete, event, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, utcnow
@@ -23,7 +23,7 @@ from flask_byok.errors import (
 )
 from flask_byok.stores import audit_chain
 from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import credentials
+from flask_byok.stores.tables import audit, audit_heads, credentials
 from tests.services import PostgresServer, free_port, wait_until
 
 from .account_kinds import (
@@ -490,12 +490,44 @@ def test_unknown_verdict_is_none(store: AccountStore) -> None:
 
 
 def test_ciphertext_of_no_kind(store: AccountStore) -> None:
-    """A ciphertext that is none is stored under no key id, and the list goes on."""
+    """A ciphertext that is none is stored under no key id, the list goes on, and it can be deleted."""
+    broken = store.create(make_record(), event_of())
     with store.engine.begin() as connection:
-        store.create(make_record(), event_of())
         connection.execute(update(credentials).values(ciphertext="", key_id=""))
     store.create(make_record(provider="groq"), event_of())
     assert len(store.find([ANN])) == 2
+    assert [f.problem for f in store.audit.verify()] == [f"the key {broken.id} does not open"]
+    store.delete(broken.id, [ANN], event_of("clear"))
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["created_at", "updated_at", "expires_at", "last_used_at", "verdict_at", "set_at"],
+)
+@pytest.mark.parametrize("moment", [2**62, 9223372036854775, -(2**62)])
+def test_time_that_there_is_not(store: AccountStore, column: str, moment: int) -> None:
+    """A record with such a time is unreadable and no trouble to others; it can be changed and deleted."""
+    broken = store.create(make_record(), event_of())
+    whole = store.create(make_record(provider="groq"), event_of())
+    values: dict[str, Any] = {"verdict": "invalid", "verdict_version": 1, "verdict_at": 0}
+    with store.engine.begin() as connection:
+        mine = update(credentials).where(credentials.c.id == broken.id)
+        connection.execute(mine.values({**values, column: moment}))
+    found = {record.provider: record for record in store.find([ANN])}
+    assert found["groq"] == whole
+    assert found["openai"].ciphertext == ""
+    assert found["openai"].state(utcnow()) == "active"  # as it is, it does not open
+    assert [record.id for record in store.page(None)[0]] == [broken.id, whole.id]
+    changed = store.change(broken.id, [ANN], {"label": "new"}, event_of("change"))
+    assert (changed.label, changed.version) == ("new", "2")
+    expiring = list(store.expiry.between(utcnow(), utcnow() + timedelta(days=7)))
+    assert expiring == []
+    store.delete(broken.id, [ANN], event_of("clear"), if_version=2)
+    unlogged = column in ("last_used_at", "verdict_at")
+    assert bool(store.audit.verify()) != unlogged
+    with store.engine.begin() as connection:
+        for table in (audit, audit_heads, credentials):
+            connection.execute(delete(table))
 
 
 def test_host_session_is_not_committed(postgres_url: str) -> None:

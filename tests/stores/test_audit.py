@@ -11,15 +11,16 @@ from sqlalchemy import Connection, delete, event, insert, select, update
 
 from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
 from flask_byok.keyring import Keyring
+from flask_byok.rotation import rotate
 from flask_byok.stores import audit as audit_module
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent, Finding
-from flask_byok.stores.audit_chain import row_hash
+from flask_byok.stores.audit_hashes import row_hash
 from flask_byok.stores.sql import SqlSessionStore
 from flask_byok.stores.sql_tables import canaries
 from flask_byok.stores.tables import audit, audit_heads, credentials
 
-from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
+from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record
 from .contract import DAY
 
 ROWS = 4
@@ -39,6 +40,8 @@ OTHER: dict[str, Any] = {
     "fingerprint": None,
     "previous": "0" * 64,
     "hash": "0" * 64,
+    "was": "0" * 64,
+    "became": "0" * 64,
 }
 RESTART = AuditEvent("cli", "restart")
 OF_ANN = audit.c.owner == ANN
@@ -48,7 +51,7 @@ OF_ANN = audit.c.owner == ANN
 def store(database_url: str) -> Iterator[AccountStore]:
     """Make a store with a chain of four events of Ann's and one of Ben's."""
     store = AccountStore(database_url, KEYRING)
-    extra = {"request_id": "request-1", "fingerprint": "f" * 64}
+    extra = {"request_id": "request-1", "fingerprint": fingerprint_of(store)}
     record = store.create(make_record(), event_of(**extra))
     for label in ("a", "b", "c"):
         store.change(record.id, [ANN], {"label": label}, event_of("change", **extra))
@@ -99,7 +102,8 @@ def test_entries_say_what_happened(store: AccountStore) -> None:
         (2, "change"),
         (1, "set"),
     ]
-    assert entries[0].event == event_of("change", request_id="request-1", fingerprint="f" * 64)
+    told = {"request_id": "request-1", "fingerprint": fingerprint_of(store)}
+    assert entries[0].event == event_of("change", **told)
     assert (entries[0].provider, entries[0].credential_id) == ("openai", record.id)
     assert entries[0].at == record.updated_at or entries[0].at > record.updated_at
     assert {entry.owner for entry in store.audit.entries()} == {ANN, BEN}
@@ -209,6 +213,41 @@ def test_forged_row_shows(store: AccountStore) -> None:
     assert Finding(ANN, ROWS, "it was changed") in store.audit.verify()
 
 
+def test_replayed_row_shows(store: AccountStore) -> None:
+    """A row that once was in the same place, and was cut off then, is found where it comes back."""
+    heads = [row for row in rows_of(store, audit_heads) if row["owner"] == ANN]
+    place = (OF_ANN, audit.c.number == ROWS + 1)
+    store.audit.note(ANN, event_of("reveal", request_id="harmless"))
+    (replayed,) = (row for row in rows_of(store, audit) if row["number"] == ROWS + 1)
+
+    def cut(connection: Connection) -> None:
+        connection.execute(delete(audit).where(*place))
+        connection.execute(update(audit_heads).where(audit_heads.c.owner == ANN).values(heads[0]))
+
+    tamper(store, cut)
+    for request in ("to be hidden", "next"):
+        store.audit.note(ANN, event_of("reveal", request_id=request))
+    tamper(store, lambda c: c.execute(delete(audit).where(*place)))
+    tamper(store, lambda c: c.execute(insert(audit).values(replayed)))
+    problem = "it does not follow the row before it"
+    assert store.audit.verify() == [Finding(ANN, ROWS + 2, problem)]
+
+
+def test_chain_without_rows_and_head_is_not_healed(store: AccountStore) -> None:
+    """Where all of a chain is gone but its key, no later event makes a new chain that passes."""
+
+    def empty(connection: Connection) -> None:
+        connection.execute(delete(audit).where(OF_ANN))
+        connection.execute(delete(audit_heads).where(audit_heads.c.owner == ANN))
+
+    tamper(store, empty)
+    store.put(make_record(api_key="sk-2"), event_of())
+    assert Finding(ANN, None, "its head was changed") in store.audit.verify()
+    (record,) = store.find([ANN])
+    store.delete(record.id, [ANN], event_of("clear"))
+    assert found_owners(store) == {ANN}
+
+
 def test_moved_row_shows(store: AccountStore) -> None:
     """A row moved to another owner's chain is found in both."""
     move = update(audit).where(OF_ANN, audit.c.number == 2).values(owner=BEN)
@@ -273,15 +312,18 @@ def test_no_entry_without_its_change(store: AccountStore) -> None:
 
 
 def test_rotation_keeps_the_log_whole(store: AccountStore) -> None:
-    """The log verifies with the new encryption key alone once the canary is sealed anew."""
+    """The log verifies with the new encryption key alone once all is sealed anew, but not before."""
     new = Keyring("11" * 32, ["00" * 32])
     rotating = AccountStore(store.engine.url, new)
     assert rotating.canary.reseal()
     assert not rotating.canary.reseal()
     retired = AccountStore(store.engine.url, Keyring("11" * 32))
+    assert all(found.problem.endswith("does not open") for found in retired.audit.verify())
+    assert found_owners(retired) == {ANN, BEN}
+    list(rotate(rotating, new, event_of("rotate")))
     assert retired.audit.verify() == []
     retired.audit.note(ANN, event_of("rotate"))
-    assert store.audit.verify() == []
+    assert retired.audit.verify() == []
 
 
 def test_wrong_encryption_key(store: AccountStore) -> None:

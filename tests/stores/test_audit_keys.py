@@ -151,7 +151,7 @@ def test_what_raises_no_version_is_no_finding(store: AccountStore) -> None:
     store.audit.note(ANN, event_of("reveal"), record)
     rotating = AccountStore(store.engine.url, Keyring("11" * 32, ["00" * 32]))
     assert sum(1 for _ in rotate(rotating, rotating._keyring, AuditEvent("cli", "rotate")))
-    assert store.audit.verify() == []
+    assert rotating.audit.verify() == []
     rotating.engine.dispose()
 
 

@@ -37,6 +37,7 @@ from .older_tables import (
     made_by_first_migration,
     made_by_first_version,
     made_by_second_migration,
+    made_by_third_migration,
 )
 
 #: A host's Alembic environment that makes our tables with its own.
@@ -77,7 +78,8 @@ def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> l
         return list(compare_metadata(context, metadata))
 
 
-EVERY_EARLIER = [made_by_first_version, made_by_first_migration, made_by_second_migration]
+WITH_ACCOUNTS = [made_by_second_migration, made_by_third_migration]
+EVERY_EARLIER = [made_by_first_version, made_by_first_migration, *WITH_ACCOUNTS]
 #: Those that know no accounts.
 WITHOUT_ACCOUNTS = EVERY_EARLIER[:2]
 
@@ -86,7 +88,7 @@ def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
     """An upgraded empty database has exactly the tables of the models."""
     migrate.upgrade(engine)
     assert differences(engine) == []
-    assert migrate.current(engine) == migrate.head() == "0003"
+    assert migrate.current(engine) == migrate.head() == "0004"
 
 
 def test_first_use_makes_the_tables(engine: Engine) -> None:
@@ -110,7 +112,7 @@ def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> No
     begin_session(engine)
     migrate.upgrade(engine)
     assert differences(engine) == []
-    assert migrate.current(engine) == "0003"
+    assert migrate.current(engine) == "0004"
     store, session = session_store(engine), SessionRef(SID, REF)
     assert store.read(session, VISITOR, ["openai"]).records == {"openai": RECORD}
     store.count(use_of(session, RECORD))
@@ -118,14 +120,31 @@ def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> No
     AccountStore(engine, KEYRING).create(make_record(provider="groq"), event_of())
 
 
-def test_upgrade_of_accounts(engine: Engine) -> None:
-    """Keys in accounts and their uses are as they were before the upgrade."""
-    made_by_second_migration(engine)
+@pytest.mark.parametrize("make", WITH_ACCOUNTS)
+def test_upgrade_of_accounts(engine: Engine, make: Callable[[Engine], None]) -> None:
+    """Keys in accounts and their uses are as they were before the upgrade, and saved when they were created."""
+    make(engine)
     migrate.upgrade(engine)
     accounts = AccountStore(engine, KEYRING)
     (key,) = accounts.find([ANN])
     assert (key.id, key.version, key.usage_count) == ("1", "3", 7)
+    assert (key.set_at, key.saved_at) == (None, key.created_at)
     assert accounts.usage.stats([ANN])["by_provider"]["openai"]["uses"] == 7
+
+
+@pytest.mark.parametrize("make", WITH_ACCOUNTS)
+def test_upgrade_of_the_log(engine: Engine, make: Callable[[Engine], None]) -> None:
+    """The log is as whole as it was, and covers what a key's record says from its next change on."""
+    make(engine)
+    migrate.upgrade(engine)
+    accounts = AccountStore(engine, KEYRING)
+    assert accounts.audit.verify() == []
+    accounts.change("1", [ANN], {"label": "mine"}, event_of("change"))
+    assert accounts.audit.verify() == []
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE byok_credentials SET label = 'forged'"))
+    (finding,) = accounts.audit.verify()
+    assert finding.problem.startswith("the key 1 is not what its last row says")
 
 
 @pytest.mark.parametrize("make", EVERY_EARLIER)
@@ -191,7 +210,7 @@ def test_own_file_is_upgraded_at_first_use(sqlite_url: str, make: Callable[[Engi
     assert differences(store.engine) == []
     assert migrate.current(store.engine) == migrate.head()
     kept = AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN])
-    assert [key.id for key in kept] == ["1"] * (make is made_by_second_migration)
+    assert [key.id for key in kept] == ["1"] * (make in WITH_ACCOUNTS)
     store.engine.dispose()
 
 
@@ -228,7 +247,7 @@ def test_first_start_of_many_processes(database_url: str) -> None:
     assert differences(engine) == []
     with engine.connect() as connection:
         query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
-        assert connection.execute(query).scalars().all() == ["0003"]
+        assert connection.execute(query).scalars().all() == ["0004"]
     assert len(AccountStore(engine, KEYRING).page(None)[0]) == 4
     engine.dispose()
 
@@ -308,7 +327,7 @@ def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     AccountStore(engine, KEYRING).create(make_record(), event_of())
     assert migrate.current(engine) is None
     migrate.upgrade(engine)
-    assert migrate.current(engine) == "0003"
+    assert migrate.current(engine) == "0004"
     assert len(AccountStore(engine, KEYRING).find([ANN])) == 1
 
 
@@ -321,7 +340,7 @@ def test_statements_make_the_same(engine: Engine) -> None:
             if code := "\n".join(lines).strip():
                 connection.exec_driver_sql(code)
     assert differences(engine) == []
-    assert migrate.current(engine) == "0003"
+    assert migrate.current(engine) == "0004"
     with engine.connect() as connection:
         assert connection.execute(select(sessions)).all() == []
 
@@ -364,7 +383,7 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
     store.create(make_record(), event_of())
     store.audit.restart(event_of("restart"))
     assert store.audit.verify() == []
-    assert migrate.current(store.engine) == "0003"
+    assert migrate.current(store.engine) == "0004"
     sessions_there = SqlSessionStore(limited_url, ttl=DAY, max_age=30 * DAY)
     assert sessions_there.establish("sid-1")
     sessions_there.engine.dispose()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, fingerprint
-from tests.keeper import OWN, SHARED, Keeper, keeper, logged
+from tests.keeper import OWN, SHARED, Keeper, accounts_of, keeper, logged
 
 from .conftest import MakeHost
 
@@ -42,6 +43,24 @@ def test_admins_only(host: HostApp, method: str, below: str) -> None:
         visitor, user = keeper(host, None), keeper(host, "ann")
         assert _code(visitor.ask(method, SHARED + below, body)) == (401, "owner_required")
         assert _code(user.ask(method, SHARED + below, body)) == (403, "not_allowed")
+
+
+def test_a_persons_key_in_a_shared_tier(host: HostApp, root: Keeper, fake: FakeProviders) -> None:
+    """Whatever its column says, admins neither see nor reach a person's key."""
+    mine = keeper(host, "ann").keep(fake.api_key("openai"))
+    shared = root.ask("POST", SHARED, {"provider": "groq", "api_key": fake.api_key("groq")})
+    for tier in ("team", "system"):
+        with accounts_of(host).engine.begin() as connection:
+            connection.execute(
+                text("UPDATE byok_credentials SET tier = :tier WHERE id = :id"),
+                {"tier": tier, "id": mine["id"]},
+            )
+        listed = root.get(SHARED).get_json()["keys"]
+        assert [record["id"] for record in listed] == [shared.get_json()["id"]]
+        path = f"{SHARED}/{mine['id']}"
+        for method, body in (("GET", None), ("PATCH", {"label": "x"}), ("DELETE", None)):
+            assert _code(root.ask(method, path, body)) == (404, "key_not_found")
+        assert root.get(f"{SHARED}/stats").get_json()["total"] == 1
 
 
 def test_a_system_key_serves_everybody(host: HostApp, root: Keeper, fake: FakeProviders) -> None:

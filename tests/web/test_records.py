@@ -231,6 +231,25 @@ def test_one_bad_row_never_breaks_the_list(host: HostApp, ann: Keeper, fake: Fak
     assert replaced.get_json()["state"] == "active"
 
 
+@pytest.mark.parametrize("column", ["created_at", "expires_at", "last_used_at", "verdict_at"])
+@pytest.mark.parametrize("moment", [2**62, 9223372036854775])
+def test_a_time_that_there_is_not_never_breaks_the_list(
+    host: HostApp, ann: Keeper, fake: FakeProviders, column: str, moment: int
+) -> None:
+    """A key with such a time is unreadable and serves nobody, the others do, and it can be deleted."""
+    bad, good = ann.keep(fake.api_key("openai")), ann.keep(fake.api_key("groq"), "groq")
+    with accounts_of(host).engine.begin() as connection:
+        forge = f"UPDATE byok_credentials SET {column} = :moment WHERE id = :id"
+        connection.execute(text(forge), {"moment": moment, "id": bad["id"]})
+    states = {record["id"]: record["state"] for record in ann.records()}
+    assert states == {bad["id"]: "unreadable", good["id"]: "active"}
+    rows = {row["provider"]: row for row in ann.get("/api/providers/keys").get_json()["providers"]}
+    assert (rows["openai"]["state"], rows["groq"]["state"]) == ("unreadable", "active")
+    assert ann.get("/used/groq").get_json()["source"] == "user"
+    assert _code(ann.ask("POST", f"{OWN}/{bad['id']}/validate")) == (409, "key_unreadable")
+    assert ann.ask("DELETE", f"{OWN}/{bad['id']}").status_code == 204
+
+
 def test_a_provider_that_was_switched_off(make_host: MakeHost, fake: FakeProviders) -> None:
     """Keys of a provider that is offered no more are listed still, and can be deleted."""
     there = keeper(make_host(), "ann").keep(fake.api_key("openai"))
