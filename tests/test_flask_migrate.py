@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import flask_migrate
@@ -17,22 +20,26 @@ from flask_byok import BYOK, ConfigurationError
 from flask_byok.stores.tables import metadata
 from flask_byok.testing import FakeProviders
 from tests.app import browser
+from tests.cli.host import run
 from tests.stores.older_tables import made_by_first_version
 from tests.test_host_database import let_go, plain_app, with_byok
 
 # Flask-Migrate's own env.py asks old versions of Flask-SQLAlchemy first.
 pytestmark = pytest.mark.filterwarnings("ignore:'get_engine' is deprecated")
 
-#: What the host's author adds to the ``env.py`` that Flask-Migrate wrote.
-ADDED = """
-from flask_byok.stores.tables import metadata as byok_metadata
-
-
-def get_metadata():
-    return [target_db.metadata, byok_metadata]
-
-
-def run_migrations_offline"""
+#: What the page on deployment has a host's author write, in its order: to leave our tables alone, or to take them over
+#: where Flask-Migrate is set up and in the ``env.py`` that it wrote.
+LEAVE, TAKE, IN_ENV = (
+    textwrap.dedent(block)
+    for block in re.findall(
+        r"\.\. code-block:: python\n\n(.*?)(?=\n\S)",
+        (Path(__file__).parent.parent / "docs" / "deployment.rst")
+        .read_text()
+        .partition("drops them in the")[2],
+        re.DOTALL,
+    )
+)
+_OWN_METADATA = re.compile(r"def get_metadata\(\):\n(    .*\n)+")
 
 
 class Base(DeclarativeBase):
@@ -49,21 +56,18 @@ class Memo(Base):
 class Host:
     """A host with a folder of migrations."""
 
-    def __init__(self, directory: Path, fake: FakeProviders, url: str) -> None:
+    def __init__(self, directory: Path, fake: FakeProviders, url: str, written: str = TAKE) -> None:
         self.folder = directory / "migrations"
         self.url = url
+        self.written = written
         self.app, self.byok = self._make(directory, fake)
 
     def _make(self, directory: Path, fake: FakeProviders) -> tuple[Flask, BYOK]:
         app = plain_app(directory, fake)
         app.config["SQLALCHEMY_DATABASE_URI"] = self.url
         db = flask_sqlalchemy.SQLAlchemy(app, model_class=Base)
-        flask_migrate.Migrate(
-            app,
-            db,
-            directory=str(self.folder),
-            include_name=lambda name, type_, parents: name != "byok_alembic_version",
-        )
+        migrate = partial(flask_migrate.Migrate, directory=str(self.folder))
+        exec(self.written, {"app": app, "db": db, "Migrate": migrate})
         return app, with_byok(app)
 
     @contextmanager
@@ -80,7 +84,9 @@ class Host:
         env = self.folder / "env.py"
         # It would silence the loggers of this process.
         text = env.read_text().replace("fileConfig(config.config_file_name)", "")
-        env.write_text(text.replace("\ndef run_migrations_offline", ADDED) if with_ours else text)
+        text, replaced = _OWN_METADATA.subn(IN_ENV, text) if with_ours else (text, 1)
+        assert replaced == 1
+        env.write_text(text)
 
     def migrate(self) -> str:
         """Run ``flask db migrate`` and ``flask db upgrade``, and return what was written."""
@@ -156,6 +162,30 @@ def test_without_our_metadata_the_check_speaks_up(host: Host) -> None:
     host.begin(with_ours=False)
     with pytest.raises(SystemExit):
         host.check()
+
+
+def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+    """With the page's other lines the host's migrations do not see our tables, though nothing is said in ``env.py``."""
+    host = Host(tmp_path, fake, url, written=LEAVE)
+    host.begin(with_ours=False)
+    script = host.migrate()
+    assert "'memos'" in script
+    assert "byok_" not in script
+    host.check()
+    host.use_keys()
+    assert set(metadata.tables) <= host.tables()
+    host.close()
+
+
+def test_tables_that_would_be_dropped(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+    """Without any of these lines the host's next migration drops our tables; ``flask byok check`` says so."""
+    host = Host(tmp_path, fake, url, written="Migrate(app, db)")
+    host.begin(with_ours=False)
+    said = "note: Flask-Migrate is set up on this database, and nothing keeps our tables out"
+    assert said in run(host.app, "check").output
+    with pytest.raises(SystemExit):
+        host.check()
+    host.close()
 
 
 def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str) -> None:

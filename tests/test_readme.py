@@ -25,6 +25,7 @@ from werkzeug.exceptions import default_exceptions
 
 import flask_byok
 from flask_byok import BYOK, errors
+from flask_byok.cli import byok as group
 from flask_byok.settings import Settings
 from flask_byok.testing import FakeProviders
 from flask_byok.web.problems import TYPE_PREFIX, http_problem_response
@@ -50,7 +51,7 @@ def _flask_run(directory: Path, **environ: str) -> Iterator[str]:
     ):
         try:
             url = f"http://127.0.0.1:{port}"
-            services.wait_until(lambda: Visitor(url).page(), "flask run")
+            services.wait_until(lambda: Visitor(url).open("/api/providers/keys"), "flask run")
             yield url
         finally:
             p.terminate()
@@ -82,6 +83,22 @@ def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakePr
             assert answer.headers["X-BYOK-Source"] == "session"
             assert read_events(answer.read().decode())[-1] == ("done", {})
     assert byok_fake_providers.calls_for("openai")[-1].api_key == api_key
+
+
+def test_app_factory_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """The app factory of the quick start, run by the commands of its page, keeps a key and streams with it."""
+    shutil.copy(EXAMPLES / "app.py", tmp_path / "app.py")
+    with _flask_run(
+        tmp_path,
+        FLASK_SECRET_KEY="made up for this test",
+        FLASK_BYOK_BASE_URLS=json.dumps(byok_fake_providers.base_urls),
+        BYOK_ENCRYPTION_KEY=_printed_encryption_key(tmp_path),
+    ) as url:
+        visitor = _ReadmeVisitor(url)
+        new = {"provider": "openai", "api_key": byok_fake_providers.api_key("openai")}
+        assert visitor.post("/api/providers/keys/set", new)[0] == 200
+        with visitor.stream("/chat", {"messages": [{"role": "user", "content": "hi"}]}) as answer:
+            assert read_events(answer.read().decode())[-1] == ("done", {})
 
 
 class _ReadmeVisitor(Visitor):
@@ -249,7 +266,7 @@ def test_example_for_production_is_safe(
     )
     assert (done.returncode, done.stderr) == (0, "")
     shown = (DOCS / "operating.rst").read_text().replace("\n   ", "\n")
-    assert done.stdout in shown
+    assert done.stdout.replace(str(tmp_path), "/srv/app") in shown
 
 
 def test_examples_for_testing_pass(tmp_path: Path) -> None:
@@ -280,10 +297,28 @@ def test_every_setting_is_described() -> None:
     assert sorted(described) == sorted(read | {"BYOK_ENCRYPTION_KEY_FILE"})
 
 
+def test_readme_counts_the_settings() -> None:
+    """The README's number of settings, the encryption key left out, is the number that there is."""
+    (number,) = re.findall(r"The others, (\d+) in all,", README)
+    names = re.findall(r"^\.\. confval:: (\w+)$", (DOCS / "configuration.rst").read_text(), re.M)
+    assert len(set(names) - {"BYOK_ENCRYPTION_KEY"}) == int(number)
+
+
 def test_every_public_name_is_described() -> None:
     """The page on the Python interface has each name that `flask_byok` exports."""
     page = (DOCS / "api.rst").read_text()
     assert [name for name in flask_byok.__all__ if not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_changes_name_what_there_is() -> None:
+    """The list of changes names each command, and the verbs and loaders that its first lines do not imply."""
+    text = (ROOT / "CHANGES.md").read_text()
+    verbs = {name for name in vars(BYOK) if "_key" in name or "_user" in name} | {
+        "get_service_config"
+    }
+    commands = {*group.commands, *group.commands["audit"].commands, *group.commands["db"].commands}
+    wanted = verbs - {"list_keys"} | {"key_expiring", "fresh_login_loader"} | commands
+    assert [name for name in sorted(wanted) if name not in text] == []
 
 
 def test_every_problem_is_described() -> None:

@@ -1,3 +1,4 @@
+from cachelib import FileSystemCache
 from flask import Flask, request
 from flask_session import Session
 
@@ -8,6 +9,9 @@ byok = BYOK()
 
 def create_app(**config):
     app = Flask(__name__)
+    app.config.update(
+        SESSION_TYPE="cachelib", SESSION_CACHELIB=FileSystemCache("instance/sessions")
+    )
     app.config.from_prefixed_env()
     app.config.update(config)
     Session(app)

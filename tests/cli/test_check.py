@@ -56,7 +56,7 @@ def test_safe_app(tmp_path: Path, database_url: str) -> None:
     lines = [line.split() for line in result.output.splitlines()]
     assert ["session", "keys", "the", "database"] in lines
     assert ["accounts", "the", "database", f"({database_url.split(':')[0].split('+')[0]})"] in lines
-    assert ["tables", "0003", "(newest", "0003)"] in lines
+    assert ["tables", "0004", "(newest", "0004)"] in lines
     assert ["providers", "6"] in lines
 
 

@@ -22,12 +22,12 @@ def test_database_commands(tmp_path: Path, redis_url: str) -> None:
     # With session keys elsewhere and no accounts the app itself does not touch the database.
     elsewhere = {"BYOK_REDIS": redis_url, "BYOK_PRECEDENCE": ["session", "env"]}
     app = make_app(tmp_path, BYOK_DATABASE_URL=url, **elsewhere, **SAFE)
-    assert run(app, "db", "current").output == "tables  -\nnewest  0003\n"
+    assert run(app, "db", "current").output == "tables  -\nnewest  0004\n"
     printed = run(app, "db", "sql")
     assert "CREATE TABLE byok_credentials" in printed.output
     assert run(app, "db", "current").output.startswith("tables  -")
-    assert run(app, "db", "upgrade").output == "The tables are at revision 0003.\n"
-    assert run(app, "db", "current").output == "tables  0003\nnewest  0003\n"
+    assert run(app, "db", "upgrade").output == "The tables are at revision 0004.\n"
+    assert run(app, "db", "current").output == "tables  0004\nnewest  0004\n"
     assert run(app, "db", "upgrade").exit_code == 0
 
 
@@ -52,7 +52,7 @@ def first_versions(path: Path) -> Engine:
 def test_start_makes_the_tables(tmp_path: Path) -> None:
     """An app that keeps session keys in an empty database makes all tables at its start."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite'}", **SAFE)
-    assert run(app, "db", "current").output == "tables  0003\nnewest  0003\n"
+    assert run(app, "db", "current").output == "tables  0004\nnewest  0004\n"
 
 
 def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -71,7 +71,7 @@ def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixt
 def test_start_upgrades_the_embedded_file(tmp_path: Path) -> None:
     """The file in the instance folder is upgraded at the start."""
     engine = first_versions(tmp_path / "byok.sqlite3")
-    assert "0003" in run(make_app(tmp_path, **SAFE), "db", "current").output.splitlines()[0]
+    assert "0004" in run(make_app(tmp_path, **SAFE), "db", "current").output.splitlines()[0]
     assert inspect(engine).has_table("byok_credentials")
     engine.dispose()
 
@@ -84,8 +84,8 @@ def test_start_leaves_other_databases(tmp_path: Path, caplog: pytest.LogCaptureF
     with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
         get_state(app).service.sessions.find("sid-1")
     assert not inspect(engine).has_table("byok_credentials")
-    assert run(app, "db", "current").output == "tables  -\nnewest  0003\n"
-    assert run(app, "db", "upgrade").output == "The tables are at revision 0003.\n"
+    assert run(app, "db", "current").output == "tables  -\nnewest  0004\n"
+    assert run(app, "db", "upgrade").output == "The tables are at revision 0004.\n"
     assert get_state(app).service.sessions.find("sid-1") is None
     engine.dispose()
 
@@ -97,7 +97,7 @@ def test_tables_of_a_later_version(tmp_path: Path) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE byok_alembic_version SET version_num = '0099'")
     engine.dispose()
-    assert run(app, "db", "current").output == "tables  0099\nnewest  0003\n"
+    assert run(app, "db", "current").output == "tables  0099\nnewest  0004\n"
     assert "at revision 0099, which a later version" in refused(run(app, "db", "upgrade"))
     result = run(app, "check")
     assert result.exit_code == 1
