@@ -20,6 +20,7 @@ check: .venv/.dev ## what can be told without running the code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) docs
 
 docs: .venv/.dev ## into docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
