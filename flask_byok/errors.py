@@ -210,5 +210,5 @@ class StoreError(ByokError):
     def __init__(
         self, message: str | None = None, *, tier: str | None = None, retry_after: int = 1
     ) -> None:
-        super().__init__(message, tier=tier)
+        super().__init__(message or f"{self.title}. Please try again in a moment.", tier=tier)
         self.retry_after = retry_after

@@ -120,12 +120,17 @@ class BYOK:
 
         It must answer the same throughout a session, whatever the path or the headers: another answer means that
         somebody else is there, and the session's keys are deleted.
+
+        An id is text or a number, of up to 250 characters; another is a mistake that the log names, and answered 500.
         """
         self._loaders.owner = loader
         return loader
 
     def team_loader(self, loader: Callable[[], Iterable[str]]) -> Callable[[], Iterable[str]]:
-        """Register the function that returns the ids of the signed-in user's teams."""
+        """Register the function that returns the ids of the signed-in user's teams, as a list.
+
+        A team whose id is no text of up to 250 characters is left out, and the log says so.
+        """
         self._loaders.team = loader
         return loader
 

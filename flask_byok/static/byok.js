@@ -118,6 +118,7 @@ class ByokSettings extends HTMLElement {
   #retry = null;
   #refreshed = null;
   #gone = null;
+  #opening = null;
 
   connectedCallback() {
     this.#adoptTemplate();
@@ -137,11 +138,15 @@ class ByokSettings extends HTMLElement {
     on(document, "byok:change", ({ detail }) => (this.#refreshed = this.#refresh(detail.provider)));
     on(window, "pagehide", () => wipe(root));
     on(window, "pageshow", (event) => event.persisted && this.#refresh());
-    on(this.closest("dialog"), "close", () => wipe(root));
+    const dialog = this.closest("dialog");
+    on(dialog, "close", () => wipe(root));
+    this.#opening = new MutationObserver(() => dialog.open && this.#freshen());
+    if (dialog) this.#opening.observe(dialog, { attributeFilter: ["open"] });
   }
 
   disconnectedCallback() {
     this.#gone?.abort();
+    this.#opening?.disconnect();
   }
 
   /** Put the focus where a key for the provider is typed. */
@@ -218,7 +223,9 @@ class ByokSettings extends HTMLElement {
   }
 
   async _save(provider, row) {
-    const { validation } = await setProviderKey(provider, typedIn(row), { ...placeIn(row), ...notesIn(row) });
+    const place = placeIn(row);
+    const notes = notesIn(row, place?.persist === false ? "session" : "user");
+    const { validation } = await setProviderKey(provider, typedIn(row), { ...place, ...notes });
     wipe(row);
     const caveat = validation && validation.verdict !== "valid" ? `. ${validation.reason}` : "";
     return { kind: "success", message: this.dataset.textSaved + caveat };
@@ -252,11 +259,14 @@ class ByokSettings extends HTMLElement {
   #fail(action, error, row, again) {
     const { textNetwork: network, textUnexpected: unexpected, textGone: gone } = this.dataset;
     const known = { network, unexpected, key_not_found: gone };
-    const reason = known[error.code] ?? error.message;
+    // Details name fields as programs know them.
+    const reason = (known[error.code] ?? error.message).replace("expires_at", `“${this.dataset.textExpires}”`);
     const failed = this.dataset[`text${action[0].toUpperCase()}${action.slice(1)}Failed`];
     const passing = error.code === "network" || error.status === 429 || error.status >= 500;
     this.#say("error", reason ? `${failed}: ${reason}` : failed, passing ? again : null);
-    if (error.status === 422) markInvalid(row);
+    if (error.status !== 422) return;
+    const note = error.message.includes("expires_at") ? "expires_at" : action === "change" && "label";
+    markInvalid(row, note ? `[name=${note}]` : "[part=input]");
   }
 
   #say(kind, message, retry = null) {
@@ -273,6 +283,24 @@ class ByokSettings extends HTMLElement {
   async #load() {
     this.#say("busy", this.dataset.textWorking);
     if (await this.#refresh()) this.#say("", "");
+  }
+
+  // Another tab may have changed what this page showed when it was loaded. What somebody is busy with stays.
+  async #freshen() {
+    this.ariaBusy = "true";
+    const fresh = await rendered().catch(() => null);
+    this.ariaBusy = null;
+    if (!fresh) return;
+    const content = this.shadowRoot.querySelector("[data-byok-content]");
+    const rows = [...content.querySelectorAll("[data-byok-provider]")];
+    if (!rows.some(isTouched)) swap(content, fresh);
+    else {
+      for (const row of rows.filter((one) => !isTouched(one))) {
+        const now = rowOf(fresh, row.dataset.byokProvider);
+        if (now) swap(row, now);
+      }
+    }
+    this.#readToken(this.shadowRoot);
   }
 
   // Put the server's fresh row, or with no provider all rows, in place of what is shown.
@@ -296,6 +324,12 @@ function wipe(root) {
   for (const form of root.querySelectorAll("form")) form.reset();
 }
 
+function isTouched(row) {
+  const inputs = [...row.querySelectorAll("[part~=input], [part=checkbox]")];
+  const changed = inputs.some((one) => one.value !== one.defaultValue || one.checked !== one.defaultChecked);
+  return changed || row.ariaBusy === "true" || row.querySelector("details[open]") !== null;
+}
+
 // What was typed: nothing, one key, or all fields of a credential that has several.
 function typedIn(row) {
   const inputs = [...row.querySelectorAll("[part=input]")];
@@ -310,9 +344,13 @@ function placeIn(row) {
   return persist && { persist: persist.checked };
 }
 
-function notesIn(row) {
+// Label and expiry, of a new key for that place: what is shown of another place's key is not the new one's.
+function notesIn(row, place) {
   const { label, expires_at: day } = row.querySelector("form").elements;
-  return label && { label: label.value || null, expires_at: day.value ? `${day.value}T23:59:59Z` : null };
+  if (!label) return undefined;
+  const isOther = place && row.querySelector("[part=options]").dataset.byokOf !== place;
+  const said = (input) => (isOther && input.value === input.defaultValue ? "" : input.value);
+  return { label: said(label) || null, expires_at: said(day) ? `${said(day)}T23:59:59Z` : null };
 }
 
 function reveal(button, shown) {
@@ -327,9 +365,13 @@ function setBusy(row, busy) {
   for (const input of row.querySelectorAll("[part~=input]")) input.readOnly = busy;
 }
 
-function markInvalid(row) {
-  for (const input of row.querySelectorAll("[part=input]")) input.ariaInvalid = "true";
-  focusIn(row, "[part=input]:enabled");
+function markInvalid(row, selector) {
+  for (const input of row.querySelectorAll(selector)) {
+    input.ariaInvalid = "true";
+    const folded = input.closest("details");
+    if (folded) folded.open = true;
+  }
+  focusIn(row, `${selector}:enabled`);
 }
 
 function swap(old, now) {

@@ -10,11 +10,12 @@ from flask import Blueprint, Response, request, url_for
 
 from ..credentials import Secret
 from ..errors import InvalidFieldError, KeyNotFoundError
+from ..owners import Tier
 from ..record_writer import Changes
 from ..stores.slots import serving_order
 from . import api
 from .outcome import Outcome, local_path
-from .rows import end_of_day
+from .rows import end_of_day, notes_of
 from .state import current_caller, get_state
 
 
@@ -32,7 +33,8 @@ def _settings_action(action: str) -> Response:
 
 def _save(provider: str) -> Outcome:
     typed = _typed_fields(provider)
-    saved = api.set_key(provider, typed, persist="persist" in request.form, **_notes())
+    persist = "persist" in request.form
+    saved = api.set_key(provider, typed, persist=persist, **_notes_of_new(provider, persist))
     validation = saved["validation"] or {}
     return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
 
@@ -95,6 +97,20 @@ def _notes() -> Changes:
     except ValueError:
         raise InvalidFieldError("The field 'expires_at' is no date.") from None
     return {"label": request.form.get("label"), "expires_at": expires_at}
+
+
+def _notes_of_new(provider: str, persist: bool) -> Changes:
+    """Return the same for a new key, without what the row showed of a key in another place."""
+    state, notes = get_state(), _notes()
+    status = state.service.get_one(current_caller(state), provider)
+    in_account = persist or Tier.SESSION not in state.settings.precedence
+    if notes_of(status) == (Tier.USER if in_account else Tier.SESSION):
+        return notes
+    if notes["label"] == status["label"]:
+        notes["label"] = None
+    if request.form.get("expires_at") == (status["expires_at"] or "")[:10]:
+        notes["expires_at"] = None
+    return notes
 
 
 def _show_problem_on_page(response: Response) -> Response:

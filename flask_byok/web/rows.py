@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
+from ..owners import PERSONAL_TIERS, Tier
 from ..settings import Settings
 from . import text
 
@@ -32,13 +33,19 @@ def build_row(
         "clear_tier": clear_tier,
         "confirm_question": text.TEXT["confirm_several" if several else "confirm_question"],
         "can_persist": found["can_persist"] and _account_counts(status, found["precedence"]),
-        "changeable": source == "user" or (not source and status["tiers"][:1] == ["user"]),
+        "notes_of": notes_of(status),
+        "changeable": notes_of(status) == Tier.USER,
         "offer": _offer(status),
         "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
         **_state(status),
         **_checked(status["validity"]),
         **_expiry(status["expires_at"], now),
     }
+
+
+def notes_of(status: Mapping[str, Any]) -> str | None:
+    """Name the tier of the key whose label and expiry the row shows."""
+    return status["source"] or next(iter(status["tiers"]), None)
 
 
 def expiry_dates(now: datetime, longest: timedelta | None) -> dict[str, Any]:
@@ -67,7 +74,10 @@ def _last_day(now: datetime, longest: timedelta) -> date:
 
 def _state(status: Mapping[str, Any]) -> dict[str, Any]:
     soon = status["state"] == "active" and status["expires_soon"]
-    return {"soon": soon, "chip": text.CHIPS.get("soon" if soon else status["state"] or "")}
+    # What somebody else switched off or let expire would read as the person's own.
+    is_theirs = not status["source"] and notes_of(status) not in PERSONAL_TIERS
+    state = "" if is_theirs else status["state"] or ""
+    return {"soon": soon, "chip": text.CHIPS.get("soon" if soon else state)}
 
 
 def _checked(validity: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -152,7 +152,7 @@ REASONS: Mapping[str, str] = {
     "provider_unavailable": "The provider is not available right now.",
     "rate_limited": "Too many attempts. Please wait a moment and try again.",
     "session_required": "Your session was not ready. Please try again.",
-    "store_unavailable": "The key store is not available right now. Please try again.",
+    "store_unavailable": "The key store is not available right now. Please try again in a moment.",
     "unknown_provider": "This provider is not available here.",
 }
 
@@ -178,6 +178,7 @@ MESSAGES: Mapping[str, str] = {
     "account_now": "The key in your account is used now.",
     "models": "Models available: {count}.",
     "gone": REASONS["key_not_found"],
+    "expires": TEXT["expires"],
     "load_failed": "Failed to load API keys",
     "network": "No connection to the server. Please try again.",
     "unexpected": "The server gave an unexpected answer.",

@@ -62,6 +62,12 @@ class SettingsPage:
         self.visit(path)
         self.driver.find_element(By.CSS_SELECTOR, "[commandfor=byok-dialog]").click()
         self.wait(lambda: self.dialog_is_open(), "the dialog is open")
+        self.wait(self.is_fresh, "the dialog shows what is there now")
+
+    def is_fresh(self) -> bool:
+        """Say whether the settings show what the server has said last, as far as they have asked."""
+        settings = self.driver.find_element(By.CSS_SELECTOR, "byok-settings")
+        return settings.get_attribute("aria-busy") != "true"
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
         """Poll until the condition holds; an element that was replaced meanwhile is looked up again."""

@@ -257,6 +257,73 @@ def test_expiry_is_chosen_and_taken_back(
     assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
 
 
+def test_label_of_the_accounts_key_is_not_the_sessions(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A key for the session takes no label and no day from the account's, which the row showed; only what is typed."""
+    sign_in(settings)
+    day = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+    settings.row("openai", "[part=more] summary").click()
+    set_day(settings, day)
+    settings.type("openai", "Work", "label")
+    settings.save("openai", make_key("account"))
+    settings.expect("Key saved")
+    save_for_session(settings, make_key("session"))
+    assert settings.source("openai") == "session"
+    assert settings.row_all("openai", "[data-byok-label], [data-byok-expiry]") == []
+    settings.row("openai", "[part=more] summary").click()
+    settings.type("openai", "Mine", "label")
+    save_for_session(settings, make_key("other"))
+    assert settings.row("openai", "[data-byok-label]").text == "Mine"
+    settings.row("openai", "[data-byok-action=clear]").click()
+    settings.press("openai", "confirm")
+    settings.wait(lambda: settings.source("openai") == "user", "the account's key")
+    assert settings.row("openai", "[data-byok-label]").text == "Work"
+    settings.save("openai", make_key("new"))
+    settings.expect("Key saved")
+    assert settings.row("openai", "[data-byok-label]").text == "Work"
+    assert settings.row("openai", "[data-byok-expiry]").text == f"Expires on {day}"
+
+
+def test_past_day_is_refused_by_its_visible_name(
+    serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
+) -> None:
+    """A day that has passed is refused with the words that stand beside it, not with a program's name for it."""
+    settings = SettingsPage(browser, serve().url)
+    sign_in(settings)
+    settings.save("openai", make_key("ada"))
+    settings.expect("Key saved")
+    settings.row("openai", "[part=more] summary").click()
+    set_day(settings, "2020-01-01")
+    settings.press("openai", "change")
+    settings.expect("Failed to save changes: “Expires after” is in the past.")
+    marked = settings.row_all("openai", "[aria-invalid=true]")
+    assert [one.get_attribute("name") for one in marked] == ["expires_at"]
+    assert settings.focused() == "expires_at"
+
+
+def test_visitors_key_that_the_account_has(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """Of the account's very own key it is said that it is there already; the session's copy goes."""
+    api_key = make_key("ada")
+    sign_in(settings)
+    settings.save("openai", api_key)
+    settings.expect("Key saved")
+    settings.visit("/sign-out")
+    settings.visit(PAGE)
+    settings.save("openai", api_key)
+    settings.expect("Key saved")
+    sign_in(settings)
+    offered = settings.row("openai", "[part=promotable]").text
+    assert "Your account has it already." in offered
+    assert "another" not in offered
+    answer(settings, "Keep my account's key")
+    settings.expect("Key kept")
+    assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
+    assert settings.row_all("openai", "[part=promotable]") == []
+
+
 def test_change_of_a_key_that_is_gone(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:

@@ -272,3 +272,51 @@ def test_other_prefix_is_followed(
     settings.save("openai", byok_fake_providers.api_key("openai"))
     settings.expect("Key saved")
     assert settings.badge("openai") == "YOUR KEY"
+
+
+def save_elsewhere(settings: SettingsPage, provider: str, api_key: str) -> None:
+    """Save a key in another tab, and come back."""
+    here = settings.driver.current_window_handle
+    settings.driver.switch_to.new_window("tab")
+    settings.open()
+    settings.save(provider, api_key)
+    settings.expect("Key saved")
+    settings.driver.close()
+    settings.driver.switch_to.window(here)
+
+
+def test_dialog_shows_what_another_tab_did(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """A dialog that is opened shows what is there then, whatever was when its page was loaded; each time."""
+    settings.visit("/")
+    save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
+    assert settings.source("openai") == ""
+    settings.driver.find_element(By.CSS_SELECTOR, "[commandfor=byok-dialog]").click()
+    settings.wait(lambda: settings.badge("openai") == "YOUR KEY", "the new key")
+    settings.driver.find_element(By.CSS_SELECTOR, ".byok-close button").click()
+    save_elsewhere(settings, "groq", byok_fake_providers.api_key("groq"))
+    settings.call(
+        "document.dispatchEvent(new CustomEvent('byok:open', {detail: {provider: 'groq'}}))"
+    )
+    settings.wait(lambda: settings.badge("groq") == "YOUR KEY", "the newer key")
+    assert settings.focused() == "api_key"
+    settings.type("groq", "typed")
+    assert settings.typed("groq") == "typed"
+
+
+def test_what_is_typed_at_once_stays(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """Whoever types before the fresh rows are there loses nothing; the other rows are fresh."""
+    settings.visit("/")
+    save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
+    field = settings.input("groq")
+    settings.driver.execute_script(
+        "document.querySelector('#byok-dialog').showModal();"
+        "arguments[0].focus(); arguments[0].value = 'half a ke'",
+        field,
+    )
+    settings.wait(lambda: settings.badge("openai") == "YOUR KEY", "the new key")
+    field.send_keys("y")
+    assert settings.typed("groq") == "half a key"

@@ -111,6 +111,16 @@ def test_expiry(expires_at: str | None, words: str | None, later: bool) -> None:
     assert shown["expires_on"] == (expires_at or "")[:10]
 
 
+@pytest.mark.parametrize("state", ["inactive", "expired"])
+def test_chip_is_about_ones_own_key(state: str) -> None:
+    """Where no key is in use, a chip says why the person's own is not; of a shared one it says nothing."""
+    words = {"inactive": "Inactive", "expired": "Expired"}[state]
+    for tiers, chip in ((["user"], words), (["session", "system"], words), (["system"], None)):
+        shown = row(source=None, tiers=tiers, state=state)
+        assert (shown["badge"], shown["chip"]) == ("NOT SET", chip)
+    assert row(source="system", tiers=["system"], state="rejected")["chip"] == "Rejected"
+
+
 def test_key_that_expires_soon() -> None:
     """It says so instead of being just active, but not where something worse is to be said."""
     assert row(expires_soon=True)["chip"] == "Expires soon"

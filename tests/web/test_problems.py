@@ -19,6 +19,7 @@ from flask_byok.web.problems import (
     problem_response,
     simple_problem_response,
 )
+from flask_byok.web.text import REASONS
 from tests.app import Browser, HostApp, browser
 
 CODES = {
@@ -83,6 +84,12 @@ def test_waiting_is_told_in_seconds(app: HostApp) -> None:
         )
         assert "Retry-After" not in problem_response(errors.KeyExistsError()).headers
         assert problem_response(errors.OwnerRequiredError()).headers["WWW-Authenticate"]
+
+
+def test_a_store_that_is_away_is_no_dead_end() -> None:
+    """Who meets a store that does not answer is told what to do."""
+    assert str(errors.StoreError()).endswith("Please try again in a moment.")
+    assert REASONS["store_unavailable"] == str(errors.StoreError())
 
 
 def test_http_errors_are_problems_too() -> None:

@@ -4,6 +4,7 @@ const page = document.querySelector("#shared");
 const table = document.querySelector("#keys");
 const add = document.querySelector("#add");
 const change = document.querySelector("#change");
+const sure = document.querySelector("#delete");
 const { api_key: newKey, active } = change.querySelector("form").elements;
 const csrfToken = document.querySelector("meta[name=csrf-token]").content;
 
@@ -64,11 +65,21 @@ async function answer(key) {
   const typed = newKey.value;
   newKey.value = "";
   if (change.returnValue === "delete") {
-    await attempt("Deleted", () => call(`/${key.id}`, "DELETE", undefined, key.version));
+    askToDelete(key);
   } else if (change.returnValue === "save") {
     const body = { active: active.checked, ...(typed && { api_key: typed }) };
     await attempt("Saved", () => call(`/${key.id}`, "PATCH", body, key.version));
   }
+}
+
+function askToDelete(key) {
+  document.querySelector("#delete-title").textContent = `Delete ${titleOf(key)}?`;
+  sure.returnValue = "";
+  sure.onclose = () => {
+    if (sure.returnValue !== "delete") return;
+    attempt("Deleted", () => call(`/${key.id}`, "DELETE", undefined, key.version));
+  };
+  sure.showModal();
 }
 
 // What was typed goes only when it has been saved.
