@@ -186,11 +186,21 @@ class RecordWriter:
         :param is_new: its key is replaced too; one that stays is as old as it was.
         """
         values: dict[str, Any] = {**changes, **self._notes(record, changes)}
-        if "expires_at" in changes and (is_new or changes["expires_at"] != record.expires_at):
-            saved_at, settings = None if is_new else record.saved_at, self._parts.settings
-            ends = read_expiry(changes["expires_at"], record.provider, settings, saved_at)
-            values["expires_at"] = ends
+        if "expires_at" in changes:
+            wanted = changes["expires_at"]
+            values["expires_at"] = (
+                read_expiry(wanted, record.provider, self._parts.settings)
+                if is_new
+                else self._later_expiry(wanted, record)
+            )
         return values
+
+    def _later_expiry(self, wanted: datetime | None, record: CredentialRecord) -> datetime | None:
+        """Return when a key expires that stays, counted from when it was saved; what it has already is no mistake."""
+        ends = cut_short(wanted, self._parts.settings, record.saved_at)
+        if wanted == record.expires_at and (ends is None or ends <= utcnow()):
+            return wanted
+        return read_expiry(wanted, record.provider, self._parts.settings, record.saved_at)
 
     def _values_with(
         self, typed: Typed, changes: Changes, record: CredentialRecord, *, is_new: bool

@@ -206,6 +206,8 @@ def test_unreadable_keys_are_named(old: Place) -> None:
     result, content = old.export()
     assert (result.keys, result.unreadable) == (3, [(RED, "groq", "")])
     assert len(list(moved(content))) == 3
+    assert [finding.owner for finding in old.accounts.audit.verify()] == [RED]
+    old.accounts.clear(RED, ["groq"], AuditEvent("cli", "clear"))
 
 
 def test_again_adds_what_is_missing(old: Place, new: Place) -> None:

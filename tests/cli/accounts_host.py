@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from sqlalchemy import update
 
 from flask_byok.credentials import CredentialRecord
 from flask_byok.sealing import open_record
+from flask_byok.stores.base import AuditEvent
+from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
 from tests.app import HostApp, make_app
@@ -26,6 +29,15 @@ def close(app: Flask) -> None:
     accounts = accounts_of(app)
     assert accounts.audit.verify() == []
     accounts.engine.dispose()
+
+
+def forge(app: Flask, owner: str = "system", **columns: Any) -> None:
+    """Change an owner's records past the store, and let the log take them as they are."""
+    accounts = accounts_of(app)
+    with accounts.engine.begin() as connection:
+        mine = update(credentials).where(credentials.c.owner == owner)
+        connection.execute(mine.values(columns))
+    accounts.audit.restart(AuditEvent("cli", "restart"))
 
 
 def stored(app: Flask, owner: str = "system") -> dict[str, str]:

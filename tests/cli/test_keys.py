@@ -12,18 +12,17 @@ import pytest
 from click.testing import Result
 from flask import Flask
 from flask.cli import ScriptInfo
-from sqlalchemy import create_engine, update
+from sqlalchemy import create_engine
 
 from flask_byok.catalog import ProviderSpec
 from flask_byok.cli.typed import read_fields
 from flask_byok.credentials import Secret, Verdict, utcnow
-from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
 from tests.services import free_port
 from tests.stores.older_tables import made_by_first_version
 
-from .accounts_host import actions, close, make_host, stored
+from .accounts_host import actions, close, forge, make_host, stored
 from .host import accounts_of, refused, run
 from .terminal import Terminal
 
@@ -408,8 +407,7 @@ def test_list_of_states(
 ) -> None:
     """A key that cannot serve is listed with the reason."""
     run(host, "set", "openai", input=good(fake))
-    with accounts_of(host).engine.begin() as connection:
-        connection.execute(update(credentials).values(columns))
+    forge(host, **columns)
     result = run(host, "list")
     assert f"  {state}  " in result.output
     assert "Cleared" in run(host, "clear", "openai", "--yes").output

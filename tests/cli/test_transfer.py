@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
 
 from flask_byok import passphrase
 from flask_byok.catalog import PROVIDERS
@@ -18,12 +17,11 @@ from flask_byok.importer import Importer
 from flask_byok.keyring import Context
 from flask_byok.sealing import new_record
 from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.tables import credentials
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
 from tests.app import HostApp
 
-from .accounts_host import actions, close, make_host, stored
+from .accounts_host import actions, close, forge, make_host, stored
 from .host import accounts_of, refused, run
 from .terminal import Terminal
 
@@ -149,8 +147,7 @@ def test_import_env_of_what_does_not_serve(
 ) -> None:
     """Nothing can be removed whose copy does not serve; --replace stores it anew."""
     run(host, "import-env")
-    with accounts_of(host).engine.begin() as connection:
-        connection.execute(update(credentials).values(columns))
+    forge(host, **columns)
     result = run(host, "import-env")
     assert f"kept: it is stored, but {state}; --replace stores it anew" in result.output
     assert "Nothing can be removed." in result.output
@@ -358,9 +355,7 @@ def test_out_without_the_unreadable(host: HostApp, tmp_path: Path) -> None:
     file = tmp_path / "keys.byok"
     save(host, OPENAI)
     save(host, OTHER, "--owner", "user:ann")
-    with accounts_of(host).engine.begin() as connection:
-        of_ann = update(credentials).where(credentials.c.owner == "user:ann")
-        connection.execute(of_ann.values(ciphertext="byok1.x.f.x"))
+    forge(host, "user:ann", ciphertext="byok1.x.f.x")
     result = run(host, "export", str(file), input=WORDS)
     assert result.exit_code == 1
     assert result.output.startswith("Exported 1 key.\n")

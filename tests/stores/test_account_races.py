@@ -20,6 +20,7 @@ from sqlalchemy import Engine, event
 from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
 from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from flask_byok.keyring import Context, Keyring
+from flask_byok.stores.account_seals import SealedKey
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.audit import AuditEvent
 
@@ -131,9 +132,11 @@ class Worker:
         return 0
 
     def _reseal(self, store: AccountStore, request: str) -> int:
-        context = Context("account", ANN, "openai")
-        event = AuditEvent("cli", "rotate")
-        self.rotating.seals.renew(lambda _: NEW_KEYRING.seal(b"x", context), event)
+        def seal(key: SealedKey) -> str:
+            context = Context("account", key.owner, key.provider, key.slot)
+            return NEW_KEYRING.seal(NEW_KEYRING.open(key.ciphertext, context), context)
+
+        self.rotating.seals.renew(seal, AuditEvent("cli", "rotate"))
         return 0
 
 
@@ -165,7 +168,7 @@ def race(url: str, folder: Path, steps: int) -> None:
     assert acknowledged == logged
     assert len(acknowledged) > steps
     assert {r.id: int(r.version) for r in store.find([ANN])} == dict(replay(store))
-    assert store.audit.verify() == []
+    assert AccountStore(url, NEW_KEYRING).audit.verify() == []
     store.engine.dispose()
 
 
@@ -284,7 +287,7 @@ def _killed_promotion(url: str, owner: str, at: int, labels: Path) -> int:
 
 
 def _changed(record: Any) -> dict[str, Any]:
-    names = ("ciphertext", "updated_at")
+    names = ("ciphertext", "updated_at", "set_at")
     return {"version": "2", **{name: getattr(record, name) for name in names}}
 
 

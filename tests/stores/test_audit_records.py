@@ -124,6 +124,27 @@ def test_no_change_hides_a_forged_record(
     assert finding == Finding(ANN, 3, problem)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("label", "x'9a29de'"),  # what "mine" encodes
+        ("description", "CAST(x'ff41' AS TEXT)"),
+        ("ciphertext", "x'9a29de'"),
+        ("version", "'zz'"),
+        ("created_at", "1.5"),
+        ("expires_at", "x'00'"),
+    ],
+)
+def test_record_with_columns_of_another_type(sqlite_url: str, column: str, value: str) -> None:
+    """SQLite keeps whatever somebody puts into a record: it is found."""
+    store = AccountStore(sqlite_url, KEYRING)
+    store.create(make_record(label="mine"), event_of())
+    with store.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE byok_credentials SET {column} = {value}")
+    assert problem_of(store)
+    store.engine.dispose()
+
+
 def test_what_changes_without_an_event(store: AccountStore) -> None:
     """A verdict, a use and sealing anew, which is in the chain of the system, are no findings."""
     (record,) = store.find([ANN])

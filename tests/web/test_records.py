@@ -239,7 +239,9 @@ def test_a_time_that_there_is_not_never_breaks_the_list(
     """A key with such a time is unreadable and serves nobody, the others do, and it can be deleted."""
     bad, good = ann.keep(fake.api_key("openai")), ann.keep(fake.api_key("groq"), "groq")
     with accounts_of(host).engine.begin() as connection:
-        forge = f"UPDATE byok_credentials SET {column} = :moment WHERE id = :id"
+        checked = {"verdict": "'valid'", "verdict_at": "0", "verdict_version": "version"}
+        values = ", ".join(f"{name} = {to}" for name, to in {**checked, column: ":moment"}.items())
+        forge = f"UPDATE byok_credentials SET {values} WHERE id = :id"
         connection.execute(text(forge), {"moment": moment, "id": bad["id"]})
     states = {record["id"]: record["state"] for record in ann.records()}
     assert states == {bad["id"]: "unreadable", good["id"]: "active"}
