@@ -19,11 +19,13 @@ from .keyring import Keyring
 from .outbound import Outbound
 from .own_keys import OwnKeys
 from .owners import Caller, SessionRef, Tier
-from .promotion import Promoter, Promotion
+from .promotion import Promoter
+from .promotion_work import Promotion, PromotionParts, is_kept
 from .providers import BaseProvider, make_provider
 from .record_parts import Limiter, RecordParts
 from .records import Records
 from .resolver import Resolver
+from .sealing import session_owner
 from .session_keys import SessionKeys
 from .settings import Settings
 from .status import build_status, storage_sentence
@@ -66,13 +68,15 @@ class Service:
         self.keyring = keyring
         self._keys = SessionKeys(sessions, accounts)
         self._promoter = Promoter(
-            sessions=sessions,
-            keys=self._keys,
-            accounts=accounts if Tier.USER in settings.precedence else None,
-            settings=settings,
-            keyring=keyring,
-            resolver=resolver,
-            journal=self.journal,
+            PromotionParts(
+                sessions=sessions,
+                keys=self._keys,
+                settings=settings,
+                keyring=keyring,
+                journal=self.journal,
+            ),
+            accounts if Tier.USER in settings.precedence else None,
+            resolver,
         )
         self._validate_limit = validate_limit
         self._set_limit = set_limit
@@ -328,8 +332,9 @@ class Service:
         offered = next((c for c in here if c.state == "waiting"), here[0] if here else None)
         if offered is None or offered.record is None or caller.session is None or not kept:
             return False
-        visitor = offered.state == "waiting"
-        return self._promoter.is_kept(caller, caller.session, offered.record, kept, visitor=visitor)
+        identity = "" if offered.state == "waiting" else caller.identity
+        owner = session_owner(caller.session, identity)
+        return is_kept(self.keyring, owner, offered.record, kept)
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:
