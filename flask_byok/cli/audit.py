@@ -16,7 +16,7 @@ from flask.cli import ScriptInfo
 from ..credentials import isoformat
 from ..stores.base import AuditEvent, Head
 from ..web.anew import beginning_anew
-from .common import Commands, printable, require_accounts
+from .common import Commands, counted, in_columns, printable, require_accounts
 from .progress import steps
 from .typed import WholeNumber, moment, owner_word
 
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
     from ..stores.audit import AuditEntry
 
 _RESTART = (
-    "This deletes all {count:,} entries of the audit log and begins a new one: under a new secret, sealed with the "
+    "This deletes the audit log, {entries} in all, and begins a new one: under a new secret, sealed with the "
     "encryption key {current}, and with an entry for each key, as it is now. The keys stay. Where the old entries "
     "have to be kept, copy byok_audit and byok_audit_heads first; nobody can verify them afterwards."
 )
 _COLUMNS = (
-    ("when", 24),
-    ("owner", 20),
-    ("who", 20),
-    ("action", 8),
-    ("provider", 12),
-    ("slot", 6),
-    ("outcome", 8),
-    ("request", 16),
-    ("fingerprint", 0),
+    "when",
+    "owner",
+    "who",
+    "action",
+    "provider",
+    "slot",
+    "outcome",
+    "request",
+    "fingerprint",
 )
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
 _DIGITS = 12
@@ -72,9 +72,8 @@ def list_entries(owner: str | None, limit: int, before: datetime | None) -> None
     if before is not None and before.tzinfo is None:
         before = before.replace(tzinfo=UTC)
     entries = accounts.audit.entries(owner, before=before, limit=limit)
-    click.echo(_line([name for name, _ in _COLUMNS]))
-    for entry in entries:
-        click.echo(_line(_cells(entry)))
+    for line in in_columns([_COLUMNS, *map(_cells, entries)]):
+        click.echo(line)
 
 
 @audit.command("verify")
@@ -105,11 +104,13 @@ def verify(owner: str | None, against: list[Head] | None) -> None:
     for finding in findings:
         number = "" if finding.number is None else f" row {finding.number}"
         click.echo(printable(f"{finding.owner}{number}: {finding.problem}"), err=True)
-    click.echo("{:,} rows in {:,} chains were verified.".format(*looked_at))
+    rows, chains = looked_at
+    were = "was" if rows == 1 else "were"
+    click.echo(f"{counted(rows, 'row')} in {counted(chains, 'chain')} {were} verified.")
     if against is not None:
-        click.echo(f"{len(mine):,} heads were looked for.")
+        click.echo(f"{counted(len(mine), 'head was', 'heads were')} looked for.")
     if findings:
-        raise click.ClickException(f"The log is not whole: {len(findings):,} findings.")
+        raise click.ClickException(f"The log is not whole: {counted(len(findings), 'finding')}.")
 
 
 @audit.command("heads")
@@ -132,11 +133,13 @@ def restart(ctx: click.Context, yes: bool) -> None:
     with app.app_context():
         state, accounts = require_accounts(opened=False)
         current = state.service.keyring.key_ids[0]
-        click.echo(_RESTART.format(count=accounts.audit.count(), current=current), err=True)
+        entries = counted(accounts.audit.count(), "entry", "entries")
+        click.echo(_RESTART.format(entries=entries, current=current), err=True)
         _confirm(yes)
         done = accounts.audit.restart(AuditEvent("cli", "restart"))
         click.echo(
-            f"{done.deleted:,} entries deleted. The new log begins with {done.keys:,} keys. Restart the app."
+            f"{counted(done.deleted, 'entry', 'entries')} deleted. The new log begins with "
+            f"{counted(done.keys, 'key')}. Restart the app."
         )
 
 
@@ -155,7 +158,7 @@ def _confirm(yes: bool) -> None:
 
 def _cells(entry: AuditEntry) -> list[str]:
     event = entry.event
-    return [
+    cells = [
         isoformat(entry.at) or "",
         entry.owner,
         event.actor,
@@ -166,11 +169,4 @@ def _cells(entry: AuditEntry) -> list[str]:
         event.request_id or "",
         (event.fingerprint or "")[:_DIGITS],
     ]
-
-
-def _line(cells: list[str]) -> str:
-    padded = (
-        f"{printable(cell) or '-':<{width}}"
-        for cell, (_, width) in zip(cells, _COLUMNS, strict=True)
-    )
-    return "  ".join(padded).rstrip()
+    return [printable(cell) or "-" for cell in cells]
