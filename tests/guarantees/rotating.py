@@ -21,13 +21,13 @@ from flask_session import Session
 from sqlalchemy import insert
 
 from flask_byok import BYOK
-from flask_byok.keyring import Context, Keyring
+from flask_byok.keyring import Keyring
 from flask_byok.stores import sql_engine
 from flask_byok.stores.account_changes import new_id
 from flask_byok.stores.account_rows import new_values
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.tables import credentials
-from tests.stores.account_kinds import event_of, make_record
+from tests.stores.account_kinds import event_of, make_record, open_key
 
 OLD, NEW = "00" * 32, "11" * 32
 #: Of a worker before the new encryption key is the current one, and after.
@@ -65,8 +65,7 @@ def fill(url: str, count: int) -> None:
 
 def opened(keyring: Keyring, record: Any) -> int:
     """Return the number of the write that a stored key is from; it must be its owner's."""
-    context = Context("account", record.owner, record.provider, record.slot)
-    name, number = keyring.open(record.ciphertext, context).decode().split("#")
+    name, number = open_key(record, keyring).split("#")
     assert name == record.owner
     return int(number)
 
