@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flask_byok import ByokError
+from flask import Flask
+
+from flask_byok import ByokError, StoreError
 from flask_byok.testing import FakeProviders
+from flask_byok.web.state import get_state
 
 from .failure import UnusableSettingError
 
@@ -66,11 +69,19 @@ def run() -> None:
         fake.chunk_delay = WORD_DELAY
         api_keys = {behaviour: fake.api_key("demo", behaviour) for behaviour in TO_TRY}
         config = app_config(os.environ, folder, fake.base_url("demo"))
-        server = make_http_server(create_app(config | {"DEMO_API_KEYS": api_keys}), listening)
+        app = create_app(config | {"DEMO_API_KEYS": api_keys})
+        stack.callback(_write_counts, app)  # while the folder is there
+        server = make_http_server(app, listening)
         stores = describe_stores(os.environ, folder)
         url = f"http://{server.host}:{server.port}/"
         print(_BANNER.format(url=url, remark=remark, **api_keys, **stores), flush=True)
         serve(server)
+
+
+def _write_counts(app: Flask) -> None:
+    """Write how often keys were used, which else happens at the end of the process."""
+    with suppress(StoreError):  # it may have gone before
+        get_state(app).service.usage.flush()
 
 
 if __name__ == "__main__":
