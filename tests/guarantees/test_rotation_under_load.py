@@ -41,7 +41,7 @@ def test_ctrl_c(postgres_url: str) -> None:
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert output.splitlines()[-1].endswith("Run it again to go on.")
     assert "Traceback" not in output
 
