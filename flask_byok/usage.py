@@ -8,7 +8,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -28,6 +27,8 @@ Count = Callable[[Outcome], None]
 INTERVAL = 1.0
 #: How many different entries of one kind wait at most while their store is away; they take about 5 MB.
 MAX_PENDING = 10_000
+# After so many faults a batch ends, as the store may be away: then each may take half a second.
+_FAULTS = 3
 # Seconds that the end of the process waits for a batch that is being written.
 _PATIENCE = 2.0
 _EPOCH = date(1970, 1, 1).toordinal()
@@ -211,9 +212,10 @@ class _Tally(Generic[K, U]):
         """Begin anew, as a forked process has to: its parent hands over what it counted."""
         self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._pending: dict[K, tuple[int, float]] = {}
-        # What the batch that is being written has left, and what may or may not have been written.
+        # What batches have left, and what may or may not have been written, which comes before what was
+        # noted of the same key since.
         self._taken: dict[K, U] = {}
-        self._unclear: deque[U] = deque()
+        self._unclear: dict[K, U] = {}
         self._full = False
         self.running = False
 
@@ -229,7 +231,7 @@ class _Tally(Generic[K, U]):
             found = self._pending.get(key)
             if found is not None:
                 self._pending[key] = (found[0] + 1, at)
-            elif len(self._pending) + len(self._taken) < MAX_PENDING:
+            elif len(self._pending) + len(self._taken) + len(self._unclear) < MAX_PENDING:
                 self._pending[key] = (1, at)
             elif not self._full:
                 self._full = True
@@ -254,11 +256,18 @@ class _Tally(Generic[K, U]):
 
     def _flush(self) -> None:
         self._take()
-        while self._unclear:
-            self._add(self._unclear[0])
-            self._unclear.popleft()
-        for key in list(self._taken):
-            self._hand_over(key)
+        faults = 0
+        # Those that failed before come last, so that they keep no other waiting.
+        fresh = [key for key in self._taken if key not in self._unclear]
+        for key in [*fresh, *self._unclear]:
+            try:
+                self._hand_over(key)
+            except StoreError:
+                faults += 1
+                if faults == _FAULTS:
+                    raise
+        if faults:
+            raise StoreError
         self._full = False
 
     def _take(self) -> None:
@@ -273,15 +282,17 @@ class _Tally(Generic[K, U]):
                 use.last_used_at = int(at * 1000)
 
     def _hand_over(self, key: K) -> None:
-        use = self._taken.pop(key)
+        for waiting in (self._unclear, self._taken):
+            if key in waiting:
+                self._hand_over_from(waiting, key)
+
+    def _hand_over_from(self, waiting: dict[K, U], key: K) -> None:
+        use = waiting.pop(key)
         try:
             self._add(use)
         except BaseException:
-            if use.ticket:
-                self._unclear.append(use)
-            else:
-                # At the end: what stands in the way of this one keeps no other waiting.
-                self._taken[key] = use
+            # At the end: what stands in the way of this one keeps no other waiting.
+            (self._unclear if use.ticket else waiting)[key] = use
             raise
 
 

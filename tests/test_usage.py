@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import subprocess
 import sys
@@ -37,9 +38,12 @@ class Store:
     """Adds uses up, or does not answer."""
 
     def __init__(self) -> None:
-        self.away = False
+        self.away = self.sessions_away = False
         self.uses: list[Use] = []
         self.session_uses: list[SessionUse] = []
+        self.held: set[str] = set()
+        self.tickets = itertools.count(1)
+        self.asked: list[tuple[str, str]] = []
 
     def add(self, use: Use) -> None:
         if self.away:
@@ -47,6 +51,10 @@ class Store:
         self.uses.append(replace(use))
 
     def count(self, use: SessionUse) -> None:
+        use.ticket = use.ticket or str(next(self.tickets))
+        self.asked.append((use.ref, use.ticket))
+        if self.sessions_away or use.ref in self.held:
+            raise StoreError
         self.session_uses.append(replace(use))
 
     def counts(self) -> Counter[tuple[str, str]]:
@@ -163,6 +171,74 @@ def test_a_use_with_a_ticket_is_handed_over_as_it_was(store: Store) -> None:
     assert [use.uses for use in store.uses] == [1, 1]
 
 
+def flush_in_vain(recorder: UsageRecorder) -> None:
+    """Hand over what can be, where something cannot."""
+    with pytest.raises(StoreError):
+        recorder.flush()
+
+
+def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
+    """What may have been written is tried again after all others, each time, and before what came after it."""
+    recorder = UsageRecorder(None, HOURS, count=store.count)
+    store.held = {"held-1", "held-2"}
+    for number in range(3):
+        for ref in ("held-1", "a", "held-2", f"b-{number}"):
+            recorder.note_in_session(ref, "openai", "v1", "used")
+        flush_in_vain(recorder)
+        assert sum(use.uses for use in store.session_uses) == 2 * (number + 1)
+    store.held.clear()
+    recorder.flush()
+    of_held = [(use.uses, use.ticket) for use in store.session_uses if use.ref == "held-1"]
+    first, later = of_held
+    assert (first[0], later[0]) == (1, 2)
+    assert first[1] == dict(reversed(store.asked))["held-1"], "the ticket that it got at first"
+    assert first[1] != later[1]
+
+
+def test_many_that_cannot_be_written_take_turns(store: Store) -> None:
+    """However many they are, those that can be written again are, a few rounds later."""
+    recorder = UsageRecorder(None, HOURS, count=store.count)
+    refs = {f"ref-{number}" for number in range(12)}
+    store.held = set(refs)
+    for ref in refs:
+        recorder.note_in_session(ref, "openai", "v1", "used")
+    for _ in range(6):
+        flush_in_vain(recorder)
+    store.held -= {"ref-4", "ref-11"}
+    for _ in range(6):
+        flush_in_vain(recorder)
+    assert {use.ref for use in store.session_uses} == refs - store.held
+
+
+def test_a_store_that_is_away_is_asked_a_few_times(store: Store) -> None:
+    """However much waits, a round ends after a few faults; later all of it is there, once."""
+    recorder = UsageRecorder(store.add, HOURS, count=store.count)
+    store.sessions_away = True
+    for number in range(500):
+        recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
+    for rounds in range(1, 4):
+        flush_in_vain(recorder)
+        assert len(store.asked) == rounds * 3
+    store.sessions_away = False
+    recorder.flush()
+    assert len({use.ref for use in store.session_uses}) == len(store.session_uses) == 500
+
+
+def test_what_may_have_been_written_takes_room_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the session store is away no more than ``MAX_PENDING`` entries wait, tried or not."""
+    monkeypatch.setattr(module, "MAX_PENDING", 5)
+    recorder = UsageRecorder(None, HOURS, count=store.count)
+    store.sessions_away = True
+    for number in range(20):
+        recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
+        flush_in_vain(recorder)
+    store.sessions_away = False
+    recorder.flush()
+    assert len(store.session_uses) == 5
+
+
 def test_memory_is_bounded(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,6 +284,7 @@ def test_a_fault_that_nobody_foresaw_is_survived(
 
 def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     """What waits when the interpreter ends is written."""
+    (tmp_path / "byok.sqlite").touch()  # else the log tells of a new file
     script = f"""
 from flask_byok.keyring import Keyring
 from flask_byok.stores.accounts import AccountStore

@@ -79,6 +79,8 @@ class RedisSessionStore:
         #: The client with our own time limits.
         self.client = limited_client(client_or_url)
         self.breaker = Breaker()
+        # Counts that cannot be written keep no request away.
+        self._aside = Breaker()
         self._execute: Callable[..., Any] = self.client.execute_command
         self._ttl = _milliseconds(ttl)
         self._max_age = _milliseconds(max_age)
@@ -86,22 +88,23 @@ class RedisSessionStore:
         self._wait_limit = _WAIT_LIMITS[not isinstance(self.client, RedisCluster)]
         self._clock = clock
 
-    def guarded(self, function: Callable[..., T], *args: Any) -> T:
-        """Call what talks to Redis, through the breaker.
+    def guarded(self, function: Callable[..., T], *args: Any, breaker: Breaker | None = None) -> T:
+        """Call what talks to Redis, through the breaker of requests or another one.
 
         :raises StoreError: it does not answer, or did not just before.
         """
-        if not self.breaker.allow():
+        breaker = breaker or self.breaker
+        if not breaker.allow():
             raise StoreError(tier="session")
         try:
             result = function(*args)
         except ResponseError as error:
-            self.breaker.success()  # it answered
+            breaker.success()  # it answered
             raise self._failed(error) from None
         except _FAILURES as error:
-            self.breaker.fault()
+            breaker.fault()
             raise self._failed(error) from None
-        self.breaker.success()
+        breaker.success()
         return result
 
     def establish(self, sid: str, dead: str | None = None) -> str:
@@ -221,7 +224,8 @@ class RedisSessionStore:
         use.ticket = use.ticket or new_ticket()
         at = isoformat(datetime.fromtimestamp(use.last_used_at / 1000, UTC))
         facts = (use.uses, at, use.ticket, version_mark(use.version), *_both_names(use.provider))
-        self._run(scripts.COUNT, _hash_key(use.ref), *facts)
+        count = (scripts.COUNT, _hash_key(use.ref), facts)
+        self.guarded(self._evaluate, *count, breaker=self._aside)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Make what is stored valid for another session id, and for the old one no longer."""

@@ -22,7 +22,17 @@ from flask_byok.usage import UsageRecorder
 from tests.patience import everyday_limits, in_time, soon
 from tests.services import RedisServer, free_port, wait_until
 
-from .contract import ANN, DAY, SOME, VISITOR, MakeStore, SessionStoreContract, begin, make_record
+from .contract import (
+    ANN,
+    DAY,
+    SOME,
+    VISITOR,
+    MakeStore,
+    SessionStoreContract,
+    begin,
+    make_record,
+    use_of,
+)
 from .redis_kinds import ClusterServer, ReplicaOf, SecondNode, SentinelServer, TunedRedis
 
 
@@ -324,6 +334,30 @@ def test_wrong_kind_of_value(redis_url: str) -> None:
     assert not store.breaker.is_open
 
 
+def test_counts_that_fail_keep_no_request_from_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While counts for a node of a Cluster that is frozen fail, the sessions of the others are read as ever."""
+    with ClusterServer() as server, SecondNode(server) as second:
+        with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
+            store = store_on(client)
+            there, here = begin(store, "sid-there"), begin(store, "sid-here")
+            second.take(client.keyslot(there.ref))
+        store.write(there, VISITOR, record := make_record())
+        store.write(here, VISITOR, other := make_record())
+        with redis.Redis.from_url(server.url) as first:
+            first.config_set("cluster-node-timeout", 60_000)  # until then it serves what it has
+        second.stop_process()
+        monkeypatch.setattr(redis_client, "CLUSTER_READ_TIMEOUT", 1)
+        hasty = store_on(store.client)
+        for _ in range(3):
+            for _ in range(2):
+                with pytest.raises(StoreError):
+                    hasty.count(use_of(there, record))
+            assert hasty.read(here, VISITOR, SOME).records == {"openai": other}
+        assert not hasty.breaker.is_open
+        assert hasty._aside.is_open, "so that counts do not wait for it again and again"
+        second.cont()
+
+
 def test_a_frozen_redis_counts_once() -> None:
     """Uses that reach a frozen Redis again and again, since nobody hears that they have, are counted once."""
     with RedisServer() as server:
@@ -341,7 +375,7 @@ def test_a_frozen_redis_counts_once() -> None:
         for _ in range(4):
             with pytest.raises(StoreError):
                 recorder.flush()
-            hasty.breaker = Breaker()
+            hasty._aside = Breaker()  # which would ask no more
             note()
         server.cont()
         wait_until(lambda: answers(recorder), "Redis")

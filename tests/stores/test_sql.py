@@ -21,6 +21,7 @@ from flask_byok.owners import SessionRef
 from flask_byok.stores import sql_tables as tables
 from flask_byok.stores.base import SessionStore
 from flask_byok.stores.sql import SqlSessionStore, metadata
+from flask_byok.usage import UsageRecorder
 from tests.services import PostgresServer, free_port, wait_until
 
 from .contract import (
@@ -218,6 +219,59 @@ def test_host_isolation_is_its_own(postgres_url: str) -> None:
     with engine.connect() as host:
         assert host.execute(text("SHOW transaction_isolation")).scalar() == "serializable"
     engine.dispose()
+
+
+def test_counts_that_fail_keep_no_request_from_the_database(url: str) -> None:
+    """However often writing counts fails, keys of sessions are read as ever."""
+    store, record = store_on(url), make_record()
+    session = begin(store)
+    store.write(session, VISITOR, record)
+
+    def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE byok_session_keys SET usage_count"):
+            raise store.engine.dialect.loaded_dbapi.OperationalError("out of order")
+
+    event.listen(store.engine, "before_cursor_execute", fail)
+    for _ in range(3):
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                store.count(use_of(session, record))
+        assert store.read(session, VISITOR, SOME).records == {"openai": record}
+    assert not store.breaker.is_open
+    assert store._aside.breaker.is_open, "so that counts do not wait for it again and again"
+    event.remove(store.engine, "before_cursor_execute", fail)
+    store.engine.dispose()
+
+
+def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> None:
+    """While somebody holds one key's row, the uses of others are written; its own are once it is given back."""
+    engine = create_engine(postgres_url, connect_args={"options": "-c lock_timeout=200ms"})
+    store = store_on(engine)
+    sessions, record = [begin(store, sid) for sid in ("sid-1", "sid-2")], make_record()
+    for session in sessions:
+        store.write(session, VISITOR, record)
+    recorder = UsageRecorder(None, 3600, count=store.count)
+
+    def use_and_flush() -> None:
+        for session in sessions:
+            recorder.note_in_session(session.ref, "openai", record.version, "used")
+        recorder.flush()
+
+    held, _ = sessions
+    with engine.begin() as connection:
+        query = text("SELECT * FROM byok_session_keys WHERE ref = :ref FOR UPDATE")
+        connection.execute(query, {"ref": held.ref})
+        for number in range(3):
+            with pytest.raises(StoreError):
+                use_and_flush()
+            assert [_uses(store, session) for session in sessions] == [0, number + 1]
+    recorder.flush()
+    assert [_uses(store, session) for session in sessions] == [3, 3]
+    engine.dispose()
+
+
+def _uses(store: SqlSessionStore, session: SessionRef) -> int:
+    return store.read(session, VISITOR, SOME).records["openai"].usage_count
 
 
 @pytest.mark.parametrize("change", ["write", "clear", "record_verdict", "count"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -329,6 +330,35 @@ def test_folding_while_uses_are_counted(store: AccountStore) -> None:
     fold_all(store)
     assert count_of(store) == sum(store.get(key.id, None).usage_count for key in keys) == 120
     assert len(rows(store.engine)) == 3
+
+
+def test_two_that_fold_in_opposite_orders_do_not_deadlock(postgres_url: str) -> None:
+    """Each takes the sums of what it folds in one order, whichever it finds their days in."""
+    store = AccountStore(postgres_url, KEYRING)
+    for number, slots in enumerate(("ab", "ba")):
+        for slot in slots:
+            store.usage.add(use_of(credential_id=slot, day=day_of(100 + number)))
+    both_hold_a_sum = threading.Barrier(2)
+    first = threading.Event()
+    holding: set[int] = set()
+
+    def meet(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT") and threading.get_ident() not in holding:
+            holding.add(threading.get_ident())
+            first.set()
+            # In one order the other waits for this very sum, and holds none.
+            with suppress(threading.BrokenBarrierError):
+                both_hold_a_sum.wait(1)
+
+    event.listen(store.engine, "after_cursor_execute", meet)
+    with ThreadPoolExecutor(2) as threads:
+        folding = [threads.submit(store.usage.fold, KEPT_SINCE, limit=2)]
+        assert first.wait(20)
+        folding.append(threads.submit(store.usage.fold, KEPT_SINCE, limit=2))
+        assert [each.result() for each in folding] == [2, 2]
+    found = {row["credential_id"]: (row["day"], row["uses"]) for row in rows(store.engine)}
+    assert found == dict.fromkeys("ab", (module.LONG_AGO, 2))
+    store.engine.dispose()
 
 
 @pytest.mark.parametrize("step", range(5))
