@@ -10,7 +10,14 @@ from typing import Any, Literal
 from sqlalchemy import Connection
 
 from ..credentials import CredentialRecord, utcnow
-from ..errors import InvalidFieldError, KeyNotFoundError, VersionConflictError
+from ..errors import (
+    InvalidFieldError,
+    KeyNotFoundError,
+    UnreadableCredentialError,
+    VersionConflictError,
+)
+from ..keyring import Keyring
+from ..sealing import open_record
 from . import account_statements as statements
 from .account_rows import changed_values, new_values, to_record
 from .account_statements import Owners
@@ -127,6 +134,7 @@ def end(connection: Connection, owner: str, versions: Collection[str]) -> set[st
 def promote(
     connection: Connection,
     chain: Chain,
+    keyring: Keyring,
     record: CredentialRecord,
     overwrite: bool,
     event: AuditEvent,
@@ -135,7 +143,7 @@ def promote(
     """Take one record over, unless it is over or has to stay out, and say what became of it."""
     there = place(connection, record)
     if over(connection, record.owner, [record.version]):
-        return _taken_before(record, there)
+        return _taken_before(keyring, record, there)
     if not overwrite and there is not None:
         return "kept"
     try:
@@ -148,11 +156,16 @@ def promote(
     return "promoted"
 
 
-def _taken_before(record: CredentialRecord, there: Any) -> Taken:
+def _taken_before(keyring: Keyring, record: CredentialRecord, there: Any) -> Taken:
     """Say what became of a record that is over: it was promoted, or something else was kept, or it was cleared."""
     if there is None:
         return "gone"
-    return "promoted" if there.hint == record.hint else "kept"
+    both = (record, to_record(there))
+    try:
+        mine, theirs = (open_record(keyring, "account", one.owner, one) for one in both)
+    except UnreadableCredentialError:
+        return "kept"
+    return "promoted" if mine == theirs else "kept"
 
 
 def delete(
