@@ -137,6 +137,10 @@ class Verdict(StrEnum):
         return self.value.startswith("valid")
 
 
+#: The verdicts on bad keys. A check that learnt nothing takes none of them back.
+REFUSALS = tuple(verdict for verdict in Verdict if verdict.valid is False)
+
+
 @dataclass(frozen=True, slots=True)
 class Validation:
     """What a check of a key found. ``reason`` is our own sentence; ``latency_ms`` is in milliseconds."""
@@ -260,8 +264,6 @@ class Credential:
     version: str | None = None
     #: Of its row in the database; empty for what is kept elsewhere.
     id: str = ""
-    #: What its provider last said of this very version, where that is known.
-    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))

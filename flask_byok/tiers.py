@@ -190,7 +190,6 @@ class Opener:
         if base_url is not None and endpoint.base_url != base_url:
             # The operator has set an address since; this key was for the person's own.
             raise UnreadableCredentialError(provider=spec.id)
-        validity = record.current_validity()
         return Credential(
             provider=spec.id,
             source=tier,
@@ -201,7 +200,6 @@ class Opener:
             hint=record.hint,
             version=record.version,
             id=record.id,
-            verdict=None if validity is None else validity.verdict,
         )
 
 

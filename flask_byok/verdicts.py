@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
@@ -20,6 +21,8 @@ from .stores.base import AuditEvent, SessionStore
 
 if TYPE_CHECKING:
     from .stores.accounts import AccountStore
+
+_logger = logging.getLogger(__name__)
 
 #: Called with an event's name and safe facts about it, after the event.
 Notify = Callable[[str, Mapping[str, Any]], None]
@@ -96,12 +99,14 @@ class Verdicts:
         """Return what a provider object calls when its provider refuses the key in real traffic."""
 
         def report(verdict: Verdict) -> None:
-            facts = {"provider": credential.provider, "source": str(credential.source)}
-            self._notify("key_rejected", facts)
-            try:
+            with suppress(ByokError):  # the person hears of the refusal; only the mark is missing
                 self._note(caller, credential, verdict, utcnow())
-            except ByokError:
-                return  # the person hears of the refusal all the same; only the mark is missing
+            facts = {"provider": credential.provider, "source": str(credential.source)}
+            try:
+                self._notify("key_rejected", facts)
+            except Exception as error:  # the provider's own error goes on
+                kind = f"{type(error).__module__}.{type(error).__qualname__}"
+                _logger.error("A receiver of the signal key_rejected raised %s.", kind)
 
         return report
 
@@ -123,8 +128,6 @@ class Verdicts:
         session = caller.session
         if session is None or credential.source != Tier.SESSION or credential.version is None:
             return
-        if _stays_refused(credential, verdict):
-            return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
         self._sessions.record_verdict(session, credential.provider, recorded)
 
@@ -138,16 +141,9 @@ class Verdicts:
         if self._accounts is None or credential.version is None:
             return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        if not _stays_refused(credential, verdict):
-            with suppress(KeyNotFoundError):  # deleted while its provider was asked
-                self._accounts.record_verdict(credential.id, credential.version, recorded, event)
-                return
+        with suppress(KeyNotFoundError):  # deleted while its provider was asked
+            self._accounts.record_verdict(credential.id, credential.version, recorded, event)
+            return
         if event is not None:
             subject = Subject(credential.provider, id=credential.id)
             self._accounts.audit.note(credential.owner, event, subject)
-
-
-def _stays_refused(credential: Credential, verdict: Verdict) -> bool:
-    """Say whether a check that learnt nothing came to a key that its provider has refused: it is not usable again."""
-    known = credential.verdict
-    return verdict.valid is None and known is not None and known.valid is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from flask_byok import verdicts
-from flask_byok.credentials import Verdict, utcnow
+from flask_byok.credentials import Validation, Verdict, utcnow
 from flask_byok.errors import (
     ByokError,
     InvalidFieldError,
@@ -22,6 +23,7 @@ from flask_byok.errors import (
     RateLimitedError,
     RejectedCredentialError,
 )
+from flask_byok.probes import check_api_key
 from flask_byok.stores.base import AuditEvent
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
@@ -357,6 +359,57 @@ def test_a_check_that_learns_nothing_lifts_no_refusal(make_world: Worlds, persis
     away.store.engine.dispose()
     assert world.status(ann)["state"] == "rejected"
     assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")
+
+
+@pytest.mark.parametrize("persist", [True, False])
+def test_a_check_that_ends_after_a_refusal_lifts_none(
+    world: World, monkeypatch: pytest.MonkeyPatch, persist: bool
+) -> None:
+    """A refusal in real use stays where a check that began before it ends without having learnt anything."""
+    ann, mine = world.caller("ann"), key(world, "ann")
+    world.set(ann, mine, persist=persist, validate="off")
+    client, ask = world.service.provider(ann, "openai", max_retries=0).client, check_api_key
+
+    def late(*args: Any, **facts: Any) -> Validation:
+        validation = ask(*args, **facts)
+        world.fake.add_key("openai", mine, "bad")
+        with pytest.raises(Exception, match="401"):
+            client.models.list()
+        return dataclasses.replace(validation, verdict=Verdict.UNREACHABLE)
+
+    monkeypatch.setattr(verdicts, "check_api_key", late)
+    assert world.service.validate(ann, "openai").verdict == Verdict.UNREACHABLE
+    assert world.status(ann)["state"] == "rejected"
+    assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")
+    world.fake.add_key("openai", mine, "good")
+
+
+@pytest.mark.parametrize("persist", [True, False])
+@pytest.mark.parametrize("way", ["client", "stream"])
+def test_a_receiver_that_raises_changes_nothing(
+    world: World, caplog: pytest.LogCaptureFixture, persist: bool, way: str
+) -> None:
+    """A refused key is marked before anybody is told, and what a receiver raises is logged by its kind alone."""
+    ann = world.caller("ann")
+    world.set(ann, key(world, "ann", "bad"), persist=persist, validate="off")
+    seen: list[str] = []
+
+    def receive(name: str, _: object) -> None:
+        if name == "key_rejected":
+            seen.append(world.status(ann)["state"])
+            raise LookupError("CANARY")
+
+    world.service.verdicts._notify = receive
+    provider = world.service.provider(ann, "openai", max_retries=0)
+    if way == "client":
+        with pytest.raises(Exception, match="401"):
+            provider.client.models.list()
+    else:
+        with pytest.raises(RejectedCredentialError):
+            list(provider.stream_chat([{"role": "user", "content": "hello"}]))
+    assert (world.status(ann)["state"], seen) == ("rejected", ["rejected"])
+    assert "LookupError" in caplog.text
+    assert "CANARY" not in caplog.text
 
 
 def test_promoting_a_provider_many_times_over(world: World) -> None:

@@ -26,6 +26,7 @@ from sqlalchemy import (
     update,
 )
 
+from ..credentials import REFUSALS
 from .tables import credentials, promotions
 
 #: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
@@ -52,6 +53,14 @@ VERDICT = (
         verdict=bindparam("new_verdict"),
         verdict_at=bindparam("new_verdict_at"),
         verdict_version=bindparam("of_version"),
+    )
+)
+#: The same for one that says nothing of the key: what is known of this version to be refused stays so.
+OPEN_VERDICT = VERDICT.where(
+    or_(
+        _c.verdict.is_(None),
+        _c.verdict.not_in([verdict.value for verdict in REFUSALS]),
+        _c.verdict_version != _c.version,
     )
 )
 OVER: Select[str] = select(promotions.c.origin).where(

@@ -229,18 +229,21 @@ class AccountStore:
     ) -> bool:
         """Store a verdict if the record is still in the version it is about, and say so.
 
-        An event is written in any case, for a check that somebody asked for.
+        One that says nothing of the key leaves a refusal of that version as it is. An event is
+        written in any case, for a check that somebody asked for.
         """
         values = {
             "of_id": id,
             "of_version": int(version),
             **steps.new_parameters(verdict_values(verdict)),
         }
+        is_open = verdict.verdict.valid is None
+        statement = statements.OPEN_VERDICT if is_open else statements.VERDICT
         if event is None:
-            return self._database.call(self._execute, statements.VERDICT, values) == 1
+            return self._database.call(self._execute, statement, values) == 1
 
         def work(connection: Connection, chain: Chain) -> bool:
-            done = connection.execute(statements.VERDICT, values).rowcount == 1
+            done = connection.execute(statement, values).rowcount == 1
             chain.append(event, record)
             return done
 
@@ -282,7 +285,9 @@ class AccountStore:
                 known = (fingerprints or {}).get(record.version, event.fingerprint)
                 happened = dataclasses.replace(event, fingerprint=known)
                 seated = self._seated(connection, record, at_most)
-                done = steps.promote(connection, chain, seated, replace, happened, check)
+                done = steps.promote(
+                    connection, chain, self._keyring, seated, replace, happened, check
+                )
                 if done == "promoted":
                     steps.end(connection, owner, ended.get(record.version, ()))
                 said[done].append(record.provider)

@@ -18,7 +18,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from ..credentials import CredentialRecord, RecordedVerdict, utcnow
+from ..credentials import REFUSALS, CredentialRecord, RecordedVerdict, utcnow
 from ..keyring import prefix_of
 from ..owners import SessionRef
 from ..usage import SessionUse
@@ -150,9 +150,9 @@ class SessionStore(Protocol):
     def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
         """Store a verdict beside the record, if that is there in the verdict's version still.
 
-        One that comes late leaves a newer key and its own verdict alone. Whoever has the session by
-        then, and by whichever id: the version is enough, and a verdict neither ends a session nor
-        prolongs one.
+        One that comes late leaves a newer key and its own verdict alone, and one that says nothing
+        of the key leaves a refusal. Whoever has the session by then, and by whichever id: the
+        version is enough, and a verdict neither ends a session nor prolongs one.
         """
 
     def count(self, use: SessionUse) -> None:
@@ -197,6 +197,8 @@ def version_mark(version: str) -> str:
     return f'"version":"{version}"'
 
 
+#: Of these a verdict on a bad key holds one as JSON, and no other verdict does.
+REFUSAL_MARKS = tuple(f'"verdict":"{verdict.value}"' for verdict in REFUSALS)
 #: What a record that is leaving holds as JSON, and no other.
 LEAVING_MARK = '"leaving":true'
 

@@ -27,6 +27,7 @@ from ..usage import SessionUse
 from . import redis_scripts as scripts
 from .base import (
     LEAVING_MARK,
+    REFUSAL_MARKS,
     Adoption,
     SessionView,
     decode_record,
@@ -216,7 +217,10 @@ class RedisSessionStore:
 
     def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
         """Store a verdict beside the record of that version."""
-        facts = (encode_verdict(verdict), version_mark(verdict.version), *_both_names(provider))
+        is_open = verdict.verdict.valid is None
+        stay = "".join(REFUSAL_MARKS) if is_open else ""
+        mark = version_mark(verdict.version)
+        facts = (encode_verdict(verdict), mark, stay, *_both_names(provider))
         self._acknowledged(scripts.VERDICT, _hash_key(session.ref), *facts)
 
     def count(self, use: SessionUse) -> None:

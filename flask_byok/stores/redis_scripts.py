@@ -124,13 +124,16 @@ return 1
 """
 )
 
-#: ARGV: verdict, what a record of its version holds, and pairs of a record field and its verdict field.
+#: ARGV: verdict, what a record of its version holds, what verdicts hold that it leaves as they are or nothing,
+#: and pairs of a record field and its verdict field.
 #: The version alone decides, so a verdict ends no session and keeps none alive.
 VERDICT = Script("""
-for i = 3, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   local record = redis.call('HGET', KEYS[1], ARGV[i])
   if record and string.find(record, ARGV[2], 1, true) then
     local known = redis.call('HGET', KEYS[1], ARGV[i + 1]) or ''
+    local found = string.match(known, '"verdict":"[%a_]+"')
+    if found and string.find(ARGV[3], found, 1, true) then return 0 end
     local uses = string.match(known, ',"usage_count":.*$') or ''
     redis.call('HSET', KEYS[1], ARGV[i + 1], ARGV[1] .. uses)
     return 1
@@ -139,7 +142,7 @@ end
 return 0
 """)
 
-#: ARGV: uses, the last time, ticket, then as for a verdict.
+#: ARGV: uses, the last time, ticket, what a record of the version holds, and those pairs.
 COUNT = Script("""
 local read = '^(.*),"usage_count":(%d+),"last_used_at":"(.*)","counted":"(.*)"$'
 local write = '%s,"usage_count":%d,"last_used_at":"%s","counted":"%s"'

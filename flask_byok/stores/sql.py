@@ -180,7 +180,9 @@ class SqlSessionStore:
             "found": encode_verdict(verdict).decode(),
             "mark": version_mark(verdict.version),
         }
-        self._guarded(self._steps.single, tables.VERDICT, values)
+        is_open = verdict.verdict.valid is None
+        statement = tables.OPEN_VERDICT if is_open else tables.VERDICT
+        self._guarded(self._steps.single, statement, values)
 
     def count(self, use: SessionUse) -> None:
         """Add uses to what is counted beside the record of that version."""

@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.dml import Delete, Insert, ReturningDelete
 
+from .base import REFUSAL_MARKS
 from .sql_types import MARIADB, name, prose
 
 metadata = MetaData()
@@ -198,6 +199,13 @@ _THAT_VERSION = and_(
 #: What is learnt about a version, in whichever scope that is. It holds no session's row, for it changes
 #: nothing that a session's end, or its time, depends on.
 VERDICT = update(keys).where(_THAT_VERSION).values(verdict=bindparam("found"))
+#: The same for one that says nothing of the key: a refusal stays. What lies beside a record is of its version.
+OPEN_VERDICT = VERDICT.where(
+    or_(
+        keys.c.verdict.is_(None),
+        and_(*(not_(keys.c.verdict.contains(mark, autoescape=True)) for mark in REFUSAL_MARKS)),
+    )
+)
 COUNT = (
     update(keys)
     .where(_THAT_VERSION, or_(keys.c.counted.is_(None), keys.c.counted != bindparam("ticket")))

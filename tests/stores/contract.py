@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import product
 
 import pytest
 
@@ -504,6 +505,20 @@ class SessionStoreContract:
         store.write(session, VISITOR, new)
         store.record_verdict(session, "openai", verdict_for(old))
         assert store.read(session, VISITOR, SOME).records["openai"] == new
+
+    def test_what_learnt_nothing_lifts_no_refusal(self, store: SessionStore) -> None:
+        """A refusal gives way to what was learnt of that version, and to nothing else; the count stays."""
+        session = begin(store)
+        for known, late in product(
+            Verdict, (Verdict.UNREACHABLE, Verdict.UNCHECKED, Verdict.VALID)
+        ):
+            store.write(session, ANN, record := make_record())
+            store.count(use_of(session, record))
+            store.record_verdict(session, "openai", first := verdict_for(record, known))
+            store.record_verdict(session, "openai", second := verdict_for(record, late))
+            stays = known.valid is False and late.valid is None
+            found = store.read(session, ANN, ["openai"]).records["openai"]
+            assert (found.validity, found.usage_count) == (first if stays else second, 1)
 
     def test_verdict_comes_with_the_record(self, store: SessionStore) -> None:
         """A record that is written with a verdict is read with it."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from flask_byok.errors import (
     StoreError,
     VersionConflictError,
 )
+from flask_byok.journal import Subject
+from flask_byok.keyring import Keyring
 from flask_byok.stores import audit_chain
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.tables import audit, audit_heads, credentials
@@ -426,6 +429,34 @@ def test_late_verdict(store: AccountStore) -> None:
     assert actions(store) == ["set", "set", "validate"]
 
 
+@pytest.mark.parametrize("logged", [True, False])
+def test_what_learnt_nothing_lifts_no_refusal(store: AccountStore, logged: bool) -> None:
+    """A refusal gives way to what was learnt of that version; a check that learnt nothing is logged."""
+    noted = event_of("validate") if logged else None
+    for known, late in product(Verdict, (Verdict.UNREACHABLE, Verdict.UNCHECKED, Verdict.VALID)):
+        record = store.put(make_record(), event_of("set"))
+        stays = known.valid is False and late.valid is None
+        for verdict, stored in ((known, True), (late, not stays)):
+            found = RecordedVerdict(verdict, utcnow(), record.version)
+            assert store.record_verdict(record.id, record.version, found, noted) is stored
+        validity = store.find([ANN])[0].current_validity()
+        assert validity is not None
+        assert validity.verdict is (known if stays else late)
+        assert actions(store)[-1] == ("validate" if logged else "set")
+
+
+def test_a_refusal_of_an_older_version_is_in_nobodys_way(store: AccountStore) -> None:
+    """What was refused before the key was replaced says nothing of what is found since."""
+    store.create(make_record(), event_of("set"))
+    record = store.put(make_record(api_key="sk-2"), event_of("set"))
+    with store.engine.begin() as connection:
+        refused = {"verdict": "invalid", "verdict_at": 0, "verdict_version": 1}
+        connection.execute(update(credentials).values(refused))
+    late = RecordedVerdict(Verdict.UNREACHABLE, utcnow(), "2")
+    assert store.record_verdict(record.id, "2", late)
+    assert store.find([ANN])[0].current_validity() == late
+
+
 def test_promotion(store: AccountStore) -> None:
     """Promotion adds what is new, keeps what the owner has, and is logged where it did something."""
     own = store.create(make_record(api_key="own"), event_of("set"))
@@ -457,6 +488,28 @@ def test_promotion_happens_once(store: AccountStore) -> None:
     store.promote(waiting, replace=True, event=event_of("promote"))
     assert [open_key(record) for record in store.find([ANN])] == ["newer"]
     assert actions(store) == ["promote", "promote", "set", "clear"]
+
+
+def test_a_promotion_repeated_is_judged_by_the_key(store: AccountStore) -> None:
+    """What is said of a record that is over goes by the very key that is there: hints of short ones are alike."""
+    waiting = [make_record(api_key="bravo-key")]
+    store.end(ANN, [waiting[0].version], event_of("clear"), Subject("openai"))
+    store.put(make_record(api_key="alpha-key"), event_of("set"))
+    for replace in (True, False):
+        done = store.promote(waiting, replace=replace, event=event_of("promote"))
+        assert done == ([], ["openai"])
+    store.put(make_record(api_key="bravo-key"), event_of("set"))
+    assert store.promote(waiting, replace=False, event=event_of("promote")) == (["openai"], [])
+
+
+def test_a_promotion_repeated_at_what_does_not_open(store: AccountStore) -> None:
+    """A key that does not open is not said to be the one that was promoted."""
+    waiting = [make_record(api_key="bravo-key")]
+    store.promote(waiting, replace=False, event=event_of("promote"))
+    other = make_record(api_key="bravo-key", keyring=Keyring("11" * 32))
+    store.put(other, event_of("set"))
+    assert store.promote(waiting, replace=False, event=event_of("promote")) == ([], ["openai"])
+    store.put(make_record(), event_of("set"))  # or the log finds fault with it
 
 
 def test_promotion_is_for_one_owner(store: AccountStore) -> None:
