@@ -267,10 +267,18 @@ def origin_of(url: httpx2.URL | str) -> Origin:
 
 
 def carries(request: httpx2.Request, secret: str, base_url: str) -> bool:
-    """Say whether a request took a secret to this address or one below it, in a header."""
-    same_server = origin_of(request.url) == origin_of(base_url)
-    there = same_server and request.url.path.startswith(httpx2.URL(base_url).path.rstrip("/"))
-    return there and any(secret in value for value in request.headers.values())
+    """Say whether a request took a secret to this address or one below it: all of a header, but for a scheme."""
+    values = request.headers.values()
+    carried = any(secret in (value, value.partition(" ")[2]) for value in values)
+    return carried and path_below(request.url, base_url) is not None
+
+
+def path_below(url: httpx2.URL, base_url: str) -> str | None:
+    """Return the rest of an address's path, ``/models``; None where it is not this one or below it."""
+    base = httpx2.URL(base_url).path.rstrip("/")
+    rest = url.path.removeprefix(base)
+    is_below = url.path.startswith(base) and rest[:1] in ("", "/")
+    return rest if is_below and origin_of(url) == origin_of(base_url) else None
 
 
 def _was_sent(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ class AnthropicProvider(BaseProvider):
     """Anthropic's messages format."""
 
     extra = "anthropic"
+    paths = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 
     def _make_client(self, http_client: Any) -> Any:
         return _client_class()(

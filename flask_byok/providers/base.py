@@ -37,6 +37,9 @@ class BaseProvider(ABC):
 
     #: How the SDK is installed, for the message where it is missing.
     extra: ClassVar[str]
+    #: Where answers are asked for, below the base URL: 401 there means a bad key. Elsewhere another kind of key
+    #: may be wanted, and only an answer that names the key's fault counts.
+    paths: ClassVar[frozenset[str]] = frozenset()
     #: The options that are passed on.
     allowed_options: ClassVar[frozenset[str]] = frozenset(
         {"timeout", "max_retries", "default_headers"}
@@ -64,7 +67,7 @@ class BaseProvider(ABC):
         self._report = report
         self._outcomes = None
         if count is not None or report is not None:
-            self._outcomes = Outcomes(spec, credential, count, report)
+            self._outcomes = Outcomes(spec, credential, count, report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
         self._client: Any = None

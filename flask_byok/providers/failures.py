@@ -63,12 +63,14 @@ class Failure:
     """A failed call: the network's fault in words, or what the answer said.
 
     ``codes`` are meant for machines; ``message`` is for people, and may quote the conversation. Both in lower case.
+    ``elsewhere`` means a call that may want another kind of key: its status alone says nothing about this one.
     """
 
     network: str | None = None
     status: int = 0
     codes: tuple[str, ...] = ()
     message: str = ""
+    elsewhere: bool = False
 
 
 def failure_of(error: Exception) -> Failure:
@@ -84,8 +86,11 @@ def failure_of(error: Exception) -> Failure:
     return Failure(status=status, codes=tuple(_codes(body)), message=_message(body).lower())
 
 
-def failure_in(status: int, content: bytes) -> Failure:
-    """Read a refusal as it came."""
+def failure_in(status: int, content: bytes, *, elsewhere: bool = False) -> Failure:
+    """Read a refusal as it came.
+
+    :param elsewhere: see ``Failure``.
+    """
     try:
         body = json.loads(content)
     except (ValueError, RecursionError):
@@ -93,7 +98,8 @@ def failure_in(status: int, content: bytes) -> Failure:
     if isinstance(body, list) and body:
         body = body[0]  # Google's, of streams
     error = _error_in(body)
-    return Failure(status=status, codes=tuple(_codes(error)), message=_message(error).lower())
+    codes, message = tuple(_codes(error)), _message(error).lower()
+    return Failure(status=status, codes=codes, message=message, elsewhere=elsewhere)
 
 
 def describe(
@@ -123,7 +129,7 @@ def _verdict(spec: ProviderSpec, credential: Credential, failure: Failure) -> Ve
 
 def _fits(rule: Rule, failure: Failure, message: str) -> bool:
     if not rule.contains:
-        return failure.status in _PLAIN_STATUSES
+        return failure.status in _PLAIN_STATUSES and not failure.elsewhere
     if any(rule.contains in code for code in failure.codes):
         return True
     # Further on in a message, the words may be the conversation's, and no reason to call a key bad.

@@ -18,6 +18,7 @@ class OpenAIProvider(BaseProvider):
     """A provider that speaks OpenAI's chat completions format."""
 
     extra = "openai"
+    paths = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
 
     def _make_client(self, http_client: Any) -> Any:

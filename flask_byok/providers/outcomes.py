@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,6 +35,7 @@ class Outcomes:
     call with its retries, or a stream of ours, the whole has one outcome.
 
     :param report: called for calls with the SDK's client; who makes others hears of refusals itself.
+    :param paths: below the base URL, where any key of the provider's belongs, beside that of its check.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Outcomes:
         credential: Credential,
         count: Count | None,
         report: Report | None = None,
+        paths: Collection[str] = (),
     ) -> None:
+        self._paths = {*paths, spec.check.path.partition("?")[0]}
         self._spec = spec
         self._credential = credential
         self._count = count
@@ -71,7 +74,11 @@ class Outcomes:
             return Ending("used")
         if not status:
             return Ending("failed")
-        _, verdict = describe(self._spec, self._credential, failure_in(status, body))
+        from ..outbound.transport import path_below
+
+        elsewhere = path_below(request.url, self._credential.base_url) not in self._paths
+        failure = failure_in(status, body, elsewhere=elsewhere)
+        _, verdict = describe(self._spec, self._credential, failure)
         if verdict is None:
             return Ending("failed")
         return Ending("rejected", verdict if self._is_about_this_key(request) else None)

@@ -14,6 +14,7 @@ import pytest
 
 from flask_byok.errors import EndpointNotAllowedError, ProviderUnavailableError
 from flask_byok.outbound import Endpoint, Outbound
+from flask_byok.outbound.transport import carries
 from flask_byok.testing import FakeProviders
 from tests.patience import IN_TIME, soon
 
@@ -248,3 +249,33 @@ def test_unix_sockets_are_refused() -> None:
     backend = client._transport._pool._network_backend
     with pytest.raises(Exception, match="unix sockets"):
         backend.connect_unix_socket("/run/docker.sock")
+
+
+@pytest.mark.parametrize(
+    ("url", "header", "does"),
+    [
+        ("https://gw.example/tenant1", "sk-A", True),
+        ("https://gw.example/tenant1/v1/models?limit=1", "Bearer sk-A", True),
+        ("https://gw.example/tenant10/v1/models", "Bearer sk-A", False),
+        ("https://gw.example/tenant", "Bearer sk-A", False),
+        ("https://gw.example/tenant1/../tenant2/v1", "Bearer sk-A", False),
+        ("https://other.example/tenant1/v1", "Bearer sk-A", False),
+        ("http://gw.example/tenant1/v1", "Bearer sk-A", False),
+        ("https://gw.example/tenant1/v1", "Bearer sk-A-longer", False),
+        ("https://gw.example/tenant1/v1", "Bearer my-sk-A", False),
+        ("https://gw.example/tenant1/v1", "Bearer sk-A sk-B", False),
+        ("https://gw.example/tenant1/v1", "Bearer", False),
+    ],
+)
+def test_what_carries_a_key(url: str, header: str, does: bool) -> None:
+    """The very key went to its address, or below it: no other key, and no neighbour of the address."""
+    request = httpx2.Request("GET", url, headers={"Authorization": header})
+    for base_url in ("https://gw.example/tenant1", "https://gw.example/tenant1/"):
+        assert carries(request, "sk-A", base_url) is does
+
+
+def test_an_address_without_a_path_has_all_below_it() -> None:
+    """Every path of a server is below the server itself."""
+    request = httpx2.Request("GET", "https://gw.example/v1/models", headers={"x-api-key": "sk-A"})
+    for base_url in ("https://gw.example", "https://gw.example/"):
+        assert carries(request, "sk-A", base_url)

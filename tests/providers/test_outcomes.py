@@ -320,6 +320,67 @@ def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
     assert reported == []
 
 
+@pytest.mark.parametrize(
+    ("provider", "path"),
+    [
+        ("anthropic", "/v1/organizations/users"),
+        ("anthropic", "/v1/models/m"),
+        ("openrouter", "/keys"),
+        ("openrouter", "/models"),
+        ("groq", "/files"),
+    ],
+)
+def test_a_bare_refusal_elsewhere_is_no_verdict(
+    fake: FakeProviders, make: Make, provider: str, path: str
+) -> None:
+    """What wants another kind of key answers 401 too: that says nothing about this one."""
+    reported: list[Verdict] = []
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), report=reported.append, count=counted.append,
+                max_retries=0)  # fmt: skip
+    fake.answer_next(provider, 401, {"error": {"message": "Another key, please."}})
+    with pytest.raises(Exception, match=r"401"):
+        made.client.get(path, cast_to=object)
+    assert (reported, counted) == ([], ["failed"])
+
+
+@pytest.mark.parametrize(
+    ("provider", "path"),
+    [
+        ("anthropic", "/v1/models?limit=5"),
+        ("anthropic", "/v1/messages"),
+        ("anthropic", "/v1/messages/count_tokens"),
+        ("openrouter", "/key"),
+        ("openrouter", "/chat/completions"),
+        ("groq", "/models"),
+        ("groq", "/responses"),
+        ("custom", "/embeddings"),
+    ],
+)
+def test_a_bare_refusal_where_the_key_belongs(
+    fake: FakeProviders, make: Make, provider: str, path: str
+) -> None:
+    """At the check and where answers are asked for, 401 says that the key is bad."""
+    reported: list[Verdict] = []
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), report=reported.append, count=counted.append,
+                max_retries=0)  # fmt: skip
+    fake.answer_next(provider, 401, {"error": {"message": "No."}})
+    with pytest.raises(Exception, match=r"401"):
+        made.client.get(path, cast_to=object)
+    assert (reported, counted) == ([Verdict.INVALID], ["rejected"])
+
+
+def test_a_refusal_that_names_the_key_counts_anywhere(fake: FakeProviders, make: Make) -> None:
+    """A code that means a bad key means it at every path."""
+    reported: list[Verdict] = []
+    made = make("openai", fake.api_key("openai"), report=reported.append, max_retries=0)
+    fake.answer_next("openai", 401, {"error": {"code": "invalid_api_key", "message": "No."}})
+    with pytest.raises(Exception, match=r"401"):
+        made.client.get("/organization/users", cast_to=object)
+    assert reported == [Verdict.INVALID]
+
+
 def test_another_keys_refusal_is_not_reported(fake: FakeProviders, make: Make) -> None:
     """A copy of the SDK's client may have another key, or another provider's address: that is no verdict on ours."""
     reported: list[Verdict] = []
