@@ -17,8 +17,11 @@ _SHORTEST_REAL_KEY = 20
 
 # Controls (C1 too), what turns the direction of text or has no width, halves of characters, line separators.
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Letters of Hangul that have no shape, and a pattern of Braille without a dot.
+_FILLERS = "\u115f\u1160\u3164\uffa0"
+_BLANK = "\N{BRAILLE PATTERN BLANK}"
 # What may stand between the letters of a key and leaves it readable.
-_BETWEEN = {"Cf", "Mn", "Me"}
+_BETWEEN = {"Cf", "Mc", "Me", "Mn"}
 # Emoji and some scripts are written with them.
 _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
@@ -76,24 +79,34 @@ def _text(value: object, name: str) -> str:
 
 
 def _has_unseen(text: str) -> bool:
-    return any(unicodedata.category(char) in _UNSEEN and char not in _JOINERS for char in text)
+    return any(
+        char in _FILLERS or (unicodedata.category(char) in _UNSEEN and char not in _JOINERS)
+        for char in text
+    )
 
 
 def _require_keyless(
     text: str, name: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
 ) -> None:
     typed = [secret for field, secret in fields.items() if field != "base_url"]
-    for seen in (text, _as_read(text)):
-        if _looks_like_key(seen, specs) or any(_is_within(secret, seen) for secret in typed):
-            raise InvalidFieldError(
-                f"The field {name!r} seems to hold an API key, but it is shown."
-            )
+    read = _as_read(text)
+    begun = any(_looks_like_key(seen, specs) for seen in (text, read))
+    # The key itself is known, so that words of other texts are not taken for it where spaces go.
+    if begun or any(_is_within(secret, read.replace(" ", "")) for secret in typed):
+        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
 
 
 def _as_read(text: str) -> str:
-    """Return a text in plain letters: what is wider, or has a joiner or mark within, still reads as a key."""
+    """Return a text in plain letters and spaces: what is wider, or has marks within, still reads as a key."""
     plain = unicodedata.normalize("NFKD", text)
-    return "".join(char for char in plain if unicodedata.category(char) not in _BETWEEN)
+    return "".join(map(_plain, plain))
+
+
+def _plain(char: str) -> str:
+    category = unicodedata.category(char)
+    if category in _BETWEEN or char in _FILLERS + _BLANK:
+        return ""
+    return " " if category == "Zs" else char
 
 
 def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:

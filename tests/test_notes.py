@@ -15,8 +15,23 @@ API_KEY = "sk-proj-CANARY-4711-abcdefgh"
 PLAIN_KEY = "0123456789CANARY"
 #: A C1 control, a direction override and an isolate, a zero width space, a tag, a line separator, half a character.
 #: Joiners, a variation selector and an accent: allowed in a text, but no way to hide a key in it.
-BETWEEN = ["\u200c", "\u200d", "\ufe0f", "\u0301"]
-UNSEEN = ["\x9b2J", "\u202e", "\u2066", "\u200b", "\U000e0041", "\u2028", "\ud800", "\0", "\n"]
+BETWEEN = ["\u200c", "\u200d", "\ufe0f", "\u0301", "\u0903", "\u17b4", "\u2800"]
+#: Of all widths; they too leave a key readable.
+SPACES = [" ", "\u00a0", "\u2009", "\u3000"]
+#: Letters of Hangul that have no shape.
+FILLERS = ["\u115f", "\u1160", "\u3164", "\uffa0"]
+UNSEEN = [
+    *FILLERS,
+    "\x9b2J",
+    "\u202e",
+    "\u2066",
+    "\u200b",
+    "\U000e0041",
+    "\u2028",
+    "\ud800",
+    "\0",
+    "\n",
+]
 NOW = utcnow()
 RECORD = CredentialRecord(
     provider="openai",
@@ -42,7 +57,32 @@ def test_notes() -> None:
     assert [note(None), note(" ")] == [None, None]
 
 
-@pytest.mark.parametrize("text", ["👩\u200d💻", "می\u200cخواهم", "❤\ufe0f", "日本語", "שלום"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my sk-learn list of the year",
+        "my\u3000sk-learn\u2009list of the year",
+        "a task-list of all that is to be done",
+        "gsk_ and xai-keys are kept elsewhere",
+    ],
+)
+def test_words_that_begin_as_keys_do(text: str) -> None:
+    """Words stay words where spaces part them: only the key itself is looked for across spaces."""
+    assert note(text, api_key=PLAIN_KEY) == text
+
+
+@pytest.mark.parametrize("between", BETWEEN + SPACES + FILLERS)
+def test_a_new_key_hidden_in_what_stays(between: str) -> None:
+    """What was kept before a key is compared with it as it reads."""
+    record = dataclasses.replace(RECORD, label="it is " + between.join(PLAIN_KEY))
+    with pytest.raises(InvalidFieldError, match="'label' seems to hold"):
+        check_shown(record, {"api_key": Secret(PLAIN_KEY)})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["हिन्दी: मेरी कुंजी", "한국어 열쇠", "👩\u200d💻", "می\u200cخواهم", "❤\ufe0f", "日本語", "שלום"],
+)
 def test_what_people_write(text: str) -> None:
     """Emoji and all scripts stay as they were typed, with the joiners that they need."""
     assert note(text) == text
@@ -58,7 +98,12 @@ def test_what_people_write(text: str) -> None:
         ("sk-ant-CANARY-0123456789abcdef", "seems to hold"),
         ("sk-admin-CANARY-0123456789abcdef", "seems to hold"),
         ("it is 0123456789CANARY!", "seems to hold"),
-        *(("it is 0123456789" + between + "CANARY", "seems to hold") for between in BETWEEN),
+        *(
+            ("it is 0123456789" + between + "CANARY", "seems to hold")
+            for between in BETWEEN + SPACES
+        ),
+        *((between.join("0123456789CANARY"), "seems to hold") for between in BETWEEN + SPACES),
+        *((between.join(API_KEY), "seems to hold") for between in BETWEEN),
         ("\N{FULLWIDTH DIGIT ZERO}123456789CANARY", "seems to hold"),
     ],
 )
