@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .stores.accounts import AccountStore
 
 #: How often a key is checked of which a part is kept, where others change that part meanwhile.
-_TRIES = 5
+_TRIES = 2
 
 
 class Changes(TypedDict, total=False):

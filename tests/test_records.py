@@ -435,12 +435,12 @@ def moving(world: World, record: CredentialRecord, times: int) -> Iterator[Calla
 def test_what_is_kept_of_a_key_that_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key whose address changes meanwhile is put together and checked again; nobody hears of the versions."""
     shelf, record = custom(world, "https://old.example/v1")
-    meanwhile(monkeypatch, shelf, moving(world, record, 4))
+    meanwhile(monkeypatch, shelf, moving(world, record, 1))
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
     changed, _ = shelf.change(record, {}, typed)
     fields, base_url = open_record(world.keyring, "account", "user:ann", changed)
     assert fields["api_key"].reveal() == "k-abcdefgh"
-    assert base_url == "https://3.example/v1"
+    assert base_url == "https://0.example/v1"
 
 
 def test_what_is_kept_of_a_key_that_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -454,11 +454,11 @@ def test_what_is_kept_of_a_key_that_stays(world: World, monkeypatch: pytest.Monk
     assert (changed.label, changed.version) == ("new", "3")
 
 
-@pytest.mark.parametrize(("if_version", "left"), [(None, 95), (1, 99)])
+@pytest.mark.parametrize(("if_version", "left"), [(None, 98), (1, 99)])
 def test_what_changes_without_end(
     world: World, monkeypatch: pytest.MonkeyPatch, if_version: int | None, left: int
 ) -> None:
-    """It is tried five times, and once where a version was named; what was there last stays."""
+    """It is tried twice, and once where a version was named; what was there last stays."""
     shelf, record = custom(world, "https://old.example/v1")
     changes = moving(world, record, 100)
     meanwhile(monkeypatch, shelf, changes)
