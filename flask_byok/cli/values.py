@@ -68,6 +68,6 @@ def shown_address(value: Any) -> str:
         port = "" if parts.port is None else f":{parts.port}"
     except ValueError:
         return _HIDDEN
-    if "@" in parts.path or not parts.scheme:
-        return _HIDDEN  # a password with a slash in it
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}" or not parts.scheme:
+        return _HIDDEN  # a password with a slash, a question mark or a hash in it
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"

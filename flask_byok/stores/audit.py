@@ -162,14 +162,16 @@ class AuditLog:
         """
         secret = self._canary.secret()
         findings = self._headless(owner)
-        chains = self._rowless(owner, secret, findings)
+        empty = {chain.owner: chain for chain in self._rowless(owner, secret, findings)}
+        chains: list[Follower] = []
         rows = done = 0
         for row in self._rows(owner):
             if not chains or chains[-1].owner != row.owner:
                 if len(chains) >= _BATCH:
                     findings += self._finish(chains, secret)
                     chains = []
-                chains.append(Follower(row.owner, secret))
+                # Where there was none before, its first row has come since.
+                chains.append(empty.pop(row.owner, Follower(row.owner, secret)))
                 done += 1
             findings += chains[-1].row(row)
             rows += 1
@@ -177,7 +179,7 @@ class AuditLog:
                 report(rows, done)
         if report is not None:
             report(rows, done)
-        return findings + self._finish(chains, secret)
+        return findings + self._finish([*chains, *empty.values()], secret)
 
     def _finish(self, chains: Iterable[Follower], secret: bytes) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)

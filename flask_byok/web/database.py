@@ -57,7 +57,7 @@ def host_engine(app: Flask) -> Any:
 
 def is_late(app: Flask, found: FoundDatabase) -> bool:
     """Say whether keys are in the file though the host has a database, which was set up after us."""
-    return found.source == _INSTANCE and "sqlalchemy" in app.extensions
+    return found.source == _INSTANCE and host_engine(app) is not None
 
 
 def warn_if_late(app: Flask, found: FoundDatabase) -> None:

@@ -119,6 +119,8 @@ def test_nothing_secret_is_shown(tmp_path: Path) -> None:
         ("redis://ann:hunter22@cache.example:6380/1", "redis://cache.example:6380/1"),
         ("redis://:hunter22@cache.example", "redis://cache.example"),
         ("unix:///run/redis.sock?password=hunter22", "unix:///run/redis.sock"),
+        ("redis://:123#hunter22@127.0.0.1:1/0", "set"),
+        ("postgresql+psycopg://ann:4711?hunter22@127.0.0.1/name", "set"),
         (
             "postgresql://ann:hunter22@db.example/name?sslkey=hunter22",
             "postgresql://db.example/name",
@@ -365,7 +367,7 @@ def test_which_database(tmp_path: Path, database_url: str) -> None:
     assert database_of(default) == f"sqlite:///{file} a file in the instance folder"
 
 
-def host_with_database(directory: Path, url: str, *, late: bool) -> Flask:
+def host_with_database(directory: Path, url: str | None, *, late: bool, **config: Any) -> Flask:
     """Make a host with Flask-SQLAlchemy and Flask-Migrate, which it sets up before BYOK or too late."""
     app = Flask(__name__, instance_path=str(directory))
     app.config |= {
@@ -375,6 +377,7 @@ def host_with_database(directory: Path, url: str, *, late: bool) -> Flask:
         "SQLALCHEMY_DATABASE_URI": url,
         "BYOK_ENCRYPTION_KEY": OLD,
         **SAFE,
+        **config,
     }
     Session(app)
     db = flask_sqlalchemy.SQLAlchemy()
@@ -385,6 +388,14 @@ def host_with_database(directory: Path, url: str, *, late: bool) -> Flask:
     if not late:
         BYOK(app)
     return app
+
+
+def test_a_host_without_an_engine_of_its_own_is_not_late(tmp_path: Path, sqlite_url: str) -> None:
+    """Flask-SQLAlchemy with named databases alone has none that keys could be in, so nothing is said."""
+    app = host_with_database(tmp_path, None, late=False, SQLALCHEMY_BINDS={"other": sqlite_url})
+    result = run(app, "check")
+    assert "a file in the instance folder" in database_of(result.output)
+    assert "Flask-SQLAlchemy" not in result.stderr
 
 
 def test_the_hosts_database(tmp_path: Path, database_url: str) -> None:

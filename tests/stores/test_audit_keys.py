@@ -197,6 +197,21 @@ def test_verifies_beside_writers(store: AccountStore) -> None:
         writer.join()
 
 
+def test_verifies_beside_first_keys(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Owners who have had a chain without rows, and get their first key meanwhile, are followed once."""
+    for owner in ("user:yan", "user:zoe"):
+        store.audit.change(owner, lambda connection, chain: None)
+    look = store.audit._rowless
+
+    def look_and_go_on(*asked: Any) -> Any:
+        found = look(*asked)
+        store.create(make_record("user:yan"), event_of())
+        return found
+
+    monkeypatch.setattr(store.audit, "_rowless", look_and_go_on)
+    assert store.audit.verify() == []
+
+
 def test_many_owners(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are compared in batches that end anywhere, and none is left out."""
     for number in range(7):
