@@ -25,7 +25,8 @@ def gunicorn(folder: Path, *, workers: int = 3, threads: int = 6, **environ: str
     command = [
         *(sys.executable, "-m", "gunicorn", "tests.guarantees.sessions_host:app"),
         *("--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads)),
-        *("--log-level", "error", "--worker-tmp-dir", str(folder)),
+        # A busy machine leaves connections idle for longer than gunicorn's two seconds.
+        *("--log-level", "error", "--worker-tmp-dir", str(folder), "--keep-alive", "30"),
     ]
     env = {**os.environ, "SESSIONS_HOST_FOLDER": str(folder), **environ}
     with (folder / "gunicorn.log").open("wb") as log:

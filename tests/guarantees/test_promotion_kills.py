@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -178,7 +178,7 @@ def interrupted_at(
     place: Place, server: Server, at: int, labels: Path, interrupt: Interrupt, inside: bool
 ) -> bool:
     """Promote while a server goes away at one point, and check what is found once it is back; say whether it went."""
-    with everyday_limits(redis_client):
+    with everyday_limits(redis_client) if interrupt is frozen else nullcontext():
         world = place.world()
     caller = begin(world, f"{place.folder.name}-{at}")
     revive: list[Callable[[], object]] = []
