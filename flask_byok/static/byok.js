@@ -117,6 +117,7 @@ const rowOf = (root, provider) => root.querySelector(`[data-byok-provider="${CSS
 class ByokSettings extends HTMLElement {
   #retry = null;
   #refreshed = null;
+  #refreshes = 0;
   #gone = null;
   #opening = null;
 
@@ -232,7 +233,7 @@ class ByokSettings extends HTMLElement {
   }
 
   async _change(provider, row) {
-    await changeNotes(provider, notesIn(row));
+    await changeNotes(provider, changedNotesIn(row));
     return { kind: "success", message: this.dataset.textChanged };
   }
 
@@ -285,10 +286,22 @@ class ByokSettings extends HTMLElement {
     if (await this.#refresh()) this.#say("", "");
   }
 
+  // The settings as they are now. What was asked for before a later refresh may be older than the change behind
+  // that one, so it is asked for again.
+  async #latest() {
+    this.#refreshes += 1;
+    let fresh, asked;
+    do {
+      asked = this.#refreshes;
+      fresh = await rendered();
+    } while (asked !== this.#refreshes);
+    return fresh;
+  }
+
   // Another tab may have changed what this page showed when it was loaded. What somebody is busy with stays.
   async #freshen() {
     this.ariaBusy = "true";
-    const fresh = await rendered().catch(() => null);
+    const fresh = await this.#latest().catch(() => null);
     this.ariaBusy = null;
     if (!fresh) return;
     const content = this.shadowRoot.querySelector("[data-byok-content]");
@@ -306,7 +319,7 @@ class ByokSettings extends HTMLElement {
   // Put the server's fresh row, or with no provider all rows, in place of what is shown.
   async #refresh(provider) {
     try {
-      const fresh = await rendered();
+      const fresh = await this.#latest();
       const [old, now] = [this.shadowRoot, fresh].map((root) => provider && rowOf(root, provider));
       if (old && now) swap(old, now);
       else swap(this.shadowRoot.querySelector("[data-byok-content]"), fresh);
@@ -351,6 +364,13 @@ function notesIn(row, place) {
   const isOther = place && row.querySelector("[part=options]").dataset.byokOf !== place;
   const said = (input) => (isOther && input.value === input.defaultValue ? "" : input.value);
   return { label: said(label) || null, expires_at: said(day) ? `${said(day)}T23:59:59Z` : null };
+}
+
+// The same of a key that stays. A day says less than the time that is kept, and of a time that is past none is shown.
+function changedNotesIn(row) {
+  const { expires_at: day } = row.querySelector("form").elements;
+  const { expires_at, ...notes } = notesIn(row);
+  return day.value === day.defaultValue ? notes : { ...notes, expires_at };
 }
 
 function reveal(button, shown) {

@@ -43,7 +43,7 @@ def _change(provider: str) -> Outcome:
     state = get_state()
     keys = state.service.records.own(current_caller(state))
     record = keys.get(_shown(keys.page(provider=provider)["keys"], provider))
-    keys.change(record, _notes())
+    keys.change(record, _changed_notes())
     return Outcome(code="changed", provider=provider)
 
 
@@ -97,6 +97,17 @@ def _notes() -> Changes:
     except ValueError:
         raise InvalidFieldError("The field 'expires_at' is no date.") from None
     return {"label": request.form.get("label"), "expires_at": expires_at}
+
+
+def _changed_notes() -> Changes:
+    """Return the same of a key that stays, without a day that is as the page showed it.
+
+    A day says less than the time that is kept, and of a time that is past none is shown.
+    """
+    notes = _notes()
+    if request.form.get("expires_at", "") == request.form.get("expires_at_shown", ""):
+        del notes["expires_at"]
+    return notes
 
 
 def _notes_of_new(provider: str, persist: bool) -> Changes:

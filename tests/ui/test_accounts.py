@@ -257,6 +257,67 @@ def test_expiry_is_chosen_and_taken_back(
     assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
 
 
+def stored_expiry(settings: SettingsPage) -> datetime | None:
+    """Return when the account's key expires."""
+    cookies = {cookie["name"]: cookie["value"] for cookie in settings.driver.get_cookies()}
+    with Client(base_url=settings.url, cookies=cookies) as window:
+        (key,) = window.get("/api/keys").json()["keys"]
+    return None if key["expires_at"] is None else datetime.fromisoformat(key["expires_at"])
+
+
+def rename(settings: SettingsPage, label: str) -> None:
+    """Change the label, and nothing else unless it was set before."""
+    if not settings.row("openai", "input[name=label]").is_displayed():
+        settings.row("openai", "[part=more] summary").click()
+    settings.type("openai", label, "label")
+    settings.press("openai", "change")
+    settings.expect("Changes saved")
+    assert settings.row("openai", "[data-byok-label]").text == label
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_new_label_does_not_revive_a_key(
+    serve: ServeHost, either_browser: Chrome, make_key: Callable[[str], str], limited: bool
+) -> None:
+    """A key that has expired takes a label and stays expired, even where it has had all the time that keys may have."""
+    lifetime = timedelta(seconds=3)
+    host = serve(BYOK_MAX_KEY_LIFETIME=lifetime) if limited else serve()
+    settings = SettingsPage(either_browser, host.url)
+    sign_in(settings)
+    over = (datetime.now(UTC) + lifetime).isoformat()
+    key = {"provider": "openai", "api_key": make_key("ada"), "validate": "off"}
+    call_elsewhere(settings, "POST", "/api/keys", key if limited else {**key, "expires_at": over})
+    before = stored_expiry(settings)
+
+    def is_over() -> bool:
+        settings.visit(PAGE)
+        return settings.row("openai", "[data-byok-chip]").text == "Expired"
+
+    settings.wait(is_over, "expired")
+    rename(settings, "Old")
+    assert settings.row("openai", "[data-byok-chip]").text == "Expired"
+    assert stored_expiry(settings) == before
+
+
+def test_new_label_leaves_the_time_as_it_is(
+    settings: SettingsPage, make_key: Callable[[str], str]
+) -> None:
+    """A time that was set to the hour stays so while only the label changes; a day that is chosen replaces it."""
+    sign_in(settings)
+    hour = (datetime.now(UTC) + timedelta(days=30)).replace(hour=6, minute=0, second=0)
+    hour = hour.replace(microsecond=0)
+    key = {"provider": "openai", "api_key": make_key("ada"), "expires_at": hour.isoformat()}
+    call_elsewhere(settings, "POST", "/api/keys", key)
+    settings.visit(PAGE)
+    rename(settings, "Work")
+    assert stored_expiry(settings) == hour
+    chosen = (hour + timedelta(days=1)).replace(hour=23, minute=59, second=59)
+    settings.row("openai", "[part=more] summary").click()
+    set_day(settings, chosen.date().isoformat())
+    rename(settings, "Home")
+    assert stored_expiry(settings) == chosen
+
+
 def test_label_of_the_accounts_key_is_not_the_sessions(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:

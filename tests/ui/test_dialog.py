@@ -320,3 +320,39 @@ def test_what_is_typed_at_once_stays(
     settings.wait(lambda: settings.badge("openai") == "YOUR KEY", "the new key")
     field.send_keys("y")
     assert settings.typed("groq") == "half a key"
+
+
+#: Keeps back the first answer with rows, which has come but is not seen, until `release` is called.
+HOLD_FIRST = """
+    const { prototype } = XMLHttpRequestEventTarget;
+    const onload = Object.getOwnPropertyDescriptor(prototype, "onload");
+    let asked = 0;
+    Object.defineProperty(prototype, "onload", { ...onload, set(seen) {
+      const hold = (event) => { window.release = () => seen.call(this, event); };
+      onload.set.call(this, asked++ ? seen : hold);
+    }});
+    document.querySelector("#byok-dialog").showModal();
+"""
+
+
+def test_late_answer_does_not_undo_a_save(
+    settings: SettingsPage, byok_fake_providers: FakeProviders
+) -> None:
+    """Rows that were rendered before a save and come after it are not shown; what another tab did still is."""
+    settings.visit("/")
+    settings.driver.execute_script(HOLD_FIRST)
+    settings.wait(lambda: settings.driver.execute_script("return !!window.release"), "an answer")
+    save_elsewhere(settings, "groq", byok_fake_providers.api_key("groq"))
+    settings.save("openai", byok_fake_providers.api_key("openai"))
+    settings.expect("Key saved")
+    settings.driver.execute_script("""
+        const { shadowRoot } = document.querySelector("byok-settings");
+        window.shown = [];
+        new MutationObserver(() => window.shown.push(
+          shadowRoot.querySelector('[data-byok-provider="openai"]').dataset.byokSource
+        )).observe(shadowRoot, { childList: true, subtree: true });
+        window.release();
+    """)
+    settings.wait(lambda: settings.badge("groq") == "YOUR KEY", "the other tab's key")
+    assert settings.badge("openai") == "YOUR KEY"
+    assert set(settings.driver.execute_script("return window.shown")) == {"session"}

@@ -97,6 +97,24 @@ def test_visitor_changes_nothing(client: FlaskClient) -> None:
     assert outcome(response)["byok_reason"] == "owner_required"
 
 
+@pytest.mark.parametrize(
+    ("shown", "typed", "stays"),
+    [("2099-01-01", "2099-01-01", True), ("", "", True), ("2099-01-01", "", False)],
+)
+def test_day_counts_where_it_was_changed(
+    client: FlaskClient, byok_fake_providers: FakeProviders, shown: str, typed: str, stays: bool
+) -> None:
+    """A day that is sent as it was shown changes nothing, even if another was set meanwhile; one taken out does."""
+    client.get("/sign-in/ada")
+    api_key = byok_fake_providers.api_key("openai")
+    post(client, "save", api_key=api_key, persist="yes", expires_at="2099-06-01")
+    changed = post(client, "change", label="Work", expires_at=typed, expires_at_shown=shown)
+    assert outcome(changed)["byok"] == "changed"
+    (key,) = client.get("/api/keys").get_json()["keys"]
+    kept = "2099-06-01T23:59:59.000Z" if stays else None
+    assert (key["label"], key["expires_at"]) == ("Work", kept)
+
+
 def test_form_of_another_site_is_refused(client: FlaskClient) -> None:
     """A form that another site's page sent is refused with the bare problem, token or not."""
     response = post(client, "clear", headers={"Sec-Fetch-Site": "cross-site"})
