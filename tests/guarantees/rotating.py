@@ -22,11 +22,11 @@ from sqlalchemy import insert
 
 from flask_byok import BYOK
 from flask_byok.keyring import Keyring
-from flask_byok.stores import sql_engine
 from flask_byok.stores.account_changes import new_id
 from flask_byok.stores.account_rows import new_values
 from flask_byok.stores.accounts import AccountStore
 from flask_byok.stores.tables import credentials
+from tests.patience import give_time
 from tests.stores.account_kinds import event_of, make_record, open_key
 
 OLD, NEW = "00" * 32, "11" * 32
@@ -89,9 +89,7 @@ def write(
 
 def main(kind: str, url: str, stop: str, report: str, count: str) -> None:
     """Do one thing until told to stop."""
-    # A busy machine may take its time: what is too late is a matter of other tests.
-    sql_engine.LIMIT = 20
-    sql_engine._SERVER_LIMITS = "-c lock_timeout=20s -c statement_timeout=20s"
+    give_time()
     store, done, failed = AccountStore(url, AFTER), {}, []
     steps: dict[str, Callable[[], None]] = {
         "read": lambda: read(store, int(count), done),
