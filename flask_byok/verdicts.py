@@ -82,10 +82,8 @@ class Verdicts:
         validation = self._ask(caller, spec, fields, endpoint)
         verdict, checked_at = validation.verdict, validation.checked_at
         if credential.id:
-            event = None
-            if (
-                caller.authenticated
-            ):  # a visitor, who may check a shared key, has no name in the log
+            event = None  # a visitor, who may check a shared key, has no name in the log
+            if caller.authenticated:
                 event = self._journal.event(caller, "validate", credential.fields, verdict)
             self._note_in_account(credential, verdict, checked_at, event)
         else:

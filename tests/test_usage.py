@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from flask_byok import usage as module
+from flask_byok import tally as module
 from flask_byok.credentials import Credential, Secret, isoformat, utcnow
 from flask_byok.errors import ByokError, StoreError
 from flask_byok.owners import Caller, SessionRef, Tier
