@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -174,6 +174,15 @@ def test_a_refusal_in_a_chat_model_marks_the_key(
     assert visitor.status()["state"] == "rejected"
 
 
+@pytest.fixture
+def fresh_heap() -> Iterator[None]:
+    """Let collections look at what this test makes only, not at all that is imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("fresh_heap")
 @pytest.mark.parametrize(
     "use",
     [
@@ -200,6 +209,7 @@ def test_a_key_is_redacted_while_its_client_lives(
     assert redact(key) == key
 
 
+@pytest.mark.usefixtures("fresh_heap")
 @pytest.mark.parametrize("explicit", [None, "sk-operator-0123456789"])
 def test_a_key_is_redacted_for_the_length_of_the_request(
     app: HostApp, monkeypatch: pytest.MonkeyPatch, explicit: str | None

@@ -148,7 +148,7 @@ EVERYWHERE = [*KINDS, "database+postgresql", "redis+sqlite"]
 CALLS = ("read", "exchange", "promote", "discard", "commit")
 VERBS = pytest.mark.parametrize(
     ("act", "check", "step"),
-    [(promote, check_promotion, 4), (clear, check_clear, 9), (set_for_good, check_set, 7)],
+    [(promote, check_promotion, 6), (clear, check_clear, 9), (set_for_good, check_set, 7)],
     ids=["promote", "clear", "set"],
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -69,16 +71,21 @@ def show_every_state(settings: SettingsPage, fake: FakeProviders) -> None:
     settings.wait(lambda: settings.message.startswith("Failed"), "refused")
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("theme", THEMES)
+def in_each_look(settings: SettingsPage) -> Iterator[str]:
+    """Show what there is in each theme and width in turn."""
+    for theme, size in itertools.product(THEMES, SIZES):
+        settings.emulate(**THEMES[theme])
+        settings.resize(*SIZES[size])
+        yield f"{theme}, {size}"
+
+
 def test_axe_finds_nothing_in_the_dialog(
-    settings: SettingsPage, byok_fake_providers: FakeProviders, theme: str, size: str
+    settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
     """In each theme and width, axe has no finding."""
-    settings.emulate(**THEMES[theme])
-    settings.resize(*SIZES[size])
     show_every_state(settings, byok_fake_providers)
-    assert findings(settings) == []
+    for look in in_each_look(settings):
+        assert findings(settings) == [], look
 
 
 @pytest.mark.parametrize(
@@ -133,26 +140,34 @@ def show_an_account(settings: SettingsPage, fake: FakeProviders) -> None:
     settings.row("anthropic", "[part=more] summary").click()
 
 
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("theme", THEMES)
 def test_axe_finds_nothing_in_an_account(
-    settings: SettingsPage, byok_fake_providers: FakeProviders, theme: str, size: str
+    settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
     """Keys in the account, such that expire soon and such that wait are as good, and nothing is cut off."""
-    settings.emulate(**THEMES[theme])
-    settings.resize(*SIZES[size])
     show_an_account(settings, byok_fake_providers)
-    assert settings.row("openai", "[part=promotable]").is_displayed()
-    assert settings.row("anthropic", "[data-byok-chip]").text == "Expires soon"
-    assert settings.row("google", "[part=promotable]").is_displayed()
-    assert findings(settings) == []
-    box = "const box = document.querySelector('byok-settings'); return box.scrollWidth - box.clientWidth"
-    assert settings.driver.execute_script(box) == 0
+    for look in in_each_look(settings):
+        assert settings.row("openai", "[part=promotable]").is_displayed()
+        assert settings.row("anthropic", "[data-byok-chip]").text == "Expires soon"
+        assert settings.row("google", "[part=promotable]").is_displayed()
+        assert findings(settings) == [], look
+        assert overflow_of(settings) == 0, look
+        assert small_controls(settings) == [], look
+
+
+def overflow_of(settings: SettingsPage) -> int:
+    """Return by how many pixels the settings are wider than there is room."""
+    script = "const box = document.querySelector('byok-settings'); return box.scrollWidth - box.clientWidth"
+    wider: int = settings.driver.execute_script(script)
+    return wider
+
+
+def small_controls(settings: SettingsPage) -> list[str]:
+    """Return the controls that are too small for a finger, which needs 44 pixels."""
     controls = settings.find_all(
         ":is([part=choice], [part~=button], [part~=input], [part=more] summary)"
     )
     shown = [(c.text, c.size) for c in controls if c.is_displayed()]
-    assert [s for s in shown if s[1]["height"] < 44 or s[1]["width"] < 44] == []
+    return [text for text, size in shown if size["height"] < 44 or size["width"] < 44]
 
 
 def test_harsh_host_style_changes_nothing_inside(settings: SettingsPage) -> None:
