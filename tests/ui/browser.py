@@ -69,7 +69,7 @@ class SettingsPage:
         settings = self.driver.find_element(By.CSS_SELECTOR, "byok-settings")
         return settings.get_attribute("aria-busy") != "true"
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 10) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
         """Poll until the condition holds; an element that was replaced meanwhile is looked up again."""
         waiting = WebDriverWait(self.driver, seconds, 0.05, ignored_exceptions=[Exception])
         return waiting.until(lambda _: condition(), what)

@@ -58,7 +58,7 @@ def test_restricted_key_is_saved_with_a_caveat(
 
 def test_impatience_sends_once(settings: SettingsPage, byok_fake_providers: FakeProviders) -> None:
     """While a save is on its way the row says so, takes no second press and keeps the focus."""
-    byok_fake_providers.latency = 0.7
+    byok_fake_providers.latency = 3.0
     settings.open()
     settings.save("openai", byok_fake_providers.api_key("openai"))
     settings.press("openai", "save")
