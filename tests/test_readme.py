@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -63,15 +63,20 @@ def _printed_encryption_key(directory: Path) -> str:
     return done.stdout.strip()
 
 
+def _run_as_told(directory: Path, fake: FakeProviders) -> AbstractContextManager[str]:
+    """Run the app there by the commands that the pages give, on fake providers."""
+    return _flask_run(
+        directory,
+        FLASK_SECRET_KEY="made up for this test",
+        FLASK_BYOK_BASE_URLS=json.dumps(fake.base_urls),
+        BYOK_ENCRYPTION_KEY=_printed_encryption_key(directory),
+    )
+
+
 def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
     """The README's app, saved and run by its commands, serves the dialog, keeps a key and streams with it."""
     (tmp_path / "app.py").write_text(BLOCKS[0][1])
-    with _flask_run(
-        tmp_path,
-        FLASK_SECRET_KEY="made up for this test",
-        FLASK_BYOK_BASE_URLS=json.dumps(byok_fake_providers.base_urls),
-        BYOK_ENCRYPTION_KEY=_printed_encryption_key(tmp_path),
-    ) as url:
+    with _run_as_told(tmp_path, byok_fake_providers) as url:
         visitor = _ReadmeVisitor(url)
         assert '<dialog id="byok-dialog"' in visitor.page()
         hello = {"messages": [{"role": "user", "content": "hello"}]}
@@ -88,12 +93,7 @@ def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakePr
 def test_app_factory_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
     """The app factory of the quick start, run by the commands of its page, keeps a key and streams with it."""
     shutil.copy(EXAMPLES / "app.py", tmp_path / "app.py")
-    with _flask_run(
-        tmp_path,
-        FLASK_SECRET_KEY="made up for this test",
-        FLASK_BYOK_BASE_URLS=json.dumps(byok_fake_providers.base_urls),
-        BYOK_ENCRYPTION_KEY=_printed_encryption_key(tmp_path),
-    ) as url:
+    with _run_as_told(tmp_path, byok_fake_providers) as url:
         visitor = _ReadmeVisitor(url)
         new = {"provider": "openai", "api_key": byok_fake_providers.api_key("openai")}
         assert visitor.post("/api/providers/keys/set", new)[0] == 200

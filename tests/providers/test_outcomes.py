@@ -320,6 +320,20 @@ def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
     assert reported == []
 
 
+def refused_barely(
+    fake: FakeProviders, make: Make, provider: str, path: str
+) -> tuple[list[Verdict], list[str]]:
+    """Ask for a path that answers a bare 401, and return what was reported and what was counted."""
+    reported: list[Verdict] = []
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), report=reported.append, count=counted.append,
+                max_retries=0)  # fmt: skip
+    fake.answer_next(provider, 401, {"error": {"message": "No."}})
+    with pytest.raises(Exception, match=r"401"):
+        made.client.get(path, cast_to=object)
+    return reported, counted
+
+
 @pytest.mark.parametrize(
     ("provider", "path"),
     [
@@ -334,14 +348,7 @@ def test_a_bare_refusal_elsewhere_is_no_verdict(
     fake: FakeProviders, make: Make, provider: str, path: str
 ) -> None:
     """What wants another kind of key answers 401 too: that says nothing about this one."""
-    reported: list[Verdict] = []
-    counted: list[str] = []
-    made = make(provider, fake.api_key(provider), report=reported.append, count=counted.append,
-                max_retries=0)  # fmt: skip
-    fake.answer_next(provider, 401, {"error": {"message": "Another key, please."}})
-    with pytest.raises(Exception, match=r"401"):
-        made.client.get(path, cast_to=object)
-    assert (reported, counted) == ([], ["failed"])
+    assert refused_barely(fake, make, provider, path) == ([], ["failed"])
 
 
 @pytest.mark.parametrize(
@@ -361,14 +368,7 @@ def test_a_bare_refusal_where_the_key_belongs(
     fake: FakeProviders, make: Make, provider: str, path: str
 ) -> None:
     """At the check and where answers are asked for, 401 says that the key is bad."""
-    reported: list[Verdict] = []
-    counted: list[str] = []
-    made = make(provider, fake.api_key(provider), report=reported.append, count=counted.append,
-                max_retries=0)  # fmt: skip
-    fake.answer_next(provider, 401, {"error": {"message": "No."}})
-    with pytest.raises(Exception, match=r"401"):
-        made.client.get(path, cast_to=object)
-    assert (reported, counted) == ([Verdict.INVALID], ["rejected"])
+    assert refused_barely(fake, make, provider, path) == ([Verdict.INVALID], ["rejected"])
 
 
 def test_a_refusal_that_names_the_key_counts_anywhere(fake: FakeProviders, make: Make) -> None:
