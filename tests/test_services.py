@@ -76,6 +76,19 @@ def test_server_that_cannot_start_says_why() -> None:
     server.stop()
 
 
+def test_write_ahead_log_is_searched_across_pages() -> None:
+    """A value that a page of the write-ahead log cuts in two is found in it."""
+    values = [f"{number:04}-" + "value" * 100 for number in range(200)]
+    with services.PostgresServer() as server:
+        url = server.create_database()
+        with psycopg.connect(url.replace("+psycopg", "")) as connection:
+            connection.execute("CREATE TABLE kept (value text)")
+            for value in values:
+                connection.execute("INSERT INTO kept VALUES (%s)", (value,))
+        log = server.written(url)["WAL"]
+    assert [value[:4] for value in values if value.encode() not in log] == []
+
+
 def test_postgres_url_is_an_empty_database(postgres_url: str) -> None:
     """Each test gets a database of its own, in which nothing is."""
     conninfo = postgres_url.replace("+psycopg", "")
