@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -528,6 +530,16 @@ def test_a_key_that_may_not_be_stored_raises(
     app.view_functions["plain"] = view
     visitor.get("/plain")
     assert found == ["invalid"]
+
+
+def test_an_app_that_is_gone_leaves_nothing(tmp_path: Path) -> None:
+    """What belongs to an app, its connections to the database too, goes with it."""
+    app = make_app(tmp_path)
+    browser(app).load()
+    left = [weakref.ref(part) for part in (app, get_state(app).service.sessions)]
+    del app
+    gc.collect()
+    assert [ref() for ref in left] == [None, None]
 
 
 def test_two_browsers_two_apps_one_extension(tmp_path: Path, fake: FakeProviders) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -37,3 +38,5 @@ def at_sign_out(app: Flask, act: Callable[[], None]) -> None:
         act()
 
     user_logged_out.connect(on_logged_out, app, weak=False)
+    # Else the signal, which is everybody's, would keep what belongs to an app that is gone.
+    weakref.finalize(app, user_logged_out.disconnect, on_logged_out)

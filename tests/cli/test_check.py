@@ -24,6 +24,7 @@ from flask_byok.cli.values import shown_address, shown_settings
 from flask_byok.keyring import Keyring
 from flask_byok.settings import Settings
 from flask_byok.stores.tables import metadata
+from tests.keeper import close
 from tests.services import free_port
 from tests.stores.account_kinds import event_of, make_record
 from tests.stores.older_tables import made_by_first_version
@@ -406,6 +407,7 @@ def test_the_hosts_database(tmp_path: Path, database_url: str) -> None:
     expected = f"{shown_address(database_url)} the app's Flask-SQLAlchemy"
     assert database_of(result.output) == expected
     assert "note: Flask-Migrate is set up on this database" in result.output
+    close(app)
 
 
 @pytest.mark.parametrize("kept_out_by", ["include_name", "env.py", "another database"])
