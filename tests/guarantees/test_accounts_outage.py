@@ -6,13 +6,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
-from flask_byok import ConfigurationError
+from flask_byok import ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
 from flask_byok.web.state import get_state
 from tests.app import KEYS, HostApp, fingerprint, make_app
@@ -60,10 +61,12 @@ def make_host(
 
 
 def dispose(app: HostApp) -> None:
-    """Let the database go."""
-    accounts = get_state(app).service.accounts
-    assert accounts is not None
-    accounts.engine.dispose()
+    """Let the database go, once no count is being written: a connection in use would be left open."""
+    service = get_state(app).service
+    assert service.accounts is not None
+    with suppress(StoreError):
+        service.usage.flush()
+    service.accounts.engine.dispose()
 
 
 def uses(client: Keeper, id: str) -> dict[str, Callable[[], TestResponse]]:

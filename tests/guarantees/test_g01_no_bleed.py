@@ -111,7 +111,8 @@ def test_a_cached_provider_object_bleeds(fake: FakeProviders) -> None:
         )
 
     own = keys(fake, "openai")
-    interleaved(dict.fromkeys(own), naive_call)
+    with singleton:
+        interleaved(dict.fromkeys(own), naive_call)
     with pytest.raises(AssertionError, match="was served with the key of owner"):
         assert_no_key_bleed(fake.calls, {o: k for o, k in own.items() if k})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import anthropic
 import httpx2
@@ -29,37 +30,44 @@ def http() -> Iterator[httpx2.Client]:
 
 
 class Sdks:
-    """Makes the real SDKs' clients for a fake server."""
+    """Makes the real SDKs' clients for a fake server.
 
-    def __init__(self, fake: FakeProviders) -> None:
+    :param closing: closes them; when one is collected, its sockets may be so before it can close them itself.
+    """
+
+    def __init__(self, fake: FakeProviders, closing: ExitStack) -> None:
         self.fake = fake
-        # google-genai's client closes itself when it is collected, even while its `models` is used.
-        self._google: list[genai.Client] = []
+        self._closing = closing
 
     def openai(self, provider: str = "openai", api_key: str | None = None) -> openai.OpenAI:
-        return openai.OpenAI(
+        client = openai.OpenAI(
             api_key=api_key or self.fake.api_key(provider),
             base_url=self.fake.base_url(provider),
             max_retries=0,
         )
+        self._closing.callback(client.close)
+        return client
 
     def anthropic(self, api_key: str | None = None) -> anthropic.Anthropic:
-        return anthropic.Anthropic(
+        client = anthropic.Anthropic(
             api_key=api_key or self.fake.api_key("anthropic"),
             base_url=self.fake.base_url("anthropic"),
             max_retries=0,
         )
+        self._closing.callback(client.close)
+        return client
 
     def google(self, api_key: str | None = None) -> genai.Client:
         client = genai.Client(
             api_key=api_key or self.fake.api_key("google"),
             http_options={"base_url": self.fake.base_url("google")},
         )
-        self._google.append(client)
+        self._closing.callback(client.close)
         return client
 
 
 @pytest.fixture
-def sdks(fake: FakeProviders) -> Sdks:
+def sdks(fake: FakeProviders) -> Iterator[Sdks]:
     """Make the SDKs' clients."""
-    return Sdks(fake)
+    with ExitStack() as closing:
+        yield Sdks(fake, closing)
