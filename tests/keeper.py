@@ -47,10 +47,12 @@ class Keeper(Browser):
 def close(app: Flask) -> None:
     """Write what is still to be counted, and let the database go."""
     service = get_state(app).service
-    service.usage.flush()
-    if service.accounts is not None:
-        service.accounts.engine.dispose()
-    service.sessions.engine.dispose()  # type: ignore[attr-defined]
+    try:
+        service.usage.flush()
+    finally:
+        for store in (service.accounts, service.sessions):
+            if hasattr(store, "engine"):
+                store.engine.dispose()
 
 
 def keeper(app: Flask, user: str | None) -> Keeper:

@@ -15,9 +15,8 @@ from werkzeug.test import TestResponse
 
 from flask_byok import ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
 from tests.app import KEYS, HostApp, fingerprint, make_app
-from tests.keeper import OWN, SHARED, Keeper, keeper
+from tests.keeper import OWN, SHARED, Keeper, close, keeper
 from tests.patience import everyday_limits, in_time
 from tests.services import PostgresServer, wait_until
 
@@ -62,11 +61,8 @@ def make_host(
 
 def dispose(app: HostApp) -> None:
     """Let the database go, once no count is being written: a connection in use would be left open."""
-    service = get_state(app).service
-    assert service.accounts is not None
     with suppress(StoreError):
-        service.usage.flush()
-    service.accounts.engine.dispose()
+        close(app)
 
 
 def uses(client: Keeper, id: str) -> dict[str, Callable[[], TestResponse]]:

@@ -37,9 +37,8 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     connect, mine = socket.socket.connect, threading.get_ident()
 
     def record(self: socket.socket, address: Any) -> None:
-        if (
-            threading.get_ident() == mine
-        ):  # other tests' counts of uses may still look for their store
+        # Other tests' counts of uses may still look for their store.
+        if threading.get_ident() == mine:
             opened.append(address)
         connect(self, address)
 
