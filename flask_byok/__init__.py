@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .catalog import Auth, CheckSpec, Field, ProviderSpec, Rule
-    from .credentials import Credential, Secret, Validation, Verdict
     from .errors import (
         ByokError,
         ConfigurationError,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     )
     from .extension import BYOK
     from .factory import get_chat_model_with_api_key, get_provider_with_api_key
+    from .model.credential import Credential, Secret, Validation, Verdict
     from .providers import BaseProvider
     from .redaction import sentry_before_send
     from .signals import (
@@ -54,7 +54,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "catalog": ("Auth", "CheckSpec", "Field", "ProviderSpec", "Rule"),
-    "credentials": ("Credential", "Secret", "Validation", "Verdict"),
+    "model.credential": ("Credential", "Secret", "Validation", "Verdict"),
     "errors": (
         "ByokError",
         "ConfigurationError",

@@ -35,7 +35,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from .credentials import Validation
+    from .model.credential import Validation
 
 
 class ByokError(Exception):

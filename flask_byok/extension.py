@@ -10,9 +10,7 @@ from weakref import WeakSet
 
 from flask import Flask, Response
 
-from .build import build_service
 from .catalog import Catalog, ProviderSpec
-from .credentials import Credential, Secret, Validation
 from .errors import (
     ByokError,
     ConfigurationError,
@@ -20,18 +18,13 @@ from .errors import (
     MissingCredentialError,
     SessionRequiredError,
 )
-from .intake import NewKey
-from .owners import identity_of
+from .keys.typed import NewKey
+from .model.credential import Credential, Secret, Validation
+from .model.owner import identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
-from .web.api import create_blueprint
 from .web.bodies import typed_fields
-from .web.database import find_database, warn_if_late
-from .web.login import at_sign_out, is_login_fresh, signed_in_user
-from .web.problems import problem_response
-from .web.sessions import SessionBinding, app_name, check_session_interface, index_key
-from .web.sse import stream_response
-from .web.state import (
+from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
@@ -42,7 +35,14 @@ from .web.state import (
     note_use,
     user_of,
 )
+from .web.host_database import find_database, warn_if_late
+from .web.keys_api import create_blueprint
+from .web.login import at_sign_out, is_login_fresh, signed_in_user
+from .web.problems import problem_response
+from .web.session_binding import SessionBinding, app_name, check_session_interface, index_key
+from .web.sse import stream_response
 from .web.ui import UI, register_pages
+from .wiring import build_service
 
 if TYPE_CHECKING:
     from .providers import BaseProvider

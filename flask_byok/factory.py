@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 from flask import current_app, has_app_context
 
 from .catalog import Catalog, ProviderSpec
-from .credentials import Credential, Secret, clean_api_key, make_hint
 from .errors import EndpointNotAllowedError
-from .outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
+from .http import Outbound, check_personal_base_url, default_outbound, endpoint_for
+from .model.credential import Credential, Secret, clean_api_key, make_hint
 from .providers import BaseProvider, make_provider
-from .web.state import EXTENSION, ByokState, current_caller, get_state, note_use
+from .web.caller import EXTENSION, ByokState, current_caller, get_state, note_use
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from .credentials import Secret, all_alive
+from .model.credential import Secret, all_alive
 
 REDACTED = "[redacted]"
 #: A shorter value is not looked for: it would blot out ordinary words.

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
-from .owners import Tier
+from .model.owner import Tier
 
 Cipher = Literal["fernet", "aes-256-gcm"]
 FallbackReason = Literal["rejected", "unreadable", "no_credit", "rate_limited", "unreachable"]

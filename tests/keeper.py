@@ -7,8 +7,8 @@ from typing import Any
 from flask import Flask, Response
 from werkzeug.test import TestResponse
 
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.web.state import get_state
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.web.caller import get_state
 
 from .app import Browser
 

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from flask_byok.stores import redis_client, sql_engine
+from flask_byok.storage import engine as sql_engine
+from flask_byok.storage import redis_client
 
 _MUCH = 20
 _PATIENT: Mapping[tuple[Any, str], Any] = {

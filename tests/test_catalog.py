@@ -17,8 +17,8 @@ from flask_byok.catalog import (
     Rule,
     comparable,
 )
-from flask_byok.credentials import Verdict
 from flask_byok.errors import ConfigurationError, UnknownProviderError
+from flask_byok.model.credential import Verdict
 from flask_byok.providers.factory import _ADAPTERS
 
 FIXED = [spec for spec in PROVIDERS if not spec.personal_base_url]

@@ -23,7 +23,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_byok.credentials import (
+from flask_byok.errors import MalformedApiKeyError
+from flask_byok.model.credential import (
     API_KEY_LENGTH,
     Credential,
     CredentialRecord,
@@ -38,8 +39,7 @@ from flask_byok.credentials import (
     new_version,
     utcnow,
 )
-from flask_byok.errors import MalformedApiKeyError
-from flask_byok.owners import Tier
+from flask_byok.model.owner import Tier
 from tests.patience import soon
 
 API_KEY = "sk-proj-CANARY-4711-never-to-be-seen"

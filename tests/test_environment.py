@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from flask_byok.accounts.environment import Found, Sources, find_keys, store_key
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Secret, utcnow
-from flask_byok.environment import Found, Sources, find_keys, store_key
-from flask_byok.keyring import Context, Keyring
-from flask_byok.owners import Tier
-from flask_byok.sealing import new_record, open_record
+from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import Secret, utcnow
+from flask_byok.model.owner import Tier
+from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.sealing.records import new_record, open_record
 from flask_byok.settings import Settings
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
 
 KEYRING = Keyring("aa" * 32)
 SPECS, SETTINGS = list(Catalog()), Settings()

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from flask_byok import errors
-from flask_byok.credentials import Validation, Verdict
 from flask_byok.errors import ByokError, KeyRefusedError, RateLimitedError, StoreError
+from flask_byok.model.credential import Validation, Verdict
 
 TREE = errors.__doc__ or ""
 #: name, HTTP status, code

@@ -36,12 +36,12 @@ from flask_byok import (
     key_used,
     key_validated,
 )
-from flask_byok.credentials import isoformat, utcnow
-from flask_byok.owners import Caller
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import metadata
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.model.credential import isoformat, utcnow
+from flask_byok.model.owner import Caller
+from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import current_caller, get_state
+from flask_byok.web.caller import current_caller, get_state
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
 from tests.stores.account_kinds import KEYRING, event_of, make_record
 
@@ -166,8 +166,8 @@ import sys, warnings
 from pathlib import Path
 from flask_byok import BYOK
 from flask_session import Session
-from flask_byok.stores.base import AuditEvent
-from flask_byok.web.state import get_state
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.web.caller import get_state
 from tests.stores.account_kinds import make_record
 from tests.test_extension import bare
 app = bare(Path(sys.argv[1]), BYOK_ENCRYPTION_KEY=None, DEBUG=True)
@@ -619,7 +619,7 @@ def test_packages_offer_providers_by_entry_point(
     def entry_points(*, group: str) -> list[Entry]:
         return [Entry()] if group == "flask_byok.providers" else []
 
-    monkeypatch.setattr("flask_byok.build.entry_points", entry_points)
+    monkeypatch.setattr("flask_byok.wiring.entry_points", entry_points)
     app = bare(tmp_path)
     Session(app)
     BYOK(app)

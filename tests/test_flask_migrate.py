@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from flask_byok import BYOK, ConfigurationError
-from flask_byok.stores.tables import metadata
+from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
 from tests.app import browser
 from tests.cli.host import run

@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_byok.catalog import Catalog, Field, ProviderSpec
-from flask_byok.credentials import Secret, utcnow
 from flask_byok.errors import (
     ByokError,
     EndpointNotAllowedError,
     InvalidFieldError,
     MalformedApiKeyError,
 )
-from flask_byok.intake import (
+from flask_byok.keys.typed import (
     NewKey,
     NewSecret,
     Typed,
@@ -25,6 +24,7 @@ from flask_byok.intake import (
     read_replacement,
     read_typed,
 )
+from flask_byok.model.credential import Secret, utcnow
 from flask_byok.settings import Settings
 
 OPENAI, CUSTOM = Catalog().get("openai"), Catalog().get("custom")

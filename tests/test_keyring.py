@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_byok.errors import ConfigurationError, UnreadableCredentialError
-from flask_byok.keyring import (
+from flask_byok.sealing.keyring import (
     Context,
     Keyring,
     UnknownKeyIdError,

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import CredentialRecord, Secret, utcnow
 from flask_byok.errors import InvalidFieldError
-from flask_byok.notes import check_place, check_shown, clean_note
+from flask_byok.keys.notes import check_place, check_shown, clean_note
+from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 
 API_KEY = "sk-proj-CANARY-4711-abcdefgh"
 PLAIN_KEY = "0123456789CANARY"

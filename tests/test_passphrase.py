@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from flask_byok import passphrase
-from flask_byok.passphrase import CHUNK, SealedFileError, SealedReader, SealedWriter
+from flask_byok.accounts import export_file as passphrase
+from flask_byok.accounts.export_file import CHUNK, SealedFileError, SealedReader, SealedWriter
 
 WORDS = "correct horse battery staple"
 SEALED = CHUNK + 16

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from flask_byok.credentials import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.errors import (
     MissingCredentialError,
     OwnerRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.keyring import Context, Keyring, generate_encryption_key
-from flask_byok.owners import Caller, SessionRef
-from flask_byok.sealing import seal
-from flask_byok.session_keys import SessionKeys
-from flask_byok.stores.base import AuditEvent, SessionView
-from flask_byok.stores.redis import RedisSessionStore
+from flask_byok.keys.session_store import AuditEvent, SessionView
+from flask_byok.keys.sessions import SessionKeys
+from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
+from flask_byok.model.owner import Caller, SessionRef
+from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
+from flask_byok.sealing.records import seal
+from flask_byok.storage.redis import RedisSessionStore
 from flask_byok.testing import FakeProviders
 from tests.worlds import ENV_KEY, World
 

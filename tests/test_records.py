@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from sqlalchemy import literal_column, update
 
+from flask_byok.accounts.record_writer import Changes
+from flask_byok.accounts.shelf import Records, Shelf
 from flask_byok.catalog import Catalog, Field, ProviderSpec
-from flask_byok.credentials import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.errors import (
     FreshLoginRequiredError,
     InvalidFieldError,
@@ -26,13 +27,12 @@ from flask_byok.errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from flask_byok.intake import NewKey, NewSecret
-from flask_byok.keyring import Keyring
-from flask_byok.owners import Caller
-from flask_byok.record_writer import Changes
-from flask_byok.records import Records, Shelf
-from flask_byok.sealing import open_record
-from flask_byok.stores.tables import credentials
+from flask_byok.keys.typed import NewKey, NewSecret
+from flask_byok.model.credential import CredentialRecord, Secret, Validation, utcnow
+from flask_byok.model.owner import Caller
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.sealing.records import open_record
+from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 
 from .worlds import World, registered

@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Credential, Secret
-from flask_byok.outbound import Endpoint, Outbound
-from flask_byok.probes import check_api_key
+from flask_byok.checking import check_api_key
+from flask_byok.http import Endpoint, Outbound
+from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import make_provider
 from flask_byok.redaction import REDACTED, install_log_redaction, redact, sentry_before_send
 from flask_byok.testing import FakeProviders

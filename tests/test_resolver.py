@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_byok.catalog import Catalog, ProviderSpec
-from flask_byok.credentials import Credential, CredentialRecord, RecordedVerdict, Secret, Verdict
 from flask_byok.errors import (
     ByokError,
     CredentialError,
@@ -23,11 +22,18 @@ from flask_byok.errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.owners import OPERATOR_TIERS, Caller, Tier
-from flask_byok.resolver import Resolver
+from flask_byok.keys.lookup import Resolver
+from flask_byok.keys.status import build_status
+from flask_byok.keys.tiers import Candidate, Found
+from flask_byok.model.credential import (
+    Credential,
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Verdict,
+)
+from flask_byok.model.owner import OPERATOR_TIERS, Caller, Tier
 from flask_byok.settings import PRECEDENCES, FallbackReason, Settings
-from flask_byok.status import build_status
-from flask_byok.tiers import Candidate, Found
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
 OPENAI, GROQ = Catalog().get("openai"), Catalog().get("groq")

@@ -8,13 +8,13 @@ from itertools import islice
 import pytest
 from sqlalchemy import create_engine, update
 
-from flask_byok import rotation
+from flask_byok.accounts import rotation
+from flask_byok.accounts.rotation import Progress, key_ids_without_key, rotate
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
-from flask_byok.keyring import Keyring
-from flask_byok.rotation import Progress, key_ids_without_key, rotate
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.tables import credentials
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.tables import credentials
 from tests.stores.account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
 
 NEW = Keyring("11" * 32, ["00" * 32])

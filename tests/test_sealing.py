@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from flask_byok.credentials import CredentialRecord, Secret, utcnow
 from flask_byok.errors import UnreadableCredentialError
-from flask_byok.keyring import Context, Keyring
-from flask_byok.sealing import Sealed, open_record, seal
+from flask_byok.model.credential import CredentialRecord, Secret, utcnow
+from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.sealing.records import Sealed, open_record, seal
 
 KEYRING = Keyring("ab" * 32)
 OWNER = "session:4f1c"

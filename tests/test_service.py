@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Field, ProviderSpec
-from flask_byok.credentials import Secret, Verdict, utcnow
 from flask_byok.errors import (
     ByokError,
     EndpointNotAllowedError,
@@ -31,9 +30,10 @@ from flask_byok.errors import (
     UnknownProviderError,
     UnreadableCredentialError,
 )
-from flask_byok.intake import NewKey
-from flask_byok.keyring import Keyring, generate_encryption_key
-from flask_byok.owners import Caller
+from flask_byok.keys.typed import NewKey
+from flask_byok.model.credential import Secret, Verdict, utcnow
+from flask_byok.model.owner import Caller
+from flask_byok.sealing.keyring import Keyring, generate_encryption_key
 from flask_byok.testing import FakeProviders
 from tests.worlds import ENV_KEY, SECRET_KEY, World, registered
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from flask_byok import verdicts
-from flask_byok.credentials import Validation, Verdict, utcnow
+from flask_byok.checking import check_api_key
 from flask_byok.errors import (
     ByokError,
     InvalidFieldError,
@@ -23,8 +22,9 @@ from flask_byok.errors import (
     RateLimitedError,
     RejectedCredentialError,
 )
-from flask_byok.probes import check_api_key
-from flask_byok.stores.base import AuditEvent
+from flask_byok.keys import checks as verdicts
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import Validation, Verdict, utcnow
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 

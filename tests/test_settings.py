@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.owners import Tier
+from flask_byok.model.owner import Tier
 from flask_byok.settings import PRECEDENCES, Settings, source_of
 
 ENCRYPTION_KEY = "ab" * 32

@@ -8,12 +8,18 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Credential, CredentialRecord, RecordedVerdict, Secret, Verdict
-from flask_byok.owners import OPERATOR_TIERS, Caller, Tier
-from flask_byok.resolver import Resolver
+from flask_byok.keys.lookup import Resolver
+from flask_byok.keys.status import build_status, storage_sentence
+from flask_byok.keys.tiers import Candidate
+from flask_byok.model.credential import (
+    Credential,
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Verdict,
+)
+from flask_byok.model.owner import OPERATOR_TIERS, Caller, Tier
 from flask_byok.settings import Settings
-from flask_byok.status import build_status, storage_sentence
-from flask_byok.tiers import Candidate
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 OPENAI = Catalog().get("openai")

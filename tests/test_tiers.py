@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from flask_byok.credentials import CredentialRecord
-from flask_byok.owners import Caller, Tier
+from flask_byok.keys.tiers import AccountTiers
+from flask_byok.model.credential import CredentialRecord
+from flask_byok.model.owner import Caller, Tier
 from flask_byok.testing import FakeProviders
-from flask_byok.tiers import AccountTiers
 from tests.worlds import World
 
 

@@ -13,19 +13,20 @@ import msgspec
 import pytest
 from sqlalchemy import update
 
-from flask_byok import importer, passphrase, transfer
+from flask_byok.accounts import export_file as passphrase
+from flask_byok.accounts import importer, transfer
+from flask_byok.accounts.export_file import SealedFileError, SealedReader, SealedWriter
+from flask_byok.accounts.importer import Imported, Importer
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.transfer import Exported, MovedKey, export_keys, read_keys
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import CredentialRecord, Secret, utcnow
 from flask_byok.errors import StoreError
-from flask_byok.importer import Imported, Importer
-from flask_byok.keyring import Context, Keyring
-from flask_byok.passphrase import SealedFileError, SealedReader, SealedWriter
-from flask_byok.sealing import new_record, open_record
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import CredentialRecord, Secret, utcnow
+from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.sealing.records import new_record, open_record
 from flask_byok.settings import Settings
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.tables import credentials
-from flask_byok.transfer import Exported, MovedKey, export_keys, read_keys
+from flask_byok.storage.tables import credentials
 
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"

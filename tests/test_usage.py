@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from flask_byok import tally as module
-from flask_byok.credentials import Credential, Secret, isoformat, utcnow
 from flask_byok.errors import ByokError, StoreError
-from flask_byok.owners import Caller, SessionRef, Tier
+from flask_byok.keys import tally as module
+from flask_byok.keys.usage import SessionUse, UsageRecorder, Use, counted_owner
+from flask_byok.model.credential import Credential, Secret, isoformat, utcnow
+from flask_byok.model.owner import Caller, SessionRef, Tier
 from flask_byok.testing import FakeProviders
-from flask_byok.usage import SessionUse, UsageRecorder, Use, counted_owner
 from tests.patience import soon
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
@@ -286,8 +286,8 @@ def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     """What waits when the interpreter ends is written."""
     (tmp_path / "byok.sqlite").touch()  # else the log tells of a new file
     script = f"""
-from flask_byok.keyring import Keyring
-from flask_byok.stores.accounts import AccountStore
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.usage import UsageRecorder
 store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
 recorder = UsageRecorder(store.usage.add, 3600)
@@ -297,8 +297,8 @@ for _ in range(7):
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stderr == b""
     count = f"""
-from flask_byok.keyring import Keyring
-from flask_byok.stores.accounts import AccountStore
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.accounts.store.keys import AccountStore
 from tests.patience import soon
 store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
 print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])

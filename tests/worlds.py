@@ -9,24 +9,24 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.catalog import Catalog, ProviderSpec
-from flask_byok.credentials import CredentialRecord, Secret, Validation
-from flask_byok.intake import NewKey
-from flask_byok.keyring import Context, Keyring, generate_encryption_key
-from flask_byok.outbound import Outbound
-from flask_byok.owners import Caller, SessionRef, Tier
-from flask_byok.resolver import Resolver
-from flask_byok.sealing import new_record
-from flask_byok.service import Service
-from flask_byok.session_keys import SessionKeys
+from flask_byok.http import Outbound
+from flask_byok.keys.lookup import Resolver
+from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
+from flask_byok.keys.service import Service
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.sessions import SessionKeys
+from flask_byok.keys.tiers import AccountTiers, OperatorTier, SessionTier
+from flask_byok.keys.typed import NewKey
+from flask_byok.model.credential import CredentialRecord, Secret, Validation
+from flask_byok.model.owner import Caller, SessionRef, Tier
+from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
+from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.operator import EnvironmentKeys, SecretFileKeys
-from flask_byok.stores.rates import RateLimiter, RateStorage
-from flask_byok.stores.sql import SqlSessionStore
+from flask_byok.storage.rates import RateLimiter, RateStorage
+from flask_byok.storage.sql import SqlSessionStore
 from flask_byok.testing import FakeProviders
-from flask_byok.tiers import AccountTiers, OperatorTier, SessionTier
 
 #: An operator's keys, which nobody may see.
 ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..credentials import Verdict
+from ..model.credential import Verdict
 from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule
 
 _INVALID = "The provider does not know this key."

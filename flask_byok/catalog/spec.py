@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..credentials import Verdict
 from ..errors import ConfigurationError
+from ..model.credential import Verdict
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,39}")
 

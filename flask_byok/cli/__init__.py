@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from .audit import audit
+from .accounts.audit import audit
+from .accounts.keys import clear_key, list_keys, set_key
+from .accounts.purge import purge_expired
+from .accounts.rotate import rotate_keys
+from .accounts.transfer import export_file, import_environment, import_file
 from .check import check
 from .common import Commands
 from .database import database
-from .keys import clear_key, list_keys, set_key
-from .purge import purge_expired
-from .rotate import rotate_keys
-from .settings import generate_key, providers
-from .transfer import export_file, import_environment, import_file
+from .setup import generate_key, providers
 
 byok = Commands("byok", help="Manage the API keys that people bring.")
 for command in (

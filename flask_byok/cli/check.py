@@ -12,22 +12,22 @@ import click
 from flask import current_app
 from flask.cli import ScriptInfo
 
-from ..encryption_check import open_sessions
+from ..accounts.rotation import key_ids_without_key
 from ..errors import ByokError, StoreError
-from ..rotation import key_ids_without_key
+from ..sealing.canary import open_sessions
 from ..settings import source_of
-from ..stores.reasons import reason_of
+from ..storage.reasons import reason_of
 from ..web.anew import beginning_anew
+from ..web.caller import ByokState, get_state
 from ..web.safety import unsafe_choices, unsafe_settings
-from ..web.sessions import app_name, index_key
-from ..web.state import ByokState, get_state
+from ..web.session_binding import app_name, index_key
 from . import check_database
 from .database import known_revision, migrations
-from .typed import QuietCommand
+from .input import QuietCommand
 from .values import shown_settings
 
 if TYPE_CHECKING:
-    from ..stores.accounts import AccountStore
+    from ..accounts.store.keys import AccountStore
 
 _WIDTHS = (33, 40)
 

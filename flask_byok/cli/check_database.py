@@ -8,7 +8,7 @@ from typing import Any
 from flask import current_app
 
 from ..errors import ConfigurationError
-from ..web.database import LATE_ENGINE, FoundDatabase, host_engine, is_late
+from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
 from .values import shown_address
 
 _DROPPED = (
@@ -42,7 +42,7 @@ def require_rights(engine: Any) -> None:
 
     :raises ConfigurationError: some are missing; it names them.
     """
-    from ..stores.rights import missing_rights
+    from ..storage.rights import missing_rights
 
     if missing := missing_rights(engine):
         raise ConfigurationError(

@@ -10,13 +10,13 @@ import click
 from flask.cli import AppGroup
 
 from ..errors import ByokError, StoreError
-from ..stores.reasons import reason_of
-from ..stores.sql_deadline import patiently
-from ..web.state import ByokState, get_state
-from .typed import NEVER_AN_ARGUMENT, QuietCommand
+from ..storage.deadline import patiently
+from ..storage.reasons import reason_of
+from ..web.caller import ByokState, get_state
+from .input import NEVER_AN_ARGUMENT, QuietCommand
 
 if TYPE_CHECKING:
-    from ..stores.accounts import AccountStore
+    from ..accounts.store.keys import AccountStore
 
 _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
 _UNWRITABLE = (

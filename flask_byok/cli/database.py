@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ..stores.reasons import reason_of
-from ..web.state import get_state
+from ..storage.reasons import reason_of
+from ..web.caller import get_state
 from .common import Commands
 
 database = Commands("db", help="Make and upgrade the tables.")
@@ -61,8 +61,8 @@ def migrations() -> Iterator[tuple[ModuleType, Any]]:
     :raises click.ClickException: the database fails meanwhile.
     """
     # Imported here: the other commands need no database.
-    from ..stores import migrate
-    from ..stores.sql_engine import open_engine
+    from ..storage import migrate
+    from ..storage.engine import open_engine
 
     found = get_state().database.place
     engine = open_engine(found)

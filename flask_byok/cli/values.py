@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..keyring import Keyring
+from ..sealing.keyring import Keyring
 from ..settings import Settings
 from .common import printable
 

@@ -12,7 +12,7 @@ from flask import Flask
 
 from flask_byok import ByokError, StoreError
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 
 from .failure import UnusableSettingError
 

@@ -15,7 +15,7 @@ from redis.retry import Retry
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from flask_byok.keyring import generate_encryption_key
+from flask_byok.sealing.keyring import generate_encryption_key
 
 from .failure import UnusableSettingError
 

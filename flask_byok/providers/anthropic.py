@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
-from ..credentials import Secret
+from ..model.credential import Secret
 from .base import BaseProvider, Message
 from .messages import split_system
 from .operator_settings import forget_custom_headers

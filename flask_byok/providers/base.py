@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from ..catalog import ProviderSpec
-from ..credentials import Credential, Secret, clean_api_key, make_hint
 from ..errors import (
     ByokError,
     ConfigurationError,
@@ -16,8 +15,9 @@ from ..errors import (
     InvalidFieldError,
     MissingCredentialError,
 )
-from ..outbound import Endpoint, Outbound
-from ..usage import Count
+from ..http import Endpoint, Outbound
+from ..keys.usage import Count
+from ..model.credential import Credential, Secret, clean_api_key, make_hint
 from .failures import Failure, describe, failure_of
 from .outcomes import Call, Outcomes, Report
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ..catalog import ProviderSpec
-from ..credentials import Credential
-from ..outbound import Outbound
-from ..usage import Count
+from ..http import Outbound
+from ..keys.usage import Count
+from ..model.credential import Credential
 from .anthropic import AnthropicProvider
 from .base import BaseProvider
 from .google import GoogleProvider

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..catalog import ProviderSpec, Rule
-from ..credentials import Credential, Verdict
 from ..errors import CredentialError, ProviderUnavailableError, RejectedCredentialError
-from ..outbound import network_fault
+from ..http import network_fault
+from ..model.credential import Credential, Verdict
 
 _logger = logging.getLogger(__name__)
 

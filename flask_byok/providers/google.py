@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from ..credentials import Secret
+from ..model.credential import Secret
 from .base import BaseProvider, Message
 from .messages import split_system
 from .websockets import close_web_sockets

@@ -6,10 +6,10 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..catalog import ProviderSpec
-from ..credentials import Credential
 from ..errors import ConfigurationError
-from ..outbound import Outbound
-from ..usage import Count
+from ..http import Outbound
+from ..keys.usage import Count
+from ..model.credential import Credential
 from .factory import make_provider
 from .outcomes import Report
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
-from ..credentials import Credential, Verdict
-from ..usage import Count, Outcome
+from ..keys.usage import Count, Outcome
+from ..model.credential import Credential, Verdict
 from .failures import describe, failure_in
 
 if TYPE_CHECKING:
-    from ..outbound.transport import Request
+    from ..http.transport import Request
 
 #: Called with the verdict when a provider refuses the key in real use.
 Report = Callable[[Verdict], None]
@@ -74,7 +74,7 @@ class Outcomes:
             return Ending("used")
         if not status:
             return Ending("failed")
-        from ..outbound.transport import path_below
+        from ..http.transport import path_below
 
         elsewhere = path_below(request.url, self._credential.base_url) not in self._paths
         failure = failure_in(status, body, elsewhere=elsewhere)
@@ -85,7 +85,7 @@ class Outcomes:
 
     def _is_about_this_key(self, request: Request) -> bool:
         """Say whether this key went to its provider: a copy of an SDK's client may have another, or go elsewhere."""
-        from ..outbound.transport import carries
+        from ..http.transport import carries
 
         api_key = self._credential.api_key
         return bool(api_key) and carries(request, api_key, self._credential.base_url)

@@ -10,8 +10,8 @@ import msgspec
 from flask import request
 from werkzeug.exceptions import BadRequest, UnsupportedMediaType
 
-from ..credentials import Secret
 from ..errors import InvalidFieldError
+from ..model.credential import Secret
 
 #: What is to be said of fields of which the kind of value does not say all.
 _FORMS = {

@@ -8,15 +8,15 @@ from typing import Any
 
 from flask import Blueprint, Response, request, url_for
 
-from ..credentials import Secret
+from ..accounts.record_writer import Changes
+from ..accounts.store.slots import serving_order
 from ..errors import InvalidFieldError, KeyNotFoundError
-from ..owners import Tier
-from ..record_writer import Changes
-from ..stores.slots import serving_order
-from . import api
+from ..model.credential import Secret
+from ..model.owner import Tier
+from . import keys_api
+from .caller import current_caller, get_state
 from .outcome import Outcome, local_path
 from .rows import end_of_day, notes_of
-from .state import current_caller, get_state
 
 
 def register_forms(blueprint: Blueprint) -> None:
@@ -34,7 +34,7 @@ def _settings_action(action: str) -> Response:
 def _save(provider: str) -> Outcome:
     typed = _typed_fields(provider)
     persist = "persist" in request.form
-    saved = api.set_key(provider, typed, persist=persist, **_notes_of_new(provider, persist))
+    saved = keys_api.set_key(provider, typed, persist=persist, **_notes_of_new(provider, persist))
     validation = saved["validation"] or {}
     return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
 
@@ -59,18 +59,18 @@ def _shown(keys: Sequence[Mapping[str, Any]], provider: str) -> str:
 def _validate(provider: str) -> Outcome:
     typed = _typed_fields(provider)
     is_typed = any(secret.reveal() for secret in typed.values())
-    validation = api.validate_key(provider, typed if is_typed else None)
+    validation = keys_api.validate_key(provider, typed if is_typed else None)
     return Outcome(code="validated", provider=provider, verdict=validation["verdict"])
 
 
 def _clear(provider: str) -> Outcome:
-    cleared = api.clear_key(provider, request.form.get("tier", "all"))["cleared"]
+    cleared = keys_api.clear_key(provider, request.form.get("tier", "all"))["cleared"]
     return Outcome(code="cleared" if cleared else "nothing_cleared", provider=provider)
 
 
 def _promote(provider: str) -> Outcome:
     on_conflict = request.form.get("on_conflict", "keep")
-    promoted = api.promote_keys([provider], on_conflict)["promoted"]
+    promoted = keys_api.promote_keys([provider], on_conflict)["promoted"]
     return Outcome(code="promoted" if promoted else "kept", provider=provider)
 
 

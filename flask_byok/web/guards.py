@@ -11,10 +11,10 @@ from werkzeug.exceptions import MethodNotAllowed, NotFound
 from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
-from ..credentials import Secret
 from ..errors import RevealDisabledError
+from ..model.credential import Secret
+from .caller import REQUEST_ID
 from .problems import http_problem_response, simple_problem_response
-from .state import REQUEST_ID
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from ..credentials import Verdict
+from ..model.credential import Verdict
 from .text import OUTCOMES, REASONS, VERDICTS
 
 Kind = Literal["success", "warning", "error"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from ..owners import PERSONAL_TIERS, Tier
+from ..model.owner import PERSONAL_TIERS, Tier
 from ..settings import Settings
 from . import text
 

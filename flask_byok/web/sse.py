@@ -11,8 +11,8 @@ from flask import Response
 
 from ..errors import ByokError, ProviderUnavailableError
 from ..providers import BaseProvider
+from .caller import SOURCE_HEADER
 from .problems import problem
-from .state import SOURCE_HEADER
 
 _encode = msgspec.json.encode
 _logger = logging.getLogger("flask_byok.web")

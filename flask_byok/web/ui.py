@@ -13,14 +13,14 @@ from flask import Blueprint, Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..credentials import utcnow
 from ..errors import ByokError, RateLimitedError, StoreError
-from ..owners import Tier
-from . import api, text
+from ..model.credential import utcnow
+from ..model.owner import Tier
+from . import keys_api, text
+from .caller import ByokState, get_state
 from .forms import register_forms
 from .outcome import Notice, Outcome, local_path, notice, without_outcome
 from .rows import build_row, expiry_dates
-from .state import ByokState, get_state
 
 #: What the standalone page may load; it needs one script, one style sheet and its own server.
 _PAGE_POLICY = (
@@ -83,7 +83,7 @@ class UI:
     def _content(self) -> dict[str, Any]:
         """Return what the templates show of the caller's keys, or why nothing can be shown."""
         try:
-            found = api.snapshot()
+            found = keys_api.snapshot()
         except ByokError as error:
             reason = text.REASONS.get(error.code, error.title)
             return {"error": error, "failure": reason, "rows": []}

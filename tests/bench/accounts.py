@@ -14,10 +14,10 @@ from typing import Any
 from sqlalchemy import Engine, bindparam, create_engine, select
 
 from flask_byok.catalog import Catalog, ProviderSpec
-from flask_byok.credentials import CredentialRecord
-from flask_byok.keyring import Context
-from flask_byok.owners import Caller
-from flask_byok.stores.tables import credentials
+from flask_byok.model.credential import CredentialRecord
+from flask_byok.model.owner import Caller
+from flask_byok.sealing.keyring import Context
+from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests.services import PostgresServer
 from tests.stores.account_kinds import count_statements

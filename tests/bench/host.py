@@ -13,7 +13,7 @@ from flask_session import Session
 from openai import OpenAI
 
 from flask_byok import BYOK, get_provider_with_api_key
-from flask_byok.keyring import generate_encryption_key
+from flask_byok.sealing.keyring import generate_encryption_key
 from flask_byok.testing import FakeProviders
 
 

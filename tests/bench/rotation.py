@@ -7,14 +7,14 @@ from collections.abc import Callable
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine, MetaData, create_engine, insert, text
 
-from flask_byok.credentials import Secret
-from flask_byok.keyring import Context, Keyring
-from flask_byok.rotation import rotate
-from flask_byok.sealing import new_record
-from flask_byok.stores.account_rows import new_values
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.tables import credentials
+from flask_byok.accounts.rotation import rotate
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.rows import new_values
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import Secret
+from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.sealing.records import new_record
+from flask_byok.storage.tables import credentials
 from tests.services import PostgresServer
 from tests.worlds import registered
 

@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from flask_byok.credentials import Secret
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
-from flask_byok.keyring import Keyring
+from flask_byok.keys.usage import UsageRecorder
+from flask_byok.model.credential import Secret
 from flask_byok.redaction import install_log_redaction
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.breaker import Breaker
-from flask_byok.stores.redis import RedisSessionStore
-from flask_byok.stores.sql_deadline import Watchdog
-from flask_byok.usage import UsageRecorder
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.breaker import Breaker
+from flask_byok.storage.deadline import Watchdog
+from flask_byok.storage.redis import RedisSessionStore
 from tests.services import PostgresServer, RedisServer, Server
 from tests.stores.contract import DAY
 

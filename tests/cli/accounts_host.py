@@ -8,12 +8,12 @@ from typing import Any
 from flask import Flask
 from sqlalchemy import update
 
-from flask_byok.credentials import CredentialRecord
-from flask_byok.sealing import open_record
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.tables import credentials
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import CredentialRecord
+from flask_byok.sealing.records import open_record
+from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.app import HostApp, make_app
 
 from .host import accounts_of

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flask_byok.catalog import PROVIDERS
-from flask_byok.stores import sql_engine
+from flask_byok.storage import engine as sql_engine
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp
 from tests.cli.accounts_host import close, make_host

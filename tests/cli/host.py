@@ -11,10 +11,10 @@ from flask import Flask
 from flask_session import Session
 
 from flask_byok import BYOK
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.cli import byok as group
-from flask_byok.keyring import generate_encryption_key
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.web.state import get_state
+from flask_byok.sealing.keyring import generate_encryption_key
+from flask_byok.web.caller import get_state
 
 SAFE = {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": "Lax"}
 OLD, NEW = "00" * 32, "11" * 32

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 _HOST = """
 from pathlib import Path
-from flask_byok import passphrase
+from flask_byok.accounts import export_file as passphrase
 from tests.app import make_app
 passphrase.COST = (2, 8, 1)
 {slow}

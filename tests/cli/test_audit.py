@@ -15,11 +15,11 @@ from flask.cli import ScriptInfo
 from sqlalchemy import LargeBinary, delete, literal, update
 
 from flask_byok.cli import byok
-from flask_byok.credentials import utcnow
 from flask_byok.errors import ConfigurationError
-from flask_byok.stores.base import AuditEvent
-from flask_byok.stores.sql_tables import canaries
-from flask_byok.stores.tables import audit
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import utcnow
+from flask_byok.storage.sql_tables import canaries
+from flask_byok.storage.tables import audit
 from tests.stores.account_kinds import ANN, BEN, event_of, fingerprint_of, make_record
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
@@ -215,7 +215,7 @@ def test_restart(app: Flask) -> None:
 
 def test_restart_asks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal it asks, and no is no."""
-    module = sys.modules["flask_byok.cli.audit"]  # the package has the group by that name
+    module = sys.modules["flask_byok.cli.accounts.audit"]  # the package has the group by that name
     monkeypatch.setattr(module, "is_asked", lambda: True)
     assert run(app, "audit", "restart", input="n\n").exit_code == 1
     assert accounts_of(app).audit.count() == 4

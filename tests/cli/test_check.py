@@ -21,9 +21,9 @@ from sqlalchemy import create_engine, make_url
 from flask_byok import BYOK
 from flask_byok.cli import byok as group
 from flask_byok.cli.values import shown_address, shown_settings
-from flask_byok.keyring import Keyring
+from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import Settings
-from flask_byok.stores.tables import metadata
+from flask_byok.storage.tables import metadata
 from tests.keeper import close
 from tests.services import free_port
 from tests.stores.account_kinds import event_of, make_record
@@ -418,7 +418,7 @@ def test_tables_kept_out_of_migrations(tmp_path: Path, sqlite_url: str, kept_out
         app.extensions["migrate"].configure_args["include_name"] = lambda *args: True
     elif kept_out_by == "env.py":
         (tmp_path / "migrations").mkdir()
-        (tmp_path / "migrations" / "env.py").write_text("from flask_byok.stores.tables import ...")
+        (tmp_path / "migrations" / "env.py").write_text("from flask_byok.storage.tables import ...")
     assert "Flask-Migrate" not in run(app, "check").output
 
 

@@ -13,8 +13,8 @@ from flask.cli import ScriptInfo
 from sqlalchemy import Engine, create_engine, select
 
 from flask_byok.cli import byok
-from flask_byok.stores import sql_engine
-from flask_byok.stores.tables import audit_heads
+from flask_byok.storage import engine as sql_engine
+from flask_byok.storage.tables import audit_heads
 
 from .host import SAFE, accounts_of, make_app, run
 

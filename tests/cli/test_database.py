@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, inspect
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.services import free_port
 from tests.stores.older_tables import made_by_first_version
 

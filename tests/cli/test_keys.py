@@ -15,8 +15,8 @@ from flask.cli import ScriptInfo
 from sqlalchemy import create_engine
 
 from flask_byok.catalog import ProviderSpec
-from flask_byok.cli.typed import read_fields
-from flask_byok.credentials import Secret, Verdict, utcnow
+from flask_byok.cli.input import read_fields
+from flask_byok.model.credential import Secret, Verdict, utcnow
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
 from tests.services import free_port
@@ -297,13 +297,13 @@ def test_set_by_a_race(
     """A key that takes the last place while another is typed stays, and is the only one."""
 
     def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
-        monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_fields)
+        monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_fields)
         first = run(host, "set", "openai", "--slot", "b", "--validate", "off", input=other)
         assert first.exit_code == 0, first.output
         return {"api_key": Secret(good(fake))}
 
     other = good(fake, owner="other")
-    monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_slowly)
     assert "There is no room for another key" in refused(run(host, "set", "openai", *args))
     assert stored(host) == {"openai/b": other}
 
@@ -316,14 +316,14 @@ def test_replace_by_a_race(
     other = good(fake, owner="other")
 
     def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
-        monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_fields)
+        monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_fields)
         assert run(host, "clear", "openai", "--yes").exit_code == 0
         first = run(host, "set", "openai", *(["--slot", slot] if slot else []), input=other)
         assert first.exit_code == 0, first.output
         return {"api_key": Secret(good(fake))}
 
     run(host, "set", "openai", input=good(fake, owner="first"))
-    monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_slowly)
     result = run(host, "set", "openai", "--replace")
     assert result.exit_code == (1 if slot else 0)
     assert stored(host) == ({"openai/b": other} if slot else {"openai": good(fake)})
@@ -335,11 +335,11 @@ def test_replace_of_what_comes_meanwhile(
     """A key that was saved while another was typed is replaced too, as --replace asks."""
 
     def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
-        monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_fields)
+        monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_fields)
         run(host, "set", "openai", input=good(fake, owner="other"))
         return {"api_key": Secret(good(fake))}
 
-    monkeypatch.setattr("flask_byok.cli.keys.read_fields", read_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_slowly)
     assert run(host, "set", "openai", "--replace").exit_code == 0
     assert stored(host) == {"openai": good(fake)}
 
@@ -384,7 +384,7 @@ def test_list_of_some(host: HostApp, fake: FakeProviders) -> None:
 
 def test_list_in_pages(host: HostApp, fake: FakeProviders, monkeypatch: Any) -> None:
     """More keys than are read at a time are all listed."""
-    monkeypatch.setattr("flask_byok.cli.keys._PAGE", 2)
+    monkeypatch.setattr("flask_byok.cli.accounts.keys._PAGE", 2)
     for number in range(5):
         args = ["--owner", f"user:{number}", "--validate", "off"]
         run(host, "set", "openai", *args, input=good(fake))
@@ -457,7 +457,7 @@ def test_clear_leaves_what_was_not_shown(
 
     other = good(fake, owner="other")
     run(host, "set", "openai", "--validate", "off", input=good(fake))
-    monkeypatch.setattr("flask_byok.cli.keys._confirm", ask_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.keys._confirm", ask_slowly)
     assert "changed or deleted a key meanwhile" in refused(run(host, "clear", "openai"))
     assert stored(host) == {"openai": other}
 

@@ -10,10 +10,10 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from flask_byok.credentials import utcnow
+from flask_byok.keys.usage import Use
+from flask_byok.model.credential import utcnow
 from flask_byok.signals import key_expiring
-from flask_byok.stores.tables import promotions, usage
-from flask_byok.usage import Use
+from flask_byok.storage.tables import promotions, usage
 from tests.stores.account_kinds import event_of, make_record
 
 from .host import SAFE, accounts_of, make_app, run

@@ -10,11 +10,11 @@ import pytest
 from flask import Flask
 from sqlalchemy import create_engine
 
+from flask_byok.accounts.store.reseal import AccountSeals
 from flask_byok.cli import progress
-from flask_byok.keyring import Keyring
-from flask_byok.owners import SessionRef
-from flask_byok.stores.account_seals import AccountSeals
-from flask_byok.web.state import get_state
+from flask_byok.model.owner import SessionRef
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.web.caller import get_state
 from tests.services import PostgresServer, free_port
 from tests.stores.account_kinds import event_of, make_record, open_key
 from tests.stores.contract import make_record as session_record

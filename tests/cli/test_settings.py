@@ -10,9 +10,9 @@ import pytest
 from flask import Flask
 
 from flask_byok.cli import byok as group
-from flask_byok.credentials import utcnow
-from flask_byok.keyring import Keyring
-from flask_byok.web.state import get_state
+from flask_byok.model.credential import utcnow
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.web.caller import get_state
 from tests.stores.account_kinds import event_of, make_record
 
 from .host import SAFE, accounts_of, make_app, refused, run

@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from flask_byok import passphrase
+from flask_byok.accounts import export_file as passphrase
+from flask_byok.accounts.environment import store_key
+from flask_byok.accounts.importer import Importer
 from flask_byok.catalog import PROVIDERS
-from flask_byok.credentials import Secret, isoformat
-from flask_byok.environment import store_key
-from flask_byok.importer import Importer
-from flask_byok.keyring import Context
-from flask_byok.sealing import new_record
-from flask_byok.stores.base import AuditEvent
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import Secret, isoformat
+from flask_byok.sealing.keyring import Context
+from flask_byok.sealing.records import new_record
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.app import HostApp
 
 from .accounts_host import actions, close, forge, make_host, stored
@@ -201,7 +201,7 @@ def test_import_env_by_a_race(host: HostApp, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setenv("OPENAI_API_KEY", OPENAI)
     save(host, OTHER)
-    monkeypatch.setattr("flask_byok.cli.transfer.store_key", store_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.transfer.store_key", store_slowly)
     result = run(host, "import-env", "--replace")
     assert "not added: another one was saved meanwhile, or" in result.output
     assert "Nothing can be removed." in result.output

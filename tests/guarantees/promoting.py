@@ -17,11 +17,11 @@ from typing import Any
 from sqlalchemy import event
 
 from flask_byok.errors import StoreError
-from flask_byok.keyring import Keyring
-from flask_byok.owners import Caller, SessionRef
-from flask_byok.sealing import open_record
-from flask_byok.stores.base import SessionStore
-from flask_byok.stores.redis import RedisSessionStore
+from flask_byok.keys.session_store import SessionStore
+from flask_byok.model.owner import Caller, SessionRef
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.sealing.records import open_record
+from flask_byok.storage.redis import RedisSessionStore
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 

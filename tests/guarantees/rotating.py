@@ -21,11 +21,11 @@ from flask_session import Session
 from sqlalchemy import insert
 
 from flask_byok import BYOK
-from flask_byok.keyring import Keyring
-from flask_byok.stores.account_changes import new_id
-from flask_byok.stores.account_rows import new_values
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import credentials
+from flask_byok.accounts.store.changes import new_id
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.rows import new_values
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.tables import credentials
 from tests.patience import give_time
 from tests.stores.account_kinds import event_of, make_record, open_key
 

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from flask_byok import passphrase
+from flask_byok.accounts import export_file as passphrase
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.app import ENCRYPTION_KEY, KEYS, HostApp, make_app
 from tests.cli.host import run
 from tests.guarantees.leaks import files_below, leaks

@@ -21,7 +21,7 @@ from flask_byok import (
     get_chat_model_with_api_key,
     get_provider_with_api_key,
 )
-from flask_byok.intake import NewKey
+from flask_byok.keys.typed import NewKey
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, HostApp, browser, make_app
 from tests.guarantees.leaks import files_below, forms, leaks

@@ -13,10 +13,10 @@ import pytest
 from flask_login import current_user
 from sqlalchemy import Engine, create_engine, select, update
 
-from flask_byok.stores.sql_tables import keys
-from flask_byok.stores.tables import credentials
+from flask_byok.storage.sql_tables import keys
+from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.app import KEYS, HostApp, fingerprint, make_app
 from tests.guarantees.test_g05_bound_ciphertext import ALTERATIONS
 from tests.keeper import OWN, SHARED, Keeper, keeper

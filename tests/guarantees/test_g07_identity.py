@@ -8,7 +8,7 @@ import pytest
 from flask import session
 
 from flask_byok.testing import FakeProviders
-from flask_byok.web.sessions import MARKER
+from flask_byok.web.session_binding import MARKER
 from tests.app import KEYS, Browser, HostApp, browser, fingerprint, make_app
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from flask_byok.service import Service
+from flask_byok.keys.service import Service
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.app import Browser, HostApp, browser, make_app
 
 OPERATORS = "operators-key-0123456789"

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flask_byok.errors import StoreError
-from flask_byok.owners import Caller
-from flask_byok.stores import redis_client, sql_engine
+from flask_byok.model.owner import Caller
+from flask_byok.storage import engine as sql_engine
+from flask_byok.storage import redis_client
 from flask_byok.testing import FakeProviders
 from tests.patience import everyday_limits
 from tests.services import PostgresServer, Server, create_database

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from flask_byok.errors import SessionRequiredError
-from flask_byok.owners import Caller
-from flask_byok.stores import sql_engine
+from flask_byok.model.owner import Caller
+from flask_byok.storage import engine as sql_engine
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 

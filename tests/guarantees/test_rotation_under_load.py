@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from flask_byok.keyring import Keyring
-from flask_byok.stores.accounts import AccountStore
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.sealing.keyring import Keyring
 
 from .rotating import AFTER, NEW, OLD, fill, opened
 

@@ -11,8 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from flask_byok.outbound import Endpoint, Outbound, network_fault, transport
-from flask_byok.outbound.bounded import (
+from flask_byok.http import Endpoint, Outbound, network_fault, transport
+from flask_byok.http.limits import (
     MAX_BYTES,
     MAX_LINE_BYTES,
     MAX_PERSONAL_LINE_BYTES,

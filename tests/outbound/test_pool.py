@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from flask_byok.outbound import Endpoint, Outbound, default_outbound
+from flask_byok.http import Endpoint, Outbound, default_outbound
 from flask_byok.testing import FakeProviders
 
 OPENAI = Endpoint("https://api.openai.com/v1", "catalog")
@@ -143,8 +143,8 @@ def test_a_process_has_one_default() -> None:
 def test_no_http_library_is_loaded_before_the_first_call() -> None:
     """Making an Outbound loads neither the HTTP client nor an SDK."""
     code = (
-        "import sys; from flask_byok.outbound import Outbound; Outbound();"
-        "from flask_byok import providers, probes;"
+        "import sys; from flask_byok.http import Outbound; Outbound();"
+        "from flask_byok import providers, checking;"
         "loaded = {'httpx2', 'httpcore2', 'openai', 'anthropic', 'google.genai', 'langchain_core'};"
         "print(loaded & sys.modules.keys())"
     )

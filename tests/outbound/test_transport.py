@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from flask_byok.errors import EndpointNotAllowedError, ProviderUnavailableError
-from flask_byok.outbound import Endpoint, Outbound
-from flask_byok.outbound.transport import carries
+from flask_byok.http import Endpoint, Outbound
+from flask_byok.http.transport import carries
 from flask_byok.testing import FakeProviders
 from tests.patience import IN_TIME, soon
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Validation, Verdict
+from flask_byok.checking import check, check_api_key
 from flask_byok.errors import EndpointNotAllowedError
-from flask_byok.outbound import Endpoint, Outbound
-from flask_byok.probes import check, check_api_key
+from flask_byok.http import Endpoint, Outbound
+from flask_byok.model.credential import Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
 

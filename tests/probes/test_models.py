@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from flask_byok.outbound import Answer
-from flask_byok.probes.models import MAX_MODELS, read_models
+from flask_byok.checking.models import MAX_MODELS, read_models
+from flask_byok.http import Answer
 
 
 def read(body: object) -> tuple[str, ...]:

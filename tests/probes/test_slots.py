@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Validation
+from flask_byok.checking import check, check_api_key
+from flask_byok.checking.slots import Slots
 from flask_byok.errors import RateLimitedError
-from flask_byok.outbound import Endpoint, Outbound
-from flask_byok.probes import check, check_api_key
-from flask_byok.probes.slots import Slots
+from flask_byok.http import Endpoint, Outbound
+from flask_byok.model.credential import Validation
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
 

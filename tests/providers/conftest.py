@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.credentials import Credential, Secret
-from flask_byok.outbound import Outbound
-from flask_byok.owners import Tier
+from flask_byok.http import Outbound
+from flask_byok.model.credential import Credential, Secret
+from flask_byok.model.owner import Tier
 from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.testing import FakeProviders
 

@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from flask_byok.credentials import Verdict
 from flask_byok.errors import ByokError, ProviderUnavailableError, RejectedCredentialError
-from flask_byok.outbound import transport
+from flask_byok.http import transport
+from flask_byok.model.credential import Verdict
 from flask_byok.providers import google
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import ProviderSpec
-from flask_byok.credentials import Credential, Secret
 from flask_byok.errors import (
     ConfigurationError,
     EndpointNotAllowedError,
@@ -22,7 +21,8 @@ from flask_byok.errors import (
     MalformedApiKeyError,
     MissingCredentialError,
 )
-from flask_byok.outbound import Outbound
+from flask_byok.http import Outbound
+from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.testing import FakeProviders
 
@@ -221,8 +221,8 @@ def test_making_an_object_is_cheap() -> None:
     code = """if True:
         import time, openai
         from flask_byok.catalog import Catalog
-        from flask_byok.credentials import Credential, Secret
-        from flask_byok.outbound import Outbound
+        from flask_byok.model.credential import Credential, Secret
+        from flask_byok.http import Outbound
         from flask_byok.providers import make_provider
         spec, outbound = Catalog().get("openai"), Outbound()
         def ours():

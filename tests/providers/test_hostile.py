@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from flask_byok.errors import ProviderUnavailableError
-from flask_byok.outbound import Outbound, transport
+from flask_byok.http import Outbound, transport
 from flask_byok.providers import make_provider
 from flask_byok.testing import FakeProviders
 from tests.outbound.hostile_server import head, hostile

@@ -11,7 +11,7 @@ import pytest
 from langchain_core.runnables import ConfigurableField
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.outbound import Outbound
+from flask_byok.http import Outbound
 from flask_byok.providers import make_chat_model
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 

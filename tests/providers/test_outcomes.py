@@ -11,10 +11,10 @@ import httpx2
 import pytest
 
 from flask_byok.catalog import ProviderSpec
-from flask_byok.credentials import Credential, Secret, Verdict
 from flask_byok.errors import ByokError, InvalidFieldError
-from flask_byok.outbound import Outbound
-from flask_byok.owners import Tier
+from flask_byok.http import Outbound
+from flask_byok.model.credential import Credential, Secret, Verdict
+from flask_byok.model.owner import Tier
 from flask_byok.providers import make_chat_model, make_provider
 from flask_byok.providers.outcomes import Outcomes, one_call
 from flask_byok.testing import FakeProviders

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from flask_byok.credentials import CredentialRecord, Secret, new_version, utcnow
-from flask_byok.keyring import Context, Keyring
-from flask_byok.sealing import open_record, seal
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.audit import AuditEvent
+from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.model.credential import CredentialRecord, Secret, new_version, utcnow
+from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.sealing.records import open_record, seal
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
 KEYRING = Keyring("00" * 32)

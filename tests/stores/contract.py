@@ -16,11 +16,17 @@ from itertools import product
 
 import pytest
 
-from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, new_version, utcnow
 from flask_byok.errors import SessionRequiredError
-from flask_byok.owners import SessionRef
-from flask_byok.stores.base import SessionStore, encode_record
-from flask_byok.usage import SessionUse
+from flask_byok.keys.session_store import SessionStore, encode_record
+from flask_byok.keys.usage import SessionUse
+from flask_byok.model.credential import (
+    CredentialRecord,
+    RecordedVerdict,
+    Verdict,
+    new_version,
+    utcnow,
+)
+from flask_byok.model.owner import SessionRef
 
 VISITOR, ANN, BEN = "", "user:ann", "user:ben"
 DAY = timedelta(days=1)

@@ -7,11 +7,11 @@ import time
 from alembic import command
 from sqlalchemy import Engine, text
 
-from flask_byok.keyring import Context
-from flask_byok.stores import migrate
-from flask_byok.stores.audit_hashes import head_seal, row_hash
-from flask_byok.stores.base import encode_record
-from flask_byok.stores.sql_engine import Transactions
+from flask_byok.accounts.store.audit_hashes import head_seal, row_hash
+from flask_byok.keys.session_store import encode_record
+from flask_byok.sealing.keyring import Context
+from flask_byok.storage import migrate
+from flask_byok.storage.engine import Transactions
 
 from .account_kinds import ANN, KEYRING
 from .contract import make_record

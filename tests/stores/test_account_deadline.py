@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import create_engine, select, text
 
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.sql_engine import Transactions, open_engine
-from flask_byok.stores.tables import audit_heads
+from flask_byok.storage.engine import Transactions, open_engine
+from flask_byok.storage.tables import audit_heads
 from tests.patience import everyday_limits, in_time
 from tests.services import PostgresServer, wait_until
 

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
-from flask_byok.credentials import utcnow
-from flask_byok.stores.accounts import AccountStore
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.model.credential import utcnow
 
 from .account_kinds import ANN, KEYRING, event_of, make_record
 

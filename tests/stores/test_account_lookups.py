@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from flask_byok.owners import Caller, Tier
-from flask_byok.stores import account_statements as statements
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import credentials
+from flask_byok.accounts.store import statements
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.model.owner import Caller, Tier
+from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests import services
 from tests.bench.fill import fill

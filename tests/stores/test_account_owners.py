@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from flask_byok.stores.account_owners import AccountOwners
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import audit_heads, promotions, usage
-from flask_byok.usage import Use
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.owners import AccountOwners
+from flask_byok.keys.usage import Use
+from flask_byok.storage.tables import audit_heads, promotions, usage
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
 

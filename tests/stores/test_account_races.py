@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.reseal import SealedKey
 from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictError
-from flask_byok.keyring import Context, Keyring
-from flask_byok.stores.account_seals import SealedKey
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.audit import AuditEvent
+from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.sealing.keyring import Context, Keyring
 
 from .account_kinds import ANN, KEYRING, event_of, make_record, open_key
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text, update
 
-from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.reseal import SealedKey
 from flask_byok.errors import UnreadableCredentialError
-from flask_byok.keyring import Context, Keyring
-from flask_byok.stores.account_seals import SealedKey
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import credentials
+from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.storage.tables import credentials
 
 from .account_kinds import ANN, BEN, KEYRING, SYSTEM, event_of, make_record, open_key
 

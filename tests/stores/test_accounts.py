@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, delete, event, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
-from flask_byok.credentials import CredentialRecord, RecordedVerdict, Verdict, utcnow
+from flask_byok.accounts.store import audit_chain
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import (
     InvalidFieldError,
     KeyExistsError,
@@ -22,11 +23,10 @@ from flask_byok.errors import (
     StoreError,
     VersionConflictError,
 )
-from flask_byok.journal import Subject
-from flask_byok.keyring import Keyring
-from flask_byok.stores import audit_chain
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.tables import audit, audit_heads, credentials
+from flask_byok.keys.journal import Subject
+from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.tables import audit, audit_heads, credentials
 from tests.services import PostgresServer, free_port, wait_until
 
 from .account_kinds import (

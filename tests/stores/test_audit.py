@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, delete, event, insert, select, update
 
+from flask_byok.accounts.rotation import rotate
+from flask_byok.accounts.store import audit as audit_module
+from flask_byok.accounts.store.audit import AuditEvent, Finding
+from flask_byok.accounts.store.audit_hashes import row_hash
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
-from flask_byok.keyring import Keyring
-from flask_byok.rotation import rotate
-from flask_byok.stores import audit as audit_module
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.audit import AuditEvent, Finding
-from flask_byok.stores.audit_hashes import row_hash
-from flask_byok.stores.sql import SqlSessionStore
-from flask_byok.stores.sql_tables import canaries
-from flask_byok.stores.tables import audit, audit_heads, credentials
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.sql import SqlSessionStore
+from flask_byok.storage.sql_tables import canaries
+from flask_byok.storage.tables import audit, audit_heads, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record
 from .contract import DAY
@@ -341,7 +341,7 @@ def test_verification_says_how_far_it_is(
     """It tells after each page, and at the end, of how many rows of how many chains."""
     rows, told = store.audit.count(), []
     assert rows == len(store.audit.entries())
-    monkeypatch.setattr("flask_byok.stores.audit._PAGE", 1)
+    monkeypatch.setattr("flask_byok.accounts.store.audit._PAGE", 1)
     assert store.audit.verify(report=lambda *at: told.append(at)) == []
     assert [at[0] for at in told] == [*range(1, rows + 1), rows]
     assert told[-1][1] == len({entry.owner for entry in store.audit.entries()})

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, delete, insert, select, text, update
 
-from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.accounts.rotation import rotate
+from flask_byok.accounts.store import audit as audit_module
+from flask_byok.accounts.store.audit import AuditEvent, Head
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, StoreError
-from flask_byok.keyring import Keyring
-from flask_byok.rotation import rotate
-from flask_byok.stores import audit as audit_module
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.audit import AuditEvent, Head
-from flask_byok.stores.sql_tables import canaries
-from flask_byok.stores.tables import audit, audit_heads, credentials
+from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.sql_tables import canaries
+from flask_byok.storage.tables import audit, audit_heads, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
 
@@ -412,7 +412,7 @@ def test_restarts_beside_writers(store: AccountStore) -> None:
 
 def test_restart_in_batches(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are written a few at a time make the same chains."""
-    monkeypatch.setattr("flask_byok.stores.audit_restart._BATCH", 1)
+    monkeypatch.setattr("flask_byok.accounts.store.audit_restart._BATCH", 1)
     store.create(make_record("system"), event_of())
     assert store.audit.restart(RESTART).keys == 4
     assert store.audit.verify() == []

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from flask_byok.credentials import RecordedVerdict, Verdict, utcnow
+from flask_byok.accounts.rotation import rotate
+from flask_byok.accounts.store import audit_chain
+from flask_byok.accounts.store.audit import AuditEvent, Finding
+from flask_byok.accounts.store.audit_hashes import row_hash
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import KeyNotFoundError
-from flask_byok.keyring import Keyring
-from flask_byok.rotation import rotate
-from flask_byok.stores import audit_chain
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.audit import AuditEvent, Finding
-from flask_byok.stores.audit_hashes import row_hash
-from flask_byok.stores.tables import audit, credentials
-from flask_byok.usage import Use
+from flask_byok.keys.usage import Use
+from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.tables import audit, credentials
 
 from .account_kinds import (
     ANN,

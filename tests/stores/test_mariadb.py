@@ -9,11 +9,11 @@ from sqlalchemy import Engine, Table, Update, event
 from sqlalchemy.dialects import mysql
 from sqlalchemy.schema import CreateTable
 
+from flask_byok.accounts.store.statements import change
 from flask_byok.errors import StoreError
-from flask_byok.stores import migrate
-from flask_byok.stores.account_statements import change
-from flask_byok.stores.sql_tables import CLAIM, TOUCH
-from flask_byok.stores.tables import metadata
+from flask_byok.storage import migrate
+from flask_byok.storage.sql_tables import CLAIM, TOUCH
+from flask_byok.storage.tables import metadata
 
 from .test_sql import store_on
 

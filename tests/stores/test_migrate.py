@@ -18,14 +18,14 @@ from alembic.migration import MigrationContext
 from alembic.operations.ops import DropTableOp
 from sqlalchemy import Engine, MetaData, inspect, make_url, select, text
 
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
-from flask_byok.owners import SessionRef
-from flask_byok.stores import migrate
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.sql import SqlSessionStore
-from flask_byok.stores.sql_engine import Transactions, open_engine
-from flask_byok.stores.sql_tables import sessions
-from flask_byok.stores.tables import metadata
+from flask_byok.model.owner import SessionRef
+from flask_byok.storage import migrate
+from flask_byok.storage.engine import Transactions, open_engine
+from flask_byok.storage.sql import SqlSessionStore
+from flask_byok.storage.sql_tables import sessions
+from flask_byok.storage.tables import metadata
 
 from .account_kinds import ANN, KEYRING, event_of, make_record
 from .contract import DAY, VISITOR, use_of
@@ -44,7 +44,7 @@ from .older_tables import (
 HOST_ENVIRONMENT = """
 from alembic import context
 from sqlalchemy import Column, Integer, MetaData, Table
-from flask_byok.stores.tables import metadata as byok_metadata
+from flask_byok.storage.tables import metadata as byok_metadata
 
 host_metadata = MetaData()
 Table("notes", host_metadata, Column("id", Integer, primary_key=True))

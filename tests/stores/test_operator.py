@@ -9,7 +9,7 @@ import pytest
 
 from flask_byok.catalog.spec import Field, ProviderSpec
 from flask_byok.errors import UnreadableCredentialError
-from flask_byok.stores.operator import MAX_SECRET_FILE, EnvironmentKeys, SecretFileKeys
+from flask_byok.keys.operator import MAX_SECRET_FILE, EnvironmentKeys, SecretFileKeys
 
 KEY, OTHER = "sk-operator-0123456789", "sk-another-9876543210"
 SPEC = ProviderSpec(id="google", name="Google", env=("GEMINI_API_KEY", "GOOGLE_API_KEY"))

@@ -12,9 +12,9 @@ import pytest
 from redis.cluster import ClusterNode, RedisCluster
 
 from flask_byok.errors import ConfigurationError, RateLimitedError, StoreError
-from flask_byok.stores.rates import OVERALL, RateLimiter, RateStorage
-from flask_byok.stores.redis import RedisSessionStore
-from flask_byok.stores.sql import SqlSessionStore
+from flask_byok.storage.rates import OVERALL, RateLimiter, RateStorage
+from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.sql import SqlSessionStore
 from tests.services import RedisServer
 
 from .redis_kinds import ClusterServer

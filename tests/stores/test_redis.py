@@ -13,12 +13,12 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.sentinel import Sentinel
 
 from flask_byok.errors import ConfigurationError, StoreError
-from flask_byok.owners import SessionRef
-from flask_byok.stores import redis_client
-from flask_byok.stores.base import SessionStore
-from flask_byok.stores.breaker import Breaker
-from flask_byok.stores.redis import RedisSessionStore
-from flask_byok.usage import UsageRecorder
+from flask_byok.keys.session_store import SessionStore
+from flask_byok.keys.usage import UsageRecorder
+from flask_byok.model.owner import SessionRef
+from flask_byok.storage import redis_client
+from flask_byok.storage.breaker import Breaker
+from flask_byok.storage.redis import RedisSessionStore
 from tests.patience import everyday_limits, in_time, soon
 from tests.services import RedisServer, free_port, wait_until
 

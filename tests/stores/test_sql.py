@@ -17,11 +17,11 @@ from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from flask_byok.errors import ConfigurationError, SessionRequiredError, StoreError
-from flask_byok.owners import SessionRef
-from flask_byok.stores import sql_tables as tables
-from flask_byok.stores.base import SessionStore
-from flask_byok.stores.sql import SqlSessionStore, metadata
-from flask_byok.usage import UsageRecorder
+from flask_byok.keys.session_store import SessionStore
+from flask_byok.keys.usage import UsageRecorder
+from flask_byok.model.owner import SessionRef
+from flask_byok.storage import sql_tables as tables
+from flask_byok.storage.sql import SqlSessionStore, metadata
 from tests.services import PostgresServer, free_port, wait_until
 
 from .contract import (
@@ -374,7 +374,7 @@ def test_reading_purges_nothing(url: str) -> None:
 
 def test_purge_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A purge deletes as many as it may, in batches, and tells how many there were."""
-    monkeypatch.setattr("flask_byok.stores.sql_purge.BATCH", 2)
+    monkeypatch.setattr("flask_byok.storage.sql_purge.BATCH", 2)
     clock = Clock()
     store = store_on(url, clock=clock)
     expire_sessions(store, clock, 7)
@@ -384,7 +384,7 @@ def test_purge_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_backlog_is_purged_faster(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where more has ended than one batch holds, the next one follows after a second."""
-    monkeypatch.setattr("flask_byok.stores.sql_purge.BATCH", 2)
+    monkeypatch.setattr("flask_byok.storage.sql_purge.BATCH", 2)
     clock = Clock()
     store = store_on(url, clock=clock)
     expire_sessions(store, clock, 5)

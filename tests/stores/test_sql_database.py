@@ -6,8 +6,8 @@ import pytest
 from sqlalchemy import text
 
 from flask_byok.errors import StoreError
-from flask_byok.stores.breaker import Breaker
-from flask_byok.stores.sql_database import Database
+from flask_byok.storage.breaker import Breaker
+from flask_byok.storage.database import Database
 
 
 def test_an_open_breaker_asks_nobody() -> None:

@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, event, make_url, select, text
 
 from flask_byok.errors import StoreError
-from flask_byok.owners import SessionRef
-from flask_byok.stores import sql_tables as tables
-from flask_byok.stores.sql import SqlSessionStore
-from flask_byok.stores.sql_deadline import Watchdog, within
+from flask_byok.model.owner import SessionRef
+from flask_byok.storage import sql_tables as tables
+from flask_byok.storage.deadline import Watchdog, within
+from flask_byok.storage.sql import SqlSessionStore
 from tests.patience import IN_TIME, everyday_limits, in_time, soon
 from tests.services import PostgresServer, wait_until
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flask_byok.stores.sql_engine import open_engine
+from flask_byok.storage.engine import open_engine
 
 
 def test_a_second_engine_leaves_the_first_its_locks(tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, select, text
 
-from flask_byok.credentials import CredentialRecord, isoformat, utcnow
+from flask_byok.accounts.store import usage as module
+from flask_byok.accounts.store.audit_chain import from_milliseconds
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
-from flask_byok.stores import usage as module
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.stores.audit_chain import from_milliseconds
-from flask_byok.stores.tables import credentials, usage
-from flask_byok.usage import Outcome, UsageRecorder, Use
+from flask_byok.keys.usage import Outcome, UsageRecorder, Use
+from flask_byok.model.credential import CredentialRecord, isoformat, utcnow
+from flask_byok.storage.tables import credentials, usage
 from tests.patience import everyday_limits, soon
 from tests.services import PostgresServer, wait_until
 

@@ -12,7 +12,7 @@ from flask import Response, stream_with_context
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
-from flask_byok.credentials import live_secrets
+from flask_byok.model.credential import live_secrets
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, Browser, HostApp, browser, make_app
 from tests.guarantees.wire import Wire, served

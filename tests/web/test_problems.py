@@ -10,7 +10,7 @@ from flask import Flask, abort
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
 from flask_byok import BYOK, Validation, Verdict, errors
-from flask_byok.credentials import utcnow
+from flask_byok.model.credential import utcnow
 from flask_byok.web.problems import (
     NOT_SET_UP,
     TYPE_PREFIX,

@@ -14,12 +14,12 @@ from flask_session import Session
 from sqlalchemy import text
 
 from flask_byok import BYOK, Field, ProviderSpec, signals
-from flask_byok.credentials import isoformat
-from flask_byok.sealing import open_record
-from flask_byok.stores.audit import AuditEvent
-from flask_byok.stores.rates import RateLimiter
+from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.model.credential import isoformat
+from flask_byok.sealing.records import open_record
+from flask_byok.storage.rates import RateLimiter
 from flask_byok.testing import FakeProviders
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
 from tests.app import HostApp, fingerprint
 from tests.keeper import OWN, Keeper, accounts_of, keeper, logged
 

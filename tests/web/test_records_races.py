@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from flask_byok.sealing import open_record
-from flask_byok.stores.accounts import AccountStore
-from flask_byok.web.state import get_state
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.sealing.records import open_record
+from flask_byok.web.caller import get_state
 from tests.app import KEYS, HostApp, make_app
 from tests.keeper import OWN, Keeper, accounts_of, close, keeper
 from tests.stores.test_account_races import exit_code, fork

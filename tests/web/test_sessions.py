@@ -14,9 +14,9 @@ from flask_session import Session
 
 from flask_byok import BYOK, ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
-from flask_byok.web.session_guard import SessionGuard
-from flask_byok.web.sessions import MARKER, index_key
-from flask_byok.web.state import get_state
+from flask_byok.web.caller import get_state
+from flask_byok.web.session_binding import MARKER, index_key
+from flask_byok.web.session_outage import SessionGuard
 from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
 
 
@@ -44,7 +44,7 @@ class CountingStore:
 def _sql_store(directory: Path) -> Any:
     from datetime import timedelta
 
-    from flask_byok.stores.sql import SqlSessionStore
+    from flask_byok.storage.sql import SqlSessionStore
 
     url = f"sqlite:///{directory / 'byok.sqlite'}"
     return SqlSessionStore(url, ttl=timedelta(hours=1), max_age=timedelta(days=1))

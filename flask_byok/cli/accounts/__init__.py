@@ -1,0 +1,1 @@
+"""Commands of the wing: accounts' keys, the audit log, rotation, export."""

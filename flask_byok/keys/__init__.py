@@ -1,0 +1,1 @@
+"""The verbs on keys, without Flask and without SQL."""

@@ -1,0 +1,1 @@
+"""What everything speaks of: secrets, credentials, owners."""

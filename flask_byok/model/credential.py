@@ -1,0 +1,302 @@
+"""Credentials: the person's secret, what is stored of it, and what a check said about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NoReturn
+
+import msgspec
+
+from ..errors import MalformedApiKeyError
+from .owner import Tier
+
+#: Who chose an endpoint: our catalog, the operator (any address), or the person (public addresses only).
+EndpointTrust = Literal["catalog", "operator", "personal"]
+#: A time with a zone; what a store gives back without one does not decode.
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
+
+#: Shortest and longest API key that is accepted, in characters. Real keys have 20 to about 200.
+API_KEY_LENGTH = (8, 4096)
+
+#: How long before it expires a key is said to expire soon.
+EXPIRES_SOON = timedelta(days=7)
+
+# Characters that pasting leaves around a key: white space, quotes, and marks that no screen shows.
+_WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_WRAPPING = _WHITE_SPACE + "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u00ad"
+
+# By id. Not a WeakSet: that cannot be read in one thread while another adds to it.
+_live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
+
+
+class Secret:
+    """A string that does not show itself: no repr, str, format, JSON or pickle of its value."""
+
+    __slots__ = ("__weakref__", "_value", "written_forms")
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+        #: What the redactor looks for, made at first need and gone with the secret.
+        self.written_forms: Any = None
+        _live[id(self)] = self
+
+    def reveal(self) -> str:
+        """Return the value; call it only where a client or a request is made."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return secrets.compare_digest(self._value.encode(), other._value.encode())
+
+    __hash__ = object.__hash__
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled or copied")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled or copied")
+
+
+def all_alive() -> Iterator[Secret]:
+    """Yield all secrets that are alive in this process, for redaction only."""
+    secrets = (reference() for reference in _live.valuerefs())
+    return (secret for secret in secrets if secret is not None)
+
+
+def live_secrets() -> Iterator[str]:
+    """Yield their values."""
+    return (secret.reveal() for secret in all_alive())
+
+
+def clean_api_key(text: str) -> str:
+    """Strip what pasting leaves around a key and return the key.
+
+    :raises MalformedApiKeyError: it is not printable ASCII of 8 to 4,096 characters. Nothing of it is repeated.
+    """
+    api_key = text.strip(_WRAPPING)
+    shortest, longest = API_KEY_LENGTH
+    if not shortest <= len(api_key) <= longest:
+        raise MalformedApiKeyError(
+            f"An API key has {shortest} to {longest:,} characters. Check what was pasted."
+        )
+    if not all("!" <= char <= "~" for char in api_key):
+        raise MalformedApiKeyError(
+            "An API key has only letters, digits and ASCII punctuation, and no spaces or line breaks inside. "
+            "Copy the key alone and paste it again."
+        )
+    return api_key
+
+
+def make_hint(api_key: str, prefixes: tuple[str, ...] = ()) -> str:
+    """Return what may be shown of a key: its public prefix and its last 4 characters.
+
+    A key of under 12 characters gets no tail: 4 of so few would give too much away.
+    """
+    prefix = max((p for p in prefixes if api_key.startswith(p)), key=len, default="")
+    tail = api_key[-4:] if len(api_key) >= 12 and len(api_key) >= len(prefix) + 8 else ""
+    return f"{prefix}…{tail}"
+
+
+class Verdict(StrEnum):
+    """The outcome of a check."""
+
+    VALID = "valid"
+    VALID_RESTRICTED = "valid_restricted"
+    VALID_NO_CREDIT = "valid_no_credit"
+    VALID_RATE_LIMITED = "valid_rate_limited"
+    INVALID = "invalid"
+    DISABLED = "disabled"
+    WRONG_PROVIDER = "wrong_provider"
+    ADMIN_KEY_REFUSED = "admin_key_refused"
+    UNREACHABLE = "unreachable"
+    UNCHECKED = "unchecked"
+
+    @property
+    def valid(self) -> bool | None:
+        """True for a good key, False for a bad one, None where nothing was learnt."""
+        if self in (Verdict.UNREACHABLE, Verdict.UNCHECKED):
+            return None
+        return self.value.startswith("valid")
+
+
+#: The verdicts on bad keys. A check that learnt nothing takes none of them back.
+REFUSALS = tuple(verdict for verdict in Verdict if verdict.valid is False)
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What a check of a key found. ``reason`` is our own sentence; ``latency_ms`` is in milliseconds."""
+
+    provider: str
+    verdict: Verdict
+    reason: str
+    checked_at: datetime
+    latency_ms: int = 0
+    models_available: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool | None:
+        """True, False, or None where nothing was learnt."""
+        return self.verdict.valid
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "provider": self.provider,
+            "verdict": self.verdict.value,
+            "valid": self.valid,
+            "reason": self.reason,
+            "models_available": list(self.models_available),
+            "checked_at": isoformat(self.checked_at),
+            "latency_ms": self.latency_ms,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedVerdict:
+    """A verdict as stored, with the version of the credential that it is about."""
+
+    verdict: Verdict
+    checked_at: Moment
+    version: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, as status shows it."""
+        return {"verdict": self.verdict.value, "checked_at": isoformat(self.checked_at)}
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialRecord:
+    """A stored credential. Never plaintext.
+
+    ``owner`` is part of what the ciphertext is bound to. ``version`` is new with each change of the key.
+    ``id`` names it in the database; what a session keeps has none.
+    ``leaving`` marks a session's record that is on its way to the account or out: it counts only while the
+    account does not say that it is over.
+    ``set_at`` is when the key itself was last saved, None where that is ``created_at``.
+    All times are UTC.
+    """
+
+    provider: str
+    owner: str
+    ciphertext: str
+    hint: str
+    version: str
+    created_at: Moment
+    updated_at: Moment
+    expires_at: Moment | None = None
+    label: str | None = None
+    description: str | None = None
+    slot: str = ""
+    active: bool = True
+    last_used_at: Moment | None = None
+    usage_count: int = 0
+    validity: RecordedVerdict | None = None
+    id: str = ""
+    leaving: bool = False
+    set_at: Moment | None = None
+
+    @property
+    def saved_at(self) -> datetime:
+        """When the key itself was last saved."""
+        return self.set_at or self.created_at
+
+    def current_validity(self) -> RecordedVerdict | None:
+        """Return the verdict, if it is about this very version."""
+        if self.validity is None or self.validity.version != self.version:
+            return None
+        return self.validity
+
+    def state(self, now: datetime) -> State:
+        """Return the state that can be told without opening the ciphertext."""
+        if not self.active:
+            return "inactive"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        validity = self.current_validity()
+        if validity is not None and validity.verdict.valid is False:
+            return "rejected"
+        return "active"
+
+    def expires_soon(self, now: datetime) -> bool:
+        """Say whether it still works, but only for a few days."""
+        return self.expires_at is not None and now < self.expires_at <= now + EXPIRES_SOON
+
+    def with_validity(self, validity: RecordedVerdict | None) -> CredentialRecord:
+        """Return a copy that carries this verdict."""
+        return dataclasses.replace(self, validity=validity)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Credential:
+    """A resolved, opened credential, alive for one use.
+
+    ``fields`` holds the secrets by name; a provider with one key has the field ``api_key``.
+    ``base_url`` is the endpoint that it may be sent to and no other; ``trust`` says who chose it.
+    ``version`` is None for the operator's environment and secret files.
+    """
+
+    provider: str
+    source: Tier | Literal["argument"]
+    owner: str
+    fields: Mapping[str, Secret]
+    base_url: str
+    trust: EndpointTrust = "catalog"
+    hint: str = ""
+    version: str | None = None
+    #: Of its row in the database; empty for what is kept elsewhere.
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+
+    @property
+    def api_key(self) -> str:
+        """Return the API key itself; empty for a provider that needs none."""
+        return self.reveal("api_key")
+
+    def reveal(self, field: str) -> str:
+        """Return the value of one field; an empty string where it is not set."""
+        secret = self.fields.get(field)
+        return "" if secret is None else secret.reveal()
+
+    def __repr__(self) -> str:
+        return f"Credential(provider={self.provider!r}, source={str(self.source)!r}, hint={self.hint!r})"
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Credential cannot be pickled or copied")
+
+
+def new_version() -> str:
+    """Return a fresh, unguessable version of a stored credential."""
+    return secrets.token_hex(8)
+
+
+def utcnow() -> datetime:
+    """Return the present time in UTC, in whole milliseconds."""
+    return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
+
+
+def isoformat(moment: datetime | None) -> str | None:
+    """Return a time as UTC ISO 8601 with ``Z``, or None."""
+    if moment is None:
+        return None
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,1 @@
+"""Cryptography: what seals and opens keys."""

@@ -1,0 +1,225 @@
+"""Seal and open secrets with the operator's encryption keys.
+
+A ciphertext is ``byok1.<key_id>.<cipher>.<payload>``. It is bound to a :class:`Context`: under another owner,
+provider, slot or scope it does not open. Fernet has no associated data, so each context gets a key of its own,
+derived with HKDF-SHA256 (RFC 5869); AES-256-GCM takes the context as associated data besides.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import os
+import re
+import string
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from ..errors import ConfigurationError, UnreadableCredentialError
+from ..settings import Cipher
+
+#: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
+PADDING = 512
+
+#: How many derived keys each encryption key keeps ready.
+DERIVED_KEYS = 1024
+
+_FORMAT = "byok1"
+_CODES: dict[Cipher, str] = {"fernet": "f", "aes-256-gcm": "g"}
+_DOMAIN = b"flask-byok/v1"
+_ALPHABET = (string.ascii_letters + string.digits + "-_").encode()
+# What the last character before so much padding can be, its spare bits being zero.
+_LAST = ("", "AEIMQUYcgkosw048", "AQgw")
+_NONCE_BYTES = 12  # NIST SP 800-38D, section 8.2: 96 bits
+
+
+class Context(NamedTuple):
+    """What a ciphertext is bound to."""
+
+    scope: str
+    owner: str
+    provider: str
+    slot: str = ""
+
+    def encode(self) -> bytes:
+        """Return an injective encoding: each part with its length in front, so no two contexts are equal."""
+        parts = (part.encode() for part in self)
+        return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+class UnknownKeyIdError(UnreadableCredentialError):
+    """Raised when a ciphertext names an encryption key that we do not have: it was retired too early."""
+
+    title = "The encryption key of this ciphertext is not configured"
+
+
+class Keyring:
+    """The current encryption key and its fallbacks.
+
+    The current key seals; a ciphertext is opened by the key that it names. This is a class because deriving
+    from the keys is done once, not at each call.
+
+    :param encryption_key: Fernet key (44 characters of URL-safe base64) or 64 hex digits.
+    :param fallbacks: retired keys of the same forms that still open what they sealed.
+    :param cipher: how to seal; both ciphers always open.
+    :raises ConfigurationError: a key is malformed.
+    """
+
+    def __init__(
+        self,
+        encryption_key: str | bytes,
+        fallbacks: Iterable[str | bytes] = (),
+        *,
+        cipher: Cipher = "fernet",
+    ) -> None:
+        if cipher not in _CODES:
+            raise ConfigurationError(f"BYOK_CIPHER is {cipher!r}; use 'fernet' or 'aes-256-gcm'.")
+        current = _Key(parse_encryption_key(encryption_key, "BYOK_ENCRYPTION_KEY"))
+        retired = [
+            _Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks
+        ]
+        #: Names of all keys, the current one first.
+        self.key_ids = tuple(dict.fromkeys(key.key_id for key in (current, *retired)))
+        self.cipher: Cipher = cipher
+        self._current = current
+        self._keys = {key.key_id: key for key in (*retired, current)}
+
+    def __repr__(self) -> str:
+        return f"Keyring(key_ids={self.key_ids!r}, cipher={self.cipher!r})"
+
+    def seal(self, plaintext: bytes, context: Context) -> str:
+        """Encrypt with the current key, bound to the context."""
+        code = _CODES[self.cipher]
+        payload = self._current.seal(code, _pad(plaintext), context)
+        return f"{_FORMAT}.{self._current.key_id}.{code}.{payload}"
+
+    def open(self, ciphertext: str, context: Context) -> bytes:
+        """Decrypt what was sealed for this context.
+
+        :raises UnknownKeyIdError: the key that sealed it is not in this keyring.
+        :raises UnreadableCredentialError: altered, cut, moved to another context, or not ours.
+        """
+        parts = ciphertext.split(".")
+        if len(parts) != 4 or parts[0] != _FORMAT:
+            raise UnreadableCredentialError(provider=context.provider)
+        _, key_id, code, payload = parts
+        key = self._keys.get(key_id)
+        if key is None:
+            raise UnknownKeyIdError(provider=context.provider)
+        try:
+            return _unpad(key.open(code, payload, context))
+        except (InvalidToken, InvalidTag, ValueError):
+            raise UnreadableCredentialError(provider=context.provider) from None
+
+    def needs_rotation(self, ciphertext: str) -> bool:
+        """Say whether a ciphertext should be sealed anew: another key or another cipher than the current."""
+        return not ciphertext.startswith(self.seal_prefix)
+
+    @property
+    def seal_prefix(self) -> str:
+        """Return how all that is sealed now begins."""
+        return f"{prefix_of(self._current.key_id)}{_CODES[self.cipher]}."
+
+    def fingerprint(self, text: str) -> str:
+        """Return a keyed hash (64 hex digits) that tells two secrets apart and reveals neither."""
+        return hmac.digest(self._current.fingerprint_key, text.encode(), "sha256").hex()
+
+
+class _Key:
+    """One encryption key and what is derived from it."""
+
+    def __init__(self, material: bytes) -> None:
+        self._material = material
+        self.key_id = hashlib.sha256(b"flask-byok key id" + material).hexdigest()[:12]
+        self.fingerprint_key = self._derive(b"fingerprint")
+        # One person's calls come in rows, and deriving takes as long as decrypting.
+        self._fernet = lru_cache(DERIVED_KEYS)(self._derive_fernet)
+
+    def seal(self, code: str, plaintext: bytes, context: Context) -> str:
+        if code == "f":
+            return self._fernet(context).encrypt(plaintext).decode()
+        info = context.encode()
+        nonce = os.urandom(_NONCE_BYTES)
+        sealed = AESGCM(self._derive(b"gcm" + info)).encrypt(nonce, plaintext, info)
+        return base64.urlsafe_b64encode(nonce + sealed).decode()
+
+    def open(self, code: str, payload: str, context: Context) -> bytes:
+        if not _is_canonical(payload):
+            raise ValueError("not canonical base64")
+        if code == "f":
+            return self._fernet(context).decrypt(payload)
+        if code == "g":
+            info = context.encode()
+            raw = base64.urlsafe_b64decode(payload)
+            return AESGCM(self._derive(b"gcm" + info)).decrypt(
+                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], info
+            )
+        raise ValueError("unknown cipher")
+
+    def _derive_fernet(self, context: Context) -> Fernet:
+        return Fernet(base64.urlsafe_b64encode(self._derive(b"fernet" + context.encode())))
+
+    def _derive(self, info: bytes) -> bytes:
+        # The encryption key is uniformly random, so the extract step of HKDF may be left out (RFC 5869, 3.3).
+        return HKDFExpand(SHA256(), 32, info).derive(self._material)
+
+
+def prefix_of(key_id: str) -> str:
+    """Return how everything begins that this encryption key has sealed."""
+    return f"{_FORMAT}.{key_id}."
+
+
+def generate_encryption_key() -> str:
+    """Return a new encryption key for ``BYOK_ENCRYPTION_KEY``: 44 characters, 32 random bytes."""
+    return Fernet.generate_key().decode()
+
+
+def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
+    """Return the 32 bytes of an encryption key.
+
+    :raises ConfigurationError: neither a Fernet key nor 64 hex digits; names the setting, not the value.
+    """
+    stripped = (text.decode("ascii", "replace") if isinstance(text, bytes) else str(text)).strip()
+    if re.fullmatch(r"[0-9a-fA-F]{64}", stripped):
+        return bytes.fromhex(stripped)
+    try:
+        material = base64.b64decode(stripped.encode(), altchars=b"-_", validate=True)
+    except (binascii.Error, UnicodeEncodeError, ValueError):
+        material = b""
+    if len(material) != 32:
+        raise ConfigurationError(
+            f"{setting} is not an encryption key: it wants a Fernet key (44 characters of URL-safe base64) or "
+            "64 hex digits. Make one with 'flask byok generate-key'."
+        )
+    return material
+
+
+def _is_canonical(payload: str) -> bool:
+    """Say whether this is the one spelling of its bytes: decoders overlook stray characters and the spare bits of
+    the last one (RFC 4648, 3.5)."""
+    body = payload.rstrip("=")
+    padding = len(payload) - len(body)
+    if len(payload) % 4 or padding > 2 or body.encode().translate(None, _ALPHABET):
+        return False
+    return not padding or body[-1] in _LAST[padding]
+
+
+def _pad(plaintext: bytes) -> bytes:
+    body = len(plaintext).to_bytes(4, "big") + plaintext
+    return body + b"\0" * (-len(body) % PADDING)
+
+
+def _unpad(padded: bytes) -> bytes:
+    size = int.from_bytes(padded[:4], "big")
+    if len(padded) % PADDING or size > len(padded) - 4:
+        raise ValueError("wrong padding")
+    return padded[4 : 4 + size]

@@ -1,0 +1,187 @@
+"""What belongs to one app, and the caller of the present request."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flask import Flask, Response, current_app, has_request_context, request
+
+from ..errors import ConfigurationError, StoreError
+from ..keys.service import Service
+from ..model.credential import Credential
+from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
+from ..settings import Settings
+from .host_database import FoundDatabase
+from .session_binding import SessionBinding
+
+#: Where the state lies in ``app.extensions``.
+EXTENSION = "byok"
+
+#: The header that says whose key served.
+SOURCE_HEADER = "X-BYOK-Source"
+
+#: Where a signed-in person's request keeps the name that the audit log knows it by.
+REQUEST_ID = "flask_byok.request_id"
+
+_logger = logging.getLogger("flask_byok.web")
+
+_USED = "flask_byok.used"
+# Neither is text to a database.
+_STORABLE = re.compile("[^\0\ud800-\udfff]*")
+
+
+@dataclass(slots=True)
+class Loaders:
+    """The host's answers to: who is this? Each is called within the request."""
+
+    owner: Callable[[], str | None]
+    team: Callable[[], Iterable[str]]
+    admin: Callable[[], bool]
+    fresh_login: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class ByokState:
+    """Everything of flask-byok that belongs to one app."""
+
+    app: Flask
+    settings: Settings
+    service: Service
+    binding: SessionBinding
+    loaders: Loaders
+    database: FoundDatabase
+
+    @property
+    def uses_database(self) -> bool:
+        """Say whether accounts' keys or sessions' are in it."""
+        return self.service.accounts is not None or self.service.sessions.name == "the database"
+
+    def __repr__(self) -> str:
+        return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"
+
+
+def get_state(app: Any = None) -> ByokState:
+    """Return the state of the app, by default of the current one.
+
+    :raises ConfigurationError: flask-byok was not set up for it.
+    """
+    state: ByokState | None = (app or current_app).extensions.get(EXTENSION)
+    if state is None:
+        raise ConfigurationError(
+            "flask-byok is not set up for this app; did you forget to call byok.init_app(app)?"
+        )
+    return state
+
+
+def current_caller(state: ByokState) -> Caller:
+    """Return who makes the present request; outside a request nobody does, and only the operator's keys are found."""
+    if not has_request_context():
+        return Caller()
+    return _caller(state, state.binding.current)
+
+
+def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
+    """Return who makes the present request, with a session that keys can be written to.
+
+    ``anew`` says that the session found at first has ended and another must take its place.
+    """
+    return _caller(state, partial(state.binding.establish, anew=anew))
+
+
+def note_use(credential: Credential) -> Credential:
+    """Keep a credential until the request ends, and return it.
+
+    The answer then says whose key served; and the view may hold the key as a plain string when it fails, which the
+    redactor of logs knows only as long as the credential lives.
+    """
+    if has_request_context():
+        used = request.environ.setdefault(_USED, {})
+        used[credential.provider, credential.source, credential.version] = credential
+    return credential
+
+
+def name_sources(response: Response) -> Response:
+    """Say in ``X-BYOK-Source`` whose keys this request was served with, by tier."""
+    used: dict[Any, Credential] = request.environ.get(_USED, {})
+    sources = dict.fromkeys(str(credential.source) for credential in used.values())
+    if sources and SOURCE_HEADER not in response.headers:
+        response.headers[SOURCE_HEADER] = ", ".join(sources)
+    return response
+
+
+def user_of(loaders: Loaders) -> str | None:
+    """Return the signed-in user's id as the host tells it, or None."""
+    user: Any = loaders.owner()
+    # Hosts write "current_user.is_authenticated and current_user.id".
+    return None if user is None or user is False or user == "" else _id(user, "owner_loader")
+
+
+def _id(returned: Any, loader: str) -> str:
+    if isinstance(returned, bool | bytes):
+        kind = type(returned).__name__
+        raise ConfigurationError(
+            f"The {loader} returned a {kind}, not an id: return text or a number."
+        )
+    text = str(returned)
+    if not _is_storable(text):
+        raise ConfigurationError(
+            f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, no NUL and no "
+            "surrogate."
+        )
+    return text
+
+
+def _is_storable(id: str) -> bool:
+    return len(id) <= LONGEST_ID and _STORABLE.fullmatch(id) is not None
+
+
+def _teams_of(loaders: Loaders) -> tuple[str, ...]:
+    """Return the ids of the signed-in user's teams, without those that no key can be kept for."""
+    teams: Any = loaders.team()
+    if isinstance(teams, str | bytes):
+        raise ConfigurationError(
+            "The team_loader returned one text, whose letters would be teams: return a list of ids."
+        )
+    named = [str(team) for team in teams]
+    kept = tuple(team for team in named if _is_storable(team))
+    if len(kept) < len(named):
+        _logger.warning(
+            "The team_loader returned ids that cannot be stored, which are left out: they may have %d characters, no "
+            "NUL and no surrogate.",
+            LONGEST_ID,
+        )
+    return kept
+
+
+def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
+    user = user_of(state.loaders)
+    session = _session(state, look_up, identity_of(user))
+    address = request.remote_addr or ""
+    if user is None:
+        return Caller(session=session, address=address)
+    return Caller(
+        user=user,
+        session=session,
+        teams=_teams_of(state.loaders),
+        admin=bool(state.loaders.admin()),
+        address=address,
+        request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),
+    )
+
+
+def _session(
+    state: ByokState, look_up: Callable[[str], SessionRef | None], identity: str
+) -> SessionRef | None:
+    """Return the session; where the operator lets others' keys step in for a dead store, None."""
+    try:
+        return look_up(identity)
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        return None

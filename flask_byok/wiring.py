@@ -1,0 +1,227 @@
+"""Build one app's parts from its settings."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from flask import Flask
+
+from . import signals
+from .catalog import PROVIDERS, Catalog, ProviderSpec
+from .errors import ConfigurationError
+from .http import Outbound
+from .keys.lookup import Resolver
+from .keys.operator import EnvironmentKeys, SecretFileKeys
+from .keys.service import Service
+from .keys.session_store import SessionStore
+from .keys.sessions import SessionKeys
+from .keys.tiers import AccountTiers, OperatorTier, SessionTier, TierReader
+from .model.owner import ACCOUNT_TIERS, Tier
+from .sealing.canary import check_accounts, check_sessions
+from .sealing.keyring import Keyring, generate_encryption_key
+from .settings import MAX_SESSION_LIFETIMES, Settings
+from .storage.rates import RateLimiter, RateStorage
+from .web.host_database import FoundDatabase
+
+if TYPE_CHECKING:
+    from .accounts.store.keys import AccountStore
+
+_MISSING_ENCRYPTION_KEY = (
+    "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
+    "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
+)
+
+
+def build_service(
+    app: Flask,
+    settings: Settings,
+    registered: Iterable[ProviderSpec],
+    database: FoundDatabase,
+    *,
+    name: str,
+) -> Service:
+    """Return the service on all its parts.
+
+    :param registered: providers of the host's own.
+    :param database: for accounts, and for sessions where Redis is not.
+    :param name: tells this app from others in the same store.
+    :raises ConfigurationError: the parts cannot be built, or the stores were used with another encryption key.
+    """
+    throw_away = app.debug or app.testing
+    keyring = build_keyring(settings, throw_away=throw_away)
+    catalog = build_catalog(settings, registered)
+    sessions = build_session_store(settings, database)
+    if settings.encryption_key is not None:  # one that was made up for this run says nothing
+        check_sessions(keyring, sessions, name, throw_away=throw_away)
+    accounts = build_account_store(settings, keyring, database, sessions)
+    if accounts is not None:
+        check_accounts(accounts, throw_away=throw_away)
+    rates = RateStorage.beside(sessions)
+    return Service(
+        settings=settings,
+        catalog=catalog,
+        keyring=keyring,
+        resolver=build_resolver(settings, sessions, accounts, keyring),
+        sessions=sessions,
+        accounts=accounts,
+        outbound=Outbound(allow_private=settings.allow_private_endpoints),
+        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
+        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
+        notify=_sender(app),
+    )
+
+
+def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
+    """Return the keyring; with ``throw_away`` (debug, testing) a missing encryption key is made up for this run.
+
+    :raises ConfigurationError: there is no encryption key, or one is malformed.
+    """
+    encryption_key = settings.encryption_key
+    if encryption_key is None:
+        if not throw_away:
+            raise ConfigurationError(_MISSING_ENCRYPTION_KEY)
+        warnings.warn(
+            "BYOK_ENCRYPTION_KEY is not set: using a throw-away key, so stored keys are lost at the next start, and "
+            "accounts are kept in memory, in no database.",
+            stacklevel=5,
+        )
+        encryption_key = generate_encryption_key()
+    return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
+
+
+def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Catalog:
+    """Return the providers that are on: the catalog, other packages' and the host's own.
+
+    :raises ConfigurationError: two have the same id, or ``BYOK_PROVIDERS`` names an unknown one.
+    """
+    others = [entry.load() for entry in entry_points(group="flask_byok.providers")]
+    catalog = Catalog([*PROVIDERS, *others, *registered])
+    for setting, ids in (
+        ("BYOK_LOCKED_PROVIDERS", settings.locked_providers),
+        ("BYOK_BASE_URLS", settings.base_urls),
+    ):
+        if unknown := sorted(name for name in ids if name not in catalog):
+            raise ConfigurationError(f"{setting} names unknown providers: {', '.join(unknown)}.")
+    for name in settings.base_urls:
+        if (spec := catalog.get(name)).id != name:
+            # Read by id; under an alias it would be ignored, and keys would go elsewhere.
+            raise ConfigurationError(f"BYOK_BASE_URLS names {name!r}, an alias: use {spec.id!r}.")
+    if settings.providers is not None:
+        catalog = catalog.only(settings.providers)
+    catalog = Catalog(_at_operators_address(spec, settings) for spec in catalog)
+    if settings.allow_custom_providers:
+        return catalog
+    return Catalog(spec for spec in catalog if not spec.personal_base_url)
+
+
+def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:
+    """Ask nobody for a base URL that the operator has set."""
+    if spec.id not in settings.base_urls:
+        return spec
+    return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
+
+
+def build_session_store(settings: Settings, database: FoundDatabase) -> SessionStore:
+    """Return the store for session keys: as set, else Redis where it is configured, else the database.
+
+    :raises ConfigurationError: the setting names no store.
+    """
+    chosen = settings.session_store or ("redis" if settings.redis else "database")
+    if chosen == "redis":
+        return _redis_store(settings)
+    if chosen == "database":
+        return _database_store(settings, database)
+    if not isinstance(chosen, str):
+        return cast(SessionStore, chosen)
+    raise ConfigurationError(
+        f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
+    )
+
+
+def build_account_store(
+    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: SessionStore
+) -> AccountStore | None:
+    """Return the store for keys that outlive the session, None where no tier of the lookup order is kept there.
+
+    :raises ConfigurationError: there is no place for it.
+    """
+    if ACCOUNT_TIERS.isdisjoint(settings.precedence):
+        return None
+    from .accounts.store.keys import AccountStore
+
+    if settings.encryption_key is None:
+        # What a made-up key seals is nobody else's: a real database, and its audit log, are left alone.
+        return AccountStore("sqlite://", keyring)
+    if database.own_file:
+        _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
+    engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
+    return AccountStore(engine or database.place, keyring, own_file=database.own_file)
+
+
+def build_resolver(
+    settings: Settings, sessions: SessionStore, accounts: AccountStore | None, keyring: Keyring
+) -> Resolver:
+    """Return the resolver with a reader for each tier."""
+    readers: list[TierReader] = [
+        SessionTier(sessions, SessionKeys(sessions, accounts), keyring, settings),
+        OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
+        OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
+    ]
+    if accounts is not None:
+        readers.append(AccountTiers(accounts, keyring, settings))
+    return Resolver(readers, settings)
+
+
+def _redis_store(settings: Settings) -> SessionStore:
+    if not settings.redis:
+        raise ConfigurationError(
+            "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
+        )
+    from .storage.redis import RedisSessionStore
+
+    return RedisSessionStore(
+        settings.redis,
+        ttl=settings.session_ttl,
+        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+        wait=settings.redis_wait,
+    )
+
+
+def _database_store(settings: Settings, database: FoundDatabase) -> SessionStore:
+    from .storage.sql import SqlSessionStore
+
+    return SqlSessionStore(
+        database.place,
+        ttl=settings.session_ttl,
+        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+        own_file=database.own_file,
+    )
+
+
+def _is_ours(settings: Settings) -> bool:
+    """Say whether the session store is the one that we made on the same database: they then share its connections."""
+    return settings.session_store == "database" or not (settings.session_store or settings.redis)
+
+
+def _require_writable(folder: Path) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigurationError(
+            f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
+            "team and system out of BYOK_PRECEDENCE."
+        )
+
+
+def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
+    def notify(event: str, facts: Mapping[str, Any]) -> None:
+        signal = getattr(signals, event)
+        if signal.receivers:
+            signal.send(app, **facts)
+
+    return notify
