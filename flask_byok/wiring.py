@@ -10,9 +10,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import click
 from flask import Flask
 
 from . import signals
+from .accounts import open_accounts
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .errors import ConfigurationError
 from .http import Outbound
@@ -23,7 +25,7 @@ from .keys.session_store import SessionStore
 from .keys.sessions import SessionKeys
 from .keys.tiers import AccountTiers, OperatorTier, SessionTier, TierReader
 from .model.owner import ACCOUNT_TIERS, Tier
-from .sealing.canary import check_accounts, check_sessions
+from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
@@ -53,15 +55,18 @@ def build_service(
     :param name: tells this app from others in the same store.
     :raises ConfigurationError: the parts cannot be built, or the stores were used with another encryption key.
     """
+    # In debug mode and tests encryption keys come and go.
     throw_away = app.debug or app.testing
+    tolerant = throw_away or _shows_wrong_key()
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
     sessions = build_session_store(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        check_sessions(keyring, sessions, name, throw_away=throw_away)
+        canary = Canary.of_sessions(keyring, sessions.canary, name)
+        check_at_start(canary.reseal, tolerant=tolerant)
     accounts = build_account_store(settings, keyring, database, sessions)
     if accounts is not None:
-        check_accounts(accounts, throw_away=throw_away)
+        check_at_start(accounts.canary.secret, tolerant=tolerant)
     rates = RateStorage.beside(sessions)
     return Service(
         settings=settings,
@@ -153,15 +158,13 @@ def build_account_store(
     """
     if ACCOUNT_TIERS.isdisjoint(settings.precedence):
         return None
-    from .accounts.store.keys import AccountStore
-
     if settings.encryption_key is None:
-        # What a made-up key seals is nobody else's: a real database, and its audit log, are left alone.
-        return AccountStore("sqlite://", keyring)
+        # A real database, and its audit log, are not for what a made-up key seals.
+        return open_accounts("sqlite://", keyring)
     if database.own_file:
         _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
     engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
-    return AccountStore(engine or database.place, keyring, own_file=database.own_file)
+    return open_accounts(engine or database.place, keyring, own_file=database.own_file)
 
 
 def build_resolver(
@@ -202,6 +205,11 @@ def _database_store(settings: Settings, database: FoundDatabase) -> SessionStore
         max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
         own_file=database.own_file,
     )
+
+
+def _shows_wrong_key() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and SHOWS_WRONG_KEY in context.meta
 
 
 def _is_ours(settings: Settings) -> bool:

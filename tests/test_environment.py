@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.environment import Found, Sources, find_keys, store_key
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.catalog import Catalog
@@ -28,7 +29,7 @@ OPENAI, OTHER, GEMINI = "sk-proj-operators-0001", "sk-proj-operators-0002", "AIz
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
 def accounts(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
     """Make an empty database."""
-    store = AccountStore(request.getfixturevalue(request.param), KEYRING)
+    store = open_accounts(request.getfixturevalue(request.param), KEYRING)
     yield store
     assert store.audit.verify() == []
     store.engine.dispose()

@@ -14,10 +14,9 @@ import pytest
 from sqlalchemy import update
 
 from flask_byok.accounts import export_file as passphrase
-from flask_byok.accounts import importer, transfer
+from flask_byok.accounts import importer, open_accounts, transfer
 from flask_byok.accounts.export_file import SealedFileError, SealedReader, SealedWriter
 from flask_byok.accounts.importer import Imported, Importer
-from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.transfer import Exported, MovedKey, export_keys, read_keys
 from flask_byok.catalog import Catalog
 from flask_byok.errors import StoreError
@@ -39,7 +38,7 @@ class Place:
 
     def __init__(self, url: str, encryption_key: str) -> None:
         self.keyring = Keyring(encryption_key)
-        self.accounts = AccountStore(url, self.keyring)
+        self.accounts = open_accounts(url, self.keyring)
 
     def save(self, owner: str, provider: str, api_key: str, slot: str = "", **facts: Any) -> None:
         """Store a key."""

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
 from flask_byok.keys.lookup import Resolver
@@ -56,7 +56,7 @@ class World:
         )
         config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
         self.settings = Settings.from_config(config | dict(self.config), {})
-        self.accounts = AccountStore(self.store.engine, self.keyring)
+        self.accounts = open_accounts(self.store.engine, self.keyring)
         self.service = self._make_service()
 
     def with_keyring(self, keyring: Keyring) -> World:

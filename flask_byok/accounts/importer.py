@@ -18,11 +18,10 @@ from ..errors import ByokError, InvalidFieldError, KeyExistsError, KeyRefusedErr
 from ..keys.notes import check_place, clean_note
 from ..keys.session_store import AuditEvent
 from ..keys.typed import Typed, cut_short, in_utc, read_typed
-from ..model.credential import CredentialRecord, Secret, utcnow
+from ..model.credential import FIRST_SLOT, CredentialRecord, Secret, serving_order, utcnow
 from ..sealing.keyring import Context, Keyring
 from ..sealing.records import new_record
 from ..settings import Settings
-from .store.slots import FIRST, serving_order
 from .transfer import PAGE, MovedKey, Place, open_key, place_of
 
 if TYPE_CHECKING:
@@ -248,7 +247,7 @@ def _as_they_serve(keys: Iterable[MovedKey]) -> Iterator[MovedKey]:
         return not key.active or (key.expires_at is not None and key.expires_at <= now)
 
     for key in keys:
-        if key.slot == FIRST and not is_idle(key):
+        if key.slot == FIRST_SLOT and not is_idle(key):
             yield key
         else:
             waiting.append(key)

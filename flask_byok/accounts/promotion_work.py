@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
-from ..errors import SessionRequiredError, UnreadableCredentialError
+from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
 from ..keys.journal import Journal, Subject
 from ..keys.notes import check_place
+from ..keys.save import in_main_slot
 from ..keys.session_store import Adoption, SessionStore, SessionView
 from ..keys.sessions import SessionKeys
 from ..keys.typed import cut_short
-from ..model.credential import CredentialRecord, Secret, utcnow
+from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
 from ..model.owner import Caller, SessionRef
 from ..sealing.keyring import Context, Keyring
 from ..sealing.records import open_record, seal, session_owner
 from ..settings import Settings
-from .store.slots import main_slot
 
 if TYPE_CHECKING:
-    from .store.keys import AccountStore
+    from .store.keys import AccountStore, Decide, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,31 @@ def is_kept(
     except UnreadableCredentialError:
         return False
     return first in others
+
+
+def promotion_rule(
+    keyring: Keyring, *, replace: bool, confirm: Callable[[CredentialRecord], object]
+) -> Decide:
+    """Return the rule for a session's record in its slot of the account, within the transaction.
+
+    :param replace: it replaces a key that the account has there.
+    :param confirm: raises ``InvalidFieldError`` to keep it out of this slot.
+    """
+
+    def decide(seated: CredentialRecord, there: CredentialRecord | None, is_over: bool) -> Outcome:
+        if is_over:
+            if there is None:
+                return "gone"
+            return "known" if keyring.same_key(seated, there) else "kept"
+        if there is not None and not replace:
+            return "kept"
+        try:
+            confirm(seated)
+        except InvalidFieldError:
+            return "kept"
+        return "promoted"
+
+    return decide
 
 
 @dataclass(frozen=True)
@@ -246,17 +271,23 @@ class ToAccount(_Work):
 
     def _move(self, moves: Sequence[_Move]) -> None:
         fingerprint, by_version = self.accounts.audit.fingerprint, {m.version: m for m in moves}
-        promoted, kept = self.accounts.promote(
+        outcomes = self.accounts.promote(
             [move.record for move in moves],
-            replace=self.replace,
-            event=self.by.journal.event(self.caller, "promote"),
-            at_most=self.by.settings.keys_per_provider,
+            self.by.journal.event(self.caller, "promote"),
+            seat=in_main_slot(self.by.keyring, self.by.settings.keys_per_provider),
+            decide=promotion_rule(
+                self.by.keyring,
+                replace=self.replace,
+                confirm=lambda seated: self._check_slot(seated, by_version[seated.version].fields),
+            ),
             fingerprints={move.version: fingerprint(move.fields) for move in moves},
             ended={move.version: move.replaced for move in moves},
-            check=lambda seated: self._check_slot(seated, by_version[seated.version].fields),
         )
+        promoted = [name for name, what in outcomes.items() if what in ("promoted", "known")]
         self.result.promoted.extend(promoted)
-        self.result.kept.extend(provider for provider in kept if provider not in self.result.kept)
+        for provider, what in outcomes.items():
+            if what == "kept" and provider not in self.result.kept:
+                self.result.kept.append(provider)
         for move in moves:
             if move.record.provider in promoted:
                 self._discard(move.ending)

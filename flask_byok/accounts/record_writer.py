@@ -28,13 +28,19 @@ from ..keys.typed import (
     read_replacement,
     read_typed,
 )
-from ..model.credential import CredentialRecord, Secret, Validation, utcnow
+from ..model.credential import (
+    CredentialRecord,
+    Secret,
+    Validation,
+    free_slot,
+    has_place,
+    utcnow,
+)
 from ..model.owner import Caller, Tier
 from ..sealing.keyring import Context
 from ..sealing.records import new_record, seal
 from ..settings import ValidateOnSet
 from .record_parts import RecordParts, open_stored, tier_of
-from .store.slots import free_slot, has_place
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore

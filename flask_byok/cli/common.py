@@ -69,18 +69,16 @@ class Commands(AppGroup):
         return super().resolve_command(ctx, args)
 
 
-def require_accounts(*, opened: bool = True) -> tuple[ByokState, AccountStore]:
+def require_accounts() -> tuple[ByokState, AccountStore]:
     """Return the app's state and its accounts, which answer and open with the encryption key.
 
-    :param opened: without it, whatever the encryption key is.
     :raises click.ClickException: there are none.
     """
     state = get_state()
     accounts = state.service.accounts
     if accounts is None:
         raise click.ClickException(_ACCOUNTS_OFF)
-    if opened:
-        accounts.canary.secret()
+    accounts.canary.secret()
     return state, accounts
 
 

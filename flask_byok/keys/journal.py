@@ -69,4 +69,7 @@ class Journal:
             return set()
         event = self.event(caller, action, fields, outcome)
         about = Subject(subject.provider, subject.slot, subject.id)
-        return self._accounts.end(caller.identity, ended, event, about)
+        if ended:
+            return self._accounts.end(caller.identity, ended, event, about)
+        self._accounts.audit.note(caller.identity, event, about)
+        return set()

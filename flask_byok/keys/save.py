@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from ..accounts.record_parts import RecordParts
@@ -14,9 +14,9 @@ from ..errors import (
     ProviderLockedError,
     SessionRequiredError,
 )
-from ..model.credential import CredentialRecord, Validation
+from ..model.credential import CredentialRecord, Validation, main_slot
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier
-from ..sealing.keyring import Context
+from ..sealing.keyring import Context, Keyring
 from ..sealing.records import new_record, session_owner
 from .journal import Subject
 from .notes import check_place
@@ -26,6 +26,20 @@ from .typed import NewKey, Typed, read_expiry, read_typed, require_word
 
 if TYPE_CHECKING:
     from ..accounts.store.keys import AccountStore
+
+
+def in_main_slot(
+    keyring: Keyring, at_most: int | None
+) -> Callable[[CredentialRecord, Collection[str]], CredentialRecord]:
+    """Return a function that seals an account's record for the slot of the owner's main key.
+
+    :param at_most: how many slots the owner may have for a provider.
+    """
+
+    def seat(record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
+        return keyring.in_slot(record, main_slot(taken, at_most))
+
+    return seat
 
 
 class OwnKeys:
@@ -133,9 +147,9 @@ class OwnKeys:
             self._accounts.keep(
                 record,
                 event,
-                at_most=self._parts.settings.keys_per_provider,
+                seat=in_main_slot(self._parts.keyring, self._parts.settings.keys_per_provider),
                 ended=ended,
-                check=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
+                confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
             )
         if session is not None:
             self._sessions.clear(session, caller.identity, [record.provider])

@@ -211,7 +211,7 @@ class Service:
         if self.accounts is None:
             return []
         event = AuditEvent(caller.identity or "system", "clear", request_id=caller.request_id)
-        gone = self.accounts.owners.forget(owner, event)
+        gone = self.accounts.forget(owner, event)
         return sorted({record.provider for record in gone})
 
     # validate

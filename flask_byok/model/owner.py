@@ -94,3 +94,8 @@ class Caller:
 def identity_of(user: str | None) -> str:
     """Name a user, or a visitor, as sessions do: ``user:<id>``, or an empty string."""
     return "" if user is None else f"user:{user}"
+
+
+def session_owner(session: SessionRef, identity: str) -> str:
+    """Name the owner of a session's record: ``session:<ref>``, and the identity of a signed-in user."""
+    return f"session:{session.ref}/{identity}" if identity else f"session:{session.ref}"

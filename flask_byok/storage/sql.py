@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from ..accounts.store.audit_chain import from_milliseconds
 from ..errors import SessionRequiredError, StoreError
 from ..keys.session_store import (
     LEAVING_MARK,
@@ -22,7 +21,7 @@ from ..keys.session_store import (
     version_mark,
 )
 from ..keys.usage import SessionUse
-from ..model.credential import CredentialRecord, RecordedVerdict
+from ..model.credential import CredentialRecord, RecordedVerdict, from_milliseconds
 from ..model.owner import SessionRef
 from . import sql_purge
 from . import sql_tables as tables

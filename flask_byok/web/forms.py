@@ -9,9 +9,8 @@ from typing import Any
 from flask import Blueprint, Response, request, url_for
 
 from ..accounts.record_writer import Changes
-from ..accounts.store.slots import serving_order
 from ..errors import InvalidFieldError, KeyNotFoundError
-from ..model.credential import Secret
+from ..model.credential import Secret, serving_order
 from ..model.owner import Tier
 from . import keys_api
 from .caller import current_caller, get_state

@@ -24,9 +24,9 @@ from flask_byok.cli.values import shown_address, shown_settings
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import Settings
 from flask_byok.storage.tables import metadata
+from tests.accounts.account_kinds import event_of, make_record
 from tests.keeper import close
 from tests.services import free_port
-from tests.stores.account_kinds import event_of, make_record
 from tests.stores.older_tables import made_by_first_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run

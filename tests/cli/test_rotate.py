@@ -15,8 +15,8 @@ from flask_byok.cli import progress
 from flask_byok.model.owner import SessionRef
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.web.caller import get_state
+from tests.accounts.account_kinds import event_of, make_record, open_key
 from tests.services import PostgresServer, free_port
-from tests.stores.account_kinds import event_of, make_record, open_key
 from tests.stores.contract import make_record as session_record
 from tests.stores.older_tables import made_by_first_version
 

@@ -7,13 +7,13 @@ import time
 from alembic import command
 from sqlalchemy import Engine, text
 
-from flask_byok.accounts.store.audit_hashes import head_seal, row_hash
+from flask_byok.accounts.store.audit import head_seal, row_hash
 from flask_byok.keys.session_store import encode_record
 from flask_byok.sealing.keyring import Context
 from flask_byok.storage import migrate
 from flask_byok.storage.engine import Transactions
+from tests.accounts.account_kinds import ANN, KEYRING
 
-from .account_kinds import ANN, KEYRING
 from .contract import make_record
 
 #: A session that somebody was in the midst of, and the record in it.
@@ -80,7 +80,8 @@ def fill_account(engine: Engine) -> None:
     """Put a key into an account, with its uses and its log, as versions did whose log did not cover records."""
     secret, canary = b"s" * 32, Context("canary", "system", "audit")
     row = {**_ROW, "hash": row_hash(secret, _ROW | {"was": None, "became": None})}
-    head = {"owner": ANN, "hash": row["hash"], "seal": head_seal(secret, ANN, 1, row["hash"])}
+    head = {"owner": ANN, "number": 1, "hash": row["hash"], "checkpoint": 0, "checkpoint_hash": ""}
+    head = {"owner": ANN, "hash": row["hash"], "seal": head_seal(secret, head)}
     columns = ", ".join(row)
     values = ", ".join(f":{name}" for name in row)
     with engine.begin() as connection:

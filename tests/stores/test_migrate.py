@@ -18,7 +18,7 @@ from alembic.migration import MigrationContext
 from alembic.operations.ops import DropTableOp
 from sqlalchemy import Engine, MetaData, inspect, make_url, select, text
 
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from flask_byok.errors import ConfigurationError
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import migrate
@@ -26,8 +26,8 @@ from flask_byok.storage.engine import Transactions, open_engine
 from flask_byok.storage.sql import SqlSessionStore
 from flask_byok.storage.sql_tables import sessions
 from flask_byok.storage.tables import metadata
+from tests.accounts.account_kinds import ANN, KEYRING, event_of, make_record
 
-from .account_kinds import ANN, KEYRING, event_of, make_record
 from .contract import DAY, VISITOR, use_of
 from .older_tables import (
     RECORD,
@@ -95,7 +95,7 @@ def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
 
 def test_first_use_makes_the_tables(engine: Engine) -> None:
     """A store makes the tables of an empty database by itself, the same as an upgrade does."""
-    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
     assert differences(engine) == []
     assert migrate.current(engine) == migrate.head()
 
@@ -119,7 +119,7 @@ def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> No
     assert store.read(session, VISITOR, ["openai"]).records == {"openai": RECORD}
     store.count(use_of(session, RECORD))
     assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count == 1
-    AccountStore(engine, KEYRING).create(make_record(provider="groq"), event_of())
+    open_accounts(engine, KEYRING).create(make_record(provider="groq"), event_of())
 
 
 @pytest.mark.parametrize("make", WITH_ACCOUNTS)
@@ -127,7 +127,7 @@ def test_upgrade_of_accounts(engine: Engine, make: Callable[[Engine], None]) -> 
     """Keys in accounts and their uses are as they were before the upgrade, and saved when they were created."""
     make(engine)
     migrate.upgrade(engine)
-    accounts = AccountStore(engine, KEYRING)
+    accounts = open_accounts(engine, KEYRING)
     (key,) = accounts.find([ANN])
     assert (key.id, key.version, key.usage_count) == ("1", "3", 7)
     assert (key.set_at, key.saved_at) == (None, key.created_at)
@@ -139,7 +139,7 @@ def test_upgrade_of_the_log(engine: Engine, make: Callable[[Engine], None]) -> N
     """The log is as whole as it was, and covers what a key's record says from its next change on."""
     make(engine)
     migrate.upgrade(engine)
-    accounts = AccountStore(engine, KEYRING)
+    accounts = open_accounts(engine, KEYRING)
     assert accounts.audit.verify() == []
     accounts.change("1", [ANN], {"label": "mine"}, event_of("change"))
     assert accounts.audit.verify() == []
@@ -166,7 +166,7 @@ def test_sessions_wait_for_the_upgrade(engine: Engine, make: Callable[[Engine], 
 def test_older_schema_is_refused(engine: Engine, make: Callable[[Engine], None]) -> None:
     """An older schema is not changed unasked: the error says what to run, each time."""
     make(engine)
-    accounts = AccountStore(engine, KEYRING)
+    accounts = open_accounts(engine, KEYRING)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
             accounts.find([ANN])
@@ -191,7 +191,7 @@ def test_session_store_on_an_older_schema(engine: Engine) -> None:
 def test_refusal_is_an_answer(engine: Engine) -> None:
     """An older schema is told each time, without keeping anybody out for a while."""
     made_by_first_version(engine)
-    accounts = AccountStore(engine, KEYRING)
+    accounts = open_accounts(engine, KEYRING)
     accounts.breaker.fault()
     with pytest.raises(ConfigurationError):
         accounts.find([ANN])
@@ -211,7 +211,7 @@ def test_own_file_is_upgraded_at_first_use(sqlite_url: str, make: Callable[[Engi
     assert found == {"openai": RECORD}
     assert differences(store.engine) == []
     assert migrate.current(store.engine) == migrate.head()
-    kept = AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN])
+    kept = open_accounts(sqlite_url, KEYRING, own_file=True).find([ANN])
     assert [key.id for key in kept] == ["1"] * (make in WITH_ACCOUNTS)
     store.engine.dispose()
 
@@ -233,7 +233,7 @@ def test_missing_column_is_refused(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE byok_credentials DROP COLUMN description"))
     with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
-        AccountStore(engine, KEYRING).find([ANN])
+        open_accounts(engine, KEYRING).find([ANN])
 
 
 def test_first_start_of_many_processes(database_url: str) -> None:
@@ -250,7 +250,7 @@ def test_first_start_of_many_processes(database_url: str) -> None:
     with engine.connect() as connection:
         query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
         assert connection.execute(query).scalars().all() == ["0004"]
-    assert len(AccountStore(engine, KEYRING).page(None)[0]) == 4
+    assert len(open_accounts(engine, KEYRING).page(None)[0]) == 4
     engine.dispose()
 
 
@@ -261,7 +261,7 @@ def _first_use(url: str, read: int, write: int, number: int) -> int:
     try:
         os.close(write)
         os.read(read, 1)
-        AccountStore(url, KEYRING).create(make_record(f"user:{number}"), event_of())
+        open_accounts(url, KEYRING).create(make_record(f"user:{number}"), event_of())
         session_store(open_engine(url)).establish(f"sid-{number}")
         os._exit(0)
     finally:
@@ -283,7 +283,7 @@ def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             step()
-    store = AccountStore(engine, KEYRING)
+    store = open_accounts(engine, KEYRING)
     store.create(make_record(), event_of())
     session_store(engine).establish("sid-1")
     assert not inspect(engine).has_table(migrate.VERSION_TABLE)
@@ -326,11 +326,11 @@ def test_host_drops_nothing(engine: Engine, options: dict[str, Any], dropped: se
 def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     """Tables that are complete without our version table are only stamped by an upgrade."""
     metadata.create_all(engine)
-    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
     assert migrate.current(engine) is None
     migrate.upgrade(engine)
     assert migrate.current(engine) == "0004"
-    assert len(AccountStore(engine, KEYRING).find([ANN])) == 1
+    assert len(open_accounts(engine, KEYRING).find([ANN])) == 1
 
 
 def test_statements_make_the_same(engine: Engine) -> None:
@@ -368,7 +368,7 @@ def documented_grants(role: str) -> list[str]:
 
 def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
     """A user who may not make the tables, or not use them, is told what an administrator has to run."""
-    store, role = AccountStore(limited_url, KEYRING), str(make_url(limited_url).username)
+    store, role = open_accounts(limited_url, KEYRING), str(make_url(limited_url).username)
     every = f"ON ALL TABLES IN SCHEMA public TO {role}"
     for grant in (None, f"GRANT SELECT ON byok_canary TO {role}", f"GRANT SELECT {every}"):
         if grant is not None:

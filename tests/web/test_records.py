@@ -14,7 +14,7 @@ from flask_session import Session
 from sqlalchemy import text
 
 from flask_byok import BYOK, Field, ProviderSpec, signals
-from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import isoformat
 from flask_byok.sealing.records import open_record
 from flask_byok.storage.rates import RateLimiter

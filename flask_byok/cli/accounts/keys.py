@@ -198,7 +198,7 @@ def _forget(accounts: AccountStore, owner: str, yes: bool) -> None:
     """Delete all that an owner has, also where it is no key but only what was counted."""
     count = counted(len(accounts.find([owner])), "key")
     _confirm(f"Delete {count} of {printable(owner)}, and what was counted of them?", yes)
-    for record in accounts.owners.forget(owner, AuditEvent("cli", "clear")):
+    for record in accounts.forget(owner, AuditEvent("cli", "clear")):
         click.echo(f"Cleared {record.hint} for {printable(record.provider)}.")
     click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
 

@@ -16,3 +16,8 @@ def upgrade() -> None:
     op.add_column("byok_credentials", sa.Column("set_at", sa.BigInteger, nullable=True))
     for column in ("was", "became"):
         op.add_column("byok_audit", sa.Column(column, name(64), nullable=True))
+    for checkpoint in (
+        sa.Column("checkpoint", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("checkpoint_hash", name(64), nullable=False, server_default=""),
+    ):
+        op.add_column("byok_audit_heads", checkpoint)

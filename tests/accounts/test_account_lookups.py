@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import statements
-from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.model.owner import Caller, Tier
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
@@ -88,7 +88,7 @@ def test_nothing_is_asked_where_an_operators_key_decides(
 
 def test_pages_of_several_tiers(database_url: str) -> None:
     """Whole tiers and named owners come in one order, each record once, and nobody else's."""
-    store = AccountStore(database_url, KEYRING)
+    store = open_accounts(database_url, KEYRING)
     owners = [TEAM, SYSTEM, "user:ann", "user:ben", "team:blue"]
     made = [
         store.create(make_record(owner, provider), event_of())
@@ -122,7 +122,7 @@ def crowded(
     """Fill a database of each kind with 100,000 keys."""
     url = services.create_database(postgres_server_url)
     file = tmp_path_factory.mktemp("crowded") / "byok.sqlite"
-    stores = [AccountStore(address, KEYRING) for address in (url, f"sqlite:///{file}")]
+    stores = [open_accounts(address, KEYRING) for address in (url, f"sqlite:///{file}")]
     for store in stores:
         store.find(["system"])
         fill(store.engine.url, ROWS, KEYRING)
