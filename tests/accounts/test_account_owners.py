@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from flask_byok.accounts.store.owners import AccountOwners
 from sqlalchemy import select
 
 from flask_byok.accounts import open_accounts
@@ -61,7 +60,7 @@ def test_forget(store: AccountStore) -> None:
 
 def test_forget_again(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """What failed half way is finished by doing it again."""
-    monkeypatch.setattr(AccountOwners, "_execute", lambda *args: 1 / 0)
+    monkeypatch.setattr(AccountStore, "_execute", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.forget(ANN, event_of("clear"))
     monkeypatch.undo()

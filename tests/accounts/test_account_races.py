@@ -265,14 +265,14 @@ def _killed_promotion(url: str, owner: str, at: int, labels: Path) -> int:
     happened = event_of("promote")
     store.engine.dispose()
 
-    def promote() -> None:
+    def promote_in_a_fork() -> None:
         forked = open_accounts(url, KEYRING)
         forked.find([owner])  # connected, as a worker is
         forked.canary.secret()
         Killer(forked.engine, at, labels)
         promote(forked, waiting, replace=True, event=happened)
 
-    outcome = exit_code(fork(promote))
+    outcome = exit_code(fork(promote_in_a_fork))
     between = {record.provider: record for record in store.find([owner])}
     assert set(between) in ({"groq"}, set(PROVIDERS)), "half of it happened"
     assert promote(store, waiting, replace=True, event=happened) == (list(PROVIDERS), [])

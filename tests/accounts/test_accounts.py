@@ -334,7 +334,10 @@ def test_no_slot_too_many_at_once(store: AccountStore, way: str) -> None:
             if way == "promote":
                 promote(store, [record], replace=True, event=happened, at_most=2)
             else:
-                getattr(store, way)(record, happened, at_most=2)
+                options: Any = {"at_most": 2}
+                if way == "keep":
+                    options = {"seat": in_main_slot(KEYRING, 2)}
+                getattr(store, way)(record, happened, **options)
 
     store.canary.secret()
     with ThreadPoolExecutor(4) as pool:

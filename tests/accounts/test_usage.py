@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -38,16 +37,10 @@ OUTCOMES: tuple[Outcome, ...] = ("used", "rejected", "failed")
 KEPT_SINCE = (utcnow() - timedelta(days=module.KEPT_DAYS - 1)).date()
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
-def store(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[AccountStore]:
-    """Make a store on each kind of database; the last one gets the statements that any would."""
-    kind = request.param
-    if kind == "other":
-        monkeypatch.setattr(module, "_UPSERT", {})
-        kind = "sqlite_url"
-    store = open_accounts(request.getfixturevalue(kind), KEYRING)
+@pytest.fixture
+def store(database_url: str) -> Iterator[AccountStore]:
+    """Make a store on each kind of database."""
+    store = open_accounts(database_url, KEYRING)
     yield store
     store.engine.dispose()
 
@@ -457,56 +450,6 @@ def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore)
             store.usage.add(use_of())
     assert not store.breaker.is_open
     assert store.find([ANN]) != []
-
-
-@pytest.mark.parametrize("done", [True, False])
-def test_a_commit_that_nobody_answered_is_looked_up(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, done: bool
-) -> None:
-    """When the connection breaks in the commit, PostgreSQL is asked what became of it."""
-    store = open_accounts(postgres_url, KEYRING)
-    key = store.create(make_record(), event_of())
-    recorder = UsageRecorder(store.usage.add, interval=3600)
-    recorder.note(ANN, "openai", key.id, "used")
-    commit = store.engine.dialect.do_commit
-
-    def break_off(connection: Any) -> None:
-        monkeypatch.undo()
-        if done:
-            commit(connection)
-        with socket.socket(fileno=os.dup(connection.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
-        connection.execute("COMMIT")
-
-    monkeypatch.setattr(store.engine.dialect, "do_commit", break_off)
-    with pytest.raises(StoreError):
-        recorder.flush()
-    recorder.note(ANN, "openai", key.id, "used")
-    assert count_of(store) == (1 if done else 0)
-    recorder.flush()
-    assert count_of(store) == store.get(key.id, None).usage_count == 2
-    store.engine.dispose()
-
-
-def test_a_ticket_of_another_server_is_none(postgres_url: str) -> None:
-    """A server that has not come to a transaction's number yet has not written it."""
-    store = open_accounts(postgres_url, KEYRING)
-    store.usage.add(use_of(ticket="4611686018427400000"))
-    assert count_of(store) == 1
-    store.engine.dispose()
-
-
-def test_a_ticket_under_way_is_waited_for(postgres_url: str) -> None:
-    """While the transaction may still be committed, nothing is written."""
-    store = open_accounts(postgres_url, KEYRING)
-    store.usage.add(use_of())
-    with transaction(store) as connection:
-        ticket = connection.execute(text("SELECT txid_current()::text")).scalar_one()
-        with pytest.raises(StoreError):
-            store.usage.add(use_of(ticket=ticket))
-    store.usage.add(use_of(ticket=ticket))
-    assert count_of(store) == 2, "it was rolled back"
-    store.engine.dispose()
 
 
 def note_much(url: str, notes: int) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from flask_byok.accounts.store.audit import Chain
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import CredentialRecord
 from flask_byok.sealing.records import open_record
@@ -32,12 +33,17 @@ def close(app: Flask) -> None:
 
 
 def forge(app: Flask, owner: str = "system", **columns: Any) -> None:
-    """Change an owner's records past the store, and let the log take them as they are."""
-    accounts = accounts_of(app)
-    with accounts.engine.begin() as connection:
-        mine = update(credentials).where(credentials.c.owner == owner)
-        connection.execute(mine.values(columns))
-    accounts.audit.restart(AuditEvent("cli", "restart"))
+    """Change an owner's records as nothing in the store does, and let the log take them as they are."""
+    mine = credentials.c.owner == owner
+
+    def work(chain: Chain) -> None:
+        before = chain.connection.execute(select(credentials).where(mine)).all()
+        chain.connection.execute(update(credentials).where(mine).values(columns))
+        after = {row.id: row for row in chain.connection.execute(select(credentials).where(mine))}
+        for row in before:
+            chain.change(AuditEvent("cli", "forge"), row, after[row.id])
+
+    accounts_of(app).audit.change(owner, work)
 
 
 def stored(app: Flask, owner: str = "system") -> dict[str, str]:

@@ -14,7 +14,7 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import and_, bindparam, func, select
+from sqlalchemy import Integer, and_, bindparam, func, select
 
 from ...keys.session_store import AuditEvent
 from ...model.credential import to_milliseconds, utcnow
@@ -49,7 +49,7 @@ _FIRST = (
         _a.number < bindparam("last"),
     )
     .order_by(_a.number)
-    .limit(_BATCH)
+    .limit(bindparam("batch", type_=Integer))
 )
 _LATER = (
     select(audit)
@@ -122,7 +122,12 @@ def _prune_chain(log: AuditLog, owner: str, before: int, event: AuditEvent) -> i
 
 
 def _old_rows(chain: Chain, before: int) -> Sequence[Any]:
-    values = {"of_owner": chain.owner, "after": chain.checkpoint[0], "last": chain.number}
+    values = {
+        "of_owner": chain.owner,
+        "after": chain.checkpoint[0],
+        "last": chain.number,
+        "batch": _BATCH,
+    }
     rows = chain.connection.execute(_FIRST, values)
     return list(takewhile(lambda row: whole_number(row.at, before) < before, rows.all()))
 

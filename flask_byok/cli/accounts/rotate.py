@@ -41,7 +41,7 @@ def _seal_all(accounts: AccountStore, keyring: Keyring) -> Progress:
     progress = Progress(accounts.seals.count_due())
     begin = time.monotonic()
     try:
-        with steps("Sealing", progress.total) as shown:
+        with steps("Sealing anew", progress.total) as shown:
             for progress in rotate(accounts, keyring, AuditEvent("cli", "rotate")):
                 shown.reach(progress.done)
     except KeyboardInterrupt:
