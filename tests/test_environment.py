@@ -18,7 +18,7 @@ from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import Secret, utcnow
 from flask_byok.model.owner import Tier
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record, open_record
+from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 
 KEYRING = Keyring("aa" * 32)
@@ -61,7 +61,7 @@ def test_new_keys_are_stored(accounts: AccountStore, tmp_path: Path) -> None:
     assert (found.kind, found.tier, found.hint) == ("new", Tier.ENV, "sk-proj-…0001")
     assert store_key(accounts, KEYRING, Settings(), found, "system")
     (record,) = accounts.find(["system"])
-    fields, base_url = open_record(KEYRING, "account", "system", record)
+    fields, base_url = KEYRING.open_record("account", "system", record)
     assert (fields["api_key"].reveal(), base_url, record.hint) == (OPENAI, None, found.hint)
     (entry,) = accounts.audit.entries("system")
     assert (entry.event.actor, entry.event.action) == ("cli", "import")

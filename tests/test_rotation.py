@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import create_engine, update
 
 from flask_byok.accounts import open_accounts, rotation
-from flask_byok.accounts.rotation import Progress, key_ids_without_key, rotate
+from flask_byok.accounts.rotation import Progress, rotate
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.session_store import AuditEvent
@@ -107,12 +107,6 @@ def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.Mon
     assert store.seals.count_due() == 0
     engine.dispose()
     store.engine.dispose()
-
-
-def test_key_ids_without_key() -> None:
-    """Encryption keys that are named and not configured are told; what names none is not one."""
-    counts = {OLD_ID: 1, NEW_ID: 2, "0" * 12: 3, "": 4}
-    assert key_ids_without_key(counts, NEW) == {"0" * 12: 3}
 
 
 def in_batches_of(limit: int, store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from flask_byok.errors import StoreError
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record, open_record
+from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from flask_byok.storage.tables import credentials
 
@@ -63,7 +63,7 @@ class Place:
     def opened(self) -> dict[tuple[str, str, str], str]:
         """Return all keys in plain, by their places."""
         return {
-            (r.owner, r.provider, r.slot): open_record(self.keyring, "account", r.owner, r)[0][
+            (r.owner, r.provider, r.slot): self.keyring.open_record("account", r.owner, r)[0][
                 "api_key"
             ].reveal()
             for r in self.accounts.page(None, limit=10_000)[0]
@@ -131,7 +131,7 @@ def test_facts_move(old: Place, new: Place) -> None:
     record = new.accounts.find([ANN], ["custom"])[0]
     assert (record.expires_at, record.created_at) == (ends, began)
     assert (record.usage_count, record.validity, record.version) == (0, None, "1")
-    assert open_record(new.keyring, "account", ANN, record)[1] == own
+    assert new.keyring.open_record("account", ANN, record)[1] == own
     first, second = new.accounts.find([ANN], ["openai"])
     assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
     assert (second.slot, second.active) == ("2", False)

@@ -17,7 +17,7 @@ from ..keys.typed import cut_short
 from ..model.credential import CredentialRecord, Secret, make_hint, utcnow
 from ..model.owner import Tier
 from ..sealing.keyring import Context, Keyring
-from ..sealing.records import new_record, open_record
+from ..sealing.records import new_record
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -149,6 +149,6 @@ def _compare(
 
 def _opened(keyring: Keyring, record: CredentialRecord) -> dict[str, Secret] | None:
     try:
-        return open_record(keyring, "account", record.owner, record)[0]
+        return keyring.open_record("account", record.owner, record)[0]
     except UnreadableCredentialError:
         return None

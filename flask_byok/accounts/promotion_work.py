@@ -16,9 +16,8 @@ from ..keys.session_store import Adoption, SessionStore, SessionView
 from ..keys.sessions import SessionKeys
 from ..keys.typed import cut_short
 from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
-from ..model.owner import Caller, SessionRef
+from ..model.owner import Caller, SessionRef, session_owner
 from ..sealing.keyring import Context, Keyring
-from ..sealing.records import open_record, seal, session_owner
 from ..settings import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def is_kept(
     alike = [one for one in kept if one.hint == record.hint and one.state(utcnow()) == "active"]
     opened = [("session", owner, record)] + [("account", one.owner, one) for one in alike]
     try:
-        first, *others = (open_record(keyring, *each) for each in opened)
+        first, *others = (keyring.open_record(*each) for each in opened)
     except UnreadableCredentialError:
         return False
     return first in others
@@ -119,7 +118,7 @@ class WithinSession(_Work):
 
     def _adopt(self, record: CredentialRecord) -> Adoption:
         owner = session_owner(self.session, "")
-        fields, base_url = open_record(self.by.keyring, "session", owner, record)
+        fields, base_url = self.by.keyring.open_record("session", owner, record)
         if self.replace or record.provider not in self.view.records:
             self.by.journal.note(self.caller, "promote", record, fields)
         adopted = self._sealed(record, fields, base_url)
@@ -133,7 +132,7 @@ class WithinSession(_Work):
         owner = session_owner(self.session, self.caller.identity)
         context = Context("session", owner, record.provider)
         # The key is the same, so its version and what is known about it stay.
-        sealed = seal(self.by.keyring, context, fields, base_url)
+        sealed = self.by.keyring.seal_fields(context, fields, base_url)
         return dataclasses.replace(record, owner=owner, ciphertext=sealed)
 
 
@@ -245,12 +244,12 @@ class ToAccount(_Work):
 
     def _sealed(self, source: _Source) -> tuple[CredentialRecord, dict[str, Secret]]:
         record, identity = source.record, self.caller.identity
-        fields, base_url = open_record(self.by.keyring, "session", self._owner(source), record)
+        fields, base_url = self.by.keyring.open_record("session", self._owner(source), record)
         context = Context("account", identity, record.provider)
         sealed = dataclasses.replace(
             record,
             owner=identity,
-            ciphertext=seal(self.by.keyring, context, fields, base_url),
+            ciphertext=self.by.keyring.seal_fields(context, fields, base_url),
             validity=record.current_validity(),
             expires_at=cut_short(record.expires_at, self.by.settings),
             leaving=False,

@@ -12,7 +12,6 @@ from ..keys.lookup import Resolver
 from ..model.credential import CredentialRecord, Secret
 from ..model.owner import Tier
 from ..sealing.keyring import Keyring
-from ..sealing.records import open_record
 from ..settings import Settings
 
 
@@ -55,4 +54,4 @@ def open_stored(
     parts: RecordParts, record: CredentialRecord
 ) -> tuple[dict[str, Secret], str | None]:
     """Open a record of an account: see ``open_record``."""
-    return open_record(parts.keyring, "account", record.owner, record)
+    return parts.keyring.open_record("account", record.owner, record)

@@ -38,7 +38,7 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, Tier
 from ..sealing.keyring import Context
-from ..sealing.records import new_record, seal
+from ..sealing.records import new_record
 from ..settings import ValidateOnSet
 from .record_parts import RecordParts, open_stored, tier_of
 
@@ -291,7 +291,7 @@ class RecordWriter:
             except KeyExistsError:
                 place = self._free_slot(record.owner, spec, slot)
             context = Context("account", record.owner, spec.id, place)
-            sealed = seal(self._parts.keyring, context, typed.fields, typed.base_url)
+            sealed = self._parts.keyring.seal_fields(context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=place, ciphertext=sealed)
         raise KeyExistsError(provider=spec.id)
 

@@ -16,7 +16,6 @@ from ..errors import UnreadableCredentialError
 from ..keys.session_store import AuditEvent
 from ..model.credential import CredentialRecord, Moment
 from ..sealing.keyring import Keyring
-from ..sealing.records import open_record
 from .export_file import SealedFileError, SealedReader, SealedWriter
 
 if TYPE_CHECKING:
@@ -125,7 +124,7 @@ def _export(
 def open_key(keyring: Keyring, record: CredentialRecord) -> MovedKey | None:
     """Return a stored key in plain, None where it does not open."""
     try:
-        fields, base_url = open_record(keyring, "account", record.owner, record)
+        fields, base_url = keyring.open_record("account", record.owner, record)
     except UnreadableCredentialError:
         return None
     return MovedKey(

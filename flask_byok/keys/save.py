@@ -15,9 +15,9 @@ from ..errors import (
     SessionRequiredError,
 )
 from ..model.credential import CredentialRecord, Validation, main_slot
-from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier
+from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring
-from ..sealing.records import new_record, session_owner
+from ..sealing.records import new_record
 from .journal import Subject
 from .notes import check_place
 from .session_store import SessionStore

@@ -18,10 +18,9 @@ from ..errors import (
 )
 from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
-from ..model.owner import Caller, SessionRef, Tier
+from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, make_provider
 from ..sealing.keyring import Keyring
-from ..sealing.records import session_owner
 from ..settings import Settings
 from .checks import Notify, Verdicts
 from .journal import Journal

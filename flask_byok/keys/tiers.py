@@ -17,9 +17,8 @@ from ..errors import (
 )
 from ..http import endpoint_for
 from ..model.credential import Credential, CredentialRecord, State, utcnow
-from ..model.owner import ACCOUNT_TIERS, Caller, Tier
+from ..model.owner import ACCOUNT_TIERS, Caller, Tier, session_owner
 from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
-from ..sealing.records import open_record, session_owner
 from ..settings import Settings
 from .operator import OperatorKey
 from .session_store import SessionStore, SessionView
@@ -182,7 +181,7 @@ class Opener:
 
         :raises UnreadableCredentialError: it does not open, or may no longer be sent where it was saved for.
         """
-        fields, base_url = open_record(self._keyring, scope, owner, record)
+        fields, base_url = self._keyring.open_record(scope, owner, record)
         try:
             endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
         except EndpointNotAllowedError:

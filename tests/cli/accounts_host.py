@@ -11,7 +11,6 @@ from sqlalchemy import select, update
 from flask_byok.accounts.store.audit import Chain
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import CredentialRecord
-from flask_byok.sealing.records import open_record
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
@@ -62,4 +61,4 @@ def actions(app: Flask, owner: str = "system") -> list[tuple[str, str]]:
 
 def _api_key(app: Flask, record: CredentialRecord) -> str:
     keyring = get_state(app).service.keyring
-    return open_record(keyring, "account", record.owner, record)[0]["api_key"].reveal()
+    return keyring.open_record("account", record.owner, record)[0]["api_key"].reveal()

@@ -25,7 +25,7 @@ from ...keys.typed import Typed, read_expiry, read_typed
 from ...model.credential import CredentialRecord, Validation, isoformat, utcnow
 from ...model.owner import Caller, Tier
 from ...sealing.keyring import Context, Keyring
-from ...sealing.records import new_record, open_record
+from ...sealing.records import new_record
 from ...settings import ValidateOnSet
 from ...web.caller import ByokState
 from ..common import counted, printable, require_accounts
@@ -298,7 +298,7 @@ def _row(keyring: Keyring, record: CredentialRecord) -> dict[str, Any]:
 
 def _state(keyring: Keyring, record: CredentialRecord) -> str:
     try:
-        open_record(keyring, "account", record.owner, record)
+        keyring.open_record("account", record.owner, record)
     except UnreadableCredentialError:
         return "unreadable"
     return record.state(utcnow())
