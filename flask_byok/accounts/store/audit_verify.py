@@ -121,17 +121,21 @@ class AuditLog(AuditWriter):
         """
         findings, pruned, heads = list[Finding](), 0, iter(heads)
         while batch := list(islice(heads, _BATCH)):
-            there = self._hashes(batch)
-            checkpoints = self._checkpoints(batch)
+            place, h = tuple_(audit.c.owner, audit.c.number), audit_heads.c
+            rows = select(audit.c.owner, audit.c.number, audit.c.hash)
+            rows = rows.where(place.in_([(head.owner, head.number) for head in batch]))
+            ends = select(h.owner, h.checkpoint, h.checkpoint_hash)
+            checkpoints = self.read(ends.where(h.owner.in_([head.owner for head in batch])))
+            pruned_until = {owner: number for owner, number, _ in checkpoints}
+            known = {tuple(row[:2]): row[2] for row in (*self.read(rows), *checkpoints)}
             for head in batch:
-                checkpoint = checkpoints.get(head.owner, 0)
-                if there.get((head.owner, head.number)) == head.hash:
+                if known.get((head.owner, head.number)) == head.hash:
                     continue
-                if head.number < checkpoint:
+                if head.number < whole_number(pruned_until.get(head.owner)):
                     pruned += 1
-                    continue
-                problem = "this was its end once, and is not in it"
-                findings.append(Finding(head.owner, head.number, problem))
+                else:
+                    problem = "this was its end once, and is not in it"
+                    findings.append(Finding(head.owner, head.number, problem))
         return findings, pruned
 
     def verify(
@@ -175,24 +179,6 @@ class AuditLog(AuditWriter):
                 return connection.execute(query).all()
 
         return self.database.call(read, limit=LONG_LIMIT if patient else None)
-
-    def _hashes(self, heads: Sequence[Head]) -> dict[tuple[str, int], str]:
-        """Return the hashes at these places, of rows and of checkpoints."""
-        wanted = [(head.owner, head.number) for head in heads]
-        rows, h = tuple_(audit.c.owner, audit.c.number), audit_heads.c
-        query = union_all(
-            select(audit.c.owner, audit.c.number, audit.c.hash).where(rows.in_(wanted)),
-            select(h.owner, h.checkpoint, h.checkpoint_hash).where(
-                tuple_(h.owner, h.checkpoint).in_(wanted)
-            ),
-        )
-        return {(owner, number): hash for owner, number, hash in self.read(query)}
-
-    def _checkpoints(self, heads: Sequence[Head]) -> dict[str, int]:
-        owners = {head.owner for head in heads}
-        query = select(audit_heads.c.owner, audit_heads.c.checkpoint)
-        found = self.read(query.where(audit_heads.c.owner.in_(owners)))
-        return {row.owner: whole_number(row.checkpoint) for row in found}
 
     def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)

@@ -26,8 +26,8 @@ _PRUNE = (
     "that are still there. To keep the old ones, copy byok_audit first; nothing can verify them afterwards."
 )
 _NOT_WHOLE = (
-    "{} not whole, and left as it is: 'flask byok audit verify' shows why. First: {}",
-    "{} not whole, and left as they are: 'flask byok audit verify' shows why. First: {}",
+    "Left as they are, since they are not whole: {chains}; the first is {owner}'s. "
+    "'flask byok audit verify' shows why."
 )
 _COLUMNS = (
     "when",
@@ -160,9 +160,8 @@ def prune_entries(before: datetime, yes: bool) -> None:
         raise Interrupted(f"Interrupted: {done} deleted. Run it again to go on.") from None
     click.echo(f"{counted(state.done, 'entry', 'entries')} deleted.")
     if state.broken:
-        chains = counted(len(state.broken), "chain is", "chains are")
-        message = _NOT_WHOLE[len(state.broken) > 1].format(chains, printable(state.broken[0]))
-        raise click.ClickException(message)
+        chains, owner = counted(len(state.broken), "chain"), printable(state.broken[0])
+        raise click.ClickException(_NOT_WHOLE.format(chains=chains, owner=owner))
 
 
 def is_asked() -> bool:
