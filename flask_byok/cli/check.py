@@ -13,6 +13,7 @@ from flask import current_app
 from flask.cli import ScriptInfo
 
 from ..accounts.rotation import key_ids_without_key
+from ..accounts.wing import Wing
 from ..errors import ByokError, StoreError
 from ..sealing.canary import open_sessions
 from ..settings import source_of
@@ -102,10 +103,11 @@ def _look_around(state: ByokState, report: _Report) -> None:
         report.notes.append(
             "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
         )
-    if service.accounts is None:
+    wing = service.accounts
+    if not isinstance(wing, Wing):
         report.facts.append(("accounts", "-"))
     else:
-        _look_at_accounts(state, service.accounts, report)
+        _look_at_accounts(state, wing.store, report)
 
 
 def _look_at_sessions(state: ByokState, report: _Report) -> None:

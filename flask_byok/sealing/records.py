@@ -57,6 +57,7 @@ def new_record(
     *,
     label: str | None = None,
     description: str | None = None,
+    active: bool = True,
     expires_at: datetime | None = None,
     validation: Validation | None = None,
 ) -> CredentialRecord:
@@ -77,6 +78,7 @@ def new_record(
         expires_at=expires_at,
         label=label,
         description=description,
+        active=active,
         validity=found,
     )
 

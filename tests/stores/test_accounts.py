@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from flask_byok.accounts.store import audit_chain
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import Subject
 from flask_byok.errors import (
     InvalidFieldError,
     KeyExistsError,
@@ -23,7 +24,6 @@ from flask_byok.errors import (
     StoreError,
     VersionConflictError,
 )
-from flask_byok.keys.journal import Subject
 from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials

@@ -86,7 +86,10 @@ def _report(state: ByokState, accounts: AccountStore) -> None:
 
 
 def _retire(state: ByokState, key_id: str, sessions_ended: bool) -> None:
-    keyring, used = state.service.keyring, _Used(state, state.service.accounts)
+    keyring, used = (
+        state.service.keyring,
+        _Used(state, getattr(state.service.accounts, "store", None)),
+    )
     if key_id == keyring.key_ids[0]:
         raise click.ClickException(
             f"{key_id} is the current encryption key: make another one BYOK_ENCRYPTION_KEY first."
