@@ -52,7 +52,7 @@ def get_chat_model_with_api_key(
         caller = current_caller(state)
         credential, count = state.service.take(caller, provider)
         note_use(credential)
-        report = state.service.verdicts.reporter(caller, credential)
+        report = state.service.checks.reporter(caller, credential)
         spec, outbound = state.service.catalog.get(provider), state.service.outbound
         return make_chat_model(
             spec, credential, outbound, model, report=report, count=count, **kwargs

@@ -8,31 +8,31 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import click
 from flask import Flask
 
 from . import signals
 from .accounts import open_accounts
+from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .errors import ConfigurationError
 from .http import Outbound
-from .keys.lookup import Resolver
+from .keys.checks import Checks, Notify
+from .keys.lookup import Lookup, OperatorTier, SessionTier, TierReader
 from .keys.operator import EnvironmentKeys, SecretFileKeys
-from .keys.service import Service
+from .keys.ports import Accounts, NoAccounts
+from .keys.save import Saver
+from .keys.service import Limiter, Service
 from .keys.session_store import SessionStore
-from .keys.sessions import SessionKeys
-from .keys.tiers import AccountTiers, OperatorTier, SessionTier, TierReader
+from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS, Tier
 from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
 from .web.host_database import FoundDatabase
-
-if TYPE_CHECKING:
-    from .accounts.store.keys import AccountStore
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
@@ -60,26 +60,72 @@ def build_service(
     tolerant = throw_away or _shows_wrong_key()
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
-    sessions = build_session_store(settings, database)
+    store = build_session_store(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        canary = Canary.of_sessions(keyring, sessions.canary, name)
+        canary = Canary.of_sessions(keyring, store.canary, name)
         check_at_start(canary.reseal, tolerant=tolerant)
-    accounts = build_account_store(settings, keyring, database, sessions)
-    if accounts is not None:
-        check_at_start(accounts.canary.secret, tolerant=tolerant)
-    rates = RateStorage.beside(sessions)
-    return Service(
-        settings=settings,
-        catalog=catalog,
-        keyring=keyring,
-        resolver=build_resolver(settings, sessions, accounts, keyring),
-        sessions=sessions,
-        accounts=accounts,
-        outbound=Outbound(allow_private=settings.allow_private_endpoints),
+    accounts = build_accounts(settings, keyring, database, store)
+    if isinstance(accounts, Wing):
+        check_at_start(accounts.store.canary.secret, tolerant=tolerant)
+    outbound = Outbound(allow_private=settings.allow_private_endpoints)
+    rates = RateStorage.beside(store)
+    return assemble(
+        settings,
+        catalog,
+        keyring,
+        Sessions(store, accounts.over if accounts.tiers else None),
+        accounts,
+        outbound,
+        operator_tiers(settings),
         validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
         set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
         notify=_sender(app),
     )
+
+
+def assemble(
+    settings: Settings,
+    catalog: Catalog,
+    keyring: Keyring,
+    sessions: Sessions,
+    accounts: Accounts,
+    outbound: Outbound,
+    operator: Iterable[TierReader],
+    *,
+    validate_limit: Limiter,
+    set_limit: Limiter,
+    notify: Notify,
+) -> Service:
+    """Put a service together from its parts.
+
+    :param operator: the readers of the operator's own keys.
+    """
+    readers = [SessionTier(sessions, keyring, settings), *operator, accounts]
+    checks = Checks(settings, sessions, accounts, outbound, notify)
+    return Service(
+        settings=settings,
+        catalog=catalog,
+        keyring=keyring,
+        lookup=Lookup(readers, settings),
+        sessions=sessions,
+        accounts=accounts,
+        outbound=outbound,
+        checks=checks,
+        saver=Saver(settings, catalog, keyring, checks, notify),
+        validate_limit=validate_limit,
+        set_limit=set_limit,
+        notify=notify,
+    )
+
+
+def operator_tiers(
+    settings: Settings, environ: Mapping[str, str] = os.environ
+) -> list[OperatorTier]:
+    """Return the readers of secret files and environment variables."""
+    return [
+        OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir, environ), settings),
+        OperatorTier(Tier.ENV, EnvironmentKeys(environ), settings),
+    ]
 
 
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
@@ -149,36 +195,24 @@ def build_session_store(settings: Settings, database: FoundDatabase) -> SessionS
     )
 
 
-def build_account_store(
+def build_accounts(
     settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: SessionStore
-) -> AccountStore | None:
-    """Return the store for keys that outlive the session, None where no tier of the lookup order is kept there.
+) -> Accounts:
+    """Return the wing for keys that outlive the session, or its stand-in if no tier is kept in the database.
 
     :raises ConfigurationError: there is no place for it.
     """
     if ACCOUNT_TIERS.isdisjoint(settings.precedence):
-        return None
+        return NoAccounts()
     if settings.encryption_key is None:
         # A real database, and its audit log, are not for what a made-up key seals.
-        return open_accounts("sqlite://", keyring)
-    if database.own_file:
-        _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
-    engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
-    return open_accounts(engine or database.place, keyring, own_file=database.own_file)
-
-
-def build_resolver(
-    settings: Settings, sessions: SessionStore, accounts: AccountStore | None, keyring: Keyring
-) -> Resolver:
-    """Return the resolver with a reader for each tier."""
-    readers: list[TierReader] = [
-        SessionTier(sessions, SessionKeys(sessions, accounts), keyring, settings),
-        OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
-        OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
-    ]
-    if accounts is not None:
-        readers.append(AccountTiers(accounts, keyring, settings))
-    return Resolver(readers, settings)
+        store = open_accounts("sqlite://", keyring)
+    else:
+        if database.own_file:
+            _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
+        engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
+        store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
+    return Wing(store, keyring, settings)
 
 
 def _redis_store(settings: Settings) -> SessionStore:

@@ -66,7 +66,7 @@ def keeper(app: Flask, user: str | None) -> Keeper:
 
 def accounts_of(app: Flask) -> AccountStore:
     """Return the database behind an app."""
-    accounts = get_state(app).service.accounts
+    accounts = get_state(app).service.accounts.store
     assert accounts is not None
     return accounts
 

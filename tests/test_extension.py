@@ -174,7 +174,7 @@ app = bare(Path(sys.argv[1]), BYOK_ENCRYPTION_KEY=None, DEBUG=True)
 Session(app)
 warnings.simplefilter("ignore")
 BYOK(app)
-accounts = get_state(app).service.accounts
+accounts = get_state(app).service.accounts.store
 for _ in range(20):
     accounts.put(make_record(), AuditEvent("cli", "set"))
 assert app.test_client().get("/api/providers/keys").status_code == 200
@@ -393,7 +393,7 @@ def test_a_provider_with_other_fields_has_no_api_key(app: HostApp, fake: FakePro
     assert seen == [{}, pair]
     service = get_state(app).service
     service.usage.flush()
-    assert service.records.own(Caller(user="ann")).stats()["by_provider"]["pair"]["uses"] == 1
+    assert service.own_records(Caller(user="ann")).stats()["by_provider"]["pair"]["uses"] == 1
 
 
 def test_errors_in_python(app: HostApp, fake: FakeProviders) -> None:
@@ -689,7 +689,7 @@ def test_forgotten_user(
     another = browser(app)
     another.post("/sign-in/7")
     assert another.status("openai")["source"] is None
-    accounts = get_state(app).service.accounts
+    accounts = get_state(app).service.accounts.store
     assert accounts is not None
     newest = accounts.audit.entries("user:7")[0].event
     assert (newest.actor, newest.action, newest.outcome) == ("system", "clear", "done")

@@ -129,7 +129,7 @@ def with_byok(app: Flask) -> BYOK:
 
 def let_go(app: Flask) -> None:
     """Close our own connections."""
-    accounts = get_state(app).service.accounts
+    accounts = get_state(app).service.accounts.store
     assert accounts is not None
     accounts.engine.dispose()
 
@@ -179,7 +179,7 @@ def test_the_hosts_session_is_its_own(host: Host, end: str, notes: int) -> None:
 
 def test_the_hosts_database_is_used(host: Host) -> None:
     """With no BYOK_DATABASE_URL keys are where the host's data is: on PostgreSQL over the host's own engine."""
-    accounts = get_state(host.app).service.accounts
+    accounts = get_state(host.app).service.accounts.store
     assert accounts is not None
     assert accounts.engine.url == host.engine.url
     assert (accounts.engine is host.engine) == (host.engine.dialect.name == "postgresql")

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.keys.lookup import Resolver
+from flask_byok.keys.lookup import Candidate, Lookup
 from flask_byok.keys.status import build_status, storage_sentence
-from flask_byok.keys.tiers import Candidate
 from flask_byok.model.credential import (
     Credential,
     CredentialRecord,
@@ -46,7 +45,7 @@ def status_of(
         OPENAI,
         candidates,
         caller=caller or Caller(),
-        resolver=Resolver([], settings),
+        lookup=Lookup([], settings),
         settings=settings,
     )
 

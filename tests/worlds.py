@@ -10,23 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
-from flask_byok.keys.lookup import Resolver
-from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
 from flask_byok.keys.service import Service
 from flask_byok.keys.session_store import AuditEvent
-from flask_byok.keys.sessions import SessionKeys
-from flask_byok.keys.tiers import AccountTiers, OperatorTier, SessionTier
+from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import CredentialRecord, Secret, Validation
-from flask_byok.model.owner import Caller, SessionRef, Tier
+from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from flask_byok.storage.rates import RateLimiter, RateStorage
 from flask_byok.storage.sql import SqlSessionStore
 from flask_byok.testing import FakeProviders
+from flask_byok.wiring import assemble, operator_tiers
 
 #: An operator's keys, which nobody may see.
 ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"
@@ -122,29 +121,19 @@ class World:
     def _make_service(self) -> Service:
         store = self.store if self.other_store is None else self.other_store
         rates = RateStorage.in_memory()
-        return Service(
-            settings=self.settings,
-            catalog=self.catalog,
-            keyring=self.keyring,
-            resolver=self._make_resolver(store),
-            sessions=store,
-            accounts=self.accounts,
-            outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
+        wing = Wing(self.accounts, self.keyring, self.settings)
+        return assemble(
+            self.settings,
+            self.catalog,
+            self.keyring,
+            Sessions(store, wing.over),
+            wing,
+            Outbound(allow_private=self.settings.allow_private_endpoints),
+            operator_tiers(self.settings, self.environ),
             validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
             set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
             notify=lambda name, facts: self.events.append((name, dict(facts))),
         )
-
-    def _make_resolver(self, store: Any) -> Resolver:
-        settings = self.settings
-        files = SecretFileKeys(settings.secrets_dir, self.environ)
-        readers = [
-            SessionTier(store, SessionKeys(store, self.accounts), self.keyring, settings),
-            AccountTiers(self.accounts, self.keyring, settings),
-            OperatorTier(Tier.SECRET, files, settings),
-            OperatorTier(Tier.ENV, EnvironmentKeys(self.environ), settings),
-        ]
-        return Resolver(readers, settings)
 
 
 def registered(*specs: ProviderSpec) -> Catalog:

@@ -13,7 +13,7 @@ from ..checking import refuse_admin_key
 from ..errors import ByokError, KeyExistsError, KeyRefusedError, UnreadableCredentialError
 from ..keys.operator import EnvironmentKeys, OperatorKey, SecretFileKeys
 from ..keys.session_store import AuditEvent
-from ..keys.typed import cut_short
+from ..keys.typed import capped_expiry
 from ..model.credential import CredentialRecord, Secret, make_hint, utcnow
 from ..model.owner import Tier
 from ..sealing.keyring import Context, Keyring
@@ -68,7 +68,7 @@ def find_keys(
     stored = {record.provider: record for record in records if not record.slot}
     for spec in specs:
         record = stored.get(spec.id)
-        ends, is_first = cut_short(None, settings), True
+        ends, is_first = capped_expiry(None, settings), True
         for tier, name, key in _search(spec, sources):
             if isinstance(key, ByokError):
                 yield Found(spec, tier, name, "unusable", problem=str(key))

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Literal
 from ..catalog import Catalog
 from ..checking import refuse_admin_key
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, KeyRefusedError, StoreError
-from ..keys.notes import check_place, clean_note
 from ..keys.session_store import AuditEvent
-from ..keys.typed import Typed, cut_short, in_utc, read_typed
+from ..keys.typed import Typed, capped_expiry, check_place, clean_text, in_utc, read_typed
 from ..model.credential import FIRST_SLOT, CredentialRecord, Secret, serving_order, utcnow
 from ..sealing.keyring import Context, Keyring
 from ..sealing.records import new_record
@@ -171,14 +170,14 @@ class Importer:
             base_url=typed.base_url,
             label=self._note(key.label, "label", typed),
             description=self._note(key.description, "description", typed),
-            expires_at=cut_short(ends, self._settings),
+            expires_at=capped_expiry(ends, self._settings),
             created_at=in_utc(key.created_at, "created_at", spec.id),
         )
 
     def _note(
         self, text: str | None, name: Literal["label", "description"], typed: Typed
     ) -> str | None:
-        return clean_note(text, name, typed.fields, self._catalog)
+        return clean_text(text, name, typed.fields, self._catalog)
 
     def _take_over(self, key: MovedKey) -> None:
         """Put a key in the place of a different one, if so asked."""

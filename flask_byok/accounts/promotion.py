@@ -1,83 +1,267 @@
-"""Move keys out of a session to the user who signed in: into the account, or where there is none within the session."""
+"""Move keys out of a session into the account of the user who signed in.
+
+A key that is promoted is in two stores, and the process may end between any two steps. So it moves in three: the
+session's record is marked as leaving; the account's transaction stores the key and notes that the record's version
+is over; the record is removed. A record that is leaving counts until its version is over, and not after that,
+whether the last step happens or not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
-from ..errors import SessionRequiredError
-from ..keys.lookup import Resolver
-from ..model.credential import CredentialRecord
-from ..model.owner import Caller, SessionRef, Tier
-from .promotion_work import Promotion, PromotionParts, ToAccount, WithinSession
+from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
+from ..keys.ports import Promotion
+from ..keys.service import Service
+from ..keys.session_store import SessionView
+from ..keys.typed import capped_expiry, check_place
+from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
+from ..model.owner import Caller, SessionRef, Tier, session_owner
+from ..sealing.keyring import Context, Keyring
+from .places import in_main_slot
 
 if TYPE_CHECKING:
-    from .store.keys import AccountStore
+    from .store.keys import Decide, Outcome
+    from .wing import Wing
 
 
-class Promoter:
-    """Promotes keys.
+def promote(
+    wing: Wing,
+    core: Service,
+    caller: Caller,
+    session: SessionRef,
+    specs: Sequence[ProviderSpec],
+    *,
+    replace: bool,
+    own: bool,
+) -> Promotion:
+    """Promote the session's keys for these providers, except those that only the operator may set.
 
-    :param accounts: where they go; None where users have no keys beyond their session.
+    Keys that do not open stay; with ``BYOK_PROMOTE="never"`` a visitor's keys stay too.
+
+    :param replace: in the place of a key that the account has already.
+    :param own: promote the user's own session keys too. With ``replace`` the visitor's come before them, else
+        they come before the visitor's.
+    :raises SessionRequiredError: the session has ended.
+    """
+    view = core.sessions.read(session, caller.identity, [spec.id for spec in specs])
+    if not view.alive:
+        raise SessionRequiredError
+    if core.settings.promote == "never":
+        view = dataclasses.replace(view, visitor_records={})
+    there = {*view.visitor_records, *(view.records if own else ())}
+    free = [s for s in specs if s.id in there and not core.lookup.locked(caller, s, Tier.USER)]
+    return _Move(wing, core, caller, session, view, replace=replace, own=own).run(free)
+
+
+def promotion_rule(
+    keyring: Keyring, *, replace: bool, confirm: Callable[[CredentialRecord], object]
+) -> Decide:
+    """Return the rule for a session's record in its slot of the account, within the transaction.
+
+    :param replace: it replaces a key that the account has there.
+    :param confirm: raises ``InvalidFieldError`` to keep it out of this slot.
     """
 
-    def __init__(
-        self, parts: PromotionParts, accounts: AccountStore | None, resolver: Resolver
-    ) -> None:
-        self._parts = parts
-        self._accounts = accounts
-        self._resolver = resolver
+    def decide(seated: CredentialRecord, there: CredentialRecord | None, is_over: bool) -> Outcome:
+        if is_over:
+            if there is None:
+                return "gone"
+            return "known" if keyring.same_key(seated, there) else "kept"
+        if there is not None and not replace:
+            return "kept"
+        try:
+            confirm(seated)
+        except InvalidFieldError:
+            return "kept"
+        return "promoted"
 
-    def promote(
+    return decide
+
+
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """A record sealed for the account, and the session's records that end with it, itself first."""
+
+    record: CredentialRecord
+    fields: Mapping[str, Secret]
+    ending: list[CredentialRecord]
+    spec: ProviderSpec
+
+    @property
+    def replaced(self) -> list[str]:
+        """The versions of the other ending records."""
+        return [record.version for record in self.ending[1:]]
+
+
+class _Move:
+    """One promotion out of one session."""
+
+    def __init__(
         self,
+        wing: Wing,
+        core: Service,
         caller: Caller,
         session: SessionRef,
-        specs: Sequence[ProviderSpec],
+        view: SessionView,
         *,
         replace: bool,
         own: bool,
-    ) -> Promotion:
-        """Make what waits for these providers the user's, beyond the session where there are accounts.
+    ) -> None:
+        self._wing = wing
+        self._core = core
+        self._caller = caller
+        self._session = session
+        self._view = view
+        self._replace = replace
+        self._own = own
+        self._result = Promotion()
 
-        A key that only the operator may set, or that does not open, is left where it is; with
-        ``BYOK_PROMOTE="never"`` nothing of a visitor's is taken.
+    def run(self, specs: Sequence[ProviderSpec]) -> Promotion:
+        """Promote what the session has for these providers, all in one transaction."""
+        there = self._in_account([spec.id for spec in specs])
+        moves = []
+        for spec in specs:
+            sources = self._sources(spec.id)
+            known = [s for s in sources if self._is_known(s, there[spec.id])]
+            if known and self._all_leave(spec.id, known):
+                self._drop(spec.id, known)
+                continue
+            if self._is_taken(there[spec.id]):
+                sources = []
+            if not sources or not self._all_leave(spec.id, sources):
+                self._result.kept.append(spec.id)
+            if sources and (move := self._prepare(spec, sources)):
+                moves.append(move)
+        if moves:
+            self._store(moves)
+        return self._result
 
-        :param replace: put it in the place of a key that the user has already.
-        :param own: promote what the user has in the session too; with ``replace`` what waits comes before it, else
-            it comes before what waits.
-        :raises SessionRequiredError: the session has ended.
-        """
-        view = self._parts.keys.read(session, caller.identity, [spec.id for spec in specs])
-        if not view.alive:
-            raise SessionRequiredError
-        if self._parts.settings.promote == "never":
-            view = dataclasses.replace(view, visitor_records={})
-        if self._accounts is None:
-            providers = self._free(caller, specs, view.visitor_records, None)
-            return WithinSession(self._parts, caller, session, view, replace).run(providers)
-        candidates = {**view.visitor_records, **(view.records if own else {})}
-        providers = self._free(caller, specs, candidates, Tier.USER)
-        work = ToAccount(
-            self._parts,
-            caller,
-            session,
-            view,
-            replace,
-            accounts=self._accounts,
-            own=own,
-            specs={spec.id: spec for spec in specs},
+    def _in_account(self, providers: Sequence[str]) -> dict[str, list[CredentialRecord]]:
+        """Return the account's keys that are not to be replaced, by provider."""
+        there: dict[str, list[CredentialRecord]] = {provider: [] for provider in providers}
+        if providers and not self._replace:
+            for record in self._wing.store.find([self._caller.identity], providers):
+                there[record.provider].append(record)
+        return there
+
+    def _is_taken(self, there: Sequence[CredentialRecord]) -> bool:
+        """Return True if the account's main slot has a key, which stays."""
+        slots = {record.slot for record in there}
+        return main_slot(slots, self._core.settings.keys_per_provider) in slots
+
+    def _sources(self, provider: str) -> list[CredentialRecord]:
+        """Return the records that leave the session: the one to promote, then those that it replaces."""
+        mine = self._view.records.get(provider)
+        left = self._view.visitor_records.get(provider)
+        own = [mine] if mine and self._own else []
+        waiting = [left] if left else []
+        if self._replace:
+            return waiting + own
+        return own if mine else waiting
+
+    def _all_leave(self, provider: str, sources: Sequence[CredentialRecord]) -> bool:
+        """Return True if these include the visitor's record, or there is none."""
+        left = self._view.visitor_records.get(provider)
+        return left is None or left in sources
+
+    # a key that the account has already
+
+    def _is_known(self, source: CredentialRecord, there: Iterable[CredentialRecord]) -> bool:
+        """Return True if the account has the same key, in use."""
+        alike = [r for r in there if r.hint == source.hint and r.state(utcnow()) == "active"]
+        try:
+            key = self._open(source)
+            kept = [self._core.keyring.open_record("account", r.owner, r) for r in alike]
+        except UnreadableCredentialError:
+            return False
+        return key in kept
+
+    def _drop(self, provider: str, known: Sequence[CredentialRecord]) -> None:
+        """Remove the session's copies; the account's key stays as it is."""
+        ending = self._mark(known)
+        if ending:
+            versions = [record.version for record in ending]
+            self._wing.note(self._caller, "clear", provider, ended=versions)
+            self._remove(ending)
+        self._result.promoted.append(provider)
+
+    # a key that moves
+
+    def _prepare(self, spec: ProviderSpec, sources: Sequence[CredentialRecord]) -> _Moved | None:
+        """Seal the first record for the account and mark all; None if it does not open or is gone."""
+        first, identity = sources[0], self._caller.identity
+        try:
+            fields, base_url = self._open(first)
+        except UnreadableCredentialError:
+            self._result.unreadable.append(spec.id)
+            return None
+        context = Context("account", identity, spec.id)
+        record = dataclasses.replace(
+            first,
+            owner=identity,
+            ciphertext=self._core.keyring.seal_fields(context, fields, base_url),
+            validity=first.current_validity(),
+            expires_at=capped_expiry(first.expires_at, self._core.settings),
+            leaving=False,
         )
-        return work.run(providers)
+        ending = self._mark(sources)
+        versions = [one.version for one in ending]
+        return _Moved(record, fields, ending, spec) if first.version in versions else None
 
-    def _free(
-        self,
-        caller: Caller,
-        specs: Sequence[ProviderSpec],
-        there: Mapping[str, CredentialRecord],
-        tier: Tier | None,
-    ) -> list[str]:
-        """Return those that there is something for, and whose keys are not the operator's alone to set."""
-        found = (spec for spec in specs if spec.id in there)
-        return [spec.id for spec in found if not self._resolver.locked_for(caller, spec, tier)]
+    def _store(self, moves: Sequence[_Moved]) -> None:
+        fingerprint = self._wing.store.audit.fingerprint
+        by_version = {move.record.version: move for move in moves}
+        keyring = self._core.keyring
+        outcomes = self._wing.store.promote(
+            [move.record for move in moves],
+            self._wing.event(self._caller, "promote"),
+            seat=in_main_slot(keyring, self._core.settings.keys_per_provider),
+            decide=promotion_rule(
+                keyring,
+                replace=self._replace,
+                confirm=lambda seated: _check_slot(seated, by_version[seated.version]),
+            ),
+            fingerprints={v: fingerprint(move.fields) for v, move in by_version.items()},
+            ended={v: move.replaced for v, move in by_version.items()},
+        )
+        promoted = [name for name, what in outcomes.items() if what in ("promoted", "known")]
+        kept = [name for name, what in outcomes.items() if what == "kept"]
+        result = self._result
+        result.promoted.extend(promoted)
+        result.kept.extend(provider for provider in kept if provider not in result.kept)
+        for move in moves:
+            if move.spec.id in promoted:
+                self._remove(move.ending)
+
+    # the session's records
+
+    def _open(self, source: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+        is_left = self._view.visitor_records.get(source.provider) is source
+        owner = session_owner(self._session, "" if is_left else self._caller.identity)
+        return self._core.keyring.open_record("session", owner, source)
+
+    def _mark(self, sources: Sequence[CredentialRecord]) -> list[CredentialRecord]:
+        """Mark records as leaving, and return those that were still there.
+
+        :raises SessionRequiredError: the session has ended; nothing of it is taken, not half of it.
+        """
+        sessions, identity = self._core.sessions, self._caller.identity
+        marked = sessions.mark_leaving(self._session, identity, sources)
+        if len(marked) < len(sources) and not sessions.read(self._session, identity, []).alive:
+            raise SessionRequiredError
+        return marked
+
+    def _remove(self, records: Sequence[CredentialRecord]) -> None:
+        self._core.sessions.remove(self._session, self._caller.identity, records)
+
+
+def _check_slot(seated: CredentialRecord, move: _Moved) -> None:
+    """Refuse a slot whose name holds the key."""
+    secret = [f.name for f in move.spec.fields if f.secret]
+    secrets = {name: move.fields[name] for name in secret if name in move.fields}
+    check_place(seated.owner, seated.slot, secrets)

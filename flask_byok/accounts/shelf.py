@@ -1,18 +1,35 @@
-"""Keys that the database keeps, one by one: a person's own, and for admins those of teams and the system."""
+"""Records one by one: list, create, change, check, reveal and delete the keys of some owners."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from ..catalog import ProviderSpec
 from ..errors import (
     FreshLoginRequiredError,
     NotAllowedError,
-    OwnerRequiredError,
+    ProviderLockedError,
     RevealDisabledError,
+    UnreadableCredentialError,
+    VersionConflictError,
 )
-from ..keys.tiers import Opener
+from ..keys.lookup import Opener
+from ..keys.service import Service
+from ..keys.typed import (
+    Changes,
+    NewKey,
+    NewSecret,
+    Typed,
+    capped_expiry,
+    check_shown,
+    clean_text,
+    read_expiry,
+    read_replacement,
+)
 from ..model.credential import (
     Credential,
     CredentialRecord,
@@ -22,71 +39,48 @@ from ..model.credential import (
     isoformat,
     utcnow,
 )
-from ..model.owner import Caller, Tier
-from .record_parts import RecordParts, open_stored, tier_of
-from .record_writer import RecordWriter
+from ..model.owner import Caller, Tier, tier_of
+from ..sealing.keyring import Context
+from .places import FreeSlot, NamedSlot
 
 if TYPE_CHECKING:
-    from .store.keys import AccountStore
+    from .wing import Wing
+
+#: How often a partly replaced key is checked if others change the stored part meanwhile.
+_TRIES = 2
 
 
-class Records:
-    """Opens the shelf of keys that a caller may see and change."""
+class Shelf:
+    """The records of some owners, for a caller who may see and change them.
 
-    def __init__(self, parts: RecordParts, accounts: AccountStore | None) -> None:
-        self._parts = parts
-        self._accounts = accounts
+    :param owners: names, or a bare ``team`` for every team; None for everybody.
+    """
 
-    def own(self, caller: Caller) -> Shelf:
-        """Return the caller's own keys.
-
-        :raises OwnerRequiredError: nobody is signed in.
-        :raises NotAllowedError: people have no keys in accounts here.
-        """
-        if not caller.authenticated:
-            raise OwnerRequiredError("Sign in to see the keys in your account.")
-        if self._accounts is None or Tier.USER not in self._parts.settings.precedence:
-            raise NotAllowedError("No keys are kept in accounts here.")
-        return Shelf(self._parts, self._accounts, caller, [caller.identity])
-
-    def shared(self, caller: Caller) -> Shelf:
-        """Return the keys of all teams and of the system.
-
-        :raises OwnerRequiredError: nobody is signed in.
-        :raises NotAllowedError: the caller is no admin, or there are no shared keys here.
-        """
-        if not caller.authenticated:
-            raise OwnerRequiredError("Sign in as an admin to see shared keys.")
-        if not caller.admin:
-            raise NotAllowedError("Only admins see and change shared keys.")
-        kept = [
-            tier.value
-            for tier in (Tier.SYSTEM, Tier.TEAM)
-            if tier in self._parts.settings.precedence
-        ]
-        if self._accounts is None or not kept:
-            raise NotAllowedError("No shared keys are kept in the database here.")
-        return Shelf(self._parts, self._accounts, caller, kept)
-
-    def services(self, caller: Caller) -> list[dict[str, Any]]:
-        """Return what people may keep keys for.
-
-        :raises OwnerRequiredError: ``BYOK_REQUIRE_LOGIN`` asks for somebody to be signed in.
-        """
-        if self._parts.settings.require_login and not caller.authenticated:
-            raise OwnerRequiredError("Sign in to use API keys here.")
-        return [_service(spec) for spec in self._parts.catalog]
-
-
-class Shelf(RecordWriter):
-    """The keys of some owners, for a caller who may see and change them."""
-
-    # get
+    def __init__(
+        self, wing: Wing, core: Service, caller: Caller, owners: Collection[str] | None
+    ) -> None:
+        self.caller = caller
+        self._wing = wing
+        self._store = wing.store
+        self._core = core
+        self._owners = owners
 
     @property
     def is_shared(self) -> bool:
-        """Say whether these are teams' and the system's keys, not the caller's own."""
-        return self.caller.identity not in self._owners
+        """Whether these are other owners' records than the caller's own."""
+        return self._owners is None or self.caller.identity not in self._owners
+
+    def require_owner(self, owner: str) -> str:
+        """Return the owner, if its records are on this shelf.
+
+        :raises NotAllowedError: they are not.
+        """
+        kind = owner.partition(":")[0]
+        if self._owners is None or owner in self._owners or kind in self._owners:
+            return owner
+        raise NotAllowedError("Keys of this owner are not kept here.")
+
+    # get
 
     def page(
         self,
@@ -98,22 +92,22 @@ class Shelf(RecordWriter):
     ) -> dict[str, Any]:
         """Return records, oldest first, and the cursor of the next page or None.
 
-        :param owner: one of the owners, instead of all.
+        :param owner: only this owner's.
         """
-        wanted = None if provider is None else self._parts.catalog.get(provider).id
+        wanted = None if provider is None else self._core.catalog.get(provider).id
         owners = self._owners if owner is None else [self.require_owner(owner)]
-        found, cursor = self._accounts.page(owners, after=after, limit=limit, provider=wanted)
+        found, cursor = self._store.page(owners, after=after, limit=limit, provider=wanted)
         return {"keys": [self.describe(record) for record in found], "next": cursor}
 
     def get(self, id: str) -> CredentialRecord:
         """Return one record.
 
-        :raises KeyNotFoundError: it is not there, or not theirs.
+        :raises KeyNotFoundError: it does not exist or is not on this shelf.
         """
-        return self._accounts.get(id, self._owners)
+        return self._store.get(id, self._owners)
 
     def describe(self, record: CredentialRecord) -> dict[str, Any]:
-        """Return what may be said of a record, as a JSON-able mapping."""
+        """Return a record as a JSON-able mapping, without its key."""
         validity = record.current_validity()
         return {
             "id": record.id,
@@ -136,28 +130,212 @@ class Shelf(RecordWriter):
         }
 
     def stats(self) -> dict[str, Any]:
-        """Return how many keys there are and how often they were used: see ``UsageStore.stats``."""
-        return self._accounts.usage.stats(self._owners)
+        """Return the number of keys and of their uses; see ``UsageStore.stats``."""
+        return self._store.usage.stats(self._owners)
 
     def reveal(
         self, record: CredentialRecord, *, fresh: Callable[[], bool]
     ) -> Mapping[str, Secret]:
-        """Return a person's own key to show it, once that is in the audit log.
+        """Return the caller's own key in plain, after logging that.
 
-        :param fresh: says whether the person has just signed in; asked only where a key may be shown at all.
+        :param fresh: returns True if the caller has just signed in; asked only if keys may be shown at all.
         :raises RevealDisabledError: the operator does not allow it, or the key is not the caller's own.
-        :raises FreshLoginRequiredError: the sign-in was some time ago.
-        :raises UnreadableCredentialError: it does not open.
+        :raises FreshLoginRequiredError: the caller signed in some time ago.
+        :raises UnreadableCredentialError: the key does not open.
         """
-        if not self._parts.settings.allow_reveal or record.owner != self.caller.identity:
+        if not self._core.settings.allow_reveal or record.owner != self.caller.identity:
             raise RevealDisabledError(provider=record.provider)
         if not fresh():
             raise FreshLoginRequiredError(provider=record.provider)
-        self._parts.set_limit.check(self.caller.counted_as)
-        fields, base_url = open_stored(self._parts, record)
-        event = self._parts.journal.event(self.caller, "reveal", fields)
-        self._accounts.audit.note(record.owner, event, record)
+        self._count_attempt()
+        fields, base_url = self._open(record)
+        event = self._wing.event(self.caller, "reveal", fields)
+        self._store.audit.note(record.owner, event, record)
         return fields if base_url is None else {**fields, "base_url": Secret(base_url)}
+
+    # set
+
+    def create(
+        self, owner: str, provider: str, new: NewKey, *, slot: str | None = None
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Store a new key, and return its record with the result of the check.
+
+        :param slot: by default the first free one.
+        :raises InvalidFieldError: a text, the slot or the team's id cannot be stored, or a key is in it.
+        :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
+        :raises KeyRefusedError: the check forbids storing.
+        """
+        spec = self._core.catalog.get(provider)
+        self._require_unlocked(self.require_owner(owner), spec)
+        self._count_attempt()
+        place = FreeSlot(self._wing, self._core, self.caller, owner, spec, slot)
+        return self._core.saver.save(self.caller, spec, new, place)
+
+    def put(
+        self,
+        owner: str,
+        provider: str,
+        new: NewKey,
+        *,
+        slot: str = "",
+        replace: bool = False,
+        action: str = "set",
+        created_at: datetime | None = None,
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Store a key in a named slot; for commands and imports.
+
+        :param replace: in the place of the key that is there; without it that one stays.
+        :param action: the audit log's word.
+        :param created_at: by default now.
+        :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
+        """
+        spec = self._core.catalog.get(provider)
+        place = NamedSlot(
+            self._wing,
+            self._core,
+            self.caller,
+            self.require_owner(owner),
+            spec,
+            slot,
+            replace=replace,
+            action=action,
+            created_at=created_at,
+        )
+        return self._core.saver.save(self.caller, spec, new, place)
+
+    def change(
+        self,
+        record: CredentialRecord,
+        changes: Changes,
+        secret: NewSecret | None = None,
+        *,
+        if_version: int | None = None,
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Change a record, and return it with the result of the check of a new key.
+
+        If nothing would change, nothing is written and the version stays. What must fit the rest of the record
+        (a key and the texts beside it) is checked again inside the transaction that writes it.
+
+        :param if_version: the version that the caller has seen.
+        :raises InvalidFieldError: a text cannot be stored, or holds the key.
+        :raises VersionConflictError: the record was changed since, or keeps changing.
+        :raises KeyRefusedError: the check forbids storing; the stored key stays.
+        """
+        self._count_attempt()
+        if secret is None or not secret.is_typed:
+            values = partial(self._values, changes)
+            return self._write(record, "change", values, if_version), None
+        for _ in range(_TRIES - 1):
+            try:
+                return self._replace(record, changes, secret, if_version)
+            except VersionConflictError:
+                if if_version is not None:
+                    raise
+                record = self._store.get(record.id, self._owners)
+        return self._replace(record, changes, secret, if_version)
+
+    def _replace(
+        self,
+        record: CredentialRecord,
+        changes: Changes,
+        secret: NewSecret,
+        if_version: int | None,
+    ) -> tuple[CredentialRecord, Validation | None]:
+        spec, saver = self._core.catalog.get(record.provider), self._core.saver
+        self._require_unlocked(record.owner, spec)
+        typed = self._typed(spec, secret, record)
+        is_new = any(field.secret and field.name in secret.given for field in spec.fields)
+        # Before the key goes to its provider.
+        self._values_with(typed, changes, record, is_new=is_new)
+        refused = partial(self._refused, record)
+        validation = saver.check(self.caller, spec, typed, secret.validate, refused)
+        context = Context("account", record.owner, record.provider, record.slot)
+        fresh = saver.seal(context, spec, typed, validation=validation)
+        sealed = {name: getattr(fresh, name) for name in ("ciphertext", "hint", "validity")}
+
+        def values(now: CredentialRecord) -> dict[str, Any]:
+            if self._typed(spec, secret, now) != typed:
+                raise VersionConflictError(provider=spec.id)
+            return self._values_with(typed, changes, now, is_new=is_new) | sealed
+
+        changed = self._write(record, "set", values, if_version, typed.fields)
+        saver.tell("key_set", changed)
+        return changed, validation
+
+    def _refused(self, record: CredentialRecord, typed: Typed, verdict: str) -> None:
+        event = self._wing.event(self.caller, "set", typed.fields, verdict)
+        self._store.audit.note(record.owner, event, record)
+
+    def _typed(self, spec: ProviderSpec, secret: NewSecret, record: CredentialRecord) -> Typed:
+        return read_replacement(spec, secret, partial(self._open, record), self._core.settings)
+
+    def _values(
+        self, changes: Changes, record: CredentialRecord, *, is_new: bool = False
+    ) -> dict[str, Any]:
+        """Return the changed fields of a record in its present state.
+
+        :param is_new: the key is replaced too, so that its lifetime begins now.
+        """
+        values: dict[str, Any] = {**changes, **self._texts(record, changes)}
+        if "expires_at" in changes:
+            wanted, settings = changes["expires_at"], self._core.settings
+            values["expires_at"] = (
+                read_expiry(wanted, record.provider, settings)
+                if is_new
+                else self._later_expiry(wanted, record)
+            )
+        return values
+
+    def _later_expiry(self, wanted: datetime | None, record: CredentialRecord) -> datetime | None:
+        """Return the new expiry of a stored key, whose lifetime began when it was saved."""
+        settings = self._core.settings
+        ends = capped_expiry(wanted, settings, record.saved_at)
+        if wanted == record.expires_at and (ends is None or ends <= utcnow()):
+            return wanted  # unchanged, so no mistake
+        return read_expiry(wanted, record.provider, settings, record.saved_at)
+
+    def _values_with(
+        self, typed: Typed, changes: Changes, record: CredentialRecord, *, is_new: bool
+    ) -> dict[str, Any]:
+        """Return the changed fields beside a new key, after checking that no shown text holds it."""
+        values = self._values(changes, record, is_new=is_new)
+        check_shown(dataclasses.replace(record, **values), typed.secrets)
+        if is_new:
+            values.setdefault("expires_at", self._renewed_expiry(record))
+        return values | {"set_at": utcnow() if is_new else record.saved_at}
+
+    def _renewed_expiry(self, record: CredentialRecord) -> datetime | None:
+        """Return the old record's expiry for a new key in its place, unless it is past."""
+        ends = record.expires_at
+        is_past = ends is not None and ends <= utcnow()
+        return capped_expiry(None if is_past else ends, self._core.settings)
+
+    def _texts(self, record: CredentialRecord, changes: Changes) -> Changes:
+        """Return the changed label and description as they are stored, without the stored key in them."""
+        texts: Changes = {}
+        names: tuple[Literal["label", "description"], ...] = ("label", "description")
+        given = {name: changes[name] for name in names if changes.get(name) is not None}
+        fields = self._stored(record) if given else {}
+        for name, text in given.items():
+            texts[name] = clean_text(text, name, fields, self._core.catalog)
+        return texts
+
+    def _stored(self, record: CredentialRecord) -> Mapping[str, Secret]:
+        try:
+            return self._open(record)[0]
+        except UnreadableCredentialError:
+            return {}
+
+    def _write(
+        self,
+        record: CredentialRecord,
+        action: str,
+        values: Callable[[CredentialRecord], Mapping[str, Any]],
+        if_version: int | None,
+        fields: Mapping[str, Secret] | None = None,
+    ) -> CredentialRecord:
+        event = self._wing.event(self.caller, action, fields)
+        return self._store.change(record.id, self._owners, values, event, if_version=if_version)
 
     # clear
 
@@ -166,31 +344,47 @@ class Shelf(RecordWriter):
 
         :raises VersionConflictError: it was changed since that version.
         """
-        self._parts.set_limit.check(self.caller.counted_as)
-        event = self._parts.journal.event(self.caller, "clear")
-        self._accounts.delete(record.id, self._owners, event, if_version=if_version)
-        self._parts.tell("key_cleared", record)
+        self._count_attempt()
+        event = self._wing.event(self.caller, "clear")
+        self._store.delete(record.id, self._owners, event, if_version=if_version)
+        self._core.saver.tell("key_cleared", record)
 
     # validate
 
     def validate(self, record: CredentialRecord) -> Validation:
-        """Ask the provider about this key, whichever is in use, and store the verdict.
+        """Ask the provider about this key, and store the verdict.
 
         :raises UnreadableCredentialError: it does not open.
         """
-        spec = self._parts.catalog.get(record.provider)
-        self._parts.validate_limit.check(self.caller.counted_as)
-        return self._parts.verdicts.of_stored(self.caller, spec, self._credential(record, spec))
+        spec = self._core.catalog.get(record.provider)
+        self._core.validate_limit.check(self.caller.counted_as)
+        return self._core.checks.of_stored(self.caller, spec, self._credential(record, spec))
 
     # steps
 
+    def _count_attempt(self) -> None:
+        if not self.caller.command:
+            self._core.set_limit.check(self.caller.counted_as)
+
+    def _require_unlocked(self, owner: str, spec: ProviderSpec) -> None:
+        tier, lookup = tier_of(owner), self._core.lookup
+        if (tier is Tier.TEAM and lookup.listed_as_locked(spec)) or (
+            tier is Tier.USER and lookup.locked(self.caller, spec, tier)
+        ):
+            raise ProviderLockedError(
+                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
+                provider=spec.id,
+            )
+
+    def _open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+        return self._core.keyring.open_record("account", record.owner, record)
+
     def _state(self, record: CredentialRecord) -> State:
-        if record.provider not in self._parts.catalog:
+        if record.provider not in self._core.catalog:
             return record.state(utcnow())
-        spec = self._parts.catalog.get(record.provider)
+        spec = self._core.catalog.get(record.provider)
         tier = tier_of(record.owner)
-        state = self._opener.open(spec, tier, "account", record.owner, record).state
-        return cast(State, state)
+        return cast(State, self._opener.open(spec, tier, "account", record.owner, record).state)
 
     def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
         tier = tier_of(record.owner)
@@ -198,15 +392,4 @@ class Shelf(RecordWriter):
 
     @property
     def _opener(self) -> Opener:
-        return Opener(self._parts.keyring, self._parts.settings)
-
-
-def _service(spec: ProviderSpec) -> dict[str, Any]:
-    return {
-        "provider": spec.id,
-        "name": spec.name,
-        "aliases": list(spec.aliases),
-        "standalone": spec.standalone,
-        "fields": [f.to_dict() for f in spec.fields],
-        "get_key_url": spec.get_key_url,
-    }
+        return Opener(self._core.keyring, self._core.settings)

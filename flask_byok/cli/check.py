@@ -12,6 +12,7 @@ import click
 from flask import current_app
 from flask.cli import ScriptInfo
 
+from ..accounts.wing import Wing
 from ..errors import ByokError, StoreError
 from ..sealing.canary import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
@@ -102,10 +103,11 @@ def _look_around(state: ByokState, report: _Report) -> None:
         report.notes.append(
             "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
         )
-    if service.accounts is None:
+    wing = service.accounts
+    if not isinstance(wing, Wing):
         report.facts.append(("accounts", "-"))
     else:
-        _look_at_accounts(state, service.accounts, report)
+        _look_at_accounts(state, wing.store, report)
     with report.trial(_DATABASE_AWAY):
         for seal in count_seals(state):
             _show_seal(seal, report)
@@ -173,9 +175,9 @@ class Seals:
 
 def count_seals(state: ByokState) -> Iterator[Seals]:
     """Yield how much each configured encryption key has sealed, then those that ciphertexts name beside them."""
-    service, key_ids = state.service, state.service.keyring.key_ids
-    accounts = {} if service.accounts is None else service.accounts.seals.count_by_key_id()
-    count_sessions = getattr(service.sessions, "count_sealed_with", None)
+    wing, key_ids = state.service.accounts, state.service.keyring.key_ids
+    accounts = wing.store.seals.count_by_key_id() if isinstance(wing, Wing) else {}
+    count_sessions = getattr(state.service.sessions.store, "count_sealed_with", None)
     days = (state.settings.session_ttl * MAX_SESSION_LIFETIMES).days
     for key_id in key_ids:
         role: Literal["current", "fallback"] = "current" if key_id == key_ids[0] else "fallback"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from flask.cli import AppGroup
 
+from ..accounts.wing import Wing
 from ..errors import ByokError, StoreError
 from ..storage.deadline import patiently
 from ..storage.reasons import reason_of
@@ -69,17 +70,23 @@ class Commands(AppGroup):
         return super().resolve_command(ctx, args)
 
 
-def require_accounts() -> tuple[ByokState, AccountStore]:
-    """Return the app's state and its accounts, which answer and open with the encryption key.
+def require_wing() -> tuple[ByokState, Wing]:
+    """Return the app's state and its wing of accounts, which answers and opens with the encryption key.
 
-    :raises click.ClickException: there are none.
+    :raises click.ClickException: there are no accounts.
     """
     state = get_state()
-    accounts = state.service.accounts
-    if accounts is None:
+    wing = state.service.accounts
+    if not isinstance(wing, Wing):
         raise click.ClickException(_ACCOUNTS_OFF)
-    accounts.canary.secret()
-    return state, accounts
+    wing.store.canary.secret()
+    return state, wing
+
+
+def require_accounts() -> tuple[ByokState, AccountStore]:
+    """Return the app's state and the store of its accounts; see ``require_wing``."""
+    state, wing = require_wing()
+    return state, wing.store
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -23,8 +23,8 @@ def providers() -> None:
     """List the providers that are on, and where the operator's key for each comes from."""
     service = get_state().service
     specs = list(service.catalog)
-    found = service.resolver.survey(Caller(), specs)
+    found = service.lookup.survey(Caller(), specs)
     for spec in specs:
-        chosen = service.resolver.choose(found[spec.id])
+        chosen = service.lookup.choose(found[spec.id])
         source = "-" if chosen is None else chosen.tier.value
         click.echo(f"{spec.id:<16} {spec.name:<28} {source:<8} {', '.join(spec.env)}".rstrip())

@@ -6,21 +6,18 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..catalog import ProviderSpec
 from ..checking import check_api_key, refuse_admin_key
-from ..errors import ByokError, KeyNotFoundError, KeyRefusedError
+from ..errors import ByokError, KeyRefusedError
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import Settings, ValidateOnSet
-from .journal import Journal, Subject
-from .session_store import AuditEvent, SessionStore
+from .ports import Accounts
+from .sessions import Sessions
 from .typed import Typed
-
-if TYPE_CHECKING:
-    from ..accounts.store.keys import AccountStore
 
 _logger = logging.getLogger(__name__)
 
@@ -28,34 +25,41 @@ _logger = logging.getLogger(__name__)
 Notify = Callable[[str, Mapping[str, Any]], None]
 
 
-class Verdicts:
+class Checks:
     """Checks keys on behalf of the service, and learns from their real use."""
 
     def __init__(
         self,
         settings: Settings,
-        sessions: SessionStore,
-        accounts: AccountStore | None,
+        sessions: Sessions,
+        accounts: Accounts,
         outbound: Outbound,
-        journal: Journal,
         notify: Notify,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._accounts = accounts
         self._outbound = outbound
-        self._journal = journal
         self._notify = notify
 
     def before_set(
-        self, caller: Caller, spec: ProviderSpec, typed: Typed, asked: ValidateOnSet | None
+        self,
+        caller: Caller,
+        spec: ProviderSpec,
+        typed: Typed,
+        asked: ValidateOnSet | None,
+        *,
+        ask: bool = True,
     ) -> Validation | None:
-        """Check a key that is to be stored, as strictly as asked; None where it is stored unseen.
+        """Check a key before it is stored, as strictly as asked; None if it is stored unchecked.
 
+        :param ask: off: only recognise admin keys, without a call.
         :raises KeyRefusedError: it must not be stored.
         """
         mode = asked or self._settings.validate_on_set
-        if self._settings.validate_on_set == "require":
+        if not ask:
+            mode = "off"
+        elif self._settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
         fields = typed.revealed()
         validation = refuse_admin_key(spec, fields)
@@ -70,26 +74,20 @@ class Verdicts:
     def of_typed(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
         """Check a key as typed; nothing is stored."""
         validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
-        subject, outcome = Subject(spec.id), validation.verdict
-        self._journal.note(caller, "validate", subject, typed.fields, outcome)
+        verdict = validation.verdict
+        self._accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
         self._tell(validation)
         return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check the key in use, or a stored one, and store the verdict."""
-        fields = {name: secret.reveal() for name, secret in credential.fields.items()}
+        plain = {name: secret.reveal() for name, secret in credential.fields.items()}
         endpoint = Endpoint(credential.base_url, credential.trust)
-        validation = self._ask(caller, spec, fields, endpoint)
-        verdict, checked_at = validation.verdict, validation.checked_at
-        if credential.id:
-            event = None  # a visitor, who may check a shared key, has no name in the log
-            if caller.authenticated:
-                event = self._journal.event(caller, "validate", credential.fields, verdict)
-            self._note_in_account(credential, verdict, checked_at, event)
-        else:
-            subject = Subject(spec.id)
-            self._journal.note(caller, "validate", subject, credential.fields, verdict)
-            self._note(caller, credential, verdict, checked_at)
+        validation = self._ask(caller, spec, plain, endpoint)
+        if not credential.id:
+            fields, verdict = credential.fields, validation.verdict
+            self._accounts.note(caller, "validate", spec.id, fields, outcome=verdict)
+        self._record(caller, credential, validation.verdict, validation.checked_at, asked=True)
         self._tell(validation)
         return validation
 
@@ -98,7 +96,7 @@ class Verdicts:
 
         def report(verdict: Verdict) -> None:
             with suppress(ByokError):  # the person hears of the refusal; only the mark is missing
-                self._note(caller, credential, verdict, utcnow())
+                self._record(caller, credential, verdict, utcnow())
             facts = {"provider": credential.provider, "source": str(credential.source)}
             try:
                 self._notify("key_rejected", facts)
@@ -117,31 +115,20 @@ class Verdicts:
         facts = {"provider": validation.provider, "verdict": validation.verdict.value}
         self._notify("key_validated", facts)
 
-    def _note(
-        self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
-    ) -> None:
-        if credential.id:
-            self._note_in_account(credential, verdict, checked_at)
-            return
-        session = caller.session
-        if session is None or credential.source != Tier.SESSION or credential.version is None:
-            return
-        recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        self._sessions.record_verdict(session, credential.provider, recorded)
-
-    def _note_in_account(
+    def _record(
         self,
+        caller: Caller,
         credential: Credential,
         verdict: Verdict,
         checked_at: datetime,
-        event: AuditEvent | None = None,
+        *,
+        asked: bool = False,
     ) -> None:
-        if self._accounts is None or credential.version is None:
+        """Store a verdict beside the version of the key that it is about; the operator's own keys have none."""
+        if credential.version is None:
             return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        with suppress(KeyNotFoundError):  # deleted while its provider was asked
-            self._accounts.record_verdict(credential.id, credential.version, recorded, event)
-            return
-        if event is not None:
-            subject = Subject(credential.provider, id=credential.id)
-            self._accounts.audit.note(credential.owner, event, subject)
+        if credential.id:
+            self._accounts.record_verdict(credential, recorded, caller if asked else None)
+        elif caller.session is not None and credential.source == Tier.SESSION:
+            self._sessions.record_verdict(caller.session, credential.provider, recorded)

@@ -1,32 +1,92 @@
-"""Find the credential that serves a caller: the tiers in order, one decision for every path.
+"""Find the credential that serves a caller: ask the tiers in order, with one decision for every path.
 
-The status endpoint, the settings dialog, the provider factory and streams all come through here, so what is shown
-as the source is what is used.
+The status endpoint, the settings dialog, the provider factory and streams all come through here, so the
+source that is shown is the source that is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Literal, NamedTuple, Protocol
 
 from ..catalog import ProviderSpec
 from ..errors import (
+    EndpointNotAllowedError,
     MissingCredentialError,
     RejectedCredentialError,
     SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
-from ..model.credential import Credential, Verdict
-from ..model.owner import ACCOUNT_TIERS, OPERATOR_TIERS, PERSONAL_TIERS, SHARED_TIERS, Caller, Tier
+from ..http import endpoint_for
+from ..model.credential import Credential, CredentialRecord, State, Verdict, utcnow
+from ..model.owner import (
+    ACCOUNT_TIERS,
+    OPERATOR_TIERS,
+    PERSONAL_TIERS,
+    SHARED_TIERS,
+    Caller,
+    Tier,
+    session_owner,
+)
+from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
 from ..settings import FallbackReason, Settings
-from .tiers import Candidate, Found, TierReader
+from .operator import OperatorKey
+from .sessions import Sessions
+
+_logger = logging.getLogger("flask_byok.keys")
+
+_REASONS: dict[Verdict, FallbackReason] = {
+    Verdict.VALID_NO_CREDIT: "no_credit",
+    Verdict.VALID_RATE_LIMITED: "rate_limited",
+    Verdict.UNREACHABLE: "unreachable",
+}
 
 
-class Resolver:
+class Candidate(NamedTuple):
+    """A key that a tier has for a provider.
+
+    ``credential`` is None if the key does not open, is inactive or expired, or is ``waiting``: saved by a
+    visitor and not yet kept by the user who signed in.
+    """
+
+    tier: Tier
+    state: State | Literal["waiting"]
+    credential: Credential | None = None
+    record: CredentialRecord | None = None
+    operator_name: str | None = None
+
+
+#: Candidates by tier and provider id. Each may be iterated once; keys that are not reached are not opened.
+Found = Mapping[tuple[Tier, str], Iterable[Candidate]]
+
+
+class TierReader(Protocol):
+    """Looks up keys in one store, for the tiers that it keeps."""
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers that it keeps."""
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the keys for these providers, in at most one round trip."""
+
+
+class OperatorKeys(Protocol):
+    """Holds the operator's keys: see ``keys.operator``."""
+
+    def find(self, spec: ProviderSpec) -> OperatorKey | None:
+        """Return the key for a provider, or None."""
+
+
+class Lookup:
     """Asks the tiers in order.
 
-    The next tier is asked only when this one has nothing usable: absent, inactive or expired. A key that is
-    unreadable or was refused stops the search, unless ``BYOK_FALLBACK_ON`` names that reason.
+    The next tier is asked only if this one has nothing usable: absent, inactive or expired. An unreadable or
+    rejected key ends the search, unless ``BYOK_FALLBACK_ON`` names that reason.
     """
 
     def __init__(self, readers: Iterable[TierReader], settings: Settings) -> None:
@@ -39,30 +99,30 @@ class Resolver:
         """The tiers that are asked, in order."""
         return list(self._readers)
 
-    def resolve(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
+    def resolve(self, caller: Caller, spec: ProviderSpec, *, rejected: bool = False) -> Credential:
         """Return the credential to use for this provider.
 
-        :param refused: let one pass that its provider refused, as it may be asked about again.
+        :param rejected: return a key that its provider rejected, to check it again.
         :raises MissingCredentialError: no tier has a key.
-        :raises RejectedCredentialError: the provider refused the key that would be used.
+        :raises RejectedCredentialError: the provider rejected the key that would be used.
         :raises UnreadableCredentialError: the key that would be used does not open.
         :raises StoreError: a store does not answer.
         """
         chosen = self.choose(self._walk(caller, spec, self._readers))
-        return self.settle(chosen, spec, refused=refused)
+        return self.settle(chosen, spec, rejected=rejected)
 
     def settle(
-        self, chosen: Candidate | None, spec: ProviderSpec, *, refused: bool = False
+        self, chosen: Candidate | None, spec: ProviderSpec, *, rejected: bool = False
     ) -> Credential:
-        """Return the credential of the candidate that decides, or raise what stands in the way; see ``resolve``."""
+        """Return the deciding candidate's credential, or raise the error that it stands for; see ``resolve``."""
         if chosen is None:
             raise MissingCredentialError(
                 f"No API key for {spec.name} is configured. Add one in the API key settings.",
                 provider=spec.id,
             )
-        if chosen.state == "rejected" and not refused:
+        if chosen.state == "rejected" and not rejected:
             raise RejectedCredentialError(
-                f"{spec.name} refused this API key. Replace it in the API key settings.",
+                f"{spec.name} rejected this API key. Replace it in the API key settings.",
                 provider=spec.id,
                 tier=chosen.tier,
             )
@@ -77,7 +137,7 @@ class Resolver:
     def survey(
         self, caller: Caller, specs: Sequence[ProviderSpec], *, need_session: bool = False
     ) -> dict[str, list[Candidate]]:
-        """Return what every tier has for these providers, in order; one round trip a store.
+        """Return every tier's candidates for these providers, in order; one round trip a store.
 
         :raises SessionRequiredError: the session has ended, and ``need_session`` was asked for.
         """
@@ -88,11 +148,11 @@ class Resolver:
         return found
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
-        """Return the candidate that decides: the one to use, or the one that stops the search."""
+        """Return the candidate that decides: the one to use, or the one that ends the search."""
         return next((candidate for candidate in candidates if not self._passes(candidate)), None)
 
     def personal_tiers(self, caller: Caller) -> list[Tier]:
-        """Name the tiers that this caller can keep keys of their own in."""
+        """Return the tiers in which this caller can keep keys."""
         mine = PERSONAL_TIERS if caller.authenticated else (Tier.SESSION,)
         return [tier for tier in mine if tier in self._settings.precedence]
 
@@ -100,29 +160,28 @@ class Resolver:
         self,
         caller: Caller,
         spec: ProviderSpec,
-        candidates: Iterable[Candidate],
         tier: Tier | None = None,
+        candidates: Iterable[Candidate] | None = None,
     ) -> bool:
-        """Say whether no key of the caller's own counts, or none in that tier: set so, or for one shared before it."""
-        personal = self.personal_tiers(caller) if tier is None else [tier]
-        return self._locked(spec, candidates, personal)
+        """Return True if no key of the caller's own can serve: the operator says so, or a shared key comes first.
 
-    def locked_for(self, caller: Caller, spec: ProviderSpec, tier: Tier | None = None) -> bool:
-        """Say the same, or that of one personal tier, asking only the tiers that can lock."""
+        :param tier: one personal tier; by default all of the caller's.
+        :param candidates: what a survey found; by default only the tiers that can lock are asked.
+        """
         personal = self.personal_tiers(caller) if tier is None else [tier]
-        asked = [shared for shared in self._readers if self._precedes(shared, personal)]
-        return self._locked(spec, self._walk(caller, spec, asked), personal)
+        if self.listed_as_locked(spec):
+            return True
+        if candidates is None:
+            before = [shared for shared in self._readers if self._precedes(shared, personal)]
+            candidates = self._walk(caller, spec, before)
+        return any(self._precedes(c.tier, personal) and not self._passes(c) for c in candidates)
 
-    def _locked(
-        self, spec: ProviderSpec, candidates: Iterable[Candidate], personal: Sequence[Tier]
-    ) -> bool:
-        return self.listed_as_locked(spec) or any(
-            self._precedes(candidate.tier, personal) and not self._passes(candidate)
-            for candidate in candidates
-        )
+    def listed_as_locked(self, spec: ProviderSpec) -> bool:
+        """Return True if ``BYOK_LOCKED_PROVIDERS`` names the provider."""
+        return not self._settings.locked_providers.isdisjoint((spec.id, *spec.aliases))
 
     def _precedes(self, tier: Tier, personal: Sequence[Tier]) -> bool:
-        """Say whether a tier's key is a shared one that counts before what any of these personal tiers has."""
+        """Return True if a tier is shared and comes before all of these personal tiers."""
         order = self._settings.precedence
         return tier in SHARED_TIERS and all(
             mine not in order or order.index(tier) < order.index(mine) for mine in personal
@@ -141,11 +200,11 @@ class Resolver:
         tiers: Iterable[Tier],
         need_session: bool = False,
     ) -> Iterator[tuple[Tier, Found]]:
-        """Yield each tier with what its reader found, asking each reader when first needed and once."""
+        """Yield each tier with its reader's findings; each reader is asked when first needed, and once."""
         asked: dict[TierReader, Found] = {}
         wanted = list(tiers)
         for tier in wanted:
-            # A key may be on its way from the session into the account: in this order it is seen.
+            # A key may be moving from the session into the account: read in this order, it is seen.
             first = [Tier.SESSION] if tier in ACCOUNT_TIERS and Tier.SESSION in wanted else []
             for each in (*first, tier):
                 reader = self._readers[each]
@@ -182,21 +241,150 @@ class Resolver:
             return True
         return _reason(candidate) in self._settings.fallback_on
 
-    def listed_as_locked(self, spec: ProviderSpec) -> bool:
-        """Say whether the operator has set that only the operator's own keys count."""
-        return not self._settings.locked_providers.isdisjoint((spec.id, *spec.aliases))
-
-
-_REASONS: dict[Verdict, FallbackReason] = {
-    Verdict.VALID_NO_CREDIT: "no_credit",
-    Verdict.VALID_RATE_LIMITED: "rate_limited",
-    Verdict.UNREACHABLE: "unreachable",
-}
-
 
 def _reason(candidate: Candidate) -> FallbackReason | None:
-    """Name the reason for which an operator may let the search go on past this candidate."""
+    """Return the reason for which ``BYOK_FALLBACK_ON`` may pass over this candidate."""
     if candidate.state in ("rejected", "unreadable"):
         return candidate.state
     validity = candidate.record.current_validity() if candidate.record else None
     return _REASONS.get(validity.verdict) if validity else None
+
+
+class SessionTier:
+    """Reads the caller's own keys in the session."""
+
+    tiers = (Tier.SESSION,)
+
+    def __init__(self, sessions: Sessions, keyring: Keyring, settings: Settings) -> None:
+        self._sessions = sessions
+        self._keyring = keyring
+        self._opener = Opener(keyring, settings)
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the session's keys; a visitor's wait, unused, until the user who signed in keeps them.
+
+        :raises SessionRequiredError: the session has ended.
+        """
+        if caller.session is None or not specs:
+            return {}
+        ids = [spec.id for spec in specs]
+        view = self._sessions.read(caller.session, caller.identity, ids)
+        if not view.alive:
+            raise SessionRequiredError
+        owner = session_owner(caller.session, caller.identity)
+        found: dict[tuple[Tier, str], Iterable[Candidate]] = {}
+        for spec in specs:
+            mine, left = view.records.get(spec.id), view.visitor_records.get(spec.id)
+            found[Tier.SESSION, spec.id] = self._candidates(spec, caller, owner, mine, left)
+        return found
+
+    def _candidates(
+        self,
+        spec: ProviderSpec,
+        caller: Caller,
+        owner: str,
+        mine: CredentialRecord | None,
+        left: CredentialRecord | None,
+    ) -> Iterator[Candidate]:
+        if mine is not None:
+            candidate = self._opener.open(spec, Tier.SESSION, "session", owner, mine)
+            if candidate.credential and self._keyring.needs_rotation(mine.ciphertext):
+                self._reseal(caller, owner, mine)
+            yield candidate
+        if left is not None:
+            yield Candidate(Tier.SESSION, "waiting", record=left)
+
+    def _reseal(self, caller: Caller, owner: str, record: CredentialRecord) -> None:
+        """Seal a record with the current encryption key, if its store takes it now."""
+        context = Context("session", owner, record.provider)
+        sealed = self._keyring.seal(self._keyring.open(record.ciphertext, context), context)
+        with suppress(StoreError):
+            if caller.session is not None:
+                resealed = replace(record, ciphertext=sealed)
+                self._sessions.reseal(caller.session, caller.identity, resealed)
+
+
+class Opener:
+    """Opens stored records."""
+
+    def __init__(self, keyring: Keyring, settings: Settings) -> None:
+        self._keyring = keyring
+        self._settings = settings
+
+    def open(
+        self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
+    ) -> Candidate:
+        """Return a record's credential, or the state that explains why there is none."""
+        state = record.state(utcnow())
+        if state in ("inactive", "expired"):
+            return Candidate(tier, state, record=record)
+        try:
+            credential = self.credential(spec, tier, scope, owner, record)
+        except UnreadableCredentialError as error:
+            if isinstance(error, UnknownKeyIdError):  # only the operator can mend this one
+                _logger.warning(
+                    "A stored key was sealed with an encryption key that is not configured: retired too early? "
+                    "Add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
+                )
+            return Candidate(tier, "unreadable", record=record)
+        return Candidate(tier, state, credential, record)
+
+    def credential(
+        self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
+    ) -> Credential:
+        """Return a record's credential in any state.
+
+        :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
+        """
+        fields, base_url = self._keyring.open_record(scope, owner, record)
+        try:
+            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
+        except EndpointNotAllowedError:
+            raise UnreadableCredentialError(provider=spec.id) from None
+        if base_url is not None and endpoint.base_url != base_url:
+            # The operator has set an address since; this key was for the person's own.
+            raise UnreadableCredentialError(provider=spec.id)
+        return Credential(
+            provider=spec.id,
+            source=tier,
+            owner=owner,
+            fields=fields,
+            base_url=endpoint.base_url,
+            trust=endpoint.trust,
+            hint=record.hint,
+            version=record.version,
+            id=record.id,
+        )
+
+
+class OperatorTier:
+    """Reads the operator's keys from the environment or from secret files."""
+
+    def __init__(self, tier: Tier, keys: OperatorKeys, settings: Settings) -> None:
+        self.tiers = (tier,)
+        self._tier = tier
+        self._keys = keys
+        self._settings = settings
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the operator's keys; they are the same for every caller."""
+        found = ((spec, self._candidate(spec)) for spec in specs)
+        return {(self._tier, spec.id): [one] for spec, one in found if one is not None}
+
+    def _candidate(self, spec: ProviderSpec) -> Candidate | None:
+        try:
+            key = self._keys.find(spec)
+            if key is None:
+                return None
+            endpoint = endpoint_for(spec, self._settings.base_urls)
+        except (UnreadableCredentialError, EndpointNotAllowedError):
+            return Candidate(self._tier, "unreadable")
+        credential = Credential(
+            provider=spec.id,
+            source=self._tier,
+            owner="system",
+            fields=key.fields,
+            base_url=endpoint.base_url,
+            trust=endpoint.trust,
+        )
+        return Candidate(self._tier, "active", credential, operator_name=key.name)

@@ -1,206 +1,163 @@
-"""Set and clear what is a person's own: in their session, or in their account."""
+"""The one recipe that stores a key: typed, checked, sealed, audited, stored.
+
+Sessions, accounts, records, commands and imports all use it; they differ only in the destination.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Protocol
 
-from ..accounts.record_parts import RecordParts
-from ..catalog import ProviderSpec
-from ..errors import (
-    InvalidFieldError,
-    KeyRefusedError,
-    OwnerRequiredError,
-    ProviderLockedError,
-    SessionRequiredError,
-)
-from ..model.credential import CredentialRecord, Validation, main_slot
-from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
+from ..catalog import Catalog, ProviderSpec
+from ..errors import KeyRefusedError
+from ..model.credential import CredentialRecord, Secret, Validation
+from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
 from ..sealing.records import new_record
-from .journal import Subject
-from .notes import check_place
-from .session_store import SessionStore
-from .sessions import SessionKeys
-from .typed import NewKey, Typed, read_expiry, read_typed, require_word
-
-if TYPE_CHECKING:
-    from ..accounts.store.keys import AccountStore
+from ..settings import Settings, ValidateOnSet
+from .checks import Checks, Notify
+from .ports import Accounts
+from .sessions import Sessions
+from .typed import NewKey, Typed, read_expiry, read_typed, with_clean_texts
 
 
-def in_main_slot(
-    keyring: Keyring, at_most: int | None
-) -> Callable[[CredentialRecord, Collection[str]], CredentialRecord]:
-    """Return a function that seals an account's record for the slot of the owner's main key.
+class Destination(Protocol):
+    """A place that takes a key."""
 
-    :param at_most: how many slots the owner may have for a provider.
-    """
+    @property
+    def context(self) -> Context:
+        """What the key is sealed for."""
 
-    def seat(record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
-        return keyring.in_slot(record, main_slot(taken, at_most))
+    def admit(self, typed: Typed) -> None:
+        """Refuse the key before its provider is asked, if it cannot be stored here."""
 
-    return seat
+    def refused(self, typed: Typed, verdict: str) -> None:
+        """Log that a check forbade storing the key."""
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Log and store a sealed record, and return it as stored."""
 
 
-class OwnKeys:
-    """Changes one person's own keys, whichever of the two stores they are in.
-
-    :param accounts: None where no tier is kept in the database.
-    """
+class Saver:
+    """Carries out the recipe."""
 
     def __init__(
         self,
-        parts: RecordParts,
-        sessions: SessionStore,
-        keys: SessionKeys,
-        accounts: AccountStore | None,
+        settings: Settings,
+        catalog: Catalog,
+        keyring: Keyring,
+        checks: Checks,
+        notify: Notify,
     ) -> None:
-        self._parts = parts
-        self._sessions = sessions
-        self._keys = keys
-        self._accounts = accounts
+        self.settings = settings
+        self.catalog = catalog
+        self.keyring = keyring
+        self.checks = checks
+        self._notify = notify
 
-    # set
+    def save(
+        self, caller: Caller, spec: ProviderSpec, new: NewKey, to: Destination
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Store a new key, and return its record with the result of the check.
 
-    def set(self, caller: Caller, spec: ProviderSpec, new: NewKey) -> Validation | None:
-        """Store a key in the caller's session, or account, and return what a check found.
-
-        What is kept in the account takes the place of the session's own, which would be used before it.
-
-        :raises InvalidFieldError: the label or the description is too long, or a key is in it.
-        :raises KeyRefusedError: the check forbids storing; what was there before stays.
+        :raises InvalidFieldError: a field, text or time cannot be stored, or a text holds a key.
+        :raises MalformedApiKeyError: this cannot be a key.
+        :raises KeyRefusedError: the check forbids storing; what was stored before stays.
         """
-        parts = self._parts
-        tier = self._place(caller, spec, new.persist)
-        session = caller.session
-        if tier is Tier.SESSION and session is None:
-            raise SessionRequiredError
-        parts.set_limit.check(caller.counted_as)
-        expires_at = read_expiry(new.expires_at, spec.id, parts.settings)
-        typed = read_typed(spec, new.fields, new.base_url, parts.settings)
-        new = new.with_clean_notes(typed.fields, parts.catalog)
-        if tier is Tier.USER:
-            self._check_slots(caller, spec, typed)
-        validation = self._checked(caller, spec, typed, new)
-        record = new_record(
-            parts.keyring,
-            _context(caller, session, spec, tier),
+        expires_at = read_expiry(new.expires_at, spec.id, self.settings)
+        typed = read_typed(spec, new.fields, new.base_url, self.settings)
+        new = with_clean_texts(new, typed.fields, self.catalog)
+        to.admit(typed)
+        validation = self.check(caller, spec, typed, new.validate, to.refused, ask=new.checked)
+        record = self.seal(to.context, spec, typed, new, expires_at, validation)
+        stored = to.store(record, typed)
+        self.tell("key_set", stored)
+        return stored, validation
+
+    def check(
+        self,
+        caller: Caller,
+        spec: ProviderSpec,
+        typed: Typed,
+        asked: ValidateOnSet | None,
+        refused: Callable[[Typed, str], None],
+        *,
+        ask: bool = True,
+    ) -> Validation | None:
+        """Check a key as strictly as asked.
+
+        :param refused: logs that the check forbade storing the key.
+        :param ask: off: only recognise admin keys, without a call.
+        :raises KeyRefusedError: it must not be stored.
+        """
+        try:
+            return self.checks.before_set(caller, spec, typed, asked, ask=ask)
+        except KeyRefusedError as error:
+            refused(typed, error.validation.verdict)
+            raise
+
+    def seal(
+        self,
+        context: Context,
+        spec: ProviderSpec,
+        typed: Typed,
+        new: NewKey | None = None,
+        expires_at: datetime | None = None,
+        validation: Validation | None = None,
+    ) -> CredentialRecord:
+        """Return the sealed record of a typed key, with its hint, version and times."""
+        return new_record(
+            self.keyring,
+            context,
             spec,
             typed.fields,
             typed.base_url,
-            label=new.label,
-            description=new.description,
+            label=None if new is None else new.label,
+            description=None if new is None else new.description,
+            active=new is None or new.active,
             expires_at=expires_at,
             validation=validation,
         )
-        if tier is Tier.USER:
-            self._keep_in_account(caller, record, typed)
-        elif session is not None:
-            parts.journal.note(caller, "set", record, typed.fields)
-            self._sessions.write(session, caller.identity, record)
-        parts.notify("key_set", {"provider": spec.id, "tier": tier.value, "hint": record.hint})
-        return validation
 
-    def _place(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Tier:
-        """Return the tier that a key is to be stored in, if the caller may."""
-        precedence = self._parts.settings.precedence
-        if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
-            raise InvalidFieldError(
-                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
-            )
-        tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
-        if tier not in precedence or self._parts.resolver.locked_for(caller, spec, tier):
-            raise ProviderLockedError(
-                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
-                provider=spec.id,
-            )
-        if tier is Tier.USER and not caller.authenticated:
-            raise OwnerRequiredError(
-                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
-            )
-        return tier
+    def tell(self, event: str, record: CredentialRecord) -> None:
+        """Send a signal about a record: its provider, tier and hint."""
+        facts = {"provider": record.provider, "tier": tier_of(record.owner).value}
+        self._notify(event, facts | ({"hint": record.hint} if event == "key_set" else {}))
 
-    def _check_slots(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> None:
-        """Refuse a key that one of the slots in the account is called by: it may go there."""
-        there = self._accounts.find([caller.identity], [spec.id]) if self._accounts else []
-        for record in there:
-            check_place(record.owner, record.slot, typed.secrets)
 
-    def _checked(
-        self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey
-    ) -> Validation | None:
-        try:
-            return self._parts.verdicts.before_set(caller, spec, typed, new.validate)
-        except KeyRefusedError as error:
-            self._parts.journal.note(
-                caller, "set", Subject(spec.id), typed.fields, error.validation.verdict
-            )
-            raise
+class InSession:
+    """The caller's session as a destination."""
 
-    def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
-        session, ended = caller.session, []
-        if session is not None:
-            there = self._keys.read(session, caller.identity, [record.provider])
-            ended = self._keys.set_all_aside(session, caller.identity, there.records)
-        if self._accounts is not None:
-            event = self._parts.journal.event(caller, "set", typed.fields)
-            self._accounts.keep(
-                record,
-                event,
-                seat=in_main_slot(self._parts.keyring, self._parts.settings.keys_per_provider),
-                ended=ended,
-                confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
-            )
-        if session is not None:
-            self._sessions.clear(session, caller.identity, [record.provider])
+    def __init__(
+        self,
+        caller: Caller,
+        session: SessionRef,
+        spec: ProviderSpec,
+        sessions: Sessions,
+        accounts: Accounts,
+    ) -> None:
+        self.context = Context("session", session_owner(session, caller.identity), spec.id)
+        self._caller = caller
+        self._session = session
+        self._sessions = sessions
+        self._accounts = accounts
 
-    # clear
+    def admit(self, typed: Typed) -> None:
+        """Take every key."""
 
-    def clear(self, caller: Caller, spec: ProviderSpec, tier: str) -> list[str]:
-        """Delete the caller's own key and return the tiers it was in.
+    def refused(self, typed: Typed, verdict: str) -> None:
+        """Log a refusal."""
+        self._note(typed.fields, verdict)
 
-        :param tier: ``session``, ``user`` or ``all``.
-        :raises InvalidFieldError: it is another word.
-        :raises RateLimitedError: the caller has changed keys too often.
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Log the key, then store it.
+
+        :raises SessionRequiredError: the session has ended.
         """
-        require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
-        places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
-        self._parts.set_limit.check(caller.counted_as)
-        cleared = [name.value for name in places if self._clear_place(caller, spec, name)]
-        for name in cleared:
-            self._parts.notify("key_cleared", {"provider": spec.id, "tier": name})
-        return cleared
+        self._note(typed.fields, "done")
+        self._sessions.write(self._session, self._caller.identity, record)
+        return record
 
-    def clear_waiting(self, caller: Caller, providers: Sequence[str]) -> list[str]:
-        """Delete what a visitor left before this caller signed in."""
-        if caller.session is None or not caller.authenticated:
-            return []
-        return self._sessions.clear(caller.session, caller.identity, providers, visitor=True)
-
-    def _clear_place(self, caller: Caller, spec: ProviderSpec, tier: Tier) -> bool:
-        """Delete what is there and say whether anything was; what was not is in no log."""
-        if tier is Tier.SESSION:
-            return caller.session is not None and self._clear_session(caller, caller.session, spec)
-        if self._accounts is None or not caller.authenticated:
-            return False
-        event = self._parts.journal.event(caller, "clear")
-        return bool(self._accounts.clear(caller.identity, [spec.id], event))
-
-    def _clear_session(self, caller: Caller, session: SessionRef, spec: ProviderSpec) -> bool:
-        there = self._keys.read(session, caller.identity, [spec.id])
-        if not there.records and not there.visitor_records:
-            return False
-        leaving = self._keys.set_all_aside(
-            session, caller.identity, there.records, there.visitor_records
-        )
-        ended = self._parts.journal.note(caller, "clear", Subject(spec.id), ended=leaving)
-        own = self._sessions.clear(session, caller.identity, [spec.id])
-        left = self.clear_waiting(caller, [spec.id])
-        # A promotion at the same time, which comes too late, may have deleted what is over.
-        return bool(ended or own or left)
-
-
-def _context(caller: Caller, session: SessionRef | None, spec: ProviderSpec, tier: Tier) -> Context:
-    if tier is Tier.USER or session is None:
-        return Context("account", caller.identity, spec.id)
-    return Context("session", session_owner(session, caller.identity), spec.id)
+    def _note(self, fields: Mapping[str, Secret], outcome: str) -> None:
+        self._accounts.note(self._caller, "set", self.context.provider, fields, outcome=outcome)

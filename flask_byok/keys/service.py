@@ -1,44 +1,48 @@
-"""The verbs: get, set, clear, validate, promote, resolve. HTTP, Python, command line and dialog all call these."""
+"""The verbs: get, set, clear, validate, promote, resolve. HTTP, Python, commands and the dialog all call these."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
-from ..accounts.promotion import Promoter
-from ..accounts.promotion_work import Promotion, PromotionParts, is_kept
-from ..accounts.record_parts import Limiter, RecordParts
-from ..accounts.shelf import Records
 from ..catalog import Catalog, ProviderSpec
 from ..errors import (
+    InvalidFieldError,
     MalformedApiKeyError,
     OwnerRequiredError,
+    ProviderLockedError,
     SessionRequiredError,
     UnreadableCredentialError,
 )
 from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
-from ..model.owner import Caller, SessionRef, Tier, session_owner
+from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, make_provider
 from ..sealing.keyring import Keyring
 from ..settings import Settings
-from .checks import Notify, Verdicts
-from .journal import Journal
-from .lookup import Resolver
-from .save import OwnKeys
-from .session_store import AuditEvent, SessionStore
-from .sessions import SessionKeys
+from .adoption import Adoption
+from .checks import Checks, Notify
+from .lookup import Candidate, Lookup
+from .ports import Accounts, Promotion
+from .save import Destination, InSession, Saver
+from .sessions import Sessions
 from .status import build_status, storage_sentence
-from .tiers import Candidate
 from .typed import NewKey, read_typed, require_word
 from .usage import Count, UsageRecorder
 
-if TYPE_CHECKING:
-    from ..accounts.store.keys import AccountStore
+
+class Limiter(Protocol):
+    """Counts attempts: see ``storage.rates``."""
+
+    def check(self, owner: str) -> None:
+        """Count one attempt.
+
+        :raises RateLimitedError: there were too many.
+        """
 
 
 class Service:
-    """Everything one app does with keys, for a caller whom the host has identified."""
+    """Everything an app does with keys, for a caller whom the host has identified."""
 
     def __init__(
         self,
@@ -46,71 +50,48 @@ class Service:
         settings: Settings,
         catalog: Catalog,
         keyring: Keyring,
-        resolver: Resolver,
-        sessions: SessionStore,
-        accounts: AccountStore | None,
+        lookup: Lookup,
+        sessions: Sessions,
+        accounts: Accounts,
         outbound: Outbound,
+        checks: Checks,
+        saver: Saver,
         validate_limit: Limiter,
         set_limit: Limiter,
         notify: Notify,
     ) -> None:
         self.settings = settings
         self.catalog = catalog
-        self.resolver = resolver
-        self.sessions = sessions
-        #: None where no tier is kept in the database.
-        self.accounts = accounts
-        self.journal = Journal(accounts)
-        add = None if accounts is None else accounts.usage.add
-        self.usage = UsageRecorder(add, count=sessions.count)
-        self.outbound = outbound
         self.keyring = keyring
-        self._keys = SessionKeys(sessions, accounts)
-        self._promoter = Promoter(
-            PromotionParts(
-                sessions=sessions,
-                keys=self._keys,
-                settings=settings,
-                keyring=keyring,
-                journal=self.journal,
-            ),
-            accounts if Tier.USER in settings.precedence else None,
-            resolver,
-        )
-        self._validate_limit = validate_limit
-        self._set_limit = set_limit
+        self.lookup = lookup
+        self.sessions = sessions
+        #: The wing of accounts, or ``NoAccounts``.
+        self.accounts = accounts
+        self.outbound = outbound
+        self.checks = checks
+        self.usage = UsageRecorder(accounts.count if accounts.tiers else None, count=sessions.count)
+        self.saver = saver
+        self._adoption = Adoption(sessions, accounts, lookup, keyring)
+        self.validate_limit = validate_limit
+        self.set_limit = set_limit
         self._notify = notify
-        self.verdicts = Verdicts(settings, sessions, accounts, outbound, self.journal, notify)
-        parts = RecordParts(
-            settings=settings,
-            catalog=catalog,
-            keyring=keyring,
-            resolver=resolver,
-            verdicts=self.verdicts,
-            journal=self.journal,
-            validate_limit=validate_limit,
-            set_limit=set_limit,
-            notify=notify,
-        )
-        self.records = Records(parts, accounts)
-        self._own = OwnKeys(parts, sessions, self._keys, accounts)
 
     # get
 
     def get(self, caller: Caller, *, need_session: bool = True) -> dict[str, Any]:
-        """Return the status of every provider, and what governs them, as a JSON-able mapping.
+        """Return the status of every provider, and the rules that govern them, as a JSON-able mapping.
 
-        :raises SessionRequiredError: the caller's session has ended and must be established anew; without
-            ``need_session`` it then counts as empty.
+        :param need_session: off: an ended session counts as empty.
+        :raises SessionRequiredError: the caller's session has ended and must be established again.
         """
         self._require_login(caller)
         specs = list(self.catalog)
-        found = self._survey(caller, specs, need_session=need_session)
+        found = self.lookup.survey(caller, specs, need_session=need_session)
         return {
             "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
             "precedence": [tier.value for tier in self.settings.precedence],
             "authenticated": caller.authenticated,
-            "can_persist": Tier.USER in self.resolver.personal_tiers(caller),
+            "can_persist": Tier.USER in self.lookup.personal_tiers(caller),
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
@@ -118,12 +99,37 @@ class Service:
         """Return the status of one provider."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        return self._status(caller, spec, self._survey(caller, [spec])[spec.id])
+        return self._status(caller, spec, self.lookup.survey(caller, [spec])[spec.id])
+
+    def own_records(self, caller: Caller) -> Any:
+        """Return the shelf of the caller's own records in the account; see ``accounts.shelf``."""
+        return self.accounts.own(self, caller)
+
+    def shared_records(self, caller: Caller) -> Any:
+        """Return the shelf of all teams' and the system's records, for an admin."""
+        return self.accounts.shared(self, caller)
+
+    def services(self, caller: Caller) -> list[dict[str, Any]]:
+        """Return the providers that people may keep keys for."""
+        self._require_login(caller)
+        return [
+            {
+                "provider": spec.id,
+                "name": spec.name,
+                "aliases": list(spec.aliases),
+                "standalone": spec.standalone,
+                "fields": [f.to_dict() for f in spec.fields],
+                "get_key_url": spec.get_key_url,
+            }
+            for spec in self.catalog
+        ]
+
+    # resolve
 
     def resolve(self, caller: Caller, provider: str) -> Credential:
-        """Return the credential that serves this caller; see ``Resolver.resolve`` for the errors.
+        """Return the credential that serves this caller; for the errors see ``Lookup.resolve``.
 
-        It counts as used now, as what is done with it is not seen.
+        It counts as used at once, because its later use cannot be seen.
         """
         credential, count = self.take(caller, provider)
         if count is not None:
@@ -131,87 +137,154 @@ class Service:
         return credential
 
     def take(self, caller: Caller, provider: str) -> tuple[Credential, Count | None]:
-        """Return the same, and what is to be told the outcome of each call with it."""
+        """Return the credential and a callback that counts each call's outcome."""
         self._require_login(caller)
-        credential = self._choose(caller, self.catalog.get(provider))
-        self._tell_use(credential)
+        credential = self.lookup.resolve(caller, self.catalog.get(provider))
         return credential, self._counter(caller, credential)
-
-    def _choose(self, caller: Caller, spec: ProviderSpec, *, refused: bool = False) -> Credential:
-        """Return the credential in use; ``refused`` lets one pass that its provider refused."""
-        if self.settings.promote != "ask" and caller.authenticated:
-            chosen = self.resolver.choose(self._survey(caller, [spec])[spec.id])
-            return self.resolver.settle(chosen, spec, refused=refused)
-        return self.resolver.resolve(caller, spec, refused=refused)
 
     def resolve_many(
         self, caller: Caller, providers: Sequence[str], *, field: str
     ) -> dict[str, Credential]:
         """Return the credentials for these providers that have this field; one round of look-ups.
 
-        :raises CredentialError: the key that would be used is unreadable or was refused.
+        :raises CredentialError: a key that would be used is unreadable or was rejected.
         """
-        looked_up = self._look_up(caller, providers)
-        found = {name: one for name, one in looked_up.items() if field in one.fields}
+        found = self._look_up(caller, providers)
+        found = {
+            name: credential for name, credential in found.items() if field in credential.fields
+        }
         for credential in found.values():
-            self._tell_use(credential)
-            if (count := self._counter(caller, credential)) is not None:
+            count = self._counter(caller, credential)
+            if count is not None:
                 count("used")
         return found
 
     def missing(self, caller: Caller, providers: Sequence[str]) -> list[str]:
         """Return those of these providers that have no key; one round of look-ups.
 
-        :raises CredentialError: the key that would be used is unreadable or was refused.
+        :raises CredentialError: a key that would be used is unreadable or was rejected.
         """
         found = self._look_up(caller, providers)
         return [provider for provider in providers if provider not in found]
 
+    def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
+        """Return a new provider object on the credential that serves this caller."""
+        credential, count = self.take(caller, provider)
+        return make_provider(
+            self.catalog.get(provider),
+            credential,
+            self.outbound,
+            report=self.checks.reporter(caller, credential),
+            count=count,
+            **options,
+        )
+
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
-        found = self._survey(caller, list(specs.values()))
-        chosen = {name: self.resolver.choose(found[spec.id]) for name, spec in specs.items()}
+        found = self.lookup.survey(caller, list(specs.values()))
+        chosen = {name: self.lookup.choose(found[spec.id]) for name, spec in specs.items()}
         return {
-            name: self.resolver.settle(candidate, specs[name])
+            name: self.lookup.settle(candidate, specs[name])
             for name, candidate in chosen.items()
             if candidate is not None
         }
 
     def _counter(self, caller: Caller, credential: Credential) -> Count | None:
-        return self.usage.counter(caller, credential)
-
-    def _tell_use(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
         self._notify("key_used", facts)
+        return self.usage.counter(caller, credential)
 
     # set and clear
 
     def set(
         self, caller: Caller, provider: str, new: NewKey
     ) -> tuple[dict[str, Any], Validation | None]:
-        """Store a key of the caller's own; see ``OwnKeys``. Return the provider's new status and what a check found."""
+        """Store a key in the caller's session or account; see ``Saver.save``.
+
+        A key kept in the account replaces the session's own, which would otherwise be used before it.
+
+        :return: the provider's new status, and the result of the check.
+        """
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        validation = self._own.set(caller, spec, new)
+        destination = self._destination(caller, spec, new.persist)
+        self.set_limit.check(caller.counted_as)
+        _, validation = self.saver.save(caller, spec, new, destination)
         return self.get_one(caller, spec.id), validation
+
+    def _destination(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Destination:
+        """Return where the caller's key goes, if the caller may set it."""
+        precedence = self.settings.precedence
+        if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
+            raise InvalidFieldError(
+                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
+            )
+        tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
+        if tier not in precedence or self.lookup.locked(caller, spec, tier):
+            raise ProviderLockedError(
+                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
+                provider=spec.id,
+            )
+        if tier is Tier.USER and not caller.authenticated:
+            raise OwnerRequiredError(
+                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
+            )
+        if tier is Tier.USER:
+            return self.accounts.main_place(self, caller, spec)
+        return InSession(caller, _session(caller), spec, self.sessions, self.accounts)
 
     def clear(
         self, caller: Caller, provider: str, tier: str = "all"
     ) -> tuple[list[str], dict[str, Any]]:
-        """Delete the caller's own key and return the tiers it was in, and the provider's new status."""
+        """Delete the caller's own key, and return the tiers it was in and the provider's new status.
+
+        :param tier: ``session``, ``user`` or ``all``.
+        :raises InvalidFieldError: it is another word.
+        """
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        cleared = self._own.clear(caller, spec, tier)
+        require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
+        self.set_limit.check(caller.counted_as)
+        ways: dict[Tier, Callable[[Caller, str], bool]] = {
+            Tier.SESSION: self._clear_session,
+            Tier.USER: self.accounts.clear,
+        }
+        places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
+        cleared = [name.value for name in places if ways[name](caller, spec.id)]
+        for name in cleared:
+            self._notify("key_cleared", {"provider": spec.id, "tier": name})
         return cleared, self.get_one(caller, spec.id)
 
-    def forget(self, caller: Caller, owner: str) -> list[str]:
-        """Delete all that an owner has whom the host deletes, and return the providers of the keys that there were."""
-        if self.accounts is None:
+    def _clear_session(self, caller: Caller, provider: str) -> bool:
+        """Delete the session's key crash-safely: mark it, log it, delete it."""
+        session, identity = caller.session, caller.identity
+        if session is None:
+            return False
+        view = self.sessions.read(session, identity, [provider])
+        there = [*view.records.values(), *view.visitor_records.values()]
+        if not there:
+            return False
+        leaving = self.sessions.mark_leaving(session, identity, there)
+        versions = [record.version for record in leaving]
+        ended = self.accounts.note(caller, "clear", provider, ended=versions)
+        own = self.sessions.clear(session, identity, [provider])
+        left = self._clear_waiting(caller, session, [provider])
+        # A promotion at the same moment that comes too late may have deleted the records.
+        return bool(ended or own or left)
+
+    def _clear_waiting(
+        self, caller: Caller, session: SessionRef, providers: Sequence[str]
+    ) -> list[str]:
+        """Delete the keys that a visitor saved before this caller signed in."""
+        if not caller.authenticated:
             return []
-        event = AuditEvent(caller.identity or "system", "clear", request_id=caller.request_id)
-        gone = self.accounts.forget(owner, event)
-        return sorted({record.provider for record in gone})
+        cleared: list[str] = self.sessions.clear(session, caller.identity, providers, visitor=True)
+        return cleared
+
+    def forget(self, caller: Caller, owner: str) -> list[str]:
+        """Delete everything of an owner whom the host deletes, and return the providers that had keys."""
+        return self.accounts.forget(caller, owner)
 
     # validate
 
@@ -222,47 +295,46 @@ class Service:
         fields: Mapping[str, Secret] | None = None,
         base_url: str | None = None,
     ) -> Validation:
-        """Ask the provider about a typed key, or about the one in use; nothing is stored but the verdict."""
+        """Ask the provider about a typed key or the one in use; only the verdict on a stored key is stored."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
-        self._validate_limit.check(caller.counted_as)
+        self.validate_limit.check(caller.counted_as)
         if fields is not None:
             typed = read_typed(spec, fields, base_url, self.settings)
-            return self.verdicts.of_typed(caller, spec, typed)
+            return self.checks.of_typed(caller, spec, typed)
         if base_url is not None:
             raise MalformedApiKeyError(
                 "A key goes only to the address that it was saved with: type the key too.",
                 provider=spec.id,
             )
-        return self.verdicts.of_stored(caller, spec, self._choose(caller, spec, refused=True))
+        credential = self.lookup.resolve(caller, spec, rejected=True)
+        return self.checks.of_stored(caller, spec, credential)
 
     # promote
 
     def promote(
         self, caller: Caller, providers: Sequence[str] | None = None, on_conflict: str = "keep"
     ) -> dict[str, list[str]]:
-        """Make what was saved before signing in the user's own; returns ``promoted`` and ``kept`` provider ids.
+        """Make the keys saved before signing in the user's own, and return ``promoted`` and ``kept`` provider ids.
 
-        ``on_conflict`` says what happens where the user has another key already: ``keep`` that one, or ``replace`` it.
-        One that only the operator may set, or that does not open, is left where it is. With ``BYOK_PROMOTE="never"``
-        what a visitor left is deleted, and only the user's own are promoted.
+        A key that only the operator may set, or that does not open, stays where it is. With
+        ``BYOK_PROMOTE="never"`` a visitor's keys are deleted, and only the user's own are promoted.
 
+        :param on_conflict: if the user has another key already, ``keep`` or ``replace`` it.
         :raises InvalidFieldError: ``on_conflict`` is another word.
         :raises UnreadableCredentialError: nothing was promoted or kept, for this reason.
         """
         require_word(on_conflict, "on_conflict", ("keep", "replace"))
         if not caller.authenticated:
-            raise OwnerRequiredError("Sign in first; what you saved can then be kept for you.")
-        session = self._session(caller)
-        self._set_limit.check(caller.counted_as)
-        specs = list(self.catalog)
-        if providers is not None:
-            # Once each, whatever names and aliases it was asked for by.
-            specs = list({spec.id: spec for spec in map(self.catalog.get, providers)}.values())
+            raise OwnerRequiredError("Sign in first; your saved keys can then be kept for you.")
+        session = _session(caller)
+        self.set_limit.check(caller.counted_as)
+        # Once each, by whatever ids and aliases they were asked for.
+        named = self.catalog if providers is None else map(self.catalog.get, providers)
+        specs = list({spec.id: spec for spec in named}.values())
         if self.settings.promote == "never":
-            self._own.clear_waiting(caller, [spec.id for spec in specs])
-        replace = on_conflict == "replace"
-        result = self._promote(caller, session, specs, replace=replace, own=True)
+            self._clear_waiting(caller, session, [spec.id for spec in specs])
+        result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
             raise UnreadableCredentialError(
                 "The key that was saved before signing in cannot be read. Save it again.",
@@ -270,6 +342,16 @@ class Service:
                 tier=Tier.SESSION,
             )
         return {"promoted": result.promoted, "kept": result.kept}
+
+    def signed_in(self, caller: Caller) -> None:
+        """Apply ``BYOK_PROMOTE`` to the keys that a visitor saved, when that visitor signs in."""
+        session, specs = caller.session, list(self.catalog)
+        if session is None or not caller.authenticated or self.settings.promote == "ask":
+            return
+        if self.settings.promote == "never":
+            self._clear_waiting(caller, session, [spec.id for spec in specs])
+        else:
+            self._promote(caller, session, specs, replace=False, own=False)
 
     def _promote(
         self,
@@ -280,38 +362,13 @@ class Service:
         replace: bool,
         own: bool,
     ) -> Promotion:
-        result = self._promoter.promote(caller, session, specs, replace=replace, own=own)
+        if Tier.USER in self.accounts.tiers:
+            result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
+        else:
+            result = self._adoption.adopt(caller, session, specs, replace=replace)
         for provider in result.promoted:
             self._notify("key_promoted", {"provider": provider})
         return result
-
-    def _survey(
-        self, caller: Caller, specs: Sequence[ProviderSpec], *, need_session: bool = False
-    ) -> dict[str, list[Candidate]]:
-        """Return what the tiers have, after ``BYOK_PROMOTE`` was applied to what waits; ``ask`` leaves it."""
-        found = self.resolver.survey(caller, specs, need_session=need_session)
-        waiting = [s for s in specs if any(c.state == "waiting" for c in found[s.id])]
-        if not waiting or self.settings.promote == "ask" or caller.session is None:
-            return found
-        if self.settings.promote == "never":
-            self._own.clear_waiting(caller, [spec.id for spec in waiting])
-        else:
-            self._promote(caller, caller.session, waiting, replace=False, own=False)
-        return self.resolver.survey(caller, specs)
-
-    # provider objects
-
-    def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
-        """Return a new provider object on the credential that serves this caller."""
-        credential, count = self.take(caller, provider)
-        return make_provider(
-            self.catalog.get(provider),
-            credential,
-            self.outbound,
-            report=self.verdicts.reporter(caller, credential),
-            count=count,
-            **options,
-        )
 
     # shared steps
 
@@ -319,27 +376,35 @@ class Service:
         self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
     ) -> dict[str, Any]:
         status = build_status(
-            spec, candidates, caller=caller, resolver=self.resolver, settings=self.settings
+            spec, candidates, caller=caller, lookup=self.lookup, settings=self.settings
         )
-        status["promotable_in_account"] = status["promotable"] and self._is_kept(caller, candidates)
-        return status
+        in_account = status["promotable"] and self._is_in_account(caller, candidates)
+        return status | {"promotable_in_account": in_account}
 
-    def _is_kept(self, caller: Caller, candidates: Sequence[Candidate]) -> bool:
-        """Say whether the key that could be kept, of the session's, is in the account already."""
-        kept = [c.record for c in candidates if c.tier is Tier.USER and c.record is not None]
-        here = [c for c in candidates if c.tier is Tier.SESSION]
+    def _is_in_account(self, caller: Caller, candidates: Sequence[Candidate]) -> bool:
+        """Return True if the account has the session's promotable key already, in use."""
+        here = [c for c in candidates if c.tier is Tier.SESSION and c.record is not None]
         offered = next((c for c in here if c.state == "waiting"), here[0] if here else None)
-        if offered is None or offered.record is None or caller.session is None or not kept:
+        mine = [
+            c.credential
+            for c in candidates
+            if c.tier is Tier.USER and c.state == "active" and c.credential
+        ]
+        if offered is None or offered.record is None or caller.session is None or not mine:
             return False
-        identity = "" if offered.state == "waiting" else caller.identity
-        owner = session_owner(caller.session, identity)
-        return is_kept(self.keyring, owner, offered.record, kept)
+        owner = session_owner(caller.session, "" if offered.state == "waiting" else caller.identity)
+        try:
+            fields, base_url = self.keyring.open_record("session", owner, offered.record)
+        except UnreadableCredentialError:
+            return False
+        return any(one.fields == fields and base_url in (None, one.base_url) for one in mine)
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:
             raise OwnerRequiredError("Sign in to use API keys here.")
 
-    def _session(self, caller: Caller) -> SessionRef:
-        if caller.session is None:
-            raise SessionRequiredError
-        return caller.session
+
+def _session(caller: Caller) -> SessionRef:
+    if caller.session is None:
+        raise SessionRequiredError
+    return caller.session

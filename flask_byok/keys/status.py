@@ -10,8 +10,7 @@ from ..catalog import ProviderSpec
 from ..model.credential import CredentialRecord, isoformat, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import MAX_SESSION_LIFETIMES, Settings
-from .lookup import Resolver
-from .tiers import Candidate
+from .lookup import Candidate, Lookup
 
 
 def build_status(
@@ -19,7 +18,7 @@ def build_status(
     candidates: Sequence[Candidate],
     *,
     caller: Caller,
-    resolver: Resolver,
+    lookup: Lookup,
     settings: Settings,
 ) -> dict[str, Any]:
     """Return the status of one provider as a JSON-able mapping.
@@ -27,19 +26,19 @@ def build_status(
     ``source`` is the tier of the very candidate that a call would use. Where none is usable, state and times are of
     the first that is there (an expired key, say), and ``source`` is None.
     """
-    chosen = resolver.choose(candidates)
+    chosen = lookup.choose(candidates)
     waiting = next((c for c in candidates if c.state == "waiting"), None)
     present = [c for c in candidates if c.state != "waiting"]
     shown = chosen or (present[0] if present else None)
-    locked = resolver.locked(caller, spec, candidates)
-    offered = waiting or _own_in_session(caller, spec, candidates, resolver)
+    locked = lookup.locked(caller, spec, candidates=candidates)
+    offered = waiting or _own_in_session(caller, spec, candidates, lookup)
     status: dict[str, Any] = {
         "provider": spec.id,
         "name": spec.name,
         "has_key": chosen is not None,
         "source": None if chosen is None else chosen.tier.value,
         "tiers": list(dict.fromkeys(c.tier.value for c in present)),
-        "can_override": not locked and bool(resolver.personal_tiers(caller)),
+        "can_override": not locked and bool(lookup.personal_tiers(caller)),
         "locked": locked,
         "standalone": spec.standalone,
         "state": None if shown is None else shown.state,
@@ -55,12 +54,12 @@ def build_status(
 
 
 def _own_in_session(
-    caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], resolver: Resolver
+    caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], lookup: Lookup
 ) -> Candidate | None:
     """Return a key of the user's own that ends with the session, and could be kept in the account."""
-    if Tier.USER not in resolver.personal_tiers(caller):
+    if Tier.USER not in lookup.personal_tiers(caller):
         return None
-    if resolver.locked(caller, spec, candidates, Tier.USER):
+    if lookup.locked(caller, spec, Tier.USER, candidates):
         return None
     mine = (c for c in candidates if c.tier is Tier.SESSION and c.state != "unreadable")
     return next(mine, None)

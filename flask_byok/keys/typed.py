@@ -1,49 +1,57 @@
-"""Take in what a person typed: clean it, check where it may go, before anything else sees it."""
+"""Read what a person typed: the key's fields, its address, the texts beside it and its expiry.
+
+Everything is cleaned and checked here, before a provider is asked or anything is stored.
+"""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import get_args
+from typing import Literal, TypedDict, get_args
 
 from ..catalog import Field, ProviderSpec
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
-from ..model.credential import Secret, clean_api_key, utcnow
+from ..model.credential import CredentialRecord, Secret, clean_api_key, utcnow
 from ..settings import Settings, ValidateOnSet
-from .notes import clean_note
 
 _LONGEST_PLAIN = 500
+_LONGEST_TEXT = {"label": 100, "description": 500}
+# Shorter words that begin as keys do ("sk-learn") are words.
+_SHORTEST_REAL_KEY = 20
+# Control characters, characters that change the direction of text or have no width, lone surrogates, line separators.
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Emoji and some scripts are written with these.
+_JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewKey:
-    """What a person wants to save. ``fields`` holds the secrets as typed, by field name."""
+    """A key to store. ``fields`` holds the secrets as typed, by field name.
+
+    ``checked`` off skips the provider's own check (imports); admin keys are refused all the same.
+    """
 
     fields: Mapping[str, Secret]
     base_url: str | None = None
     label: str | None = None
     description: str | None = None
     expires_at: datetime | None = None
+    active: bool = True
     validate: ValidateOnSet | None = None
     persist: bool = False
+    checked: bool = True
 
     def __post_init__(self) -> None:
         _require_mode(self.validate)
 
-    def with_clean_notes(
-        self, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec]
-    ) -> NewKey:
-        """Return it with its label and description as they are kept; for the errors see ``clean_note``."""
-        label = clean_note(self.label, "label", fields, specs)
-        description = clean_note(self.description, "description", fields, specs)
-        return replace(self, label=label, description=description)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSecret:
-    """What was typed in the place of a stored key: blank fields keep what they have."""
+    """The secret part of a change: blank fields keep their stored values."""
 
     fields: Mapping[str, Secret]
     base_url: str | None = None
@@ -59,20 +67,29 @@ class NewSecret:
 
     @property
     def moves(self) -> bool:
-        """Say whether the key is to go to another address."""
+        """Whether the key is to be sent to another address."""
         return bool(self.base_url) or "base_url" in self.given
 
     @property
     def is_typed(self) -> bool:
-        """Say whether anything is to be replaced."""
+        """Whether anything is replaced."""
         return self.moves or bool(self.given)
+
+
+class Changes(TypedDict, total=False):
+    """Fields of a stored record to change; omitted fields keep their value."""
+
+    label: str | None
+    description: str | None
+    active: bool
+    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A cleaned credential, and the endpoint that it goes to.
+    """A cleaned credential and the endpoint it may be sent to.
 
-    ``secrets`` are those of the fields that nobody may see; ``base_url`` is the person's own, or None.
+    ``secrets`` are the fields that must never be shown; ``base_url`` is the person's own, or None.
     """
 
     fields: Mapping[str, Secret]
@@ -86,21 +103,24 @@ class Typed:
 
 
 def require_word(word: object, name: str, words: Collection[str]) -> None:
-    """Refuse what is none of these words.
+    """Refuse a value that is none of these words.
 
-    :raises InvalidFieldError: it is none; the message names the field and the words.
+    :raises InvalidFieldError: naming the field and the words.
     """
     if word not in words:
         raise InvalidFieldError(f"The field {name!r} is one of {', '.join(map(repr, words))}.")
 
 
+# the key
+
+
 def read_typed(
     spec: ProviderSpec, fields: Mapping[str, Secret], base_url: str | None, settings: Settings
 ) -> Typed:
-    """Return what was typed, cleaned.
+    """Clean a typed credential.
 
-    :param base_url: the person's own, where it is not among the fields.
-    :raises InvalidFieldError: the provider has no such field, or a field that is no secret is missing or odd.
+    :param base_url: the person's own, if it is not among the fields.
+    :raises InvalidFieldError: the provider has no such field, or a plain field is missing or malformed.
     :raises MalformedApiKeyError: a secret is missing or cannot be a key.
     :raises EndpointNotAllowedError: keys may not be sent to that base URL.
     """
@@ -128,28 +148,28 @@ def read_replacement(
     secret: NewSecret,
     stored: Callable[[], tuple[Mapping[str, Secret], str | None]],
     settings: Settings,
-) -> tuple[Typed, bool]:
-    """Return what was typed, with what is kept of the stored key, and whether anything is.
+) -> Typed:
+    """Clean a replacement, completed by what stays of the stored key.
 
-    :param stored: opens the stored key, where something of it may be kept.
-    :raises MalformedApiKeyError: a stored key is used only with the address, and with whatever else is no secret,
-        that it was saved with: it has to be typed too.
+    :param stored: opens the stored key; called only if a part of it may stay.
+    :raises MalformedApiKeyError: the secret must be typed too, because a stored key is used only with
+        the address and the other plain fields that it was saved with.
     """
     given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
     if secret.moves:
         if not names & given.keys():
             raise _retype("A key goes only to the address that it was saved with", spec)
-        return read_typed(spec, given, secret.base_url, settings), False
+        return read_typed(spec, given, secret.base_url, settings)
     if names <= given.keys() and not spec.personal_base_url:
-        return read_typed(spec, given, None, settings), False
+        return read_typed(spec, given, None, settings)
     fields, base_url = stored()
     kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
     own = base_url if spec.personal_base_url else None
     typed = read_typed(spec, {**kept, **given}, own, settings)
     if typed.secrets.keys() & kept.keys() and _plain(spec, typed.fields) != _plain(spec, fields):
-        # One of them may say where the key is sent to, and who types it need not know the key.
+        # A plain field may decide where the key is sent, and its editor may not know the key.
         raise _retype("A key is used only with what it was saved with", spec)
-    return typed, True
+    return typed
 
 
 def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
@@ -157,69 +177,8 @@ def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
 
 
 def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
-    """Return the values of those fields that are no secret."""
     plain = {f.name for f in spec.fields if not f.secret}
     return {name: value.reveal() for name, value in fields.items() if name in plain}
-
-
-def read_expiry(
-    wanted: datetime | None, provider: str, settings: Settings, saved_at: datetime | None = None
-) -> datetime | None:
-    """Return when the key expires: as wanted, but no later than ``BYOK_MAX_KEY_LIFETIME`` after it was saved.
-
-    :param saved_at: by default now.
-    :raises InvalidFieldError: the time is past or has no zone, or the key has had all the time that keys may have.
-    """
-    now = utcnow()
-    if wanted is not None:
-        wanted = in_utc(wanted, "expires_at", provider)
-    if wanted is not None and wanted <= now:
-        raise InvalidFieldError("expires_at is in the past.", provider=provider)
-    ends = cut_short(wanted, settings, saved_at)
-    if ends is not None and ends <= now:
-        raise InvalidFieldError(
-            "This key has been kept for as long as keys may be. Save a new one.", provider=provider
-        )
-    return ends
-
-
-def cut_short(
-    wanted: datetime | None, settings: Settings, saved_at: datetime | None = None
-) -> datetime | None:
-    """Return when a key expires: as wanted, but no later than the operator allows.
-
-    :param saved_at: when it was saved, by default now.
-    """
-    lifetime, now = settings.max_key_lifetime, utcnow()
-    latest = None if lifetime is None else min(saved_at or now, now) + lifetime
-    return min((moment for moment in (wanted, latest) if moment is not None), default=None)
-
-
-def in_utc(moment: datetime, name: str, provider: str) -> datetime:
-    """Return a time in UTC, in whole milliseconds, as it is stored.
-
-    :raises InvalidFieldError: it is no time, has no zone, or there is no such time in UTC.
-    """
-    _require_time(moment, name, provider)
-    if moment.tzinfo is None:
-        raise InvalidFieldError(
-            f"{name} needs a time zone, such as a Z at its end.", provider=provider
-        )
-    try:
-        there = moment.astimezone(UTC)
-    except OverflowError:
-        raise InvalidFieldError(f"{name} is too far away.", provider=provider) from None
-    return there.replace(microsecond=there.microsecond // 1000 * 1000)
-
-
-def _require_mode(validate: object) -> None:
-    if validate is not None:
-        require_word(validate, "validate", get_args(ValidateOnSet))
-
-
-def _require_time(moment: object, name: str, provider: str) -> None:
-    if not isinstance(moment, datetime):
-        raise InvalidFieldError(f"{name} is a datetime with a time zone.", provider=provider)
 
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
@@ -257,3 +216,152 @@ def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
         return check_personal_base_url(base_url, allow_private=settings.allow_private_endpoints)
     except EndpointNotAllowedError as error:
         raise EndpointNotAllowedError(str(error), provider=spec.id) from None
+
+
+def _require_mode(validate: object) -> None:
+    if validate is not None:
+        require_word(validate, "validate", get_args(ValidateOnSet))
+
+
+# the texts beside a key
+
+
+def clean_text(
+    value: str | None,
+    name: Literal["label", "description"],
+    fields: Mapping[str, Secret],
+    specs: Iterable[ProviderSpec],
+) -> str | None:
+    """Return a label or description as it is stored; None if it is blank.
+
+    :param fields: the key beside it, which must not occur in it.
+    :param specs: providers whose keys must not occur in it either, as far as their prefixes show.
+    :raises InvalidFieldError: it is too long, has invisible characters, or seems to hold a key.
+    """
+    if value is not None and not isinstance(value, str):
+        raise InvalidFieldError(f"The field {name!r} is text.")
+    text, longest = (value or "").strip(), _LONGEST_TEXT[name]
+    if len(text) > longest or _has_invisible(text):
+        raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
+    _require_keyless(text, name, fields, specs)
+    return text or None
+
+
+def with_clean_texts(
+    new: NewKey, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec]
+) -> NewKey:
+    """Return the key with its label and description as they are stored; for the errors see ``clean_text``."""
+    return replace(
+        new,
+        label=clean_text(new.label, "label", fields, specs),
+        description=clean_text(new.description, "description", fields, specs),
+    )
+
+
+def check_place(
+    owner: str, slot: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
+) -> None:
+    """Refuse a slot or a team's id that cannot be shown; the host chooses its users' ids.
+
+    :raises InvalidFieldError: it has invisible characters or seems to hold a key.
+    """
+    for name, text in _place(owner, slot).items():
+        if _has_invisible(text):
+            raise InvalidFieldError(f"The field {name!r} has printable characters only.")
+        _require_keyless(text, name, fields, specs)
+
+
+def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
+    """Refuse a new key that occurs in a text shown beside it.
+
+    :raises InvalidFieldError: it does.
+    """
+    texts = {"label": record.label or "", "description": record.description or ""}
+    for name, text in {**texts, **_place(record.owner, record.slot)}.items():
+        _require_keyless(text, name, fields)
+
+
+def _place(owner: str, slot: str) -> dict[str, str]:
+    return {"slot": slot, "owner": owner} if owner.startswith("team:") else {"slot": slot}
+
+
+def _has_invisible(text: str) -> bool:
+    return any(unicodedata.category(char) in _INVISIBLE and char not in _JOINERS for char in text)
+
+
+def _require_keyless(
+    text: str, name: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
+) -> None:
+    typed = (secret for field, secret in fields.items() if field != "base_url")
+    if _looks_like_key(text, specs) or any(_occurs(secret, text) for secret in typed):
+        raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
+
+
+def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:
+    """Return True if a known prefix starts a word that is long enough for a key."""
+    known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
+    prefixes = "|".join(map(re.escape, known))
+    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{prefixes})[\w.-]*", text) if known else ()
+    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
+
+
+def _occurs(secret: Secret, text: str) -> bool:
+    """Return True if a text holds a typed key as it would be stored."""
+    try:
+        return clean_api_key(secret.reveal()) in text
+    except MalformedApiKeyError:
+        return False
+
+
+# expiry
+
+
+def read_expiry(
+    wanted: datetime | None, provider: str, settings: Settings, saved_at: datetime | None = None
+) -> datetime | None:
+    """Return when a key expires: as wanted, but at most ``BYOK_MAX_KEY_LIFETIME`` after it was saved.
+
+    :param saved_at: by default now.
+    :raises InvalidFieldError: the time is past or has no zone, or the key's longest lifetime is over.
+    """
+    now = utcnow()
+    if wanted is not None:
+        wanted = in_utc(wanted, "expires_at", provider)
+        if wanted <= now:
+            raise InvalidFieldError("expires_at is in the past.", provider=provider)
+    ends = capped_expiry(wanted, settings, saved_at)
+    if ends is not None and ends <= now:
+        raise InvalidFieldError(
+            "This key has been kept for as long as keys may be. Save a new one.", provider=provider
+        )
+    return ends
+
+
+def capped_expiry(
+    wanted: datetime | None, settings: Settings, saved_at: datetime | None = None
+) -> datetime | None:
+    """Return the earlier of a wanted expiry and the end of the longest lifetime; None if there is neither.
+
+    :param saved_at: when the lifetime began, by default now.
+    """
+    lifetime, now = settings.max_key_lifetime, utcnow()
+    latest = None if lifetime is None else min(saved_at or now, now) + lifetime
+    return min((moment for moment in (wanted, latest) if moment is not None), default=None)
+
+
+def in_utc(moment: datetime, name: str, provider: str) -> datetime:
+    """Return a time in UTC, in whole milliseconds, as it is stored.
+
+    :raises InvalidFieldError: it is no time, has no zone, or is out of range in UTC.
+    """
+    if not isinstance(moment, datetime):
+        raise InvalidFieldError(f"{name} is a datetime with a time zone.", provider=provider)
+    if moment.tzinfo is None:
+        raise InvalidFieldError(
+            f"{name} needs a time zone, such as a Z at its end.", provider=provider
+        )
+    try:
+        there = moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidFieldError(f"{name} is too far away.", provider=provider) from None
+    return there.replace(microsecond=there.microsecond // 1000 * 1000)

@@ -50,9 +50,9 @@ class SessionRef:
 class Caller:
     """The person on whose behalf a call is made, as the host's loaders say.
 
-    ``user`` is the host's user id, None for a visitor. ``session`` is None where no session is established.
-    ``address`` is the network address, for counting a visitor's attempts. ``request_id`` tells the audit log's rows
-    of one request; it is ours, never what a client sent.
+    ``user`` is the host's user id, None for a visitor. ``session`` is None if no session is established.
+    ``address`` is the network address that a visitor's attempts are counted by. ``request_id`` links the audit
+    log's rows of one request; it never comes from the client. ``command`` marks an operator's command.
     """
 
     user: str | None = None
@@ -61,10 +61,16 @@ class Caller:
     admin: bool = False
     address: str = ""
     request_id: str | None = None
+    command: bool = False
+
+    @property
+    def actor(self) -> str:
+        """The caller's name in the audit log: ``user:<id>``, ``cli`` or ``system``."""
+        return "cli" if self.command else self.identity or "system"
 
     @property
     def authenticated(self) -> bool:
-        """Say whether somebody is signed in."""
+        """Whether a user is signed in."""
         return self.user is not None
 
     @property
@@ -99,3 +105,8 @@ def identity_of(user: str | None) -> str:
 def session_owner(session: SessionRef, identity: str) -> str:
     """Name the owner of a session's record: ``session:<ref>``, and the identity of a signed-in user."""
     return f"session:{session.ref}/{identity}" if identity else f"session:{session.ref}"
+
+
+def tier_of(owner: str) -> Tier:
+    """Return the tier that an owner's keys belong to."""
+    return Tier(owner.partition(":")[0])

@@ -31,6 +31,7 @@ def new_record(
     *,
     label: str | None = None,
     description: str | None = None,
+    active: bool = True,
     expires_at: datetime | None = None,
     validation: Validation | None = None,
 ) -> CredentialRecord:
@@ -51,6 +52,7 @@ def new_record(
         expires_at=expires_at,
         label=label,
         description=description,
+        active=active,
         validity=found,
     )
 

@@ -60,7 +60,7 @@ class ByokState:
     @property
     def uses_database(self) -> bool:
         """Say whether accounts' keys or sessions' are in it."""
-        return self.service.accounts is not None or self.service.sessions.name == "the database"
+        return bool(self.service.accounts.tiers) or self.service.sessions.name == "the database"
 
     def __repr__(self) -> str:
         return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"
@@ -165,7 +165,7 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
     address = request.remote_addr or ""
     if user is None:
         return Caller(session=session, address=address)
-    return Caller(
+    caller = Caller(
         user=user,
         session=session,
         teams=_teams_of(state.loaders),
@@ -173,6 +173,10 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
         address=address,
         request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),
     )
+    if session is not None and state.binding.is_new_to(caller.identity):
+        state.service.signed_in(caller)
+        state.binding.claim(caller.identity)
+    return caller
 
 
 def _session(

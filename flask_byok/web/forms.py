@@ -8,8 +8,8 @@ from typing import Any
 
 from flask import Blueprint, Response, request, url_for
 
-from ..accounts.record_writer import Changes
 from ..errors import InvalidFieldError, KeyNotFoundError
+from ..keys.typed import Changes
 from ..model.credential import Secret, serving_order
 from ..model.owner import Tier
 from . import keys_api
@@ -40,7 +40,7 @@ def _save(provider: str) -> Outcome:
 
 def _change(provider: str) -> Outcome:
     state = get_state()
-    keys = state.service.records.own(current_caller(state))
+    keys = state.service.own_records(current_caller(state))
     record = keys.get(_shown(keys.page(provider=provider)["keys"], provider))
     keys.change(record, _changed_notes())
     return Outcome(code="changed", provider=provider)

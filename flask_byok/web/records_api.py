@@ -12,10 +12,9 @@ from flask import Blueprint, Response, request, url_for
 from msgspec import UNSET, UnsetType
 from werkzeug.exceptions import BadRequest
 
-from ..accounts.record_writer import Changes
 from ..accounts.shelf import Shelf
 from ..errors import InvalidFieldError, KeyNotFoundError, VersionConflictError
-from ..keys.typed import NewKey, NewSecret
+from ..keys.typed import Changes, NewKey, NewSecret
 from ..model.credential import CredentialRecord, Secret, Validation
 from ..model.owner import LONGEST_ID
 from .bodies import read_body, typed_fields
@@ -104,17 +103,19 @@ def _view(keys: Callable[[], Shelf], call: Callable[..., Response]) -> Callable[
 
 def _own_keys() -> Shelf:
     state = get_state()
-    return state.service.records.own(current_caller(state))
+    shelf: Shelf = state.service.own_records(current_caller(state))
+    return shelf
 
 
 def _shared_keys() -> Shelf:
     state = get_state()
-    return state.service.records.shared(current_caller(state))
+    shelf: Shelf = state.service.shared_records(current_caller(state))
+    return shelf
 
 
 def _services() -> Response:
     state = get_state()
-    services = state.service.records.services(current_caller(state))
+    services = state.service.services(current_caller(state))
     refuse_value()
     return _json({"services": services})
 
@@ -169,9 +170,10 @@ def _create(shelf: Shelf, owner: str, body: _NewBody) -> Response:
         label=body.label,
         description=body.description,
         expires_at=body.expires_at,
+        active=body.active,
         validate=body.validate,
     )
-    made = shelf.create(owner, body.provider, new, slot=body.slot, active=body.active)
+    made = shelf.create(owner, body.provider, new, slot=body.slot)
     response = _with_validation(shelf, *made, status=201)
     name = "shared_record" if shelf.is_shared else "record"
     response.headers["Location"] = url_for(f".{name}", id=made[0].id)

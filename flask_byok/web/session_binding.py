@@ -130,6 +130,18 @@ class SessionBinding:
             self._confirm(seen, identity)
         return self._ref(seen, seen.marker or "")
 
+    def is_new_to(self, identity: str) -> bool:
+        """Return True if this user signed in since the session was last used."""
+        seen = self._caught_up()
+        if seen is None or seen.marker is None or not identity:
+            return False
+        return OWNER not in dict.keys(seen.session)
+
+    def claim(self, identity: str) -> None:
+        """Note who uses the session while signed in."""
+        if self.is_new_to(identity) and (seen := self._caught_up()):
+            seen.session[OWNER] = identity
+
     def end(self) -> None:
         """Delete what is kept for this session: somebody signed out."""
         seen = self._caught_up()
@@ -181,12 +193,10 @@ class SessionBinding:
             self._renew(seen)
 
     def _confirm(self, seen: _Seen, identity: str) -> None:
-        """Note who uses the session while signed in; end it where that was somebody else."""
+        """End the session if it belongs to another signed-in user."""
         owner = dict.get(seen.session, OWNER)
         if owner is not None and owner != identity:
             self._end(seen)
-        elif owner is None and identity and seen.marker is not None:
-            seen.session[OWNER] = identity
 
     def _end_if_owner_left(self, seen: _Seen) -> None:
         """Notice a host that signs people out by taking their id out of the session, and nothing else."""

@@ -151,7 +151,7 @@ def _notice(rows: list[dict[str, Any]]) -> Notice | None:
 
 
 def _precedence(tiers: list[str]) -> list[str]:
-    asked = get_state().service.resolver.tiers
+    asked = get_state().service.lookup.tiers
     return [text.TIERS[tier] for tier in tiers if tier in asked]
 
 

@@ -14,7 +14,9 @@ from sqlalchemy import Engine, create_engine, delete, event, insert, text, updat
 from sqlalchemy.exc import IntegrityError
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.places import in_main_slot
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import Subject
 from flask_byok.errors import (
     InvalidFieldError,
     KeyExistsError,
@@ -22,8 +24,6 @@ from flask_byok.errors import (
     StoreError,
     VersionConflictError,
 )
-from flask_byok.keys.journal import Subject
-from flask_byok.keys.save import in_main_slot
 from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials

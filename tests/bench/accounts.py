@@ -84,8 +84,8 @@ def bench_look_up(kind: str, url: str, directory: Path, fake: FakeProviders) -> 
         PREPARED: bare.prepared,
         PREPARED_ON_OURS: bare.prepared_on_ours,
         LEAST: bare.least,
-        ours: lambda: world.service.resolver.resolve(ann, spec),
-        "Resolver.resolve, user_first": lambda: default.service.resolver.resolve(ann, spec),
+        ours: lambda: world.service.lookup.resolve(ann, spec),
+        "Resolver.resolve, user_first": lambda: default.service.lookup.resolve(ann, spec),
     }
     times = interleaved(work, rounds=100, repeat=20)
     show(f"Look a key up, {kind}", times, against=BY_HAND, goal="≤ × 1.3")
@@ -184,7 +184,7 @@ def bench_sizes(
         fill(worlds[size].accounts.engine.url, size, worlds[size].keyring, opening=PEOPLE)
     calls: dict[str, Callable[[World, Iterator[Caller]], Callable[[], object]]] = {
         "resolve": lambda w, people: (
-            lambda: w.service.resolver.resolve(next(people), w.catalog.get("openai"))
+            lambda: w.service.lookup.resolve(next(people), w.catalog.get("openai"))
         ),
         "list of all providers": lambda w, people: lambda: w.service.get(next(people)),
         "one page of a person's keys": lambda w, people: (

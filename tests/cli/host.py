@@ -53,6 +53,6 @@ def refused(result: Result) -> str:
 
 def accounts_of(app: Flask) -> AccountStore:
     """Return where the app keeps accounts."""
-    accounts = get_state(app).service.accounts
+    accounts = get_state(app).service.accounts.store
     assert accounts is not None
     return accounts

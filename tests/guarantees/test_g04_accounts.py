@@ -246,7 +246,7 @@ def test_an_accounts_key_is_nowhere(
         people = [keep_and_use(port, canary), go_wrong(port, database, canary, bad)]
         early = files_below(tmp_path)
         commands = by_command(database, tmp_path, fake, app, canary)
-        accounts = get_state(app).service.accounts
+        accounts = get_state(app).service.accounts.store
         assert accounts is not None
         kept = accounts.find(OWNERS)
         written = database.written()

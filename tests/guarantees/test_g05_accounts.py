@@ -93,7 +93,7 @@ def make_host(directory: Path, fake: FakeProviders, url: str, **config: Any) -> 
 
 
 def _let_go(app: HostApp) -> None:
-    accounts = get_state(app).service.accounts
+    accounts = get_state(app).service.accounts.store
     assert accounts is not None
     accounts.engine.dispose()
 

@@ -667,7 +667,7 @@ def test_what_is_kept_is_of_the_version_that_is_written(
     fields = {"api_key": "id-12345678", "secret": "secret-12345678", "region": "north"}
     body = {"provider": "cloud", "fields": fields, "validate": "off"}
     path = f"{OWN}/{ann.ask('POST', OWN, body).get_json()['id']}"
-    verdicts, answers = get_state(host).service.verdicts, []
+    verdicts, answers = get_state(host).service.checks, []
     unhurried = verdicts.before_set
 
     def replace_meanwhile(*checked: Any) -> Any:

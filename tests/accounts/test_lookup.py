@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from flask_byok.keys.tiers import AccountTiers
+from flask_byok.accounts.wing import Wing
 from flask_byok.model.credential import CredentialRecord
 from flask_byok.model.owner import Caller, Tier
 from flask_byok.testing import FakeProviders
@@ -32,7 +32,7 @@ def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProvide
     world = World(tmp_path, fake)
     theirs = world.keep("user:Ann", fake.api_key("openai"))
     mine = replace(theirs, owner="user:ann")
-    reader = AccountTiers(CarelessStore(theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
+    reader = Wing(CarelessStore(theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
     openai = world.catalog.get("openai")
     found = list(reader.find(Caller(user="Ann"), [openai])[Tier.USER, "openai"])
     assert [candidate.credential.owner for candidate in found if candidate.credential] == [
@@ -46,7 +46,7 @@ def test_teams_serve_in_the_hosts_order(tmp_path: Path, fake: FakeProviders) -> 
     names = ["red", "amber", "zebra", "blue"]
     for name in sorted(names):
         world.keep(f"team:{name}", fake.api_key("openai", owner=name))
-    reader = AccountTiers(world.accounts, world.keyring, world.settings)
+    reader = Wing(world.accounts, world.keyring, world.settings)
     openai = world.catalog.get("openai")
     for teams in (names, names[::-1]):
         found = reader.find(Caller(user="ann", teams=tuple(teams)), [openai])

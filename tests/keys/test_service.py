@@ -479,7 +479,7 @@ def test_late_refusal_in_use(world: World) -> None:
     """A refusal of the old key in real traffic leaves the new key and its verdict alone."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.verdicts.reporter(ann, world.service.resolve(ann, "openai"))
+    report = world.service.checks.reporter(ann, world.service.resolve(ann, "openai"))
     status, _ = world.set(ann, key(world, owner="new"))
     report(Verdict.INVALID)
     assert world.status(ann) == status
@@ -490,7 +490,7 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     """A refusal that comes in after sign-out is told, and harms nothing."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.verdicts.reporter(ann, world.service.resolve(ann, "openai"))
+    report = world.service.checks.reporter(ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
     report(Verdict.INVALID)
@@ -652,9 +652,10 @@ def test_promote_of_what_the_operator_took_away(world: World) -> None:
 
 
 def test_promote_on_login(make_world: MakeWorld) -> None:
-    """With on_login a visitor's keys serve the user from the first look or call on, and the user's own win."""
+    """With on_login a visitor's keys serve the user once that visitor has signed in, and the user's own win."""
     world = make_world({"GROQ_API_KEY": "gsk_operators-own"}, BYOK_PROMOTE="on_login")
     _, user = sign_in(world, "openai", "groq")
+    world.service.signed_in(user)
     assert world.service.resolve(user, "groq").api_key == key(
         world, provider="groq", owner="visitor"
     )
@@ -674,6 +675,8 @@ def test_promote_never(make_world: MakeWorld) -> None:
         assert world.status(visitor)["has_key"]
         if first == "promote":
             assert world.service.promote(user) == {"promoted": [], "kept": []}
+        else:
+            world.service.signed_in(user)
         assert not world.status(user)["promotable"]
         assert world.service.promote(user) == {"promoted": [], "kept": []}
         world.store.end(user.session)

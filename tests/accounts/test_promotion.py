@@ -17,12 +17,13 @@ from flask_byok.errors import (
     UnreadableCredentialError,
 )
 from flask_byok.keys.session_store import AuditEvent, SessionView
-from flask_byok.keys.sessions import SessionKeys
+from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.storage.redis import RedisSessionStore
 from flask_byok.testing import FakeProviders
+from tests.app import browser, make_app
 from tests.worlds import ENV_KEY, World
 
 #: Session keys come first in this order, and after the account's in that.
@@ -53,7 +54,9 @@ def sign_in(world: World, *providers: str) -> Caller:
     visitor = world.caller()
     for provider in providers:
         world.set(visitor, WAITING, provider)
-    return dataclasses.replace(visitor, user="7")
+    user = dataclasses.replace(visitor, user="7")
+    world.service.signed_in(user)
+    return user
 
 
 def view(world: World, caller: Caller) -> SessionView:
@@ -132,10 +135,10 @@ def test_the_very_key_of_the_account(
 ) -> None:
     """Of a key that the account has already, only the session's copy goes; the account's stays as it is."""
     world = make_world(BYOK_KEYS_PER_PROVIDER=2, BYOK_PROMOTE=promote)
+    before = world.keep("user:7", WAITING, slot=slot, label="mine")
     user = world.caller("7") if own else sign_in(world, "openai")
     if own:
         world.set(user, WAITING)
-    before = world.keep("user:7", WAITING, slot=slot, label="mine")
     if promote == "ask":
         assert world.status(user)["promotable_in_account"]
     if own or promote == "ask":
@@ -239,7 +242,7 @@ def test_a_promoted_key_ends_as_a_new_one_does(make_world: MakeWorld, promote: s
     if promote == "ask":
         later.service.promote(user)
     else:
-        later.service.get(user)
+        later.service.signed_in(user)
     promoted = kept(later, user)
     assert promoted["xai"].expires_at == saved["xai"].expires_at
     for provider in ("openai", "groq"):
@@ -308,7 +311,7 @@ def test_visitor_promotes_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_on_login_promotes_what_waits_only(make_world: MakeWorld, order: list[str]) -> None:
-    """With on_login what waits goes to the account at the first look, and what is the session's alone stays there."""
+    """With on_login what waits goes to the account at the sign-in, and what is the session's alone stays there."""
     world = make_world(BYOK_PROMOTE="on_login", BYOK_PRECEDENCE=order)
     user = sign_in(world, "openai")
     world.set(user, OWN, "groq")
@@ -321,8 +324,8 @@ def test_on_login_promotes_what_waits_only(make_world: MakeWorld, order: list[st
 def test_on_login_leaves_what_the_user_has(make_world: MakeWorld) -> None:
     """With on_login no key of the user's own, in the session or the account, is replaced."""
     world = make_world(BYOK_PROMOTE="on_login")
-    user = sign_in(world, "openai", "groq")
     world.keep("user:7", ACCOUNTS)
+    user = sign_in(world, "openai", "groq")
     assert world.accounts.find(["user:7"], ["openai"])
     world.set(user, OWN, "xai")
     assert used(world, user) == ACCOUNTS
@@ -336,9 +339,9 @@ def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
     user = sign_in(world, "openai")
     world.set(user, OWN, "groq")
     assert user.session is not None
-    keys = SessionKeys(world.store, world.accounts)
-    there = keys.read(user.session, user.identity, ["groq"])
-    assert keys.set_all_aside(user.session, user.identity, there.records)
+    sessions = world.service.sessions
+    there = sessions.read(user.session, user.identity, ["groq"])
+    assert sessions.mark_leaving(user.session, user.identity, there.records.values())
     world.service.get(user)
     assert in_session(world, user) == (["groq"], [])
     assert used(world, user, "groq") == OWN
@@ -346,19 +349,14 @@ def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
 
 
 @pytest.mark.parametrize("order", [None, ["session", "team", "env"], ["env", "session", "user"]])
-@pytest.mark.parametrize("look", ["promote", "replace", "resolve", "provider", "get"])
-def test_never_is_never(make_world: MakeWorld, order: list[str] | None, look: str) -> None:
-    """With never, whatever comes first after signing in deletes what a visitor left; none of it is ever the user's."""
+@pytest.mark.parametrize("on_conflict", ["keep", "replace"])
+def test_never_is_never(make_world: MakeWorld, order: list[str] | None, on_conflict: str) -> None:
+    """With never, signing in deletes what a visitor left; none of it is ever the user's."""
     world = make_world(BYOK_PROMOTE="never", **({"BYOK_PRECEDENCE": order} if order else {}))
     user = sign_in(world, "openai")
-    if look in ("promote", "replace"):
-        done = world.service.promote(user, None, "replace" if look == "replace" else "keep")
-        assert done == {"promoted": [], "kept": []}
-    elif look == "get":
-        world.service.get(user)
-    else:
-        with pytest.raises(MissingCredentialError):
-            getattr(world.service, look)(user, "openai")
+    assert world.service.promote(user, None, on_conflict) == {"promoted": [], "kept": []}
+    with pytest.raises(MissingCredentialError):
+        used(world, user)
     assert in_session(world, user) == ([], [])
     assert kept(world, user) == {}
 
@@ -431,12 +429,9 @@ def test_key_on_its_way_counts_until_it_is_over(
     before = world.status(user)
     found = view(world, user)
     record = (found.visitor_records if visitor else found.records)["openai"]
-    keys = SessionKeys(world.store, world.accounts)
-    assert keys.set_aside(user.session, user.identity, record, visitor=visitor)
+    assert world.service.sessions.mark_leaving(user.session, user.identity, [record])
     assert world.status(user) == before
-    world.accounts.end(
-        user.identity, [record.version], world.service.journal.event(user, "x"), record
-    )
+    world.service.accounts.note(user, "x", "openai", ended=[record.version])
     assert not world.status(user)["has_key"]
     assert not world.status(user)["promotable"]
     assert in_session(world, user) == ([], [])
@@ -446,15 +441,15 @@ def test_key_that_is_replaced_before_it_is_marked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that another request replaces after a promotion has read it is not promoted as it was; the new one is."""
-    user, mark = world.caller("7"), SessionKeys.set_aside
+    user, mark = world.caller("7"), Sessions.mark_leaving
     world.set(user, OWN)
     before = world.record(user).version
 
-    def come_between(keys: SessionKeys, *args: Any, **which: Any) -> bool:
+    def come_between(sessions: Sessions, *args: Any) -> list[CredentialRecord]:
         world.set(user, WAITING)
-        return mark(keys, *args, **which)
+        return mark(sessions, *args)
 
-    monkeypatch.setattr(SessionKeys, "set_aside", come_between)
+    monkeypatch.setattr(Sessions, "mark_leaving", come_between)
     assert world.service.promote(user) == {"promoted": [], "kept": []}
     assert world.record(user).version != before
     assert kept(world, user) == {}
@@ -565,7 +560,7 @@ def test_sealing_anew_may_fail(
     before.set(caller, OWN)
     old = view(before, caller)
     with monkeypatch.context() as failing:
-        failing.setattr(after.service.sessions, "exchange", _failing)
+        failing.setattr(after.service.sessions, "reseal", _failing)
         assert used(after, caller) == OWN
     assert view(after, caller) == old
     assert used(after, caller) == OWN
@@ -574,3 +569,18 @@ def test_sealing_anew_may_fail(
 
 def _failing(*_: Any, **__: Any) -> bool:
     raise StoreError(tier="session")
+
+
+@pytest.mark.parametrize(("promote", "source"), [("on_login", "user"), ("never", None)])
+def test_the_policy_is_applied_at_the_first_call_after_signing_in(
+    tmp_path: Path, fake: FakeProviders, promote: str, source: str | None
+) -> None:
+    """Over HTTP, BYOK_PROMOTE decides about a visitor's key once, when its session has a user."""
+    app = make_app(tmp_path, fake, BYOK_PROMOTE=promote)
+    client = browser(app)
+    assert client.save(fake.api_key("openai")).status_code == 200
+    client.post("/sign-in/ann")
+    if source is not None:
+        assert client.get("/used/openai").get_json()["source"] == source
+    status = client.status()
+    assert (status["source"], status["promotable"]) == (source, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,11 +21,14 @@ from flask_byok.keys.typed import (
     NewKey,
     NewSecret,
     Typed,
+    check_place,
+    check_shown,
+    clean_text,
     read_expiry,
     read_replacement,
     read_typed,
 )
-from flask_byok.model.credential import Secret, utcnow
+from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.settings import Settings
 
 OPENAI, CUSTOM = Catalog().get("openai"), Catalog().get("custom")
@@ -36,6 +40,9 @@ REGIONAL = ProviderSpec(
 )
 OPEN = Settings(allow_custom_providers=True)
 API_KEY = "sk-proj-CANARY-4711-abcdefgh"
+PLAIN_KEY = "0123456789CANARY"
+#: Control characters, direction marks, a zero width space, a tag, a line separator, half a character.
+INVISIBLE = ["\x9b2J", "\u202e", "\u2066", "\u200b", "\U000e0041", "\u2028", "\ud800", "\0", "\n"]
 
 
 def take(
@@ -194,38 +201,36 @@ def test_expiry_that_is_refused(wanted: Any, message: str) -> None:
 
 def replace(
     spec: ProviderSpec, address: str | None = None, **fields: str
-) -> tuple[dict[str, str], str | None, bool]:
-    """Type fields in the place of a stored key: return what is stored then, where it goes, and what is kept."""
+) -> tuple[dict[str, str], str | None]:
+    """Type fields in the place of a stored key: return the new fields and their address."""
     stored = {"api_key": "stored-12345678", "region": "north", "gone": "no field any more"}
     secret = NewSecret(
         fields={name: Secret(value) for name, value in fields.items()}, base_url=address
     )
-    typed, kept = read_replacement(
+    typed = read_replacement(
         spec,
         secret,
         lambda: ({name: Secret(value) for name, value in stored.items()}, "https://own.example/v1"),
         OPEN,
     )
-    return typed.revealed(), typed.base_url, kept
+    return typed.revealed(), typed.base_url
 
 
 def test_blank_fields_keep_what_is_stored() -> None:
     """What is blank or left out stays, of fields that there still are; what is typed takes its place."""
     kept = {"api_key": "stored-12345678", "region": "north", "extra": "extra-12345678"}
-    assert replace(REGIONAL, extra="extra-12345678") == (kept, None, True)
+    assert replace(REGIONAL, extra="extra-12345678") == (kept, None)
     assert replace(REGIONAL, extra="extra-12345678", region=" north ", api_key=" ") == (
         kept,
         None,
-        True,
     )
     assert replace(REGIONAL, api_key=API_KEY) == (
         {"api_key": API_KEY, "region": "north"},
         None,
-        True,
     )
     typed = {"api_key": API_KEY, "region": "south", "extra": "extra-12345678"}
-    assert replace(REGIONAL, **typed) == (typed, None, False)
-    assert replace(OPENAI, api_key=API_KEY) == ({"api_key": API_KEY}, None, False)
+    assert replace(REGIONAL, **typed) == (typed, None)
+    assert replace(OPENAI, api_key=API_KEY) == ({"api_key": API_KEY}, None)
 
 
 def test_a_new_key_goes_to_the_stored_address() -> None:
@@ -233,7 +238,6 @@ def test_a_new_key_goes_to_the_stored_address() -> None:
     assert replace(CUSTOM, api_key=API_KEY) == (
         {"api_key": API_KEY},
         "https://own.example/v1",
-        True,
     )
 
 
@@ -245,7 +249,7 @@ def test_another_address_needs_the_key() -> None:
             replace(CUSTOM, there, **fields)
         with pytest.raises(MalformedApiKeyError, match="type the key too"):
             replace(CUSTOM, None, base_url=there, **fields)
-    assert replace(CUSTOM, there, api_key=API_KEY) == ({"api_key": API_KEY}, there, False)
+    assert replace(CUSTOM, there, api_key=API_KEY) == ({"api_key": API_KEY}, there)
 
 
 def test_what_is_no_secret_changes_with_the_key_only() -> None:
@@ -254,7 +258,7 @@ def test_what_is_no_secret_changes_with_the_key_only() -> None:
         with pytest.raises(MalformedApiKeyError, match="type the key too"):
             replace(REGIONAL, **fields)
     typed = {"api_key": API_KEY, "region": "south"}
-    assert replace(REGIONAL, **typed) == (typed, None, True)
+    assert replace(REGIONAL, **typed) == (typed, None)
 
 
 @pytest.mark.parametrize(
@@ -271,3 +275,102 @@ def test_what_counts_as_typed(fields: dict[str, str], base_url: str | None, type
     """An empty form replaces nothing."""
     secrets = {name: Secret(value) for name, value in fields.items()}
     assert NewSecret(fields=secrets, base_url=base_url).is_typed is typed
+
+
+# the texts beside a key
+
+
+def text_of(text: str | None, **fields: str) -> str | None:
+    """Clean a label."""
+    secrets = {name: Secret(value) for name, value in fields.items()}
+    return clean_text(text, "label", secrets, Catalog())
+
+
+def test_texts() -> None:
+    """A label is stored without the space around it; a blank one is none."""
+    assert text_of(" Work: sk-learn, task-list-of-the-whole-year ") is not None
+    assert text_of("  é ") == "é"
+    assert [text_of(None), text_of(" ")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "my sk-learn list of the year",
+        "gsk_ and xai-keys are kept elsewhere",
+        *(
+            "हिन्दी: मेरी कुंजी",
+            "한국어 열쇠",
+            "👩\u200d💻",
+            "می\u200cخواهم",
+            "❤\ufe0f",
+            "日本語",
+            "שלום",
+        ),
+    ],
+)
+def test_texts_that_people_write(text: str) -> None:
+    """Words, emoji and all scripts stay as they were typed, with the joiners that they need."""
+    assert text_of(text, api_key=PLAIN_KEY) == text
+    check_place(f"team:{text}", "", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x" * 101, "up to 100 printable"),
+        *((f"a{invisible}b", "printable") for invisible in INVISIBLE),
+        (f"my key {API_KEY}", "seems to hold"),
+        ("sk-ant-CANARY-0123456789abcdef", "seems to hold"),
+        ("sk-admin-CANARY-0123456789abcdef", "seems to hold"),
+        ("it is 0123456789CANARY!", "seems to hold"),
+    ],
+)
+def test_texts_that_are_refused(text: str, message: str) -> None:
+    """A label with invisible characters or a key in it is refused and not repeated."""
+    with pytest.raises(InvalidFieldError, match=message) as caught:
+        text_of(text, api_key=f" {PLAIN_KEY}", base_url="https://x.example")
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("owner", "slot", "message"),
+    [
+        *((f"team:a{invisible}b", "", "'owner' has printable") for invisible in INVISIBLE),
+        (f"team:{API_KEY}", "", "'owner' seems to hold"),
+        (f"team:{PLAIN_KEY}", "", "'owner' seems to hold"),
+        ("user:ann", API_KEY, "'slot' seems to hold"),
+        ("system", f"my_{API_KEY}", "'slot' seems to hold"),
+        ("system", PLAIN_KEY, "'slot' seems to hold"),
+    ],
+)
+def test_places_that_are_refused(owner: str, slot: str, message: str) -> None:
+    """A slot or a team's id is shown too, so neither may hold a key or invisible characters."""
+    with pytest.raises(InvalidFieldError, match=message) as caught:
+        check_place(owner, slot, {"api_key": Secret(PLAIN_KEY)}, Catalog())
+    assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("id", [f"x{PLAIN_KEY}", API_KEY, "a\x9bb"])
+def test_users_ids_are_the_hosts(id: str) -> None:
+    """Users do not choose their ids, and no id is refused."""
+    check_place(f"user:{id}", "second", {"api_key": Secret(PLAIN_KEY)}, Catalog())
+
+
+@pytest.mark.parametrize("name", ["label", "description", "slot", "owner"])
+def test_stored_texts_are_compared_with_a_new_key(name: str) -> None:
+    """A new key is refused if a text shown beside it holds it; other stored texts stay as they are."""
+    fields, now = {"api_key": Secret(PLAIN_KEY)}, utcnow()
+    record = CredentialRecord(
+        provider="openai",
+        owner="team:red",
+        ciphertext="",
+        hint="",
+        version="1",
+        created_at=now,
+        updated_at=now,
+    )
+    check_shown(dataclasses.replace(record, **{name: f"team:old-\x9b-{API_KEY}"}), fields)
+    with pytest.raises(InvalidFieldError, match=f"'{name}' seems to hold") as caught:
+        check_shown(dataclasses.replace(record, **{name: f"team:{PLAIN_KEY}"}), fields)
+    assert "CANARY" not in str(caught.value)

@@ -133,10 +133,10 @@ def test_a_slot_that_is_called_so_meanwhile(world: World, monkeypatch: pytest.Mo
     ann, api_key = world.caller("ann"), "own-gateway-PLAINKEY0123456789"
     world.set(ann, key(world, "session"))
 
-    def slowly(*_: object) -> None:
+    def slowly(*_: object, **__: object) -> None:
         world.keep("user:ann", key(world, "old"), slot=api_key)
 
-    monkeypatch.setattr(world.service.verdicts, "before_set", slowly)
+    monkeypatch.setattr(world.service.checks, "before_set", slowly)
     with pytest.raises(InvalidFieldError, match="slot"):
         world.set(ann, api_key, persist=True)
     assert [record.version for record in world.accounts.find(["user:ann"])] == ["1"]
@@ -399,7 +399,7 @@ def test_a_receiver_that_raises_changes_nothing(
             seen.append(world.status(ann)["state"])
             raise LookupError("CANARY")
 
-    world.service.verdicts._notify = receive
+    world.service.checks._notify = receive
     provider = world.service.provider(ann, "openai", max_retries=0)
     if way == "client":
         with pytest.raises(Exception, match="401"):

@@ -22,9 +22,8 @@ from flask_byok.errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.keys.lookup import Resolver
+from flask_byok.keys.lookup import Candidate, Found, Lookup
 from flask_byok.keys.status import build_status
-from flask_byok.keys.tiers import Candidate, Found
 from flask_byok.model.credential import (
     Credential,
     CredentialRecord,
@@ -84,7 +83,7 @@ class FixedTier:
 def serving_tier(settings: Settings, *tiers: FixedTier) -> str:
     """Name the tier that serves, or the code of the error that stands in the way."""
     try:
-        return str(Resolver(tiers, settings).resolve(ANYBODY, OPENAI).source)
+        return str(Lookup(tiers, settings).resolve(ANYBODY, OPENAI).source)
     except ByokError as error:
         return error.code
 
@@ -151,7 +150,7 @@ def test_errors_say_what_to_do() -> None:
         (["unreadable"], UnreadableCredentialError, "Save it again"),
     ):
         with pytest.raises(error, match=words) as caught:
-            Resolver([FixedTier(Tier.SESSION, kinds)], Settings()).resolve(ANYBODY, OPENAI)
+            Lookup([FixedTier(Tier.SESSION, kinds)], Settings()).resolve(ANYBODY, OPENAI)
         assert caught.value.provider == "openai"
         assert caught.value.tier == ("session" if kinds else None)
         assert "OpenAI" in str(caught.value)
@@ -159,11 +158,11 @@ def test_errors_say_what_to_do() -> None:
 
 def test_refused_key_can_be_found_for_a_check() -> None:
     """A refused key can be asked about again, an unreadable one cannot."""
-    refused = Resolver([FixedTier(Tier.SESSION, ["rejected"])], Settings())
-    assert refused.resolve(ANYBODY, OPENAI, refused=True).source == "session"
-    unreadable = Resolver([FixedTier(Tier.SESSION, ["unreadable"])], Settings())
+    refused = Lookup([FixedTier(Tier.SESSION, ["rejected"])], Settings())
+    assert refused.resolve(ANYBODY, OPENAI, rejected=True).source == "session"
+    unreadable = Lookup([FixedTier(Tier.SESSION, ["unreadable"])], Settings())
     with pytest.raises(UnreadableCredentialError):
-        unreadable.resolve(ANYBODY, OPENAI, refused=True)
+        unreadable.resolve(ANYBODY, OPENAI, rejected=True)
 
 
 # order
@@ -183,7 +182,7 @@ def test_presets_decide_who_serves(preset: str) -> None:
 def test_survey_asks_each_tier_once() -> None:
     """The list of all providers asks each tier one time for all of them."""
     tiers = [FixedTier(Tier.SESSION, ["active"]), FixedTier(Tier.ENV)]
-    found = Resolver(tiers, Settings()).survey(ANYBODY, [OPENAI, GROQ])
+    found = Lookup(tiers, Settings()).survey(ANYBODY, [OPENAI, GROQ])
     assert [tier.asked for tier in tiers] == [[["openai", "groq"]]] * 2
     assert {provider: len(candidates) for provider, candidates in found.items()} == {
         "openai": 1,
@@ -199,11 +198,11 @@ def test_listed_provider_is_locked() -> None:
     for name in ("xai", "grok"):
         session, env = FixedTier(Tier.SESSION, ["active"]), FixedTier(Tier.ENV, ["active"])
         settings = Settings(locked_providers=frozenset({name}))
-        resolver = Resolver([session, env], settings)
+        resolver = Lookup([session, env], settings)
         xai = Catalog().get("xai")
         assert resolver.resolve(ANYBODY, xai).source == "env"
-        assert resolver.locked_for(ANYBODY, xai)
-        assert not resolver.locked_for(ANYBODY, OPENAI)
+        assert resolver.locked(ANYBODY, xai)
+        assert not resolver.locked(ANYBODY, OPENAI)
         assert session.asked == [[]]
 
 
@@ -213,8 +212,8 @@ def test_operator_key_locks_where_it_comes_first(kind: str) -> None:
     for preset, locked in (("env_first", True), ("user_first", False)):
         settings = Settings(precedence=PRECEDENCES[preset])
         tiers = [FixedTier(Tier.SECRET), FixedTier(Tier.ENV, [kind])]
-        assert Resolver(tiers, settings).locked_for(ANYBODY, OPENAI) is locked
-        assert not Resolver([FixedTier(Tier.ENV)], settings).locked_for(ANYBODY, OPENAI)
+        assert Lookup(tiers, settings).locked(ANYBODY, OPENAI) is locked
+        assert not Lookup([FixedTier(Tier.ENV)], settings).locked(ANYBODY, OPENAI)
 
 
 # G10
@@ -227,7 +226,7 @@ def test_store_that_fails(kinds: list[str]) -> None:
     env = FixedTier(Tier.ENV, kinds)
     assert serving_tier(Settings(), broken, env) == "store_unavailable"
     with pytest.raises(StoreError):
-        Resolver([broken, env], Settings()).survey(ANYBODY, [OPENAI])
+        Lookup([broken, env], Settings()).survey(ANYBODY, [OPENAI])
     skipping = Settings(on_store_failure="skip")
     assert serving_tier(skipping, broken, env) == ("env" if kinds else "key_missing")
 
@@ -235,7 +234,7 @@ def test_store_that_fails(kinds: list[str]) -> None:
 def test_session_that_ended() -> None:
     """An ended session holds nothing; who must establish another one can ask to be told."""
     ended = FixedTier(Tier.SESSION, failure=SessionRequiredError())
-    resolver = Resolver([ended, FixedTier(Tier.ENV, ["active"])], Settings())
+    resolver = Lookup([ended, FixedTier(Tier.ENV, ["active"])], Settings())
     assert resolver.resolve(ANYBODY, OPENAI).source == "env"
     assert len(resolver.survey(ANYBODY, [OPENAI])["openai"]) == 1
     with pytest.raises(SessionRequiredError):
@@ -275,7 +274,7 @@ def worlds(draw: st.DrawFn) -> tuple[Settings, list[FixedTier]]:
 def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) -> None:
     """In any world, the source that status shows is the tier that serves, or the one that stands in the way."""
     settings, tiers = world
-    resolver = Resolver(tiers, settings)
+    resolver = Lookup(tiers, settings)
     served: Credential | ByokError
     try:
         served = resolver.resolve(ANYBODY, OPENAI)
@@ -286,7 +285,7 @@ def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) 
     except StoreError:
         # Nothing is shown at all. A call may still be served by a tier that comes before the broken one.
         return
-    status = build_status(OPENAI, candidates, caller=ANYBODY, resolver=resolver, settings=settings)
+    status = build_status(OPENAI, candidates, caller=ANYBODY, lookup=resolver, settings=settings)
     assert not isinstance(served, StoreError)
     if isinstance(served, Credential):
         assert (status["source"], status["has_key"]) == (served.source, True)
@@ -296,4 +295,4 @@ def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) 
     else:
         assert status["source"] == served.tier
         assert f"key_{status['state']}" == served.code
-    assert status["locked"] == resolver.locked_for(ANYBODY, OPENAI)
+    assert status["locked"] == resolver.locked(ANYBODY, OPENAI)

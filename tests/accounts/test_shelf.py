@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import literal_column, update
 
-from flask_byok.accounts.record_writer import Changes
-from flask_byok.accounts.shelf import Records, Shelf
+from flask_byok.accounts.shelf import Shelf
 from flask_byok.catalog import Catalog, Field, ProviderSpec
 from flask_byok.errors import (
     FreshLoginRequiredError,
@@ -27,14 +26,13 @@ from flask_byok.errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from flask_byok.keys.typed import NewKey, NewSecret
+from flask_byok.keys.typed import Changes, NewKey, NewSecret
 from flask_byok.model.credential import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
-
-from .worlds import World, registered
+from tests.worlds import World, registered
 
 CAP, MILLISECOND = timedelta(days=30), timedelta(milliseconds=1)
 ANN, ROOT = Caller(user="ann"), Caller(user="root", admin=True)
@@ -57,19 +55,19 @@ def create(shelf: Shelf, world: World, owner: str, **options: Any) -> Credential
 
 def test_who_may_see_what(world: World) -> None:
     """A shelf is for who is signed in, and the shared one for admins."""
-    records = world.service.records
+    own, shared = world.service.own_records, world.service.shared_records
     with pytest.raises(OwnerRequiredError):
-        records.own(Caller())
+        own(Caller())
     with pytest.raises(OwnerRequiredError):
-        records.shared(Caller(admin=True))
+        shared(Caller(admin=True))
     with pytest.raises(NotAllowedError):
-        records.shared(ANN)
-    assert (records.own(ROOT).is_shared, records.shared(ROOT).is_shared) == (False, True)
+        shared(ANN)
+    assert (own(ROOT).is_shared, shared(ROOT).is_shared) == (False, True)
 
 
 def test_a_shelf_holds_its_owners_keys_only(world: World) -> None:
     """Nothing is created for, found, changed or deleted of others through a shelf."""
-    own, shared = world.service.records.own(ANN), world.service.records.shared(ROOT)
+    own, shared = world.service.own_records(ANN), world.service.shared_records(ROOT)
     for shelf, owner in ((own, "system"), (own, "user:bob"), (shared, "user:root")):
         with pytest.raises(NotAllowedError):
             create(shelf, world, owner)
@@ -88,17 +86,17 @@ def test_a_shelf_holds_its_owners_keys_only(world: World) -> None:
 
 def test_an_owner_of_the_same_beginning_is_another(world: World) -> None:
     """A user whose id begins as another's, or is called as a tier, has a shelf of their own."""
-    records = world.service.records
-    create(records.own(ANN), world, "user:ann")
+    own = world.service.own_records
+    create(own(ANN), world, "user:ann")
     for other in ("an", "anna", "ann%", "user", "user:ann", "system", "team", "", "ANN", "ann "):
-        shelf = records.own(Caller(user=other))
+        shelf = own(Caller(user=other))
         assert shelf.page()["keys"] == []
         assert shelf.stats()["total"] == 0
 
 
 def test_a_verdict_about_another_key_is_not_kept(world: World) -> None:
     """A check that ends after the key was replaced leaves the new one without a verdict."""
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     record = create(shelf, world, "user:ann")
     fields = {"api_key": Secret(world.fake.api_key("openai", owner="new"))}
     shelf.change(record, {}, NewSecret(fields=fields, validate="off"))
@@ -110,7 +108,7 @@ def test_a_verdict_about_another_key_is_not_kept(world: World) -> None:
 
 def test_a_version_that_is_gone(world: World) -> None:
     """What was meant for another version changes and deletes nothing."""
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     record = create(shelf, world, "user:ann")
     changed, _ = shelf.change(record, {"label": "new"}, if_version=1)
     with pytest.raises(VersionConflictError):
@@ -127,7 +125,7 @@ def unasked() -> bool:
 
 def test_notes_hold_no_key(world: World) -> None:
     """Neither a new key nor the stored one gets into a label or a description, whatever else is changed."""
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     stored, new = (world.fake.api_key("openai", owner=name) for name in ("user:ann", "new"))
     record = create(shelf, world, "user:ann")
     blank = NewSecret(fields={"api_key": Secret(" ")}, validate="off")
@@ -151,7 +149,7 @@ def test_notes_hold_no_key(world: World) -> None:
 def test_a_new_key_is_not_in_what_stays(world: World, name: str) -> None:
     """A key that stands in a note, a slot or a team's id that stays does not become that record's key."""
     api_key = "own-gateway-PLAINKEY0123456789"
-    shelf, fields = world.service.records.shared(ROOT), {"api_key": Secret(api_key)}
+    shelf, fields = world.service.shared_records(ROOT), {"api_key": Secret(api_key)}
     owner, slot = "team:red", None
     if name == "owner":
         owner = f"team:{api_key}"
@@ -172,7 +170,7 @@ def test_a_new_key_is_not_in_what_stays(world: World, name: str) -> None:
 def test_a_new_key_is_not_where_it_goes(world: World) -> None:
     """Neither a slot nor a team is called by a key; nothing is stored or logged of it."""
     api_key = "own-gateway-PLAINKEY0123456789"
-    shelf = world.service.records.shared(ROOT)
+    shelf = world.service.shared_records(ROOT)
     new = NewKey(fields={"api_key": Secret(api_key)}, validate="off")
     for owner, slot, name in [
         ("system", api_key, "slot"),
@@ -190,9 +188,9 @@ def test_a_new_key_is_not_where_it_goes(world: World) -> None:
 def test_a_new_key_for_an_old_record(world: World) -> None:
     """A key that replaces one from before BYOK_MAX_KEY_LIFETIME was set ends as any new one does."""
     cap = timedelta(days=30)
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     later = world.with_config(BYOK_MAX_KEY_LIFETIME=cap).with_keyring(world.keyring)
-    own = later.service.records.own(ANN)
+    own = later.service.own_records(ANN)
     for number, wanted in enumerate((None, timedelta(days=300), timedelta(days=3))):
         record = create(shelf, world, "user:ann")
         if wanted is not None:
@@ -229,7 +227,7 @@ def made_older(world: World, record: CredentialRecord, age: timedelta) -> None:
 @pytest.mark.parametrize("wanted", [None, timedelta(days=300)])
 def test_a_key_that_stays_lasts_no_longer(capped: World, wanted: timedelta | None) -> None:
     """However often its date is changed, a key ends as late after it was saved as keys may."""
-    shelf = capped.service.records.own(ANN)
+    shelf = capped.service.own_records(ANN)
     record = create(shelf, capped, "user:ann")
     made_older(capped, record, timedelta(days=20))
     ends = None if wanted is None else utcnow() + wanted
@@ -243,7 +241,7 @@ def test_a_key_that_stays_lasts_no_longer(capped: World, wanted: timedelta | Non
 
 def test_a_key_that_has_had_its_time(capped: World) -> None:
     """A key as old as keys may be is given no more time, but keeps its notes; a new key in its place gets all."""
-    shelf = capped.service.records.own(ANN)
+    shelf = capped.service.own_records(ANN)
     record = create(shelf, capped, "user:ann")
     made_older(capped, record, CAP)
     for wanted in (None, utcnow() + timedelta(minutes=1)):
@@ -260,7 +258,7 @@ def test_a_key_that_has_had_its_time(capped: World) -> None:
 
 def test_what_is_beside_the_secret_makes_no_new_key(capped: World) -> None:
     """A field that is no secret may be typed again, and its key is as old as it was."""
-    shelf = capped.service.records.own(ANN)
+    shelf = capped.service.own_records(ANN)
     typed = {"api_key": Secret("k-12345678"), "region": Secret("north")}
     record, _ = shelf.create("user:ann", "two", NewKey(fields=typed, validate="off"))
     made_older(capped, record, timedelta(days=20))
@@ -275,7 +273,7 @@ def test_what_is_beside_the_secret_makes_no_new_key(capped: World) -> None:
 
 def test_a_date_is_taken_back_where_there_is_no_limit(world: World) -> None:
     """Without a limit a key of any age can be given a date, and back to never."""
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     record = create(shelf, world, "user:ann")
     made_older(world, record, timedelta(days=999))
     dated, _ = shelf.change(record, {"expires_at": utcnow() + timedelta(days=3)})
@@ -285,7 +283,7 @@ def test_a_date_is_taken_back_where_there_is_no_limit(world: World) -> None:
 def test_every_change_is_counted(world: World) -> None:
     """Changing, showing and deleting have one rate with storing; who has used it up writes nothing more."""
     counted = world.with_config(BYOK_SET_RATE="4/minute", BYOK_ALLOW_REVEAL=True)
-    shelf = counted.service.records.own(ANN)
+    shelf = counted.service.own_records(ANN)
     record = create(shelf, counted, "user:ann")
     shelf.change(record, {"label": "x"})
     assert shelf.change(record, {"label": "x"})[0].version == "2"
@@ -305,9 +303,9 @@ def test_every_change_is_counted(world: World) -> None:
 
 def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: World) -> None:
     """A key whose provider is no longer offered can be given another end and label, and be switched off."""
-    record = create(world.service.records.own(ANN), world, "user:ann")
+    record = create(world.service.own_records(ANN), world, "user:ann")
     without = dataclasses.replace(world, catalog=Catalog().only(["groq"]))
-    shelf = without.service.records.own(ANN)
+    shelf = without.service.own_records(ANN)
     ends = utcnow() + timedelta(days=3)
     changed, _ = shelf.change(record, {"expires_at": ends, "label": "x", "active": False})
     assert (changed.expires_at, changed.label, changed.active) == (ends, "x", False)
@@ -319,17 +317,17 @@ def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: 
 
 def test_reveal(world: World) -> None:
     """A key is shown to its own person after a fresh sign-in, where the operator allows it, or not at all."""
-    own = world.service.records.own(ANN)
+    own = world.service.own_records(ANN)
     record = create(own, world, "user:ann")
     with pytest.raises(RevealDisabledError):
         own.reveal(record, fresh=unasked)
-    records = world.with_config(BYOK_ALLOW_REVEAL=True).service.records
+    service = world.with_config(BYOK_ALLOW_REVEAL=True).service
     with pytest.raises(FreshLoginRequiredError):
-        records.own(ANN).reveal(record, fresh=lambda: False)
-    shared = records.shared(ROOT)
+        service.own_records(ANN).reveal(record, fresh=lambda: False)
+    shared = service.shared_records(ROOT)
     with pytest.raises(RevealDisabledError):
         shared.reveal(create(shared, world, "system"), fresh=unasked)
-    shown = records.own(ANN).reveal(record, fresh=lambda: True)
+    shown = service.own_records(ANN).reveal(record, fresh=lambda: True)
     assert shown["api_key"].reveal() == world.fake.api_key("openai", owner="user:ann")
     logged = [entry.event.action for entry in world.accounts.audit.entries("user:ann")]
     assert logged == ["reveal", "set"]
@@ -337,9 +335,10 @@ def test_reveal(world: World) -> None:
 
 def test_a_lost_encryption_key(world: World) -> None:
     """Keys that do not open are listed as unreadable, neither checked nor shown, and can be deleted."""
-    record = create(world.service.records.own(ANN), world, "user:ann")
-    parts = dataclasses.replace(world.service.records._parts, keyring=Keyring("77" * 32))
-    shelf = Records(parts, world.accounts).own(ANN)
+    record = create(world.service.own_records(ANN), world, "user:ann")
+    lost = world.with_keyring(Keyring("77" * 32))
+    lost.accounts = world.accounts
+    shelf = lost._make_service().own_records(ANN)
     (shown,) = shelf.page()["keys"]
     assert shown["state"] == "unreadable"
     assert shelf.change(record, {"label": "lost"})[0].label == "lost"
@@ -351,10 +350,10 @@ def test_a_lost_encryption_key(world: World) -> None:
 
 def test_services(world: World) -> None:
     """The catalog says what each provider's key is made of."""
-    services = {one["provider"]: one for one in world.service.records.services(Caller())}
+    services = {one["provider"]: one for one in world.service.services(Caller())}
     assert services["openai"]["get_key_url"].startswith("https://")
     assert [field["name"] for field in services["openai"]["fields"]] == ["api_key"]
-    closed = world.with_config(BYOK_REQUIRE_LOGIN=True).service.records
+    closed = world.with_config(BYOK_REQUIRE_LOGIN=True).service
     with pytest.raises(OwnerRequiredError):
         closed.services(Caller())
     assert closed.services(ANN)
@@ -369,7 +368,7 @@ def test_a_note_and_a_key_at_once(world: World, name: str) -> None:
     api_key = "own-gateway-PLAINKEY0123456789"
     secret = NewSecret(fields={"api_key": Secret(api_key)}, validate="off")
     note: Any = {name: f"it is {api_key}"}
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     for first, second in (((note, None), ({}, secret)), (({}, secret), (note, None))):
         before = create(shelf, world, "user:ann")
         changed, _ = shelf.change(before, *first)
@@ -383,7 +382,7 @@ def test_a_note_and_a_key_at_once(world: World, name: str) -> None:
 
 def test_a_note_with_the_key_that_goes(world: World) -> None:
     """The stored key gets into no note either by the change that puts another in its place."""
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     fields = {"api_key": Secret("k-abcdefgh")}
     record, _ = shelf.create("user:ann", "openai", NewKey(fields=fields, validate="off"))
     secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
@@ -394,7 +393,7 @@ def test_a_note_with_the_key_that_goes(world: World) -> None:
 
 def test_a_date_and_a_key_at_once(world: World) -> None:
     """A date that is set while the key is replaced stays."""
-    shelf = world.service.records.own(ANN)
+    shelf = world.service.own_records(ANN)
     record = create(shelf, world, "user:ann")
     dated, _ = shelf.change(record, {"expires_at": utcnow() + timedelta(days=3)})
     secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
@@ -403,7 +402,7 @@ def test_a_date_and_a_key_at_once(world: World) -> None:
 
 def custom(world: World, base_url: str) -> tuple[Shelf, CredentialRecord]:
     """Store a key with an address, part of which a change may keep."""
-    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.records.own(ANN)
+    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.own_records(ANN)
     fields = {"api_key": Secret("k-12345678"), "base_url": Secret(base_url)}
     return shelf, shelf.create("user:ann", "custom", NewKey(fields=fields, validate="off"))[0]
 
@@ -412,19 +411,20 @@ def meanwhile(
     monkeypatch: pytest.MonkeyPatch, shelf: Shelf, changes: Iterator[Callable[[], object]]
 ) -> None:
     """Let something happen each time that a key is with its provider."""
-    before_set = shelf._parts.verdicts.before_set
+    checks = shelf._core.checks
+    before_set = checks.before_set
 
-    def slowly(*args: Any) -> Validation | None:
+    def slowly(*args: Any, **options: Any) -> Validation | None:
         for change in islice(changes, 1):
             change()
-        return before_set(*args)
+        return before_set(*args, **options)
 
-    monkeypatch.setattr(shelf._parts.verdicts, "before_set", slowly)
+    monkeypatch.setattr(checks, "before_set", slowly)
 
 
 def moving(world: World, record: CredentialRecord, times: int) -> Iterator[Callable[[], object]]:
     """Yield changes of a key together with its address, each to another one."""
-    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.records.own(ANN)
+    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.own_records(ANN)
     for number in range(times):
         fields = {"api_key": Secret("k-87654321")}
         moved = NewSecret(fields=fields, base_url=f"https://{number}.example/v1", validate="off")
@@ -445,7 +445,7 @@ def test_what_is_kept_of_a_key_that_changes(world: World, monkeypatch: pytest.Mo
 def test_what_is_kept_of_a_key_that_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A note that is changed meanwhile costs no second check."""
     shelf, record = custom(world, "https://old.example/v1")
-    other = world.service.records.own(ANN)
+    other = world.service.own_records(ANN)
     changes = [partial(other.change, record, {"label": "new"}), partial(pytest.fail, "asked again")]
     meanwhile(monkeypatch, shelf, iter(changes))
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")

@@ -1,0 +1,191 @@
+"""The wing's side of ``keys.ports``: what the core asks of accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..catalog import ProviderSpec
+from ..errors import KeyNotFoundError, NotAllowedError, OwnerRequiredError
+from ..keys.lookup import Candidate, Found, Opener
+from ..keys.ports import Promotion, require_admin
+from ..keys.service import Service
+from ..keys.session_store import AuditEvent
+from ..keys.usage import Use
+from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret
+from ..model.owner import ACCOUNT_TIERS, Caller, SessionRef, Tier
+from ..sealing.keyring import Context, Keyring
+from ..settings import Settings
+from .places import MainSlot
+from .promotion import promote
+from .shelf import Shelf
+
+if TYPE_CHECKING:
+    from .store.keys import AccountStore
+
+
+class Subject(NamedTuple):
+    """The subject of an event that has no record in the database."""
+
+    provider: str
+    slot: str = ""
+    id: str = ""
+
+
+class Wing:
+    """Keys of users, teams and the system in the database."""
+
+    def __init__(self, store: AccountStore, keyring: Keyring, settings: Settings) -> None:
+        self.store = store
+        self.tiers = tuple(tier for tier in settings.precedence if tier in ACCOUNT_TIERS)
+        self._settings = settings
+        self._opener = Opener(keyring, settings)
+
+    # look up
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the keys of these tiers that may serve the caller, read in one statement.
+
+        Of several teams' keys the one comes first whose team the host names first; of several slots the first.
+        """
+        owners = [(tier, owner) for tier, owner in caller.account_owners() if tier in self.tiers]
+        if not owners or not specs:
+            return {}
+        kept = self.store.places([owner for _, owner in owners], [spec.id for spec in specs])
+        return {
+            (tier, spec.id): self._candidates(spec, tier, owners, kept)
+            for spec in specs
+            for tier in self.tiers
+        }
+
+    def _candidates(
+        self,
+        spec: ProviderSpec,
+        tier: Tier,
+        owners: Iterable[tuple[Tier, str]],
+        kept: Mapping[tuple[str, str], Iterable[CredentialRecord]],
+    ) -> Iterator[Candidate]:
+        for owner in (owner for its_tier, owner in owners if its_tier is tier):
+            # By exact name: some databases compare without regard to case, and Ann's key is not ann's.
+            for record in kept.get((owner, spec.id), ()):
+                yield self._opener.open(spec, tier, "account", owner, record)
+
+    # the audit log
+
+    def event(
+        self,
+        caller: Caller,
+        action: str,
+        fields: Mapping[str, Secret] | None = None,
+        outcome: str = "done",
+    ) -> AuditEvent:
+        """Return an event for the log, with a fingerprint of the key if there is one."""
+        fingerprint = self.store.audit.fingerprint(fields) if fields else None
+        return AuditEvent(caller.actor, action, str(outcome), caller.request_id, fingerprint)
+
+    def subject(self, context: Context) -> Subject:
+        """Return a place in accounts as the subject of an event."""
+        return Subject(context.provider, context.slot)
+
+    def note(
+        self,
+        caller: Caller,
+        action: str,
+        provider: str,
+        fields: Mapping[str, Secret] | None = None,
+        *,
+        outcome: str = "done",
+        ended: Collection[str] = (),
+    ) -> set[str]:
+        """Log what a signed-in caller does in the session or at a provider; see ``keys.ports``."""
+        if not caller.authenticated:
+            return set()
+        event = self.event(caller, action, fields, outcome)
+        if ended:
+            return self.store.end(caller.identity, ended, event, Subject(provider))
+        self.store.audit.note(caller.identity, event, Subject(provider))
+        return set()
+
+    def over(self, owner: str, versions: Collection[str]) -> set[str]:
+        """Return those versions of the owner's session records that are over."""
+        return self.store.over(owner, versions)
+
+    # the verbs
+
+    def main_place(self, core: Service, caller: Caller, spec: ProviderSpec) -> MainSlot:
+        """Return where a key goes that the caller keeps in the account."""
+        return MainSlot(self, core, caller, caller.identity, spec)
+
+    def clear(self, caller: Caller, provider: str) -> bool:
+        """Delete the caller's keys for a provider, and return True if there were any."""
+        if not caller.authenticated:
+            return False
+        event = self.event(caller, "clear")
+        return bool(self.store.clear(caller.identity, [provider], event))
+
+    def record_verdict(
+        self, credential: Credential, verdict: RecordedVerdict, asked_by: Caller | None = None
+    ) -> None:
+        """Store a verdict about a key of these tiers, and log the check that a signed-in caller asked for."""
+        event = None
+        if asked_by is not None and asked_by.authenticated:
+            event = self.event(asked_by, "validate", credential.fields, verdict.verdict)
+        with suppress(KeyNotFoundError):  # deleted during the check
+            self.store.record_verdict(credential.id, verdict.version, verdict, event)
+            return
+        if event is not None:
+            subject = Subject(credential.provider, id=credential.id)
+            self.store.audit.note(credential.owner, event, subject)
+
+    def count(self, use: Use) -> None:
+        """Add uses to the owner's statistics."""
+        self.store.usage.add(use)
+
+    def promote(
+        self,
+        core: Service,
+        caller: Caller,
+        session: SessionRef,
+        specs: Sequence[ProviderSpec],
+        *,
+        replace: bool,
+        own: bool,
+    ) -> Promotion:
+        """Move keys from the session into the caller's account; see ``accounts.promotion``."""
+        return promote(self, core, caller, session, specs, replace=replace, own=own)
+
+    def forget(self, caller: Caller, owner: str) -> list[str]:
+        """Delete everything of an owner but the audit log, and return the providers that had keys."""
+        gone = self.store.forget(owner, self.event(caller, "clear"))
+        return sorted({record.provider for record in gone})
+
+    # records
+
+    def own(self, core: Service, caller: Caller) -> Shelf:
+        """Return the caller's own records.
+
+        :raises OwnerRequiredError: nobody is signed in.
+        :raises NotAllowedError: users have no keys in accounts here.
+        """
+        if not caller.authenticated:
+            raise OwnerRequiredError("Sign in to see the keys in your account.")
+        if Tier.USER not in self.tiers:
+            raise NotAllowedError("No keys are kept in accounts here.")
+        return Shelf(self, core, caller, [caller.identity])
+
+    def shared(self, core: Service, caller: Caller) -> Shelf:
+        """Return the records of all teams and of the system.
+
+        :raises OwnerRequiredError: nobody is signed in.
+        :raises NotAllowedError: the caller is no admin, or there are no shared keys here.
+        """
+        require_admin(caller)
+        kept = [tier.value for tier in (Tier.SYSTEM, Tier.TEAM) if tier in self.tiers]
+        if not kept:
+            raise NotAllowedError("No shared keys are kept in the database here.")
+        return Shelf(self, core, caller, kept)
+
+    def everything(self, core: Service) -> Shelf:
+        """Return all records, for an operator's command."""
+        return Shelf(self, core, Caller(command=True), None)

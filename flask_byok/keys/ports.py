@@ -1,0 +1,170 @@
+"""What the core asks of the wing of accounts, and the stand-in for an app without accounts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from ..catalog import ProviderSpec
+from ..errors import NotAllowedError, OwnerRequiredError
+from ..model.credential import Credential, RecordedVerdict, Secret
+from ..model.owner import Caller, SessionRef, Tier
+
+if TYPE_CHECKING:
+    from .lookup import Found
+    from .save import Destination
+    from .service import Service
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """Provider ids by what happened to the session's keys.
+
+    ``promoted``: the key is the user's own now, or was before; then only the session's copy goes.
+    ``kept``: another key of the user's own stayed, and the visitor's stays pending. A provider is in both if
+    the user's own session key was promoted and the visitor's was not.
+    """
+
+    promoted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+class Accounts(Protocol):
+    """Keys that outlive the session, with their audit log and usage counts.
+
+    Methods that act on more than the database are given the core. Every method raises ``StoreError`` if the
+    database does not answer.
+    """
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """The tiers that are kept here."""
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the keys of these tiers that may serve the caller, read in one statement."""
+
+    def over(self, owner: str, versions: Collection[str]) -> set[str]:
+        """Return those versions of the owner's session records that were promoted, replaced or cleared."""
+
+    def note(
+        self,
+        caller: Caller,
+        action: str,
+        provider: str,
+        fields: Mapping[str, Secret] | None = None,
+        *,
+        outcome: str = "done",
+        ended: Collection[str] = (),
+    ) -> set[str]:
+        """Log what a signed-in caller does in the session or at a provider, before it is done.
+
+        A visitor has no name that a log could keep, so visitors' actions are not logged.
+
+        :param ended: versions of session records that are over with this event.
+        :return: those of them that were not over before.
+        :raises StoreError: the event could not be written; the action must not go ahead.
+        """
+
+    def main_place(self, core: Service, caller: Caller, spec: ProviderSpec) -> Destination:
+        """Return where a key goes that the caller keeps in the account."""
+
+    def clear(self, caller: Caller, provider: str) -> bool:
+        """Delete the caller's keys for a provider, and return True if there were any."""
+
+    def record_verdict(
+        self,
+        credential: Credential,
+        verdict: RecordedVerdict,
+        asked_by: Caller | None = None,
+    ) -> None:
+        """Store a verdict about a key of these tiers.
+
+        :param asked_by: who asked for the check; it is then logged.
+        """
+
+    def count(self, use: Any) -> None:
+        """Add uses to the owner's statistics."""
+
+    def promote(
+        self,
+        core: Service,
+        caller: Caller,
+        session: SessionRef,
+        specs: Sequence[ProviderSpec],
+        *,
+        replace: bool,
+        own: bool,
+    ) -> Promotion:
+        """Move keys from the session into the caller's account.
+
+        :param replace: also in the place of a key that the account has already.
+        :param own: also what the caller saved in the session since signing in.
+        """
+
+    def forget(self, caller: Caller, owner: str) -> list[str]:
+        """Delete everything of an owner but the audit log, and return the providers that had keys."""
+
+    def own(self, core: Service, caller: Caller) -> Any:
+        """Return the shelf of the caller's own records."""
+
+    def shared(self, core: Service, caller: Caller) -> Any:
+        """Return the shelf of all teams' and the system's records, for an admin."""
+
+
+class NoAccounts:
+    """Stands in for the wing in an app that keeps keys in sessions only."""
+
+    tiers: tuple[Tier, ...] = ()
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return nothing."""
+        return {}
+
+    def over(self, *_: Any) -> set[str]:
+        """Return nothing."""
+        return set()
+
+    def note(self, *_: Any, **__: Any) -> set[str]:
+        """Log nothing."""
+        return set()
+
+    def clear(self, *_: Any) -> bool:
+        """Delete nothing."""
+        return False
+
+    def record_verdict(self, *_: Any) -> None:
+        """Store nothing."""
+
+    def count(self, use: Any) -> None:
+        """Count nothing."""
+
+    def forget(self, *_: Any) -> list[str]:
+        """Delete nothing."""
+        return []
+
+    def own(self, core: Service, caller: Caller, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: no keys are kept in accounts."""
+        if not caller.authenticated:
+            raise OwnerRequiredError("Sign in to see the keys in your account.")
+        raise NotAllowedError("No keys are kept in accounts here.")
+
+    main_place = promote = own
+
+    def shared(self, core: Service, caller: Caller) -> NoReturn:
+        """Refuse: no shared keys are kept in a database."""
+        require_admin(caller)
+        raise NotAllowedError("No shared keys are kept in the database here.")
+
+
+def require_admin(caller: Caller) -> None:
+    """Refuse a caller who may not see shared keys.
+
+    :raises OwnerRequiredError: nobody is signed in.
+    :raises NotAllowedError: the caller is no admin.
+    """
+    if not caller.authenticated:
+        raise OwnerRequiredError("Sign in as an admin to see shared keys.")
+    if not caller.admin:
+        raise NotAllowedError("Only admins see and change shared keys.")
