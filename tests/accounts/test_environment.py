@@ -79,8 +79,11 @@ def summary(copied: list[Copied]) -> list[tuple[str, str, bool]]:
 
 
 def test_new_keys_are_stored(copier: Copier) -> None:
-    """A key is stored for the system, and logged as the command line's import; a second run keeps it."""
+    """A key is stored for the system and logged as an import, but not by a dry run; a second run keeps it."""
+    planned = copier.copy(dry_run=True)
+    assert (copier.stored(), copier.accounts.audit.entries()) == ({}, [])
     (copied,) = copier.copy()
+    assert planned == [copied]
     assert summary([copied]) == [("OPENAI_API_KEY", "added", True)]
     assert (copied.tier, copied.hint) == (Tier.ENV, "sk-proj-…0001")
     assert copier.stored() == {"openai/": OPENAI}
@@ -90,12 +93,6 @@ def test_new_keys_are_stored(copier: Copier) -> None:
     assert entry.event.fingerprint == copier.accounts.audit.fingerprint(fields)
     again = copier.copy(environ={"OPENAI_API_KEY": f" {OPENAI}\n"})
     assert summary(again) == [("OPENAI_API_KEY", "kept", True)]
-
-
-def test_dry_run(copier: Copier) -> None:
-    """A dry run says what would be done, and leaves no trace."""
-    assert summary(copier.copy(dry_run=True)) == [("OPENAI_API_KEY", "added", True)]
-    assert (copier.stored(), copier.accounts.audit.entries()) == ({}, [])
 
 
 @pytest.mark.parametrize(
