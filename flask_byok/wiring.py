@@ -20,7 +20,7 @@ from .http import Outbound
 from .keys.checks import Checks, Notify
 from .keys.lookup import Lookup, OperatorTier, SessionTier, TierReader
 from .keys.operator import EnvironmentKeys, SecretFileKeys
-from .keys.ports import Accounts, NoAccounts
+from .keys.ports import Accounts
 from .keys.save import Saver
 from .keys.service import Limiter, Service
 from .keys.session_store import SessionStore
@@ -198,7 +198,7 @@ def build_accounts(
     :raises ConfigurationError: there is no place for it.
     """
     if ACCOUNT_TIERS.isdisjoint(settings.precedence):
-        return NoAccounts()
+        return Accounts()
     from .accounts.store.keys import AccountStore
 
     if settings.encryption_key is None:
