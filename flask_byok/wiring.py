@@ -22,7 +22,7 @@ from .http import Outbound
 from .keys.checks import Checks, Notify
 from .keys.lookup import Lookup, OperatorTier, SessionTier, TierReader
 from .keys.operator import EnvironmentKeys, SecretFileKeys
-from .keys.ports import Accounts, NoAccounts
+from .keys.ports import Accounts
 from .keys.save import Saver
 from .keys.service import Limiter, Service
 from .keys.session_store import SessionStore
@@ -203,7 +203,7 @@ def build_accounts(
     :raises ConfigurationError: there is no place for it.
     """
     if ACCOUNT_TIERS.isdisjoint(settings.precedence):
-        return NoAccounts()
+        return Accounts()
     if settings.encryption_key is None:
         # A real database, and its audit log, are not for what a made-up key seals.
         store = open_accounts("sqlite://", keyring)

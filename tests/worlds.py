@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
@@ -142,3 +143,26 @@ def registered(*specs: ProviderSpec) -> Catalog:
     for spec in specs:
         catalog.register(spec)
     return catalog
+
+
+def core_on(
+    accounts: AccountStore, keyring: Keyring, catalog: Catalog, settings: Settings
+) -> tuple[Service, Wing]:
+    """Return a service on this database of accounts, with sessions in memory, and its wing."""
+    lifetime = timedelta(hours=1)
+    store = SqlSessionStore("sqlite://", ttl=lifetime, max_age=lifetime)
+    wing, rates = Wing(accounts, keyring, settings), RateStorage.in_memory()
+    limit = RateLimiter("20/minute", rates, setting="X")
+    service = assemble(
+        settings,
+        catalog,
+        keyring,
+        Sessions(store, wing.over),
+        wing,
+        Outbound(),
+        [],
+        validate_limit=limit,
+        set_limit=limit,
+        notify=lambda *_: None,
+    )
+    return service, wing

@@ -2,153 +2,145 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..catalog import ProviderSpec
-from ..checking import refuse_admin_key
-from ..errors import ByokError, KeyExistsError, KeyRefusedError, UnreadableCredentialError
-from ..keys.operator import EnvironmentKeys, OperatorKey, SecretFileKeys
-from ..keys.session_store import AuditEvent
-from ..keys.typed import capped_expiry
-from ..model.credential import CredentialRecord, Secret, make_hint, utcnow
+from ..errors import ByokError, KeyExistsError
+from ..keys.operator import EnvironmentKeys, OperatorKey, SecretFileKeys, variables
+from ..model.credential import make_hint, utcnow
 from ..model.owner import Tier
-from ..sealing.keyring import Context, Keyring
-from ..sealing.records import new_record
 from ..settings import Settings
-
-if TYPE_CHECKING:
-    from .store.keys import AccountStore
-
-#: How a key that was found compares with what is stored. ``idle``: it is stored, and does not serve.
-#: ``shadowed``: another variable of the same provider comes first. ``unusable``: it may not be stored,
-#: or cannot be a key.
-Kind = Literal["new", "same", "idle", "different", "shadowed", "unusable"]
+from .transfer import Destination, MovedKey
 
 Sources = Sequence[EnvironmentKeys | SecretFileKeys]
+#: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
+Outcome = Literal["added", "kept", "skipped"]
+
+_REPLACED = "it replaces the stored key"
+_SAME = "it is stored already"
+_OTHER = "a key that differs, or does not serve, is stored; --replace puts this one in its place"
+_LATER = "another variable or file of this provider comes first"
+_NO_ROOM = "another key was saved meanwhile, or BYOK_KEYS_PER_PROVIDER leaves no room"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A variable or secret file with a key of the operator's.
+class Copied:
+    """The outcome for one variable or secret file.
 
-    ``problem`` says why it is unusable or idle; ``expires_at`` when what is stored ends, or would end.
+    ``removable``: the same key is stored, and serves until ``expires_at``.
     """
 
-    spec: ProviderSpec
+    provider: str
     tier: Tier
     name: str
-    kind: Kind
-    fields: dict[str, Secret] = dataclasses.field(default_factory=dict)
-    problem: str = ""
+    outcome: Outcome
+    reason: str
+    hint: str = ""
+    removable: bool = False
     expires_at: datetime | None = None
 
-    @property
-    def hint(self) -> str:
-        """Show as much of the key as may be shown."""
-        return make_hint(self.fields["api_key"].reveal(), self.spec.prefixes) if self.fields else ""
+
+def operator_sources(settings: Settings) -> Sources:
+    """Return the places of the operator's keys, in the order in which they serve."""
+    sources: dict[Tier, EnvironmentKeys | SecretFileKeys] = {
+        Tier.SECRET: SecretFileKeys(settings.secrets_dir),
+        Tier.ENV: EnvironmentKeys(),
+    }
+    order = dict.fromkeys([*settings.precedence, *sources])
+    return [sources[tier] for tier in order if tier in sources]
 
 
-def find_keys(
-    accounts: AccountStore,
-    keyring: Keyring,
-    settings: Settings,
-    specs: Sequence[ProviderSpec],
+def copy_keys(
+    destination: Destination,
     sources: Sources,
-    owner: str,
-) -> Iterator[Found]:
-    """Yield every key that the operator has for these providers, compared with the owner's stored ones.
-
-    :param sources: where to look, the first one first.
-    """
-    records = accounts.find([owner], [spec.id for spec in specs])
-    stored = {record.provider: record for record in records if not record.slot}
-    for spec in specs:
-        record = stored.get(spec.id)
-        ends, is_first = capped_expiry(None, settings), True
-        for tier, name, key in _search(spec, sources):
-            if isinstance(key, ByokError):
-                yield Found(spec, tier, name, "unusable", problem=str(key))
-                continue
-            fields = dict(key.fields)
-            kind, state = _compare(keyring, record, fields)
-            if kind == "same" and record is not None:
-                yield Found(spec, tier, name, kind, fields, expires_at=record.expires_at)
-            elif is_first:
-                yield Found(spec, tier, name, kind, fields, state, ends)
-            else:
-                yield Found(spec, tier, name, "shadowed", fields)
-            is_first = False
-
-
-def store_key(
-    accounts: AccountStore,
-    keyring: Keyring,
-    settings: Settings,
-    found: Found,
     owner: str,
     *,
     replace: bool = False,
-) -> bool:
-    """Store a key that was found; False where somebody saved one meanwhile, or there is no room.
+    dry_run: bool = False,
+) -> Iterator[Copied]:
+    """Copy each provider's first key to the owner's first slot; yield an outcome for every key found.
 
-    :param replace: put it in the place of the one that was there when it was found.
+    :param replace: replace a stored key that differs, or that does not serve.
+    :param dry_run: store nothing.
     """
-    record = new_record(
-        keyring,
-        Context("account", owner, found.spec.id),
-        found.spec,
-        found.fields,
-        None,
-        expires_at=found.expires_at,
-    )
-    event = AuditEvent("cli", "import", fingerprint=accounts.audit.fingerprint(found.fields))
-    try:
-        if replace and found.kind != "new":
-            accounts.put(record, event, at_most=settings.keys_per_provider)
-        else:
-            accounts.create(record, event, at_most=settings.keys_per_provider)
-    except KeyExistsError:
-        return False
-    return True
+    for spec in destination.catalog:
+        slot = _FirstSlot(destination, owner, spec.id, replace=replace, dry_run=dry_run)
+        is_first = True
+        for tier, name, key in _search(destination, spec, sources, owner):
+            if isinstance(key, ByokError):
+                yield Copied(spec.id, tier, name, "skipped", str(key))
+                continue
+            outcome, reason = slot.take(key, is_first=is_first)
+            removable = slot.has(key)
+            ends = slot.expires_at if removable else None
+            hint = make_hint(key.fields["api_key"], spec.prefixes)
+            yield Copied(spec.id, tier, name, outcome, reason, hint, removable, ends)
+            is_first = False
 
 
 def _search(
-    spec: ProviderSpec, sources: Sources
-) -> Iterator[tuple[Tier, str, OperatorKey | ByokError]]:
-    """Yield each variable's key, or what is wrong with it: not only that of the first one that has any."""
+    destination: Destination, spec: ProviderSpec, sources: Sources, owner: str
+) -> Iterator[tuple[Tier, str, MovedKey | ByokError]]:
+    """Yield each key, or the error that says why it cannot be stored."""
     for source in sources:
-        for variable in spec.env:
+        for variable in variables(spec):
+            name = variable
+            key: MovedKey | ByokError
             try:
-                key = source.find(dataclasses.replace(spec, env=(variable,)))
-                if key is not None:
-                    yield source.tier, key.name, _allowed(spec, key)
-            except UnreadableCredentialError as error:
-                yield source.tier, variable, error
+                found = source.read(spec, variable)
+                if found is None:
+                    continue
+                name = found.name
+                key = destination.clean(_moved(owner, spec, found))
+            except ByokError as error:
+                key = error
+            yield source.tier, name, key
 
 
-def _allowed(spec: ProviderSpec, key: OperatorKey) -> OperatorKey | ByokError:
-    refused = refuse_admin_key(spec, {name: each.reveal() for name, each in key.fields.items()})
-    return key if refused is None else KeyRefusedError(refused, provider=spec.id)
+def _moved(owner: str, spec: ProviderSpec, key: OperatorKey) -> MovedKey:
+    fields = {name: secret.reveal() for name, secret in key.fields.items()}
+    return MovedKey(owner=owner, provider=spec.id, fields=fields, created_at=utcnow())
 
 
-def _compare(
-    keyring: Keyring, record: CredentialRecord | None, fields: dict[str, Secret]
-) -> tuple[Kind, str]:
-    """Compare a key with what is stored, and say in which state that is if it does not serve."""
-    if record is None:
-        return "new", ""
-    if _opened(keyring, record) != fields:
-        return "different", ""
-    state = record.state(utcnow())
-    return ("same", "") if state == "active" else ("idle", state)
+class _FirstSlot:
+    """The owner's first slot for one provider, as it is while keys are copied."""
 
+    def __init__(
+        self, destination: Destination, owner: str, provider: str, *, replace: bool, dry_run: bool
+    ) -> None:
+        record = destination.find(owner, provider).get("")
+        self._destination = destination
+        self._taken = record is not None
+        self._replace = replace
+        self._dry_run = dry_run
+        self._serving: MovedKey | None = None
+        if record is not None and record.state(utcnow()) == "active":
+            self._serving = destination.open(record)
 
-def _opened(keyring: Keyring, record: CredentialRecord) -> dict[str, Secret] | None:
-    try:
-        return keyring.open_record("account", record.owner, record)[0]
-    except UnreadableCredentialError:
-        return None
+    @property
+    def expires_at(self) -> datetime | None:
+        """The time at which the stored key expires."""
+        return None if self._serving is None else self._serving.expires_at
+
+    def has(self, key: MovedKey) -> bool:
+        """Return True if this key is stored, and is active."""
+        return self._serving is not None and self._serving.fields == key.fields
+
+    def take(self, key: MovedKey, *, is_first: bool) -> tuple[Outcome, str]:
+        """Store a key, or return the reason not to."""
+        if self.has(key):
+            return "kept", _SAME
+        if not is_first:
+            return "kept", _LATER
+        if self._taken and not self._replace:
+            return "kept", _OTHER
+        if not self._dry_run:
+            try:
+                self._destination.store(key, replace=self._taken)
+            except KeyExistsError:
+                return "skipped", _NO_ROOM
+        self._serving = key
+        return "added", _REPLACED if self._taken else ""

@@ -1,151 +1,135 @@
-"""Seal a file with a passphrase.
+"""Encrypt a file with a passphrase, in the format of age (https://c2sp.org/age, version 1).
 
-The first line is JSON and says how the passphrase becomes a key (scrypt, RFC 7914). Then come chunks,
-each sealed with AES-256-GCM by the STREAM construction (Hoang, Reyhanitabar, Rogaway and Vizár,
-"Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance", CRYPTO 2015): the nonce is
-the chunk's number and whether it is the last, and the first line is associated data. So a chunk that
-is missing, moved or repeated does not open, and neither does a file that was cut off or added to,
-while no more than two chunks are in memory.
+An export opens without this package: ``age --decrypt keys.age``. This module reads and writes files with
+one passphrase and without ASCII armor. It does so itself because pyrage, the library for Python, takes a
+work factor for scrypt from the speed of the machine, and no other: often 2**20, which needs 1 GiB.
 """
 
 from __future__ import annotations
 
+import base64
+import hmac
 import os
+import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, BinaryIO, Literal
 
-import msgspec
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from ..errors import ByokError
 
-#: Plaintext bytes in each chunk but the last.
-CHUNK = 64 * 1024
-#: OWASP's Password Storage Cheat Sheet asks for at least n=2**17, r=8, p=1: 128 MiB for each guess.
-COST = (2**17, 8, 1)
-#: Most memory that a file may make us use, in bytes: scrypt takes 128 * r * (n + p) of its numbers.
-MOST_MEMORY = 256 * 1024 * 1024
-#: Most r and p that a file may have.
-MOST_BLOCKS, MOST_ROUNDS = 32, 4
+#: Binary logarithm of scrypt's N. OWASP's Password Storage Cheat Sheet asks for at least 17, with
+#: r = 8 and p = 1: 128 MiB for each guess.
+WORK_FACTOR = 17
+#: The largest work factor that is read: 256 MiB. It is age's own default.
+LARGEST_WORK_FACTOR = 18
+#: Most bytes of a file; it is held in memory as a whole. About 300,000 keys.
+LARGEST_FILE = 128 * 1024 * 1024
 
-_TAG_BYTES = 16
-_SALT_BYTES = 16
-_NUMBER_BYTES = 11  # with one for the mark of the last: the 96 bits of a nonce
-_LONGEST_HEADER = 512
+_CHUNK, _TAG = 64 * 1024, 16
+_HEADER = re.compile(
+    rb"(age-encryption\.org/v1\n"
+    rb"-> scrypt ([A-Za-z0-9+/]{22}) ([1-9][0-9]?)\n([A-Za-z0-9+/]{43})\n"
+    rb"---) ([A-Za-z0-9+/]{43})\n"
+)
 
-_NOT_OURS = "This is not a file that 'flask byok export' has written."
-_FIRST = "The passphrase is wrong, or the file was altered or cut off."
-_LATER = "The file was altered or cut off."
-_TOO_MUCH = (
-    "Opening this file would take more memory or time than is allowed, or than there is: 'flask byok "
-    "export' writes no such file."
+_UNKNOWN = "This is not a file that 'flask byok export' has written."
+_WRONG = "The passphrase is wrong, or the file was altered or cut off."
+_ALTERED = "The file was altered or cut off."
+_COSTLY = "Opening this file would take too much memory or time."
+_TOO_LARGE = (
+    f"The file would be larger than {LARGEST_FILE // 1024**2} MiB. Use one file for each --owner."
 )
 
 
 class SealedFileError(ByokError):
-    """Raised when a sealed file does not open: another passphrase, altered, cut off, or not ours."""
+    """Raised when a sealed file cannot be opened or made."""
 
     code, title = "sealed_file", "The file cannot be opened"
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    """The first line. ``salt`` is new for each file, so no two have the same key."""
+def encrypt(plaintext: bytes, passphrase: str) -> bytes:
+    """Return a file that opens with the passphrase.
 
-    format: Literal["flask-byok-export-1"]
-    kdf: Literal["scrypt"]
-    n: Annotated[int, msgspec.Meta(ge=2)]
-    r: Annotated[int, msgspec.Meta(ge=1)]
-    p: Annotated[int, msgspec.Meta(ge=1)]
-    salt: bytes
-
-    def aead(self, passphrase: str) -> AESGCM:
-        """Derive the file's cipher; this is meant to take a while."""
-        # One passphrase typed on two systems may be two sequences of code points (RFC 8265, 4.2.2).
-        typed = unicodedata.normalize("NFC", passphrase).encode()
-        return AESGCM(Scrypt(self.salt, 32, self.n, self.r, self.p).derive(typed))
-
-
-class SealedWriter:
-    """Writes a sealed file. Without ``close`` it has no end, and does not open."""
-
-    def __init__(self, file: BinaryIO, passphrase: str) -> None:
-        header = _Header("flask-byok-export-1", "scrypt", *COST, os.urandom(_SALT_BYTES))
-        self._file = file
-        self._first_line = msgspec.json.encode(header) + b"\n"
-        self._aead = header.aead(passphrase)
-        self._waiting = bytearray()
-        self._number = 0
-        file.write(self._first_line)
-
-    def write(self, plaintext: bytes) -> None:
-        """Add to the plaintext."""
-        self._waiting += plaintext
-        while len(self._waiting) > CHUNK:
-            self._seal(bytes(self._waiting[:CHUNK]), last=False)
-            del self._waiting[:CHUNK]
-
-    def close(self) -> None:
-        """Write the last chunk; the file itself stays open."""
-        self._seal(bytes(self._waiting), last=True)
-
-    def _seal(self, chunk: bytes, *, last: bool) -> None:
-        nonce = _nonce(self._number, last)
-        self._file.write(self._aead.encrypt(nonce, chunk, self._first_line))
-        self._number += 1
-
-
-class SealedReader:
-    """Opens a sealed file. Each iteration yields its plaintext from the beginning, chunk by chunk.
-
-    That it was cut off shows at its end only: whoever must not act on half a file iterates twice.
-
-    :param file: one that can be read from any place.
-    :raises SealedFileError: it is not ours, or asks for more memory than a file may; when iterating,
-        the passphrase is wrong, or the file was altered.
+    :raises SealedFileError: the file would be larger than ``LARGEST_FILE``.
     """
-
-    def __init__(self, file: BinaryIO, passphrase: str) -> None:
-        self._file = file
-        self._first_line = file.readline(_LONGEST_HEADER)
-        header = _read_header(self._first_line)
-        try:
-            self._aead = header.aead(passphrase)
-        except (MemoryError, ValueError):  # too little memory, or numbers that do not go together
-            raise SealedFileError(_TOO_MUCH) from None
-
-    def __iter__(self) -> Iterator[bytes]:
-        self._file.seek(len(self._first_line))
-        number, chunk = 0, self._next()
-        while following := self._next():
-            yield self._open(number, chunk, last=False)
-            number, chunk = number + 1, following
-        yield self._open(number, chunk, last=True)
-
-    def _next(self) -> bytes:
-        return self._file.read(CHUNK + _TAG_BYTES)
-
-    def _open(self, number: int, chunk: bytes, *, last: bool) -> bytes:
-        try:
-            return self._aead.decrypt(_nonce(number, last), chunk, self._first_line)
-        except InvalidTag:
-            raise SealedFileError(_LATER if number else _FIRST) from None
+    file_key, salt, nonce = os.urandom(16), os.urandom(16), os.urandom(16)
+    wrapped = _wrapping(passphrase, salt, WORK_FACTOR).encrypt(bytes(12), file_key, None)
+    stanza = b"-> scrypt %b %d\n%b" % (_base64(salt), WORK_FACTOR, _base64(wrapped))
+    header = b"age-encryption.org/v1\n%b\n---" % stanza
+    cipher = ChaCha20Poly1305(_derive(file_key, nonce, b"payload"))
+    chunks = [cipher.encrypt(number, chunk, None) for number, chunk in _chunks(plaintext, _CHUNK)]
+    content = b"".join([header, b" ", _mac(file_key, header), b"\n", nonce, *chunks])
+    if len(content) > LARGEST_FILE:
+        raise SealedFileError(_TOO_LARGE)
+    return content
 
 
-def _nonce(number: int, last: bool) -> bytes:
-    return number.to_bytes(_NUMBER_BYTES, "big") + bytes([last])
+def decrypt(content: bytes, passphrase: str) -> bytes:
+    """Return the plaintext of a file, opened to its end.
 
-
-def _read_header(line: bytes) -> _Header:
+    :raises SealedFileError: the passphrase is wrong; the file was altered or cut off, is another kind
+        of file, or needs more memory than a file may.
+    """
+    found = _HEADER.match(content)
+    if found is None:
+        raise SealedFileError(_UNKNOWN)
+    header, salt, factor, wrapped, mac = found.groups()
+    if int(factor) > LARGEST_WORK_FACTOR or len(content) > LARGEST_FILE:
+        raise SealedFileError(_COSTLY)
     try:
-        header = msgspec.json.decode(line, type=_Header)
-    except ValueError:
-        raise SealedFileError(_NOT_OURS) from None
-    memory = 128 * header.r * header.n
-    if memory > MOST_MEMORY or header.r > MOST_BLOCKS or header.p > MOST_ROUNDS:
-        raise SealedFileError(_TOO_MUCH)
-    return header
+        wrapping = _wrapping(passphrase, _unbase64(salt), int(factor))
+        file_key = wrapping.decrypt(bytes(12), _unbase64(wrapped), None)
+    except InvalidTag:
+        raise SealedFileError(_WRONG) from None
+    except MemoryError:
+        raise SealedFileError(_COSTLY) from None
+    if not hmac.compare_digest(mac, _mac(file_key, header)):
+        raise SealedFileError(_ALTERED)
+    return _open_payload(content[found.end() :], file_key)
+
+
+def _open_payload(payload: bytes, file_key: bytes) -> bytes:
+    nonce, sealed = payload[:16], payload[16:]
+    cipher = ChaCha20Poly1305(_derive(file_key, nonce, b"payload"))
+    try:
+        return b"".join(
+            cipher.decrypt(number, chunk, None) for number, chunk in _chunks(sealed, _CHUNK + _TAG)
+        )
+    except InvalidTag:
+        raise SealedFileError(_ALTERED) from None
+
+
+def _chunks(text: bytes, size: int) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each chunk with its nonce: its number, and whether it is the last."""
+    for number, start in enumerate(range(0, max(len(text), 1), size)):
+        is_last = start + size >= len(text)
+        yield number.to_bytes(11, "big") + bytes([is_last]), text[start : start + size]
+
+
+def _wrapping(passphrase: str, salt: bytes, factor: int) -> ChaCha20Poly1305:
+    """Derive the cipher that wraps the file's key; slow by intention."""
+    # One passphrase typed on two systems may be two sequences of code points (RFC 8265, 4.2.2).
+    typed = unicodedata.normalize("NFC", passphrase).encode()
+    salt = b"age-encryption.org/v1/scrypt" + salt
+    return ChaCha20Poly1305(Scrypt(salt, length=32, n=2**factor, r=8, p=1).derive(typed))
+
+
+def _mac(file_key: bytes, header: bytes) -> bytes:
+    return _base64(hmac.digest(_derive(file_key, b"", b"header"), header, "sha256"))
+
+
+def _derive(file_key: bytes, salt: bytes, info: bytes) -> bytes:
+    return HKDF(SHA256(), length=32, salt=salt, info=info).derive(file_key)
+
+
+def _base64(data: bytes) -> bytes:
+    return base64.b64encode(data).rstrip(b"=")
+
+
+def _unbase64(text: bytes) -> bytes:
+    return base64.b64decode(text + b"==")

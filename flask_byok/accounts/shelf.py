@@ -250,7 +250,7 @@ class Shelf:
         refused = partial(self._refused, record)
         validation = saver.check(self.caller, spec, typed, secret.validate, refused)
         context = Context("account", record.owner, record.provider, record.slot)
-        fresh = saver.seal(context, spec, typed, validation=validation)
+        fresh = saver.seal(context, spec, typed, validation)
         sealed = {name: getattr(fresh, name) for name in ("ciphertext", "hint", "validity")}
 
         def values(now: CredentialRecord) -> dict[str, Any]:

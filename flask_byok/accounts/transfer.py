@@ -1,157 +1,317 @@
-"""Write accounts' keys to a file sealed with a passphrase, and read them from it.
+"""Move keys between databases: export to a file, import from it.
 
-The file's plaintext is a line of JSON for each key: what it takes to make its record anew, under any
-encryption key. Verdicts and counts of use stay where they were made.
+The file's plaintext has a line of JSON for each key, with all that another app needs to seal it under its
+own encryption key. Verdicts and counts of uses are not in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from ..errors import UnreadableCredentialError
+from ..errors import (
+    ByokError,
+    InvalidFieldError,
+    KeyExistsError,
+    UnreadableCredentialError,
+)
+from ..keys.service import Service
 from ..keys.session_store import AuditEvent
-from ..model.credential import CredentialRecord, Moment
-from ..sealing.keyring import Keyring
-from .export_file import SealedFileError, SealedReader, SealedWriter
+from ..keys.typed import NewKey, check_place, in_utc
+from ..model.credential import CredentialRecord, Moment, Secret, serving_order, utcnow
+from ..model.owner import Caller
+from .export_file import SealedFileError, decrypt, encrypt
+from .wing import Wing
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
 
 _NO_KEY = "The file holds something that is not a key: was it made by a later version?"
-
-#: Keys that are read from the database at a time.
-PAGE = 200
-#: Bytes that a key's line may have. The longest that there can be have some 20,000.
-LONGEST_LINE = 256 * 1024
+_NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
+# Keys that an export reads in one statement.
+_PAGE = 200
 
 #: ``system``, ``user:<id>`` or ``team:<id>``.
 OwnerName = Annotated[str, msgspec.Meta(pattern=r"(?s)^(system|(user|team):.+)\Z", max_length=255)]
 SlotName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{0,40}\Z")]
 
-#: An owner, a provider and a slot: no two records have the same.
+#: An owner, a provider and a slot: each record has a place of its own.
 Place = tuple[str, str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MovedKey:
-    """A key in plain, on its way from one database to another."""
+    """A decrypted key on its way into the accounts."""
 
     owner: OwnerName
     provider: Annotated[str, msgspec.Meta(max_length=100)]
-    slot: SlotName
+    slot: SlotName = ""
     fields: dict[str, str] = field(repr=False)
-    base_url: str | None
-    label: str | None
-    description: str | None
-    active: bool
-    expires_at: Moment | None
+    base_url: str | None = None
+    label: str | None = None
+    description: str | None = None
+    active: bool = True
+    expires_at: Moment | None = None
     created_at: Moment
 
     @property
     def place(self) -> Place:
-        """Name where it belongs."""
+        """The place that the key has in the accounts."""
         return self.owner, self.provider, self.slot
 
+    def secrets(self) -> dict[str, Secret]:
+        """Return the fields as secrets."""
+        return {name: Secret(value) for name, value in self.fields.items()}
 
-@dataclass(slots=True)
-class Exported:
-    """How many keys are in the file, and the places of those that do not open and are not."""
+    def new(self) -> NewKey:
+        """Return the key as one to store."""
+        return NewKey(
+            fields=self.secrets(),
+            base_url=self.base_url,
+            label=self.label,
+            description=self.description,
+            expires_at=self.expires_at,
+            active=self.active,
+            imported=True,
+        )
 
-    keys: int = 0
-    unreadable: list[Place] = field(default_factory=list)
+    def is_idle(self) -> bool:
+        """Return True if the key is switched off or has expired."""
+        return not self.active or (self.expires_at is not None and self.expires_at <= utcnow())
+
+
+class Destination:
+    """The accounts that keys are moved into, or out of."""
+
+    def __init__(self, core: Service, wing: Wing) -> None:
+        self.accounts = wing.store
+        self.catalog = core.catalog
+        self.settings = core.settings
+        self._core = core
+        self._shelf = wing.everything(core)
+
+    def find(self, owner: str, provider: str) -> dict[str, CredentialRecord]:
+        """Return an owner's records for a provider, by slot."""
+        return {record.slot: record for record in self.accounts.find([owner], [provider])}
+
+    def open(self, record: CredentialRecord) -> MovedKey | None:
+        """Decrypt a stored key; return None if it does not open."""
+        try:
+            fields, base_url = self._core.keyring.open_record("account", record.owner, record)
+        except UnreadableCredentialError:
+            return None
+        return MovedKey(
+            owner=record.owner,
+            provider=record.provider,
+            slot=record.slot,
+            fields={name: secret.reveal() for name, secret in fields.items()},
+            base_url=base_url,
+            label=record.label,
+            description=record.description,
+            active=record.active,
+            expires_at=record.expires_at,
+            created_at=record.created_at,
+        )
+
+    def clean(self, key: MovedKey) -> MovedKey:
+        """Return a key as it would be, had a person typed it in this app.
+
+        :raises ByokError: this app does not take it.
+        """
+        core, spec = self._core, self.catalog.get(key.provider)
+        if re.search(r"[\x00-\x1f\x7f]", key.owner):
+            raise InvalidFieldError("The owner's id has characters that cannot be printed.")
+        typed, new = core.saver.read(spec, key.new())
+        core.checks.before_set(Caller(command=True), spec, typed, None, ask=False)
+        check_place(key.owner, key.slot, typed.secrets, self.catalog)
+        return dataclasses.replace(
+            key,
+            provider=spec.id,
+            fields=typed.revealed(),
+            base_url=typed.base_url,
+            label=new.label,
+            description=new.description,
+            expires_at=new.expires_at,
+            created_at=in_utc(key.created_at, "created_at", spec.id),
+        )
+
+    def store(self, key: MovedKey, *, replace: bool) -> None:
+        """Store a key by the recipe of ``keys.save``, logged as an import.
+
+        :param replace: put it in the place of the stored one.
+        :raises KeyExistsError: its slot is taken (unless ``replace``), or there is no room for another key.
+        """
+        self._shelf.put(
+            key.owner,
+            key.provider,
+            key.new(),
+            slot=key.slot,
+            replace=replace,
+            action="import",
+            created_at=key.created_at,
+        )
+
+
+# export
 
 
 def export_keys(
-    accounts: AccountStore,
-    keyring: Keyring,
-    sealed: SealedWriter,
-    *,
-    owner: str | None = None,
-) -> Exported:
-    """Write all accounts' keys, or one owner's, into a sealed file, and close it.
+    destination: Destination, owner: str | None = None
+) -> tuple[list[MovedKey], list[Place]]:
+    """Return the decrypted keys of all accounts, or of one owner, and the places of unreadable ones.
 
-    The audit log has first that it was begun: once for ``system``, and for each owner before the first of their
-    keys. Whoever has the file in its place notes that it was done.
+    The audit log has the export as begun, under ``system`` and under each owner, before a key of that owner is
+    opened. The caller logs that it was done.
     """
-    event = AuditEvent("cli", "export", "begun")
-    accounts.audit.note("system", event)
-    noted, result = {"system"}, Exported()
-    for page in _pages(accounts, owner):
-        for record in page:
-            if record.owner not in noted:
-                accounts.audit.note(record.owner, event)
-                noted.add(record.owner)
-            _export(keyring, record, sealed, result)
-    sealed.close()
-    return result
+    note, event = destination.accounts.audit.note, AuditEvent("cli", "export", "begun")
+    note("system", event)
+    logged = {"system"}
+    keys, unreadable = list[MovedKey](), list[Place]()
+    for record in _records(destination.accounts, owner):
+        if record.owner not in logged:
+            note(record.owner, event)
+            logged.add(record.owner)
+        key = destination.open(record)
+        if key is None:
+            unreadable.append((record.owner, record.provider, record.slot))
+        else:
+            keys.append(key)
+    return keys, unreadable
 
 
-def read_keys(sealed: SealedReader) -> Iterator[MovedKey]:
-    """Yield the keys of a sealed file.
+def _records(accounts: AccountStore, owner: str | None) -> Iterator[CredentialRecord]:
+    owners = None if owner is None else [owner]
+    after: str | None = ""
+    while after is not None:
+        page, after = accounts.page(owners, after=after, limit=_PAGE)
+        yield from page
+
+
+def to_file(keys: Sequence[MovedKey], passphrase: str) -> bytes:
+    """Return the content of a file with these keys.
+
+    :raises SealedFileError: the file would be too large.
+    """
+    return encrypt(msgspec.json.Encoder().encode_lines(keys), passphrase)
+
+
+def from_file(content: bytes, passphrase: str) -> list[MovedKey]:
+    """Return the keys of a file.
 
     :raises SealedFileError: it does not open, or holds something else.
     """
-    decoder = msgspec.json.Decoder(MovedKey)
-    for line in _lines(sealed):
-        try:
-            yield decoder.decode(line)
-        except ValueError:  # its text could show what was in the line
-            raise SealedFileError(_NO_KEY) from None
-
-
-def _pages(accounts: AccountStore, owner: str | None) -> Iterator[list[CredentialRecord]]:
-    after: str | None = ""
-    while after is not None:
-        page, after = accounts.page(None if owner is None else [owner], after=after, limit=PAGE)
-        yield page
-
-
-def _export(
-    keyring: Keyring, record: CredentialRecord, sealed: SealedWriter, result: Exported
-) -> None:
-    key = open_key(keyring, record)
-    if key is None:
-        result.unreadable.append(place_of(record))
-        return
-    sealed.write(msgspec.json.encode(key) + b"\n")
-    result.keys += 1
-
-
-def open_key(keyring: Keyring, record: CredentialRecord) -> MovedKey | None:
-    """Return a stored key in plain, None where it does not open."""
+    plaintext = decrypt(content, passphrase)
     try:
-        fields, base_url = keyring.open_record("account", record.owner, record)
-    except UnreadableCredentialError:
-        return None
-    return MovedKey(
-        owner=record.owner,
-        provider=record.provider,
-        slot=record.slot,
-        fields={name: secret.reveal() for name, secret in fields.items()},
-        base_url=base_url,
-        label=record.label,
-        description=record.description,
-        active=record.active,
-        expires_at=record.expires_at,
-        created_at=record.created_at,
-    )
+        return msgspec.json.Decoder(MovedKey).decode_lines(plaintext)
+    except ValueError:  # its text could show a part of a key
+        raise SealedFileError(_NO_KEY) from None
 
 
-def place_of(record: CredentialRecord) -> Place:
-    """Name where a record belongs."""
-    return record.owner, record.provider, record.slot
+# import
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-        if len(rest) > LONGEST_LINE:
-            raise SealedFileError(_NO_KEY)
-    if rest:
-        yield rest
+@dataclass(slots=True)
+class Imported:
+    """The outcome of an import, in numbers of keys.
+
+    ``kept``: a different key stayed in the account. ``left_out``: this app does not take the key, by provider
+    and reason. ``without_room``: the places of keys that ``BYOK_KEYS_PER_PROVIDER`` leaves no room for.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    kept: int = 0
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    without_room: list[Place] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """The number of all keys that were looked at."""
+        return self.added + self.replaced + self.unchanged + self.kept + self.left_out.total()
+
+
+class Importer:
+    """Stores keys in the accounts, each by itself: after an interruption, run the import again.
+
+    :param replace: put the file's key in the place of a different one; otherwise that one stays.
+    :param dry_run: count what would be done, and store nothing.
+    """
+
+    def __init__(
+        self, destination: Destination, *, replace: bool = False, dry_run: bool = False
+    ) -> None:
+        self.result = Imported()
+        self._destination = destination
+        self._replace = replace
+        self._dry_run = dry_run
+        # Keys that a dry run would have added, by owner and provider.
+        self._planned: Counter[tuple[str, str]] = Counter()
+
+    def run(self, keys: Iterable[MovedKey], progress: Callable[[int], object] = int) -> Imported:
+        """Import the keys, those that serve before the others, and return the outcome.
+
+        :param progress: called with the number of keys that are done.
+        :raises StoreError: the database does not answer; what is stored by then stays.
+        """
+        if not self._dry_run:
+            self._destination.accounts.audit.note("system", AuditEvent("cli", "import"))
+        for key in sorted(keys, key=lambda key: (key.is_idle(), serving_order(key.slot))):
+            self._import(key)
+            progress(self.result.total)
+        return self.result
+
+    def _import(self, key: MovedKey) -> None:
+        try:
+            key = self._destination.clean(key)
+        except ByokError as error:
+            self.result.left_out[key.provider, str(error)] += 1
+            return
+        try:
+            self._take(key)
+        except KeyExistsError:  # its owner has saved a key just now: compare with that
+            self._take(key)
+
+    def _take(self, key: MovedKey) -> None:
+        result, limit = self.result, self._destination.settings.keys_per_provider
+        stored = self._destination.find(key.owner, key.provider)
+        there = stored.get(key.slot)
+        if there is None and len(stored) + self._planned[key.place[:2]] >= limit:
+            result.left_out[key.provider, _NO_ROOM.format(limit)] += 1
+            result.without_room.append(key.place)
+        elif there is None:
+            self._store(key, replace=False)
+            result.added += 1
+        elif self._is_same(there, key):
+            result.unchanged += 1
+        elif self._replace:
+            self._store(key, replace=True)
+            result.replaced += 1
+        else:
+            result.kept += 1
+
+    def _store(self, key: MovedKey, *, replace: bool) -> None:
+        if not self._dry_run:
+            self._destination.store(key, replace=replace)
+        elif not replace:
+            self._planned[key.place[:2]] += 1
+
+    def _is_same(self, record: CredentialRecord, key: MovedKey) -> bool:
+        """Compare all but the time of saving.
+
+        A key whose life an earlier import cut short (``BYOK_MAX_KEY_LIFETIME``) is the same until it expires.
+        """
+        stored = self._destination.open(record)
+        if stored is None:
+            return False
+        ends, wanted = stored.expires_at, key.expires_at
+        is_limited = self._destination.settings.max_key_lifetime is not None
+        if is_limited and ends and wanted and utcnow() < ends < wanted:
+            wanted = ends
+        return stored == dataclasses.replace(key, created_at=stored.created_at, expires_at=wanted)

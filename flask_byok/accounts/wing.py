@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..catalog import ProviderSpec
-from ..errors import KeyNotFoundError, NotAllowedError, OwnerRequiredError
+from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
-from ..keys.ports import Promotion, require_admin
+from ..keys.ports import Accounts, Promotion
 from ..keys.service import Service
 from ..keys.session_store import AuditEvent
 from ..keys.usage import Use
@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     id: str = ""
 
 
-class Wing:
+class Wing(Accounts):
     """Keys of users, teams and the system in the database."""
 
     def __init__(self, store: AccountStore, keyring: Keyring, settings: Settings) -> None:
@@ -163,28 +163,19 @@ class Wing:
     # records
 
     def own(self, core: Service, caller: Caller) -> Shelf:
-        """Return the caller's own records.
-
-        :raises OwnerRequiredError: nobody is signed in.
-        :raises NotAllowedError: users have no keys in accounts here.
-        """
-        if not caller.authenticated:
-            raise OwnerRequiredError("Sign in to see the keys in your account.")
-        if Tier.USER not in self.tiers:
-            raise NotAllowedError("No keys are kept in accounts here.")
-        return Shelf(self, core, caller, [caller.identity])
+        """Return the shelf of the caller's own records."""
+        if caller.authenticated and Tier.USER in self.tiers:
+            return Shelf(self, core, caller, [caller.identity])
+        refused: Shelf = super().own(core, caller)
+        return refused
 
     def shared(self, core: Service, caller: Caller) -> Shelf:
-        """Return the records of all teams and of the system.
-
-        :raises OwnerRequiredError: nobody is signed in.
-        :raises NotAllowedError: the caller is no admin, or there are no shared keys here.
-        """
-        require_admin(caller)
+        """Return the shelf of all teams' and the system's records, for an admin."""
         kept = [tier.value for tier in (Tier.SYSTEM, Tier.TEAM) if tier in self.tiers]
-        if not kept:
-            raise NotAllowedError("No shared keys are kept in the database here.")
-        return Shelf(self, core, caller, kept)
+        if caller.authenticated and caller.admin and kept:
+            return Shelf(self, core, caller, kept)
+        refused: Shelf = super().shared(core, caller)
+        return refused
 
     def everything(self, core: Service) -> Shelf:
         """Return all records, for an operator's command."""

@@ -1,16 +1,17 @@
-"""The operator's own keys: environment variables and secret files.
+"""The operator's own keys, in environment variables and secret files.
 
-Both are read at each use, so that a rotated key serves at once.
+They are read at each use, so a rotated key serves at once.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar
 
 from ..catalog.spec import ProviderSpec
 from ..errors import MalformedApiKeyError, UnreadableCredentialError
@@ -23,9 +24,9 @@ MAX_SECRET_FILE = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class OperatorKey:
-    """A key of the operator's.
+    """A key of the operator.
 
-    ``name`` is the variable or file that held it, which only admins may see.
+    ``name`` is the variable or file that held it; only admins may see it.
     """
 
     fields: Mapping[str, Secret]
@@ -35,31 +36,60 @@ class OperatorKey:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
 
-class EnvironmentKeys:
-    """Finds keys in environment variables under the names that the catalog gives."""
+class _OperatorKeys:
+    """Finds keys by the names of variables that the catalog gives."""
+
+    tier: ClassVar[Tier]
+
+    def find(self, spec: ProviderSpec) -> OperatorKey | None:
+        """Return the operator's key for a provider: the first there is under the provider's variables.
+
+        :raises UnreadableCredentialError: a variable or file cannot be read, or holds no possible key; or a
+            ``_FILE`` variable names no file.
+        """
+        keys = (self.read(spec, variable) for variable in variables(spec))
+        return next((key for key in keys if key is not None), None)
+
+    def read(self, spec: ProviderSpec, variable: str) -> OperatorKey | None:
+        """Return the key under one of the provider's variables; a blank value counts as none.
+
+        :raises UnreadableCredentialError: see ``find``.
+        """
+        try:
+            for name, text in self._values(variable):
+                if text.strip():
+                    return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
+        except (MalformedApiKeyError, OSError, ValueError):
+            raise UnreadableCredentialError(
+                "The operator's API key for this provider cannot be used.",
+                provider=spec.id,
+                tier=self.tier,
+            ) from None
+        return None
+
+    def _values(self, variable: str) -> Iterator[tuple[str, str]]:
+        """Yield the values under a variable's name, each with the name of its place."""
+        raise NotImplementedError
+
+
+class EnvironmentKeys(_OperatorKeys):
+    """Finds keys in environment variables."""
 
     tier = Tier.ENV
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self._environ = environ
 
-    def find(self, spec: ProviderSpec) -> OperatorKey | None:
-        """Return the operator's key for a provider, or None where no variable has one.
-
-        :raises UnreadableCredentialError: a variable holds something that cannot be a key.
-        """
-        return _find(spec, self.tier, self._values)
-
     def _values(self, variable: str) -> Iterator[tuple[str, str]]:
         if variable in self._environ:
             yield variable, self._environ[variable]
 
 
-class SecretFileKeys:
+class SecretFileKeys(_OperatorKeys):
     """Finds keys in files, as Docker and Kubernetes mount them.
 
-    A file is named as the variable in lower case and lies in ``directory``; another place is named
-    by the variable with ``_FILE`` after it, which comes first.
+    A file in ``directory`` has the variable's name in lower case. A variable with ``_FILE`` at its end names
+    a file in another place, which comes first.
     """
 
     tier = Tier.SECRET
@@ -67,14 +97,6 @@ class SecretFileKeys:
     def __init__(self, directory: Path, environ: Mapping[str, str] = os.environ) -> None:
         self._directory = directory
         self._environ = environ
-
-    def find(self, spec: ProviderSpec) -> OperatorKey | None:
-        """Return the operator's key for a provider, or None where there is no file with one.
-
-        :raises UnreadableCredentialError: a file may not be read, is too long, or holds no possible
-            key; or a ``_FILE`` variable names no file.
-        """
-        return _find(spec, self.tier, self._values)
 
     def _values(self, variable: str) -> Iterator[tuple[str, str]]:
         if named := self._environ.get(f"{variable}_FILE", "").strip():
@@ -87,33 +109,16 @@ class SecretFileKeys:
             yield str(path), text
 
 
-def _find(
-    spec: ProviderSpec, tier: Tier, values: Callable[[str], Iterator[tuple[str, str]]]
-) -> OperatorKey | None:
-    """Return the first value under the provider's names; an empty one counts as none."""
-    try:
-        for field, variables in _variables(spec).items():
-            for variable in variables:
-                for name, text in values(variable):
-                    if text.strip():
-                        return OperatorKey({field: Secret(clean_api_key(text))}, name)
-    except (MalformedApiKeyError, OSError, ValueError):
-        raise UnreadableCredentialError(
-            "The operator's API key for this provider cannot be used.", provider=spec.id, tier=tier
-        ) from None
-    return None
-
-
-def _variables(spec: ProviderSpec) -> dict[str, tuple[str, ...]]:
-    """Return the variables of each field; none for a provider that needs more than one secret."""
+def variables(spec: ProviderSpec) -> tuple[str, ...]:
+    """Return the variables that may hold a provider's key; none if it needs more than one secret."""
     required = [field.name for field in spec.fields if field.secret and field.required]
-    return {"api_key": spec.env} if required == ["api_key"] else {}
+    return spec.env if required == ["api_key"] else ()
 
 
 def _read_secret(path: Path) -> str | None:
-    """Return what a file holds, or None where there is no file."""
+    """Return the text of a file, or None if there is no file."""
     try:
-        # Without waiting: a pipe of that name must not hang the app.
+        # O_NONBLOCK: a pipe of that name must not hang the app.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None

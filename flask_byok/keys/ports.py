@@ -1,10 +1,10 @@
-"""What the core asks of the wing of accounts, and the stand-in for an app without accounts."""
+"""What the core asks of the wing of accounts: the one interface between them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
 from ..errors import NotAllowedError, OwnerRequiredError
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .lookup import Found
     from .save import Destination
     from .service import Service
+
+_NO_ACCOUNTS = "No keys are kept in accounts here."
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +33,24 @@ class Promotion:
     unreadable: list[str] = field(default_factory=list)
 
 
-class Accounts(Protocol):
+class Accounts:
     """Keys that outlive the session, with their audit log and usage counts.
 
-    Methods that act on more than the database are given the core. Every method raises ``StoreError`` if the
-    database does not answer.
+    As it stands this is an app that keeps keys in sessions only: nothing is found, logged or counted. The wing
+    overrides it. Methods that act on more than the database are given the core. Every method raises
+    ``StoreError`` if the database does not answer.
     """
 
-    @property
-    def tiers(self) -> tuple[Tier, ...]:
-        """The tiers that are kept here."""
+    #: The tiers that are kept here.
+    tiers: tuple[Tier, ...] = ()
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the keys of these tiers that may serve the caller, read in one statement."""
+        return {}
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
         """Return those versions of the owner's session records that were promoted, replaced or cleared."""
+        return set()
 
     def note(
         self,
@@ -66,22 +70,22 @@ class Accounts(Protocol):
         :return: those of them that were not over before.
         :raises StoreError: the event could not be written; the action must not go ahead.
         """
+        return set()
 
     def main_place(self, core: Service, caller: Caller, spec: ProviderSpec) -> Destination:
         """Return where a key goes that the caller keeps in the account."""
+        raise NotAllowedError(_NO_ACCOUNTS)
 
     def clear(self, caller: Caller, provider: str) -> bool:
         """Delete the caller's keys for a provider, and return True if there were any."""
+        return False
 
     def record_verdict(
-        self,
-        credential: Credential,
-        verdict: RecordedVerdict,
-        asked_by: Caller | None = None,
+        self, credential: Credential, verdict: RecordedVerdict, asked_by: Caller | None = None
     ) -> None:
         """Store a verdict about a key of these tiers.
 
-        :param asked_by: who asked for the check; it is then logged.
+        :param asked_by: the caller who asked for the check, which is then logged.
         """
 
     def count(self, use: Any) -> None:
@@ -102,69 +106,30 @@ class Accounts(Protocol):
         :param replace: also in the place of a key that the account has already.
         :param own: also what the caller saved in the session since signing in.
         """
+        raise NotAllowedError(_NO_ACCOUNTS)
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner but the audit log, and return the providers that had keys."""
-
-    def own(self, core: Service, caller: Caller) -> Any:
-        """Return the shelf of the caller's own records."""
-
-    def shared(self, core: Service, caller: Caller) -> Any:
-        """Return the shelf of all teams' and the system's records, for an admin."""
-
-
-class NoAccounts:
-    """Stands in for the wing in an app that keeps keys in sessions only."""
-
-    tiers: tuple[Tier, ...] = ()
-
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
-        """Return nothing."""
-        return {}
-
-    def over(self, *_: Any) -> set[str]:
-        """Return nothing."""
-        return set()
-
-    def note(self, *_: Any, **__: Any) -> set[str]:
-        """Log nothing."""
-        return set()
-
-    def clear(self, *_: Any) -> bool:
-        """Delete nothing."""
-        return False
-
-    def record_verdict(self, *_: Any) -> None:
-        """Store nothing."""
-
-    def count(self, use: Any) -> None:
-        """Count nothing."""
-
-    def forget(self, *_: Any) -> list[str]:
-        """Delete nothing."""
         return []
 
-    def own(self, core: Service, caller: Caller, *_: Any, **__: Any) -> NoReturn:
-        """Refuse: no keys are kept in accounts."""
+    def own(self, core: Service, caller: Caller) -> Any:
+        """Return the shelf of the caller's own records.
+
+        :raises OwnerRequiredError: nobody is signed in.
+        :raises NotAllowedError: users have no keys in accounts here.
+        """
         if not caller.authenticated:
             raise OwnerRequiredError("Sign in to see the keys in your account.")
-        raise NotAllowedError("No keys are kept in accounts here.")
+        raise NotAllowedError(_NO_ACCOUNTS)
 
-    main_place = promote = own
+    def shared(self, core: Service, caller: Caller) -> Any:
+        """Return the shelf of all teams' and the system's records, for an admin.
 
-    def shared(self, core: Service, caller: Caller) -> NoReturn:
-        """Refuse: no shared keys are kept in a database."""
-        require_admin(caller)
+        :raises OwnerRequiredError: nobody is signed in.
+        :raises NotAllowedError: the caller is no admin, or there are no shared keys here.
+        """
+        if not caller.authenticated:
+            raise OwnerRequiredError("Sign in as an admin to see shared keys.")
+        if not caller.admin:
+            raise NotAllowedError("Only admins see and change shared keys.")
         raise NotAllowedError("No shared keys are kept in the database here.")
-
-
-def require_admin(caller: Caller) -> None:
-    """Refuse a caller who may not see shared keys.
-
-    :raises OwnerRequiredError: nobody is signed in.
-    :raises NotAllowedError: the caller is no admin.
-    """
-    if not caller.authenticated:
-        raise OwnerRequiredError("Sign in as an admin to see shared keys.")
-    if not caller.admin:
-        raise NotAllowedError("Only admins see and change shared keys.")

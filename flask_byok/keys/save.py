@@ -6,7 +6,7 @@ Sessions, accounts, records, commands and imports all use it; they differ only i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import replace
 from typing import Protocol
 
 from ..catalog import Catalog, ProviderSpec
@@ -19,7 +19,15 @@ from ..settings import Settings, ValidateOnSet
 from .checks import Checks, Notify
 from .ports import Accounts
 from .sessions import Sessions
-from .typed import NewKey, Typed, read_expiry, read_typed, with_clean_texts
+from .typed import (
+    NewKey,
+    Typed,
+    capped_expiry,
+    clean_text,
+    in_utc,
+    read_expiry,
+    read_typed,
+)
 
 
 class Destination(Protocol):
@@ -65,15 +73,27 @@ class Saver:
         :raises MalformedApiKeyError: this cannot be a key.
         :raises KeyRefusedError: the check forbids storing; what was stored before stays.
         """
-        expires_at = read_expiry(new.expires_at, spec.id, self.settings)
-        typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        new = with_clean_texts(new, typed.fields, self.catalog)
+        typed, new = self.read(spec, new)
         to.admit(typed)
-        validation = self.check(caller, spec, typed, new.validate, to.refused, ask=new.checked)
-        record = self.seal(to.context, spec, typed, new, expires_at, validation)
+        ask = not new.imported
+        validation = self.check(caller, spec, typed, new.validate, to.refused, ask=ask)
+        record = self.seal(to.context, spec, typed, validation, new)
         stored = to.store(record, typed)
-        self.tell("key_set", stored)
+        if ask:
+            self.tell("key_set", stored)
         return stored, validation
+
+    def read(self, spec: ProviderSpec, new: NewKey) -> tuple[Typed, NewKey]:
+        """Return the cleaned credential, and the key with its texts and expiry as they are stored."""
+        if new.imported:
+            wanted = new.expires_at and in_utc(new.expires_at, "expires_at", spec.id)
+            expires_at = capped_expiry(wanted, self.settings)
+        else:
+            expires_at = read_expiry(new.expires_at, spec.id, self.settings)
+        typed = read_typed(spec, new.fields, new.base_url, self.settings)
+        label = clean_text(new.label, "label", typed.fields, self.catalog)
+        description = clean_text(new.description, "description", typed.fields, self.catalog)
+        return typed, replace(new, label=label, description=description, expires_at=expires_at)
 
     def check(
         self,
@@ -102,9 +122,8 @@ class Saver:
         context: Context,
         spec: ProviderSpec,
         typed: Typed,
+        validation: Validation | None,
         new: NewKey | None = None,
-        expires_at: datetime | None = None,
-        validation: Validation | None = None,
     ) -> CredentialRecord:
         """Return the sealed record of a typed key, with its hint, version and times."""
         return new_record(
@@ -116,7 +135,7 @@ class Saver:
             label=None if new is None else new.label,
             description=None if new is None else new.description,
             active=new is None or new.active,
-            expires_at=expires_at,
+            expires_at=None if new is None else new.expires_at,
             validation=validation,
         )
 

@@ -65,7 +65,7 @@ class Service:
         self.keyring = keyring
         self.lookup = lookup
         self.sessions = sessions
-        #: The wing of accounts, or ``NoAccounts``.
+        #: The wing of accounts; without one see ``keys.ports``.
         self.accounts = accounts
         self.outbound = outbound
         self.checks = checks

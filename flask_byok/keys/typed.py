@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypedDict, get_args
 
@@ -32,7 +32,7 @@ _JOINERS = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 class NewKey:
     """A key to store. ``fields`` holds the secrets as typed, by field name.
 
-    ``checked`` off skips the provider's own check (imports); admin keys are refused all the same.
+    ``imported``: it was stored elsewhere before, so its provider is not asked and its expiry may be past.
     """
 
     fields: Mapping[str, Secret]
@@ -43,7 +43,7 @@ class NewKey:
     active: bool = True
     validate: ValidateOnSet | None = None
     persist: bool = False
-    checked: bool = True
+    imported: bool = False
 
     def __post_init__(self) -> None:
         _require_mode(self.validate)
@@ -245,17 +245,6 @@ def clean_text(
         raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
     _require_keyless(text, name, fields, specs)
     return text or None
-
-
-def with_clean_texts(
-    new: NewKey, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec]
-) -> NewKey:
-    """Return the key with its label and description as they are stored; for the errors see ``clean_text``."""
-    return replace(
-        new,
-        label=clean_text(new.label, "label", fields, specs),
-        description=clean_text(new.description, "description", fields, specs),
-    )
 
 
 def check_place(

@@ -12,29 +12,16 @@ ROOT = Path(__file__).parents[2]
 
 _HOST = """
 from pathlib import Path
-from flask_byok.accounts import export_file as passphrase
 from tests.app import make_app
-passphrase.COST = (2, 8, 1)
-{slow}
 app = make_app(Path({directory!r}), BYOK_VALIDATE_ON_SET="off", BYOK_ALLOW_CUSTOM_PROVIDERS=True)
-"""
-_SLOW = """
-import time
-def close(self):
-    print("sealing", flush=True)
-    time.sleep(30)
-passphrase.SealedWriter.close = close
 """
 
 
 class Terminal:
-    """Runs ``flask byok`` at a terminal of its own, and types.
+    """Runs ``flask byok`` at a terminal of its own, and types."""
 
-    :param slow: sealing a file says "sealing", and takes its time.
-    """
-
-    def __init__(self, directory: Path, *args: str, slow: bool = False) -> None:
-        host = _HOST.format(directory=str(directory), slow=_SLOW if slow else "")
+    def __init__(self, directory: Path, *args: str) -> None:
+        host = _HOST.format(directory=str(directory))
         (directory / "host.py").write_text(host)
         self._ours, theirs = os.openpty()
         self._process = subprocess.Popen(
@@ -60,10 +47,6 @@ class Terminal:
         """Type a line, once the echo is off."""
         time.sleep(0.1)
         os.write(self._ours, f"{text}\n".encode(errors="surrogateescape"))
-
-    def terminate(self) -> None:
-        """Tell the command to end, as a system that shuts down does."""
-        self._process.terminate()
 
     def forget(self) -> None:
         """Go on from here with what is expected."""

@@ -458,7 +458,7 @@ def test_clear_leaves_what_was_not_shown(
     other = good(fake, owner="other")
     run(host, "set", "openai", "--validate", "off", input=good(fake))
     monkeypatch.setattr("flask_byok.cli.accounts.keys._confirm", ask_slowly)
-    assert "changed or deleted a key meanwhile" in refused(run(host, "clear", "openai"))
+    assert "changed or deleted by someone else" in refused(run(host, "clear", "openai"))
     assert stored(host) == {"openai": other}
 
 
@@ -504,7 +504,7 @@ def test_clear_all_of_an_owner(host: HostApp, fake: FakeProviders) -> None:
 def test_clear_all_asks(host: HostApp, fake: FakeProviders) -> None:
     """Where nobody can be asked nothing is deleted without --yes; --all stands alone."""
     run(host, "set", "openai", "--owner", "user:7", input=good(fake))
-    assert "give --yes" in refused(run(host, "clear", "--all", "--owner", "user:7"))
+    assert "pass --yes" in refused(run(host, "clear", "--all", "--owner", "user:7"))
     for args in ([], ["openai", "--all"], ["--all", "--slot", "2"]):
         result = run(host, "clear", *args, "--owner", "user:7", "--yes")
         assert result.exit_code == 2

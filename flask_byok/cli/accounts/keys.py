@@ -83,7 +83,6 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     "--slot",
     callback=slot_word,
     metavar="SLOT",
-    default="",
     help="Name of a second key for this provider.",
 )
 @click.option("--label", help="Its label.")
@@ -104,7 +103,7 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
 def set_key(
     provider: str,
     owner: str,
-    slot: str,
+    slot: str | None,
     label: str | None,
     expires: datetime | None,
     replace: bool,
@@ -116,6 +115,7 @@ def set_key(
     """
     state, wing = require_wing()
     spec = find_provider(state, provider)
+    slot = slot or ""
     _require_room(state, wing, owner, spec, slot, replace=replace)
     new = NewKey(fields=read_fields(spec), label=label, expires_at=expires, validate=validate)
     shelf = wing.everything(state.service)
