@@ -257,14 +257,14 @@ class AccountStore(KeyReader):
 
         Each owner's are a transaction of their own; a key whose time was changed meanwhile stays.
         """
-        time = to_milliseconds(before)
+        until = to_milliseconds(before)
         expired: dict[str, list[str]] = {}
-        for row in self._read(_EXPIRED, {"before": time, "batch": limit}, limit=LONG_LIMIT):
+        for row in self._read(_EXPIRED, {"before": until, "batch": limit}, limit=LONG_LIMIT):
             expired.setdefault(row.owner, []).append(row.id)
 
         def purge(owner: str, ids: list[str]) -> int:
             def work(chain: Chain) -> int:
-                found = chain.connection.execute(_STILL_EXPIRED, {"ids": ids, "before": time})
+                found = chain.connection.execute(_STILL_EXPIRED, {"ids": ids, "before": until})
                 return len(_delete(chain, found.all(), event))
 
             return self.audit.change(owner, work)
