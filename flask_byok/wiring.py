@@ -19,8 +19,7 @@ from .http import Outbound
 from .keys.lookup import Resolver
 from .keys.operator import EnvironmentKeys, SecretFileKeys
 from .keys.service import Service
-from .keys.session_store import SessionStore
-from .keys.sessions import SessionKeys
+from .keys.sessions import Documents, Sessions
 from .keys.tiers import AccountTiers, OperatorTier, SessionTier, TierReader
 from .model.owner import ACCOUNT_TIERS, Tier
 from .sealing.canary import check_accounts, check_sessions
@@ -56,13 +55,14 @@ def build_service(
     throw_away = app.debug or app.testing
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
-    sessions = build_session_store(settings, database)
+    sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
         check_sessions(keyring, sessions, name, throw_away=throw_away)
     accounts = build_account_store(settings, keyring, database, sessions)
     if accounts is not None:
+        sessions.over = accounts.over
         check_accounts(accounts, throw_away=throw_away)
-    rates = RateStorage.beside(sessions)
+    rates = RateStorage.beside(sessions.documents)
     return Service(
         settings=settings,
         catalog=catalog,
@@ -127,25 +127,33 @@ def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpe
     return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
 
 
-def build_session_store(settings: Settings, database: FoundDatabase) -> SessionStore:
-    """Return the store for session keys: as set, else Redis where it is configured, else the database.
+def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
+    """Return the session keys, on the store that is set, else on Redis if it is configured, else the database.
 
     :raises ConfigurationError: the setting names no store.
     """
+    max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
+    documents = _documents(settings, database)
+    return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)
+
+
+def _documents(settings: Settings, database: FoundDatabase) -> Documents:
     chosen = settings.session_store or ("redis" if settings.redis else "database")
     if chosen == "redis":
-        return _redis_store(settings)
+        return _redis(settings)
     if chosen == "database":
-        return _database_store(settings, database)
+        from .storage.sql import SqlDocuments
+
+        return SqlDocuments(database.place, own_file=database.own_file)
     if not isinstance(chosen, str):
-        return cast(SessionStore, chosen)
+        return cast(Documents, chosen)
     raise ConfigurationError(
         f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
     )
 
 
 def build_account_store(
-    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: SessionStore
+    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: Sessions
 ) -> AccountStore | None:
     """Return the store for keys that outlive the session, None where no tier of the lookup order is kept there.
 
@@ -160,16 +168,16 @@ def build_account_store(
         return AccountStore("sqlite://", keyring)
     if database.own_file:
         _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
-    engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
+    engine = getattr(sessions.documents, "engine", None) if _is_ours(settings) else None
     return AccountStore(engine or database.place, keyring, own_file=database.own_file)
 
 
 def build_resolver(
-    settings: Settings, sessions: SessionStore, accounts: AccountStore | None, keyring: Keyring
+    settings: Settings, sessions: Sessions, accounts: AccountStore | None, keyring: Keyring
 ) -> Resolver:
     """Return the resolver with a reader for each tier."""
     readers: list[TierReader] = [
-        SessionTier(sessions, SessionKeys(sessions, accounts), keyring, settings),
+        SessionTier(sessions, keyring, settings),
         OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir), settings),
         OperatorTier(Tier.ENV, EnvironmentKeys(), settings),
     ]
@@ -178,30 +186,14 @@ def build_resolver(
     return Resolver(readers, settings)
 
 
-def _redis_store(settings: Settings) -> SessionStore:
+def _redis(settings: Settings) -> Documents:
     if not settings.redis:
         raise ConfigurationError(
             "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
         )
-    from .storage.redis import RedisSessionStore
+    from .storage.redis import RedisDocuments
 
-    return RedisSessionStore(
-        settings.redis,
-        ttl=settings.session_ttl,
-        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
-        wait=settings.redis_wait,
-    )
-
-
-def _database_store(settings: Settings, database: FoundDatabase) -> SessionStore:
-    from .storage.sql import SqlSessionStore
-
-    return SqlSessionStore(
-        database.place,
-        ttl=settings.session_ttl,
-        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
-        own_file=database.own_file,
-    )
+    return RedisDocuments(settings.redis, wait=settings.redis_wait)
 
 
 def _is_ours(settings: Settings) -> bool:

@@ -16,13 +16,13 @@ from flask_byok.errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.keys.session_store import AuditEvent, SessionView
-from flask_byok.keys.sessions import SessionKeys
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.sessions import Sessions, SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.sealing.records import seal
-from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.worlds import ENV_KEY, World
 
@@ -335,9 +335,8 @@ def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
     user = sign_in(world, "openai")
     world.set(user, OWN, "groq")
     assert user.session is not None
-    keys = SessionKeys(world.store, world.accounts)
-    there = keys.read(user.session, user.identity, ["groq"])
-    assert keys.set_all_aside(user.session, user.identity, there.records)
+    there = world.store.read(user.session, user.identity, ["groq"])
+    assert world.store.mark_leaving(user.session, user.identity, there.records.values())
     world.service.get(user)
     assert in_session(world, user) == (["groq"], [])
     assert used(world, user, "groq") == OWN
@@ -430,8 +429,7 @@ def test_key_on_its_way_counts_until_it_is_over(
     before = world.status(user)
     found = view(world, user)
     record = (found.visitor_records if visitor else found.records)["openai"]
-    keys = SessionKeys(world.store, world.accounts)
-    assert keys.set_aside(user.session, user.identity, record, visitor=visitor)
+    assert world.store.mark_leaving(user.session, user.identity, [record])
     assert world.status(user) == before
     world.accounts.end(
         user.identity, [record.version], world.service.journal.event(user, "x"), record
@@ -445,15 +443,15 @@ def test_key_that_is_replaced_before_it_is_marked(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key that another request replaces after a promotion has read it is not promoted as it was; the new one is."""
-    user, mark = world.caller("7"), SessionKeys.set_aside
+    user, mark = world.caller("7"), Sessions.mark_leaving
     world.set(user, OWN)
     before = world.record(user).version
 
-    def come_between(keys: SessionKeys, *args: Any, **which: Any) -> bool:
+    def come_between(sessions: Sessions, *args: Any) -> list[CredentialRecord]:
         world.set(user, WAITING)
-        return mark(keys, *args, **which)
+        return mark(sessions, *args)
 
-    monkeypatch.setattr(SessionKeys, "set_aside", come_between)
+    monkeypatch.setattr(Sessions, "mark_leaving", come_between)
     assert world.service.promote(user) == {"promoted": [], "kept": []}
     assert world.record(user).version != before
     assert kept(world, user) == {}
@@ -494,7 +492,14 @@ def test_session_that_fails_after_the_account_has_it(
     """A promotion that the account has is done, even if the session's store fails at that moment."""
     user = sign_in(world, "openai")
     with monkeypatch.context() as failing:
-        failing.setattr(world.store, "discard", _failing)
+        promote = world.accounts.promote
+
+        def then_fail(*args: Any, **options: Any) -> Any:
+            done = promote(*args, **options)
+            failing.setattr(world.documents, "swap", _failing)
+            return done
+
+        failing.setattr(world.accounts, "promote", then_fail)
         assert world.service.promote(user)["promoted"] == ["openai"]
         assert world.status(user)["tiers"] == ["user"]
     assert world.status(user)["tiers"] == ["user"]
@@ -529,7 +534,8 @@ def rotated(
     store = None
     if request.param == "redis":
         day = timedelta(days=1)
-        store = RedisSessionStore(request.getfixturevalue("redis_url"), ttl=day, max_age=day)
+        redis_url = request.getfixturevalue("redis_url")
+        store = Sessions(RedisDocuments(redis_url), ttl=day, max_age=day)
     old, new = generate_encryption_key(), generate_encryption_key()
     config = {"BYOK_VALIDATE_ON_SET": "off"}
     before = World(tmp_path, fake, config, keyring=Keyring(old), other_store=store)
@@ -564,7 +570,7 @@ def test_sealing_anew_may_fail(
     before.set(caller, OWN)
     old = view(before, caller)
     with monkeypatch.context() as failing:
-        failing.setattr(after.service.sessions, "exchange", _failing)
+        failing.setattr(after.service.sessions, "reseal", _failing)
         assert used(after, caller) == OWN
     assert view(after, caller) == old
     assert used(after, caller) == OWN

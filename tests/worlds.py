@@ -16,7 +16,7 @@ from flask_byok.keys.lookup import Resolver
 from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
 from flask_byok.keys.service import Service
 from flask_byok.keys.session_store import AuditEvent
-from flask_byok.keys.sessions import SessionKeys
+from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.tiers import AccountTiers, OperatorTier, SessionTier
 from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import CredentialRecord, Secret, Validation
@@ -25,7 +25,7 @@ from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from flask_byok.storage.rates import RateLimiter, RateStorage
-from flask_byok.storage.sql import SqlSessionStore
+from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
 
 #: An operator's keys, which nobody may see.
@@ -49,14 +49,14 @@ class World:
     database_url: str = ""
 
     def __post_init__(self) -> None:
-        self.store = SqlSessionStore(
-            self.database_url or f"sqlite:///{self.directory / 'byok.sqlite'}",
-            ttl=timedelta(hours=1),
-            max_age=timedelta(days=1),
-        )
+        url = self.database_url or f"sqlite:///{self.directory / 'byok.sqlite'}"
+        self.documents = SqlDocuments(url)
+        self.store = Sessions(self.documents, ttl=timedelta(hours=1), max_age=timedelta(days=1))
         config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
         self.settings = Settings.from_config(config | dict(self.config), {})
-        self.accounts = AccountStore(self.store.engine, self.keyring)
+        self.accounts = AccountStore(self.documents.engine, self.keyring)
+        for sessions in {self.store, self.other_store or self.store}:
+            sessions.over = self.accounts.over
         self.service = self._make_service()
 
     def with_keyring(self, keyring: Keyring) -> World:
@@ -139,7 +139,7 @@ class World:
         settings = self.settings
         files = SecretFileKeys(settings.secrets_dir, self.environ)
         readers = [
-            SessionTier(store, SessionKeys(store, self.accounts), self.keyring, settings),
+            SessionTier(store, self.keyring, settings),
             AccountTiers(self.accounts, self.keyring, settings),
             OperatorTier(Tier.SECRET, files, settings),
             OperatorTier(Tier.ENV, EnvironmentKeys(self.environ), settings),

@@ -49,7 +49,7 @@ class Promoter:
             it comes before what waits.
         :raises SessionRequiredError: the session has ended.
         """
-        view = self._parts.keys.read(session, caller.identity, [spec.id for spec in specs])
+        view = self._parts.sessions.read(session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
         if self._parts.settings.promote == "never":

@@ -11,8 +11,7 @@ from ..catalog import ProviderSpec
 from ..errors import SessionRequiredError, UnreadableCredentialError
 from ..keys.journal import Journal, Subject
 from ..keys.notes import check_place
-from ..keys.session_store import Adoption, SessionStore, SessionView
-from ..keys.sessions import SessionKeys
+from ..keys.sessions import Adoption, Sessions, SessionView
 from ..keys.typed import cut_short
 from ..model.credential import CredentialRecord, Secret, utcnow
 from ..model.owner import Caller, SessionRef
@@ -43,8 +42,7 @@ class Promotion:
 class PromotionParts:
     """What promotions work with."""
 
-    sessions: SessionStore
-    keys: SessionKeys
+    sessions: Sessions
     settings: Settings
     keyring: Keyring
     journal: Journal
@@ -237,10 +235,10 @@ class ToAccount(_Work):
 
     def _set_aside(self, source: _Source) -> bool:
         identity = self.caller.identity
-        if self.by.keys.set_aside(self.session, identity, source.record, visitor=source.visitor):
+        if self.by.sessions.mark_leaving(self.session, identity, [source.record]):
             return True
         # Cleared or replaced meanwhile; but of a session that has ended nothing is taken, not half of it.
-        if not self.by.keys.read(self.session, identity, []).alive:
+        if not self.by.sessions.read(self.session, identity, []).alive:
             raise SessionRequiredError
         return False
 
@@ -268,6 +266,5 @@ class ToAccount(_Work):
         )
 
     def _discard(self, ending: Sequence[_Source]) -> None:
-        for visitor in (False, True):
-            records = [source.record for source in ending if source.visitor == visitor]
-            self.by.keys.discard(self.session, self.caller.identity, records, visitor=visitor)
+        records = [source.record for source in ending]
+        self.by.sessions.remove(self.session, self.caller.identity, records)

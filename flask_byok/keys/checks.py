@@ -16,7 +16,8 @@ from ..model.credential import Credential, RecordedVerdict, Validation, Verdict,
 from ..model.owner import Caller, Tier
 from ..settings import Settings, ValidateOnSet
 from .journal import Journal, Subject
-from .session_store import AuditEvent, SessionStore
+from .session_store import AuditEvent
+from .sessions import Sessions
 from .typed import Typed
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Verdicts:
     def __init__(
         self,
         settings: Settings,
-        sessions: SessionStore,
+        sessions: Sessions,
         accounts: AccountStore | None,
         outbound: Outbound,
         journal: Journal,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from ..accounts.record_parts import RecordParts
@@ -20,8 +20,7 @@ from ..sealing.keyring import Context
 from ..sealing.records import new_record, session_owner
 from .journal import Subject
 from .notes import check_place
-from .session_store import SessionStore
-from .sessions import SessionKeys
+from .sessions import Sessions
 from .typed import NewKey, Typed, read_expiry, read_typed, require_word
 
 if TYPE_CHECKING:
@@ -37,13 +36,11 @@ class OwnKeys:
     def __init__(
         self,
         parts: RecordParts,
-        sessions: SessionStore,
-        keys: SessionKeys,
+        sessions: Sessions,
         accounts: AccountStore | None,
     ) -> None:
         self._parts = parts
         self._sessions = sessions
-        self._keys = keys
         self._accounts = accounts
 
     # set
@@ -126,8 +123,8 @@ class OwnKeys:
     def _keep_in_account(self, caller: Caller, record: CredentialRecord, typed: Typed) -> None:
         session, ended = caller.session, []
         if session is not None:
-            there = self._keys.read(session, caller.identity, [record.provider])
-            ended = self._keys.set_all_aside(session, caller.identity, there.records)
+            there = self._sessions.read(session, caller.identity, [record.provider])
+            ended = self._mark_leaving(session, caller, there.records.values())
         if self._accounts is not None:
             event = self._parts.journal.event(caller, "set", typed.fields)
             self._accounts.keep(
@@ -173,17 +170,23 @@ class OwnKeys:
         return bool(self._accounts.clear(caller.identity, [spec.id], event))
 
     def _clear_session(self, caller: Caller, session: SessionRef, spec: ProviderSpec) -> bool:
-        there = self._keys.read(session, caller.identity, [spec.id])
+        there = self._sessions.read(session, caller.identity, [spec.id])
         if not there.records and not there.visitor_records:
             return False
-        leaving = self._keys.set_all_aside(
-            session, caller.identity, there.records, there.visitor_records
-        )
+        both = [*there.records.values(), *there.visitor_records.values()]
+        leaving = self._mark_leaving(session, caller, both)
         ended = self._parts.journal.note(caller, "clear", Subject(spec.id), ended=leaving)
         own = self._sessions.clear(session, caller.identity, [spec.id])
         left = self.clear_waiting(caller, [spec.id])
         # A promotion at the same time, which comes too late, may have deleted what is over.
         return bool(ended or own or left)
+
+    def _mark_leaving(
+        self, session: SessionRef, caller: Caller, records: Iterable[CredentialRecord]
+    ) -> list[str]:
+        """Mark records and return the versions of those that are still there."""
+        marked = self._sessions.mark_leaving(session, caller.identity, records)
+        return [record.version for record in marked]
 
 
 def _context(caller: Caller, session: SessionRef | None, spec: ProviderSpec, tier: Tier) -> Context:

@@ -27,8 +27,8 @@ from .checks import Notify, Verdicts
 from .journal import Journal
 from .lookup import Resolver
 from .save import OwnKeys
-from .session_store import AuditEvent, SessionStore
-from .sessions import SessionKeys
+from .session_store import AuditEvent
+from .sessions import Sessions
 from .status import build_status, storage_sentence
 from .tiers import Candidate
 from .typed import NewKey, read_typed, require_word
@@ -48,7 +48,7 @@ class Service:
         catalog: Catalog,
         keyring: Keyring,
         resolver: Resolver,
-        sessions: SessionStore,
+        sessions: Sessions,
         accounts: AccountStore | None,
         outbound: Outbound,
         validate_limit: Limiter,
@@ -66,11 +66,9 @@ class Service:
         self.usage = UsageRecorder(add, count=sessions.count)
         self.outbound = outbound
         self.keyring = keyring
-        self._keys = SessionKeys(sessions, accounts)
         self._promoter = Promoter(
             PromotionParts(
                 sessions=sessions,
-                keys=self._keys,
                 settings=settings,
                 keyring=keyring,
                 journal=self.journal,
@@ -94,7 +92,7 @@ class Service:
             notify=notify,
         )
         self.records = Records(parts, accounts)
-        self._own = OwnKeys(parts, sessions, self._keys, accounts)
+        self._own = OwnKeys(parts, sessions, accounts)
 
     # get
 

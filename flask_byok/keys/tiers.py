@@ -22,8 +22,7 @@ from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
 from ..sealing.records import open_record, session_owner
 from ..settings import Settings
 from .operator import OperatorKey
-from .session_store import SessionStore, SessionView
-from .sessions import SessionKeys
+from .sessions import Sessions, SessionView
 
 if TYPE_CHECKING:
     from ..accounts.store.keys import AccountStore
@@ -72,11 +71,8 @@ class SessionTier:
 
     tiers = (Tier.SESSION,)
 
-    def __init__(
-        self, store: SessionStore, keys: SessionKeys, keyring: Keyring, settings: Settings
-    ) -> None:
-        self._store = store
-        self._keys = keys
+    def __init__(self, sessions: Sessions, keyring: Keyring, settings: Settings) -> None:
+        self._sessions = sessions
         self._keyring = keyring
         self._opener = Opener(keyring, settings)
 
@@ -89,7 +85,7 @@ class SessionTier:
         """
         if caller.session is None or not specs:
             return {}
-        view = self._keys.read(caller.session, caller.identity, [spec.id for spec in specs])
+        view = self._sessions.read(caller.session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
         owner = session_owner(caller.session, caller.identity)
@@ -115,7 +111,7 @@ class SessionTier:
         anew = replace(record, ciphertext=sealed)
         with suppress(StoreError):
             if caller.session is not None:
-                self._store.exchange(caller.session, caller.identity, anew)
+                self._sessions.reseal(caller.session, caller.identity, anew)
 
 
 class AccountTiers:
