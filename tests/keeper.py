@@ -50,7 +50,7 @@ def close(app: Flask) -> None:
     try:
         service.usage.flush()
     finally:
-        for store in (service.accounts, service.sessions):
+        for store in (service.accounts, service.sessions.documents):
             if hasattr(store, "engine"):
                 store.engine.dispose()
 

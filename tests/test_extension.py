@@ -588,7 +588,7 @@ def test_the_hosts_engine_is_used(tmp_path: Path) -> None:
     Session(app)
     BYOK(app)
     app.test_client().get("/api/providers/keys")
-    assert "byok_sessions" in inspect(Host.engine).get_table_names()
+    assert "byok_session_documents" in inspect(Host.engine).get_table_names()
     Host.engine.dispose()
 
 

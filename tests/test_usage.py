@@ -385,7 +385,7 @@ def make_world(
 
     yield make
     for world in made:
-        world.store.engine.dispose()
+        world.documents.engine.dispose()
 
 
 def counted(world: World, *owners: str) -> dict[str, int]:
@@ -500,7 +500,7 @@ def test_a_refusal_is_counted_once(make_world: MakeWorld) -> None:
 def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
     """While another transaction holds the row of a shared key or of its count, chats go on as fast."""
     world = make_world()
-    if world.store.engine.dialect.name == "sqlite":
+    if world.documents.engine.dialect.name == "sqlite":
         take, give = "BEGIN IMMEDIATE", "ROLLBACK"  # the whole file
     else:
         take, give = f"BEGIN; SELECT * FROM {held} FOR UPDATE", "ROLLBACK"
@@ -512,13 +512,13 @@ def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
 
     chat()
     assert counted(world, "system") == {"used": 1}
-    with world.store.engine.connect() as connection:
+    with world.documents.engine.connect() as connection:
         connection.exec_driver_sql(take)
         for _ in range(11):
             with soon():  # who waited for the row would wait 20 s, or 5 s on SQLite
                 chat()
         connection.exec_driver_sql(give)
     wait_until(lambda: counted(world, "system") == {"used": 12}, "the counts")
-    with world.store.engine.connect() as connection:
+    with world.documents.engine.connect() as connection:
         count = connection.execute(text("SELECT usage_count FROM byok_credentials")).scalar()
     assert count == 12

@@ -113,7 +113,7 @@ def _look_around(state: ByokState, report: _Report) -> None:
 def _look_at_sessions(state: ByokState, report: _Report) -> None:
     sessions = state.service.sessions
     report.facts.append(("session keys", sessions.name))
-    if getattr(sessions, "client", None) is None:
+    if getattr(sessions.documents, "client", None) is None:
         report.notes.append(
             "attempts are counted in each worker's own memory, so each worker allows the rates "
             "BYOK_SET_RATE and BYOK_VALIDATE_RATE once more. With Redis they are counted together."

@@ -42,7 +42,7 @@ def require_rights(engine: Any) -> None:
 
     :raises ConfigurationError: some are missing; it names them.
     """
-    from ..storage.rights import missing_rights
+    from ..storage.migrate import missing_rights
 
     if missing := missing_rights(engine):
         raise ConfigurationError(

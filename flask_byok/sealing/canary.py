@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigurationError, OutdatedTablesError, StoreError, UnreadableCredentialError
-from ..keys.session_store import SessionStore
+from ..keys.sessions import Sessions
 from ..web.anew import is_beginning_anew
 from .keyring import Context, Keyring
 
@@ -26,9 +26,7 @@ _CANARY = b"flask-byok"
 _logger = logging.getLogger("flask_byok")
 
 
-def check_sessions(
-    keyring: Keyring, sessions: SessionStore, name: str, *, throw_away: bool
-) -> None:
+def check_sessions(keyring: Keyring, sessions: Sessions, name: str, *, throw_away: bool) -> None:
     """Refuse an encryption key that is not the one this store was used with.
 
     :param name: tells this app's canary from other apps' in the same store.
@@ -48,7 +46,7 @@ def check_sessions(
         _logger.warning("The key store does not answer: the encryption key could not be checked.")
 
 
-def open_sessions(keyring: Keyring, sessions: SessionStore, name: str) -> None:
+def open_sessions(keyring: Keyring, sessions: Sessions, name: str) -> None:
     """Open the canary of an app's session store, or leave one there.
 
     :raises ConfigurationError: it does not open, or the store's tables are too old for any.
@@ -56,11 +54,11 @@ def open_sessions(keyring: Keyring, sessions: SessionStore, name: str) -> None:
     """
     context = Context("canary", "system", name)
     fresh = keyring.seal(_CANARY, context)
-    canary = sessions.canary(name, fresh)
+    canary = sessions.hold(name, fresh)
     if not _opens(keyring, canary, context):
         raise ConfigurationError(_WRONG_ENCRYPTION_KEY.format(name=name))
     if keyring.needs_rotation(canary):
-        sessions.canary(name, fresh, replace=True)
+        sessions.hold(name, fresh, replace=True)
 
 
 def check_accounts(accounts: AccountStore, *, throw_away: bool) -> None:

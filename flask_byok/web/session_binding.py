@@ -26,7 +26,7 @@ from flask.globals import request_ctx
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from ..errors import ConfigurationError, StoreError
-from ..keys.session_store import SessionStore
+from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
 from .problems import problem_response
 from .session_outage import UnavailableSession, guard_sessions
@@ -98,7 +98,7 @@ class _Seen:
 class SessionBinding:
     """Follows the host's session of one app through each request."""
 
-    def __init__(self, store: SessionStore, index_key: bytes, identity: Callable[[], str]) -> None:
+    def __init__(self, store: Sessions, index_key: bytes, identity: Callable[[], str]) -> None:
         self._store = store
         self._index_key = index_key
         self._identity = identity

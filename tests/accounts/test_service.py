@@ -55,7 +55,7 @@ def make_world(tmp_path: Path, fake: FakeProviders, url: str) -> Iterator[Worlds
     worlds = Worlds(tmp_path, fake, url)
     yield worlds
     for world in worlds.made:
-        world.store.engine.dispose()
+        world.documents.engine.dispose()
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_a_check_that_learns_nothing_lifts_no_refusal(make_world: Worlds, persis
         world.keyring
     )
     assert away.service.validate(ann, "openai").verdict == Verdict.UNREACHABLE
-    away.store.engine.dispose()
+    away.documents.engine.dispose()
     assert world.status(ann)["state"] == "rejected"
     assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")
 
@@ -475,7 +475,7 @@ def test_nothing_is_done_that_cannot_be_logged(world: World) -> None:
     """Without the log, somebody's session key is neither stored nor cleared."""
     ann = world.caller("ann")
     world.set(ann, key(world, "before"))
-    with world.store.engine.begin() as connection:
+    with world.documents.engine.begin() as connection:
         connection.execute(text("ALTER TABLE byok_audit RENAME TO away"))
     with pytest.raises(ByokError):
         world.set(ann, key(world, "after"))

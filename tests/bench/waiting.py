@@ -16,9 +16,8 @@ from flask_byok.redaction import install_log_redaction
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.deadline import Watchdog
-from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.redis import RedisDocuments
 from tests.services import PostgresServer, RedisServer, Server
-from tests.stores.contract import DAY
 
 from .measure import interleaved, show
 
@@ -29,7 +28,7 @@ CALLS = 200
 def bench_waiting() -> None:
     """Freeze a Redis and a PostgreSQL, and ask them; then measure the small parts."""
     with RedisServer() as redis:
-        sessions = RedisSessionStore(redis.url, ttl=DAY, max_age=30 * DAY)
+        sessions = RedisDocuments(redis.url)
         show_waiting("Redis", redis, lambda: sessions.find("sid-1"))
     with PostgresServer() as postgres:
         accounts = AccountStore(postgres.create_database(), Keyring("00" * 32))

@@ -18,8 +18,7 @@ from flask_byok.cli import byok
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import utcnow
-from flask_byok.storage.sql_tables import canaries
-from flask_byok.storage.tables import audit
+from flask_byok.storage.tables import audit, canaries
 from tests.stores.account_kinds import ANN, BEN, event_of, fingerprint_of, make_record
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run

@@ -26,8 +26,8 @@ from flask_byok.settings import Settings
 from flask_byok.storage.tables import metadata
 from tests.keeper import close
 from tests.services import free_port
+from tests.storage.kinds import made_by_an_older_version
 from tests.stores.account_kinds import event_of, make_record
-from tests.stores.older_tables import made_by_first_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
@@ -57,7 +57,7 @@ def test_safe_app(tmp_path: Path, database_url: str) -> None:
     lines = [line.split() for line in result.output.splitlines()]
     assert ["session", "keys", "the", "database"] in lines
     assert ["accounts", "the", "database", f"({database_url.split(':')[0].split('+')[0]})"] in lines
-    assert ["tables", "0004", "(newest", "0004)"] in lines
+    assert ["tables", "0001", "(newest", "0001)"] in lines
     assert ["providers", "6"] in lines
 
 
@@ -227,7 +227,7 @@ def test_wrong_encryption_key(tmp_path: Path, database_url: str) -> None:
 def test_old_tables(tmp_path: Path) -> None:
     """Tables of an older version are unsafe, and the command that upgrades them is named."""
     engine = create_engine(f"sqlite:///{tmp_path / 'keys.sqlite'}")
-    made_by_first_version(engine)
+    made_by_an_older_version(engine)
     result = run(make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE), "check")
     assert result.exit_code == 1
     assert "flask byok db upgrade" in result.output

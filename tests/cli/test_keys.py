@@ -20,7 +20,7 @@ from flask_byok.model.credential import Secret, Verdict, utcnow
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
 from tests.services import free_port
-from tests.stores.older_tables import made_by_first_version
+from tests.storage.kinds import made_by_an_older_version
 
 from .accounts_host import actions, close, forge, make_host, stored
 from .host import accounts_of, refused, run
@@ -546,7 +546,7 @@ def test_database_away(tmp_path: Path, redis_url: str, args: list[str]) -> None:
 def test_old_tables(tmp_path: Path, args: list[str]) -> None:
     """Where the tables are too old, each command says which one mends that."""
     engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
-    made_by_first_version(engine)
+    made_by_an_older_version(engine)
     host = make_host(tmp_path, None, str(engine.url))
     assert "flask byok db upgrade" in said(host, args)
     engine.dispose()

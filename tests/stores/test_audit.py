@@ -16,12 +16,10 @@ from flask_byok.accounts.store.audit_hashes import row_hash
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.storage.sql import SqlSessionStore
-from flask_byok.storage.sql_tables import canaries
-from flask_byok.storage.tables import audit, audit_heads, credentials
+from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.tables import audit, audit_heads, canaries, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record
-from .contract import DAY
 
 ROWS = 4
 #: What each column is changed to; None where it may be.
@@ -350,12 +348,12 @@ def test_verification_says_how_far_it_is(
 
 def test_canaries_of_apps_are_their_own(store: AccountStore) -> None:
     """An app's canary lies in the same table, and what becomes of the log's secret is nothing to it."""
-    sessions = SqlSessionStore(store.engine.url, ttl=DAY, max_age=30 * DAY)
-    assert sessions.canary("app", "sealed") == "sealed"
+    sessions = SqlDocuments(store.engine.url)
+    assert sessions.hold("app", "sealed", replace=False) == "sealed"
     assert AccountStore(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
     AccountStore(store.engine.url, Keyring("22" * 32)).audit.restart(RESTART)
-    assert sessions.canary("app", "other") == "sealed"
-    sessions.canary("app", "other", replace=True)
+    assert sessions.hold("app", "other", replace=False) == "sealed"
+    sessions.hold("app", "other", replace=True)
     assert AccountStore(store.engine.url, Keyring("22" * 32)).canary.secret()
     sessions.engine.dispose()
 

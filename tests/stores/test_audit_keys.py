@@ -16,8 +16,7 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.storage.sql_tables import canaries
-from flask_byok.storage.tables import audit, audit_heads, credentials
+from flask_byok.storage.tables import audit, audit_heads, canaries, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
 

@@ -42,12 +42,10 @@ class CountingStore:
 
 
 def _sql_store(directory: Path) -> Any:
-    from datetime import timedelta
 
-    from flask_byok.storage.sql import SqlSessionStore
+    from flask_byok.storage.sql import SqlDocuments
 
-    url = f"sqlite:///{directory / 'byok.sqlite'}"
-    return SqlSessionStore(url, ttl=timedelta(hours=1), max_age=timedelta(days=1))
+    return SqlDocuments(f"sqlite:///{directory / 'byok.sqlite'}")
 
 
 @pytest.fixture
@@ -267,10 +265,10 @@ def test_one_use_is_one_round_trip(
     visitor.save(_key(fake))
     store.calls.clear()
     visitor.get("/used/openai")
-    assert store.calls == ["read"]
+    assert store.calls == ["load"]
     store.calls.clear()
     visitor.load()
-    assert store.calls == ["read"]
+    assert store.calls == ["load"]
 
 
 @pytest.mark.parametrize("path", ["/empty?then=1", "/empty", "/sign-out", "/renew"])

@@ -24,7 +24,7 @@ from ...model.credential import Secret
 from ...sealing.keyring import Keyring
 from ...sealing.records import open_record
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
+from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import audit, audit_heads, credentials
 from .audit_chain import NOTHING, Chain, Subject, from_milliseconds, to_milliseconds
 from .audit_hashes import head_seal, is_mac

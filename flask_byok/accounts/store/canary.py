@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from ...errors import ConfigurationError, UnreadableCredentialError
 from ...sealing.keyring import Context, Keyring
 from ...storage.database import Database
-from ...storage.sql_tables import HELD, HOLD, REPLACE
+from ...storage.sql import HELD, HOLD, REPLACE
 from ...storage.tables import audit_heads
 
 #: The row's; those of apps have 16 hex digits.

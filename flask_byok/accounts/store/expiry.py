@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, delete, func, or_, select
 from ...keys.session_store import AuditEvent
 from ...model.credential import CredentialRecord
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
+from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import credentials, promotions
 from . import changes as steps
 from .audit import AuditLog

@@ -22,8 +22,8 @@ from sqlalchemy import (
 from ...keys.session_store import AuditEvent
 from ...sealing.keyring import Keyring
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
-from ...storage.sql_tables import HELD
+from ...storage.deadline import LONG_LIMIT
+from ...storage.sql import HELD
 from ...storage.tables import credentials
 from .audit import AuditLog
 from .audit_chain import Chain

@@ -35,7 +35,7 @@ from ...keys.usage import Use
 from ...model.credential import isoformat, utcnow
 from ...model.owner import ACCOUNT_TIERS
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
+from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import credentials, usage
 from .audit_chain import from_milliseconds, to_milliseconds
 from .statements import Owners, confine

@@ -112,14 +112,14 @@ class _Used:
     def __init__(self, state: ByokState, accounts: AccountStore | None) -> None:
         sessions = state.service.sessions
         self.accounts = {} if accounts is None else accounts.seals.count_by_key_id()
-        self._count_sessions = getattr(sessions, "count_sealed_with", None)
+        self._sessions = sessions
         self._store = sessions.name
         self._last = state.settings.session_ttl * MAX_SESSION_LIFETIMES
 
     @property
     def counts_sessions(self) -> bool:
         """Say whether the store can tell what the sessions' keys are sealed with."""
-        return self._count_sessions is not None
+        return self._sessions.count_sealed_with("") is not None
 
     def count(self, key_id: str) -> int:
         """Return how much it has sealed, as far as can be counted."""
@@ -141,7 +141,7 @@ class _Used:
         )
 
     def _of_sessions(self, key_id: str) -> int:
-        return 0 if self._count_sessions is None else int(self._count_sessions(key_id))
+        return self._sessions.count_sealed_with(key_id) or 0
 
 
 def _left_over(progress: Progress) -> str:

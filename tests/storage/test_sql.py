@@ -1,4 +1,4 @@
-"""The SQL store, on SQLite and PostgreSQL."""
+"""Sessions in a SQL database, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.exc import OperationalError
 
 from flask_byok.errors import ConfigurationError, SessionRequiredError, StoreError
-from flask_byok.keys.session_store import SessionStore
+from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.usage import UsageRecorder
 from flask_byok.model.owner import SessionRef
-from flask_byok.storage import sql_tables as tables
-from flask_byok.storage.sql import SqlSessionStore, metadata
+from flask_byok.storage import sql
+from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.tables import metadata, session_documents, session_names
 from tests.services import PostgresServer, free_port, wait_until
 
 from .contract import (
@@ -30,8 +30,8 @@ from .contract import (
     SOME,
     VISITOR,
     Clock,
-    MakeStore,
-    SessionStoreContract,
+    MakeDocuments,
+    SessionContract,
     begin,
     make_record,
     use_of,
@@ -39,48 +39,35 @@ from .contract import (
 )
 
 
-def store_on(engine_or_url: Any, **options: Any) -> SqlSessionStore:
+def store_on(
+    engine_or_url: Any, *, clock: Callable[[], float] = time.time, **lifetime: timedelta
+) -> Sessions:
     """Make a store with an ordinary lifetime."""
-    return SqlSessionStore(engine_or_url, **{"ttl": DAY, "max_age": 30 * DAY, **options})
+    documents = SqlDocuments(engine_or_url, clock=clock)
+    return Sessions(documents, clock=clock, **{"ttl": DAY, "max_age": 30 * DAY, **lifetime})
 
 
-class SqlContract(SessionStoreContract):
-    """How the contract reaches into a database."""
-
-    def overwrite(self, store: SessionStore, session: SessionRef, raw: str) -> None:
-        """Change the row past the store."""
-        assert isinstance(store, SqlSessionStore)
-        mine = (tables.keys.c.ref == session.ref, tables.keys.c.provider == "openai")
-        with store.engine.begin() as connection:
-            connection.execute(tables.keys.update().where(*mine).values(record=raw))
+def inside(store: Sessions) -> Any:
+    """Return the documents of a store, with the engine and the breaker."""
+    return store.documents
 
 
-class TestSqlite(SqlContract):
+class TestSqlite(SessionContract):
     """A SQLite file passes the contract."""
 
     @pytest.fixture
-    def make_store(self, sqlite_url: str) -> MakeStore:
-        """Make stores from the address."""
-        return lambda **options: SqlSessionStore(sqlite_url, **options)
+    def make_documents(self, sqlite_url: str) -> MakeDocuments:
+        """Open it by its address."""
+        return lambda clock: SqlDocuments(sqlite_url, clock=clock)
 
 
-class TestPostgresql(SqlContract):
+class TestPostgresql(SessionContract):
     """PostgreSQL passes the contract."""
 
     @pytest.fixture
-    def make_store(self, postgres_url: str) -> MakeStore:
-        """Make stores from the address."""
-        return lambda **options: SqlSessionStore(postgres_url, **options)
-
-
-class TestOtherDatabase(SqlContract):
-    """The statements for databases that we do not know pass the contract."""
-
-    @pytest.fixture
-    def make_store(self, sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> MakeStore:
-        """Make stores that know nothing of SQLite's upsert."""
-        monkeypatch.setattr(tables, "UPSERT", {})
-        return lambda **options: SqlSessionStore(sqlite_url, **options)
+    def make_documents(self, postgres_url: str) -> MakeDocuments:
+        """Open it by its address."""
+        return lambda clock: SqlDocuments(postgres_url, clock=clock)
 
 
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
@@ -117,20 +104,23 @@ def test_read_is_one_statement(url: str, identity: str) -> None:
     store = store_on(url)
     session = begin(store)
     store.write(session, identity, make_record())
-    read = count_statements(store.engine, lambda: store.read(session, identity, SOME))
+    read = count_statements(inside(store).engine, lambda: store.read(session, identity, SOME))
     assert read == 1
 
 
-def test_change_is_one_statement_on_postgresql(postgres_url: str) -> None:
-    """Writing, checking and clearing are one statement each on PostgreSQL."""
-    store, record = store_on(postgres_url), make_record()
+def test_a_write_is_two_statements(url: str) -> None:
+    """A write reads the document and swaps it, and other changes do the same."""
+    store, record = store_on(url), make_record()
     session = begin(store)
     for change in (
-        lambda: store.write(session, ANN, record),
+        lambda: store.write(session, VISITOR, record),
         lambda: store.record_verdict(session, "openai", verdict_for(record)),
-        lambda: store.clear(session, ANN, ["openai"]),
+        lambda: store.count(use_of(session, record)),
+        lambda: store.clear(session, VISITOR, SOME),
     ):
-        assert count_statements(store.engine, change) == 1
+        store.write(session, VISITOR, record)
+        store.count(use_of(session, record))  # looks at the tables the first time
+        assert count_statements(inside(store).engine, change) == 2
 
 
 def test_first_use_by_many(url: str) -> None:
@@ -150,7 +140,7 @@ def test_tables_that_vanish_are_made_again(url: str) -> None:
     """After the tables were dropped, one call fails and the next one works."""
     store = store_on(url)
     begin(store)
-    metadata.drop_all(store.engine)
+    metadata.drop_all(inside(store).engine)
     with pytest.raises(StoreError):
         store.find("sid-1")
     begin(store)
@@ -165,7 +155,7 @@ def test_sqlite_file_is_private(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["byok.sqlite", "byok.sqlite-shm", "byok.sqlite-wal"]
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    store.engine.dispose()
+    inside(store).engine.dispose()
 
 
 def test_sqlite_in_memory() -> None:
@@ -177,7 +167,7 @@ def test_sqlite_in_memory() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda p: store.write(session, VISITOR, make_record(p)), providers))
     assert sorted(store.read(session, VISITOR, providers).records) == sorted(providers)
-    assert store.engine is not host
+    assert inside(store).engine is not host
 
 
 def test_host_transaction_is_its_own(engine: Engine) -> None:
@@ -202,9 +192,9 @@ def test_host_begins_sqlite_its_own_way(sqlite_url: str) -> None:
     store.write(session, VISITOR, record := make_record())
     store.record_verdict(session, "openai", verdict_for(record))
     with host.connect() as connection:
-        assert connection.execute(select(tables.keys.c.verdict)).scalar()
+        assert connection.execute(select(session_documents.c.body)).scalar()
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "delete"
-    assert store.engine is not host
+    assert inside(store).engine is not host
     host.dispose()
 
 
@@ -228,19 +218,18 @@ def test_counts_that_fail_keep_no_request_from_the_database(url: str) -> None:
     store.write(session, VISITOR, record)
 
     def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("UPDATE byok_session_keys SET usage_count"):
-            raise store.engine.dialect.loaded_dbapi.OperationalError("out of order")
+        if statement.startswith("UPDATE byok_session_documents"):
+            raise inside(store).engine.dialect.loaded_dbapi.OperationalError("out of order")
 
-    event.listen(store.engine, "before_cursor_execute", fail)
+    event.listen(inside(store).engine, "before_cursor_execute", fail)
     for _ in range(3):
         for _ in range(2):
             with pytest.raises(StoreError):
                 store.count(use_of(session, record))
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
-    assert not store.breaker.is_open
-    assert store._aside.breaker.is_open, "so that counts do not wait for it again and again"
-    event.remove(store.engine, "before_cursor_execute", fail)
-    store.engine.dispose()
+    assert not inside(store).breaker.is_open
+    event.remove(inside(store).engine, "before_cursor_execute", fail)
+    inside(store).engine.dispose()
 
 
 def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> None:
@@ -259,7 +248,7 @@ def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> No
 
     held, _ = sessions
     with engine.begin() as connection:
-        query = text("SELECT * FROM byok_session_keys WHERE ref = :ref FOR UPDATE")
+        query = text("SELECT * FROM byok_session_documents WHERE ref = :ref FOR UPDATE")
         connection.execute(query, {"ref": held.ref})
         for number in range(3):
             with pytest.raises(StoreError):
@@ -270,7 +259,7 @@ def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> No
     engine.dispose()
 
 
-def _uses(store: SqlSessionStore, session: SessionRef) -> int:
+def _uses(store: Sessions, session: SessionRef) -> int:
     return store.read(session, VISITOR, SOME).records["openai"].usage_count
 
 
@@ -288,17 +277,14 @@ def test_change_waits_for_the_end(engine: Engine, change: str) -> None:
     }
     with ThreadPoolExecutor(1) as pool:
         with engine.begin() as ending:
-            values = {"session_ref": session.ref, "until": time.time() + 60}
-            ending.execute(tables.BURY, values)
-            ending.execute(tables.EMPTY, values)
+            ending.execute(session_documents.delete())
             running = pool.submit(calls[change])
             wait_until(lambda: _waiting(engine), "lock wait")
         if change == "write":
             assert isinstance(running.exception(), SessionRequiredError)
         else:
             assert not running.result()
-    with engine.connect() as connection:
-        assert connection.execute(select(func.count()).select_from(tables.keys)).scalar() == 0
+    assert store.documents.load(session.ref) is None
 
 
 def _waiting(engine: Engine) -> bool:
@@ -311,7 +297,7 @@ def test_write_waits_for_a_busy_sqlite(sqlite_url: str) -> None:
     """A write waits for another process that is writing to the file, and is then done."""
     store, other = store_on(sqlite_url), store_on(sqlite_url)
     session = begin(store)
-    with ThreadPoolExecutor(1) as pool, other.engine.connect() as busy:
+    with ThreadPoolExecutor(1) as pool, inside(other).engine.connect() as busy:
         busy.exec_driver_sql("BEGIN IMMEDIATE")
         running = pool.submit(store.write, session, VISITOR, make_record())
         time.sleep(0.1)
@@ -321,45 +307,44 @@ def test_write_waits_for_a_busy_sqlite(sqlite_url: str) -> None:
     assert store.read(session, VISITOR, SOME).records
 
 
-def expire_sessions(store: SqlSessionStore, clock: Clock, count: int) -> None:
-    """Let so many sessions end long ago."""
+def expire_sessions(store: Sessions, clock: Clock, count: int) -> None:
+    """Let so many sessions expire."""
     for number in range(count):
         store.write(begin(store, f"old-{number}"), VISITOR, make_record())
-    clock.forward(DAY + timedelta(hours=2))
+    clock.forward(DAY * 1.1)
 
 
-def kept_sids(store: SqlSessionStore) -> set[str | None]:
-    """Return the session ids that are in the tables."""
-    with store.engine.connect() as connection:
-        return set(connection.execute(select(tables.sessions.c.sid)).scalars())
+def kept_refs(store: Sessions) -> set[str]:
+    """Return the refs in both tables."""
+    with inside(store).engine.connect() as connection:
+        columns = (session_documents.c.ref, session_names.c.ref)
+        return {ref for column in columns for ref in connection.execute(select(column)).scalars()}
 
 
 @pytest.mark.parametrize("change", ["establish", "write", "end"])
 def test_change_purges_once_a_minute(url: str, change: str) -> None:
-    """Any change deletes sessions that ended long ago, with their records, but once a minute only."""
+    """Any change deletes sessions that have expired, with their ids, but once a minute only."""
     clock = Clock()
     store, other = store_on(url, clock=clock), store_on(url, clock=clock)
-    used = begin(store, "used")
     expire_sessions(other, clock, 3)
-    used = SessionRef("used", store.establish("used"))  # purges too, and begins the minute
+    used = begin(store, "used")  # purges too, and begins the minute
+    assert kept_refs(other) == {used.ref}
     calls: dict[str, Callable[[], object]] = {
         "establish": lambda: store.establish(f"new-{clock.offset}"),
         "write": lambda: store.write(used, VISITOR, make_record()),
         "end": lambda: store.end(used),
     }
-    assert kept_sids(other) == {"used"}
-    other.write(begin(other, "late"), VISITOR, make_record())
-    with other.engine.begin() as connection:
-        late = tables.sessions.c.sid == "late"
-        connection.execute(tables.sessions.update().where(late).values(expires_at=0))
+    late = begin(other, "late")
+    with inside(other).engine.begin() as connection:
+        for table in (session_documents, session_names):
+            this = table.update().where(table.c.ref == late.ref)
+            connection.execute(this.values(expires_at=0))
     clock.forward(timedelta(seconds=50))
     calls[change]()
-    assert "late" in kept_sids(other)
+    assert late.ref in kept_refs(other)
     clock.forward(timedelta(seconds=20))
     calls[change]()
-    assert "late" not in kept_sids(other)
-    with other.engine.connect() as connection:
-        assert set(connection.execute(select(tables.keys.c.ref)).scalars()) <= {used.ref}
+    assert late.ref not in kept_refs(other)
 
 
 def test_reading_purges_nothing(url: str) -> None:
@@ -367,30 +352,22 @@ def test_reading_purges_nothing(url: str) -> None:
     clock = Clock()
     store = store_on(url, clock=clock)
     expire_sessions(store, clock, 2)
-    store.find("old-0")
+    assert store.find("old-0") is None
     store.read(SessionRef("old-0", "none"), VISITOR, ["openai"])
-    assert kept_sids(store) == {"old-0", "old-1"}
-
-
-def test_purge_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A purge deletes as many as it may, in batches, and tells how many there were."""
-    monkeypatch.setattr("flask_byok.storage.sql_purge.BATCH", 2)
-    clock = Clock()
-    store = store_on(url, clock=clock)
-    expire_sessions(store, clock, 7)
-    assert [store.purge(limit) for limit in (3, 0, 9, 9)] == [3, 0, 4, 0]
-    assert kept_sids(store) == set()
+    assert len(kept_refs(store)) == 2
 
 
 def test_backlog_is_purged_faster(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where more has ended than one batch holds, the next one follows after a second."""
-    monkeypatch.setattr("flask_byok.storage.sql_purge.BATCH", 2)
+    """Where more has expired than one batch holds, the next one follows after a second."""
+    monkeypatch.setattr(sql, "BATCH", 2)
     clock = Clock()
     store = store_on(url, clock=clock)
     expire_sessions(store, clock, 5)
     for left in (3, 1, 0):
         store.establish(f"new-{left}")
-        assert len([sid for sid in kept_sids(store) if "old" in str(sid)]) == left
+        with inside(store).engine.connect() as connection:
+            expired = session_documents.c.expires_at < clock()
+            assert len(connection.execute(select(session_documents).where(expired)).all()) == left
         clock.forward(timedelta(seconds=1.5))
 
 
@@ -405,7 +382,7 @@ def test_failed_purge_harms_no_change(postgres_url: str) -> None:
         if "SKIP LOCKED" in statement:
             raise OperationalError("purge", {}, Exception())
 
-    event.listen(store.engine, "before_cursor_execute", fail)
+    event.listen(inside(store).engine, "before_cursor_execute", fail)
     store.write(session, VISITOR, record := make_record())
     assert store.read(session, VISITOR, ["openai"]).records == {"openai": record}
 
@@ -424,7 +401,7 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             store.find("sid-1")
-    assert store.breaker.is_open
+    assert inside(store).breaker.is_open
     assert caught.value.tier == "session"
     assert caught.value.__suppress_context__
     assert "hunter22" not in f"{caught.value!r} {caplog.text}"
@@ -440,11 +417,11 @@ def test_killed_postgresql() -> None:
         for _ in range(2):
             with pytest.raises(StoreError):
                 store.read(session, VISITOR, SOME)
-        assert store.breaker.is_open
+        assert inside(store).breaker.is_open
         server.start()
         wait_until(lambda: store.find(session.sid), "store", timeout=10)
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
-        store.engine.dispose()
+        inside(store).engine.dispose()
 
 
 def test_restarted_postgresql_costs_no_call() -> None:
@@ -455,21 +432,24 @@ def test_restarted_postgresql_costs_no_call() -> None:
         server.restart()
         store.write(session, VISITOR, record := make_record())
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
-        store.engine.dispose()
+        inside(store).engine.dispose()
 
 
-def test_encryption_keys_in_use_are_counted(database_url: str) -> None:
+def test_encryption_keys_in_use_are_counted(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Keys of living sessions are counted by the encryption key that sealed them, and nothing else is."""
     clock = Clock()
     store = store_on(database_url, clock=clock)
     for number, key_id in enumerate(("aa", "aa", "bb")):
-        record = replace(make_record(ciphertext=f"byok1.{key_id}.f.x"), label='"byok1.aa.f.x')
+        record = make_record(ciphertext=f"byok1.{key_id}.f.x", label='"byok1.aa.f.x')
         store.write(begin(store, f"sid-{number}"), VISITOR, record)
-    looks_like_it = replace(make_record(), label='"ciphertext":"byok1.aa.')
+    looks_like_it = make_record(label='"ciphertext":"byok1.aa.')
     store.write(begin(store, "sid-3"), VISITOR, looks_like_it)
+    monkeypatch.setattr(sql, "BATCH", 2)
     assert [store.count_sealed_with(key_id) for key_id in ("aa", "bb", "cc", "a")] == [2, 1, 0, 0]
     store.end(begin(store, "sid-0"))
     assert store.count_sealed_with("aa") == 1
     clock.forward(DAY)
     assert store.count_sealed_with("aa") == 0
-    store.engine.dispose()
+    inside(store).engine.dispose()

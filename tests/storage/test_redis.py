@@ -13,12 +13,12 @@ from redis.cluster import ClusterNode, RedisCluster
 from redis.sentinel import Sentinel
 
 from flask_byok.errors import ConfigurationError, StoreError
-from flask_byok.keys.session_store import SessionStore
+from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.usage import UsageRecorder
 from flask_byok.model.owner import SessionRef
-from flask_byok.storage import redis_client
+from flask_byok.storage import redis as storage
 from flask_byok.storage.breaker import Breaker
-from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.redis import RedisDocuments
 from tests.patience import everyday_limits, in_time, soon
 from tests.services import RedisServer, free_port, wait_until
 
@@ -27,8 +27,8 @@ from .contract import (
     DAY,
     SOME,
     VISITOR,
-    MakeStore,
-    SessionStoreContract,
+    MakeDocuments,
+    SessionContract,
     begin,
     make_record,
     use_of,
@@ -36,27 +36,24 @@ from .contract import (
 from .redis_kinds import ClusterServer, ReplicaOf, SecondNode, SentinelServer, TunedRedis
 
 
-def store_on(client_or_url: Any, **options: Any) -> RedisSessionStore:
+def store_on(client_or_url: Any, *, wait: int = 0, **lifetime: timedelta) -> Sessions:
     """Make a store with an ordinary lifetime."""
-    return RedisSessionStore(client_or_url, **{"ttl": DAY, "max_age": 30 * DAY, **options})
+    documents = RedisDocuments(client_or_url, wait=wait)
+    return Sessions(documents, **{"ttl": DAY, "max_age": 30 * DAY, **lifetime})
 
 
-class RedisContract(SessionStoreContract):
-    """How the contract reaches into a Redis."""
-
-    def overwrite(self, store: SessionStore, session: SessionRef, raw: str) -> None:
-        """Write to the hash past the store."""
-        assert isinstance(store, RedisSessionStore)
-        store.client.hset(f"byok:h:{{{session.ref}}}", "k:v:openai", raw)
+def inside(store: Sessions) -> Any:
+    """Return the documents of a store, with the client and the breaker."""
+    return store.documents
 
 
-class TestRedisSessionStore(RedisContract):
+class TestSingle(SessionContract):
     """One Redis passes the contract."""
 
     @pytest.fixture
-    def make_store(self, redis_url: str) -> MakeStore:
-        """Make stores from the address."""
-        return lambda **options: RedisSessionStore(redis_url, **options)
+    def make_documents(self, redis_url: str) -> MakeDocuments:
+        """Open it by its address."""
+        return lambda _clock: RedisDocuments(redis_url)
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +71,13 @@ def cluster(cluster_server: ClusterServer) -> Iterator[RedisCluster]:
         yield client
 
 
-class TestCluster(RedisContract):
+class TestCluster(SessionContract):
     """A Cluster passes the contract."""
 
     @pytest.fixture
-    def make_store(self, cluster: RedisCluster) -> MakeStore:
-        """Make stores from the host's client."""
-        return lambda **options: RedisSessionStore(cluster, **options)
+    def make_documents(self, cluster: RedisCluster) -> MakeDocuments:
+        """Open it by the host's client."""
+        return lambda _clock: RedisDocuments(cluster)
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +97,13 @@ def master(sentinel_server: SentinelServer) -> Iterator[redis.Redis]:
     sentinel.close()
 
 
-class TestSentinel(RedisContract):
+class TestSentinel(SessionContract):
     """A master behind Sentinel passes the contract."""
 
     @pytest.fixture
-    def make_store(self, master: redis.Redis) -> MakeStore:
-        """Make stores from the host's client."""
-        return lambda **options: RedisSessionStore(master, **options)
+    def make_documents(self, master: redis.Redis) -> MakeDocuments:
+        """Open it by the host's client."""
+        return lambda _clock: RedisDocuments(master)
 
 
 @pytest.mark.parametrize("identity", [VISITOR, ANN])
@@ -115,11 +112,26 @@ def test_read_is_one_command(redis_url: str, identity: str) -> None:
     store = store_on(redis_url)
     session = begin(store)
     store.write(session, identity, make_record())
-    store.client.config_resetstat()
+    inside(store).client.config_resetstat()
     for _ in range(5):
         assert store.read(session, identity, SOME).records
-    calls = {name: stats["calls"] for name, stats in store.client.info("commandstats").items()}
-    assert calls == {"cmdstat_config|resetstat": 1, "cmdstat_hmget": 5}
+    stats = inside(store).client.info("commandstats")
+    calls = {name: found["calls"] for name, found in stats.items()}
+    assert calls == {"cmdstat_config|resetstat": 1, "cmdstat_get": 5}
+
+
+def test_a_write_is_two_commands(redis_url: str) -> None:
+    """A write reads the document and swaps it; it touches the session id only once its lifetime slides."""
+    store = store_on(redis_url)
+    session = begin(store)
+    store.write(session, VISITOR, make_record())
+    inside(store).client.config_resetstat()
+    store.write(session, VISITOR, make_record())
+    calls = inside(store).client.info("commandstats")
+    assert sorted(name for name in calls if "config" not in name) == [
+        *("cmdstat_evalsha", "cmdstat_get", "cmdstat_getrange", "cmdstat_set")
+    ]
+    assert calls["cmdstat_get"]["calls"] == calls["cmdstat_evalsha"]["calls"] == 1
 
 
 def test_host_client_lends_its_address_only(redis_url: str) -> None:
@@ -131,7 +143,7 @@ def test_host_client_lends_its_address_only(redis_url: str) -> None:
     store.write(session, VISITOR, record := make_record())
     assert store.read(session, VISITOR, SOME).records == {"openai": record}
     assert host.get(f"byok:m:{{{session.sid}}}") == session.ref
-    ours = store.client.connection_pool.connection_kwargs
+    ours = inside(store).client.connection_pool.connection_kwargs
     assert (ours["socket_connect_timeout"], ours["socket_timeout"]) == (0.1, 0.25)
     assert host.connection_pool.connection_kwargs["socket_timeout"] == 30
     host.close()
@@ -140,8 +152,8 @@ def test_host_client_lends_its_address_only(redis_url: str) -> None:
 def test_canary_outlives_sessions(redis_url: str) -> None:
     """What tells a wrong encryption key stays for as long as Redis does."""
     store = store_on(redis_url)
-    store.canary("key", "sealed")
-    assert store.client.ttl("byok:canary:key") == -1
+    store.hold("key", "sealed")
+    assert inside(store).client.ttl("byok:canary:key") == -1
 
 
 def test_everything_expires(redis_url: str) -> None:
@@ -152,21 +164,20 @@ def test_everything_expires(redis_url: str) -> None:
         store.write(session, VISITOR, make_record())
     store.end(session)
     store.renew(begin(store, "sid-old"), "sid-new")
-    found = [store.client.ttl(key) for key in store.client.scan_iter("byok:*")]
-    assert len(found) == 7
-    assert all(0 < seconds <= 600 for seconds in found)
-    living = [store.client.ttl(f"byok:h:{{{store.find(f'sid-{n}')}}}") for n in range(2)]
-    assert all(seconds <= 300 for seconds in living)
+    client = inside(store).client
+    kept = {key.split(b":")[1]: client.ttl(key) for key in client.scan_iter("byok:*")}
+    assert len(list(client.scan_iter("byok:*"))) == 6
+    assert 0 < kept[b"d"] <= 300
+    assert 0 < kept[b"m"] <= 600
 
 
-def test_ended_session_keeps_no_ciphertext(redis_url: str) -> None:
-    """What an ended session leaves is the mark alone."""
+def test_ended_session_leaves_nothing(redis_url: str) -> None:
+    """Of an ended session no key stays in Redis."""
     store = store_on(redis_url)
     session = begin(store)
     store.write(session, VISITOR, make_record())
     store.end(session)
-    assert list(store.client.scan_iter("*")) == [f"byok:h:{{{session.ref}}}".encode()]
-    assert store.client.hgetall(f"byok:h:{{{session.ref}}}") == {b"_": b"-"}
+    assert list(inside(store).client.scan_iter("*")) == []
 
 
 @pytest.mark.parametrize("value", ["http://u:hunter22@host", "hunter22", 22, object()])
@@ -187,14 +198,14 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     assert "hunter22" not in f"{caught.value!r} {caught.value.__context__!r} {caplog.text}"
 
 
-def assert_fails_fast(store: RedisSessionStore, session: SessionRef) -> None:
+def assert_fails_fast(store: Sessions, session: SessionRef) -> None:
     """Fail unless two faults open the breaker, after which nobody waits."""
     with soon():
         for _ in range(2):
-            assert not store.breaker.is_open
+            assert not inside(store).breaker.is_open
             with pytest.raises(StoreError):
                 store.read(session, VISITOR, SOME)
-    assert store.breaker.is_open
+    assert inside(store).breaker.is_open
     with soon():
         for _ in range(200):
             with pytest.raises(StoreError):
@@ -210,7 +221,7 @@ def test_killed_redis() -> None:
         assert_fails_fast(store, session)
         server.start()
         wait_until(lambda: store.establish("sid-2"), "store", timeout=5)
-        assert not store.breaker.is_open
+        assert not inside(store).breaker.is_open
 
 
 def test_stopped_redis() -> None:
@@ -278,7 +289,7 @@ def test_replica_acknowledges() -> None:
         session = begin(store)
         store.write(session, VISITOR, record := make_record())
         with redis.Redis.from_url(replica.url) as copy:
-            assert copy.hexists(f"byok:h:{{{session.ref}}}", "k:v:openai")
+            assert b"sealed" in copy.get(f"byok:d:{{{session.ref}}}")
         replica.stop_process()
         with pytest.raises(StoreError):
             store.clear(session, VISITOR, ["openai"])
@@ -286,23 +297,22 @@ def test_replica_acknowledges() -> None:
             lambda: store.write(session, VISITOR, record),
             lambda: store.renew(session, "sid-new"),
             lambda: store.end(session),
-            lambda: store.canary("key", "sealed"),
+            lambda: store.hold("key", "sealed"),
         ):
             with pytest.raises(StoreError, match="replicas"):
                 change()
-        assert not store.breaker.is_open
+        assert not inside(store).breaker.is_open
         assert not store.read(session, VISITOR, SOME).alive
         replica.cont()
 
 
 def test_cluster_without_replicas(cluster: RedisCluster) -> None:
     """On a Cluster too, a change that too few replicas have fails."""
-    store = store_on(cluster, wait=1)
-    session = begin(store)
+    session, store = begin(store_on(cluster)), store_on(cluster, wait=1)
     for _ in range(2):
         with pytest.raises(StoreError, match="replicas"):
             store.write(session, VISITOR, make_record())
-    assert not store.breaker.is_open
+    assert not inside(store).breaker.is_open
 
 
 @pytest.mark.parametrize("wait", [0, 1])
@@ -310,28 +320,29 @@ def test_slot_that_moves(wait: int) -> None:
     """A session whose slot has moved to another node is found there, with and without waiting."""
     with ClusterServer() as server, SecondNode(server) as second:
         with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
-            store = store_on(client, wait=wait)
-            session = begin(store)
-            second.take(client.keyslot(session.ref))
+            documents = RedisDocuments(client, wait=wait)
+            second.take(client.keyslot("ref"))
+        written = ("ref", None, "0" * 16, b"body", 60)
         if wait:  # there is no replica, but it was written
             with pytest.raises(StoreError, match="replicas"):
-                store.write(session, VISITOR, make_record())
+                documents.swap(*written)
         else:
-            store.write(session, VISITOR, make_record())
-        assert store.read(session, VISITOR, SOME).records
+            assert documents.swap(*written)
+        assert documents.load("ref") == ("0" * 16, b"body")
         with redis.Redis.from_url(second.url) as there:
-            assert there.exists(f"byok:h:{{{session.ref}}}")
+            assert there.exists("byok:d:{ref}")
 
 
 def test_wrong_kind_of_value(redis_url: str) -> None:
     """One damaged session is a StoreError of its own and opens the breaker for nobody."""
     store = store_on(redis_url)
     session = begin(store)
-    store.client.set(f"byok:h:{{{session.ref}}}", "not a hash")
+    inside(store).client.delete(key := f"byok:d:{{{session.ref}}}")
+    inside(store).client.hset(key, "not", "a document")
     for _ in range(5):
         with pytest.raises(StoreError):
             store.read(session, VISITOR, SOME)
-    assert not store.breaker.is_open
+    assert not inside(store).breaker.is_open
 
 
 def test_counts_that_fail_keep_no_request_from_redis(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,31 +351,34 @@ def test_counts_that_fail_keep_no_request_from_redis(monkeypatch: pytest.MonkeyP
         with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
             store = store_on(client)
             there, here = begin(store, "sid-there"), begin(store, "sid-here")
+            revision, body = store.documents.load(there.ref) or ("", b"")
+            store.documents.delete(there.ref)  # only an empty slot moves
             second.take(client.keyslot(there.ref))
+            assert store.documents.swap(there.ref, None, revision, body, 3600)
         store.write(there, VISITOR, record := make_record())
         store.write(here, VISITOR, other := make_record())
         with redis.Redis.from_url(server.url) as first:
             first.config_set("cluster-node-timeout", 60_000)  # until then it serves what it has
         second.stop_process()
-        monkeypatch.setattr(redis_client, "CLUSTER_READ_TIMEOUT", 1)
-        hasty = store_on(store.client)
+        monkeypatch.setattr(storage, "CLUSTER_READ_TIMEOUT", 1)
+        hasty = store_on(inside(store).client)
         for _ in range(3):
             for _ in range(2):
                 with pytest.raises(StoreError):
                     hasty.count(use_of(there, record))
             assert hasty.read(here, VISITOR, SOME).records == {"openai": other}
-        assert not hasty.breaker.is_open
-        assert hasty._aside.is_open, "so that counts do not wait for it again and again"
+        assert not inside(hasty).breaker.is_open
+        assert hasty._counts.breaker.is_open, "so that counts do not wait for it again and again"
         second.cont()
 
 
-def test_a_frozen_redis_counts_once() -> None:
-    """Uses that reach a frozen Redis again and again, since nobody hears that they have, are counted once."""
+def test_a_frozen_redis_loses_no_count() -> None:
+    """Uses that a frozen Redis does not answer wait, and are counted once it goes on."""
     with RedisServer() as server:
         store = store_on(server.url)
         session, record = begin(store), make_record()
         store.write(session, VISITOR, record)
-        with everyday_limits(redis_client):
+        with everyday_limits(storage):
             hasty = store_on(server.url)
         recorder = UsageRecorder(None, 3600, count=hasty.count)
         note = partial(recorder.note_in_session, session.ref, "openai", record.version, "used")
@@ -375,7 +389,7 @@ def test_a_frozen_redis_counts_once() -> None:
         for _ in range(4):
             with pytest.raises(StoreError):
                 recorder.flush()
-            hasty._aside = Breaker()  # which would ask no more
+            hasty._counts.breaker = Breaker()  # which would ask no more
             note()
         server.cont()
         wait_until(lambda: answers(recorder), "Redis")

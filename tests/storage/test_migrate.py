@@ -16,29 +16,21 @@ from alembic.autogenerate import compare_metadata, produce_migrations
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations.ops import DropTableOp
-from sqlalchemy import Engine, MetaData, inspect, make_url, select, text
+from sqlalchemy import Column, Engine, MetaData, Text, inspect, make_url, select, text
 
+from flask_byok.accounts.store import keys as account_keys
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
-from flask_byok.model.owner import SessionRef
-from flask_byok.storage import migrate
-from flask_byok.storage.engine import Transactions, open_engine
-from flask_byok.storage.sql import SqlSessionStore
-from flask_byok.storage.sql_tables import sessions
-from flask_byok.storage.tables import metadata
+from flask_byok.keys.sessions import Sessions
+from flask_byok.storage import migrate, tables
+from flask_byok.storage.database import Transactions
+from flask_byok.storage.engine import open_engine
+from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.tables import metadata, session_documents
+from tests.stores.account_kinds import ANN, KEYRING, event_of, make_record
 
-from .account_kinds import ANN, KEYRING, event_of, make_record
-from .contract import DAY, VISITOR, use_of
-from .older_tables import (
-    RECORD,
-    REF,
-    SID,
-    begin_session,
-    made_by_first_migration,
-    made_by_first_version,
-    made_by_second_migration,
-    made_by_third_migration,
-)
+from .contract import DAY
+from .kinds import made_by_an_older_version
 
 #: A host's Alembic environment that makes our tables with its own.
 HOST_ENVIRONMENT = """
@@ -65,9 +57,9 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
-def session_store(engine: Engine) -> SqlSessionStore:
+def session_store(engine: Engine) -> Sessions:
     """Make a session store."""
-    return SqlSessionStore(engine, ttl=DAY, max_age=30 * DAY)
+    return Sessions(SqlDocuments(engine), ttl=DAY, max_age=30 * DAY)
 
 
 def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> list[object]:
@@ -78,19 +70,49 @@ def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> l
         return list(compare_metadata(context, metadata))
 
 
-WITH_ACCOUNTS = [made_by_second_migration, made_by_third_migration]
-EVERY_EARLIER = [made_by_first_version, made_by_first_migration, *WITH_ACCOUNTS]
-#: Those that count no uses in sessions.
-WITHOUT_COUNTS = EVERY_EARLIER[:3]
-#: Those that know no accounts.
-WITHOUT_ACCOUNTS = EVERY_EARLIER[:2]
+#: A later version's migration.
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0002", "0001"
+
+
+def upgrade():
+    op.add_column("byok_promotions", sa.Column("note", sa.Text, nullable=True))
+"""
+
+
+@pytest.fixture
+def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what turns this process into one of a later version, with one more migration and column."""
+    folder, config = tmp_path / "later", migrate._config
+
+    def later_config(**attributes: object) -> Config:
+        made = config(**attributes)
+        locations = (f"{made.get_main_option('script_location')}/versions", str(folder))
+        made.set_main_option("version_locations", os.pathsep.join(locations))
+        return made
+
+    def begin() -> None:
+        folder.mkdir()
+        (folder / "v0002_note.py").write_text(NEXT)
+        monkeypatch.setattr(migrate, "_config", later_config)
+        later = MetaData()
+        for table in metadata.sorted_tables:
+            table.to_metadata(later)
+        later.tables["byok_promotions"].append_column(Column("note", Text))
+        for module in (migrate, tables, account_keys):
+            monkeypatch.setattr(module, "metadata", later)
+
+    return begin
 
 
 def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
     """An upgraded empty database has exactly the tables of the models."""
     migrate.upgrade(engine)
     assert differences(engine) == []
-    assert migrate.current(engine) == migrate.head() == "0004"
+    assert migrate.current(engine) == migrate.head() == "0001"
 
 
 def test_first_use_makes_the_tables(engine: Engine) -> None:
@@ -107,113 +129,52 @@ def test_upgrade_twice(engine: Engine) -> None:
     assert differences(engine) == []
 
 
-@pytest.mark.parametrize("make", EVERY_EARLIER)
-def test_upgrade_with_data(engine: Engine, make: Callable[[Engine], None]) -> None:
-    """Session keys outlive the upgrade from every earlier schema, are counted from then on, and accounts work too."""
-    make(engine)
-    begin_session(engine)
-    migrate.upgrade(engine)
-    assert differences(engine) == []
-    assert migrate.current(engine) == "0004"
-    store, session = session_store(engine), SessionRef(SID, REF)
-    assert store.read(session, VISITOR, ["openai"]).records == {"openai": RECORD}
-    store.count(use_of(session, RECORD))
-    assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count == 1
-    AccountStore(engine, KEYRING).create(make_record(provider="groq"), event_of())
-
-
-@pytest.mark.parametrize("make", WITH_ACCOUNTS)
-def test_upgrade_of_accounts(engine: Engine, make: Callable[[Engine], None]) -> None:
-    """Keys in accounts and their uses are as they were before the upgrade, and saved when they were created."""
-    make(engine)
-    migrate.upgrade(engine)
-    accounts = AccountStore(engine, KEYRING)
-    (key,) = accounts.find([ANN])
-    assert (key.id, key.version, key.usage_count) == ("1", "3", 7)
-    assert (key.set_at, key.saved_at) == (None, key.created_at)
-    assert accounts.usage.stats([ANN])["by_provider"]["openai"]["uses"] == 7
-
-
-@pytest.mark.parametrize("make", WITH_ACCOUNTS)
-def test_upgrade_of_the_log(engine: Engine, make: Callable[[Engine], None]) -> None:
-    """The log is as whole as it was, and covers what a key's record says from its next change on."""
-    make(engine)
-    migrate.upgrade(engine)
-    accounts = AccountStore(engine, KEYRING)
-    assert accounts.audit.verify() == []
-    accounts.change("1", [ANN], {"label": "mine"}, event_of("change"))
-    assert accounts.audit.verify() == []
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE byok_credentials SET label = 'forged'"))
-    (finding,) = accounts.audit.verify()
-    assert finding.problem.startswith("the key 1 is not what its last row says")
-
-
-@pytest.mark.parametrize("make", WITHOUT_COUNTS)
-def test_sessions_wait_for_the_upgrade(engine: Engine, make: Callable[[Engine], None]) -> None:
-    """Session keys say what to run where their tables cannot count yet, and go on after it without a restart."""
-    make(engine)
-    begin_session(engine)
-    store = session_store(engine)
-    for _ in range(2):
-        with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
-            store.find(SID)
-    migrate.upgrade(engine)
-    assert store.find(SID) == REF
-
-
-@pytest.mark.parametrize("make", WITHOUT_ACCOUNTS)
-def test_older_schema_is_refused(engine: Engine, make: Callable[[Engine], None]) -> None:
-    """An older schema is not changed unasked: the error says what to run, each time."""
-    make(engine)
+def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) -> None:
+    """Tables of an older version are not changed unasked; the command changes them, and keys outlive that."""
+    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    ref = session_store(engine).establish("sid-1")
+    later_version()
     accounts = AccountStore(engine, KEYRING)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
             accounts.find([ANN])
-    assert not inspect(engine).has_table("byok_credentials")
+    assert migrate.current(engine) == "0001"
     migrate.upgrade(engine)
-    assert accounts.find([ANN]) == []
+    assert migrate.current(engine) == migrate.head() == "0002"
+    assert len(accounts.find([ANN])) == 1, "without a restart"
+    assert session_store(engine).find("sid-1") == ref
+
+
+def test_own_file_is_upgraded_at_first_use(
+    sqlite_url: str, later_version: Callable[[], None]
+) -> None:
+    """In a file that nothing else uses, an older version's tables are upgraded by themselves."""
+    before = AccountStore(sqlite_url, KEYRING, own_file=True)
+    before.create(make_record(), event_of())
+    before.engine.dispose()
+    later_version()
+    store = AccountStore(sqlite_url, KEYRING, own_file=True)
+    assert len(store.find([ANN])) == 1
+    assert migrate.current(store.engine) == "0002"
+    store.engine.dispose()
 
 
 def test_session_store_on_an_older_schema(engine: Engine) -> None:
-    """Tables that session keys need are missed by their store too, and an upgrade makes them beside the others."""
-    made_by_first_version(engine)
-    with engine.begin() as connection:
-        connection.execute(text("DROP TABLE byok_canary"))
-    store = session_store(engine)
+    """Tables that session keys need are missed by their store too."""
+    made_by_an_older_version(engine)
     with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
-        store.establish("sid-1")
-    migrate.upgrade(engine)
-    assert differences(engine) == []
-    assert store.canary("key", "sealed") == "sealed"
+        session_store(engine).establish("sid-1")
 
 
 def test_refusal_is_an_answer(engine: Engine) -> None:
-    """An older schema is told each time, without keeping anybody out for a while."""
-    made_by_first_version(engine)
+    """An older schema is reported each time, without keeping requests out for a while."""
+    made_by_an_older_version(engine)
     accounts = AccountStore(engine, KEYRING)
     accounts.breaker.fault()
     with pytest.raises(ConfigurationError):
         accounts.find([ANN])
     accounts.breaker.fault()
     assert not accounts.breaker.is_open
-
-
-@pytest.mark.parametrize("make", EVERY_EARLIER)
-def test_own_file_is_upgraded_at_first_use(sqlite_url: str, make: Callable[[Engine], None]) -> None:
-    """In a file that is ours alone an older schema is upgraded by itself, with what is in it."""
-    before = open_engine(sqlite_url)
-    make(before)
-    begin_session(before)
-    before.dispose()
-    store = SqlSessionStore(sqlite_url, ttl=DAY, max_age=30 * DAY, own_file=True)
-    found = store.read(SessionRef(SID, REF), VISITOR, ["openai"]).records
-    assert found == {"openai": RECORD}
-    assert differences(store.engine) == []
-    assert migrate.current(store.engine) == migrate.head()
-    kept = AccountStore(sqlite_url, KEYRING, own_file=True).find([ANN])
-    assert [key.id for key in kept] == ["1"] * (make in WITH_ACCOUNTS)
-    store.engine.dispose()
 
 
 def test_databases_made_at_once(tmp_path: Path) -> None:
@@ -225,15 +186,6 @@ def test_databases_made_at_once(tmp_path: Path) -> None:
         engine = open_engine(url)
         assert differences(engine) == []
         engine.dispose()
-
-
-def test_missing_column_is_refused(engine: Engine) -> None:
-    """Tables of the right names that lack a column are refused as well."""
-    migrate.upgrade(engine)
-    with engine.begin() as connection:
-        connection.execute(text("ALTER TABLE byok_credentials DROP COLUMN description"))
-    with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
-        AccountStore(engine, KEYRING).find([ANN])
 
 
 def test_first_start_of_many_processes(database_url: str) -> None:
@@ -249,7 +201,7 @@ def test_first_start_of_many_processes(database_url: str) -> None:
     assert differences(engine) == []
     with engine.connect() as connection:
         query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
-        assert connection.execute(query).scalars().all() == ["0004"]
+        assert connection.execute(query).scalars().all() == ["0001"]
     assert len(AccountStore(engine, KEYRING).page(None)[0]) == 4
     engine.dispose()
 
@@ -329,7 +281,7 @@ def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     AccountStore(engine, KEYRING).create(make_record(), event_of())
     assert migrate.current(engine) is None
     migrate.upgrade(engine)
-    assert migrate.current(engine) == "0004"
+    assert migrate.current(engine) == "0001"
     assert len(AccountStore(engine, KEYRING).find([ANN])) == 1
 
 
@@ -342,9 +294,9 @@ def test_statements_make_the_same(engine: Engine) -> None:
             if code := "\n".join(lines).strip():
                 connection.exec_driver_sql(code)
     assert differences(engine) == []
-    assert migrate.current(engine) == "0004"
+    assert migrate.current(engine) == "0001"
     with engine.connect() as connection:
-        assert connection.execute(select(sessions)).all() == []
+        assert connection.execute(select(session_documents)).all() == []
 
 
 def as_administrator(url: str, *statements: str) -> None:
@@ -385,8 +337,6 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
     store.create(make_record(), event_of())
     store.audit.restart(event_of("restart"))
     assert store.audit.verify() == []
-    assert migrate.current(store.engine) == "0004"
-    sessions_there = SqlSessionStore(limited_url, ttl=DAY, max_age=30 * DAY)
-    assert sessions_there.establish("sid-1")
-    sessions_there.engine.dispose()
+    assert migrate.current(store.engine) == "0001"
+    assert session_store(store.engine).establish("sid-1")
     store.engine.dispose()

@@ -16,7 +16,7 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.reasons import reason_of
-from flask_byok.storage.redis_client import limited_client
+from flask_byok.storage.redis import limited_client
 from tests import services
 
 KEYRING = Keyring("00" * 32)

@@ -16,10 +16,12 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, event, make_url, select, text
 
 from flask_byok.errors import StoreError
+from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
-from flask_byok.storage import sql_tables as tables
+from flask_byok.storage.database import Database
 from flask_byok.storage.deadline import Watchdog, within
-from flask_byok.storage.sql import SqlSessionStore
+from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.tables import session_documents
 from tests.patience import IN_TIME, everyday_limits, in_time, soon
 from tests.services import PostgresServer, wait_until
 
@@ -35,25 +37,31 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["own", "host", "pinging host"])
-def store(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[SqlSessionStore]:
-    """Make a store from an address, on a host's engine, and on one that tests its connections."""
-    url = server.create_database()
-    if request.param == "own":
-        made = make_store(url)
-    else:
-        made = make_store(create_engine(url, pool_pre_ping=request.param != "host"))
+@pytest.fixture
+def store(server: PostgresServer) -> Iterator[Sessions]:
+    """Make a store from an address."""
+    made = make_store(server.create_database())
     yield made
-    pool = made.engine.pool
-    # What nobody waited for comes back to the pool once the server goes on.
+    pool = engine_of(made).pool
+    # A connection that no caller waited for comes back to the pool once the server goes on.
     wait_until(lambda: pool.checkedout() == 0, "pool")  # type: ignore[attr-defined]
-    made.engine.dispose()
+    engine_of(made).dispose()
 
 
-def make_store(engine_or_url: Engine | URL | str) -> SqlSessionStore:
+def make_store(engine_or_url: Engine | URL | str) -> Sessions:
     """Make a store with the limits that apps have where it is the server that keeps them."""
     with everyday_limits():
-        return SqlSessionStore(engine_or_url, ttl=DAY, max_age=30 * DAY)
+        return Sessions(SqlDocuments(engine_or_url), ttl=DAY, max_age=30 * DAY)
+
+
+def engine_of(store: Sessions) -> Any:
+    """Return the engine of a store."""
+    return store.documents.engine  # type: ignore[attr-defined]
+
+
+def breaker_of(store: Sessions) -> Any:
+    """Return the breaker of a store."""
+    return store.documents.breaker  # type: ignore[attr-defined]
 
 
 def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
@@ -62,35 +70,35 @@ def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
         call(*args)
 
 
-def assert_recovers(store: SqlSessionStore, session: SessionRef) -> None:
+def assert_recovers(store: Sessions, session: SessionRef) -> None:
     """Fail unless the store answers again by itself, with what it had."""
     wait_until(lambda: store.read(session, VISITOR, READ).records, "store", timeout=5)
     store.write(session, VISITOR, make_record("groq"))
-    assert not store.breaker.is_open
+    assert not breaker_of(store).is_open
 
 
-def test_frozen_before(store: SqlSessionStore, server: PostgresServer) -> None:
+def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
     """Each call to a frozen server ends in time, on open connections and on new ones."""
     session = begin(store)
     store.write(session, VISITOR, make_record())
     with server.frozen():
         for _ in range(3):
             assert_refused_in_time(store.read, session, VISITOR, READ)
-        assert store.breaker.is_open
-        wait_until(store.breaker.allow, "probe")  # it is ours now
-        store.breaker.success()
+        assert breaker_of(store).is_open
+        wait_until(breaker_of(store).allow, "probe")  # it is ours now
+        breaker_of(store).success()
         assert_refused_in_time(store.write, session, VISITOR, make_record())
     assert_recovers(store, session)
 
 
-def test_frozen_at_first_use(store: SqlSessionStore, server: PostgresServer) -> None:
+def test_frozen_at_first_use(store: Sessions, server: PostgresServer) -> None:
     """A first use that meets a frozen server ends in time, and the next one works."""
     with server.frozen():
         assert_refused_in_time(store.find, "sid-1")
     wait_until(lambda: store.establish("sid-1"), "store", timeout=5)
 
 
-def test_frozen_under_many(store: SqlSessionStore, server: PostgresServer) -> None:
+def test_frozen_under_many(store: Sessions, server: PostgresServer) -> None:
     """More callers than connections all end in time, and all of them work again."""
     session = begin(store)
     store.write(session, VISITOR, make_record())
@@ -100,7 +108,7 @@ def test_frozen_under_many(store: SqlSessionStore, server: PostgresServer) -> No
     assert_recovers(store, session)
 
 
-def test_frozen_under_way(store: SqlSessionStore, server: PostgresServer) -> None:
+def test_frozen_under_way(store: Sessions, server: PostgresServer) -> None:
     """A statement that waits for its answer when the server freezes ends in time."""
     session = begin(store)
     store.write(session, VISITOR, make_record())
@@ -108,7 +116,7 @@ def test_frozen_under_way(store: SqlSessionStore, server: PostgresServer) -> Non
     def freeze(*_: object) -> None:
         server.stop_process()
 
-    event.listen(store.engine, "before_cursor_execute", freeze, once=True)
+    event.listen(engine_of(store), "before_cursor_execute", freeze, once=True)
     try:
         assert_refused_in_time(store.write, session, VISITOR, make_record("groq"))
     finally:
@@ -116,14 +124,14 @@ def test_frozen_under_way(store: SqlSessionStore, server: PostgresServer) -> Non
     assert_recovers(store, session)
 
 
-def test_held_row(store: SqlSessionStore, server: PostgresServer) -> None:
+def test_held_row(store: Sessions, server: PostgresServer) -> None:
     """A row that somebody holds costs its session's changes in time, and no reader anything."""
     session = begin(store)
     store.write(session, VISITOR, make_record())
-    other = create_engine(store.engine.url)
+    other = create_engine(engine_of(store).url)
     with other.begin() as holder:
-        mine = tables.sessions.c.ref == session.ref
-        holder.execute(select(tables.sessions).where(mine).with_for_update())
+        mine = session_documents.c.ref == session.ref
+        holder.execute(select(session_documents).where(mine).with_for_update())
         assert_refused_in_time(store.write, session, VISITOR, make_record("groq"))
         assert store.read(session, VISITOR, READ).records
     other.dispose()
@@ -134,16 +142,16 @@ def test_held_row_is_an_answer(server: PostgresServer) -> None:
     """Rows that somebody holds keep nobody else out, for PostgreSQL itself ends the waiting."""
     store = make_store(server.create_database())
     session = begin(store)
-    other = create_engine(store.engine.url)
+    other = create_engine(engine_of(store).url)
     with other.begin() as holder:
-        holder.execute(select(tables.sessions).with_for_update())
+        holder.execute(select(session_documents).with_for_update())
         for _ in range(3):
             with soon(), pytest.raises(StoreError):
                 store.end(session)
-        assert not store.breaker.is_open
+        assert not breaker_of(store).is_open
         assert _working(other) == 0
     other.dispose()
-    store.engine.dispose()
+    engine_of(store).dispose()
 
 
 def _working(engine: Engine) -> int | None:
@@ -152,31 +160,32 @@ def _working(engine: Engine) -> int | None:
         return connection.execute(text(query)).scalar()
 
 
-def test_used_up_pool_of_the_host(server: PostgresServer) -> None:
-    """A host that holds all its connections costs us our limit, not its own patience."""
-    engine = create_engine(server.create_database(), pool_size=1, max_overflow=0)
-    store = make_store(engine)
-    session = begin(store)
-    store.write(session, VISITOR, make_record())
-    with engine.connect():
-        assert_refused_in_time(store.read, session, VISITOR, READ)
-    assert_recovers(store, session)
-    assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    engine.dispose()
-
-
-def test_host_may_wait(server: PostgresServer) -> None:
-    """The host's own long statements on its engine are none of ours to end."""
+def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
+    """On a host's engine the host's limits count, for its own statements and for ours."""
     engine = create_engine(server.create_database())
-    store = make_store(engine)
-    begin(store)
+    begin(make_store(engine))
     with engine.connect() as host:
         host.execute(text("SELECT pg_sleep(0.8)"))
         assert host.execute(text("SHOW statement_timeout")).scalar() == "0"
+    slow = Database(engine, ())
+    with everyday_limits():
+        slow.run(lambda connection: connection.execute(text("SELECT pg_sleep(0.8)")))
     engine.dispose()
 
 
-def test_long_queues_are_healthy(store: SqlSessionStore) -> None:
+def test_a_limit_of_ones_own(server: PostgresServer) -> None:
+    """A database may be given another limit, which the server then keeps as well."""
+    database = Database(server.create_database(), (), limit=2)
+    with everyday_limits():
+        database.run(lambda connection: connection.execute(text("SELECT pg_sleep(0.8)")))
+        with soon(), pytest.raises(StoreError):
+            database.run(lambda connection: connection.execute(text("SELECT pg_sleep(20)")))
+    with database.engine.connect() as connection:
+        assert connection.execute(text("SHOW statement_timeout")).scalar() == "1750ms"
+    database.engine.dispose()
+
+
+def test_long_queues_are_healthy(store: Sessions) -> None:
     """Many more threads than connections read and write for a while, and nobody is refused."""
     sessions = [begin(store, f"sid-{number}") for number in range(4)]
     until = time.monotonic() + 1.5
@@ -191,7 +200,7 @@ def test_long_queues_are_healthy(store: SqlSessionStore) -> None:
 
     with ThreadPoolExecutor(12) as pool:
         assert min(pool.map(work, range(12))) > 0
-    assert not store.breaker.is_open
+    assert not breaker_of(store).is_open
 
 
 def test_given_options_stay(server: PostgresServer) -> None:
@@ -199,11 +208,11 @@ def test_given_options_stay(server: PostgresServer) -> None:
     url = make_url(server.create_database())
     options = "-c statement_timeout=5s -c application_name=theirs"
     store = make_store(url.update_query_dict({"options": options}))
-    with store.engine.connect() as connection:
+    with engine_of(store).connect() as connection:
         names = ("statement_timeout", "application_name", "lock_timeout")
         found = [connection.execute(text(f"SHOW {name}")).scalar() for name in names]
     assert found == ["5s", "theirs", "300ms"]
-    store.engine.dispose()
+    engine_of(store).dispose()
 
 
 class _Pooler(socketserver.BaseRequestHandler):
@@ -246,13 +255,13 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
     with _Pool(("127.0.0.1", 0), handler) as pooler:
         threading.Thread(target=pooler.serve_forever, daemon=True).start()
         url = url.set(port=pooler.server_address[1])
-        store = SqlSessionStore(url, ttl=DAY, max_age=30 * DAY)
+        store = Sessions(SqlDocuments(url), ttl=DAY, max_age=30 * DAY)
         session = begin(store)
         store.write(session, VISITOR, make_record())
         with server.frozen():
             assert_refused_in_time(store.read, session, VISITOR, READ)
         assert_recovers(store, session)
-        store.engine.dispose()
+        engine_of(store).dispose()
         pooler.shutdown()
 
 
@@ -338,7 +347,7 @@ def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    store.engine.dispose()
+    engine_of(store).dispose()
 
 
 def test_late_result_is_closed() -> None:
