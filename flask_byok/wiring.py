@@ -10,9 +10,11 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, cast
 
+import click
 from flask import Flask
 
 from . import signals
+from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .errors import ConfigurationError
@@ -25,7 +27,7 @@ from .keys.save import Saver
 from .keys.service import Limiter, Service
 from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS, Tier
-from .sealing.canary import check_accounts, check_sessions
+from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
@@ -52,16 +54,19 @@ def build_service(
     :param name: tells this app from others in the same store.
     :raises ConfigurationError: the parts cannot be built, or the stores were used with another encryption key.
     """
+    # In debug mode and tests encryption keys come and go.
     throw_away = app.debug or app.testing
+    tolerant = throw_away or _shows_wrong_key()
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        check_sessions(keyring, sessions, name, throw_away=throw_away)
+        canary = Canary.of_sessions(keyring, sessions.hold, name)
+        check_at_start(canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
-        check_accounts(accounts.store, throw_away=throw_away)
+        check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     rates = RateStorage.beside(sessions.documents)
     return assemble(
@@ -207,16 +212,14 @@ def build_accounts(
     """
     if ACCOUNT_TIERS.isdisjoint(settings.precedence):
         return Accounts()
-    from .accounts.store.keys import AccountStore
-
     if settings.encryption_key is None:
-        # What a made-up key seals is nobody else's: a real database, and its audit log, are left alone.
-        store = AccountStore("sqlite://", keyring)
+        # A real database, and its audit log, are not for what a made-up key seals.
+        store = open_accounts("sqlite://", keyring)
     else:
         if database.own_file:
             _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
         engine = getattr(sessions.documents, "engine", None) if _is_ours(settings) else None
-        store = AccountStore(engine or database.place, keyring, own_file=database.own_file)
+        store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
     return Wing(store, keyring, settings)
 
 
@@ -228,6 +231,11 @@ def _redis(settings: Settings) -> Documents:
     from .storage.redis import RedisDocuments
 
     return RedisDocuments(settings.redis, wait=settings.redis_wait)
+
+
+def _shows_wrong_key() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and SHOWS_WRONG_KEY in context.meta
 
 
 def _is_ours(settings: Settings) -> bool:

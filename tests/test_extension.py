@@ -36,14 +36,14 @@ from flask_byok import (
     key_used,
     key_validated,
 )
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from flask_byok.model.credential import isoformat, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import current_caller, get_state
+from tests.accounts.account_kinds import KEYRING, event_of, make_record
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
-from tests.stores.account_kinds import KEYRING, event_of, make_record
 
 
 def bare(directory: Path, **config: Any) -> Flask:
@@ -142,7 +142,7 @@ def test_a_throw_away_key_leaves_the_database_alone(
     tmp_path: Path, database_url: str, mode: str
 ) -> None:
     """An app that makes an encryption key up works, and neither reads nor changes a real database's accounts."""
-    live = AccountStore(database_url, KEYRING)
+    live = open_accounts(database_url, KEYRING)
     live.create(make_record("system"), event_of())
     before = contents(database_url)
     for number in range(2):
@@ -155,7 +155,7 @@ def test_a_throw_away_key_leaves_the_database_alone(
     assert contents(database_url) == before
     live.put(make_record("system"), event_of())
     assert live.audit.verify() == []
-    assert AccountStore(database_url, KEYRING).canary.secret() == live.canary.secret()
+    assert open_accounts(database_url, KEYRING).canary.secret() == live.canary.secret()
     live.engine.dispose()
 
 
@@ -168,7 +168,7 @@ from flask_byok import BYOK
 from flask_session import Session
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.web.caller import get_state
-from tests.stores.account_kinds import make_record
+from tests.accounts.account_kinds import make_record
 from tests.test_extension import bare
 app = bare(Path(sys.argv[1]), BYOK_ENCRYPTION_KEY=None, DEBUG=True)
 Session(app)

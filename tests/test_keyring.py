@@ -355,11 +355,3 @@ def test_repr_shows_no_key() -> None:
         assert raw.hex() not in shown
         assert repr(raw)[2:-1] not in shown
     assert all(key_id in repr(keyring) for key_id in keyring.key_ids)
-
-
-def test_fingerprint() -> None:
-    """A fingerprint is equal for equal secrets under one encryption key, and shows nothing of them."""
-    one, other = Keyring("ab" * 32), Keyring("cd" * 32)
-    assert one.fingerprint("api key") == one.fingerprint("api key") != one.fingerprint("api kez")
-    assert one.fingerprint("api key") != other.fingerprint("api key")
-    assert len(one.fingerprint("")) == 64

@@ -6,8 +6,7 @@ import dataclasses
 
 import pytest
 
-from flask_byok.model.owner import OPERATOR_TIERS, Caller, SessionRef, Tier
-from flask_byok.sealing.records import session_owner
+from flask_byok.model.owner import OPERATOR_TIERS, Caller, SessionRef, Tier, session_owner
 
 SESSION = SessionRef("sid", "4f1c")
 

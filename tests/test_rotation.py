@@ -8,14 +8,14 @@ from itertools import islice
 import pytest
 from sqlalchemy import create_engine, update
 
-from flask_byok.accounts import rotation
-from flask_byok.accounts.rotation import Progress, key_ids_without_key, rotate
+from flask_byok.accounts import open_accounts, rotation
+from flask_byok.accounts.rotation import Progress, rotate
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
-from tests.stores.account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
+from tests.accounts.account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
 
 NEW = Keyring("11" * 32, ["00" * 32])
 OLD_ID, NEW_ID = KEYRING.key_ids[0], NEW.key_ids[0]
@@ -26,7 +26,7 @@ EVENT = AuditEvent("cli", "rotate")
 def url(request: pytest.FixtureRequest) -> str:
     """Name a database with five keys that the old encryption key sealed."""
     address: str = request.getfixturevalue(request.param)
-    store = AccountStore(address, KEYRING)
+    store = open_accounts(address, KEYRING)
     for number in range(5):
         store.create(make_record(f"user:{number}"), event_of())
     store.engine.dispose()
@@ -36,7 +36,7 @@ def url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def store(url: str) -> Iterator[AccountStore]:
     """Make a store with the new encryption key."""
-    store = AccountStore(url, NEW)
+    store = open_accounts(url, NEW)
     yield store
     store.engine.dispose()
 
@@ -45,7 +45,7 @@ def test_everything_is_sealed_anew(url: str, store: AccountStore) -> None:
     """Afterwards the old encryption key opens nothing that is stored, and is needed for nothing."""
     assert list(rotate(store, NEW, EVENT)) == [Progress(total=5, done=5)]
     assert store.seals.count_by_key_id() == {NEW_ID: 6}
-    retired = AccountStore(url, Keyring("11" * 32))
+    retired = open_accounts(url, Keyring("11" * 32))
     assert {open_key(record, Keyring("11" * 32)) for record in retired.page(None)[0]} == {"sk-1"}
     retired.put(make_record(BEN), event_of())
     assert retired.audit.verify() == []
@@ -82,7 +82,7 @@ def test_unreadable(store: AccountStore) -> None:
 def test_wrong_encryption_key(url: str) -> None:
     """With a wrong encryption key nothing is tried."""
     wrong = Keyring("22" * 32)
-    store = AccountStore(url, wrong)
+    store = open_accounts(url, wrong)
     with pytest.raises(ConfigurationError, match="BYOK_ENCRYPTION_KEY_FALLBACKS"):
         next(rotate(store, wrong, EVENT))
     store.engine.dispose()
@@ -92,7 +92,7 @@ def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.Mon
     """What somebody is changing is done once they have, and given up if they never have."""
     monkeypatch.setattr(rotation, "_ROUNDS", 3)
     monkeypatch.setattr(rotation, "_PAUSE", 0.01)
-    store = AccountStore(postgres_url, NEW)
+    store = open_accounts(postgres_url, NEW)
     for owner in (ANN, BEN):
         store.create(make_record(owner), event_of())
     engine = create_engine(postgres_url)
@@ -107,12 +107,6 @@ def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.Mon
     assert store.seals.count_due() == 0
     engine.dispose()
     store.engine.dispose()
-
-
-def test_key_ids_without_key() -> None:
-    """Encryption keys that are named and not configured are told; what names none is not one."""
-    counts = {OLD_ID: 1, NEW_ID: 2, "0" * 12: 3, "": 4}
-    assert key_ids_without_key(counts, NEW) == {"0" * 12: 3}
 
 
 def in_batches_of(limit: int, store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,7 @@ import pytest
 
 from flask_byok.errors import UnreadableCredentialError
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
-from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import Sealed, open_record, seal
+from flask_byok.sealing.keyring import Context, Keyring, Sealed
 
 KEYRING = Keyring("ab" * 32)
 OWNER = "session:4f1c"
@@ -33,14 +32,14 @@ def make_record(ciphertext: str, provider: str = "openai", slot: str = "") -> Cr
 def seal_for(context: Context, base_url: str | None = None) -> str:
     """Seal two fields for a context."""
     fields = {"api_key": Secret("sk-CANARY-1234"), "region": Secret("eu")}
-    return seal(KEYRING, context, fields, base_url)
+    return KEYRING.seal_fields(context, fields, base_url)
 
 
 @pytest.mark.parametrize("base_url", [None, "https://llm.example/v1"])
 def test_fields_and_address_come_back(base_url: str | None) -> None:
     """What was sealed comes back: every field, and the address that it was given with."""
     record = make_record(seal_for(Context("session", OWNER, "openai"), base_url))
-    fields, opened_url = open_record(KEYRING, "session", OWNER, record)
+    fields, opened_url = KEYRING.open_record("session", OWNER, record)
     assert {name: secret.reveal() for name, secret in fields.items()} == {
         "api_key": "sk-CANARY-1234",
         "region": "eu",
@@ -53,7 +52,7 @@ def test_owner_is_the_reader_not_what_the_record_says() -> None:
     theirs = seal_for(Context("session", "session:other", "openai"))
     record = dataclasses.replace(make_record(theirs), owner="session:other")
     with pytest.raises(UnreadableCredentialError):
-        open_record(KEYRING, "session", OWNER, record)
+        KEYRING.open_record("session", OWNER, record)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_owner_is_the_reader_not_what_the_record_says() -> None:
 def test_record_from_elsewhere(context: Context) -> None:
     """A ciphertext from another scope, owner, provider or slot is unreadable here, and the error says no more."""
     with pytest.raises(UnreadableCredentialError) as caught:
-        open_record(KEYRING, "session", OWNER, make_record(seal_for(context)))
+        KEYRING.open_record("session", OWNER, make_record(seal_for(context)))
     assert caught.value.provider == "openai"
 
 
@@ -85,7 +84,7 @@ def test_odd_contents(plain: bytes) -> None:
     """What opens but is not ours inside is unreadable, and nothing of it is repeated."""
     ciphertext = KEYRING.seal(plain, Context("session", OWNER, "openai"))
     with pytest.raises(UnreadableCredentialError) as caught:
-        open_record(KEYRING, "session", OWNER, make_record(ciphertext))
+        KEYRING.open_record("session", OWNER, make_record(ciphertext))
     assert "sk-bare-key" not in str(caught.value)
     assert caught.value.__suppress_context__
 

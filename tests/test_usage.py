@@ -287,9 +287,9 @@ def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     (tmp_path / "byok.sqlite").touch()  # else the log tells of a new file
     script = f"""
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from flask_byok.usage import UsageRecorder
-store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
 recorder = UsageRecorder(store.usage.add, 3600)
 for _ in range(7):
     recorder.note("user:1", "openai", "", "used")
@@ -298,9 +298,9 @@ for _ in range(7):
     assert done.stderr == b""
     count = f"""
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from tests.patience import soon
-store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
 print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
 """
     done = subprocess.run([sys.executable, "-c", count], capture_output=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -10,14 +11,26 @@ from ..catalog import ProviderSpec
 from ..errors import KeyExistsError
 from ..keys.service import Service
 from ..keys.typed import Typed, check_place
-from ..model.credential import CredentialRecord
+from ..model.credential import CredentialRecord, free_slot, has_place, main_slot
 from ..model.owner import Caller
-from ..sealing.keyring import Context
-from ..sealing.records import seal
-from .store.slots import free_slot, has_place
+from ..sealing.keyring import Context, Keyring
 
 if TYPE_CHECKING:
     from .wing import Wing
+
+
+def in_main_slot(
+    keyring: Keyring, at_most: int | None
+) -> Callable[[CredentialRecord, Collection[str]], CredentialRecord]:
+    """Return a function that seals an account's record for the slot of the owner's main key.
+
+    :param at_most: how many slots the owner may have for a provider.
+    """
+
+    def seat(record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
+        return keyring.in_slot(record, main_slot(taken, at_most))
+
+    return seat
 
 
 class _Place:
@@ -50,7 +63,7 @@ class _Place:
 
 
 class MainSlot(_Place):
-    """The caller's main slot for a provider, see ``store.slots``; it replaces the session's own key."""
+    """The caller's main slot for a provider, see ``model.credential.main_slot``; it replaces the session's own key."""
 
     def admit(self, typed: Typed) -> None:
         """Refuse a key that the name of one of the owner's slots holds: it may go there."""
@@ -67,9 +80,9 @@ class MainSlot(_Place):
         stored = self._wing.store.keep(
             record,
             self._wing.event(self._caller, "set", typed.fields),
-            at_most=self._core.settings.keys_per_provider,
+            seat=in_main_slot(self._core.keyring, self._core.settings.keys_per_provider),
             ended=[one.version for one in leaving],
-            check=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
+            confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
         )
         if session is not None:
             sessions.clear(session, identity, [record.provider])
@@ -108,7 +121,7 @@ class FreeSlot(_Place):
                 return self._wing.store.create(record, event, at_most=at_most)
             except KeyExistsError:
                 self._choose()
-            sealed = seal(self._core.keyring, self.context, typed.fields, typed.base_url)
+            sealed = self._core.keyring.seal_fields(self.context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
         raise KeyExistsError(provider=self._spec.id)
 

@@ -9,23 +9,23 @@ whether the last step happens or not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
-from ..errors import SessionRequiredError, UnreadableCredentialError
+from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
 from ..keys.ports import Promotion
 from ..keys.service import Service
 from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry, check_place
-from ..model.credential import CredentialRecord, Secret, utcnow
-from ..model.owner import Caller, SessionRef, Tier
-from ..sealing.keyring import Context
-from ..sealing.records import open_record, seal, session_owner
-from .store.slots import main_slot
+from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
+from ..model.owner import Caller, SessionRef, Tier, session_owner
+from ..sealing.keyring import Context, Keyring
+from .places import in_main_slot
 
 if TYPE_CHECKING:
+    from .store.keys import Decide, Outcome
     from .wing import Wing
 
 
@@ -56,6 +56,31 @@ def promote(
     there = {*view.visitor_records, *(view.records if own else ())}
     free = [s for s in specs if s.id in there and not core.lookup.locked(caller, s, Tier.USER)]
     return _Move(wing, core, caller, session, view, replace=replace, own=own).run(free)
+
+
+def promotion_rule(
+    keyring: Keyring, *, replace: bool, confirm: Callable[[CredentialRecord], object]
+) -> Decide:
+    """Return the rule for a session's record in its slot of the account, within the transaction.
+
+    :param replace: it replaces a key that the account has there.
+    :param confirm: raises ``InvalidFieldError`` to keep it out of this slot.
+    """
+
+    def decide(seated: CredentialRecord, there: CredentialRecord | None, is_over: bool) -> Outcome:
+        if is_over:
+            if there is None:
+                return "gone"
+            return "known" if keyring.same_key(seated, there) else "kept"
+        if there is not None and not replace:
+            return "kept"
+        try:
+            confirm(seated)
+        except InvalidFieldError:
+            return "kept"
+        return "promoted"
+
+    return decide
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +176,7 @@ class _Move:
         alike = [r for r in there if r.hint == source.hint and r.state(utcnow()) == "active"]
         try:
             key = self._open(source)
-            kept = [open_record(self._core.keyring, "account", r.owner, r) for r in alike]
+            kept = [self._core.keyring.open_record("account", r.owner, r) for r in alike]
         except UnreadableCredentialError:
             return False
         return key in kept
@@ -179,7 +204,7 @@ class _Move:
         record = dataclasses.replace(
             first,
             owner=identity,
-            ciphertext=seal(self._core.keyring, context, fields, base_url),
+            ciphertext=self._core.keyring.seal_fields(context, fields, base_url),
             validity=first.current_validity(),
             expires_at=capped_expiry(first.expires_at, self._core.settings),
             leaving=False,
@@ -191,15 +216,21 @@ class _Move:
     def _store(self, moves: Sequence[_Moved]) -> None:
         fingerprint = self._wing.store.audit.fingerprint
         by_version = {move.record.version: move for move in moves}
-        promoted, kept = self._wing.store.promote(
+        keyring = self._core.keyring
+        outcomes = self._wing.store.promote(
             [move.record for move in moves],
-            replace=self._replace,
-            event=self._wing.event(self._caller, "promote"),
-            at_most=self._core.settings.keys_per_provider,
+            self._wing.event(self._caller, "promote"),
+            seat=in_main_slot(keyring, self._core.settings.keys_per_provider),
+            decide=promotion_rule(
+                keyring,
+                replace=self._replace,
+                confirm=lambda seated: _check_slot(seated, by_version[seated.version]),
+            ),
             fingerprints={v: fingerprint(move.fields) for v, move in by_version.items()},
             ended={v: move.replaced for v, move in by_version.items()},
-            check=lambda seated: _check_slot(seated, by_version[seated.version]),
         )
+        promoted = [name for name, what in outcomes.items() if what in ("promoted", "known")]
+        kept = [name for name, what in outcomes.items() if what == "kept"]
         result = self._result
         result.promoted.extend(promoted)
         result.kept.extend(provider for provider in kept if provider not in result.kept)
@@ -212,7 +243,7 @@ class _Move:
     def _open(self, source: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
         is_left = self._view.visitor_records.get(source.provider) is source
         owner = session_owner(self._session, "" if is_left else self._caller.identity)
-        return open_record(self._core.keyring, "session", owner, source)
+        return self._core.keyring.open_record("session", owner, source)
 
     def _mark(self, sources: Sequence[CredentialRecord]) -> list[CredentialRecord]:
         """Mark records as leaving, and return those that were still there.

@@ -1,25 +1,26 @@
-"""Seal every account's key anew with the current encryption key.
+"""Seal every account's key again with the current encryption key.
 
-It goes on beside readers and writers, and may be ended at any point and begun again: what is done
-stays done, and what is due is told by the ciphertexts themselves.
+Readers and writers may go on meanwhile. It may be ended at any point and begun again: what is done stays
+done, and the ciphertexts themselves show what is due.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UnreadableCredentialError
 from ..keys.session_store import AuditEvent
+from ..model.credential import SealedRecord
 from ..sealing.keyring import Context, Keyring
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
-    from .store.reseal import AccountSeals, Resealed, SealedKey
+    from .store.reseal import Resealed
 
-#: Rounds over keys that somebody else holds, and seconds between two of them.
+#: Rounds over keys that other transactions hold, and seconds between two of them.
 _ROUNDS, _PAUSE = 50, 0.2
 
 
@@ -27,8 +28,8 @@ _ROUNDS, _PAUSE = 50, 0.2
 class Progress:
     """How far a rotation is, in keys.
 
-    ``total`` were due at its beginning; others may have come since. ``held`` are left over because
-    somebody else was changing them.
+    ``total`` were due at its beginning; more may have come since. ``held`` are left over because other
+    transactions were changing them.
     """
 
     total: int
@@ -38,10 +39,10 @@ class Progress:
 
 
 def rotate(accounts: AccountStore, keyring: Keyring, event: AuditEvent) -> Iterator[Progress]:
-    """Seal all that is due anew, batch by batch, and yield after each; the log's secret at the end.
+    """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
 
-    Keys that somebody else is changing are taken up again, for some ten seconds after the last one
-    that could be done.
+    Keys that are being changed are taken up again, for some ten seconds after the last one that
+    could be done.
 
     :raises ConfigurationError: the encryption key is the wrong one.
     :raises StoreError: the database does not answer; what was yielded is done.
@@ -51,7 +52,7 @@ def rotate(accounts: AccountStore, keyring: Keyring, event: AuditEvent) -> Itera
     progress = Progress(total)
     while idle < _ROUNDS:
         before, unreadable, held = done, 0, 0
-        for batch in _round(accounts.seals, keyring, event):
+        for batch in _round(accounts, keyring, event):
             done += batch.done
             unreadable += batch.unreadable
             held += batch.missed
@@ -64,13 +65,8 @@ def rotate(accounts: AccountStore, keyring: Keyring, event: AuditEvent) -> Itera
     accounts.canary.reseal()
 
 
-def key_ids_without_key(counts: Mapping[str, int], keyring: Keyring) -> dict[str, int]:
-    """Return what names an encryption key that is not configured: it was retired too early."""
-    return {id: count for id, count in counts.items() if id and id not in keyring.key_ids}
-
-
-def _round(seals: AccountSeals, keyring: Keyring, event: AuditEvent) -> Iterator[Resealed]:
-    def seal(key: SealedKey) -> str | None:
+def _round(accounts: AccountStore, keyring: Keyring, event: AuditEvent) -> Iterator[Resealed]:
+    def seal(key: SealedRecord) -> str | None:
         context = Context("account", key.owner, key.provider, key.slot)
         try:
             return keyring.seal(keyring.open(key.ciphertext, context), context)
@@ -79,6 +75,6 @@ def _round(seals: AccountSeals, keyring: Keyring, event: AuditEvent) -> Iterator
 
     after: str | None = ""
     while after is not None:
-        batch = seals.renew(seal, event, after=after)
+        batch = accounts.seals.renew(seal, event, after=after)
         yield batch
         after = batch.after

@@ -41,7 +41,6 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, Tier, tier_of
 from ..sealing.keyring import Context
-from ..sealing.records import open_record
 from .places import FreeSlot, NamedSlot
 
 if TYPE_CHECKING:
@@ -378,7 +377,7 @@ class Shelf:
             )
 
     def _open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
-        return open_record(self._core.keyring, "account", record.owner, record)
+        return self._core.keyring.open_record("account", record.owner, record)
 
     def _state(self, record: CredentialRecord) -> State:
         if record.provider not in self._core.catalog:

@@ -24,11 +24,9 @@ from ..errors import (
 from ..keys.service import Service
 from ..keys.session_store import AuditEvent
 from ..keys.typed import NewKey, check_place, in_utc
-from ..model.credential import CredentialRecord, Moment, Secret, utcnow
+from ..model.credential import CredentialRecord, Moment, Secret, serving_order, utcnow
 from ..model.owner import Caller
-from ..sealing.records import open_record
 from .export_file import SealedFileError, decrypt, encrypt
-from .store.slots import serving_order
 from .wing import Wing
 
 if TYPE_CHECKING:
@@ -105,7 +103,7 @@ class Destination:
     def open(self, record: CredentialRecord) -> MovedKey | None:
         """Decrypt a stored key; return None if it does not open."""
         try:
-            fields, base_url = open_record(self._core.keyring, "account", record.owner, record)
+            fields, base_url = self._core.keyring.open_record("account", record.owner, record)
         except UnreadableCredentialError:
             return None
         return MovedKey(

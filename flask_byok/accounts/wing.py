@@ -102,7 +102,10 @@ class Wing(Accounts):
         if not caller.authenticated:
             return set()
         event = self.event(caller, action, fields, outcome)
-        return self.store.end(caller.identity, ended, event, Subject(provider))
+        if ended:
+            return self.store.end(caller.identity, ended, event, Subject(provider))
+        self.store.audit.note(caller.identity, event, Subject(provider))
+        return set()
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
         """Return those versions of the owner's session records that are over."""
@@ -154,7 +157,7 @@ class Wing(Accounts):
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner but the audit log, and return the providers that had keys."""
-        gone = self.store.owners.forget(owner, self.event(caller, "clear"))
+        gone = self.store.forget(owner, self.event(caller, "clear"))
         return sorted({record.provider for record in gone})
 
     # records

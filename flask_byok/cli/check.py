@@ -6,19 +6,17 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 from flask import current_app
 from flask.cli import ScriptInfo
 
-from ..accounts.rotation import key_ids_without_key
 from ..accounts.wing import Wing
 from ..errors import ByokError, StoreError
-from ..sealing.canary import open_sessions
-from ..settings import source_of
+from ..sealing.canary import SHOWS_WRONG_KEY, Canary
+from ..settings import MAX_SESSION_LIFETIMES, source_of
 from ..storage.reasons import reason_of
-from ..web.anew import beginning_anew
 from ..web.caller import ByokState, get_state
 from ..web.safety import unsafe_choices, unsafe_settings
 from ..web.session_binding import app_name, index_key
@@ -31,6 +29,9 @@ if TYPE_CHECKING:
     from ..accounts.store.keys import AccountStore
 
 _WIDTHS = (33, 40)
+_DATABASE_AWAY = "the database does not answer, or refuses: is it up, and reachable?"
+#: The next encryption key, which is among the fallbacks first, looks the same to the stores.
+_CAN_GO = "it can go if it was replaced (keep it if it is the next one)"
 
 
 @dataclass(slots=True)
@@ -67,9 +68,8 @@ def check(ctx: click.Context) -> None:
 
     Encryption keys show as their ids, and addresses without what is secret in them.
     """
-    with beginning_anew():  # a wrong encryption key is among what is to be shown
-        app = ctx.ensure_object(ScriptInfo).load_app()
-    with app.app_context():
+    ctx.meta[SHOWS_WRONG_KEY] = True
+    with ctx.ensure_object(ScriptInfo).load_app().app_context():
         _check(get_state())
 
 
@@ -108,6 +108,9 @@ def _look_around(state: ByokState, report: _Report) -> None:
         report.facts.append(("accounts", "-"))
     else:
         _look_at_accounts(state, wing.store, report)
+    with report.trial(_DATABASE_AWAY):
+        for seal in count_seals(state):
+            _show_seal(seal, report)
 
 
 def _look_at_sessions(state: ByokState, report: _Report) -> None:
@@ -122,33 +125,76 @@ def _look_at_sessions(state: ByokState, report: _Report) -> None:
         return  # one that was made up for this run says nothing
     with report.trial(f"{sessions.name} does not answer, or refuses: is it up, and reachable?"):
         name = app_name(index_key(current_app.secret_key or ""))
-        open_sessions(state.service.keyring, sessions, name)
+        Canary.of_sessions(state.service.keyring, sessions.hold, name).reseal()
 
 
 def _look_at_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:
     dialect = accounts.engine.dialect.name
     report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
     report.notes += check_database.notes(state.database, dialect)
-    with report.trial("the database does not answer, or refuses: is it up, and reachable?"):
+    with report.trial(_DATABASE_AWAY):
         with migrations() as (migrate, engine):
             revision = known_revision(migrate, engine) or "of the host's own migrations"
             report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
-        _count_seals(state, accounts, report)
         accounts.canary.secret()
         with migrations():
             check_database.require_rights(accounts.engine)
 
 
-def _count_seals(state: ByokState, accounts: AccountStore, report: _Report) -> None:
-    keyring, counts = state.service.keyring, accounts.seals.count_by_key_id()
-    for number, key_id in enumerate(keyring.key_ids):
-        role = "fallback" if number else "current"
-        report.facts.append((f"{role} key id {key_id}", f"{counts.get(key_id, 0):,} sealed"))
-    for key_id, count in key_ids_without_key(counts, keyring).items():
-        report.unsafe.append(
-            f"no configured encryption key has the id {key_id}, with which {count:,} are sealed: if it was "
-            "taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS."
-        )
+@dataclass(frozen=True, slots=True)
+class Seals:
+    """How many ciphertexts an encryption key has sealed.
+
+    ``sessions`` is None if the store cannot count them, and ``days`` how long a session lasts at most.
+    """
+
+    key_id: str
+    role: Literal["current", "fallback", "unknown"]
+    accounts: int
+    sessions: int | None
+    days: int
+
+    def __str__(self) -> str:
+        """Return the counts, and whether the key can go."""
+        sessions = "" if self.sessions is None else f", {self.sessions:,} in sessions"
+        return f"{self.accounts:,} sealed in accounts{sessions}{self._advice()}"
+
+    def _advice(self) -> str:
+        if self.role == "current":
+            return ""
+        if self.role == "unknown":
+            return "; it is not configured: was it taken away early?"
+        if self.accounts:
+            return "; in use: 'flask byok rotate' seals them again"
+        if self.sessions:
+            return "; in use until these sessions use their keys, or end"
+        if self.sessions is None:
+            return f"; {_CAN_GO}, and the sessions from before that have ended ({self.days} days at most)"
+        return f"; {_CAN_GO}"
+
+
+def count_seals(state: ByokState) -> Iterator[Seals]:
+    """Yield how much each configured encryption key has sealed, then those that ciphertexts name beside them."""
+    wing, key_ids = state.service.accounts, state.service.keyring.key_ids
+    accounts = wing.store.seals.count_by_key_id() if isinstance(wing, Wing) else {}
+    count_sessions = state.service.sessions.count_sealed_with
+    days = (state.settings.session_ttl * MAX_SESSION_LIFETIMES).days
+    for key_id in key_ids:
+        role: Literal["current", "fallback"] = "current" if key_id == key_ids[0] else "fallback"
+        yield Seals(key_id, role, accounts.get(key_id, 0), count_sessions(key_id), days)
+    for key_id, count in accounts.items():
+        if key_id and key_id not in key_ids:
+            yield Seals(key_id, "unknown", count, None, days)
+
+
+def _show_seal(seal: Seals, report: _Report) -> None:
+    if seal.role != "unknown":
+        report.facts.append((f"{seal.role} key id {seal.key_id}", str(seal)))
+        return
+    report.unsafe.append(
+        f"no configured encryption key has the id {seal.key_id}, with which {seal.accounts:,} are sealed: if it was "
+        "taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS."
+    )
 
 
 def _line(*cells: str) -> str:

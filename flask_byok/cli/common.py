@@ -70,24 +70,22 @@ class Commands(AppGroup):
         return super().resolve_command(ctx, args)
 
 
-def require_wing(*, opened: bool = True) -> tuple[ByokState, Wing]:
+def require_wing() -> tuple[ByokState, Wing]:
     """Return the app's state and its wing of accounts, which answers and opens with the encryption key.
 
-    :param opened: off: with any encryption key.
     :raises click.ClickException: there are no accounts.
     """
     state = get_state()
     wing = state.service.accounts
     if not isinstance(wing, Wing):
         raise click.ClickException(_ACCOUNTS_OFF)
-    if opened:
-        wing.store.canary.secret()
+    wing.store.canary.secret()
     return state, wing
 
 
-def require_accounts(*, opened: bool = True) -> tuple[ByokState, AccountStore]:
+def require_accounts() -> tuple[ByokState, AccountStore]:
     """Return the app's state and the store of its accounts; see ``require_wing``."""
-    state, wing = require_wing(opened=opened)
+    state, wing = require_wing()
     return state, wing.store
 
 

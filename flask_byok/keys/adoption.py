@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from ..catalog import ProviderSpec
 from ..errors import SessionRequiredError, UnreadableCredentialError
 from ..model.credential import CredentialRecord
-from ..model.owner import Caller, SessionRef
+from ..model.owner import Caller, SessionRef, session_owner
 from ..sealing.keyring import Context, Keyring
-from ..sealing.records import open_record, seal, session_owner
 from .lookup import Lookup
 from .ports import Accounts, Promotion
 from .sessions import Sessions
@@ -73,11 +72,11 @@ class Adoption:
         taken: bool,
     ) -> str:
         provider, identity = record.provider, caller.identity
-        fields, base_url = open_record(self._keyring, "session", session_owner(session, ""), record)
+        fields, base_url = self._keyring.open_record("session", session_owner(session, ""), record)
         if not taken:
             self._accounts.note(caller, "promote", provider, fields)
         owner = session_owner(session, identity)
-        sealed = seal(self._keyring, Context("session", owner, provider), fields, base_url)
+        sealed = self._keyring.seal_fields(Context("session", owner, provider), fields, base_url)
         # The key is the same, so its version and its verdict stay.
         adopted = dataclasses.replace(record, owner=owner, ciphertext=sealed)
         outcome: str = self._sessions.adopt(session, identity, adopted, replace=replace)

@@ -30,9 +30,9 @@ from ..model.owner import (
     SHARED_TIERS,
     Caller,
     Tier,
+    session_owner,
 )
 from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
-from ..sealing.records import open_record, session_owner
 from ..settings import FallbackReason, Settings
 from .operator import OperatorKey
 from .sessions import Sessions
@@ -336,7 +336,7 @@ class Opener:
 
         :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
         """
-        fields, base_url = open_record(self._keyring, scope, owner, record)
+        fields, base_url = self._keyring.open_record(scope, owner, record)
         try:
             endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
         except EndpointNotAllowedError:

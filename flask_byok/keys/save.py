@@ -12,9 +12,9 @@ from typing import Protocol
 from ..catalog import Catalog, ProviderSpec
 from ..errors import KeyRefusedError
 from ..model.credential import CredentialRecord, Secret, Validation
-from ..model.owner import Caller, SessionRef, tier_of
+from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from ..sealing.records import new_record, session_owner
+from ..sealing.records import new_record
 from ..settings import Settings, ValidateOnSet
 from .checks import Checks, Notify
 from .ports import Accounts

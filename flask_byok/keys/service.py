@@ -16,10 +16,9 @@ from ..errors import (
 )
 from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
-from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier
+from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, make_provider
 from ..sealing.keyring import Keyring
-from ..sealing.records import open_record, session_owner
 from ..settings import Settings
 from .adoption import Adoption
 from .checks import Checks, Notify
@@ -395,7 +394,7 @@ class Service:
             return False
         owner = session_owner(caller.session, "" if offered.state == "waiting" else caller.identity)
         try:
-            fields, base_url = open_record(self.keyring, "session", owner, offered.record)
+            fields, base_url = self.keyring.open_record("session", owner, offered.record)
         except UnreadableCredentialError:
             return False
         return any(one.fields == fields and base_url in (None, one.base_url) for one in mine)

@@ -6,12 +6,12 @@ import dataclasses
 import secrets
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Protocol
 
 import msgspec
 
@@ -183,6 +183,19 @@ class RecordedVerdict:
         return {"verdict": self.verdict.value, "checked_at": isoformat(self.checked_at)}
 
 
+class SealedRecord(Protocol):
+    """What opening a stored key takes; records have it, and rows of the database."""
+
+    @property
+    def owner(self) -> str: ...
+    @property
+    def provider(self) -> str: ...
+    @property
+    def slot(self) -> str: ...
+    @property
+    def ciphertext(self) -> str: ...
+
+
 @dataclass(frozen=True, slots=True)
 class CredentialRecord:
     """A stored credential. Never plaintext.
@@ -285,6 +298,40 @@ class Credential:
         raise TypeError("a Credential cannot be pickled or copied")
 
 
+#: The slot of a key that is saved without naming one.
+FIRST_SLOT = ""
+
+
+def serving_order(slot: str) -> tuple[int, str]:
+    """Return a sort key for slots: ``""``, ``"2"``, ``"3"``, … ``"10"`` serve in this order."""
+    return len(slot), slot
+
+
+def has_place(slot: str, taken: Collection[str], at_most: int | None) -> bool:
+    """Return True if a key may be in a slot: one is there already, or there is room for one more.
+
+    :param taken: the slots that the owner has for the provider.
+    :param at_most: how many these may be.
+    """
+    return slot in taken or at_most is None or len(taken) < at_most
+
+
+def free_slot(taken: Collection[str]) -> str:
+    """Return the first slot that is not taken."""
+    names = (FIRST_SLOT, *map(str, range(2, len(taken) + 3)))
+    return next(name for name in names if name not in taken)
+
+
+def main_slot(taken: Collection[str], at_most: int | None) -> str:
+    """Return the slot of a key that replaces the owner's one for a provider.
+
+    This is the first slot, or, if that is missing and there is no room for it, the one that serves first.
+    """
+    if has_place(FIRST_SLOT, taken, at_most):
+        return FIRST_SLOT
+    return min(taken, key=serving_order)
+
+
 def new_version() -> str:
     """Return a fresh, unguessable version of a stored credential."""
     return secrets.token_hex(8)
@@ -293,6 +340,16 @@ def new_version() -> str:
 def utcnow() -> datetime:
     """Return the present time in UTC, in whole milliseconds."""
     return datetime.fromtimestamp(time.time_ns() // 1_000_000 / 1000, UTC)
+
+
+def to_milliseconds(moment: datetime) -> int:
+    """Return a time in whole milliseconds since 1970, as databases keep it."""
+    return round(moment.timestamp() * 1000)
+
+
+def from_milliseconds(stored: int) -> datetime:
+    """Return the time of so many milliseconds since 1970, in UTC."""
+    return datetime.fromtimestamp(stored / 1000, UTC)
 
 
 def isoformat(moment: datetime | None) -> str | None:

@@ -102,6 +102,11 @@ def identity_of(user: str | None) -> str:
     return "" if user is None else f"user:{user}"
 
 
+def session_owner(session: SessionRef, identity: str) -> str:
+    """Name the owner of a session's record: ``session:<ref>``, and the identity of a signed-in user."""
+    return f"session:{session.ref}/{identity}" if identity else f"session:{session.ref}"
+
+
 def tier_of(owner: str) -> Tier:
     """Return the tier that an owner's keys belong to."""
     return Tier(owner.partition(":")[0])

@@ -1,4 +1,4 @@
-"""Seal and open secrets with the operator's encryption keys.
+"""Seal and open credentials with the operator's encryption keys.
 
 A ciphertext is ``byok1.<key_id>.<cipher>.<payload>``. It is bound to a :class:`Context`: under another owner,
 provider, slot or scope it does not open. Fernet has no associated data, so each context gets a key of its own,
@@ -10,14 +10,15 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import hmac
 import os
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -25,6 +26,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ..errors import ConfigurationError, UnreadableCredentialError
+from ..model.credential import CredentialRecord, SealedRecord, Secret
 from ..settings import Cipher
 
 #: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
@@ -54,6 +56,18 @@ class Context(NamedTuple):
         """Return an injective encoding: each part with its length in front, so no two contexts are equal."""
         parts = (part.encode() for part in self)
         return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a ciphertext holds: the fields of a credential by name, and the base URL that the person gave."""
+
+    fields: dict[str, str] = field(repr=False)
+    base_url: str | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Sealed)
 
 
 class UnknownKeyIdError(UnreadableCredentialError):
@@ -121,17 +135,54 @@ class Keyring:
             raise UnreadableCredentialError(provider=context.provider) from None
 
     def needs_rotation(self, ciphertext: str) -> bool:
-        """Say whether a ciphertext should be sealed anew: another key or another cipher than the current."""
+        """Return True if another key or cipher than the current one sealed this ciphertext."""
         return not ciphertext.startswith(self.seal_prefix)
 
     @property
     def seal_prefix(self) -> str:
-        """Return how all that is sealed now begins."""
+        """Return the first characters of every ciphertext that is sealed now."""
         return f"{prefix_of(self._current.key_id)}{_CODES[self.cipher]}."
 
-    def fingerprint(self, text: str) -> str:
-        """Return a keyed hash (64 hex digits) that tells two secrets apart and reveals neither."""
-        return hmac.digest(self._current.fingerprint_key, text.encode(), "sha256").hex()
+    def seal_fields(
+        self, context: Context, fields: Mapping[str, Secret], base_url: str | None
+    ) -> str:
+        """Seal the fields of a credential, bound to the context."""
+        plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
+        return self.seal(_encoder.encode(plain), context)
+
+    def open_record(
+        self, scope: str, owner: str, record: SealedRecord
+    ) -> tuple[dict[str, Secret], str | None]:
+        """Open a stored credential as this owner's; the owner that the record names is ignored.
+
+        :return: the fields by name, and the person's own base URL or None.
+        :raises UnreadableCredentialError: it was sealed for something else, altered, or its key is gone.
+        """
+        context = Context(scope, owner, record.provider, record.slot)
+        try:
+            plain = _decoder.decode(self.open(record.ciphertext, context))
+        except msgspec.DecodeError:
+            raise UnreadableCredentialError(provider=record.provider) from None
+        return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
+
+    def in_slot(self, record: CredentialRecord, slot: str) -> CredentialRecord:
+        """Return an account's record, sealed for another slot.
+
+        :raises UnreadableCredentialError: it does not open.
+        """
+        if slot == record.slot:
+            return record
+        there = Context("account", record.owner, record.provider, slot)
+        plain = self.open(record.ciphertext, there._replace(slot=record.slot))
+        return replace(record, slot=slot, ciphertext=self.seal(plain, there))
+
+    def same_key(self, *records: CredentialRecord) -> bool:
+        """Return True if accounts' records open and hold the same key."""
+        try:
+            first, *others = (self.open_record("account", one.owner, one) for one in records)
+        except UnreadableCredentialError:
+            return False
+        return all(other == first for other in others)
 
 
 class _Key:
@@ -140,7 +191,6 @@ class _Key:
     def __init__(self, material: bytes) -> None:
         self._material = material
         self.key_id = hashlib.sha256(b"flask-byok key id" + material).hexdigest()[:12]
-        self.fingerprint_key = self._derive(b"fingerprint")
         # One person's calls come in rows, and deriving takes as long as decrypting.
         self._fernet = lru_cache(DERIVED_KEYS)(self._derive_fernet)
 
@@ -174,7 +224,7 @@ class _Key:
 
 
 def prefix_of(key_id: str) -> str:
-    """Return how everything begins that this encryption key has sealed."""
+    """Return the first characters of every ciphertext that an encryption key has sealed."""
     return f"{_FORMAT}.{key_id}."
 
 
@@ -204,8 +254,10 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
 
 
 def _is_canonical(payload: str) -> bool:
-    """Say whether this is the one spelling of its bytes: decoders overlook stray characters and the spare bits of
-    the last one (RFC 4648, 3.5)."""
+    """Return True for the one spelling of its bytes.
+
+    Decoders overlook stray characters and the spare bits of the last one (RFC 4648, 3.5).
+    """
     body = payload.rstrip("=")
     padding = len(payload) - len(body)
     if len(payload) % 4 or padding > 2 or body.encode().translate(None, _ALPHABET):

@@ -1,51 +1,25 @@
-"""What is inside a ciphertext, and what a ciphertext is bound to."""
+"""The record of a new key, and old names for what is in ``keyring`` and ``model.owner``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-import msgspec
-
 from ..catalog import ProviderSpec
-from ..errors import UnreadableCredentialError
 from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
+    SealedRecord,
     Secret,
     Validation,
     make_hint,
     new_version,
     utcnow,
 )
-from ..model.owner import SessionRef
+from ..model.owner import session_owner
 from .keyring import Context, Keyring
 
-
-@dataclass(frozen=True, slots=True)
-class Sealed:
-    """The fields of a credential by name, and the base URL that the person gave with them."""
-
-    fields: dict[str, str] = field(repr=False)
-    base_url: str | None = None
-
-
-_encoder = msgspec.json.Encoder()
-_decoder = msgspec.json.Decoder(Sealed)
-
-
-def session_owner(session: SessionRef, identity: str) -> str:
-    """Name the owner of a session's record: ``session:<ref>``, with the signed-in identity where there is one."""
-    return f"session:{session.ref}/{identity}" if identity else f"session:{session.ref}"
-
-
-def seal(
-    keyring: Keyring, context: Context, fields: Mapping[str, Secret], base_url: str | None
-) -> str:
-    """Seal the fields of a credential for one context."""
-    plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
-    return keyring.seal(_encoder.encode(plain), context)
+__all__ = ["new_record", "open_record", "seal", "session_owner"]
 
 
 def new_record(
@@ -61,7 +35,7 @@ def new_record(
     expires_at: datetime | None = None,
     validation: Validation | None = None,
 ) -> CredentialRecord:
-    """Return the record of a new key, sealed, with what a check has just found."""
+    """Return the sealed record of a new key, with the verdict of its check."""
     now, version, api_key = utcnow(), new_version(), fields.get("api_key")
     found = None
     if validation is not None:
@@ -70,7 +44,7 @@ def new_record(
         provider=spec.id,
         owner=context.owner,
         slot=context.slot,
-        ciphertext=seal(keyring, context, fields, base_url),
+        ciphertext=keyring.seal_fields(context, fields, base_url),
         hint=make_hint(api_key.reveal() if api_key else "", spec.prefixes),
         version=version,
         created_at=now,
@@ -83,29 +57,15 @@ def new_record(
     )
 
 
+def seal(
+    keyring: Keyring, context: Context, fields: Mapping[str, Secret], base_url: str | None
+) -> str:
+    """Seal the fields of a credential; see ``Keyring.seal_fields``."""
+    return keyring.seal_fields(context, fields, base_url)
+
+
 def open_record(
-    keyring: Keyring, scope: str, owner: str, record: CredentialRecord
+    keyring: Keyring, scope: str, owner: str, record: SealedRecord
 ) -> tuple[dict[str, Secret], str | None]:
-    """Open a stored credential as the given owner's.
-
-    :return: the fields by name, and the person's own base URL or None.
-    :raises UnreadableCredentialError: it was sealed for something else, altered, or its key is gone.
-    """
-    context = Context(scope, owner, record.provider, record.slot)
-    try:
-        plain = _decoder.decode(keyring.open(record.ciphertext, context))
-    except msgspec.DecodeError:
-        raise UnreadableCredentialError(provider=record.provider) from None
-    return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
-
-
-def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> CredentialRecord:
-    """Return an account's record as it is in another slot.
-
-    :raises UnreadableCredentialError: it does not open.
-    """
-    if slot == record.slot:
-        return record
-    there = Context("account", record.owner, record.provider, slot)
-    plain = keyring.open(record.ciphertext, there._replace(slot=record.slot))
-    return replace(record, slot=slot, ciphertext=keyring.seal(plain, there))
+    """Open a stored credential; see ``Keyring.open_record``."""
+    return keyring.open_record(scope, owner, record)

@@ -109,10 +109,10 @@ usage = Table(
     Index("ix_byok_usage_tier", "tier", "day"),
 )
 
-#: One chain an owner. ``hash`` is keyed and covers all other columns, ``previous`` the row before.
-#: ``version`` is the key's after the event, 0 where it is deleted, NULL where the event changes none.
-#: ``was`` and ``became`` are keyed hashes of the key's record as the event found and as it left it, NULL
-#: where there was none.
+#: One chain for each owner. ``hash`` is keyed and covers all other columns, ``previous`` is that of the
+#: row before. ``version`` is the key's after the event, 0 if the event deleted it, NULL if it changed none.
+#: ``was`` and ``became`` are keyed hashes of the key's record before and after the event, NULL if there
+#: was none.
 audit = Table(
     "byok_audit",
     metadata,
@@ -134,13 +134,17 @@ audit = Table(
     Column("became", String(64), nullable=True),
 )
 
-#: The end of each chain. Every change of an owner's keys holds this row to its end, so they come
-#: one after the other.
+#: The end of each chain: the number and the hash of its last row. Every change of an owner's keys holds
+#: this row until it ends, so changes of one owner's keys come one after the other. The checkpoint is
+#: the number and the hash of the last row that was pruned; 0 and empty if none was. ``seal`` is keyed and
+#: covers the other columns.
 audit_heads = Table(
     "byok_audit_heads",
     metadata,
     Column("owner", String(255), primary_key=True),
     Column("number", BigInteger, nullable=False),
     Column("hash", String(64), nullable=False),
+    Column("checkpoint", BigInteger, nullable=False),
+    Column("checkpoint_hash", String(64), nullable=False),
     Column("seal", String(64), nullable=False),
 )

@@ -8,10 +8,9 @@ from typing import Any
 
 from flask import Blueprint, Response, request, url_for
 
-from ..accounts.store.slots import serving_order
 from ..errors import InvalidFieldError, KeyNotFoundError
 from ..keys.typed import Changes
-from ..model.credential import Secret
+from ..model.credential import Secret, serving_order
 from ..model.owner import Tier
 from . import keys_api
 from .caller import current_caller, get_state

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.environment import Copied, copy_keys
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.transfer import Destination, MovedKey
@@ -18,7 +19,6 @@ from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import Secret, utcnow
 from flask_byok.model.owner import Tier
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.sealing.records import open_record
 from flask_byok.settings import Settings
 from tests.worlds import core_on
 
@@ -60,7 +60,7 @@ class Copier:
     def stored(self, owner: str = "system") -> dict[str, str]:
         """Return an owner's keys in plain, by provider and slot."""
         return {
-            f"{r.provider}/{r.slot}": open_record(KEYRING, "account", owner, r)[0][
+            f"{r.provider}/{r.slot}": KEYRING.open_record("account", owner, r)[0][
                 "api_key"
             ].reveal()
             for r in self.accounts.find([owner])
@@ -70,7 +70,7 @@ class Copier:
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
 def copier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Copier]:
     """Make an empty database."""
-    store = AccountStore(request.getfixturevalue(request.param), KEYRING)
+    store = open_accounts(request.getfixturevalue(request.param), KEYRING)
     yield Copier(store, tmp_path)
     assert store.audit.verify() == []
     store.engine.dispose()

@@ -21,7 +21,6 @@ from flask_byok.keys.sessions import Sessions, SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
-from flask_byok.sealing.records import seal
 from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.app import browser, make_app
@@ -172,7 +171,9 @@ def test_a_key_that_only_looks_the_same(make_world: MakeWorld, why: str) -> None
         world.accounts.change(record.id, ["user:7"], {"active": False}, AuditEvent("cli", "change"))
     elif why == "address":
         there = Context("account", "user:7", "openai")
-        sealed = seal(world.keyring, there, {"api_key": Secret(WAITING)}, "https://x.example/v1")
+        sealed = world.keyring.seal_fields(
+            there, {"api_key": Secret(WAITING)}, "https://x.example/v1"
+        )
         facts = {"ciphertext": sealed, "hint": record.hint}
         world.accounts.change(record.id, ["user:7"], facts, AuditEvent("cli", "set"))
     elif why == "unreadable":

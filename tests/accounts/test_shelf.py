@@ -30,7 +30,6 @@ from flask_byok.keys.typed import Changes, NewKey, NewSecret
 from flask_byok.model.credential import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.sealing.records import open_record
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests.worlds import World, registered
@@ -438,7 +437,7 @@ def test_what_is_kept_of_a_key_that_changes(world: World, monkeypatch: pytest.Mo
     meanwhile(monkeypatch, shelf, moving(world, record, 1))
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
     changed, _ = shelf.change(record, {}, typed)
-    fields, base_url = open_record(world.keyring, "account", "user:ann", changed)
+    fields, base_url = world.keyring.open_record("account", "user:ann", changed)
     assert fields["api_key"].reveal() == "k-abcdefgh"
     assert base_url == "https://0.example/v1"
 
@@ -465,6 +464,6 @@ def test_what_changes_without_end(
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
     with pytest.raises(VersionConflictError):
         shelf.change(record, {}, typed, if_version=if_version)
-    fields, _ = open_record(world.keyring, "account", "user:ann", shelf.get(record.id))
+    fields, _ = world.keyring.open_record("account", "user:ann", shelf.get(record.id))
     assert fields["api_key"].reveal() == "k-87654321"
     assert len(list(changes)) == left

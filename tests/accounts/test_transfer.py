@@ -11,9 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from flask_byok.accounts import export_file, transfer
+from flask_byok.accounts import export_file, open_accounts, transfer
 from flask_byok.accounts.export_file import SealedFileError, encrypt
-from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.transfer import (
     Destination,
     Imported,
@@ -28,7 +27,7 @@ from flask_byok.errors import StoreError
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record, open_record
+from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from tests.worlds import core_on
 
@@ -44,7 +43,7 @@ class Place:
 
     def __init__(self, url: str, encryption_key: str) -> None:
         self.keyring = Keyring(encryption_key)
-        self.accounts = AccountStore(url, self.keyring)
+        self.accounts = open_accounts(url, self.keyring)
 
     def save(self, owner: str, provider: str, api_key: str, slot: str = "", **facts: Any) -> None:
         """Store a key."""
@@ -77,7 +76,7 @@ class Place:
     def opened(self) -> dict[tuple[str, str, str], str]:
         """Return all keys in plain, by their places."""
         return {
-            (r.owner, r.provider, r.slot): open_record(self.keyring, "account", r.owner, r)[0][
+            (r.owner, r.provider, r.slot): self.keyring.open_record("account", r.owner, r)[0][
                 "api_key"
             ].reveal()
             for r in self.accounts.page(None, limit=10_000)[0]
@@ -155,7 +154,7 @@ def test_facts_move(old: Place, new: Place) -> None:
     record = new.accounts.find([ANN], ["custom"])[0]
     assert (record.expires_at, record.created_at) == (ends, began)
     assert (record.usage_count, record.validity, record.version) == (0, None, "1")
-    assert open_record(new.keyring, "account", ANN, record)[1] == own
+    assert new.keyring.open_record("account", ANN, record)[1] == own
     first, second = new.accounts.find([ANN], ["openai"])
     assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
     assert (second.slot, second.active) == ("2", False)

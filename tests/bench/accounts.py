@@ -19,8 +19,8 @@ from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Context
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
+from tests.accounts.account_kinds import count_statements
 from tests.services import PostgresServer
-from tests.stores.account_kinds import count_statements
 from tests.worlds import World, registered
 
 from .fill import PROVIDERS, fill, owner_of

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine, MetaData, create_engine, insert, text
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.rotation import rotate
-from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.store.rows import new_values
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import Secret
@@ -36,7 +36,7 @@ def bench_rotation() -> None:
     with PostgresServer() as server:
         url = server.create_database()
         _fill(url)
-        store, keyring = AccountStore(url, Keyring(NEW, [OLD])), Keyring(NEW, [OLD])
+        store, keyring = open_accounts(url, Keyring(NEW, [OLD])), Keyring(NEW, [OLD])
         engine = create_engine(url)
         batches = rotate(store, keyring, AuditEvent("cli", "rotate"))
         bare = "read, decrypt, encrypt, one UPDATE"
@@ -56,7 +56,7 @@ def bench_rotation() -> None:
 def _fill(url: str) -> None:
     """Store as many keys twice: ours, and as bare Fernet tokens."""
     keyring, spec = Keyring(OLD), registered().get("openai")
-    store = AccountStore(url, keyring)
+    store = open_accounts(url, keyring)
     store.canary.secret()
     fields = {"api_key": Secret("sk-proj-" + "a" * 40)}
     rows = []

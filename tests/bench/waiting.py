@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.keys.usage import UsageRecorder
 from flask_byok.model.credential import Secret
@@ -31,7 +31,7 @@ def bench_waiting() -> None:
         sessions = RedisDocuments(redis.url)
         show_waiting("Redis", redis, lambda: sessions.find("sid-1"))
     with PostgresServer() as postgres:
-        accounts = AccountStore(postgres.create_database(), Keyring("00" * 32))
+        accounts = open_accounts(postgres.create_database(), Keyring("00" * 32))
         show_waiting("PostgreSQL", postgres, lambda: accounts.find(["user:ann"], ["openai"]))
     show_small_parts()
 

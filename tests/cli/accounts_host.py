@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from flask_byok.accounts.store.audit import Chain
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import CredentialRecord
-from flask_byok.sealing.records import open_record
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
@@ -32,12 +32,17 @@ def close(app: Flask) -> None:
 
 
 def forge(app: Flask, owner: str = "system", **columns: Any) -> None:
-    """Change an owner's records past the store, and let the log take them as they are."""
-    accounts = accounts_of(app)
-    with accounts.engine.begin() as connection:
-        mine = update(credentials).where(credentials.c.owner == owner)
-        connection.execute(mine.values(columns))
-    accounts.audit.restart(AuditEvent("cli", "restart"))
+    """Change an owner's records as nothing in the store does, and let the log take them as they are."""
+    mine = credentials.c.owner == owner
+
+    def work(chain: Chain) -> None:
+        before = chain.connection.execute(select(credentials).where(mine)).all()
+        chain.connection.execute(update(credentials).where(mine).values(columns))
+        after = {row.id: row for row in chain.connection.execute(select(credentials).where(mine))}
+        for row in before:
+            chain.change(AuditEvent("cli", "forge"), row, after[row.id])
+
+    accounts_of(app).audit.change(owner, work)
 
 
 def stored(app: Flask, owner: str = "system") -> dict[str, str]:
@@ -56,4 +61,4 @@ def actions(app: Flask, owner: str = "system") -> list[tuple[str, str]]:
 
 def _api_key(app: Flask, record: CredentialRecord) -> str:
     keyring = get_state(app).service.keyring
-    return open_record(keyring, "account", record.owner, record)[0]["api_key"].reveal()
+    return keyring.open_record("account", record.owner, record)[0]["api_key"].reveal()

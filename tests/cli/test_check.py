@@ -21,13 +21,16 @@ from sqlalchemy import create_engine, make_url
 from flask_byok import BYOK
 from flask_byok.cli import byok as group
 from flask_byok.cli.values import shown_address, shown_settings
+from flask_byok.model.owner import SessionRef
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import Settings
 from flask_byok.storage.tables import metadata
+from flask_byok.web.caller import get_state
+from tests.accounts.account_kinds import event_of, make_record
 from tests.keeper import close
 from tests.services import free_port
+from tests.storage.contract import make_record as session_record
 from tests.storage.kinds import made_by_an_older_version
-from tests.stores.account_kinds import event_of, make_record
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
@@ -197,9 +200,28 @@ def test_encryption_keys_in_use(tmp_path: Path, database_url: str) -> None:
     keys = {"BYOK_ENCRYPTION_KEY": NEW, "BYOK_ENCRYPTION_KEY_FALLBACKS": [OLD]}
     result = run(make_app(tmp_path, BYOK_DATABASE_URL=database_url, **keys, **SAFE), "check")
     assert result.exit_code == 0
-    lines = [line.split() for line in result.output.splitlines()]
-    assert ["current", "key", "id", NEW_ID, "0", "sealed"] in lines
-    assert ["fallback", "key", "id", OLD_ID, "4", "sealed"] in lines
+    lines = [" ".join(line.split()) for line in result.output.splitlines()]
+    assert f"current key id {NEW_ID} 0 sealed in accounts, 0 in sessions" in lines
+    used = "4 sealed in accounts, 0 in sessions; in use: 'flask byok rotate' seals them again"
+    assert f"fallback key id {OLD_ID} {used}" in lines
+
+
+def test_encryption_keys_that_can_go(tmp_path: Path, sqlite_url: str, redis_url: str) -> None:
+    """It is said of a fallback whether it can go, with and without accounts, and where sessions are not counted."""
+    config = {"BYOK_DATABASE_URL": sqlite_url, "BYOK_PRECEDENCE": ["session", "env"], **SAFE}
+    config |= {"BYOK_ENCRYPTION_KEY": NEW, "BYOK_ENCRYPTION_KEY_FALLBACKS": [OLD]}
+    app = make_app(tmp_path, **config)
+    gone = "0 sealed in accounts, 0 in sessions; it can go if it was replaced"
+    assert gone in run(app, "check").output
+    sessions = get_state(app).service.sessions
+    session = SessionRef("sid", sessions.establish("sid"))
+    sessions.write(session, "", session_record(ciphertext=f"byok1.{OLD_ID}.f.x"))
+    in_use = "1 in sessions; in use until these sessions use their keys, or end"
+    assert in_use in run(app, "check").output
+    sessions.end(session)
+    assert gone in run(app, "check").output
+    on_redis = run(make_app(tmp_path, BYOK_REDIS=redis_url, **config), "check").output
+    assert "sessions from before that have ended (30 days at most)" in on_redis
 
 
 def test_encryption_key_retired_too_early(tmp_path: Path, database_url: str) -> None:

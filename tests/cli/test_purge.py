@@ -14,7 +14,7 @@ from flask_byok.keys.usage import Use
 from flask_byok.model.credential import utcnow
 from flask_byok.signals import key_expiring
 from flask_byok.storage.tables import promotions, usage
-from tests.stores.account_kinds import event_of, make_record
+from tests.accounts.account_kinds import event_of, make_record
 
 from .host import SAFE, accounts_of, make_app, run
 

@@ -13,7 +13,7 @@ from flask_byok.cli import byok as group
 from flask_byok.model.credential import utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.web.caller import get_state
-from tests.stores.account_kinds import event_of, make_record
+from tests.accounts.account_kinds import event_of, make_record
 
 from .host import SAFE, accounts_of, make_app, refused, run
 

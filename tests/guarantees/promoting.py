@@ -20,7 +20,6 @@ from flask_byok.errors import StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.sealing.records import open_record
 from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
@@ -208,7 +207,7 @@ def kept(world: World, caller: Caller) -> dict[str, str]:
     """Return the keys in the account, one for each provider."""
     keys: dict[str, str] = {}
     for record in world.accounts.find([caller.identity]):
-        fields, _ = open_record(KEYRING, "account", caller.identity, record)
+        fields, _ = KEYRING.open_record("account", caller.identity, record)
         assert record.provider not in keys, "a key is there twice"
         keys[record.provider] = fields["api_key"].reveal()
     return keys

@@ -21,13 +21,13 @@ from flask_session import Session
 from sqlalchemy import insert
 
 from flask_byok import BYOK
-from flask_byok.accounts.store.changes import new_id
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store.keys import AccountStore, new_id
 from flask_byok.accounts.store.rows import new_values
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
+from tests.accounts.account_kinds import event_of, make_record, open_key
 from tests.patience import give_time
-from tests.stores.account_kinds import event_of, make_record, open_key
 
 OLD, NEW = "00" * 32, "11" * 32
 #: Of a worker before the new encryption key is the current one, and after.
@@ -52,7 +52,7 @@ def create_app() -> Flask:
 
 def fill(url: str, count: int) -> None:
     """Store a key for each of so many users, sealed with the old encryption key."""
-    store = AccountStore(url, BEFORE)
+    store = open_accounts(url, BEFORE)
     for number in range(20):  # with a chain of their own
         store.create(_record(BEFORE, number, 0), event_of("set"))
     for start in range(20, count, 1000):
@@ -90,7 +90,7 @@ def write(
 def main(kind: str, url: str, stop: str, report: str, count: str) -> None:
     """Do one thing until told to stop."""
     give_time()
-    store, done, failed = AccountStore(url, AFTER), {}, []
+    store, done, failed = open_accounts(url, AFTER), {}, []
     steps: dict[str, Callable[[], None]] = {
         "read": lambda: read(store, int(count), done),
         "write": lambda: write(store, int(count), done, AFTER, 0),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.sealing.keyring import Keyring
 
@@ -55,7 +56,7 @@ def test_twenty_kills(postgres_url: str, tmp_path: Path) -> None:
 def rotate_under_load(url: str, folder: Path, *, count: int, kills: int) -> None:
     """Rotate with readers and writers running, killing the rotator, and look at what is there then."""
     fill(url, count)
-    store = AccountStore(url, AFTER)
+    store = open_accounts(url, AFTER)
     with (
         worker("read", url, folder, count) as read,
         worker("write", url, folder, count) as written,

@@ -18,8 +18,8 @@ from alembic.migration import MigrationContext
 from alembic.operations.ops import DropTableOp
 from sqlalchemy import Column, Engine, MetaData, Text, inspect, make_url, select, text
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import keys as account_keys
-from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.storage import migrate, tables
@@ -27,7 +27,7 @@ from flask_byok.storage.database import Transactions
 from flask_byok.storage.engine import open_engine
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.storage.tables import metadata, session_documents
-from tests.stores.account_kinds import ANN, KEYRING, event_of, make_record
+from tests.accounts.account_kinds import ANN, KEYRING, event_of, make_record
 
 from .contract import DAY
 from .kinds import made_by_an_older_version
@@ -117,7 +117,7 @@ def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
 
 def test_first_use_makes_the_tables(engine: Engine) -> None:
     """A store makes the tables of an empty database by itself, the same as an upgrade does."""
-    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
     assert differences(engine) == []
     assert migrate.current(engine) == migrate.head()
 
@@ -131,10 +131,10 @@ def test_upgrade_twice(engine: Engine) -> None:
 
 def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) -> None:
     """Tables of an older version are not changed unasked; the command changes them, and keys outlive that."""
-    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
     ref = session_store(engine).establish("sid-1")
     later_version()
-    accounts = AccountStore(engine, KEYRING)
+    accounts = open_accounts(engine, KEYRING)
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
             accounts.find([ANN])
@@ -149,11 +149,11 @@ def test_own_file_is_upgraded_at_first_use(
     sqlite_url: str, later_version: Callable[[], None]
 ) -> None:
     """In a file that nothing else uses, an older version's tables are upgraded by themselves."""
-    before = AccountStore(sqlite_url, KEYRING, own_file=True)
+    before = open_accounts(sqlite_url, KEYRING, own_file=True)
     before.create(make_record(), event_of())
     before.engine.dispose()
     later_version()
-    store = AccountStore(sqlite_url, KEYRING, own_file=True)
+    store = open_accounts(sqlite_url, KEYRING, own_file=True)
     assert len(store.find([ANN])) == 1
     assert migrate.current(store.engine) == "0002"
     store.engine.dispose()
@@ -169,7 +169,7 @@ def test_session_store_on_an_older_schema(engine: Engine) -> None:
 def test_refusal_is_an_answer(engine: Engine) -> None:
     """An older schema is reported each time, without keeping requests out for a while."""
     made_by_an_older_version(engine)
-    accounts = AccountStore(engine, KEYRING)
+    accounts = open_accounts(engine, KEYRING)
     accounts.breaker.fault()
     with pytest.raises(ConfigurationError):
         accounts.find([ANN])
@@ -202,7 +202,7 @@ def test_first_start_of_many_processes(database_url: str) -> None:
     with engine.connect() as connection:
         query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
         assert connection.execute(query).scalars().all() == ["0001"]
-    assert len(AccountStore(engine, KEYRING).page(None)[0]) == 4
+    assert len(open_accounts(engine, KEYRING).page(None)[0]) == 4
     engine.dispose()
 
 
@@ -213,7 +213,7 @@ def _first_use(url: str, read: int, write: int, number: int) -> int:
     try:
         os.close(write)
         os.read(read, 1)
-        AccountStore(url, KEYRING).create(make_record(f"user:{number}"), event_of())
+        open_accounts(url, KEYRING).create(make_record(f"user:{number}"), event_of())
         session_store(open_engine(url)).establish(f"sid-{number}")
         os._exit(0)
     finally:
@@ -235,7 +235,7 @@ def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
         with engine.begin() as connection:
             config.attributes["connection"] = connection
             step()
-    store = AccountStore(engine, KEYRING)
+    store = open_accounts(engine, KEYRING)
     store.create(make_record(), event_of())
     session_store(engine).establish("sid-1")
     assert not inspect(engine).has_table(migrate.VERSION_TABLE)
@@ -278,11 +278,11 @@ def test_host_drops_nothing(engine: Engine, options: dict[str, Any], dropped: se
 def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     """Tables that are complete without our version table are only stamped by an upgrade."""
     metadata.create_all(engine)
-    AccountStore(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
     assert migrate.current(engine) is None
     migrate.upgrade(engine)
     assert migrate.current(engine) == "0001"
-    assert len(AccountStore(engine, KEYRING).find([ANN])) == 1
+    assert len(open_accounts(engine, KEYRING).find([ANN])) == 1
 
 
 def test_statements_make_the_same(engine: Engine) -> None:
@@ -320,7 +320,7 @@ def documented_grants(role: str) -> list[str]:
 
 def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
     """A user who may not make the tables, or not use them, is told what an administrator has to run."""
-    store, role = AccountStore(limited_url, KEYRING), str(make_url(limited_url).username)
+    store, role = open_accounts(limited_url, KEYRING), str(make_url(limited_url).username)
     every = f"ON ALL TABLES IN SCHEMA public TO {role}"
     for grant in (None, f"GRANT SELECT ON byok_canary TO {role}", f"GRANT SELECT {every}"):
         if grant is not None:

@@ -12,7 +12,7 @@ import pytest
 import redis
 from sqlalchemy import create_engine, make_url
 
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.reasons import reason_of
@@ -36,7 +36,7 @@ def strict_server() -> Iterator[services.PostgresServer]:
 
 def why(url: str) -> str | None:
     """Return why a store on this address fails."""
-    store = AccountStore(url, KEYRING)
+    store = open_accounts(url, KEYRING)
     with pytest.raises(StoreError) as caught:
         store.find(["system"])
     store.engine.dispose()
@@ -89,12 +89,12 @@ def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
 
 def test_file_that_is_read_only(tmp_path: Path) -> None:
     """A file that cannot be written is called read-only."""
-    AccountStore(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING).canary.secret()
+    open_accounts(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING).canary.secret()
     copy = shutil.copy(tmp_path / "keys.sqlite", tmp_path / "copy.sqlite")
     with sqlite3.connect(copy) as connection:
         connection.execute("DELETE FROM byok_canary")
     connection.close()
-    store = AccountStore(f"sqlite:///file:{copy}?mode=ro&uri=true", KEYRING)
+    store = open_accounts(f"sqlite:///file:{copy}?mode=ro&uri=true", KEYRING)
     with pytest.raises(StoreError) as caught:
         store.canary.secret()
     assert "read-only" in str(reason_of(caught.value))

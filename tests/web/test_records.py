@@ -14,9 +14,8 @@ from flask_session import Session
 from sqlalchemy import text
 
 from flask_byok import BYOK, Field, ProviderSpec, signals
-from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import isoformat
-from flask_byok.sealing.records import open_record
 from flask_byok.storage.rates import RateLimiter
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
@@ -683,7 +682,7 @@ def test_what_is_kept_is_of_the_version_that_is_written(
     )
     assert (answers, late.status_code) == ([200], status)
     (record,) = accounts_of(host).find(["user:ann"])
-    stored, _ = open_record(get_state(host).service.keyring, "account", "user:ann", record)
+    stored, _ = get_state(host).service.keyring.open_record("account", "user:ann", record)
     assert {name: secret.reveal() for name, secret in stored.items()} == fields | {
         "secret": "replaced-12345678",
         "api_key": api_key,

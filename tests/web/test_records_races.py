@@ -13,7 +13,6 @@ import pytest
 from werkzeug.test import TestResponse
 
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.sealing.records import open_record
 from flask_byok.web.caller import get_state
 from tests.app import KEYS, HostApp, make_app
 from tests.keeper import OWN, Keeper, accounts_of, close, keeper
@@ -138,7 +137,7 @@ def _race(folder: Path, url: str, steps: int) -> None:
     versions, keys = _replay(store)
     assert {id: int(record.version) for id, record in found.items()} == dict(versions)
     for id, record in found.items():
-        fields, _ = open_record(keyring, "account", ANN, record)
+        fields, _ = keyring.open_record("account", ANN, record)
         assert store.audit.fingerprint(fields) == keys[id]
     assert max(Counter(record.provider for record in found.values()).values(), default=0) <= 2
     assert store.audit.verify() == []

@@ -1,299 +1,310 @@
-"""Read the audit log, and find whatever was changed, removed or reordered in it.
+"""Write the audit log: one chain of rows for each owner, in the transaction of the change itself.
 
-What the database alone cannot tell is a log, or one owner's chain together with all of its keys,
-taken away as a whole or put back to what it was; nor that the last rows of a chain are gone, with
-the head put back, if they are about nothing that was changed. Heads that are kept elsewhere tell.
+The hash of a row covers the row and the hash before it, under a secret that the database holds sealed
+only. The head of a chain has the number and hash of its last row, the checkpoint before its first
+one, and a seal over these, so rows missing at either end show as well. A row about a change has the
+key's new version and hashes of its record before and after the change, so keys and chain have to
+agree: a change past the log shows, even after a later change. Without the encryption key nobody can
+make a row or a head, whatever they may write to the database.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import islice
-from typing import Any, TypeVar
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-import msgspec
-from sqlalchemy import Connection, and_, func, or_, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
-from ...errors import UnreadableCredentialError
-from ...keys.session_store import AuditEvent, Head
-from ...model.credential import Secret
-from ...sealing.keyring import Keyring
-from ...sealing.records import open_record
+from ...errors import ConfigurationError
+from ...keys.session_store import AuditEvent
+from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
 from ...storage.database import Database
-from ...storage.deadline import LONG_LIMIT
-from ...storage.tables import audit, audit_heads, credentials
-from .audit_chain import NOTHING, Chain, Subject, from_milliseconds, to_milliseconds
-from .audit_hashes import head_seal, is_mac
-from .audit_restart import Restarted, hold_all, restart
-from .audit_verify import Finding, Follower, compare_keys, keys_and_news
-from .canary import Canary
+from ...storage.tables import audit, audit_heads, canaries, credentials
 
-__all__ = ["AuditEntry", "AuditEvent", "AuditLog", "Finding", "Head"]
+_ROW_IS_GONE = (
+    "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
+    "Restore that table from a backup, or set BYOK_DATABASE_URL to a new database."
+)
 
-#: Rows that ``verify`` holds at a time.
-_PAGE = 1000
-#: Seconds for a restart, which writes a row for every key.
-_RESTART_LIMIT = 3600
-#: Chains that are compared with keys or heads at a time.
-_BATCH = 200
+#: The version of a key that is deleted.
+GONE = 0
+#: Columns of a record that change only with a row in the log. The verdict, the counts of use and the
+#: seal change without one.
+RECORDED = (
+    *("id", "owner", "tier", "provider", "slot", "version", "hint", "label", "description"),
+    *("active", "created_at", "updated_at", "expires_at", "set_at"),
+)
+_HASHED = tuple(column.name for column in audit.columns if column.name != "hash")
+
+_h = audit_heads.c
+_OF_OWNER = _h.owner == bindparam("of_owner")
+_NEW_HEAD = {
+    "owner": bindparam("of_owner"),
+    **{"number": 0, "hash": "", "checkpoint": 0, "checkpoint_hash": "", "seal": ""},
+}
+
+
+def _hold(dialect: Any) -> Any:
+    """Return a statement that adds a head or changes nothing, and locks its row until the transaction ends."""
+    added = dialect.insert(audit_heads).values(_NEW_HEAD)
+    held = added.on_conflict_do_update(index_elements=["owner"], set_={"number": _h.number})
+    return held.returning(*_h)
+
+
+_HOLD = {"postgresql": _hold(postgresql), "sqlite": _hold(sqlite)}
+_MOVE_HEAD = (
+    update(audit_heads)
+    .where(_OF_OWNER)
+    .values({c.name: bindparam(f"new_{c.name}") for c in _h if c is not _h.owner})
+)
+#: The number of the last row, and the id of some key.
+_REMAINS = select(
+    select(func.max(audit.c.number))
+    .where(audit.c.owner == bindparam("of_owner"))
+    .scalar_subquery()
+    .label("number"),
+    select(func.min(credentials.c.id))
+    .where(credentials.c.owner == bindparam("of_owner"))
+    .scalar_subquery()
+    .label("key"),
+)
+_PRUNE = delete(audit).where(
+    audit.c.owner == bindparam("of_owner"), audit.c.number <= bindparam("last")
+)
+_SEALED = select(canaries.c.sealed).where(canaries.c.name == bindparam("called"))
+_REPLACE = (
+    update(canaries).where(canaries.c.name == bindparam("called")).values(sealed=bindparam("text"))
+)
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One row of the log."""
+class LogSecret(Protocol):
+    """What the store takes from the keyring."""
 
-    owner: str
-    number: int
-    at: datetime
-    event: AuditEvent
-    provider: str
-    slot: str
-    credential_id: str
+    @property
+    def seal_prefix(self) -> str:
+        """The first characters of every ciphertext that is sealed now."""
+
+    def secret(self) -> bytes:
+        """Return the secret that keys the log.
+
+        :raises ConfigurationError: the encryption key is the wrong one.
+        """
+
+    def reseal(self) -> bool:
+        """Seal the secret with the current encryption key; return False if that has sealed it already."""
+
+    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
+        """Return a keyed hash of a key."""
+
+    def fingerprint_of(self, record: SealedRecord) -> str | None:
+        """Return the fingerprint of a stored key, None if it does not open."""
 
 
-class AuditLog:
-    """Reads the log, and opens chains for writing."""
+class Subject(Protocol):
+    """The key that an event is about; a credential's record is one."""
 
-    def __init__(self, database: Database, canary: Canary, keyring: Keyring) -> None:
-        self._database = database
-        self._canary = canary
-        self._keyring = keyring
+    @property
+    def provider(self) -> str: ...
+    @property
+    def slot(self) -> str: ...
+    @property
+    def id(self) -> str: ...
 
-    def change(
-        self, owner: str, work: Callable[[Connection, Chain], T], *, limit: float | None = None
-    ) -> T:
-        """Run a function in a transaction that holds the owner's chain, and write what it appends."""
-        secret = self._canary.secret()
+
+class _About(NamedTuple):
+    """The columns of a row that say what happened to which key."""
+
+    provider: str = ""
+    slot: str = ""
+    credential_id: str = ""
+    version: int | None = None
+    was: str | None = None
+    became: str | None = None
+
+
+class Chain:
+    """One owner's chain, held until the transaction ends: changes of an owner's keys wait for each other."""
+
+    def __init__(self, connection: Connection, owner: str, log_secret: LogSecret) -> None:
+        self.connection = connection
+        self.owner = owner
+        self.secret = log_secret.secret()
+        self._fingerprint_of = log_secret.fingerprint_of
+        self._rows: list[dict[str, Any]] = []
+        held = connection.execute(_HOLD[connection.dialect.name], {"of_owner": owner})
+        self._head = dict(held.mappings().one())
+        self._new = not (self._head["number"] or self._head["hash"] or self._head["seal"])
+        #: False if somebody has changed the head; the chain goes on, and is never sealed again.
+        self.is_whole = is_mac(self._head["seal"], head_seal(self.secret, self._head))
+        if not self.is_whole:
+            self._look_behind()
+
+    @property
+    def number(self) -> int:
+        """The number of the last row."""
+        return int(self._head["number"])
+
+    @property
+    def checkpoint(self) -> tuple[int, str]:
+        """The number and the hash of the last row that was pruned; 0 and empty if none was."""
+        return self._head["checkpoint"], self._head["checkpoint_hash"]
+
+    def append(self, event: AuditEvent, subject: Subject | None = None) -> None:
+        """Add an event that changes no key; ``close`` writes it."""
+        key = () if subject is None else (subject.provider, subject.slot, subject.id)
+        self._add(event, _About(*key))
+
+    def change(self, event: AuditEvent, was: Any, became: Any) -> None:
+        """Add an event that changes a key.
+
+        :param was: its row in ``byok_credentials`` before the event, with all columns; None for a new key.
+        :param became: the row after the event; None for a deleted key.
+        """
+        key = was if became is None else became
+        if became is not None and (was is None or was.ciphertext != became.ciphertext):
+            known = self._fingerprint_of(became)
+            event = event if known is None else replace(event, fingerprint=known)
+        about = _About(
+            key.provider,
+            key.slot,
+            key.id,
+            GONE if became is None else became.version,
+            None if was is None else record_hash(self.secret, was),
+            None if became is None else record_hash(self.secret, became),
+        )
+        self._add(event, about)
+
+    def restate(self, event: AuditEvent, row: Any, fingerprint: str | None) -> None:
+        """Add a row that says of a key what an older row says, which is to be pruned.
+
+        :param fingerprint: the key's, which may stand in a row before that.
+        """
+        about = _About(
+            row.provider, row.slot, row.credential_id, row.version, row.became, row.became
+        )
+        self._add(replace(event, fingerprint=fingerprint), about)
+
+    def prune(self, last: Any) -> None:
+        """Delete the rows up to this one, and make it the checkpoint."""
+        self.connection.execute(_PRUNE, {"of_owner": self.owner, "last": last.number})
+        self._head |= {"checkpoint": last.number, "checkpoint_hash": last.hash}
+
+    def close(self) -> None:
+        """Write what was added, and the head."""
+        if self._rows:
+            self.connection.execute(insert(audit), self._rows)
+        seal = head_seal(self.secret, self._head) if self.is_whole else ""
+        if not self._rows and seal == self._head["seal"]:
+            return
+        head = self._head | {"seal": seal}
+        values = {f"new_{name}": value for name, value in head.items() if name != "owner"}
+        self.connection.execute(_MOVE_HEAD, {"of_owner": self.owner, **values})
+
+    def _add(self, event: AuditEvent, about: _About) -> None:
+        row: dict[str, Any] = {
+            "owner": self.owner,
+            "number": self.number + 1,
+            "at": to_milliseconds(utcnow()),
+            "actor": event.actor,
+            "action": event.action,
+            "outcome": event.outcome,
+            "request_id": event.request_id,
+            "fingerprint": event.fingerprint,
+            "previous": self._head["hash"],
+            **about._asdict(),
+        }
+        row["hash"] = row_hash(self.secret, row)
+        self._head |= {"number": row["number"], "hash": row["hash"]}
+        self._rows.append(row)
+
+    def _look_behind(self) -> None:
+        """Find where a chain goes on whose head does not fit; a new one is whole if there is nothing of it."""
+        remains = self.connection.execute(_REMAINS, {"of_owner": self.owner}).one()
+        self.is_whole = self._new and remains.number is None and remains.key is None
+        self._head["number"] = int(remains.number or 0)
+
+
+class AuditWriter:
+    """Opens chains for writing."""
+
+    def __init__(self, database: Database, log_secret: LogSecret) -> None:
+        self.database = database
+        self.log_secret = log_secret
+        self.fingerprint = log_secret.fingerprint
+
+    def change(self, owner: str, work: Callable[[Chain], T], *, limit: float | None = None) -> T:
+        """Run a function in a transaction that holds the owner's chain, and write what it adds to that."""
+        self.log_secret.secret()  # before the transaction, as it may have to be read
 
         def within(connection: Connection) -> T:
-            chain = Chain(connection, owner, secret, self._canary.look_up, self._stored_fingerprint)
-            result = work(connection, chain)
+            chain = Chain(connection, owner, self.log_secret)
+            result = work(chain)
             chain.close()
             return result
 
-        return self._database.change(within, limit=limit)
+        return self.database.change(within, limit=limit)
 
-    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
-        """Return a keyed hash of a key (64 hex digits), the same whatever the encryption key is."""
-        return _fingerprint(self._canary.secret(), fields)
-
-    def restart(self, event: AuditEvent) -> Restarted:
-        """Delete the whole log and begin a new one under a new secret, with a row for every key.
-
-        It waits for changes of keys under way, and they wait for it. It needs no secret that opens.
-        """
-
-        def work(connection: Connection) -> Restarted:
-            hold_all(connection)
-            secret = self._canary.replace(connection)
-            return restart(connection, secret, event, self._stored_fingerprint)
-
-        return self._database.change(work, limit=_RESTART_LIMIT)
-
-    def note(self, owner: str, event: AuditEvent, subject: Subject = NOTHING) -> None:
+    def note(self, owner: str, event: AuditEvent, subject: Subject | None = None) -> None:
         """Write an event that changes nothing in the database."""
-        self.change(owner, lambda _, chain: chain.append(event, subject))
-
-    def entries(
-        self, owner: str | None = None, *, before: datetime | None = None, limit: int = 100
-    ) -> list[AuditEntry]:
-        """Return the newest entries, of one owner or all."""
-        query = select(audit).order_by(audit.c.at.desc(), audit.c.number.desc()).limit(limit)
-        if owner is not None:
-            query = query.where(audit.c.owner == owner)
-        if before is not None:
-            query = query.where(audit.c.at < to_milliseconds(before))
-        return [_entry(row) for row in self._database.call(self._all, query)]
-
-    def count(self, owner: str | None = None) -> int:
-        """Return how many entries there are, of one owner or all."""
-        query = select(func.count()).select_from(audit)
-        if owner is not None:
-            query = query.where(audit.c.owner == owner)
-        return int(self._patiently(query)[0][0])
-
-    def heads(self, owner: str | None = None) -> Iterator[Head]:
-        """Yield where every chain ends, for a place that whoever writes to the database cannot change."""
-        query = select(audit_heads).order_by(audit_heads.c.owner).limit(_PAGE)
-        if owner is not None:
-            query = query.where(audit_heads.c.owner == owner)
-        page = self._patiently(query)
-        while page:
-            yield from (
-                Head(_text(row.owner), row.number, _text(row.hash)) for row in page if row.hash
-            )
-            page = self._patiently(query.where(audit_heads.c.owner > page[-1].owner))
-
-    def missing(self, heads: Iterable[Head]) -> Iterator[Finding]:
-        """Find chains that do not contain what was once their head."""
-        place = (audit.c.owner, audit.c.number)
-        heads = iter(heads)
-        while batch := list(islice(heads, _BATCH)):
-            wanted = [(head.owner, head.number) for head in batch]
-            query = select(*place, audit.c.hash).where(tuple_(*place).in_(wanted))
-            there = {(row.owner, row.number): row.hash for row in self._patiently(query)}
-            for head in batch:
-                if there.get((head.owner, head.number)) != head.hash:
-                    yield Finding(
-                        head.owner, head.number, "this was its end once, and is not in it"
-                    )
-
-    def verify(
-        self, owner: str | None = None, report: Callable[[int, int], object] | None = None
-    ) -> list[Finding]:
-        """Return everything that is wrong, of one owner or all; nothing is good.
-
-        It may run beside writers: each page is read with the head as it then was, and keys with the
-        rows that came since.
-
-        :param report: is told now and then, and at the end, of how many rows and chains were looked at.
-        """
-        secret = self._canary.secret()
-        findings = self._headless(owner)
-        empty = {chain.owner: chain for chain in self._rowless(owner, secret, findings)}
-        chains: list[Follower] = []
-        rows = done = 0
-        for row in self._rows(owner):
-            if not chains or chains[-1].owner != row.owner:
-                if len(chains) >= _BATCH:
-                    findings += self._finish(chains, secret)
-                    chains = []
-                # Where there was none before, its first row has come since.
-                chains.append(empty.pop(row.owner, Follower(row.owner, secret)))
-                done += 1
-            findings += chains[-1].row(row)
-            rows += 1
-            if report is not None and rows % _PAGE == 0:
-                report(rows, done)
-        if report is not None:
-            report(rows, done)
-        return findings + self._finish([*chains, *empty.values()], secret)
-
-    def _finish(self, chains: Iterable[Follower], secret: bytes) -> list[Finding]:
-        findings, chains = list[Finding](), iter(chains)
-        while batch := list(islice(chains, _BATCH)):
-            for chain in batch:
-                findings += chain.finish()
-            found = self._patiently(keys_and_news(batch))
-            findings += compare_keys(batch, found, secret, self._stored_fingerprint)
-        return findings
-
-    def _stored_fingerprint(self, secret: bytes, row: Any) -> str | None:
-        try:
-            fields, _ = open_record(self._keyring, "account", row.owner, row)
-        except UnreadableCredentialError:
-            return None
-        return _fingerprint(secret, fields)
-
-    def _rows(self, owner: str | None) -> Iterator[Any]:
-        heads = (
-            audit_heads.c.number.label("head_number"),
-            audit_heads.c.hash.label("head_hash"),
-            audit_heads.c.seal.label("head_seal"),
-        )
-        query = (
-            select(audit, *heads)
-            .select_from(audit.outerjoin(audit_heads, audit.c.owner == audit_heads.c.owner))
-            .order_by(audit.c.owner, audit.c.number)
-            .limit(_PAGE)
-        )
-        if owner is not None:
-            query = query.where(audit.c.owner == owner)
-        page = self._patiently(query)
-        while page:
-            yield from page
-            last = page[-1]
-            same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
-            page = self._patiently(query.where(or_(audit.c.owner > last.owner, same)))
-
-    def _rowless(self, owner: str | None, secret: bytes, findings: list[Finding]) -> list[Follower]:
-        """Find chains whose rows are all gone, and return those that never had any."""
-        query = select(audit_heads).where(
-            ~select(audit.c.number).where(audit.c.owner == audit_heads.c.owner).exists()
-        )
-        if owner is not None:
-            query = query.where(audit_heads.c.owner == owner)
-        empty = []
-        for head in self._patiently(query):
-            if head.number == 0 and is_mac(head.seal, head_seal(secret, head.owner, 0, "")):
-                empty.append(Follower(head.owner, secret))
-            else:
-                findings.append(Finding(head.owner, None, "all rows are missing"))
-        return empty
-
-    def _headless(self, owner: str | None) -> list[Finding]:
-        """Find owners of keys who have no chain at all."""
-        query = (
-            select(credentials.c.owner)
-            .distinct()
-            .where(
-                ~select(audit_heads.c.owner)
-                .where(audit_heads.c.owner == credentials.c.owner)
-                .exists()
-            )
-        )
-        if owner is not None:
-            query = query.where(credentials.c.owner == owner)
-        return [
-            Finding(row.owner, None, "there are keys, but no chain")
-            for row in self._patiently(query)
-        ]
-
-    def _patiently(self, query: Any) -> Sequence[Any]:
-        return self._database.call(self._all, query, limit=LONG_LIMIT)
-
-    def _all(self, query: Any) -> Sequence[Any]:
-        with self._database.transactions.single() as connection, _any_text(connection):
-            return connection.execute(query).all()
+        self.change(owner, lambda chain: chain.append(event, subject))
 
 
-@contextmanager
-def _any_text(connection: Connection) -> Iterator[None]:
-    """Let SQLite give a text that is no UTF-8, which somebody has put there, as bytes instead of failing."""
-    if connection.dialect.name != "sqlite":
-        yield
-        return
-    driver: Any = connection.connection.driver_connection
-    usual, driver.text_factory = driver.text_factory, _decoded
-    try:
-        yield
-    finally:
-        driver.text_factory = usual
+def hold_secret(database: Database) -> Callable[..., str]:
+    """Return a function that keeps the log's sealed secret in the database; see ``sealing.canary.Hold``."""
+
+    def hold(name: str, sealed: str, *, replace: bool = False) -> str:
+        return database.call(_hold_text, database, name, sealed, replace)
+
+    return hold
 
 
-def _decoded(raw: bytes) -> str | bytes:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw
+def _hold_text(database: Database, name: str, sealed: str, replace: bool) -> str:
+    values = {"called": name, "text": sealed}
+    with database.transactions.single() as connection:
+        if replace:
+            connection.execute(_REPLACE, values)
+        held = connection.execute(_SEALED, values).scalar()
+        if held is None and connection.execute(select(_h.owner).limit(1)).first():
+            raise ConfigurationError(_ROW_IS_GONE.format(name=name))
+        if held is None:
+            try:
+                connection.execute(insert(canaries), {"name": name, "sealed": sealed})
+            except IntegrityError:
+                connection.rollback()  # another worker was first
+            held = connection.execute(_SEALED, values).scalar_one()
+        return str(held)
 
 
-def _fingerprint(secret: bytes, fields: Mapping[str, Secret]) -> str:
-    plain = sorted((name, one.reveal()) for name, one in fields.items())
-    return hmac.digest(secret, b"fingerprint" + msgspec.json.encode(plain), "sha256").hex()
+def row_hash(secret: bytes, row: Mapping[str, Any]) -> str:
+    """Return the hash of a row of the log, over its other columns."""
+    return _mac(secret, ["row", *(row[name] for name in _HASHED)])
 
 
-def _entry(row: Any) -> AuditEntry:
-    about = map(_text, (row.actor, row.action, row.outcome, row.request_id, row.fingerprint))
-    key = map(_text, (row.provider, row.slot, row.credential_id))
-    return AuditEntry(_text(row.owner), row.number, _moment(row.at), AuditEvent(*about), *key)
+def head_seal(secret: bytes, head: Mapping[str, Any]) -> str:
+    """Return the seal of a chain's head, over its other columns."""
+    names = ("owner", "number", "hash", "checkpoint", "checkpoint_hash")
+    return _mac(secret, ["head", *(head[name] for name in names)])
 
 
-def _text(stored: Any) -> Any:
-    """Return what a column of text has; on SQLite that may be anything that somebody put there."""
-    if isinstance(stored, bytes):
-        return stored.decode(errors="replace")
-    return stored if stored is None else str(stored)
+def record_hash(secret: bytes, row: Any) -> str:
+    """Return the hash of a key's record, over the columns that change only with a row in the log."""
+    return _mac(secret, ["key", *(getattr(row, name) for name in RECORDED)])
 
 
-def _moment(stored: Any) -> datetime:
-    try:
-        return from_milliseconds(stored)
-    except (TypeError, ValueError, OverflowError):
-        return datetime.fromtimestamp(0, UTC)  # somebody has put something there
+def is_mac(found: object, expected: str) -> bool:
+    """Compare a hash that the database has with one that was made here."""
+    return hmac.compare_digest(str(found).encode(errors="replace"), expected.encode())
+
+
+def _mac(secret: bytes, parts: Sequence[Any]) -> str:
+    # JSON keeps the columns apart, and None from an empty string. Bytes, which SQLite takes for a text,
+    # have a form that no text has.
+    written = json.dumps(parts, default=lambda odd: {"odd": repr(odd)})
+    return hmac.digest(secret, written.encode(), "sha256").hex()

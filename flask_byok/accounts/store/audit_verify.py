@@ -1,99 +1,264 @@
-"""What ``verify`` compares: a chain's rows with each other, and the keys with the rows about them.
+"""Read the audit log, and find rows and keys that were changed, removed or reordered past it.
 
-A row says what the key's record was and became, but for the seal, which rotation renews: the key in
-that is known by its fingerprint. Rows that older versions wrote say less, and less is compared.
+The database alone cannot show a log, or one owner's chain together with all of its keys, that is
+removed as a whole or restored to an earlier state; nor a chain that has lost its last rows and got
+its old head back, if these were about no change of a key. Heads that are kept elsewhere show it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, NamedTuple
 
-from sqlalchemy import Boolean, and_, false, null, or_, select, union_all
+from sqlalchemy import and_, func, null, or_, select, tuple_, union_all
 from sqlalchemy import cast as as_type
 
-from ...storage.tables import audit, credentials
-from .audit_chain import GONE, LONGEST
-from .audit_hashes import (
-    RECORD_KINDS,
+from ...keys.session_store import AuditEvent, Head
+from ...model.credential import from_milliseconds, to_milliseconds
+from ...storage.deadline import LONG_LIMIT
+from ...storage.tables import audit, audit_heads, credentials
+from .audit import (
+    GONE,
     RECORDED,
-    ROW_KINDS,
+    AuditWriter,
+    LogSecret,
     head_seal,
     is_mac,
     record_hash,
     row_hash,
 )
 
-#: Returns the fingerprint under a secret of the key in a row, None where it does not open.
-Fingerprint = Callable[[bytes, Any], str | None]
+#: Rows that are read at a time.
+_PAGE = 1000
+#: Chains that are compared with keys or heads at a time.
+_BATCH = 200
+
+_HEAD = tuple(column.label(f"head_{column.name}") for column in audit_heads.c)
+_ROWS = (
+    select(audit, *_HEAD)
+    .select_from(audit.outerjoin(audit_heads, audit.c.owner == audit_heads.c.owner))
+    .order_by(audit.c.owner, audit.c.number)
+)
+_HEADS_WITHOUT_ROWS = select(audit_heads).where(
+    ~select(audit.c.number).where(audit.c.owner == audit_heads.c.owner).exists()
+)
+_OWNERS_WITHOUT_HEAD = (
+    select(credentials.c.owner)
+    .distinct()
+    .where(~select(audit_heads.c.owner).where(audit_heads.c.owner == credentials.c.owner).exists())
+)
+#: Columns of a key that are compared, and those of a row that are read beside them.
+_OF_KEY = [credentials.c[name] for name in (*RECORDED, "ciphertext")]
+_OF_ROW = [audit.c[name] for name in ("number", "fingerprint", "became")]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One row of the log."""
+
+    owner: str
+    number: int
+    at: datetime
+    event: AuditEvent
+    provider: str
+    slot: str
+    credential_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong with a chain; ``number`` is the row's, None where the whole chain is meant."""
+    """What is wrong with a chain; ``number`` is the row's, None for the whole chain."""
 
     owner: str
     number: int | None
     problem: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What the last rows about a key say of it: None what they do not."""
+class Said(NamedTuple):
+    """The last row about a key, and the key's fingerprint, which may stand in a row before that."""
 
-    version: Any
-    became: Any
-    fingerprint: Any
+    row: Any
+    fingerprint: str | None
+
+    @property
+    def is_gone(self) -> bool:
+        """Return True if the key is deleted."""
+        return bool(self.row.version == GONE)
+
+
+class AuditLog(AuditWriter):
+    """Lists the entries of the log, and verifies it."""
+
+    def entries(
+        self, owner: str | None = None, *, before: datetime | None = None, limit: int = 100
+    ) -> list[AuditEntry]:
+        """Return the newest entries, of one owner or all."""
+        query = _of(owner, select(audit)).order_by(audit.c.at.desc(), audit.c.number.desc())
+        if before is not None:
+            query = query.where(audit.c.at < to_milliseconds(before))
+        return [_entry(row) for row in self.read(query.limit(limit), patient=False)]
+
+    def count(self, owner: str | None = None) -> int:
+        """Return how many entries there are, of one owner or all."""
+        return int(self.read(_of(owner, select(func.count()).select_from(audit)))[0][0])
+
+    def heads(self, owner: str | None = None) -> Iterator[Head]:
+        """Yield the end of each chain, to be kept where the database's users cannot write."""
+        query = _of(owner, select(audit_heads), audit_heads).order_by(audit_heads.c.owner)
+        page = self.read(query.limit(_PAGE))
+        while page:
+            yield from (Head(row.owner, row.number, row.hash) for row in page if row.hash)
+            page = self.read(query.where(audit_heads.c.owner > page[-1].owner).limit(_PAGE))
+
+    def missing(self, heads: Iterable[Head]) -> tuple[list[Finding], int]:
+        """Find chains that do not contain what was once their head.
+
+        :return: these, and how many heads lie before the checkpoint of their chain: these rows were
+            pruned, so they cannot be compared.
+        """
+        findings, pruned, heads = list[Finding](), 0, iter(heads)
+        while batch := list(islice(heads, _BATCH)):
+            place, h = tuple_(audit.c.owner, audit.c.number), audit_heads.c
+            rows = select(audit.c.owner, audit.c.number, audit.c.hash)
+            rows = rows.where(place.in_([(head.owner, head.number) for head in batch]))
+            ends = select(h.owner, h.checkpoint, h.checkpoint_hash)
+            checkpoints = self.read(ends.where(h.owner.in_([head.owner for head in batch])))
+            pruned_until = {owner: number for owner, number, _ in checkpoints}
+            known = {tuple(row[:2]): row[2] for row in (*self.read(rows), *checkpoints)}
+            for head in batch:
+                if known.get((head.owner, head.number)) == head.hash:
+                    continue
+                if head.number < whole_number(pruned_until.get(head.owner)):
+                    pruned += 1
+                else:
+                    problem = "this was its end once, and is not in it"
+                    findings.append(Finding(head.owner, head.number, problem))
+        return findings, pruned
+
+    def verify(
+        self, owner: str | None = None, report: Callable[[int, int], object] | None = None
+    ) -> list[Finding]:
+        """Return everything that is wrong, of one owner or all; an empty list if the log is whole.
+
+        It may run beside writers and beside pruning: each page is read with the head of that moment,
+        and keys with the rows that came since.
+
+        :param report: called after each page and at the end with the number of rows and of chains.
+        """
+        problem = "there are keys, but no chain"
+        headless = self.read(_of(owner, _OWNERS_WITHOUT_HEAD, credentials))
+        findings = [Finding(row.owner, None, problem) for row in headless]
+        empty = {chain.owner: chain for chain in self._rowless(owner, findings)}
+        chains: list[Follower] = []
+        rows = done = 0
+        for row in self._rows(owner):
+            if not chains or chains[-1].owner != row.owner:
+                if len(chains) >= _BATCH:
+                    findings += self._finish(chains)
+                    chains = []
+                # The first row of an empty chain has come since.
+                fresh = Follower(row.owner, self.log_secret.secret())
+                chains.append(empty.pop(row.owner, fresh))
+                done += 1
+            findings += chains[-1].row(row)
+            rows += 1
+            if report is not None and rows % _PAGE == 0:
+                report(rows, done)
+        if report is not None:
+            report(rows, done)
+        return findings + self._finish([*chains, *empty.values()])
+
+    def read(self, query: Any, *, patient: bool = True) -> Sequence[Any]:
+        """Return all rows of a query."""
+
+        def read() -> Sequence[Any]:
+            with self.database.transactions.single() as connection:
+                return connection.execute(query).all()
+
+        return self.database.call(read, limit=LONG_LIMIT if patient else None)
+
+    def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
+        findings, chains = list[Finding](), iter(chains)
+        while batch := list(islice(chains, _BATCH)):
+            for chain in batch:
+                findings += chain.finish()
+            findings += compare_keys(batch, self.read(_keys_and_news(batch)), self.log_secret)
+        return findings
+
+    def _rows(self, owner: str | None) -> Iterator[Any]:
+        query = _of(owner, _ROWS).limit(_PAGE)
+        page = self.read(query)
+        while page:
+            yield from page
+            last = page[-1]
+            same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
+            page = self.read(query.where(or_(audit.c.owner > last.owner, same)))
+
+    def _rowless(self, owner: str | None, findings: list[Finding]) -> list[Follower]:
+        """Find chains whose rows are all gone, and return those that never had any."""
+        secret, empty = self.log_secret.secret(), []
+        for head in self.read(_of(owner, _HEADS_WITHOUT_ROWS, audit_heads)):
+            if head.number == 0 and is_mac(head.seal, head_seal(secret, head._mapping)):
+                empty.append(Follower(head.owner, secret))
+            else:
+                findings.append(Finding(head.owner, None, "all rows are missing"))
+        return empty
 
 
 class Follower:
-    """Follows one owner's chain row by row."""
+    """Follows one owner's chain row by row.
 
-    def __init__(self, owner: str, secret: bytes) -> None:
+    Of a key whose older rows were pruned, the first row that is left is not compared with those.
+    """
+
+    def __init__(self, owner: str, secret: bytes, number: int = 0, hash: str = "") -> None:
         self.owner = owner
-        #: The number of the last row, and by a key's id what rows say of it.
-        self.number = 0
-        self.said: dict[str, _Said] = {}
+        #: The number of the last row, and what rows say of keys, by id.
+        self.number = number
+        self.said: dict[str, Said] = {}
         self._secret = secret
-        self._hash = ""
+        self._hash = hash
+        self._checkpoint = number
         self._last: Any = None
 
-    def row(self, row: Any) -> Iterator[Finding]:
+    def row(self, row: Any) -> list[Finding]:
+        """Take the next row, as ``AuditLog.verify`` reads it."""
+        checkpoint = whole_number(row.head_checkpoint)
+        if checkpoint > self.number:  # pruned, maybe since the page before
+            self.number, self._hash, self.said = checkpoint, row.head_checkpoint_hash, {}
+            self._checkpoint = checkpoint
+        self._last = row
+        return self.follow(row)
+
+    def follow(self, row: Any) -> list[Finding]:
         """Take the next row."""
         expected = self.number + 1
         problems = list(self._problems(row, expected))
-        yield from (Finding(self.owner, row.number, problem) for problem in problems)
         if row.version is not None:
             if not problems:
-                yield from self._found(row)
+                problems += self._compare(row)
             self.take(row.credential_id, row)
-        # SQLite keeps whatever somebody put there.
-        self.number = row.number if isinstance(row.number, int) else expected
-        self._hash, self._last = row.hash, row
-
-    def _problems(self, row: Any, expected: int) -> Iterator[str]:
-        if row.number != expected:
-            yield "rows before it are missing"
-        elif row.previous != self._hash:
-            yield "it does not follow the row before it"
-        if not ROW_KINDS.fit(row) or not is_mac(row.hash, row_hash(self._secret, row._mapping)):
-            yield "it was changed"
+        self.number = whole_number(row.number, expected)
+        self._hash = row.hash
+        return [Finding(self.owner, row.number, problem) for problem in problems]
 
     def take(self, id: str, row: Any) -> None:
         """Note what a row about a change says of its key."""
         before, fingerprint = self.said.get(id), row.fingerprint
         if fingerprint is None and before is not None and row.version != GONE:
             fingerprint = before.fingerprint
-        self.said[id] = _Said(row.version, row.became, fingerprint)
+        self.said[id] = Said(row, fingerprint)
 
-    def _found(self, row: Any) -> Iterator[Finding]:
-        """Compare what a change found with what the one before it had left."""
-        before = self.said.get(row.credential_id)
-        left = None if before is None else before.became
-        if left is not None and row.was is not None and left != row.was:
-            problem = f"the key {row.credential_id} had been changed before it, and no row says so"
-            yield Finding(self.owner, row.number, problem)
+    def fits(self, row: Any) -> bool:
+        """Take a row about a key from further on; return False if it does not fit what is said of that."""
+        fits = is_mac(row.hash, row_hash(self._secret, row._mapping)) and not any(
+            self._compare(row)
+        )
+        self.take(row.credential_id, row)
+        return fits
 
     def finish(self) -> list[Finding]:
         """Compare the chain with its head."""
@@ -104,23 +269,89 @@ class Follower:
             return [Finding(self.owner, None, "its head is missing")]
         if (last.head_number, last.head_hash) != (self.number, self._hash):
             return [Finding(self.owner, None, "rows at its end are missing")]
-        if not is_mac(last.head_seal, head_seal(self._secret, self.owner, self.number, self._hash)):
+        head = {column.name: getattr(last, f"head_{column.name}") for column in audit_heads.c}
+        if not is_mac(last.head_seal, head_seal(self._secret, head)):
             return [Finding(self.owner, None, "its head was changed")]
         return []
 
+    def _compare(self, row: Any) -> Iterator[str]:
+        """Compare what a change found with what the one before it had left."""
+        id = row.credential_id
+        before = self.said.get(id)
+        if before is None and self._checkpoint:
+            return
+        left = None if before is None else before.row.became
+        if left != row.was:
+            yield f"the key {id} had been changed before it, and no row says so"
 
-#: What is read of a key, and beside that of a row that came since.
-_OF_KEY = [credentials.c[name] for name in (*RECORDED, "ciphertext")]
-_OF_ROW = [audit.c[name] for name in ("number", "fingerprint", "became")]
+    def _problems(self, row: Any, expected: int) -> Iterator[str]:
+        if whole_number(row.number) <= self._checkpoint:
+            yield "it lies before the checkpoint, and should be pruned"
+        elif row.number != expected:
+            yield "rows before it are missing"
+        elif row.previous != self._hash:
+            yield "it does not follow the row before it"
+        if not is_mac(row.hash, row_hash(self._secret, row._mapping)):
+            yield "it was changed"
 
 
-def _none(column: Any) -> Any:
-    # MariaDB knows no cast to Boolean.
-    empty = false() if isinstance(column.type, Boolean) else as_type(null(), column.type)
-    return empty.label(column.name)
+def compare_keys(
+    chains: Sequence[Follower], found: Iterable[Any], log_secret: LogSecret
+) -> Iterator[Finding]:
+    """Find keys that their owners' chains do not explain, in what ``_keys_and_news`` finds."""
+    keys: dict[str, dict[str, Any]] = {chain.owner: {} for chain in chains}
+    by_owner = {chain.owner: chain for chain in chains}
+    news = []
+    for row in found:
+        if row.number is None:
+            keys[row.owner][row.id] = row
+        else:
+            news.append(row)
+    for row in sorted(news, key=lambda row: whole_number(row.number)):
+        by_owner[row.owner].take(row.id, row)
+    for chain in chains:
+        for problem in _compare(keys[chain.owner], chain.said, log_secret):
+            yield Finding(chain.owner, None, problem)
 
 
-def keys_and_news(chains: Sequence[Follower]) -> Any:
+def whole_number(stored: Any, otherwise: int = 0) -> int:
+    """Return a number that a column has; SQLite keeps text in one, too."""
+    return stored if isinstance(stored, int) else otherwise
+
+
+def _compare(
+    keys: Mapping[str, Any], said: Mapping[str, Said], log_secret: LogSecret
+) -> Iterator[str]:
+    for id, key in keys.items():
+        expected = said.get(id)
+        if expected is None:
+            yield f"there is no row about the key {id}"
+        elif expected.is_gone:
+            yield f"the key {id} is there, and its last row says that it was deleted"
+        elif expected.row.version != key.version:
+            version = expected.row.version
+            yield f"the key {id} has the version {key.version}, and its last row says {version}"
+        else:
+            yield from _differences(key, expected, log_secret)
+    for id, expected in said.items():
+        if not expected.is_gone and id not in keys:
+            yield f"the key {id} is gone, and no row says so"
+
+
+def _differences(key: Any, said: Said, log_secret: LogSecret) -> Iterator[str]:
+    """Compare a key with what rows say of this version."""
+    if not is_mac(said.row.became, record_hash(log_secret.secret(), key)):
+        yield f"the key {key.id} is not what its last row says, though it has that version"
+    if said.fingerprint is None:
+        return
+    found = log_secret.fingerprint_of(key)
+    if found is None:
+        yield f"the key {key.id} does not open"
+    elif found != said.fingerprint:
+        yield f"the key {key.id} holds another secret than its rows say"
+
+
+def _keys_and_news(chains: Sequence[Follower]) -> Any:
     """Return the query of these owners' keys, and of the rows that came since their chains were read.
 
     It is one statement, so both are of one moment. A key has no ``number``.
@@ -128,71 +359,24 @@ def keys_and_news(chains: Sequence[Follower]) -> Any:
     keys = select(*_OF_KEY, *map(_none, _OF_ROW)).where(
         credentials.c.owner.in_([chain.owner for chain in chains])
     )
-    later = (
-        and_(audit.c.owner == chain.owner, audit.c.number.between(chain.number + 1, LONGEST))
-        for chain in chains
-    )
+    later = (and_(audit.c.owner == each.owner, audit.c.number > each.number) for each in chains)
     same = {"owner": audit.c.owner, "version": audit.c.version, "id": audit.c.credential_id}
     news = select(*(same.get(c.name, _none(c)) for c in _OF_KEY), *_OF_ROW)
     return union_all(keys, news.where(audit.c.version.is_not(None), or_(*later)))
 
 
-def compare_keys(
-    chains: Sequence[Follower],
-    found: Iterable[Any],
-    secret: bytes,
-    fingerprint: Fingerprint,
-) -> Iterator[Finding]:
-    """Find keys that their owners' chains do not explain, in what ``keys_and_news`` finds."""
-    keys: dict[str, dict[str, Any]] = {chain.owner: {} for chain in chains}
-    by_owner = {chain.owner: chain for chain in chains}
-    rows = list(found)
-    for row in rows:
-        if row.number is None:
-            keys[row.owner][row.id] = row
-    for row in sorted((row for row in rows if row.number is not None), key=lambda row: row.number):
-        by_owner[row.owner].take(row.id, row)
-    for chain in chains:
-        for problem in _compare(keys[chain.owner], chain.said, secret, fingerprint):
-            yield Finding(chain.owner, None, problem)
+def _none(column: Any) -> Any:
+    return as_type(null(), column.type).label(column.name)
 
 
-def _compare(
-    keys: Mapping[str, Any],
-    said: Mapping[str, _Said],
-    secret: bytes,
-    fingerprint: Fingerprint,
-) -> Iterator[str]:
-    for id, key in keys.items():
-        expected = said.get(id)
-        if expected is None:
-            yield f"there is no row about the key {id}"
-        elif expected.version == GONE:
-            yield f"the key {id} is there, and its last row says that it was deleted"
-        elif expected.version != key.version:
-            yield f"the key {id} has the version {key.version}, and its last row says {expected.version}"
-        else:
-            yield from _differences(key, expected, secret, fingerprint)
-    for id, expected in said.items():
-        if expected.version != GONE and id not in keys:
-            yield f"the key {id} is gone, and no row says so"
+def _of(owner: str | None, query: Any, table: Any = audit) -> Any:
+    return query if owner is None else query.where(table.c.owner == owner)
 
 
-def _differences(key: Any, said: _Said, secret: bytes, fingerprint: Fingerprint) -> Iterator[str]:
-    """Compare a key of the version that its last row says with the rest of what rows say."""
-    if not RECORD_KINDS.fit(key):
-        yield f"the key {key.id} has what no key has"
-        return
-    if said.became is not None and not is_mac(said.became, record_hash(secret, key)):
-        yield f"the key {key.id} is not what its last row says, though it has that version"
-    elif key.tier != key.owner.partition(":")[0]:
-        yield f"the key {key.id} is in another tier than its owner"
-    if said.fingerprint is not None:
-        yield from _other_key(key, said.fingerprint, fingerprint(secret, key))
-
-
-def _other_key(key: Any, expected: str, found: str | None) -> Iterator[str]:
-    if found is None:
-        yield f"the key {key.id} does not open"
-    elif found != expected:
-        yield f"the key {key.id} holds another secret than its rows say"
+def _entry(row: Any) -> AuditEntry:
+    event = AuditEvent(row.actor, row.action, row.outcome, row.request_id, row.fingerprint)
+    try:
+        at = from_milliseconds(row.at)
+    except (TypeError, ValueError, OverflowError):
+        at = datetime.fromtimestamp(0, UTC)  # somebody has changed it
+    return AuditEntry(row.owner, row.number, at, event, row.provider, row.slot, row.credential_id)

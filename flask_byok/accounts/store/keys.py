@@ -1,111 +1,126 @@
-"""Keys of users, teams and the system, in a SQL database.
+"""Change accounts' keys, each change in one transaction with its row in the audit log.
 
-Every change holds the head of its owner's audit chain to the end of its transaction, so changes of
-one owner's keys come one after the other, on any database, and cannot deadlock: each holds one head
-before it touches a key. What holds no head (a verdict, the count of uses, sealing anew) touches one
-key at a time or waits for none.
+Every change holds the head of its owner's audit chain until its transaction ends, so changes of one
+owner's keys come one after the other, on any database, and cannot deadlock: each holds one head
+before it touches a key. A verdict, a count of uses and rotation hold no head; they touch one key at a
+time or wait for none.
+
+The store knows no ciphertext and no rule: it is given functions that seal a record for its slot, and
+that decide what happens to it within the transaction.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+import secrets
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
-from ...errors import KeyExistsError, KeyNotFoundError
-from ...model.credential import CredentialRecord, RecordedVerdict
-from ...sealing.keyring import Keyring
-from ...sealing.records import in_slot
+from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
+from ...keys.session_store import AuditEvent
+from ...model.credential import (
+    REFUSALS,
+    CredentialRecord,
+    RecordedVerdict,
+    has_place,
+    to_milliseconds,
+    utcnow,
+)
 from ...storage.database import Database
-from ...storage.tables import metadata
-from . import changes as steps
-from . import statements
-from .audit import AuditEvent, AuditLog
-from .audit_chain import Chain, Subject
-from .canary import Canary
-from .changes import Check
-from .expiry import AccountExpiry
-from .owners import AccountOwners
+from ...storage.deadline import LONG_LIMIT
+from ...storage.tables import credentials, promotions, usage
+from .audit import Chain, LogSecret, Subject
+from .audit_verify import AuditLog
 from .reseal import AccountSeals
-from .rows import changed_values, place_of, to_record, verdict_values
-from .slots import has_place, main_slot, serving_order
-from .statements import Owners
+from .rows import (
+    IS_EXPIRED,
+    OVER,
+    KeyReader,
+    Owners,
+    by_id,
+    changed_values,
+    new_values,
+    to_record,
+    verdict_values,
+)
 from .usage import UsageStore
+
+#: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider.
+Seat = Callable[[CredentialRecord, Collection[str]], CredentialRecord]
+#: Looks at a record in its slot, within the transaction; raises to store nothing.
+Confirm = Callable[[CredentialRecord], object]
+#: What becomes of a session's record: it is stored; it was before; another key of the owner's stays; or
+#: it was promoted or replaced before, and nothing is there now.
+Outcome = Literal["promoted", "known", "kept", "gone"]
+#: Decides about a record, given the owner's one in its slot or None, and whether the session's is over.
+Decide = Callable[[CredentialRecord, CredentialRecord | None, bool], Outcome]
+
+_c = credentials.c
+_PLACE = select(credentials).where(
+    _c.owner == bindparam("of_owner"),
+    _c.provider == bindparam("of_provider"),
+    _c.slot == bindparam("of_slot"),
+)
+_SLOTS = select(_c.slot).where(
+    _c.owner == bindparam("of_owner"), _c.provider == bindparam("of_provider")
+)
+_ADD = insert(credentials)
+_DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
+#: A verdict that comes late leaves a newer version and its own verdict alone.
+_VERDICT = (
+    update(credentials)
+    .where(_c.id == bindparam("of_id"), _c.version == bindparam("of_version"))
+    .values(
+        verdict=bindparam("new_verdict"),
+        verdict_at=bindparam("new_verdict_at"),
+        verdict_version=bindparam("of_version"),
+    )
+)
+#: A verdict that says nothing of the key leaves a refusal of this version.
+_OPEN_VERDICT = _VERDICT.where(
+    or_(
+        _c.verdict.is_(None),
+        _c.verdict.not_in([verdict.value for verdict in REFUSALS]),
+        _c.verdict_version != _c.version,
+    )
+)
+_END = insert(promotions).values(
+    owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
+)
+_FORGET_OVER = delete(promotions).where(promotions.c.promoted_at < bindparam("before"))
+_EXPIRED = select(_c.id, _c.owner).where(IS_EXPIRED).limit(bindparam("batch"))
+_STILL_EXPIRED = select(credentials).where(_c.id.in_(bindparam("ids", expanding=True)), IS_EXPIRED)
+_BESIDE_KEYS = tuple(
+    delete(table).where(table.c.owner == bindparam("of_owner")) for table in (usage, promotions)
+)
 
 T = TypeVar("T")
 
 
-class AccountStore:
+class AccountStore(KeyReader):
     """Keeps credentials by owner, provider and slot.
 
-    Every method raises ``StoreError`` when the database does not answer; a change has then happened
-    wholly or not at all. PostgreSQL is given half a second, and longer for what keeps no request
-    waiting: batches, counts of everything and the check of the log.
+    Every method raises ``StoreError`` if the database does not answer; a change has then happened
+    wholly or not at all. PostgreSQL has half a second, and longer for what no request waits for:
+    batches, counts of all keys and the verification of the log.
 
-    :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
-    :param own_file: the address is of a file that nothing else uses; an older version's tables in
-        it are upgraded at first use.
+    :param log_secret: keys the audit log, and tells what keys the records hold.
     """
 
     name = "the database"
 
-    def __init__(self, engine_or_url: Any, keyring: Keyring, *, own_file: bool = False) -> None:
-        self._database = Database(engine_or_url, metadata.sorted_tables, own_file=own_file)
-        self._keyring = keyring
-        self.engine, self.breaker = self._database.engine, self._database.breaker
-        self.canary = Canary(self._database, keyring)
-        self.audit = AuditLog(self._database, self.canary, keyring)
-        self.usage = UsageStore(self._database)
-        self.expiry = AccountExpiry(self._database, self.audit)
-        self.owners = AccountOwners(self._database, self.audit)
-        self.seals = AccountSeals(self._database, self.audit, keyring)
-
-    # reading
-
-    def find(
-        self, owners: Sequence[str], providers: Sequence[str] | None = None
-    ) -> list[CredentialRecord]:
-        """Return all that these owners have for these providers, or all, in one statement.
-
-        Slots come in the order that they serve in.
-        """
-        return list(_in_order(self._rows(*statements.find(owners, providers))))
-
-    def places(
-        self, owners: Sequence[str], providers: Sequence[str]
-    ) -> dict[tuple[str, str], Iterator[CredentialRecord]]:
-        """Return the same by owner and provider; records that nobody asks for are not made."""
-        rows: dict[tuple[str, str], list[Any]] = {}
-        for row in self._rows(*statements.find(owners, providers)):
-            rows.setdefault(place_of(row), []).append(row)
-        return {place: _in_order(theirs) for place, theirs in rows.items()}
-
-    def page(
-        self,
-        owners: Owners,
-        *,
-        after: str | None = None,
-        limit: int = 50,
-        provider: str | None = None,
-    ) -> tuple[list[CredentialRecord], str | None]:
-        """Return so many records from a cursor on, oldest first, and the next cursor or None."""
-        found = self._records(*statements.page(owners, provider, after, limit + 1))
-        return found[:limit], found[limit - 1].id if len(found) > limit else None
-
-    def get(self, id: str, owners: Owners) -> CredentialRecord:
-        """Return one record.
-
-        :raises KeyNotFoundError: it is not there, or not theirs.
-        """
-        found = self._records(statements.by_id(id, owners), {})
-        if not found:
-            raise KeyNotFoundError
-        return found[0]
-
-    # changing
+    def __init__(self, database: Database, log_secret: LogSecret) -> None:
+        super().__init__(database)
+        self.engine, self.breaker = database.engine, database.breaker
+        self.canary = log_secret
+        self.audit = AuditLog(database, log_secret)
+        self.usage = UsageStore(database)
+        self.seals = AccountSeals(self.audit)
 
     def create(
         self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
@@ -113,30 +128,30 @@ class AccountStore:
         """Store a new record and return it with its id and version.
 
         :param at_most: how many slots the owner may have for that provider.
-        :raises KeyExistsError: the owner has one for that provider and slot, or as many as there may be.
+        :raises KeyExistsError: the slot is taken, or the owner has as many as allowed.
         """
 
-        def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            taken = steps.slots(connection, record)
+        def work(chain: Chain) -> CredentialRecord:
+            taken = _slots(chain, record)
             if record.slot in taken or not has_place(record.slot, taken, at_most):
                 raise KeyExistsError(provider=record.provider)
-            return steps.add(connection, chain, record, event)
+            return _add(chain, record, event)
 
         return self.audit.change(record.owner, work)
 
     def put(
         self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
     ) -> CredentialRecord:
-        """Store a record in the place of the one for its owner, provider and slot, if there is one.
+        """Store a record, replacing the one for its owner, provider and slot.
 
         :param at_most: how many slots the owner may have for that provider.
-        :raises KeyExistsError: there is none in that slot, and as many others as there may be.
+        :raises KeyExistsError: nothing is in that slot, and the owner has as many others as allowed.
         """
 
-        def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            if not has_place(record.slot, steps.slots(connection, record), at_most):
+        def work(chain: Chain) -> CredentialRecord:
+            if not has_place(record.slot, _slots(chain, record), at_most):
                 raise KeyExistsError(provider=record.provider)
-            return steps.put(connection, chain, record, event)
+            return _put(chain, record, event)
 
         return self.audit.change(record.owner, work)
 
@@ -145,23 +160,21 @@ class AccountStore:
         record: CredentialRecord,
         event: AuditEvent,
         *,
-        at_most: int | None = None,
+        seat: Seat,
         ended: Collection[str] = (),
-        check: Check | None = None,
+        confirm: Confirm | None = None,
     ) -> CredentialRecord:
-        """Store a record in the owner's main slot for its provider; see ``slots.main_slot``.
+        """Store a record in the slot that ``seat`` chooses, replacing the one there.
 
-        :param at_most: how many slots the owner may have for that provider.
-        :param ended: the versions of the session's records that it takes the place of; see ``over``.
-        :param check: is shown the record in its slot; nothing is done where it raises.
+        :param ended: the versions of the session's records that it replaces; see ``over``.
         """
 
-        def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            seated = self._seated(connection, record, at_most)
-            if check is not None:
-                check(seated)
-            steps.end(connection, record.owner, ended)
-            return steps.put(connection, chain, seated, event)
+        def work(chain: Chain) -> CredentialRecord:
+            seated = seat(record, _slots(chain, record))
+            if confirm is not None:
+                confirm(seated)
+            _end(chain, ended)
+            return _put(chain, seated, event)
 
         return self.audit.change(record.owner, work)
 
@@ -176,23 +189,23 @@ class AccountStore:
     ) -> CredentialRecord:
         """Change ``label``, ``description``, ``active``, ``expires_at``, or ``ciphertext`` with ``hint``.
 
-        What leaves the ciphertext alone carries the verdict along; with a new one may come its
-        ``validity``. Where all is as wanted already, nothing is written and the version stays.
+        The verdict stays unless the ciphertext changes; a new one may bring its ``validity``. If
+        nothing differs, nothing is written and the version stays.
 
-        :param changes: or what says them of the record as it is then, which nobody else changes
-            meanwhile; nothing is done where it raises.
-        :raises KeyNotFoundError: it is not there, or not theirs.
+        :param changes: or a function that returns them for the record as it is within the
+            transaction; if it raises, nothing is done.
+        :raises KeyNotFoundError: it is not there, or these owners do not have it.
         :raises VersionConflictError: it was changed since that version.
         """
 
-        def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            found = steps.require(connection, id, owners, if_version)
+        def work(chain: Chain) -> CredentialRecord:
+            found = _require(chain, id, owners, if_version)
             record = to_record(found)
             wanted = changes(record) if callable(changes) else changes
             values = changed_values(wanted)
             if all(getattr(record, name) == value for name, value in wanted.items()):
                 return record
-            return steps.set_columns(connection, chain, found, values, event)
+            return _set(chain, found, values, event)
 
         return self.audit.change(self.get(id, owners).owner, work)
 
@@ -201,135 +214,149 @@ class AccountStore:
     ) -> CredentialRecord:
         """Delete a record and return it as it was.
 
-        :raises KeyNotFoundError: it is not there, or not theirs.
+        :raises KeyNotFoundError: it is not there, or these owners do not have it.
         :raises VersionConflictError: it was changed since that version.
         """
 
-        def work(connection: Connection, chain: Chain) -> CredentialRecord:
-            found = steps.require(connection, id, owners, if_version)
-            connection.execute(statements.DELETE, {"ids": [id]})
-            chain.change(event, found, None)
-            return to_record(found)
+        def work(chain: Chain) -> CredentialRecord:
+            return _delete(chain, [_require(chain, id, owners, if_version)], event)[0]
 
         return self.audit.change(self.get(id, owners).owner, work)
 
     def clear(self, owner: str, providers: Sequence[str], event: AuditEvent) -> list[str]:
-        """Delete all that an owner has for these providers and return those that there were."""
-        query, values = statements.find([owner], providers)
+        """Delete all that an owner has for these providers and return those that had a key."""
+        theirs = select(credentials).where(_c.owner == owner, _c.provider.in_(providers))
 
-        def work(connection: Connection, chain: Chain) -> list[str]:
-            gone = steps.delete(connection, chain, query, values, event)
+        def work(chain: Chain) -> list[str]:
+            gone = _delete(chain, chain.connection.execute(theirs).all(), event)
             present = {record.provider for record in gone}
             return [provider for provider in providers if provider in present]
 
         return self.audit.change(owner, work) if self.find([owner], providers) else []
 
+    def forget(self, owner: str, event: AuditEvent) -> list[CredentialRecord]:
+        """Delete all of an owner except the audit log: keys, counts of uses, and what was promoted.
+
+        Return the keys as they were. If it fails half way it can be repeated.
+        """
+        theirs = select(credentials).where(_c.owner == owner)
+
+        def work(chain: Chain) -> list[CredentialRecord]:
+            return _delete(chain, chain.connection.execute(theirs).all(), event)
+
+        # An owner without keys gets no chain.
+        has_keys = self._read(theirs.with_only_columns(_c.id).limit(1))
+        gone = self.audit.change(owner, work) if has_keys else []
+        # Apart from the keys: a count of uses holds the row of its count, and waits for the key's.
+        for statement in _BESIDE_KEYS:
+            self._database.call(self._execute, statement, {"of_owner": owner})
+        return gone
+
+    def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
+        """Delete at most so many keys that expired before a time, and return how many.
+
+        Each owner's are a transaction of their own; a key whose time was changed meanwhile stays.
+        """
+        until = to_milliseconds(before)
+        expired: dict[str, list[str]] = {}
+        for row in self._read(_EXPIRED, {"before": until, "batch": limit}, limit=LONG_LIMIT):
+            expired.setdefault(row.owner, []).append(row.id)
+
+        def purge(owner: str, ids: list[str]) -> int:
+            def work(chain: Chain) -> int:
+                found = chain.connection.execute(_STILL_EXPIRED, {"ids": ids, "before": until})
+                return len(_delete(chain, found.all(), event))
+
+            return self.audit.change(owner, work)
+
+        return sum(purge(owner, ids) for owner, ids in expired.items())
+
     def record_verdict(
         self, id: str, version: str, verdict: RecordedVerdict, event: AuditEvent | None = None
     ) -> bool:
-        """Store a verdict if the record is still in the version it is about, and say so.
+        """Store a verdict; return False if the record is no longer in the version that it is about.
 
-        One that says nothing of the key leaves a refusal of that version as it is. An event is
-        written in any case, for a check that somebody asked for.
+        A verdict that says nothing of the key leaves a refusal of that version. An event is written
+        in any case: somebody asked for the check.
         """
         values = {
             "of_id": id,
             "of_version": int(version),
-            **steps.new_parameters(verdict_values(verdict)),
+            **_new_parameters(verdict_values(verdict)),
         }
-        is_open = verdict.verdict.valid is None
-        statement = statements.OPEN_VERDICT if is_open else statements.VERDICT
+        statement = _OPEN_VERDICT if verdict.verdict.valid is None else _VERDICT
         if event is None:
             return self._database.call(self._execute, statement, values) == 1
+        record = self.get(id, None)
 
-        def work(connection: Connection, chain: Chain) -> bool:
-            done = connection.execute(statement, values).rowcount == 1
+        def work(chain: Chain) -> bool:
+            done = chain.connection.execute(statement, values).rowcount == 1
             chain.append(event, record)
             return done
 
-        record = self.get(id, None)
         return self.audit.change(record.owner, work)
 
     def promote(
         self,
         records: Sequence[CredentialRecord],
-        *,
-        replace: bool,
         event: AuditEvent,
-        at_most: int | None = None,
-        fingerprints: Mapping[str, str] | None = None,
+        *,
+        seat: Seat,
+        decide: Decide,
+        fingerprints: Mapping[str, str] = MappingProxyType({}),
         ended: Mapping[str, Collection[str]] = MappingProxyType({}),
-        check: Check | None = None,
-    ) -> tuple[list[str], list[str]]:
-        """Take over what comes out of a session, all or nothing, and each only once ever.
+    ) -> dict[str, Outcome]:
+        """Store records that leave a session, in one transaction, and return what became of each, by provider.
 
-        Each goes to the owner's main slot for its provider; see ``slots.main_slot``.
+        A record is stored, and its version over, if ``decide`` returns ``promoted``.
 
-        :param records: sealed for their new owner, one and the same; each with the version that it
-            has in the session.
-        :param at_most: how many slots the owner may have for a provider.
+        :param records: one owner's, sealed for them; each with the version that it has in the session.
         :param fingerprints: of the keys, by version, for the log.
-        :param ended: by the version of each, those of the session's records that it takes the place of.
-        :param check: is shown each record in its slot; it stays out where that raises ``InvalidFieldError``.
-        :return: the providers whose record is the owner's, now or since before, and those where a
-            record of the owner's own stayed. One that was cleared meanwhile is in neither.
+        :param ended: by a record's version, those of the session's records that it replaces.
         """
         owners = {record.owner for record in records}
         if len(owners) != 1:
             raise ValueError("records of one owner are promoted together")
         (owner,) = owners
 
-        def work(connection: Connection, chain: Chain) -> tuple[list[str], list[str]]:
-            said: dict[steps.Taken, list[str]] = {"promoted": [], "kept": [], "gone": []}
+        def work(chain: Chain) -> dict[str, Outcome]:
+            outcomes: dict[str, Outcome] = {}
             for record in records:
-                known = (fingerprints or {}).get(record.version, event.fingerprint)
-                happened = dataclasses.replace(event, fingerprint=known)
-                seated = self._seated(connection, record, at_most)
-                done = steps.promote(
-                    connection, chain, self._keyring, seated, replace, happened, check
+                seated, version = seat(record, _slots(chain, record)), record.version
+                there = _in_place(chain, seated)
+                outcome = decide(
+                    seated,
+                    None if there is None else to_record(there),
+                    bool(_over(chain, [version])),
                 )
-                if done == "promoted":
-                    steps.end(connection, owner, ended.get(record.version, ()))
-                said[done].append(record.provider)
-            return said["promoted"], said["kept"]
+                if outcome == "promoted":
+                    known = fingerprints.get(version, event.fingerprint)
+                    _end(chain, {version, *ended.get(version, ())})
+                    _put(chain, seated, dataclasses.replace(event, fingerprint=known))
+                outcomes[record.provider] = outcome
+            return outcomes
 
         return self.audit.change(owner, work)
-
-    def over(self, owner: str, versions: Collection[str]) -> set[str]:
-        """Return those versions of sessions' records that are over: promoted, replaced or cleared.
-
-        One of them counts no longer, wherever a session still has it, and is never promoted again.
-        """
-        values = {"of_owner": owner, "origins": list(versions)}
-        return {row.origin for row in self._database.call(self._all, statements.OVER, values)}
 
     def end(
         self, owner: str, versions: Collection[str], event: AuditEvent, subject: Subject
     ) -> set[str]:
-        """Note that these versions of sessions' records are over, and return those that were not before."""
+        """Note that these versions of sessions' records are over; return those that were not before."""
 
-        def work(connection: Connection, chain: Chain) -> set[str]:
-            fresh = steps.end(connection, owner, versions)
+        def work(chain: Chain) -> set[str]:
+            fresh = _end(chain, versions)
             chain.append(event, subject)
             return fresh
 
         return self.audit.change(owner, work)
 
-    def _seated(
-        self, connection: Connection, record: CredentialRecord, at_most: int | None
-    ) -> CredentialRecord:
-        slot = main_slot(steps.slots(connection, record), at_most)
-        return in_slot(self._keyring, record, slot)
+    def forget_over(self, before: datetime) -> int:
+        """Forget which of sessions' records were over before a time, and return how many.
 
-    def _records(self, query: Any, values: Mapping[str, Any]) -> list[CredentialRecord]:
-        return list(map(to_record, self._rows(query, values)))
-
-    def _rows(self, query: Any, values: Mapping[str, Any]) -> Sequence[Any]:
-        return self._database.call(self._all, query, values)
-
-    def _all(self, query: Any, values: Mapping[str, Any]) -> Sequence[Any]:
-        with self._database.transactions.single() as connection:
-            return connection.execute(query, values).all()
+        No session may have them any longer, so it has to be longer ago than a session can last.
+        """
+        values = {"before": to_milliseconds(before)}
+        return self._database.call(self._execute, _FORGET_OVER, values, limit=LONG_LIMIT)
 
     def _execute(self, statement: Any, values: Mapping[str, Any]) -> int:
         with self._database.transactions.single() as connection:
@@ -337,6 +364,87 @@ class AccountStore:
             return rows
 
 
-def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:
-    records = map(to_record, rows)
-    yield from sorted(records, key=lambda record: (serving_order(record.slot), record.id))
+def new_id() -> str:
+    """Return an id that grows with time: 48 bits of milliseconds and 80 random ones, in hex digits."""
+    return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+
+
+# The steps of a change, within the transaction that holds the owner's chain.
+
+
+def _slots(chain: Chain, record: CredentialRecord) -> set[str]:
+    values = {"of_owner": record.owner, "of_provider": record.provider}
+    return set(chain.connection.execute(_SLOTS, values).scalars())
+
+
+def _in_place(chain: Chain, record: CredentialRecord) -> Any:
+    values = {"of_owner": record.owner, "of_provider": record.provider, "of_slot": record.slot}
+    return chain.connection.execute(_PLACE, values).one_or_none()
+
+
+def _require(chain: Chain, id: str, owners: Owners, if_version: int | None) -> Any:
+    row = chain.connection.execute(by_id(id, owners)).one_or_none()
+    if row is None:
+        raise KeyNotFoundError
+    if if_version is not None and row.version != if_version:
+        raise VersionConflictError(provider=row.provider)
+    return row
+
+
+def _add(chain: Chain, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+    id = new_id()
+    chain.connection.execute(_ADD, {"id": id, **new_values(record)})
+    return _written(chain, id, None, event)
+
+
+def _put(chain: Chain, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+    was = _in_place(chain, record)
+    if was is None:
+        return _add(chain, record, event)
+    names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
+    wanted = {name: getattr(record, name) for name in names} | {"set_at": record.saved_at}
+    return _set(chain, was, changed_values(wanted), event)
+
+
+def _set(chain: Chain, was: Any, values: Mapping[str, Any], event: AuditEvent) -> CredentialRecord:
+    """Change these columns of a row, and count its version on; a verdict that stays is about the new version."""
+    sets: dict[Any, Any] = {_c[name]: bindparam(f"new_{name}") for name in sorted(values)}
+    carried = case((_c.verdict_version == _c.version, _c.version + 1), else_=_c.verdict_version)
+    sets[_c.verdict_version] = _c.version + 1 if "verdict" in values else carried
+    sets[_c.version] = _c.version + 1
+    statement = update(credentials).where(_c.id == bindparam("of_id")).values(sets)
+    chain.connection.execute(statement, {"of_id": was.id, **_new_parameters(values)})
+    return _written(chain, was.id, was, event)
+
+
+def _written(chain: Chain, id: str, was: Any, event: AuditEvent) -> CredentialRecord:
+    row = chain.connection.execute(by_id(id, None)).one()
+    chain.change(event, was, row)
+    return to_record(row)
+
+
+def _delete(chain: Chain, rows: Sequence[Any], event: AuditEvent) -> list[CredentialRecord]:
+    chain.connection.execute(_DELETE, {"ids": [row.id for row in rows]})
+    for row in rows:
+        chain.change(event, row, None)
+    return [to_record(row) for row in rows]
+
+
+def _over(chain: Chain, versions: Collection[str]) -> set[str]:
+    values = {"of_owner": chain.owner, "origins": list(versions)}
+    return set(chain.connection.execute(OVER, values).scalars())
+
+
+def _end(chain: Chain, versions: Collection[str]) -> set[str]:
+    # No other transaction notes the same meanwhile, as this one holds the chain.
+    fresh = set(versions) - _over(chain, versions) if versions else set()
+    now = to_milliseconds(utcnow())
+    for version in fresh:
+        values = {"of_owner": chain.owner, "of_origin": version, "at": now}
+        chain.connection.execute(_END, values)
+    return fresh
+
+
+def _new_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the parameters of new values; SQLAlchemy takes a column's own name for its own parameter."""
+    return {f"new_{name}": value for name, value in values.items()}

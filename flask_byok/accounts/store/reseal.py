@@ -1,11 +1,11 @@
-"""Seal accounts' keys anew with the current encryption key, while they are read and changed."""
+"""Write accounts' keys that were sealed again with the current encryption key, while they are read and changed."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from sqlalchemy import (
     ARRAY,
@@ -20,19 +20,17 @@ from sqlalchemy import (
 )
 
 from ...keys.session_store import AuditEvent
-from ...sealing.keyring import Keyring
-from ...storage.database import Database
+from ...model.credential import SealedRecord
 from ...storage.deadline import LONG_LIMIT
-from ...storage.sql import HELD
-from ...storage.tables import credentials
-from .audit import AuditLog
-from .audit_chain import Chain
-from .canary import NAME
+from ...storage.tables import canaries, credentials
+from .audit import Chain
+from .audit_verify import AuditLog
 from .rows import key_columns
 
 _c = credentials.c
 
 _BY_KEY_ID = select(_c.key_id, func.count().label("count")).group_by(_c.key_id)
+_SECRET = select(canaries.c.sealed).where(canaries.c.name == "audit")
 _OTHERS = ~_c.ciphertext.startswith(bindparam("prefix"))
 _DUE = select(func.count()).select_from(credentials).where(_OTHERS)
 _READ = (
@@ -41,13 +39,7 @@ _READ = (
     .order_by(_c.id)
     .limit(bindparam("batch"))
 )
-#: Leaves what somebody else is changing, so nobody is waited for while rows are held.
-_HOLD = (
-    select(_c.id)
-    .where(_c.id.in_(bindparam("ids", expanding=True)))
-    .with_for_update(skip_locked=True)
-)
-#: Unless the key was replaced since it was read: its version has changed then.
+#: Unless the key was replaced since it was read: its version has changed then. SQLite has one writer.
 _WRITE = (
     update(credentials)
     .where(_c.id == bindparam("of_id"), _c.version == bindparam("of_version"))
@@ -65,13 +57,14 @@ _new = (
     .table_valued("id", "version", "ciphertext", name="new")
     .render_derived()
 )
+#: Skips rows that another transaction is changing, so this one waits for none while it holds rows.
 _held = (
     select(_c.id, _new.c.ciphertext)
     .where(_c.id == _new.c.id, _c.version == _new.c.version)
     .with_for_update(skip_locked=True, of=credentials)
     .cte("held")
 )
-#: Both for a whole batch on PostgreSQL, which is far faster than row by row.
+#: A whole batch on PostgreSQL, which is far faster than row by row.
 _WRITE_ALL = (
     update(credentials)
     .where(_c.id == _held.c.id)
@@ -79,24 +72,11 @@ _WRITE_ALL = (
 )
 
 
-class SealedKey(Protocol):
-    """What is needed to open a stored key."""
-
-    @property
-    def owner(self) -> str: ...
-    @property
-    def provider(self) -> str: ...
-    @property
-    def slot(self) -> str: ...
-    @property
-    def ciphertext(self) -> str: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Resealed:
-    """What became of one batch; ``after`` is where the next one starts, None at the end.
+    """The result of one batch; ``after`` is where the next one starts, None at the end.
 
-    ``missed`` were being changed by somebody else, or have been since they were read.
+    ``missed`` were being changed by another transaction, or have changed since they were read.
     """
 
     done: int
@@ -106,52 +86,53 @@ class Resealed:
 
 
 class AccountSeals:
-    """Tells which encryption key sealed what, and seals anew in batches.
+    """Counts what each encryption key has sealed, and renews ciphertexts in batches.
 
     A batch is read, sealed without holding anything, and written in one short transaction, so
-    nobody waits for the cryptography.
+    nothing waits for the cryptography.
     """
 
-    def __init__(self, database: Database, audit: AuditLog, keyring: Keyring) -> None:
-        self._database = database
+    def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
-        self._keyring = keyring
+
+    @property
+    def _prefix(self) -> str:
+        return self._audit.log_secret.seal_prefix
 
     def count_by_key_id(self) -> dict[str, int]:
         """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
         counts = Counter({row.key_id: row.count for row in self._all(_BY_KEY_ID, {})})
-        held = self._all(HELD, {"called": NAME})
-        counts.update(key_columns(row.sealed)["key_id"] for row in held)
+        secret = self._all(_SECRET, {})
+        counts.update(key_columns(row.sealed)["key_id"] for row in secret)
         return dict(counts)
 
     def count_due(self) -> int:
         """Return how many keys the current encryption key and cipher have not sealed."""
-        return int(self._all(_DUE, {"prefix": self._keyring.seal_prefix})[0][0])
+        return int(self._all(_DUE, {"prefix": self._prefix})[0][0])
 
     def renew(
         self,
-        seal: Callable[[SealedKey], str | None],
+        seal: Callable[[SealedRecord], str | None],
         event: AuditEvent,
         *,
         after: str | None = None,
         limit: int = 500,
     ) -> Resealed:
-        """Seal one batch anew of what is due; versions and verdicts stay.
+        """Renew one batch of what is due; versions and verdicts stay.
 
         The event goes into the chain of ``system``, one for each batch that changed something.
 
-        :param seal: returns the new ciphertext, None where the old one does not open.
+        :param seal: returns the new ciphertext, None if the old one does not open.
         """
-        values = {"after": after or "", "prefix": self._keyring.seal_prefix, "batch": limit}
-        found = self._all(_READ, values)
+        found = self._all(_READ, {"after": after or "", "prefix": self._prefix, "batch": limit})
         sealed = [(row, text) for row in found if (text := seal(row)) is not None]
         done = self._write(sealed, event) if sealed else 0
         last = found[-1].id if len(found) == limit else None
         return Resealed(done, len(found) - len(sealed), len(sealed) - done, last)
 
     def _write(self, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
-        def work(connection: Connection, chain: Chain) -> int:
-            done = _update(connection, sealed, self._keyring.key_ids[0])
+        def work(chain: Chain) -> int:
+            done = _update(chain.connection, sealed)
             if done:
                 chain.append(event)
             return done
@@ -159,15 +140,12 @@ class AccountSeals:
         return self._audit.change("system", work, limit=LONG_LIMIT)
 
     def _all(self, query: Any, values: dict[str, Any]) -> Sequence[Any]:
-        def read() -> Sequence[Any]:
-            with self._database.transactions.single() as connection:
-                return connection.execute(query, values).all()
-
-        return self._database.call(read, limit=LONG_LIMIT)
+        return self._audit.read(query.params(**values))
 
 
-def _update(connection: Connection, sealed: Sequence[tuple[Any, str]], key_id: str) -> int:
+def _update(connection: Connection, sealed: Sequence[tuple[Any, str]]) -> int:
     """Write new ciphertexts and return how many of the rows were still as read."""
+    key_id = key_columns(sealed[0][1])["key_id"]
     if connection.dialect.name == "postgresql":
         columns = {
             "ids": " ".join(row.id for row, _ in sealed),
@@ -175,10 +153,8 @@ def _update(connection: Connection, sealed: Sequence[tuple[Any, str]], key_id: s
             "sealed": " ".join(text for _, text in sealed),
         }
         return connection.execute(_WRITE_ALL, {**columns, "by": key_id}).rowcount
-    held = set(connection.execute(_HOLD, {"ids": [row.id for row, _ in sealed]}).scalars())
     rows = [
         {"of_id": row.id, "of_version": row.version, "sealed": text, "by": key_id}
         for row, text in sealed
-        if row.id in held
     ]
-    return connection.execute(_WRITE, rows).rowcount if rows else 0
+    return connection.execute(_WRITE, rows).rowcount

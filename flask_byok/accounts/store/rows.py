@@ -1,63 +1,233 @@
-"""Between a credential's record and its row."""
+"""Read accounts' keys: their rows as records, and the queries that find them."""
 
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, cast
 
-from ...model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
-from ...storage.tables import credentials
-from .audit_chain import from_milliseconds, to_milliseconds
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    false,
+    func,
+    or_,
+    select,
+    union_all,
+)
 
+from ...errors import KeyNotFoundError
+from ...model.credential import (
+    CredentialRecord,
+    RecordedVerdict,
+    Verdict,
+    from_milliseconds,
+    serving_order,
+    to_milliseconds,
+    utcnow,
+)
+from ...storage.database import Database
+from ...storage.deadline import LONG_LIMIT
+from ...storage.tables import credentials, promotions
+
+#: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
+#: is called that). None stands for all owners.
+Owners = Collection[str] | None
+
+_c = credentials.c
+# SQLAlchemy's own rows take ten times as long to give a column by its name.
+_Row = cast(Any, namedtuple)("_Row", credentials.c.keys())
+#: Returns the owner and the provider of a row with all columns.
+_place_of: Callable[[Any], tuple[str, str]] = itemgetter(
+    *map(credentials.c.keys().index, ("owner", "provider"))
+)
+#: Raised by a column with a value that this package never writes.
+_IMPOSSIBLE = (TypeError, ValueError, OverflowError, OSError)
 _NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
 _CHANGEABLE = {
     *("label", "description", "active", "expires_at"),
     *("ciphertext", "hint", "validity", "set_at"),
 }
 
-
-# SQLAlchemy's own rows take ten times as long to give a column by its name.
-_Row = cast(Any, namedtuple)("_Row", credentials.c.keys())
-
-#: Returns the owner and the provider of a row of ``byok_credentials`` with all its columns.
-place_of: Callable[[Any], tuple[str, str]] = itemgetter(
-    *map(credentials.c.keys().index, ("owner", "provider"))
+OVER: Select[str] = select(promotions.c.origin).where(
+    promotions.c.owner == bindparam("of_owner"),
+    promotions.c.origin.in_(bindparam("origins", expanding=True)),
 )
+_EXPIRING = (
+    select(credentials)
+    .where(
+        _c.expires_at >= bindparam("start"),
+        _c.expires_at <= bindparam("end"),
+        or_(_c.expires_at > bindparam("start"), _c.id > bindparam("after")),
+    )
+    .order_by(_c.expires_at, _c.id)
+    .limit(bindparam("batch"))
+)
+IS_EXPIRED = _c.expires_at < bindparam("before")
+_COUNT_EXPIRED = select(func.count()).select_from(credentials).where(IS_EXPIRED)
 
 
-#: What comes of a column that has what we never write.
-_IMPOSSIBLE = (TypeError, ValueError, OverflowError, OSError)
+class KeyReader:
+    """Finds keys by owner, provider and slot."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(
+        self, owners: Sequence[str], providers: Sequence[str] | None = None
+    ) -> list[CredentialRecord]:
+        """Return all keys that these owners have for these providers, or for all, in one statement.
+
+        Slots come in the order that they serve in.
+        """
+        return list(_in_order(self._find(owners, providers)))
+
+    def places(
+        self, owners: Sequence[str], providers: Sequence[str]
+    ) -> dict[tuple[str, str], Iterator[CredentialRecord]]:
+        """Return the same by owner and provider; a record is made when it is first asked for."""
+        rows: dict[tuple[str, str], list[Any]] = {}
+        for row in self._find(owners, providers):
+            rows.setdefault(_place_of(row), []).append(row)
+        return {place: _in_order(found) for place, found in rows.items()}
+
+    def page(
+        self,
+        owners: Owners,
+        *,
+        after: str | None = None,
+        limit: int = 50,
+        provider: str | None = None,
+    ) -> tuple[list[CredentialRecord], str | None]:
+        """Return so many records from a cursor on, oldest first, and the next cursor or None."""
+        found = list(map(to_record, self._read(_page(owners, provider, after, limit + 1))))
+        return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def get(self, id: str, owners: Owners) -> CredentialRecord:
+        """Return one record.
+
+        :raises KeyNotFoundError: it is not there, or these owners do not have it.
+        """
+        found = self._read(by_id(id, owners))
+        if not found:
+            raise KeyNotFoundError
+        return to_record(found[0])
+
+    def over(self, owner: str, versions: Collection[str]) -> set[str]:
+        """Return the versions of sessions' records, of these, that are promoted, replaced or cleared.
+
+        They count no longer in any session, and are never promoted again.
+        """
+        values = {"of_owner": owner, "origins": list(versions)}
+        return {row.origin for row in self._read(OVER, values)}
+
+    def count_expired(self, before: datetime) -> int:
+        """Return how many keys expired before a time."""
+        values = {"before": to_milliseconds(before)}
+        return int(self._read(_COUNT_EXPIRED, values, limit=LONG_LIMIT)[0][0])
+
+    def expiring(
+        self, start: datetime, end: datetime, *, batch: int = 500
+    ) -> Iterator[CredentialRecord]:
+        """Yield the keys that expire between two times, in the order that they expire in."""
+        values: dict[str, Any] = {"start": to_milliseconds(start), "end": to_milliseconds(end)}
+        values |= {"batch": batch, "after": ""}
+        while found := self._read(_EXPIRING, values, limit=LONG_LIMIT):
+            yield from map(to_record, found)
+            values |= {"start": found[-1].expires_at, "after": found[-1].id}
+
+    def _find(self, owners: Sequence[str], providers: Sequence[str] | None) -> Sequence[Any]:
+        mine = {f"owner_{number}": owner for number, owner in enumerate(owners)}
+        wanted = {f"provider_{number}": name for number, name in enumerate(providers or ())}
+        query = _query(len(mine), None if providers is None else len(wanted))
+        return self._read(query, mine | wanted)
+
+    def _read(
+        self, query: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
+    ) -> Sequence[Any]:
+        return self._database.call(self._all, query, values, limit=limit)
+
+    def _all(self, query: Any, values: Mapping[str, Any] | None) -> Sequence[Any]:
+        with self._database.transactions.single() as connection:
+            return connection.execute(query, values).all()
+
+
+@lru_cache(256)
+def _query(owners: int, providers: int | None) -> Select[Any]:
+    # With a parameter each: SQLAlchemy's expanding ones cost a fifth of the whole look-up.
+    query = select(credentials).where(
+        _c.owner.in_([bindparam(f"owner_{number}") for number in range(owners)])
+    )
+    if providers is None:
+        return query
+    return query.where(
+        _c.provider.in_([bindparam(f"provider_{number}") for number in range(providers)])
+    )
+
+
+def _page(owners: Owners, provider: str | None, after: str | None, limit: int) -> Any:
+    query = select(credentials).where(_c.id > (after or ""))
+    if provider is not None:
+        query = query.where(_c.provider == provider)
+    if owners is None:
+        return query.order_by(_c.id).limit(limit)
+    # Each tier, and the named owners, from their own index: SQLite would sort all keys if it was asked
+    # for them at once.
+    parts = [query.where(each).order_by(_c.id).limit(limit) for each in _confined(owners)]
+    if len(parts) == 1:
+        return parts[0]
+    found = union_all(*(select(part.subquery()) for part in parts)).subquery()
+    return select(found).order_by(found.c.id).limit(limit)
+
+
+def by_id(id: str, owners: Owners) -> Select[Any]:
+    """Return the query of one record, if these owners have it."""
+    return confine(select(credentials).where(_c.id == id), owners)
+
+
+def confine(query: Select[Any], owners: Owners, table: Table = credentials) -> Select[Any]:
+    """Return a query, confined to these owners, of a table with their name and its tier."""
+    return query if owners is None else query.where(or_(*_confined(owners, table)))
+
+
+def _confined(owners: Collection[str], table: Table = credentials) -> list[ColumnElement[bool]]:
+    named = [owner for owner in owners if ":" in owner]
+    whole = [_whole(table, owner) for owner in owners if ":" not in owner]
+    return [*whole, table.c.owner.in_(named)] if named else whole or [false()]
+
+
+def _whole(table: Table, tier: str) -> ColumnElement[bool]:
+    """Return the condition for a tier's rows: an owner of another tier has none of them, whatever the column says."""
+    start = "system" if tier == "system" else f"{tier}:"
+    # Not by LIKE: that is without regard to case on some databases.
+    return and_(table.c.tier == tier, func.substr(table.c.owner, 1, len(start)) == start)
+
+
+def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:
+    records = map(to_record, rows)
+    yield from sorted(records, key=lambda record: (serving_order(record.slot), record.id))
 
 
 def to_record(row: Any) -> CredentialRecord:
     """Return the record of a row of ``byok_credentials`` with all its columns.
 
-    One with a time that there is not, which somebody else has put there, is unreadable, like one
-    whose ciphertext is not ours: it serves nobody, and can be seen, changed and deleted.
+    One with an impossible time, which somebody has written past this package, is unreadable: it serves
+    nobody, and can be listed, changed and deleted.
     """
     row = _Row._make(row)
     try:
         return _as_written(row)
     except _IMPOSSIBLE:
-        return _unreadable(row)
-
-
-def _unreadable(row: Any) -> CredentialRecord:
-    # Neither off nor expired nor checked, so that its state is that of its ciphertext.
-    none = {"active": True, "expires_at": None, "set_at": None, "last_used_at": None}
-    times = {name: _possible(getattr(row, name)) for name in ("created_at", "updated_at")}
-    return _as_written(row._replace(ciphertext="", verdict=None, **none, **times))
-
-
-def _possible(stored: Any) -> int:
-    try:
-        from_milliseconds(stored)
-    except _IMPOSSIBLE:
-        return 0
-    return int(stored)
+        # Neither off nor expired nor checked, so that its state is that of its ciphertext.
+        none = {"expires_at": None, "set_at": None, "last_used_at": None, "verdict": None}
+        times = {name: _possible(getattr(row, name)) for name in ("created_at", "updated_at")}
+        return _as_written(row._replace(ciphertext="", active=True, **none, **times))
 
 
 def _as_written(row: Any) -> CredentialRecord:
@@ -82,8 +252,29 @@ def _as_written(row: Any) -> CredentialRecord:
     )
 
 
+def _possible(stored: Any) -> int:
+    try:
+        from_milliseconds(stored)
+    except _IMPOSSIBLE:
+        return 0
+    return int(stored)
+
+
+def _verdict(row: Any) -> RecordedVerdict | None:
+    try:
+        verdict = Verdict(row.verdict)
+    except ValueError:
+        return None  # of a later version
+    return RecordedVerdict(verdict, from_milliseconds(row.verdict_at), str(row.verdict_version))
+
+
+def _moment(stored: int | None) -> datetime | None:
+    return None if stored is None else from_milliseconds(stored)
+
+
 def new_values(record: CredentialRecord) -> dict[str, Any]:
-    """Return the columns of a new row, but for its id."""
+    """Return the columns of a new row, except its id."""
+    verdict = record.validity
     return {
         "owner": record.owner,
         "tier": record.owner.partition(":")[0],
@@ -101,25 +292,26 @@ def new_values(record: CredentialRecord) -> dict[str, Any]:
         "usage_count": record.usage_count,
         "version": 1,
         **key_columns(record.ciphertext),
-        **_first_verdict(record.validity),
+        **(_NO_VERDICT if verdict is None else verdict_values(verdict) | {"verdict_version": 1}),
     }
 
 
 def changed_values(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the columns that a change sets; without ``verdict`` among them the verdict stays.
 
-    :raises KeyError: something else is to be changed.
+    :raises KeyError: another field cannot be changed.
     """
     if unknown := set(changes) - _CHANGEABLE:
         raise KeyError(*unknown)
     times = {name: _stored(changes[name]) for name in ("expires_at", "set_at") if name in changes}
     values = {**changes, **times, "updated_at": to_milliseconds(utcnow())}
-    validity = values.pop("validity", None)
+    verdict = values.pop("validity", None)
     if "ciphertext" in changes:
-        found = _NO_VERDICT if validity is None else verdict_values(validity)
+        found = (
+            {"verdict": None, "verdict_at": None} if verdict is None else verdict_values(verdict)
+        )
         values |= key_columns(changes["ciphertext"]) | found
         values.setdefault("set_at", values["updated_at"])
-        values.pop("verdict_version", None)  # the statement sets it
     return values
 
 
@@ -130,26 +322,8 @@ def key_columns(ciphertext: str) -> dict[str, str]:
 
 
 def verdict_values(verdict: RecordedVerdict) -> dict[str, Any]:
-    """Return the columns of a verdict, but for the version that it is about."""
+    """Return the columns of a verdict, except the version that it is about."""
     return {"verdict": verdict.verdict.value, "verdict_at": to_milliseconds(verdict.checked_at)}
-
-
-def _first_verdict(verdict: RecordedVerdict | None) -> dict[str, Any]:
-    if verdict is None:
-        return dict(_NO_VERDICT)
-    return verdict_values(verdict) | {"verdict_version": 1}
-
-
-def _verdict(row: Any) -> RecordedVerdict | None:
-    try:
-        verdict = Verdict(row.verdict)
-    except ValueError:
-        return None  # of a later version
-    return RecordedVerdict(verdict, from_milliseconds(row.verdict_at), str(row.verdict_version))
-
-
-def _moment(stored: int | None) -> datetime | None:
-    return None if stored is None else from_milliseconds(stored)
 
 
 def _stored(moment: datetime | None) -> int | None:

@@ -1,8 +1,8 @@
-"""How often keys were used: written in small steps that nothing waits for, and summed up.
+"""Count the uses of keys, one row for each key, day and outcome, and sum them up.
 
-Each use is a transaction of its own, which holds the row of its count and then the key's. Who holds
-either waits for no use, so there is no deadlock; and no owner's audit chain is held. The key's
-version stays.
+Each use is a transaction of its own, which holds the row of its count and then the key's. A transaction
+that holds either waits for no use, so there is no deadlock; and none holds an owner's audit chain. The
+key's version stays.
 """
 
 from __future__ import annotations
@@ -21,30 +21,25 @@ from sqlalchemy import (
     case,
     delete,
     func,
-    insert,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DataError
 
-from ...errors import StoreError
 from ...keys.usage import Use
-from ...model.credential import isoformat, utcnow
+from ...model.credential import from_milliseconds, isoformat, to_milliseconds, utcnow
 from ...model.owner import ACCOUNT_TIERS
 from ...storage.database import Database
 from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import credentials, usage
-from .audit_chain import from_milliseconds, to_milliseconds
-from .statements import Owners, confine
+from .rows import Owners, confine
 
 #: Days that statistics show one by one, today included.
 DAYS = 30
-#: Days that are kept one by one; those before are summed up by ``fold``.
+#: Days that are kept one by one; ``fold`` sums up those before.
 KEPT_DAYS = 90
-#: The day of a row that sums up what was folded: before all days that are counted.
+#: The day of a row for all days that were folded.
 LONG_AGO = "1970-01-01"
 
 _u, _c = usage.c, credentials.c
@@ -66,17 +61,7 @@ def _upsert(dialect: Any) -> Any:
     )
 
 
-#: One statement where the database has one for it.
 _UPSERT = {"postgresql": _upsert(postgresql), "sqlite": _upsert(sqlite)}
-_ADD = insert(usage)
-_INCREASE = (
-    update(usage)
-    .where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
-    .values(
-        uses=_u.uses + bindparam("more"),
-        last_used_at=_later(_u.last_used_at, bindparam("at")),
-    )
-)
 _COUNT = (
     update(credentials)
     .where(_c.id == bindparam("of_id"))
@@ -85,22 +70,16 @@ _COUNT = (
         last_used_at=_later(_c.last_used_at, bindparam("at")),
     )
 )
+_IS_OLD = and_(_u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < bindparam("before"))
 # Rows that another worker folds, or adds to at this moment, are left for later.
 _FOLDED = (
     select(usage)
-    .where(_u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < bindparam("before"))
+    .where(_IS_OLD)
     .limit(bindparam("batch", type_=Integer))
     .with_for_update(skip_locked=True)
 )
 _TAKE = delete(usage).where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
-_OLD = (
-    select(func.count())
-    .select_from(usage)
-    .where(_u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < bindparam("before"))
-)
-# PostgreSQL's number of the transaction, and what became of that.
-_TICKET = text("SELECT CAST(txid_current() AS text)")
-_STATUS = text("SELECT txid_status(CAST(:ticket AS bigint))")
+_OLD = select(func.count()).select_from(usage).where(_IS_OLD)
 
 
 class UsageStore:
@@ -108,35 +87,26 @@ class UsageStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Counts that cannot be written keep no request away.
+        # Its faults keep no request away from the keys.
         self._aside = database.apart()
 
     def add(self, use: Use) -> None:
-        """Count a use, wholly or not at all; the key counts it too where it was ``used``.
+        """Count a use; the key counts it too if its outcome is ``used``.
 
-        Where PostgreSQL went away in the very moment of the commit, the use gets a ticket, by which
-        the next call finds out whether it was counted. Other servers leave that unknown, and it
-        is counted again.
+        If the server goes away in the moment of the commit, the use may be counted twice.
         """
-        if use.ticket and self._aside.call(self._was_written, use.ticket):
-            return
-        use.ticket = ""
         self._aside.change(lambda connection: self._write(connection, use))
 
     def count_old(self, before: date) -> int:
-        """Return how many rows are about days before a date, one by one."""
-
-        def read() -> int:
-            with self._database.transactions.single() as connection:
-                return int(connection.execute(_OLD, {"before": before.isoformat()}).scalar_one())
-
-        return self._database.call(read, limit=LONG_LIMIT)
+        """Return how many rows are about single days before a date."""
+        query = _OLD.params(before=before.isoformat())
+        return int(self._database.call(self._all, [query], limit=LONG_LIMIT)[0][0][0])
 
     def fold(self, before: date, *, limit: int = 200) -> int:
         """Add at most so many rows about days before a date to one row for all of them; return how many.
 
-        Each key and outcome has a row for what is long ago. A short transaction does it, so
-        everything is counted once at any moment, and whoever is ended in the midst has changed nothing.
+        Each key and outcome has one row for all that is long ago. One short transaction does it, so a
+        process that is killed in the middle has changed nothing.
         """
 
         def work(connection: Connection) -> int:
@@ -152,11 +122,10 @@ class UsageStore:
         return self._aside.change(work, limit=LONG_LIMIT)
 
     def stats(self, owners: Owners) -> dict[str, Any]:
-        """Return what these owners' keys are and how often they were used, as a JSON-able mapping.
+        """Return how many keys these owners have and how often they were used, as a JSON-able mapping.
 
-        ``uses`` counts the calls that were answered, ``rejected`` and ``failed`` the others. Under
-        ``daily`` are the last ``DAYS`` days (UTC), those with calls only. What a deleted key did
-        still counts.
+        ``uses`` counts the calls that were answered, ``rejected`` and ``failed`` the others. ``daily``
+        has those of the last ``DAYS`` days (UTC) that had calls. Uses of deleted keys still count.
         """
         whole = owners is None or any(":" not in owner for owner in owners)
         limit = LONG_LIMIT if whole else None
@@ -173,36 +142,16 @@ class UsageStore:
         }
 
     def _write(self, connection: Connection, use: Use) -> None:
-        use.ticket = ""
         self._increase(connection, use)
         if use.credential_id and use.outcome == "used":
             values = {"of_id": use.credential_id, "more": use.uses, "at": use.last_used_at}
             connection.execute(_COUNT, values)
-        if connection.dialect.name == "postgresql":
-            use.ticket = connection.execute(_TICKET).scalar_one()
 
     def _increase(self, connection: Connection, use: Use) -> None:
         key = {column.name: getattr(use, column.name) for column in _KEY}
         tier = use.owner.partition(":")[0]
         row = key | {"tier": tier, "uses": use.uses, "last_used_at": use.last_used_at}
-        if (upsert := _UPSERT.get(connection.dialect.name)) is not None:
-            connection.execute(upsert, row)
-            return
-        values = {f"of_{name}": value for name, value in key.items()}
-        values |= {"more": use.uses, "at": use.last_used_at}
-        if connection.execute(_INCREASE, values).rowcount == 0:
-            # Whoever comes second with this finds the row there, and is told to try again.
-            connection.execute(_ADD, row)
-
-    def _was_written(self, ticket: str) -> bool:
-        try:
-            with self._database.transactions.single() as connection:
-                status = connection.execute(_STATUS, {"ticket": ticket}).scalar()
-        except DataError:
-            return False  # another server has taken over, which knows nothing of it
-        if status == "in progress":
-            raise StoreError
-        return status != "aborted"
+        connection.execute(_UPSERT[connection.dialect.name], row)
 
     def _all(self, queries: Sequence[Any]) -> list[Sequence[Any]]:
         with self._database.transactions.single() as connection:
@@ -241,7 +190,7 @@ def _daily(owners: Owners, since: str) -> Any:
 
 
 def _summed(rows: Sequence[Any]) -> list[Use]:
-    """Sum rows up, in an order that all who fold keep to: so none waits for another in a circle."""
+    """Sum rows up, in one order for every worker that folds, so that none waits for another in a circle."""
     found: dict[tuple[Any, ...], Use] = {}
     for row in rows:
         key = (row.owner, row.provider, row.credential_id, LONG_AGO, row.outcome)

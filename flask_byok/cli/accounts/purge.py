@@ -1,4 +1,4 @@
-"""Keys that expire: ``flask byok purge-expired``."""
+"""Delete expired keys: ``flask byok purge-expired``."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _EXPIRING = ("key expires", "keys expire")
     show_default=True,
     help="Keep what expired within so many days.",
 )
-@click.option("--dry-run", is_flag=True, help="Say how many there are; delete and signal nothing.")
+@click.option("--dry-run", is_flag=True, help="Only count; delete and signal nothing.")
 @with_appcontext
 def purge_expired(days: int, dry_run: bool) -> None:
     """Delete accounts' keys that have expired, and signal those that soon will.
 
-    For each key that expires within a week the signal key_expiring is sent. What was counted by the
-    day long ago is summed up. Run it once a day.
+    It sends the signal key_expiring for each key that expires within a week, and sums up old daily counts
+    of uses. Run it once a day.
     """
     state, accounts = require_accounts()
     now = utcnow()
     before = now - timedelta(days=days)
-    total = accounts.expiry.count(before)
+    total = accounts.count_expired(before)
     if dry_run:
-        soon = sum(1 for _ in accounts.expiry.between(now, now + EXPIRES_SOON))
+        soon = sum(1 for _ in accounts.expiring(now, now + EXPIRES_SOON))
         click.echo(
             f"{counted(total, *_EXPIRED)} would be deleted, {soon:,} will expire within a week."
         )
@@ -55,7 +55,7 @@ def purge_expired(days: int, dry_run: bool) -> None:
         click.echo(f"{counted(old, *_DAYS)} would be summed up.")
         return
     click.echo(f"{counted(_purge(accounts, before, total), *_EXPIRED)} deleted.")
-    accounts.expiry.forget_ended(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
+    accounts.forget_over(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
     click.echo(f"{counted(_fold(accounts, _kept_since(now)), *_DAYS)} summed up.")
     soon = _signal(accounts, now)
     click.echo(f"{counted(soon, *_EXPIRING)} within a week{_told(soon)}.")
@@ -71,7 +71,7 @@ def _told(soon: int) -> str:
 def _purge(accounts: AccountStore, before: Any, total: int) -> int:
     done = 0
     with steps("Deleting", total) as shown:
-        while deleted := accounts.expiry.purge(before, AuditEvent("cli", "purge"), limit=200):
+        while deleted := accounts.purge_expired(before, AuditEvent("cli", "purge"), limit=200):
             done += deleted
             shown.reach(done)
     return done
@@ -95,7 +95,7 @@ def _fold(accounts: AccountStore, before: date) -> int:
 def _signal(accounts: AccountStore, now: Any) -> int:
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # signals compare senders
     count = 0
-    for record in accounts.expiry.between(now, now + EXPIRES_SOON):
+    for record in accounts.expiring(now, now + EXPIRES_SOON):
         key_expiring.send(
             app,
             owner=record.owner,

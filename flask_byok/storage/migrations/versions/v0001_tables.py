@@ -118,5 +118,7 @@ def _audit() -> None:
         sa.Column("owner", sa.String(255), primary_key=True),
         sa.Column("number", sa.BigInteger, nullable=False),
         sa.Column("hash", sa.String(64), nullable=False),
+        sa.Column("checkpoint", sa.BigInteger, nullable=False),
+        sa.Column("checkpoint_hash", sa.String(64), nullable=False),
         sa.Column("seal", sa.String(64), nullable=False),
     )

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -14,7 +13,8 @@ import pytest
 from sqlalchemy import Engine, create_engine, delete, event, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
-from flask_byok.accounts.store import audit_chain
+from flask_byok.accounts import open_accounts
+from flask_byok.accounts.places import in_main_slot
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Subject
 from flask_byok.errors import (
@@ -39,21 +39,16 @@ from .account_kinds import (
     event_of,
     make_record,
     open_key,
+    promote,
 )
 
 VALID = RecordedVerdict(Verdict.VALID, utcnow(), "")
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
-def store(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[AccountStore]:
-    """Make a store on each kind of database; the last one gets the statements that any would."""
-    kind = request.param
-    if kind == "other":
-        monkeypatch.setattr(audit_chain, "_HOLD", {})
-        kind = "sqlite_url"
-    store = AccountStore(request.getfixturevalue(kind), KEYRING)
+@pytest.fixture
+def store(database_url: str) -> Iterator[AccountStore]:
+    """Make a store on each kind of database."""
+    store = open_accounts(database_url, KEYRING)
     yield store
     assert store.audit.verify() == []
     store.engine.dispose()
@@ -245,11 +240,17 @@ def test_a_slot_that_is_refused(store: AccountStore, way: str) -> None:
 
     if way == "keep":
         with pytest.raises(InvalidFieldError):
-            store.keep(new, event_of(), at_most=1, ended=["replaced"], check=refuse)
+            store.keep(
+                new,
+                event_of(),
+                seat=in_main_slot(KEYRING, 1),
+                ended=["replaced"],
+                confirm=refuse,
+            )
     else:
         ended = {new.version: ["replaced"]}
         options: Any = {"replace": True, "event": event_of(), "at_most": 1, "ended": ended}
-        assert store.promote([new], **options, check=refuse) == ([], ["openai"])
+        assert promote(store, [new], **options, check=refuse) == ([], ["openai"])
     assert store.find([ANN]) == [before]
     assert store.over(ANN, [new.version, "replaced"]) == set()
     assert actions(store) == ["set"]
@@ -306,12 +307,12 @@ def test_the_slot_of_a_key_without_one(
     before = {slot: store.create(make_record(slot=slot), event_of()) for slot in there}
     new = make_record(api_key="sk-new")
     if way == "keep":
-        store.keep(new, event_of(), at_most=at_most)
+        store.keep(new, event_of(), seat=in_main_slot(KEYRING, at_most))
     else:
         stays = ([], ["openai"]) if goes_to in there else (["openai"], [])
-        promote = partial(store.promote, [new], event=event_of(), at_most=at_most)
-        assert promote(replace=False) == stays
-        assert promote(replace=True) == (["openai"], [])
+        options: Any = {"event": event_of(), "at_most": at_most}
+        assert promote(store, [new], replace=False, **options) == stays
+        assert promote(store, [new], replace=True, **options) == (["openai"], [])
     after = {record.slot: record for record in store.find([ANN])}
     assert after.keys() == before.keys() | {goes_to}
     assert {slot: open_key(record) for slot, record in after.items()} == {
@@ -331,9 +332,12 @@ def test_no_slot_too_many_at_once(store: AccountStore, way: str) -> None:
         record, happened = make_record(slot=slot), event_of()
         with suppress(KeyExistsError):
             if way == "promote":
-                store.promote([record], replace=True, event=happened, at_most=2)
+                promote(store, [record], replace=True, event=happened, at_most=2)
             else:
-                getattr(store, way)(record, happened, at_most=2)
+                options: Any = {"at_most": 2}
+                if way == "keep":
+                    options = {"seat": in_main_slot(KEYRING, 2)}
+                getattr(store, way)(record, happened, **options)
 
     store.canary.secret()
     with ThreadPoolExecutor(4) as pool:
@@ -462,12 +466,12 @@ def test_promotion(store: AccountStore) -> None:
     """Promotion adds what is new, keeps what the owner has, and is logged where it did something."""
     own = store.create(make_record(api_key="own"), event_of("set"))
     waiting = [make_record(api_key="new"), make_record(provider="groq", validity=VALID)]
-    done = store.promote(waiting, replace=False, event=event_of("promote"))
+    done = promote(store, waiting, replace=False, event=event_of("promote"))
     assert done == (["groq"], ["openai"])
     groq = store.find([ANN], ["groq"])[0]
     assert groq.current_validity() is not None
     assert store.find([ANN], ["openai"]) == [own]
-    assert store.promote(waiting, replace=True, event=event_of("promote")) == (
+    assert promote(store, waiting, replace=True, event=event_of("promote")) == (
         ["openai", "groq"],
         [],
     )
@@ -480,13 +484,13 @@ def test_promotion_happens_once(store: AccountStore) -> None:
     """A repeated promotion changes nothing, even if the key was replaced or deleted since."""
     waiting = [make_record(api_key="old"), make_record(provider="groq")]
     for _ in range(2):
-        assert store.promote(waiting, replace=True, event=event_of("promote")) == (
+        assert promote(store, waiting, replace=True, event=event_of("promote")) == (
             ["openai", "groq"],
             [],
         )
     store.put(make_record(api_key="newer"), event_of("set"))
     store.clear(ANN, ["groq"], event_of("clear"))
-    store.promote(waiting, replace=True, event=event_of("promote"))
+    promote(store, waiting, replace=True, event=event_of("promote"))
     assert [open_key(record) for record in store.find([ANN])] == ["newer"]
     assert actions(store) == ["promote", "promote", "set", "clear"]
 
@@ -497,19 +501,19 @@ def test_a_promotion_repeated_is_judged_by_the_key(store: AccountStore) -> None:
     store.end(ANN, [waiting[0].version], event_of("clear"), Subject("openai"))
     store.put(make_record(api_key="alpha-key"), event_of("set"))
     for replace in (True, False):
-        done = store.promote(waiting, replace=replace, event=event_of("promote"))
+        done = promote(store, waiting, replace=replace, event=event_of("promote"))
         assert done == ([], ["openai"])
     store.put(make_record(api_key="bravo-key"), event_of("set"))
-    assert store.promote(waiting, replace=False, event=event_of("promote")) == (["openai"], [])
+    assert promote(store, waiting, replace=False, event=event_of("promote")) == (["openai"], [])
 
 
 def test_a_promotion_repeated_at_what_does_not_open(store: AccountStore) -> None:
     """A key that does not open is not said to be the one that was promoted."""
     waiting = [make_record(api_key="bravo-key")]
-    store.promote(waiting, replace=False, event=event_of("promote"))
+    promote(store, waiting, replace=False, event=event_of("promote"))
     other = make_record(api_key="bravo-key", keyring=Keyring("11" * 32))
     store.put(other, event_of("set"))
-    assert store.promote(waiting, replace=False, event=event_of("promote")) == ([], ["openai"])
+    assert promote(store, waiting, replace=False, event=event_of("promote")) == ([], ["openai"])
     store.put(make_record(), event_of("set"))  # or the log finds fault with it
 
 
@@ -517,7 +521,7 @@ def test_promotion_is_for_one_owner(store: AccountStore) -> None:
     """Records of several owners, or of none, are refused."""
     for records in ([make_record(), make_record(BEN)], []):
         with pytest.raises(ValueError, match="one owner"):
-            store.promote(records, replace=True, event=event_of())
+            promote(store, records, replace=True, event=event_of())
 
 
 def test_two_creations_at_once(store: AccountStore) -> None:
@@ -574,7 +578,7 @@ def test_time_that_there_is_not(store: AccountStore, column: str, moment: int) -
     assert [record.id for record in store.page(None)[0]] == [broken.id, whole.id]
     changed = store.change(broken.id, [ANN], {"label": "new"}, event_of("change"))
     assert (changed.label, changed.version) == ("new", "2")
-    expiring = list(store.expiry.between(utcnow(), utcnow() + timedelta(days=7)))
+    expiring = list(store.expiring(utcnow(), utcnow() + timedelta(days=7)))
     assert expiring == []
     store.delete(broken.id, [ANN], event_of("clear"), if_version=2)
     unlogged = column in ("last_used_at", "verdict_at")
@@ -587,7 +591,7 @@ def test_time_that_there_is_not(store: AccountStore, column: str, moment: int) -
 def test_host_session_is_not_committed(postgres_url: str) -> None:
     """What the host has not committed stays so while its engine serves us too."""
     engine = create_engine(postgres_url)
-    store = AccountStore(engine, KEYRING)
+    store = open_accounts(engine, KEYRING)
     assert store.engine is engine
     with engine.connect() as host:
         host.execute(text("CREATE TABLE notes (body TEXT)"))
@@ -603,7 +607,7 @@ def test_host_session_is_not_committed(postgres_url: str) -> None:
 def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     """A database that cannot be reached is a StoreError, and opens the breaker."""
     url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
-    store = AccountStore(url, KEYRING)
+    store = open_accounts(url, KEYRING)
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             store.find([ANN])
@@ -615,7 +619,7 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
 def test_restarted_postgresql_costs_no_call(call: str) -> None:
     """Connections that a restart has closed are replaced unseen, for changes too, which happen once."""
     with PostgresServer() as server:
-        store = AccountStore(server.create_database(), KEYRING)
+        store = open_accounts(server.create_database(), KEYRING)
         record = store.create(make_record(), event_of())
         server.restart()
         calls: dict[str, Callable[[], object]] = {
@@ -631,7 +635,7 @@ def test_restarted_postgresql_costs_no_call(call: str) -> None:
 @pytest.mark.parametrize("point", ["INSERT INTO byok_credentials", "UPDATE byok_audit_heads"])
 def test_connection_lost_within_a_change(postgres_url: str, point: str) -> None:
     """A connection lost before the commit costs no call, and the change happens once."""
-    store = AccountStore(postgres_url, KEYRING)
+    store = open_accounts(postgres_url, KEYRING)
     store.create(make_record(BEN), event_of())
     other = create_engine(postgres_url)
 
@@ -649,7 +653,7 @@ def test_connection_lost_within_a_change(postgres_url: str, point: str) -> None:
 
 def test_connection_lost_at_the_commit(postgres_url: str) -> None:
     """A commit that fails is a StoreError and not repeated: it might have happened."""
-    store = AccountStore(postgres_url, KEYRING)
+    store = open_accounts(postgres_url, KEYRING)
     store.create(make_record(BEN), event_of())
     other = create_engine(postgres_url)
     commits: list[Any] = []
@@ -680,7 +684,7 @@ def _terminate(other: Engine, connection: Any) -> None:
 def test_killed_postgresql() -> None:
     """A killed PostgreSQL is a StoreError, and is used again, with all its data, once it is back."""
     with PostgresServer() as server:
-        store = AccountStore(server.create_database(), KEYRING)
+        store = open_accounts(server.create_database(), KEYRING)
         record = store.create(make_record(), event_of())
         server.kill()
         for _ in range(2):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import create_engine, select, text
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
 from flask_byok.storage.engine import Transactions, open_engine
@@ -30,7 +31,7 @@ def store(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[Ac
     """Make a store from an address, and on a host's engine, with a key in it."""
     url = server.create_database()
     with everyday_limits():
-        store = AccountStore(url if request.param == "own" else create_engine(url), KEYRING)
+        store = open_accounts(url if request.param == "own" else create_engine(url), KEYRING)
     store.create(make_record(), event_of())
     yield store
     pool = store.engine.pool
@@ -58,7 +59,7 @@ def test_frozen(store: AccountStore, server: PostgresServer) -> None:
 
 def test_frozen_at_first_use(server: PostgresServer) -> None:
     """A first use that meets a frozen server ends in time as well, and leaves nothing behind."""
-    store = AccountStore(server.create_database(), KEYRING)
+    store = open_accounts(server.create_database(), KEYRING)
     with server.frozen():
         assert_refused_in_time(lambda: store.create(make_record(), event_of()))
     wait_until(lambda: store.find([ANN]) == [], "store", timeout=5)

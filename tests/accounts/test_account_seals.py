@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text, update
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.store.reseal import SealedKey
 from flask_byok.errors import UnreadableCredentialError
-from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.storage.tables import credentials
 
@@ -25,9 +25,9 @@ ROTATE = event_of("rotate")
 @pytest.fixture(params=["sqlite_url", "postgres_url"])
 def store(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
     """Make a store on each kind of database, of a worker that has the old encryption key alone."""
-    store = AccountStore(request.getfixturevalue(request.param), KEYRING)
+    store = open_accounts(request.getfixturevalue(request.param), KEYRING)
     yield store
-    knows_all = AccountStore(store.engine.url, Keyring("11" * 32, ["00" * 32, "22" * 32]))
+    knows_all = open_accounts(store.engine.url, Keyring("11" * 32, ["00" * 32, "22" * 32]))
     assert knows_all.audit.verify() == []
     knows_all.engine.dispose()
     store.engine.dispose()
@@ -36,12 +36,12 @@ def store(request: pytest.FixtureRequest) -> Iterator[AccountStore]:
 @pytest.fixture
 def rotating(store: AccountStore) -> Iterator[AccountStore]:
     """Make a store of a worker with the new encryption key on the same database."""
-    rotating = AccountStore(store.engine.url, NEW)
+    rotating = open_accounts(store.engine.url, NEW)
     yield rotating
     rotating.engine.dispose()
 
 
-def seal(key: SealedKey) -> str | None:
+def seal(key: SealedRecord) -> str | None:
     """Seal a key with the new encryption key."""
     context = Context("account", key.owner, key.provider, key.slot)
     try:
@@ -83,7 +83,7 @@ def test_other_cipher_is_due(store: AccountStore) -> None:
     """Another cipher is a reason to seal anew although the encryption key is the same."""
     store.create(make_record(), event_of())
     other = Keyring("00" * 32, cipher="aes-256-gcm")
-    rotating = AccountStore(store.engine.url, other)
+    rotating = open_accounts(store.engine.url, other)
     assert rotating.seals.count_due() == 1
     context = Context("account", ANN, "openai")
     rotating.seals.renew(
@@ -99,7 +99,7 @@ def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStor
     for owner in (ANN, BEN, "user:cleo"):
         store.create(make_record(owner), event_of())
 
-    def seal_late(key: SealedKey) -> str | None:
+    def seal_late(key: SealedRecord) -> str | None:
         if key.owner == ANN:
             store.put(make_record(ANN, api_key="newer"), event_of())
         if key.owner == BEN:
@@ -117,7 +117,7 @@ def test_verdict_meanwhile_stays(store: AccountStore, rotating: AccountStore) ->
     """A verdict that comes while its key is being sealed anew is kept."""
     record = store.create(make_record(), event_of())
 
-    def seal_late(key: SealedKey) -> str | None:
+    def seal_late(key: SealedRecord) -> str | None:
         assert store.record_verdict(record.id, record.version, VALID)
         return seal(key)
 
@@ -127,7 +127,7 @@ def test_verdict_meanwhile_stays(store: AccountStore, rotating: AccountStore) ->
 
 def test_held_rows_are_left(postgres_url: str) -> None:
     """A row that somebody holds is not waited for."""
-    store, rotating = AccountStore(postgres_url, KEYRING), AccountStore(postgres_url, NEW)
+    store, rotating = open_accounts(postgres_url, KEYRING), open_accounts(postgres_url, NEW)
     for owner in (ANN, BEN):
         store.create(make_record(owner), event_of())
     with store.engine.connect().execution_options(isolation_level="READ COMMITTED") as other:
@@ -143,11 +143,11 @@ def test_held_rows_are_left(postgres_url: str) -> None:
 
 def test_nobody_is_kept_waiting(postgres_url: str) -> None:
     """While keys are being sealed, nothing in the database is held."""
-    store, rotating = AccountStore(postgres_url, KEYRING), AccountStore(postgres_url, NEW)
+    store, rotating = open_accounts(postgres_url, KEYRING), open_accounts(postgres_url, NEW)
     store.create(make_record(), event_of())
     held = text("SELECT count(*) FROM pg_locks WHERE mode LIKE 'Row%'")
 
-    def seal_watched(key: SealedKey) -> str | None:
+    def seal_watched(key: SealedRecord) -> str | None:
         with store.engine.connect() as connection:
             assert connection.execute(held).scalar() == 0
         return seal(key)

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.store.reseal import SealedKey
 from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictError
-from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 
-from .account_kinds import ANN, KEYRING, event_of, make_record, open_key
+from .account_kinds import ANN, KEYRING, event_of, make_record, open_key, promote
 
 PROVIDERS = ("openai", "groq", "xai")
 NEW_KEYRING = Keyring("11" * 32, ["00" * 32])
@@ -66,9 +66,9 @@ class Worker:
 
     def run(self, steps: int) -> None:
         """Do so many things. Only what may be refused is; any other error ends the process."""
-        store = AccountStore(self.url, KEYRING)
+        store = open_accounts(self.url, KEYRING)
         store.canary.secret()  # sealed with the key that all workers have, before anybody rotates
-        self.rotating = AccountStore(self.url, NEW_KEYRING)
+        self.rotating = open_accounts(self.url, NEW_KEYRING)
         calls = [
             self._create,
             self._create,
@@ -122,7 +122,7 @@ class Worker:
     def _promote(self, store: AccountStore, request: str) -> int:
         records = [make_record(provider=p) for p in self.random.sample(PROVIDERS, 2)]
         happened = event_of("put", request_id=request)
-        promoted, _ = store.promote(records, replace=self.random.random() < 0.5, event=happened)
+        promoted, _ = promote(store, records, replace=self.random.random() < 0.5, event=happened)
         return len(promoted)
 
     def _check(self, store: AccountStore, request: str) -> int:
@@ -132,7 +132,7 @@ class Worker:
         return 0
 
     def _reseal(self, store: AccountStore, request: str) -> int:
-        def seal(key: SealedKey) -> str:
+        def seal(key: SealedRecord) -> str:
             context = Context("account", key.owner, key.provider, key.slot)
             return NEW_KEYRING.seal(NEW_KEYRING.open(key.ciphertext, context), context)
 
@@ -161,14 +161,14 @@ def race(url: str, folder: Path, steps: int) -> None:
     workers = [Worker(url, number, folder / str(number)) for number in range(8)]
     children = [fork(lambda worker=worker: worker.run(steps)) for worker in workers]
     assert [exit_code(child) for child in children] == [0] * 8
-    store = AccountStore(url, KEYRING)
+    store = open_accounts(url, KEYRING)
     lines = [line.split() for worker in workers for line in worker.path.read_text().splitlines()]
     acknowledged = Counter({request: int(count) for request, count in lines})
     logged = Counter(e.event.request_id for e in store.audit.entries(ANN, limit=10**6))
     assert acknowledged == logged
     assert len(acknowledged) > steps
     assert {r.id: int(r.version) for r in store.find([ANN])} == dict(replay(store))
-    assert AccountStore(url, NEW_KEYRING).audit.verify() == []
+    assert open_accounts(url, NEW_KEYRING).audit.verify() == []
     store.engine.dispose()
 
 
@@ -193,7 +193,7 @@ def test_many_creations_at_once(database_url: str, tmp_path: Path) -> None:
     """Of creations at once in several processes, exactly one succeeds and the others are told."""
 
     def create(number: int) -> None:
-        store = AccountStore(database_url, KEYRING)
+        store = open_accounts(database_url, KEYRING)
         won = 0
         for place in range(100):
             try:
@@ -259,23 +259,23 @@ def test_promotion_killed_anywhere(database_url: str, tmp_path: Path) -> None:
 
 
 def _killed_promotion(url: str, owner: str, at: int, labels: Path) -> int:
-    store = AccountStore(url, KEYRING)
+    store = open_accounts(url, KEYRING)
     own = store.put(make_record(owner, "groq", api_key="own"), event_of("set"))
     waiting = [make_record(owner, provider, api_key=f"sk-{provider}") for provider in PROVIDERS]
     happened = event_of("promote")
     store.engine.dispose()
 
-    def promote() -> None:
-        forked = AccountStore(url, KEYRING)
+    def promote_in_a_fork() -> None:
+        forked = open_accounts(url, KEYRING)
         forked.find([owner])  # connected, as a worker is
         forked.canary.secret()
         Killer(forked.engine, at, labels)
-        forked.promote(waiting, replace=True, event=happened)
+        promote(forked, waiting, replace=True, event=happened)
 
-    outcome = exit_code(fork(promote))
+    outcome = exit_code(fork(promote_in_a_fork))
     between = {record.provider: record for record in store.find([owner])}
     assert set(between) in ({"groq"}, set(PROVIDERS)), "half of it happened"
-    assert store.promote(waiting, replace=True, event=happened) == (list(PROVIDERS), [])
+    assert promote(store, waiting, replace=True, event=happened) == (list(PROVIDERS), [])
     found = {record.provider: record for record in store.find([owner])}
     assert {p: open_key(r) for p, r in found.items()} == {p: f"sk-{p}" for p in PROVIDERS}
     assert found["groq"] == replace(own, **_changed(found["groq"])), "the key is its owner's"
@@ -294,11 +294,11 @@ def _changed(record: Any) -> dict[str, Any]:
 @pytest.fixture
 def frozen_worker(postgres_url: str) -> Iterator[Callable[[], None]]:
     """Return a function that ends a process which stands still in the middle of a change."""
-    store = AccountStore(postgres_url, KEYRING)
+    store = open_accounts(postgres_url, KEYRING)
     store.put(make_record(), event_of())
 
     def stand_still() -> None:
-        forked = AccountStore(postgres_url, KEYRING)
+        forked = open_accounts(postgres_url, KEYRING)
         forked.find([ANN])
 
         def stop(*_: Any) -> None:
@@ -327,7 +327,7 @@ def test_worker_that_dies_within_a_change(
     postgres_url: str, frozen_worker: Callable[[], None]
 ) -> None:
     """A change held up by a worker that is then killed goes on, and the dead one's did not happen."""
-    store = AccountStore(postgres_url, KEYRING)
+    store = open_accounts(postgres_url, KEYRING)
     assert len(store.find([ANN])) == 1, "reading waits for nobody"
     store.put(make_record("user:other"), event_of())
     with ThreadPoolExecutor(1) as pool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, event
 
-from flask_byok.accounts.store.audit import AuditEvent
+from flask_byok.accounts.places import in_main_slot
+from flask_byok.accounts.promotion import promotion_rule
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import CredentialRecord, Secret, new_version, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import open_record, seal
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
 KEYRING = Keyring("00" * 32)
@@ -38,7 +39,7 @@ def make_record(
     return CredentialRecord(
         provider=provider,
         owner=owner,
-        ciphertext=seal(keyring, context, {"api_key": Secret(api_key)}, None),
+        ciphertext=keyring.seal_fields(context, {"api_key": Secret(api_key)}, None),
         hint="sk-…1234",
         version=new_version(),
         created_at=now,
@@ -50,8 +51,26 @@ def make_record(
 
 def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
     """Return the key in a record."""
-    fields, _ = open_record(keyring, "account", record.owner, record)
+    fields, _ = keyring.open_record("account", record.owner, record)
     return fields["api_key"].reveal()
+
+
+def promote(
+    store: AccountStore,
+    records: Sequence[CredentialRecord],
+    *,
+    replace: bool,
+    event: AuditEvent,
+    at_most: int | None = None,
+    check: Callable[[CredentialRecord], object] = str,
+    **options: Any,
+) -> tuple[list[str], list[str]]:
+    """Promote records as the wing does; return the providers that are the owner's, and those that stayed out."""
+    seat = in_main_slot(KEYRING, at_most)
+    decide = promotion_rule(KEYRING, replace=replace, confirm=check)
+    outcomes = store.promote(records, event, seat=seat, decide=decide, **options)
+    taken = [name for name, outcome in outcomes.items() if outcome in ("promoted", "known")]
+    return taken, [name for name, outcome in outcomes.items() if outcome == "kept"]
 
 
 def fingerprint_of(store: AccountStore, api_key: str = "sk-1") -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,12 +17,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event, select, text
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import usage as module
-from flask_byok.accounts.store.audit_chain import from_milliseconds
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
 from flask_byok.keys.usage import Outcome, UsageRecorder, Use
-from flask_byok.model.credential import CredentialRecord, isoformat, utcnow
+from flask_byok.model.credential import CredentialRecord, from_milliseconds, isoformat, utcnow
 from flask_byok.storage.tables import credentials, usage
 from tests.patience import everyday_limits, soon
 from tests.services import PostgresServer, wait_until
@@ -38,16 +37,10 @@ OUTCOMES: tuple[Outcome, ...] = ("used", "rejected", "failed")
 KEPT_SINCE = (utcnow() - timedelta(days=module.KEPT_DAYS - 1)).date()
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url", "other"])
-def store(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[AccountStore]:
-    """Make a store on each kind of database; the last one gets the statements that any would."""
-    kind = request.param
-    if kind == "other":
-        monkeypatch.setattr(module, "_UPSERT", {})
-        kind = "sqlite_url"
-    store = AccountStore(request.getfixturevalue(kind), KEYRING)
+@pytest.fixture
+def store(database_url: str) -> Iterator[AccountStore]:
+    """Make a store on each kind of database."""
+    store = open_accounts(database_url, KEYRING)
     yield store
     store.engine.dispose()
 
@@ -55,7 +48,7 @@ def store(
 @pytest.fixture
 def database(database_url: str) -> str:
     """Name a database that has its tables and a key of Ann's."""
-    store = AccountStore(database_url, KEYRING)
+    store = open_accounts(database_url, KEYRING)
     store.create(make_record(), event_of())
     store.engine.dispose()
     return database_url
@@ -195,7 +188,7 @@ def test_statistics_are_three_statements(store: AccountStore) -> None:
 @pytest.mark.parametrize("owners", [[ANN], ["team"], [ANN, TEAM], ["team", SYSTEM]])
 def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
     """With 20,000 other owners no table is read from end to end."""
-    store = AccountStore(database_url, KEYRING)
+    store = open_accounts(database_url, KEYRING)
     key = store.create(make_record(), event_of())
     store.usage.add(use_of(key))
     postgres = store.engine.dialect.name == "postgresql"
@@ -225,7 +218,7 @@ def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
 
 def test_no_row_is_waited_for_twice(postgres_url: str) -> None:
     """Writers of the same rows in any order do not deadlock: each holds one count, then one key."""
-    store = AccountStore(postgres_url, KEYRING)
+    store = open_accounts(postgres_url, KEYRING)
     keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(4)]
 
     def write(seed: int) -> None:
@@ -334,7 +327,7 @@ def test_folding_while_uses_are_counted(store: AccountStore) -> None:
 
 def test_two_that_fold_in_opposite_orders_do_not_deadlock(postgres_url: str) -> None:
     """Each takes the sums of what it folds in one order, whichever it finds their days in."""
-    store = AccountStore(postgres_url, KEYRING)
+    store = open_accounts(postgres_url, KEYRING)
     for number, slots in enumerate(("ab", "ba")):
         for slot in slots:
             store.usage.add(use_of(credential_id=slot, day=day_of(100 + number)))
@@ -364,13 +357,13 @@ def test_two_that_fold_in_opposite_orders_do_not_deadlock(postgres_url: str) -> 
 @pytest.mark.parametrize("step", range(5))
 def test_a_fold_that_is_killed_has_changed_nothing(database: str, step: int) -> None:
     """Whichever statement a process is killed at, the next one folds everything, once."""
-    store = AccountStore(database, KEYRING)
+    store = open_accounts(database, KEYRING)
     old_uses(store)
     before = totals(store)
     store.engine.dispose()
 
     def fold_and_die() -> None:
-        mine = AccountStore(database, KEYRING)
+        mine = open_accounts(database, KEYRING)
         assert mine.usage.count_old(KEPT_SINCE) == 20
         sent = 0
 
@@ -397,7 +390,7 @@ def test_a_fold_that_is_killed_has_changed_nothing(database: str, step: int) -> 
 def test_who_notes_waits_for_no_row(postgres_url: str, held: str) -> None:
     """While somebody holds the row of a count or of a key, noting takes no time, and nothing is lost."""
     with everyday_limits():
-        store = AccountStore(postgres_url, KEYRING)
+        store = open_accounts(postgres_url, KEYRING)
     key, other = (store.create(make_record(slot=slot), event_of()) for slot in ("", "2"))
     recorder = UsageRecorder(store.usage.add, interval=0.05)
     store.usage.add(use_of(key))
@@ -459,59 +452,9 @@ def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore)
     assert store.find([ANN]) != []
 
 
-@pytest.mark.parametrize("done", [True, False])
-def test_a_commit_that_nobody_answered_is_looked_up(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch, done: bool
-) -> None:
-    """When the connection breaks in the commit, PostgreSQL is asked what became of it."""
-    store = AccountStore(postgres_url, KEYRING)
-    key = store.create(make_record(), event_of())
-    recorder = UsageRecorder(store.usage.add, interval=3600)
-    recorder.note(ANN, "openai", key.id, "used")
-    commit = store.engine.dialect.do_commit
-
-    def break_off(connection: Any) -> None:
-        monkeypatch.undo()
-        if done:
-            commit(connection)
-        with socket.socket(fileno=os.dup(connection.fileno())) as ours:
-            ours.shutdown(socket.SHUT_RDWR)
-        connection.execute("COMMIT")
-
-    monkeypatch.setattr(store.engine.dialect, "do_commit", break_off)
-    with pytest.raises(StoreError):
-        recorder.flush()
-    recorder.note(ANN, "openai", key.id, "used")
-    assert count_of(store) == (1 if done else 0)
-    recorder.flush()
-    assert count_of(store) == store.get(key.id, None).usage_count == 2
-    store.engine.dispose()
-
-
-def test_a_ticket_of_another_server_is_none(postgres_url: str) -> None:
-    """A server that has not come to a transaction's number yet has not written it."""
-    store = AccountStore(postgres_url, KEYRING)
-    store.usage.add(use_of(ticket="4611686018427400000"))
-    assert count_of(store) == 1
-    store.engine.dispose()
-
-
-def test_a_ticket_under_way_is_waited_for(postgres_url: str) -> None:
-    """While the transaction may still be committed, nothing is written."""
-    store = AccountStore(postgres_url, KEYRING)
-    store.usage.add(use_of())
-    with transaction(store) as connection:
-        ticket = connection.execute(text("SELECT txid_current()::text")).scalar_one()
-        with pytest.raises(StoreError):
-            store.usage.add(use_of(ticket=ticket))
-    store.usage.add(use_of(ticket=ticket))
-    assert count_of(store) == 2, "it was rolled back"
-    store.engine.dispose()
-
-
 def note_much(url: str, notes: int) -> None:
     """Note uses in eight threads of a process, and hand them over."""
-    store = AccountStore(url, KEYRING)
+    store = open_accounts(url, KEYRING)
     key = store.find([ANN])[0]
     recorder = UsageRecorder(store.usage.add, interval=0.01)
 
@@ -528,7 +471,7 @@ def test_two_processes_lose_nothing(database: str) -> None:
     """Eight threads in each of two processes note at once, while batches are written all the time."""
     children = [fork(lambda: note_much(database, 5000)) for _ in range(2)]
     assert [exit_code(child) for child in children] == [0, 0]
-    store = AccountStore(database, KEYRING)
+    store = open_accounts(database, KEYRING)
     assert count_of(store) == store.find([ANN])[0].usage_count == 2 * 6 * 5000
     assert count_of(store, "failed") == 2 * 2 * 5000
     store.engine.dispose()
@@ -539,7 +482,7 @@ def test_a_killed_process_loses_its_last_second(database: str) -> None:
     reading, writing = os.pipe()
 
     def note_on() -> None:
-        store = AccountStore(database, KEYRING)
+        store = open_accounts(database, KEYRING)
         key = store.find([ANN])[0]
         recorder = UsageRecorder(store.usage.add)
         while True:
@@ -555,7 +498,7 @@ def test_a_killed_process_loses_its_last_second(database: str) -> None:
     os.waitpid(child, 0)
     with os.fdopen(reading) as noted:
         times = [int(line) for line in noted if line.endswith("\n")]
-    store = AccountStore(database, KEYRING)
+    store = open_accounts(database, KEYRING)
     owed = [at for at in times if at < killed - 2_000_000_000]
     assert owed
     assert len(owed) <= count_of(store) <= len(times) + 1
@@ -565,7 +508,7 @@ def test_a_killed_process_loses_its_last_second(database: str) -> None:
 
 def test_forked_processes_count_for_themselves(database: str) -> None:
     """What waits at a fork is written once, by the parent; the child's own uses by its own thread."""
-    store = AccountStore(database, KEYRING)
+    store = open_accounts(database, KEYRING)
     key = store.find([ANN])[0]
     recorder = UsageRecorder(store.usage.add, interval=0.2)
     recorder.note(ANN, "openai", key.id, "used")
@@ -584,7 +527,7 @@ def test_forked_processes_count_for_themselves(database: str) -> None:
 def test_a_server_that_is_killed_gets_the_counts_later() -> None:
     """Uses noted while PostgreSQL is away are written when it is back."""
     with PostgresServer() as server:
-        store = AccountStore(server.create_database(), KEYRING)
+        store = open_accounts(server.create_database(), KEYRING)
         key = store.create(make_record(), event_of())
         recorder = UsageRecorder(store.usage.add, interval=0.05)
         recorder.note(ANN, "openai", key.id, "used")
@@ -600,7 +543,7 @@ def test_a_server_that_is_killed_gets_the_counts_later() -> None:
 
 def test_the_session_of_a_closed_app_ends(sqlite_url: str) -> None:
     """A recorder that nobody holds any longer hands over what it has, and its thread ends."""
-    store = AccountStore(sqlite_url, KEYRING)
+    store = open_accounts(sqlite_url, KEYRING)
     recorder = UsageRecorder(store.usage.add, interval=0.05)
     recorder.note(ANN, "openai", "", "used")
     del recorder

@@ -7,19 +7,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from flask_byok.storage.sql_tables import canaries
 from sqlalchemy import Connection, delete, event, insert, select, update
 
+from flask_byok.accounts import open_accounts
 from flask_byok.accounts.rotation import rotate
-from flask_byok.accounts.store import audit as audit_module
-from flask_byok.accounts.store.audit import AuditEvent, Finding
-from flask_byok.accounts.store.audit_hashes import row_hash
+from flask_byok.accounts.store import audit_verify
+from flask_byok.accounts.store.audit import row_hash
+from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
+from flask_byok.keys.session_store import AuditEvent
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.sql import SqlDocuments
-from flask_byok.storage.tables import audit, audit_heads, canaries, credentials
+from flask_byok.storage.tables import audit, audit_heads, credentials
 
-from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record
+from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record, promote
 
 ROWS = 4
 #: What each column is changed to; None where it may be.
@@ -41,14 +44,13 @@ OTHER: dict[str, Any] = {
     "was": "0" * 64,
     "became": "0" * 64,
 }
-RESTART = AuditEvent("cli", "restart")
 OF_ANN = audit.c.owner == ANN
 
 
 @pytest.fixture
 def store(database_url: str) -> Iterator[AccountStore]:
     """Make a store with a chain of four events of Ann's and one of Ben's."""
-    store = AccountStore(database_url, KEYRING)
+    store = open_accounts(database_url, KEYRING)
     extra = {"request_id": "request-1", "fingerprint": fingerprint_of(store)}
     record = store.create(make_record(), event_of(**extra))
     for label in ("a", "b", "c"):
@@ -124,7 +126,7 @@ def test_changed_column_shows(store: AccountStore, column: str) -> None:
 @pytest.mark.parametrize("column", [column.name for column in audit_heads.columns])
 def test_changed_head_shows(store: AccountStore, column: str) -> None:
     """Changing any column of a head is found."""
-    other = {"owner": "user:eve", "number": 3, "hash": "0" * 64, "seal": "0" * 64}[column]
+    other = {"owner": "user:eve", "number": 3, "checkpoint": 2}.get(column, "0" * 64)
     head = update(audit_heads).where(audit_heads.c.owner == ANN)
     tamper(store, lambda c: c.execute(head.values({column: other})))
     assert store.audit.verify()
@@ -258,11 +260,11 @@ def test_long_chains_are_read_in_pages(
 ) -> None:
     """Pages that end anywhere lose and invent nothing."""
     for size in range(1, 7):
-        monkeypatch.setattr(audit_module, "_PAGE", size)
+        monkeypatch.setattr(audit_verify, "_PAGE", size)
         assert store.audit.verify() == []
     tamper(store, lambda c: c.execute(delete(audit).where(OF_ANN, audit.c.number == 2)))
     for size in range(1, 7):
-        monkeypatch.setattr(audit_module, "_PAGE", size)
+        monkeypatch.setattr(audit_verify, "_PAGE", size)
         assert [(f.owner, f.number) for f in store.audit.verify()] == [(ANN, 3)]
 
 
@@ -290,7 +292,7 @@ def test_no_change_without_its_entry(store: AccountStore, statement: str) -> Non
         lambda: store.change(record.id, [ANN], {"label": "x"}, event_of()),
         lambda: store.delete(record.id, [ANN], event_of()),
         lambda: store.clear(ANN, ["openai"], event_of()),
-        lambda: store.promote([make_record(provider="groq")], replace=True, event=event_of()),
+        lambda: promote(store, [make_record(provider="groq")], replace=True, event=event_of()),
     ):
         with pytest.raises(StoreError):
             change()
@@ -312,10 +314,10 @@ def test_no_entry_without_its_change(store: AccountStore) -> None:
 def test_rotation_keeps_the_log_whole(store: AccountStore) -> None:
     """The log verifies with the new encryption key alone once all is sealed anew, but not before."""
     new = Keyring("11" * 32, ["00" * 32])
-    rotating = AccountStore(store.engine.url, new)
+    rotating = open_accounts(store.engine.url, new)
     assert rotating.canary.reseal()
     assert not rotating.canary.reseal()
-    retired = AccountStore(store.engine.url, Keyring("11" * 32))
+    retired = open_accounts(store.engine.url, Keyring("11" * 32))
     assert all(found.problem.endswith("does not open") for found in retired.audit.verify())
     assert found_owners(retired) == {ANN, BEN}
     list(rotate(rotating, new, event_of("rotate")))
@@ -326,7 +328,7 @@ def test_rotation_keeps_the_log_whole(store: AccountStore) -> None:
 
 def test_wrong_encryption_key(store: AccountStore) -> None:
     """With a wrong encryption key the canary says what to do, and nothing can be changed."""
-    wrong = AccountStore(store.engine.url, Keyring("22" * 32))
+    wrong = open_accounts(store.engine.url, Keyring("22" * 32))
     with pytest.raises(ConfigurationError, match="BYOK_ENCRYPTION_KEY_FALLBACKS"):
         wrong.canary.secret()
     with pytest.raises(ConfigurationError):
@@ -339,7 +341,7 @@ def test_verification_says_how_far_it_is(
     """It tells after each page, and at the end, of how many rows of how many chains."""
     rows, told = store.audit.count(), []
     assert rows == len(store.audit.entries())
-    monkeypatch.setattr("flask_byok.accounts.store.audit._PAGE", 1)
+    monkeypatch.setattr("flask_byok.accounts.store.audit_verify._PAGE", 1)
     assert store.audit.verify(report=lambda *at: told.append(at)) == []
     assert [at[0] for at in told] == [*range(1, rows + 1), rows]
     assert told[-1][1] == len({entry.owner for entry in store.audit.entries()})
@@ -350,11 +352,10 @@ def test_canaries_of_apps_are_their_own(store: AccountStore) -> None:
     """An app's canary lies in the same table, and what becomes of the log's secret is nothing to it."""
     sessions = SqlDocuments(store.engine.url)
     assert sessions.hold("app", "sealed", replace=False) == "sealed"
-    assert AccountStore(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
-    AccountStore(store.engine.url, Keyring("22" * 32)).audit.restart(RESTART)
+    assert open_accounts(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
     assert sessions.hold("app", "other", replace=False) == "sealed"
     sessions.hold("app", "other", replace=True)
-    assert AccountStore(store.engine.url, Keyring("22" * 32)).canary.secret()
+    assert open_accounts(store.engine.url, Keyring("11" * 32)).canary.secret()
     sessions.engine.dispose()
 
 
@@ -362,15 +363,15 @@ def test_lost_canary(store: AccountStore) -> None:
     """A canary that is gone while there is a log is refused; on empty tables it is made anew."""
     tamper(store, lambda c: c.execute(delete(canaries)))
     with pytest.raises(ConfigurationError, match="byok_canary"):
-        AccountStore(store.engine.url, KEYRING).canary.secret()
+        open_accounts(store.engine.url, KEYRING).canary.secret()
     for table in (audit, audit_heads, credentials):
         tamper(store, lambda c, table=table: c.execute(delete(table)))
-    AccountStore(store.engine.url, KEYRING).create(make_record(), event_of())
+    open_accounts(store.engine.url, KEYRING).create(make_record(), event_of())
 
 
 def test_one_canary_for_all(database_url: str) -> None:
     """Workers that start at once agree on one canary."""
-    stores = [AccountStore(database_url, KEYRING) for _ in range(8)]
+    stores = [open_accounts(database_url, KEYRING) for _ in range(8)]
     with ThreadPoolExecutor(8) as pool:
         secrets = set(pool.map(lambda store: store.canary.secret(), stores))
     assert len(secrets) == 1

@@ -1,0 +1,153 @@
+"""Delete old rows of the audit log, so that ``verify`` finds the rest whole.
+
+A chain loses rows from its beginning only, and never its last one. The number and the hash of the last
+deleted row stay in its head as the checkpoint, which the head's seal covers. What a deleted row says
+of a key that is still there is said again by a new row at the end, so keys can be compared as before.
+A chain is verified as far as it is deleted, so pruning hides no change past the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import takewhile
+from typing import Any
+
+from sqlalchemy import Integer, and_, bindparam, func, select
+
+from ...keys.session_store import AuditEvent
+from ...model.credential import to_milliseconds, utcnow
+from ...storage.deadline import LONG_LIMIT
+from ...storage.tables import audit, audit_heads
+from .audit import Chain
+from .audit_verify import AuditLog, Follower, Said, whole_number
+
+#: Rows that one transaction deletes at most, and chains that are looked for at a time.
+_BATCH, _CHAINS = 500, 200
+
+_a, _h = audit.c, audit_heads.c
+_DUE = (
+    select(func.count())
+    .select_from(audit.join(audit_heads, _a.owner == _h.owner))
+    .where(_a.at < bindparam("before"), _a.number < _h.number)
+)
+_OWNERS = (
+    select(_h.owner)
+    .select_from(
+        audit_heads.join(audit, and_(_a.owner == _h.owner, _a.number == _h.checkpoint + 1))
+    )
+    .where(_a.at < bindparam("before"), _a.number < _h.number, _h.owner > bindparam("after"))
+    .order_by(_h.owner)
+    .limit(_CHAINS)
+)
+_FIRST = (
+    select(audit)
+    .where(
+        _a.owner == bindparam("of_owner"),
+        _a.number > bindparam("after"),
+        _a.number < bindparam("last"),
+    )
+    .order_by(_a.number)
+    .limit(bindparam("batch", type_=Integer))
+)
+_LATER = (
+    select(audit)
+    .where(
+        _a.owner == bindparam("of_owner"),
+        _a.number > bindparam("after"),
+        _a.version.is_not(None),
+        _a.credential_id.in_(bindparam("ids", expanding=True)),
+    )
+    .order_by(_a.number)
+)
+
+
+@dataclass(slots=True)
+class Pruning:
+    """How far pruning is: how many rows are deleted, and the owners whose chains are not whole and stay."""
+
+    done: int = 0
+    broken: list[str] = field(default_factory=list)
+
+
+def count_prunable(log: AuditLog, before: datetime) -> int:
+    """Return how many rows are older than a time and not the last ones of their chains."""
+    return int(log.read(_DUE.params(before=to_milliseconds(before)))[0][0])
+
+
+def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Pruning]:
+    """Delete the rows that are older than a time, in batches, and yield after each.
+
+    It may be ended at any point and begun again; changes of keys may go on meanwhile. The event goes into
+    the chain of ``system`` at the beginning, and beside each key of which a row says again what it is.
+    """
+    # Rows that are written meanwhile stay.
+    until = to_milliseconds(min(before, utcnow()))
+    state = Pruning()
+    log.note("system", event)
+    after = ""
+    while owners := log.read(_OWNERS.params(before=until, after=after)):
+        for (owner,) in owners:
+            while deleted := _prune_chain(log, owner, until, event):
+                state.done += deleted
+                yield state
+            if deleted is None:
+                state.broken.append(owner)
+                yield state
+            after = owner
+
+
+def _prune_chain(log: AuditLog, owner: str, before: int, event: AuditEvent) -> int | None:
+    """Delete the first rows of a chain and return how many, None if it is not whole."""
+
+    def work(chain: Chain) -> int | None:
+        if not chain.is_whole:
+            return None
+        old = _old_rows(chain, before)
+        if not old:
+            return 0
+        follower = Follower(owner, chain.secret, *chain.checkpoint)
+        if any(follower.follow(row) for row in old):
+            return None
+        restated = _restated(chain, follower)
+        if restated is None:
+            return None
+        for said in restated:
+            chain.restate(event, said.row, said.fingerprint)
+        chain.prune(old[-1])
+        return len(old)
+
+    return log.change(owner, work, limit=LONG_LIMIT)
+
+
+def _old_rows(chain: Chain, before: int) -> Sequence[Any]:
+    values = {
+        "of_owner": chain.owner,
+        "after": chain.checkpoint[0],
+        "last": chain.number,
+        "batch": _BATCH,
+    }
+    rows = chain.connection.execute(_FIRST, values)
+    return list(takewhile(lambda row: whole_number(row.at, before) < before, rows.all()))
+
+
+def _restated(chain: Chain, follower: Follower) -> list[Said] | None:
+    """Return what old rows say of keys and no later row does, None if a later one does not fit.
+
+    :param follower: has followed the old rows.
+    """
+    last = follower.number
+    ids = [id for id, said in follower.said.items() if not said.is_gone]
+    values = {"of_owner": chain.owner, "after": last, "ids": ids}
+    fingerprints: dict[str, set[str | None]] = {id: set() for id in ids}
+    for row in chain.connection.execute(_LATER, values).all():
+        if not follower.fits(row):
+            return None
+        fingerprints[row.credential_id].add(row.fingerprint)
+    ends = [follower.said[id] for id in ids]
+    return [
+        said
+        for said in ends
+        if not said.is_gone and said.fingerprint not in fingerprints[said.row.credential_id]
+    ]
