@@ -9,8 +9,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from ..catalog import ProviderSpec
-from ..checking import refuse_admin_key
 from ..errors import ByokError, KeyExistsError, KeyRefusedError, UnreadableCredentialError
+from ..keys.checks import refuse_admin_key
 from ..keys.operator import EnvironmentKeys, OperatorKey, SecretFileKeys
 from ..keys.session_store import AuditEvent
 from ..keys.typed import cut_short

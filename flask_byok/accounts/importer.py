@@ -13,8 +13,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from ..catalog import Catalog
-from ..checking import refuse_admin_key
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, KeyRefusedError, StoreError
+from ..keys.checks import refuse_admin_key
 from ..keys.notes import check_place, clean_note
 from ..keys.session_store import AuditEvent
 from ..keys.typed import Typed, cut_short, in_utc, read_typed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..catalog import Catalog
-from ..keys.checks import Notify, Verdicts
+from ..keys.checks import Checks, Notify
 from ..keys.journal import Journal
 from ..keys.lookup import Resolver
 from ..model.credential import CredentialRecord, Secret
@@ -34,7 +34,7 @@ class RecordParts:
     catalog: Catalog
     keyring: Keyring
     resolver: Resolver
-    verdicts: Verdicts
+    verdicts: Checks
     journal: Journal
     validate_limit: Limiter
     set_limit: Limiter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..model.credential import Verdict
-from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule
+from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule
 
 _INVALID = "The provider does not know this key."
 _RESTRICTED = "The key is good, but its permissions are narrow."
@@ -82,7 +82,7 @@ GOOGLE = ProviderSpec(
         rules=(
             # A bad key is answered 400, not 401 (google.rpc.ErrorInfo reason API_KEY_INVALID).
             Rule((400,), Verdict.INVALID, _INVALID, "api_key_invalid"),
-            # google.api.ErrorReason, as the two above and below.
+            # From google.api.ErrorReason, like those above and below.
             Rule((403,), Verdict.DISABLED, _DISABLED, "consumer_suspended"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "service_disabled"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "_blocked"),
@@ -145,7 +145,7 @@ OPENROUTER = ProviderSpec(
     get_key_url="https://openrouter.ai/settings/keys",
     default_model="openrouter/auto",
     check=CheckSpec(
-        # Its /models is public and answers 200 to any string, so it can list but not check.
+        # Its /models is public and answers 200 to any string, so it lists models but checks no key.
         path="/key",
         rules=(
             Rule((401,), Verdict.INVALID, _INVALID),
@@ -165,7 +165,7 @@ CUSTOM = ProviderSpec(
     standalone=True,
     check=CheckSpec(
         rules=(
-            # Many stand before OpenAI and pass its answers on.
+            # Many are proxies of OpenAI and pass its answers on.
             Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
             Rule((401,), Verdict.INVALID, _INVALID),
             Rule(
@@ -179,3 +179,4 @@ CUSTOM = ProviderSpec(
 
 #: The whole catalog, in the order in which it is shown.
 PROVIDERS: tuple[ProviderSpec, ...] = (OPENAI, ANTHROPIC, GOOGLE, GROQ, XAI, OPENROUTER, CUSTOM)
+Catalog.shipped = PROVIDERS

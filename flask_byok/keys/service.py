@@ -19,11 +19,11 @@ from ..errors import (
 from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
 from ..model.owner import Caller, SessionRef, Tier
-from ..providers import BaseProvider, make_provider
+from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Keyring
 from ..sealing.records import session_owner
 from ..settings import Settings
-from .checks import Notify, Verdicts
+from .checks import Checks, Notify
 from .journal import Journal
 from .lookup import Resolver
 from .save import OwnKeys
@@ -31,8 +31,8 @@ from .session_store import AuditEvent, SessionStore
 from .sessions import SessionKeys
 from .status import build_status, storage_sentence
 from .tiers import Candidate
+from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
-from .usage import Count, UsageRecorder
 
 if TYPE_CHECKING:
     from ..accounts.store.keys import AccountStore
@@ -62,8 +62,6 @@ class Service:
         #: None where no tier is kept in the database.
         self.accounts = accounts
         self.journal = Journal(accounts)
-        add = None if accounts is None else accounts.usage.add
-        self.usage = UsageRecorder(add, count=sessions.count)
         self.outbound = outbound
         self.keyring = keyring
         self._keys = SessionKeys(sessions, accounts)
@@ -81,7 +79,12 @@ class Service:
         self._validate_limit = validate_limit
         self._set_limit = set_limit
         self._notify = notify
-        self.verdicts = Verdicts(settings, sessions, accounts, outbound, self.journal, notify)
+        self.verdicts = Checks(settings, sessions, accounts, outbound, self.journal, notify)
+        self.traffic = Traffic(
+            None if accounts is None else accounts.usage.add,
+            count=sessions.count,
+            rejected=self.verdicts.rejected,
+        )
         parts = RecordParts(
             settings=settings,
             catalog=catalog,
@@ -180,7 +183,7 @@ class Service:
         }
 
     def _counter(self, caller: Caller, credential: Credential) -> Count | None:
-        return self.usage.counter(caller, credential)
+        return self.traffic.counter(caller, credential)
 
     def _tell_use(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
@@ -309,7 +312,7 @@ class Service:
             self.catalog.get(provider),
             credential,
             self.outbound,
-            report=self.verdicts.reporter(caller, credential),
+            report=self.traffic.reporter(caller, credential),
             count=count,
             **options,
         )

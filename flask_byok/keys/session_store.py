@@ -18,10 +18,9 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from ..model.credential import REFUSALS, CredentialRecord, RecordedVerdict, utcnow
+from ..model.credential import REFUSALS, CredentialRecord, RecordedVerdict, SessionUse, utcnow
 from ..model.owner import SessionRef
 from ..sealing.keyring import prefix_of
-from .usage import SessionUse
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(CredentialRecord)

@@ -32,8 +32,7 @@ from ..keys.session_store import (
     new_ticket,
     version_mark,
 )
-from ..keys.usage import SessionUse
-from ..model.credential import CredentialRecord, RecordedVerdict, isoformat
+from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, isoformat
 from ..model.owner import SessionRef
 from . import redis_scripts as scripts
 from .breaker import Breaker

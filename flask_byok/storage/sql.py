@@ -21,8 +21,7 @@ from ..keys.session_store import (
     sealed_mark,
     version_mark,
 )
-from ..keys.usage import SessionUse
-from ..model.credential import CredentialRecord, RecordedVerdict
+from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse
 from ..model.owner import SessionRef
 from . import sql_purge
 from . import sql_tables as tables

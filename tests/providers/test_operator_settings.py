@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.providers.operator_settings import forget_custom_headers
+from flask_byok.providers.base import isolate
 from flask_byok.testing import FakeProviders
 from flask_byok.testing.calls import RecordedCall
 
@@ -138,7 +138,7 @@ def test_what_a_developer_passes_is_sent(fake: FakeProviders, make: Make) -> Non
 def test_an_sdk_that_cannot_be_silenced_is_refused() -> None:
     """Should an SDK keep its headers elsewhere one day, calls stop instead of leaking."""
     with pytest.raises(ConfigurationError, match="earlier release"):
-        forget_custom_headers(object(), None)
+        isolate(object(), "sk-12345678", None)
 
 
 def test_googles_async_side_is_closed(fake: FakeProviders, make: Make) -> None:

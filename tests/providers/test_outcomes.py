@@ -12,7 +12,7 @@ import pytest
 
 from flask_byok.catalog import ProviderSpec
 from flask_byok.errors import ByokError, InvalidFieldError
-from flask_byok.http import Outbound
+from flask_byok.http import Endpoint, Outbound
 from flask_byok.model.credential import Credential, Secret, Verdict
 from flask_byok.model.owner import Tier
 from flask_byok.providers import make_chat_model, make_provider
@@ -159,7 +159,8 @@ def test_no_call_has_no_outcome(fake: FakeProviders, make: Make, provider: str) 
         with pytest.raises(InvalidFieldError):
             list(made.stream_chat([{"role": "narrator", "content": "…"}], "some-model"))
     client = made.client
-    made._outbound.client_for(made._endpoint).rules.clear()  # type: ignore[attr-defined]
+    endpoint = Endpoint(made.credential.base_url, made.credential.trust)
+    made._outbound.client_for(endpoint).rules.clear()  # type: ignore[attr-defined]
     with pytest.raises(ByokError):
         stream_whole(made)
     with pytest.raises(Exception, match=r"."):

@@ -18,10 +18,10 @@ import pytest
 
 from flask_byok.errors import SessionRequiredError
 from flask_byok.keys.session_store import SessionStore, encode_record
-from flask_byok.keys.usage import SessionUse
 from flask_byok.model.credential import (
     CredentialRecord,
     RecordedVerdict,
+    SessionUse,
     Verdict,
     new_version,
     utcnow,

@@ -31,8 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError
 
 from ...errors import StoreError
-from ...keys.usage import Use
-from ...model.credential import isoformat, utcnow
+from ...model.credential import Use, isoformat, utcnow
 from ...model.owner import ACCOUNT_TIERS
 from ...storage.database import Database
 from ...storage.engine import LONG_LIMIT

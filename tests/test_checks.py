@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.checking import check, check_api_key
-from flask_byok.errors import EndpointNotAllowedError
+from flask_byok.catalog.judge import Answer
+from flask_byok.errors import EndpointNotAllowedError, RateLimitedError
 from flask_byok.http import Endpoint, Outbound
+from flask_byok.keys import checks
+from flask_byok.keys.checks import MAX_MODELS, check_api_key, read_models
 from flask_byok.model.credential import Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
@@ -213,7 +218,7 @@ def test_a_check_ends_in_time(
     fake: FakeProviders, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both tries and the list of models share one limit, however slowly a server drips."""
-    monkeypatch.setattr(check, "CHECK_SECONDS", 1.5)
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 1.5)
     with soon():
         found = ask(fake, "openai", fake.api_key("openai"), fake.hostile_url(kind))
     assert found.verdict is Verdict.UNREACHABLE
@@ -264,4 +269,80 @@ def test_a_failing_list_of_models_leaves_the_verdict(fake: FakeProviders) -> Non
 
 def test_a_check_has_time_enough() -> None:
     """A check may take 10 seconds: providers take more than 4 for good keys."""
-    assert check.CHECK_SECONDS >= 10
+    assert checks.CHECK_SECONDS >= 10
+
+
+def test_a_slow_server_of_ones_own_does_not_keep_all_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of many checks of a person's dripping server two run; other people and providers are not kept."""
+    monkeypatch.setattr(checks, "CHECK_SECONDS", 1.0)
+    outcomes: list[Any] = []
+
+    def run(trust: Any, owner: str) -> None:
+        endpoint = Endpoint(fake.hostile_url("slow_body"), trust)
+        fields = {"api_key": "key-0123456789", "base_url": endpoint.base_url}
+        try:
+            outcomes.append(check_api_key(spec, fields, endpoint, outbound, owner=owner))
+        except RateLimitedError as error:
+            outcomes.append(error)
+
+    spec, outbound = Catalog().get("custom"), Outbound(allow_private=True)
+    with FakeProviders() as fake:
+        threads = [threading.Thread(target=run, args=("personal", "me")) for _ in range(6)]
+        threads += [threading.Thread(target=run, args=("personal", "you"))]
+        threads += [threading.Thread(target=run, args=("operator", "me")) for _ in range(3)]
+        with soon():
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    assert len([made for made in outcomes if isinstance(made, RateLimitedError)]) == 4
+    assert len([made for made in outcomes if isinstance(made, Validation)]) == 6
+
+
+# lists of models
+
+
+def read(body: object) -> tuple[str, ...]:
+    """Read a list from a good answer."""
+    return read_models(Answer(200, json.dumps(body).encode()))
+
+
+def test_openais_shape() -> None:
+    """`data[].id`, each name once and in order."""
+    assert read({"data": [{"id": "b"}, {"id": "a"}, {"id": "b"}]}) == ("b", "a")
+
+
+def test_googles_shape() -> None:
+    """`models[].name` without its `models/`."""
+    assert read({"models": [{"name": "models/gemini-2.5-pro"}]}) == ("gemini-2.5-pro",)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [None, [], "x", {}, {"data": None}, {"data": "x"}, {"data": {"id": "x"}}, {"data": ["x", 1]}]
+    + [{"data": [{"id": value}]} for value in (None, 1, "", "x" * 201, "a\nb", ["x"], {"x": 1})],
+)
+def test_anything_else_is_no_model(body: object) -> None:
+    """What is not a printable name of 1 to 200 characters is left out."""
+    assert read(body) == ()
+
+
+def test_at_most_200_are_kept() -> None:
+    """A long list is cut."""
+    assert len(read({"data": [{"id": f"m{number}"} for number in range(500)]})) == MAX_MODELS
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(403, b'{"data": [{"id": "x"}]}'),
+        Answer(200, b"<html>"),
+        Answer(200, b"[" * 100_000),
+        Answer(200, b"", complete=False),
+    ],
+)
+def test_a_bad_answer_has_no_models(answer: Answer) -> None:
+    """An error, a web page, a bomb of brackets and a body that was cut have none."""
+    assert read_models(answer) == ()

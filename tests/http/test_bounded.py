@@ -11,13 +11,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from flask_byok.http import Endpoint, Outbound, network_fault, transport
-from flask_byok.http.limits import (
+from flask_byok.http import Endpoint, Outbound, transport
+from flask_byok.http.transport import (
     MAX_BYTES,
     MAX_LINE_BYTES,
     MAX_PERSONAL_LINE_BYTES,
     MAX_REFUSAL_BYTES,
     AnswerRefused,
+    network_fault,
 )
 from tests.patience import IN_TIME, soon
 
