@@ -8,7 +8,7 @@ from flask import current_app, has_app_context
 
 from .catalog.spec import Catalog, ProviderSpec
 from .errors import EndpointNotAllowedError
-from .http import Outbound, check_personal_base_url, default_outbound, endpoint_for
+from .http.outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .model.credential import Credential, Secret, clean_api_key, make_hint
 from .providers import BaseProvider, make_provider
 from .web.caller import EXTENSION, ByokState, current_caller, get_state, note_use

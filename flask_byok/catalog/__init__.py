@@ -1,15 +1,6 @@
 """The providers that an app offers."""
 
 from .rows import PROVIDERS
-from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule, looks_like
+from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule
 
-__all__ = [
-    "PROVIDERS",
-    "Auth",
-    "Catalog",
-    "CheckSpec",
-    "Field",
-    "ProviderSpec",
-    "Rule",
-    "looks_like",
-]
+__all__ = ["PROVIDERS", "Auth", "Catalog", "CheckSpec", "Field", "ProviderSpec", "Rule"]

@@ -1,19 +1,5 @@
 """Calls out: which addresses keys may be sent to, and the clients that send them there."""
 
-from .outbound import (
-    Endpoint,
-    Outbound,
-    check_personal_base_url,
-    default_outbound,
-    endpoint_for,
-    personal_slots,
-)
+from .outbound import Endpoint, Outbound, check_personal_base_url, endpoint_for
 
-__all__ = [
-    "Endpoint",
-    "Outbound",
-    "check_personal_base_url",
-    "default_outbound",
-    "endpoint_for",
-    "personal_slots",
-]
+__all__ = ["Endpoint", "Outbound", "check_personal_base_url", "endpoint_for"]

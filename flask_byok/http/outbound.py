@@ -37,7 +37,7 @@ MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
 # Names that mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that home
 # and company networks use for themselves.
-_LOCAL_NAMES = (
+_LOCAL_NAMES = [
     "localhost",
     "local",
     "localdomain",
@@ -48,7 +48,7 @@ _LOCAL_NAMES = (
     "home",
     "lan",
     "home.arpa",
-)
+]
 
 # Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -274,42 +274,32 @@ def _split(url: str) -> SplitResult:
 
 
 def _check_host(host: str, allow_private: bool) -> str:
-    passes = is_public_or_private if allow_private else is_public
     if host.startswith("["):
-        return f"[{_check_ipv6(host[1:-1], passes)}]"
+        address = _check_address(IPv6Address, host[1:-1], "an address", allow_private)
+        return f"[{address}]"
     host = host.removesuffix(".")
     labels = host.split(".")
     if _NUMERIC.fullmatch(labels[-1]):
-        return _check_ipv4(host, passes)
+        # Four decimal numbers only: 0x7f.1 and 2130706433 mean 127.0.0.1 to other parsers.
+        return _check_address(
+            IPv4Address, host, "an address of four decimal numbers", allow_private
+        )
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise _not_allowed("Its host name is malformed.")
-    if not allow_private and (len(labels) == 1 or _is_local_name(host)):
+    is_local = any(f".{host}".endswith(f".{name}") for name in _LOCAL_NAMES)
+    if not allow_private and (len(labels) == 1 or is_local):
         raise _not_allowed("Its host name is one of a local network.")
     return host
 
 
-def _is_local_name(host: str) -> bool:
-    return any(host == name or host.endswith("." + name) for name in _LOCAL_NAMES)
-
-
-def _check_ipv6(text: str, passes: AddressRule) -> str:
+def _check_address(
+    read: type[IPv4Address | IPv6Address], text: str, wanted: str, allow_private: bool
+) -> str:
     try:
-        address = str(IPv6Address(text))
+        address = str(read(text))
     except ValueError:
-        raise _not_allowed("Its host is not an address.") from None
-    return _passing(address, passes)
-
-
-def _check_ipv4(text: str, passes: AddressRule) -> str:
-    """Read four decimal numbers only: 0x7f.1 and 2130706433 mean 127.0.0.1 to other parsers."""
-    try:
-        address = str(IPv4Address(text))
-    except ValueError:
-        raise _not_allowed("Its host is not an address of four decimal numbers.") from None
-    return _passing(address, passes)
-
-
-def _passing(address: str, passes: AddressRule) -> str:
+        raise _not_allowed(f"Its host is not {wanted}.") from None
+    passes = is_public_or_private if allow_private else is_public
     if not passes(address):
         raise _not_allowed("Its address is not on the public internet.")
     return address

@@ -14,7 +14,6 @@ from copy import copy
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
 from queue import Empty, SimpleQueue
-from types import TracebackType
 from typing import Any, cast
 
 import httpcore2
@@ -140,11 +139,6 @@ class _GuardedBackend(httpcore2.NetworkBackend):
                 if not after:
                     raise
         raise httpcore2.ConnectError("the name has no address")
-
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore2.NetworkStream:
-        raise httpcore2.ConnectError("unix sockets may not be called")
 
     def _passes(self, host: str, port: int, address: str) -> bool:
         origins = (("https", host, port), ("http", host, port))
@@ -313,12 +307,7 @@ class KeylessClient(httpx2.Client):
     def __enter__(self) -> KeylessClient:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """Do nothing, see the class."""
 
 

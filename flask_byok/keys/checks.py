@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..catalog import ProviderSpec, looks_like
 from ..catalog.judge import Answer, judge_check
+from ..catalog.spec import ProviderSpec, looks_like
 from ..errors import ByokError, KeyNotFoundError, KeyRefusedError, ProviderUnavailableError
-from ..http import Endpoint, Outbound, personal_slots
+from ..http.outbound import Endpoint, Outbound, personal_slots
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import Settings, ValidateOnSet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,26 +16,8 @@ from .outcomes import Count, Report
 if TYPE_CHECKING:
     from langchain_core.language_models.chat_models import BaseChatModel
 
-# These options decide where the key goes, under all the names that LangChain has for them.
-_OURS = frozenset(
-    {
-        "anthropic_api_key",
-        "anthropic_api_url",
-        "anthropic_proxy",
-        "api_key",
-        "async_client",
-        "base_url",
-        "client",
-        "guarded_client",
-        "http_async_client",
-        "http_client",
-        "openai_api_base",
-        "openai_api_key",
-        "openai_proxy",
-        "root_async_client",
-        "root_client",
-    }
-)
+# Options that decide where the key goes: openai_api_key, anthropic_proxy, http_async_client, openai_api_base, …
+_OURS = re.compile(r"(.*_)?(api_key|api_base|api_url|base_url|client|proxy)")
 
 
 def make_chat_model(
@@ -56,7 +39,7 @@ def make_chat_model(
     :raises ConfigurationError: LangChain's package for the provider is not installed, or cannot be installed beside
         the provider's SDK.
     """
-    if ours := _OURS & kwargs.keys():
+    if ours := [name for name in kwargs if _OURS.fullmatch(name)]:
         raise ConfigurationError(
             f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
             "Set the endpoint with BYOK_BASE_URLS."

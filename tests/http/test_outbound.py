@@ -14,8 +14,7 @@ import httpx2
 import pytest
 
 from flask_byok.errors import RateLimitedError
-from flask_byok.http import Endpoint, Outbound, default_outbound
-from flask_byok.http.outbound import Slots
+from flask_byok.http.outbound import Endpoint, Outbound, Slots, default_outbound
 from flask_byok.testing import FakeProviders
 
 OPENAI = Endpoint("https://api.openai.com/v1", "catalog")
