@@ -180,14 +180,6 @@ def test_redirects_are_not_followed(fake: FakeProviders) -> None:
     assert {call.provider for call in fake.calls} == {"hostile"}
 
 
-@pytest.mark.parametrize("kind", ["endless", "huge"])
-def test_a_body_is_read_up_to_a_size(fake: FakeProviders, kind: str) -> None:
-    """A body without end is given up as incomplete."""
-    answer = fetch(Outbound(), fake.hostile_url(kind), "operator")
-    assert not answer.complete
-    assert answer.body == b""
-
-
 @pytest.mark.parametrize("kind", ["slow_headers", "slow_body"])
 def test_dripping_bytes_do_not_outlast_the_deadline(fake: FakeProviders, kind: str) -> None:
     """A byte now and then resets every timeout but not the deadline."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from flask_byok.errors import ConfigurationError
@@ -100,29 +98,6 @@ def test_nor_in_a_call_of_a_copied_client(fake: FakeProviders, make: Make, provi
     (call,) = fake.calls
     assert "poison" not in everything(call)
     assert call.headers["x-mine"] == "1"
-
-
-@pytest.mark.usefixtures("_poisoned")
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_a_plain_client_sends_the_operators_headers(
-    fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The SDK's own client, given the person's key and address, sends the operator's things along."""
-    import anthropic
-    import httpx2
-    import openai
-
-    maker: Any = {"openai": openai.OpenAI, "anthropic": anthropic.Anthropic}[provider]
-    with httpx2.Client(trust_env=False) as http_client:
-        client = maker(
-            api_key=fake.api_key(provider),
-            base_url=fake.base_url(provider),
-            http_client=http_client,
-            max_retries=0,
-        )
-        with pytest.raises(Exception, match=r"4\d\d"):
-            client.models.list()
-    assert "poison" in everything(fake.calls[-1])
 
 
 @pytest.mark.usefixtures("_poisoned")

@@ -67,6 +67,7 @@ WAYS: list[Callable[[Any], object]] = [
         ("overloaded", "failed"),
         ("rate_limited", "failed"),
         ("broke", "failed"),
+        ("restricted", "failed"),
     ],
 )
 def test_a_call_has_the_outcome_that_its_answer_means(
@@ -77,12 +78,15 @@ def test_a_call_has_the_outcome_that_its_answer_means(
     behaviour: str,
     outcome: str,
 ) -> None:
-    """Answered, refused or neither: the same for our streams and for calls with the SDK's client."""
+    """Answered, rejected or neither: the same for our streams and for calls with the SDK's client."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider, behaviour), count=counted.append, max_retries=0)
+    reported: list[Verdict] = []
+    key = fake.api_key(provider, behaviour)
+    made = make(provider, key, count=counted.append, report=reported.append, max_retries=0)
     with suppress(Exception):
         way(made)
     assert counted == [outcome]
+    assert reported == ([Verdict.INVALID] if outcome == "rejected" else [])
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
@@ -217,9 +221,10 @@ def test_a_client_outlives_what_made_it(fake: FakeProviders) -> None:
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_chat_models_of_langchain_count(fake: FakeProviders, provider: str) -> None:
-    """Each call of a chat model counts, with its own outcome."""
+def test_chat_models_of_langchain_count_and_report(fake: FakeProviders, provider: str) -> None:
+    """Each call of a chat model counts, with its own outcome, and a rejected key is reported."""
     counted: list[str] = []
+    reported: list[Verdict] = []
     for behaviour in ("good", "bad"):
         model = make_chat_model(
             CATALOG.get(provider),
@@ -227,11 +232,13 @@ def test_chat_models_of_langchain_count(fake: FakeProviders, provider: str) -> N
             Outbound(),
             "some-model",
             count=counted.append,
+            report=reported.append,
         )
         with suppress(Exception):
             model.invoke("Hello")
             list(model.stream("Hello"))
     assert counted == ["used", "used", "rejected"]
+    assert reported == [Verdict.INVALID]
 
 
 def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
@@ -293,20 +300,6 @@ def test_a_refusal_is_reported_once(
         with pytest.raises(Exception, match=r"."):
             way(made)
         assert reported == [Verdict.INVALID] * number
-
-
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("behaviour", ["good", "overloaded", "rate_limited", "broke", "restricted"])
-def test_nothing_else_is_reported(
-    fake: FakeProviders, make: Make, provider: str, behaviour: str
-) -> None:
-    """What is no refusal of the key says nothing about it."""
-    reported: list[Verdict] = []
-    key = fake.api_key(provider, behaviour)
-    made = make(provider, key, report=reported.append, max_retries=0)
-    with suppress(Exception):
-        call_client(provider, made.client)
-    assert reported == []
 
 
 def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
@@ -403,24 +396,14 @@ def test_another_keys_refusal_is_not_reported(fake: FakeProviders, make: Make) -
     assert reported == [Verdict.INVALID]
 
 
-def test_another_key_reports_nothing(fake: FakeProviders, make: Make) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=["chat", "call", "stream"])
+def test_another_key_reports_nothing(
+    fake: FakeProviders, make: Make, way: Callable[[Any], object]
+) -> None:
     """After `set_api_key` a refusal is about that key, and nothing is reported of the stored one."""
     reported: list[Verdict] = []
     made = make("openai", fake.api_key("openai"), report=reported.append)
     made.set_api_key(fake.api_key("openai", "bad"))
-    with pytest.raises(Exception, match=r"401"):
-        call_client("openai", made.client)
+    with pytest.raises(Exception, match=r"401|rejected"):
+        way(made)
     assert reported == []
-
-
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_chat_models_of_langchain_report(fake: FakeProviders, provider: str) -> None:
-    """A refusal that a chat model meets is reported as any other."""
-    reported: list[Verdict] = []
-    credential = credential_for(fake, provider, fake.api_key(provider, "bad"))
-    model = make_chat_model(
-        CATALOG.get(provider), credential, Outbound(), "some-model", report=reported.append
-    )
-    with pytest.raises(Exception, match=r"."):
-        model.invoke("Hello")
-    assert reported == [Verdict.INVALID]
