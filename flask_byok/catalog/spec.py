@@ -45,7 +45,7 @@ class Auth:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Map one kind of answer to a verdict; :mod:`.judge` applies it.
+    """Map one kind of answer to a verdict.
 
     ``status`` lists HTTP status codes. ``contains``, in lower case, must occur in the answer; an empty text fits any.
     In the answer to a check it may occur anywhere in the body, whose JSON is compared without white space

@@ -37,18 +37,9 @@ MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
 # Names that mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that home
 # and company networks use for themselves.
-_LOCAL_NAMES = [
-    "localhost",
-    "local",
-    "localdomain",
-    "internal",
-    "intranet",
-    "private",
-    "corp",
-    "home",
-    "lan",
-    "home.arpa",
-]
+_LOCAL_NAMES = re.compile(
+    r"(.*\.)?(localhost|local|localdomain|internal|intranet|private|corp|home|lan|home\.arpa)"
+)
 
 # Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -286,8 +277,7 @@ def _check_host(host: str, allow_private: bool) -> str:
         )
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise _not_allowed("Its host name is malformed.")
-    is_local = any(f".{host}".endswith(f".{name}") for name in _LOCAL_NAMES)
-    if not allow_private and (len(labels) == 1 or is_local):
+    if not allow_private and (len(labels) == 1 or _LOCAL_NAMES.fullmatch(host)):
         raise _not_allowed("Its host name is one of a local network.")
     return host
 

@@ -216,15 +216,12 @@ class Checks:
         fields = {name: secret.reveal() for name, secret in credential.fields.items()}
         endpoint = Endpoint(credential.base_url, credential.trust)
         validation = self._ask(caller, spec, fields, endpoint)
-        verdict, checked_at = validation.verdict, validation.checked_at
-        if credential.id:
-            event = None  # a visitor, who may check a shared key, has no name in the log
-            if caller.authenticated:
-                event = self._journal.event(caller, "validate", credential.fields, verdict)
-            self._record_in_account(credential, verdict, checked_at, event)
-        else:
+        verdict, event = validation.verdict, None
+        if not credential.id:
             self._journal.note(caller, "validate", Subject(spec.id), credential.fields, verdict)
-            self._record(caller, credential, verdict, checked_at)
+        elif caller.authenticated:  # a visitor, who may check a shared key, has no name in the log
+            event = self._journal.event(caller, "validate", credential.fields, verdict)
+        self._record(caller, credential, verdict, validation.checked_at, event)
         self._announce(validation)
         return validation
 
@@ -249,30 +246,24 @@ class Checks:
         self._notify("key_validated", facts)
 
     def _record(
-        self, caller: Caller, credential: Credential, verdict: Verdict, checked_at: datetime
-    ) -> None:
-        if credential.id:
-            self._record_in_account(credential, verdict, checked_at)
-            return
-        session = caller.session
-        if session is None or credential.source != Tier.SESSION or credential.version is None:
-            return
-        recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        self._sessions.record_verdict(session, credential.provider, recorded)
-
-    def _record_in_account(
         self,
+        caller: Caller,
         credential: Credential,
         verdict: Verdict,
         checked_at: datetime,
         event: AuditEvent | None = None,
     ) -> None:
-        if self._accounts is None or credential.version is None:
+        """Store a verdict beside its key, if the key is a stored one that is still there."""
+        if credential.version is None:
             return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
-        with suppress(KeyNotFoundError):  # deleted during the check
-            self._accounts.record_verdict(credential.id, credential.version, recorded, event)
-            return
-        if event is not None:
-            subject = Subject(credential.provider, id=credential.id)
-            self._accounts.audit.note(credential.owner, event, subject)
+        if not credential.id:
+            if caller.session is not None and credential.source == Tier.SESSION:
+                self._sessions.record_verdict(caller.session, credential.provider, recorded)
+        elif self._accounts is not None:
+            try:
+                self._accounts.record_verdict(credential.id, credential.version, recorded, event)
+            except KeyNotFoundError:  # deleted during the check
+                if event is not None:
+                    subject = Subject(credential.provider, id=credential.id)
+                    self._accounts.audit.note(credential.owner, event, subject)
