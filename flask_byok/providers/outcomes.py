@@ -32,10 +32,10 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a request ended, with our error for a refusal, and the verdict if that is one on this very key."""
+    """How a request ended, with the reason in our own words, and the verdict if it is one on this very key."""
 
     outcome: Outcome
-    error: ByokError | None = None
+    reason: str = ""
     verdict: Verdict | None = None
 
 
@@ -104,9 +104,8 @@ class Outcomes:
                 close()
         call.failed(ending.outcome)
         self.report(ending.verdict)
-        if ending.error is not None:
-            # Out here: inside, the SDK's error would hang on it, with the request and its key.
-            raise ending.error
+        # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
+        raise self._error(ending)
 
     def _ending(self, request: Request, status: int, body: bytes) -> Ending:
         if 200 <= status < 300:
@@ -125,20 +124,24 @@ class Outcomes:
 
     def _ending_of(self, raised: Exception, latest: Ending | None) -> Ending:
         """Return how a stream ended, by the latest answer, or by the exception if that answer was good or none."""
-        if latest is not None and latest.error is not None:
+        if latest is not None and latest.reason:
             return latest
         if fault := _network_fault(raised):
-            return Ending("failed", ProviderUnavailableError(fault, provider=self._spec.id))
+            return Ending("failed", fault)
         return self._judged(_answer_in(raised), elsewhere=False, is_ours=True)
 
     def _judged(self, answer: Answer, *, elsewhere: bool, is_ours: bool) -> Ending:
         secrets = map(self._credential.reveal, self._credential.fields)
         verdict, reason = judge_call(self._spec, answer, secrets, elsewhere=elsewhere)
-        provider, tier = self._spec.id, str(self._credential.source)
         if verdict.valid is not False:
-            return Ending("failed", ProviderUnavailableError(reason, provider=provider))
-        error = RejectedCredentialError(reason, provider=provider, tier=tier)
-        return Ending("rejected", error, verdict if is_ours else None)
+            return Ending("failed", reason)
+        return Ending("rejected", reason, verdict if is_ours else None)
+
+    def _error(self, ending: Ending) -> ByokError:
+        provider, tier = self._spec.id, str(self._credential.source)
+        if ending.outcome == "rejected":
+            return RejectedCredentialError(ending.reason, provider=provider, tier=tier)
+        return ProviderUnavailableError(ending.reason, provider=provider)
 
 
 class Call:
