@@ -66,7 +66,7 @@ def test_custom_gives_its_own_address() -> None:
 
 @pytest.mark.parametrize("spec", PROVIDERS, ids=lambda spec: spec.id)
 def test_keys_travel_in_a_header_only(spec: ProviderSpec) -> None:
-    """A key is sent in a header, never in a URL; where there is none, nothing is sent."""
+    """A key is sent in a header, never in a URL; without a key nothing is sent."""
     headers = spec.check.auth.headers({"api_key": "k-1"})
     assert len(headers) == 1
     assert headers.popitem()[1] in ("k-1", "Bearer k-1")
@@ -96,7 +96,7 @@ def test_no_rule_hides_another(spec: ProviderSpec) -> None:
 
 
 def test_unknown_provider_is_not_repeated() -> None:
-    """Somebody who pastes a key as the provider's id does not get it back."""
+    """A key that was pasted as the provider's id is not repeated."""
     with pytest.raises(UnknownProviderError) as caught:
         Catalog().get("sk-proj-CANARY")
     assert "CANARY" not in f"{caught.value!r}{caught.value.__dict__}"

@@ -199,7 +199,7 @@ def test_a_fault_is_asked_about_twice(fake: FakeProviders) -> None:
 
 
 def test_a_redirect_is_not_followed(fake: FakeProviders) -> None:
-    """The key is not carried to where a redirect points."""
+    """The key does not follow a redirect."""
     found = ask(fake, "openai", fake.api_key("openai"), fake.hostile_url("redirect"))
     assert found.verdict is Verdict.UNREACHABLE
     assert "redirect" in found.reason
@@ -252,7 +252,7 @@ def test_models_can_be_left_out(fake: FakeProviders) -> None:
 
 
 def test_a_failing_list_of_models_leaves_the_verdict(fake: FakeProviders) -> None:
-    """A key stays valid where the models cannot be listed."""
+    """A key stays valid if its models cannot be listed."""
     fake.answer_next("xai", 200, {"api_key_blocked": False})
     fake.answer_next("xai", 500)
     found = ask(fake, "xai", fake.api_key("xai"))

@@ -84,7 +84,7 @@ def test_the_callers_key_in_a_request(app: HostApp, visitor: Browser, fake: Fake
 def test_no_option_moves_a_stored_key(
     app: HostApp, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    """Where a resolved key goes cannot be changed by an option."""
+    """No option changes where a resolved key goes."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-operator-0123456789")
     options: dict[str, Any] = {option: "https://elsewhere.example/v1"}
     with app.app_context(), pytest.raises(ConfigurationError, match=option):

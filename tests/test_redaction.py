@@ -77,7 +77,7 @@ def test_every_encoding_is_redacted(secret: Secret, name: str) -> None:
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60))
 def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
-    """Whatever printable key is alive, no encoding of it stays as it was."""
+    """Every encoding of every printable key is redacted."""
     alive = Secret(value)
     for text in encodings(value).values():
         assert redact(text) != text

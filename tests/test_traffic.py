@@ -104,7 +104,7 @@ def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_thread_hands_over_by_itself(store: Store) -> None:
-    """It is started by the first use, and ends when nobody holds the recorder any longer."""
+    """The first use starts it, and it ends after the recorder."""
     before = _threads()
     recorder = Traffic(store.add, 0.02)
     assert _threads() == before
@@ -290,7 +290,7 @@ print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
 
 
 def test_whose_use_it_is() -> None:
-    """A key's use is its owner's, a session key's the user's; a visitor's and an argument's are nobody's."""
+    """A use counts for the key's owner, or for the user if the key is in a session; a visitor's and an argument's count for none."""
     visitor = Caller(session=SessionRef("sid", "ref"))
     ann = replace(visitor, user="ann")
 
@@ -378,7 +378,7 @@ def counted(world: World, *owners: str) -> dict[str, int]:
 
 
 def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
-    """Calls count for the key's owner, whoever makes them; the key itself knows how often it was used."""
+    """Calls count for the key's owner, not for the caller; the key itself knows how often it was used."""
     world = make_world({"GROQ_API_KEY": ENV_KEY})
     fake = world.fake
     ann = world.caller("ann", teams=("red",))
@@ -403,7 +403,7 @@ def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
 
 
 def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
-    """The status of a key in a session says how often it was used; a visitor's is in nobody's statistics."""
+    """The status of a key in a session says how often it was used; a visitor's is in no statistics."""
     world = make_world()
     visitor, ann = world.caller(), world.caller("ann", "sid-2")
     for caller in (visitor, ann):

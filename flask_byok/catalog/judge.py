@@ -150,7 +150,7 @@ def _without(secrets: Iterable[str], text: str) -> str:
     return text
 
 
-# Where answers keep what is meant for machines: OpenAI's and Anthropic's errors, google.rpc.
+# The fields of an error that are meant for machines: OpenAI's and Anthropic's errors, google.rpc.
 _MACHINE_FIELDS = ("code", "type", "status", "reason")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 

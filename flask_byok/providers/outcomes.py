@@ -43,9 +43,9 @@ class Outcomes:
     """Counts the calls that are made with one credential, and reports when its provider rejects it.
 
     It observes every request of its client. A request by itself is a call; the requests of an SDK's call with its
-    retries, or of a stream of ours, have one outcome together.
+    retries, or of our own stream, have one outcome together.
 
-    :param paths: below the base URL, where any key of the provider's belongs, beside the path of its check.
+    :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Outcomes:
             self._report(verdict)
 
     def follow(self, pieces: Iterator[str]) -> Iterator[str]:
-        """Yield the pieces of a stream of ours. The key was used with the first of them, or at a good end.
+        """Yield the pieces of our own stream. The key was used with the first of them, or at a good end.
 
         :raises RejectedCredentialError: the provider rejected the key.
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
@@ -148,7 +148,7 @@ class Call:
     """One call, however many requests it takes.
 
     :param outcomes: those that count it; by default those of its first request.
-    :param streams: it is a stream of ours, which asks where any key of the provider's belongs.
+    :param streams: it is our own stream, whose path takes any key of the provider's.
     """
 
     def __init__(self, outcomes: Outcomes | None = None, *, streams: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Answers have an end, whoever reads them: the SDKs as well as checks."""
+"""Answers have an end, read by SDKs or by checks."""
 
 from __future__ import annotations
 
@@ -133,5 +133,5 @@ def test_a_refusal_without_end_says_nothing_in_a_check() -> None:
 
 
 def test_a_refused_answer_is_told_in_our_own_words() -> None:
-    """It is a fault of the network to whoever calls."""
+    """Callers see it as a fault of the network."""
     assert "longer" in str(network_fault(AnswerRefused("x")))

@@ -203,7 +203,7 @@ def test_a_slow_resolver_does_not_outlast_the_deadline() -> None:
 
 
 def test_a_name_that_does_not_exist_is_unreachable() -> None:
-    """A failing look-up is told in our own words."""
+    """The error for a failing look-up is in our own words."""
 
     def resolver(*args: Any, **options: Any) -> list[Any]:
         raise socket.gaierror(-2, "Name or service not known")

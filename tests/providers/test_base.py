@@ -98,7 +98,7 @@ def test_every_object_has_a_client_of_its_own(make: Make) -> None:
     ],
 )
 def test_options_cannot_redirect_a_key(fake: FakeProviders, provider: str, name: str) -> None:
-    """Where the key goes is decided by the operator and by whose key it is: other options are refused."""
+    """Options that could decide where the key goes raise an error."""
     credential = credential_for(fake, provider, CANARY)
     options = {name: "https://evil.example"}
     with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS") as caught:

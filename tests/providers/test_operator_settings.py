@@ -111,7 +111,7 @@ def test_what_a_developer_passes_is_sent(fake: FakeProviders, make: Make) -> Non
 
 
 def test_an_sdk_that_cannot_be_silenced_is_refused() -> None:
-    """Should an SDK keep its headers elsewhere one day, calls stop instead of leaking."""
+    """If an SDK keeps its headers elsewhere one day, calls stop instead of leaking."""
     with pytest.raises(ConfigurationError, match="earlier release"):
         isolate(object(), "sk-12345678", None)
 

@@ -111,7 +111,7 @@ def test_retries_are_one_call(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider: str) -> None:
-    """The first piece counts, whatever comes after it; a stream that nobody reads was no call."""
+    """The first piece counts, not the later ones; a stream that is never read was no call."""
     counted: list[str] = []
     made = make(provider, fake.api_key(provider), count=counted.append)
     unread = made.stream_chat(HELLO, "some-model")
@@ -139,7 +139,7 @@ def test_a_stream_that_breaks_was_used(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_provider_that_does_not_answer_fails(provider: str) -> None:
-    """Where nobody listens, the call failed, once."""
+    """A call to an address without a server failed, once."""
     counted: list[str] = []
     credential = Credential(
         provider, Tier.SESSION, "user:1", {"api_key": Secret("sk-12345678")},
@@ -273,7 +273,7 @@ def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
 def test_refusals_are_read_as_they_come(
     fake: FakeProviders, status: int, body: bytes, outcome: str
 ) -> None:
-    """Whatever an answer's body is, it has an outcome."""
+    """An answer has an outcome with any body."""
     counted: list[str] = []
     spec: ProviderSpec = CATALOG.get("openai")
     credential = credential_for(fake, "openai", "sk-12345678")
@@ -291,7 +291,7 @@ def test_refusals_are_read_as_they_come(
 def test_a_refusal_is_reported_once(
     fake: FakeProviders, make: Make, provider: str, way: Callable[[Any], object], counts: bool
 ) -> None:
-    """Whoever makes the call, with the SDK's client or as a stream of ours, and whether or not it is counted."""
+    """Calls with the SDK's client and our own streams report a rejected key, counted or not."""
     reported: list[Verdict] = []
     count = [].append if counts else None
     key = fake.api_key(provider, "bad")
@@ -303,7 +303,7 @@ def test_a_refusal_is_reported_once(
 
 
 def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
-    """A refusal of the request that quotes the conversation is none of the key, whatever that says."""
+    """A refusal that quotes the conversation says nothing about the key."""
     reported: list[Verdict] = []
     made = make("openai", fake.api_key("openai"), report=reported.append, max_retries=0)
     message = "Rejected: the words 'Incorrect API key provided: invalid_api_key' were found."
@@ -361,7 +361,7 @@ def test_a_bare_refusal_elsewhere_is_no_verdict(
 def test_a_bare_refusal_where_the_key_belongs(
     fake: FakeProviders, make: Make, provider: str, path: str
 ) -> None:
-    """At the check and where answers are asked for, 401 says that the key is bad."""
+    """At the paths of the check and of conversations, 401 says that the key is bad."""
     assert refused_barely(fake, make, provider, path) == ([Verdict.INVALID], ["rejected"])
 
 
