@@ -290,7 +290,7 @@ print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
 
 
 def test_whose_use_it_is() -> None:
-    """A use counts for the key's owner, or for the user if the key is in a session; a visitor's and an argument's count for none."""
+    """A use counts for the key's owner, or a session key's user; a visitor's and an argument's count for none."""
     visitor = Caller(session=SessionRef("sid", "ref"))
     ann = replace(visitor, user="ann")
 

@@ -58,8 +58,8 @@ class BaseProvider(ABC):
 
     #: How the SDK is installed, for the message if it is missing.
     extra: ClassVar[str]
-    #: The paths below the base URL that answer conversations: 401 there means a bad key. Elsewhere a call may want another
-    #: kind of key, and only an answer that names the key's fault counts.
+    #: The paths below the base URL that answer conversations: 401 there means a bad key. Elsewhere a call may want
+    #: another kind of key, and only an answer that names the key's fault counts.
     paths: ClassVar[frozenset[str]] = frozenset()
     #: The options that are passed on.
     allowed_options: ClassVar[frozenset[str]] = frozenset(
