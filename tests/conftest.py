@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
 import redis
 
@@ -21,6 +22,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 give_time()
+# A busy machine is no failure.
+hypothesis.settings.register_profile("byok", deadline=None)
+hypothesis.settings.load_profile("byok")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -48,7 +48,7 @@ def close(app: Flask) -> None:
     """Write what is still to be counted, and let the database go."""
     service = get_state(app).service
     try:
-        service.usage.flush()
+        service.traffic.flush()
     finally:
         for store in (service.accounts, service.sessions.documents):
             if hasattr(store, "engine"):

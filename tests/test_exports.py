@@ -69,7 +69,7 @@ def test_extension_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["keys.service", "keys.lookup", "checking", "providers", "http", "catalog"]
+    "module", ["keys.service", "keys.lookup", "keys.checks", "providers", "http", "catalog"]
 )
 def test_parts_are_light(module: str) -> None:
     """A part of the core loads no SDK and no HTTP client before it is used."""

@@ -392,7 +392,7 @@ def test_a_provider_with_other_fields_has_no_api_key(app: HostApp, fake: FakePro
     assert user.get("/plain").text == "ok"
     assert seen == [{}, pair]
     service = get_state(app).service
-    service.usage.flush()
+    service.traffic.flush()
     assert service.own_records(Caller(user="ann")).stats()["by_provider"]["pair"]["uses"] == 1
 
 

@@ -17,7 +17,7 @@ from ..errors import (
 from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
-from ..providers import BaseProvider, make_provider
+from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Keyring
 from ..settings import Settings
 from .adoption import Adoption
@@ -27,8 +27,8 @@ from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
 from .status import build_status, storage_sentence
+from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
-from .usage import Count, UsageRecorder
 
 
 class Limiter(Protocol):
@@ -69,7 +69,11 @@ class Service:
         self.accounts = accounts
         self.outbound = outbound
         self.checks = checks
-        self.usage = UsageRecorder(accounts.count if accounts.tiers else None, count=sessions.count)
+        self.traffic = Traffic(
+            accounts.count if accounts.tiers else None,
+            count=sessions.count,
+            rejected=checks.rejected,
+        )
         self.saver = saver
         self._adoption = Adoption(sessions, accounts, lookup, keyring)
         self.validate_limit = validate_limit
@@ -174,7 +178,7 @@ class Service:
             self.catalog.get(provider),
             credential,
             self.outbound,
-            report=self.checks.reporter(caller, credential),
+            report=self.traffic.reporter(caller, credential),
             count=count,
             **options,
         )
@@ -193,7 +197,7 @@ class Service:
     def _counter(self, caller: Caller, credential: Credential) -> Count | None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
         self._notify("key_used", facts)
-        return self.usage.counter(caller, credential)
+        return self.traffic.counter(caller, credential)
 
     # set and clear
 

@@ -30,10 +30,9 @@ from typing import Literal, Protocol, TypeVar
 import msgspec
 
 from ..errors import SessionRequiredError, StoreError
-from ..model.credential import CredentialRecord, RecordedVerdict, utcnow
+from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
 from ..model.owner import SessionRef
 from ..sealing.keyring import prefix_of
-from .usage import SessionUse
 
 #: A session's lifetime slides only after this part of it has passed.
 _SLIDE = 20

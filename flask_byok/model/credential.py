@@ -332,6 +332,37 @@ def main_slot(taken: Collection[str], at_most: int | None) -> str:
     return min(taken, key=serving_order)
 
 
+#: How a call with a key ended: the provider answered, rejected the key, or did neither.
+Outcome = Literal["used", "rejected", "failed"]
+
+
+@dataclass(slots=True)
+class Use:
+    """How often an owner used a key on one day (ISO 8601, UTC) with one outcome.
+
+    ``last_used_at`` is in milliseconds since 1970. ``credential_id`` is empty for keys that are not in the database.
+    """
+
+    owner: str
+    provider: str
+    credential_id: str
+    day: str
+    outcome: Outcome
+    uses: int
+    last_used_at: int
+
+
+@dataclass(slots=True)
+class SessionUse:
+    """How often the key of one ``version`` was used, in the session that ``ref`` names."""
+
+    ref: str
+    provider: str
+    version: str
+    uses: int
+    last_used_at: int
+
+
 def new_version() -> str:
     """Return a fresh, unguessable version of a stored credential."""
     return secrets.token_hex(8)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from flask_byok.checking import check_api_key
 from flask_byok.errors import (
     ByokError,
     InvalidFieldError,
@@ -23,6 +22,7 @@ from flask_byok.errors import (
     RejectedCredentialError,
 )
 from flask_byok.keys import checks as verdicts
+from flask_byok.keys.checks import check_api_key
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import Validation, Verdict, utcnow
 from flask_byok.testing import FakeProviders

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from flask_byok.accounts import open_accounts
 from flask_byok.errors import StoreError
-from flask_byok.keys.usage import UsageRecorder
+from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import Secret
 from flask_byok.redaction import install_log_redaction
 from flask_byok.sealing.keyring import Keyring
@@ -56,7 +56,7 @@ def show_small_parts() -> None:
     """Measure what each call or log record pays for these."""
     install_log_redaction()
     breaker, dog = Breaker(), Watchdog()
-    uses = UsageRecorder(lambda use: None, interval=3600)
+    uses = Traffic(lambda use: None, interval=3600)
     ours, theirs = socket.socketpair()
     alive: list[Secret] = []
     line = "GET /chat/openai HTTP/1.1 200 " * 8

@@ -149,7 +149,7 @@ class Place:
 def close(world: World) -> None:
     """Close the connections of a world, with nothing left to write."""
     with suppress(StoreError):
-        world.service.usage.flush()
+        world.service.traffic.flush()
     world.accounts.engine.dispose()
     world.documents.engine.dispose()
 

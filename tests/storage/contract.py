@@ -20,10 +20,10 @@ import pytest
 
 from flask_byok.errors import SessionRequiredError
 from flask_byok.keys.sessions import Documents, Sessions, SessionView
-from flask_byok.keys.usage import SessionUse
 from flask_byok.model.credential import (
     CredentialRecord,
     RecordedVerdict,
+    SessionUse,
     Verdict,
     new_version,
     utcnow,

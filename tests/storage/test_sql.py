@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from flask_byok.errors import ConfigurationError, SessionRequiredError, StoreError
 from flask_byok.keys.sessions import Sessions
-from flask_byok.keys.usage import UsageRecorder
+from flask_byok.keys.traffic import Traffic
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import sql
 from flask_byok.storage.sql import SqlDocuments
@@ -239,7 +239,7 @@ def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> No
     sessions, record = [begin(store, sid) for sid in ("sid-1", "sid-2")], make_record()
     for session in sessions:
         store.write(session, VISITOR, record)
-    recorder = UsageRecorder(None, 3600, count=store.count)
+    recorder = Traffic(None, 3600, count=store.count)
 
     def use_and_flush() -> None:
         for session in sessions:

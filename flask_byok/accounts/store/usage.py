@@ -27,8 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ...keys.usage import Use
-from ...model.credential import from_milliseconds, isoformat, to_milliseconds, utcnow
+from ...model.credential import Use, from_milliseconds, isoformat, to_milliseconds, utcnow
 from ...model.owner import ACCOUNT_TIERS
 from ...storage.database import Database
 from ...storage.deadline import LONG_LIMIT

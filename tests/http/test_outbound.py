@@ -8,11 +8,13 @@ import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx2
 import pytest
 
-from flask_byok.http import Endpoint, Outbound, default_outbound
+from flask_byok.errors import RateLimitedError
+from flask_byok.http.outbound import Endpoint, Outbound, Slots, default_outbound
 from flask_byok.testing import FakeProviders
 
 OPENAI = Endpoint("https://api.openai.com/v1", "catalog")
@@ -140,13 +142,42 @@ def test_a_process_has_one_default() -> None:
     assert not default_outbound().allow_private
 
 
-def test_no_http_library_is_loaded_before_the_first_call() -> None:
-    """Making an Outbound loads neither the HTTP client nor an SDK."""
-    code = (
-        "import sys; from flask_byok.http import Outbound; Outbound();"
-        "from flask_byok import providers, checking;"
-        "loaded = {'httpx2', 'httpcore2', 'openai', 'anthropic', 'google.genai', 'langchain_core'};"
-        "print(loaded & sys.modules.keys())"
-    )
+def test_the_http_library_is_loaded_before_the_first_call() -> None:
+    """Importing the package loads neither the HTTP client nor an SDK; making an Outbound loads the client alone."""
+    code = """if True:
+        import sys
+        import flask_byok, flask_byok.extension, flask_byok.factory, flask_byok.keys.service
+        names = {'httpx2', 'httpcore2', 'openai', 'anthropic', 'google.genai', 'langchain_core'}
+        print(names & sys.modules.keys())
+        flask_byok.http.Outbound()
+        print(sorted(names & sys.modules.keys()))
+    """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    assert found.stdout.splitlines() == ["set()", "['httpcore2', 'httpx2']"]
+
+
+def test_an_owner_has_a_few_slots_and_all_have_some() -> None:
+    """The third of one owner and the fifth of all are rejected; a call that ended counts no more."""
+    slots = Slots(4, 2)
+    with ExitStack() as running:
+        for owner in ("a", "a", "b", None):
+            running.enter_context(slots.take(owner, seconds=10))
+        for owner in ("a", "c", None):
+            with pytest.raises(RateLimitedError) as caught, slots.take(owner, seconds=10):
+                pass
+            assert caught.value.retry_after == 10
+    for owner in ("a", "b"):
+        with ExitStack() as running:
+            for _ in range(2):
+                running.enter_context(slots.take(owner, seconds=10))
+            with pytest.raises(RateLimitedError), slots.take(owner, seconds=10):
+                pass
+    assert not slots._running
+
+
+def test_a_call_that_fails_gives_its_slot_back() -> None:
+    """An error inside frees the slot."""
+    slots = Slots(1, 1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="x"), slots.take("a", seconds=10):
+            raise ValueError("x")

@@ -180,14 +180,6 @@ def test_redirects_are_not_followed(fake: FakeProviders) -> None:
     assert {call.provider for call in fake.calls} == {"hostile"}
 
 
-@pytest.mark.parametrize("kind", ["endless", "huge"])
-def test_a_body_is_read_up_to_a_size(fake: FakeProviders, kind: str) -> None:
-    """A body without end is given up as incomplete."""
-    answer = fetch(Outbound(), fake.hostile_url(kind), "operator")
-    assert not answer.complete
-    assert answer.body == b""
-
-
 @pytest.mark.parametrize("kind", ["slow_headers", "slow_body"])
 def test_dripping_bytes_do_not_outlast_the_deadline(fake: FakeProviders, kind: str) -> None:
     """A byte now and then resets every timeout but not the deadline."""
@@ -211,7 +203,7 @@ def test_a_slow_resolver_does_not_outlast_the_deadline() -> None:
 
 
 def test_a_name_that_does_not_exist_is_unreachable() -> None:
-    """A failing look-up is told in our own words."""
+    """The error for a failing look-up is in our own words."""
 
     def resolver(*args: Any, **options: Any) -> list[Any]:
         raise socket.gaierror(-2, "Name or service not known")
@@ -247,7 +239,7 @@ def test_unix_sockets_are_refused() -> None:
     """The backend opens no unix socket."""
     client = Outbound().client_for(Endpoint("https://api.openai.com/v1", "catalog"))
     backend = client._transport._pool._network_backend
-    with pytest.raises(Exception, match="unix sockets"):
+    with pytest.raises(NotImplementedError):
         backend.connect_unix_socket("/run/docker.sock")
 
 

@@ -89,5 +89,5 @@ def fake_tls(certificate: Path) -> Iterator[FakeProviders]:
 
 @pytest.fixture
 def client_tls(certificate: Path) -> ssl.SSLContext:
-    """Trust `provider.test` and nobody else."""
+    """Trust `provider.test` alone."""
     return ssl.create_default_context(cafile=certificate)

@@ -76,7 +76,7 @@ def test_public_addresses_may_be_called(address: str) -> None:
 
 @pytest.mark.parametrize("address", SPECIAL)
 def test_special_addresses_may_not(address: str) -> None:
-    """No address of a special-purpose block passes, whatever the registry says about its reach."""
+    """No address of a special-purpose block passes, even if the registry calls it globally reachable."""
     assert not is_public(address)
 
 

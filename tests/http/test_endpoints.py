@@ -80,7 +80,7 @@ def test_public_https_addresses_pass_in_one_normal_form(url: str, normal: str) -
     ],
 )
 def test_other_addresses_are_refused(url: str) -> None:
-    """Whatever is not plain, public and https is refused."""
+    """An address that is not plain, public and https is not allowed."""
     with pytest.raises(EndpointNotAllowedError):
         check_personal_base_url(url, allow_private=False)
 
@@ -194,7 +194,7 @@ def test_the_catalogs_endpoint_comes_before_a_persons_own() -> None:
 
 
 def test_a_custom_provider_uses_the_persons_own() -> None:
-    """Where the catalog has no address the person's is used, and is needed."""
+    """A provider without an address in the catalog needs the person's, and uses it."""
     custom = CATALOG.get("custom")
     chosen = endpoint_for(custom, {}, "https://mine.example/v1")
     assert chosen == Endpoint("https://mine.example/v1", "personal")

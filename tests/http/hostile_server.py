@@ -1,4 +1,4 @@
-"""A server that answers every request with the bytes it is told to, at its own pace."""
+"""A server that answers every request with given bytes, at its own pace."""
 
 from __future__ import annotations
 

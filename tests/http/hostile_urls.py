@@ -1,4 +1,4 @@
-"""Thousands of ways to write an address that nobody outside may call."""
+"""Thousands of ways to write an address that may not be called from outside."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import logging
 import subprocess
 import sys
@@ -20,9 +19,16 @@ import pytest
 from sqlalchemy import text
 
 from flask_byok.errors import ByokError, StoreError
-from flask_byok.keys import tally as module
-from flask_byok.keys.usage import SessionUse, UsageRecorder, Use, counted_owner
-from flask_byok.model.credential import Credential, Secret, isoformat, utcnow
+from flask_byok.keys import traffic as module
+from flask_byok.keys.traffic import Traffic, counted_owner
+from flask_byok.model.credential import (
+    Credential,
+    Secret,
+    SessionUse,
+    Use,
+    isoformat,
+    utcnow,
+)
 from flask_byok.model.owner import Caller, SessionRef, Tier
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
@@ -42,8 +48,7 @@ class Store:
         self.uses: list[Use] = []
         self.session_uses: list[SessionUse] = []
         self.held: set[str] = set()
-        self.tickets = itertools.count(1)
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[str] = []
 
     def add(self, use: Use) -> None:
         if self.away:
@@ -51,8 +56,7 @@ class Store:
         self.uses.append(replace(use))
 
     def count(self, use: SessionUse) -> None:
-        use.ticket = use.ticket or str(next(self.tickets))
-        self.asked.append((use.ref, use.ticket))
+        self.asked.append(use.ref)
         if self.sessions_away or use.ref in self.held:
             raise StoreError
         self.session_uses.append(replace(use))
@@ -72,7 +76,7 @@ def store() -> Store:
 
 def test_uses_are_handed_over_together(store: Store) -> None:
     """However often a key is used in an interval, each outcome is handed over once, with its last time."""
-    recorder = UsageRecorder(store.add, HOURS)
+    recorder = Traffic(store.add, HOURS)
     for outcome in ("used", "failed", "used", "rejected", "used"):
         recorder.note("user:1", "openai", "id-1", outcome)
     before = time.time() * 1000
@@ -91,7 +95,7 @@ def test_uses_are_handed_over_together(store: Store) -> None:
 
 def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A use counts for the day in UTC that it was made on, not for the one when it is written."""
-    recorder = UsageRecorder(store.add, HOURS)
+    recorder = Traffic(store.add, HOURS)
     for moment in (1_709_251_199.9, 1_709_251_200.0):
         monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         recorder.note("user:1", "openai", "", "used")
@@ -100,9 +104,9 @@ def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_thread_hands_over_by_itself(store: Store) -> None:
-    """It is started by the first use, and ends when nobody holds the recorder any longer."""
+    """The first use starts it, and it ends after the recorder."""
     before = _threads()
-    recorder = UsageRecorder(store.add, 0.02)
+    recorder = Traffic(store.add, 0.02)
     assert _threads() == before
     recorder.note("user:1", "openai", "", "used")
     wait_until(lambda: store.uses, "the use")
@@ -122,7 +126,7 @@ def _threads() -> set[threading.Thread]:
 
 def test_what_a_store_does_not_take_waits(store: Store) -> None:
     """While the store is away uses add up, and are handed over once it is back."""
-    recorder = UsageRecorder(store.add, HOURS)
+    recorder = Traffic(store.add, HOURS)
     store.away = True
     for _ in range(3):
         recorder.note("user:1", "openai", "id-1", "used")
@@ -141,7 +145,7 @@ def test_one_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None
             raise StoreError
         store.add(use)
 
-    recorder = UsageRecorder(add, HOURS)
+    recorder = Traffic(add, HOURS)
     for id in ("held", "a", "b"):
         recorder.note("user:1", "openai", id, "used")
     for _ in range(2):
@@ -150,54 +154,32 @@ def test_one_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None
     assert store.counts() == {("a", "used"): 1, ("b", "used"): 1}
 
 
-def test_a_use_with_a_ticket_is_handed_over_as_it_was(store: Store) -> None:
-    """What may have been written is not added to, and comes first."""
-    tickets: list[str] = []
-
-    def add(use: Use) -> None:
-        tickets.append(use.ticket)
-        if len(tickets) < 3:
-            use.ticket = "1"
-            raise StoreError
-        store.add(use)
-
-    recorder = UsageRecorder(add, HOURS)
-    for _ in range(2):
-        recorder.note("user:1", "openai", "", "used")
-        with pytest.raises(StoreError):
-            recorder.flush()
-    recorder.flush()
-    assert tickets == ["", "1", "1", ""]
-    assert [use.uses for use in store.uses] == [1, 1]
-
-
-def flush_in_vain(recorder: UsageRecorder) -> None:
+def flush_in_vain(recorder: Traffic) -> None:
     """Hand over what can be, where something cannot."""
     with pytest.raises(StoreError):
         recorder.flush()
 
 
 def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
-    """What may have been written is tried again after all others, each time, and before what came after it."""
-    recorder = UsageRecorder(None, HOURS, count=store.count)
-    store.held = {"held-1", "held-2"}
+    """A failed use is tried again after all others each time, together with the later uses of its key."""
+    recorder = Traffic(None, HOURS, count=store.count)
+    held = [f"held-{number}" for number in range(5)]
+    store.held = set(held)
     for number in range(3):
-        for ref in ("held-1", "a", "held-2", f"b-{number}"):
+        for ref in (*held, "a", f"b-{number}"):
             recorder.note_in_session(ref, "openai", "v1", "used")
-        flush_in_vain(recorder)
+        for _ in range(2):
+            flush_in_vain(recorder)
         assert sum(use.uses for use in store.session_uses) == 2 * (number + 1)
     store.held.clear()
     recorder.flush()
-    of_held = [(use.uses, use.ticket) for use in store.session_uses if use.ref == "held-1"]
-    first, later = of_held
-    assert (first[0], later[0]) == (1, 2)
-    assert first[1] == dict(reversed(store.asked))["held-1"], "the ticket that it got at first"
-    assert first[1] != later[1]
+    uses = [use.uses for use in store.session_uses if use.ref in held]
+    assert uses == [3] * 5
 
 
 def test_many_that_cannot_be_written_take_turns(store: Store) -> None:
     """However many they are, those that can be written again are, a few rounds later."""
-    recorder = UsageRecorder(None, HOURS, count=store.count)
+    recorder = Traffic(None, HOURS, count=store.count)
     refs = {f"ref-{number}" for number in range(12)}
     store.held = set(refs)
     for ref in refs:
@@ -212,7 +194,7 @@ def test_many_that_cannot_be_written_take_turns(store: Store) -> None:
 
 def test_a_store_that_is_away_is_asked_a_few_times(store: Store) -> None:
     """However much waits, a round ends after a few faults; later all of it is there, once."""
-    recorder = UsageRecorder(store.add, HOURS, count=store.count)
+    recorder = Traffic(store.add, HOURS, count=store.count)
     store.sessions_away = True
     for number in range(500):
         recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
@@ -229,7 +211,7 @@ def test_what_may_have_been_written_takes_room_too(
 ) -> None:
     """While the session store is away no more than ``MAX_PENDING`` entries wait, tried or not."""
     monkeypatch.setattr(module, "MAX_PENDING", 5)
-    recorder = UsageRecorder(None, HOURS, count=store.count)
+    recorder = Traffic(None, HOURS, count=store.count)
     store.sessions_away = True
     for number in range(20):
         recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
@@ -244,7 +226,7 @@ def test_memory_is_bounded(
 ) -> None:
     """Too many different entries are dropped, which is logged once; known ones still count."""
     monkeypatch.setattr(module, "MAX_PENDING", 3)
-    recorder = UsageRecorder(store.add, HOURS)
+    recorder = Traffic(store.add, HOURS)
     store.away = True
     for id in "ab":
         recorder.note("user:1", "openai", id, "used")
@@ -274,7 +256,7 @@ def test_a_fault_that_nobody_foresaw_is_survived(
             raise ValueError("sk-secret")
         store.add(use)
 
-    recorder = UsageRecorder(add, 0.02)
+    recorder = Traffic(add, 0.02)
     with caplog.at_level(logging.WARNING, "flask_byok"):
         recorder.note("user:1", "openai", "", "used")
         wait_until(lambda: store.uses, "the use")
@@ -288,9 +270,9 @@ def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     script = f"""
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.accounts import open_accounts
-from flask_byok.usage import UsageRecorder
+from flask_byok.keys.traffic import Traffic
 store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
-recorder = UsageRecorder(store.usage.add, 3600)
+recorder = Traffic(store.usage.add, 3600)
 for _ in range(7):
     recorder.note("user:1", "openai", "", "used")
 """
@@ -308,7 +290,7 @@ print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
 
 
 def test_whose_use_it_is() -> None:
-    """A key's use is its owner's, a session key's the user's; a visitor's and an argument's are nobody's."""
+    """A use counts for the key's owner, or a session key's user; a visitor's and an argument's count for none."""
     visitor = Caller(session=SessionRef("sid", "ref"))
     ann = replace(visitor, user="ann")
 
@@ -326,7 +308,7 @@ def test_whose_use_it_is() -> None:
 
 def test_uses_of_session_keys(store: Store) -> None:
     """What was used in a session is handed over by session, provider and version; what was not used is not."""
-    recorder = UsageRecorder(None, HOURS, count=store.count)
+    recorder = Traffic(None, HOURS, count=store.count)
     caller = Caller(session=SessionRef("sid", "ref-1"))
     secret = {"api_key": Secret("sk-12345678")}
     key = Credential("openai", Tier.SESSION, "session:1", secret, "https://x", version="v1")
@@ -340,13 +322,13 @@ def test_uses_of_session_keys(store: Store) -> None:
     ]
     for other in (replace(key, source=Tier.ENV, version=None), replace(key, source="argument")):
         assert recorder.counter(caller, other) is None
-    assert UsageRecorder(store.add, HOURS).counter(caller, key) is None
+    assert Traffic(store.add, HOURS).counter(caller, key) is None
 
 
 def test_each_store_is_waited_for_alone(store: Store) -> None:
     """While the one is away the other gets its counts, and each count goes to one thread."""
     before = _threads()
-    recorder = UsageRecorder(store.add, 0.02, count=store.count)
+    recorder = Traffic(store.add, 0.02, count=store.count)
     store.away = True
     ann = Caller(user="ann", session=SessionRef("sid", "ref-1"))
     key = Credential("openai", Tier.SESSION, "user:ann", {}, "https://x", version="v1")
@@ -390,13 +372,13 @@ def make_world(
 
 def counted(world: World, *owners: str) -> dict[str, int]:
     """Return what was counted for these owners, by outcome."""
-    world.service.usage.flush()
+    world.service.traffic.flush()
     days = world.accounts.usage.stats(owners)["daily"]
     return {name: count for day in days for name, count in day.items() if name != "day" and count}
 
 
 def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
-    """Calls count for the key's owner, whoever makes them; the key itself knows how often it was used."""
+    """Calls count for the key's owner, not for the caller; the key itself knows how often it was used."""
     world = make_world({"GROQ_API_KEY": ENV_KEY})
     fake = world.fake
     ann = world.caller("ann", teams=("red",))
@@ -421,7 +403,7 @@ def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
 
 
 def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
-    """The status of a key in a session says how often it was used; a visitor's is in nobody's statistics."""
+    """The status of a key in a session says how often it was used; a visitor's is in no statistics."""
     world = make_world()
     visitor, ann = world.caller(), world.caller("ann", "sid-2")
     for caller in (visitor, ann):
@@ -448,7 +430,7 @@ def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
     world.set(visitor, world.fake.api_key("openai", "bad"), validate="off")
     with pytest.raises(ByokError):
         list(world.service.provider(visitor, "openai").stream_chat(HELLO))
-    world.service.usage.flush()
+    world.service.traffic.flush()
     assert (world.status(visitor)["usage_count"], world.status(visitor)["last_used_at"]) == (
         0,
         None,
@@ -460,7 +442,7 @@ def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
     world = make_world()
     world.set(world.caller(), world.fake.api_key("openai"))
     world.service.resolve(world.caller(), "openai")
-    world.service.usage.flush()
+    world.service.traffic.flush()
     ann = world.caller("ann")
     assert world.service.promote(ann)["promoted"] == ["openai"]
     world.service.resolve(ann, "openai")
