@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, TypedDict, cast
+
+from msgspec import Meta
 
 from ..catalog import ProviderSpec
+from ..catalog.spec import FieldFacts
 from ..errors import (
     FreshLoginRequiredError,
     NotAllowedError,
@@ -18,7 +21,9 @@ from ..model.credential import (
     CredentialRecord,
     Secret,
     State,
+    Timestamp,
     Validation,
+    ValidityFacts,
     isoformat,
     utcnow,
 )
@@ -28,6 +33,78 @@ from .record_writer import RecordWriter
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
+
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Record(TypedDict):
+    """What may be shown of a stored key."""
+
+    id: str
+    provider: str
+    slot: Annotated[str, Meta(description="Empty for an owner's first key for the provider.")]
+    label: str | None
+    description: str | None
+    hint: Annotated[str, Meta(description="The key's public prefix and last characters.")]
+    owner: Annotated[str, Meta(description="`user:<id>`, `team:<id>` or `system`.")]
+    active: bool
+    state: State
+    expires_at: Timestamp | None
+    expires_soon: Annotated[bool, Meta(description="The key works, but expires within a week.")]
+    created_at: Timestamp
+    updated_at: Timestamp
+    last_used_at: Timestamp | None
+    usage_count: Count
+    validity: ValidityFacts | None
+    version: Annotated[int, Meta(ge=1)]
+
+
+class Page(TypedDict):
+    """One page of keys, oldest first."""
+
+    keys: list[Record]
+    next: Annotated[str | None, Meta(description="The cursor of the next page.")]
+
+
+class Service(TypedDict):
+    """A provider that people may keep keys for."""
+
+    provider: str
+    name: str
+    aliases: list[str]
+    standalone: bool
+    fields: list[FieldFacts]
+    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
+
+
+class ProviderUses(TypedDict):
+    """How many keys there are for a provider, and all calls that were made with them."""
+
+    keys: Count
+    uses: Count
+    rejected: Count
+    failed: Count
+    last_used_at: Timestamp | None
+
+
+class DayUses(TypedDict):
+    """The calls of one day (UTC), by outcome."""
+
+    day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
+    used: Count
+    rejected: Count
+    failed: Count
+
+
+class Stats(TypedDict):
+    """How many keys there are, and how often they were used; ``daily`` covers the last 30 days."""
+
+    total: Count
+    active: Count
+    expired: Count
+    by_provider: dict[str, ProviderUses]
+    daily: list[DayUses]
 
 
 class Records:
@@ -68,7 +145,7 @@ class Records:
             raise NotAllowedError("No shared keys are kept in the database here.")
         return Shelf(self._parts, self._accounts, caller, kept)
 
-    def services(self, caller: Caller) -> list[dict[str, Any]]:
+    def services(self, caller: Caller) -> list[Service]:
         """Return what people may keep keys for.
 
         :raises OwnerRequiredError: ``BYOK_REQUIRE_LOGIN`` asks for somebody to be signed in.
@@ -95,7 +172,7 @@ class Shelf(RecordWriter):
         provider: str | None = None,
         after: str | None = None,
         limit: int = 50,
-    ) -> dict[str, Any]:
+    ) -> Page:
         """Return records, oldest first, and the cursor of the next page or None.
 
         :param owner: one of the owners, instead of all.
@@ -112,7 +189,7 @@ class Shelf(RecordWriter):
         """
         return self._accounts.get(id, self._owners)
 
-    def describe(self, record: CredentialRecord) -> dict[str, Any]:
+    def describe(self, record: CredentialRecord) -> Record:
         """Return what may be said of a record, as a JSON-able mapping."""
         validity = record.current_validity()
         return {
@@ -135,9 +212,9 @@ class Shelf(RecordWriter):
             "version": int(record.version),
         }
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Return how many keys there are and how often they were used: see ``UsageStore.stats``."""
-        return self._accounts.usage.stats(self._owners)
+        return cast(Stats, self._accounts.usage.stats(self._owners))
 
     def reveal(
         self, record: CredentialRecord, *, fresh: Callable[[], bool]
@@ -201,7 +278,7 @@ class Shelf(RecordWriter):
         return Opener(self._parts.keyring, self._parts.settings)
 
 
-def _service(spec: ProviderSpec) -> dict[str, Any]:
+def _service(spec: ProviderSpec) -> Service:
     return {
         "provider": spec.id,
         "name": spec.name,

@@ -6,12 +6,22 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from ..errors import ConfigurationError
 from ..model.credential import Verdict
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+class FieldFacts(TypedDict):
+    """A field that people fill in."""
+
+    name: str
+    label: str
+    secret: bool
+    required: bool
+    placeholder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +34,7 @@ class Field:
     required: bool = True
     placeholder: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
         return {
             "name": self.name,

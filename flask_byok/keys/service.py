@@ -29,7 +29,7 @@ from .lookup import Resolver
 from .save import OwnKeys
 from .session_store import AuditEvent, SessionStore
 from .sessions import SessionKeys
-from .status import build_status, storage_sentence
+from .status import KeyList, Status, build_status, storage_sentence
 from .tiers import Candidate
 from .typed import NewKey, read_typed, require_word
 from .usage import Count, UsageRecorder
@@ -98,8 +98,8 @@ class Service:
 
     # get
 
-    def get(self, caller: Caller, *, need_session: bool = True) -> dict[str, Any]:
-        """Return the status of every provider, and what governs them, as a JSON-able mapping.
+    def get(self, caller: Caller, *, need_session: bool = True) -> KeyList:
+        """Return the status of every provider, and what applies to all of them.
 
         :raises SessionRequiredError: the caller's session has ended and must be established anew; without
             ``need_session`` it then counts as empty.
@@ -109,13 +109,13 @@ class Service:
         found = self._survey(caller, specs, need_session=need_session)
         return {
             "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
-            "precedence": [tier.value for tier in self.settings.precedence],
+            "precedence": list(self.settings.precedence),
             "authenticated": caller.authenticated,
             "can_persist": Tier.USER in self.resolver.personal_tiers(caller),
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
-    def get_one(self, caller: Caller, provider: str) -> dict[str, Any]:
+    def get_one(self, caller: Caller, provider: str) -> Status:
         """Return the status of one provider."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
@@ -188,18 +188,14 @@ class Service:
 
     # set and clear
 
-    def set(
-        self, caller: Caller, provider: str, new: NewKey
-    ) -> tuple[dict[str, Any], Validation | None]:
+    def set(self, caller: Caller, provider: str, new: NewKey) -> tuple[Status, Validation | None]:
         """Store a key of the caller's own; see ``OwnKeys``. Return the provider's new status and what a check found."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
         validation = self._own.set(caller, spec, new)
         return self.get_one(caller, spec.id), validation
 
-    def clear(
-        self, caller: Caller, provider: str, tier: str = "all"
-    ) -> tuple[list[str], dict[str, Any]]:
+    def clear(self, caller: Caller, provider: str, tier: str = "all") -> tuple[list[str], Status]:
         """Delete the caller's own key and return the tiers it was in, and the provider's new status."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
@@ -318,12 +314,14 @@ class Service:
 
     def _status(
         self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
-    ) -> dict[str, Any]:
-        status = build_status(
-            spec, candidates, caller=caller, resolver=self.resolver, settings=self.settings
+    ) -> Status:
+        return build_status(
+            spec,
+            candidates,
+            caller=caller,
+            resolver=self.resolver,
+            in_account=self._is_kept(caller, candidates),
         )
-        status["promotable_in_account"] = status["promotable"] and self._is_kept(caller, candidates)
-        return status
 
     def _is_kept(self, caller: Caller, candidates: Sequence[Candidate]) -> bool:
         """Say whether the key that could be kept, of the session's, is in the account already."""

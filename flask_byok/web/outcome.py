@@ -1,4 +1,4 @@
-"""Carry a form's outcome to the next page: codes in its query, never free text, read back as our own words."""
+"""Carry a form's outcome to the next page: as codes in its query, never as text, shown in our own words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARAMETERS = frozenset({_OUTCOME, _PROVIDER, _VERDICT, _REASON})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a form. ``code`` is a key of ``OUTCOMES`` or ``validated``; ``reason`` is an error's code."""
+    """The outcome of a form. ``code`` is a key of ``OUTCOMES`` or ``validated``; ``reason`` is an error's code."""
 
     code: str
     provider: str = ""
@@ -27,7 +27,7 @@ class Outcome:
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Outcome:
-        """Return the outcome in a page's query; empty where there is none."""
+        """Return the outcome in a page's query; empty if there is none."""
         return cls(
             code=query.get(_OUTCOME, ""),
             provider=query.get(_PROVIDER, ""),
@@ -36,7 +36,7 @@ class Outcome:
         )
 
     def added_to(self, url: str) -> str:
-        """Return the path and query of the URL with this outcome instead of an earlier one."""
+        """Return the URL's path and query, with this outcome in place of an earlier one."""
         parts = urlsplit(url)
         facts = {
             _OUTCOME: self.code,
@@ -57,7 +57,10 @@ class Notice:
 
 
 def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
-    """Say an outcome in words; ``names`` are the providers' by id. Unknown codes say nothing."""
+    """Return the message for an outcome, None for unknown codes.
+
+    :param names: the providers' names by id.
+    """
     known = VERDICTS.get(outcome.verdict, "")
     if outcome.code == "validated" and known:
         name = names.get(outcome.provider)
@@ -73,16 +76,16 @@ def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
 
 
 def without_outcome(url: str) -> str:
-    """Return the URL's path and query without what an earlier form left there."""
+    """Return the URL's path and query without an earlier form's outcome."""
     parts = urlsplit(url)
     query = _foreign(parts.query)
     return f"{parts.path}?{urlencode(query)}" if query else parts.path
 
 
 def local_path(url: str | None) -> str | None:
-    """Return the URL if it is a path on this very site, else None.
+    """Return the URL if it is a path on this site, else None.
 
-    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` are elsewhere.
+    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` lead elsewhere.
     """
     if not url or not url.startswith("/") or url.startswith("//") or "\\" in url:
         return None

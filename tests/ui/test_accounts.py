@@ -127,10 +127,10 @@ def test_visitors_key_is_kept_in_the_account(
     sign_in(settings)
     assert settings.badge("openai") == "NOT SET"
     question = settings.row("openai", "[part=promotable]").text
-    assert question.startswith("Saved before you signed in, and not used: ")
-    assert f"…{api_key[-4:]}. Keep it?" in question
-    answer(settings, "Keep it")
-    settings.expect("Key kept")
+    assert question.startswith("You added this key before signing in: ")
+    assert f"…{api_key[-4:]}. Use it with this account?" in question
+    answer(settings, "Use this key")
+    settings.expect("Key added to your account")
     assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -138,7 +138,7 @@ def test_visitors_key_is_kept_in_the_account(
 @pytest.mark.parametrize(
     ("words", "message", "kept"),
     [
-        ("Use it instead", "Key kept", "visitor"),
+        ("Use this key", "Key added to your account", "visitor"),
         ("Keep my account's key", "Key removed", "account"),
     ],
 )
@@ -173,8 +173,8 @@ def test_visitors_key_beside_one_for_the_session(
     sign_in(settings)
     save_for_session(settings, make_key("session"))
     assert settings.source("openai") == "session"
-    answer(settings, "Use it instead")
-    settings.expect("Key kept")
+    answer(settings, "Use this key")
+    settings.expect("Key added to your account")
     assert (settings.source("openai"), hint(settings)) == ("user", visitors[-4:])
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -189,7 +189,7 @@ def test_key_of_the_session_moves_to_the_account(
         save_for_session(settings, api_key)
         assert (settings.source("openai"), hint(settings)) == ("session", api_key[-4:])
         answer(settings, words)
-        settings.expect("Key kept")
+        settings.expect("Key added to your account")
         assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
         assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -377,10 +377,10 @@ def test_visitors_key_that_the_account_has(
     settings.expect("Key saved")
     sign_in(settings)
     offered = settings.row("openai", "[part=promotable]").text
-    assert "Your account has it already." in offered
+    assert "Your account already has it." in offered
     assert "another" not in offered
     answer(settings, "Keep my account's key")
-    settings.expect("Key kept")
+    settings.expect("Key added to your account")
     assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -396,7 +396,7 @@ def test_change_of_a_key_that_is_gone(
     body = {"provider": "openai", "tier": "user"}
     call_elsewhere(settings, "POST", "/api/providers/keys/clear", body)
     settings.press("openai", "change")
-    settings.expect("Failed to save changes: This key is not there any more.")
+    settings.expect("Failed to save changes: This key no longer exists.")
 
 
 def test_one_of_several_keys_is_changed(
@@ -420,7 +420,9 @@ def test_one_of_several_keys_is_changed(
     settings.expect("Changes saved")
     assert settings.row("openai", "[data-byok-label]").text == "Home"
     settings.press("openai", "clear")
-    assert "Remove all your keys for it?" in settings.row("openai", "[part=question]").text
+    assert (
+        "Remove all your keys for this provider?" in settings.row("openai", "[part=question]").text
+    )
     settings.press("openai", "confirm")
     settings.expect("Key removed")
     assert settings.badge("openai") == "NOT SET"

@@ -7,6 +7,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from flask_byok.testing import FakeProviders
+from flask_byok.web.text import VERDICTS
 
 from .browser import SettingsPage
 from .conftest import ServeHost
@@ -76,7 +77,7 @@ def test_inline_settings_return_to_their_page(
 def test_bad_key_is_refused(settings: SettingsPage) -> None:
     """A refused key is named as such and not repeated anywhere."""
     settings.save("openai", "sk-not-a-key-of-anybody")
-    settings.expect("Failed to save key: The provider does not know this key.")
+    settings.expect(f"Failed to save key: {VERDICTS['invalid']}")
     assert settings.badge("openai") == "NOT SET"
     assert "not-a-key" not in settings.driver.page_source + settings.driver.current_url
 
@@ -118,7 +119,7 @@ def test_key_from_before_sign_in_is_kept(
     settings.visit("/sign-in/ada")
     settings.visit("/api/providers/settings")
     settings.press("openai", "promote")
-    settings.expect("Key kept")
+    settings.expect("Key added to your account")
     assert settings.badge("openai") == "YOUR KEY"
 
 

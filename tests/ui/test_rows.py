@@ -45,8 +45,8 @@ def row(
 @pytest.mark.parametrize(
     ("source", "tiers", "hint", "words", "actions"),
     [
-        (None, [], "sk-…wait", "before you signed in", ["promote"]),
-        ("team", ["team"], None, "before you signed in", ["promote"]),
+        (None, [], "sk-…wait", "before signing in", ["promote"]),
+        ("team", ["team"], None, "before signing in", ["promote"]),
         ("user", ["user"], "sk-…mine", "Your account has another", ["promote", "confirm"]),
         ("session", ["session"], "sk-…mine", "another key for this session", ["promote"]),
         ("session", ["session", "user"], "sk-…mine", "another key for this session", ["promote"]),
@@ -69,7 +69,7 @@ def test_question_about_the_very_key_of_the_account() -> None:
     """Where the account has the key that waits, it is said so; of the session's own copy nothing is asked."""
     same: dict[str, Any] = {"promotable": True, "promotable_in_account": True}
     offer = row(promotable_hint="sk-…mine", **same)["offer"]
-    assert "Your account has it already." in offer["question"]
+    assert "Your account already has it." in offer["question"]
     assert [(action, value) for action, value, _ in offer["answers"]] == [("promote", "keep")]
     both = {"source": "session", "tiers": ["session", "user"], "promotable_hint": "sk-…mine"}
     assert row(**both, **same)["offer"] is None
@@ -164,7 +164,7 @@ def test_account_is_offered_where_its_key_would_count(
 def test_question_before_several_keys_go() -> None:
     """Where an account may have several keys for a provider, Clear says that all of them go."""
     several = Settings(keys_per_provider=3)
-    assert row(settings=several)["confirm_question"] == "Remove all your keys for it?"
+    assert row(settings=several)["confirm_question"] == "Remove all your keys for this provider?"
     assert row()["confirm_question"] == "Remove this key?"
     one = row(settings=several, source="session", tiers=["session"])
     assert one["confirm_question"] == "Remove this key?"

@@ -183,11 +183,17 @@ def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code:
             "no field of that name here. The fields",
         ),
         ('{"api_key": "k-12345678"}', "The field 'provider' is missing."),
-        ('{"provider": 7}', "The field 'provider' has a value that cannot be used."),
-        ('{"provider": "openai", "fields": {"api_key": 1}}', "The field 'fields' has a value"),
+        ('{"provider": 7}', "The field 'provider' has an invalid value."),
+        (
+            '{"provider": "openai", "fields": {"api_key": 1}}',
+            "The field 'fields' has an invalid value",
+        ),
         ('{"provider": "openai", "expires_at": "soon"}', "'2027-01-31T00:00:00Z', or null."),
         ('{"provider": "openai", "expires_at": 1}', "'2027-01-31T00:00:00Z', or null."),
-        ('{"provider": "openai", "validate": "`$.label`"}', "The field 'validate' has a value"),
+        (
+            '{"provider": "openai", "validate": "`$.label`"}',
+            "The field 'validate' has an invalid value",
+        ),
         ("[]", "The body is a JSON object. Its fields are: 'provider', 'api_key'"),
     ],
 )
