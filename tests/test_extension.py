@@ -261,7 +261,7 @@ def test_one_text_is_no_list_of_teams(
     app.byok.team_loader(lambda: teams)
     answer = browser(app).get("/api/providers/keys")
     assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
-    assert "return a list" in caplog.text
+    assert "Return a list" in caplog.text
 
 
 @pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800"])

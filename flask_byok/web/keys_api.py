@@ -33,29 +33,46 @@ from .caller import current_caller, established_caller, get_state
 from .guards import csrf_token, expect_no_body, read_body, read_query, refuse_value
 from .openapi import Route
 
-ProviderName = Annotated[
-    str,
-    Meta(
-        description="Id or alias of a provider, such as openai.",
-        extra_json_schema={"maxLength": 100},
-    ),
-]
-Label = Annotated[str, Meta(extra_json_schema={"maxLength": 100})]
-Description = Annotated[str, Meta(extra_json_schema={"maxLength": 500})]
+_SHORT = Meta(extra_json_schema={"maxLength": 100})
+_LONG = Meta(extra_json_schema={"maxLength": 500})
+_PROVIDER = Meta(
+    description="Id or alias of a provider, such as openai.", extra_json_schema={"maxLength": 100}
+)
+
+ProviderName = Annotated[str, _PROVIDER]
+Label = Annotated[str, _SHORT]
+Description = Annotated[str, _LONG]
 
 
-class SetRequest(msgspec.Struct, forbid_unknown_fields=True):
+class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """A key to store: ``api_key``, or ``fields`` for providers that need several."""
 
     provider: ProviderName
     api_key: Secret | None = None
     fields: dict[str, Secret] | None = None
-    persist: bool = False
     label: Label | None = None
     description: Description | None = None
     expires_at: datetime | None = None
     base_url: str | None = None
     validate: ValidateOnSet | None = None
+
+    def new_key(self, *, persist: bool = False) -> NewKey:
+        """Return what the service stores."""
+        return NewKey(
+            fields=typed_fields(self.api_key, self.fields) or {},
+            base_url=self.base_url,
+            label=self.label,
+            description=self.description,
+            expires_at=self.expires_at,
+            validate=self.validate,
+            persist=persist,
+        )
+
+
+class SetRequest(NewKeyRequest, kw_only=True):
+    """A key to store for the session, or with ``persist`` in the account."""
+
+    persist: bool = False
 
 
 class ClearRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -123,15 +140,7 @@ def list_keys() -> Keys:
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
     state = get_state()
-    new = NewKey(
-        fields=typed_fields(body.api_key, body.fields) or {},
-        base_url=body.base_url,
-        label=body.label,
-        description=body.description,
-        expires_at=body.expires_at,
-        validate=body.validate,
-        persist=body.persist,
-    )
+    new = body.new_key(persist=body.persist)
     status, validation = state.service.set(current_caller(state), body.provider, new)
     return {
         "success": True,
@@ -176,7 +185,7 @@ def typed_fields(
 
 def make_view(route: Route) -> Callable[..., Response]:
     """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer."""
-    types, status = route.types, route.status
+    types, status, changes = route.types, route.status, route.changes
 
     def view(**path: str) -> Response:
         arguments = route.open(**path)
@@ -186,7 +195,7 @@ def make_view(route: Route) -> Callable[..., Response]:
             arguments.append(read_query(types["query"]))
         if "body" in types:
             arguments.append(read_body(types["body"]))
-        elif route.changes:
+        elif changes:
             expect_no_body()
         answer = route.call(*arguments)
         if answer is None:

@@ -23,56 +23,53 @@ from .problems import Problem
 
 _Schema = dict[str, Any]
 
+_REF = "#/components/schemas/"
 _TAGS = {
     "keys": "The present caller's keys, by provider.",
     "records": "The signed-in user's own keys in the database, one by one.",
     "admin": "The keys of teams and of the system, for admins.",
 }
-_DESCRIPTION = (
-    "Every answer has `Cache-Control: no-store`. Times are UTC, ISO 8601 with `Z`. "
-    "A key's value is in no answer, unless the operator allows people to read back their own."
-)
+_ABOUT = {
+    "summary": "Bring your own API key.",
+    "description": "Every answer has `Cache-Control: no-store`. Times are UTC, ISO 8601 with `Z`. "
+    "A key's value is in no answer, unless the operator allows people to read back their own.",
+}
 _HEADERS = {
     "Cache-Control": {"description": "Always no-store.", "schema": {"const": "no-store"}},
     "ETag": {"description": "The record's version, for If-Match.", "schema": {"type": "string"}},
     "Location": {"description": "The new record's address.", "schema": {"type": "string"}},
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}},
 }
+#: Place, name, type and description of parameters that no query type has.
+_ID = ("path", "id", "string", "The record's id.")
 _CSRF_TOKEN = (
-    "header",
-    "X-CSRFToken",
-    {"type": "string"},
+    *("header", "X-CSRFToken", "string"),
     "The `csrf_token` of the list. Needed unless the host has switched CSRF protection off.",
 )
 _IF_MATCH = (
-    "header",
-    "If-Match",
-    {"type": "string"},
+    *("header", "If-Match", "string"),
     "The ETag that was seen, or `*`; if the record has changed since, the call changes nothing.",
 )
 _INCLUDE_VALUE = (
-    "query",
-    "include_value",
-    {"type": "boolean"},
+    *("query", "include_value", "boolean"),
     "Show the key itself: only if BYOK_ALLOW_REVEAL is set, and after a recent sign-in.",
 )
-_ID = ("path", "id", {"type": "string"}, "The record's id.")
-
-#: Status and description of the problems that any call with a body may have.
-_REQUEST_PROBLEMS = {
-    "csrf": (400, "The CSRF token is missing or stale, or the request came from another site"),
-    "bad_request": (400, "The body is not JSON, or `If-Match` is no list of quoted tags"),
-    "too_large": (413, "The body has more than 64 KiB"),
-    "unsupported_media_type": (415, "Send application/json"),
-}
+_CSRF = (400, "csrf", "The CSRF token is missing or stale, or the request came from another site")
+#: Status, code and description of the problems that every call may have which changes something.
+_REQUEST_PROBLEMS = (
+    _CSRF,
+    (400, "bad_request", "The body is not JSON, or `If-Match` is no list of quoted tags"),
+    (413, "too_large", "The body has more than 64 KiB"),
+    (415, "unsupported_media_type", "Send application/json"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One call of the interface: the app's route and its description are made from it.
+    """One call of the interface; the app's route and its description are both made from it.
 
-    The call's annotations name the types of its ``body``, of its ``query`` and of its answer; the first line of its
-    docstring is the summary.
+    The call's annotations name the types of its ``body``, its ``query`` and its answer. The first line of its docstring
+    is the summary, that of the answer's type the description of the answer.
     """
 
     method: str
@@ -80,26 +77,26 @@ class Route:
     name: str
     tag: str
     call: Callable[..., Any]
-    #: Returns the call's first arguments. It runs before the rest of the request is looked at.
-    open: Callable[..., list[Any]] = lambda: []
-    #: Errors besides those that every call, or every call with a body, may answer.
+    #: Returns the call's first arguments. It runs before anything else is read from the request.
+    open: Callable[..., list[Any]] = list
+    #: Errors besides those that every call may raise.
     problems: Sequence[type[ByokError]] = ()
-    #: The answer may contain a key, if it was asked for and is allowed.
+    #: The answer may contain a key, if the request asks for it.
     reveals: bool = False
 
     @property
     def types(self) -> dict[str, Any]:
-        """The types of ``body``, ``query`` and ``return``, as far as there are any."""
+        """The types of ``body``, ``query`` and ``return``, as far as the call has them."""
         hints = get_type_hints(self.call, include_extras=True)
         return {name: hints[name] for name in ("body", "query", "return") if name in hints}
 
     @property
     def changes(self) -> bool:
-        """True if the call needs a CSRF token, and may have a body."""
+        """True if the call needs a CSRF token and may have a body."""
         return self.method != "GET"
 
     @property
-    def status(self) -> int:
+    def status(self) -> HTTPStatus:
         """The status of a good answer."""
         if self.types["return"] is type(None):
             return HTTPStatus.NO_CONTENT
@@ -109,36 +106,28 @@ class Route:
 def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     """Return the OpenAPI document.
 
-    :param url: the address that the routes' paths are below.
+    :param url: the address that the routes' paths start from.
     """
-    types = [Problem, *(kind for route in routes for kind in _bodies_and_answers(route))]
-    _, components = msgspec.json.schema_components(
-        types, schema_hook=_secret_schema, ref_template="#/components/schemas/{name}"
+    found = [route.types.get(part) for route in routes for part in ("body", "return")]
+    types = [Problem, *(kind for kind in found if _has_fields(kind))]
+    _, schemas = msgspec.json.schema_components(
+        types, schema_hook=_secret_schema, ref_template=f"{_REF}{{name}}"
     )
     paths: dict[str, _Schema] = {}
     for route in routes:
-        operations = paths.setdefault(route.path.replace("<", "{").replace(">", "}"), {})
-        operations[route.method.lower()] = _operation(route)
-    document = {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "flask-byok",
-            "version": version,
-            "summary": "Bring your own API key.",
-            "description": _DESCRIPTION,
-        },
-        "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
-        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
-        "paths": paths,
-        "components": {"headers": _HEADERS, "schemas": components},
-    }
-    tidied: _Schema = _tidied(document)
-    return tidied
-
-
-def _bodies_and_answers(route: Route) -> list[Any]:
-    kinds = (route.types.get("body"), route.types["return"])
-    return [kind for kind in kinds if _has_fields(kind)]
+        path = route.path.replace("<", "{").replace(">", "}")
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route)
+    document: _Schema = _tidied(
+        {
+            "openapi": "3.1.0",
+            "info": {"title": "flask-byok", "version": version, **_ABOUT},
+            "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
+            "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+            "paths": paths,
+            "components": {"headers": _HEADERS, "schemas": schemas},
+        }
+    )
+    return document
 
 
 def _has_fields(kind: Any) -> bool:
@@ -152,14 +141,16 @@ def _secret_schema(kind: type) -> _Schema:
 
 
 def _tidied(node: Any) -> Any:
-    """Name components as clients know them, and say that answers have no other fields."""
+    """Give components the names that clients know, and declare that objects have no other fields."""
     if isinstance(node, list):
         return [_tidied(each) for each in node]
+    if isinstance(node, str):
+        return node.removesuffix("Facts")
     if not isinstance(node, dict):
-        return node.removesuffix("Facts") if isinstance(node, str) else node
+        return node
     tidied = {name.removesuffix("Facts"): _tidied(each) for name, each in node.items()}
-    if "properties" in node and "$ref" not in node and isinstance(node.get("type"), str):
-        tidied.setdefault("additionalProperties", False)
+    if node.get("type") == "object" and "properties" in node:
+        tidied["additionalProperties"] = False
     return tidied
 
 
@@ -168,96 +159,79 @@ def _operation(route: Route) -> _Schema:
         "operationId": route.name,
         "summary": _first_line(route.call),
         "tags": [route.tag],
-        "parameters": [_parameter(*each) for each in _parameters(route)],
+        "parameters": _parameters(route),
         "responses": _responses(route),
     }
     if body := route.types.get("body"):
-        schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        content = {"application/json": {"schema": {"$ref": f"{_REF}{body.__name__}"}}}
+        operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-def _parameters(route: Route) -> list[tuple[str, str, _Schema, str]]:
-    found: list[tuple[str, str, _Schema, str]] = []
-    if "<id>" in route.path:
-        found.append(_ID)
+def _parameters(route: Route) -> list[_Schema]:
+    found = [
+        {"name": name, "in": place, "schema": {"type": kind}, "description": description}
+        | ({"required": True} if place == "path" else {})
+        for is_taken, (place, name, kind, description) in (
+            ("<id>" in route.path, _ID),
+            (route.reveals, _INCLUDE_VALUE),
+            (route.changes, _CSRF_TOKEN),
+            (VersionConflictError in route.problems, _IF_MATCH),
+        )
+        if is_taken
+    ]
     if query := route.types.get("query"):
         _, schemas = msgspec.json.schema_components([query])
         for name, schema in schemas[query.__name__]["properties"].items():
-            found.append(("query", name, schema, schema.pop("description")))
-    if route.reveals:
-        found.append(_INCLUDE_VALUE)
-    if route.changes:
-        found.append(_CSRF_TOKEN)
-    if VersionConflictError in route.problems:
-        found.append(_IF_MATCH)
+            found.append({"name": name, "in": "query", "schema": schema})
     return found
 
 
-def _parameter(place: str, name: str, schema: _Schema, description: str) -> _Schema:
-    return {
-        "name": name,
-        "in": place,
-        "required": place == "path",
-        "description": description,
-        "schema": schema,
-    }
-
-
 def _responses(route: Route) -> _Schema:
-    responses = {str(int(route.status)): _good_response(route)}
-    by_status: dict[int, dict[str, str]] = {}
-    for code, (status, text) in _problems(route).items():
-        by_status.setdefault(status, {})[code] = text
-    for status, codes in sorted(by_status.items()):
+    problems: dict[int, dict[str, str]] = {}
+    for status, code, description in _problems(route):
+        problems.setdefault(status, {})[code] = description
+    responses = {str(route.status.value): _answer(route)}
+    for status, codes in sorted(problems.items()):
+        schema = {"$ref": f"{_REF}Problem", "properties": {"code": {"enum": list(codes)}}}
+        said = "; ".join(f"`{code}`: {description}" for code, description in codes.items())
         headers = ["Retry-After"] if status in (429, 503) else []
-        schema = {
-            "$ref": "#/components/schemas/Problem",
-            "properties": {"code": {"enum": list(codes)}},
-        }
-        text = "; ".join(f"`{code}`: {text}" for code, text in codes.items())
-        responses[str(status)] = _response(f"{text}.", headers, "problem+json", schema)
+        responses[str(status)] = _response(f"{said}.", headers, "problem+json", schema)
     return responses
 
 
-def _good_response(route: Route) -> _Schema:
+def _problems(route: Route) -> list[tuple[int, str, str]]:
+    errors: list[type[ByokError]] = [OwnerRequiredError, RevealDisabledError, StoreError]
+    errors += route.problems
+    found: list[tuple[int, str, str]] = [_CSRF] if route.reveals else []
+    if route.changes:
+        errors.append(InvalidFieldError)
+        found += _REQUEST_PROBLEMS
+    return found + [(error.status, error.code, error.title) for error in errors]
+
+
+def _answer(route: Route) -> _Schema:
     answer = route.types["return"]
     if answer is type(None):
         return _response("Deleted.", [])
     headers = ["ETag"] if "version" in getattr(answer, "__annotations__", ()) else []
-    if route.status == HTTPStatus.CREATED:
-        headers.append("Location")
-    named = {"$ref": f"#/components/schemas/{answer.__name__}"}
+    headers += ["Location"] if route.status == HTTPStatus.CREATED else []
+    named = {"$ref": f"{_REF}{answer.__name__}"}
     schema = named if _has_fields(answer) else {"type": "object"}
     return _response(_first_line(answer), headers, "json", schema)
 
 
 def _response(
-    description: str, headers: list[str], kind: str | None = None, schema: _Schema | None = None
+    description: str, headers: list[str], kind: str = "", schema: _Schema | None = None
 ) -> _Schema:
     names = ["Cache-Control", *headers]
     response: _Schema = {
         "description": description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
     }
-    if kind is not None:
+    if schema is not None:
         response["content"] = {f"application/{kind}": {"schema": schema}}
     return response
-
-
-def _problems(route: Route) -> dict[str, tuple[int, str]]:
-    """Return the problems that a call may answer: status and description by code."""
-    errors: list[type[ByokError]] = [OwnerRequiredError, RevealDisabledError, StoreError]
-    errors += route.problems
-    if route.changes:
-        errors.append(InvalidFieldError)
-    found = dict(_REQUEST_PROBLEMS) if route.changes else {}
-    if route.reveals:
-        found["csrf"] = _REQUEST_PROBLEMS["csrf"]
-    return found | {error.code: (error.status, error.title) for error in errors}
 
 
 def _first_line(documented: Any) -> str:

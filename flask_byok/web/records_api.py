@@ -28,13 +28,13 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from ..keys.typed import NewKey, NewSecret
+from ..keys.typed import NewSecret
 from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID
 from ..settings import ValidateOnSet
 from .caller import current_caller, get_state
 from .guards import asks_for_value, keep_from_logs
-from .keys_api import TYPED, Description, Label, ProviderName, typed_fields
+from .keys_api import TYPED, Description, Label, NewKeyRequest, ProviderName, typed_fields
 from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
@@ -45,37 +45,27 @@ _SHARED = re.compile(rf"system|team:[^\x00-\x1f\x7f]{{1,{LONGEST_ID}}}")
 _TAG = r'(?:W/)?"[!#-~]*"'
 _TAGS = re.compile(rf"[\t ,]*{_TAG}(?:[\t ]*,[\t ,]*{_TAG})*[\t ,]*")
 
-_Slot = Annotated[
-    str | None,
-    Meta(
-        description="By default the first free one.",
-        extra_json_schema={"pattern": f"^{_SLOT}$"},
-    ),
-]
+_SLOT_META = Meta(
+    description="By default the first free one.", extra_json_schema={"pattern": f"^{_SLOT}$"}
+)
+_CURSOR = Meta(
+    description="The `next` of the page before.",
+    extra_json_schema={"pattern": f"^{_ID.pattern}$"},
+)
+_OWNER = Meta(description="`system` or `team:<id>`.", extra_json_schema={"maxLength": 255})
 
 
-class NewRecord(msgspec.Struct, forbid_unknown_fields=True):
-    """A key to store: ``api_key``, or ``fields`` for providers that need several."""
+class NewRecord(NewKeyRequest, kw_only=True):
+    """A key to store for the signed-in user."""
 
-    provider: ProviderName
-    api_key: Secret | None = None
-    fields: dict[str, Secret] | None = None
-    slot: _Slot = None
-    label: Label | None = None
-    description: Description | None = None
-    expires_at: datetime | None = None
-    base_url: str | None = None
+    slot: Annotated[str | None, _SLOT_META] = None
     active: bool = True
-    validate: ValidateOnSet | None = None
 
 
-class NewSharedRecord(NewRecord):
+class NewSharedRecord(NewRecord, kw_only=True):
     """A key to store for a team, or for the system."""
 
-    owner: Annotated[
-        str,
-        Meta(description="`system` or `team:<id>`.", extra_json_schema={"maxLength": 255}),
-    ] = "system"
+    owner: Annotated[str, _OWNER] = "system"
 
 
 class RecordChanges(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,30 +84,15 @@ class RecordChanges(msgspec.Struct, forbid_unknown_fields=True):
 class PageQuery(msgspec.Struct):
     """Which records to list."""
 
-    cursor: Annotated[
-        str | None,
-        Meta(
-            description="The `next` of the page before.",
-            extra_json_schema={"pattern": f"^{_ID.pattern}$"},
-        ),
-    ] = None
+    cursor: Annotated[str | None, _CURSOR] = None
     limit: Annotated[int, Meta(ge=1, le=100, description="The page's size.")] = 50
-    provider: Annotated[
-        str | None,
-        Meta(description="Only this provider's.", extra_json_schema={"maxLength": 100}),
-    ] = None
+    provider: ProviderName | None = None
 
 
 class SharedPageQuery(PageQuery):
-    """Which teams' and system's records to list."""
+    """Which records of teams and of the system to list."""
 
-    owner: Annotated[
-        str | None,
-        Meta(
-            description="Only those of `system` or `team:<id>`.",
-            extra_json_schema={"maxLength": 255},
-        ),
-    ] = None
+    owner: Annotated[str | None, _OWNER] = None
 
 
 class ShownRecord(Record):
@@ -152,9 +127,7 @@ def list_own(shelf: Shelf, query: PageQuery) -> Page:
 
 def list_shared(shelf: Shelf, query: SharedPageQuery) -> Page:
     """List the keys of teams and of the system."""
-    owner = query.owner
-    if owner is not None and not _SHARED.fullmatch(owner):
-        raise InvalidFieldError("The field 'owner' is 'system' or 'team:<id>'.")
+    owner = None if query.owner is None else _shared_owner(query.owner)
     return _page(shelf, query, owner)
 
 
@@ -162,6 +135,12 @@ def _page(shelf: Shelf, query: PageQuery, owner: str | None = None) -> Page:
     if query.cursor is not None and not _ID.fullmatch(query.cursor):
         raise InvalidFieldError("The field 'cursor' is the 'next' of the page before.")
     return shelf.page(owner=owner, provider=query.provider, after=query.cursor, limit=query.limit)
+
+
+def _shared_owner(owner: str) -> str:
+    if not _SHARED.fullmatch(owner):
+        raise InvalidFieldError("The field 'owner' is 'system' or 'team:<id>'.")
+    return owner
 
 
 def stats(shelf: Shelf) -> Stats:
@@ -187,22 +166,13 @@ def create_own(shelf: Shelf, body: NewRecord) -> CheckedRecord:
 
 def create_shared(shelf: Shelf, body: NewSharedRecord) -> CheckedRecord:
     """Store a new key of a team or of the system."""
-    if not _SHARED.fullmatch(body.owner):
-        raise InvalidFieldError("The field 'owner' is 'system' or 'team:<id>'.")
-    return _create(shelf, body.owner, body)
+    return _create(shelf, _shared_owner(body.owner), body)
 
 
 def _create(shelf: Shelf, owner: str, body: NewRecord) -> CheckedRecord:
     if body.slot is not None and not re.fullmatch(_SLOT, body.slot):
         raise InvalidFieldError("The field 'slot' has up to 40 letters, digits, '_' and '-'.")
-    new = NewKey(
-        fields=typed_fields(body.api_key, body.fields) or {},
-        base_url=body.base_url,
-        label=body.label,
-        description=body.description,
-        expires_at=body.expires_at,
-        validate=body.validate,
-    )
+    new = body.new_key()
     made = shelf.create(owner, body.provider, new, slot=body.slot, active=body.active)
     return _checked(shelf, *made)
 

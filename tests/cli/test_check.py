@@ -209,7 +209,7 @@ def test_encryption_key_retired_too_early(tmp_path: Path, database_url: str) -> 
     result = run(app, "check")
     assert result.exit_code == 1
     assert (
-        f"unsafe: no configured encryption key has the id {NEW_ID}, with which 1" in result.output
+        f"unsafe: no configured encryption key has the id {NEW_ID}, which sealed 1" in result.output
     )
 
 
@@ -312,7 +312,7 @@ def test_user_without_some_rights(tmp_path: Path, postgres_url: str, limited_url
 
     result = say("GRANT SELECT")
     assert result.exit_code == 1
-    assert "unsafe: The database's user has not these rights: INSERT on byok_" in result.stderr
+    assert "unsafe: The database's user lacks these rights: INSERT on byok_" in result.stderr
     for right in ("INSERT", "UPDATE", "DELETE"):
         assert result.stderr.count(f"{right} on byok_") == len(metadata.tables)
     result = say("GRANT SELECT, INSERT, DELETE")

@@ -70,7 +70,7 @@ def test_nowhere_to_show_it() -> None:
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith("Error: What is shown here, or a file, cannot be written")
+    assert result.stderr.startswith("Error: The output, or a file, cannot be written")
     assert "may have done" in result.stderr
     assert result.stderr.count("\n") == 1
 

@@ -480,10 +480,7 @@ def test_clear_of_a_provider_that_is_off(
     host = make_host(tmp_path, None, sqlite_url, BYOK_PROVIDERS=["openai"], BYOK_BASE_URLS=urls)
     assert run(host, "clear", "xai", "--yes").output.startswith("Cleared xai-…")
     result = run(host, "clear", "xai", "--yes")
-    assert (
-        result.stderr
-        == "Error: There is no such provider here: 'flask byok providers' lists them.\n"
-    )
+    assert result.stderr == "Error: There is no such provider: 'flask byok providers' lists them.\n"
     close(host)
 
 
@@ -592,7 +589,7 @@ def test_what_is_no_text_at_a_prompt(tmp_path: Path) -> None:
     terminal.expect("API key: ")
     terminal.type("\udcff\udcfe" + CANARY)
     assert terminal.finish() == 1
-    assert "Error: What was typed is no text." in terminal.shown
+    assert "Error: The input is no text." in terminal.shown
     assert "Traceback" not in terminal.shown
     assert "CANARY" not in terminal.shown
 

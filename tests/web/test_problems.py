@@ -14,10 +14,10 @@ from flask_byok.model.credential import utcnow
 from flask_byok.web.problems import (
     NOT_SET_UP,
     TYPE_PREFIX,
+    csrf_problem_response,
     http_problem_response,
     problem,
     problem_response,
-    simple_problem_response,
 )
 from flask_byok.web.text import REASONS
 from tests.app import Browser, HostApp, browser
@@ -90,6 +90,10 @@ def test_a_store_that_is_away_is_no_dead_end() -> None:
     """Who meets a store that does not answer is told what to do."""
     assert str(errors.StoreError()).endswith("Please try again in a moment.")
     assert REASONS["store_unavailable"] == str(errors.StoreError())
+    assert (
+        str(errors.RateLimitedError(retry_after=9)) == "Too many attempts. Try again in 9 seconds."
+    )
+    assert str(errors.RateLimitedError(retry_after=1)).endswith("Try again in 1 second.")
 
 
 def test_http_errors_are_problems_too() -> None:
@@ -99,7 +103,7 @@ def test_http_errors_are_problems_too() -> None:
     assert answer.get_json()["detail"] == "Not today."
     answer = http_problem_response(MethodNotAllowed(["GET"]))
     assert (answer.get_json()["code"], answer.headers["Allow"]) == ("method_not_allowed", "GET")
-    assert simple_problem_response(400, "csrf", "…").get_json()["code"] == "csrf"
+    assert csrf_problem_response("…").get_json()["code"] == "csrf"
 
 
 def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:
