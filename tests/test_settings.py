@@ -249,5 +249,5 @@ def test_repr_shows_no_secret() -> None:
     ],
 )
 def test_sources(name: str, config: dict[str, Any], environ: dict[str, str], source: str) -> None:
-    """It is told where each value that was read comes from."""
+    """Each value's source is reported."""
     assert source_of(name, config, environ) == source

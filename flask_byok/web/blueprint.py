@@ -81,5 +81,5 @@ def _document(url: str) -> Document:
 ROUTES = (
     *keys_api.ROUTES,
     *records_api.ROUTES,
-    Route(method="GET", path=_OPENAPI, name="openapi", tag="keys", call=openapi),
+    Route("GET", _OPENAPI, "openapi", "keys", openapi),
 )

@@ -216,46 +216,20 @@ def _empty() -> Response:
     return response
 
 
-#: What may be wrong with a key as it was typed.
-TYPED: tuple[type[ByokError], ...] = (
-    MalformedApiKeyError,
-    EndpointNotAllowedError,
-    KeyRefusedError,
-)
-_USED = (MissingCredentialError, RejectedCredentialError, UnreadableCredentialError)
+#: Problems of a key that is to be stored, and of the key in use.
+SET_PROBLEMS = (MalformedApiKeyError, EndpointNotAllowedError, KeyRefusedError)
+_USE_PROBLEMS = (MissingCredentialError, RejectedCredentialError, UnreadableCredentialError)
 
 
-def _route(
-    method: str, path: str, name: str, call: Callable[..., Any], *problems: type[ByokError]
-) -> Route:
-    path = f"/providers/keys{path}"
-    return Route(method=method, path=path, name=name, tag="keys", call=call, problems=problems)
+def _post(name: str, call: Callable[..., Any], *problems: type[ByokError]) -> Route:
+    problems = (*problems, UnknownProviderError, RateLimitedError)
+    return Route("POST", f"/providers/keys/{name}", name, "keys", call, problems=problems)
 
 
 ROUTES = (
-    _route("GET", "", "get", list_keys),
-    _route(
-        "POST",
-        "/set",
-        "set",
-        set_key,
-        *(UnknownProviderError, ProviderLockedError, SessionRequiredError, RateLimitedError),
-        *TYPED,
-    ),
-    _route("POST", "/clear", "clear", clear_key, UnknownProviderError, RateLimitedError),
-    _route(
-        "POST",
-        "/validate",
-        "validate",
-        validate_key,
-        *(UnknownProviderError, RateLimitedError, MalformedApiKeyError, EndpointNotAllowedError),
-        *_USED,
-    ),
-    _route(
-        "POST",
-        "/promote",
-        "promote",
-        promote_keys,
-        *(UnknownProviderError, SessionRequiredError, UnreadableCredentialError, RateLimitedError),
-    ),
+    Route("GET", "/providers/keys", "get", "keys", list_keys),
+    _post("set", set_key, *SET_PROBLEMS, ProviderLockedError, SessionRequiredError),
+    _post("clear", clear_key),
+    _post("validate", validate_key, *_USE_PROBLEMS, MalformedApiKeyError, EndpointNotAllowedError),
+    _post("promote", promote_keys, SessionRequiredError, UnreadableCredentialError),
 )

@@ -64,7 +64,7 @@ _REQUEST_PROBLEMS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Route:
     """One call of the interface; the app's route and its description are both made from it.
 

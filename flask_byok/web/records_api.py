@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, NotRequired, TypedDict, cast
@@ -34,7 +34,14 @@ from ..model.owner import LONGEST_ID
 from ..settings import ValidateOnSet
 from .caller import current_caller, get_state
 from .guards import asks_for_value, keep_from_logs
-from .keys_api import TYPED, Description, Label, NewKeyRequest, ProviderName, typed_fields
+from .keys_api import (
+    SET_PROBLEMS,
+    Description,
+    Label,
+    NewKeyRequest,
+    ProviderName,
+    typed_fields,
+)
 from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
@@ -254,49 +261,41 @@ def _open(keys: Callable[[], Shelf], id: str | None = None) -> list[Any]:
 
 
 def _routes(
-    base: str, prefix: str, tag: str, keys: Callable[[], Shelf], **calls: Callable[..., Any]
-) -> list[Route]:
-    one = f"{base}/<id>"
-    stored = (KeyNotFoundError, UnknownProviderError, UnreadableCredentialError, RateLimitedError)
-    changed = (*stored, *TYPED, ProviderLockedError, VersionConflictError)
-    created = (KeyExistsError, UnknownProviderError, ProviderLockedError, RateLimitedError, *TYPED)
-    shown = (UnreadableCredentialError, RateLimitedError, FreshLoginRequiredError)
-    is_own = tag == "records"
-    table: list[tuple[str, str, str, Callable[..., Any], tuple[type[ByokError], ...]]] = [
-        ("GET", base, "list_records", calls["list"], (UnknownProviderError, InvalidFieldError)),
-        ("POST", base, "create_record", calls["create"], created),
-        ("GET", f"{base}/stats", "record_stats", stats, ()),
-        ("GET", one, "get_record", show, (KeyNotFoundError, *(shown if is_own else ()))),
-        ("PATCH", one, "change_record", change, changed),
-        ("PUT", one, "put_record", change, changed),
-        (
-            "DELETE",
-            one,
-            "delete_record",
-            delete,
-            (KeyNotFoundError, VersionConflictError, RateLimitedError),
-        ),
-        ("POST", f"{one}/validate", "validate_record", validate, stored),
-    ]
-    return [
-        Route(
-            method=method,
-            path=path,
-            name=f"{prefix}{name}",
-            tag=tag,
-            call=call,
-            open=partial(_open, keys),
-            problems=(NotAllowedError, *problems),
-            reveals=is_own and call is show,
-        )
-        for method, path, name, call, problems in table
-    ]
+    base: str,
+    tag: str,
+    keys: Callable[[], Shelf],
+    list_them: Callable[..., Page],
+    create: Callable[..., CheckedRecord],
+) -> Iterator[Route]:
+    """Yield the calls on one shelf; ``tag`` is ``records`` or ``admin``."""
+    opener, prefix = partial(_open, keys), "" if tag == "records" else f"{tag}_"
+
+    def route(
+        method: str, path: str, name: str, call: Callable[..., Any], *problems: type[ByokError]
+    ) -> Route:
+        found: list[type[ByokError]] = [NotAllowedError, *problems]
+        reveals = call is show and tag == "records"
+        if "<id>" in path:
+            found.append(KeyNotFoundError)
+        if reveals:
+            found += (UnreadableCredentialError, RateLimitedError, FreshLoginRequiredError)
+        return Route(method, base + path, prefix + name, tag, call, opener, found, reveals)
+
+    changed = (*SET_PROBLEMS, UnknownProviderError, ProviderLockedError, RateLimitedError)
+    yield route("GET", "", "list_records", list_them, UnknownProviderError, InvalidFieldError)
+    yield route("POST", "", "create_record", create, KeyExistsError, *changed)
+    yield route("GET", "/stats", "record_stats", stats)
+    yield route("GET", "/<id>", "get_record", show)
+    for method, name in (("PATCH", "change_record"), ("PUT", "put_record")):
+        conflicts = (VersionConflictError, UnreadableCredentialError)
+        yield route(method, "/<id>", name, change, *changed, *conflicts)
+    yield route("DELETE", "/<id>", "delete_record", delete, VersionConflictError, RateLimitedError)
+    checked = (UnknownProviderError, UnreadableCredentialError, RateLimitedError)
+    yield route("POST", "/<id>/validate", "validate_record", validate, *checked)
 
 
 ROUTES = (
-    *_routes("/keys", "", "records", _own_keys, list=list_own, create=create_own),
-    Route(method="GET", path="/keys/services", name="services", tag="records", call=list_services),
-    *_routes(
-        "/admin/keys", "admin_", "admin", _shared_keys, list=list_shared, create=create_shared
-    ),
+    *_routes("/keys", "records", _own_keys, list_own, create_own),
+    Route("GET", "/keys/services", "services", "records", list_services),
+    *_routes("/admin/keys", "admin", _shared_keys, list_shared, create_shared),
 )

@@ -67,7 +67,7 @@ def answer(settings: SettingsPage, words: str) -> None:
 def test_key_in_the_account_is_there_in_another_browser(
     serve: ServeHost, browser: Chrome, plain_browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
-    """Who signs in goes on with the key of the account, after signing out and in any browser; nobody else does."""
+    """The account's key serves its user after a sign-out and in any browser, and serves no other user."""
     url, api_key = serve().url, make_key("ada")
     here, there = SettingsPage(browser, url), SettingsPage(plain_browser, url)
     sign_in(here)
@@ -98,7 +98,7 @@ def test_key_for_the_session_goes_with_it(
 
 
 def test_visitor_has_no_account(settings: SettingsPage) -> None:
-    """Nobody who is not signed in is offered one, nor where keys are kept for sessions only."""
+    """A visitor is offered no account, and neither is a user if keys are kept for sessions only."""
     assert settings.row_all("openai", "input[name=persist], [part=more]") == []
 
 
@@ -108,7 +108,7 @@ def test_visitor_has_no_account(settings: SettingsPage) -> None:
 def test_place_is_asked_only_where_there_are_two(
     serve: ServeHost, browser: Chrome, precedence: list[str], asked: bool
 ) -> None:
-    """Where keys have one place there is no box, and the text above says which it is."""
+    """If keys have only one place, there is no checkbox, and the text above names the place."""
     settings = SettingsPage(browser, serve(BYOK_PRECEDENCE=precedence).url)
     sign_in(settings)
     assert bool(settings.row_all("openai", "input[name=persist]")) is asked
@@ -145,7 +145,7 @@ def test_visitors_key_is_kept_in_the_account(
 def test_visitors_key_beside_the_accounts(
     settings: SettingsPage, make_key: Callable[[str], str], words: str, message: str, kept: str
 ) -> None:
-    """Where the account has a key both can be chosen; afterwards nothing is asked, and the chosen one is used."""
+    """If the account has a key, the user chooses between the two; then the question is gone."""
     keys = {name: make_key(name) for name in ("account", "visitor")}
     sign_in(settings)
     settings.save("openai", keys["account"])
@@ -182,7 +182,7 @@ def test_visitors_key_beside_one_for_the_session(
 def test_key_of_the_session_moves_to_the_account(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:
-    """What was saved for the session can be kept in the account later, and replaces what is there if so wished."""
+    """A session key can be kept in the account later, and replaces the key there if the user wishes."""
     sign_in(settings)
     for name, words in (("first", "Keep in my account"), ("second", "Replace my account's key")):
         api_key = make_key(name)
@@ -431,7 +431,7 @@ def test_one_of_several_keys_is_changed(
 def test_expiry_has_the_operators_limit(
     serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
-    """Where the operator limits how long keys are kept, the limit is shown, and holds without a day chosen."""
+    """The operator's limit on a key's lifetime is shown, and holds if no day is chosen."""
     settings = SettingsPage(browser, serve(BYOK_MAX_KEY_LIFETIME=timedelta(days=90)).url)
     sign_in(settings)
     last = (datetime.now(UTC) + timedelta(days=90)).date().isoformat()
@@ -464,7 +464,7 @@ def test_impossible_day_is_shown(serve: ServeHost, browser: Chrome) -> None:
     ids=["markup", "pictures", "words", "long", "dots"],
 )
 def test_rubbish_is_refused(serve: ServeHost, browser: Chrome, rubbish: str) -> None:
-    """What cannot be a key is refused with a sentence, stays where it was pasted, and nothing is stored."""
+    """Text that cannot be a key is refused with a sentence, stays in its input, and is not stored."""
     settings = SettingsPage(browser, serve().url)
     sign_in(settings)
     browser.execute_script("arguments[0].value = arguments[1]", settings.input("openai"), rubbish)
@@ -492,7 +492,7 @@ def test_key_in_the_label_is_refused(
 def test_box_asks_for_an_account_that_is_still_there(
     serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
-    """Who was signed out meanwhile is told to sign in; the key is not saved elsewhere, and stays in its input."""
+    """After a sign-out in another tab, a save asks to sign in; the key is not stored, and stays in its input."""
     settings, api_key = SettingsPage(browser, serve().url), make_key("ada")
     sign_in(settings)
     settings.driver.execute_async_script("fetch('/sign-out').then(arguments[0])")

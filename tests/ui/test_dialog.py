@@ -119,7 +119,7 @@ def test_clear_asks_first(settings: SettingsPage, byok_fake_providers: FakeProvi
 def test_clear_names_the_key_that_serves_instead(
     serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders, tmp_path: Path
 ) -> None:
-    """Where a shared key takes over, the message says so and the badge changes to SHARED."""
+    """If a shared key takes over, the message says so and the badge changes to SHARED."""
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/openai_api_key").write_text(byok_fake_providers.api_key("openai"))
     settings = SettingsPage(browser, serve().url)
@@ -291,7 +291,7 @@ def save_elsewhere(settings: SettingsPage, provider: str, api_key: str) -> None:
 def test_dialog_shows_what_another_tab_did(
     settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """A dialog that is opened shows what is there then, whatever was when its page was loaded; each time."""
+    """Each time the dialog is opened, it shows the present state, not that of the page load."""
     settings.visit("/")
     save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
     assert settings.source("openai") == ""
@@ -311,7 +311,7 @@ def test_dialog_shows_what_another_tab_did(
 def test_what_is_typed_at_once_stays(
     settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """Whoever types before the fresh rows are there loses nothing; the other rows are fresh."""
+    """Text typed before the fresh rows arrive stays; the other rows are fresh."""
     settings.visit("/")
     save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
     field = settings.input("groq")

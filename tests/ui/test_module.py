@@ -84,7 +84,7 @@ def row_text(page: SettingsPage) -> str:
 
 
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
-    """A verb that fails rejects with the problem's code and a sentence of ours, and changes nothing."""
+    """A verb that fails rejects with the problem's code and our sentence, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
     assert failed == {
         "code": "key_refused",

@@ -38,7 +38,7 @@ def test_page_is_linked(settings: SettingsPage) -> None:
 
 
 def test_script_only_controls_are_hidden(settings: SettingsPage) -> None:
-    """What would do nothing without the script is not shown."""
+    """Controls that need the script are not shown without it."""
     assert not settings.row("openai", "[data-byok-action=reveal]").is_displayed()
 
 
@@ -83,7 +83,7 @@ def test_bad_key_is_refused(settings: SettingsPage) -> None:
 
 
 def test_malformed_key_is_refused(settings: SettingsPage) -> None:
-    """What cannot be a key is refused with a sentence of ours."""
+    """Text that cannot be a key is refused with our sentence."""
     settings.save("openai", "short")
     settings.expect("Failed to save key: This is not an API key. Check what was pasted.")
 

@@ -158,7 +158,7 @@ def test_far_expiry_never_breaks_the_list(
 
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED_BODIES)
 def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code: str) -> None:
-    """What cannot be used is refused with its own code and status, and nothing of it is repeated."""
+    """An invalid body is refused with its own code and status, and nothing of it is repeated."""
     visitor.load()
     headers = {"X-CSRFToken": visitor.token or ""}
     answer = visitor.post(
@@ -238,7 +238,7 @@ def test_only_json_is_read(visitor: Browser, content_type: str) -> None:
 
 
 def test_a_key_in_the_label_is_refused(visitor: Browser, fake: FakeProviders) -> None:
-    """What is shown cannot hold the key by mistake."""
+    """A label that contains the key is refused."""
     api_key = fake.api_key("openai")
     for label in (api_key, f"mine: {api_key}", fake.api_key("anthropic")):
         answer = visitor.save(api_key, description=label, validate="off")
@@ -336,7 +336,7 @@ def test_session_is_required_before_a_write(app: HostApp, tmp_path: Path) -> Non
 
 
 def test_login_can_be_required(tmp_path: Path, fake: FakeProviders) -> None:
-    """With BYOK_REQUIRE_LOGIN a visitor is told to sign in by every call."""
+    """With BYOK_REQUIRE_LOGIN every call answers a visitor 401."""
     visitor = browser(make_app(tmp_path, fake, BYOK_REQUIRE_LOGIN=True, WTF_CSRF_ENABLED=False))
     answers = [visitor.get(KEYS)]
     answers += [visitor.call(verb, provider="openai") for verb in ("clear", "validate", "set")]
@@ -349,7 +349,7 @@ def test_login_can_be_required(tmp_path: Path, fake: FakeProviders) -> None:
 def test_locked_provider(
     tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator's key serves a locked provider, and nobody can put another in its place."""
+    """The operator's key serves a locked provider, and cannot be replaced by a personal one."""
     operators = fake.api_key("openai", owner="operator")
     monkeypatch.setenv("OPENAI_API_KEY", operators)
     visitor = browser(make_app(tmp_path, fake, BYOK_LOCKED_PROVIDERS=["openai"]))
@@ -365,7 +365,7 @@ def test_locked_provider(
     ("setting", "verb"), [("BYOK_SET_RATE", "set"), ("BYOK_VALIDATE_RATE", "validate")]
 )
 def test_rates(tmp_path: Path, fake: FakeProviders, setting: str, verb: str) -> None:
-    """Who asks too often waits, and is told how long."""
+    """A caller who exceeds a rate gets 429 with the seconds to wait."""
     visitor = browser(make_app(tmp_path, fake, **{setting: "2/minute"}))
     visitor.load()
     answers = [
