@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from flask_wtf.csrf import CSRFError
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
-from .. import __version__
 from ..errors import ByokError
 from . import forms, keys_api, records_api, ui
 from .guards import limit_body, refuse_cross_site, refuse_unrouted, secure
@@ -75,7 +75,7 @@ def openapi() -> Document:
 
 @cache
 def _document(url: str) -> Document:
-    return Document(describe(ROUTES, url=url, version=__version__))
+    return Document(describe(ROUTES, url=url, version=version("flask-byok")))
 
 
 ROUTES = (

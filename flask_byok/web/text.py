@@ -125,9 +125,9 @@ OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
 
 VERDICTS: Mapping[str, str] = {
     "valid": "The key works.",
-    "valid_restricted": "The key works, but its permissions are restricted.",
-    "valid_no_credit": "The key works, but the account has no credit left.",
-    "valid_rate_limited": "The key works, but has reached its rate limit.",
+    "valid_restricted": "The key works, but its permissions are narrow.",
+    "valid_no_credit": "The key is good, but the account has no credit left.",
+    "valid_rate_limited": "The key is good, but over its rate limit right now.",
     "invalid": "The provider rejected this key. Check that you copied all of it, or create a new one.",
     "disabled": "The provider has disabled this key.",
     "wrong_provider": "This key belongs to another provider.",

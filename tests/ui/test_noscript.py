@@ -85,7 +85,7 @@ def test_bad_key_is_refused(settings: SettingsPage) -> None:
 def test_malformed_key_is_refused(settings: SettingsPage) -> None:
     """Text that cannot be a key is refused with our sentence."""
     settings.save("openai", "short")
-    settings.expect("Failed to save key: This is not an API key. Check what was pasted.")
+    settings.expect("Failed to save key: This is not an API key. Check what you pasted.")
 
 
 def test_key_is_checked(settings: SettingsPage, byok_fake_providers: FakeProviders) -> None:
