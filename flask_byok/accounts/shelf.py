@@ -39,19 +39,23 @@ Count = Annotated[int, Meta(ge=0)]
 
 
 class Record(TypedDict):
-    """What may be shown of a stored key."""
+    """What may be shown of a stored key.
+
+    ``owner`` is ``user:<id>``, ``team:<id>`` or ``system``. ``slot`` is empty for an owner's first key. A
+    key ``expires_soon`` if it works, but expires within a week.
+    """
 
     id: str
     provider: str
-    slot: Annotated[str, Meta(description="Empty for an owner's first key for the provider.")]
+    slot: str
     label: str | None
     description: str | None
-    hint: Annotated[str, Meta(description="The key's public prefix and last characters.")]
-    owner: Annotated[str, Meta(description="`user:<id>`, `team:<id>` or `system`.")]
+    hint: str
+    owner: str
     active: bool
     state: State
     expires_at: Timestamp | None
-    expires_soon: Annotated[bool, Meta(description="The key works, but expires within a week.")]
+    expires_soon: bool
     created_at: Timestamp
     updated_at: Timestamp
     last_used_at: Timestamp | None

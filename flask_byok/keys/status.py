@@ -25,7 +25,12 @@ from .tiers import Candidate
 
 
 class Status(TypedDict):
-    """Which key serves a provider's calls for the present caller."""
+    """Which key serves a provider's calls for the present caller.
+
+    ``promotable_hint`` is the hint of the key that can be kept in the account, and ``promotable_in_account`` is true if
+    the account already has that very key. ``operator_names`` are the environment variables and files with the
+    operator's keys, for admins only. A key ``expires_soon`` if it works, but expires within a week.
+    """
 
     provider: str
     name: str
@@ -42,38 +47,29 @@ class Status(TypedDict):
     created_at: Timestamp | None
     updated_at: Timestamp | None
     expires_at: Timestamp | None
-    expires_soon: Annotated[bool, Meta(description="The key works, but expires within a week.")]
+    expires_soon: bool
     last_used_at: Timestamp | None
     usage_count: Annotated[int, Meta(ge=0)]
     promotable: bool
-    promotable_hint: Annotated[
-        str | None, Meta(description="The hint of the key that can be kept in the account.")
-    ]
-    promotable_in_account: Annotated[
-        bool, Meta(description="True if the account already has that very key.")
-    ]
+    promotable_hint: str | None
+    promotable_in_account: bool
     fields: list[FieldFacts]
     get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
-    operator_names: NotRequired[
-        Annotated[
-            list[str],
-            Meta(
-                description="Environment variables or files with the operator's keys; admins only."
-            ),
-        ]
-    ]
+    operator_names: NotRequired[list[str]]
 
 
 class KeyList(TypedDict):
-    """The status of every provider, and what applies to all of them."""
+    """The status of every provider, and what applies to all of them.
+
+    ``storage`` describes where keys are kept, in sentences made from the configuration. ``can_persist`` is true if keys
+    can be kept in the caller's account.
+    """
 
     providers: list[Status]
     precedence: list[Tier]
     authenticated: bool
-    can_persist: Annotated[bool, Meta(description="Keys can be kept in the caller's account.")]
-    storage: Annotated[
-        str, Meta(description="Where keys are kept, in one sentence made from the configuration.")
-    ]
+    can_persist: bool
+    storage: str
 
 
 def build_status(

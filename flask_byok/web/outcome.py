@@ -12,8 +12,13 @@ from .text import OUTCOMES, REASONS, VERDICTS
 
 Kind = Literal["success", "warning", "error"]
 
-_OUTCOME, _PROVIDER, _VERDICT, _REASON = "byok", "byok_provider", "byok_verdict", "byok_reason"
-_PARAMETERS = frozenset({_OUTCOME, _PROVIDER, _VERDICT, _REASON})
+#: The query's parameters, by the outcome's attributes.
+_PARAMETERS = {
+    "code": "byok",
+    "provider": "byok_provider",
+    "verdict": "byok_verdict",
+    "reason": "byok_reason",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,23 +33,13 @@ class Outcome:
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Outcome:
         """Return the outcome in a page's query; empty if there is none."""
-        return cls(
-            code=query.get(_OUTCOME, ""),
-            provider=query.get(_PROVIDER, ""),
-            verdict=query.get(_VERDICT, ""),
-            reason=query.get(_REASON, ""),
-        )
+        return cls(**{name: query.get(sent, "") for name, sent in _PARAMETERS.items()})
 
     def added_to(self, url: str) -> str:
         """Return the URL's path and query, with this outcome in place of an earlier one."""
         parts = urlsplit(url)
-        facts = {
-            _OUTCOME: self.code,
-            _PROVIDER: self.provider,
-            _VERDICT: self.verdict,
-            _REASON: self.reason,
-        }
-        query = _foreign(parts.query) + [(name, value) for name, value in facts.items() if value]
+        facts = [(sent, getattr(self, name)) for name, sent in _PARAMETERS.items()]
+        query = _foreign(parts.query) + [(sent, value) for sent, value in facts if value]
         return f"{parts.path}?{urlencode(query)}"
 
 
@@ -94,7 +89,7 @@ def local_path(url: str | None) -> str | None:
 
 def _foreign(query: str) -> list[tuple[str, str]]:
     pairs = parse_qsl(query, keep_blank_values=True)
-    return [(name, value) for name, value in pairs if name not in _PARAMETERS]
+    return [(name, value) for name, value in pairs if name not in _PARAMETERS.values()]
 
 
 def _kind(verdict: str) -> Kind:

@@ -20,14 +20,8 @@ TYPE_PREFIX = "https://flask-byok.readthedocs.io/en/latest/problems.html#"
 NOT_SET_UP = "This site's API keys are not set up correctly. The reason is in its log."
 
 _logger = logging.getLogger("flask_byok.web")
-_HTTP_CODES = {
-    400: "bad_request",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "too_large",
-    415: "unsupported_media_type",
-    500: "internal_server_error",
-}
+#: The statuses of Flask's errors that the documentation describes.
+_DOCUMENTED = (400, 404, 405, 413, 415, 500)
 
 
 class Problem(TypedDict):
@@ -78,9 +72,9 @@ def http_problem_response(error: HTTPException) -> Response:
     """Return a problem object for an error that Flask raised on one of our routes."""
     status = error.code or 500
     title = HTTPStatus(status).phrase
-    code = _HTTP_CODES.get(status, title.lower().replace(" ", "_"))
+    code = "too_large" if status == 413 else title.lower().replace(" ", "_")
     body = _body(status, code, title, error.description or title)
-    if status not in _HTTP_CODES:
+    if status not in _DOCUMENTED:
         body["type"] = "about:blank"  # the host raised it: RFC 9457, 4.2.1
     response = _response(body)
     if allow := dict(error.get_headers()).get("Allow"):

@@ -44,22 +44,14 @@ TEXT: Mapping[str, str] = {
 #: The badge of a tier, by the vocabulary of ``BYOK_LABELS``; the empty tier means that no key is in use.
 BADGES: Mapping[str, Mapping[str, str]] = {
     "default": {
-        "session": "YOUR KEY",
-        "user": "YOUR KEY",
-        "team": "SHARED",
-        "system": "SHARED",
-        "secret": "SHARED",
-        "env": "SHARED",
+        **dict.fromkeys(("session", "user"), "YOUR KEY"),
+        **dict.fromkeys(("team", "system", "secret", "env"), "SHARED"),
         "": "NOT SET",
         "standalone": "STANDALONE",
     },
     "env": {
-        "session": "SET",
-        "user": "SET",
-        "team": "SET",
-        "system": "SET",
-        "secret": "ENV",
-        "env": "ENV",
+        **dict.fromkeys(("session", "user", "team", "system"), "SET"),
+        **dict.fromkeys(("secret", "env"), "ENV"),
         "": "none",
         "standalone": "STANDALONE",
     },
@@ -70,9 +62,7 @@ PLACES: Mapping[str, str] = {
     "session": "For this session only",
     "user": "In your account",
     "team": "Your team's key",
-    "system": "Shared by this site",
-    "secret": "Shared by this site",
-    "env": "Shared by this site",
+    **dict.fromkeys(("system", "secret", "env"), "Shared by this site"),
 }
 
 #: The state of a key; "soon" is an active key that expires within days.
