@@ -552,22 +552,6 @@ def test_loaders_of_the_signed_in_are_not_asked_for_visitors(
     assert {"teams", "admin"} == set(asked)
 
 
-def test_the_hosts_engine_is_used(tmp_path: Path) -> None:
-    """If the host has an SQLAlchemy engine, the keys go into its database."""
-    from sqlalchemy import create_engine, inspect
-
-    class Host:
-        engine = create_engine(f"sqlite:///{tmp_path / 'host.sqlite'}")
-
-    app = bare(tmp_path)
-    app.extensions["sqlalchemy"] = Host()
-    Session(app)
-    BYOK(app)
-    app.test_client().get("/api/providers/keys")
-    assert "byok_sessions" in inspect(Host.engine).get_table_names()
-    Host.engine.dispose()
-
-
 def test_a_host_with_asynchronous_engines_only(tmp_path: Path) -> None:
     """An extension that has no synchronous engine does not stop the app from starting."""
 

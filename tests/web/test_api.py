@@ -306,6 +306,13 @@ def test_openapi_names_where_it_is(tmp_path: Path, prefix: str, mount: str) -> N
         ("PUT", f"{KEYS}/promote", 405),
         ("GET", f"{KEYS}/nothing", 404),
         ("POST", f"{KEYS}/set/", 404),
+        ("GET", "/api/keys", 401),
+        ("GET", "/api/keys/services", 200),
+        ("POST", "/api/keys", 400),
+        ("DELETE", "/api/keys/0123456789abcdef0123456789abcdef", 400),
+        ("POST", "/api/keys/0123456789abcdef0123456789abcdef", 405),
+        ("PATCH", "/api/admin/keys", 405),
+        ("GET", "/api/admin/keys/x/y", 404),
     ],
 )
 def test_headers_of_every_answer(visitor: Browser, method: str, path: str, status: int) -> None:

@@ -867,37 +867,6 @@ def test_signals(ann: Keeper, fake: FakeProviders, heard: list[tuple[str, dict[s
     ]
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", OWN, 200),
-        ("HEAD", OWN, 200),
-        ("POST", OWN, 400),
-        ("DELETE", OWN, 405),
-        ("GET", f"{OWN}/", 404),
-        ("GET", f"{OWN}/x/y", 404),
-        ("PATCH", f"{OWN}/{UNKNOWN}", 400),
-        ("DELETE", f"{OWN}/{UNKNOWN}", 400),
-        ("POST", f"{OWN}/{UNKNOWN}", 405),
-        ("POST", f"{OWN}/{UNKNOWN}/validate", 400),
-        ("PATCH", "/api/admin/keys", 405),
-        ("GET", "/api/admin/keys/x/y", 404),
-    ],
-)
-def test_headers_of_every_answer(ann: Keeper, method: str, path: str, status: int) -> None:
-    """Good or bad, each answer is guarded as those of the other calls; without a token nothing changes."""
-    ann.token = None
-    answer = ann.ask(method, path)
-    assert answer.status_code == status
-    assert answer.headers["Cache-Control"] == "no-store"
-    assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
-    if status >= 400:
-        assert answer.mimetype == "application/problem+json"
-    if status == 405:
-        assert answer.headers["Allow"]
-
-
 def test_guards(ann: Keeper, fake: FakeProviders) -> None:
     """Another site's requests, forms and oversized bodies are turned away."""
     path = f"{OWN}/{ann.keep(fake.api_key('openai'))['id']}"
