@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..model.credential import Verdict
 from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule
 
-_INVALID = "The provider does not know this key."
+_INVALID = "The provider rejected this key. Check that you copied all of it, or create a new one."
 _RESTRICTED = "The key is good, but its permissions are narrow."
 _NO_CREDIT = "The key is good, but the account has no credit left."
 _RATE_LIMITED = "The key is good, but the account is over its rate limit right now."

@@ -6,12 +6,22 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 from ..errors import ConfigurationError, UnknownProviderError
 from ..model.credential import Verdict
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+class FieldFacts(TypedDict):
+    """A field that people fill in."""
+
+    name: str
+    label: str
+    secret: bool
+    required: bool
+    placeholder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +34,9 @@ class Field:
     required: bool = True
     placeholder: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
-        return asdict(self)
+        return FieldFacts(**asdict(self))
 
 
 @dataclass(frozen=True, slots=True)

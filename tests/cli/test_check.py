@@ -81,7 +81,7 @@ def test_every_setting_is_shown(tmp_path: Path) -> None:
 def test_sources_of_the_encryption_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """It is told where the encryption key comes from, and shown by its id."""
+    """The source of the encryption key is shown, and the key by its id."""
     config: dict[str, Any] = {"BYOK_ENCRYPTION_KEY": None}
     path = tmp_path / "encryption.key"
     if source == "config":
@@ -181,7 +181,7 @@ def test_missing_encryption_key(tmp_path: Path) -> None:
 
 
 def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
-    """What is fine on one machine, or in one worker, is noted; it is not unsafe."""
+    """A choice that is right for one machine or one worker is a note, not unsafe."""
     small = run(make_app(tmp_path, **SAFE), "check")
     assert small.exit_code == 0
     for words in ("own memory", "SQLite file", "PREFERRED_URL_SCHEME"):
@@ -231,7 +231,7 @@ def test_encryption_key_retired_too_early(tmp_path: Path, database_url: str) -> 
     result = run(app, "check")
     assert result.exit_code == 1
     assert (
-        f"unsafe: no configured encryption key has the id {NEW_ID}, with which 1" in result.output
+        f"unsafe: no configured encryption key has the id {NEW_ID}, which sealed 1" in result.output
     )
 
 
@@ -267,7 +267,7 @@ def test_database_away(tmp_path: Path) -> None:
 
 
 def test_redis_away(tmp_path: Path) -> None:
-    """A Redis that does not answer is unsafe, whatever else is well."""
+    """A Redis that does not answer is unsafe."""
     url = f"redis://:hunter22@127.0.0.1:{free_port()}/0"
     result = run(make_app(tmp_path, BYOK_REDIS=url, **SAFE), "check")
     assert result.exit_code == 1
@@ -311,7 +311,7 @@ def test_no_accounts(tmp_path: Path) -> None:
 
 
 def test_user_without_rights(tmp_path: Path, limited_url: str) -> None:
-    """A database user who may not make the tables is told which statements an administrator runs; the app starts."""
+    """If the database's user may not create the tables, the message names the statements for an administrator."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=limited_url, **SAFE)
     result = run(app, "check")
     assert result.exit_code == 1
@@ -334,7 +334,7 @@ def test_user_without_some_rights(tmp_path: Path, postgres_url: str, limited_url
 
     result = say("GRANT SELECT")
     assert result.exit_code == 1
-    assert "unsafe: The database's user has not these rights: INSERT on byok_" in result.stderr
+    assert "unsafe: The database's user lacks these rights: INSERT on byok_" in result.stderr
     for right in ("INSERT", "UPDATE", "DELETE"):
         assert result.stderr.count(f"{right} on byok_") == len(metadata.tables)
     result = say("GRANT SELECT, INSERT, DELETE")
@@ -422,7 +422,7 @@ def test_a_host_without_an_engine_of_its_own_is_not_late(tmp_path: Path, sqlite_
 
 
 def test_the_hosts_database(tmp_path: Path, database_url: str) -> None:
-    """Where keys are in the host's database, that is said, and that its migrations would drop our tables."""
+    """Keys in the host's database are reported, and that its migrations would drop our tables."""
     app = host_with_database(tmp_path, database_url, late=False)
     result = run(app, "check")
     assert result.exit_code == 0, result.stderr
@@ -447,7 +447,7 @@ def test_tables_kept_out_of_migrations(tmp_path: Path, sqlite_url: str, kept_out
 def test_host_that_sets_its_database_up_too_late(
     tmp_path: Path, sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where db.init_app comes after BYOK, keys are in the file; the check says so, and the log, once."""
+    """If db.init_app comes after BYOK, keys are in the file; the check says so, and the log says so once."""
     app = host_with_database(tmp_path, sqlite_url, late=True)
     result = run(app, "check")
     assert result.exit_code == 1

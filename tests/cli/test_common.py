@@ -65,12 +65,12 @@ def test_only_commands_have_time(
 
 
 def test_nowhere_to_show_it() -> None:
-    """Where what is shown cannot be written, it is one sentence that does not deny what was done."""
+    """Output that cannot be written is one sentence, which does not deny that the work was done."""
     command = [sys.executable, "-m", "flask", "byok", "generate-key"]
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith("Error: What is shown here, or a file, cannot be written")
+    assert result.stderr.startswith("Error: The output, or a file, cannot be written")
     assert "may have done" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -79,7 +79,7 @@ def test_nowhere_to_show_it() -> None:
 def test_closed_streams(
     tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int
 ) -> None:
-    """Where stdin and stdout are closed, nobody is asked or shown anything, and nothing breaks."""
+    """With stdin and stdout closed, a command neither prompts nor breaks."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE)
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "stdout", None)

@@ -49,7 +49,7 @@ def test_start_makes_the_tables(tmp_path: Path) -> None:
 
 
 def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A SQLite file that was not there is told once, as its path may be mistyped; the one of our own is not."""
+    """A new SQLite file is logged once, as its path may be mistyped; our own file is not."""
     file = tmp_path / "mistyped" / "keys.sqlite"
     config = {"BYOK_ENCRYPTION_KEY": OLD, **SAFE}
     for _ in range(2):

@@ -100,7 +100,7 @@ def test_axe_finds_nothing_in_the_pages(settings: SettingsPage, path: str, theme
 
 
 def test_axe_finds_nothing_in_the_failure(serve: ServeHost, browser: Chrome) -> None:
-    """What is shown when keys cannot be loaded is as good."""
+    """The page of a failed load is as accessible."""
     settings = SettingsPage(browser, serve(BYOK_REQUIRE_LOGIN=True).url)
     settings.open()
     assert settings.find("[data-byok-failure]").is_displayed()
@@ -264,7 +264,7 @@ def test_keyboard_alone_is_enough(
 
 
 def test_focus_is_not_hidden(settings: SettingsPage) -> None:
-    """What the focus reaches is never behind the header or the message, in a low window."""
+    """In a low window, the focused control is never behind the header or the message."""
     settings.resize(400, 420)
     settings.open()
     settings.press("openai", "validate")

@@ -88,7 +88,7 @@ def test_admin_shares_a_key(page: SettingsPage, demo: Demo) -> None:
     assert find(page, "#api_key").get_property("value") == ""
 
     change_shared(page, "Save", bad)
-    wait_for(page, "#said", "does not know this key")
+    wait_for(page, "#said", "rejected this key")
     wait_for(page, "#keys", f"…{good[-4:]}")
 
     sign_in(page, "ada")
@@ -165,7 +165,7 @@ def test_pages_are_accessible(page: SettingsPage, demo: Demo, theme: str, size: 
     add_shared(page, "everybody", demo.printed(r"demo-good-\w+"))
     wait_for(page, "#keys", "Everybody")
     change_shared(page, "Save", "demo-anything-at-all")
-    wait_for(page, "#said", "The provider does not know this key")
+    wait_for(page, "#said", "The provider rejected this key")
     assert_accessible(page, size)
     find(page, "#keys button").click()
     assert_accessible(page, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flask_byok.testing import FakeProviders
+from flask_byok.web.text import VERDICTS
 
 from .browser import SettingsPage
 
@@ -83,9 +84,12 @@ def row_text(page: SettingsPage) -> str:
 
 
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
-    """A verb that fails rejects with the problem's code and a sentence of ours, and changes nothing."""
+    """A verb that fails rejects with the problem's code and our sentence, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
-    assert failed == {"code": "key_refused", "message": "The provider does not know this key."}
+    assert failed == {
+        "code": "key_refused",
+        "message": VERDICTS["invalid"],
+    }
     failed = open_settings.call("byok.promoteProviderKeys()")
     assert failed["code"] == "owner_required"
     assert open_settings.driver.execute_script("return window.changes") == []
