@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
 from ..errors import ConfigurationError, UnknownProviderError
 from ..model.credential import Verdict
@@ -36,7 +36,7 @@ class Field:
 
     def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
-        return FieldFacts(**asdict(self))
+        return cast(FieldFacts, asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
