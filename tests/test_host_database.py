@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,12 @@ def with_byok(app: Flask) -> BYOK:
 
 
 def let_go(app: Flask) -> None:
-    """Close our own connections."""
-    accounts = get_state(app).service.accounts
-    assert accounts is not None
-    accounts.engine.dispose()
+    """Close our own connections, with no use left to count."""
+    service = get_state(app).service
+    assert service.accounts is not None
+    with suppress(StoreError):
+        service.usage.flush()
+    service.accounts.engine.dispose()
 
 
 def work_in_a_view(host: Host, work: Callable[[], object], end: str) -> list[str]:
