@@ -9,16 +9,19 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
-from redis.connection import BlockingConnectionPool
+from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import (
     AskError,
     ChildDeadlockedError,
+    ConnectionError,
     NoScriptError,
     RedisClusterException,
     RedisError,
@@ -36,6 +39,8 @@ CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1
 CLUSTER_READ_TIMEOUT = 0.2
 #: Connections of one process to one server.
 MAX_CONNECTIONS = 64
+#: Of these, connections that are kept at hand, out of the pool.
+_KEPT = 16
 #: Milliseconds that replicas have to acknowledge a change, on a Cluster and elsewhere. Redis ends such
 #: a wait up to 100 ms late, which must still be within the read timeout.
 _CLUSTER_WAIT_LIMIT, _WAIT_LIMIT = 50, 100
@@ -95,7 +100,7 @@ class RedisDocuments:
         #: The client with our own time limits.
         self.client = limited_client(client_or_url)
         self.breaker = Breaker()
-        self._execute: Callable[..., Any] = self.client.execute_command
+        self._execute: Callable[..., Any] = _executor(self.client)
         self._wait = wait
 
     def apart(self) -> RedisDocuments:
@@ -198,6 +203,57 @@ class RedisDocuments:
         pipeline.execute_command(command, script, count, key, *args)  # type: ignore[no-untyped-call]
         pipeline.execute_command("WAIT", self._wait, limit)  # type: ignore[no-untyped-call]
         return pipeline.execute(raise_on_error=False)
+
+
+class _Line:
+    """Sends commands over connections that it keeps out of their pool.
+
+    redis-py's own way, with the pool's lock, a look at the socket and its metrics, takes twice as long
+    as the command itself.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._idle: list[Any] = []
+        self._process = os.getpid()
+
+    def __call__(self, *command: Any) -> Any:
+        if self._process != os.getpid():
+            self._idle, self._process = [], os.getpid()  # the parent's connections stay its own
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._ask(self._pool.get_connection(), command)
+            # The server may have closed it meanwhile; asked twice, every command does the same.
+            with suppress(ConnectionError):
+                return self._ask(connection, command)
+
+    def _ask(self, connection: Any, command: tuple[Any, ...]) -> Any:
+        try:
+            connection.send_command(*command)
+            answer = connection.read_response()
+        except ResponseError:
+            self._keep(connection)
+            raise
+        except BaseException:
+            connection.disconnect()
+            self._pool.release(connection)
+            raise
+        self._keep(connection)
+        return answer
+
+    def _keep(self, connection: Any) -> None:
+        if len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        else:
+            self._pool.release(connection)
+
+
+def _executor(client: Redis | RedisCluster) -> Callable[..., Any]:
+    if isinstance(client, RedisCluster):
+        return client.execute_command
+    return _Line(client.connection_pool)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -13,7 +13,7 @@ from flask.cli import ScriptInfo
 from sqlalchemy import Engine, create_engine, select
 
 from flask_byok.cli import byok
-from flask_byok.storage import engine as sql_engine
+from flask_byok.storage import deadline
 from flask_byok.storage.tables import audit_heads
 
 from .host import SAFE, accounts_of, make_app, run
@@ -32,8 +32,7 @@ def test_commands_have_time(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command waits for a database that keeps a request waiting for too long."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 0.4)
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", "-c lock_timeout=300")
+    monkeypatch.setattr(deadline, "LIMIT", 0.4)
     app = make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE)
     result = run(app, "set", "openai", "--validate", "off", input="sk-proj-one-of-ours")
     assert result.exit_code == 0, result.output
@@ -49,19 +48,20 @@ def test_commands_have_time(
 
 
 def test_only_commands_have_time(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a command the app is as impatient as before."""
     seen: list[float] = []
-    accounts = accounts_of(app := make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE))
+    accounts = accounts_of(app := make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE))
 
     def note() -> None:
-        seen.append(sql_engine._call.limit)
+        seen.append(deadline.seconds())
 
     monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts._database.call(note))
     run(app, "list")
     accounts.canary.secret()
-    assert seen == [sql_engine.LONG_LIMIT, sql_engine.LIMIT]
+    assert seen == [deadline.LONG_LIMIT, deadline.LIMIT]
+    accounts.engine.dispose()
 
 
 def test_nowhere_to_show_it() -> None:
