@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -21,6 +22,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 give_time()
+# What the package logs is for `caplog`. On the terminal it would stand between the dots, wherever pytest does not
+# catch it: in a worker that is done before the others, and at the end of a process.
+logging.getLogger("flask_byok").addHandler(logging.NullHandler())
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

@@ -64,6 +64,8 @@ def test_key_is_kept_in_the_account(
         *(byok_fake_providers.api_key("openai", owner=o) for o in "ab"),
     )
     page.call("byok.setProviderKey('openai', given[0])", first)
+    # A request under way at the sign-in would store the visitor's session again: Flask-Session stores it whole.
+    page.wait(lambda: page.source("openai") == "session", "the row follows")
     page.visit("/sign-in/ada")
     options = {"persist": True, "label": "Work", "expires_at": "2999-12-31T23:59:59Z"}
     saved = page.call("byok.setProviderKey('openai', given[0], given[1])", second, options)
@@ -125,5 +127,6 @@ def test_missing_browser_features_are_filled_in(open_settings: SettingsPage) -> 
         old.replaceWith(settings);
         document.querySelector("dialog").showModal();
     """)
+    open_settings.wait(open_settings.is_fresh, "the dialog shows what is there now")
     open_settings.save("openai", "short")
     open_settings.wait(lambda: open_settings.message.startswith("Failed to save key"), "an answer")
