@@ -31,10 +31,10 @@ measure: .venv/.dev ## size, imports and hops of the package, beside the aims
 bench: .venv/.dev ## measured ratios against the raw parts and a naive version
 	$(BIN)/python -m tests.bench
 
-stress: ## the long trials
+stress: ## the long trials, one after the other, each with its time
 	scripts/provide
 	$(MAKE) .venv/.dev
-	scripts/test -m stress
+	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
 
 lock: ## choose new versions of everything
 	scripts/lock
