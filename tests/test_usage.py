@@ -288,7 +288,7 @@ def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     script = f"""
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.usage import UsageRecorder
+from flask_byok.keys.usage import UsageRecorder
 store = AccountStore("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
 recorder = UsageRecorder(store.usage.add, 3600)
 for _ in range(7):
