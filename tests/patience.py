@@ -1,6 +1,6 @@
-"""Time for a busy machine: where an app gives a store less than half a second, tests give it 20 seconds.
+"""Time limits for a busy machine: an app waits half a second for a store, a test waits 20 seconds.
 
-So no test fails because the machine was slow. Those that are about being late set the limits of apps again.
+So no test fails because the machine is slow. Tests about time limits use the limits of apps.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _PATIENT: Mapping[tuple[Any, str], Any] = {
 }
 _EVERYDAY = {(module, name): getattr(module, name) for module, name in _PATIENT}
 
-#: Seconds within which what waits for less than one has ended, on a busy machine too. Without a limit it would
-#: wait for ``services.AWAY``.
+#: Seconds within which a call with an everyday limit ends, even on a busy machine. A call without a limit takes
+#: ``services.AWAY``.
 IN_TIME = 4.0
 
 
 def give_time() -> None:
-    """Give stores that are made from now on, and every call of a database, much time."""
+    """Set long limits, for stores made from now on and for every call of a database."""
     _set(_PATIENT)
 
 
 @contextmanager
 def everyday_limits(*stores: ModuleType) -> Iterator[None]:
-    """Give them what apps give, for the time of a block; by default to both."""
+    """Use the limits of apps during a block, for these stores or for all."""
     before = {(module, name): getattr(module, name) for module, name in _PATIENT}
     _set({place: value for place, value in _EVERYDAY.items() if not stores or place[0] in stores})
     try:
@@ -49,7 +49,7 @@ def everyday_limits(*stores: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def soon(seconds: float = IN_TIME) -> Iterator[None]:
-    """Fail unless the block ends within so many seconds, which leave room for a busy machine."""
+    """Fail unless the block ends within this many seconds, which leave room for a busy machine."""
     started = time.perf_counter()
     yield
     assert time.perf_counter() - started < seconds
@@ -57,7 +57,7 @@ def soon(seconds: float = IN_TIME) -> Iterator[None]:
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Set the limits of apps for a block, and fail unless it ends soon."""
+    """Use the limits of apps during a block, and fail unless it ends soon."""
     with soon(), everyday_limits():
         yield
 

@@ -19,25 +19,25 @@ from tests.patience import soon
 
 @pytest.fixture(scope="module")
 def demo() -> Iterator[Demo]:
-    """Run one demo without any server beside it, for all tests that only use it."""
+    """Run one demo without other servers, for all tests that only use it."""
     with run_demo() as running:
         yield running
 
 
 @pytest.fixture
 def visitor(demo: Demo) -> Visitor:
-    """Be somebody who never came before."""
+    """Return a new visitor."""
     return Visitor(demo.url)
 
 
 @pytest.fixture
 def good_key(demo: Demo) -> str:
-    """Take the working key from what the demo printed."""
+    """Return the working key that the demo printed."""
     return demo.printed(r"demo-good-\w+")
 
 
 def test_start_tells_address_stores_and_keys(demo: Demo) -> None:
-    """What is printed names the address, where things are kept, a key that works and one that does not."""
+    """The banner names the address, the stores, a key that works and one that does not."""
     assert demo.url
     assert re.search(r"sessions +files in ", demo.banner)
     assert re.search(r"their keys +SQLite in .*, encrypted", demo.banner)
@@ -163,7 +163,7 @@ def test_visitors_key_waits_after_sign_in_until_it_is_kept(visitor: Visitor, goo
 
 
 def test_sign_in_page_shows_accounts_and_refuses_wrong_passwords(visitor: Visitor) -> None:
-    """All accounts on the page let people in, and with another password nobody is."""
+    """Every account on the page can sign in with its password, and with no other."""
     accounts = _accounts(visitor)
     assert [name for name, _ in accounts] == ["ada", "grace", "katherine"]
     for name, password in accounts:
@@ -210,7 +210,7 @@ def test_demo_stops_cleanly_and_forgets_its_files(number: signal.Signals) -> Non
 
 
 def test_files_are_for_their_owner_only_and_hold_no_key() -> None:
-    """Nobody else on the machine can read the demo's files, and no key is in them."""
+    """Only their owner can read the demo's files, and no key is in them."""
     with run_demo() as running:
         key = running.printed(r"demo-good-\w+")
         visitor = Visitor(running.url)
@@ -312,7 +312,7 @@ def test_unusable_setting_is_explained(name: str, value: str, sentence: str) -> 
 
 @pytest.fixture
 def signed_in(demo: Demo) -> Callable[[str], Visitor]:
-    """Be one of the people with an account."""
+    """Sign a new visitor in to one of the accounts."""
 
     def sign_in(name: str) -> Visitor:
         visitor = Visitor(demo.url)
@@ -346,7 +346,7 @@ def test_shared_keys_are_for_admins(visitor: Visitor, signed_in: Callable[[str],
 def test_shared_key_serves_those_it_is_for(
     signed_in: Callable[[str], Visitor], good_key: str, owner: str, sources: dict[str, str | None]
 ) -> None:
-    """What the admin sets serves everybody or the team, and the chat's answer says so; nobody sees its hint."""
+    """A shared key serves everyone or the team, as the chat's answer says; its hint is not shown."""
     admin = signed_in("katherine")
     body = {"owner": owner, "provider": "demo", "api_key": good_key}
     status, record = admin.post("/api/admin/keys", body)

@@ -118,7 +118,7 @@ def _statements(node: ast.AST, typing: bool) -> Iterator[ast.Import | ast.Import
 def _targets(
     statement: ast.Import | ast.ImportFrom, package: str, known: Container[str]
 ) -> Iterator[str]:
-    """Yield the modules of ours that a statement names."""
+    """Yield the modules of the package that a statement names."""
     if isinstance(statement, ast.Import):
         names = [alias.name for alias in statement.names]
     else:

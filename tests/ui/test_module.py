@@ -58,7 +58,7 @@ def test_verbs_work_and_tell_of_changes(
 def test_key_is_kept_in_the_account(
     open_settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """A host's script says where a key goes, with which label and until when, and can keep a visitor's."""
+    """A host's script chooses tier, label and expiry of a key, and can promote a visitor's."""
     page, first, second = (
         open_settings,
         *(byok_fake_providers.api_key("openai", owner=o) for o in "ab"),
@@ -85,7 +85,7 @@ def row_text(page: SettingsPage) -> str:
 
 
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
-    """A verb that fails rejects with the problem's code and a sentence of ours, and changes nothing."""
+    """A verb that fails rejects with the problem's code and its sentence, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
     assert failed == {"code": "key_refused", "message": "The provider does not know this key."}
     failed = open_settings.call("byok.promoteProviderKeys()")

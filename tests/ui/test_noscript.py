@@ -82,7 +82,7 @@ def test_bad_key_is_refused(settings: SettingsPage) -> None:
 
 
 def test_malformed_key_is_refused(settings: SettingsPage) -> None:
-    """What cannot be a key is refused with a sentence of ours."""
+    """A text that cannot be a key is refused with a sentence."""
     settings.save("openai", "short")
     settings.expect("Failed to save key: This is not an API key. Check what was pasted.")
 
