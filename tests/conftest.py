@@ -26,6 +26,9 @@ give_time()
 # catch it: in a worker that is done before the others, and at the end of a process.
 logging.getLogger("flask_byok").addHandler(logging.NullHandler())
 
+#: Folders of slow tests, the slowest first.
+_SLOW = {name: rank for rank, name in enumerate(("guarantees", "ui", "web", "cli", "stores"))}
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
@@ -38,7 +41,7 @@ def _fail_if_skipped(report: Report) -> Report:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: at the end, each would keep one process busy alone."""
-    items.sort(key=lambda item: item.path.parent.name not in ("guarantees", "ui"))
+    items.sort(key=lambda item: _SLOW.get(item.path.parent.name, len(_SLOW)))
 
 
 @pytest.hookimpl(wrapper=True)
