@@ -26,8 +26,8 @@ give_time()
 # catch it: in a worker that is done before the others, and at the end of a process.
 logging.getLogger("flask_byok").addHandler(logging.NullHandler())
 
-#: Folders of slow tests, the slowest first.
-_SLOW = {name: rank for rank, name in enumerate(("guarantees", "ui", "web", "cli", "stores"))}
+#: Folders and files of slow tests, the slowest first.
+_SLOW = ("guarantees", "ui", "test_openapi", "web", "cli", "stores")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -41,7 +41,12 @@ def _fail_if_skipped(report: Report) -> Report:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: at the end, each would keep one process busy alone."""
-    items.sort(key=lambda item: _SLOW.get(item.path.parent.name, len(_SLOW)))
+
+    def rank(item: pytest.Item) -> int:
+        names = (item.path.parent.name, item.path.stem)
+        return next((rank for rank, name in enumerate(_SLOW) if name in names), len(_SLOW))
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)
