@@ -29,7 +29,7 @@ IN_TIME = 4.0
 
 
 def give_time() -> None:
-    """Give stores that are made from now on, and every call of a database, much time."""
+    """Set long limits, for stores made from now on and for every call of a database."""
     _set(_PATIENT)
 
 
@@ -46,7 +46,7 @@ def everyday_limits(*stores: ModuleType) -> Iterator[None]:
 
 @contextmanager
 def soon(seconds: float = IN_TIME) -> Iterator[None]:
-    """Fail unless the block ends within so many seconds, which leave room for a busy machine."""
+    """Fail unless the block ends within this many seconds, which leave room for a busy machine."""
     started = time.perf_counter()
     yield
     assert time.perf_counter() - started < seconds
@@ -54,7 +54,7 @@ def soon(seconds: float = IN_TIME) -> Iterator[None]:
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Set the limits of apps for a block, and fail unless it ends soon."""
+    """Use the limits of apps during a block, and fail unless it ends soon."""
     with soon(), everyday_limits():
         yield
 

@@ -253,7 +253,7 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
     url = make_url(server.create_database())
     handler = type("Handler", (_Pooler,), {"target": ("127.0.0.1", server.port)})
     with _Pool(("127.0.0.1", 0), handler) as pooler:
-        threading.Thread(target=pooler.serve_forever, daemon=True).start()
+        threading.Thread(target=pooler.serve_forever, args=(0.02,), daemon=True).start()
         url = url.set(port=pooler.server_address[1])
         store = Sessions(SqlDocuments(url), ttl=DAY, max_age=30 * DAY)
         session = begin(store)

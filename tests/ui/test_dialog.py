@@ -291,7 +291,7 @@ def save_elsewhere(settings: SettingsPage, provider: str, api_key: str) -> None:
 def test_dialog_shows_what_another_tab_did(
     settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """Each time the dialog is opened, it shows the present state, not that of the page load."""
+    """Each time it is opened, the dialog shows the present keys, not those of when its page was loaded."""
     settings.visit("/")
     save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
     assert settings.source("openai") == ""

@@ -83,7 +83,7 @@ def test_bad_key_is_refused(settings: SettingsPage) -> None:
 
 
 def test_malformed_key_is_refused(settings: SettingsPage) -> None:
-    """Text that cannot be a key is refused with our sentence."""
+    """A text that cannot be a key is refused with a sentence."""
     settings.save("openai", "short")
     settings.expect("Failed to save key: This is not an API key. Check what you pasted.")
 

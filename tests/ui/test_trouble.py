@@ -52,7 +52,7 @@ def test_token_is_renewed_only_once(serve: ServeHost, browser: Chrome) -> None:
 def test_lost_session_is_renewed(
     serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders
 ) -> None:
-    """If the session ended while the page was open, the script starts another and sends the save again."""
+    """If the session has ended while the page was open, a new one begins and the save is sent again."""
     settings = SettingsPage(browser, serve(WTF_CSRF_ENABLED=False).url)
     settings.open()
     browser.delete_all_cookies()
