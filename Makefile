@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := requirements.lock pyproject.toml setup.cfg
 
 .NOTPARALLEL:
-.PHONY: demo test check docs bench stress lock clean
+.PHONY: demo test check docs measure bench stress lock clean
 
 demo: .venv/.runtime ## chat with your own key; prints the address
 	$(BIN)/python -m flask_byok.demo
@@ -25,13 +25,16 @@ check: .venv/.dev ## what can be told without running the code
 docs: .venv/.dev ## into docs/_build/html
 	$(BIN)/sphinx-build -W -q -b html docs docs/_build/html
 
+measure: .venv/.dev ## size, imports and hops of the package, beside the aims
+	$(BIN)/python -m tests.measure
+
 bench: .venv/.dev ## measured ratios against the raw parts and a naive version
 	$(BIN)/python -m tests.bench
 
-stress: ## the long trials
+stress: ## the long trials, one after the other, each with its time
 	scripts/provide
 	$(MAKE) .venv/.dev
-	scripts/test -m stress
+	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
 
 lock: ## choose new versions of everything
 	scripts/lock

@@ -27,19 +27,16 @@
       InvalidFieldError             422 invalid_field
       StoreError                    503 store_unavailable
 
-Messages are our own sentences. They never hold a key, part of one, or a provider's text (which can hold the key).
+Messages are our own sentences. They never contain a key, part of one, or a provider's text (which can contain the key).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from .model.credential import Validation
+from typing import Any, ClassVar
 
 
 class ByokError(Exception):
-    """Root of every error of this package; one ``except`` catches them all."""
+    """Root of every error of this package; one ``except`` catches all of them."""
 
     #: Machine-readable name, stable across releases.
     code: ClassVar[str] = "byok_error"
@@ -52,9 +49,9 @@ class ByokError(Exception):
         self, message: str | None = None, *, provider: str | None = None, tier: str | None = None
     ) -> None:
         super().__init__(message or self.title)
-        #: Provider that is meant, where one is.
+        #: Id of the provider concerned, or None.
         self.provider = provider
-        #: Tier that is meant, where one is.
+        #: Tier concerned, or None.
         self.tier = tier
 
 
@@ -66,11 +63,11 @@ class ConfigurationError(ByokError):
 
 
 class OutdatedTablesError(ConfigurationError):
-    """Raised when the database's tables are older than this version, or not for us to make or use."""
+    """Raised when the database's tables are older than this version, or cannot be made or used."""
 
 
 class UnknownProviderError(ByokError):
-    """Raised when a provider id is not in the catalog or is not switched on."""
+    """Raised when a provider id is not in the catalog or is switched off."""
 
     code, status, title = "unknown_provider", 404, "This provider is not available here"
 
@@ -82,7 +79,7 @@ class ProviderLockedError(ByokError):
 
 
 class OwnerRequiredError(ByokError):
-    """Raised when something needs a signed-in person and nobody is signed in."""
+    """Raised when an action needs a signed-in user and the caller is a visitor."""
 
     code, status, title = "owner_required", 401, "Please sign in first"
 
@@ -98,31 +95,31 @@ class SessionRequiredError(ByokError):
 
 
 class NotAllowedError(ByokError):
-    """Raised when the caller may not do this at all."""
+    """Raised when the caller lacks permission."""
 
     code, status, title = "not_allowed", 403, "This is not allowed"
 
 
 class RevealDisabledError(ByokError):
-    """Raised when a key's value is asked for where it is not shown."""
+    """Raised when a key's value is requested and the operator does not allow showing it."""
 
     code, status, title = "reveal_disabled", 403, "Keys are not shown here"
 
 
 class FreshLoginRequiredError(ByokError):
-    """Raised when a key's value is asked for some time after the person has signed in."""
+    """Raised when a key's value is requested without a recent sign-in."""
 
-    code, status, title = "fresh_login_required", 403, "Please sign in once more"
+    code, status, title = "fresh_login_required", 403, "Please sign in again"
 
 
 class InvalidFieldError(ByokError):
-    """Raised when a field of a request has a value that cannot be used."""
+    """Raised when a field of a request has an invalid value."""
 
-    code, status, title = "invalid_field", 422, "A field has a value that cannot be used"
+    code, status, title = "invalid_field", 422, "A field has an invalid value"
 
 
 class MalformedApiKeyError(ByokError):
-    """Raised when what was given cannot be an API key: empty, too long, or with odd characters."""
+    """Raised when the text cannot be an API key: it is empty, too long, or has odd characters."""
 
     code, status, title = "malformed_api_key", 422, "This is not an API key"
 
@@ -132,32 +129,32 @@ class KeyRefusedError(ByokError):
 
     code, status, title = "key_refused", 422, "The key was not saved"
 
-    def __init__(self, validation: Validation, *, provider: str) -> None:
+    def __init__(self, validation: Any, *, provider: str) -> None:
         super().__init__(validation.reason, provider=provider)
-        #: What the check found.
+        #: The check's result, a :class:`~flask_byok.Validation`.
         self.validation = validation
 
 
 class KeyExistsError(ByokError):
-    """Raised when a key is created where one exists already."""
+    """Raised when a key is created in a slot that is taken."""
 
     code, status, title = "key_exists", 409, "There is a key already"
 
 
 class KeyNotFoundError(ByokError):
-    """Raised when a stored key does not exist, or is somebody else's."""
+    """Raised when a stored key does not exist, or belongs to another owner."""
 
     code, status, title = "key_not_found", 404, "There is no such key"
 
 
 class VersionConflictError(ByokError):
-    """Raised when a stored key was changed since the version that a change was meant for."""
+    """Raised when a stored key has changed since the version that the caller saw."""
 
-    code, status, title = "version_conflict", 412, "The key was changed meanwhile"
+    code, status, title = "version_conflict", 412, "The key has changed in the meantime"
 
 
 class CredentialError(ByokError):
-    """Raised when no usable credential comes out of the tiers; see the three children."""
+    """Raised when no tier has a usable credential; see the three subclasses."""
 
     code, status, title = "credential", 409, "There is no usable key"
 
@@ -175,30 +172,31 @@ class RejectedCredentialError(CredentialError):
 
 
 class UnreadableCredentialError(CredentialError):
-    """Raised when a stored key does not open with the encryption keys we have."""
+    """Raised when none of the encryption keys opens a stored key."""
 
     code, title = "key_unreadable", "The stored API key cannot be read"
 
 
 class EndpointNotAllowedError(ByokError):
-    """Raised when a base URL is not one that keys may be sent to."""
+    """Raised when keys may not be sent to a base URL."""
 
     code, status, title = "endpoint_not_allowed", 422, "This address may not be called"
 
 
 class ProviderUnavailableError(ByokError):
-    """Raised when the provider cannot be reached or fails for a reason that is not the key."""
+    """Raised when the provider cannot be reached, or fails for a reason other than the key."""
 
     code, status, title = "provider_unavailable", 502, "The provider is not available"
 
 
 class RateLimitedError(ByokError):
-    """Raised when a caller has asked too often; ``retry_after`` is in seconds."""
+    """Raised when a caller exceeds a rate limit; ``retry_after`` is in seconds."""
 
-    code, status, title = "rate_limited", 429, "Too many attempts; please wait a moment"
+    code, status, title = "rate_limited", 429, "Too many attempts"
 
     def __init__(self, message: str | None = None, *, retry_after: int = 60) -> None:
-        super().__init__(message)
+        seconds = "1 second" if retry_after == 1 else f"{retry_after} seconds"
+        super().__init__(message or f"{self.title}. Try again in {seconds}.")
         self.retry_after = retry_after
 
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from flask import current_app, has_app_context
 
-from .catalog import Catalog, ProviderSpec
+from .catalog.spec import Catalog, ProviderSpec
 from .errors import EndpointNotAllowedError
-from .http import Outbound, check_personal_base_url, default_outbound, endpoint_for
+from .http.outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .model.credential import Credential, Secret, clean_api_key, make_hint
 from .providers import BaseProvider, make_provider
 from .web.caller import EXTENSION, ByokState, current_caller, get_state, note_use
@@ -22,8 +22,8 @@ def get_provider_with_api_key(
 ) -> BaseProvider:
     """Return a new provider object, on the caller's key or on an explicit one.
 
-    It is made anew at each call and never cached. An explicit ``api_key`` wins and needs no app. Once made, the
-    object needs no request context, so a stream may use it.
+    Each call makes a new object; none is cached. An explicit ``api_key`` wins and needs no app. The object needs no
+    request context, so a stream may use it.
 
     :param options: ``model``, ``timeout`` (seconds), ``max_retries``, ``default_headers``; for OpenAI's format also
         ``default_query``, ``organization``, ``project``; with an explicit key also ``base_url``.
@@ -50,12 +50,13 @@ def get_chat_model_with_api_key(
     if api_key is None:
         state = get_state()
         caller = current_caller(state)
-        credential, count = state.service.take(caller, provider)
+        service = state.service
+        credential, count = service.take(caller, provider)
         note_use(credential)
-        report = state.service.checks.reporter(caller, credential)
-        spec, outbound = state.service.catalog.get(provider), state.service.outbound
+        report = service.traffic.reporter(caller, credential)
+        spec = service.catalog.get(provider)
         return make_chat_model(
-            spec, credential, outbound, model, report=report, count=count, **kwargs
+            spec, credential, service.outbound, model, report=report, count=count, **kwargs
         )
     spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
     return make_chat_model(spec, credential, outbound, model, **kwargs)
@@ -64,7 +65,7 @@ def get_chat_model_with_api_key(
 def _explicit(
     provider: str, api_key: str, base_url: str | None
 ) -> tuple[ProviderSpec, Credential, Outbound]:
-    state = _state_or_none()
+    state: ByokState | None = current_app.extensions.get(EXTENSION) if has_app_context() else None
     spec = (Catalog() if state is None else state.service.catalog).get(provider)
     outbound = default_outbound() if state is None else state.service.outbound
     if base_url and not spec.personal_base_url:
@@ -82,7 +83,3 @@ def _explicit(
         hint=make_hint(cleaned, spec.prefixes),
     )
     return spec, note_use(credential), outbound
-
-
-def _state_or_none() -> ByokState | None:
-    return current_app.extensions.get(EXTENSION) if has_app_context() else None

@@ -1,6 +1,6 @@
-"""Keep keys out of logs and error reports: every secret alive in the process is blotted out.
+"""Keep keys out of logs and error reports: redact every secret that is alive in the process.
 
-The redactor knows the exact values, so it finds them in whatever a library writes, at any level.
+The redactor knows the exact values, so it finds them in all that libraries write, at any level.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from urllib.parse import quote, quote_plus
 from .model.credential import Secret, all_alive
 
 REDACTED = "[redacted]"
-#: A shorter value is not looked for: it would blot out ordinary words.
+#: Shorter values are not looked for: they would redact ordinary words.
 SHORTEST_SECRET = 8
-#: From so many secrets on, a text of up to so many characters is taken apart to look for them.
+#: From this many secrets on, texts of up to LONG_TEXT characters are indexed before the search.
 MANY_SECRETS = 10
 LONG_TEXT = 10_000
-#: Levels of lists and mappings that are looked through one by one.
+#: How many levels of lists and mappings are searched one by one.
 DEEPEST = 20
 
-#: Parts of a secret's forms, one of which is in every text that holds the secret; and the forms.
+#: Anchors, one of which is in every text that holds the secret; and the forms that it is written in.
 _Written = tuple[frozenset[str], frozenset[str]]
 
 
 def redact(text: str) -> str:
-    """Return a text without any secret that is alive, be it plain, URL-, JSON- or base64-encoded."""
+    """Return a text without the secrets that are alive, whether plain, URL-, JSON- or base64-encoded."""
     # No form is shorter than the value itself.
     secrets = [s for s in all_alive() if SHORTEST_SECRET <= len(s.reveal()) <= len(text)]
     if not secrets:
         return text
     written = list(map(_written, secrets))
-    # Looking for each form in turn takes long where there are many: eight characters rule out most.
+    # Many secrets with all their forms take long to look for: anchors of eight characters rule out most.
     if len(written) >= MANY_SECRETS and len(text) <= LONG_TEXT:
         eights = {text[i : i + SHORTEST_SECRET] for i in range(len(text) - SHORTEST_SECRET + 1)}
         written = [one for one in written if not eights.isdisjoint(one[0])]
@@ -59,7 +59,7 @@ def sentry_before_send(event: Any, hint: Any) -> Any:
 
 
 class _RedactingFactory:
-    """Makes log records as the factory before it does, and redacts them."""
+    """Makes log records with the factory before it, and redacts them."""
 
     def __init__(self, make_record: Any) -> None:
         self._make_record = make_record
@@ -73,7 +73,7 @@ class _RedactingFactory:
 
 
 class _Redacting(dict[str, Any]):
-    """The attributes of a record: logging adds those of ``extra``, or of a record it was sent, to it later."""
+    """A record's attributes, redacted as they are set: logging adds those of ``extra`` later."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         super().__setitem__(name, _redact_within(value))
@@ -82,7 +82,7 @@ class _Redacting(dict[str, Any]):
         super().update(_redact_within(dict(*args, **kwargs)))
 
     def __reduce__(self) -> Any:
-        # Who gets a record by another process need not know this class.
+        # Another process that receives the record need not know this class.
         return dict, (dict(self),)
 
 
@@ -97,7 +97,7 @@ def _redact_record(record: logging.LogRecord) -> None:
         text = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
         redacted = redact(text)
         if redacted != text:
-            # A formatter prints exc_text, and would make the text anew from exc_info.
+            # A formatter prints exc_text; from exc_info it would make the text again.
             record.exc_info, record.exc_text = None, redacted
 
 
@@ -105,12 +105,12 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:
-        # logging prints such a record's parts to stderr, so they are looked through all the same.
+        # logging prints the parts of such a record to stderr, so they are redacted too.
         return f"{record.msg!r} {record.args!r}"
 
 
 def _redact_within(value: Any, depth: int = 0) -> Any:
-    """Redact every text in a value; where there is nothing to redact, return the value itself."""
+    """Redact every text in a value. Return the value itself if nothing is to redact."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, bytes) or depth > DEEPEST:  # a list may hold itself
@@ -133,7 +133,7 @@ def _redact_within(value: Any, depth: int = 0) -> Any:
 
 
 def _written(secret: Secret) -> _Written:
-    """Return a secret's forms, each with eight characters out of its middle; beginnings are common to many keys."""
+    """Return a secret's anchors and forms. Anchors are out of the middle: many keys share their beginnings."""
     if secret.written_forms is None:
         forms = _forms(secret.reveal())
         middles = ((form, len(form) // 2 - SHORTEST_SECRET // 2) for form in forms)
@@ -144,7 +144,7 @@ def _written(secret: Secret) -> _Written:
 
 
 def _forms(secret: str) -> frozenset[str]:
-    """Return a secret as it may be written."""
+    """Return the ways in which a secret may be written."""
     forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
     forms |= {json.dumps(secret)[1:-1], repr(secret)[1:-1], *_base64_forms(secret.encode())}
     return frozenset(forms)

@@ -1,6 +1,6 @@
-"""Signals that tell a host what happened to keys.
+"""Signals that report to the host what happened to keys.
 
-The sender is the app. The payload is safe facts only: ``provider``, and where they apply ``tier``, ``source``,
+The sender is the app. The payload is safe facts only: ``provider``, and as far as they apply ``tier``, ``source``,
 ``hint`` or ``verdict``; never a key.
 """
 
@@ -17,6 +17,6 @@ key_validated = flask_byok.signal("key_validated")
 key_promoted = flask_byok.signal("key_promoted")
 key_used = flask_byok.signal("key_used")
 key_rejected = flask_byok.signal("key_rejected")
-#: Sent by ``flask byok purge-expired`` for each account's key that expires within a week, at each run, with ``owner``,
+#: Sent at each run of ``flask byok purge-expired`` for each account key that expires within a week, with ``owner``,
 #: ``provider``, ``id`` and ``expires_at``.
 key_expiring = flask_byok.signal("key_expiring")

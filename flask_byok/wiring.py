@@ -25,8 +25,7 @@ from .keys.operator import EnvironmentKeys, SecretFileKeys
 from .keys.ports import Accounts
 from .keys.save import Saver
 from .keys.service import Limiter, Service
-from .keys.session_store import SessionStore
-from .keys.sessions import Sessions
+from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS, Tier
 from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
@@ -60,20 +59,21 @@ def build_service(
     tolerant = throw_away or _shows_wrong_key()
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
-    store = build_session_store(settings, database)
+    sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        canary = Canary.of_sessions(keyring, store.canary, name)
+        canary = Canary.of_sessions(keyring, sessions.hold, name)
         check_at_start(canary.reseal, tolerant=tolerant)
-    accounts = build_accounts(settings, keyring, database, store)
+    accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
+        sessions.over = accounts.over
         check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
-    rates = RateStorage.beside(store)
+    rates = RateStorage.beside(sessions.documents)
     return assemble(
         settings,
         catalog,
         keyring,
-        Sessions(store, accounts.over if accounts.tiers else None),
+        sessions,
         accounts,
         outbound,
         operator_tiers(settings),
@@ -178,25 +178,33 @@ def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpe
     return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
 
 
-def build_session_store(settings: Settings, database: FoundDatabase) -> SessionStore:
-    """Return the store for session keys: as set, else Redis where it is configured, else the database.
+def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
+    """Return the session keys, on the store that is set, else on Redis if it is configured, else the database.
 
     :raises ConfigurationError: the setting names no store.
     """
+    max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
+    documents = _documents(settings, database)
+    return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)
+
+
+def _documents(settings: Settings, database: FoundDatabase) -> Documents:
     chosen = settings.session_store or ("redis" if settings.redis else "database")
     if chosen == "redis":
-        return _redis_store(settings)
+        return _redis(settings)
     if chosen == "database":
-        return _database_store(settings, database)
+        from .storage.sql import SqlDocuments
+
+        return SqlDocuments(database.place, own_file=database.own_file)
     if not isinstance(chosen, str):
-        return cast(SessionStore, chosen)
+        return cast(Documents, chosen)
     raise ConfigurationError(
         f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
     )
 
 
 def build_accounts(
-    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: SessionStore
+    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: Sessions
 ) -> Accounts:
     """Return the wing for keys that outlive the session, or its stand-in if no tier is kept in the database.
 
@@ -210,35 +218,19 @@ def build_accounts(
     else:
         if database.own_file:
             _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
-        engine = getattr(sessions, "engine", None) if _is_ours(settings) else None
+        engine = getattr(sessions.documents, "engine", None) if _is_ours(settings) else None
         store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
     return Wing(store, keyring, settings)
 
 
-def _redis_store(settings: Settings) -> SessionStore:
+def _redis(settings: Settings) -> Documents:
     if not settings.redis:
         raise ConfigurationError(
             "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
         )
-    from .storage.redis import RedisSessionStore
+    from .storage.redis import RedisDocuments
 
-    return RedisSessionStore(
-        settings.redis,
-        ttl=settings.session_ttl,
-        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
-        wait=settings.redis_wait,
-    )
-
-
-def _database_store(settings: Settings, database: FoundDatabase) -> SessionStore:
-    from .storage.sql import SqlSessionStore
-
-    return SqlSessionStore(
-        database.place,
-        ttl=settings.session_ttl,
-        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
-        own_file=database.own_file,
-    )
+    return RedisDocuments(settings.redis, wait=settings.redis_wait)
 
 
 def _shows_wrong_key() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import pytest
 import redis
 
@@ -21,6 +23,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 give_time()
+# A busy machine is no failure.
+hypothesis.settings.register_profile("byok", deadline=None)
+hypothesis.settings.load_profile("byok")
+# What the package logs is for `caplog`. On the terminal it would stand between the dots, wherever pytest does not
+# catch it: in a worker that is done before the others, and at the end of a process.
+logging.getLogger("flask_byok").addHandler(logging.NullHandler())
+
+#: Folders and files of slow tests, the slowest first.
+_SLOW = ("guarantees", "ui", "test_openapi", "web", "cli", "storage")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -33,25 +44,30 @@ def _fail_if_skipped(report: Report) -> Report:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: started last, each would keep one process busy alone."""
-    items.sort(key=lambda item: item.path.parent.name not in ("guarantees", "ui"))
+    """Begin with the files that take longest: at the end, each would keep one process busy alone."""
+
+    def rank(item: pytest.Item) -> int:
+        names = (item.path.parent.name, item.path.stem)
+        return next((rank for rank, name in enumerate(_SLOW) if name in names), len(_SLOW))
+
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a test that skips into one that fails, in CI."""
+    """Let a skipped test fail in CI."""
     return _fail_if_skipped((yield))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """Turn a module that skips itself into one that fails, in CI."""
+    """Let a skipped module fail in CI."""
     return _fail_if_skipped((yield))
 
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[services.RedisServer]:
-    """Run one Redis for the whole run; a test that harms its server makes its own instead."""
+    """Run one Redis for the whole run; a test that kills or freezes a server makes its own."""
     if services.redis_binary() is None:
         pytest.skip("redis-server is not installed")
     with services.RedisServer() as server:
@@ -60,7 +76,7 @@ def redis_server() -> Iterator[services.RedisServer]:
 
 @pytest.fixture
 def redis_url(request: pytest.FixtureRequest) -> str:
-    """Name an empty Redis: our own, or, where none is installed, the one at REDIS_URL."""
+    """Return the address of an empty Redis: our own or, if none is installed, the one at REDIS_URL."""
     if services.redis_binary() is None and "REDIS_URL" in os.environ:
         url = os.environ["REDIS_URL"]
     else:
@@ -73,7 +89,7 @@ def redis_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def postgres_server_url() -> Iterator[str]:
-    """Name a PostgreSQL: our own, or, where none is installed, the one at DATABASE_URL."""
+    """Return the address of a PostgreSQL: our own or, if none is installed, the one at DATABASE_URL."""
     if services.postgres_binary("initdb") is not None:
         with services.PostgresServer() as server:
             yield server.url
@@ -85,7 +101,7 @@ def postgres_server_url() -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server_url: str) -> Iterator[str]:
-    """Name an empty database on PostgreSQL, for SQLAlchemy with psycopg."""
+    """Return the address of an empty database on PostgreSQL, for SQLAlchemy with psycopg."""
     url = services.create_database(postgres_server_url)
     yield url
     services.drop_database(url, postgres_server_url)
@@ -93,20 +109,20 @@ def postgres_url(postgres_server_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def limited_url(postgres_url: str) -> Iterator[str]:
-    """Name an empty database on PostgreSQL, for a user who may make nothing in it."""
+    """Return the address of an empty database on PostgreSQL, for a user who may create nothing."""
     with services.limited_user(postgres_url) as url:
         yield url
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
-    """Name a SQLite file that does not exist yet."""
+    """Return the address of a SQLite file that does not exist yet."""
     return f"sqlite:///{tmp_path / 'byok.sqlite'}"
 
 
 @pytest.fixture
 def fake() -> Iterator[FakeProviders]:
-    """Run fake providers whose slow keys are slow by a moment only."""
+    """Run fake providers whose slow keys take 0.3 seconds."""
     with FakeProviders() as providers:
         providers.slow_seconds = 0.3
         yield providers
@@ -114,11 +130,11 @@ def fake() -> Iterator[FakeProviders]:
 
 @pytest.fixture
 def app(tmp_path: Path, fake: FakeProviders) -> HostApp:
-    """Make a host with every provider faked, its sessions and keys in files."""
+    """Return a host with fake providers, its sessions and keys in files."""
     return make_app(tmp_path, fake)
 
 
 @pytest.fixture
 def visitor(app: HostApp) -> Browser:
-    """Open a browser on the host."""
+    """Return a browser on the host."""
     return browser(app)

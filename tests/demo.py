@@ -1,4 +1,4 @@
-"""The demo as a program, and somebody who uses it over HTTP; for tests."""
+"""The demo as a program, and a visitor who uses it over HTTP; for tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from urllib.request import HTTPCookieProcessor, Request, build_opener
 
 from tests import services
 
-# Variables that would change what the demo does.
+# Variables that the demo reads.
 _FOREIGN = ("REDIS_URL", "DATABASE_URL", "PORT", "SECRET_KEY", "BYOK_", "_API_KEY")
 
 
@@ -31,7 +31,7 @@ class Demo:
         self.banner = banner
 
     def printed(self, pattern: str) -> str:
-        """Return what the banner has for a pattern."""
+        """Return the part of the banner that matches a pattern."""
         found = re.search(pattern, self.banner)
         assert found is not None, f"{pattern} is not in {self.banner}"
         return found[0]
@@ -47,7 +47,7 @@ class Demo:
         return Path(self.printed(r"\S*/flask-byok-demo-\w+"))
 
     def stop(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str]:
-        """Stop it as Ctrl-C does; returns its exit status and all that it printed since."""
+        """Stop it as Ctrl-C does. Return its exit status and what it printed since the banner."""
         self.process.send_signal(number)
         rest, _ = self.process.communicate(timeout=60)
         return self.process.returncode, rest.strip()
@@ -63,7 +63,7 @@ class Visitor:
     def open(
         self, path: str, data: bytes | None = None, method: str | None = None, **headers: str
     ) -> Any:
-        """Send a request; an error's answer is an answer too."""
+        """Send a request and return the answer, also if it is an error."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         request = Request(self.url + path, data=data, headers=named, method=method)
         try:
@@ -84,12 +84,12 @@ class Visitor:
         return found[1]
 
     def post(self, path: str, body: object) -> tuple[int, Any]:
-        """Post JSON; returns status and JSON."""
+        """Post JSON and return the status and the JSON of the answer."""
         with self.stream(path, body) as answer:
             return answer.status, json.loads(answer.read())
 
     def stream(self, path: str, body: object) -> Any:
-        """Post JSON; returns the answer to read from."""
+        """Post JSON and return the open answer."""
         return self.open(
             path,
             json.dumps(body).encode(),
@@ -98,26 +98,26 @@ class Visitor:
         )
 
     def submit(self, path: str, **fields: str) -> tuple[int, str]:
-        """Send a form; returns status and page."""
+        """Send a form and return the status and the page."""
         form = urlencode(fields | {"csrf_token": self.csrf_token()}).encode()
         with self.open(path, form) as answer:
             return answer.status, answer.read().decode()
 
     def source(self, provider: str = "demo") -> str | None:
-        """Return the tier that would serve."""
+        """Return the tier whose key serves, or None."""
         with self.open("/api/providers/keys") as answer:
             statuses = json.load(answer)["providers"]
         source: str | None = next(s["source"] for s in statuses if s["provider"] == provider)
         return source
 
     def chat(self, text: str, provider: str = "demo") -> Any:
-        """Say something; returns the stream."""
+        """Send a message and return the open stream."""
         messages = [{"role": "user", "content": text}]
         return self.stream("/chat", {"provider": provider, "messages": messages})
 
 
 def start_demo(**environ: str) -> subprocess.Popen[str]:
-    """Start the program with these environment variables and none that would get in its way."""
+    """Start the program with these environment variables, without any other that it reads."""
     kept = {name: value for name, value in os.environ.items() if not _is_foreign(name)}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "flask_byok.demo"],

@@ -1,4 +1,4 @@
-"""A browser of somebody who is signed in and manages stored keys."""
+"""The browser of a signed-in user who manages stored keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN, SHARED = "/api/keys", "/api/admin/keys"
 
 
 class Keeper(Browser):
-    """Sends what the settings page of a host would send to ``/api/keys``."""
+    """Sends the requests of a host's settings page to ``/api/keys``."""
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> TestResponse:
         """Send a request with the CSRF token; ``If_Match`` is the header ``If-Match``."""
@@ -26,7 +26,7 @@ class Keeper(Browser):
         return self.open(path, method=method, json=body, headers=sent)
 
     def keep(self, api_key: str, provider: str = "openai", path: str = OWN, **body: Any) -> Any:
-        """Store a key unseen, and return its record."""
+        """Store a key without a check, and return its record."""
         body = {"provider": provider, "api_key": api_key, "validate": "off", **body}
         answer = self.ask("POST", path, body)
         assert answer.status_code == 201, answer.text
@@ -45,18 +45,18 @@ class Keeper(Browser):
 
 
 def close(app: Flask) -> None:
-    """Write what is still to be counted, and let the database go."""
+    """Write the last counts of uses, then close the connections to the database."""
     service = get_state(app).service
     try:
-        service.usage.flush()
+        service.traffic.flush()
     finally:
-        for store in (service.accounts, service.sessions):
+        for store in (service.accounts, service.sessions.documents):
             if hasattr(store, "engine"):
                 store.engine.dispose()
 
 
 def keeper(app: Flask, user: str | None) -> Keeper:
-    """Return a browser of a user, or of a visitor, that has loaded the settings."""
+    """Return a browser that has loaded the list of keys; without a user it is a visitor's."""
     client = Keeper(app, Response, use_cookies=True)
     if user is not None:
         client.post(f"/sign-in/{user}")
@@ -65,13 +65,13 @@ def keeper(app: Flask, user: str | None) -> Keeper:
 
 
 def accounts_of(app: Flask) -> AccountStore:
-    """Return the database behind an app."""
+    """Return the store of an app's accounts."""
     accounts = get_state(app).service.accounts.store
     assert accounts is not None
     return accounts
 
 
 def logged(app: Flask, owner: str) -> list[tuple[str, str, str]]:
-    """Return who did what to an owner's keys, and what came of it, oldest first."""
+    """Return actor, action and outcome of each entry in an owner's audit log, oldest first."""
     entries = sorted(accounts_of(app).audit.entries(owner), key=lambda entry: entry.number)
     return [(entry.event.actor, entry.event.action, entry.event.outcome) for entry in entries]

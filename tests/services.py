@@ -1,4 +1,4 @@
-"""Start and stop the real services that the tests talk to, each by its own pid.
+"""Start and stop real services for tests, each by its own pid.
 
 Everything listens on 127.0.0.1, on a port below the range from which the kernel takes ports for
 outgoing connections, so that a server can come back on the port it had.
@@ -27,13 +27,13 @@ import psycopg
 import redis
 from sqlalchemy.engine import URL, make_url
 
-#: Seconds that a server stays frozen at most; who waits for it without a limit waits that long.
+#: The longest time that a server stays frozen, in seconds: how long a caller without a limit waits.
 AWAY = 10.0
 AXE_SCRIPT = Path(__file__).parent / "axe/node_modules/axe-core/axe.min.js"
 
 
 def free_port() -> int:
-    """Find a port on 127.0.0.1 that nobody listens on."""
+    """Return a free port on 127.0.0.1."""
     while True:
         port = random.randint(20_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def wait_until(ready: Callable[[], object], what: str, timeout: float = 15.0) -> None:
-    """Poll `ready` until it returns something true; its exceptions count as "not yet".
+    """Poll `ready` until it returns a true value; an exception counts as "not yet".
 
     :raises TimeoutError: after `timeout` seconds, with the last exception as its cause.
     """
@@ -59,12 +59,12 @@ def wait_until(ready: Callable[[], object], what: str, timeout: float = 15.0) ->
 
 
 def redis_binary() -> str | None:
-    """Find the Redis server program."""
+    """Return the path of the Redis server, or None."""
     return shutil.which("redis-server")
 
 
 def postgres_binary(name: str) -> str | None:
-    """Find a PostgreSQL program; Debian keeps the server's outside PATH."""
+    """Return the path of a PostgreSQL program, or None. Debian keeps the server's outside PATH."""
     packaged = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), reverse=True)
     return str(packaged[0]) if packaged else shutil.which(name)
 
@@ -98,12 +98,12 @@ class Server(ABC):
 
     @abstractmethod
     def ready(self) -> bool:
-        """Tell whether the server answers; may raise instead."""
+        """Return True if the server answers; may raise instead."""
 
     def start(self) -> None:
         """Start the server and wait until it answers.
 
-        :raises ChildProcessError: the program ended instead; with what it printed.
+        :raises ChildProcessError: The program ended; the message is what it printed.
         """
         process = self.process = self.launch()
         try:
@@ -127,7 +127,7 @@ class Server(ABC):
             self.process = None
 
     def stop_process(self) -> None:
-        """Freeze the server (SIGSTOP), for ``AWAY`` at most: its port still accepts, nothing answers."""
+        """Freeze the server (SIGSTOP) for at most ``AWAY``: its port accepts, nothing answers."""
         self._thaw = threading.Timer(AWAY, self.cont)
         self._thaw.daemon = True
         self._thaw.start()
@@ -141,7 +141,7 @@ class Server(ABC):
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Freeze the server for the time of a block."""
+        """Freeze the server during a block."""
         self.stop_process()
         try:
             yield
@@ -160,7 +160,7 @@ class Server(ABC):
 
 
 class RedisServer(Server):
-    """A Redis that keeps nothing on disk: after `kill` and `restart` it is empty."""
+    """A Redis without files: after `kill` and `restart` it is empty."""
 
     name = "redis-server"
 
@@ -191,7 +191,7 @@ class RedisServer(Server):
             return bool(client.ping())
 
     def dump(self) -> bytes:
-        """Read all data of all logical databases, keys and values, uncompressed."""
+        """Return all keys and values of all logical databases, uncompressed."""
         file = self.directory / "dump.rdb"
         with redis.Redis.from_url(self.url) as client:
             client.save()
@@ -203,7 +203,7 @@ class RedisServer(Server):
 class PostgresServer(Server):
     """A PostgreSQL with a cluster of its own; user `byok`, no password, no unix socket.
 
-    :param settings: of the server, beside those that it needs here.
+    :param settings: Further settings of the server.
     """
 
     name = "postgres"
@@ -241,10 +241,10 @@ class PostgresServer(Server):
         return create_database(self.url)
 
     def written(self, database_url: str) -> dict[str, bytes]:
-        """Return what the server has written down about a database, by the kind of place.
+        """Return all that the server has written about a database, by the kind of place.
 
-        These are its tables and indexes, what the whole server keeps, its write-ahead log, what it
-        has logged, and a dump.
+        The places are the files of its tables and indexes, those of the whole server, the
+        write-ahead log, the server's log, and a dump.
         """
         with psycopg.connect(_conninfo(_psycopg_url(database_url)), autocommit=True) as connection:
             connection.execute("CHECKPOINT")
@@ -270,14 +270,14 @@ class PostgresServer(Server):
         return subprocess.run([binary, "-d", address], check=True, stdout=subprocess.PIPE).stdout
 
     def kill(self) -> None:
-        """End the server and its children at once; left alone, one of them could answer once more."""
+        """End the server and its children at once; a child left alone could answer once more."""
         children = self._children()
         super().kill()
         _signal_all(children, signal.SIGKILL)
         wait_until(lambda: not any(map(_is_running, children)), "the end of PostgreSQL's children")
 
     def stop_process(self) -> None:
-        """Freeze the server, then its children: connections are accepted, and nothing answers."""
+        """Freeze the server, then its children: connections are accepted, nothing answers."""
         super().stop_process()
         _signal_all(self._children(), signal.SIGSTOP)
 
@@ -335,7 +335,7 @@ def _content(directory: Path) -> bytes:
 
 
 def _write_ahead_log(directory: Path) -> bytes:
-    """Return what the log's records say: a record goes on after the header of the next page.
+    """Return the log's records. A record continues after the header of the next page.
 
     A segment's first page has a long header (PostgreSQL, `access/xlog_internal.h`: 24 and 40 bytes).
     """
@@ -352,7 +352,9 @@ def _is_running(pid: int) -> bool:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"  # ended, whoever is to collect it
+    return (
+        stat.rpartition(")")[2].split()[0] not in "ZX"
+    )  # ended, but not yet collected by its parent
 
 
 def _signal_all(pids: list[int], number: signal.Signals) -> None:
@@ -372,7 +374,7 @@ def create_database(server_url: str) -> str:
 
 @contextlib.contextmanager
 def limited_user(database_url: str) -> Iterator[str]:
-    """Make a user who may make nothing in a database, and give its address for that user."""
+    """Make a user without the right to create anything, and yield the database's address for it."""
     url, role = _psycopg_url(database_url), f"app_{uuid.uuid4().hex}"
     with psycopg.connect(_conninfo(url), autocommit=True) as connection:
         connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
@@ -384,7 +386,7 @@ def limited_user(database_url: str) -> Iterator[str]:
 
 
 def drop_database(url: str, server_url: str) -> None:
-    """Delete a database made by `create_database`, whoever is still connected."""
+    """Delete a database made by `create_database`, and end its connections."""
     with psycopg.connect(_conninfo(_psycopg_url(server_url)), autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)'.encode())
 

@@ -12,14 +12,15 @@ from flask_byok.catalog import (
     PROVIDERS,
     Auth,
     Catalog,
+    CheckSpec,
     Field,
     ProviderSpec,
     Rule,
-    comparable,
 )
+from flask_byok.catalog.judge import Answer, judge_call, judge_check
 from flask_byok.errors import ConfigurationError, UnknownProviderError
 from flask_byok.model.credential import Verdict
-from flask_byok.providers.factory import _ADAPTERS
+from flask_byok.providers.base import ADAPTERS
 
 FIXED = [spec for spec in PROVIDERS if not spec.personal_base_url]
 
@@ -50,7 +51,7 @@ def test_rows_are_whole(spec: ProviderSpec) -> None:
     assert spec.get_key_url
     assert spec.get_key_url.startswith("https://")
     assert spec.default_model
-    assert spec.adapter in _ADAPTERS
+    assert spec.adapter in ADAPTERS
     assert not spec.standalone
 
 
@@ -65,7 +66,7 @@ def test_custom_gives_its_own_address() -> None:
 
 @pytest.mark.parametrize("spec", PROVIDERS, ids=lambda spec: spec.id)
 def test_keys_travel_in_a_header_only(spec: ProviderSpec) -> None:
-    """A key is sent in a header, never in a URL; where there is none, nothing is sent."""
+    """A key is sent in a header, never in a URL; without a key nothing is sent."""
     headers = spec.check.auth.headers({"api_key": "k-1"})
     assert len(headers) == 1
     assert headers.popitem()[1] in ("k-1", "Bearer k-1")
@@ -95,7 +96,7 @@ def test_no_rule_hides_another(spec: ProviderSpec) -> None:
 
 
 def test_unknown_provider_is_not_repeated() -> None:
-    """Somebody who pastes a key as the provider's id does not get it back."""
+    """A key that was pasted as the provider's id is not repeated."""
     with pytest.raises(UnknownProviderError) as caught:
         Catalog().get("sk-proj-CANARY")
     assert "CANARY" not in f"{caught.value!r}{caught.value.__dict__}"
@@ -176,34 +177,38 @@ def test_auth_with_several_fields() -> None:
     assert auth.headers({"api_key": "k", "region": "eu"}) == {"X-Auth": "eu:k"}
 
 
-def test_rule_fits_status_and_text() -> None:
-    """A rule fits an answer by its status and by what must be in it."""
+def check(status: int, body: bytes, *secrets: str) -> Verdict:
+    """Judge an answer to a check by one rule."""
     rule = Rule((401, 403), Verdict.INVALID, "Bad.", '"code":"invalid_api_key"')
+    spec = ProviderSpec(id="mine", name="Mine", check=CheckSpec(rules=(rule,)))
+    return judge_check(spec, Answer(status, body), secrets).verdict
+
+
+def test_a_rule_fits_by_status_and_text() -> None:
+    """White space and case do not matter in JSON; the status and the text do."""
     body = b'{"error": {"code" : "INVALID_api_key"}}'
-    assert rule.fits(401, comparable(body))
-    assert not rule.fits(400, comparable(body))
-    assert not rule.fits(401, comparable(b'{"code": "other"}'))
-    assert Rule((401,), Verdict.INVALID, "Bad.").fits(401, "")
+    assert check(401, body) is check(403, body) is Verdict.INVALID
+    assert check(400, body) is check(401, b'{"code": "other"}') is Verdict.UNCHECKED
+    assert check(401, b'no JSON: "code":"INVALID_API_KEY"') is Verdict.INVALID
 
 
-@pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        (b'{"A":  "B \\u00e9"}', '{"a":"b é"}'),
-        (b"<html>NO</html>", "<html>no</html>"),
-        (b"\xff\xfe", "\ufffd\ufffd"),
-        (b"[" * 100_000, "[" * 100_000),
-        (b"", ""),
-    ],
-    ids=["JSON", "HTML", "bytes", "deep", "empty"],
-)
-def test_comparable(body: bytes, text: str) -> None:
-    """JSON is compared without white space and in lower case; anything else in lower case."""
-    assert comparable(body) == text
+@pytest.mark.parametrize("body", [b"<html>NO</html>", b"\xff\xfe", b"[" * 100_000, b"", b"null"])
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_no_body_breaks_the_judge(body: bytes, status: int) -> None:
+    """Web pages, bytes and bombs of brackets are no verdict on a key, in a check or in a call."""
+    assert check(status, body).valid is None
+    for spec in PROVIDERS:
+        judged = judge_call(spec, Answer(status, body), elsewhere=True)
+        assert judged.verdict.valid is not False
+        assert judged.reason.endswith(".")
 
 
 @given(api_key=st.text("abcXYZ019-_", min_size=8, max_size=40))
-def test_comparable_forgets_secrets(api_key: str) -> None:
-    """An answer that repeats the key is compared without it, so a key cannot decide its own verdict."""
-    body = f'{{"message": "Incorrect: {api_key}."}}'.encode()
-    assert comparable(body, [api_key, ""]) == '{"message":"incorrect: ."}'
+def test_a_key_does_not_decide_its_own_verdict(api_key: str) -> None:
+    """An answer that repeats the key is judged without it."""
+    rule = Rule((400,), Verdict.INVALID, "Bad.", api_key.lower())
+    spec = ProviderSpec(id="mine", name="Mine", check=CheckSpec(rules=(rule,)))
+    answer = Answer(400, f'{{"message": "{api_key}"}}'.encode())
+    for judge in (judge_check, judge_call):
+        assert judge(spec, answer).verdict is Verdict.INVALID
+        assert judge(spec, answer, [api_key, ""]).verdict is Verdict.UNCHECKED

@@ -21,7 +21,7 @@ from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
 from tests.app import browser
 from tests.cli.host import run
-from tests.stores.older_tables import made_by_first_version
+from tests.storage.kinds import made_by_an_older_version
 from tests.test_host_database import let_go, plain_app, with_byok
 
 # Flask-Migrate's own env.py asks old versions of Flask-SQLAlchemy first.
@@ -191,14 +191,15 @@ def test_tables_that_would_be_dropped(tmp_path: Path, fake: FakeProviders, url: 
 def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str) -> None:
     """Where the tables are a version older, keys say so, and the host's next migration brings the rest."""
     engine = create_engine(url)
-    made_by_first_version(engine)
+    made_by_an_older_version(engine)
     engine.dispose()
     host = Host(tmp_path, fake, url)
     with pytest.raises(ConfigurationError, match="your own migration"):
         host.keep_key()
     host.begin()
     script = host.migrate()
-    assert "'byok_credentials'" in script
+    assert "'byok_session_names'" in script
+    assert "'set_at'" in script
     assert "drop_table('byok_session" not in script.partition("def downgrade")[0]
     host.check()
     host.use_keys()

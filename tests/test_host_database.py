@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,10 +129,11 @@ def with_byok(app: Flask) -> BYOK:
 
 
 def let_go(app: Flask) -> None:
-    """Close our own connections."""
-    accounts = get_state(app).service.accounts.store
-    assert accounts is not None
-    accounts.engine.dispose()
+    """Close our own connections, with no use left to count."""
+    service = get_state(app).service
+    with suppress(StoreError):
+        service.traffic.flush()
+    service.accounts.store.engine.dispose()
 
 
 def work_in_a_view(host: Host, work: Callable[[], object], end: str) -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from flask_byok.testing import FakeProviders
+from flask_byok.web.blueprint import ROUTES
+from flask_byok.web.openapi import describe
 from tests.app import HostApp, browser, make_app
 
-DOCUMENT: dict[str, Any] = json.loads(files("flask_byok.web").joinpath("openapi.json").read_text())
+DOCUMENT = describe(ROUTES, url="/api", version="1")
 CALLS = [(path, method) for path, item in DOCUMENT["paths"].items() for method in item]
 WITH_BODY = [
     (path, method) for path, method in CALLS if "requestBody" in DOCUMENT["paths"][path][method]

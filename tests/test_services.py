@@ -1,4 +1,4 @@
-"""The ground that other tests stand on: real servers that can be harmed, and no silent skips."""
+"""What other tests rely on: real servers that can be killed and frozen, and no silent skips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _ask(server: services.RedisServer, *command: str) -> object:
 
 
 def test_dump_shows_stored_text(own_redis: services.RedisServer) -> None:
-    """A long, repetitive value is found in the dump as it was written, whatever its type."""
+    """A long, repetitive value of any type is found in the dump as it was written."""
     text = "plain-text " * 40
     _ask(own_redis, "HSET", "hash", "field", text)
     _ask(own_redis, "RPUSH", "list", text[::-1])
@@ -90,7 +90,7 @@ def test_write_ahead_log_is_searched_across_pages() -> None:
 
 
 def test_postgres_url_is_an_empty_database(postgres_url: str) -> None:
-    """Each test gets a database of its own, in which nothing is."""
+    """Each test gets an empty database of its own."""
     conninfo = postgres_url.replace("+psycopg", "")
     with psycopg.connect(conninfo) as connection:
         row = connection.execute(
@@ -109,7 +109,7 @@ def test_postgres_url_is_an_empty_database(postgres_url: str) -> None:
     ids=["test", "module"],
 )
 def test_skip_is_a_failure_in_ci(ci: str, fails: bool, text: str, tmp_path: Path) -> None:
-    """With CI=true what was skipped has failed, and the message keeps the reason."""
+    """With CI=true a skipped test has failed, and the message keeps the reason."""
     (tmp_path / "test_skips.py").write_text(text)
     (tmp_path / "test_passes.py").write_text("def test_it():\n    pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

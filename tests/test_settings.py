@@ -81,13 +81,13 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_PROVIDERS", b"openai", "use a sequence"),
     ("BYOK_REQUIRE_LOGIN", "yes", "use True or False"),
     ("BYOK_REQUIRE_LOGIN", 1, "use True or False"),
-    ("BYOK_BASE_URLS", ["http://localhost"], "must be a mapping"),
-    ("BYOK_BASE_URLS", {"openai": "localhost:8000"}, "is not an http or https URL"),
-    ("BYOK_BASE_URLS", {"openai": "ftp://localhost"}, "is not an http or https URL"),
-    ("BYOK_BASE_URLS", {"openai": "https://"}, "is not an http or https URL"),
-    ("BYOK_BASE_URLS", {"openai": "http://[::1"}, "is not an http or https URL"),
-    ("BYOK_BASE_URLS", {"openai": "http://localhost:http"}, "is not an http or https URL"),
-    ("BYOK_BASE_URLS", {"openai": None}, "is not an http or https URL"),
+    ("BYOK_BASE_URLS", ["http://localhost"], "use a mapping of provider ids to http or https URLs"),
+    ("BYOK_BASE_URLS", {"openai": "localhost:8000"}, "use a mapping of provider ids"),
+    ("BYOK_BASE_URLS", {"openai": "ftp://localhost"}, "use a mapping of provider ids"),
+    ("BYOK_BASE_URLS", {"openai": "https://"}, "use a mapping of provider ids"),
+    ("BYOK_BASE_URLS", {"openai": "http://[::1"}, "use a mapping of provider ids"),
+    ("BYOK_BASE_URLS", {"openai": "http://localhost:http"}, "use a mapping of provider ids"),
+    ("BYOK_BASE_URLS", {"openai": None}, "use a mapping of provider ids"),
     ("BYOK_LOCKED_PROVIDERS", "openai", "use a sequence"),
     ("BYOK_LOCKED_PROVIDERS", True, "use a sequence"),
     ("BYOK_REDIS_WAIT", -1, "use a whole number from 0 up"),
@@ -109,7 +109,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_PROMOTE", "always", "use one of 'ask', 'on_login', 'never'"),
     ("BYOK_MAX_KEY_LIFETIME", timedelta(0), "use a timedelta"),
     ("BYOK_MAX_KEY_LIFETIME", "forever", "use a timedelta"),
-    ("BYOK_FALLBACK_ON", ["expired"], "use reasons out of rejected, unreadable"),
+    ("BYOK_FALLBACK_ON", ["expired"], "use a sequence of reasons out of rejected, unreadable"),
     ("BYOK_FALLBACK_ON", "rejected", "use a sequence"),
     ("BYOK_FALLBACK_ON", [["rejected"]], "use a sequence"),
     ("BYOK_ON_STORE_FAILURE", "ignore", "use one of 'fail', 'skip'"),
@@ -120,9 +120,9 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_SET_RATE", None, "use a rate such as '20/minute'"),
     ("BYOK_URL_PREFIX", "api", "use a path that starts with '/'"),
     ("BYOK_URL_PREFIX", None, "use a path that starts with '/'"),
-    ("BYOK_CSP_NONCE", "nonce", "must be a function"),
+    ("BYOK_CSP_NONCE", "nonce", "use a function"),
     ("BYOK_LABELS", "loud", "use one of 'default', 'env'"),
-    ("BYOK_ENCRYPTION_KEY_FALLBACKS", 7, "must be a sequence"),
+    ("BYOK_ENCRYPTION_KEY_FALLBACKS", 7, "use a sequence of encryption keys"),
     ("BYOK_ENCRYPTION_KEY_FILE", "/nowhere/at/all", "Check the path"),
     ("BYOK_ENCRYPTION_KEY_FILE", 7.5, "Check the path"),
 ]
@@ -249,5 +249,5 @@ def test_repr_shows_no_secret() -> None:
     ],
 )
 def test_sources(name: str, config: dict[str, Any], environ: dict[str, str], source: str) -> None:
-    """It is told where each value that was read comes from."""
+    """Each value's source is reported."""
     assert source_of(name, config, environ) == source

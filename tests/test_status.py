@@ -9,7 +9,7 @@ import pytest
 
 from flask_byok.catalog import Catalog
 from flask_byok.keys.lookup import Candidate, Lookup
-from flask_byok.keys.status import build_status, storage_sentence
+from flask_byok.keys.status import Status, build_status, storage_sentence
 from flask_byok.model.credential import (
     Credential,
     CredentialRecord,
@@ -38,16 +38,11 @@ def make_candidate(tier: Tier, state: Any = "active", **changes: Any) -> Candida
 
 def status_of(
     *candidates: Candidate, caller: Caller | None = None, settings: Settings | None = None
-) -> dict[str, Any]:
+) -> Status:
     """Build the status of one provider."""
-    settings = settings or Settings()
-    return build_status(
-        OPENAI,
-        candidates,
-        caller=caller or Caller(),
-        lookup=Lookup([], settings),
-        settings=settings,
-    )
+    lookup = Lookup([], settings or Settings())
+    caller = caller or Caller()
+    return build_status(OPENAI, candidates, caller=caller, lookup=lookup, in_account=False)
 
 
 def test_nothing_there() -> None:
@@ -73,6 +68,7 @@ def test_nothing_there() -> None:
         "usage_count": 0,
         "promotable": False,
         "promotable_hint": None,
+        "promotable_in_account": False,
         "fields": [OPENAI.fields[0].to_dict()],
         "get_key_url": "https://platform.openai.com/api-keys",
     }
@@ -171,9 +167,9 @@ def test_personal_keys_off() -> None:
     ],
 )
 def test_storage_sentence(ttl: timedelta, words: str) -> None:
-    """What is promised about storage follows from the settings."""
+    """The storage sentence follows from the settings."""
     sentence = storage_sentence(Settings(session_ttl=ttl), Caller(), "Redis")
-    assert "kept in Redis for this session only" in sentence
+    assert "kept in Redis for this session: deleted when you sign out" in sentence
     assert f"after {words} without use" in sentence
     assert "account" not in sentence
 
@@ -181,20 +177,19 @@ def test_storage_sentence(ttl: timedelta, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({}, "account stay in the database until you remove them. Those"),
+        ({}, "account stay in the database until you remove them. Keys for this session"),
         ({"max_key_lifetime": timedelta(days=90)}, "remove them, for 90 days at most."),
-        (
-            {"precedence": (Tier.USER,)},
-            "encrypted, and kept in the database until you remove them.",
-        ),
-        ({"precedence": (Tier.SYSTEM, Tier.ENV)}, "It keeps no keys of yours."),
-        ({"precedence": (Tier.SESSION, Tier.ENV)}, "Redis for this session only"),
+        ({"precedence": (Tier.USER,)}, "They stay in the database until you remove them."),
+        ({"precedence": (Tier.SYSTEM, Tier.ENV)}, "It stores no keys of yours."),
+        ({"precedence": (Tier.SESSION, Tier.ENV)}, "Redis for this session"),
+        ({"allow_custom_providers": True}, "or the address set for it"),
     ],
 )
 def test_storage_sentence_with_an_account(changes: dict[str, Any], words: str) -> None:
-    """Somebody who is signed in is told what becomes of keys in the account, where there are any."""
-    sentence = storage_sentence(Settings(**changes), Caller(user="ann"), "Redis")
+    """A signed-in user reads what happens to keys in the account, if there are any."""
+    settings = Settings(**changes)
+    sentence = storage_sentence(settings, Caller(user="ann"), "Redis")
     assert words in sentence
-    assert ("account" in sentence) is (
-        Tier.USER in (p := Settings(**changes).precedence) and len(p) > 1
+    assert ("Keys in your account" in sentence) is {Tier.USER, Tier.SESSION}.issubset(
+        settings.precedence
     )

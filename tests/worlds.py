@@ -24,7 +24,7 @@ from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from flask_byok.storage.rates import RateLimiter, RateStorage
-from flask_byok.storage.sql import SqlSessionStore
+from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
 from flask_byok.wiring import assemble, operator_tiers
 
@@ -49,14 +49,12 @@ class World:
     database_url: str = ""
 
     def __post_init__(self) -> None:
-        self.store = SqlSessionStore(
-            self.database_url or f"sqlite:///{self.directory / 'byok.sqlite'}",
-            ttl=timedelta(hours=1),
-            max_age=timedelta(days=1),
-        )
+        url = self.database_url or f"sqlite:///{self.directory / 'byok.sqlite'}"
+        self.documents = SqlDocuments(url)
+        self.store = Sessions(self.documents, ttl=timedelta(hours=1), max_age=timedelta(days=1))
         config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
         self.settings = Settings.from_config(config | dict(self.config), {})
-        self.accounts = open_accounts(self.store.engine, self.keyring)
+        self.accounts = open_accounts(self.documents.engine, self.keyring)
         self.service = self._make_service()
 
     def with_keyring(self, keyring: Keyring) -> World:
@@ -91,7 +89,9 @@ class World:
     def record(self, caller: Caller, provider: str = "openai") -> CredentialRecord:
         """Return what lies in the store."""
         assert caller.session is not None
-        return self.store.read(caller.session, caller.identity, [provider]).records[provider]
+        # Without the accounts' word on what is over.
+        stored = Sessions(self.documents, ttl=timedelta(hours=1), max_age=timedelta(days=1))
+        return stored.read(caller.session, caller.identity, [provider]).records[provider]
 
     def tamper(self, caller: Caller, provider: str = "openai", **changes: Any) -> None:
         """Change what lies in the store, as somebody could who can write there."""
@@ -120,14 +120,15 @@ class World:
         return [name for name, _ in self.events]
 
     def _make_service(self) -> Service:
-        store = self.store if self.other_store is None else self.other_store
+        sessions = self.store if self.other_store is None else self.other_store
         rates = RateStorage.in_memory()
         wing = Wing(self.accounts, self.keyring, self.settings)
+        sessions.over = wing.over
         return assemble(
             self.settings,
             self.catalog,
             self.keyring,
-            Sessions(store, wing.over),
+            sessions,
             wing,
             Outbound(allow_private=self.settings.allow_private_endpoints),
             operator_tiers(self.settings, self.environ),
@@ -150,14 +151,15 @@ def core_on(
 ) -> tuple[Service, Wing]:
     """Return a service on this database of accounts, with sessions in memory, and its wing."""
     lifetime = timedelta(hours=1)
-    store = SqlSessionStore("sqlite://", ttl=lifetime, max_age=lifetime)
+    sessions = Sessions(SqlDocuments("sqlite://"), ttl=lifetime, max_age=lifetime)
     wing, rates = Wing(accounts, keyring, settings), RateStorage.in_memory()
+    sessions.over = wing.over
     limit = RateLimiter("20/minute", rates, setting="X")
     service = assemble(
         settings,
         catalog,
         keyring,
-        Sessions(store, wing.over),
+        sessions,
         wing,
         Outbound(),
         [],

@@ -17,7 +17,7 @@ from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
 from ..keys.ports import Promotion
 from ..keys.service import Service
-from ..keys.session_store import SessionView
+from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry, check_place
 from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
+
+from msgspec import Meta
 
 from ..catalog import ProviderSpec
 from ..errors import (
@@ -35,7 +37,9 @@ from ..model.credential import (
     CredentialRecord,
     Secret,
     State,
+    Timestamp,
     Validation,
+    ValidityFacts,
     isoformat,
     utcnow,
 )
@@ -48,6 +52,71 @@ if TYPE_CHECKING:
 
 #: How often a partly replaced key is checked if others change the stored part meanwhile.
 _TRIES = 2
+
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class Record(TypedDict):
+    """What may be shown of a stored key.
+
+    ``owner`` is ``user:<id>``, ``team:<id>`` or ``system``. ``slot`` is empty for an owner's first key. A
+    key ``expires_soon`` if it works, but expires within a week.
+    """
+
+    id: str
+    provider: str
+    slot: str
+    label: str | None
+    description: str | None
+    hint: str
+    owner: str
+    active: bool
+    state: State
+    expires_at: Timestamp | None
+    expires_soon: bool
+    created_at: Timestamp
+    updated_at: Timestamp
+    last_used_at: Timestamp | None
+    usage_count: Count
+    validity: ValidityFacts | None
+    version: Annotated[int, Meta(ge=1)]
+
+
+class Page(TypedDict):
+    """One page of keys, oldest first."""
+
+    keys: list[Record]
+    next: Annotated[str | None, Meta(description="The cursor of the next page.")]
+
+
+class ProviderUses(TypedDict):
+    """How many keys there are for a provider, and all calls that were made with them."""
+
+    keys: Count
+    uses: Count
+    rejected: Count
+    failed: Count
+    last_used_at: Timestamp | None
+
+
+class DayUses(TypedDict):
+    """The calls of one day (UTC), by outcome."""
+
+    day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
+    used: Count
+    rejected: Count
+    failed: Count
+
+
+class Stats(TypedDict):
+    """How many keys there are, and how often they were used; ``daily`` covers the last 30 days."""
+
+    total: Count
+    active: Count
+    expired: Count
+    by_provider: dict[str, ProviderUses]
+    daily: list[DayUses]
 
 
 class Shelf:
@@ -89,7 +158,7 @@ class Shelf:
         provider: str | None = None,
         after: str | None = None,
         limit: int = 50,
-    ) -> dict[str, Any]:
+    ) -> Page:
         """Return records, oldest first, and the cursor of the next page or None.
 
         :param owner: only this owner's.
@@ -106,7 +175,7 @@ class Shelf:
         """
         return self._store.get(id, self._owners)
 
-    def describe(self, record: CredentialRecord) -> dict[str, Any]:
+    def describe(self, record: CredentialRecord) -> Record:
         """Return a record as a JSON-able mapping, without its key."""
         validity = record.current_validity()
         return {
@@ -129,9 +198,9 @@ class Shelf:
             "version": int(record.version),
         }
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Stats:
         """Return the number of keys and of their uses; see ``UsageStore.stats``."""
-        return self._store.usage.stats(self._owners)
+        return cast(Stats, self._store.usage.stats(self._owners))
 
     def reveal(
         self, record: CredentialRecord, *, fresh: Callable[[], bool]

@@ -12,8 +12,7 @@ from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts, Promotion
 from ..keys.service import Service
 from ..keys.session_store import AuditEvent
-from ..keys.usage import Use
-from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret
+from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, SessionRef, Tier
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from ..model.credential import Verdict
-from .spec import Auth, CheckSpec, Field, ProviderSpec, Rule
+from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule
 
-_INVALID = "The provider does not know this key."
+_INVALID = "The provider rejected this key. Check that you copied all of it, or create a new one."
 _RESTRICTED = "The key is good, but its permissions are narrow."
 _NO_CREDIT = "The key is good, but the account has no credit left."
 _RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
@@ -13,6 +13,11 @@ _DISABLED = "The provider has blocked or disabled this key."
 _SERVICE_OFF = (
     "The key is good, but it may not use this API. Enable the API or change the key's restrictions."
 )
+_NO_LIST = "This server lists no models, so the key could not be checked."
+
+# What most providers answer alike.
+_UNKNOWN_KEY = Rule((401,), Verdict.INVALID, _INVALID)
+_TOO_MANY_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED)
 
 OPENAI = ProviderSpec(
     id="openai",
@@ -33,7 +38,7 @@ OPENAI = ProviderSpec(
             Rule((401,), Verdict.INVALID, _INVALID, "incorrect api key"),
             Rule((401,), Verdict.DISABLED, _DISABLED, "account_deactivated"),
             Rule((429,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "insufficient_quota"),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+            _TOO_MANY_CALLS,
         ),
     ),
 )
@@ -55,11 +60,11 @@ ANTHROPIC = ProviderSpec(
         auth=Auth("x-api-key", "{api_key}"),
         headers={"anthropic-version": "2023-06-01"},
         rules=(
-            Rule((401,), Verdict.INVALID, _INVALID),
+            _UNKNOWN_KEY,
             Rule((403,), Verdict.VALID_RESTRICTED, _RESTRICTED, "permission_error"),
             Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "credit balance"),
             Rule((400, 403), Verdict.DISABLED, _DISABLED, "organization has been disabled"),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+            _TOO_MANY_CALLS,
         ),
     ),
 )
@@ -82,11 +87,11 @@ GOOGLE = ProviderSpec(
         rules=(
             # A bad key is answered 400, not 401 (google.rpc.ErrorInfo reason API_KEY_INVALID).
             Rule((400,), Verdict.INVALID, _INVALID, "api_key_invalid"),
-            # google.api.ErrorReason, as the two above and below.
+            # From google.api.ErrorReason, like those above and below.
             Rule((403,), Verdict.DISABLED, _DISABLED, "consumer_suspended"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "service_disabled"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "_blocked"),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+            _TOO_MANY_CALLS,
         ),
     ),
 )
@@ -102,10 +107,10 @@ GROQ = ProviderSpec(
     default_model="llama-3.1-8b-instant",
     check=CheckSpec(
         rules=(
-            Rule((401,), Verdict.INVALID, _INVALID),
+            _UNKNOWN_KEY,
             Rule((400,), Verdict.DISABLED, _DISABLED, "organization_restricted"),
             Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "blocked_api_access"),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+            _TOO_MANY_CALLS,
         )
     ),
 )
@@ -130,7 +135,7 @@ XAI = ProviderSpec(
             # xAI answers a bad key 400 as well as 401; in a chat a 400 has other causes too.
             Rule((400,), Verdict.INVALID, _INVALID, "incorrect api key"),
             Rule((400, 401), Verdict.INVALID, _INVALID),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
+            _TOO_MANY_CALLS,
         ),
     ),
 )
@@ -145,13 +150,9 @@ OPENROUTER = ProviderSpec(
     get_key_url="https://openrouter.ai/settings/keys",
     default_model="openrouter/auto",
     check=CheckSpec(
-        # Its /models is public and answers 200 to any string, so it can list but not check.
+        # Its /models is public and answers 200 to any string, so it lists models but checks no key.
         path="/key",
-        rules=(
-            Rule((401,), Verdict.INVALID, _INVALID),
-            Rule((402,), Verdict.VALID_NO_CREDIT, _NO_CREDIT),
-            Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED),
-        ),
+        rules=(_UNKNOWN_KEY, Rule((402,), Verdict.VALID_NO_CREDIT, _NO_CREDIT), _TOO_MANY_CALLS),
     ),
 )
 
@@ -165,17 +166,14 @@ CUSTOM = ProviderSpec(
     standalone=True,
     check=CheckSpec(
         rules=(
-            # Many stand before OpenAI and pass its answers on.
+            # Many are proxies of OpenAI and pass its answers on.
             Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
-            Rule((401,), Verdict.INVALID, _INVALID),
-            Rule(
-                (404,),
-                Verdict.UNCHECKED,
-                "This server lists no models, so the key could not be checked.",
-            ),
+            _UNKNOWN_KEY,
+            Rule((404,), Verdict.UNCHECKED, _NO_LIST),
         )
     ),
 )
 
 #: The whole catalog, in the order in which it is shown.
 PROVIDERS: tuple[ProviderSpec, ...] = (OPENAI, ANTHROPIC, GOOGLE, GROQ, XAI, OPENROUTER, CUSTOM)
+Catalog.shipped = PROVIDERS

@@ -1,17 +1,27 @@
-"""What describes a provider: plain data, so that another provider is another row."""
+"""What describes a provider: plain data, so that another provider is another row; and the catalog of an app's."""
 
 from __future__ import annotations
 
-import json
+import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal, TypedDict, cast
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, UnknownProviderError
 from ..model.credential import Verdict
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+class FieldFacts(TypedDict):
+    """A field that people fill in."""
+
+    name: str
+    label: str
+    secret: bool
+    required: bool
+    placeholder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,15 +34,9 @@ class Field:
     required: bool = True
     placeholder: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "secret": self.secret,
-            "required": self.required,
-            "placeholder": self.placeholder,
-        }
+        return cast(FieldFacts, asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class Auth:
     template: str = "Bearer {api_key}"
 
     def headers(self, fields: Mapping[str, str]) -> dict[str, str]:
-        """Return the header for these field values; none where the provider has no key to send."""
+        """Return the header for these field values; none without a key."""
         if not fields.get("api_key"):
             return {}
         return {self.header: self.template.format_map(fields)}
@@ -51,10 +55,11 @@ class Auth:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Maps one kind of answer to a verdict.
+    """Map one kind of answer to a verdict.
 
-    ``status`` lists HTTP status codes. ``contains`` must occur in the answer's body, which is compared in lower case
-    and, where it is JSON, without white space: ``"code":"invalid_api_key"``. Empty fits any body.
+    ``status`` lists HTTP status codes. ``contains``, in lower case, must occur in the answer; an empty text fits any.
+    In the answer to a check it may occur anywhere in the body, whose JSON is compared without white space
+    (``"code":"invalid_api_key"``). In a call's it must occur in a code, or begin the message.
     """
 
     status: tuple[int, ...]
@@ -62,27 +67,12 @@ class Rule:
     reason: str
     contains: str = ""
 
-    def fits(self, status: int, text: str) -> bool:
-        """Say whether this is the kind of answer: its status, and its text as :func:`comparable`."""
-        return status in self.status and self.contains in text
-
-
-def comparable(body: bytes, secrets: Iterable[str] = ()) -> str:
-    """Return an answer's body as rules compare it, without the secrets that it may repeat."""
-    text = body.decode(errors="replace")
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "")
-    try:
-        return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":")).lower()
-    except (ValueError, RecursionError):
-        return text.lower()
-
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
     """A free request that tells whether a key is good. Paths are relative to the base URL.
 
-    ``rules`` are tried in order before the general ones; the first that fits decides.
+    The first of the ``rules`` that fits an answer decides, before the general ones.
     ``models_path`` lists the models; it may be the same request.
     """
 
@@ -99,14 +89,14 @@ class ProviderSpec:
     """A remote service that people bring a key for.
 
     :param id: lower-case letters, digits and underscores.
-    :param base_url: what the provider's own SDK calls its base URL; empty where each person gives one.
-    :param adapter: which client speaks to it: ``openai`` (and all that is compatible), ``anthropic`` or ``google``.
+    :param base_url: what the provider's own SDK calls its base URL; empty if each person gives one.
+    :param adapter: the client that speaks to it: ``openai`` (and all that is compatible), ``anthropic`` or ``google``.
     :param env: environment variables that may hold the operator's key, first one first; a Docker secret file has the
         same name in lower case.
     :param prefixes: public beginnings of its keys; a hint for people, never a gate.
     :param refused_prefixes: beginnings of admin keys, which can do far more than a call needs.
-    :param provider_class: takes the adapter's place: a ``BaseProvider``, called with the spec, the credential, the
-        app's ``Outbound``, ``report=`` and the options.
+    :param provider_class: replaces the adapter: a ``BaseProvider``, called with the spec, the credential, the app's
+        ``Outbound``, ``report=``, ``count=`` and the options.
     """
 
     id: str
@@ -132,5 +122,87 @@ class ProviderSpec:
 
     @property
     def personal_base_url(self) -> bool:
-        """Say whether each person gives the base URL, as a field of the credential."""
+        """True if each person gives the base URL, as a field of the credential."""
         return any(f.name == "base_url" for f in self.fields)
+
+    def is_admin_key(self, api_key: str) -> bool:
+        """Return True if a key's beginning is that of the provider's admin keys."""
+        return api_key.startswith(self.refused_prefixes)
+
+
+class Catalog:
+    """Provider specs by id and alias, in the order in which they are shown.
+
+    :param specs: the providers; by default those that ship with the package.
+    """
+
+    #: The providers that ship with the package; :mod:`.rows` sets them.
+    shipped: ClassVar[tuple[ProviderSpec, ...]] = ()
+
+    def __init__(self, specs: Iterable[ProviderSpec] | None = None) -> None:
+        self._specs: dict[str, ProviderSpec] = {}
+        self._names: dict[str, str] = {}
+        for spec in self.shipped if specs is None else specs:
+            self.register(spec)
+
+    def register(self, spec: ProviderSpec) -> None:
+        """Add a provider.
+
+        :raises ConfigurationError: its id or one of its aliases is taken.
+        """
+        for name in (spec.id, *spec.aliases):
+            if name in self._names:
+                raise ConfigurationError(f"Provider id or alias {name!r} is registered twice.")
+        self._specs[spec.id] = spec
+        self._names.update(dict.fromkeys((spec.id, *spec.aliases), spec.id))
+
+    def only(self, ids: Iterable[str]) -> Catalog:
+        """Return a catalog of these providers alone, in this order.
+
+        :raises ConfigurationError: an id is unknown.
+        """
+        return Catalog(self._known(name) for name in ids)
+
+    def get(self, provider: str) -> ProviderSpec:
+        """Return the provider of this id or alias.
+
+        :raises UnknownProviderError: the catalog has none.
+        """
+        spec = self._specs.get(self._names.get(provider, ""))
+        if spec is None:
+            # The message does not repeat the name: people paste keys into the wrong field.
+            raise UnknownProviderError
+        return spec
+
+    def __iter__(self) -> Iterator[ProviderSpec]:
+        return iter(self._specs.values())
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def __contains__(self, provider: object) -> bool:
+        return provider in self._names
+
+    def _known(self, name: str) -> ProviderSpec:
+        try:
+            return self.get(name)
+        except UnknownProviderError:
+            near = difflib.get_close_matches(name, self._names, n=1)
+            guess = f" Did you mean {near[0]!r}?" if near else ""
+            raise ConfigurationError(
+                f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}"
+            ) from None
+
+
+# OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
+_SHARED_PREFIXES = frozenset({"sk-"})
+
+
+def looks_like(api_key: str, spec: ProviderSpec) -> ProviderSpec | None:
+    """Return the other provider whose key this clearly is by its beginning, if any."""
+    owners = {prefix: other for other in Catalog.shipped for prefix in other.prefixes}
+    owners.update(dict.fromkeys(spec.prefixes, spec))
+    prefix = max((p for p in owners if api_key.startswith(p)), key=len, default="")
+    if not prefix or prefix in _SHARED_PREFIXES or owners[prefix] is spec:
+        return None
+    return owners[prefix]

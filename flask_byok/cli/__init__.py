@@ -9,8 +9,7 @@ from .accounts.rotate import rotate_keys
 from .accounts.transfer import export_file, import_environment, import_file
 from .check import check
 from .common import Commands
-from .database import database
-from .setup import generate_key, providers
+from .setup import database, generate_key, providers
 
 byok = Commands("byok", help="Manage the API keys that people bring.")
 for command in (

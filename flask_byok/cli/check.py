@@ -1,4 +1,4 @@
-"""What is set up, from where, and what is unsafe: ``flask byok check``."""
+"""Show what is configured, from where, and what is unsafe: ``flask byok check``."""
 
 from __future__ import annotations
 
@@ -6,57 +6,66 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from flask import current_app
 from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
-from ..errors import ByokError, StoreError
+from ..errors import ByokError, ConfigurationError, StoreError
 from ..sealing.canary import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
 from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state
+from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
 from ..web.safety import unsafe_choices, unsafe_settings
 from ..web.session_binding import app_name, index_key
-from . import check_database
-from .database import known_revision, migrations
 from .input import QuietCommand
-from .values import shown_settings
+from .setup import known_revision, migrations
+from .values import shown_address, shown_settings
 
 if TYPE_CHECKING:
     from ..accounts.store.keys import AccountStore
 
 _WIDTHS = (33, 40)
-_DATABASE_AWAY = "the database does not answer, or refuses: is it up, and reachable?"
 #: The next encryption key, which is among the fallbacks first, looks the same to the stores.
 _CAN_GO = "it can go if it was replaced (keep it if it is the next one)"
+
+_RATES = (
+    "attempts are counted in each worker's own memory, so each worker allows the rates BYOK_SET_RATE and "
+    "BYOK_VALIDATE_RATE again. With Redis they are counted together."
+)
+_SQLITE = (
+    "accounts are in a SQLite file, which the workers of one machine can share; for several machines "
+    "use PostgreSQL."
+)
+_DROPPED = (
+    "Flask-Migrate is set up on this database, and nothing keeps our tables out of its migrations: 'flask db migrate' "
+    "would write one that drops them. See 'Its tables' in the documentation on deployment."
+)
+_NOT_HTTPS = (
+    "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
+)
+_AWAY = "{} does not answer, or refuses: is it up, and reachable?"
 
 
 @dataclass(slots=True)
 class _Report:
-    """What is to be shown, after the settings."""
+    """What to show after the settings."""
 
     facts: list[tuple[str, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unsafe: list[str] = field(default_factory=list)
 
-    @property
-    def lines(self) -> Iterator[str]:
-        yield from (_line(*fact) for fact in self.facts)
-        yield from (f"note: {sentence}" for sentence in self.notes)
-
     @contextmanager
-    def trial(self, otherwise: str) -> Iterator[None]:
-        """Note what a trial of a store fails for.
-
-        :param otherwise: what is said where nothing more is known.
-        """
+    def trial(self, store: str) -> Iterator[None]:
+        """Report why a trial of a store fails."""
         try:
             yield
         except StoreError as error:
-            self.unsafe.append(reason_of(error) or otherwise)
+            self.unsafe.append(reason_of(error) or _AWAY.format(store))
         except (ByokError, click.ClickException) as error:
             self.unsafe.append(str(error))
 
@@ -64,9 +73,9 @@ class _Report:
 @click.command("check", cls=QuietCommand)
 @click.pass_context
 def check(ctx: click.Context) -> None:
-    """Show every setting, where it comes from, and what is unsafe; exits with 1 if anything is.
+    """Show every setting, its source, and what is unsafe; exits with 1 if anything is.
 
-    Encryption keys show as their ids, and addresses without what is secret in them.
+    Encryption keys are shown by their ids, addresses without their secrets.
     """
     ctx.meta[SHOWS_WRONG_KEY] = True
     with ctx.ensure_object(ScriptInfo).load_app().app_context():
@@ -74,71 +83,70 @@ def check(ctx: click.Context) -> None:
 
 
 def _check(state: ByokState) -> None:
-    report = _Report()
     for name, value in shown_settings(state.settings, state.service.keyring).items():
         source = source_of(name, current_app.config, os.environ)
         click.echo(_line(f"BYOK_{name.upper()}", value, source))
+    report = _Report()
     report.unsafe += unsafe_settings(current_app.config, debug=current_app.debug)
     report.unsafe += unsafe_choices(state.settings)
-    _look_around(state, report)
+    report.facts.append(("providers", str(len(state.service.catalog))))
+    if state.uses_database:
+        found = state.database
+        report.facts.append(("database", shown_address(found.place), found.source))
+        report.unsafe += [LATE_ENGINE] if is_late(current_app, found) else []
+    _examine_sessions(state, report)
+    if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
+        report.notes.append(_NOT_HTTPS)
+    wing = state.service.accounts
+    if isinstance(wing, Wing):
+        _examine_accounts(state, wing.store, report)
+    else:
+        report.facts.append(("accounts", "-"))
+    with report.trial("the database"):
+        for seal in count_seals(state):
+            _show_seal(seal, report)
+    _show(report)
+
+
+def _show(report: _Report) -> None:
     click.echo()
-    for line in report.lines:
-        click.echo(line)
-    # The database may be the one for sessions, too.
+    for fact in report.facts:
+        click.echo(_line(*fact))
+    for note in report.notes:
+        click.echo(f"note: {note}")
+    # Sessions and accounts may fail for the same reason.
     for sentence in dict.fromkeys(report.unsafe):
         click.echo(f"unsafe: {sentence}", err=True)
     if report.unsafe:
         raise click.exceptions.Exit(1)
 
 
-def _look_around(state: ByokState, report: _Report) -> None:
-    """Find out about the stores."""
-    service = state.service
-    report.facts.append(("providers", str(len(service.catalog))))
-    if state.uses_database:
-        report.facts.append(check_database.describe(state.database))
-        report.unsafe += check_database.misplaced(state.database)
-    _look_at_sessions(state, report)
-    if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
-        report.notes.append(
-            "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
-        )
-    wing = service.accounts
-    if not isinstance(wing, Wing):
-        report.facts.append(("accounts", "-"))
-    else:
-        _look_at_accounts(state, wing.store, report)
-    with report.trial(_DATABASE_AWAY):
-        for seal in count_seals(state):
-            _show_seal(seal, report)
-
-
-def _look_at_sessions(state: ByokState, report: _Report) -> None:
+def _examine_sessions(state: ByokState, report: _Report) -> None:
     sessions = state.service.sessions
     report.facts.append(("session keys", sessions.name))
-    if getattr(sessions, "client", None) is None:
-        report.notes.append(
-            "attempts are counted in each worker's own memory, so each worker allows the rates "
-            "BYOK_SET_RATE and BYOK_VALIDATE_RATE once more. With Redis they are counted together."
-        )
+    if getattr(sessions.documents, "client", None) is None:
+        report.notes.append(_RATES)
     if state.settings.encryption_key is None:
-        return  # one that was made up for this run says nothing
-    with report.trial(f"{sessions.name} does not answer, or refuses: is it up, and reachable?"):
+        return  # the stores do not know a key that was made up for this run
+    with report.trial(sessions.name):
         name = app_name(index_key(current_app.secret_key or ""))
-        Canary.of_sessions(state.service.keyring, sessions.canary, name).reseal()
+        Canary.of_sessions(state.service.keyring, sessions.hold, name).reseal()
 
 
-def _look_at_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:
+def _examine_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:
     dialect = accounts.engine.dialect.name
     report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
-    report.notes += check_database.notes(state.database, dialect)
-    with report.trial(_DATABASE_AWAY):
+    if dialect == "sqlite":
+        report.notes.append(_SQLITE)
+    if _would_be_dropped(state.database):
+        report.notes.append(_DROPPED)
+    with report.trial("the database"):
         with migrations() as (migrate, engine):
             revision = known_revision(migrate, engine) or "of the host's own migrations"
             report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
         accounts.canary.secret()
         with migrations():
-            check_database.require_rights(accounts.engine)
+            _require_rights(accounts.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +185,11 @@ def count_seals(state: ByokState) -> Iterator[Seals]:
     """Yield how much each configured encryption key has sealed, then those that ciphertexts name beside them."""
     wing, key_ids = state.service.accounts, state.service.keyring.key_ids
     accounts = wing.store.seals.count_by_key_id() if isinstance(wing, Wing) else {}
-    count_sessions = getattr(state.service.sessions.store, "count_sealed_with", None)
+    count_sessions = state.service.sessions.count_sealed_with
     days = (state.settings.session_ttl * MAX_SESSION_LIFETIMES).days
     for key_id in key_ids:
         role: Literal["current", "fallback"] = "current" if key_id == key_ids[0] else "fallback"
-        sessions = None if count_sessions is None else int(count_sessions(key_id))
-        yield Seals(key_id, role, accounts.get(key_id, 0), sessions, days)
+        yield Seals(key_id, role, accounts.get(key_id, 0), count_sessions(key_id), days)
     for key_id, count in accounts.items():
         if key_id and key_id not in key_ids:
             yield Seals(key_id, "unknown", count, None, days)
@@ -196,6 +203,30 @@ def _show_seal(seal: Seals, report: _Report) -> None:
         f"no configured encryption key has the id {seal.key_id}, with which {seal.accounts:,} are sealed: if it was "
         "taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS."
     )
+
+
+def _require_rights(engine: Any) -> None:
+    """Try every right that the app needs.
+
+    :raises ConfigurationError: some are missing; the message names them.
+    """
+    from ..storage.migrate import missing_rights
+
+    if missing := missing_rights(engine):
+        raise ConfigurationError(
+            f"The database's user lacks these rights: {', '.join(missing)}. Ask an administrator to GRANT them."
+        )
+
+
+def _would_be_dropped(found: FoundDatabase) -> bool:
+    """Return True if the host's next migration would drop our tables."""
+    migrate, host = current_app.extensions.get("migrate"), host_engine(current_app)
+    if migrate is None or host is None or shown_address(host) != shown_address(found.place):
+        return False
+    if migrate.configure_args.keys() & {"include_name", "include_object"}:
+        return False
+    env = Path(migrate.directory) / "env.py"
+    return not (env.exists() and "byok" in env.read_text())
 
 
 def _line(*cells: str) -> str:

@@ -1,4 +1,4 @@
-"""What the commands share: errors as one sentence, the accounts, and texts that are safe to show."""
+"""What the commands share: errors as one sentence, access to accounts, and safe output."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ if TYPE_CHECKING:
 
 _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
 _UNWRITABLE = (
-    "What is shown here, or a file, cannot be written or read: {}. "
-    "The command may have done all the same what it is for."
+    "The output, or a file, cannot be written or read: {}. "
+    "The command may have done its work all the same."
 )
-_AWAY = "The database or Redis does not answer, or refuses. Run this again once it does."
+_AWAY = "The database or Redis does not answer, or refuses. Try again when it does."
 
 
 class Interrupted(click.ClickException):
-    """Raised after Ctrl-C, to say what was done until then; a shell knows it by this status."""
+    """Raised after Ctrl-C, with a report of the work done; shells know the status."""
 
     exit_code = 130
 
 
 class Commands(AppGroup):
-    """Ends every command that fails with a sentence and status 1, instead of a traceback."""
+    """A group whose commands fail with one sentence and status 1 instead of a traceback."""
 
     command_class = QuietCommand
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read what stands before the command's name; an option that there is not may be a key."""
+        """Parse the options before the command's name; an unknown option may be a pasted key."""
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption:
             raise click.UsageError(NEVER_AN_ARGUMENT, ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the command."""
         try:
             with patiently():
                 return super().invoke(ctx)
@@ -55,7 +55,7 @@ class Commands(AppGroup):
         except ByokError as error:
             raise click.ClickException(str(error)) from None
         except OSError as error:
-            if error.errno == errno.EPIPE:  # whoever read what is shown has enough
+            if error.errno == errno.EPIPE:  # the reader has closed the pipe
                 raise
             raise click.ClickException(_UNWRITABLE.format(error.strerror)) from None
         except KeyboardInterrupt:
@@ -64,7 +64,7 @@ class Commands(AppGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; what was typed instead of one may be a key, and is not repeated."""
+        """Find a command; an unknown one is not repeated, as it may be a pasted key."""
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail("There is no such command.")
         return super().resolve_command(ctx, args)
@@ -90,7 +90,7 @@ def require_accounts() -> tuple[ByokState, AccountStore]:
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """Return a number with what it counts: ``1 key``, ``1,204 keys``."""
+    """Return a number with its noun: ``1 key``, ``1,204 keys``."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
@@ -104,5 +104,5 @@ def in_columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Return a text that cannot steer the terminal: ids are the host's users' own."""
+    """Return a text that cannot control the terminal: users choose ids."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

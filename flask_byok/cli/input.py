@@ -1,4 +1,4 @@
-"""What operators type: arguments that are never repeated, and keys that are never arguments."""
+"""What operators type: arguments that are not repeated, and keys that are no arguments."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ..errors import UnknownProviderError
 from ..model.credential import Secret
 from ..web.caller import ByokState
 
-#: Longest input that is read for a key or a passphrase, in bytes.
+#: Longest input for a key or a passphrase, in bytes.
 MAX_INPUT = 64 * 1024
 
-#: What somebody is told whose arguments are not what a command has.
+#: The error for unknown arguments and options.
 NEVER_AN_ARGUMENT = (
-    "There are arguments or options here that this command does not have. A key is never given as an argument, "
-    "since arguments show in lists of processes and in the shell's history: leave it out, and it is asked for. If "
-    "this was one, put a new one in its place at the provider."
+    "This command does not have these arguments or options. A key is never an argument, since arguments show in lists "
+    "of processes and in the shell's history: leave it out, and the command asks for it. If this was a key, replace it "
+    "at the provider."
 )
 
 
 class QuietCommand(click.Command):
-    """A command that repeats nothing of what it was called with: people paste keys anywhere."""
+    """A command whose errors repeat no argument: people paste keys anywhere."""
 
     ignore_unknown_options = True
     allow_extra_args = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments, and refuse those that there are not."""
+        """Parse the arguments, and refuse unknown ones."""
         rest = super().parse_args(ctx, args)
         if rest and not ctx.resilient_parsing:
             raise click.UsageError(NEVER_AN_ARGUMENT, ctx)
@@ -42,7 +42,7 @@ class QuietCommand(click.Command):
 
 
 class WholeNumber(click.IntRange):
-    """A whole number; what was typed instead of one is not repeated."""
+    """A whole number; its error does not repeat the value."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Return the number."""
@@ -54,7 +54,7 @@ class WholeNumber(click.IntRange):
 
 
 def word(pattern: str, expected: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
-    """Make the callback of an option whose value has a certain form, and is not repeated if it has not."""
+    """Return the callback of an option whose value must match a pattern; its error does not repeat the value."""
     form = re.compile(pattern)
 
     def check(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -66,7 +66,7 @@ def word(pattern: str, expected: str) -> Callable[[click.Context, click.Paramete
 
 
 def moment(ctx: click.Context, param: click.Parameter, value: str | None) -> datetime | None:
-    """Return the time that an option names, or fail without repeating it."""
+    """Return the time that an option names; the error does not repeat the value."""
     try:
         return None if value is None else datetime.fromisoformat(value)
     except ValueError:
@@ -78,19 +78,22 @@ slot_word = word("[A-Za-z0-9_-]{1,40}", "1 to 40 letters, digits, '_' and '-'")
 
 
 def find_provider(state: ByokState, provider: str) -> ProviderSpec:
-    """Return a provider by its id or alias, or say which command lists them."""
+    """Return a provider by its id or alias.
+
+    :raises click.ClickException: there is none; the message names the command that lists them.
+    """
     try:
         return state.service.catalog.get(provider)
     except UnknownProviderError:
         raise click.ClickException(
-            "There is no such provider here: 'flask byok providers' lists them."
+            "There is no such provider: 'flask byok providers' lists them."
         ) from None
 
 
 def read_fields(spec: ProviderSpec) -> dict[str, Secret]:
-    """Read a credential's fields: asked for at a terminal, else from stdin.
+    """Read a credential's fields: prompt at a terminal, else read stdin.
 
-    There a provider with one field has the key itself, any other a JSON object.
+    Stdin has the key itself for a provider with one field, and a JSON object for others.
     """
     if is_at_terminal():
         return {f.name: Secret(_ask(f.label, hidden=f.secret)) for f in spec.fields}
@@ -108,26 +111,26 @@ def read_fields(spec: ProviderSpec) -> dict[str, Secret]:
 
 
 def read_passphrase(*, twice: bool) -> str:
-    """Read a passphrase: asked for at a terminal, else the first line of stdin."""
+    """Read a passphrase: prompt at a terminal, else read the first line of stdin."""
     if is_at_terminal():
         return _ask("Passphrase", hidden=True, twice=twice)
     return read_stdin().partition("\n")[0].removesuffix("\r")
 
 
 def is_at_terminal() -> bool:
-    """Say whether somebody can be asked; stdin may be closed."""
+    """Return True if the command can prompt; stdin may be closed."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 
 def read_stdin() -> str:
-    """Return what stdin has."""
+    """Return the text of stdin."""
     content = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_INPUT + 1)
     try:
         if len(content) > MAX_INPUT:
             raise ValueError
         return content.decode()
     except ValueError:
-        raise click.ClickException("What came from stdin is no text, or far too long.") from None
+        raise click.ClickException("The input on stdin is no text, or far too long.") from None
 
 
 def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
@@ -140,7 +143,7 @@ def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
             show_default=False,
             err=True,
         )
-        str(answer).encode()  # some terminals' odd bytes come through as halves of characters
+        str(answer).encode()  # a terminal may send bytes that are no character
     except UnicodeError:
-        raise click.ClickException("What was typed is no text.") from None
+        raise click.ClickException("The input is no text.") from None
     return str(answer)

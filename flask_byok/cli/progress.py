@@ -1,4 +1,4 @@
-"""How far a long command is."""
+"""Show the progress of a long command."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
-#: Columns from which on there is room for the share that is done and the time that is left.
+#: Columns that a bar with percentage and remaining time needs.
 _WIDE = 60
 
 
 class Steps:
-    """Shows a bar on a terminal, else a line for each tenth."""
+    """Show a bar on a terminal, else a line for each tenth."""
 
     def __init__(self, bar: Any, total: int) -> None:
         self._bar = bar
@@ -24,7 +24,7 @@ class Steps:
         self._shown = 0
 
     def reach(self, done: int) -> None:
-        """Show that so many of all are done."""
+        """Show that ``done`` of all are done."""
         if self._bar is not None:
             self._bar.update(done - self._shown)
         elif done - self._shown >= max(self._total / 10, 1):
@@ -35,18 +35,18 @@ class Steps:
 
 
 def is_terminal() -> bool:
-    """Say whether somebody watches."""
+    """Return True if the output goes to a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def can_draw() -> bool:
-    """Say whether the terminal knows how to draw a line once more."""
+    """Return True if the terminal can redraw a line."""
     return os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 @contextmanager
 def steps(label: str, total: int) -> Iterator[Steps]:
-    """Begin to show how far a command is."""
+    """Show the progress of a command with ``total`` steps."""
     if not (total and is_terminal() and can_draw()):
         click.echo(f"{label}: {total:,}")
         yield Steps(None, total)

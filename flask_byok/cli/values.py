@@ -1,4 +1,4 @@
-"""Settings as an operator may see them: nothing secret among them."""
+"""Settings as ``check`` shows them, without secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HIDDEN = "set"
 
 
 def shown_settings(settings: Settings, keyring: Keyring) -> dict[str, str]:
-    """Return the value of each setting as text: encryption keys as their ids, no passwords."""
+    """Return the value of each setting as text: encryption keys by their ids, addresses without passwords."""
     current, *fallbacks = keyring.key_ids
     made_up = " (made up for this run)" if settings.encryption_key is None else ""
     known = {
@@ -50,15 +50,15 @@ def _shown(value: Any, may_be_shown: bool) -> str:
         "builtins",
         "pathlib",
     ):
-        return type(value).__name__  # whatever an object says of itself
+        return type(value).__name__  # an object's own repr may contain secrets
     return str(value)
 
 
 def shown_address(value: Any) -> str:
-    """Return where an address leads, without user, password and what follows the path."""
+    """Return an address without user, password, query and fragment."""
     if value is None:
         return "-"
-    # A SQLAlchemy engine has one; a Redis client says its password.
+    # A SQLAlchemy engine has a URL; the repr of a Redis client contains its password.
     url = getattr(value, "url", value)
     text = url.render_as_string() if hasattr(url, "render_as_string") else url
     if not isinstance(text, str):
@@ -69,5 +69,5 @@ def shown_address(value: Any) -> str:
     except ValueError:
         return _HIDDEN
     if "@" in f"{parts.path}{parts.query}{parts.fragment}" or not parts.scheme:
-        return _HIDDEN  # a password with a slash, a question mark or a hash in it
+        return _HIDDEN  # the password contains a slash, a question mark or a hash
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"

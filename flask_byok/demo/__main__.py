@@ -81,7 +81,7 @@ def run() -> None:
 def _write_counts(app: Flask) -> None:
     """Write how often keys were used, which else happens at the end of the process."""
     with suppress(StoreError):  # it may have gone before
-        get_state(app).service.usage.flush()
+        get_state(app).service.traffic.flush()
 
 
 if __name__ == "__main__":

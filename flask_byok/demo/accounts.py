@@ -75,7 +75,7 @@ def sign_in_submit() -> Any:
     if not check_password_hash(_stored_hash(name), request.form.get("password", "")):
         page = render_template("sign_in.html", users=USERS.values(), name=name, wrong=True)
         return page, 401
-    # A session id that somebody planted before is worth nothing after.
+    # A session id that an attacker planted before is worthless afterwards.
     current_app.session_interface.regenerate(session)  # type: ignore[attr-defined]
     login_user(USERS[name])
     return redirect(url_for("chat.index"), 303)

@@ -34,7 +34,7 @@ def app_config(environ: Mapping[str, str], folder: Path, demo_url: str) -> dict[
         "INSTANCE_PATH": str(folder),
         "SECRET_KEY": environ.get("SECRET_KEY") or secrets.token_hex(32),
         "BYOK_PROVIDERS": PROVIDERS,
-        # Whoever tries everything out is quicker than people are.
+        # People who try the demo act faster than usual.
         "BYOK_SET_RATE": "100/minute",
         "BYOK_BASE_URLS": {"demo": demo_url},
     }
@@ -55,7 +55,7 @@ def _has_encryption_key(environ: Mapping[str, str]) -> bool:
 
 
 def _require_encryption_key(environ: Mapping[str, str]) -> None:
-    """Refuse to fill a database that nobody could read after the next start."""
+    """Refuse to fill a database that would be unreadable after the next start."""
     if not _has_encryption_key(environ):
         raise UnusableSettingError(
             "The database at DATABASE_URL stays when the demo stops, and so must the key that its content is sealed "

@@ -1,8 +1,8 @@
-"""Which addresses may be called, by our own table: ``is_global`` of Python 3.11 passes 15 ranges.
+"""Which addresses may be called, by our own table: ``is_global`` of Python 3.11 lets 15 ranges pass that are special.
 
 Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and,
-for addresses that clouds answer on from inside a machine, the clouds' documentation. Nobody's model
-provider lives in any of them, so a block is listed whatever its "globally reachable" column says.
+for addresses that clouds answer on from inside a machine, the documentation of the clouds. No model
+provider lives in any of them, so every block is listed, "globally reachable" or not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ipaddress import (
     ip_network,
 )
 
-#: Says whether an address may be connected to.
+#: Returns True if an address may be connected to.
 AddressRule = Callable[[str], bool]
 
 _Network = IPv4Network | IPv6Network
@@ -49,8 +49,8 @@ _SPECIAL_V4 = _networks(
     "240.0.0.0/4",  # reserved, and limited broadcast (RFC 1112, RFC 8190)
 )
 
-# All of today's unicast space (RFC 4291; IANA IPv6 Global Unicast Address Assignments). What is
-# outside of it is refused: mapped IPv4, NAT64, discard-only, unique local, link local, multicast.
+# All unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments). Everything
+# outside of it is rejected: mapped IPv4, NAT64, discard-only, unique local, link local, multicast.
 _UNICAST_V6 = IPv6Network("2000::/3")
 _SPECIAL_V6 = _networks(
     "2001::/23",  # IETF protocol assignments (RFC 2928), with Teredo and ORCHID
@@ -60,7 +60,7 @@ _SPECIAL_V6 = _networks(
     "3fff::/20",  # documentation (RFC 9637)
 )
 
-# What an operator means by "private": a machine or a network of one's own.
+# What an operator means by "private": this machine, or a network of their own.
 _PRIVATE = _networks(
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -80,7 +80,7 @@ _METADATA = _networks(
 
 
 def is_public(address: str) -> bool:
-    """Say whether an address belongs to the public internet."""
+    """Return True if an address belongs to the public internet."""
     parsed = _parse(address)
     if isinstance(parsed, IPv4Address):
         return not _within(parsed, _SPECIAL_V4)
@@ -90,7 +90,7 @@ def is_public(address: str) -> bool:
 
 
 def is_public_or_private(address: str) -> bool:
-    """Say whether an address is public or on a network of one's own, and no metadata service."""
+    """Return True if an address is public or on a private network, and no metadata service."""
     parsed = _parse(address)
     if parsed is None:
         return False
@@ -103,7 +103,7 @@ def is_any(address: str) -> bool:
 
 
 def _parse(address: str) -> IPv4Address | IPv6Address | None:
-    """Read an address; one with a zone id is none, as it means a link of this machine."""
+    """Read an address. One with a zone id means a link of this machine, so it counts as none."""
     try:
         return None if "%" in address else ip_address(address)
     except ValueError:

@@ -1,56 +1,92 @@
-"""Makes every HTTP client, and makes the plain requests of checks."""
+"""Where keys may be sent, and the HTTP clients that send them there."""
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
+from threading import Lock
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import SplitResult, urlsplit
 
-from ..errors import EndpointNotAllowedError, ProviderUnavailableError
+from ..catalog.judge import Answer
+from ..catalog.spec import ProviderSpec
+from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
+from ..model.credential import EndpointTrust
 from .addresses import AddressRule, is_any, is_public, is_public_or_private
-from .endpoints import Endpoint, check_personal_base_url
 
 if TYPE_CHECKING:
     import httpx2
 
     from .transport import KeylessClient, Observe, Origin, Resolver
 
-#: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1
-#: MB.
+#: Longest base URL, in characters.
+MAX_URL_LENGTH = 500
+#: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1 MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: The same for a server that a person named: 4 MB of brackets become 300 MB of lists.
 MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
+# Names that mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that home
+# and company networks use for themselves.
+_LOCAL_NAMES = re.compile(
+    r"(.*\.)?(localhost|local|localdomain|internal|intranet|private|corp|home|lan|home\.arpa)"
+)
 
-@dataclass(frozen=True, repr=False)
-class Answer:
-    """What a provider answered to a check; not ``complete`` where the body was too long."""
+# Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
+_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+# What browsers and inet_aton read as a number, and so as an address: 127, 0x7f, 0177.
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
+_PATH = re.compile(r"(/[A-Za-z0-9._~:@+=,-]+)*/?")
+_NETLOC = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
 
-    status: int
-    body: bytes
-    complete: bool = True
+_DEFAULT_PORTS = {"https": 443, "http": 80}
 
-    @cached_property
-    def data(self) -> Any:
-        """The body's JSON, or None where it is none."""
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
-            return None
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A base URL, and who chose it: the catalog, the operator, or the person whose key it is."""
+
+    base_url: str
+    trust: EndpointTrust
+
+
+def endpoint_for(
+    spec: ProviderSpec, base_urls: Mapping[str, str], personal: str | None = None
+) -> Endpoint:
+    """Choose the endpoint: the operator's, else the catalog's, else the person's own.
+
+    An operator's address without a path takes over the catalog's path (``/v1``); one with a path, be it only ``/``,
+    keeps its own.
+
+    :raises EndpointNotAllowedError: there is none of the three.
+    """
+    if chosen := base_urls.get(spec.id):
+        path = urlsplit(spec.base_url).path if not urlsplit(chosen).path else ""
+        return Endpoint(chosen.rstrip("/") + path, "operator")
+    if spec.base_url:
+        return Endpoint(spec.base_url, "catalog")
+    if personal:
+        return Endpoint(personal, "personal")
+    raise EndpointNotAllowedError(
+        "Give the base URL of the server, such as https://…/v1.", provider=spec.id
+    )
 
 
 class Outbound:
     """Makes the HTTP clients through which keys are sent; they hold neither keys nor cookies.
 
-    Catalog and operator endpoints share one client and its pool of connections. A person's own
-    endpoint has a client of its own. Nothing is opened, and no HTTP library is loaded, before the
-    first use. Each process has its own pool, so it may be built before a server forks.
+    Catalog and operator endpoints share one client and its pool of connections. A person's own endpoint has a client
+    of its own. Nothing is opened before the first use, and each process has its own pool, so an Outbound may be made
+    before a server forks.
 
     :param allow_private: let people's own endpoints be http and on private addresses.
     :param tls: the TLS context instead of the system's certificate authorities.
@@ -64,52 +100,48 @@ class Outbound:
         tls: ssl.SSLContext | None = None,
         resolver: Resolver = socket.getaddrinfo,
     ) -> None:
+        # Loaded here and not above: `import flask_byok` loads no HTTP client, and no request waits for one.
+        from . import transport
+
         self.allow_private = allow_private
+        self._transport = transport
         self._tls = tls
         self._resolver = resolver
-        # By process id. A parent's client stays here in a forked child, unused: collecting it would
-        # close its sockets.
+        # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
         self._shared: dict[int, KeylessClient] = {}
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """The TLS context that all clients share."""
+        return self._tls or self._transport.default_tls()
 
     def client_for(self, endpoint: Endpoint, observe: Observe | None = None) -> httpx2.Client:
         """Return the client through which an endpoint is called.
 
-        :param observe: called after each request that is made with what is returned. The pool is the
-            shared one all the same.
-        :raises EndpointNotAllowedError: a person's own endpoint is not one that keys may be sent
-            to.
+        :param observe: called after each request of the returned client, which shares the pool all the same.
+        :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
         """
-        from .limits import MAX_LINE_BYTES, MAX_PERSONAL_LINE_BYTES
-        from .transport import origin_of
-
+        transport = self._transport
         if endpoint.trust == "personal":
             base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
             rule = is_public_or_private if self.allow_private else is_public
-            own = self._make_client({origin_of(base_url): rule}, MAX_PERSONAL_LINE_BYTES)
-            return own.observed(observe)
+            rules: dict[Origin, AddressRule] = {transport.origin_of(base_url): rule}
+            return self._make_client(rules, transport.MAX_PERSONAL_LINE_BYTES).observed(observe)
         client = self._shared.get(os.getpid())
         if client is None:
-            client = self._shared.setdefault(os.getpid(), self._make_client({}, MAX_LINE_BYTES))
+            made = self._make_client({}, transport.MAX_LINE_BYTES)
+            client = self._shared.setdefault(os.getpid(), made)
         if endpoint.trust == "operator":
-            client.rules[origin_of(endpoint.base_url)] = is_any
+            client.rules[transport.origin_of(endpoint.base_url)] = is_any
         elif endpoint.base_url.startswith("https://"):
-            client.rules.setdefault(origin_of(endpoint.base_url), is_public)
+            client.rules.setdefault(transport.origin_of(endpoint.base_url), is_public)
         else:
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
         return client.observed(observe)
 
     def async_client(self) -> httpx2.AsyncClient:
-        """Return an async client that refuses every call, for SDKs that insist on having one."""
-        from .transport import sync_only_client
-
-        return sync_only_client()
-
-    @property
-    def tls(self) -> ssl.SSLContext:
-        """The TLS context that all clients share."""
-        from .transport import default_tls
-
-        return self._tls or default_tls()
+        """Return an async client that rejects every call, for SDKs that insist on having one."""
+        return self._transport.sync_only_client()
 
     def fetch(
         self,
@@ -126,8 +158,7 @@ class Outbound:
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
-        from .limits import until
-
+        transport = self._transport
         url = endpoint.base_url.rstrip("/") + path
         headers = {"Accept": "application/json", **headers}
         client = self.client_for(endpoint)
@@ -135,28 +166,21 @@ class Outbound:
         longest = MAX_PERSONAL_ANSWER_BYTES if personal else MAX_ANSWER_BYTES
         try:
             with (
-                until(time.monotonic() + seconds),
+                transport.until(time.monotonic() + seconds),
                 client.stream(method, url, headers=headers) as response,
             ):
-                return _read(response, longest)
+                body = transport.read_up_to(response, longest)
+                return Answer(response.status_code, body or b"", complete=body is not None)
         except Exception as error:
-            fault = network_fault(error)
+            fault = transport.network_fault(error)
             if fault is None:
                 raise
         # Raised out here, so that the request with its headers does not hang on the error.
         raise ProviderUnavailableError(fault)
 
     def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
-        from .transport import GuardedTransport, KeylessClient
-
-        return KeylessClient(GuardedTransport(rules, self.tls, self._resolver, longest_line))
-
-
-def network_fault(error: BaseException) -> str | None:
-    """Return our own words for an error of the network, or None for any other error."""
-    from .transport import describe_fault
-
-    return describe_fault(error)
+        transport = self._transport.GuardedTransport(rules, self.tls, self._resolver, longest_line)
+        return self._transport.KeylessClient(transport)
 
 
 @cache
@@ -165,15 +189,120 @@ def default_outbound() -> Outbound:
     return Outbound()
 
 
-def _read(response: httpx2.Response, longest: int) -> Answer:
-    from .limits import AnswerRefused
+class Slots:
+    """Limits how many calls to people's own servers run at once: such a server can be slow on purpose.
 
-    body = bytearray()
+    :param overall: in a process; the rest of its workers stay free for other requests.
+    :param each: for one owner.
+    """
+
+    def __init__(self, overall: int, each: int) -> None:
+        self._overall = overall
+        self._each = each
+        self._lock = Lock()
+        self._running: Counter[str | None] = Counter()
+
+    @contextmanager
+    def take(self, owner: str | None, *, seconds: float) -> Iterator[None]:
+        """Hold a slot for this block; without an owner only the whole is limited.
+
+        :param seconds: how long such a call may run: when to try again.
+        :raises RateLimitedError: none is left.
+        """
+        with self._lock:
+            full = self._running.total() >= self._overall
+            if full or (owner is not None and self._running[owner] >= self._each):
+                raise RateLimitedError(
+                    "Too many checks are running. Try again in a moment.",
+                    retry_after=round(seconds),
+                )
+            self._running[owner] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running[owner] -= 1
+                self._running += Counter()  # drops owners with none left
+
+
+#: The process's slots for personal endpoints.
+personal_slots = Slots(16, 2)
+
+
+def check_personal_base_url(url: str, *, allow_private: bool) -> str:
+    """Return a person's base URL in its one normal form.
+
+    :param allow_private: the operator lets people call http and private addresses, at any port.
+    :raises EndpointNotAllowedError: keys may not be sent there. The message says why and repeats nothing of the URL.
+    """
+    parts = _split(url.strip())
+    if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
+        raise _not_allowed("It must begin with https://.")
+    netloc = _NETLOC.fullmatch(parts.netloc)
+    if netloc is None:
+        raise _not_allowed("It must have a plain host name and no user name or password in it.")
+    host = _check_host(netloc["host"].lower(), allow_private)
+    port = _check_port(netloc["port"], parts.scheme, allow_private)
+    if not _PATH.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
+        raise _not_allowed("Its path must be plain, such as /v1.")
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
+
+
+def _split(url: str) -> SplitResult:
+    if not url or len(url) > MAX_URL_LENGTH:
+        raise _not_allowed(f"It must have 1 to {MAX_URL_LENGTH} characters.")
+    # urlsplit drops tabs and line breaks, and other parsers read a backslash as a slash.
+    if not all("!" <= char <= "~" for char in url) or "\\" in url:
+        raise _not_allowed(
+            "It must have plain ASCII characters only; write other scripts as xn--…."
+        )
+    if "?" in url or "#" in url:
+        raise _not_allowed("It must end with the path: leave out everything from the ? or #.")
     try:
-        for chunk in response.iter_raw():
-            body += chunk
-            if len(body) > longest:
-                return Answer(response.status_code, b"", complete=False)
-    except AnswerRefused:
-        return Answer(response.status_code, b"", complete=False)
-    return Answer(response.status_code, bytes(body))
+        return urlsplit(url)
+    except ValueError:
+        raise _not_allowed("It is not a URL.") from None
+
+
+def _check_host(host: str, allow_private: bool) -> str:
+    if host.startswith("["):
+        address = _check_address(IPv6Address, host[1:-1], "an address", allow_private)
+        return f"[{address}]"
+    host = host.removesuffix(".")
+    labels = host.split(".")
+    if _NUMERIC.fullmatch(labels[-1]):
+        # Four decimal numbers only: 0x7f.1 and 2130706433 mean 127.0.0.1 to other parsers.
+        return _check_address(
+            IPv4Address, host, "an address of four decimal numbers", allow_private
+        )
+    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
+        raise _not_allowed("Its host name is malformed.")
+    if not allow_private and (len(labels) == 1 or _LOCAL_NAMES.fullmatch(host)):
+        raise _not_allowed("Its host name is one of a local network.")
+    return host
+
+
+def _check_address(
+    read: type[IPv4Address | IPv6Address], text: str, wanted: str, allow_private: bool
+) -> str:
+    try:
+        address = str(read(text))
+    except ValueError:
+        raise _not_allowed(f"Its host is not {wanted}.") from None
+    passes = is_public_or_private if allow_private else is_public
+    if not passes(address):
+        raise _not_allowed("Its address is not on the public internet.")
+    return address
+
+
+def _check_port(port: str | None, scheme: str, allow_private: bool) -> str:
+    number = _DEFAULT_PORTS[scheme] if port is None else int(port)
+    if number == _DEFAULT_PORTS[scheme]:
+        return ""
+    if not allow_private or not 0 < number < 65536:
+        raise _not_allowed("Its port must be 443, which https:// has by itself.")
+    return f":{number}"
+
+
+def _not_allowed(why: str) -> EndpointNotAllowedError:
+    return EndpointNotAllowedError(f"This base URL may not be called. {why}")

@@ -1,4 +1,4 @@
-"""The only place that opens connections: a guarded transport, a client without cookies."""
+"""The only place that opens connections: a guarded transport, answers with an end, a client without cookies."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from copy import copy
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
-from queue import SimpleQueue
-from types import TracebackType
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, cast
 
 import httpcore2
 import httpx2
 
 from .addresses import AddressRule
-from .limits import MAX_SECONDS, AnswerRefused, bounded, shorten, until
 
 #: (scheme, host, port) as httpx2 normalises them.
 Origin = tuple[str, str, int]
@@ -27,27 +27,68 @@ Origin = tuple[str, str, int]
 Resolver = Callable[..., list[Any]]
 #: What was sent.
 Request = httpx2.Request
-#: Called after a request with it, the answer's status, 0 where none came, and the body of a refusal.
+#: Called after a request with it, the answer's status (0 if none came), and the body of a refusal.
 Observe = Callable[[Request, int, bytes], None]
 
-#: Seconds. Long answers stream; what may pass between two of their pieces is what "read" limits.
+#: Seconds. Long answers stream; "read" limits the time between two of their pieces.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=300.0, write=30.0, pool=5.0)
 LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=30.0)
+#: Seconds from a request to the end of its answer, however the bytes drip in.
+MAX_SECONDS = 600.0
+#: Longest answer, in bytes; files and images are the longest.
+MAX_BYTES = 64 * 1024 * 1024
+#: Longest refusal, in bytes: SDKs read it whole, and more than once.
+MAX_REFUSAL_BYTES = 256 * 1024
+#: Longest line of a stream of events, in bytes, as SDKs keep it until it ends. An image is one line.
+MAX_LINE_BYTES = 16 * 1024 * 1024
+#: The same for a server that a person named.
+MAX_PERSONAL_LINE_BYTES = 1024 * 1024
 # How many of a name's addresses are tried, so that a long list does not use up a worker.
 MAX_ADDRESSES = 4
 
+_deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
+
+
+class AnswerRefused(httpx2.RemoteProtocolError):
+    """An answer is longer than its limit, or compressed."""
+
+
+@contextmanager
+def until(end: float) -> Iterator[None]:
+    """End this block's work on the network at a time of ``time.monotonic``, if not before."""
+    outer = _deadline.get()
+    reset = _deadline.set(end if outer is None else min(end, outer))
+    try:
+        yield
+    finally:
+        _deadline.reset(reset)
+
+
+def _shorten(timeout: float | None, error: type[Exception]) -> float | None:
+    """Return the timeout or the rest of the deadline, the shorter one.
+
+    :raises error: the deadline has passed.
+    """
+    end = _deadline.get()
+    if end is None:
+        return timeout
+    left = end - time.monotonic()
+    if left <= 0:
+        raise error("the deadline has passed")
+    return left if timeout is None else min(timeout, left)
+
 
 class _TimedStream(httpcore2.NetworkStream):
-    """A connection that keeps to the deadline of whoever uses it at the moment."""
+    """A connection that keeps to the deadline of its present user."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, shorten(timeout, httpcore2.ReadTimeout))
+        return self._stream.read(max_bytes, _shorten(timeout, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, shorten(timeout, httpcore2.WriteTimeout))
+        self._stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -58,7 +99,7 @@ class _TimedStream(httpcore2.NetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
-        limit = shorten(timeout, httpcore2.ConnectTimeout)
+        limit = _shorten(timeout, httpcore2.ConnectTimeout)
         return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, limit))
 
     def get_extra_info(self, info: str) -> Any:
@@ -81,7 +122,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        end = time.monotonic() + (shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
+        end = time.monotonic() + (_shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
         addresses = self._resolve(host, port, end)
         if not all(self._passes(host, port, address) for address in addresses):
             raise httpcore2.ConnectError("the name has an address that may not be called")
@@ -99,18 +140,13 @@ class _GuardedBackend(httpcore2.NetworkBackend):
                     raise
         raise httpcore2.ConnectError("the name has no address")
 
-    def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> httpcore2.NetworkStream:
-        raise httpcore2.ConnectError("unix sockets may not be called")
-
     def _passes(self, host: str, port: int, address: str) -> bool:
         origins = (("https", host, port), ("http", host, port))
         rules = [self._rules[origin] for origin in origins if origin in self._rules]
         return bool(rules) and all(rule(address) for rule in rules)
 
     def _resolve(self, host: str, port: int, end: float) -> list[str]:
-        """Resolve in a thread of its own: the system's resolver takes no time limit."""
+        """Resolve in a thread: the system's resolver takes no time limit."""
         answers: SimpleQueue[list[str] | OSError] = SimpleQueue()
 
         def look_up() -> None:
@@ -123,17 +159,48 @@ class _GuardedBackend(httpcore2.NetworkBackend):
         threading.Thread(target=look_up, daemon=True, name="flask-byok-resolver").start()
         try:
             answer = answers.get(timeout=max(end - time.monotonic(), 0.001))
-        except Exception:
+        except Empty:
             raise httpcore2.ConnectTimeout("the name was not resolved in time") from None
         if isinstance(answer, OSError):
             raise httpcore2.ConnectError("the name cannot be resolved")
         return answer
 
 
-class GuardedTransport(httpx2.HTTPTransport):
-    """Calls the origins it was told of and no other; ``rules`` may grow while it is in use.
+class _BoundedStream(httpx2.SyncByteStream):
+    """A body that raises when it goes on for too long."""
 
-    :param longest_line: in bytes, in a stream of events; see ``bounded``.
+    def __init__(
+        self, stream: httpx2.SyncByteStream, *, end: float, longest: int, longest_line: int
+    ) -> None:
+        self._stream = stream
+        self._end = end
+        self._longest = longest
+        self._longest_line = longest_line
+
+    def __iter__(self) -> Iterator[bytes]:
+        pieces = iter(self._stream)
+        total = line = 0
+        while (piece := self._next(pieces)) is not None:
+            total += len(piece)
+            last_break = piece.rfind(b"\n")
+            line = line + len(piece) if last_break < 0 else len(piece) - last_break
+            if total > self._longest or line > self._longest_line:
+                raise AnswerRefused("the answer is too long")
+            yield piece
+
+    def _next(self, pieces: Iterator[bytes]) -> bytes | None:
+        # The deadline holds for this one step: the next may run in another context.
+        with until(self._end):
+            return next(pieces, None)
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class GuardedTransport(httpx2.HTTPTransport):
+    """Calls the origins in ``rules`` and no other; these may grow while it is in use.
+
+    :param longest_line: in bytes, in a stream of events.
     """
 
     def __init__(
@@ -157,8 +224,8 @@ class GuardedTransport(httpx2.HTTPTransport):
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request if its origin is known; the answer has limits of size and time.
 
-        :raises httpx2.UnsupportedProtocol: it is not known.
-        :raises AnswerRefused: the answer is not one that is read.
+        :raises httpx2.UnsupportedProtocol: the origin is not known.
+        :raises AnswerRefused: the answer is compressed. No request asks for that: a megabyte could become a gigabyte.
         """
         if origin_of(request.url) not in self.rules:
             raise httpx2.UnsupportedProtocol("flask-byok: keys may not be sent to this address")
@@ -166,11 +233,22 @@ class GuardedTransport(httpx2.HTTPTransport):
         end = time.monotonic() + MAX_SECONDS
         with until(end):
             response = super().handle_request(request)
-        return bounded(response, end=end, longest_line=self._longest_line)
+        encoding = response.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            response.close()
+            raise AnswerRefused("the answer is compressed")
+        streams_events = response.headers.get("content-type", "").startswith("text/event-stream")
+        response.stream = _BoundedStream(
+            cast(httpx2.SyncByteStream, response.stream),
+            end=end,
+            longest=MAX_BYTES if response.status_code < 300 else MAX_REFUSAL_BYTES,
+            longest_line=self._longest_line if streams_events else MAX_BYTES,
+        )
+        return response
 
 
 class _NoCookies(CookieJar):
-    """A jar that stays empty, whoever puts something in."""
+    """A jar that stays empty."""
 
     def set_cookie(self, cookie: Cookie) -> None:
         """Drop the cookie."""
@@ -182,8 +260,7 @@ class _NoCookies(CookieJar):
 class KeylessClient(httpx2.Client):
     """A client that holds no key and no cookie, follows no redirect and knows no environment.
 
-    Closing is left to garbage collection: an SDK's ``with`` must not close what other people's
-    calls use.
+    Garbage collection closes it: an SDK's ``with`` must not close the pool of other people's calls.
     """
 
     def __init__(self, transport: GuardedTransport) -> None:
@@ -201,16 +278,16 @@ class KeylessClient(httpx2.Client):
         weakref.finalize(self, transport.close)
 
     def observed(self, observe: Observe | None) -> KeylessClient:
-        """Return a client on the same pool that tells of each request; this one without a function."""
+        """Return a client on the same pool that calls ``observe`` after each request; None: this client."""
         if observe is None:
             return self
-        twin = copy(self)  # two microseconds; making another one takes twenty
+        twin = copy(self)  # 2 microseconds; making another one takes 20
         twin._observe = observe
         twin._pools_owner = self
         return twin
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send a request; redirects are not followed, whatever a caller asks for."""
+        """Send a request and follow no redirect, even if a caller asks for it."""
         options["follow_redirects"] = False
         if self._observe is None:
             return super().send(request, **options)
@@ -230,12 +307,7 @@ class KeylessClient(httpx2.Client):
     def __enter__(self) -> KeylessClient:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None = None,
-        exc_value: BaseException | None = None,
-        traceback: TracebackType | None = None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """Do nothing, see the class."""
 
 
@@ -244,9 +316,22 @@ class _NoTransport(httpx2.AsyncBaseTransport):
         raise httpx2.UnsupportedProtocol("flask-byok: calls with people's keys are synchronous")
 
 
+def read_up_to(response: httpx2.Response, longest: int) -> bytes | None:
+    """Read an answer's body; None if it is longer than so many bytes, or than the transport's limits."""
+    body = bytearray()
+    try:
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > longest:
+                return None
+    except AnswerRefused:
+        return None
+    return bytes(body)
+
+
 @cache
 def sync_only_client() -> httpx2.AsyncClient:
-    """Return an async client that refuses every call, for SDKs that insist on having one."""
+    """Return an async client that rejects every call, for SDKs that insist on having one."""
     return httpx2.AsyncClient(transport=_NoTransport(), trust_env=False)
 
 
@@ -267,14 +352,14 @@ def origin_of(url: httpx2.URL | str) -> Origin:
 
 
 def carries(request: httpx2.Request, secret: str, base_url: str) -> bool:
-    """Say whether a request took a secret to this address or one below it: all of a header, but for a scheme."""
+    """Return True if a request took a secret to this address or below it, as the whole of a header but for a scheme."""
     values = request.headers.values()
     carried = any(secret in (value, value.partition(" ")[2]) for value in values)
     return carried and path_below(request.url, base_url) is not None
 
 
 def path_below(url: httpx2.URL, base_url: str) -> str | None:
-    """Return the rest of an address's path, ``/models``; None where it is not this one or below it."""
+    """Return the path below a base URL, such as ``/models``; None if the address is elsewhere."""
     base = httpx2.URL(base_url).path.rstrip("/")
     rest = url.path.removeprefix(base)
     is_below = url.path.startswith(base) and rest[:1] in ("", "/")
@@ -282,18 +367,18 @@ def path_below(url: httpx2.URL, base_url: str) -> str | None:
 
 
 def _was_sent(error: BaseException) -> bool:
-    """Say whether a request may have gone out that ended so."""
+    """Return True if a request that ended so may have gone out."""
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         return False
     return isinstance(error, httpx2.RequestError) or not isinstance(error, Exception)
 
 
-def describe_fault(error: BaseException) -> str | None:
+def network_fault(error: BaseException) -> str | None:
     """Return our own words for an error of the network, or None for any other error."""
     if isinstance(error, httpx2.TimeoutException):
         return "The provider took too long to answer. Try again in a moment."
     if isinstance(error, AnswerRefused):
-        return "The provider's answer is longer than what is read of one, or compressed."
+        return "The provider's answer is longer than the limit, or compressed."
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
         return "The connection to the provider broke off. Try again."
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | httpx2.StreamError):

@@ -1,18 +1,20 @@
-"""Ask providers about keys, and keep what they say beside the very version that it is about."""
+"""Ask providers about keys, and keep each verdict beside the very version that it is about."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
-from ..catalog import ProviderSpec
-from ..checking import check_api_key, refuse_admin_key
-from ..errors import ByokError, KeyRefusedError
-from ..http import Endpoint, Outbound
-from ..model.credential import Credential, RecordedVerdict, Validation, Verdict, utcnow
+from ..catalog.judge import Answer, judge_check
+from ..catalog.spec import ProviderSpec, looks_like
+from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
+from ..http.outbound import Endpoint, Outbound, personal_slots
+from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import Settings, ValidateOnSet
 from .ports import Accounts
@@ -24,9 +26,143 @@ _logger = logging.getLogger(__name__)
 #: Called with an event's name and safe facts about it, after the event.
 Notify = Callable[[str, Mapping[str, Any]], None]
 
+#: Seconds for all that one check does. Good keys have taken more than five.
+CHECK_SECONDS = 10.0
+# A second try in less time than this cannot end well.
+_SHORTEST_TRY = 1.0
+#: How many models a check lists, and how long a model's name may be.
+MAX_MODELS = 200
+MAX_NAME_LENGTH = 200
+
+_ADMIN_KEY = (
+    "This is an admin key, which can do far more than a call needs. "
+    "Make an ordinary API key and use that."
+)
+
+
+def check_api_key(
+    spec: ProviderSpec,
+    fields: Mapping[str, str],
+    endpoint: Endpoint,
+    outbound: Outbound,
+    *,
+    list_models: bool = True,
+    owner: str | None = None,
+) -> Validation:
+    """Check a key with a free request to its provider.
+
+    :param fields: the values of the credential's fields by name, already cleaned.
+    :param list_models: list the models that a good key may use, in the same time.
+    :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
+    :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+    :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
+    """
+    if validation := refuse_admin_key(spec, fields):
+        return validation
+    # Alive for the length of the check, so that log records are redacted.
+    guard = [Secret(fields.get(field.name, "")) for field in spec.fields if field.secret]
+    started = time.monotonic()
+    check = _Check(spec, fields, endpoint, outbound, ends=started + CHECK_SECONDS)
+    personal = endpoint.trust == "personal"
+    with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
+        verdict, reason, answer = check.run()
+        latency_ms = round((time.monotonic() - started) * 1000)
+        models: tuple[str, ...] = ()
+        if list_models and answer is not None and verdict.valid:
+            models = check.list_models(answer)
+    del guard
+    return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
+
+
+def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, str]) -> Validation | None:
+    """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
+    if not spec.is_admin_key(fields.get("api_key", "")):
+        return None
+    return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Check:
+    spec: ProviderSpec
+    fields: Mapping[str, str]
+    endpoint: Endpoint
+    outbound: Outbound
+    ends: float
+
+    def run(self) -> tuple[Verdict, str, Answer | None]:
+        """Return verdict, reason, and the answer if it was a success."""
+        try:
+            answer = self._ask()
+        except ProviderUnavailableError as error:
+            return Verdict.UNREACHABLE, str(error), None
+        verdict, reason = judge_check(self.spec, answer, self.fields.values())
+        if verdict is Verdict.INVALID:
+            other = looks_like(self.fields.get("api_key", ""), self.spec)
+            if other is not None:
+                reason = (
+                    f"{self.spec.name} does not know this key: it looks like one for {other.name}."
+                )
+                return Verdict.WRONG_PROVIDER, reason, None
+        return verdict, reason, answer if answer.status == 200 else None
+
+    def list_models(self, answer: Answer) -> tuple[str, ...]:
+        """Return the models that the key may use, if the provider lists them."""
+        check = self.spec.check
+        if check.models_path is None:
+            return ()
+        if check.models_path != check.path:
+            try:
+                answer = self._fetch("GET", check.models_path)
+            except ProviderUnavailableError:
+                return ()
+        return read_models(answer)
+
+    def _ask(self) -> Answer:
+        """Ask, and once more if the provider failed; a refusal is final."""
+        check = self.spec.check
+        try:
+            answer = self._fetch(check.method, check.path)
+            if answer.status < 500 or self._seconds < _SHORTEST_TRY:
+                return answer
+        except ProviderUnavailableError:
+            if self._seconds < _SHORTEST_TRY:
+                raise
+        return self._fetch(check.method, check.path)
+
+    def _fetch(self, method: Literal["GET", "POST"], path: str) -> Answer:
+        check = self.spec.check
+        headers = {**check.headers, **check.auth.headers(self.fields)}
+        seconds = max(self._seconds, 0.0)
+        return self.outbound.fetch(self.endpoint, method, path, headers, seconds=seconds)
+
+    @property
+    def _seconds(self) -> float:
+        return self.ends - time.monotonic()
+
+
+def read_models(answer: Answer) -> tuple[str, ...]:
+    """Return the names of the models in a list, at most 200; none from an answer that is no list.
+
+    Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
+    ``{"models": [{"name": "models/…"}]}``.
+    """
+    if answer.status != 200 or not answer.complete:
+        return ()
+    names = dict.fromkeys(_names(answer.data) if isinstance(answer.data, dict) else ())
+    return tuple(names)[:MAX_MODELS]
+
+
+def _names(body: dict[str, Any]) -> Iterator[str]:
+    for container, name in (("data", "id"), ("models", "name")):
+        entries = body.get(container)
+        for entry in entries if isinstance(entries, list) else ():
+            value = entry.get(name) if isinstance(entry, dict) else None
+            if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
+                yield value.removeprefix("models/")
+
 
 class Checks:
-    """Checks keys on behalf of the service, and learns from their real use."""
+    """Checks keys for the service, and marks those that providers reject in real calls."""
 
     def __init__(
         self,
@@ -62,8 +198,9 @@ class Checks:
         elif self._settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
         fields = typed.revealed()
-        validation = refuse_admin_key(spec, fields)
-        if mode != "off":
+        if mode == "off":
+            validation = refuse_admin_key(spec, fields)
+        else:
             validation = self._ask(caller, spec, fields, typed.endpoint)
         if validation is None:
             return None
@@ -76,7 +213,7 @@ class Checks:
         validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
         verdict = validation.verdict
         self._accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
-        self._tell(validation)
+        self._announce(validation)
         return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
@@ -84,34 +221,30 @@ class Checks:
         plain = {name: secret.reveal() for name, secret in credential.fields.items()}
         endpoint = Endpoint(credential.base_url, credential.trust)
         validation = self._ask(caller, spec, plain, endpoint)
+        verdict = validation.verdict
         if not credential.id:
-            fields, verdict = credential.fields, validation.verdict
-            self._accounts.note(caller, "validate", spec.id, fields, outcome=verdict)
-        self._record(caller, credential, validation.verdict, validation.checked_at, asked=True)
-        self._tell(validation)
+            self._accounts.note(caller, "validate", spec.id, credential.fields, outcome=verdict)
+        self._record(caller, credential, verdict, validation.checked_at, asked=True)
+        self._announce(validation)
         return validation
 
-    def reporter(self, caller: Caller, credential: Credential) -> Callable[[Verdict], None]:
-        """Return what a provider object calls when its provider refuses the key in real traffic."""
-
-        def report(verdict: Verdict) -> None:
-            with suppress(ByokError):  # the person hears of the refusal; only the mark is missing
-                self._record(caller, credential, verdict, utcnow())
-            facts = {"provider": credential.provider, "source": str(credential.source)}
-            try:
-                self._notify("key_rejected", facts)
-            except Exception as error:  # the provider's own error goes on
-                kind = f"{type(error).__module__}.{type(error).__qualname__}"
-                _logger.error("A receiver of the signal key_rejected raised %s.", kind)
-
-        return report
+    def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
+        """Mark a key that its provider rejected in a real call."""
+        with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
+            self._record(caller, credential, verdict, utcnow())
+        facts = {"provider": credential.provider, "source": str(credential.source)}
+        try:
+            self._notify("key_rejected", facts)
+        except Exception as error:  # the provider's own error goes on
+            kind = f"{type(error).__module__}.{type(error).__qualname__}"
+            _logger.error("A receiver of the signal key_rejected raised %s.", kind)
 
     def _ask(
         self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
     ) -> Validation:
         return check_api_key(spec, fields, endpoint, self._outbound, owner=caller.counted_as)
 
-    def _tell(self, validation: Validation) -> None:
+    def _announce(self, validation: Validation) -> None:
         facts = {"provider": validation.provider, "verdict": validation.verdict.value}
         self._notify("key_validated", facts)
 

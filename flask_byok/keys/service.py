@@ -17,7 +17,7 @@ from ..errors import (
 from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
-from ..providers import BaseProvider, make_provider
+from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Keyring
 from ..settings import Settings
 from .adoption import Adoption
@@ -26,9 +26,9 @@ from .lookup import Candidate, Lookup
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
-from .status import build_status, storage_sentence
+from .status import KeyList, ServiceFacts, Status, build_status, storage_sentence
+from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
-from .usage import Count, UsageRecorder
 
 
 class Limiter(Protocol):
@@ -69,7 +69,11 @@ class Service:
         self.accounts = accounts
         self.outbound = outbound
         self.checks = checks
-        self.usage = UsageRecorder(accounts.count if accounts.tiers else None, count=sessions.count)
+        self.traffic = Traffic(
+            accounts.count if accounts.tiers else None,
+            count=sessions.count,
+            rejected=checks.rejected,
+        )
         self.saver = saver
         self._adoption = Adoption(sessions, accounts, lookup, keyring)
         self.validate_limit = validate_limit
@@ -78,8 +82,8 @@ class Service:
 
     # get
 
-    def get(self, caller: Caller, *, need_session: bool = True) -> dict[str, Any]:
-        """Return the status of every provider, and the rules that govern them, as a JSON-able mapping.
+    def get(self, caller: Caller, *, need_session: bool = True) -> KeyList:
+        """Return the status of every provider, and what applies to all of them.
 
         :param need_session: off: an ended session counts as empty.
         :raises SessionRequiredError: the caller's session has ended and must be established again.
@@ -89,13 +93,13 @@ class Service:
         found = self.lookup.survey(caller, specs, need_session=need_session)
         return {
             "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
-            "precedence": [tier.value for tier in self.settings.precedence],
+            "precedence": list(self.settings.precedence),
             "authenticated": caller.authenticated,
             "can_persist": Tier.USER in self.lookup.personal_tiers(caller),
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
-    def get_one(self, caller: Caller, provider: str) -> dict[str, Any]:
+    def get_one(self, caller: Caller, provider: str) -> Status:
         """Return the status of one provider."""
         self._require_login(caller)
         spec = self.catalog.get(provider)
@@ -109,7 +113,7 @@ class Service:
         """Return the shelf of all teams' and the system's records, for an admin."""
         return self.accounts.shared(self, caller)
 
-    def services(self, caller: Caller) -> list[dict[str, Any]]:
+    def services(self, caller: Caller) -> list[ServiceFacts]:
         """Return the providers that people may keep keys for."""
         self._require_login(caller)
         return [
@@ -174,7 +178,7 @@ class Service:
             self.catalog.get(provider),
             credential,
             self.outbound,
-            report=self.checks.reporter(caller, credential),
+            report=self.traffic.reporter(caller, credential),
             count=count,
             **options,
         )
@@ -193,13 +197,11 @@ class Service:
     def _counter(self, caller: Caller, credential: Credential) -> Count | None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
         self._notify("key_used", facts)
-        return self.usage.counter(caller, credential)
+        return self.traffic.counter(caller, credential)
 
     # set and clear
 
-    def set(
-        self, caller: Caller, provider: str, new: NewKey
-    ) -> tuple[dict[str, Any], Validation | None]:
+    def set(self, caller: Caller, provider: str, new: NewKey) -> tuple[Status, Validation | None]:
         """Store a key in the caller's session or account; see ``Saver.save``.
 
         A key kept in the account replaces the session's own, which would otherwise be used before it.
@@ -234,9 +236,7 @@ class Service:
             return self.accounts.main_place(self, caller, spec)
         return InSession(caller, _session(caller), spec, self.sessions, self.accounts)
 
-    def clear(
-        self, caller: Caller, provider: str, tier: str = "all"
-    ) -> tuple[list[str], dict[str, Any]]:
+    def clear(self, caller: Caller, provider: str, tier: str = "all") -> tuple[list[str], Status]:
         """Delete the caller's own key, and return the tiers it was in and the provider's new status.
 
         :param tier: ``session``, ``user`` or ``all``.
@@ -374,12 +374,14 @@ class Service:
 
     def _status(
         self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
-    ) -> dict[str, Any]:
-        status = build_status(
-            spec, candidates, caller=caller, lookup=self.lookup, settings=self.settings
+    ) -> Status:
+        return build_status(
+            spec,
+            candidates,
+            caller=caller,
+            lookup=self.lookup,
+            in_account=self._is_in_account(caller, candidates),
         )
-        in_account = status["promotable"] and self._is_in_account(caller, candidates)
-        return status | {"promotable_in_account": in_account}
 
     def _is_in_account(self, caller: Caller, candidates: Sequence[Candidate]) -> bool:
         """Return True if the account has the session's promotable key already, in use."""

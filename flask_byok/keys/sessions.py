@@ -1,66 +1,534 @@
-"""Stand-in until the state machine of sessions is merged: the same names over today's stores."""
+"""Session keys: one document per session, changed by compare-and-swap.
+
+The host rewrites its session data as a whole in each request, so overlapping requests would lose or
+revive keys there. Keys therefore live beside it. A session has two names: ``sid``, a keyed hash of
+the host's session id, and ``ref``, a random name for the document, which stays when the host renews
+the id. A document is valid for one ``sid`` at a time and belongs to one identity.
+
+What a session may do is decided here, once for every store: a document is read, changed in memory
+and written back only if nobody else has changed it since. A session without a document has ended,
+and a request still under way cannot bring it back.
+
+A key that leaves a session (promoted, replaced by an account's key, or cleared) is in two stores, and
+the process that moves it may be killed between any two steps. So it leaves in three: the session's
+record is marked as ``leaving``; the account's transaction notes that the record's version is over; the
+record is removed. A record that is leaving counts until its version is over, even if the last step
+never happens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import logging
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Literal, Protocol, TypeVar
 
-from ..errors import StoreError
-from ..model.credential import CredentialRecord
+import msgspec
+
+from ..errors import SessionRequiredError, StoreError
+from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
 from ..model.owner import SessionRef
-from .session_store import SessionStore, SessionView
+from ..sealing.keyring import prefix_of
 
-Over = Callable[[str, Collection[str]], set[str]]
+#: A session's lifetime slides only after this part of it has passed.
+_SLIDE = 20
+#: Attempts to change a document that others change at the same time, and the longest pause between
+#: two of them in seconds. Of 64 writers at once the last one needs about 20.
+_TRIES, _LONGEST_PAUSE = 100, 0.05
+
+_logger = logging.getLogger("flask_byok.stores")
+
+T = TypeVar("T")
+
+#: What became of a visitor's record that the user wanted to take over.
+Adoption = Literal["adopted", "kept", "gone"]
+Records = Mapping[str, CredentialRecord]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionView:
+    """What a session holds for one identity, by provider.
+
+    ``records`` are the identity's own. ``visitor_records`` were saved in this session before the user
+    signed in; for a visitor the mapping is empty. ``alive`` is False if the session has ended, was
+    renewed under another id, or belonged to another identity: it then holds nothing and takes nothing.
+    """
+
+    records: Records = field(default_factory=dict)
+    visitor_records: Records = field(default_factory=dict)
+    alive: bool = True
+
+
+class Documents(Protocol):
+    """A store for session documents, and for session ids that lead to them.
+
+    Documents are bytes with a revision (16 characters). Times to live are in seconds. Every method
+    raises ``StoreError`` if the store does not answer.
+    """
+
+    @property
+    def name(self) -> str:
+        """The noun for the storage sentence: "Redis", "the database"."""
+
+    def find(self, sid: str) -> str | None:
+        """Return the ref that a session id leads to, or None."""
+
+    def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
+        """Let a session id lead to a ref if it leads nowhere or to ``instead_of``.
+
+        Return the ref that it leads to afterwards. Concurrent first callers get the same one.
+        """
+
+    def forget(self, sid: str, ref: str) -> None:
+        """Let a session id lead nowhere if it leads to this ref."""
+
+    def load(self, ref: str) -> tuple[str, bytes] | None:
+        """Return a document's revision and body, or None."""
+
+    def swap(self, ref: str, seen: str | None, revision: str, body: bytes, ttl: float) -> bool:
+        """Replace a document if its revision is still ``seen`` (None: if there is none).
+
+        False means that it was not replaced, or that a lost answer hides that it was.
+        """
+
+    def delete(self, ref: str) -> None:
+        """Delete a document."""
+
+    def hold(self, name: str, text: str, *, replace: bool) -> str:
+        """Return the text kept under a name for ever; this one if there is none, or to ``replace`` it."""
+
+    def occurrences(self, mark: bytes) -> int | None:
+        """Return how often bytes occur in living documents; None if the store cannot tell."""
+
+    def apart(self) -> Documents:
+        """Return the same store for work that no request waits for; its faults keep no request away."""
+
+
+class _Document(msgspec.Struct, array_like=True):
+    """One session. Times are seconds since 1970; records are JSON, so that a damaged one harms no other."""
+
+    sid: str
+    owner: str
+    created: float
+    seen: float
+    own: dict[str, bytes]
+    #: What a visitor saved, before or without a sign-in.
+    left: dict[str, bytes]
+
+    def side(self, identity: str, *, visitor: bool = False) -> dict[str, bytes]:
+        """Return the records of a signed-in identity, or the visitor's."""
+        return self.own if identity and not visitor else self.left
+
+    def of_version(
+        self, provider: str, version: str
+    ) -> Iterator[tuple[dict[str, bytes], CredentialRecord]]:
+        """Yield the record of this version, if it is there, and the side that it is on."""
+        for side in (self.own, self.left):
+            if version and provider in side:
+                record = _decoded(side[provider], provider)
+                if record.version == version:
+                    yield side, record
+                    return
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(_Document).decode
+_encode_record = msgspec.json.Encoder().encode
+_decode_record = msgspec.json.Decoder(CredentialRecord).decode
 
 
 class Sessions:
-    """The records of sessions, without those that are over."""
+    """The keys in sessions, on any store.
 
-    def __init__(self, store: SessionStore, over: Over | None = None) -> None:
-        self.store = store
-        self.over = over
+    :param ttl: lifetime after the last use; it slides in steps of a twentieth.
+    :param max_age: lifetime after the session was established, however much it is used.
+    :param over: returns which of these versions of an identity's records are over; None if there are
+        no accounts to end them.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.store, name)
+    def __init__(
+        self,
+        documents: Documents,
+        *,
+        ttl: timedelta,
+        max_age: timedelta,
+        clock: Callable[[], float] = time.time,
+        over: Callable[[str, Collection[str]], Collection[str]] | None = None,
+    ) -> None:
+        self.documents, self.name, self.over = documents, documents.name, over
+        self._counts = documents.apart()
+        self._ttl, self._max_age = ttl.total_seconds(), max_age.total_seconds()
+        self._clock = clock
+
+    # The session itself
+
+    def establish(self, sid: str, dead: str | None = None) -> str:
+        """Return the ref for a session id; a new one if there is none, or if it is ``dead``.
+
+        Concurrent first callers get the same ref.
+        """
+        held = self.documents.find(sid)
+        if held is not None and held != dead and self._load(held) is not None:
+            return held
+        ref, now = secrets.token_hex(16), self._clock()
+        body = _encode(_Document(sid, "", now, now, {}, {}))
+        self.documents.swap(ref, None, _new_revision(), body, min(self._ttl, self._max_age))
+        won = self.documents.point(sid, ref, self._ttl, instead_of=held)
+        if won != ref:
+            self.documents.delete(ref)
+        return won
+
+    def find(self, sid: str) -> str | None:
+        """Return the ref of the living session that a session id leads to, or None."""
+        ref = self.documents.find(sid)
+        return None if ref is None or self._load(ref) is None else ref
+
+    def renew(self, session: SessionRef, new_sid: str) -> None:
+        """Make a session valid under another session id, and no longer under the old one."""
+        if new_sid == session.sid:
+            return
+        # The new id leads here before the old one stops, so one of them does at any moment.
+        before = self.documents.find(new_sid)
+        self.documents.point(new_sid, session.ref, self._ttl, instead_of=before)
+
+        def move(document: _Document) -> bool:
+            if document.sid not in (session.sid, new_sid):
+                return False
+            document.sid = new_sid
+            return True
+
+        moved = self._swap(session.ref, move)
+        self.documents.forget(session.sid if moved else new_sid, session.ref)
+
+    def end(self, session: SessionRef) -> None:
+        """Delete everything in a session; writes still under way are refused."""
+        self.documents.delete(session.ref)
+        with suppress(StoreError):  # a session id without a document leads nowhere
+            self.documents.forget(session.sid, session.ref)
+
+    def hold(self, name: str, text: str, *, replace: bool = False) -> str:
+        """Return the text kept under a name for ever; this one if there is none, or to ``replace`` it."""
+        return self.documents.hold(name, text, replace=replace)
+
+    def count_sealed_with(self, key_id: str) -> int | None:
+        """Return how many keys in living sessions an encryption key has sealed.
+
+        It reads all of them. None if the store cannot tell.
+        """
+        # As JSON only a record's own ciphertext has this: quotes within a text are escaped.
+        return self.documents.occurrences(f'"ciphertext":"{prefix_of(key_id)}'.encode())
+
+    # Its records
 
     def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
-        view = self.store.read(session, identity, providers)
-        both = [*view.records.values(), *view.visitor_records.values()]
-        leaving = [record.version for record in both if record.leaving]
-        if not leaving or not identity or self.over is None:
-            return view
-        over = self.over(identity, leaving)
-        self.remove(session, identity, [r for r in both if r.leaving and r.version in over])
-        gone = lambda r: r.leaving and r.version in over  # noqa: E731
-        return replace(
-            view,
-            records={n: r for n, r in view.records.items() if not gone(r)},
-            visitor_records={n: r for n, r in view.visitor_records.items() if not gone(r)},
-        )
+        """Return the records for these providers, without those whose version is over.
+
+        One round trip; one query of the accounts more if a record is leaving. A session that belongs to
+        another identity is ended.
+        """
+        loaded = self._load(session.ref)
+        if loaded is None or not self._is_theirs(session, identity, loaded[1]):
+            return SessionView(alive=False)
+        document = loaded[1]
+        if self._may_slide(document):
+            with suppress(StoreError):  # the read itself was answered
+                self._change(session, identity, lambda _: True, claim=False)
+        records = _records(document.side(identity), providers)
+        if not identity:
+            return SessionView(records)
+        view = SessionView(records, _records(document.left, providers))
+        return self._without_over(session, identity, view)
+
+    def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
+        """Store a record under its provider, replacing the one before it.
+
+        :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
+            stored.
+        """
+
+        def put(document: _Document) -> bool:
+            document.side(identity)[record.provider] = _encode_record(record)
+            return True
+
+        if not self._change(session, identity, put):
+            raise SessionRequiredError(provider=record.provider, tier="session")
+
+    def clear(
+        self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
+    ) -> list[str]:
+        """Delete the records for these providers and return the providers of those that were there.
+
+        :param visitor: delete what the visitor left instead of the identity's own records.
+        """
+
+        def drop(document: _Document) -> list[str]:
+            side = document.side(identity, visitor=visitor)
+            return [name for name in providers if side.pop(name, None) is not None]
+
+        return self._change(session, identity, drop, claim=False) or []
 
     def mark_leaving(
         self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
     ) -> list[CredentialRecord]:
-        if not identity or self.over is None:
+        """Mark records as leaving, all in one step, and return those that are still there.
+
+        A record of another version is not marked. Nothing is without accounts or for a visitor.
+        """
+        wanted = list(records)
+        if not wanted or not identity or self.over is None:
             return []
-        return [
-            r
-            for r in records
-            if any(
-                self.store.exchange(session, identity, replace(r, leaving=True), visitor=v)
-                for v in (False, True)
-            )
-        ]
+
+        def mark(document: _Document) -> list[CredentialRecord]:
+            found = []
+            for record in wanted:
+                for side, stored in document.of_version(record.provider, record.version):
+                    side[record.provider] = _encode_record(replace(stored, leaving=True))
+                    found.append(record)
+            return found
+
+        return self._change(session, identity, mark) or []
 
     def remove(
         self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
     ) -> None:
-        with suppress(StoreError):
-            for r in records:
-                for v in (False, True):
-                    self.store.discard(session, identity, r.provider, r.version, visitor=v)
+        """Delete records of just these versions, all in one step.
+
+        If the store does not answer they stay; what is over does not count all the same.
+        """
+        wanted = list(records)
+
+        def drop(document: _Document) -> bool:
+            dropped = False
+            for record in wanted:
+                for side, _ in document.of_version(record.provider, record.version):
+                    del side[record.provider]
+                    dropped = True
+            return dropped
+
+        if wanted:
+            with suppress(StoreError):
+                self._change(session, identity, drop, claim=False)
+
+    def adopt(
+        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
+    ) -> Adoption:
+        """Put an identity's record in place of the visitor's of the same version, in one step.
+
+        The version's verdict and count stay. ``kept`` means that the identity has a record already and
+        ``replace`` is off, ``gone`` that the visitor's was cleared or changed; then nothing changes.
+        """
+
+        def take(document: _Document) -> Adoption | None:
+            for side, left in document.of_version(record.provider, record.version):
+                if side is document.left:
+                    if record.provider in document.own and not replace:
+                        return "kept"
+                    del document.left[record.provider]
+                    document.own[record.provider] = _encode_record(_sealed_anew(left, record))
+                    return "adopted"
+            return None
+
+        return self._change(session, identity, take) or "gone"
 
     def reseal(self, session: SessionRef, identity: str, record: CredentialRecord) -> bool:
-        return self.store.exchange(session, identity, record)
+        """Put a record in place of the one of the same version; False if that is gone.
+
+        The version's verdict and count stay, and what is leaving goes on leaving.
+        """
+
+        def put(document: _Document) -> bool:
+            for side, before in document.of_version(record.provider, record.version):
+                side[record.provider] = _encode_record(_sealed_anew(before, record))
+                return True
+            return False
+
+        return bool(self._change(session, identity, put))
+
+    # What becomes known about them
+
+    def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
+        """Store a verdict beside the record of its version.
+
+        A late one leaves a newer key alone, and one that learnt nothing leaves a refusal. The version
+        alone decides: a verdict neither ends nor prolongs a session, whoever has it by now.
+        """
+
+        def learn(record: CredentialRecord) -> CredentialRecord:
+            known = record.validity
+            if verdict.verdict.valid is None and known and known.verdict.valid is False:
+                return record
+            return record.with_validity(verdict)
+
+        self._learn(self.documents, session.ref, provider, verdict.version, learn)
+
+    def count(self, use: SessionUse) -> None:
+        """Add uses to the count of the record of their version; as with a verdict nothing else changes.
+
+        If an answer is lost, a batch may be counted twice.
+        """
+        at = datetime.fromtimestamp(use.last_used_at / 1000, UTC)
+
+        def add(record: CredentialRecord) -> CredentialRecord:
+            last = max(record.last_used_at or at, at)
+            return replace(record, usage_count=record.usage_count + use.uses, last_used_at=last)
+
+        self._learn(self._counts, use.ref, use.provider, use.version, add)
+
+    # Steps
+
+    def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
+        """Return a living document and its revision."""
+        loaded = (documents or self.documents).load(ref)
+        if loaded is None:
+            return None
+        try:
+            document = _decode(loaded[1])
+        except ValueError:
+            _logger.warning("A session in %s cannot be read: it counts as ended.", self.name)
+            return None
+        return (loaded[0], document) if self._left(document) > 0 else None
+
+    def _left(self, document: _Document) -> float:
+        """Return how long a document lives, in seconds."""
+        end = min(document.seen + self._ttl, document.created + self._max_age)
+        return end - self._clock()
+
+    def _may_slide(self, document: _Document) -> bool:
+        return (self._clock() - document.seen) * _SLIDE > self._ttl
+
+    def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
+        """Return True if a session is valid for this id and identity; end another identity's."""
+        if document.sid != session.sid:
+            return False
+        if document.owner in ("", identity):
+            return True
+        self.end(session)
+        return False
+
+    def _change(
+        self,
+        session: SessionRef,
+        identity: str,
+        change: Callable[[_Document], T],
+        *,
+        claim: bool = True,
+    ) -> T | None:
+        """Change a living session and return the result; None if it is not theirs.
+
+        :param claim: make the session the identity's if there was something to change.
+        """
+        slid = False
+
+        def guarded(document: _Document) -> T | None:
+            nonlocal slid
+            slid = False
+            if not self._is_theirs(session, identity, document):
+                return None
+            result = change(document)
+            if result and claim:
+                document.owner = identity
+            if slid := self._may_slide(document):
+                document.seen = self._clock()
+            return result
+
+        result = self._swap(session.ref, guarded)
+        if slid:
+            self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
+        return result
+
+    def _learn(
+        self,
+        documents: Documents,
+        ref: str,
+        provider: str,
+        version: str,
+        learn: Callable[[CredentialRecord], CredentialRecord],
+    ) -> None:
+        """Change what is known about a version, on whichever side of the session it is."""
+
+        def find(document: _Document) -> None:
+            for side, record in document.of_version(provider, version):
+                side[provider] = _encode_record(learn(record))
+
+        self._swap(ref, find, documents)
+
+    def _swap(
+        self, ref: str, change: Callable[[_Document], T], documents: Documents | None = None
+    ) -> T | None:
+        """Apply a change to a living document and return the result; None if there is none."""
+        documents = documents or self.documents
+        result: T | None = None
+        written = None
+        for attempt in range(_TRIES):
+            if (loaded := self._load(ref, documents)) is None:
+                return None
+            seen, document = loaded
+            if seen == written:
+                return result  # only the answer was lost
+            before = _encode(document)
+            result, written = change(document), _new_revision()
+            body = _encode(document)
+            if body == before or documents.swap(ref, seen, written, body, self._left(document)):
+                return result
+            time.sleep(secrets.randbelow(1000) / 1000 * min(_LONGEST_PAUSE, 0.001 * 1.5**attempt))
+        raise StoreError(tier="session")
+
+    def _without_over(self, session: SessionRef, identity: str, view: SessionView) -> SessionView:
+        """Return a view without the records whose version is over, and remove those."""
+        both = (*view.records.values(), *view.visitor_records.values())
+        leaving = [record for record in both if record.leaving]
+        if not leaving or self.over is None:
+            return view
+        over = self.over(identity, [record.version for record in leaving])
+        gone = [record for record in leaving if record.version in over]
+        self.remove(session, identity, gone)
+        return SessionView(_without(view.records, gone), _without(view.visitor_records, gone))
+
+
+def _new_revision() -> str:
+    return secrets.token_hex(8)
+
+
+def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
+    return {name: _decoded(side[name], name) for name in providers if name in side}
+
+
+def _without(records: Records, gone: Collection[CredentialRecord]) -> Records:
+    return {name: record for name, record in records.items() if record not in gone}
+
+
+def _decoded(raw: bytes, provider: str) -> CredentialRecord:
+    """Return a record; one that does not open if it is damaged, or was moved here from another provider."""
+    try:
+        record = _decode_record(raw)
+    except ValueError:  # msgspec's errors are ValueErrors
+        return _unreadable(provider)
+    return record if record.provider == provider else _unreadable(provider)
+
+
+def _unreadable(provider: str) -> CredentialRecord:
+    now = utcnow()
+    return CredentialRecord(
+        provider=provider,
+        owner="",
+        ciphertext="",
+        hint="",
+        version="",
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _sealed_anew(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:
+    """Return a record with what is known about the one before it."""
+    return replace(
+        record,
+        validity=before.validity,
+        usage_count=before.usage_count,
+        last_used_at=before.last_used_at,
+        leaving=before.leaving,
+    )

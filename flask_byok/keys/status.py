@@ -1,16 +1,85 @@
-"""What may be said about a provider's key: the ``status`` of the HTTP interface, without any key in it."""
+"""The ``status`` of a provider: what may be shown of its key, and never the key itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, NotRequired, TypedDict, cast
+
+from msgspec import Meta
 
 from ..catalog import ProviderSpec
-from ..model.credential import CredentialRecord, isoformat, utcnow
+from ..catalog.spec import FieldFacts
+from ..model.credential import (
+    CredentialRecord,
+    State,
+    Timestamp,
+    ValidityFacts,
+    isoformat,
+    utcnow,
+)
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup
+
+
+class Status(TypedDict):
+    """Which key serves a provider's calls for the present caller.
+
+    ``promotable_hint`` is the hint of the key that can be kept in the account, and ``promotable_in_account`` is true if
+    the account already has that very key. ``operator_names`` are the environment variables and files with the
+    operator's keys, for admins only. A key ``expires_soon`` if it works, but expires within a week.
+    """
+
+    provider: str
+    name: str
+    has_key: bool
+    source: Tier | None
+    tiers: list[Tier]
+    can_override: bool
+    locked: bool
+    standalone: bool
+    hint: str | None
+    label: str | None
+    state: State | None
+    validity: ValidityFacts | None
+    created_at: Timestamp | None
+    updated_at: Timestamp | None
+    expires_at: Timestamp | None
+    expires_soon: bool
+    last_used_at: Timestamp | None
+    usage_count: Annotated[int, Meta(ge=0)]
+    promotable: bool
+    promotable_hint: str | None
+    promotable_in_account: bool
+    fields: list[FieldFacts]
+    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
+    operator_names: NotRequired[list[str]]
+
+
+class ServiceFacts(TypedDict):
+    """A provider that people may keep keys for."""
+
+    provider: str
+    name: str
+    aliases: list[str]
+    standalone: bool
+    fields: list[FieldFacts]
+    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
+
+
+class KeyList(TypedDict):
+    """The status of every provider, and what applies to all of them.
+
+    ``storage`` describes where keys are kept, in sentences made from the configuration. ``can_persist`` is true if keys
+    can be kept in the caller's account.
+    """
+
+    providers: list[Status]
+    precedence: list[Tier]
+    authenticated: bool
+    can_persist: bool
+    storage: str
 
 
 def build_status(
@@ -19,12 +88,14 @@ def build_status(
     *,
     caller: Caller,
     lookup: Lookup,
-    settings: Settings,
-) -> dict[str, Any]:
-    """Return the status of one provider as a JSON-able mapping.
+    in_account: bool,
+) -> Status:
+    """Return the status of one provider.
 
-    ``source`` is the tier of the very candidate that a call would use. Where none is usable, state and times are of
-    the first that is there (an expired key, say), and ``source`` is None.
+    ``source`` is the tier of the very candidate that a call would use. If no candidate is usable, ``source`` is None,
+    and state and times are those of the first one (an expired key, say).
+
+    :param in_account: the account already has the key that could be kept there.
     """
     chosen = lookup.choose(candidates)
     waiting = next((c for c in candidates if c.state == "waiting"), None)
@@ -32,22 +103,33 @@ def build_status(
     shown = chosen or (present[0] if present else None)
     locked = lookup.locked(caller, spec, candidates=candidates)
     offered = waiting or _own_in_session(caller, spec, candidates, lookup)
-    status: dict[str, Any] = {
+    record = _shown_record(shown, waiting)
+    validity = record.current_validity() if record else None
+    status: Status = {
         "provider": spec.id,
         "name": spec.name,
         "has_key": chosen is not None,
-        "source": None if chosen is None else chosen.tier.value,
-        "tiers": list(dict.fromkeys(c.tier.value for c in present)),
+        "source": None if chosen is None else chosen.tier,
+        "tiers": list(dict.fromkeys(c.tier for c in present)),
         "can_override": not locked and bool(lookup.personal_tiers(caller)),
         "locked": locked,
         "standalone": spec.standalone,
-        "state": None if shown is None else shown.state,
+        "hint": record.hint if record else None,
+        "label": record.label if record else None,
+        "state": None if shown is None else cast(State, shown.state),
+        "validity": validity.to_dict() if validity else None,
+        "created_at": isoformat(record.created_at) if record else None,
+        "updated_at": isoformat(record.updated_at) if record else None,
+        "expires_at": isoformat(record.expires_at) if record else None,
+        "expires_soon": record is not None and record.expires_soon(utcnow()),
+        "last_used_at": isoformat(record.last_used_at) if record else None,
+        "usage_count": record.usage_count if record else 0,
         "promotable": offered is not None,
         "promotable_hint": offered.record.hint if offered and offered.record else None,
+        "promotable_in_account": offered is not None and in_account,
         "fields": [f.to_dict() for f in spec.fields],
         "get_key_url": spec.get_key_url,
     }
-    status |= _record_facts(_shown_record(shown, waiting))
     if caller.admin:
         status["operator_names"] = [c.operator_name for c in present if c.operator_name]
     return status
@@ -56,7 +138,7 @@ def build_status(
 def _own_in_session(
     caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], lookup: Lookup
 ) -> Candidate | None:
-    """Return a key of the user's own that ends with the session, and could be kept in the account."""
+    """Return the user's own session key if it could be kept in the account."""
     if Tier.USER not in lookup.personal_tiers(caller):
         return None
     if lookup.locked(caller, spec, Tier.USER, candidates):
@@ -65,66 +147,47 @@ def _own_in_session(
     return next(mine, None)
 
 
-def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:
-    """Say honestly where this caller's keys go and how long they stay, made from the configuration."""
-    elsewhere = " or to the address set for it" if _may_go_elsewhere(settings) else ""
-    kept = _kept(settings, caller, session_store)
-    if kept is None:
-        return "This site uses its operator's keys. It keeps no keys of yours."
-    return (
-        f"Your keys are sent to this site's server{kept} "
-        f"Each key is sent only to its own provider{elsewhere}."
-    )
-
-
-def _kept(settings: Settings, caller: Caller, session_store: str) -> str | None:
-    """Say where and how long keys are kept, None where none are."""
-    in_session = Tier.SESSION in settings.precedence
-    in_account = Tier.USER in settings.precedence and caller.authenticated
-    unused, latest = settings.session_ttl, settings.session_ttl * MAX_SESSION_LIFETIMES
-    longest = settings.max_key_lifetime
-    limit = "" if longest is None else f", for {_duration(longest)} at most"
-    stay = f"in the database until you remove them{limit}."
-    end = f"{_duration(unused)} without use, at the latest after {_duration(latest)}."
-    if in_session and in_account:
-        return (
-            f" and kept there, encrypted. Those in your account stay {stay} Those for this session only are kept in "
-            f"{session_store}; they are deleted when you sign out, and expire after {end}"
-        )
-    if in_account:
-        return f", encrypted, and kept {stay}"
-    if not in_session:
-        return None
-    return (
-        f", encrypted, and kept in {session_store} for this session only: they are deleted when you sign out, and "
-        f"expire after {end}"
-    )
-
-
-def _may_go_elsewhere(settings: Settings) -> bool:
-    return bool(settings.base_urls) or settings.allow_custom_providers
-
-
 def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:
-    # A shared key shows no hint: members see that it exists, nothing more.
+    # Members see that a shared key exists, and nothing else about it.
     if shown is not None and shown.tier in PERSONAL_TIERS:
         return shown.record
     return waiting.record if shown is None and waiting is not None else None
 
 
-def _record_facts(record: CredentialRecord | None) -> dict[str, Any]:
-    validity = record.current_validity() if record else None
-    return {
-        "hint": record.hint if record else None,
-        "label": record.label if record else None,
-        "validity": validity.to_dict() if validity else None,
-        "created_at": isoformat(record.created_at) if record else None,
-        "updated_at": isoformat(record.updated_at) if record else None,
-        "expires_at": isoformat(record.expires_at) if record else None,
-        "expires_soon": record is not None and record.expires_soon(utcnow()),
-        "last_used_at": isoformat(record.last_used_at) if record else None,
-        "usage_count": record.usage_count if record else 0,
-    }
+def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:
+    """Describe where this caller's keys are kept and for how long, from the configuration."""
+    kept = _kept(settings, caller, session_store)
+    if kept is None:
+        return "This site uses its own keys. It stores no keys of yours."
+    elsewhere = settings.base_urls or settings.allow_custom_providers
+    address = " or the address set for it" if elsewhere else ""
+    return (
+        "Your keys are stored encrypted on this site, and each is used only to call its own provider"
+        f"{address}. {kept}"
+    )
+
+
+def _kept(settings: Settings, caller: Caller, session_store: str) -> str | None:
+    """Say where and for how long keys are kept; None if no tier keeps any."""
+    in_session = Tier.SESSION in settings.precedence
+    in_account = Tier.USER in settings.precedence and caller.authenticated
+    longest, unused = settings.max_key_lifetime, settings.session_ttl
+    limit = "" if longest is None else f", for {_duration(longest)} at most"
+    stay = f"until you remove them{limit}"
+    end = (
+        f"deleted when you sign out, after {_duration(unused)} without use, and after "
+        f"{_duration(unused * MAX_SESSION_LIFETIMES)} at the latest"
+    )
+    if in_session and in_account:
+        return (
+            f"Keys in your account stay in the database {stay}. Keys for this session are kept in {session_store}; "
+            f"they are {end}."
+        )
+    if in_account:
+        return f"They stay in the database {stay}."
+    if in_session:
+        return f"They are kept in {session_store} for this session: {end}."
+    return None
 
 
 def _duration(span: timedelta) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, Protocol
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypedDict, overload
 
 import msgspec
 
@@ -141,6 +141,27 @@ class Verdict(StrEnum):
 REFUSALS = tuple(verdict for verdict in Verdict if verdict.valid is False)
 
 
+#: A time in JSON: UTC, ISO 8601 with ``Z``.
+Timestamp = Annotated[str, msgspec.Meta(extra_json_schema={"format": "date-time"})]
+
+
+class ValidityFacts(TypedDict):
+    """The last verdict on a stored key."""
+
+    verdict: Verdict
+    checked_at: Timestamp
+
+
+class ValidationFacts(ValidityFacts):
+    """The result of a check."""
+
+    provider: str
+    valid: bool | None
+    reason: Annotated[str, msgspec.Meta(description="Our own sentence, never the provider's text.")]
+    models_available: list[str]
+    latency_ms: Annotated[int, msgspec.Meta(ge=0)]
+
+
 @dataclass(frozen=True, slots=True)
 class Validation:
     """What a check of a key found. ``reason`` is our own sentence; ``latency_ms`` is in milliseconds."""
@@ -157,11 +178,11 @@ class Validation:
         """True, False, or None where nothing was learnt."""
         return self.verdict.valid
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ValidationFacts:
         """Return the JSON form."""
         return {
             "provider": self.provider,
-            "verdict": self.verdict.value,
+            "verdict": self.verdict,
             "valid": self.valid,
             "reason": self.reason,
             "models_available": list(self.models_available),
@@ -178,9 +199,9 @@ class RecordedVerdict:
     checked_at: Moment
     version: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ValidityFacts:
         """Return the JSON form, as status shows it."""
-        return {"verdict": self.verdict.value, "checked_at": isoformat(self.checked_at)}
+        return {"verdict": self.verdict, "checked_at": isoformat(self.checked_at)}
 
 
 class SealedRecord(Protocol):
@@ -332,6 +353,37 @@ def main_slot(taken: Collection[str], at_most: int | None) -> str:
     return min(taken, key=serving_order)
 
 
+#: How a call with a key ended: the provider answered, rejected the key, or did neither.
+Outcome = Literal["used", "rejected", "failed"]
+
+
+@dataclass(slots=True)
+class Use:
+    """How often an owner used a key on one day (ISO 8601, UTC) with one outcome.
+
+    ``last_used_at`` is in milliseconds since 1970. ``credential_id`` is empty for keys that are not in the database.
+    """
+
+    owner: str
+    provider: str
+    credential_id: str
+    day: str
+    outcome: Outcome
+    uses: int
+    last_used_at: int
+
+
+@dataclass(slots=True)
+class SessionUse:
+    """How often the key of one ``version`` was used, in the session that ``ref`` names."""
+
+    ref: str
+    provider: str
+    version: str
+    uses: int
+    last_used_at: int
+
+
 def new_version() -> str:
     """Return a fresh, unguessable version of a stored credential."""
     return secrets.token_hex(8)
@@ -352,6 +404,10 @@ def from_milliseconds(stored: int) -> datetime:
     return datetime.fromtimestamp(stored / 1000, UTC)
 
 
+@overload
+def isoformat(moment: datetime) -> str: ...
+@overload
+def isoformat(moment: datetime | None) -> str | None: ...
 def isoformat(moment: datetime | None) -> str | None:
     """Return a time as UTC ISO 8601 with ``Z``, or None."""
     if moment is None:

@@ -7,17 +7,14 @@ from contextlib import closing
 from functools import cache
 from typing import Any
 
-from ..model.credential import Secret
-from .base import BaseProvider, Message
-from .messages import split_system
-from .operator_settings import forget_custom_headers
+from .base import BaseProvider, Message, isolate, split_system
 from .outcomes import one_call
 
 #: Longest answer, in tokens. The API demands a limit; every current model can do this one.
 MAX_TOKENS = 4096
 
 
-class AnthropicProvider(BaseProvider):
+class AnthropicProvider(BaseProvider, adapter="anthropic"):
     """Anthropic's messages format."""
 
     extra = "anthropic"
@@ -48,23 +45,21 @@ class AnthropicProvider(BaseProvider):
 
 @cache
 def _client_class() -> type[Any]:
-    """Return the SDK's client, deaf to the environment; made on first use as it loads the SDK."""
+    """Return the SDK's client, deaf to the environment. The first call loads the SDK."""
     from anthropic import Anthropic
 
     class Client(Anthropic):
-        """Takes what it is given and nothing from ANTHROPIC_*; so do the copies it makes."""
+        """Takes its arguments and nothing from ANTHROPIC_*; so do the copies it makes of itself."""
 
         def __init__(self, **options: Any) -> None:
             # An explicit key keeps the SDK from tokens, profiles and federation.
             given = {name: value for name, value in options.items() if value is not None}
             super().__init__(**{"webhook_key": "", **given})
             self.webhook_key = given.get("webhook_key") or None
-            forget_custom_headers(self, given.get("default_headers"))
-            # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
-            self._secret = Secret(self.api_key or "")
+            isolate(self, self.api_key or "", given.get("default_headers"))
 
         def request(self, *args: Any, **options: Any) -> Any:
-            """Make a call, with the retries that it takes; it counts once."""
+            """Make a call; with all its retries it counts once."""
             with one_call():
                 return super().request(*args, **options)
 

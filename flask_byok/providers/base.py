@@ -5,45 +5,71 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
-from ..catalog import ProviderSpec
+from ..catalog.spec import ProviderSpec
 from ..errors import (
-    ByokError,
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
     MissingCredentialError,
 )
 from ..http import Endpoint, Outbound
-from ..keys.usage import Count
 from ..model.credential import Credential, Secret, clean_api_key, make_hint
-from .failures import Failure, describe, failure_of
-from .outcomes import Call, Outcomes, Report
+from .outcomes import Count, Outcomes, Report
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
+
+#: The classes by the name of their adapter; each adds itself as it is defined.
+ADAPTERS: dict[str, type[BaseProvider]] = {}
+
+
+def make_provider(
+    spec: ProviderSpec,
+    credential: Credential,
+    outbound: Outbound,
+    report: Report | None = None,
+    count: Count | None = None,
+    **options: Any,
+) -> BaseProvider:
+    """Return a new provider object for this one credential. No SDK is loaded before its client is used.
+
+    :param report: called when the provider rejects the key.
+    :param count: called with the outcome of each call.
+    :param options: see :class:`BaseProvider`.
+    """
+    make = spec.provider_class or ADAPTERS[spec.adapter]
+    provider: BaseProvider = make(spec, credential, outbound, report=report, count=count, **options)
+    return provider
 
 
 class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
-    :param report: called when the provider refuses the key, in calls with ``client`` too.
+    A subclass with ``adapter="name"`` serves the specs of that adapter.
+
+    :param report: called when the provider rejects the key, in calls with ``client`` too.
     :param count: called with the outcome of each call, once; also of calls with ``client``.
-    :param model: used where a call names none; else the catalog's default model is.
-    :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries`` and ``default_headers``, and
-        what else ``allowed_options`` names. Others could decide where the key goes, and are refused.
+    :param model: the default model of this object, instead of the catalog's.
+    :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries``, ``default_headers``, and
+        others that ``allowed_options`` names. The rest could decide where the key goes, and raises an error.
     """
 
-    #: How the SDK is installed, for the message where it is missing.
+    #: How the SDK is installed, for the message if it is missing.
     extra: ClassVar[str]
-    #: Where answers are asked for, below the base URL: 401 there means a bad key. Elsewhere another kind of key
-    #: may be wanted, and only an answer that names the key's fault counts.
+    #: The paths below the base URL that answer conversations: 401 there means a bad key. Elsewhere a call may want
+    #: another kind of key, and only an answer that names the key's fault counts.
     paths: ClassVar[frozenset[str]] = frozenset()
     #: The options that are passed on.
     allowed_options: ClassVar[frozenset[str]] = frozenset(
         {"timeout", "max_retries", "default_headers"}
     )
+
+    def __init_subclass__(cls, adapter: str | None = None) -> None:
+        super().__init_subclass__()
+        if adapter is not None:
+            ADAPTERS[adapter] = cls
 
     def __init__(
         self,
@@ -64,10 +90,7 @@ class BaseProvider(ABC):
         self._spec = spec
         self._credential = credential
         self._outbound = outbound
-        self._report = report
-        self._outcomes = None
-        if count is not None or report is not None:
-            self._outcomes = Outcomes(spec, credential, count, report, self.paths)
+        self._outcomes = Outcomes(spec, credential, count, report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
         self._client: Any = None
@@ -84,7 +107,7 @@ class BaseProvider(ABC):
 
     @property
     def credential(self) -> Credential:
-        """The credential that the object is on now; it does not show the key."""
+        """The present credential of this object; it does not show the key."""
         return self._credential
 
     @property
@@ -94,7 +117,7 @@ class BaseProvider(ABC):
 
     @property
     def is_configured(self) -> bool:
-        """Say whether every field that the provider requires has a value."""
+        """True if every field that the provider requires has a value."""
         return all(
             self._credential.reveal(field.name) or field.name == "base_url"
             for field in self._spec.fields
@@ -130,8 +153,8 @@ class BaseProvider(ABC):
             version=None,
         )
         self._client = None
-        # What happens with this key says nothing about the stored one.
-        self._report = self._outcomes = None
+        # Calls with this key say nothing about the stored one.
+        self._outcomes = Outcomes(self._spec, self._credential, paths=self.paths)
 
     def to_dict(self) -> dict[str, Any]:
         """Return safe facts, never the key."""
@@ -157,30 +180,25 @@ class BaseProvider(ABC):
     def stream_chat(self, messages: Sequence[Message], model: str | None = None) -> Iterator[str]:
         """Yield the answer to a conversation, piece by piece. The call is made at the first piece.
 
-        :param model: the object's own model where it is left out.
-        :raises RejectedCredentialError: the provider refused the key.
+        :param model: instead of the object's default model.
+        :raises RejectedCredentialError: the provider rejected the key.
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
         """
-        client, chosen = self.client, self._model(model)
-        call = Call(self._outcomes)
-        try:
-            yield from call.follow(self._stream(client, messages, chosen))
-            return
-        except ByokError:
-            raise
-        except Exception as error:
-            failure = failure_of(error)
-        # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
-        raise self._raised(failure, call)
+        client, chosen = self.client, model or self._default_model
+        if not chosen:
+            raise InvalidFieldError(
+                f"{self.display_name} has no default model: name one.", provider=self.name
+            )
+        yield from self._outcomes.follow(self._stream(client, messages, chosen))
 
     def _build_client(self) -> Any:
         if not self.is_configured:
             raise MissingCredentialError(
                 f"No API key for {self.display_name} is configured.", provider=self.name
             )
-        # Checks the endpoint again: what may be called can have changed since the key was saved.
-        observe = None if self._outcomes is None else self._outcomes.observe
-        http_client = self._outbound.client_for(self._endpoint, observe)
+        # Checks the endpoint again: the rules can have changed since the key was saved.
+        endpoint = Endpoint(self._credential.base_url, self._credential.trust)
+        http_client = self._outbound.client_for(endpoint, self._outcomes.observe)
         try:
             return self._make_client(http_client)
         except ImportError:
@@ -191,25 +209,6 @@ class BaseProvider(ABC):
             provider=self.name,
         )
 
-    @property
-    def _endpoint(self) -> Endpoint:
-        return Endpoint(self._credential.base_url, self._credential.trust)
-
-    def _model(self, model: str | None) -> str:
-        chosen = model or self._default_model
-        if not chosen:
-            raise InvalidFieldError(
-                f"{self.display_name} has no default model: name one.", provider=self.name
-            )
-        return chosen
-
-    def _raised(self, failure: Failure, call: Call) -> ByokError:
-        error, verdict = describe(self._spec, self._credential, failure)
-        call.failed(rejected=verdict is not None)
-        if verdict is not None and self._report is not None:
-            self._report(verdict)
-        return error
-
     @abstractmethod
     def _make_client(self, http_client: Any) -> Any:
         """Build the SDK's client on our HTTP client.
@@ -219,7 +218,7 @@ class BaseProvider(ABC):
 
     @abstractmethod
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
-        """Yield the answer; whatever the SDK raises passes."""
+        """Yield the answer; the SDK's errors pass."""
 
     def __repr__(self) -> str:
         hint = self._credential.hint
@@ -227,3 +226,72 @@ class BaseProvider(ABC):
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a provider object cannot be pickled or copied: it holds a key")
+
+
+# For the adapters
+
+
+class Turn(NamedTuple):
+    """What one side of a conversation said. ``role`` is ``user`` or ``assistant``."""
+
+    role: str
+    text: str
+
+
+def split_system(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
+    """Return the system's instructions as one text, and the conversation.
+
+    :raises InvalidFieldError: a message has another role, or content other than text.
+    """
+    system: list[str] = []
+    turns: list[Turn] = []
+    for message in messages:
+        role, text = message.get("role"), _text(message.get("content"))
+        if role in ("system", "developer"):
+            system.append(text)
+        elif role in ("user", "assistant"):
+            turns.append(Turn(role, text))
+        else:
+            raise InvalidFieldError("A message's role is one of system, user and assistant.")
+    return "\n\n".join(system), turns
+
+
+def _text(content: Any) -> str:
+    """Read a text, or OpenAI's list of text parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidFieldError("A message's content is text.")
+    return "".join(map(str, texts))
+
+
+def isolate(client: Any, api_key: str, headers: Mapping[str, Any] | None) -> None:
+    """Leave an SDK's client only the headers that it was given, and make its key known to the redactor.
+
+    The SDKs of OpenAI and Anthropic mix in ``OPENAI_CUSTOM_HEADERS`` or ``ANTHROPIC_CUSTOM_HEADERS`` and have no
+    switch for that. The redactor knows a key as long as its Secret lives, and this client can outlive everything else.
+
+    :raises ConfigurationError: this release of the SDK keeps its headers in another place.
+    """
+    if not isinstance(getattr(client, "_custom_headers", None), Mapping):
+        raise ConfigurationError(
+            f"This release of {type(client).__module__.split('.')[0]} does not let flask-byok remove "
+            "the operator's custom headers. Use an earlier release."
+        )
+    client._custom_headers = dict(headers or {})
+    client._secret = Secret(api_key)
+
+
+def refuse_web_socket(*args: Any, **options: Any) -> NoReturn:
+    """Take the place of an SDK's function that returns the address of its WebSockets.
+
+    They open connections of their own, past the guarded transport.
+
+    :raises ConfigurationError: always.
+    """
+    raise ConfigurationError(
+        "Realtime and live sessions are not offered with people's keys: their WebSockets would connect to any "
+        "address and through the operator's proxy. Use calls and streams."
+    )

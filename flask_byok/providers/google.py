@@ -6,16 +6,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from ..errors import ConfigurationError
 from ..model.credential import Secret
-from .base import BaseProvider, Message
-from .messages import split_system
-from .websockets import close_web_sockets
+from .base import BaseProvider, Message, refuse_web_socket, split_system
 
-#: Seconds that may pass between two pieces of an answer; without it the SDK waits for ever.
+#: Seconds that may pass between two pieces of an answer; without a limit the SDK waits for ever.
 TIMEOUT = 300.0
 
 
-class GoogleProvider(BaseProvider):
+class GoogleProvider(BaseProvider, adapter="google"):
     """Google's generateContent format."""
 
     extra = "google"
@@ -25,7 +24,7 @@ class GoogleProvider(BaseProvider):
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions
 
-        # Everything is named, as the SDK looks into the environment for whatever is left out.
+        # Everything is named: the SDK looks into the environment for each omitted argument.
         client = Client(
             api_key=self.api_key,
             vertexai=False,
@@ -59,3 +58,15 @@ class GoogleProvider(BaseProvider):
             for chunk in stream:
                 if chunk.text:
                     yield chunk.text
+
+
+def close_web_sockets(api_client: Any) -> None:
+    """Make Google's live sessions fail as they ask for their address.
+
+    :raises ConfigurationError: this release of the SDK asks in another place.
+    """
+    if not callable(getattr(api_client, "_websocket_base_url", None)):
+        raise ConfigurationError(
+            "This release of google-genai does not let flask-byok close its WebSockets. Use an earlier release."
+        )
+    api_client._websocket_base_url = refuse_web_socket

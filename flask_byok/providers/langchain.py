@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ..catalog import ProviderSpec
+from ..catalog.spec import ProviderSpec
 from ..errors import ConfigurationError
 from ..http import Outbound
-from ..keys.usage import Count
 from ..model.credential import Credential
-from .factory import make_provider
-from .outcomes import Report
+from .base import BaseProvider, make_provider
+from .outcomes import Count, Report
 
 if TYPE_CHECKING:
     from langchain_core.language_models.chat_models import BaseChatModel
 
-# What decides where the key goes, under all the names that LangChain has for it.
-_OURS = frozenset(
-    {
-        "anthropic_api_key",
-        "anthropic_api_url",
-        "anthropic_proxy",
-        "api_key",
-        "async_client",
-        "base_url",
-        "client",
-        "guarded_client",
-        "http_async_client",
-        "http_client",
-        "openai_api_base",
-        "openai_api_key",
-        "openai_proxy",
-        "root_async_client",
-        "root_client",
-    }
-)
-# What the SDK's client takes, and not the chat model.
-_CLIENT_OPTIONS = ("timeout", "max_retries", "default_headers")
+# Options that decide where the key goes: openai_api_key, anthropic_proxy, http_async_client, openai_api_base, …
+_OURS = re.compile(r"(.*_)?(api_key|api_base|api_url|base_url|client|proxy)")
 
 
 def make_chat_model(
@@ -52,14 +32,14 @@ def make_chat_model(
 ) -> BaseChatModel:
     """Return a new LangChain chat model for this one credential; its synchronous methods only.
 
-    :param report: called when the provider refuses the key.
+    :param report: called when the provider rejects the key.
     :param count: called with the outcome of each call.
     :param kwargs: passed to the chat model (``temperature``, …), or to the SDK's client
         (``timeout``, ``max_retries``, ``default_headers``).
-    :raises ConfigurationError: LangChain's package for the provider is not installed, or has none
-        that could be installed beside its SDK.
+    :raises ConfigurationError: LangChain's package for the provider is not installed, or cannot be installed beside
+        the provider's SDK.
     """
-    if ours := _OURS & kwargs.keys():
+    if ours := [name for name in kwargs if _OURS.fullmatch(name)]:
         raise ConfigurationError(
             f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
             "Set the endpoint with BYOK_BASE_URLS."
@@ -71,7 +51,7 @@ def make_chat_model(
             "installed beside google-genai 3. Use get_provider_with_api_key.",
             provider=spec.id,
         )
-    options = {name: kwargs.pop(name) for name in _CLIENT_OPTIONS if name in kwargs}
+    options = {name: kwargs.pop(name) for name in BaseProvider.allowed_options if name in kwargs}
     client = make_provider(spec, credential, outbound, report, count, **options).client
     try:
         return make(client, credential, model, kwargs)
@@ -87,7 +67,7 @@ def _make_openai(
 
     fields: dict[str, Any] = {
         "model": model,
-        # Explicit, so that neither the environment nor LangSmith's gateway is asked.
+        # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
         "api_key": credential.api_key,
         "base_url": credential.base_url,
         "root_client": client,
@@ -113,14 +93,14 @@ def _make_anthropic(
 
 @cache
 def _anthropic_class() -> type[Any]:
-    """Return LangChain's class, on a client of ours; made on first use as it loads LangChain."""
+    """Return LangChain's class, on our client. The first call loads LangChain."""
     from langchain_anthropic import ChatAnthropic
     from pydantic import Field
 
     class GuardedChatAnthropic(ChatAnthropic):
-        """Takes its client as a field, so that what LangChain rebuilds of it has the same one.
+        """Takes its client as a field, so that LangChain's copies of it have the same one.
 
-        LangChain's own takes no client, and makes one that is not guarded.
+        LangChain's own class takes no client and makes one that is not guarded.
         """
 
         guarded_client: Any = Field(default=None, exclude=True, repr=False)
@@ -141,7 +121,7 @@ def _anthropic_class() -> type[Any]:
 
 
 class _SyncOnly:
-    """Stands where LangChain looks for an async client, which could not be guarded."""
+    """Takes the place of LangChain's async client, which could not be guarded."""
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

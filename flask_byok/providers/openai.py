@@ -7,14 +7,11 @@ from contextlib import closing
 from functools import cache
 from typing import Any, NoReturn
 
-from ..model.credential import Secret
-from .base import BaseProvider, Message
-from .operator_settings import forget_custom_headers
+from .base import BaseProvider, Message, isolate, refuse_web_socket
 from .outcomes import one_call
-from .websockets import refuse_web_socket
 
 
-class OpenAIProvider(BaseProvider):
+class OpenAIProvider(BaseProvider, adapter="openai"):
     """A provider that speaks OpenAI's chat completions format."""
 
     extra = "openai"
@@ -40,11 +37,11 @@ class OpenAIProvider(BaseProvider):
 
 @cache
 def _client_class() -> type[Any]:
-    """Return the SDK's client, deaf to the environment; made on first use as it loads the SDK."""
+    """Return the SDK's client, deaf to the environment. The first call loads the SDK."""
     from openai import OpenAI
 
     class Client(OpenAI):
-        """Takes what it is given and nothing from OPENAI_*; so do the copies it makes of itself."""
+        """Takes its arguments and nothing from OPENAI_*; so do the copies it makes of itself."""
 
         def __init__(self, **options: Any) -> None:
             # Empty, not None: for None the SDK looks into the environment.
@@ -55,28 +52,26 @@ def _client_class() -> type[Any]:
             super().__init__(**{**silent, **given})
             for name in silent:
                 setattr(self, name, given.get(name) or None)
-            forget_custom_headers(self, given.get("default_headers"))
-            # The redactor knows a key as long as its Secret lives, and this client can outlive all else.
-            self._secret = Secret(str(self.api_key))
+            isolate(self, str(self.api_key), given.get("default_headers"))
 
         def request(self, *args: Any, **options: Any) -> Any:
-            """Make a call, with the retries that it takes; it counts once."""
+            """Make a call; with all its retries it counts once."""
             with one_call():
                 return super().request(*args, **options)
 
         def copy(self, **options: Any) -> Any:
-            """Copy as the SDK does, which would read the address of the WebSockets where none is given."""
+            """Copy as the SDK does, which would otherwise read the address of the WebSockets."""
             return super().copy(**{**options, "websocket_base_url": "none"})
 
         with_options = copy
 
         @property
         def websocket_base_url(self) -> NoReturn:
-            """Refuse: every connection asks for this first."""
+            """Raise an error: every connection asks for this first."""
             refuse_web_socket()
 
         @websocket_base_url.setter
         def websocket_base_url(self, url: Any) -> None:
-            """Forget it."""
+            """Do nothing."""
 
     return Client

@@ -1,48 +1,58 @@
-"""Tell how each call with a key ended, and each once: streams of ours, and what a host does with the SDK's client."""
+"""How each call with a key ends, told once: of our own streams, and of calls with the SDK's client.
+
+The answer that our HTTP client sees decides. An SDK's exception is read only for a fault of the network, and for an
+error inside a stream, which began with 200. What an SDK raises is never passed on: it holds the request and its key.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..catalog import ProviderSpec
-from ..keys.usage import Count, Outcome
-from ..model.credential import Credential, Verdict
-from .failures import describe, failure_in
+from ..catalog.judge import Answer, judge_call
+from ..catalog.spec import ProviderSpec
+from ..errors import ByokError, ProviderUnavailableError, RejectedCredentialError
+from ..model.credential import Credential, Outcome, Verdict
 
 if TYPE_CHECKING:
     from ..http.transport import Request
 
-#: Called with the verdict when a provider refuses the key in real use.
+#: Called with the outcome of each call.
+Count = Callable[[Outcome], None]
+#: Called with the verdict when a provider rejects the key in real use.
 Report = Callable[[Verdict], None]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a request ended, with the verdict on the key where it was refused."""
+    """How a request ended, with the reason in our own words, and the verdict if it is one on this very key."""
 
     outcome: Outcome
+    reason: str = ""
     verdict: Verdict | None = None
 
 
 class Outcomes:
-    """Counts the calls that are made with one credential, and reports what its provider refuses.
+    """Counts the calls that are made with one credential, and reports when its provider rejects it.
 
-    It sees every request of the client that it is given to. By itself each is a call; within an SDK's
-    call with its retries, or a stream of ours, the whole has one outcome.
+    It observes every request of its client. A request by itself is a call; the requests of an SDK's call with its
+    retries, or of our own stream, have one outcome together.
 
-    :param report: called for calls with the SDK's client; who makes others hears of refusals itself.
-    :param paths: below the base URL, where any key of the provider's belongs, beside that of its check.
+    :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
 
     def __init__(
         self,
         spec: ProviderSpec,
         credential: Credential,
-        count: Count | None,
+        count: Count | None = None,
         report: Report | None = None,
         paths: Collection[str] = (),
     ) -> None:
@@ -53,55 +63,103 @@ class Outcomes:
         self._report = report
 
     def observe(self, request: Request, status: int, body: bytes) -> None:
-        """Take in what a request brought: its status, 0 where no answer came, and the body of a refusal."""
+        """Take in a request's end: its status (0 if no answer came), and the body of a refusal."""
         call, ending = _call.get(), self._ending(request, status, body)
         if call is None or not call.take(self, ending):
-            self.tell(ending)
+            self.count(ending.outcome)
+            self.report(ending.verdict)
 
     def count(self, outcome: Outcome) -> None:
         """Count a call."""
         if self._count is not None:
             self._count(outcome)
 
-    def tell(self, ending: Ending) -> None:
-        """Count a call with the SDK's client, and report what was found about the key."""
-        self.count(ending.outcome)
-        if ending.verdict is not None and self._report is not None:
-            self._report(ending.verdict)
+    def report(self, verdict: Verdict | None) -> None:
+        """Report a verdict on the key, if there is one."""
+        if verdict is not None and self._report is not None:
+            self._report(verdict)
+
+    def follow(self, pieces: Iterator[str]) -> Iterator[str]:
+        """Yield the pieces of our own stream. The key was used with the first of them, or at a good end.
+
+        :raises RejectedCredentialError: the provider rejected the key.
+        :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
+        """
+        call = Call(self, streams=True)
+        try:
+            while (piece := call.step(pieces)) is not None:
+                call.end("used")
+                yield piece
+            call.end("used")
+            return
+        except ByokError:
+            raise
+        except Exception as raised:
+            ending = self._ending_of(raised, call.latest)
+        except BaseException:
+            call.failed("failed")
+            raise
+        finally:
+            if (close := getattr(pieces, "close", None)) is not None:
+                close()
+        call.failed(ending.outcome)
+        self.report(ending.verdict)
+        # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
+        raise self._error(ending)
 
     def _ending(self, request: Request, status: int, body: bytes) -> Ending:
         if 200 <= status < 300:
             return Ending("used")
         if not status:
             return Ending("failed")
-        from ..http.transport import path_below
+        from ..http.transport import carries, path_below
 
-        elsewhere = path_below(request.url, self._credential.base_url) not in self._paths
-        failure = failure_in(status, body, elsewhere=elsewhere)
-        _, verdict = describe(self._spec, self._credential, failure)
-        if verdict is None:
-            return Ending("failed")
-        return Ending("rejected", verdict if self._is_about_this_key(request) else None)
+        base_url, api_key = self._credential.base_url, self._credential.api_key
+        call = _call.get()
+        of_stream = call is not None and call.streams and call.outcomes is self
+        elsewhere = not of_stream and path_below(request.url, base_url) not in self._paths
+        # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
+        is_ours = bool(api_key) and carries(request, api_key, base_url)
+        return self._judged(Answer(status, body), elsewhere=elsewhere, is_ours=is_ours)
 
-    def _is_about_this_key(self, request: Request) -> bool:
-        """Say whether this key went to its provider: a copy of an SDK's client may have another, or go elsewhere."""
-        from ..http.transport import carries
+    def _ending_of(self, raised: Exception, latest: Ending | None) -> Ending:
+        """Return how a stream ended, by the latest answer, or by the exception if that answer was good or none."""
+        if latest is not None and latest.reason:
+            return latest
+        if fault := _network_fault(raised):
+            return Ending("failed", fault)
+        return self._judged(_answer_in(raised), elsewhere=False, is_ours=True)
 
-        api_key = self._credential.api_key
-        return bool(api_key) and carries(request, api_key, self._credential.base_url)
+    def _judged(self, answer: Answer, *, elsewhere: bool, is_ours: bool) -> Ending:
+        secrets = map(self._credential.reveal, self._credential.fields)
+        verdict, reason = judge_call(self._spec, answer, secrets, elsewhere=elsewhere)
+        if verdict.valid is not False:
+            return Ending("failed", reason)
+        return Ending("rejected", reason, verdict if is_ours else None)
+
+    def _error(self, ending: Ending) -> ByokError:
+        provider, tier = self._spec.id, str(self._credential.source)
+        if ending.outcome == "rejected":
+            return RejectedCredentialError(ending.reason, provider=provider, tier=tier)
+        return ProviderUnavailableError(ending.reason, provider=provider)
 
 
 class Call:
-    """One call, however many requests it takes."""
+    """One call, however many requests it takes.
 
-    def __init__(self, outcomes: Outcomes | None) -> None:
+    :param outcomes: those that count it; by default those of its first request.
+    :param streams: it is our own stream, whose path takes any key of the provider's.
+    """
+
+    def __init__(self, outcomes: Outcomes | None = None, *, streams: bool = False) -> None:
         self.outcomes = outcomes
-        #: Of its latest request; None where none was made.
+        self.streams = streams
+        #: How its latest request ended; None before the first.
         self.latest: Ending | None = None
-        self._ended = False
+        self._counted = False
 
     def take(self, outcomes: Outcomes, ending: Ending) -> bool:
-        """Take in how a request ended, and say whether it was one of this call's."""
+        """Take in how a request ended. Return True if it was one of this call's."""
         if self.outcomes is None:
             self.outcomes = outcomes
         if self.outcomes is not outcomes:
@@ -110,37 +168,19 @@ class Call:
         return True
 
     def end(self, outcome: Outcome) -> None:
-        """Count the call, unless that was done before."""
-        if self.outcomes is not None and not self._ended:
-            self._ended = True
+        """Count the call, once."""
+        if self.outcomes is not None and not self._counted:
+            self._counted = True
             self.outcomes.count(outcome)
 
-    def failed(self, *, rejected: bool) -> None:
+    def failed(self, outcome: Outcome) -> None:
         """Count a call that raised, if it came as far as a request."""
         if self.latest is not None:
-            self.end("rejected" if rejected else "failed")
+            self.end(outcome)
 
-    def follow(self, pieces: Iterator[str]) -> Iterator[str]:
-        """Yield the pieces of an answer: with the first of them, or at a good end, the key was used."""
-        if self.outcomes is None:
-            yield from pieces
-            return
-        try:
-            while (piece := self._next(pieces)) is not None:
-                self.end("used")
-                yield piece
-            self.end("used")
-        except Exception:
-            raise  # what it means is read elsewhere
-        except BaseException:
-            self.failed(rejected=False)
-            raise
-        finally:
-            if (close := getattr(pieces, "close", None)) is not None:
-                close()
-
-    def _next(self, pieces: Iterator[str]) -> str | None:
-        # For this step only: whoever reads on may call others in between.
+    def step(self, pieces: Iterator[str]) -> str | None:
+        """Return the next piece of a stream; None at its end."""
+        # Current for this step only: the reader may make other calls in between.
         reset = _call.set(self)
         try:
             return next(pieces, None)
@@ -157,11 +197,36 @@ def one_call() -> Iterator[None]:
     if _call.get() is not None:
         yield
         return
-    call = Call(None)
+    call = Call()
     reset = _call.set(call)
     try:
         yield
     finally:
         _call.reset(reset)
         if call.outcomes is not None and call.latest is not None:
-            call.outcomes.tell(call.latest)
+            call.end(call.latest.outcome)
+            call.outcomes.report(call.latest.verdict)
+
+
+def _network_fault(error: BaseException) -> str | None:
+    """Return our own words for a fault of the network, which SDKs wrap; None for any other error."""
+    from ..http.transport import network_fault
+
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if fault := network_fault(cause):
+            return fault
+        cause = cause.__cause__
+    return None
+
+
+def _answer_in(error: Exception) -> Answer:
+    """Return the error that an SDK met inside a stream; empty for an exception of another kind."""
+    body = getattr(error, "body", None) or getattr(error, "details", None)
+    if body is None:
+        # The kind alone: its text can hold anything that the provider sent.
+        _logger.warning("A call failed with %s.%s", type(error).__module__, type(error).__name__)
+        return Answer(0, b"")
+    return Answer(0, json.dumps(body, default=str).encode())

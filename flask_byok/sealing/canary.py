@@ -39,9 +39,9 @@ _logger = logging.getLogger("flask_byok")
 
 
 class Hold(Protocol):
-    """Keeps a sealed text under a name; see ``SessionStore.canary``."""
+    """Keeps a sealed text under a name; see ``Sessions.hold``."""
 
-    def __call__(self, name: str, sealed: str, *, replace: bool = False) -> str:
+    def __call__(self, name: str, text: str, *, replace: bool = False) -> str:
         """Return the text under this name: this one if there is none, or to ``replace`` it."""
 
 

@@ -1,7 +1,7 @@
 """Time limits for PostgreSQL, whose drivers wait for an answer without end.
 
-A connection that is asked may be shut from outside: its driver then raises at once. Where there is
-no connection yet, another thread waits for one, and whoever wants it gives up in time.
+A connection in use may be shut from outside: its driver then raises at once. If there is no
+connection yet, another thread waits for one, and the caller gives up in time.
 """
 
 from __future__ import annotations
@@ -11,37 +11,90 @@ import os
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
-from queue import SimpleQueue
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+#: Seconds that a call may take, including the wait for a connection.
+LIMIT = 0.4
+#: Seconds for what takes longer and keeps no request waiting: making tables, batches, reports.
+LONG_LIMIT = 30
+
+T = TypeVar("T")
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-C = TypeVar("C", bound=_Closable)
-
-#: Whether nobody's request waits for what is done here; see ``patiently``.
-patient = contextvars.ContextVar("flask_byok_patient", default=False)
+_patient = contextvars.ContextVar("flask_byok_patient", default=False)
 
 
 @contextmanager
 def patiently() -> Iterator[None]:
-    """Give every call of a database the long time, as an operator's command can wait."""
-    before = patient.set(True)
+    """Give every call the long time, as an operator's command can wait."""
+    before = _patient.set(True)
     try:
         yield
     finally:
-        patient.reset(before)
+        _patient.reset(before)
+
+
+class _Call(threading.local):
+    """This thread's call under way: its seconds, and its end in monotonic seconds."""
+
+    seconds: float | None = None
+    until: float | None = None
+
+
+_call = _Call()
+
+
+def within_call(limit: float | None, function: Callable[..., T], *args: Any) -> T:
+    """Call a function and give it so many seconds; None means ``LIMIT``, or ``LONG_LIMIT`` for a command.
+
+    A nested call has its own budget, which is not charged to the outer one.
+    """
+    started, outer = time.monotonic(), (_call.seconds, _call.until)
+    _call.seconds = limit or (LONG_LIMIT if _patient.get() else LIMIT)
+    _call.until = started + _call.seconds
+    try:
+        return function(*args)
+    finally:
+        _call.seconds, until = outer
+        _call.until = None if until is None else until + time.monotonic() - started
+
+
+def seconds() -> float:
+    """Return the seconds of the call under way."""
+    return _call.seconds or LIMIT
+
+
+def time_left() -> float:
+    """Return the seconds that are left of the call under way."""
+    return LIMIT if _call.until is None else _call.until - time.monotonic()
+
+
+def watch_new(connection: Any) -> None:
+    """Let the watchdog shut a driver's connection that is not in use yet when the call should have ended."""
+    if _call.until is not None:
+        watchdog.watch(connection, _call.until)
+
+
+@contextmanager
+def watched(connection: Connection) -> Iterator[None]:
+    """Let the watchdog shut a connection that is still in use when the call should have ended."""
+    driver = connection.connection.dbapi_connection
+    watchdog.watch(driver, time.monotonic() + time_left())
+    try:
+        yield
+    finally:
+        if not watchdog.release(driver):
+            connection.invalidate()
 
 
 class Watchdog:
     """Shuts the sockets of connections that are in use past their deadline.
-
-    Its thread runs while there is something to watch, and this much longer.
 
     :param interval: seconds between two looks.
     :param idle: looks at nothing after which the thread ends.
@@ -53,7 +106,7 @@ class Watchdog:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as a forked process has to: it has none of its parent's threads."""
+        """Watch nothing, as in a forked process, which has none of its parent's threads."""
         self._watched: dict[int, tuple[float, Any]] = {}
         self._lock = threading.Lock()
         self.running = False
@@ -65,9 +118,9 @@ class Watchdog:
             self._start()
 
     def release(self, connection: Any) -> bool:
-        """Watch no longer; say whether the connection is still whole."""
-        # Whoever takes the entry out decides, so a connection that has gone on to the next caller
-        # is not shut. That needs no lock: taking out is one step.
+        """Stop watching; return False if the connection was shut."""
+        # Taking the entry out is one step and decides, so a connection that has gone on to the next
+        # caller is not shut.
         if self._watched.pop(id(connection), None) is not None:
             return True
         with self._lock:  # not while it is being shut: its number would be another's once closed
@@ -89,7 +142,7 @@ class Watchdog:
     def _may_end(self) -> bool:
         with self._lock:
             self.running = False
-            # Who has come meanwhile has either been seen here or finds that nobody runs.
+            # A connection that has come meanwhile is seen here, or its caller starts another thread.
             self.running = bool(self._watched)
             return not self.running
 
@@ -102,84 +155,40 @@ class Watchdog:
 
 
 def _shut(connection: Any) -> None:
-    # Drivers raise errors of their own for what is closed by now.
+    # Drivers raise errors of their own for a connection that is closed by now.
     with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as ours:
         ours.shutdown(socket.SHUT_RDWR)
 
 
-def within(seconds: float, connect: Callable[[], C]) -> C:
-    """Return the connection that this makes, on another thread.
+def within(seconds: float, connect: Callable[[], Any]) -> Any:
+    """Return the connection that a function makes, on another thread.
 
-    :raises TimeoutError: it takes longer; what it makes later is closed.
+    :raises TimeoutError: it takes longer; a connection that it makes later is closed.
     """
-    job = _Job(connect)
-    try:
-        helper = _idle_helpers.pop()
-    except IndexError:
-        helper = _Helper()
-        helper.start()
-    helper.jobs.put(job)
-    made: C = job.wait(seconds)
-    return made
+    outcome: Future[Any] = Future()
 
-
-class _Job:
-    def __init__(self, connect: Callable[[], _Closable]) -> None:
-        self._connect = connect
-        self._context = contextvars.copy_context()  # the host's listeners may look at its request
-        self._claim = [True]
-        self._finished = threading.Lock()
-        self._finished.acquire()
-        self._made: Any = None
-        self._error: BaseException | None = None
-
-    def run(self) -> None:
+    def work() -> None:
         try:
-            self._made = self._context.run(self._connect)
+            made = connect()
         except BaseException as error:
-            self._error = error
-        if self._claimed():
-            self._finished.release()
-        elif self._made is not None:
-            with suppress(Exception):
-                self._made.close()
-
-    def wait(self, seconds: float) -> Any:
-        if not self._finished.acquire(timeout=max(seconds, 0)) and self._claimed():
-            raise TimeoutError("The database gave no connection in time.")
-        if self._error is not None:
-            raise self._error
-        return self._made
-
-    def _claimed(self) -> bool:
-        """Decide between finished and given up: one of both gets True, once."""
+            with suppress(InvalidStateError):
+                outcome.set_exception(error)
+            return
         try:
-            return self._claim.pop()
-        except IndexError:
-            return False
+            outcome.set_result(made)
+        except InvalidStateError:  # the caller has given up
+            with suppress(Exception):
+                made.close()
+
+    threading.Thread(target=work, name="byok-connect", daemon=True).start()
+    try:
+        return outcome.result(max(seconds, 0))
+    except TimeoutError:
+        if outcome.cancel():
+            raise TimeoutError("The database gave no connection in time.") from None
+        return outcome.result()
 
 
-class _Helper(threading.Thread):
-    """Makes one connection after the other; there are as many as have been made at once."""
-
-    def __init__(self) -> None:
-        super().__init__(name="byok-connect", daemon=True)
-        self.jobs: SimpleQueue[_Job] = SimpleQueue()
-
-    def run(self) -> None:
-        while True:
-            self.jobs.get().run()
-            _idle_helpers.append(self)
-
-
-_idle_helpers: deque[_Helper] = deque()
 #: One for the process.
 watchdog = Watchdog()
-
-
-def _leave_parents_threads() -> None:
-    _idle_helpers.clear()
-    watchdog.forget()
-
-
-os.register_at_fork(after_in_child=_leave_parents_threads)
+os.register_at_fork(after_in_child=watchdog.forget)

@@ -2,9 +2,8 @@
 
 An empty database gets them by itself at first use. An older schema is upgraded by
 ``flask byok db upgrade`` only, as another version may still be running on it; in an embedded file,
-which is ours alone, at first use too. A host whose own
-Alembic makes our tables from :data:`flask_byok.storage.tables.metadata` has no version table of
-ours, and needs none.
+which nothing else uses, at first use too. A host whose own Alembic makes the tables from
+:data:`flask_byok.storage.tables.metadata` needs no version table of ours.
 """
 
 from __future__ import annotations
@@ -13,16 +12,26 @@ import io
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from importlib.resources import files
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, false, inspect, select, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    delete,
+    false,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import OutdatedTablesError
-from .engine import LONG_LIMIT, Transactions
-from .sql_types import MARIADB
+from .database import REFUSED, TRIES, Transactions, is_without_right
+from .deadline import LONG_LIMIT
 from .tables import metadata
 
 if TYPE_CHECKING:
@@ -35,61 +44,52 @@ _OUTDATED = (
     "The database's byok_ tables are older than this version of flask-byok: "
     "run 'flask byok db upgrade', or your own migration if it makes these tables."
 )
-_REFUSED = (
-    "The database's user may not make tables, or not use those that begin with byok_: let an administrator run "
-    "what 'flask byok db sql' prints, and grant it SELECT, INSERT, UPDATE and DELETE on them."
-)
-#: PostgreSQL's insufficient_privilege.
-_NO_RIGHT = "42501"
-#: What a database that does not answer, or refuses, raises here.
+#: Errors of a database that does not answer, or refuses.
 FAULTS = (SQLAlchemyError, TimeoutError)
-#: Any number, the same in every worker: PostgreSQL's advisory lock for the time of a migration.
+#: The number of PostgreSQL's advisory lock for a migration; the same in every worker.
 _LOCK = 0x62796F6B
 #: Seconds for an operator's upgrade, which may have large tables to change.
 _UPGRADE_LIMIT = 3600
-#: Databases without such a lock: so many tries while another worker makes the tables.
-_TRIES = 8
-# MariaDB's lock, of the connection's database; it has to be given back.
-_TAKE, _GIVE_BACK = (
-    text(f"SELECT {function}(CONCAT('byok', MD5(DATABASE())){seconds})")
-    for function, seconds in (("GET_LOCK", f", {LONG_LIMIT}"), ("RELEASE_LOCK", ""))
-)
-
+#: Alembic's ``op`` is the process's, so one thread at a time migrates.
 _alembic = threading.Lock()
 
 T = TypeVar("T")
 
 
 def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bool = False) -> None:
-    """Make the tables where the database has none of ours, and see that these are as needed.
+    """Make the tables if the database has none, and check that these are as needed.
 
-    :param own_file: nothing else uses it, so an older version's tables are upgraded.
+    :param own_file: nothing else uses the file, so an older version's tables are upgraded.
     :raises OutdatedTablesError: the tables are older than this version.
     """
     wanted = metadata.sorted_tables if own_file else needed
-    # Only what has just answered is given more time.
+    # Only a database that has just answered is given more time.
     if not _answers(transactions, wanted):
         transactions.call(_complete, transactions, wanted, own_file, limit=LONG_LIMIT)
 
 
 def upgrade(engine: Engine) -> None:
-    """Bring the tables to this version; several at once wait for each other.
+    """Bring the tables to this version; several upgrades at once wait for each other.
 
     :raises OutdatedTablesError: the database's user has not the rights.
     """
     transactions = Transactions(engine)
-    with rights():
+    try:
         transactions.call(_run, transactions, _upgrade, limit=_UPGRADE_LIMIT)
+    except DBAPIError as error:
+        if is_without_right(error):
+            raise OutdatedTablesError(REFUSED) from None
+        raise
 
 
 def current(engine: Engine) -> str | None:
-    """Return the revision that the tables are at, None where there are none or the host's Alembic made them."""
+    """Return the revision of the tables; None if there are none, or if the host's Alembic made them."""
     transactions = Transactions(engine)
     return transactions.call(_read_revision, transactions, limit=LONG_LIMIT)
 
 
 def sql(dialect: str = "postgresql") -> str:
-    """Return the statements that make everything in an empty database, for a database administrator."""
+    """Return the statements that make all tables in an empty database, for its administrator."""
     from alembic import command
 
     output = io.StringIO()
@@ -106,27 +106,43 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
-@contextmanager
-def rights() -> Iterator[None]:
-    """Say what an administrator has to do where the database refuses for want of a right.
+def missing_rights(engine: Engine) -> list[str]:
+    """Return the rights that the user lacks, such as ``INSERT on byok_usage``; no row is changed.
 
-    :raises OutdatedTablesError: it did.
+    A database that is read-only raises what its driver says.
     """
+    transactions = Transactions(engine)
+    return [
+        f"{right} on {table.name}"
+        for table in metadata.sorted_tables
+        for right, statement in _statements(table)
+        if not transactions.call(_may, transactions, statement)
+    ]
+
+
+def _statements(table: Table) -> Iterator[tuple[str, Any]]:
+    """Yield statements that need a right and find no row."""
+    columns = list(table.c)
+    nothing = select(*columns).where(false())
+    yield "SELECT", nothing
+    yield "INSERT", insert(table).from_select(columns, nothing)
+    yield "UPDATE", update(table).where(false()).values({columns[-1]: columns[-1]})
+    yield "DELETE", delete(table).where(false())
+
+
+def _may(transactions: Transactions, statement: Any) -> bool:
     try:
-        yield
+        with transactions.several() as connection:
+            connection.execute(statement)
     except DBAPIError as error:
         if is_without_right(error):
-            raise OutdatedTablesError(_REFUSED) from None
+            return False
         raise
-
-
-def is_without_right(error: Exception) -> bool:
-    """Say whether the database refused for want of a right."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None) == _NO_RIGHT
+    return True
 
 
 def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
-    """Ask the tables themselves, which costs far less than a look at the schema."""
+    """Return True if the tables can be read; that costs far less than a look at the schema."""
     query = select(*(select(table).where(false()).exists() for table in wanted))
     with transactions.single() as connection:
         try:
@@ -148,12 +164,12 @@ def _complete(transactions: Transactions, wanted: Iterable[Table], own_file: boo
 
 
 def _make_tables(transactions: Transactions, own_file: bool) -> None:
-    for attempt in range(_TRIES):
+    for attempt in range(TRIES):
         try:
             _run(transactions, _upgrade if own_file else _upgrade_if_empty)
             return
         except SQLAlchemyError as error:
-            late = attempt == _TRIES - 1 or not transactions.in_time()
+            late = attempt == TRIES - 1 or not transactions.in_time()
             if late or is_without_right(error):
                 raise
             time.sleep(0.05)
@@ -165,25 +181,10 @@ def _read_revision(transactions: Transactions) -> str | None:
 
 
 def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
-    # One at a time here, as Alembic's ``op`` is the process's, and in the database.
-    with _alembic, transactions.several() as connection, _alone(connection):
+    with _alembic, transactions.several() as connection:
+        if transactions.dialect == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         return work(connection)
-
-
-@contextmanager
-def _alone(connection: Connection) -> Iterator[None]:
-    dialect = connection.dialect.name
-    if dialect == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
-    if dialect not in MARIADB:
-        yield
-        return
-    if not connection.execute(_TAKE).scalar():
-        raise TimeoutError("Another worker is making the tables.")
-    try:
-        yield
-    finally:
-        connection.execute(_GIVE_BACK)
 
 
 def _upgrade_if_empty(connection: Connection) -> None:
@@ -197,7 +198,7 @@ def _upgrade(connection: Connection) -> None:
     config = _config(connection=connection)
     present = _tables(connection)
     if not present:
-        # Whatever the version table says, there is nothing.
+        # There is nothing, even if the version table says otherwise.
         command.stamp(config, "base", purge=True)
     elif _revision(connection) is None and _suffice(present, metadata.sorted_tables):
         command.stamp(config, "head")  # the host's own Alembic made them
@@ -205,8 +206,6 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _look(transactions: Transactions) -> dict[str, set[str]]:
-    if transactions.dialect in MARIADB:
-        return _run(transactions, _tables)  # there a table is seen before the others are made
     with transactions.single() as connection:
         return _tables(connection)
 
@@ -216,7 +215,7 @@ def _suffice(present: Mapping[str, set[str]], needed: Iterable[Table]) -> bool:
 
 
 def _tables(connection: Connection) -> dict[str, set[str]]:
-    """Return the columns of each of our tables that is there, in one look."""
+    """Return the columns of each of our tables that exists, in one look."""
     names = [table.name for table in metadata.sorted_tables]
     found = inspect(connection).get_multi_columns(filter_names=names)
     return {name: {column["name"] for column in columns} for (_, name), columns in found.items()}

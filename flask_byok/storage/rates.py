@@ -1,4 +1,4 @@
-"""How often an owner may try a key, since checking keys is an oracle for stolen ones."""
+"""Limits on how often an owner may try a key: checks are an oracle for stolen keys."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from limits.strategies import FixedWindowRateLimiter
 
 from ..errors import ConfigurationError, RateLimitedError
 
-#: All visitors together may do this many times what one may.
+#: All visitors together have this many times the rate of one.
 OVERALL = 50
 
-# How the owner of a visitor's attempt begins; what follows is the network address.
+# Prefix of a visitor's owner name; the network address follows.
 _VISITOR = "address:"
 
 
 @dataclass(frozen=True, slots=True)
 class RateStorage:
-    """Where attempts are counted, and how to ask there without hanging."""
+    """A storage for attempts, and a function that guards its calls against hanging."""
 
     storage: Storage
     guarded: Callable[..., Any]
@@ -36,12 +36,11 @@ class RateStorage:
 
     @classmethod
     def beside(cls, store: Any) -> RateStorage:
-        """Count where a session store keeps its keys if that is Redis, else in this process."""
+        """Count in a session store's Redis, or in this process if the store is another one."""
         client = getattr(store, "client", None)
         if client is None:
             return cls.in_memory()
-        # The storage makes a client for an address; ours has the right time limits, and may be a
-        # cluster.
+        # By itself the storage makes a client for an address; ours has the right time limits, and may be a cluster.
         storage = RedisStorage("redis://", connection_pool=None, key_prefix="byok:r")
         storage.storage = client
         storage.initialize_storage("redis://")
@@ -49,9 +48,9 @@ class RateStorage:
 
 
 class RateLimiter:
-    """Refuses an owner who asks too often, and visitors when all of them together do.
+    """Rejects an owner who asks too often, and visitors if all of them together do.
 
-    Users are not counted together: visitors come and go as they like, so anybody could lock users out that way.
+    Users have no common limit: otherwise visitors, who come and go as they like, could lock users out.
 
     :param rate: such as ``"20/minute"``.
     :param setting: the config key that it came from; limiters of different settings count apart.
@@ -69,12 +68,12 @@ class RateLimiter:
     def check(self, owner: str) -> None:
         """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network address>``.
 
-        :raises RateLimitedError: too many within the time; this one is not counted.
+        :raises RateLimitedError: too many within the time; this attempt is not counted.
         :raises StoreError: Redis does not answer.
         """
         if owner.startswith(_VISITOR):
             owner = _VISITOR + _network(owner.removeprefix(_VISITOR))
-            # In this order neither count is charged for what the other refuses.
+            # In this order neither count grows by an attempt that the other rejects.
             self._require(self._limiter.test, self._each, owner)
             self._require(self._limiter.hit, self._overall, "*")
         self._require(self._limiter.hit, self._each, owner)
@@ -86,7 +85,7 @@ class RateLimiter:
 
 
 def _network(address: str) -> str:
-    """Return what counts as one address: for IPv6 the first 64 bits, since everybody has 2**64 addresses to use up."""
+    """Return the unit that is counted: for IPv6 the first 64 bits, as each network has 2**64 addresses to use up."""
     try:
         ipv6 = IPv6Address(address)
     except AddressValueError:

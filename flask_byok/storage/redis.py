@@ -1,390 +1,374 @@
-"""Session keys in Redis 6.2 or later: single, behind Sentinel, or a Cluster."""
+"""Session documents in Redis 6.2 or later: single, behind Sentinel, or a Cluster.
+
+The clients are our own: the host's address and credentials with our limits. By default redis-py waits
+5 seconds and tries 10 times, and every request that touches a key would wait with it.
+"""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import logging
-import secrets
-import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+import os
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from redis.cluster import RedisCluster
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import BlockingConnectionPool, ConnectionPool
 from redis.exceptions import (
     AskError,
     ChildDeadlockedError,
+    ConnectionError,
     NoScriptError,
     RedisClusterException,
     RedisError,
     ResponseError,
 )
+from redis.retry import Retry
+from redis.sentinel import SentinelConnectionPool
 
-from ..errors import SessionRequiredError, StoreError
-from ..keys.session_store import (
-    LEAVING_MARK,
-    REFUSAL_MARKS,
-    Adoption,
-    SessionView,
-    decode_record,
-    encode_record,
-    encode_verdict,
-    new_ticket,
-    version_mark,
-)
-from ..keys.usage import SessionUse
-from ..model.credential import CredentialRecord, RecordedVerdict, isoformat
-from ..model.owner import SessionRef
-from . import redis_scripts as scripts
+from ..errors import ConfigurationError, StoreError
 from .breaker import Breaker
-from .redis_client import limited_client
-from .redis_scripts import Script
+
+#: Seconds to connect, to wait for an answer, and to wait for a free connection; together under 0.5.
+CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1
+#: A Cluster client that got no answer asks for the nodes before it gives up: twice as many waits.
+CLUSTER_READ_TIMEOUT = 0.2
+#: Connections of one process to one server.
+MAX_CONNECTIONS = 64
+#: Of these, connections that are kept at hand, out of the pool.
+_KEPT = 16
+#: Milliseconds that replicas have to acknowledge a change, on a Cluster and elsewhere. Redis ends such
+#: a wait up to 100 ms late, which must still be within the read timeout.
+_CLUSTER_WAIT_LIMIT, _WAIT_LIMIT = 50, 100
+
+_FAILURES = (RedisError, RedisClusterException, ChildDeadlockedError, OSError)
+_REVISION = 16
 
 _logger = logging.getLogger("flask_byok.stores")
-_FAILURES = (RedisError, RedisClusterException, ChildDeadlockedError, OSError)
-#: Milliseconds that replicas have to acknowledge a write, on a cluster and elsewhere. Redis ends such
-#: a wait up to 100 ms late, which must still be within the read timeout.
-_WAIT_LIMITS = (50, 100)
-#: A read lets the lifetime slide only after this part of it has passed.
-_SLIDE = 20
-_DEAD = SessionView(alive=False)
-_EMPTY = SessionView()
 
 T = TypeVar("T")
 
+#: Each script touches one key, so it runs on a Cluster too.
+#: On a document. ARGV: the revision that was seen or nothing, revision and body, lifetime.
+_SWAP = """
+if redis.call('GETRANGE', KEYS[1], 0, 15) ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return 1
+"""
+#: On a session id. ARGV: the ref to lead to, the one that it may replace or nothing, lifetime.
+_POINT = """
+local ref = redis.call('GET', KEYS[1])
+if ref and ref ~= ARGV[2] then return ref end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+return ARGV[1]
+"""
+#: On a session id. ARGV: the ref that it must lead to.
+_FORGET = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+#: On a canary. ARGV: text, 1 to replace what is there.
+_HOLD = """
+local held = redis.call('GET', KEYS[1])
+if held and ARGV[2] == '0' then return held end
+redis.call('SET', KEYS[1], ARGV[1])
+return ARGV[1]
+"""
+_DELETE = "return redis.call('DEL', KEYS[1])"
+#: SHA-1 is how Redis names scripts; it protects nothing.
+_NAMES = {
+    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (_SWAP, _POINT, _FORGET, _HOLD, _DELETE)
+}
 
-class RedisSessionStore:
-    """Keeps each session in one hash that expires.
 
-    ``byok:m:{<sid>}`` leads from the session id to the ref, ``byok:h:{<ref>}`` holds the records.
-    ``byok:canary:<name>`` stays.
+class RedisDocuments:
+    """Keeps ``byok:d:{<ref>}`` (revision and body), ``byok:m:{<sid>}`` (the ref) and canaries.
 
-    :param client_or_url: see :func:`~flask_byok.storage.redis_client.limited_client`.
-    :param ttl: lifetime after the last use; it slides in steps of a twentieth.
-    :param max_age: lifetime after the first write, however much it is used.
+    :param client_or_url: see :func:`limited_client`.
     :param wait: replicas that must acknowledge a change. Each change then waits for them (Redis
-        ``WAIT``), and fails with ``StoreError`` when too few answer in time.
+        ``WAIT``) and fails with ``StoreError`` if too few answer in time.
     """
 
     name = "Redis"
 
-    def __init__(
-        self,
-        client_or_url: Any,
-        *,
-        ttl: timedelta,
-        max_age: timedelta,
-        wait: int = 0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, client_or_url: Any, *, wait: int = 0) -> None:
         #: The client with our own time limits.
         self.client = limited_client(client_or_url)
         self.breaker = Breaker()
-        # Counts that cannot be written keep no request away.
-        self._aside = Breaker()
-        self._execute: Callable[..., Any] = self.client.execute_command
-        self._ttl = _milliseconds(ttl)
-        self._max_age = _milliseconds(max_age)
+        self._execute: Callable[..., Any] = _executor(self.client)
         self._wait = wait
-        self._wait_limit = _WAIT_LIMITS[not isinstance(self.client, RedisCluster)]
-        self._clock = clock
 
-    def guarded(self, function: Callable[..., T], *args: Any, breaker: Breaker | None = None) -> T:
-        """Call what talks to Redis, through the breaker of requests or another one.
+    def apart(self) -> RedisDocuments:
+        """Return the same store for counts: behind a breaker of its own, and no replica must know."""
+        twin = copy.copy(self)
+        twin.breaker, twin._wait = Breaker(), 0
+        return twin
 
-        :raises StoreError: it does not answer, or did not just before.
+    def guarded(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that asks Redis.
+
+        :raises StoreError: Redis does not answer, or did not just before.
         """
-        breaker = breaker or self.breaker
-        if not breaker.allow():
+        if not self.breaker.allow():
             raise StoreError(tier="session")
         try:
             result = function(*args)
-        except ResponseError as error:
-            breaker.success()  # it answered
-            raise self._failed(error) from None
         except _FAILURES as error:
-            breaker.fault()
-            raise self._failed(error) from None
-        breaker.success()
+            answered = isinstance(error, ResponseError)
+            (self.breaker.success if answered else self.breaker.fault)()
+            # The error's own text may hold an address, or what was sent.
+            _logger.warning("Redis failed: %s", type(error).__name__)
+            raise StoreError(tier="session") from None
+        self.breaker.success()
         return result
-
-    def establish(self, sid: str, dead: str | None = None) -> str:
-        """Return the ref for a session id, making one where there is none or it is ``dead``."""
-        fresh = secrets.token_hex(16)
-        ref: bytes = self._run(scripts.ESTABLISH, _map_key(sid), fresh, dead or "", self._ttl)
-        return ref.decode()
 
     def find(self, sid: str) -> str | None:
-        """Return the ref for a session id, or None."""
-        ref: bytes | None = self.guarded(self._execute, "GET", _map_key(sid))
+        """Return the ref that a session id leads to, or None."""
+        ref: bytes | None = self.guarded(self._execute, "GET", _name_key(sid))
         return None if ref is None else ref.decode()
 
-    def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
-        """Return the records for these providers and let the lifetime slide."""
-        providers = tuple(providers)
-        fields = _fields(bool(identity), providers)
-        values = self.guarded(self._execute, "HMGET", _hash_key(session.ref), *fields)
-        meta = values[0]
-        if meta is None:
-            return _EMPTY
-        if meta == scripts.DEAD or not self._usable(session, identity, meta):
-            return _DEAD
-        records = _records(providers, values, 1)
-        if not identity:
-            return SessionView(records)
-        return SessionView(records, _records(providers, values, 1 + 2 * len(providers)))
+    def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
+        """Let a session id lead to a ref if it leads nowhere or to ``instead_of``; return what it leads to."""
+        args = (ref, instead_of or "", _milliseconds(ttl))
+        found: bytes = self.guarded(self._evaluate, _POINT, _name_key(sid), *args)
+        return found.decode()
 
-    def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
-        """Store one record under its provider, replacing the one before it.
+    def forget(self, sid: str, ref: str) -> None:
+        """Let a session id lead nowhere if it leads to this ref."""
+        self.guarded(self._evaluate, _FORGET, _name_key(sid), ref)
 
-        :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
-            stored.
-        """
-        kept, checked = _names(_scope(identity), record.provider)
-        verdict = encode_verdict(record.validity)
-        result = self._change(
-            scripts.WRITE, session, identity, kept, encode_record(record), checked, verdict
-        )
-        if result == scripts.CREATED:
-            self._keep(session)
-        elif result != scripts.DONE:
-            raise SessionRequiredError(provider=record.provider, tier="session")
+    def load(self, ref: str) -> tuple[str, bytes] | None:
+        """Return a document's revision and body, or None."""
+        raw: bytes | None = self.guarded(self._execute, "GET", _document_key(ref))
+        return None if raw is None else (raw[:_REVISION].decode("latin-1"), raw[_REVISION:])
 
-    def clear(
-        self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
-    ) -> list[str]:
-        """Delete the records of these providers and return those that were there."""
-        scope = _scope(identity, visitor)
-        names = {_names(scope, provider): provider for provider in providers}
-        fields = [name for pair in names for name in pair]
-        cleared = self._change(scripts.CLEAR, session, identity, *fields)
-        if not isinstance(cleared, list):
-            return []
-        found = {name.decode() for name in cleared}
-        return [provider for (kept, _), provider in names.items() if kept in found]
+    def swap(self, ref: str, seen: str | None, revision: str, body: bytes, ttl: float) -> bool:
+        """Replace a document if its revision is still ``seen`` (None: if there is none)."""
+        written = revision.encode() + body
+        args = (seen or "", written, _milliseconds(ttl))
+        return bool(self._change(_SWAP, _document_key(ref), *args))
 
-    def adopt(
-        self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
-    ) -> Adoption:
-        """Put the identity's record in the place of the visitor's of the same version."""
-        result = self._change(
-            scripts.ADOPT,
-            session,
-            identity,
-            *_names("v", record.provider),
-            *_names(_scope(identity), record.provider),
-            encode_record(record),
-            version_mark(record.version),
-            "replace" if replace else "",
-        )
-        if result == scripts.KEPT:
-            return "kept"
-        return "adopted" if result == scripts.DONE else "gone"
+    def delete(self, ref: str) -> None:
+        """Delete a document."""
+        self._change(_DELETE, _document_key(ref))
 
-    def exchange(
-        self,
-        session: SessionRef,
-        identity: str,
-        record: CredentialRecord,
-        *,
-        visitor: bool = False,
-    ) -> bool:
-        """Put a record in the place of the one of the same version."""
-        result = self._change(
-            scripts.EXCHANGE,
-            session,
-            identity,
-            _names(_scope(identity, visitor), record.provider)[0],
-            encode_record(record),
-            version_mark(record.version),
-            "" if record.leaving else LEAVING_MARK,
-        )
-        return bool(result == scripts.DONE)
-
-    def discard(
-        self,
-        session: SessionRef,
-        identity: str,
-        provider: str,
-        version: str,
-        *,
-        visitor: bool = False,
-    ) -> bool:
-        """Delete the record, if it is of that version still, and say whether it was."""
-        names = _names(_scope(identity, visitor), provider)
-        mark = version_mark(version)
-        return bool(self._change(scripts.DISCARD, session, identity, *names, mark) == scripts.DONE)
-
-    def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
-        """Store a verdict beside the record of that version."""
-        is_open = verdict.verdict.valid is None
-        stay = "".join(REFUSAL_MARKS) if is_open else ""
-        mark = version_mark(verdict.version)
-        facts = (encode_verdict(verdict), mark, stay, *_both_names(provider))
-        self._acknowledged(scripts.VERDICT, _hash_key(session.ref), *facts)
-
-    def count(self, use: SessionUse) -> None:
-        """Add uses to what is counted beside the record of that version; no replica has to know."""
-        use.ticket = use.ticket or new_ticket()
-        at = isoformat(datetime.fromtimestamp(use.last_used_at / 1000, UTC))
-        facts = (use.uses, at, use.ticket, version_mark(use.version), *_both_names(use.provider))
-        count = (scripts.COUNT, _hash_key(use.ref), facts)
-        self.guarded(self._evaluate, *count, breaker=self._aside)
-
-    def renew(self, session: SessionRef, new_sid: str) -> None:
-        """Make what is stored valid for another session id, and for the old one no longer."""
-        if new_sid == session.sid:
-            return
-        # The new id leads here before the old one stops, so at no moment does neither.
-        self.guarded(self._execute, "SET", _map_key(new_sid), session.ref, "PX", self._ttl)
-        now = self._now()
-        key = _hash_key(session.ref)
-        renewed = self._acknowledged(scripts.RENEW, key, session.sid, new_sid, now, self._ttl)
-        self._forget(session.sid if renewed else new_sid, session.ref)
-
-    def end(self, session: SessionRef) -> None:
-        """Delete everything of the session and refuse whatever is still written to it."""
-        valid: bytes | None = self._acknowledged(scripts.END, _hash_key(session.ref), self._ttl)
-        for sid in {session.sid, valid.decode() if valid else session.sid}:
-            self._forget(sid, session.ref)
-
-    def canary(self, name: str, sealed: str, *, replace: bool = False) -> str:
-        """Return the text stored under this name; this one if there is none, or to ``replace`` it."""
-        key = f"byok:canary:{name}"
-        held: bytes = self._acknowledged(scripts.CANARY, key, sealed, int(replace))
+    def hold(self, name: str, text: str, *, replace: bool) -> str:
+        """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
+        held: bytes = self._change(_HOLD, f"byok:canary:{name}", text, int(replace))
         return held.decode()
 
-    def _usable(self, session: SessionRef, identity: str, meta: bytes) -> bool:
-        sid, created, seen, owner = meta.decode().split("|", 3)
-        if sid != session.sid:
-            return False
-        now = self._now()
-        if (owner and owner != identity) or now - int(created) >= self._max_age:
-            self.end(session)
-            return False
-        if (now - int(seen)) * _SLIDE > self._ttl:
-            self._slide(session, identity)
-        return True
+    def occurrences(self, mark: bytes) -> int | None:
+        """Return None: Redis would have to look at every key that it has."""
+        return None
 
-    def _slide(self, session: SessionRef, identity: str) -> None:
-        try:
-            if self._guarded_run(scripts.TOUCH, session, identity) == scripts.DONE:
-                self._keep(session)
-        except StoreError:
-            return  # the read itself was answered
-
-    def _keep(self, session: SessionRef) -> None:
-        if not self._run(scripts.KEEP, _map_key(session.sid), session.ref, self._ttl):
-            return
-        # The entry had expired, or the session has just ended or moved and must not be found here.
-        meta = self.guarded(self._execute, "HGET", _hash_key(session.ref), "_")
-        if meta is None or not meta.startswith(f"{session.sid}|".encode()):
-            self._forget(session.sid, session.ref)
-
-    def _change(self, script: Script, session: SessionRef, identity: str, *args: Any) -> Any:
-        result = self._guarded_run(script, session, identity, *args)
-        if result == scripts.ENDED:
-            self._forget(session.sid, session.ref)
-        return result
-
-    def _guarded_run(self, script: Script, session: SessionRef, identity: str, *args: Any) -> Any:
-        times = (self._now(), self._ttl, self._max_age)
-        return self._acknowledged(
-            script, _hash_key(session.ref), session.sid, identity, *times, *args
-        )
-
-    def _forget(self, sid: str, ref: str) -> None:
-        self._run(scripts.FORGET, _map_key(sid), ref)
-
-    def _run(self, script: Script, key: str, *args: Any) -> Any:
-        return self.guarded(self._evaluate, script, key, args)
-
-    def _acknowledged(self, script: Script, key: str, *args: Any) -> Any:
+    def _change(self, script: str, key: str, *args: Any) -> Any:
+        """Run a script, and see that enough replicas know what it has changed."""
         if not self._wait:
-            return self._run(script, key, *args)
-        result, replicas = self.guarded(self._evaluate_and_wait, script, key, args)
+            return self.guarded(self._evaluate, script, key, *args)
+        result, replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
         if replicas < self._wait:
             raise StoreError("Too few Redis replicas have acknowledged the change.", tier="session")
         return result
 
-    def _evaluate(self, script: Script, key: str, args: Sequence[Any]) -> Any:
+    def _evaluate(self, script: str, key: str, *args: Any) -> Any:
         try:
-            return self._execute("EVALSHA", script.sha, 1, key, *args)
+            return self._execute("EVALSHA", _NAMES[script], 1, key, *args)
         except NoScriptError:
-            return self._execute("EVAL", script.source, 1, key, *args)
+            return self._execute("EVAL", script, 1, key, *args)
 
-    def _evaluate_and_wait(self, script: Script, key: str, args: Sequence[Any]) -> tuple[Any, int]:
+    def _evaluate_and_wait(self, script: str, key: str, *args: Any) -> tuple[Any, int]:
         # WAIT counts for the connection that wrote, so both go through one pipeline.
-        call: tuple[Any, ...] = ("EVALSHA", script.sha, 1, key, *args)
-        result, replicas = self._pipelined(key, call)
+        result, replicas = self._pipelined("EVALSHA", _NAMES[script], 1, key, *args)
         if isinstance(result, AskError) and isinstance(self.client, RedisCluster):
             self.client.nodes_manager.initialize()  # the slot has moved
-            result, replicas = self._pipelined(key, call)
+            result, replicas = self._pipelined("EVALSHA", _NAMES[script], 1, key, *args)
         if isinstance(result, NoScriptError):
-            result, replicas = self._pipelined(key, ("EVAL", script.source, *call[2:]))
+            result, replicas = self._pipelined("EVAL", script, 1, key, *args)
         for answer in (result, replicas):
             if isinstance(answer, Exception):
                 raise answer
         return result, replicas
 
-    def _pipelined(self, key: str, call: Iterable[Any]) -> tuple[Any, Any]:
-        node = self.client
+    def _pipelined(self, command: str, script: str, count: int, key: str, *args: Any) -> Any:
+        node, limit = self.client, _WAIT_LIMIT
         if isinstance(node, RedisCluster):
             owner = node.get_node_from_key(key)  # type: ignore[no-untyped-call]
-            node = node.get_redis_connection(owner)
+            node, limit = node.get_redis_connection(owner), _CLUSTER_WAIT_LIMIT
         pipeline = node.pipeline(transaction=False)
-        pipeline.execute_command(*call)  # type: ignore[no-untyped-call]
-        pipeline.execute_command("WAIT", self._wait, self._wait_limit)  # type: ignore[no-untyped-call]
-        result, replicas = pipeline.execute(raise_on_error=False)
-        return result, replicas
-
-    def _now(self) -> int:
-        return int(self._clock() * 1000)
-
-    def _failed(self, error: BaseException) -> StoreError:
-        # The error's own text may hold an address or what was sent.
-        _logger.warning("Redis failed: %s", type(error).__name__)
-        return StoreError(tier="session")
+        pipeline.execute_command(command, script, count, key, *args)  # type: ignore[no-untyped-call]
+        pipeline.execute_command("WAIT", self._wait, limit)  # type: ignore[no-untyped-call]
+        return pipeline.execute(raise_on_error=False)
 
 
-def _milliseconds(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1000)
+class _Line:
+    """Sends commands over connections that it keeps out of their pool.
+
+    redis-py's own way, with the pool's lock, a look at the socket and its metrics, takes twice as long
+    as the command itself.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._idle: list[Any] = []
+        self._process = os.getpid()
+
+    def __call__(self, *command: Any) -> Any:
+        if self._process != os.getpid():
+            self._idle, self._process = [], os.getpid()  # the parent's connections stay its own
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._ask(self._pool.get_connection(), command)
+            # The server may have closed it meanwhile; asked twice, every command does the same.
+            with suppress(ConnectionError):
+                return self._ask(connection, command)
+
+    def _ask(self, connection: Any, command: tuple[Any, ...]) -> Any:
+        try:
+            connection.send_command(*command)
+            answer = connection.read_response()
+        except ResponseError:
+            self._keep(connection)
+            raise
+        except BaseException:
+            connection.disconnect()
+            self._pool.release(connection)
+            raise
+        self._keep(connection)
+        return answer
+
+    def _keep(self, connection: Any) -> None:
+        if len(self._idle) < _KEPT:
+            self._idle.append(connection)
+        else:
+            self._pool.release(connection)
 
 
-def _map_key(sid: str) -> str:
+def _executor(client: Redis | RedisCluster) -> Callable[..., Any]:
+    if isinstance(client, RedisCluster):
+        return client.execute_command
+    return _Line(client.connection_pool)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(int(seconds * 1000), 1)
+
+
+def _name_key(sid: str) -> str:
     return f"byok:m:{{{sid}}}"
 
 
-def _hash_key(ref: str) -> str:
-    return f"byok:h:{{{ref}}}"
+def _document_key(ref: str) -> str:
+    return f"byok:d:{{{ref}}}"
 
 
-def _scope(identity: str, visitor: bool = False) -> str:
-    return "u" if identity and not visitor else "v"
+#: Settings of the host's connections that we decide ourselves, and those that pools add.
+_OURS = (
+    "cache",
+    "connection_pool",
+    "decode_responses",
+    "event_dispatcher",
+    "health_check_interval",
+    "himport",
+    "maint_",
+    "max_connections",
+    "orig_",
+    "oss_",
+    "protocol",
+    "redis_connect_func",
+    "retry",
+    "socket_connect_timeout",
+    "socket_timeout",
+    "timeout",
+)
 
 
-def _names(scope: str, provider: str) -> tuple[str, str]:
-    return f"k:{scope}:{provider}", f"c:{scope}:{provider}"
+def limited_client(client_or_url: Any) -> Redis | RedisCluster:
+    """Make a client of our own for the same Redis.
+
+    :param client_or_url: a URL, or a redis-py client: ``Redis``, a Sentinel's master,
+        ``RedisCluster``.
+    :raises ConfigurationError: it is neither.
+    :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
+    """
+    if isinstance(client_or_url, str):
+        return _from_url(client_or_url)
+    if isinstance(client_or_url, RedisCluster):
+        return _cluster(client_or_url)
+    if isinstance(client_or_url, Redis):
+        return _single(client_or_url)
+    raise ConfigurationError(
+        f"BYOK_REDIS is a {type(client_or_url).__name__}; use a redis:// URL or a redis-py client "
+        "(Redis, a Sentinel's master_for(...), RedisCluster)."
+    )
 
 
-def _both_names(provider: str) -> tuple[str, ...]:
-    return (*_names("u", provider), *_names("v", provider))
+def _from_url(url: str) -> Redis:
+    try:
+        client = Redis.from_url(url)
+    except ValueError:
+        # Without the URL: it may hold a password.
+        raise ConfigurationError(
+            "BYOK_REDIS is not a Redis URL; use redis://, rediss:// or unix://, "
+            "and a client object for Sentinel and Cluster."
+        ) from None
+    return _single(client)
 
 
-@lru_cache(maxsize=512)
-def _fields(signed_in: bool, providers: tuple[str, ...]) -> tuple[str, ...]:
-    """List the fields to read: the session's own, the identity's pairs, the visitor's pairs."""
-    scopes = "uv" if signed_in else "v"
-    pairs = (_names(scope, provider) for scope in scopes for provider in providers)
-    return ("_", *(name for pair in pairs for name in pair))
+def _single(client: Redis) -> Redis:
+    pool = client.connection_pool
+    options = _limits(pool.connection_kwargs) | {"connection_class": pool.connection_class}
+    if isinstance(pool, SentinelConnectionPool):
+        return Redis(connection_pool=_sentinel_pool(pool, options))
+    options |= {"max_connections": MAX_CONNECTIONS, "timeout": POOL_TIMEOUT}
+    bounded = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
+    return Redis(connection_pool=bounded)
 
 
-def _records(
-    providers: tuple[str, ...], values: Sequence[bytes | None], first: int
-) -> dict[str, CredentialRecord]:
-    found = {}
-    for index, provider in enumerate(providers):
-        raw = values[first + 2 * index]
-        if raw is not None:
-            found[provider] = decode_record(raw, provider, values[first + 2 * index + 1])
-    return found
+def _sentinel_pool(pool: SentinelConnectionPool, options: dict[str, Any]) -> SentinelConnectionPool:
+    manager = copy.copy(pool.sentinel_manager)
+    manager.sentinels = [_single(sentinel) for sentinel in manager.sentinels]
+    return SentinelConnectionPool(  # type: ignore[no-untyped-call]
+        pool.service_name,
+        manager,
+        is_master=True,
+        check_connection=pool.check_connection,
+        max_connections=MAX_CONNECTIONS,
+        **options,
+    )
+
+
+def _cluster(client: RedisCluster) -> RedisCluster:
+    options = _limits(client.get_connection_kwargs())  # type: ignore[no-untyped-call]
+    options = {name: value for name, value in options.items() if name not in ("host", "port", "db")}
+    options["socket_timeout"] = CLUSTER_READ_TIMEOUT
+    known = client.get_nodes()  # type: ignore[no-untyped-call]
+    nodes = [ClusterNode(node.host, node.port) for node in known]  # type: ignore[no-untyped-call]
+    try:
+        return RedisCluster(
+            startup_nodes=nodes,
+            require_full_coverage=False,
+            max_connections=MAX_CONNECTIONS,
+            **options,
+        )
+    except (RedisError, RedisClusterException, OSError):
+        message = "The Redis Cluster of BYOK_REDIS does not answer."
+        raise StoreError(message, tier="session") from None
+
+
+def _limits(options: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in options.items() if not name.startswith(_OURS)}
+    return kept | {
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": READ_TIMEOUT,
+        "retry": Retry(NoBackoff(), 0),
+        "decode_responses": False,
+        # RESP3 can push messages that raise the time limits.
+        "protocol": 2,
+    }

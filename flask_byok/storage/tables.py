@@ -1,6 +1,6 @@
-"""Tables of what outlives a session: accounts' keys, their use and the audit log.
+"""All tables: session documents, accounts' keys, their use and the audit log.
 
-They share their metadata with the session tables. Times are whole milliseconds since 1970.
+A host's own Alembic may make them from :data:`metadata`.
 """
 
 from __future__ import annotations
@@ -9,22 +9,47 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     Index,
+    LargeBinary,
+    MetaData,
+    String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
-from .sql_tables import metadata
-from .sql_types import name, prose
+metadata = MetaData()
 
-__all__ = [
-    "audit",
-    "audit_heads",
-    "credentials",
-    "metadata",
-    "promotions",
-    "usage",
-]
+#: One row per session. Times of sessions are seconds since 1970. ``revision`` is new with each change.
+session_documents = Table(
+    "byok_session_documents",
+    metadata,
+    Column("ref", String(64), primary_key=True),
+    Column("revision", String(16), nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+)
+
+#: One row per session id: the session that it leads to.
+session_names = Table(
+    "byok_session_names",
+    metadata,
+    Column("sid", String(128), primary_key=True),
+    Column("ref", String(64), nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+)
+
+#: One row per app, named after its SECRET_KEY: it shows whether the encryption key is the right one.
+#: The row ``audit`` holds the secret that keys the audit log of accounts.
+canaries = Table(
+    "byok_canary",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("sealed", Text, nullable=False),
+)
+
+# Times of accounts are whole milliseconds since 1970.
 
 #: One row a key. ``owner`` is ``user:<id>``, ``team:<id>`` or ``system``, and ``tier`` the part of
 #: it before the colon. ``id`` grows with time, so that pages have an order. ``version`` counts the
@@ -33,16 +58,16 @@ __all__ = [
 credentials = Table(
     "byok_credentials",
     metadata,
-    Column("id", name(32), primary_key=True),
-    Column("owner", name(255), nullable=False),
-    Column("tier", name(10), nullable=False),
-    Column("provider", name(100), nullable=False),
-    Column("slot", name(100), nullable=False),
-    Column("ciphertext", prose(), nullable=False),
-    Column("key_id", name(32), nullable=False, index=True),
-    Column("hint", name(255), nullable=False),
-    Column("label", prose(), nullable=True),
-    Column("description", prose(), nullable=True),
+    Column("id", String(32), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("tier", String(10), nullable=False),
+    Column("provider", String(100), nullable=False),
+    Column("slot", String(100), nullable=False),
+    Column("ciphertext", Text, nullable=False),
+    Column("key_id", String(32), nullable=False, index=True),
+    Column("hint", String(255), nullable=False),
+    Column("label", Text, nullable=True),
+    Column("description", Text, nullable=True),
     Column("active", Boolean, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
@@ -50,7 +75,7 @@ credentials = Table(
     Column("last_used_at", BigInteger, nullable=True),
     Column("usage_count", BigInteger, nullable=False),
     Column("version", BigInteger, nullable=False),
-    Column("verdict", name(32), nullable=True),
+    Column("verdict", String(32), nullable=True),
     Column("verdict_at", BigInteger, nullable=True),
     Column("verdict_version", BigInteger, nullable=True),
     Column("set_at", BigInteger, nullable=True),
@@ -63,8 +88,8 @@ credentials = Table(
 promotions = Table(
     "byok_promotions",
     metadata,
-    Column("owner", name(255), primary_key=True),
-    Column("origin", name(64), primary_key=True),
+    Column("owner", String(255), primary_key=True),
+    Column("origin", String(64), primary_key=True),
     Column("promoted_at", BigInteger, nullable=False),
 )
 
@@ -73,12 +98,12 @@ promotions = Table(
 usage = Table(
     "byok_usage",
     metadata,
-    Column("owner", name(255), primary_key=True),
-    Column("provider", name(100), primary_key=True),
-    Column("credential_id", name(32), primary_key=True),
-    Column("day", name(10), primary_key=True),
-    Column("outcome", name(16), primary_key=True),
-    Column("tier", name(10), nullable=False),
+    Column("owner", String(255), primary_key=True),
+    Column("provider", String(100), primary_key=True),
+    Column("credential_id", String(32), primary_key=True),
+    Column("day", String(10), primary_key=True),
+    Column("outcome", String(16), primary_key=True),
+    Column("tier", String(10), nullable=False),
     Column("uses", BigInteger, nullable=False),
     Column("last_used_at", BigInteger, nullable=False),
     Index("ix_byok_usage_tier", "tier", "day"),
@@ -91,22 +116,22 @@ usage = Table(
 audit = Table(
     "byok_audit",
     metadata,
-    Column("owner", name(255), primary_key=True),
+    Column("owner", String(255), primary_key=True),
     Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("at", BigInteger, nullable=False, index=True),
-    Column("actor", prose(), nullable=False),
-    Column("action", name(32), nullable=False),
-    Column("outcome", name(32), nullable=False),
-    Column("provider", name(100), nullable=False),
-    Column("slot", name(100), nullable=False),
-    Column("credential_id", name(32), nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("outcome", String(32), nullable=False),
+    Column("provider", String(100), nullable=False),
+    Column("slot", String(100), nullable=False),
+    Column("credential_id", String(32), nullable=False),
     Column("version", BigInteger, nullable=True),
-    Column("request_id", prose(), nullable=True),
-    Column("fingerprint", name(64), nullable=True),
-    Column("previous", name(64), nullable=False),
-    Column("hash", name(64), nullable=False),
-    Column("was", name(64), nullable=True),
-    Column("became", name(64), nullable=True),
+    Column("request_id", Text, nullable=True),
+    Column("fingerprint", String(64), nullable=True),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("was", String(64), nullable=True),
+    Column("became", String(64), nullable=True),
 )
 
 #: The end of each chain: the number and the hash of its last row. Every change of an owner's keys holds
@@ -116,10 +141,10 @@ audit = Table(
 audit_heads = Table(
     "byok_audit_heads",
     metadata,
-    Column("owner", name(255), primary_key=True),
+    Column("owner", String(255), primary_key=True),
     Column("number", BigInteger, nullable=False),
-    Column("hash", name(64), nullable=False),
+    Column("hash", String(64), nullable=False),
     Column("checkpoint", BigInteger, nullable=False),
-    Column("checkpoint_hash", name(64), nullable=False),
-    Column("seal", name(64), nullable=False),
+    Column("checkpoint_hash", String(64), nullable=False),
+    Column("seal", String(64), nullable=False),
 )

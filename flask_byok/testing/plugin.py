@@ -1,6 +1,6 @@
 """The pytest plugin: `byok_fake_providers` for every test suite where flask-byok is installed.
 
-pytest loads this in each run, so it imports nothing but the standard library until it is used.
+pytest loads this in each run, so it imports the fake providers only when the fixture is used.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What of flask-byok is spoken over HTTP: the blueprint, its guards, the session binding, streams, the dialog."""
+"""flask-byok over HTTP: the blueprint, its guards, the session binding, streams, and the settings pages."""

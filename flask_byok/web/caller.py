@@ -1,13 +1,15 @@
-"""What belongs to one app, and the caller of the present request."""
+"""The state of one app, and the caller of the present request as the host's loaders tell."""
 
 from __future__ import annotations
 
 import logging
 import re
 import secrets
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 from flask import Flask, Response, current_app, has_request_context, request
@@ -20,25 +22,25 @@ from ..settings import Settings
 from .host_database import FoundDatabase
 from .session_binding import SessionBinding
 
-#: Where the state lies in ``app.extensions``.
+#: The state's name in ``app.extensions``.
 EXTENSION = "byok"
 
-#: The header that says whose key served.
+#: The header that names the tier of the key that served.
 SOURCE_HEADER = "X-BYOK-Source"
 
-#: Where a signed-in person's request keeps the name that the audit log knows it by.
+#: Where the environ of a signed-in user's request keeps its id in the audit log.
 REQUEST_ID = "flask_byok.request_id"
 
 _logger = logging.getLogger("flask_byok.web")
 
 _USED = "flask_byok.used"
-# Neither is text to a database.
+# No database stores NUL or a surrogate.
 _STORABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
 @dataclass(slots=True)
 class Loaders:
-    """The host's answers to: who is this? Each is called within the request."""
+    """The host's functions that identify the caller; each is called within the request."""
 
     owner: Callable[[], str | None]
     team: Callable[[], Iterable[str]]
@@ -48,7 +50,7 @@ class Loaders:
 
 @dataclass(frozen=True, slots=True)
 class ByokState:
-    """Everything of flask-byok that belongs to one app."""
+    """The parts of flask-byok that belong to one app."""
 
     app: Flask
     settings: Settings
@@ -59,7 +61,7 @@ class ByokState:
 
     @property
     def uses_database(self) -> bool:
-        """Say whether accounts' keys or sessions' are in it."""
+        """True if it stores keys of accounts or of sessions."""
         return bool(self.service.accounts.tiers) or self.service.sessions.name == "the database"
 
     def __repr__(self) -> str:
@@ -80,25 +82,25 @@ def get_state(app: Any = None) -> ByokState:
 
 
 def current_caller(state: ByokState) -> Caller:
-    """Return who makes the present request; outside a request nobody does, and only the operator's keys are found."""
+    """Return the caller of the present request; outside a request, one who finds only the operator's keys."""
     if not has_request_context():
         return Caller()
     return _caller(state, state.binding.current)
 
 
-def established_caller(state: ByokState, *, anew: bool = False) -> Caller:
-    """Return who makes the present request, with a session that keys can be written to.
+def established_caller(state: ByokState, *, replace: bool = False) -> Caller:
+    """Return the caller of the present request, with a session that keys can be written to.
 
-    ``anew`` says that the session found at first has ended and another must take its place.
+    :param replace: the session found at first has ended: start another in its place.
     """
-    return _caller(state, partial(state.binding.establish, anew=anew))
+    return _caller(state, partial(state.binding.establish, replace=replace))
 
 
 def note_use(credential: Credential) -> Credential:
     """Keep a credential until the request ends, and return it.
 
-    The answer then says whose key served; and the view may hold the key as a plain string when it fails, which the
-    redactor of logs knows only as long as the credential lives.
+    The answer's header names its tier. And a view that fails may hold the key as a plain string, which the log redactor
+    recognizes only while the credential is alive.
     """
     if has_request_context():
         used = request.environ.setdefault(_USED, {})
@@ -107,7 +109,7 @@ def note_use(credential: Credential) -> Credential:
 
 
 def name_sources(response: Response) -> Response:
-    """Say in ``X-BYOK-Source`` whose keys this request was served with, by tier."""
+    """Name in ``X-BYOK-Source`` the tiers of the keys that served this request."""
     used: dict[Any, Credential] = request.environ.get(_USED, {})
     sources = dict.fromkeys(str(credential.source) for credential in used.values())
     if sources and SOURCE_HEADER not in response.headers:
@@ -116,7 +118,7 @@ def name_sources(response: Response) -> Response:
 
 
 def user_of(loaders: Loaders) -> str | None:
-    """Return the signed-in user's id as the host tells it, or None."""
+    """Return the signed-in user's id from the host's loader, or None."""
     user: Any = loaders.owner()
     # Hosts write "current_user.is_authenticated and current_user.id".
     return None if user is None or user is False or user == "" else _id(user, "owner_loader")
@@ -142,18 +144,18 @@ def _is_storable(id: str) -> bool:
 
 
 def _teams_of(loaders: Loaders) -> tuple[str, ...]:
-    """Return the ids of the signed-in user's teams, without those that no key can be kept for."""
+    """Return the ids of the signed-in user's teams, without those that cannot be stored."""
     teams: Any = loaders.team()
     if isinstance(teams, str | bytes):
         raise ConfigurationError(
-            "The team_loader returned one text, whose letters would be teams: return a list of ids."
+            "The team_loader returned one string, not a list: each letter would be a team. Return a list of ids."
         )
     named = [str(team) for team in teams]
     kept = tuple(team for team in named if _is_storable(team))
     if len(kept) < len(named):
         _logger.warning(
-            "The team_loader returned ids that cannot be stored, which are left out: they may have %d characters, no "
-            "NUL and no surrogate.",
+            "The team_loader returned ids that cannot be stored, and they are left out: an id may have %d characters, "
+            "no NUL and no surrogate.",
             LONGEST_ID,
         )
     return kept
@@ -182,10 +184,45 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
 def _session(
     state: ByokState, look_up: Callable[[str], SessionRef | None], identity: str
 ) -> SessionRef | None:
-    """Return the session; where the operator lets others' keys step in for a dead store, None."""
+    """Return the session; None if its store is down and ``BYOK_ON_STORE_FAILURE`` says to go on."""
     try:
         return look_up(identity)
     except StoreError:
         if state.settings.on_store_failure == "fail":
             raise
         return None
+
+
+# Flask-Login, if the host uses it
+
+
+def signed_in_user() -> str | None:
+    """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
+    if not hasattr(current_app, "login_manager"):
+        return None
+    from flask_login import current_user
+
+    return str(current_user.get_id()) if current_user.is_authenticated else None
+
+
+def is_login_fresh() -> bool:
+    """Return True if Flask-Login's user has just signed in; False without Flask-Login."""
+    if not hasattr(current_app, "login_manager"):
+        return False
+    from flask_login import login_fresh
+
+    return bool(login_fresh())
+
+
+def at_sign_out(app: Flask, act: Callable[[], None]) -> None:
+    """Call a function whenever Flask-Login signs a user out of the app."""
+    if find_spec("flask_login") is None:
+        return
+    from flask_login import user_logged_out
+
+    def on_logged_out(sender: Flask, **extra: Any) -> None:
+        act()
+
+    user_logged_out.connect(on_logged_out, app, weak=False)
+    # Otherwise the signal, which all apps share, would keep the parts of an app that is gone.
+    weakref.finalize(app, user_logged_out.disconnect, on_logged_out)

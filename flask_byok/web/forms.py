@@ -1,79 +1,79 @@
-"""What the settings' plain forms do: the same verbs as the script's calls, with a redirect for an answer."""
+"""The settings' plain forms: the same verbs as the script's calls, answered by a redirect."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from flask import Blueprint, Response, request, url_for
+from flask import Response, request, url_for
 
+from ..accounts.shelf import Record
 from ..errors import InvalidFieldError, KeyNotFoundError
-from ..keys.typed import Changes
+from ..keys.typed import Changes, NewKey
 from ..model.credential import Secret, serving_order
-from ..model.owner import Tier
-from . import keys_api
+from ..model.owner import Caller, Tier
 from .caller import current_caller, get_state
 from .outcome import Outcome, local_path
-from .rows import end_of_day, notes_of
+from .rows import described_tier, end_of_day
 
 
-def register_forms(blueprint: Blueprint) -> None:
-    """Add the routes that the settings' forms post to."""
-    names = ", ".join(_ACTIONS)
-    rule = f"/providers/settings/<any({names}):action>"
-    blueprint.add_url_rule(rule, "settings_action", _settings_action, methods=["POST"])
-    blueprint.after_request(_show_problem_on_page)
-
-
-def _settings_action(action: str) -> Response:
-    return _go_back(_ACTIONS[action](request.form.get("provider", "")))
+def settings_action(action: str) -> Response:
+    """Carry out what a form asks for, and redirect to the page that it was on."""
+    return _go_back(ACTIONS[action](request.form.get("provider", "")))
 
 
 def _save(provider: str) -> Outcome:
-    typed = _typed_fields(provider)
-    persist = "persist" in request.form
-    saved = keys_api.set_key(provider, typed, persist=persist, **_notes_of_new(provider, persist))
-    validation = saved["validation"] or {}
-    return Outcome(code="saved", provider=provider, verdict=validation.get("verdict", ""))
+    state, persist = get_state(), "persist" in request.form
+    caller = current_caller(state)
+    label, expires_at = _new_details(caller, provider, persist)
+    new = NewKey(
+        fields=_typed_fields(provider), label=label, expires_at=expires_at, persist=persist
+    )
+    _, validation = state.service.set(caller, provider, new)
+    verdict = validation.verdict if validation else ""
+    return Outcome(code="saved", provider=provider, verdict=verdict)
 
 
 def _change(provider: str) -> Outcome:
     state = get_state()
     keys = state.service.own_records(current_caller(state))
     record = keys.get(_shown(keys.page(provider=provider)["keys"], provider))
-    keys.change(record, _changed_notes())
+    keys.change(record, _changed_details())
     return Outcome(code="changed", provider=provider)
 
 
-def _shown(keys: Sequence[Mapping[str, Any]], provider: str) -> str:
-    """Return the id of the key that the row is about: the first that counts, or else the first."""
-    slots = sorted(keys, key=lambda key: serving_order(str(key["slot"])))
-    counting = [key for key in slots if key["state"] not in ("inactive", "expired")]
+def _shown(keys: Sequence[Record], provider: str) -> str:
+    """Return the id of the key that the row shows: the first active one, or else the first."""
+    slots = sorted(keys, key=lambda key: serving_order(key["slot"]))
+    serving = [key for key in slots if key["state"] not in ("inactive", "expired")]
     if not slots:
         raise KeyNotFoundError(provider=provider)
-    return str((counting or slots)[0]["id"])
+    return (serving or slots)[0]["id"]
 
 
 def _validate(provider: str) -> Outcome:
-    typed = _typed_fields(provider)
+    state, typed = get_state(), _typed_fields(provider)
     is_typed = any(secret.reveal() for secret in typed.values())
-    validation = keys_api.validate_key(provider, typed if is_typed else None)
-    return Outcome(code="validated", provider=provider, verdict=validation["verdict"])
+    found = state.service.validate(current_caller(state), provider, typed if is_typed else None)
+    return Outcome(code="validated", provider=provider, verdict=found.verdict)
 
 
 def _clear(provider: str) -> Outcome:
-    cleared = keys_api.clear_key(provider, request.form.get("tier", "all"))["cleared"]
+    state, tier = get_state(), request.form.get("tier", "all")
+    cleared, _ = state.service.clear(current_caller(state), provider, tier)
     return Outcome(code="cleared" if cleared else "nothing_cleared", provider=provider)
 
 
 def _promote(provider: str) -> Outcome:
-    on_conflict = request.form.get("on_conflict", "keep")
-    promoted = keys_api.promote_keys([provider], on_conflict)["promoted"]
-    return Outcome(code="promoted" if promoted else "kept", provider=provider)
+    state, on_conflict = get_state(), request.form.get("on_conflict", "keep")
+    done = state.service.promote(current_caller(state), [provider], on_conflict)
+    return Outcome(code="promoted" if done["promoted"] else "kept", provider=provider)
 
 
-_ACTIONS = {
+#: What each form's address does.
+ACTIONS = {
     "save": _save,
     "change": _change,
     "validate": _validate,
@@ -88,65 +88,66 @@ def _typed_fields(provider: str) -> dict[str, Secret]:
     return {name: Secret(typed) for name in names if (typed := request.form.get(name))}
 
 
-def _notes() -> Changes:
-    """Return the label, and until when the key is to be kept."""
+def _details() -> tuple[str | None, datetime | None]:
+    """Return the label, and when the key expires."""
     day = request.form.get("expires_at")
     try:
-        expires_at = end_of_day(day) if day else None
+        return request.form.get("label"), end_of_day(day) if day else None
     except ValueError:
         raise InvalidFieldError("The field 'expires_at' is no date.") from None
-    return {"label": request.form.get("label"), "expires_at": expires_at}
 
 
-def _changed_notes() -> Changes:
-    """Return the same of a key that stays, without a day that is as the page showed it.
+def _changed_details() -> Changes:
+    """Return the details of a key that stays, without a day that is as the page showed it.
 
-    A day says less than the time that is kept, and of a time that is past none is shown.
+    A day is less precise than the stored time, and the page shows no day for a time in the past.
     """
-    notes = _notes()
+    label, expires_at = _details()
     if request.form.get("expires_at", "") == request.form.get("expires_at_shown", ""):
-        del notes["expires_at"]
-    return notes
+        return {"label": label}
+    return {"label": label, "expires_at": expires_at}
 
 
-def _notes_of_new(provider: str, persist: bool) -> Changes:
-    """Return the same for a new key, without what the row showed of a key in another place."""
-    state, notes = get_state(), _notes()
-    status = state.service.get_one(current_caller(state), provider)
+def _new_details(
+    caller: Caller, provider: str, persist: bool
+) -> tuple[str | None, datetime | None]:
+    """Return the details of a new key, without those that the row showed of a key in another place."""
+    state = get_state()
+    label, expires_at = _details()
+    status = state.service.get_one(caller, provider)
     in_account = persist or Tier.SESSION not in state.settings.precedence
-    if notes_of(status) == (Tier.USER if in_account else Tier.SESSION):
-        return notes
-    if notes["label"] == status["label"]:
-        notes["label"] = None
-    if request.form.get("expires_at") == (status["expires_at"] or "")[:10]:
-        notes["expires_at"] = None
-    return notes
+    if described_tier(status) == (Tier.USER if in_account else Tier.SESSION):
+        return label, expires_at
+    same_day = request.form.get("expires_at") == (status["expires_at"] or "")[:10]
+    return None if label == status["label"] else label, None if same_day else expires_at
 
 
-def _show_problem_on_page(response: Response) -> Response:
-    """Turn the problem object that answers a form into a way back to the page, which says it in words.
+def shown_on_page(handler: Callable[[Any], Response]) -> Callable[[Any], Response]:
+    """Make an error handler redirect a form back to its page, which shows the problem in words.
 
-    A form that another site made keeps the bare problem: nobody sent it from a page of ours.
+    A form of another site keeps the bare problem object: no page of ours sent it.
     """
-    if (
-        request.endpoint != "byok.settings_action"
-        or response.mimetype != "application/problem+json"
-    ):
-        return response
-    if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
-        return response
-    if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return response  # the form was not read, so nothing is known of where it came from
-    problem = response.get_json()
-    provider = request.form.get("provider", "")
-    outcome = Outcome(
-        code=f"{(request.view_args or {}).get('action')}_failed",
-        # People paste keys into the wrong field: only what the catalog knows is repeated.
-        provider=provider if provider in get_state().service.catalog else "",
-        verdict=problem.get("validation", {}).get("verdict", ""),
-        reason=problem["code"],
-    )
-    return _go_back(outcome)
+
+    def handle(error: Any) -> Response:
+        response = handler(error)
+        if request.endpoint != "byok.settings_action":
+            return response
+        if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            return response
+        if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return response  # the form was not read, so the page that sent it is unknown
+        problem = response.get_json()
+        provider = request.form.get("provider", "")
+        outcome = Outcome(
+            code=f"{(request.view_args or {}).get('action')}_failed",
+            # People paste keys into the wrong field: repeat only ids that the catalog knows.
+            provider=provider if provider in get_state().service.catalog else "",
+            verdict=problem.get("validation", {}).get("verdict", ""),
+            reason=problem["code"],
+        )
+        return _go_back(outcome)
+
+    return handle
 
 
 def _go_back(outcome: Outcome) -> Response:

@@ -1,4 +1,4 @@
-"""Find the database of an app: as set, else the host's own, else a file in the instance folder."""
+"""Find the database of an app: the configured one, else the host's own, else a file in the instance folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flask import Flask
 
 from ..settings import Settings
 
-#: What keys are in where the host's engine comes too late.
+#: The warning if the host's engine comes too late.
 LATE_ENGINE = (
-    "This app has Flask-SQLAlchemy, but keys are in a SQLite file in the instance folder: its engine was not there yet "
-    "when BYOK was set up. Call db.init_app(app) before byok.init_app(app), or set BYOK_DATABASE_URL."
+    "This app has Flask-SQLAlchemy, but keys are in a SQLite file in the instance folder: BYOK was set up before the "
+    "engine was there. Call db.init_app(app) before byok.init_app(app), or set BYOK_DATABASE_URL."
 )
 _INSTANCE = "a file in the instance folder"
 
@@ -23,16 +23,16 @@ _logger = logging.getLogger("flask_byok")
 
 @dataclass(frozen=True, slots=True)
 class FoundDatabase:
-    """Where the database is: an engine or an address, and what says so."""
+    """Where the database is (an engine or an address), and the setting or extension that says so."""
 
     place: Any
     source: str
-    #: It is the file in the instance folder, which nothing else uses.
+    #: True for the file in the instance folder, which nothing else uses.
     own_file: bool = False
 
 
 def find_database(app: Flask, settings: Settings) -> FoundDatabase:
-    """Return the database that an app uses which is set up now."""
+    """Return the database of an app that is being set up."""
     file = f"sqlite:///{Path(app.instance_path) / 'byok.sqlite3'}"
     if settings.database_url:
         own = settings.database_url == file
@@ -44,7 +44,7 @@ def find_database(app: Flask, settings: Settings) -> FoundDatabase:
 
 
 def host_engine(app: Flask) -> Any:
-    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None where it has none (yet)."""
+    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None if there is none (yet)."""
     extension = app.extensions.get("sqlalchemy")
     if extension is None:
         return None
@@ -56,19 +56,19 @@ def host_engine(app: Flask) -> Any:
 
 
 def is_late(app: Flask, found: FoundDatabase) -> bool:
-    """Say whether keys are in the file though the host has a database, which was set up after us."""
+    """Return True if keys are in the file although the host has a database, which was set up after us."""
     return found.source == _INSTANCE and host_engine(app) is not None
 
 
 def warn_if_late(app: Flask, found: FoundDatabase) -> None:
-    """Log, at the first request, that the host's database was set up after us."""
-    looked = False
+    """Log, at the first request only, that the host's database was set up after us."""
 
     def look() -> None:
-        nonlocal looked
-        if not looked and is_late(app, found):
+        # Another list, since Flask goes through this one.
+        hooks = app.before_request_funcs[None]
+        app.before_request_funcs[None] = [hook for hook in hooks if hook is not look]
+        if is_late(app, found):
             _logger.warning(LATE_ENGINE)
-        looked = True
 
     if found.source == _INSTANCE:
         app.before_request(look)

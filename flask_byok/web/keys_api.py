@@ -1,83 +1,147 @@
-"""The five calls of ``/api/providers/keys``, and the functions that the settings page shares with them."""
+"""The calls of ``/api/providers/keys``: the verbs over HTTP, for the present caller."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal
+from http import HTTPStatus
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
-from flask import Blueprint, Response, url_for
-from flask.sansio.blueprints import BlueprintSetupState
-from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import HTTPException
+from flask import Response, request
+from msgspec import Meta
 
-from ..errors import ByokError, SessionRequiredError
-from ..keys.typed import NewKey
-from ..model.credential import Secret
-from .bodies import read_body, typed_fields
-from .caller import current_caller, established_caller, get_state
-from .guards import (
-    csrf_token,
-    limit_body,
-    on_csrf_error,
-    refuse_cross_site,
-    refuse_unrouted,
-    refuse_value,
-    secure,
+from ..errors import (
+    ByokError,
+    EndpointNotAllowedError,
+    InvalidFieldError,
+    KeyRefusedError,
+    MalformedApiKeyError,
+    MissingCredentialError,
+    ProviderLockedError,
+    RateLimitedError,
+    RejectedCredentialError,
+    SessionRequiredError,
+    UnknownProviderError,
+    UnreadableCredentialError,
 )
-from .problems import http_problem_response, problem_response
-from .records_api import register_records
+from ..keys.status import KeyList, Status
+from ..keys.typed import NewKey
+from ..model.credential import Secret, ValidationFacts
+from ..settings import ValidateOnSet
+from .caller import current_caller, established_caller, get_state
+from .guards import csrf_token, expect_no_body, read_body, read_query, refuse_value
+from .openapi import Route
 
-_OPENAPI = "/providers/openapi.json"
+_SHORT = Meta(extra_json_schema={"maxLength": 100})
+_LONG = Meta(extra_json_schema={"maxLength": 500})
+_PROVIDER = Meta(
+    description="Id or alias of a provider, such as openai.", extra_json_schema={"maxLength": 100}
+)
+
+ProviderName = Annotated[str, _PROVIDER]
+Label = Annotated[str, _SHORT]
+Description = Annotated[str, _LONG]
 
 
-class _SetBody(msgspec.Struct, forbid_unknown_fields=True):
-    provider: str
+class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A key to store: ``api_key``, or ``fields`` for providers that need several."""
+
+    provider: ProviderName
     api_key: Secret | None = None
     fields: dict[str, Secret] | None = None
-    persist: bool = False
-    label: str | None = None
-    description: str | None = None
+    label: Label | None = None
+    description: Description | None = None
     expires_at: datetime | None = None
     base_url: str | None = None
-    validate: Literal["off", "warn", "require"] | None = None
+    validate: ValidateOnSet | None = None
+
+    def new_key(self, *, persist: bool = False) -> NewKey:
+        """Return what the service stores."""
+        return NewKey(
+            fields=typed_fields(self.api_key, self.fields) or {},
+            base_url=self.base_url,
+            label=self.label,
+            description=self.description,
+            expires_at=self.expires_at,
+            validate=self.validate,
+            persist=persist,
+        )
 
 
-class _ClearBody(msgspec.Struct, forbid_unknown_fields=True):
-    provider: str
+class SetRequest(NewKeyRequest, kw_only=True):
+    """A key to store for the session, or with ``persist`` in the account."""
+
+    persist: bool = False
+
+
+class ClearRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A key to remove."""
+
+    provider: ProviderName
     tier: Literal["session", "user", "all"] = "all"
 
 
-class _ValidateBody(msgspec.Struct, forbid_unknown_fields=True):
-    provider: str
+class ValidateRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A key to check; without ``api_key`` and ``fields`` the one in use."""
+
+    provider: ProviderName
     api_key: Secret | None = None
     fields: dict[str, Secret] | None = None
     base_url: str | None = None
 
 
-class _PromoteBody(msgspec.Struct, forbid_unknown_fields=True):
-    providers: list[str] | None = None
+class PromoteRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Keys to keep in the account: those of all providers, unless some are named."""
+
+    providers: list[ProviderName] | None = None
     on_conflict: Literal["keep", "replace"] = "keep"
 
 
-def snapshot() -> dict[str, Any]:
-    """Return the body of ``GET /api/providers/keys``; establishes the session as the call does."""
+class Keys(KeyList):
+    """The status of every provider that is switched on."""
+
+    csrf_token: str | None
+
+
+class SetResponse(TypedDict):
+    """The key is stored, and effective at once."""
+
+    success: Literal[True]
+    provider: Status
+    validation: ValidationFacts | None
+
+
+class ClearResponse(TypedDict):
+    """The key is removed; ``cleared`` is empty if there was none."""
+
+    success: Literal[True]
+    cleared: list[Annotated[str, Meta(extra_json_schema={"enum": ["session", "user"]})]]
+    provider: Status
+
+
+class PromoteResponse(TypedDict):
+    """The providers whose keys moved to the account, and those whose account key stayed."""
+
+    promoted: list[str]
+    kept: list[str]
+
+
+def list_keys() -> Keys:
+    """Return for each provider whether there is a key, and whose it is; establish the session."""
     state = get_state()
     try:
-        body = state.service.get(established_caller(state))
+        found = state.service.get(established_caller(state))
     except SessionRequiredError:
-        body = state.service.get(established_caller(state, anew=True))
-    return body | {"csrf_token": csrf_token()}
+        found = state.service.get(established_caller(state, replace=True))
+    return {**found, "csrf_token": csrf_token()}
 
 
-def set_key(provider: str, fields: Mapping[str, Secret], **options: Any) -> dict[str, Any]:
-    """Store a key for the present caller; ``options`` are those of ``NewKey``."""
+def set_key(body: SetRequest) -> SetResponse:
+    """Store or replace a key."""
     state = get_state()
-    caller = current_caller(state)
-    status, validation = state.service.set(caller, provider, NewKey(fields=fields, **options))
+    new = body.new_key(persist=body.persist)
+    status, validation = state.service.set(current_caller(state), body.provider, new)
     return {
         "success": True,
         "provider": status,
@@ -85,109 +149,87 @@ def set_key(provider: str, fields: Mapping[str, Secret], **options: Any) -> dict
     }
 
 
-def clear_key(provider: str, tier: str = "all") -> dict[str, Any]:
-    """Delete the present caller's key."""
+def clear_key(body: ClearRequest) -> ClearResponse:
+    """Remove the caller's own key; it is no error if there is none."""
     state = get_state()
-    cleared, status = state.service.clear(current_caller(state), provider, tier)
+    cleared, status = state.service.clear(current_caller(state), body.provider, body.tier)
     return {"success": True, "cleared": cleared, "provider": status}
 
 
-def validate_key(
-    provider: str, fields: Mapping[str, Secret] | None = None, base_url: str | None = None
-) -> dict[str, Any]:
-    """Check a typed key, or the one in use."""
+def validate_key(body: ValidateRequest) -> ValidationFacts:
+    """Ask the provider about a typed key, or about the one in use."""
     state = get_state()
-    return state.service.validate(current_caller(state), provider, fields, base_url).to_dict()
+    typed = typed_fields(body.api_key, body.fields)
+    caller = current_caller(state)
+    return state.service.validate(caller, body.provider, typed, body.base_url).to_dict()
 
 
-def promote_keys(
-    providers: list[str] | None = None, on_conflict: str = "keep"
-) -> dict[str, list[str]]:
-    """Keep for the signed-in user what was saved before signing in."""
+def promote_keys(body: PromoteRequest) -> PromoteResponse:
+    """Keep in the signed-in user's account what was saved before signing in."""
     state = get_state()
-    return state.service.promote(current_caller(state), providers, on_conflict)
+    done = state.service.promote(current_caller(state), body.providers, body.on_conflict)
+    return {"promoted": done["promoted"], "kept": done["kept"]}
 
 
-def create_blueprint(url_prefix: str) -> Blueprint:
-    """Return the blueprint ``byok`` with the JSON calls; the extension adds the pages."""
-    blueprint = Blueprint(
-        "byok",
-        "flask_byok",
-        url_prefix=url_prefix or None,
-        static_folder=str(Path(__file__).parent.parent / "static"),
-        static_url_path="/providers/static",
-    )
-    blueprint.record_once(_limit_bodies)
-    ours = (f"{url_prefix}{path}" for path in ("/providers", "/keys", "/admin/keys"))
-    blueprint.before_app_request(refuse_unrouted(*ours))
-    blueprint.before_request(refuse_cross_site)
-    blueprint.after_request(secure)
-    blueprint.register_error_handler(ByokError, problem_response)
-    blueprint.register_error_handler(CSRFError, on_csrf_error)
-    blueprint.register_error_handler(HTTPException, http_problem_response)
-    _add_routes(blueprint)
-    return blueprint
+def typed_fields(
+    api_key: Secret | None, fields: dict[str, Secret] | None
+) -> dict[str, Secret] | None:
+    """Return the secrets as typed, by field name; None if none was sent.
+
+    :raises InvalidFieldError: both were sent.
+    """
+    if api_key is not None and fields is not None:
+        raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
+    return {"api_key": api_key} if api_key is not None else fields
 
 
-def _limit_bodies(setup: BlueprintSetupState) -> None:
-    # At the front: whoever opens the body first decides how much of it is read.
-    setup.app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
+def make_view(route: Route) -> Callable[..., Response]:
+    """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer."""
+    types, status, changes = route.types, route.status, route.changes
 
-
-def _add_routes(blueprint: Blueprint) -> None:
-    calls: list[tuple[str, str, Callable[[], Any]]] = [
-        ("GET", "/providers/keys", snapshot),
-        ("POST", "/providers/keys/set", _set),
-        ("POST", "/providers/keys/clear", _clear),
-        ("POST", "/providers/keys/validate", _validate),
-        ("POST", "/providers/keys/promote", _promote),
-    ]
-    for method, path, call in calls:
-        endpoint = f"{call.__name__.lstrip('_')}_keys"
-        blueprint.add_url_rule(path, endpoint, _json_view(call), methods=[method])
-    register_records(blueprint)
-    blueprint.add_url_rule(_OPENAPI, "openapi", _openapi, methods=["GET"])
-
-
-def _json_view(call: Callable[[], Any]) -> Callable[[], Response]:
-    def view() -> Response:
-        refuse_value()
-        return Response(msgspec.json.encode(call()), mimetype="application/json")
+    def view(**path: str) -> Response:
+        arguments = route.open(**path)
+        if not route.reveals:
+            refuse_value()
+        if "query" in types:
+            arguments.append(read_query(types["query"]))
+        if "body" in types:
+            arguments.append(read_body(types["body"]))
+        elif changes:
+            expect_no_body()
+        answer = route.call(*arguments)
+        if answer is None:
+            return _empty()
+        response = Response(msgspec.json.encode(answer), status, mimetype="application/json")
+        if "version" in answer:
+            response.set_etag(str(answer["version"]))
+        if status == HTTPStatus.CREATED:
+            response.headers["Location"] = f"{request.script_root}{request.path}/{answer['id']}"
+        return response
 
     return view
 
 
-def _set() -> dict[str, Any]:
-    body = read_body(_SetBody)
-    fields = typed_fields(body.api_key, body.fields) or {}
-    return set_key(
-        body.provider,
-        fields,
-        base_url=body.base_url,
-        label=body.label,
-        description=body.description,
-        expires_at=body.expires_at,
-        validate=body.validate,
-        persist=body.persist,
-    )
+def _empty() -> Response:
+    response = Response(status=204)
+    del response.headers["Content-Type"]
+    return response
 
 
-def _clear() -> dict[str, Any]:
-    body = read_body(_ClearBody)
-    return clear_key(body.provider, body.tier)
+#: Problems of a key that is to be stored, and of the key in use.
+SET_PROBLEMS = (MalformedApiKeyError, EndpointNotAllowedError, KeyRefusedError)
+_USE_PROBLEMS = (MissingCredentialError, RejectedCredentialError, UnreadableCredentialError)
 
 
-def _validate() -> dict[str, Any]:
-    body = read_body(_ValidateBody)
-    return validate_key(body.provider, typed_fields(body.api_key, body.fields), body.base_url)
+def _post(name: str, call: Callable[..., Any], *problems: type[ByokError]) -> Route:
+    problems = (*problems, UnknownProviderError, RateLimitedError)
+    return Route("POST", f"/providers/keys/{name}", name, "keys", call, problems=problems)
 
 
-def _promote() -> dict[str, Any]:
-    body = read_body(_PromoteBody)
-    return promote_keys(body.providers, body.on_conflict)
-
-
-def _openapi() -> Response:
-    description = msgspec.json.decode(files("flask_byok.web").joinpath("openapi.json").read_bytes())
-    description["servers"][0]["url"] = url_for(".openapi").removesuffix(_OPENAPI) or "/"
-    return Response(msgspec.json.encode(description), mimetype="application/json")
+ROUTES = (
+    Route("GET", "/providers/keys", "get", "keys", list_keys),
+    _post("set", set_key, *SET_PROBLEMS, ProviderLockedError, SessionRequiredError),
+    _post("clear", clear_key),
+    _post("validate", validate_key, *_USE_PROBLEMS, MalformedApiKeyError, EndpointNotAllowedError),
+    _post("promote", promote_keys, SessionRequiredError, UnreadableCredentialError),
+)

@@ -1,4 +1,4 @@
-"""Carry a form's outcome to the next page: codes in its query, never free text, read back as our own words."""
+"""Carry a form's outcome to the next page: as codes in its query, never as text, shown in our own words."""
 
 from __future__ import annotations
 
@@ -12,13 +12,18 @@ from .text import OUTCOMES, REASONS, VERDICTS
 
 Kind = Literal["success", "warning", "error"]
 
-_OUTCOME, _PROVIDER, _VERDICT, _REASON = "byok", "byok_provider", "byok_verdict", "byok_reason"
-_PARAMETERS = frozenset({_OUTCOME, _PROVIDER, _VERDICT, _REASON})
+#: The query's parameters, by the outcome's attributes.
+_PARAMETERS = {
+    "code": "byok",
+    "provider": "byok_provider",
+    "verdict": "byok_verdict",
+    "reason": "byok_reason",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a form. ``code`` is a key of ``OUTCOMES`` or ``validated``; ``reason`` is an error's code."""
+    """The outcome of a form. ``code`` is a key of ``OUTCOMES`` or ``validated``; ``reason`` is an error's code."""
 
     code: str
     provider: str = ""
@@ -27,24 +32,14 @@ class Outcome:
 
     @classmethod
     def read(cls, query: Mapping[str, str]) -> Outcome:
-        """Return the outcome in a page's query; empty where there is none."""
-        return cls(
-            code=query.get(_OUTCOME, ""),
-            provider=query.get(_PROVIDER, ""),
-            verdict=query.get(_VERDICT, ""),
-            reason=query.get(_REASON, ""),
-        )
+        """Return the outcome in a page's query; empty if there is none."""
+        return cls(**{name: query.get(sent, "") for name, sent in _PARAMETERS.items()})
 
     def added_to(self, url: str) -> str:
-        """Return the path and query of the URL with this outcome instead of an earlier one."""
+        """Return the URL's path and query, with this outcome in place of an earlier one."""
         parts = urlsplit(url)
-        facts = {
-            _OUTCOME: self.code,
-            _PROVIDER: self.provider,
-            _VERDICT: self.verdict,
-            _REASON: self.reason,
-        }
-        query = _foreign(parts.query) + [(name, value) for name, value in facts.items() if value]
+        facts = [(sent, getattr(self, name)) for name, sent in _PARAMETERS.items()]
+        query = _foreign(parts.query) + [(sent, value) for sent, value in facts if value]
         return f"{parts.path}?{urlencode(query)}"
 
 
@@ -57,7 +52,10 @@ class Notice:
 
 
 def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
-    """Say an outcome in words; ``names`` are the providers' by id. Unknown codes say nothing."""
+    """Return the message for an outcome, None for unknown codes.
+
+    :param names: the providers' names by id.
+    """
     known = VERDICTS.get(outcome.verdict, "")
     if outcome.code == "validated" and known:
         name = names.get(outcome.provider)
@@ -73,16 +71,16 @@ def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
 
 
 def without_outcome(url: str) -> str:
-    """Return the URL's path and query without what an earlier form left there."""
+    """Return the URL's path and query without an earlier form's outcome."""
     parts = urlsplit(url)
     query = _foreign(parts.query)
     return f"{parts.path}?{urlencode(query)}" if query else parts.path
 
 
 def local_path(url: str | None) -> str | None:
-    """Return the URL if it is a path on this very site, else None.
+    """Return the URL if it is a path on this site, else None.
 
-    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` are elsewhere.
+    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` lead elsewhere.
     """
     if not url or not url.startswith("/") or url.startswith("//") or "\\" in url:
         return None
@@ -91,7 +89,7 @@ def local_path(url: str | None) -> str | None:
 
 def _foreign(query: str) -> list[tuple[str, str]]:
     pairs = parse_qsl(query, keep_blank_values=True)
-    return [(name, value) for name, value in pairs if name not in _PARAMETERS]
+    return [(name, value) for name, value in pairs if name not in _PARAMETERS.values()]
 
 
 def _kind(verdict: str) -> Kind:

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, NotRequired, TypedDict
 
 import msgspec
 from flask import Response, current_app, has_app_context
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
+from ..model.credential import ValidationFacts
 
 #: Where each problem type is described.
 TYPE_PREFIX = "https://flask-byok.readthedocs.io/en/latest/problems.html#"
 
-#: All that a visitor is told of a wrong setting; what is wrong is the operator's to know.
+#: The detail that visitors see for a wrong setting; the operator finds the reason in the log.
 NOT_SET_UP = "This site's API keys are not set up correctly. The reason is in its log."
 
 _logger = logging.getLogger("flask_byok.web")
-_HTTP_CODES = {
-    400: "bad_request",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "too_large",
-    415: "unsupported_media_type",
-    500: "internal_server_error",
-}
+#: The statuses of Flask's errors that the documentation describes.
+_DOCUMENTED = (400, 404, 405, 413, 415, 500)
 
 
-def problem(error: ByokError) -> dict[str, Any]:
+class Problem(TypedDict):
+    """RFC 9457 problem details."""
+
+    type: Annotated[str, msgspec.Meta(extra_json_schema={"format": "uri"})]
+    title: str
+    status: int
+    detail: str
+    code: str
+    provider: NotRequired[str]
+    validation: NotRequired[ValidationFacts]
+
+
+def problem(error: ByokError) -> Problem:
     """Return the problem object of one of our errors.
 
-    What only the operator is told goes to the log, and in debug mode and tests to the page as well.
+    The text of a configuration error goes to the log; the page shows it in debug mode and in tests only.
     """
     detail = str(error)
     if isinstance(error, ConfigurationError):
@@ -52,7 +59,7 @@ def _for_developers() -> bool:
 
 def problem_response(error: ByokError) -> Response:
     """Return the HTTP answer for one of our errors."""
-    response = _response(problem(error), error.status)
+    response = _response(problem(error))
     if isinstance(error, StoreError | RateLimitedError):
         response.headers["Retry-After"] = str(error.retry_after)
     if error.status == HTTPStatus.UNAUTHORIZED:
@@ -62,25 +69,26 @@ def problem_response(error: ByokError) -> Response:
 
 
 def http_problem_response(error: HTTPException) -> Response:
-    """Return the answer for an error that Flask raised on one of our routes, as a problem object too."""
+    """Return a problem object for an error that Flask raised on one of our routes."""
     status = error.code or 500
     title = HTTPStatus(status).phrase
-    code = _HTTP_CODES.get(status, title.lower().replace(" ", "_"))
+    code = "too_large" if status == 413 else title.lower().replace(" ", "_")
     body = _body(status, code, title, error.description or title)
-    if status not in _HTTP_CODES:
-        body["type"] = "about:blank"  # of the host's own making: RFC 9457, 4.2.1
-    response = _response(body, status)
+    if status not in _DOCUMENTED:
+        body["type"] = "about:blank"  # the host raised it: RFC 9457, 4.2.1
+    response = _response(body)
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response
 
 
-def simple_problem_response(status: int, code: str, detail: str) -> Response:
-    """Return the answer for a request that our guards turn away."""
-    return _response(_body(status, code, HTTPStatus(status).phrase, detail), status)
+def csrf_problem_response(detail: str) -> Response:
+    """Return the answer to a missing, stale or wrong CSRF token, or to another site's request."""
+    advice = "Load the list of keys for a fresh token, then try again."
+    return _response(_body(400, "csrf", HTTPStatus(400).phrase, f"{detail} {advice}"))
 
 
-def _body(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
+def _body(status: int, code: str, title: str, detail: str) -> Problem:
     return {
         "type": TYPE_PREFIX + code,
         "title": title,
@@ -90,7 +98,8 @@ def _body(status: int, code: str, title: str, detail: str) -> dict[str, Any]:
     }
 
 
-def _response(body: dict[str, Any], status: int) -> Response:
-    response = Response(msgspec.json.encode(body), status, mimetype="application/problem+json")
+def _response(body: Problem) -> Response:
+    content = msgspec.json.encode(body)
+    response = Response(content, body["status"], mimetype="application/problem+json")
     response.headers["Cache-Control"] = "no-store"
     return response

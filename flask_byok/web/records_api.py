@@ -3,237 +3,221 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 import msgspec
-from flask import Blueprint, Response, request, url_for
-from msgspec import UNSET, UnsetType
+from flask import request
+from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import BadRequest
 
-from ..accounts.shelf import Shelf
-from ..errors import InvalidFieldError, KeyNotFoundError, VersionConflictError
-from ..keys.typed import Changes, NewKey, NewSecret
-from ..model.credential import CredentialRecord, Secret, Validation
+from ..accounts.shelf import Page, Record, Shelf, Stats
+from ..errors import (
+    ByokError,
+    FreshLoginRequiredError,
+    InvalidFieldError,
+    KeyExistsError,
+    KeyNotFoundError,
+    NotAllowedError,
+    ProviderLockedError,
+    RateLimitedError,
+    UnknownProviderError,
+    UnreadableCredentialError,
+    VersionConflictError,
+)
+from ..keys.status import ServiceFacts
+from ..keys.typed import Changes, NewSecret
+from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID
-from .bodies import read_body, typed_fields
+from ..settings import ValidateOnSet
 from .caller import current_caller, get_state
-from .guards import asks_for_value, keep_from_logs, refuse_value
+from .guards import asks_for_value, keep_from_logs
+from .keys_api import (
+    SET_PROBLEMS,
+    Description,
+    Label,
+    NewKeyRequest,
+    ProviderName,
+    typed_fields,
+)
+from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
-_SLOT = re.compile("[A-Za-z0-9_-]{0,40}")
+_SLOT = "[A-Za-z0-9_-]{0,40}"
 _SHARED = re.compile(rf"system|team:[^\x00-\x1f\x7f]{{1,{LONGEST_ID}}}")
-_LIMIT = re.compile("[1-9][0-9]?|100")
 
 # RFC 9110, 13.1.1: a list of entity tags, in which there may be empty places.
 _TAG = r'(?:W/)?"[!#-~]*"'
 _TAGS = re.compile(rf"[\t ,]*{_TAG}(?:[\t ]*,[\t ,]*{_TAG})*[\t ,]*")
 
-_Mode = Literal["off", "warn", "require"]
+_SLOT_META = Meta(
+    description="By default the first free one.", extra_json_schema={"pattern": f"^{_SLOT}$"}
+)
+_CURSOR = Meta(
+    description="The `next` of the page before.",
+    extra_json_schema={"pattern": f"^{_ID.pattern}$"},
+)
+_OWNER = Meta(description="`system` or `team:<id>`.", extra_json_schema={"maxLength": 255})
 
 
-class _NewBody(msgspec.Struct, forbid_unknown_fields=True):
-    provider: str
-    api_key: Secret | None = None
-    fields: dict[str, Secret] | None = None
-    slot: str | None = None
-    label: str | None = None
-    description: str | None = None
-    expires_at: datetime | None = None
-    base_url: str | None = None
+class NewRecord(NewKeyRequest, kw_only=True):
+    """A key to store for the signed-in user."""
+
+    slot: Annotated[str | None, _SLOT_META] = None
     active: bool = True
-    validate: _Mode | None = None
 
 
-class _NewSharedBody(_NewBody):
-    owner: str = "system"
+class NewSharedRecord(NewRecord, kw_only=True):
+    """A key to store for a team, or for the system."""
+
+    owner: Annotated[str, _OWNER] = "system"
 
 
-class _ChangeBody(msgspec.Struct, forbid_unknown_fields=True):
-    label: str | UnsetType | None = UNSET
-    description: str | UnsetType | None = UNSET
+class RecordChanges(msgspec.Struct, forbid_unknown_fields=True):
+    """Fields to change; omitted fields keep their value, and so does a blank key or field."""
+
+    label: Label | UnsetType | None = UNSET
+    description: Description | UnsetType | None = UNSET
     active: bool | UnsetType = UNSET
     expires_at: datetime | UnsetType | None = UNSET
     api_key: Secret | None = None
     fields: dict[str, Secret] | None = None
-    base_url: str | None = None
-    validate: _Mode | None = None
+    base_url: Annotated[str | None, Meta(description="Only together with the key.")] = None
+    validate: ValidateOnSet | None = None
 
 
-class _NoBody(msgspec.Struct, forbid_unknown_fields=True):
-    pass
+class PageQuery(msgspec.Struct):
+    """Which records to list."""
+
+    cursor: Annotated[str | None, _CURSOR] = None
+    limit: Annotated[int, Meta(ge=1, le=100, description="The page's size.")] = 50
+    provider: ProviderName | None = None
 
 
-def register_records(blueprint: Blueprint) -> None:
-    """Add the calls to the blueprint: first a person's own keys, then teams' and the system's."""
-    _add_routes(blueprint, "/keys", "record", _own_keys, _create_own)
-    _add_routes(blueprint, "/admin/keys", "shared_record", _shared_keys, _create_shared)
-    blueprint.add_url_rule("/keys/services", "services", _services, methods=["GET"])
+class SharedPageQuery(PageQuery):
+    """Which records of teams and of the system to list."""
+
+    owner: Annotated[str | None, _OWNER] = None
 
 
-def _add_routes(
-    blueprint: Blueprint,
-    path: str,
-    name: str,
-    keys: Callable[[], Shelf],
-    create: Callable[[Shelf], Response],
-) -> None:
-    calls: list[tuple[str, str, str, list[str], Callable[..., Response]]] = [
-        ("", "s", "list", ["GET"], _list),
-        ("", "s", "create", ["POST"], create),
-        ("/stats", "", "stats", ["GET"], _stats),
-        ("/<id>", "", "", ["GET"], _show),
-        ("/<id>", "", "change", ["PATCH", "PUT"], _change),
-        ("/<id>", "", "delete", ["DELETE"], _delete),
-        ("/<id>/validate", "", "validate", ["POST"], _validate),
-    ]
-    for below, plural, verb, methods, call in calls:
-        endpoint = "_".join(filter(None, [verb, f"{name}{plural}"]))
-        blueprint.add_url_rule(f"{path}{below}", endpoint, _view(keys, call), methods=methods)
+class ShownRecord(Record):
+    """The record; with the key itself, if it was asked for and may be shown."""
+
+    value: NotRequired[str | None]
+    fields: NotRequired[dict[str, str]]
 
 
-def _view(keys: Callable[[], Shelf], call: Callable[..., Response]) -> Callable[..., Response]:
-    # Who asks comes first: whoever may not is told nothing else.
-    def view(**path: str) -> Response:
-        return call(keys(), **path)
+class CheckedRecord(Record):
+    """The record, with the result of the check of its new key."""
 
-    return view
+    validation: ValidationFacts | None
 
 
-def _own_keys() -> Shelf:
+class Services(TypedDict):
+    """The catalog."""
+
+    services: list[ServiceFacts]
+
+
+def list_services() -> Services:
+    """List the providers that keys can be kept for."""
     state = get_state()
-    shelf: Shelf = state.service.own_records(current_caller(state))
-    return shelf
+    return {"services": state.service.services(current_caller(state))}
 
 
-def _shared_keys() -> Shelf:
-    state = get_state()
-    shelf: Shelf = state.service.shared_records(current_caller(state))
-    return shelf
+def list_own(shelf: Shelf, query: PageQuery) -> Page:
+    """List the caller's own keys."""
+    return _page(shelf, query)
 
 
-def _services() -> Response:
-    state = get_state()
-    services = state.service.services(current_caller(state))
-    refuse_value()
-    return _json({"services": services})
+def list_shared(shelf: Shelf, query: SharedPageQuery) -> Page:
+    """List the keys of teams and of the system."""
+    owner = None if query.owner is None else _shared_owner(query.owner)
+    return _page(shelf, query, owner)
 
 
-def _list(shelf: Shelf) -> Response:
-    refuse_value()
-    page = shelf.page(
-        owner=_query("owner", _SHARED, "'system' or 'team:<id>'") if shelf.is_shared else None,
-        provider=request.args.get("provider"),
-        after=_query("cursor", _ID, "what 'next' said"),
-        limit=int(_query("limit", _LIMIT, "a whole number from 1 to 100") or 50),
-    )
-    return _json(page)
+def _page(shelf: Shelf, query: PageQuery, owner: str | None = None) -> Page:
+    if query.cursor is not None and not _ID.fullmatch(query.cursor):
+        raise InvalidFieldError("The field 'cursor' is the 'next' of the page before.")
+    return shelf.page(owner=owner, provider=query.provider, after=query.cursor, limit=query.limit)
 
 
-def _stats(shelf: Shelf) -> Response:
-    refuse_value()
-    return _json(shelf.stats())
+def _shared_owner(owner: str) -> str:
+    if not _SHARED.fullmatch(owner):
+        raise InvalidFieldError("The field 'owner' is 'system' or 'team:<id>'.")
+    return owner
 
 
-def _show(shelf: Shelf, id: str) -> Response:
-    record = _find(shelf, id)
-    shown = shelf.describe(record)
+def stats(shelf: Shelf) -> Stats:
+    """Count the keys and their uses."""
+    return shelf.stats()
+
+
+def show(shelf: Shelf, record: CredentialRecord) -> ShownRecord:
+    """Show one key."""
+    shown = cast(ShownRecord, shelf.describe(record))
     if asks_for_value():
         fields = shelf.reveal(record, fresh=get_state().loaders.fresh_login)
         plain = {name: secret.reveal() for name, secret in fields.items()}
         keep_from_logs(plain.values())
         shown |= {"value": plain.get("api_key"), "fields": plain}
-    return _tagged(_json(shown), record)
+    return shown
 
 
-def _create_own(shelf: Shelf) -> Response:
-    refuse_value()
-    return _create(shelf, shelf.caller.identity, read_body(_NewBody))
+def create_own(shelf: Shelf, body: NewRecord) -> CheckedRecord:
+    """Store a new key."""
+    return _create(shelf, shelf.caller.identity, body)
 
 
-def _create_shared(shelf: Shelf) -> Response:
-    refuse_value()
-    body = read_body(_NewSharedBody)
-    if not _SHARED.fullmatch(body.owner):
-        raise InvalidFieldError("The field 'owner' is 'system' or 'team:<id>'.")
-    return _create(shelf, body.owner, body)
+def create_shared(shelf: Shelf, body: NewSharedRecord) -> CheckedRecord:
+    """Store a new key of a team or of the system."""
+    return _create(shelf, _shared_owner(body.owner), body)
 
 
-def _create(shelf: Shelf, owner: str, body: _NewBody) -> Response:
-    if body.slot is not None and not _SLOT.fullmatch(body.slot):
+def _create(shelf: Shelf, owner: str, body: NewRecord) -> CheckedRecord:
+    if body.slot is not None and not re.fullmatch(_SLOT, body.slot):
         raise InvalidFieldError("The field 'slot' has up to 40 letters, digits, '_' and '-'.")
-    fields = typed_fields(body.api_key, body.fields) or {}
-    new = NewKey(
-        fields=fields,
-        base_url=body.base_url,
-        label=body.label,
-        description=body.description,
-        expires_at=body.expires_at,
-        active=body.active,
-        validate=body.validate,
-    )
-    made = shelf.create(owner, body.provider, new, slot=body.slot)
-    response = _with_validation(shelf, *made, status=201)
-    name = "shared_record" if shelf.is_shared else "record"
-    response.headers["Location"] = url_for(f".{name}", id=made[0].id)
-    return response
+    made = shelf.create(owner, body.provider, body.new_key(), slot=body.slot)
+    return _checked(shelf, *made)
 
 
-def _change(shelf: Shelf, id: str) -> Response:
-    record = _find(shelf, id)
-    refuse_value()
-    if_version = _if_match(record)
-    body = read_body(_ChangeBody)
+def change(shelf: Shelf, record: CredentialRecord, body: RecordChanges) -> CheckedRecord:
+    """Change a key, or the facts beside it; omitted fields keep their value."""
+    names = ("label", "description", "active", "expires_at")
+    sent = {name: getattr(body, name) for name in names}
+    changes = {name: value for name, value in sent.items() if value is not UNSET}
     fields = typed_fields(body.api_key, body.fields) or {}
     secret = NewSecret(fields=fields, base_url=body.base_url, validate=body.validate)
-    changed = shelf.change(record, _changes(body), secret, if_version=if_version)
-    return _with_validation(shelf, *changed)
+    if_version = _if_match(record)
+    return _checked(
+        shelf, *shelf.change(record, cast(Changes, changes), secret, if_version=if_version)
+    )
 
 
-def _changes(body: _ChangeBody) -> Changes:
-    changes: Changes = {}
-    if body.label is not UNSET:
-        changes["label"] = body.label
-    if body.description is not UNSET:
-        changes["description"] = body.description
-    if body.active is not UNSET:
-        changes["active"] = body.active
-    if body.expires_at is not UNSET:
-        changes["expires_at"] = body.expires_at
-    return changes
-
-
-def _delete(shelf: Shelf, id: str) -> Response:
-    record = _find(shelf, id)
-    refuse_value()
-    _expect_no_body()
+def delete(shelf: Shelf, record: CredentialRecord) -> None:
+    """Delete a key."""
     shelf.delete(record, if_version=_if_match(record))
-    response = Response(status=204)
-    del response.headers["Content-Type"]
-    return response
 
 
-def _validate(shelf: Shelf, id: str) -> Response:
-    record = _find(shelf, id)
-    refuse_value()
-    _expect_no_body()
-    return _json(shelf.validate(record).to_dict())
+def validate(shelf: Shelf, record: CredentialRecord) -> ValidationFacts:
+    """Ask the provider about this key, whether it is in use or not."""
+    return shelf.validate(record).to_dict()
 
 
-def _find(shelf: Shelf, id: str) -> CredentialRecord:
-    """Return the record; to be called before anything is said of the rest of the request."""
-    if not _ID.fullmatch(id):
-        keep_from_logs([id])  # somebody may have put a key there
-        raise KeyNotFoundError
-    return shelf.get(id)
+def _checked(
+    shelf: Shelf, record: CredentialRecord, validation: Validation | None
+) -> CheckedRecord:
+    found = None if validation is None else validation.to_dict()
+    return {**shelf.describe(record), "validation": found}
 
 
 def _if_match(record: CredentialRecord) -> int | None:
-    """Return the version that the client has seen, if it says one.
+    """Return the version that the client has seen, if it names one.
 
-    :raises BadRequest: the header has another form.
-    :raises VersionConflictError: it is another one.
+    :raises BadRequest: the header is malformed.
+    :raises VersionConflictError: the record has another version.
     """
     sent = request.headers.get("If-Match")
     if sent is None or sent.strip() == "*":
@@ -248,31 +232,71 @@ def _if_match(record: CredentialRecord) -> int | None:
     return int(record.version)
 
 
-def _expect_no_body() -> None:
-    """Let a call without a body need no content type either; but none that is not JSON, as forms have."""
-    if request.mimetype not in ("", "application/json") or request.get_data():
-        read_body(_NoBody)
+# the routes
 
 
-def _query(name: str, form: re.Pattern[str], expected: str) -> str | None:
-    value = request.args.get(name)
-    if value is not None and not form.fullmatch(value):
-        raise InvalidFieldError(f"The query's {name!r} is {expected}.")
-    return value
+def _own_keys() -> Shelf:
+    state = get_state()
+    shelf: Shelf = state.service.own_records(current_caller(state))
+    return shelf
 
 
-def _with_validation(
-    shelf: Shelf, record: CredentialRecord, validation: Validation | None, status: int = 200
-) -> Response:
-    found = None if validation is None else validation.to_dict()
-    body = shelf.describe(record) | {"validation": found}
-    return _tagged(_json(body, status), record)
+def _shared_keys() -> Shelf:
+    state = get_state()
+    shelf: Shelf = state.service.shared_records(current_caller(state))
+    return shelf
 
 
-def _tagged(response: Response, record: CredentialRecord) -> Response:
-    response.set_etag(record.version)
-    return response
+def _open(keys: Callable[[], Shelf], id: str | None = None) -> list[Any]:
+    """Return the shelf and the record that a call is about.
+
+    Who asks, and for what, is looked at first: a caller who may not see the record learns nothing else.
+    """
+    shelf = keys()
+    if id is None:
+        return [shelf]
+    if not _ID.fullmatch(id):
+        keep_from_logs([id])  # it may be a pasted key
+        raise KeyNotFoundError
+    return [shelf, shelf.get(id)]
 
 
-def _json(body: Mapping[str, Any], status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, mimetype="application/json")
+def _routes(
+    base: str,
+    tag: str,
+    keys: Callable[[], Shelf],
+    list_them: Callable[..., Page],
+    create: Callable[..., CheckedRecord],
+) -> Iterator[Route]:
+    """Yield the calls on one shelf; ``tag`` is ``records`` or ``admin``."""
+    opener, prefix = partial(_open, keys), "" if tag == "records" else f"{tag}_"
+
+    def route(
+        method: str, path: str, name: str, call: Callable[..., Any], *problems: type[ByokError]
+    ) -> Route:
+        found: list[type[ByokError]] = [NotAllowedError, *problems]
+        reveals = call is show and tag == "records"
+        if "<id>" in path:
+            found.append(KeyNotFoundError)
+        if reveals:
+            found += (UnreadableCredentialError, RateLimitedError, FreshLoginRequiredError)
+        return Route(method, base + path, prefix + name, tag, call, opener, found, reveals)
+
+    changed = (*SET_PROBLEMS, UnknownProviderError, ProviderLockedError, RateLimitedError)
+    yield route("GET", "", "list_records", list_them, UnknownProviderError, InvalidFieldError)
+    yield route("POST", "", "create_record", create, KeyExistsError, *changed)
+    yield route("GET", "/stats", "record_stats", stats)
+    yield route("GET", "/<id>", "get_record", show)
+    for method, name in (("PATCH", "change_record"), ("PUT", "put_record")):
+        conflicts = (VersionConflictError, UnreadableCredentialError)
+        yield route(method, "/<id>", name, change, *changed, *conflicts)
+    yield route("DELETE", "/<id>", "delete_record", delete, VersionConflictError, RateLimitedError)
+    checked = (UnknownProviderError, UnreadableCredentialError, RateLimitedError)
+    yield route("POST", "/<id>/validate", "validate_record", validate, *checked)
+
+
+ROUTES = (
+    *_routes("/keys", "records", _own_keys, list_own, create_own),
+    Route("GET", "/keys/services", "services", "records", list_services),
+    *_routes("/admin/keys", "admin", _shared_keys, list_shared, create_shared),
+)

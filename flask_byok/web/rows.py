@@ -1,4 +1,4 @@
-"""Put a provider's status into the words that its row in the settings shows."""
+"""Turn a provider's status into the row that the settings show."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ _END_OF_DAY = time(23, 59, 59, tzinfo=UTC)
 def build_row(
     status: Mapping[str, Any], found: Mapping[str, Any], settings: Settings, now: datetime
 ) -> dict[str, Any]:
-    """Return one status of those that were found, with the words of its row."""
+    """Return a status with the texts of its row.
+
+    :param found: the list that the status is from.
+    """
     badges, source = text.BADGES[settings.labels], status["source"] or ""
     clear_tier = _clear_tier(status)
     several = clear_tier == "user" and settings.keys_per_provider > 1
     if _offered(status) == "waiting":
-        # Its hint is in the question; it is not among what is used.
+        # The question shows its hint; the row's facts are about keys in use.
         status = {**status, "hint": None, "label": None, "validity": None, "expires_at": None}
     return {
         **status,
@@ -33,8 +36,8 @@ def build_row(
         "clear_tier": clear_tier,
         "confirm_question": text.TEXT["confirm_several" if several else "confirm_question"],
         "can_persist": found["can_persist"] and _account_counts(status, found["precedence"]),
-        "notes_of": notes_of(status),
-        "changeable": notes_of(status) == Tier.USER,
+        "described_tier": described_tier(status),
+        "changeable": described_tier(status) == Tier.USER,
         "offer": _offer(status),
         "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
         **_state(status),
@@ -43,13 +46,13 @@ def build_row(
     }
 
 
-def notes_of(status: Mapping[str, Any]) -> str | None:
-    """Name the tier of the key whose label and expiry the row shows."""
+def described_tier(status: Mapping[str, Any]) -> str | None:
+    """Return the tier of the key whose label and expiry the row shows."""
     return status["source"] or next(iter(status["tiers"]), None)
 
 
 def expiry_dates(now: datetime, longest: timedelta | None) -> dict[str, Any]:
-    """Return the first and the last day that may be chosen, as ``YYYY-MM-DD``, and the rule in words."""
+    """Return the first and the last day that can be chosen, as ``YYYY-MM-DD``, and the rule as text."""
     first = now.date().isoformat()
     if longest is None:
         return {"first": first, "last": None, "rule": text.TEXT["expires_never"]}
@@ -58,9 +61,9 @@ def expiry_dates(now: datetime, longest: timedelta | None) -> dict[str, Any]:
 
 
 def end_of_day(day: str) -> datetime:
-    """Return when a key expires that is to work on this day, ``YYYY-MM-DD``, but not after it.
+    """Return the expiry of a key that works through a day, ``YYYY-MM-DD``.
 
-    :raises ValueError: it is no day.
+    :raises ValueError: the text is no day.
     """
     return datetime.combine(date.fromisoformat(day), _END_OF_DAY)
 
@@ -74,8 +77,8 @@ def _last_day(now: datetime, longest: timedelta) -> date:
 
 def _state(status: Mapping[str, Any]) -> dict[str, Any]:
     soon = status["state"] == "active" and status["expires_soon"]
-    # What somebody else switched off or let expire would read as the person's own.
-    is_theirs = not status["source"] and notes_of(status) not in PERSONAL_TIERS
+    # The state of another owner's key would read as that of the person's own.
+    is_theirs = not status["source"] and described_tier(status) not in PERSONAL_TIERS
     state = "" if is_theirs else status["state"] or ""
     return {"soon": soon, "chip": text.CHIPS.get("soon" if soon else state)}
 
@@ -101,7 +104,7 @@ def _expiry(expires_at: str | None, now: datetime) -> dict[str, Any]:
 
 
 def _offer(status: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what is asked about a key that could be kept, with the answers."""
+    """Return the question about a key that could be kept, with its answers."""
     kind = _offered(status)
     if kind is None or not status["can_override"]:
         return None
@@ -110,7 +113,7 @@ def _offer(status: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _offered(status: Mapping[str, Any]) -> str | None:
-    """Name the key that could be kept, and the one that is there beside it."""
+    """Return the key in ``OFFERS`` for the key that could be kept and the one beside it."""
     tiers = status["tiers"]
     if not status["promotable"]:
         return None
@@ -120,20 +123,20 @@ def _offered(status: Mapping[str, Any]) -> str | None:
     if status["promotable_hint"] != status["hint"]:
         return "waiting_beside_session"
     if status["source"] != "session" or status["state"] != "active":
-        return None  # it is of no use, there or in the account
+        return None  # a key that does not work is not worth keeping
     if status["promotable_in_account"]:
         return None
     return "own_beside_user" if "user" in tiers else "own"
 
 
 def _account_counts(status: Mapping[str, Any], precedence: Sequence[str]) -> bool:
-    """Say whether no shared key comes before the account's: with one the operator alone sets that."""
+    """Return True if no shared key comes before the account's."""
     before = precedence[: precedence.index("user")]
     return not any(tier in before for tier in status["tiers"] if tier != "session")
 
 
 def _clear_tier(status: Mapping[str, Any]) -> str | None:
-    """Name the tier that Clear is about: the one in use, else one that holds a key of the caller's own."""
+    """Return the tier that Remove acts on: the one in use, else one with a key of the caller's own."""
     own = [tier for tier in ("session", "user") if tier in status["tiers"]]
     if status["source"] in own:
         return str(status["source"])

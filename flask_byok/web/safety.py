@@ -1,4 +1,4 @@
-"""Find settings of the host that put keys at risk."""
+"""Find settings that put keys at risk."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 
-#: Whoever finds a browser open has its keys until then.
+#: From this lifetime on, an unattended browser is a risk.
 WIDE_SESSION = timedelta(days=7)
 
 
 def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
-    """Return a sentence for each unsafe setting, saying what to do; empty when all is well."""
+    """Return a sentence with advice for each unsafe setting of the host."""
     found = []
     if debug:
         found.append(
@@ -35,7 +35,7 @@ def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
 
 
 def unsafe_choices(settings: Settings) -> list[str]:
-    """Return a sentence for each of our own settings that puts keys at risk."""
+    """Return a sentence with advice for each unsafe setting of our own."""
     found = []
     if settings.encryption_key is None:
         found.append(
@@ -50,11 +50,11 @@ def unsafe_choices(settings: Settings) -> list[str]:
         )
     if settings.allow_reveal:
         found.append(
-            "BYOK_ALLOW_REVEAL is on: whoever signs in as somebody can take their keys away. Set it to False."
+            "BYOK_ALLOW_REVEAL is on: an attacker who signs in as a user can read that user's keys. Set it to False."
         )
     if settings.allow_private_endpoints:
         found.append(
-            "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can have your server call addresses of your own "
+            "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can make your server call addresses in your own "
             "network. Set it to False."
         )
     return found

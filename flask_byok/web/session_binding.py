@@ -1,8 +1,8 @@
 """Bind the session store to the host's server-side session.
 
-The host's session data holds one thing of ours: the ``ref``, a random name for what the store keeps. Its being there at
-the start of a request and gone at the end is how a cleared session is noticed; a changed session id is how a renewed
-one is. Requests that do neither, and do not use keys, cost no round trip.
+The host's session data holds one entry of ours: the ``ref``, a random name for what the store keeps. If it is there at
+the start of a request and gone at the end, the session was cleared; if the session id has changed, it was renewed.
+Other requests that use no keys cost no round trip.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from flask.globals import request_ctx
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from ..errors import ConfigurationError, StoreError
-from ..keys.session_store import SessionStore
+from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
 from .problems import problem_response
 from .session_outage import UnavailableSession, guard_sessions
 
-#: Our entries in the host's session data: the ref, and who uses it while signed in.
+#: Our entries in the host's session data: the ref, and the identity of its signed-in user.
 MARKER, OWNER = "_byok", "_byok_owner"
 
-# What the marker becomes where a session was emptied and the store could not be told.
+# The marker of a session that was emptied while the store was down.
 _TO_END = "to end"
 
 _ENVIRON = "flask_byok.session"
@@ -52,7 +52,7 @@ SERVER_SIDE_HELP = (
 
 @dataclass(slots=True)
 class _Seen:
-    """The session as the store last knew it in this request."""
+    """The session as the store last saw it in this request."""
 
     session: Any
     sid: str
@@ -61,12 +61,12 @@ class _Seen:
     emptied: bool = False
     unfinished: bool = False
     failed: bool = False
-    #: The established session as the store names it, kept because hashing costs more than all else here.
+    #: The established session as the store names it, kept because hashing is the costliest step here.
     ref: SessionRef | None = None
 
     @classmethod
     def now(cls, session: Any) -> _Seen:
-        """Look at the session without marking it as accessed."""
+        """Read the session without marking it as accessed."""
         marker = dict.get(session, MARKER)
         seen = cls(session, session.sid, marker, _keys(session))
         if marker == _TO_END:
@@ -76,7 +76,7 @@ class _Seen:
         return seen
 
     def watch_clear(self) -> None:
-        """Notice ``session.clear()`` where a race may have lost the marker that would tell."""
+        """Notice ``session.clear()`` even if a race has lost the marker."""
         clear = self.session.clear
 
         def noting_clear() -> None:
@@ -96,9 +96,9 @@ class _Seen:
 
 
 class SessionBinding:
-    """Follows the host's session of one app through each request."""
+    """Follow the host's session of one app through each request."""
 
-    def __init__(self, store: SessionStore, index_key: bytes, identity: Callable[[], str]) -> None:
+    def __init__(self, store: Sessions, index_key: bytes, identity: Callable[[], str]) -> None:
         self._store = store
         self._index_key = index_key
         self._identity = identity
@@ -110,7 +110,7 @@ class SessionBinding:
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
 
     def current(self, identity: str) -> SessionRef | None:
-        """Return the established session of this request, or None; asks the store only if a race lost the ref."""
+        """Return the established session of this request, or None; ask the store only if a race lost the ref."""
         seen = self._caught_up()
         if seen is None:
             return None
@@ -119,13 +119,13 @@ class SessionBinding:
         self._confirm(seen, identity)
         return None if seen.marker is None else self._ref(seen, seen.marker)
 
-    def establish(self, identity: str, *, anew: bool = False) -> SessionRef | None:
-        """Return the session of this request, establishing it where there is none; ``anew`` replaces an ended one."""
+    def establish(self, identity: str, *, replace: bool = False) -> SessionRef | None:
+        """Return the session of this request, established if there is none; ``replace`` replaces an ended one."""
         seen = self._caught_up()
         if seen is None:
             return None
         self._confirm(seen, identity)
-        if seen.marker is None or anew:
+        if seen.marker is None or replace:
             seen.remember(self._store.establish(self._hash(seen.sid), seen.marker))
             self._confirm(seen, identity)
         return self._ref(seen, seen.marker or "")
@@ -143,7 +143,7 @@ class SessionBinding:
             seen.session[OWNER] = identity
 
     def end(self) -> None:
-        """Delete what is kept for this session: somebody signed out."""
+        """Delete this session's keys, at sign-out."""
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
             self._end(seen)
@@ -152,7 +152,7 @@ class SessionBinding:
         _shed_stale_context()
         session = _session_of_request()
         if isinstance(session, NullSession) and request.blueprint != "byok":
-            return  # the host's interface keeps none for this path
+            return  # the host's interface keeps no session for this path
         if isinstance(session, UnavailableSession):
             after_this_request(session.let_go)
             return
@@ -165,12 +165,12 @@ class SessionBinding:
                 self._follow(seen)
                 self._end_if_owner_left(seen)
         except StoreError as error:
-            # The person must not believe that a sign-out or renewal was carried out when it was not.
+            # A sign-out or renewal failed: the person must learn that.
             return problem_response(error)
         return response
 
     def _caught_up(self) -> _Seen | None:
-        """Carry over to the store what has happened to the session in this request so far."""
+        """Carry over to the store what this request has done to the session so far."""
         if not has_request_context():
             return None
         seen: _Seen | None = request.environ.get(_ENVIRON)
@@ -184,7 +184,7 @@ class SessionBinding:
         return seen
 
     def _follow(self, seen: _Seen) -> None:
-        if seen.failed:  # one wait for the store is enough for one request
+        if seen.failed:  # wait for the store once in a request
             raise StoreError(tier=Tier.SESSION)
         renewed = seen.session.sid != seen.sid
         if seen.was_cleared() or (renewed and seen.unfinished):
@@ -199,15 +199,15 @@ class SessionBinding:
             self._end(seen)
 
     def _end_if_owner_left(self, seen: _Seen) -> None:
-        """Notice a host that signs people out by taking their id out of the session, and nothing else."""
-        # Only where something was taken out: elsewhere the host may not know yet, or not ask, who somebody is.
+        """Notice a host that signs people out by only removing their id from the session."""
+        # Only if an entry was removed: otherwise the host may not know the user yet.
         if seen.marker is None or not seen.keys - _keys(seen.session):
             return
         try:
             identity = self._identity()
         except Exception:
             _logger.exception(
-                "The owner loader failed after a request; its session is left as it is."
+                "The owner loader failed after a request; its session stays as it is."
             )
             return
         self._confirm(seen, identity)
@@ -217,7 +217,7 @@ class SessionBinding:
             if ref := self._known_ref(seen):
                 self._store.end(self._ref(seen, ref))
         except StoreError:
-            # The session id outlives this; once the store is back, it must not lead to what is to end.
+            # The session id lives on: when the store is back, it must not lead to these keys.
             seen.session[MARKER] = _TO_END
             seen.failed = True
             raise
@@ -233,7 +233,7 @@ class SessionBinding:
         seen.sid, seen.ref = seen.session.sid, None
 
     def _known_ref(self, seen: _Seen) -> str | None:
-        # A session that was empty when it came is new: nothing can be known of it.
+        # A session that arrived empty is new: the store cannot know it.
         return seen.marker or (self._store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
@@ -246,20 +246,20 @@ class SessionBinding:
 
 
 def index_key(secret_key: str | bytes) -> bytes:
-    """Derive the key that session ids are hashed with; it outlives a rotation of the encryption key."""
+    """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
     raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
     return hmac.digest(raw, b"flask-byok session index", "sha256")
 
 
 def app_name(index_key: bytes) -> str:
-    """Name all processes of one app in a store that it shares with other apps: 16 hex digits."""
+    """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
     return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
 
 
 def check_session_interface(app: Flask) -> None:
     """Refuse Flask's cookie session at start-up, unless the config announces a server-side one.
 
-    :raises ConfigurationError: sessions would live in a cookie.
+    :raises ConfigurationError: the session data would be in a cookie.
     """
     announced = str(app.config.get("SESSION_TYPE") or "null").lower() != "null"
     if isinstance(app.session_interface, SecureCookieSessionInterface) and not announced:
@@ -283,7 +283,7 @@ def _session_of_request() -> Any:
 
 
 def _shed_stale_context() -> None:
-    """Drop what an abandoned stream of somebody else may have left on ``g`` (pallets/flask#6123)."""
+    """Drop what another person's abandoned stream may have left on ``g`` (pallets/flask#6123)."""
     if left := vars(g._get_current_object()):
         token = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
         for name in ("_login_user", "csrf_valid", token):

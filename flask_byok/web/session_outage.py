@@ -1,8 +1,8 @@
 """Keep the host up while its session store is down.
 
-Flask opens the session before anything else, outside every error handler, so a dead session store turns each route
-with a session cookie into a 500 after a long wait. Behind this guard the request goes on with a session that raises
-``StoreError`` when it is touched: routes that need no session answer as ever, the others answer 503.
+Flask opens the session first, outside of every error handler, so a dead session store turns each route with a session
+cookie into a 500 after a long wait. Behind this guard the request goes on, with a session that raises ``StoreError``
+when it is touched: routes that need no session work as before, the others answer 503.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MESSAGE = "The session store is not available right now. Please try again in a 
 
 
 class UnavailableSession(dict[str, Any], SessionMixin):
-    """A session whose store does not answer; whoever reads or writes it gets ``StoreError``."""
+    """A session whose store does not answer: reading or writing it raises ``StoreError``."""
 
     modified = False
     accessed = False
@@ -33,11 +33,11 @@ class UnavailableSession(dict[str, Any], SessionMixin):
 
     @property
     def sid(self) -> str:
-        """There is none."""
+        """Raise: the id is unknown."""
         raise StoreError(_MESSAGE)
 
     def let_go(self, response: Response) -> Response:
-        """Be an empty session from now on: the view has answered, only hooks still look."""
+        """Become an empty session: the view has answered, and only hooks still read it."""
         self.answered = True
         return response
 
@@ -61,7 +61,7 @@ for _name in (
 
 
 class SessionGuard:
-    """Wraps the host's session interface; everything but opening and saving goes straight to it."""
+    """Wrap the host's session interface; all but opening and saving goes straight to it."""
 
     def __init__(self, inner: SessionInterface) -> None:
         self._inner = inner
@@ -71,7 +71,7 @@ class SessionGuard:
         return getattr(self._inner, name)
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
-        """Open the host's session, or one that refuses."""
+        """Open the host's session, or an unavailable one."""
         if not self._breaker.allow():
             return UnavailableSession()
         started = time.monotonic()
@@ -84,23 +84,23 @@ class SessionGuard:
         return session
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        """Save the host's session; where a change cannot be saved, the answer becomes a 503."""
+        """Save the host's session; if a change cannot be saved, the answer becomes a 503."""
         if isinstance(session, UnavailableSession):
             return
         started = time.monotonic()
         try:
             self._inner.save_session(app, session, response)
         except (TypeError, ValueError):
-            raise  # something in it cannot be written down: the host's developer wants to see that
+            raise  # a value cannot be serialized: the host's developer needs to see that
         except Exception as error:
             self._note(app, error, "saved", started)
             if session.modified:
                 _become_unavailable(response)
 
     def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
-        # The type alone is logged: a driver's text may hold the store's URL with its password.
+        # Log the type alone: a driver's text may contain the store's URL with its password.
         app.logger.error("The session could not be %s: %s", what, type(error).__name__)
-        # Quick faults cost nobody anything, and may be about one session only.
+        # A quick fault costs other requests nothing, and may concern one session only.
         if time.monotonic() - started > SLOW_FAULT:
             self._breaker.fault()
         else:
@@ -108,7 +108,7 @@ class SessionGuard:
 
 
 def guard_sessions(app: Flask) -> None:
-    """Wrap the app's session interface, whenever the host sets it."""
+    """Wrap the app's session interface, no matter when the host sets it."""
     inner_wsgi_app = app.wsgi_app
 
     def wsgi_app(environ: Any, start_response: Any) -> Any:
@@ -121,7 +121,7 @@ def guard_sessions(app: Flask) -> None:
 
 
 def _become_unavailable(response: Response) -> None:
-    """Replace an answer that says something was done."""
+    """Replace an answer that reports success."""
     problem = problem_response(StoreError(_MESSAGE))
     response.close()
     response.direct_passthrough = False

@@ -24,7 +24,7 @@ def stream_response(
     """Return a ``text/event-stream`` answer with the provider's reply.
 
     Events: ``delta`` ``{"text": "…"}`` for each piece, then ``done`` ``{}``; or ``error`` with a problem object. The
-    key was resolved before, so a store that fails later does not break the stream, and no request context is needed.
+    key is resolved already, so a store that fails later does not break the stream, and it needs no request context.
     """
     response = Response(_events(provider, list(messages), model), mimetype="text/event-stream")
     response.headers["Cache-Control"] = "no-store"
@@ -43,7 +43,7 @@ def _events(
     except ByokError as error:
         yield _event(b"error", problem(error))
     except Exception as error:
-        # Its text may hold the key: it is neither sent nor logged.
+        # The error's text may contain the key: it is neither sent nor logged.
         _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
         yield _event(b"error", problem(ProviderUnavailableError(provider=provider.name)))
     else:

@@ -1,10 +1,10 @@
-"""Every word that the settings show, in one place."""
+"""Every text that the settings show, in one place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-#: Words of the templates.
+#: Texts of the templates.
 TEXT: Mapping[str, str] = {
     "lang": "en",
     "title": "API keys",
@@ -15,10 +15,10 @@ TEXT: Mapping[str, str] = {
     "back": "Back",
     "save": "Save",
     "validate": "Check",
-    "clear": "Clear",
-    "reveal": "Show what you type",
+    "clear": "Remove",
+    "reveal": "Show key",
     "confirm_question": "Remove this key?",
-    "confirm_several": "Remove all your keys for it?",
+    "confirm_several": "Remove all your keys for this provider?",
     "confirm": "Remove",
     "cancel": "Cancel",
     "retry": "Try again",
@@ -28,54 +28,44 @@ TEXT: Mapping[str, str] = {
     "checked": "Checked",
     "persist": "Keep in my account",
     "more": "More",
-    "change": "Save label and date",
+    "change": "Save label and expiry",
     "label": "Label",
     "expires": "Expires after",
-    "expires_never": "Without a date it works until you remove it.",
-    "expires_cap": "Without a date it works until {date}, the longest that this site keeps keys.",
+    "expires_never": "Without a date, the key works until you remove it.",
+    "expires_cap": "Without a date, the key works until {date}, the longest that this site allows.",
     "expires_on": "Expires on",
     "expired_on": "Expired on",
     "precedence_title": "Which key is used?",
     "precedence": "The first of these that has a key:",
-    "locked": "Managed by the operator of this app; it cannot be changed here.",
-    "no_providers": "No provider is switched on in this app.",
+    "locked": "Managed by your administrator.",
+    "no_providers": "This app has no providers switched on.",
 }
 
-#: The badge of a tier, by the vocabulary named in ``BYOK_LABELS``; the empty tier means that no key is in use.
+#: The badge of a tier, by the vocabulary of ``BYOK_LABELS``; the empty tier means that no key is in use.
 BADGES: Mapping[str, Mapping[str, str]] = {
     "default": {
-        "session": "YOUR KEY",
-        "user": "YOUR KEY",
-        "team": "SHARED",
-        "system": "SHARED",
-        "secret": "SHARED",
-        "env": "SHARED",
+        **dict.fromkeys(("session", "user"), "YOUR KEY"),
+        **dict.fromkeys(("team", "system", "secret", "env"), "SHARED"),
         "": "NOT SET",
         "standalone": "STANDALONE",
     },
     "env": {
-        "session": "SET",
-        "user": "SET",
-        "team": "SET",
-        "system": "SET",
-        "secret": "ENV",
-        "env": "ENV",
+        **dict.fromkeys(("session", "user", "team", "system"), "SET"),
+        **dict.fromkeys(("secret", "env"), "ENV"),
         "": "none",
         "standalone": "STANDALONE",
     },
 }
 
-#: Where the key in use is, by its tier.
+#: Where the key in use is stored, by its tier.
 PLACES: Mapping[str, str] = {
     "session": "For this session only",
     "user": "In your account",
     "team": "Your team's key",
-    "system": "Shared by this site",
-    "secret": "Shared by this site",
-    "env": "Shared by this site",
+    **dict.fromkeys(("system", "secret", "env"), "Shared by this site"),
 }
 
-#: The state of a key; "soon" is an active one that will expire within days.
+#: The state of a key; "soon" is an active key that expires within days.
 CHIPS: Mapping[str, str] = {
     "active": "Active",
     "soon": "Expires soon",
@@ -94,31 +84,31 @@ TIERS: Mapping[str, str] = {
     "env": "this app's key from its environment",
 }
 
-#: What is asked about a key that could be kept, and the answers as (action, value, words). It is ``waiting`` since
-#: before the sign-in, or the person's ``own`` in the session; another one may be beside it, in account or session.
+#: The question about a key that could be kept, and the answers as (action, value, text). The key is ``waiting`` since
+#: before the sign-in, or the person's ``own`` in the session; another key may be in the account or in the session.
 OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
     "waiting": (
-        "Saved before you signed in, and not used: {hint}. Keep it?",
-        [("promote", "keep", "Keep it")],
+        "You added this key before signing in: {hint}. Use it with this account?",
+        [("promote", "keep", "Use this key")],
     ),
     "waiting_beside_user": (
-        "Saved before you signed in, and not used: {hint}. Your account has another key.",
-        [("promote", "replace", "Use it instead"), ("confirm", "session", "Keep my account's key")],
+        "You added this key before signing in: {hint}. Your account has another key.",
+        [("promote", "replace", "Use this key"), ("confirm", "session", "Keep my account's key")],
     ),
     "waiting_in_account": (
-        "Saved before you signed in: {hint}. Your account has it already.",
+        "You added this key before signing in: {hint}. Your account already has it.",
         [("promote", "keep", "Keep my account's key")],
     ),
     "waiting_beside_session": (
-        "Saved before you signed in, and not used: {hint}. You have another key for this session.",
-        [("promote", "replace", "Use it instead")],
+        "You added this key before signing in: {hint}. You have another key for this session.",
+        [("promote", "replace", "Use this key")],
     ),
     "own": (
         "This key is deleted when you sign out.",
         [("promote", "keep", "Keep in my account")],
     ),
     "own_beside_user": (
-        "This key is deleted when you sign out. Until then it is used instead of your account's key.",
+        "This key is deleted when you sign out. Until then, it is used instead of your account's key.",
         [("promote", "replace", "Replace my account's key")],
     ),
 }
@@ -128,27 +118,27 @@ VERDICTS: Mapping[str, str] = {
     "valid_restricted": "The key works, but its permissions are narrow.",
     "valid_no_credit": "The key is good, but the account has no credit left.",
     "valid_rate_limited": "The key is good, but over its rate limit right now.",
-    "invalid": "The provider does not know this key.",
-    "disabled": "The provider has blocked this key.",
+    "invalid": "The provider rejected this key. Check that you copied all of it, or create a new one.",
+    "disabled": "The provider has disabled this key.",
     "wrong_provider": "This key belongs to another provider.",
     "admin_key_refused": "This is an admin key, which can do far more than a call needs.",
-    "unreachable": "The provider could not be reached, so nothing is known about the key.",
+    "unreachable": "The provider could not be reached, so the key was not checked.",
     "unchecked": "The key could not be checked.",
 }
 
-#: Why something failed, by the error's code, where a page was loaded anew and only the code is left.
+#: Why an action failed, by the error's code: a page that was loaded again has only the code.
 REASONS: Mapping[str, str] = {
     "csrf": "The page was open for too long. Please try again.",
-    "key_not_found": "This key is not there any more.",
+    "key_not_found": "This key no longer exists.",
     "key_missing": "There is no key to check.",
-    "key_rejected": "The provider refused this key.",
+    "key_rejected": "The provider rejected this key.",
     "key_unreadable": "The stored key cannot be read. Save it again.",
-    "malformed_api_key": "This is not an API key. Check what was pasted.",
-    "endpoint_not_allowed": "This address may not be called.",
-    "invalid_field": "A field has a value that cannot be used.",
+    "malformed_api_key": "This is not an API key. Check what you pasted.",
+    "endpoint_not_allowed": "This address is not allowed.",
+    "invalid_field": "A field has an invalid value.",
     "not_allowed": "This is not allowed.",
     "owner_required": "Please sign in first.",
-    "provider_locked": "This provider is managed by the operator.",
+    "provider_locked": "This provider is managed by your administrator.",
     "provider_unavailable": "The provider is not available right now.",
     "rate_limited": "Too many attempts. Please wait a moment and try again.",
     "session_required": "Your session was not ready. Please try again.",
@@ -156,26 +146,26 @@ REASONS: Mapping[str, str] = {
     "unknown_provider": "This provider is not available here.",
 }
 
-#: What came of an action, by the code that a form's outcome has in the next page's query.
+#: The result of an action, by the code that the form leaves in the next page's query.
 OUTCOMES: Mapping[str, str] = {
     "saved": "Key saved",
     "changed": "Changes saved",
     "cleared": "Key removed",
     "nothing_cleared": "There was no key to remove",
-    "promoted": "Key kept",
-    "kept": "You have a key already; it stays",
+    "promoted": "Key added to your account",
+    "kept": "Your existing key was kept",
     "save_failed": "Failed to save key",
     "change_failed": "Failed to save changes",
     "clear_failed": "Failed to remove key",
     "validate_failed": "Failed to check key",
-    "promote_failed": "Failed to keep key",
+    "promote_failed": "Failed to add key to your account",
 }
 
-#: What the script says; it reads them from the element's ``data-text-*`` attributes.
+#: Texts of the script, which reads them from the element's ``data-text-*`` attributes.
 MESSAGES: Mapping[str, str] = {
     **OUTCOMES,
-    "shared_now": "The shared key is used now.",
-    "account_now": "The key in your account is used now.",
+    "shared_now": "The shared key is now in use.",
+    "account_now": "The key in your account is now in use.",
     "models": "Models available: {count}.",
     "gone": REASONS["key_not_found"],
     "expires": TEXT["expires"],

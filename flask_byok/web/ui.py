@@ -1,15 +1,16 @@
-"""The settings dialog and page: rendered here, and working by plain forms where there is no script."""
+"""Render the settings, as a dialog and as a page; without a script they work by plain forms."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
 
-from flask import Blueprint, Response, current_app, request, url_for
+from flask import Response, current_app, request, url_for
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -18,11 +19,10 @@ from ..model.credential import utcnow
 from ..model.owner import Tier
 from . import keys_api, text
 from .caller import ByokState, get_state
-from .forms import register_forms
 from .outcome import Notice, Outcome, local_path, notice, without_outcome
 from .rows import build_row, expiry_dates
 
-#: What the standalone page may load; it needs one script, one style sheet and its own server.
+#: The standalone page may load one script and one style sheet, and call its own server.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -40,16 +40,16 @@ class UI:
         return self._render("head.html")
 
     def button(self) -> Markup:
-        """Return the button that opens the dialog, and a link to the page where there is no script."""
+        """Return the button that opens the dialog, and a link to the page for browsers without scripts."""
         return self._render("button.html")
 
     def dialog(self) -> Markup:
-        """Return the dialog with the caller's present settings; one round trip to the store."""
+        """Return the dialog with the caller's settings; one round trip to the store."""
         here = url_for("byok.settings_page", next=_present_url())
         return self._render("dialog.html", next_url=here, in_dialog=True, **self._content())
 
     def page(self) -> Markup:
-        """Return the same settings as a section of a host's own page."""
+        """Return the settings as a section of a host's own page."""
         content = self._content()
         return self._render(
             "settings.html",
@@ -60,14 +60,14 @@ class UI:
         )
 
     def document(self) -> Response:
-        """Return the standalone page as an answer of its own."""
+        """Return the standalone page."""
         nonce = self._nonce() or secrets.token_urlsafe(16)
         content = self._content()
         back = local_path(request.args.get("next"))
         html = self._render(
             "document.html",
             nonce=nonce,
-            # Made anew: whatever else is in the present query is not repeated.
+            # Built from the path: nothing else in the present query is repeated.
             next_url=url_for("byok.settings_page", next=back),
             back_url=back,
             notice=_notice(content["rows"]),
@@ -81,9 +81,9 @@ class UI:
         return response
 
     def _content(self) -> dict[str, Any]:
-        """Return what the templates show of the caller's keys, or why nothing can be shown."""
+        """Return the facts that the templates show, or the reason why there are none."""
         try:
-            found = keys_api.snapshot()
+            found = keys_api.list_keys()
         except ByokError as error:
             reason = text.REASONS.get(error.code, error.title)
             return {"error": error, "failure": reason, "rows": []}
@@ -123,23 +123,9 @@ class UI:
         return Markup(_templates().get_template(name).render(everywhere | context))  # noqa: S704  (escaped by the template)
 
 
-def register_pages(blueprint: Blueprint) -> None:
-    """Add the standalone page, and the routes that its forms post to, to the blueprint."""
-    blueprint.add_url_rule("/providers/settings", "settings_page", _settings_page)
-    register_forms(blueprint)
-    blueprint.after_request(_keep_asset)
-
-
-def _settings_page() -> Response:
+def settings_page() -> Response:
+    """Answer the settings as a page of their own."""
     return UI(get_state()).document()
-
-
-def _keep_asset(response: Response) -> Response:
-    """Let browsers keep the script and the style sheet: their address names their content."""
-    if request.endpoint == "byok.static" and "v" in request.args and response.status_code < 400:
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
 
 
 def _present_url() -> str:
@@ -150,14 +136,14 @@ def _notice(rows: list[dict[str, Any]]) -> Notice | None:
     return notice(Outcome.read(request.args), {row["provider"]: row["name"] for row in rows})
 
 
-def _precedence(tiers: list[str]) -> list[str]:
+def _precedence(tiers: Sequence[str]) -> list[str]:
     asked = get_state().service.lookup.tiers
     return [text.TIERS[tier] for tier in tiers if tier in asked]
 
 
 @cache
 def _templates() -> Environment:
-    """Return an environment of our own: the host's templates cannot shadow ours, nor its settings stop escaping."""
+    """Return our own environment: the host can neither shadow our templates nor switch off escaping."""
     return Environment(
         loader=FunctionLoader(
             lambda name: files("flask_byok.templates").joinpath(name).read_text("utf-8")
@@ -175,5 +161,5 @@ def _asset_url(filename: str) -> str:
 
 @cache
 def _digest(filename: str) -> str:
-    """Name the file's content, so that a new release is not shadowed by a cached old one."""
+    """Return a digest of the file, so that a new release does not use a cached old one."""
     return sha256(files("flask_byok").joinpath("static", filename).read_bytes()).hexdigest()[:12]

@@ -11,7 +11,8 @@ from sqlalchemy import create_engine, select, text
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
-from flask_byok.storage.engine import Transactions, open_engine
+from flask_byok.storage.database import Transactions
+from flask_byok.storage.engine import open_engine
 from flask_byok.storage.tables import audit_heads
 from tests.patience import everyday_limits, in_time
 from tests.services import PostgresServer, wait_until
@@ -26,12 +27,11 @@ def server() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(params=["own", "host"])
-def store(request: pytest.FixtureRequest, server: PostgresServer) -> Iterator[AccountStore]:
-    """Make a store from an address, and on a host's engine, with a key in it."""
-    url = server.create_database()
+@pytest.fixture
+def store(server: PostgresServer) -> Iterator[AccountStore]:
+    """Make a store with a key in it."""
     with everyday_limits():
-        store = open_accounts(url if request.param == "own" else create_engine(url), KEYRING)
+        store = open_accounts(server.create_database(), KEYRING)
     store.create(make_record(), event_of())
     yield store
     pool = store.engine.pool

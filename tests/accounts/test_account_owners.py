@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.keys.usage import Use
+from flask_byok.model.credential import Use
 from flask_byok.storage.tables import audit_heads, promotions, usage
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record, promote

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from flask_byok.storage.sql_tables import canaries
 from sqlalchemy import Connection, delete, event, insert, select, update
 
 from flask_byok.accounts import open_accounts
@@ -18,10 +19,8 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.storage.sql import SqlSessionStore
-from flask_byok.storage.sql_tables import canaries
+from flask_byok.storage.sql import SqlDocuments
 from flask_byok.storage.tables import audit, audit_heads, credentials
-from tests.stores.contract import DAY
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record, promote
 
@@ -351,11 +350,11 @@ def test_verification_says_how_far_it_is(
 
 def test_canaries_of_apps_are_their_own(store: AccountStore) -> None:
     """An app's canary lies in the same table, and what becomes of the log's secret is nothing to it."""
-    sessions = SqlSessionStore(store.engine.url, ttl=DAY, max_age=30 * DAY)
-    assert sessions.canary("app", "sealed") == "sealed"
+    sessions = SqlDocuments(store.engine.url)
+    assert sessions.hold("app", "sealed", replace=False) == "sealed"
     assert open_accounts(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
-    assert sessions.canary("app", "other") == "sealed"
-    sessions.canary("app", "other", replace=True)
+    assert sessions.hold("app", "other", replace=False) == "sealed"
+    sessions.hold("app", "other", replace=True)
     assert open_accounts(store.engine.url, Keyring("11" * 32)).canary.secret()
     sessions.engine.dispose()
 

@@ -52,4 +52,4 @@ def test_teams_serve_in_the_hosts_order(tmp_path: Path, fake: FakeProviders) -> 
         found = reader.find(Caller(user="ann", teams=tuple(teams)), [openai])
         order = [candidate.credential for candidate in found[Tier.TEAM, "openai"]]
         assert [one.owner for one in order if one] == [f"team:{name}" for name in teams]
-    world.store.engine.dispose()
+    world.documents.engine.dispose()

@@ -16,12 +16,12 @@ from flask_byok.errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.keys.session_store import AuditEvent, SessionView
-from flask_byok.keys.sessions import Sessions
+from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.sessions import Sessions, SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
-from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.app import browser, make_app
 from tests.worlds import ENV_KEY, World
@@ -490,7 +490,14 @@ def test_session_that_fails_after_the_account_has_it(
     """A promotion that the account has is done, even if the session's store fails at that moment."""
     user = sign_in(world, "openai")
     with monkeypatch.context() as failing:
-        failing.setattr(world.store, "discard", _failing)
+        promote = world.accounts.promote
+
+        def then_fail(*args: Any, **options: Any) -> Any:
+            done = promote(*args, **options)
+            failing.setattr(world.documents, "swap", _failing)
+            return done
+
+        failing.setattr(world.accounts, "promote", then_fail)
         assert world.service.promote(user)["promoted"] == ["openai"]
         assert world.status(user)["tiers"] == ["user"]
     assert world.status(user)["tiers"] == ["user"]
@@ -525,7 +532,8 @@ def rotated(
     store = None
     if request.param == "redis":
         day = timedelta(days=1)
-        store = RedisSessionStore(request.getfixturevalue("redis_url"), ttl=day, max_age=day)
+        redis_url = request.getfixturevalue("redis_url")
+        store = Sessions(RedisDocuments(redis_url), ttl=day, max_age=day)
     old, new = generate_encryption_key(), generate_encryption_key()
     config = {"BYOK_VALIDATE_ON_SET": "off"}
     before = World(tmp_path, fake, config, keyring=Keyring(old), other_store=store)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from flask_byok.checking import check_api_key
 from flask_byok.errors import (
     ByokError,
     InvalidFieldError,
@@ -23,6 +22,7 @@ from flask_byok.errors import (
     RejectedCredentialError,
 )
 from flask_byok.keys import checks as verdicts
+from flask_byok.keys.checks import check_api_key
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.model.credential import Validation, Verdict, utcnow
 from flask_byok.testing import FakeProviders
@@ -55,7 +55,7 @@ def make_world(tmp_path: Path, fake: FakeProviders, url: str) -> Iterator[Worlds
     worlds = Worlds(tmp_path, fake, url)
     yield worlds
     for world in worlds.made:
-        world.store.engine.dispose()
+        world.documents.engine.dispose()
 
 
 @pytest.fixture
@@ -356,7 +356,7 @@ def test_a_check_that_learns_nothing_lifts_no_refusal(make_world: Worlds, persis
         world.keyring
     )
     assert away.service.validate(ann, "openai").verdict == Verdict.UNREACHABLE
-    away.store.engine.dispose()
+    away.documents.engine.dispose()
     assert world.status(ann)["state"] == "rejected"
     assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")
 
@@ -475,7 +475,7 @@ def test_nothing_is_done_that_cannot_be_logged(world: World) -> None:
     """Without the log, somebody's session key is neither stored nor cleared."""
     ann = world.caller("ann")
     world.set(ann, key(world, "before"))
-    with world.store.engine.begin() as connection:
+    with world.documents.engine.begin() as connection:
         connection.execute(text("ALTER TABLE byok_audit RENAME TO away"))
     with pytest.raises(ByokError):
         world.set(ann, key(world, "after"))

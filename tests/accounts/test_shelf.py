@@ -44,7 +44,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -
     name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     world = World(tmp_path, fake, database_url=str(request.getfixturevalue(name)))
     yield world
-    world.store.engine.dispose()
+    world.documents.engine.dispose()
 
 
 def create(shelf: Shelf, world: World, owner: str, **options: Any) -> CredentialRecord:
@@ -204,7 +204,7 @@ def test_a_new_key_for_an_old_record(world: World) -> None:
         else:
             assert cap - timedelta(minutes=1) < changed.expires_at - utcnow() <= cap
         own.delete(changed)
-    later.store.engine.dispose()
+    later.documents.engine.dispose()
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def made_older(world: World, record: CredentialRecord, age: timedelta) -> None:
     """Make a record one that was saved some time ago."""
     names, by = ("created_at", "set_at"), age // MILLISECOND
     columns = {name: literal_column(f"{name} - {by}") for name in names}
-    with world.store.engine.begin() as connection:
+    with world.documents.engine.begin() as connection:
         connection.execute(update(credentials).where(credentials.c.id == record.id).values(columns))
 
 
@@ -298,7 +298,7 @@ def test_every_change_is_counted(world: World) -> None:
     assert [e.event.action for e in world.accounts.audit.entries("user:ann")] == [
         *("reveal", "change", "set")
     ]
-    counted.store.engine.dispose()
+    counted.documents.engine.dispose()
 
 
 def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: World) -> None:
@@ -312,7 +312,7 @@ def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: 
     assert shelf.change(record, {"expires_at": None})[0].expires_at is None
     with pytest.raises(InvalidFieldError, match="past"):
         shelf.change(record, {"expires_at": utcnow() - timedelta(days=1)})
-    without.store.engine.dispose()
+    without.documents.engine.dispose()
 
 
 def test_reveal(world: World) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,8 +22,15 @@ from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import usage as module
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
-from flask_byok.keys.usage import Outcome, UsageRecorder, Use
-from flask_byok.model.credential import CredentialRecord, from_milliseconds, isoformat, utcnow
+from flask_byok.keys.traffic import Traffic
+from flask_byok.model.credential import (
+    CredentialRecord,
+    Outcome,
+    Use,
+    from_milliseconds,
+    isoformat,
+    utcnow,
+)
 from flask_byok.storage.tables import credentials, usage
 from tests.patience import everyday_limits, soon
 from tests.services import PostgresServer, wait_until
@@ -392,7 +400,7 @@ def test_who_notes_waits_for_no_row(postgres_url: str, held: str) -> None:
     with everyday_limits():
         store = open_accounts(postgres_url, KEYRING)
     key, other = (store.create(make_record(slot=slot), event_of()) for slot in ("", "2"))
-    recorder = UsageRecorder(store.usage.add, interval=0.05)
+    recorder = Traffic(store.usage.add, interval=0.05)
     store.usage.add(use_of(key))
     with transaction(store) as connection:
         connection.execute(text(f"SELECT * FROM {held} FOR UPDATE"))
@@ -414,7 +422,7 @@ def test_who_notes_waits_for_no_row(postgres_url: str, held: str) -> None:
 def test_a_fault_in_a_batch_neither_loses_nor_doubles(store: AccountStore, fault: int) -> None:
     """Whichever statement of a batch fails, the next batch writes what is left and no more."""
     keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(3)]
-    recorder = UsageRecorder(store.usage.add, interval=3600)
+    recorder = Traffic(store.usage.add, interval=3600)
     for key in keys:
         recorder.note(ANN, "openai", key.id, "used")
     sent: list[str] = []
@@ -452,11 +460,40 @@ def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore)
     assert store.find([ANN]) != []
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_a_commit_without_an_answer_may_count_twice(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, done: bool
+) -> None:
+    """When the connection breaks in the commit, the batch is written again: a count may be off by it."""
+    store = open_accounts(postgres_url, KEYRING)
+    key = store.create(make_record(), event_of())
+    recorder = Traffic(store.usage.add, interval=3600)
+    recorder.note(ANN, "openai", key.id, "used")
+    commit = store.engine.dialect.do_commit
+
+    def break_off(connection: Any) -> None:
+        monkeypatch.undo()
+        if done:
+            commit(connection)
+        with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
+        connection.execute("COMMIT")
+
+    monkeypatch.setattr(store.engine.dialect, "do_commit", break_off)
+    with pytest.raises(StoreError):
+        recorder.flush()
+    recorder.note(ANN, "openai", key.id, "used")
+    assert count_of(store) == (1 if done else 0)
+    recorder.flush()
+    assert count_of(store) == store.get(key.id, None).usage_count == (3 if done else 2)
+    store.engine.dispose()
+
+
 def note_much(url: str, notes: int) -> None:
     """Note uses in eight threads of a process, and hand them over."""
     store = open_accounts(url, KEYRING)
     key = store.find([ANN])[0]
-    recorder = UsageRecorder(store.usage.add, interval=0.01)
+    recorder = Traffic(store.usage.add, interval=0.01)
 
     def note(number: int) -> None:
         for _ in range(notes):
@@ -484,7 +521,7 @@ def test_a_killed_process_loses_its_last_second(database: str) -> None:
     def note_on() -> None:
         store = open_accounts(database, KEYRING)
         key = store.find([ANN])[0]
-        recorder = UsageRecorder(store.usage.add)
+        recorder = Traffic(store.usage.add)
         while True:
             recorder.note(ANN, "openai", key.id, "used")
             os.write(writing, b"%d\n" % time.time_ns())
@@ -510,7 +547,7 @@ def test_forked_processes_count_for_themselves(database: str) -> None:
     """What waits at a fork is written once, by the parent; the child's own uses by its own thread."""
     store = open_accounts(database, KEYRING)
     key = store.find([ANN])[0]
-    recorder = UsageRecorder(store.usage.add, interval=0.2)
+    recorder = Traffic(store.usage.add, interval=0.2)
     recorder.note(ANN, "openai", key.id, "used")
 
     def work(outcome: Outcome) -> None:
@@ -529,7 +566,7 @@ def test_a_server_that_is_killed_gets_the_counts_later() -> None:
     with PostgresServer() as server:
         store = open_accounts(server.create_database(), KEYRING)
         key = store.create(make_record(), event_of())
-        recorder = UsageRecorder(store.usage.add, interval=0.05)
+        recorder = Traffic(store.usage.add, interval=0.05)
         recorder.note(ANN, "openai", key.id, "used")
         wait_until(lambda: count_of(store) == 1, "the first count")
         server.kill()
@@ -544,7 +581,7 @@ def test_a_server_that_is_killed_gets_the_counts_later() -> None:
 def test_the_session_of_a_closed_app_ends(sqlite_url: str) -> None:
     """A recorder that nobody holds any longer hands over what it has, and its thread ends."""
     store = open_accounts(sqlite_url, KEYRING)
-    recorder = UsageRecorder(store.usage.add, interval=0.05)
+    recorder = Traffic(store.usage.add, interval=0.05)
     recorder.note(ANN, "openai", "", "used")
     del recorder
     gc.collect()

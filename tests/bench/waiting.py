@@ -10,15 +10,14 @@ from contextlib import suppress
 
 from flask_byok.accounts import open_accounts
 from flask_byok.errors import StoreError
-from flask_byok.keys.usage import UsageRecorder
+from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import Secret
 from flask_byok.redaction import install_log_redaction
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.deadline import Watchdog
-from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.redis import RedisDocuments
 from tests.services import PostgresServer, RedisServer, Server
-from tests.stores.contract import DAY
 
 from .measure import interleaved, show
 
@@ -29,7 +28,7 @@ CALLS = 200
 def bench_waiting() -> None:
     """Freeze a Redis and a PostgreSQL, and ask them; then measure the small parts."""
     with RedisServer() as redis:
-        sessions = RedisSessionStore(redis.url, ttl=DAY, max_age=30 * DAY)
+        sessions = RedisDocuments(redis.url)
         show_waiting("Redis", redis, lambda: sessions.find("sid-1"))
     with PostgresServer() as postgres:
         accounts = open_accounts(postgres.create_database(), Keyring("00" * 32))
@@ -57,7 +56,7 @@ def show_small_parts() -> None:
     """Measure what each call or log record pays for these."""
     install_log_redaction()
     breaker, dog = Breaker(), Watchdog()
-    uses = UsageRecorder(lambda use: None, interval=3600)
+    uses = Traffic(lambda use: None, interval=3600)
     ours, theirs = socket.socketpair()
     alive: list[Secret] = []
     line = "GET /chat/openai HTTP/1.1 200 " * 8

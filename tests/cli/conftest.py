@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from flask_byok.catalog import PROVIDERS
-from flask_byok.storage import engine as sql_engine
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp
 from tests.cli.accounts_host import close, make_host
@@ -31,13 +30,8 @@ def _no_keys_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def host(
-    tmp_path: Path, fake: FakeProviders, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[HostApp]:
-    """Make a host that keeps accounts in the database, and has patience with a busy machine."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20000 -c statement_timeout=20000"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+def host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterator[HostApp]:
+    """Make a host that keeps accounts in the database."""
     app = make_host(tmp_path, fake, database_url)
     yield app
     close(app)

@@ -29,8 +29,8 @@ from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import event_of, make_record
 from tests.keeper import close
 from tests.services import free_port
-from tests.stores.contract import make_record as session_record
-from tests.stores.older_tables import made_by_first_version
+from tests.storage.contract import make_record as session_record
+from tests.storage.kinds import made_by_an_older_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
@@ -60,7 +60,7 @@ def test_safe_app(tmp_path: Path, database_url: str) -> None:
     lines = [line.split() for line in result.output.splitlines()]
     assert ["session", "keys", "the", "database"] in lines
     assert ["accounts", "the", "database", f"({database_url.split(':')[0].split('+')[0]})"] in lines
-    assert ["tables", "0004", "(newest", "0004)"] in lines
+    assert ["tables", "0001", "(newest", "0001)"] in lines
     assert ["providers", "6"] in lines
 
 
@@ -81,7 +81,7 @@ def test_every_setting_is_shown(tmp_path: Path) -> None:
 def test_sources_of_the_encryption_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
-    """It is told where the encryption key comes from, and shown by its id."""
+    """The source of the encryption key is shown, and the key by its id."""
     config: dict[str, Any] = {"BYOK_ENCRYPTION_KEY": None}
     path = tmp_path / "encryption.key"
     if source == "config":
@@ -181,7 +181,7 @@ def test_missing_encryption_key(tmp_path: Path) -> None:
 
 
 def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
-    """What is fine on one machine, or in one worker, is noted; it is not unsafe."""
+    """A choice that is right for one machine or one worker is a note, not unsafe."""
     small = run(make_app(tmp_path, **SAFE), "check")
     assert small.exit_code == 0
     for words in ("own memory", "SQLite file", "PREFERRED_URL_SCHEME"):
@@ -231,7 +231,7 @@ def test_encryption_key_retired_too_early(tmp_path: Path, database_url: str) -> 
     result = run(app, "check")
     assert result.exit_code == 1
     assert (
-        f"unsafe: no configured encryption key has the id {NEW_ID}, with which 1" in result.output
+        f"unsafe: no configured encryption key has the id {NEW_ID}, which sealed 1" in result.output
     )
 
 
@@ -249,7 +249,7 @@ def test_wrong_encryption_key(tmp_path: Path, database_url: str) -> None:
 def test_old_tables(tmp_path: Path) -> None:
     """Tables of an older version are unsafe, and the command that upgrades them is named."""
     engine = create_engine(f"sqlite:///{tmp_path / 'keys.sqlite'}")
-    made_by_first_version(engine)
+    made_by_an_older_version(engine)
     result = run(make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE), "check")
     assert result.exit_code == 1
     assert "flask byok db upgrade" in result.output
@@ -267,7 +267,7 @@ def test_database_away(tmp_path: Path) -> None:
 
 
 def test_redis_away(tmp_path: Path) -> None:
-    """A Redis that does not answer is unsafe, whatever else is well."""
+    """A Redis that does not answer is unsafe."""
     url = f"redis://:hunter22@127.0.0.1:{free_port()}/0"
     result = run(make_app(tmp_path, BYOK_REDIS=url, **SAFE), "check")
     assert result.exit_code == 1
@@ -311,7 +311,7 @@ def test_no_accounts(tmp_path: Path) -> None:
 
 
 def test_user_without_rights(tmp_path: Path, limited_url: str) -> None:
-    """A database user who may not make the tables is told which statements an administrator runs; the app starts."""
+    """If the database's user may not create the tables, the message names the statements for an administrator."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=limited_url, **SAFE)
     result = run(app, "check")
     assert result.exit_code == 1
@@ -334,7 +334,7 @@ def test_user_without_some_rights(tmp_path: Path, postgres_url: str, limited_url
 
     result = say("GRANT SELECT")
     assert result.exit_code == 1
-    assert "unsafe: The database's user has not these rights: INSERT on byok_" in result.stderr
+    assert "unsafe: The database's user lacks these rights: INSERT on byok_" in result.stderr
     for right in ("INSERT", "UPDATE", "DELETE"):
         assert result.stderr.count(f"{right} on byok_") == len(metadata.tables)
     result = say("GRANT SELECT, INSERT, DELETE")
@@ -422,7 +422,7 @@ def test_a_host_without_an_engine_of_its_own_is_not_late(tmp_path: Path, sqlite_
 
 
 def test_the_hosts_database(tmp_path: Path, database_url: str) -> None:
-    """Where keys are in the host's database, that is said, and that its migrations would drop our tables."""
+    """Keys in the host's database are reported, and that its migrations would drop our tables."""
     app = host_with_database(tmp_path, database_url, late=False)
     result = run(app, "check")
     assert result.exit_code == 0, result.stderr
@@ -447,7 +447,7 @@ def test_tables_kept_out_of_migrations(tmp_path: Path, sqlite_url: str, kept_out
 def test_host_that_sets_its_database_up_too_late(
     tmp_path: Path, sqlite_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where db.init_app comes after BYOK, keys are in the file; the check says so, and the log, once."""
+    """If db.init_app comes after BYOK, keys are in the file; the check says so, and the log says so once."""
     app = host_with_database(tmp_path, sqlite_url, late=True)
     result = run(app, "check")
     assert result.exit_code == 1

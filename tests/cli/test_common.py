@@ -13,7 +13,7 @@ from flask.cli import ScriptInfo
 from sqlalchemy import Engine, create_engine, select
 
 from flask_byok.cli import byok
-from flask_byok.storage import engine as sql_engine
+from flask_byok.storage import deadline
 from flask_byok.storage.tables import audit_heads
 
 from .host import SAFE, accounts_of, make_app, run
@@ -32,8 +32,7 @@ def test_commands_have_time(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command waits for a database that keeps a request waiting for too long."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 0.4)
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", "-c lock_timeout=300")
+    monkeypatch.setattr(deadline, "LIMIT", 0.4)
     app = make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE)
     result = run(app, "set", "openai", "--validate", "off", input="sk-proj-one-of-ours")
     assert result.exit_code == 0, result.output
@@ -49,28 +48,29 @@ def test_commands_have_time(
 
 
 def test_only_commands_have_time(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After a command the app is as impatient as before."""
     seen: list[float] = []
-    accounts = accounts_of(app := make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE))
+    accounts = accounts_of(app := make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE))
 
     def note() -> None:
-        seen.append(sql_engine._call.limit)
+        seen.append(deadline.seconds())
 
     monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts._database.call(note))
     run(app, "list")
     accounts.canary.secret()
-    assert seen == [sql_engine.LONG_LIMIT, sql_engine.LIMIT]
+    assert seen == [deadline.LONG_LIMIT, deadline.LIMIT]
+    accounts.engine.dispose()
 
 
 def test_nowhere_to_show_it() -> None:
-    """Where what is shown cannot be written, it is one sentence that does not deny what was done."""
+    """Output that cannot be written is one sentence, which does not deny that the work was done."""
     command = [sys.executable, "-m", "flask", "byok", "generate-key"]
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
-    assert result.stderr.startswith("Error: What is shown here, or a file, cannot be written")
+    assert result.stderr.startswith("Error: The output, or a file, cannot be written")
     assert "may have done" in result.stderr
     assert result.stderr.count("\n") == 1
 
@@ -79,7 +79,7 @@ def test_nowhere_to_show_it() -> None:
 def test_closed_streams(
     tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, args: list[str], code: int
 ) -> None:
-    """Where stdin and stdout are closed, nobody is asked or shown anything, and nothing breaks."""
+    """With stdin and stdout closed, a command neither prompts nor breaks."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE)
     monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "stdout", None)

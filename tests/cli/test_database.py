@@ -6,12 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect
+from sqlalchemy import create_engine, inspect
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.web.caller import get_state
 from tests.services import free_port
-from tests.stores.older_tables import made_by_first_version
+from tests.storage.kinds import made_by_an_older_version
 
 from .host import OLD, SAFE, make_app, refused, run
 
@@ -22,12 +22,12 @@ def test_database_commands(tmp_path: Path, redis_url: str) -> None:
     # With session keys elsewhere and no accounts the app itself does not touch the database.
     elsewhere = {"BYOK_REDIS": redis_url, "BYOK_PRECEDENCE": ["session", "env"]}
     app = make_app(tmp_path, BYOK_DATABASE_URL=url, **elsewhere, **SAFE)
-    assert run(app, "db", "current").output == "tables  -\nnewest  0004\n"
+    assert run(app, "db", "current").output == "tables  -\nnewest  0001\n"
     printed = run(app, "db", "sql")
     assert "CREATE TABLE byok_credentials" in printed.output
     assert run(app, "db", "current").output.startswith("tables  -")
-    assert run(app, "db", "upgrade").output == "The tables are at revision 0004.\n"
-    assert run(app, "db", "current").output == "tables  0004\nnewest  0004\n"
+    assert run(app, "db", "upgrade").output == "The tables are at revision 0001.\n"
+    assert run(app, "db", "current").output == "tables  0001\nnewest  0001\n"
     assert run(app, "db", "upgrade").exit_code == 0
 
 
@@ -42,21 +42,14 @@ def test_database_commands_use_the_apps_database(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def first_versions(path: Path) -> Engine:
-    """Make a database as version 0.1.0 did, without Alembic."""
-    engine = create_engine(f"sqlite:///{path}")
-    made_by_first_version(engine)
-    return engine
-
-
 def test_start_makes_the_tables(tmp_path: Path) -> None:
     """An app that keeps session keys in an empty database makes all tables at its start."""
     app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite'}", **SAFE)
-    assert run(app, "db", "current").output == "tables  0004\nnewest  0004\n"
+    assert run(app, "db", "current").output == "tables  0001\nnewest  0001\n"
 
 
 def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A SQLite file that was not there is told once, as its path may be mistyped; the one of our own is not."""
+    """A new SQLite file is logged once, as its path may be mistyped; our own file is not."""
     file = tmp_path / "mistyped" / "keys.sqlite"
     config = {"BYOK_ENCRYPTION_KEY": OLD, **SAFE}
     for _ in range(2):
@@ -68,25 +61,16 @@ def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert said == [f"There was no SQLite file {file}: an empty one was made."]
 
 
-def test_start_upgrades_the_embedded_file(tmp_path: Path) -> None:
-    """The file in the instance folder is upgraded at the start."""
-    engine = first_versions(tmp_path / "byok.sqlite3")
-    assert "0004" in run(make_app(tmp_path, **SAFE), "db", "current").output.splitlines()[0]
-    assert inspect(engine).has_table("byok_credentials")
-    engine.dispose()
-
-
-def test_start_leaves_other_databases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Any other database is upgraded by the command alone, which the app names at its start and ever after."""
-    engine = first_versions(tmp_path / "keys.sqlite")
+def test_start_leaves_older_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Tables of an older version are upgraded by the command alone, which the app names at its start and ever after."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'keys.sqlite'}")
+    made_by_an_older_version(engine)
     app = make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE)
     assert "flask byok db upgrade" in caplog.text
     with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
         get_state(app).service.sessions.find("sid-1")
-    assert not inspect(engine).has_table("byok_credentials")
-    assert run(app, "db", "current").output == "tables  -\nnewest  0004\n"
-    assert run(app, "db", "upgrade").output == "The tables are at revision 0004.\n"
-    assert get_state(app).service.sessions.find("sid-1") is None
+    assert not inspect(engine).has_table("byok_session_names")
+    assert run(app, "db", "current").output == "tables  -\nnewest  0001\n"
     engine.dispose()
 
 
@@ -97,7 +81,7 @@ def test_tables_of_a_later_version(tmp_path: Path) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE byok_alembic_version SET version_num = '0099'")
     engine.dispose()
-    assert run(app, "db", "current").output == "tables  0099\nnewest  0004\n"
+    assert run(app, "db", "current").output == "tables  0099\nnewest  0001\n"
     assert "at revision 0099, which a later version" in refused(run(app, "db", "upgrade"))
     result = run(app, "check")
     assert result.exit_code == 1

@@ -20,7 +20,7 @@ from flask_byok.model.credential import Secret, Verdict, utcnow
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
 from tests.services import free_port
-from tests.stores.older_tables import made_by_first_version
+from tests.storage.kinds import made_by_an_older_version
 
 from .accounts_host import actions, close, forge, make_host, stored
 from .host import accounts_of, refused, run
@@ -250,7 +250,7 @@ def test_a_key_as_an_argument(tmp_path: Path, sqlite_url: str) -> None:
     for args in ([CANARY], ["--api-key", CANARY]):
         result = run(host, "set", "openai", *args)
         assert result.exit_code == 2
-        assert "A key is never given as an argument" in result.stderr
+        assert "A key is never an argument" in result.stderr
         assert "put a new one in its place" in result.stderr
     close(host)
 
@@ -480,10 +480,7 @@ def test_clear_of_a_provider_that_is_off(
     host = make_host(tmp_path, None, sqlite_url, BYOK_PROVIDERS=["openai"], BYOK_BASE_URLS=urls)
     assert run(host, "clear", "xai", "--yes").output.startswith("Cleared xai-…")
     result = run(host, "clear", "xai", "--yes")
-    assert (
-        result.stderr
-        == "Error: There is no such provider here: 'flask byok providers' lists them.\n"
-    )
+    assert result.stderr == "Error: There is no such provider: 'flask byok providers' lists them.\n"
     close(host)
 
 
@@ -546,7 +543,7 @@ def test_database_away(tmp_path: Path, redis_url: str, args: list[str]) -> None:
 def test_old_tables(tmp_path: Path, args: list[str]) -> None:
     """Where the tables are too old, each command says which one mends that."""
     engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
-    made_by_first_version(engine)
+    made_by_an_older_version(engine)
     host = make_host(tmp_path, None, str(engine.url))
     assert "flask byok db upgrade" in said(host, args)
     engine.dispose()
@@ -592,7 +589,7 @@ def test_what_is_no_text_at_a_prompt(tmp_path: Path) -> None:
     terminal.expect("API key: ")
     terminal.type("\udcff\udcfe" + CANARY)
     assert terminal.finish() == 1
-    assert "Error: What was typed is no text." in terminal.shown
+    assert "Error: The input is no text." in terminal.shown
     assert "Traceback" not in terminal.shown
     assert "CANARY" not in terminal.shown
 

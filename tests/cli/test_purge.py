@@ -10,8 +10,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import select
 
-from flask_byok.keys.usage import Use
-from flask_byok.model.credential import utcnow
+from flask_byok.model.credential import Use, utcnow
 from flask_byok.signals import key_expiring
 from flask_byok.storage.tables import promotions, usage
 from tests.accounts.account_kinds import event_of, make_record

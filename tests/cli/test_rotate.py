@@ -15,7 +15,7 @@ from flask_byok.cli import progress
 from flask_byok.sealing.keyring import Keyring
 from tests.accounts.account_kinds import event_of, make_record, open_key
 from tests.services import PostgresServer, free_port
-from tests.stores.older_tables import made_by_first_version
+from tests.storage.kinds import made_by_an_older_version
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
@@ -118,7 +118,7 @@ def test_what_is_in_the_way(tmp_path: Path, sqlite_url: str, args: list[str]) ->
     wrong = {"BYOK_DATABASE_URL": sqlite_url, "BYOK_ENCRYPTION_KEY": NEW, "TESTING": True}
     assert "BYOK_ENCRYPTION_KEY is not" in refused(run(make_app(tmp_path, **wrong, **SAFE), *args))
     engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
-    made_by_first_version(engine)
+    made_by_an_older_version(engine)
     old = make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE)
     assert "flask byok db upgrade" in refused(run(old, *args))
     engine.dispose()

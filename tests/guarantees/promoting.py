@@ -17,10 +17,10 @@ from typing import Any
 from sqlalchemy import event
 
 from flask_byok.errors import StoreError
-from flask_byok.keys.session_store import SessionStore
+from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.storage.redis import RedisSessionStore
+from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
@@ -66,19 +66,19 @@ class Points:
     inside: bool = False
     passed: int = field(default=0, init=False)
 
-    def watch(self, world: World, sessions: SessionStore) -> None:
+    def watch(self, world: World, sessions: Sessions) -> None:
         """Count the steps of this world from now on."""
         for store, names in (
-            (sessions, ("read", "write", "exchange", "discard", "clear", "end")),
+            (sessions, ("read", "write", "mark_leaving", "remove", "clear", "end")),
             (world.accounts, ("find", "over", "put", "promote", "end", "clear")),
         ):
             for name in names:
                 setattr(store, name, self._around(name, getattr(store, name)))
         if not self.inside:
             return
-        if isinstance(sessions, RedisSessionStore):
-            sessions._execute = self._around("Redis", sessions._execute)
-        for engine in {world.accounts.engine, world.store.engine}:
+        if isinstance(kept := sessions.documents, RedisDocuments):
+            kept._execute = self._around("Redis", kept._execute)
+        for engine in {world.accounts.engine, world.documents.engine}:
             event.listen(engine, "before_cursor_execute", self._before)
             event.listen(engine, "after_cursor_execute", self._after)
             event.listen(engine, "commit", lambda _: self.point("before commit"))
@@ -139,19 +139,19 @@ class Place:
             database_url=self.database_url,
         )
 
-    def _redis(self) -> RedisSessionStore | None:
+    def _redis(self) -> Sessions | None:
         if self.redis_url is None:
             return None
         day = timedelta(days=1)
-        return RedisSessionStore(self.redis_url, ttl=day, max_age=30 * day)
+        return Sessions(RedisDocuments(self.redis_url), ttl=day, max_age=30 * day)
 
 
 def close(world: World) -> None:
     """Close the connections of a world, with nothing left to write."""
     with suppress(StoreError):
-        world.service.usage.flush()
+        world.service.traffic.flush()
     world.accounts.engine.dispose()
-    world.store.engine.dispose()
+    world.documents.engine.dispose()
 
 
 def begin(world: World, name: str) -> Caller:

@@ -1,7 +1,7 @@
 """G3: no overlap of requests can lose a `set`, undo a `clear`, or bring keys back.
 
-Real gunicorn with several processes and threads, on Redis and on SQL. Each kind of overlap is tried 200 times, on SQL
-in the long trials only; the same overlaps on keys kept in the session's own data show what goes wrong there.
+Real gunicorn with several processes and threads, on Redis and on SQL. Each kind of overlap is tried 50 times, and 200
+times in the long trials; the same overlaps on keys kept in the session's own data show what goes wrong there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from .browsers import Browser, gunicorn
 
 #: How often each overlap is tried, by where keys are kept.
-TRIALS = {"redis": 200, "sqlite": 50, "sqlite, often": 200, "postgresql": 200}
+TRIALS = {"redis": 50, "sqlite": 50, "redis, often": 200, "sqlite, often": 200, "postgresql": 200}
 SLOW = 40  # milliseconds that a slow request holds the session open
 PROVIDERS = ("openai", "anthropic", "google", "groq")
 
@@ -29,6 +29,7 @@ Trial = Callable[[Browser], str | None]
     params=[
         "redis",
         "sqlite",
+        pytest.param("redis, often", marks=pytest.mark.stress),
         pytest.param("sqlite, often", marks=pytest.mark.stress),
         pytest.param("postgresql", marks=pytest.mark.stress),
     ],
@@ -38,7 +39,7 @@ def origin(
 ) -> Iterator[str]:
     """Serve the host with the session tier on each store."""
     folder: Path = tmp_path_factory.mktemp(request.param)
-    if request.param == "redis":
+    if request.param.startswith("redis"):
         environ = {"SESSIONS_HOST_REDIS": request.getfixturevalue("redis_server").url}
     elif request.param == "postgresql":
         environ = {"SESSIONS_HOST_DATABASE": request.getfixturevalue("own_postgres_url")}

@@ -264,7 +264,7 @@ def test_a_key_is_nowhere(
     assert "openai" in log.getvalue()
     assert "werkzeug" in log.getvalue()
     if storage == "Redis":
-        assert b"byok:h:" in dump
+        assert b"byok:d:" in dump
     else:
         assert "sqlalchemy.engine" in log.getvalue()
         assert any("byok.sqlite" in place for place in files)

@@ -13,11 +13,11 @@ import pytest
 from flask_login import current_user
 from sqlalchemy import Engine, create_engine, select, update
 
-from flask_byok.storage.sql_tables import keys
-from flask_byok.storage.tables import credentials
+from flask_byok.storage.tables import credentials, session_documents
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
 from tests.app import KEYS, HostApp, fingerprint, make_app
+from tests.documents import change_records, records
 from tests.guarantees.test_g05_bound_ciphertext import ALTERATIONS
 from tests.keeper import OWN, SHARED, Keeper, keeper
 
@@ -41,16 +41,14 @@ class Vault:
     def of_a_session(self) -> str:
         """Return the one ciphertext that is kept for a session."""
         with self._engine.connect() as connection:
-            record = connection.execute(select(keys.c.record)).scalar_one()
+            body = connection.execute(select(session_documents.c.body)).scalar_one()
+        (record,) = records("", body).values()
         found: str = json.loads(record)["ciphertext"]
         return found
 
     def give_the_session(self, ciphertext: str) -> None:
         """Put a ciphertext in the place of that one."""
-        with self._engine.begin() as connection:
-            record = json.loads(connection.execute(select(keys.c.record)).scalar_one())
-            changed = json.dumps({**record, "ciphertext": ciphertext})
-            connection.execute(update(keys).values(record=changed))
+        change_records(self._engine, lambda record: {**record, "ciphertext": ciphertext})
 
     def close(self) -> None:
         self._engine.dispose()

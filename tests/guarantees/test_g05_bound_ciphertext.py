@@ -15,9 +15,7 @@ import redis
 from flask_byok.cli import byok
 from flask_byok.testing import FakeProviders
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
-
-#: Where a record lies: the session's ref, the scope, the provider.
-Place = tuple[str, str, str]
+from tests.documents import Place, records, with_record
 
 
 class SqliteVault:
@@ -27,14 +25,15 @@ class SqliteVault:
         self._connection = sqlite3.connect(path, isolation_level=None)
 
     def read(self) -> dict[Place, dict[str, Any]]:
-        rows = self._connection.execute(
-            "SELECT ref, scope, provider, record FROM byok_session_keys"
-        )
-        return {(ref, scope, provider): json.loads(record) for ref, scope, provider, record in rows}
+        rows = self._connection.execute("SELECT ref, body FROM byok_session_documents")
+        return {place: json.loads(raw) for row in rows for place, raw in records(*row).items()}
 
     def write(self, place: Place, record: dict[str, Any]) -> None:
-        statement = "UPDATE byok_session_keys SET record=? WHERE ref=? AND scope=? AND provider=?"
-        assert self._connection.execute(statement, (json.dumps(record), *place)).rowcount == 1
+        query = "SELECT body FROM byok_session_documents WHERE ref=?"
+        (body,) = self._connection.execute(query, place[:1]).fetchone()
+        changed = with_record(body, place, json.dumps(record).encode())
+        statement = "UPDATE byok_session_documents SET body=? WHERE ref=?"
+        assert self._connection.execute(statement, (changed, place[0])).rowcount == 1
 
     def close(self) -> None:
         self._connection.close()
@@ -44,21 +43,19 @@ class RedisVault:
     """The sealed records in Redis, as somebody with access to it sees them."""
 
     def __init__(self, url: str) -> None:
-        self._client = redis.Redis.from_url(url, decode_responses=True)
+        self._client = redis.Redis.from_url(url)
 
     def read(self) -> dict[Place, dict[str, Any]]:
         found = {}
-        for key in self._client.keys("byok:h:*"):
-            for name, value in self._client.hgetall(key).items():
-                kind, _, rest = name.partition(":")
-                if kind == "k":
-                    scope, _, provider = rest.partition(":")
-                    found[(key, scope, provider)] = json.loads(value)
+        for key in self._client.keys("byok:d:*"):
+            for place, raw in records(key.decode(), self._client.get(key)[16:]).items():
+                found[place] = json.loads(raw)
         return found
 
     def write(self, place: Place, record: dict[str, Any]) -> None:
-        key, scope, provider = place
-        assert self._client.hset(key, f"k:{scope}:{provider}", json.dumps(record)) == 0
+        value = self._client.get(place[0])
+        changed = with_record(value[16:], place, json.dumps(record).encode())
+        assert self._client.set(place[0], value[:16] + changed, keepttl=True, xx=True)
 
     def close(self) -> None:
         self._client.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from flask_byok.testing import FakeProviders
 from tests.app import Browser, browser, fingerprint, make_app
+from tests.documents import change_records
 
 OPERATORS = "operators-key-0123456789"
 
@@ -36,9 +36,9 @@ def _served(client: Browser, fake: FakeProviders) -> tuple[str | None, str | Non
 
 
 def _make_unreadable(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "byok.sqlite") as connection:
-        connection.execute("UPDATE byok_session_keys SET record = replace(record, '.f.', '.g.')")
-    connection.close()
+    change_records(
+        tmp_path, lambda record: record | {"ciphertext": record["ciphertext"].replace(".f.", ".g.")}
+    )
 
 
 def _make_rejected(client: Browser, fake: FakeProviders, api_key: str) -> None:
@@ -63,10 +63,7 @@ def test_an_expired_key_gives_way(tmp_path: Path, fake: FakeProviders) -> None:
     """A key whose time is over counts as none."""
     client = _host(tmp_path, fake, BYOK_MAX_KEY_LIFETIME=1)
     client.save(fake.api_key("openai"))
-    with sqlite3.connect(tmp_path / "byok.sqlite") as connection:
-        past = "json_set(record, '$.expires_at', '2001-01-01T00:00:00Z')"
-        connection.execute(f"UPDATE byok_session_keys SET record = {past}")
-    connection.close()
+    change_records(tmp_path, lambda record: record | {"expires_at": "2001-01-01T00:00:00Z"})
     assert _served(client, fake) == ("env", OPERATORS)
     assert client.status()["source"] == "env"
 

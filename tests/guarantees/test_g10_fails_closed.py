@@ -256,7 +256,7 @@ def test_a_database_that_cannot_be_reached(tmp_path: Path, fake: FakeProviders) 
     for file in tmp_path.glob("byok.sqlite*"):
         file.unlink()
     (tmp_path / "byok.sqlite").mkdir()
-    app.extensions["byok"].service.sessions.engine.dispose()
+    app.extensions["byok"].service.sessions.documents.engine.dispose()
     answer = client.get(KEYS)
     assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
     assert client.get("/plain").status_code == 200

@@ -13,12 +13,11 @@ import pytest
 
 from flask_byok.errors import StoreError
 from flask_byok.model.owner import Caller
-from flask_byok.storage import engine as sql_engine
-from flask_byok.storage import redis_client
+from flask_byok.storage import deadline, redis
 from flask_byok.testing import FakeProviders
 from tests.patience import everyday_limits
 from tests.services import PostgresServer, Server, create_database
-from tests.stores.redis_kinds import TunedRedis
+from tests.storage.redis_kinds import TunedRedis
 from tests.worlds import World
 
 from .promoting import (
@@ -146,7 +145,7 @@ def check_set(world: World, caller: Caller) -> None:
 
 KINDS = ["database+sqlite", "redis+postgresql"]
 EVERYWHERE = [*KINDS, "database+postgresql", "redis+sqlite"]
-CALLS = ("read", "exchange", "promote", "discard", "commit")
+CALLS = ("read", "mark_leaving", "promote", "remove", "commit")
 VERBS = pytest.mark.parametrize(
     ("act", "check", "step"),
     [(promote, check_promotion, 6), (clear, check_clear, 9), (set_for_good, check_set, 7)],
@@ -179,7 +178,7 @@ def interrupted_at(
     place: Place, server: Server, at: int, labels: Path, interrupt: Interrupt, inside: bool
 ) -> bool:
     """Promote while a server goes away at one point, and check what is found once it is back; say whether it went."""
-    with everyday_limits(redis_client) if interrupt is frozen else nullcontext():
+    with everyday_limits(redis) if interrupt is frozen else nullcontext():
         world = place.world()
     caller = begin(world, f"{place.folder.name}-{at}")
     revive: list[Callable[[], object]] = []
@@ -205,7 +204,7 @@ def killed(server: Server) -> Callable[[], object]:
 def frozen(server: Server) -> Callable[[], object]:
     """Stop a server; what this returns lets it go on."""
     frozen = ExitStack()
-    frozen.enter_context(everyday_limits(sql_engine))
+    frozen.enter_context(everyday_limits(deadline))
     frozen.enter_context(server.frozen())
     return frozen.close
 
@@ -246,7 +245,7 @@ def test_store_goes_away(
     """With Redis or PostgreSQL killed and started again, or frozen, at any fifth point it comes out the same."""
     server = request.getfixturevalue(away)
     labels = interrupt_at_each(place, server, tmp_path, interrupt, 5)
-    assert {"before promote", "after promote", "before discard"} <= labels
+    assert {"before promote", "after promote", "before remove"} <= labels
 
 
 @pytest.mark.stress

@@ -16,7 +16,7 @@ import pytest
 
 from flask_byok.errors import SessionRequiredError
 from flask_byok.model.owner import Caller
-from flask_byok.storage import engine as sql_engine
+from flask_byok.storage import deadline
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
@@ -31,9 +31,7 @@ def worlds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[World, World]]:
     """Make two workers of one host."""
-    monkeypatch.setattr(sql_engine, "LIMIT", 20)
-    limits = "-c lock_timeout=20s -c statement_timeout=20s"
-    monkeypatch.setattr(sql_engine, "_SERVER_LIMITS", limits)
+    monkeypatch.setattr(deadline, "LIMIT", 20)
     on_redis = request.param != "sqlite"
     url = request.getfixturevalue("postgres_url" if on_redis else "sqlite_url")
     place = Place(tmp_path, fake, url, request.getfixturevalue("redis_url") if on_redis else None)

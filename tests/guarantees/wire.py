@@ -21,7 +21,7 @@ from tests.app import KEYS
 def served(app: Flask) -> Iterator[int]:
     """Serve the app on a free port, with an access log, and give the port."""
     server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server.server_port

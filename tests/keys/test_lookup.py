@@ -285,7 +285,7 @@ def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) 
     except StoreError:
         # Nothing is shown at all. A call may still be served by a tier that comes before the broken one.
         return
-    status = build_status(OPENAI, candidates, caller=ANYBODY, lookup=resolver, settings=settings)
+    status = build_status(OPENAI, candidates, caller=ANYBODY, lookup=resolver, in_account=False)
     assert not isinstance(served, StoreError)
     if isinstance(served, Credential):
         assert (status["source"], status["has_key"]) == (served.source, True)

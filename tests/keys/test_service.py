@@ -479,7 +479,7 @@ def test_late_refusal_in_use(world: World) -> None:
     """A refusal of the old key in real traffic leaves the new key and its verdict alone."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.checks.reporter(ann, world.service.resolve(ann, "openai"))
+    report = world.service.traffic.reporter(ann, world.service.resolve(ann, "openai"))
     status, _ = world.set(ann, key(world, owner="new"))
     report(Verdict.INVALID)
     assert world.status(ann) == status
@@ -490,7 +490,7 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     """A refusal that comes in after sign-out is told, and harms nothing."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.checks.reporter(ann, world.service.resolve(ann, "openai"))
+    report = world.service.traffic.reporter(ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
     report(Verdict.INVALID)

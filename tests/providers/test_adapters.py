@@ -222,7 +222,7 @@ def test_garbage_is_no_crash(
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
-    """A server that is gone is told in our own words."""
+    """The error for a server that is gone is in our own words."""
     api_key = fake.api_key(provider)
     fake.stop()
     error, _ = fail(make, provider, api_key)
@@ -232,7 +232,7 @@ def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 def test_a_hanging_provider_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
-    """A provider that does not answer in time is told so."""
+    """A provider that does not answer in time is unavailable."""
     fake.latency = 2
     stream = make(provider, fake.api_key(provider), timeout=0.2, max_retries=0).stream_chat(HELLO)
     with pytest.raises(ProviderUnavailableError, match="too long"):
@@ -243,7 +243,7 @@ def test_a_hanging_provider_is_unavailable(make: Make, fake: FakeProviders, prov
 def test_a_hanging_provider_is_given_up_by_default(
     make: Make, fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody has to think of a time limit: without one of the caller's there is one."""
+    """A call has a time limit even if the caller sets none."""
     monkeypatch.setattr(google, "TIMEOUT", 0.2)
     monkeypatch.setattr(transport, "TIMEOUT", httpx2.Timeout(0.2))
     fake.latency = 2

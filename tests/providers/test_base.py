@@ -18,7 +18,6 @@ from flask_byok.errors import (
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
-    MalformedApiKeyError,
     MissingCredentialError,
 )
 from flask_byok.http import Outbound
@@ -70,30 +69,12 @@ def test_the_key_can_be_read_and_set(make: Make, fake: FakeProviders) -> None:
     assert [call.api_key for call in fake.calls] == [new, old]
 
 
-def test_what_is_no_key_is_not_set(make: Make) -> None:
-    """A malformed key is refused and the old one stays."""
-    provider = make("openai", CANARY)
-    with pytest.raises(MalformedApiKeyError):
-        provider.set_api_key("two words of text")
-    assert provider.api_key == CANARY
-
-
-def test_a_refusal_of_a_key_that_was_set_is_not_reported(make: Make, fake: FakeProviders) -> None:
-    """The stored key is not marked for what another one did."""
-    reported: list[Any] = []
-    provider = make("openai", fake.api_key("openai"), report=reported.append)
-    provider.set_api_key(fake.api_key("openai", "bad"))
-    with pytest.raises(Exception, match="refused"):
-        list(provider.stream_chat(HELLO))
-    assert reported == []
-
-
 def test_every_object_has_a_client_of_its_own(make: Make) -> None:
     """The SDK's client is made once for an object and never shared; only the HTTP client is."""
     first, second = make("openai", CANARY), make("openai", CANARY)
     assert first.client is first.client
     assert first.client is not second.client
-    assert first.client._client is second.client._client
+    assert first.client._client._transport is second.client._client._transport
 
 
 @pytest.mark.parametrize(
@@ -117,7 +98,7 @@ def test_every_object_has_a_client_of_its_own(make: Make) -> None:
     ],
 )
 def test_options_cannot_redirect_a_key(fake: FakeProviders, provider: str, name: str) -> None:
-    """Where the key goes is decided by the operator and by whose key it is: other options are refused."""
+    """Options that could decide where the key goes raise an error."""
     credential = credential_for(fake, provider, CANARY)
     options = {name: "https://evil.example"}
     with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS") as caught:

@@ -13,7 +13,7 @@ from flask_byok.errors import ProviderUnavailableError
 from flask_byok.http import Outbound, transport
 from flask_byok.providers import make_provider
 from flask_byok.testing import FakeProviders
-from tests.outbound.hostile_server import head, hostile
+from tests.http.hostile_server import head, hostile
 from tests.patience import soon
 
 from .conftest import CATALOG, credential_for

@@ -129,7 +129,7 @@ def test_a_model_without_its_client_makes_no_call(fake: FakeProviders) -> None:
 
 @pytest.mark.parametrize("name", ["base_url", "openai_api_base", "http_client", "client"])
 def test_arguments_cannot_redirect_a_key(fake: FakeProviders, name: str) -> None:
-    """Where the key goes is not the caller's to say, under any name."""
+    """No argument, under any of its names, decides where the key goes."""
     with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS"):
         chat_model(fake, Outbound(), "openai", fake.api_key("openai"), **{name: "x"})
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flask_byok.errors import InvalidFieldError
-from flask_byok.providers.messages import Turn, split_system
+from flask_byok.providers.base import Turn, split_system
 
 
 def test_system_text_is_taken_out() -> None:

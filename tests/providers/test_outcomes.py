@@ -12,7 +12,7 @@ import pytest
 
 from flask_byok.catalog import ProviderSpec
 from flask_byok.errors import ByokError, InvalidFieldError
-from flask_byok.http import Outbound
+from flask_byok.http import Endpoint, Outbound
 from flask_byok.model.credential import Credential, Secret, Verdict
 from flask_byok.model.owner import Tier
 from flask_byok.providers import make_chat_model, make_provider
@@ -67,6 +67,7 @@ WAYS: list[Callable[[Any], object]] = [
         ("overloaded", "failed"),
         ("rate_limited", "failed"),
         ("broke", "failed"),
+        ("restricted", "failed"),
     ],
 )
 def test_a_call_has_the_outcome_that_its_answer_means(
@@ -77,12 +78,15 @@ def test_a_call_has_the_outcome_that_its_answer_means(
     behaviour: str,
     outcome: str,
 ) -> None:
-    """Answered, refused or neither: the same for our streams and for calls with the SDK's client."""
+    """Answered, rejected or neither: the same for our streams and for calls with the SDK's client."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider, behaviour), count=counted.append, max_retries=0)
+    reported: list[Verdict] = []
+    key = fake.api_key(provider, behaviour)
+    made = make(provider, key, count=counted.append, report=reported.append, max_retries=0)
     with suppress(Exception):
         way(made)
     assert counted == [outcome]
+    assert reported == ([Verdict.INVALID] if outcome == "rejected" else [])
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
@@ -107,7 +111,7 @@ def test_retries_are_one_call(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider: str) -> None:
-    """The first piece counts, whatever comes after it; a stream that nobody reads was no call."""
+    """The first piece counts, not the later ones; a stream that is never read was no call."""
     counted: list[str] = []
     made = make(provider, fake.api_key(provider), count=counted.append)
     unread = made.stream_chat(HELLO, "some-model")
@@ -135,7 +139,7 @@ def test_a_stream_that_breaks_was_used(
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_provider_that_does_not_answer_fails(provider: str) -> None:
-    """Where nobody listens, the call failed, once."""
+    """A call to an address without a server failed, once."""
     counted: list[str] = []
     credential = Credential(
         provider, Tier.SESSION, "user:1", {"api_key": Secret("sk-12345678")},
@@ -159,7 +163,8 @@ def test_no_call_has_no_outcome(fake: FakeProviders, make: Make, provider: str) 
         with pytest.raises(InvalidFieldError):
             list(made.stream_chat([{"role": "narrator", "content": "…"}], "some-model"))
     client = made.client
-    made._outbound.client_for(made._endpoint).rules.clear()  # type: ignore[attr-defined]
+    endpoint = Endpoint(made.credential.base_url, made.credential.trust)
+    made._outbound.client_for(endpoint).rules.clear()  # type: ignore[attr-defined]
     with pytest.raises(ByokError):
         stream_whole(made)
     with pytest.raises(Exception, match=r"."):
@@ -216,9 +221,10 @@ def test_a_client_outlives_what_made_it(fake: FakeProviders) -> None:
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_chat_models_of_langchain_count(fake: FakeProviders, provider: str) -> None:
-    """Each call of a chat model counts, with its own outcome."""
+def test_chat_models_of_langchain_count_and_report(fake: FakeProviders, provider: str) -> None:
+    """Each call of a chat model counts, with its own outcome, and a rejected key is reported."""
     counted: list[str] = []
+    reported: list[Verdict] = []
     for behaviour in ("good", "bad"):
         model = make_chat_model(
             CATALOG.get(provider),
@@ -226,11 +232,13 @@ def test_chat_models_of_langchain_count(fake: FakeProviders, provider: str) -> N
             Outbound(),
             "some-model",
             count=counted.append,
+            report=reported.append,
         )
         with suppress(Exception):
             model.invoke("Hello")
             list(model.stream("Hello"))
     assert counted == ["used", "used", "rejected"]
+    assert reported == [Verdict.INVALID]
 
 
 def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
@@ -265,7 +273,7 @@ def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
 def test_refusals_are_read_as_they_come(
     fake: FakeProviders, status: int, body: bytes, outcome: str
 ) -> None:
-    """Whatever an answer's body is, it has an outcome."""
+    """An answer has an outcome with any body."""
     counted: list[str] = []
     spec: ProviderSpec = CATALOG.get("openai")
     credential = credential_for(fake, "openai", "sk-12345678")
@@ -283,7 +291,7 @@ def test_refusals_are_read_as_they_come(
 def test_a_refusal_is_reported_once(
     fake: FakeProviders, make: Make, provider: str, way: Callable[[Any], object], counts: bool
 ) -> None:
-    """Whoever makes the call, with the SDK's client or as a stream of ours, and whether or not it is counted."""
+    """Calls with the SDK's client and our own streams report a rejected key, counted or not."""
     reported: list[Verdict] = []
     count = [].append if counts else None
     key = fake.api_key(provider, "bad")
@@ -294,22 +302,8 @@ def test_a_refusal_is_reported_once(
         assert reported == [Verdict.INVALID] * number
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("behaviour", ["good", "overloaded", "rate_limited", "broke", "restricted"])
-def test_nothing_else_is_reported(
-    fake: FakeProviders, make: Make, provider: str, behaviour: str
-) -> None:
-    """What is no refusal of the key says nothing about it."""
-    reported: list[Verdict] = []
-    key = fake.api_key(provider, behaviour)
-    made = make(provider, key, report=reported.append, max_retries=0)
-    with suppress(Exception):
-        call_client(provider, made.client)
-    assert reported == []
-
-
 def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
-    """A refusal of the request that quotes the conversation is none of the key, whatever that says."""
+    """A refusal that quotes the conversation says nothing about the key."""
     reported: list[Verdict] = []
     made = make("openai", fake.api_key("openai"), report=reported.append, max_retries=0)
     message = "Rejected: the words 'Incorrect API key provided: invalid_api_key' were found."
@@ -367,7 +361,7 @@ def test_a_bare_refusal_elsewhere_is_no_verdict(
 def test_a_bare_refusal_where_the_key_belongs(
     fake: FakeProviders, make: Make, provider: str, path: str
 ) -> None:
-    """At the check and where answers are asked for, 401 says that the key is bad."""
+    """At the paths of the check and of conversations, 401 says that the key is bad."""
     assert refused_barely(fake, make, provider, path) == ([Verdict.INVALID], ["rejected"])
 
 
@@ -402,24 +396,14 @@ def test_another_keys_refusal_is_not_reported(fake: FakeProviders, make: Make) -
     assert reported == [Verdict.INVALID]
 
 
-def test_another_key_reports_nothing(fake: FakeProviders, make: Make) -> None:
+@pytest.mark.parametrize("way", WAYS, ids=["chat", "call", "stream"])
+def test_another_key_reports_nothing(
+    fake: FakeProviders, make: Make, way: Callable[[Any], object]
+) -> None:
     """After `set_api_key` a refusal is about that key, and nothing is reported of the stored one."""
     reported: list[Verdict] = []
     made = make("openai", fake.api_key("openai"), report=reported.append)
     made.set_api_key(fake.api_key("openai", "bad"))
-    with pytest.raises(Exception, match=r"401"):
-        call_client("openai", made.client)
+    with pytest.raises(Exception, match=r"401|rejected"):
+        way(made)
     assert reported == []
-
-
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_chat_models_of_langchain_report(fake: FakeProviders, provider: str) -> None:
-    """A refusal that a chat model meets is reported as any other."""
-    reported: list[Verdict] = []
-    credential = credential_for(fake, provider, fake.api_key(provider, "bad"))
-    model = make_chat_model(
-        CATALOG.get(provider), credential, Outbound(), "some-model", report=reported.append
-    )
-    with pytest.raises(Exception, match=r"."):
-        model.invoke("Hello")
-    assert reported == [Verdict.INVALID]

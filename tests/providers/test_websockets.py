@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.providers.websockets import close_web_sockets
+from flask_byok.providers.google import close_web_sockets
 from flask_byok.testing import FakeProviders
 
 from .conftest import Make

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,14 +12,12 @@ from redis.cluster import ClusterNode, RedisCluster
 
 from flask_byok.errors import ConfigurationError, RateLimitedError, StoreError
 from flask_byok.storage.rates import OVERALL, RateLimiter, RateStorage
-from flask_byok.storage.redis import RedisSessionStore
-from flask_byok.storage.sql import SqlSessionStore
+from flask_byok.storage.redis import RedisDocuments
+from flask_byok.storage.sql import SqlDocuments
 from tests.services import RedisServer
-
-from .redis_kinds import ClusterServer
+from tests.storage.redis_kinds import ClusterServer
 
 SETTING = "BYOK_VALIDATE_RATE"
-LIFETIME = {"ttl": timedelta(days=1), "max_age": timedelta(days=30)}
 
 
 @pytest.fixture
@@ -28,20 +25,20 @@ def in_cluster() -> Iterator[RateStorage]:
     """Count in a Cluster."""
     with ClusterServer() as server:
         with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
-            store = RedisSessionStore(client, **LIFETIME)
+            store = RedisDocuments(client)
         yield RateStorage.beside(store)
 
 
 @pytest.fixture
 def in_redis(redis_url: str) -> RateStorage:
     """Count in Redis."""
-    return RateStorage.beside(RedisSessionStore(redis_url, **LIFETIME))
+    return RateStorage.beside(RedisDocuments(redis_url))
 
 
 @pytest.fixture
 def in_memory(sqlite_url: str) -> RateStorage:
     """Count in this process, as beside a database."""
-    return RateStorage.beside(SqlSessionStore(sqlite_url, **LIFETIME))
+    return RateStorage.beside(SqlDocuments(sqlite_url))
 
 
 @pytest.fixture(params=["in_memory", "in_redis", "in_cluster"])
@@ -156,7 +153,7 @@ def test_workers_share_the_count_in_redis(redis_url: str) -> None:
     limiters = [
         RateLimiter(
             "1/minute",
-            RateStorage.beside(RedisSessionStore(redis_url, **LIFETIME)),
+            RateStorage.beside(RedisDocuments(redis_url)),
             setting=SETTING,
         )
         for _ in range(2)
@@ -178,7 +175,7 @@ def test_count_expires(in_redis: RateStorage) -> None:
 def test_killed_redis_is_a_store_error() -> None:
     """A Redis that does not answer refuses by StoreError, through the store's own breaker."""
     with RedisServer() as server:
-        store = RedisSessionStore(server.url, **LIFETIME)
+        store = RedisDocuments(server.url)
         limiter = RateLimiter("9/minute", RateStorage.beside(store), setting=SETTING)
         limiter.check("user:ann")
         server.kill()

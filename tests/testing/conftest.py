@@ -15,14 +15,6 @@ from flask_byok.testing import FakeProviders
 
 
 @pytest.fixture
-def fake() -> Iterator[FakeProviders]:
-    """Run fake providers whose slow keys are slow by a moment only."""
-    with FakeProviders() as providers:
-        providers.slow_seconds = 0.3
-        yield providers
-
-
-@pytest.fixture
 def http() -> Iterator[httpx2.Client]:
     """Provide a plain client without the environment's proxies."""
     with httpx2.Client(trust_env=False, timeout=10) as client:

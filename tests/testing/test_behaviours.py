@@ -250,7 +250,7 @@ def test_unknown_names_are_refused(fake: FakeProviders) -> None:
 
 
 def test_answer_next(fake: FakeProviders, http: httpx2.Client) -> None:
-    """A scripted answer is given once, in order, whatever the key."""
+    """Scripted answers are given once each, in order, for any key."""
     fake.answer_next("custom", 404, {"error": "no listing"})
     fake.answer_next("custom", 503, None, Retry_After="7")
     url, headers = (

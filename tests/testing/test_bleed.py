@@ -1,4 +1,4 @@
-"""The assertion that no key bled finds each way of bleeding, and names nobody's key."""
+"""The assertion that no key bled finds each way of bleeding, and repeats no key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def calls(*more: RecordedCall) -> list[RecordedCall]:
 
 
 def test_own_keys_pass() -> None:
-    """Calls with their owners' keys pass, and so does a check that names nobody."""
+    """Calls with their owners' keys pass, and so does a check without owners."""
     check = call("7", method="GET", path="/openai/v1/models", body=None)
     assert_no_key_bleed(calls(check), KEYS)
 

@@ -1,4 +1,4 @@
-"""The plugin gives hosts the fixture, and costs the runs that do not use it next to nothing."""
+"""The plugin gives hosts the fixture, and costs runs that do not use it little."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_hosts_use_the_fixture(tmp_path: Path) -> None:
 
 
 def test_loading_the_plugin_is_light(tmp_path: Path) -> None:
-    """The plugin loads no SDK, no HTTP client or server, no Flask and no database."""
-    heavy = "openai anthropic google.genai httpx2 httpx flask sqlalchemy redis http.server"
+    """The plugin loads no SDK, no HTTP client and no database."""
+    heavy = "openai anthropic google.genai httpx2 httpx sqlalchemy redis"
     code = f"""
 import sys
 import pytest

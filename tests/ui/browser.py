@@ -1,4 +1,4 @@
-"""Headless Chromium, and the settings in it as a person meets them."""
+"""Headless Chromium, and the settings as a person uses them in it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = (
 
 @contextmanager
 def chromium(*, script: bool = True) -> Iterator[Chrome]:
-    """Run a browser of our own, with or without JavaScript."""
+    """Run a browser with a new profile, with or without JavaScript."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
@@ -47,7 +47,7 @@ def chromium(*, script: bool = True) -> Iterator[Chrome]:
 
 
 class SettingsPage:
-    """What a person sees and does in the settings, dialog or page."""
+    """What a person sees and does in the settings, be they a dialog or a page."""
 
     def __init__(self, driver: Chrome, url: str) -> None:
         self.driver = driver
@@ -65,17 +65,17 @@ class SettingsPage:
         self.wait(self.is_fresh, "the dialog shows what is there now")
 
     def is_fresh(self) -> bool:
-        """Say whether the settings show what the server has said last, as far as they have asked."""
+        """Return True if the settings wait for no answer of the server."""
         settings = self.driver.find_element(By.CSS_SELECTOR, "byok-settings")
         return settings.get_attribute("aria-busy") != "true"
 
     def wait(self, condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-        """Poll until the condition holds; an element that was replaced meanwhile is looked up again."""
+        """Poll until the condition holds; errors, as of a replaced element, count as "not yet"."""
         waiting = WebDriverWait(self.driver, seconds, 0.05, ignored_exceptions=[Exception])
         return waiting.until(lambda _: condition(), what)
 
     def dialog_is_open(self) -> bool:
-        """Say whether the dialog is shown."""
+        """Return True if the dialog is open."""
         dialog = self.driver.find_element(By.ID, "byok-dialog")
         return dialog.get_attribute("open") is not None
 
@@ -110,7 +110,7 @@ class SettingsPage:
         return self.row(provider, f'input[name="{name}"]')
 
     def typed(self, provider: str) -> str:
-        """Return what stands in the key's input."""
+        """Return the text in the key's input."""
         return str(self.input(provider).get_property("value"))
 
     def type(self, provider: str, text: str, name: str = "api_key") -> None:
@@ -130,11 +130,11 @@ class SettingsPage:
 
     @property
     def message(self) -> str:
-        """What the live region says."""
+        """The text of the live region."""
         return self.find("[data-byok-message]").text
 
     def expect(self, message: str) -> None:
-        """Wait until the live region says just this."""
+        """Wait until this is the whole text of the live region."""
         try:
             self.wait(lambda: self.message == message, message)
         except Exception:
@@ -142,7 +142,7 @@ class SettingsPage:
             raise
 
     def focused(self) -> str:
-        """Name what has the focus: an action, an input's name, a tag; inside the shadow root too."""
+        """Return the action, name or tag of the focused element, inside the shadow root too."""
         name = self.driver.execute_script("""
             let element = document.activeElement;
             while (element.shadowRoot?.activeElement) element = element.shadowRoot.activeElement;
@@ -151,7 +151,7 @@ class SettingsPage:
         return str(name)
 
     def call(self, expression: str, *arguments: Any) -> Any:
-        """Await an expression in which `byok` is the module and `given` are the arguments."""
+        """Evaluate and await an expression; `byok` is the module, `given` the arguments."""
         return self.driver.execute_async_script(
             f"""
             const done = arguments[arguments.length - 1], given = [...arguments].slice(0, -1);
@@ -169,6 +169,6 @@ class SettingsPage:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": chosen})
 
     def resize(self, width: int, height: int) -> None:
-        """Make the viewport this wide, in CSS pixels."""
+        """Set the size of the viewport in CSS pixels."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -33,7 +33,7 @@ def scriptless_browser() -> Iterator[Chrome]:
 
 @pytest.fixture
 def browser(scripted_browser: Chrome) -> Iterator[Chrome]:
-    """Give the browser with nothing left in it from the test before."""
+    """Return the browser, without the state of the test before."""
     yield scripted_browser
     scripted_browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     scripted_browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -42,7 +42,7 @@ def browser(scripted_browser: Chrome) -> Iterator[Chrome]:
 
 @pytest.fixture
 def plain_browser(scriptless_browser: Chrome) -> Iterator[Chrome]:
-    """Give the browser without JavaScript, with nothing left in it."""
+    """Return the browser without JavaScript, without the state of the test before."""
     yield scriptless_browser
     _empty(scriptless_browser)
 
@@ -55,7 +55,7 @@ def _empty(driver: Chrome) -> None:
 
 @pytest.fixture
 def serve(tmp_path: Path, byok_fake_providers: FakeProviders) -> Iterator[ServeHost]:
-    """Serve a host whose providers are the fake ones; keywords are its settings."""
+    """Return a function that serves a host with fake providers; keywords are its settings."""
     hosts: list[Host] = []
 
     def start(**config: Any) -> Host:

@@ -67,7 +67,7 @@ def answer(settings: SettingsPage, words: str) -> None:
 def test_key_in_the_account_is_there_in_another_browser(
     serve: ServeHost, browser: Chrome, plain_browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
-    """Who signs in goes on with the key of the account, after signing out and in any browser; nobody else does."""
+    """The account's key serves its user after a sign-out and in any browser, and serves no other user."""
     url, api_key = serve().url, make_key("ada")
     here, there = SettingsPage(browser, url), SettingsPage(plain_browser, url)
     sign_in(here)
@@ -98,7 +98,7 @@ def test_key_for_the_session_goes_with_it(
 
 
 def test_visitor_has_no_account(settings: SettingsPage) -> None:
-    """Nobody who is not signed in is offered one, nor where keys are kept for sessions only."""
+    """A visitor is offered no account, and neither is a user if keys are kept for sessions only."""
     assert settings.row_all("openai", "input[name=persist], [part=more]") == []
 
 
@@ -108,7 +108,7 @@ def test_visitor_has_no_account(settings: SettingsPage) -> None:
 def test_place_is_asked_only_where_there_are_two(
     serve: ServeHost, browser: Chrome, precedence: list[str], asked: bool
 ) -> None:
-    """Where keys have one place there is no box, and the text above says which it is."""
+    """If keys have only one place, there is no checkbox, and the text above names the place."""
     settings = SettingsPage(browser, serve(BYOK_PRECEDENCE=precedence).url)
     sign_in(settings)
     assert bool(settings.row_all("openai", "input[name=persist]")) is asked
@@ -127,10 +127,10 @@ def test_visitors_key_is_kept_in_the_account(
     sign_in(settings)
     assert settings.badge("openai") == "NOT SET"
     question = settings.row("openai", "[part=promotable]").text
-    assert question.startswith("Saved before you signed in, and not used: ")
-    assert f"…{api_key[-4:]}. Keep it?" in question
-    answer(settings, "Keep it")
-    settings.expect("Key kept")
+    assert question.startswith("You added this key before signing in: ")
+    assert f"…{api_key[-4:]}. Use it with this account?" in question
+    answer(settings, "Use this key")
+    settings.expect("Key added to your account")
     assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -138,14 +138,14 @@ def test_visitors_key_is_kept_in_the_account(
 @pytest.mark.parametrize(
     ("words", "message", "kept"),
     [
-        ("Use it instead", "Key kept", "visitor"),
+        ("Use this key", "Key added to your account", "visitor"),
         ("Keep my account's key", "Key removed", "account"),
     ],
 )
 def test_visitors_key_beside_the_accounts(
     settings: SettingsPage, make_key: Callable[[str], str], words: str, message: str, kept: str
 ) -> None:
-    """Where the account has a key both can be chosen; afterwards nothing is asked, and the chosen one is used."""
+    """If the account has a key, the user chooses between the two; then the question is gone."""
     keys = {name: make_key(name) for name in ("account", "visitor")}
     sign_in(settings)
     settings.save("openai", keys["account"])
@@ -173,8 +173,8 @@ def test_visitors_key_beside_one_for_the_session(
     sign_in(settings)
     save_for_session(settings, make_key("session"))
     assert settings.source("openai") == "session"
-    answer(settings, "Use it instead")
-    settings.expect("Key kept")
+    answer(settings, "Use this key")
+    settings.expect("Key added to your account")
     assert (settings.source("openai"), hint(settings)) == ("user", visitors[-4:])
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -182,14 +182,14 @@ def test_visitors_key_beside_one_for_the_session(
 def test_key_of_the_session_moves_to_the_account(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:
-    """What was saved for the session can be kept in the account later, and replaces what is there if so wished."""
+    """A session key can be kept in the account later, and replaces the key there if the user wishes."""
     sign_in(settings)
     for name, words in (("first", "Keep in my account"), ("second", "Replace my account's key")):
         api_key = make_key(name)
         save_for_session(settings, api_key)
         assert (settings.source("openai"), hint(settings)) == ("session", api_key[-4:])
         answer(settings, words)
-        settings.expect("Key kept")
+        settings.expect("Key added to your account")
         assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
         assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -377,10 +377,10 @@ def test_visitors_key_that_the_account_has(
     settings.expect("Key saved")
     sign_in(settings)
     offered = settings.row("openai", "[part=promotable]").text
-    assert "Your account has it already." in offered
+    assert "Your account already has it." in offered
     assert "another" not in offered
     answer(settings, "Keep my account's key")
-    settings.expect("Key kept")
+    settings.expect("Key added to your account")
     assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -396,7 +396,7 @@ def test_change_of_a_key_that_is_gone(
     body = {"provider": "openai", "tier": "user"}
     call_elsewhere(settings, "POST", "/api/providers/keys/clear", body)
     settings.press("openai", "change")
-    settings.expect("Failed to save changes: This key is not there any more.")
+    settings.expect("Failed to save changes: This key no longer exists.")
 
 
 def test_one_of_several_keys_is_changed(
@@ -420,7 +420,9 @@ def test_one_of_several_keys_is_changed(
     settings.expect("Changes saved")
     assert settings.row("openai", "[data-byok-label]").text == "Home"
     settings.press("openai", "clear")
-    assert "Remove all your keys for it?" in settings.row("openai", "[part=question]").text
+    assert (
+        "Remove all your keys for this provider?" in settings.row("openai", "[part=question]").text
+    )
     settings.press("openai", "confirm")
     settings.expect("Key removed")
     assert settings.badge("openai") == "NOT SET"
@@ -429,7 +431,7 @@ def test_one_of_several_keys_is_changed(
 def test_expiry_has_the_operators_limit(
     serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
-    """Where the operator limits how long keys are kept, the limit is shown, and holds without a day chosen."""
+    """The operator's limit on a key's lifetime is shown, and holds if no day is chosen."""
     settings = SettingsPage(browser, serve(BYOK_MAX_KEY_LIFETIME=timedelta(days=90)).url)
     sign_in(settings)
     last = (datetime.now(UTC) + timedelta(days=90)).date().isoformat()
@@ -462,7 +464,7 @@ def test_impossible_day_is_shown(serve: ServeHost, browser: Chrome) -> None:
     ids=["markup", "pictures", "words", "long", "dots"],
 )
 def test_rubbish_is_refused(serve: ServeHost, browser: Chrome, rubbish: str) -> None:
-    """What cannot be a key is refused with a sentence, stays where it was pasted, and nothing is stored."""
+    """Text that cannot be a key is refused with a sentence, stays in its input, and is not stored."""
     settings = SettingsPage(browser, serve().url)
     sign_in(settings)
     browser.execute_script("arguments[0].value = arguments[1]", settings.input("openai"), rubbish)
@@ -490,7 +492,7 @@ def test_key_in_the_label_is_refused(
 def test_box_asks_for_an_account_that_is_still_there(
     serve: ServeHost, browser: Chrome, make_key: Callable[[str], str]
 ) -> None:
-    """Who was signed out meanwhile is told to sign in; the key is not saved elsewhere, and stays in its input."""
+    """After a sign-out in another tab, a save asks to sign in; the key is not stored, and stays in its input."""
     settings, api_key = SettingsPage(browser, serve().url), make_key("ada")
     sign_in(settings)
     settings.driver.execute_async_script("fetch('/sign-out').then(arguments[0])")

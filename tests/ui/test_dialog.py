@@ -11,6 +11,7 @@ from selenium.webdriver.common.keys import Keys
 
 from flask_byok.catalog import Field, ProviderSpec
 from flask_byok.testing import FakeProviders
+from flask_byok.web.text import VERDICTS
 
 from .browser import SettingsPage
 from .conftest import ServeHost
@@ -38,7 +39,7 @@ def test_bad_key_is_refused(settings: SettingsPage, byok_fake_providers: FakePro
     settings.expect("Key saved")
     hint = settings.row("openai", "[data-byok-hint]").text
     settings.save("openai", "sk-not-a-key-of-anybody")
-    settings.expect("Failed to save key: The provider does not know this key.")
+    settings.expect(f"Failed to save key: {VERDICTS['invalid']}")
     assert settings.typed("openai") == "sk-not-a-key-of-anybody"
     assert settings.row("openai", "[data-byok-hint]").text == hint
     assert settings.input("openai").get_attribute("aria-invalid") == "true"
@@ -92,7 +93,7 @@ def test_key_in_use_is_checked(settings: SettingsPage, byok_fake_providers: Fake
     settings.expect("Key saved")
     byok_fake_providers.revoke("openai", api_key)
     settings.press("openai", "validate")
-    settings.expect("OpenAI: The provider does not know this key.")
+    settings.expect(f"OpenAI: {VERDICTS['invalid']}")
     assert settings.row("openai").get_attribute("data-byok-state") == "rejected"
     assert settings.row("openai", "[data-byok-chip]").text == "Rejected"
 
@@ -118,7 +119,7 @@ def test_clear_asks_first(settings: SettingsPage, byok_fake_providers: FakeProvi
 def test_clear_names_the_key_that_serves_instead(
     serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders, tmp_path: Path
 ) -> None:
-    """Where a shared key takes over, the message says so and the badge changes to SHARED."""
+    """If a shared key takes over, the message says so and the badge changes to SHARED."""
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/openai_api_key").write_text(byok_fake_providers.api_key("openai"))
     settings = SettingsPage(browser, serve().url)
@@ -129,7 +130,7 @@ def test_clear_names_the_key_that_serves_instead(
     assert settings.badge("openai") == "YOUR KEY"
     settings.press("openai", "clear")
     settings.press("openai", "confirm")
-    settings.expect("Key removed. The shared key is used now.")
+    settings.expect("Key removed. The shared key is now in use.")
     assert settings.badge("openai") == "SHARED"
 
 
@@ -156,7 +157,9 @@ def test_locked_provider_takes_no_key(serve: ServeHost, browser: Chrome) -> None
     field = settings.input("groq")
     assert not field.is_enabled()
     described_by = str(field.get_attribute("aria-describedby")).split()
-    assert any("Managed by the operator" in settings.find(f"#{id}").text for id in described_by)
+    assert any(
+        "Managed by your administrator" in settings.find(f"#{id}").text for id in described_by
+    )
     assert settings.row_all("groq", ":is([data-byok-action=save], [data-byok-action=reveal])") == []
 
 
@@ -246,9 +249,9 @@ def test_key_from_before_sign_in_waits_for_consent(
     settings.expect("Key saved")
     settings.open("/sign-in/ada")
     assert settings.badge("openai") == "NOT SET"
-    assert "Keep it?" in settings.row("openai", "[part=promotable]").text
+    assert "Use it with this account?" in settings.row("openai", "[part=promotable]").text
     settings.press("openai", "promote")
-    settings.expect("Key kept")
+    settings.expect("Key added to your account")
     assert settings.badge("openai") == "YOUR KEY"
     assert settings.row_all("openai", "[part=promotable]") == []
 
@@ -288,7 +291,7 @@ def save_elsewhere(settings: SettingsPage, provider: str, api_key: str) -> None:
 def test_dialog_shows_what_another_tab_did(
     settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """A dialog that is opened shows what is there then, whatever was when its page was loaded; each time."""
+    """Each time it is opened, the dialog shows the present keys, not those of when its page was loaded."""
     settings.visit("/")
     save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
     assert settings.source("openai") == ""
@@ -308,7 +311,7 @@ def test_dialog_shows_what_another_tab_did(
 def test_what_is_typed_at_once_stays(
     settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """Whoever types before the fresh rows are there loses nothing; the other rows are fresh."""
+    """Text typed before the fresh rows arrive stays; the other rows are fresh."""
     settings.visit("/")
     save_elsewhere(settings, "openai", byok_fake_providers.api_key("openai"))
     field = settings.input("groq")

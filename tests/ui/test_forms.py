@@ -50,7 +50,7 @@ def outcome(response: TestResponse) -> dict[str, str]:
 def test_saving_redirects_with_codes(
     client: FlaskClient, byok_fake_providers: FakeProviders
 ) -> None:
-    """A saved key leads back to the page; the address has codes and no text of anybody."""
+    """A saved key leads back to the page; the address has codes and no free text."""
     api_key = byok_fake_providers.api_key("openai")
     response = post(client, "save", api_key=api_key)
     assert outcome(response) == {
@@ -63,7 +63,7 @@ def test_saving_redirects_with_codes(
 
 
 def test_key_in_the_wrong_field_is_not_repeated(client: FlaskClient) -> None:
-    """Where a key was pasted for the provider's id, the address does not carry it on."""
+    """If a key was pasted as the provider's id, the address does not contain it."""
     response = post(client, "save", provider="sk-pasted-here-by-mistake", api_key="sk-and-here")
     assert outcome(response) == {"byok": "save_failed", "byok_reason": "unknown_provider"}
 
@@ -122,7 +122,7 @@ def test_form_of_another_site_is_refused(client: FlaskClient) -> None:
 
 
 def test_too_large_form_is_refused(client: FlaskClient) -> None:
-    """A form over the limit is answered 413, not with an error of ours."""
+    """A form over the limit is answered 413."""
     assert post(client, "save", api_key="x" * 100_000).status_code == 413
 
 

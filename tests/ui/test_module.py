@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flask_byok.testing import FakeProviders
+from flask_byok.web.text import VERDICTS
 
 from .browser import SettingsPage
 
@@ -58,12 +59,14 @@ def test_verbs_work_and_tell_of_changes(
 def test_key_is_kept_in_the_account(
     open_settings: SettingsPage, byok_fake_providers: FakeProviders
 ) -> None:
-    """A host's script says where a key goes, with which label and until when, and can keep a visitor's."""
+    """A host's script chooses tier, label and expiry of a key, and can promote a visitor's."""
     page, first, second = (
         open_settings,
         *(byok_fake_providers.api_key("openai", owner=o) for o in "ab"),
     )
     page.call("byok.setProviderKey('openai', given[0])", first)
+    # A request under way at the sign-in would store the visitor's session again: Flask-Session stores it whole.
+    page.wait(lambda: page.source("openai") == "session", "the row follows")
     page.visit("/sign-in/ada")
     options = {"persist": True, "label": "Work", "expires_at": "2999-12-31T23:59:59Z"}
     saved = page.call("byok.setProviderKey('openai', given[0], given[1])", second, options)
@@ -83,9 +86,12 @@ def row_text(page: SettingsPage) -> str:
 
 
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
-    """A verb that fails rejects with the problem's code and a sentence of ours, and changes nothing."""
+    """A verb that fails rejects with the problem's code and its sentence, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
-    assert failed == {"code": "key_refused", "message": "The provider does not know this key."}
+    assert failed == {
+        "code": "key_refused",
+        "message": VERDICTS["invalid"],
+    }
     failed = open_settings.call("byok.promoteProviderKeys()")
     assert failed["code"] == "owner_required"
     assert open_settings.driver.execute_script("return window.changes") == []
@@ -125,5 +131,6 @@ def test_missing_browser_features_are_filled_in(open_settings: SettingsPage) -> 
         old.replaceWith(settings);
         document.querySelector("dialog").showModal();
     """)
+    open_settings.wait(open_settings.is_fresh, "the dialog shows what is there now")
     open_settings.save("openai", "short")
     open_settings.wait(lambda: open_settings.message.startswith("Failed to save key"), "an answer")

@@ -7,6 +7,7 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from flask_byok.testing import FakeProviders
+from flask_byok.web.text import VERDICTS
 
 from .browser import SettingsPage
 from .conftest import ServeHost
@@ -37,7 +38,7 @@ def test_page_is_linked(settings: SettingsPage) -> None:
 
 
 def test_script_only_controls_are_hidden(settings: SettingsPage) -> None:
-    """What would do nothing without the script is not shown."""
+    """Controls that need the script are not shown without it."""
     assert not settings.row("openai", "[data-byok-action=reveal]").is_displayed()
 
 
@@ -76,15 +77,15 @@ def test_inline_settings_return_to_their_page(
 def test_bad_key_is_refused(settings: SettingsPage) -> None:
     """A refused key is named as such and not repeated anywhere."""
     settings.save("openai", "sk-not-a-key-of-anybody")
-    settings.expect("Failed to save key: The provider does not know this key.")
+    settings.expect(f"Failed to save key: {VERDICTS['invalid']}")
     assert settings.badge("openai") == "NOT SET"
     assert "not-a-key" not in settings.driver.page_source + settings.driver.current_url
 
 
 def test_malformed_key_is_refused(settings: SettingsPage) -> None:
-    """What cannot be a key is refused with a sentence of ours."""
+    """A text that cannot be a key is refused with a sentence."""
     settings.save("openai", "short")
-    settings.expect("Failed to save key: This is not an API key. Check what was pasted.")
+    settings.expect("Failed to save key: This is not an API key. Check what you pasted.")
 
 
 def test_key_is_checked(settings: SettingsPage, byok_fake_providers: FakeProviders) -> None:
@@ -118,7 +119,7 @@ def test_key_from_before_sign_in_is_kept(
     settings.visit("/sign-in/ada")
     settings.visit("/api/providers/settings")
     settings.press("openai", "promote")
-    settings.expect("Key kept")
+    settings.expect("Key added to your account")
     assert settings.badge("openai") == "YOUR KEY"
 
 

@@ -51,7 +51,7 @@ def test_outcome_replaces_an_earlier_one() -> None:
 
 @given(st.builds(Outcome, code=st.text(), provider=st.text(), verdict=st.text(), reason=st.text()))
 def test_free_text_says_nothing(outcome: Outcome) -> None:
-    """Whatever a link has in its query, only words of ours are shown."""
+    """No query of a link can make the page show other words than its own."""
     shown = notice(outcome, NAMES)
     assert shown is None or outcome.code in OUTCOMES or outcome.verdict in VERDICTS
 

@@ -36,7 +36,7 @@ def test_whole_tour_breaks_no_policy(
     settings.driver.execute_script(
         "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
     )
-    settings.wait(lambda: settings.typed("openai") == "", "rendered anew")
+    settings.wait(lambda: settings.typed("openai") == "", "rendered again")
     assert violations(settings) == []
 
 

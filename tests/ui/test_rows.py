@@ -45,8 +45,8 @@ def row(
 @pytest.mark.parametrize(
     ("source", "tiers", "hint", "words", "actions"),
     [
-        (None, [], "sk-…wait", "before you signed in", ["promote"]),
-        ("team", ["team"], None, "before you signed in", ["promote"]),
+        (None, [], "sk-…wait", "before signing in", ["promote"]),
+        ("team", ["team"], None, "before signing in", ["promote"]),
         ("user", ["user"], "sk-…mine", "Your account has another", ["promote", "confirm"]),
         ("session", ["session"], "sk-…mine", "another key for this session", ["promote"]),
         ("session", ["session", "user"], "sk-…mine", "another key for this session", ["promote"]),
@@ -57,7 +57,7 @@ def row(
 def test_question_about_a_key_to_keep(
     source: str | None, tiers: list[str], hint: str | None, words: str, actions: list[str]
 ) -> None:
-    """What is asked depends on whose key it is and what is beside it."""
+    """The question depends on whose key it is and which keys are beside it."""
     offer = row(source=source, tiers=tiers, hint=hint, promotable=True, promotable_hint="sk-…wait")[
         "offer"
     ]
@@ -66,10 +66,10 @@ def test_question_about_a_key_to_keep(
 
 
 def test_question_about_the_very_key_of_the_account() -> None:
-    """Where the account has the key that waits, it is said so; of the session's own copy nothing is asked."""
+    """If the account has the waiting key, the row says so; the session's own copy is not asked about."""
     same: dict[str, Any] = {"promotable": True, "promotable_in_account": True}
     offer = row(promotable_hint="sk-…mine", **same)["offer"]
-    assert "Your account has it already." in offer["question"]
+    assert "Your account already has it." in offer["question"]
     assert [(action, value) for action, value, _ in offer["answers"]] == [("promote", "keep")]
     both = {"source": "session", "tiers": ["session", "user"], "promotable_hint": "sk-…mine"}
     assert row(**both, **same)["offer"] is None
@@ -91,7 +91,7 @@ def test_nothing_is_asked(changes: dict[str, Any]) -> None:
 
 
 def test_waiting_key_is_not_shown_as_the_one_in_use() -> None:
-    """Where a key waits and none is there, the hint is in the question alone."""
+    """If a key waits and no other is there, the hint is in the question alone."""
     shown = row(source=None, tiers=[], hint="sk-…wait", promotable=True, promotable_hint="sk-…wait")
     assert (shown["hint"], shown["promotable_hint"], shown["place"]) == (None, "sk-…wait", None)
 
@@ -113,7 +113,7 @@ def test_expiry(expires_at: str | None, words: str | None, later: bool) -> None:
 
 @pytest.mark.parametrize("state", ["inactive", "expired"])
 def test_chip_is_about_ones_own_key(state: str) -> None:
-    """Where no key is in use, a chip says why the person's own is not; of a shared one it says nothing."""
+    """If no key is in use, a chip says why the person's own is not; it says nothing about a shared one."""
     words = {"inactive": "Inactive", "expired": "Expired"}[state]
     for tiers, chip in ((["user"], words), (["session", "system"], words), (["system"], None)):
         shown = row(source=None, tiers=tiers, state=state)
@@ -162,9 +162,9 @@ def test_account_is_offered_where_its_key_would_count(
 
 
 def test_question_before_several_keys_go() -> None:
-    """Where an account may have several keys for a provider, Clear says that all of them go."""
+    """If an account may have several keys for a provider, Remove says that it removes all of them."""
     several = Settings(keys_per_provider=3)
-    assert row(settings=several)["confirm_question"] == "Remove all your keys for it?"
+    assert row(settings=several)["confirm_question"] == "Remove all your keys for this provider?"
     assert row()["confirm_question"] == "Remove this key?"
     one = row(settings=several, source="session", tiers=["session"])
     assert one["confirm_question"] == "Remove this key?"

@@ -18,7 +18,7 @@ PICTURE = Path(__file__).parents[2] / "docs/_static/byok-settings.png"
 def test_picture_of_the_dialog(
     serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders, tmp_path: Path
 ) -> None:
-    """The documentation has a picture of the dialog; `BYOK_SCREENSHOTS=1` takes it anew."""
+    """The documentation has a picture of the dialog; `BYOK_SCREENSHOTS=1` takes it again."""
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets/groq_api_key").write_text(byok_fake_providers.api_key("groq"))
     shown = ["openai", "anthropic", "groq"]

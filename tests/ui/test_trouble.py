@@ -52,7 +52,7 @@ def test_token_is_renewed_only_once(serve: ServeHost, browser: Chrome) -> None:
 def test_lost_session_is_renewed(
     serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders
 ) -> None:
-    """A session that ended with the page open is begun anew and the save sent once more."""
+    """If the session has ended while the page was open, a new one begins and the save is sent again."""
     settings = SettingsPage(browser, serve(WTF_CSRF_ENABLED=False).url)
     settings.open()
     browser.delete_all_cookies()
@@ -94,7 +94,7 @@ def test_too_many_attempts_are_said(
 
 
 def test_success_is_said_only_on_2xx(settings: SettingsPage) -> None:
-    """An answer that is no JSON of ours, such as a sign-in page, is a failure."""
+    """An answer that is not our JSON, such as a sign-in page, is a failure."""
     settings.open()
     settings.driver.execute_script(
         "window.fetch = async () => new Response('<h1>Sign in</h1>', { status: 200 })"
@@ -175,7 +175,7 @@ def test_going_back_finds_no_typed_key(settings: SettingsPage) -> None:
 
 
 def test_visitor_is_asked_to_sign_in(serve: ServeHost, browser: Chrome, tmp_path: Path) -> None:
-    """Where signing in is required, a visitor is told so, in the dialog too."""
+    """If sign-in is required, the page and the dialog tell a visitor so."""
     settings = SettingsPage(browser, serve(BYOK_REQUIRE_LOGIN=True).url)
     settings.open()
     assert settings.find("[data-byok-failure]").text.startswith(

@@ -38,7 +38,7 @@ def _code(answer: Any) -> tuple[int, str]:
 
 @pytest.mark.parametrize(("method", "below"), CALLS)
 def test_admins_only(host: HostApp, method: str, below: str) -> None:
-    """A visitor is told to sign in, a user that it is not allowed, whatever the request says."""
+    """A visitor gets 401 and a user 403, no matter what else the request says."""
     for body in ({"provider": "openai", "api_key": "k-12345678"}, {"nonsense": 1}):
         visitor, user = keeper(host, None), keeper(host, "ann")
         assert _code(visitor.ask(method, SHARED + below, body)) == (401, "owner_required")
@@ -46,7 +46,7 @@ def test_admins_only(host: HostApp, method: str, below: str) -> None:
 
 
 def test_a_persons_key_in_a_shared_tier(host: HostApp, root: Keeper, fake: FakeProviders) -> None:
-    """Whatever its column says, admins neither see nor reach a person's key."""
+    """Admins neither see nor reach a person's key, even if its tier column is wrong."""
     mine = keeper(host, "ann").keep(fake.api_key("openai"))
     shared = root.ask("POST", SHARED, {"provider": "groq", "api_key": fake.api_key("groq")})
     for tier in ("team", "system"):
@@ -101,7 +101,7 @@ def test_a_team_key_serves_its_members(host: HostApp, root: Keeper, fake: FakePr
 
 
 def test_lists(root: Keeper, fake: FakeProviders) -> None:
-    """An admin lists shared keys, of one owner or of one provider, and never anybody's own."""
+    """An admin lists shared keys, of one owner or of one provider, and no personal keys."""
     root.keep(fake.api_key("openai", owner="mine"))
     made = [
         root.keep(fake.api_key(provider, owner=owner), provider, SHARED, owner=owner)
@@ -129,7 +129,7 @@ def test_lists(root: Keeper, fake: FakeProviders) -> None:
     "owner", ["user:root", "user:ann", "session:x", "team", "team:", "", "System", "team:a\nb"]
 )
 def test_other_owners(root: Keeper, fake: FakeProviders, owner: str) -> None:
-    """Nobody gives a key to a person, and nobody lists a person's, not even an admin the own."""
+    """Admins cannot give a key to a person, nor list personal keys, not even their own."""
     assert _code(root.get(SHARED, query_string={"owner": owner})) == (422, "invalid_field")
     body = {"provider": "openai", "api_key": fake.api_key("openai"), "owner": owner}
     assert _code(root.ask("POST", SHARED, body)) == (422, "invalid_field")
@@ -203,7 +203,7 @@ def test_a_refused_key_is_logged_where_it_was_to_go(
 
 
 def test_no_value_ever(make_host: MakeHost, fake: FakeProviders) -> None:
-    """A shared key is shown to nobody, whatever the operator allows."""
+    """A shared key is never shown, even if the operator allows reveals."""
     host = make_host(BYOK_ALLOW_REVEAL=True)
     root, api_key = keeper(host, "root"), fake.api_key("openai")
     path = f"{SHARED}/{root.keep(api_key, path=SHARED)['id']}"

@@ -158,7 +158,7 @@ def test_far_expiry_never_breaks_the_list(
 
 @pytest.mark.parametrize(("body", "status", "code"), REFUSED_BODIES)
 def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code: str) -> None:
-    """What cannot be used is refused with its own code and status, and nothing of it is repeated."""
+    """An invalid body is refused with its own code and status, and nothing of it is repeated."""
     visitor.load()
     headers = {"X-CSRFToken": visitor.token or ""}
     answer = visitor.post(
@@ -183,11 +183,17 @@ def test_bodies_that_are_refused(visitor: Browser, body: str, status: int, code:
             "no field of that name here. The fields",
         ),
         ('{"api_key": "k-12345678"}', "The field 'provider' is missing."),
-        ('{"provider": 7}', "The field 'provider' has a value that cannot be used."),
-        ('{"provider": "openai", "fields": {"api_key": 1}}', "The field 'fields' has a value"),
+        ('{"provider": 7}', "The field 'provider' has an invalid value."),
+        (
+            '{"provider": "openai", "fields": {"api_key": 1}}',
+            "The field 'fields' has an invalid value",
+        ),
         ('{"provider": "openai", "expires_at": "soon"}', "'2027-01-31T00:00:00Z', or null."),
         ('{"provider": "openai", "expires_at": 1}', "'2027-01-31T00:00:00Z', or null."),
-        ('{"provider": "openai", "validate": "`$.label`"}', "The field 'validate' has a value"),
+        (
+            '{"provider": "openai", "validate": "`$.label`"}',
+            "The field 'validate' has an invalid value",
+        ),
         ("[]", "The body is a JSON object. Its fields are: 'provider', 'api_key'"),
     ],
 )
@@ -232,7 +238,7 @@ def test_only_json_is_read(visitor: Browser, content_type: str) -> None:
 
 
 def test_a_key_in_the_label_is_refused(visitor: Browser, fake: FakeProviders) -> None:
-    """What is shown cannot hold the key by mistake."""
+    """A label that contains the key is refused."""
     api_key = fake.api_key("openai")
     for label in (api_key, f"mine: {api_key}", fake.api_key("anthropic")):
         answer = visitor.save(api_key, description=label, validate="off")
@@ -300,6 +306,13 @@ def test_openapi_names_where_it_is(tmp_path: Path, prefix: str, mount: str) -> N
         ("PUT", f"{KEYS}/promote", 405),
         ("GET", f"{KEYS}/nothing", 404),
         ("POST", f"{KEYS}/set/", 404),
+        ("GET", "/api/keys", 401),
+        ("GET", "/api/keys/services", 200),
+        ("POST", "/api/keys", 400),
+        ("DELETE", "/api/keys/0123456789abcdef0123456789abcdef", 400),
+        ("POST", "/api/keys/0123456789abcdef0123456789abcdef", 405),
+        ("PATCH", "/api/admin/keys", 405),
+        ("GET", "/api/admin/keys/x/y", 404),
     ],
 )
 def test_headers_of_every_answer(visitor: Browser, method: str, path: str, status: int) -> None:
@@ -330,7 +343,7 @@ def test_session_is_required_before_a_write(app: HostApp, tmp_path: Path) -> Non
 
 
 def test_login_can_be_required(tmp_path: Path, fake: FakeProviders) -> None:
-    """With BYOK_REQUIRE_LOGIN a visitor is told to sign in by every call."""
+    """With BYOK_REQUIRE_LOGIN every call answers a visitor 401."""
     visitor = browser(make_app(tmp_path, fake, BYOK_REQUIRE_LOGIN=True, WTF_CSRF_ENABLED=False))
     answers = [visitor.get(KEYS)]
     answers += [visitor.call(verb, provider="openai") for verb in ("clear", "validate", "set")]
@@ -343,7 +356,7 @@ def test_login_can_be_required(tmp_path: Path, fake: FakeProviders) -> None:
 def test_locked_provider(
     tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The operator's key serves a locked provider, and nobody can put another in its place."""
+    """The operator's key serves a locked provider, and cannot be replaced by a personal one."""
     operators = fake.api_key("openai", owner="operator")
     monkeypatch.setenv("OPENAI_API_KEY", operators)
     visitor = browser(make_app(tmp_path, fake, BYOK_LOCKED_PROVIDERS=["openai"]))
@@ -359,7 +372,7 @@ def test_locked_provider(
     ("setting", "verb"), [("BYOK_SET_RATE", "set"), ("BYOK_VALIDATE_RATE", "validate")]
 )
 def test_rates(tmp_path: Path, fake: FakeProviders, setting: str, verb: str) -> None:
-    """Who asks too often waits, and is told how long."""
+    """A caller who exceeds a rate gets 429 with the seconds to wait."""
     visitor = browser(make_app(tmp_path, fake, **{setting: "2/minute"}))
     visitor.load()
     answers = [

@@ -79,7 +79,7 @@ def test_token_expires(host: HostApp, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "", "nonsense"])
 def test_other_sites_are_refused(host: HostApp, site: str) -> None:
-    """What the browser says comes from elsewhere is refused, even with a good token."""
+    """A request that the browser marks as cross-site is refused, even with a good token."""
     client = browser(host)
     client.load()
     assert _clear(client, client.token, Sec_Fetch_Site=site) == (400, "csrf")
@@ -97,7 +97,7 @@ def test_other_sites_are_refused(host: HostApp, site: str) -> None:
     ],
 )
 def test_foreign_origins_are_refused(host: HostApp, origin: str) -> None:
-    """Where the browser does not say, the origin must be this very host."""
+    """Without Sec-Fetch-Site the origin must be this very host."""
     client = browser(host)
     client.load()
     assert _clear(client, client.token, Origin=origin) == (400, "csrf")
@@ -128,7 +128,7 @@ def test_own_pages_pass(host: HostApp, headers: dict[str, str]) -> None:
 def test_plain_http_is_another_origin(
     tmp_path: Path, fake: FakeProviders, served: str, origin: str, status: int
 ) -> None:
-    """A page that came over http, which anybody on the way can write, cannot act on the https site."""
+    """A page that came over http, which an attacker can forge, cannot act on the https site."""
     client = browser(make_app(tmp_path, fake, csrf_protect=False))
     token = client.get(KEYS, base_url=served).get_json()["csrf_token"]
     answer = client.post(
@@ -141,7 +141,7 @@ def test_plain_http_is_another_origin(
 
 
 def test_forms_of_other_sites(host: HostApp) -> None:
-    """A form, also one of text/plain that spells JSON, is refused whatever it holds."""
+    """A form is refused, also one of text/plain that spells JSON."""
     client = browser(host)
     client.load()
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
@@ -203,7 +203,7 @@ def _cookie(client: Browser) -> str:
 def test_an_abandoned_stream_gives_nothing_to_the_next_person(
     tmp_path: Path, fake: FakeProviders
 ) -> None:
-    """What a stream that nobody finished left on the worker is neither identity, token nor key of the next."""
+    """The next person on a worker gets neither identity, token nor key from another's abandoned stream."""
     app = make_app(tmp_path, fake)
 
     @app.post("/stuck")

@@ -14,10 +14,10 @@ from flask_byok.model.credential import utcnow
 from flask_byok.web.problems import (
     NOT_SET_UP,
     TYPE_PREFIX,
+    csrf_problem_response,
     http_problem_response,
     problem,
     problem_response,
-    simple_problem_response,
 )
 from flask_byok.web.text import REASONS
 from tests.app import Browser, HostApp, browser
@@ -87,9 +87,13 @@ def test_waiting_is_told_in_seconds(app: HostApp) -> None:
 
 
 def test_a_store_that_is_away_is_no_dead_end() -> None:
-    """Who meets a store that does not answer is told what to do."""
+    """The message about a store that does not answer says what to do."""
     assert str(errors.StoreError()).endswith("Please try again in a moment.")
     assert REASONS["store_unavailable"] == str(errors.StoreError())
+    assert (
+        str(errors.RateLimitedError(retry_after=9)) == "Too many attempts. Try again in 9 seconds."
+    )
+    assert str(errors.RateLimitedError(retry_after=1)).endswith("Try again in 1 second.")
 
 
 def test_http_errors_are_problems_too() -> None:
@@ -99,11 +103,11 @@ def test_http_errors_are_problems_too() -> None:
     assert answer.get_json()["detail"] == "Not today."
     answer = http_problem_response(MethodNotAllowed(["GET"]))
     assert (answer.get_json()["code"], answer.headers["Allow"]) == ("method_not_allowed", "GET")
-    assert simple_problem_response(400, "csrf", "…").get_json()["code"] == "csrf"
+    assert csrf_problem_response("…").get_json()["code"] == "csrf"
 
 
 def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:
-    """What a host's own hook raises on our routes is a problem object, with our headers."""
+    """An error that a host's hook raises on our routes is a problem object, with our headers."""
 
     @app.before_request
     def closed() -> None:
@@ -133,7 +137,7 @@ def test_an_unforeseen_error_on_our_routes_says_nothing(
 def test_a_wrong_set_up_found_late_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where Session(app) was forgotten the log says so, and a visitor only that it is the operator's matter."""
+    """If Session(app) was forgotten, the log says so, and a visitor only learns that the set-up is wrong."""
     app = Flask("host", instance_path=str(tmp_path))
     app.config.update(SECRET_KEY="x", SESSION_TYPE="redis", BYOK_ENCRYPTION_KEY="11" * 32)
     BYOK(app)
@@ -147,7 +151,7 @@ def test_a_wrong_set_up_found_late_is_logged(
 
 
 def test_a_wrong_setting_is_told_to_the_operator_alone(caplog: pytest.LogCaptureFixture) -> None:
-    """Where a stream finds a wrong setting, too, its problem is neutral and the sentence is logged."""
+    """In a stream too, the problem of a wrong setting is neutral, and the sentence is logged."""
     body = problem(errors.ConfigurationError("BYOK_SECRET_THING is '/etc/secret'."))
     assert (body["code"], body["detail"]) == ("configuration", NOT_SET_UP)
     assert "BYOK_SECRET_THING" in caplog.text

@@ -180,7 +180,7 @@ def test_two_creates_at_once(make_host: MakeHost) -> None:
 
 
 def test_creates_at_once_share_the_slots(make_host: MakeHost) -> None:
-    """Where there is room for all, of creates at once each gets a slot, and where not, as many as there are."""
+    """Of simultaneous creates as many succeed as there are free slots, each with its own slot."""
     host = make_host(BYOK_VALIDATE_ON_SET="off", BYOK_KEYS_PER_PROVIDER=3)
     clients = [keeper(host, "ann") for _ in range(4)]
     together = Barrier(4)
@@ -197,7 +197,7 @@ def test_creates_at_once_share_the_slots(make_host: MakeHost) -> None:
 
 
 def test_a_label_and_a_key_at_once(make_host: MakeHost) -> None:
-    """Of a label and the key that is in it, sent at once, one is taken; a version that nobody named fails neither."""
+    """Of a key and a label that contains it, sent at the same time, one is stored; without If-Match neither is 412."""
     host = make_host(BYOK_VALIDATE_ON_SET="off")
     clients, together = [keeper(host, "ann") for _ in range(2)], Barrier(2)
     record = clients[0].keep("k-12345678")
@@ -214,7 +214,7 @@ def test_a_label_and_a_key_at_once(make_host: MakeHost) -> None:
 
 
 def test_labels_at_once(make_host: MakeHost) -> None:
-    """Changes at once for which nobody named a version are all made."""
+    """Simultaneous changes without If-Match are all made."""
     host = make_host(BYOK_VALIDATE_ON_SET="off")
     clients, together = [keeper(host, "ann") for _ in range(6)], Barrier(6)
     record = clients[0].keep("k-12345678")

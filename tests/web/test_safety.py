@@ -42,7 +42,7 @@ def test_each_unsafe_setting_is_named(name: str, value: Any) -> None:
 
 
 def test_debug_mode_is_named() -> None:
-    """Debug mode shows local variables to whoever meets an error."""
+    """Debug mode is unsafe, since its error pages show local variables."""
     (sentence,) = unsafe_settings(SAFE, debug=True)
     assert "Debug mode" in sentence
     assert len(unsafe_settings({}, debug=True)) == 3

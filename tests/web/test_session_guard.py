@@ -85,7 +85,7 @@ def test_routes_without_a_session_go_on(app: Flask, interface: BrokenInterface) 
 def test_routes_with_a_session_answer_503(
     app: Flask, interface: BrokenInterface, caplog: pytest.LogCaptureFixture, method: str, path: str
 ) -> None:
-    """Whoever needs the session is told to come back; the fault is logged without the store's address."""
+    """A route that needs the session answers 503; the log has the fault without the store's address."""
     interface.open_error = ConnectionError("redis://:password@host is down")
     answer = app.test_client().open(path, method=method)
     assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
@@ -97,7 +97,7 @@ def test_routes_with_a_session_answer_503(
 def test_a_change_that_cannot_be_saved_is_no_success(
     app: Flask, interface: BrokenInterface
 ) -> None:
-    """Where the session changed and cannot be saved, the answer that says so is replaced by a 503."""
+    """If a changed session cannot be saved, the answer is replaced by a 503."""
     interface.save_error = ConnectionError("down")
     answer = app.test_client().post("/write")
     assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
@@ -106,7 +106,7 @@ def test_a_change_that_cannot_be_saved_is_no_success(
 
 
 def test_an_unchanged_session_need_not_be_saved(app: Flask, interface: BrokenInterface) -> None:
-    """Where nothing changed, a failure to save harms nobody."""
+    """If the session is unchanged, a failure to save it does not matter."""
     interface.save_error = ConnectionError("down")
     assert app.test_client().get("/plain").text == "plain"
 
@@ -120,7 +120,7 @@ def test_what_the_developer_did_wrong_is_not_hidden(app: Flask, interface: Broke
 
 
 def test_a_slow_fault_is_not_waited_for_again(app: Flask, interface: BrokenInterface) -> None:
-    """After two slow faults nobody waits for the store for a while; quick ones are tried each time."""
+    """After two slow faults requests do not wait for the store for a while; after quick ones they try each time."""
     interface.open_error = TimeoutError()
     interface.seconds = SLOW_FAULT * 1.5
     for _ in range(6):

@@ -42,12 +42,10 @@ class CountingStore:
 
 
 def _sql_store(directory: Path) -> Any:
-    from datetime import timedelta
 
-    from flask_byok.storage.sql import SqlSessionStore
+    from flask_byok.storage.sql import SqlDocuments
 
-    url = f"sqlite:///{directory / 'byok.sqlite'}"
-    return SqlSessionStore(url, ttl=timedelta(hours=1), max_age=timedelta(days=1))
+    return SqlDocuments(f"sqlite:///{directory / 'byok.sqlite'}")
 
 
 @pytest.fixture
@@ -124,7 +122,7 @@ def test_emptied_after_a_race_has_lost_the_marker(
 
 
 def test_a_lost_marker_loses_no_key(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
-    """Where an overlapping request has written the marker away, the keys are found by the session's id."""
+    """If an overlapping request has lost the marker, the keys are found by the session's id."""
     visitor.get("/visit")
     visitor.save(_key(fake))
     _edit(app, visitor, **{MARKER: None})
@@ -143,7 +141,7 @@ def test_a_renewed_session_keeps_its_keys(
 
 
 def test_sign_out_deletes_the_keys(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
-    """Flask-Login's logout_user() leaves nothing to whoever comes next in the same session."""
+    """After Flask-Login's logout_user() the next person in the same session finds no key."""
     visitor.post("/sign-in/a")
     visitor.get("/visit")
     visitor.save(_key(fake))
@@ -194,7 +192,7 @@ def test_a_host_that_signs_out_by_forgetting_the_id(
 def test_a_host_can_end_the_keys_itself(
     tmp_path: Path, fake: FakeProviders, store: CountingStore
 ) -> None:
-    """`byok.end_session()` deletes the session's keys, whatever else the host keeps of the session."""
+    """`byok.end_session()` deletes the session's keys; the host's own entries stay."""
     app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
     app.add_url_rule("/end", "end", lambda: str(app.byok.end_session()), methods=["POST"])
     visitor = browser(app)
@@ -224,7 +222,7 @@ def test_another_user_in_the_same_session(
 def test_a_visitors_key_waits_for_the_user(
     app: HostApp, visitor: Browser, fake: FakeProviders
 ) -> None:
-    """What was saved before signing in is shown and not used, until the user keeps it."""
+    """A key from before the sign-in is shown and not used until the user keeps it."""
     visitor.save(_key(fake))
     visitor.post("/sign-in/a")
     assert _used(visitor) is None
@@ -267,17 +265,17 @@ def test_one_use_is_one_round_trip(
     visitor.save(_key(fake))
     store.calls.clear()
     visitor.get("/used/openai")
-    assert store.calls == ["read"]
+    assert store.calls == ["load"]
     store.calls.clear()
     visitor.load()
-    assert store.calls == ["read"]
+    assert store.calls == ["load"]
 
 
 @pytest.mark.parametrize("path", ["/empty?then=1", "/empty", "/sign-out", "/renew"])
 def test_a_store_that_fails_is_no_silent_success(
     app: HostApp, visitor: Browser, fake: FakeProviders, store: CountingStore, path: str
 ) -> None:
-    """Where the store cannot be told that a session ended or moved, the answer is 503 with Retry-After."""
+    """If the store is down when a session ends or is renewed, the answer is 503 with Retry-After."""
     visitor.post("/sign-in/a")
     visitor.save(_key(fake))
     store.failing = True
@@ -402,7 +400,7 @@ def test_a_rotated_encryption_key_keeps_sessions(tmp_path: Path, fake: FakeProvi
 def test_the_stores_names_do_not_tell_the_session_id(
     app: HostApp, visitor: Browser, fake: FakeProviders, tmp_path: Path
 ) -> None:
-    """Who reads the key store cannot take over sessions."""
+    """The key store's contents do not let an attacker take over sessions."""
     visitor.save(_key(fake))
     cookie = visitor.get_cookie("session")
     assert cookie is not None
@@ -418,7 +416,7 @@ def test_without_init_app() -> None:
 
 
 def test_the_hosts_interface_is_still_reached(app: HostApp) -> None:
-    """What a host asks of its own session interface passes through our guard."""
+    """Our guard passes a host's calls on to its own session interface."""
     browser(app).get("/plain")
     interface: Any = app.session_interface
     assert isinstance(interface, SessionGuard)
@@ -428,7 +426,7 @@ def test_the_hosts_interface_is_still_reached(app: HostApp) -> None:
 def test_what_a_visitor_left_ends_with_the_user_who_saw_it(
     tmp_path: Path, fake: FakeProviders, store: CountingStore
 ) -> None:
-    """A visitor's key that Ada saw and did not keep serves nobody once she is gone, and waits for nobody else."""
+    """A visitor's key that Ada saw and did not keep ends with her sign-out, and waits for no other user."""
     visitor = _visitor_of_a_forgetful_host(tmp_path, fake, store)
     visitor.save(_key(fake))
     visitor.post("/in/ada")
@@ -442,7 +440,7 @@ def test_what_a_visitor_left_ends_with_the_user_who_saw_it(
 def test_a_change_of_the_session_alone_ends_nothing(
     tmp_path: Path, fake: FakeProviders, store: CountingStore
 ) -> None:
-    """A view that adds to the session, where the host does not know who somebody is, leaves the keys alone."""
+    """A view that adds to the session while the host does not know the user leaves the keys alone."""
     app = make_app(tmp_path, fake, BYOK_SESSION_STORE=store, csrf_protect=False)
     app.byok.owner_loader(lambda: "ada" if request.path != "/language" else None)
     app.add_url_rule("/language", view_func=lambda: str(session.update(language="de")))
@@ -483,7 +481,7 @@ def test_a_flash_message_asks_the_store_nothing(
 
 
 def test_a_host_may_keep_no_session_for_some_paths(tmp_path: Path, fake: FakeProviders) -> None:
-    """Where the host's session interface opens none, its pages are answered as ever."""
+    """If the host's session interface opens no session for a path, its pages work as before."""
     app = make_app(tmp_path, fake)
     opened = app.session_interface.open_session
     app.session_interface.open_session = (  # type: ignore[method-assign]

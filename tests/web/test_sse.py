@@ -57,7 +57,7 @@ def test_a_whole_answer(visitor: Browser, fake: FakeProviders, provider: str) ->
 def test_an_answer_that_breaks(
     visitor: Browser, fake: FakeProviders, provider: str, model: str, code: str, status: int
 ) -> None:
-    """What came before the break stays; then one error event with a problem object, and no done."""
+    """After a break the stream sends one error event with a problem object, and no done."""
     visitor.save(fake.api_key(provider), provider)
     found = events(visitor.get(f"/chat/{provider}?model={model}").text)
     assert found[0][0] == "delta"
@@ -82,7 +82,7 @@ def test_a_refusal_in_real_use_is_remembered(visitor: Browser, fake: FakeProvide
 
 
 def test_a_missing_key_is_an_answer_not_a_stream(visitor: Browser) -> None:
-    """What is known before the stream begins is answered with its own status."""
+    """An error before the stream begins is answered with its own status."""
     answer = visitor.get("/chat/openai")
     assert (answer.status_code, answer.get_json()["code"]) == (409, "key_missing")
     assert answer.headers["Cache-Control"] == "no-store"
@@ -95,7 +95,7 @@ def test_a_fault_of_a_program_tells_nothing(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever breaks a stream, its text is neither sent nor logged, only its kind."""
+    """The text of an error that breaks a stream is neither sent nor logged, only its type."""
 
     def broken(self: OpenAIProvider, *args: Any) -> Iterator[str]:
         raise RuntimeError(f"the key was {self.api_key}")

@@ -24,8 +24,7 @@ from ...errors import ConfigurationError
 from ...keys.session_store import AuditEvent
 from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
 from ...storage.database import Database
-from ...storage.sql_tables import canaries
-from ...storage.tables import audit, audit_heads, credentials
+from ...storage.tables import audit, audit_heads, canaries, credentials
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "

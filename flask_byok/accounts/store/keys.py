@@ -32,7 +32,7 @@ from ...model.credential import (
     utcnow,
 )
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
+from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import credentials, promotions, usage
 from .audit import Chain, LogSecret, Subject
 from .audit_verify import AuditLog

@@ -21,9 +21,8 @@ from sqlalchemy import (
 
 from ...keys.session_store import AuditEvent
 from ...model.credential import SealedRecord
-from ...storage.engine import LONG_LIMIT
-from ...storage.sql_tables import canaries
-from ...storage.tables import credentials
+from ...storage.deadline import LONG_LIMIT
+from ...storage.tables import canaries, credentials
 from .audit import Chain
 from .audit_verify import AuditLog
 from .rows import key_columns

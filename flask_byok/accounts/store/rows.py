@@ -33,7 +33,7 @@ from ...model.credential import (
     utcnow,
 )
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
+from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import credentials, promotions
 
 #: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner

@@ -27,11 +27,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from ...keys.usage import Use
-from ...model.credential import from_milliseconds, isoformat, to_milliseconds, utcnow
+from ...model.credential import Use, from_milliseconds, isoformat, to_milliseconds, utcnow
 from ...model.owner import ACCOUNT_TIERS
 from ...storage.database import Database
-from ...storage.engine import LONG_LIMIT
+from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import credentials, usage
 from .rows import Owners, confine
 

@@ -1,4 +1,4 @@
-"""What Alembic runs; ``stores.migrate`` sets it up and gives it the connection."""
+"""What Alembic runs; ``storage.migrate`` sets it up and gives it the connection."""
 
 from __future__ import annotations
 

@@ -1,0 +1,251 @@
+"""What real calls tell: how often keys are used, and which of them their providers reject.
+
+Uses are counted in memory, at about a microsecond each, and a background thread hands them to the stores every second.
+A process that is killed loses its last second; one that ends hands it over. A forked process counts for itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from datetime import date
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from ..errors import StoreError
+from ..model.credential import Credential, Outcome, SessionUse, Use, Verdict
+from ..model.owner import OPERATOR_TIERS, Caller, Tier
+from ..providers import Count, Report
+
+#: Seconds between two batches: what a crash loses.
+INTERVAL = 1.0
+#: How many different entries of one kind wait at most while their store is away; they take about 5 MB.
+MAX_PENDING = 10_000
+# A batch ends after so many faults: the store may be away, and each may then take half a second.
+_FAULTS = 3
+# Seconds that the end of the process waits for a batch that is being written.
+_PATIENCE = 2.0
+_EPOCH = date(1970, 1, 1).toordinal()
+
+_logger = logging.getLogger("flask_byok.usage")
+
+K = TypeVar("K", bound=tuple[Any, ...])
+
+
+class Traffic:
+    """Counts uses, and makes the callbacks of provider objects.
+
+    A store writes a use wholly or not at all, and raises if not; the use is then handed over again with what was
+    counted since. A count may be off by one batch if a database went away in the moment of its COMMIT. While a store
+    is away its uses wait, up to ``MAX_PENDING`` entries.
+
+    :param add: writes an owner's uses; None: they are not counted.
+    :param interval: in seconds.
+    :param count: writes the uses of a session's key; None: they are not counted.
+    :param rejected: called if a provider rejects a key in a call.
+    """
+
+    def __init__(
+        self,
+        add: Callable[[Use], None] | None,
+        interval: float = INTERVAL,
+        *,
+        count: Callable[[SessionUse], None] | None = None,
+        rejected: Callable[[Caller, Credential, Verdict], None] | None = None,
+    ) -> None:
+        self._rejected = rejected
+        # Two, since one store may be away alone.
+        self._owners = None if add is None else _Tally(_owners_writer(add), interval)
+        self._sessions = None if count is None else _Tally(_sessions_writer(count), interval)
+        for tally in filter(None, (self._owners, self._sessions)):
+            # Its thread keeps the tally alive, and ends after this object.
+            weakref.finalize(self, tally.end).atexit = False
+
+    def note(self, owner: str, provider: str, credential_id: str, outcome: Outcome) -> None:
+        """Count one use by an owner, now."""
+        if self._owners is not None:
+            now = time.time()
+            self._owners.note((owner, provider, credential_id, int(now // 86_400), outcome), now)
+
+    def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
+        """Count one use of a session's key, now, if the outcome is ``used``."""
+        if self._sessions is not None and outcome == "used":
+            self._sessions.note((ref, provider, version), time.time())
+
+    def counter(self, caller: Caller, credential: Credential) -> Count | None:
+        """Return the callback that counts the calls with a credential; None if they are not counted."""
+        counts: list[Count] = []
+        owner = counted_owner(caller, credential)
+        if self._owners is not None and owner is not None:
+            counts.append(partial(self.note, owner, credential.provider, credential.id))
+        session, version = caller.session, credential.version
+        if credential.source != Tier.SESSION:
+            session = None
+        if self._sessions is not None and session is not None and version is not None:
+            counts.append(partial(self.note_in_session, session.ref, credential.provider, version))
+        if len(counts) < 2:
+            return counts[0] if counts else None
+
+        def count_all(outcome: Outcome) -> None:
+            for count in counts:
+                count(outcome)
+
+        return count_all
+
+    def reporter(self, caller: Caller, credential: Credential) -> Report | None:
+        """Return the callback for a provider that rejects a credential in a call."""
+        return None if self._rejected is None else partial(self._rejected, caller, credential)
+
+    def flush(self) -> None:
+        """Hand everything over now.
+
+        :raises StoreError: a store does not answer; the rest is handed over later.
+        """
+        for tally in filter(None, (self._owners, self._sessions)):
+            tally.flush()
+
+
+def counted_owner(caller: Caller, credential: Credential) -> str | None:
+    """Return the owner whose statistics count a use, or None.
+
+    A visitor's session key counts for no owner, a user's session key for the user.
+    """
+    if credential.source == "argument":
+        return None
+    if credential.source == Tier.SESSION:
+        return caller.identity or None
+    return "system" if credential.source in OPERATOR_TIERS else credential.owner
+
+
+def _owners_writer(add: Callable[[Use], None]) -> Callable[..., None]:
+    def write(key: tuple[str, str, str, int, Outcome], uses: int, at: float) -> None:
+        owner, provider, credential_id, day, outcome = key
+        written = date.fromordinal(_EPOCH + day).isoformat()
+        add(Use(owner, provider, credential_id, written, outcome, uses, int(at * 1000)))
+
+    return write
+
+
+def _sessions_writer(count: Callable[[SessionUse], None]) -> Callable[..., None]:
+    def write(key: tuple[str, str, str], uses: int, at: float) -> None:
+        count(SessionUse(*key, uses, int(at * 1000)))
+
+    return write
+
+
+class _Tally(Generic[K]):
+    """Adds up uses of one kind by key, and writes them on a thread.
+
+    :param write: is given a key, how often it was used, and when last (seconds since 1970).
+    """
+
+    def __init__(self, write: Callable[[K, int, float], None], interval: float) -> None:
+        self._write = write
+        self._interval = interval
+        self._ended = False
+        self.forget()
+        _tallies.add(self)
+
+    def forget(self) -> None:
+        """Start from nothing, as a forked process must: its parent writes its own counts."""
+        self._lock, self._flushing = threading.Lock(), threading.Lock()
+        self._pending: dict[K, tuple[int, float]] = {}
+        # Left by former batches; those that failed stand last, so that they do not delay the others.
+        self._left: dict[K, tuple[int, float]] = {}
+        self._full = False
+        self._running = False
+
+    def end(self) -> None:
+        """Let the thread end after its next batch."""
+        self._ended = True
+
+    def note(self, key: K, at: float) -> None:
+        """Count one use, at a time in seconds since 1970."""
+        with self._lock:
+            found = self._pending.get(key)
+            if found is not None:
+                self._pending[key] = (found[0] + 1, at)
+            elif len(self._pending) + len(self._left) < MAX_PENDING:
+                self._pending[key] = (1, at)
+            elif not self._full:
+                self._full = True
+                _logger.warning("A store is away for too long: uses of keys are not counted.")
+            start, self._running = not self._running, True
+        if start:
+            self._start()
+
+    def _start(self) -> None:
+        try:
+            threading.Thread(target=self._run, name="byok-usage", daemon=True).start()
+        except RuntimeError:
+            # The process is ending, and hands over by itself; or it has no room for a thread now.
+            self._running = False
+
+    def _run(self) -> None:
+        while not self._ended:
+            time.sleep(self._interval)
+            self.flush_quietly()
+        self.flush_quietly()
+
+    def flush(self) -> None:
+        """Write everything.
+
+        :raises StoreError: the store does not answer, or not for all.
+        """
+        with self._flushing:
+            self._flush()
+
+    def flush_quietly(self) -> None:
+        """Write as much as possible now; the rest waits for the next batch."""
+        if self._flushing.acquire(timeout=_PATIENCE):
+            try:
+                self._flush()
+            except StoreError:
+                pass  # the store has logged it
+            except Exception as error:
+                _logger.warning("Uses of keys wait to be written: %s", type(error).__name__)
+            finally:
+                self._flushing.release()
+
+    def _flush(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, {}
+        for key, (uses, at) in pending.items():
+            if key in self._left:
+                self._left[key] = (self._left[key][0] + uses, at)
+        self._left = {**pending, **self._left}
+        faults = 0
+        for key in list(self._left):
+            uses, at = self._left.pop(key)
+            try:
+                self._write(key, uses, at)
+            except BaseException as error:
+                self._left[key] = (uses, at)  # at the end
+                faults += 1
+                if not isinstance(error, StoreError) or faults == _FAULTS:
+                    raise
+        if faults:
+            raise StoreError
+        self._full = False
+
+
+_tallies: weakref.WeakSet[_Tally[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _flush_all() -> None:
+    for tally in list(_tallies):
+        tally.flush_quietly()
+
+
+def _forget_parents_counts() -> None:
+    for tally in list(_tallies):
+        tally.forget()
+
+
+os.register_at_fork(after_in_child=_forget_parents_counts)

@@ -1,0 +1,93 @@
+"""A look at every connection that is opened, and certificates for made-up names."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from flask_byok.testing import FakeProviders
+
+
+class Dialled:
+    """Where connections were attempted; none is made."""
+
+    def __init__(self) -> None:
+        self.addresses: list[str] = []
+
+    def connect(self, address: tuple[str, int], *args: object, **options: object) -> socket.socket:
+        self.addresses.append(address[0])
+        raise ConnectionRefusedError
+
+    def internal(self) -> list[str]:
+        """Return what was dialled and is a name or no public address."""
+        return [address for address in self.addresses if not _is_global(address)]
+
+
+def _is_global(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_global
+    except ValueError:
+        return False
+
+
+@pytest.fixture
+def dialled(monkeypatch: pytest.MonkeyPatch) -> Dialled:
+    """Record each address that a TCP connection is asked for, and refuse to connect."""
+    seen = Dialled()
+    monkeypatch.setattr(socket, "create_connection", seen.connect)
+    return seen
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeProviders]:
+    """Run the fake providers."""
+    with FakeProviders() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a certificate for `provider.test`, which is its own authority, with its private key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "provider.test")])
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    builder = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("provider.test")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    )
+    pem = serialization.Encoding.PEM
+    text = builder.sign(key, hashes.SHA256()).public_bytes(pem) + key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = tmp_path_factory.mktemp("tls") / "provider.pem"
+    path.write_bytes(text)
+    return path
+
+
+@pytest.fixture
+def fake_tls(certificate: Path) -> Iterator[FakeProviders]:
+    """Run the fake providers over https, as `provider.test`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    with FakeProviders(context) as server:
+        yield server
+
+
+@pytest.fixture
+def client_tls(certificate: Path) -> ssl.SSLContext:
+    """Trust `provider.test` alone."""
+    return ssl.create_default_context(cafile=certificate)

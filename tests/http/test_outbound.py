@@ -1,0 +1,183 @@
+"""The shared clients: who shares what, and what they never hold."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import httpx2
+import pytest
+
+from flask_byok.errors import RateLimitedError
+from flask_byok.http.outbound import Endpoint, Outbound, Slots, default_outbound
+from flask_byok.testing import FakeProviders
+
+OPENAI = Endpoint("https://api.openai.com/v1", "catalog")
+GROQ = Endpoint("https://api.groq.com/openai/v1", "catalog")
+MINE = Endpoint("https://llm.example.com/v1", "personal")
+
+
+def call(client: httpx2.Client, fake: FakeProviders, owner: int) -> None:
+    """Make a chat call with an owner's key."""
+    api_key = fake.api_key("openai", owner=owner)
+    client.post(
+        fake.base_url("openai") + "/chat/completions",
+        headers={"Authorization": f"Bearer {api_key}"},
+        json={"model": "m", "messages": [{"role": "user", "content": f"owner:{owner}"}]},
+    )
+
+
+def test_catalog_endpoints_share_one_client() -> None:
+    """One pool serves every provider of the catalog and the operator's endpoints."""
+    outbound = Outbound()
+    operators = Endpoint("http://gateway:8080/v1", "operator")
+    clients = {id(outbound.client_for(endpoint)) for endpoint in (OPENAI, GROQ, operators)}
+    assert len(clients) == 1
+
+
+def test_a_personal_endpoint_has_a_client_of_its_own() -> None:
+    """Each person's endpoint gets its own client and pool, with the shared TLS context."""
+    outbound = Outbound()
+    first, second = outbound.client_for(MINE), outbound.client_for(MINE)
+    assert first is not second
+    assert first is not outbound.client_for(OPENAI)
+
+
+def test_a_client_is_keyless() -> None:
+    """No header that could hold a key, no credentials, no proxy, no cookie."""
+    client = Outbound().client_for(OPENAI)
+    assert set(client.headers) == {"accept", "accept-encoding", "connection", "user-agent"}
+    assert client.auth is None
+    assert client._mounts == {}
+    client.cookies.set("session", "1", domain="api.openai.com")
+    assert len(client.cookies.jar) == 0
+
+
+def test_the_environments_proxy_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTPS_PROXY and its like do not reach the clients."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.setenv(name, "http://proxy.invalid:3128")
+    assert Outbound().client_for(OPENAI)._mounts == {}
+
+
+def test_no_cookie_goes_from_one_person_to_another(fake: FakeProviders) -> None:
+    """Cookies that answers set are in none of 200 interleaved requests through the shared client."""
+    fake.set_cookie = True
+    outbound = Outbound()
+    client = outbound.client_for(Endpoint(fake.base_url("openai"), "operator"))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda owner: call(client, fake, owner), range(200)))
+    assert len(fake.calls) == 200
+    assert [made for made in fake.calls if made.cookies or "cookie" in made.headers] == []
+
+
+def test_a_plain_shared_client_sends_cookies_to_others(fake: FakeProviders) -> None:
+    """The same calls through an ordinary shared client carry other people's cookies."""
+    fake.set_cookie = True
+    with httpx2.Client(trust_env=False) as client:
+        for owner in range(20):
+            call(client, fake, owner)
+    assert len([made for made in fake.calls if made.cookies]) == 19
+
+
+def test_closing_a_client_leaves_others_working(fake: FakeProviders) -> None:
+    """An SDK's `with` or `close()` does not end other people's calls."""
+    outbound = Outbound()
+    client = outbound.client_for(Endpoint(fake.base_url("openai"), "operator"))
+    with client:
+        call(client, fake, 1)
+    client.close()
+    call(client, fake, 2)
+    assert [made.status for made in fake.calls] == [200, 200]
+
+
+def test_a_personal_client_closes_its_connections_when_it_is_dropped(fake: FakeProviders) -> None:
+    """Nothing stays open after a person's call; a warning about a socket would fail this test."""
+    outbound = Outbound(allow_private=True)
+    endpoint = Endpoint(fake.base_url("custom"), "personal")
+    answer = outbound.fetch(endpoint, "GET", "/models", {}, seconds=5)
+    assert answer.status == 401
+    gc.collect()
+
+
+def test_connections_are_reused(fake: FakeProviders) -> None:
+    """Calls with different keys go through one connection after another, which saves handshakes."""
+    client = Outbound().client_for(Endpoint(fake.base_url("openai"), "operator"))
+    for owner in range(5):
+        call(client, fake, owner)
+    assert len(client._transport._pool.connections) == 1
+
+
+def test_a_forked_process_opens_its_own_connections(fake: FakeProviders) -> None:
+    """A child never writes into a connection that it shares with its parent."""
+    outbound = Outbound()
+    endpoint = Endpoint(fake.base_url("openai"), "operator")
+    parents = outbound.client_for(endpoint)
+    call(parents, fake, 1)
+    fake.api_key("openai", owner=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns of threads; the child uses none of them
+        child = os.fork()
+    if not child:
+        status = 1
+        try:
+            own = outbound.client_for(endpoint)
+            call(own, fake, 2)
+            status = 0 if own is not parents else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    call(parents, fake, 3)
+    assert [made.status for made in fake.calls] == [200, 200, 200]
+
+
+def test_a_process_has_one_default() -> None:
+    """Calls without an app share one Outbound."""
+    assert default_outbound() is default_outbound()
+    assert not default_outbound().allow_private
+
+
+def test_the_http_library_is_loaded_before_the_first_call() -> None:
+    """Importing the package loads neither the HTTP client nor an SDK; making an Outbound loads the client alone."""
+    code = """if True:
+        import sys
+        import flask_byok, flask_byok.extension, flask_byok.factory, flask_byok.keys.service
+        names = {'httpx2', 'httpcore2', 'openai', 'anthropic', 'google.genai', 'langchain_core'}
+        print(names & sys.modules.keys())
+        flask_byok.http.Outbound()
+        print(sorted(names & sys.modules.keys()))
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines() == ["set()", "['httpcore2', 'httpx2']"]
+
+
+def test_an_owner_has_a_few_slots_and_all_have_some() -> None:
+    """The third of one owner and the fifth of all are rejected; a call that ended counts no more."""
+    slots = Slots(4, 2)
+    with ExitStack() as running:
+        for owner in ("a", "a", "b", None):
+            running.enter_context(slots.take(owner, seconds=10))
+        for owner in ("a", "c", None):
+            with pytest.raises(RateLimitedError) as caught, slots.take(owner, seconds=10):
+                pass
+            assert caught.value.retry_after == 10
+    for owner in ("a", "b"):
+        with ExitStack() as running:
+            for _ in range(2):
+                running.enter_context(slots.take(owner, seconds=10))
+            with pytest.raises(RateLimitedError), slots.take(owner, seconds=10):
+                pass
+    assert not slots._running
+
+
+def test_a_call_that_fails_gives_its_slot_back() -> None:
+    """An error inside frees the slot."""
+    slots = Slots(1, 1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="x"), slots.take("a", seconds=10):
+            raise ValueError("x")

@@ -1,0 +1,273 @@
+"""The guarded transport: what is resolved, what is connected to, what is let through."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import httpx2
+import pytest
+
+from flask_byok.errors import EndpointNotAllowedError, ProviderUnavailableError
+from flask_byok.http import Endpoint, Outbound
+from flask_byok.http.transport import carries
+from flask_byok.testing import FakeProviders
+from tests.patience import IN_TIME, soon
+
+from .conftest import Dialled
+from .hostile_urls import hostile_urls, resolve
+
+PUBLIC = "93.184.215.14"
+
+
+class Resolver:
+    """Answers with the given addresses, one answer a question, over and over."""
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers = answers
+        self.asked = 0
+
+    def __call__(self, host: str, port: int, **options: Any) -> list[Any]:
+        addresses = self.answers[self.asked % len(self.answers)]
+        self.asked += 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
+
+
+def fetch(outbound: Outbound, url: str, trust: Any = "personal", seconds: float = 5.0) -> Any:
+    """Ask for the list of models, with a key."""
+    headers = {"Authorization": "Bearer sk-secret"}
+    return outbound.fetch(Endpoint(url, trust), "GET", "/models", headers, seconds=seconds)
+
+
+def test_no_hostile_url_reaches_an_internal_address(dialled: Dialled) -> None:
+    """Of more than ten thousand hostile URLs none opens a connection to an internal address."""
+    outbound = Outbound(resolver=resolve)
+    for url in hostile_urls():
+        with suppress(EndpointNotAllowedError, ProviderUnavailableError):
+            fetch(outbound, url)
+    assert dialled.internal() == []
+
+
+def test_a_plain_client_reaches_hundreds(dialled: Dialled) -> None:
+    """The same URLs lead a plain client to internal addresses, so the test above can fail."""
+    with httpx2.Client(trust_env=False) as client:
+        for url in hostile_urls()[::10]:
+            with suppress(Exception):
+                client.get(url)
+    assert len(dialled.internal()) > 200
+
+
+def test_a_name_that_changes_its_address_reaches_nothing_internal(dialled: Dialled) -> None:
+    """DNS rebinding: public at one question and internal at the next never connects inside."""
+    outbound = Outbound(resolver=Resolver([PUBLIC], ["127.0.0.1"], ["169.254.169.254"]))
+    for _ in range(300):
+        with pytest.raises(ProviderUnavailableError):
+            fetch(outbound, "https://rebind.example")
+    assert dialled.internal() == []
+    assert dialled.addresses.count(PUBLIC) == 100
+
+
+def test_checking_first_and_connecting_later_reaches_inside(dialled: Dialled) -> None:
+    """A check before an ordinary connection is what rebinding beats: half of the calls go inside."""
+    resolver = Resolver([PUBLIC], ["127.0.0.1"])
+    for _ in range(10):
+        if resolver("rebind.example", 443)[0][4][0] == PUBLIC:
+            with suppress(ConnectionRefusedError):
+                socket.create_connection((resolver("rebind.example", 443)[0][4][0], 443))
+    assert len(dialled.internal()) == 10
+
+
+def test_one_internal_address_among_public_ones_refuses_the_name(dialled: Dialled) -> None:
+    """All of a name's addresses must be public, and none is called otherwise."""
+    outbound = Outbound(resolver=Resolver([PUBLIC, "10.0.0.1"]))
+    with pytest.raises(ProviderUnavailableError):
+        fetch(outbound, "https://mixed.example")
+    assert dialled.addresses == []
+
+
+def test_a_name_is_resolved_once_for_a_connection(dialled: Dialled) -> None:
+    """The address that was judged is the address that is dialled; nothing is asked again."""
+    resolver = Resolver([PUBLIC, "93.184.215.15"])
+    with pytest.raises(ProviderUnavailableError):
+        fetch(Outbound(resolver=resolver), "https://two.example")
+    assert resolver.asked == 1
+    assert dialled.addresses == [PUBLIC, "93.184.215.15"]
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_next(
+    fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two addresses the second is reached although the first swallows every packet."""
+    connect = socket.create_connection
+
+    def swallow(address: Any, timeout: float, **options: Any) -> socket.socket:
+        if address[0] == PUBLIC:
+            time.sleep(timeout)
+            raise TimeoutError
+        return connect(address, timeout, **options)
+
+    monkeypatch.setattr(socket, "create_connection", swallow)
+    outbound = Outbound(resolver=Resolver([PUBLIC, "127.0.0.1"]))
+    url = fake.base_url("openai").replace("127.0.0.1", "two.example")
+    assert fetch(outbound, url, "operator", seconds=1.0).status == 401
+
+
+def test_a_long_list_of_addresses_is_not_tried_to_its_end(dialled: Dialled) -> None:
+    """A name with many addresses does not keep a worker busy."""
+    many = [f"93.184.215.{number}" for number in range(1, 100)]
+    with pytest.raises(ProviderUnavailableError):
+        fetch(Outbound(resolver=Resolver(many)), "https://many.example")
+    assert len(dialled.addresses) == 4
+
+
+@pytest.mark.parametrize("trust", ["catalog", "personal"])
+def test_catalog_and_personal_names_must_be_public(dialled: Dialled, trust: str) -> None:
+    """A poisoned name of the catalog's is refused like a person's."""
+    with pytest.raises(ProviderUnavailableError):
+        fetch(Outbound(resolver=Resolver(["127.0.0.1"])), "https://api.openai.com/v1", trust)
+    assert dialled.addresses == []
+
+
+def test_the_operators_endpoint_may_have_any_address(fake: FakeProviders) -> None:
+    """The operator chose it: http and loopback are called."""
+    answer = fetch(Outbound(), fake.base_url("openai"), "operator")
+    assert answer.status == 401
+
+
+def test_a_private_endpoint_of_a_person_needs_the_operators_leave(fake: FakeProviders) -> None:
+    """Loopback is refused by default, and called with allow_private."""
+    with pytest.raises(EndpointNotAllowedError):
+        fetch(Outbound(), fake.base_url("custom"))
+    assert fetch(Outbound(allow_private=True), fake.base_url("custom")).status == 401
+    assert len(fake.calls) == 1
+
+
+def test_metadata_services_are_refused_even_with_leave(dialled: Dialled) -> None:
+    """A name of the metadata service is not a private endpoint."""
+    outbound = Outbound(allow_private=True, resolver=Resolver(["169.254.169.254"]))
+    with pytest.raises(ProviderUnavailableError):
+        fetch(outbound, "http://metadata.example")
+    assert dialled.addresses == []
+
+
+def test_the_catalog_is_called_by_https_only() -> None:
+    """A catalog address of http is refused before anything is sent."""
+    with pytest.raises(EndpointNotAllowedError):
+        fetch(Outbound(), "http://api.openai.com/v1", "catalog")
+
+
+def test_a_client_calls_no_origin_but_its_own(fake: FakeProviders) -> None:
+    """A key cannot follow a URL that an answer, or a mistake, puts in: the transport refuses."""
+    outbound = Outbound()
+    client = outbound.client_for(Endpoint("https://api.openai.com/v1", "catalog"))
+    for url in (fake.base_url("openai"), "https://evil.example/", "https://api.openai.com:444/"):
+        with pytest.raises(httpx2.UnsupportedProtocol):
+            client.get(url, headers={"Authorization": "Bearer sk-secret"})
+    assert fake.calls == []
+
+
+def test_redirects_are_not_followed(fake: FakeProviders) -> None:
+    """A redirect comes back as it is, and the key goes nowhere else."""
+    answer = fetch(Outbound(), fake.hostile_url("redirect"), "operator")
+    assert answer.status == 302
+    client = Outbound().client_for(Endpoint(fake.origin, "operator"))
+    url = fake.hostile_url("redirect") + "/models"
+    assert client.get(url, follow_redirects=True).status_code == 302
+    assert {call.provider for call in fake.calls} == {"hostile"}
+
+
+@pytest.mark.parametrize("kind", ["slow_headers", "slow_body"])
+def test_dripping_bytes_do_not_outlast_the_deadline(fake: FakeProviders, kind: str) -> None:
+    """A byte now and then resets every timeout but not the deadline."""
+    started = time.monotonic()
+    with pytest.raises(ProviderUnavailableError, match="too long"):
+        fetch(Outbound(), fake.hostile_url(kind), "operator", seconds=0.5)
+    assert 0.4 < time.monotonic() - started < IN_TIME
+
+
+def test_a_slow_resolver_does_not_outlast_the_deadline() -> None:
+    """A name server that does not answer costs no more than the time that was given."""
+    waiting = threading.Event()
+
+    def resolver(*args: Any, **options: Any) -> list[Any]:
+        waiting.wait(10)
+        return []
+
+    with soon(), pytest.raises(ProviderUnavailableError, match="too long"):
+        fetch(Outbound(resolver=resolver), "https://slow.example", seconds=0.3)
+    waiting.set()
+
+
+def test_a_name_that_does_not_exist_is_unreachable() -> None:
+    """The error for a failing look-up is in our own words."""
+
+    def resolver(*args: Any, **options: Any) -> list[Any]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    with pytest.raises(ProviderUnavailableError, match="cannot be reached"):
+        fetch(Outbound(resolver=resolver), "https://nowhere.example")
+
+
+def test_an_error_carries_no_request(fake: FakeProviders) -> None:
+    """The error of a failed call has no context, so no header hangs on it."""
+    with pytest.raises(ProviderUnavailableError) as caught:
+        fetch(Outbound(), fake.hostile_url("slow_body"), "operator", seconds=0.2)
+    assert caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+
+
+def test_certificates_are_checked_by_name(
+    fake_tls: FakeProviders, client_tls: ssl.SSLContext
+) -> None:
+    """The connection goes to the resolved address, the certificate must be the name's."""
+    outbound = Outbound(tls=client_tls, resolver=Resolver(["127.0.0.1"]))
+    port = fake_tls.origin.rpartition(":")[2]
+    good = fetch(outbound, f"https://provider.test:{port}/openai/v1", "operator")
+    assert good.status == 401
+    with pytest.raises(ProviderUnavailableError):
+        fetch(outbound, f"https://other.test:{port}/openai/v1", "operator")
+    with pytest.raises(ProviderUnavailableError):
+        fetch(Outbound(), f"{fake_tls.origin}/openai/v1", "operator")
+    assert len(fake_tls.calls) == 1
+
+
+def test_unix_sockets_are_refused() -> None:
+    """The backend opens no unix socket."""
+    client = Outbound().client_for(Endpoint("https://api.openai.com/v1", "catalog"))
+    backend = client._transport._pool._network_backend
+    with pytest.raises(NotImplementedError):
+        backend.connect_unix_socket("/run/docker.sock")
+
+
+@pytest.mark.parametrize(
+    ("url", "header", "does"),
+    [
+        ("https://gw.example/tenant1", "sk-A", True),
+        ("https://gw.example/tenant1/v1/models?limit=1", "Bearer sk-A", True),
+        ("https://gw.example/tenant10/v1/models", "Bearer sk-A", False),
+        ("https://gw.example/tenant", "Bearer sk-A", False),
+        ("https://gw.example/tenant1/../tenant2/v1", "Bearer sk-A", False),
+        ("https://other.example/tenant1/v1", "Bearer sk-A", False),
+        ("http://gw.example/tenant1/v1", "Bearer sk-A", False),
+        ("https://gw.example/tenant1/v1", "Bearer sk-A-longer", False),
+        ("https://gw.example/tenant1/v1", "Bearer my-sk-A", False),
+        ("https://gw.example/tenant1/v1", "Bearer sk-A sk-B", False),
+        ("https://gw.example/tenant1/v1", "Bearer", False),
+    ],
+)
+def test_what_carries_a_key(url: str, header: str, does: bool) -> None:
+    """The very key went to its address, or below it: no other key, and no neighbour of the address."""
+    request = httpx2.Request("GET", url, headers={"Authorization": header})
+    for base_url in ("https://gw.example/tenant1", "https://gw.example/tenant1/"):
+        assert carries(request, "sk-A", base_url) is does
+
+
+def test_an_address_without_a_path_has_all_below_it() -> None:
+    """Every path of a server is below the server itself."""
+    request = httpx2.Request("GET", "https://gw.example/v1/models", headers={"x-api-key": "sk-A"})
+    for base_url in ("https://gw.example", "https://gw.example/"):
+        assert carries(request, "sk-A", base_url)

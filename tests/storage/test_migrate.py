@@ -1,0 +1,342 @@
+"""The tables and how they come to be, on SQLite and PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata, produce_migrations
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations.ops import DropTableOp
+from sqlalchemy import Column, Engine, MetaData, Text, inspect, make_url, select, text
+
+from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store import keys as account_keys
+from flask_byok.errors import ConfigurationError
+from flask_byok.keys.sessions import Sessions
+from flask_byok.storage import migrate, tables
+from flask_byok.storage.database import Transactions
+from flask_byok.storage.engine import open_engine
+from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.tables import metadata, session_documents
+from tests.accounts.account_kinds import ANN, KEYRING, event_of, make_record
+
+from .contract import DAY
+from .kinds import made_by_an_older_version
+
+#: A host's Alembic environment that makes our tables with its own.
+HOST_ENVIRONMENT = """
+from alembic import context
+from sqlalchemy import Column, Integer, MetaData, Table
+from flask_byok.storage.tables import metadata as byok_metadata
+
+host_metadata = MetaData()
+Table("notes", host_metadata, Column("id", Integer, primary_key=True))
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=[host_metadata, byok_metadata],
+)
+with context.begin_transaction():
+    context.run_migrations()
+"""
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """Open an empty database."""
+    engine = open_engine(database_url)
+    yield engine
+    engine.dispose()
+
+
+def session_store(engine: Engine) -> Sessions:
+    """Make a session store."""
+    return Sessions(SqlDocuments(engine), ttl=DAY, max_age=30 * DAY)
+
+
+def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> list[object]:
+    """Return where the database differs from the models."""
+    with engine.connect() as connection:
+        options = {"version_table": version_table, "compare_type": True}
+        context = MigrationContext.configure(connection, opts=options)
+        return list(compare_metadata(context, metadata))
+
+
+#: A later version's migration.
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0002", "0001"
+
+
+def upgrade():
+    op.add_column("byok_promotions", sa.Column("note", sa.Text, nullable=True))
+"""
+
+
+@pytest.fixture
+def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return what turns this process into one of a later version, with one more migration and column."""
+    folder, config = tmp_path / "later", migrate._config
+
+    def later_config(**attributes: object) -> Config:
+        made = config(**attributes)
+        locations = (f"{made.get_main_option('script_location')}/versions", str(folder))
+        made.set_main_option("version_locations", os.pathsep.join(locations))
+        return made
+
+    def begin() -> None:
+        folder.mkdir()
+        (folder / "v0002_note.py").write_text(NEXT)
+        monkeypatch.setattr(migrate, "_config", later_config)
+        later = MetaData()
+        for table in metadata.sorted_tables:
+            table.to_metadata(later)
+        later.tables["byok_promotions"].append_column(Column("note", Text))
+        for module in (migrate, tables, account_keys):
+            monkeypatch.setattr(module, "metadata", later)
+
+    return begin
+
+
+def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
+    """An upgraded empty database has exactly the tables of the models."""
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+    assert migrate.current(engine) == migrate.head() == "0001"
+
+
+def test_first_use_makes_the_tables(engine: Engine) -> None:
+    """A store makes the tables of an empty database by itself, the same as an upgrade does."""
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
+    assert differences(engine) == []
+    assert migrate.current(engine) == migrate.head()
+
+
+def test_upgrade_twice(engine: Engine) -> None:
+    """An upgrade of what is up to date changes nothing."""
+    migrate.upgrade(engine)
+    migrate.upgrade(engine)
+    assert differences(engine) == []
+
+
+def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) -> None:
+    """Tables of an older version are not changed unasked; the command changes them, and keys outlive that."""
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
+    ref = session_store(engine).establish("sid-1")
+    later_version()
+    accounts = open_accounts(engine, KEYRING)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+            accounts.find([ANN])
+    assert migrate.current(engine) == "0001"
+    migrate.upgrade(engine)
+    assert migrate.current(engine) == migrate.head() == "0002"
+    assert len(accounts.find([ANN])) == 1, "without a restart"
+    assert session_store(engine).find("sid-1") == ref
+
+
+def test_own_file_is_upgraded_at_first_use(
+    sqlite_url: str, later_version: Callable[[], None]
+) -> None:
+    """In a file that nothing else uses, an older version's tables are upgraded by themselves."""
+    before = open_accounts(sqlite_url, KEYRING, own_file=True)
+    before.create(make_record(), event_of())
+    before.engine.dispose()
+    later_version()
+    store = open_accounts(sqlite_url, KEYRING, own_file=True)
+    assert len(store.find([ANN])) == 1
+    assert migrate.current(store.engine) == "0002"
+    store.engine.dispose()
+
+
+def test_session_store_on_an_older_schema(engine: Engine) -> None:
+    """Tables that session keys need are missed by their store too."""
+    made_by_an_older_version(engine)
+    with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
+        session_store(engine).establish("sid-1")
+
+
+def test_refusal_is_an_answer(engine: Engine) -> None:
+    """An older schema is reported each time, without keeping requests out for a while."""
+    made_by_an_older_version(engine)
+    accounts = open_accounts(engine, KEYRING)
+    accounts.breaker.fault()
+    with pytest.raises(ConfigurationError):
+        accounts.find([ANN])
+    accounts.breaker.fault()
+    assert not accounts.breaker.is_open
+
+
+def test_databases_made_at_once(tmp_path: Path) -> None:
+    """Threads that make the tables of several databases at once do not get into each other's way."""
+    urls = [f"sqlite:///{tmp_path / str(number)}" for number in range(6)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda url: session_store(open_engine(url)).establish("sid-1"), urls))
+    for url in urls:
+        engine = open_engine(url)
+        assert differences(engine) == []
+        engine.dispose()
+
+
+def test_first_start_of_many_processes(database_url: str) -> None:
+    """Processes that meet an empty database at once make one schema, and all work."""
+    read, write = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside other threads
+        children = [_first_use(database_url, read, write, number) for number in range(4)]
+    os.close(read)
+    os.close(write)  # go
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    engine = open_engine(database_url)
+    assert differences(engine) == []
+    with engine.connect() as connection:
+        query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
+        assert connection.execute(query).scalars().all() == ["0001"]
+    assert len(open_accounts(engine, KEYRING).page(None)[0]) == 4
+    engine.dispose()
+
+
+def _first_use(url: str, read: int, write: int, number: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.close(write)
+        os.read(read, 1)
+        open_accounts(url, KEYRING).create(make_record(f"user:{number}"), event_of())
+        session_store(open_engine(url)).establish(f"sid-{number}")
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
+    """A host's own Alembic makes the tables with its own, and BYOK then needs no migration of its own."""
+    config = Config(str(tmp_path / "alembic.ini"), stdout=(tmp_path / "out").open("w"))
+    command.init(config, str(tmp_path / "host"))
+    config.set_main_option("script_location", str(tmp_path / "host"))
+    config.set_main_option("path_separator", "os")
+    (tmp_path / "host/env.py").write_text(HOST_ENVIRONMENT)
+    for step in (
+        lambda: command.revision(config, "all tables", autogenerate=True),
+        lambda: command.upgrade(config, "head"),
+        lambda: command.check(config),
+    ):
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            step()
+    store = open_accounts(engine, KEYRING)
+    store.create(make_record(), event_of())
+    session_store(engine).establish("sid-1")
+    assert not inspect(engine).has_table(migrate.VERSION_TABLE)
+    assert inspect(engine).has_table("notes")
+    assert store.audit.verify() == []
+    config.stdout.close()
+
+
+#: How a host's ``env.py`` leaves our tables alone, and how it takes them over.
+LEFT_ALONE = {
+    "target_metadata": [MetaData()],
+    "include_name": lambda name, type_, _: type_ != "table" or not name.startswith("byok_"),
+}
+TAKEN_OVER = {
+    "target_metadata": [MetaData(), metadata],
+    "include_name": lambda name, _type, _parents: name != "byok_alembic_version",
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "dropped"),
+    [
+        (LEFT_ALONE, set()),
+        (TAKEN_OVER, set()),
+        ({"target_metadata": [MetaData()]}, {*metadata.tables, "byok_alembic_version"}),
+    ],
+)
+def test_host_drops_nothing(engine: Engine, options: dict[str, Any], dropped: set[str]) -> None:
+    """With the lines that the documentation gives a host's Alembic finds nothing to change."""
+    session_store(engine).establish("sid-1")
+    with engine.connect() as connection:
+        script = produce_migrations(
+            MigrationContext.configure(connection, opts=options), options["target_metadata"]
+        )
+    found = script.upgrade_ops.ops if script.upgrade_ops else []
+    assert {op.table_name for op in found if isinstance(op, DropTableOp)} == dropped
+    assert bool(found) == bool(dropped)
+
+
+def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
+    """Tables that are complete without our version table are only stamped by an upgrade."""
+    metadata.create_all(engine)
+    open_accounts(engine, KEYRING).create(make_record(), event_of())
+    assert migrate.current(engine) is None
+    migrate.upgrade(engine)
+    assert migrate.current(engine) == "0001"
+    assert len(open_accounts(engine, KEYRING).find([ANN])) == 1
+
+
+def test_statements_make_the_same(engine: Engine) -> None:
+    """What `db sql` prints makes the same tables when an administrator runs it."""
+    printed = migrate.sql(engine.dialect.name)
+    with Transactions(engine).single() as connection:
+        for statement in printed.split(";"):
+            lines = [line for line in statement.splitlines() if not line.startswith("--")]
+            if code := "\n".join(lines).strip():
+                connection.exec_driver_sql(code)
+    assert differences(engine) == []
+    assert migrate.current(engine) == "0001"
+    with engine.connect() as connection:
+        assert connection.execute(select(session_documents)).all() == []
+
+
+def as_administrator(url: str, *statements: str) -> None:
+    """Run statements as who owns the database."""
+    engine = open_engine(url)
+    with Transactions(engine).several() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def documented_grants(role: str) -> list[str]:
+    """Return the statements that the documentation gives an administrator, for this user."""
+    page = (Path(__file__).parents[2] / "docs/deployment.rst").read_text()
+    found = re.search(r"code-block:: sql\n\n(.*?\n)\n(?=\S)", page, re.DOTALL)
+    assert found is not None
+    return [
+        line for line in found[1].replace(" TO app;", f" TO {role};").split(";") if line.strip()
+    ]
+
+
+def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
+    """A user who may not make the tables, or not use them, is told what an administrator has to run."""
+    store, role = open_accounts(limited_url, KEYRING), str(make_url(limited_url).username)
+    every = f"ON ALL TABLES IN SCHEMA public TO {role}"
+    for grant in (None, f"GRANT SELECT ON byok_canary TO {role}", f"GRANT SELECT {every}"):
+        if grant is not None:
+            as_administrator(postgres_url, grant)
+        for _ in range(3):
+            with pytest.raises(ConfigurationError, match="flask byok db sql"):
+                store.create(make_record(), event_of())
+        if grant is None:
+            with pytest.raises(ConfigurationError, match="flask byok db sql"):
+                migrate.upgrade(store.engine)
+            as_administrator(postgres_url, migrate.sql("postgresql"))
+    as_administrator(postgres_url, f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
+    as_administrator(postgres_url, *documented_grants(role))
+    store.create(make_record(), event_of())
+    store.audit.restart(event_of("restart"))
+    assert store.audit.verify() == []
+    assert migrate.current(store.engine) == "0001"
+    assert session_store(store.engine).establish("sid-1")
+    store.engine.dispose()

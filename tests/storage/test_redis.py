@@ -1,0 +1,405 @@
+"""The Redis store, on real servers: single, Cluster, Sentinel, with a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+from redis.cluster import ClusterNode, RedisCluster
+from redis.sentinel import Sentinel
+
+from flask_byok.errors import ConfigurationError, StoreError
+from flask_byok.keys.sessions import Sessions
+from flask_byok.keys.traffic import Traffic
+from flask_byok.model.owner import SessionRef
+from flask_byok.storage import redis as storage
+from flask_byok.storage.breaker import Breaker
+from flask_byok.storage.redis import RedisDocuments
+from tests.patience import everyday_limits, in_time, soon
+from tests.services import RedisServer, free_port, wait_until
+
+from .contract import (
+    ANN,
+    DAY,
+    SOME,
+    VISITOR,
+    MakeDocuments,
+    SessionContract,
+    begin,
+    make_record,
+    use_of,
+)
+from .redis_kinds import ClusterServer, ReplicaOf, SecondNode, SentinelServer, TunedRedis
+
+
+def store_on(client_or_url: Any, *, wait: int = 0, **lifetime: timedelta) -> Sessions:
+    """Make a store with an ordinary lifetime."""
+    documents = RedisDocuments(client_or_url, wait=wait)
+    return Sessions(documents, **{"ttl": DAY, "max_age": 30 * DAY, **lifetime})
+
+
+def inside(store: Sessions) -> Any:
+    """Return the documents of a store, with the client and the breaker."""
+    return store.documents
+
+
+class TestSingle(SessionContract):
+    """One Redis passes the contract."""
+
+    @pytest.fixture
+    def make_documents(self, redis_url: str) -> MakeDocuments:
+        """Open it by its address."""
+        return lambda _clock: RedisDocuments(redis_url)
+
+
+@pytest.fixture(scope="module")
+def cluster_server() -> Iterator[ClusterServer]:
+    """Run one Cluster for this module."""
+    with ClusterServer() as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(cluster_server: ClusterServer) -> Iterator[RedisCluster]:
+    """Make a client for an empty Cluster, as a host would."""
+    with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", cluster_server.port)]) as client:
+        client.flushall()
+        yield client
+
+
+class TestCluster(SessionContract):
+    """A Cluster passes the contract."""
+
+    @pytest.fixture
+    def make_documents(self, cluster: RedisCluster) -> MakeDocuments:
+        """Open it by the host's client."""
+        return lambda _clock: RedisDocuments(cluster)
+
+
+@pytest.fixture(scope="module")
+def sentinel_server() -> Iterator[SentinelServer]:
+    """Run a master and its Sentinel for this module."""
+    with TunedRedis() as master, SentinelServer(master) as server:
+        yield server
+
+
+@pytest.fixture
+def master(sentinel_server: SentinelServer) -> Iterator[redis.Redis]:
+    """Make a client for an empty master, as a host would."""
+    sentinel = Sentinel([("127.0.0.1", sentinel_server.port)])
+    with sentinel.master_for("keys") as client:
+        client.flushall()
+        yield client
+    sentinel.close()
+
+
+class TestSentinel(SessionContract):
+    """A master behind Sentinel passes the contract."""
+
+    @pytest.fixture
+    def make_documents(self, master: redis.Redis) -> MakeDocuments:
+        """Open it by the host's client."""
+        return lambda _clock: RedisDocuments(master)
+
+
+@pytest.mark.parametrize("identity", [VISITOR, ANN])
+def test_read_is_one_command(redis_url: str, identity: str) -> None:
+    """Reading any number of providers is one round trip: one plain command, no script."""
+    store = store_on(redis_url)
+    session = begin(store)
+    store.write(session, identity, make_record())
+    inside(store).client.config_resetstat()
+    for _ in range(5):
+        assert store.read(session, identity, SOME).records
+    stats = inside(store).client.info("commandstats")
+    calls = {name: found["calls"] for name, found in stats.items()}
+    assert calls == {"cmdstat_config|resetstat": 1, "cmdstat_get": 5}
+
+
+def test_a_write_is_two_commands(redis_url: str) -> None:
+    """A write reads the document and swaps it; it touches the session id only once its lifetime slides."""
+    store = store_on(redis_url)
+    session = begin(store)
+    store.write(session, VISITOR, make_record())
+    inside(store).client.config_resetstat()
+    store.write(session, VISITOR, make_record())
+    calls = inside(store).client.info("commandstats")
+    assert sorted(name for name in calls if "config" not in name) == [
+        *("cmdstat_evalsha", "cmdstat_get", "cmdstat_getrange", "cmdstat_set")
+    ]
+    assert calls["cmdstat_get"]["calls"] == calls["cmdstat_evalsha"]["calls"] == 1
+
+
+def test_host_client_lends_its_address_only(redis_url: str) -> None:
+    """A host's patient, decoding client keeps its settings, and ours has our own."""
+    host = redis.Redis.from_url(redis_url, socket_timeout=30, decode_responses=True)
+    with everyday_limits():
+        store = store_on(host)
+    session = begin(store)
+    store.write(session, VISITOR, record := make_record())
+    assert store.read(session, VISITOR, SOME).records == {"openai": record}
+    assert host.get(f"byok:m:{{{session.sid}}}") == session.ref
+    ours = inside(store).client.connection_pool.connection_kwargs
+    assert (ours["socket_connect_timeout"], ours["socket_timeout"]) == (0.1, 0.25)
+    assert host.connection_pool.connection_kwargs["socket_timeout"] == 30
+    host.close()
+
+
+def test_canary_outlives_sessions(redis_url: str) -> None:
+    """What tells a wrong encryption key stays for as long as Redis does."""
+    store = store_on(redis_url)
+    store.hold("key", "sealed")
+    assert inside(store).client.ttl("byok:canary:key") == -1
+
+
+def test_everything_expires(redis_url: str) -> None:
+    """No key stays in Redis for longer than a lifetime, living or ended."""
+    store = store_on(redis_url, ttl=timedelta(minutes=10), max_age=timedelta(minutes=5))
+    for number in range(3):
+        session = begin(store, f"sid-{number}")
+        store.write(session, VISITOR, make_record())
+    store.end(session)
+    store.renew(begin(store, "sid-old"), "sid-new")
+    client = inside(store).client
+    kept = {key.split(b":")[1]: client.ttl(key) for key in client.scan_iter("byok:*")}
+    assert len(list(client.scan_iter("byok:*"))) == 6
+    assert 0 < kept[b"d"] <= 300
+    assert 0 < kept[b"m"] <= 600
+
+
+def test_ended_session_leaves_nothing(redis_url: str) -> None:
+    """Of an ended session no key stays in Redis."""
+    store = store_on(redis_url)
+    session = begin(store)
+    store.write(session, VISITOR, make_record())
+    store.end(session)
+    assert list(inside(store).client.scan_iter("*")) == []
+
+
+@pytest.mark.parametrize("value", ["http://u:hunter22@host", "hunter22", 22, object()])
+def test_unusable_setting(value: Any) -> None:
+    """What is no Redis is refused by the name of its setting, without its value."""
+    with pytest.raises(ConfigurationError, match="BYOK_REDIS") as caught:
+        store_on(value)
+    assert "hunter22" not in str(caught.value)
+
+
+def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    """A Redis that cannot be reached is a StoreError of the session tier, without the URL."""
+    store = store_on(f"redis://ann:hunter22@127.0.0.1:{free_port()}/0")
+    with pytest.raises(StoreError) as caught:
+        store.find("sid-1")
+    assert caught.value.tier == "session"
+    assert caught.value.__suppress_context__
+    assert "hunter22" not in f"{caught.value!r} {caught.value.__context__!r} {caplog.text}"
+
+
+def assert_fails_fast(store: Sessions, session: SessionRef) -> None:
+    """Fail unless two faults open the breaker, after which nobody waits."""
+    with soon():
+        for _ in range(2):
+            assert not inside(store).breaker.is_open
+            with pytest.raises(StoreError):
+                store.read(session, VISITOR, SOME)
+    assert inside(store).breaker.is_open
+    with soon():
+        for _ in range(200):
+            with pytest.raises(StoreError):
+                store.write(session, VISITOR, make_record())
+
+
+def test_killed_redis() -> None:
+    """A killed Redis fails fast and is used again soon after it is back."""
+    with RedisServer() as server:
+        store = store_on(server.url)
+        session = begin(store)
+        server.kill()
+        assert_fails_fast(store, session)
+        server.start()
+        wait_until(lambda: store.establish("sid-2"), "store", timeout=5)
+        assert not inside(store).breaker.is_open
+
+
+def test_stopped_redis() -> None:
+    """A Redis that accepts and does not answer fails fast, and has lost nothing once it goes on."""
+    with RedisServer() as server:
+        with everyday_limits():
+            store = store_on(server.url)
+        session = begin(store)
+        store.write(session, VISITOR, record := make_record())
+        server.stop_process()
+        assert_fails_fast(store, session)
+        server.cont()
+        wait_until(lambda: store.find(session.sid), "store", timeout=5)
+        assert store.read(session, VISITOR, SOME).records == {"openai": record}
+
+
+def test_restarted_redis_costs_no_call(redis_url: str) -> None:
+    """Connections that a restart has closed are replaced unseen, and scripts are sent again."""
+    with RedisServer() as server:
+        store = store_on(server.url)
+        begin(store)
+        server.restart()
+        session = begin(store)
+        store.write(session, VISITOR, record := make_record())
+        assert store.read(session, VISITOR, SOME).records == {"openai": record}
+
+
+def test_stopped_cluster() -> None:
+    """A Cluster that does not answer fails fast and comes back."""
+    with ClusterServer() as server:
+        with (
+            RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client,
+            everyday_limits(),
+        ):
+            store = store_on(client)
+        session = begin(store)
+        server.stop_process()
+        assert_fails_fast(store, session)
+        with in_time(), pytest.raises(StoreError):
+            store_on(client)
+        server.cont()
+        wait_until(lambda: store.find(session.sid), "store", timeout=5)
+
+
+def test_stopped_sentinel() -> None:
+    """A master and a Sentinel that do not answer fail fast and come back."""
+    with TunedRedis() as master, SentinelServer(master) as server:
+        sentinel = Sentinel([("127.0.0.1", server.port)])
+        with sentinel.master_for("keys") as client, everyday_limits():
+            store = store_on(client)
+        sentinel.close()
+        session = begin(store)
+        for process in (master, server):
+            process.stop_process()
+        assert_fails_fast(store, session)
+        for process in (master, server):
+            process.cont()
+        wait_until(lambda: store.find(session.sid), "store", timeout=5)
+
+
+def test_replica_acknowledges() -> None:
+    """With BYOK_REDIS_WAIT a change counts only once a replica has it; reading goes on without."""
+    with TunedRedis(repl_diskless_sync_delay=0) as primary, ReplicaOf(primary) as replica:
+        store = store_on(primary.url, wait=1)
+        session = begin(store)
+        store.write(session, VISITOR, record := make_record())
+        with redis.Redis.from_url(replica.url) as copy:
+            assert b"sealed" in copy.get(f"byok:d:{{{session.ref}}}")
+        replica.stop_process()
+        with pytest.raises(StoreError):
+            store.clear(session, VISITOR, ["openai"])
+        for change in (
+            lambda: store.write(session, VISITOR, record),
+            lambda: store.renew(session, "sid-new"),
+            lambda: store.end(session),
+            lambda: store.hold("key", "sealed"),
+        ):
+            with pytest.raises(StoreError, match="replicas"):
+                change()
+        assert not inside(store).breaker.is_open
+        assert not store.read(session, VISITOR, SOME).alive
+        replica.cont()
+
+
+def test_cluster_without_replicas(cluster: RedisCluster) -> None:
+    """On a Cluster too, a change that too few replicas have fails."""
+    session, store = begin(store_on(cluster)), store_on(cluster, wait=1)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="replicas"):
+            store.write(session, VISITOR, make_record())
+    assert not inside(store).breaker.is_open
+
+
+@pytest.mark.parametrize("wait", [0, 1])
+def test_slot_that_moves(wait: int) -> None:
+    """A session whose slot has moved to another node is found there, with and without waiting."""
+    with ClusterServer() as server, SecondNode(server) as second:
+        with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
+            documents = RedisDocuments(client, wait=wait)
+            second.take(client.keyslot("ref"))
+        written = ("ref", None, "0" * 16, b"body", 60)
+        if wait:  # there is no replica, but it was written
+            with pytest.raises(StoreError, match="replicas"):
+                documents.swap(*written)
+        else:
+            assert documents.swap(*written)
+        assert documents.load("ref") == ("0" * 16, b"body")
+        with redis.Redis.from_url(second.url) as there:
+            assert there.exists("byok:d:{ref}")
+
+
+def test_wrong_kind_of_value(redis_url: str) -> None:
+    """One damaged session is a StoreError of its own and opens the breaker for nobody."""
+    store = store_on(redis_url)
+    session = begin(store)
+    inside(store).client.delete(key := f"byok:d:{{{session.ref}}}")
+    inside(store).client.hset(key, "not", "a document")
+    for _ in range(5):
+        with pytest.raises(StoreError):
+            store.read(session, VISITOR, SOME)
+    assert not inside(store).breaker.is_open
+
+
+def test_counts_that_fail_keep_no_request_from_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While counts for a node of a Cluster that is frozen fail, the sessions of the others are read as ever."""
+    with ClusterServer() as server, SecondNode(server) as second:
+        with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
+            store = store_on(client)
+            there, here = begin(store, "sid-there"), begin(store, "sid-here")
+            revision, body = store.documents.load(there.ref) or ("", b"")
+            store.documents.delete(there.ref)  # only an empty slot moves
+            second.take(client.keyslot(there.ref))
+            assert store.documents.swap(there.ref, None, revision, body, 3600)
+        store.write(there, VISITOR, record := make_record())
+        store.write(here, VISITOR, other := make_record())
+        with redis.Redis.from_url(server.url) as first:
+            first.config_set("cluster-node-timeout", 60_000)  # until then it serves what it has
+        second.stop_process()
+        monkeypatch.setattr(storage, "CLUSTER_READ_TIMEOUT", 1)
+        hasty = store_on(inside(store).client)
+        for _ in range(3):
+            for _ in range(2):
+                with pytest.raises(StoreError):
+                    hasty.count(use_of(there, record))
+            assert hasty.read(here, VISITOR, SOME).records == {"openai": other}
+        assert not inside(hasty).breaker.is_open
+        assert hasty._counts.breaker.is_open, "so that counts do not wait for it again and again"
+        second.cont()
+
+
+def test_a_frozen_redis_loses_no_count() -> None:
+    """Uses that a frozen Redis does not answer wait, and are counted once it goes on."""
+    with RedisServer() as server:
+        store = store_on(server.url)
+        session, record = begin(store), make_record()
+        store.write(session, VISITOR, record)
+        with everyday_limits(storage):
+            hasty = store_on(server.url)
+        recorder = Traffic(None, 3600, count=hasty.count)
+        note = partial(recorder.note_in_session, session.ref, "openai", record.version, "used")
+        note()
+        wait_until(lambda: answers(recorder), "a connection")
+        note()
+        server.stop_process()
+        for _ in range(4):
+            with pytest.raises(StoreError):
+                recorder.flush()
+            hasty._counts.breaker = Breaker()  # which would ask no more
+            note()
+        server.cont()
+        wait_until(lambda: answers(recorder), "Redis")
+        assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count >= 6
+
+
+def answers(recorder: Traffic) -> bool:
+    """Hand uses over, and say whether the store took them."""
+    try:
+        recorder.flush()
+    except StoreError:
+        return False
+    return True

@@ -1,0 +1,506 @@
+"""Counting uses: in memory, and by everything that the service does with keys."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from flask_byok.errors import ByokError, StoreError
+from flask_byok.keys import traffic as module
+from flask_byok.keys.traffic import Traffic, counted_owner
+from flask_byok.model.credential import (
+    Credential,
+    Secret,
+    SessionUse,
+    Use,
+    isoformat,
+    utcnow,
+)
+from flask_byok.model.owner import Caller, SessionRef, Tier
+from flask_byok.testing import FakeProviders
+from tests.patience import soon
+from tests.services import wait_until
+from tests.worlds import ENV_KEY, World
+
+MakeWorld = Callable[..., World]
+HELLO = [{"role": "user", "content": "Hello"}]
+HOURS = 3600.0
+
+
+class Store:
+    """Adds uses up, or does not answer."""
+
+    def __init__(self) -> None:
+        self.away = self.sessions_away = False
+        self.uses: list[Use] = []
+        self.session_uses: list[SessionUse] = []
+        self.held: set[str] = set()
+        self.asked: list[str] = []
+
+    def add(self, use: Use) -> None:
+        if self.away:
+            raise StoreError
+        self.uses.append(replace(use))
+
+    def count(self, use: SessionUse) -> None:
+        self.asked.append(use.ref)
+        if self.sessions_away or use.ref in self.held:
+            raise StoreError
+        self.session_uses.append(replace(use))
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        found: Counter[tuple[str, str]] = Counter()
+        for use in self.uses:
+            found[use.credential_id, use.outcome] += use.uses
+        return found
+
+
+@pytest.fixture
+def store() -> Store:
+    """Make a store."""
+    return Store()
+
+
+def test_uses_are_handed_over_together(store: Store) -> None:
+    """However often a key is used in an interval, each outcome is handed over once, with its last time."""
+    recorder = Traffic(store.add, HOURS)
+    for outcome in ("used", "failed", "used", "rejected", "used"):
+        recorder.note("user:1", "openai", "id-1", outcome)
+    before = time.time() * 1000
+    assert store.uses == []
+    recorder.flush()
+    assert store.counts() == {
+        ("id-1", "used"): 3,
+        ("id-1", "failed"): 1,
+        ("id-1", "rejected"): 1,
+    }
+    assert {use.day for use in store.uses} == {time.strftime("%Y-%m-%d", time.gmtime())}
+    assert all(before - 10_000 < use.last_used_at <= before for use in store.uses)
+    recorder.flush()
+    assert len(store.uses) == 3
+
+
+def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A use counts for the day in UTC that it was made on, not for the one when it is written."""
+    recorder = Traffic(store.add, HOURS)
+    for moment in (1_709_251_199.9, 1_709_251_200.0):
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+        recorder.note("user:1", "openai", "", "used")
+    recorder.flush()
+    assert [use.day for use in store.uses] == ["2024-02-29", "2024-03-01"]
+
+
+def test_a_thread_hands_over_by_itself(store: Store) -> None:
+    """The first use starts it, and it ends after the recorder."""
+    before = _threads()
+    recorder = Traffic(store.add, 0.02)
+    assert _threads() == before
+    recorder.note("user:1", "openai", "", "used")
+    wait_until(lambda: store.uses, "the use")
+    (thread,) = _threads() - before
+    recorder.note("user:1", "openai", "", "used")
+    gone = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+    assert gone() is None
+    wait_until(lambda: store.counts()["", "used"] == 2, "the last use")
+    wait_until(lambda: not thread.is_alive(), "the thread's end")
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "byok-usage"}
+
+
+def test_what_a_store_does_not_take_waits(store: Store) -> None:
+    """While the store is away uses add up, and are handed over once it is back."""
+    recorder = Traffic(store.add, HOURS)
+    store.away = True
+    for _ in range(3):
+        recorder.note("user:1", "openai", "id-1", "used")
+        with pytest.raises(StoreError):
+            recorder.flush()
+    store.away = False
+    recorder.flush()
+    assert [use.uses for use in store.uses] == [3]
+
+
+def test_one_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
+    """After a fault the others come first."""
+
+    def add(use: Use) -> None:
+        if use.credential_id == "held":
+            raise StoreError
+        store.add(use)
+
+    recorder = Traffic(add, HOURS)
+    for id in ("held", "a", "b"):
+        recorder.note("user:1", "openai", id, "used")
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            recorder.flush()
+    assert store.counts() == {("a", "used"): 1, ("b", "used"): 1}
+
+
+def flush_in_vain(recorder: Traffic) -> None:
+    """Hand over what can be, where something cannot."""
+    with pytest.raises(StoreError):
+        recorder.flush()
+
+
+def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
+    """A failed use is tried again after all others each time, together with the later uses of its key."""
+    recorder = Traffic(None, HOURS, count=store.count)
+    held = [f"held-{number}" for number in range(5)]
+    store.held = set(held)
+    for number in range(3):
+        for ref in (*held, "a", f"b-{number}"):
+            recorder.note_in_session(ref, "openai", "v1", "used")
+        for _ in range(2):
+            flush_in_vain(recorder)
+        assert sum(use.uses for use in store.session_uses) == 2 * (number + 1)
+    store.held.clear()
+    recorder.flush()
+    uses = [use.uses for use in store.session_uses if use.ref in held]
+    assert uses == [3] * 5
+
+
+def test_many_that_cannot_be_written_take_turns(store: Store) -> None:
+    """However many they are, those that can be written again are, a few rounds later."""
+    recorder = Traffic(None, HOURS, count=store.count)
+    refs = {f"ref-{number}" for number in range(12)}
+    store.held = set(refs)
+    for ref in refs:
+        recorder.note_in_session(ref, "openai", "v1", "used")
+    for _ in range(6):
+        flush_in_vain(recorder)
+    store.held -= {"ref-4", "ref-11"}
+    for _ in range(6):
+        flush_in_vain(recorder)
+    assert {use.ref for use in store.session_uses} == refs - store.held
+
+
+def test_a_store_that_is_away_is_asked_a_few_times(store: Store) -> None:
+    """However much waits, a round ends after a few faults; later all of it is there, once."""
+    recorder = Traffic(store.add, HOURS, count=store.count)
+    store.sessions_away = True
+    for number in range(500):
+        recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
+    for rounds in range(1, 4):
+        flush_in_vain(recorder)
+        assert len(store.asked) == rounds * 3
+    store.sessions_away = False
+    recorder.flush()
+    assert len({use.ref for use in store.session_uses}) == len(store.session_uses) == 500
+
+
+def test_what_may_have_been_written_takes_room_too(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the session store is away no more than ``MAX_PENDING`` entries wait, tried or not."""
+    monkeypatch.setattr(module, "MAX_PENDING", 5)
+    recorder = Traffic(None, HOURS, count=store.count)
+    store.sessions_away = True
+    for number in range(20):
+        recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
+        flush_in_vain(recorder)
+    store.sessions_away = False
+    recorder.flush()
+    assert len(store.session_uses) == 5
+
+
+def test_memory_is_bounded(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too many different entries are dropped, which is logged once; known ones still count."""
+    monkeypatch.setattr(module, "MAX_PENDING", 3)
+    recorder = Traffic(store.add, HOURS)
+    store.away = True
+    for id in "ab":
+        recorder.note("user:1", "openai", id, "used")
+    with pytest.raises(StoreError):
+        recorder.flush()
+    with caplog.at_level(logging.WARNING, "flask_byok"):
+        for id in "cdec":
+            recorder.note("user:1", "openai", id, "used")
+    assert len(caplog.records) == 1
+    store.away = False
+    recorder.flush()
+    assert store.counts() == {("a", "used"): 1, ("b", "used"): 1, ("c", "used"): 2}
+    recorder.note("user:1", "openai", "d", "used")
+    recorder.flush()
+    assert store.counts()["d", "used"] == 1
+
+
+def test_a_fault_that_nobody_foresaw_is_survived(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread goes on, and its log names the kind of error alone."""
+    broken = threading.Event()
+
+    def add(use: Use) -> None:
+        if not broken.is_set():
+            broken.set()
+            raise ValueError("sk-secret")
+        store.add(use)
+
+    recorder = Traffic(add, 0.02)
+    with caplog.at_level(logging.WARNING, "flask_byok"):
+        recorder.note("user:1", "openai", "", "used")
+        wait_until(lambda: store.uses, "the use")
+    assert "ValueError" in caplog.text
+    assert "sk-secret" not in caplog.text
+
+
+def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
+    """What waits when the interpreter ends is written."""
+    (tmp_path / "byok.sqlite").touch()  # else the log tells of a new file
+    script = f"""
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.accounts import open_accounts
+from flask_byok.keys.traffic import Traffic
+store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+recorder = Traffic(store.usage.add, 3600)
+for _ in range(7):
+    recorder.note("user:1", "openai", "", "used")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert done.stderr == b""
+    count = f"""
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.accounts import open_accounts
+from tests.patience import soon
+store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
+"""
+    done = subprocess.run([sys.executable, "-c", count], capture_output=True, check=True)
+    assert done.stdout == b"7\n"
+
+
+def test_whose_use_it_is() -> None:
+    """A use counts for the key's owner, or a session key's user; a visitor's and an argument's count for none."""
+    visitor = Caller(session=SessionRef("sid", "ref"))
+    ann = replace(visitor, user="ann")
+
+    def owner_of(caller: Caller, source: Any, owner: str) -> str | None:
+        return counted_owner(caller, Credential("openai", source, owner, {}, "https://x"))
+
+    assert owner_of(ann, Tier.USER, "user:ann") == "user:ann"
+    assert owner_of(ann, Tier.TEAM, "team:red") == "team:red"
+    for tier in (Tier.SYSTEM, Tier.SECRET, Tier.ENV):
+        assert owner_of(visitor, tier, "system") == "system"
+    assert owner_of(ann, Tier.SESSION, "session:ref:user:ann") == "user:ann"
+    assert owner_of(visitor, Tier.SESSION, "session:ref") is None
+    assert owner_of(ann, "argument", "argument") is None
+
+
+def test_uses_of_session_keys(store: Store) -> None:
+    """What was used in a session is handed over by session, provider and version; what was not used is not."""
+    recorder = Traffic(None, HOURS, count=store.count)
+    caller = Caller(session=SessionRef("sid", "ref-1"))
+    secret = {"api_key": Secret("sk-12345678")}
+    key = Credential("openai", Tier.SESSION, "session:1", secret, "https://x", version="v1")
+    count = recorder.counter(caller, key)
+    assert count is not None
+    for outcome in ("used", "failed", "rejected", "used"):
+        count(outcome)
+    recorder.flush()
+    assert [(use.ref, use.provider, use.version, use.uses) for use in store.session_uses] == [
+        ("ref-1", "openai", "v1", 2)
+    ]
+    for other in (replace(key, source=Tier.ENV, version=None), replace(key, source="argument")):
+        assert recorder.counter(caller, other) is None
+    assert Traffic(store.add, HOURS).counter(caller, key) is None
+
+
+def test_each_store_is_waited_for_alone(store: Store) -> None:
+    """While the one is away the other gets its counts, and each count goes to one thread."""
+    before = _threads()
+    recorder = Traffic(store.add, 0.02, count=store.count)
+    store.away = True
+    ann = Caller(user="ann", session=SessionRef("sid", "ref-1"))
+    key = Credential("openai", Tier.SESSION, "user:ann", {}, "https://x", version="v1")
+    count = recorder.counter(ann, key)
+    assert count is not None
+    for _ in range(50):
+        count("used")
+    wait_until(lambda: sum(use.uses for use in store.session_uses) == 50, "the session's")
+    assert store.uses == []
+    assert len(_threads() - before) == 2
+    store.away = False
+    wait_until(lambda: store.counts()["", "used"] == 50, "the owner's")
+
+
+# with the service
+
+
+@pytest.fixture(scope="module")
+def providers() -> Iterator[FakeProviders]:
+    """Run one set of fake providers for this module."""
+    with FakeProviders() as fake:
+        yield fake
+
+
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def make_world(
+    request: pytest.FixtureRequest, tmp_path: Path, providers: FakeProviders
+) -> Iterator[MakeWorld]:
+    """Make worlds on each kind of database."""
+    url = request.getfixturevalue(request.param)
+    made: list[World] = []
+
+    def make(environ: dict[str, str] | None = None, **config: Any) -> World:
+        made.append(World(tmp_path, providers, config, environ or {}, database_url=url))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.documents.engine.dispose()
+
+
+def counted(world: World, *owners: str) -> dict[str, int]:
+    """Return what was counted for these owners, by outcome."""
+    world.service.traffic.flush()
+    days = world.accounts.usage.stats(owners)["daily"]
+    return {name: count for day in days for name, count in day.items() if name != "day" and count}
+
+
+def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
+    """Calls count for the key's owner, not for the caller; the key itself knows how often it was used."""
+    world = make_world({"GROQ_API_KEY": ENV_KEY})
+    fake = world.fake
+    ann = world.caller("ann", teams=("red",))
+    keys = {
+        owner: world.keep(owner, fake.api_key(provider), provider)
+        for owner, provider in (("user:ann", "openai"), ("team:red", "xai"), ("system", "google"))
+    }
+    world.set(ann, fake.api_key("openrouter"), "openrouter")
+    fake.add_key("groq", ENV_KEY)
+    for provider in ("openai", "xai", "xai", "google", "openrouter", "groq"):
+        list(world.service.provider(ann, provider).stream_chat(HELLO, "m"))
+    assert counted(world, "user:ann") == {"used": 2}
+    assert counted(world, "team:red") == {"used": 2}
+    assert counted(world, "system") == {"used": 2}
+    uses = {owner: world.accounts.get(key.id, None) for owner, key in keys.items()}
+    assert {owner: record.usage_count for owner, record in uses.items()} == {
+        "user:ann": 1,
+        "team:red": 2,
+        "system": 1,
+    }
+    assert all(record.version == "1" for record in uses.values())
+
+
+def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
+    """The status of a key in a session says how often it was used; a visitor's is in no statistics."""
+    world = make_world()
+    visitor, ann = world.caller(), world.caller("ann", "sid-2")
+    for caller in (visitor, ann):
+        world.set(caller, world.fake.api_key("openai"), validate="off")
+        began = utcnow()
+        list(world.service.provider(caller, "openai").stream_chat(HELLO))
+        world.service.resolve(caller, "openai")
+        world.service.validate(caller, "openai")
+        assert counted(world, "user:ann") == ({"used": 2} if caller is ann else {})
+        status = world.status(caller)
+        assert status["usage_count"] == 2
+        assert isoformat(began) <= status["last_used_at"] <= isoformat(utcnow())
+        assert status["validity"]["verdict"] == "valid", "which is not lost by counting"
+    assert counted(world, "user", "team", "system", "session") == {"used": 2}
+    assert world.status(visitor, "groq")["usage_count"] == 0
+
+
+def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
+    """A use that is written late is not the next key's, and a refused call is no use."""
+    world = make_world()
+    visitor = world.caller()
+    world.set(visitor, world.fake.api_key("openai"))
+    world.service.resolve(visitor, "openai")
+    world.set(visitor, world.fake.api_key("openai", "bad"), validate="off")
+    with pytest.raises(ByokError):
+        list(world.service.provider(visitor, "openai").stream_chat(HELLO))
+    world.service.traffic.flush()
+    assert (world.status(visitor)["usage_count"], world.status(visitor)["last_used_at"]) == (
+        0,
+        None,
+    )
+
+
+def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
+    """What was counted in the session goes on counting in the account, for the key alone."""
+    world = make_world()
+    world.set(world.caller(), world.fake.api_key("openai"))
+    world.service.resolve(world.caller(), "openai")
+    world.service.traffic.flush()
+    ann = world.caller("ann")
+    assert world.service.promote(ann)["promoted"] == ["openai"]
+    world.service.resolve(ann, "openai")
+    assert counted(world, "user:ann") == {"used": 1}
+    assert (world.status(ann)["source"], world.status(ann)["usage_count"]) == ("user", 2)
+
+
+def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
+    """What the host does with it is not seen; looking for a key, or checking one, is no use."""
+    world = make_world()
+    ann = world.caller("ann")
+    for provider in ("openai", "groq"):
+        world.keep("user:ann", world.fake.api_key(provider), provider)
+    world.service.get(ann)
+    world.service.missing(ann, ["openai", "xai"])
+    world.service.validate(ann, "openai")
+    world.service.provider(ann, "openai")
+    assert counted(world, "user:ann") == {}
+    world.service.resolve(ann, "openai")
+    world.service.resolve_many(ann, ["openai", "groq", "xai"], field="api_key")
+    assert counted(world, "user:ann") == {"used": 3}
+
+
+def test_a_refusal_is_counted_once(make_world: MakeWorld) -> None:
+    """A rejected key counts as that, and no further calls are made with it."""
+    world = make_world()
+    ann = world.caller("ann")
+    key = world.keep("user:ann", world.fake.api_key("openai", "bad"))
+    for _ in range(2):
+        with pytest.raises(ByokError):
+            list(world.service.provider(ann, "openai").stream_chat(HELLO))
+    assert counted(world, "user:ann") == {"rejected": 1}
+    assert world.accounts.get(key.id, None).usage_count == 0
+
+
+@pytest.mark.parametrize("held", ["byok_usage", "byok_credentials"])
+def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
+    """While another transaction holds the row of a shared key or of its count, chats go on as fast."""
+    world = make_world()
+    if world.documents.engine.dialect.name == "sqlite":
+        take, give = "BEGIN IMMEDIATE", "ROLLBACK"  # the whole file
+    else:
+        take, give = f"BEGIN; SELECT * FROM {held} FOR UPDATE", "ROLLBACK"
+    world.keep("system", world.fake.api_key("openai"))
+    ann = world.caller("ann")
+
+    def chat() -> None:
+        list(world.service.provider(ann, "openai").stream_chat(HELLO))
+
+    chat()
+    assert counted(world, "system") == {"used": 1}
+    with world.documents.engine.connect() as connection:
+        connection.exec_driver_sql(take)
+        for _ in range(11):
+            with soon():  # who waited for the row would wait 20 s, or 5 s on SQLite
+                chat()
+        connection.exec_driver_sql(give)
+    wait_until(lambda: counted(world, "system") == {"used": 12}, "the counts")
+    with world.documents.engine.connect() as connection:
+        count = connection.execute(text("SELECT usage_count FROM byok_credentials")).scalar()
+    assert count == 12
