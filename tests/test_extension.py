@@ -44,6 +44,7 @@ from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import current_caller, get_state
 from tests.accounts.account_kinds import KEYRING, event_of, make_record
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
+from tests.keeper import accounts_of
 
 
 def bare(directory: Path, **config: Any) -> Flask:
@@ -146,8 +147,7 @@ def test_a_throw_away_key_leaves_the_database_alone(
     live.create(make_record("system"), event_of())
     before = contents(database_url)
     for number in range(2):
-        accounts = get_state(try_out(tmp_path / str(number), database_url, mode)).service.accounts
-        assert accounts is not None
+        accounts = accounts_of(try_out(tmp_path / str(number), database_url, mode))
         assert accounts.find(["system"]) == []
         accounts.put(make_record("system"), event_of())
         assert accounts.audit.verify() == []

@@ -40,7 +40,9 @@ def forge(app: Flask, owner: str = "system", **columns: Any) -> None:
         chain.connection.execute(update(credentials).where(mine).values(columns))
         after = {row.id: row for row in chain.connection.execute(select(credentials).where(mine))}
         for row in before:
-            chain.change(AuditEvent("cli", "forge"), row, after[row.id])
+            # As deleted and made once more: what was said of its key before does not count.
+            chain.change(AuditEvent("cli", "forge"), row, None)
+            chain.change(AuditEvent("cli", "forge"), None, after[row.id])
 
     accounts_of(app).audit.change(owner, work)
 
