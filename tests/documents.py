@@ -1,4 +1,4 @@
-"""Session documents as somebody with access to a store sees and changes them."""
+"""Session documents as an attacker with access to a store sees and changes them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ the host's session id, and ``ref``, a random name for the document, which stays 
 the id. A document is valid for one ``sid`` at a time and belongs to one identity.
 
 What a session may do is decided here, once for every store: a document is read, changed in memory
-and written back only if nobody else has changed it since. A session without a document has ended,
+and written back only if it was not changed since. A session without a document has ended,
 and a request still under way cannot bring it back.
 
 A key that leaves a session (promoted, replaced by an account's key, or cleared) is in two stores, and
@@ -37,7 +37,7 @@ from ..sealing.keyring import prefix_of
 #: A session's lifetime slides only after this part of it has passed.
 _SLIDE = 20
 #: Attempts to change a document that others change at the same time, and the longest pause between
-#: two of them in seconds. Of 64 writers at once the last one needs about 20.
+#: two of them in seconds. Of 64 writers at once the last one needs about 15.
 _TRIES, _LONGEST_PAUSE = 100, 0.05
 
 _logger = logging.getLogger("flask_byok.stores")
@@ -328,7 +328,7 @@ class Sessions:
                     if record.provider in document.own and not replace:
                         return "kept"
                     del document.left[record.provider]
-                    document.own[record.provider] = _encode_record(_sealed_anew(left, record))
+                    document.own[record.provider] = _encode_record(_resealed(left, record))
                     return "adopted"
             return None
 
@@ -342,7 +342,7 @@ class Sessions:
 
         def put(document: _Document) -> bool:
             for side, before in document.of_version(record.provider, record.version):
-                side[record.provider] = _encode_record(_sealed_anew(before, record))
+                side[record.provider] = _encode_record(_resealed(before, record))
                 return True
             return False
 
@@ -353,8 +353,8 @@ class Sessions:
     def record_verdict(self, session: SessionRef, provider: str, verdict: RecordedVerdict) -> None:
         """Store a verdict beside the record of its version.
 
-        A late one leaves a newer key alone, and one that learnt nothing leaves a refusal. The version
-        alone decides: a verdict neither ends nor prolongs a session, whoever has it by now.
+        A late verdict leaves a newer key alone, and one that learnt nothing leaves a refusal. The
+        version alone decides: a verdict neither ends nor prolongs a session, even another identity's.
         """
 
         def learn(record: CredentialRecord) -> CredentialRecord:
@@ -437,7 +437,8 @@ class Sessions:
 
         result = self._swap(session.ref, guarded)
         if slid:
-            self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
+            with suppress(StoreError):  # the change itself was acknowledged
+                self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
         return result
 
     def _learn(
@@ -523,7 +524,7 @@ def _unreadable(provider: str) -> CredentialRecord:
     )
 
 
-def _sealed_anew(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:
+def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:
     """Return a record with what is known about the one before it."""
     return replace(
         record,

@@ -1,1 +1,1 @@
-"""Where records are kept: Redis, SQL, and what keeps a fault from spreading."""
+"""Stores on Redis and SQL, and the parts that keep a fault from spreading."""

@@ -1,4 +1,4 @@
-"""Stop asking a store that does not answer, so that nobody waits for it."""
+"""Stop asking a store that does not answer, so that no request waits for it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 
 class Breaker:
-    """Counts faults of one store in this process and says whether to ask it at all.
+    """Counts the faults of one store in this process, and decides if it may be asked.
 
-    After ``faults`` in a row it is open: for ``open_for`` seconds nobody asks. Then one caller
-    probes, and what happens to that one decides for all.
+    After ``faults`` in a row it is open for ``open_for`` seconds: no caller asks. Then one caller
+    probes, and its outcome decides for all.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class Breaker:
 
     @property
     def is_open(self) -> bool:
-        """Say whether calls fail at once."""
+        """Return True if calls fail at once."""
         return self._open_until is not None
 
     def allow(self) -> bool:
-        """Say whether this caller may ask the store; it must report the outcome afterwards."""
+        """Return True if this caller may ask the store; it must report the outcome afterwards."""
         # Without the lock: a caller that has just missed the opening only asks once more.
         return self._open_until is None or self._may_probe()
 

@@ -89,7 +89,7 @@ class Transactions:
 
     @contextmanager
     def several(self) -> Iterator[Connection]:
-        """Yield a connection with a transaction; on SQLite nobody else writes meanwhile."""
+        """Yield a connection with a transaction; on SQLite no other connection writes meanwhile."""
         if self._limited:
             with self._watched(self._several) as connection, connection.begin():
                 if self._is_long():
@@ -114,7 +114,7 @@ class Transactions:
 class Database:
     """Runs functions on an engine, and turns its errors into ``StoreError``.
 
-    It works on connections of its own and commits nobody else's work.
+    It works on connections of its own and commits none of the host's work.
 
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
     :param tables: the tables that must be there.

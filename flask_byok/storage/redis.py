@@ -100,7 +100,9 @@ class RedisDocuments:
         #: The client with our own time limits.
         self.client = limited_client(client_or_url)
         self.breaker = Breaker()
-        self._execute: Callable[..., Any] = _executor(self.client)
+        self._execute: Callable[..., Any] = self.client.execute_command
+        if not isinstance(self.client, RedisCluster):
+            self._execute = _Line(self.client.connection_pool)
         self._wait = wait
 
     def apart(self) -> RedisDocuments:
@@ -248,12 +250,6 @@ class _Line:
             self._idle.append(connection)
         else:
             self._pool.release(connection)
-
-
-def _executor(client: Redis | RedisCluster) -> Callable[..., Any]:
-    if isinstance(client, RedisCluster):
-        return client.execute_command
-    return _Line(client.connection_pool)
 
 
 def _milliseconds(seconds: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import redis
 from cryptography.fernet import Fernet
@@ -12,8 +13,11 @@ from flask.testing import FlaskClient
 from openai import OpenAI
 
 from flask_byok import BYOK, get_provider_with_api_key
+from flask_byok.keys.sessions import Sessions
+from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.services import RedisServer
+from tests.storage.contract import DAY, VISITOR, begin, make_record
 
 from .accounts import bench_accounts
 from .host import NaiveHost, byok_host, plain_host, stream
@@ -36,6 +40,7 @@ def main() -> None:
         bench_resolve(app, byok, visitor, raw, api_key)
         bench_factory(app, visitor, api_key)
         bench_round_trips(visitor, raw)
+        bench_many_keys(server.url)
         bench_untouched(app)
         bench_stream(visitor, fake, raw, api_key)
         bench_accounts(fake)
@@ -82,6 +87,18 @@ def bench_round_trips(visitor: FlaskClient, raw: redis.Redis) -> None:
     before = commands(raw)
     visitor.get("/api/providers/keys")
     print(f"\nStatus of all providers: {commands(raw) - before} store round trip  (goal: 1)")
+
+
+def bench_many_keys(redis_url: str) -> None:
+    """Read one key of a session that has 25, against one that has 3."""
+    sessions = Sessions(RedisDocuments(redis_url), ttl=DAY, max_age=30 * DAY)
+    work: dict[str, Callable[[], object]] = {}
+    for number in (3, 25):
+        session = begin(sessions, f"{number} keys")
+        for provider in range(number):
+            sessions.write(session, VISITOR, make_record(f"p{provider}", "c" * 800))
+        work[f"read of {number}"] = partial(sessions.read, session, VISITOR, ["p0"])
+    show("One key of several in a session", interleaved(work), against="read of 3", goal="≤ × 1.7")
 
 
 def bench_untouched(app: Flask) -> None:

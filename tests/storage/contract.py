@@ -1,4 +1,4 @@
-"""Facts that every session store has to pass; each store's test file only builds the store."""
+"""Facts about sessions on every store; each store's test file only builds the store."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ class SessionContract:
         assert list(store.read(first, VISITOR, SOME).records) == ["openai"]
 
     def test_names_of_another_session(self, store: Sessions) -> None:
-        """A ref under somebody else's session id shows nothing, takes nothing and harms nothing."""
+        """A ref under another session's id shows nothing, takes nothing and harms nothing."""
         victim, thief = begin(store, "sid-1"), begin(store, "sid-2")
         store.write(victim, VISITOR, make_record())
         mixed = SessionRef(thief.sid, victim.ref)
@@ -232,14 +232,14 @@ class SessionContract:
         "provider", ["a:b", "k:v:openai", "_sid", "_dead", "Ünï-✓ 😀", "a'b\"c%s{0}", "x" * 90]
     )
     def test_odd_provider_names(self, store: Sessions, provider: str) -> None:
-        """Whatever a provider is called, its record is stored, found and cleared under that name."""
+        """A record is stored, found and cleared under any provider's name."""
         session = begin(store)
         store.write(session, VISITOR, record := make_record(provider))
         assert store.read(session, VISITOR, [provider, "openai"]).records == {provider: record}
         assert store.clear(session, VISITOR, ["openai", provider]) == [provider]
 
     def test_visitor_signs_in(self, store: Sessions) -> None:
-        """Who signs in sees the visitor's records apart from the own, and may clear them."""
+        """A user who signs in sees the visitor's records apart from the own, and may clear them."""
         session, planted, own = begin(store), make_record(), make_record(ciphertext="own")
         store.write(session, VISITOR, planted)
         view = store.read(session, ANN, SOME)
@@ -313,7 +313,7 @@ class SessionContract:
         store.write(session, theirs, before)
         store.write(session, theirs, other := make_record("groq"))
         store.record_verdict(session, "openai", good := verdict_for(before))
-        after = dataclasses.replace(before, ciphertext="sealed anew")
+        after = dataclasses.replace(before, ciphertext="resealed")
         assert store.reseal(session, theirs, after)
         view = store.read(session, ANN, SOME)
         found = view.visitor_records if visitor else view.records
@@ -337,7 +337,7 @@ class SessionContract:
         assert store.read(session, ANN, SOME) == SessionView()
 
     def test_marks_of_what_is_leaving(self, store: Sessions) -> None:
-        """Records of both sides are marked in one step, of their version alone, and stay so when sealed anew."""
+        """Records of both sides are marked in one step, of their version alone, and stay so when resealed."""
         session, left, own = begin(store), make_record(label='"leaving":true'), make_record("groq")
         store.over = lambda _identity, _versions: set()
         store.write(session, VISITOR, left)
@@ -385,7 +385,7 @@ class SessionContract:
         assert asked == [(ANN, versions), (ANN, {stays.version})]
 
     def test_marking_makes_the_session_ones_own(self, store: Sessions) -> None:
-        """Who marks what a visitor left has the session from then on; the visitor has not."""
+        """A user who marks a visitor's record owns the session from then on."""
         session, record = begin(store), make_record()
         store.over = lambda _identity, _versions: set()
         store.write(session, VISITOR, record)
@@ -420,7 +420,7 @@ class SessionContract:
     @pytest.mark.parametrize("stranger", [VISITOR, BEN])
     @pytest.mark.parametrize("by", ["read", "write", "clear"])
     def test_strangers(self, store: Sessions, stranger: str, by: str) -> None:
-        """A session that somebody used signed in ends when another identity reads, writes or clears."""
+        """A user's session ends when another identity reads, writes or clears in it."""
         session = begin(store)
         store.write(session, ANN, make_record())
         if by == "read":
@@ -433,7 +433,7 @@ class SessionContract:
         self.assert_ended(store, session)
 
     def test_a_verdict_of_who_was_here_before(self, store: Sessions) -> None:
-        """What a visitor's call finds after somebody signed in is about that key, and ends nothing."""
+        """A verdict of a visitor's call that comes after a sign-in is about that key, and ends nothing."""
         session, left, own = begin(store), make_record(), make_record("groq")
         store.write(session, VISITOR, left)
         store.write(session, ANN, own)
@@ -585,7 +585,7 @@ class SessionContract:
         assert store.read(session, VISITOR, SOME).records["openai"].validity is None
 
     def test_uses_add_up(self, store: Sessions) -> None:
-        """A record knows how often it was used and when last, whoever has it and whatever becomes known of it."""
+        """A record knows how often it was used and when last, through verdicts and resealing."""
         session, record, other = begin(store), make_record(), make_record("groq")
         for each in (record, other):
             store.write(session, ANN, each)
@@ -598,9 +598,9 @@ class SessionContract:
         used = dataclasses.replace(used, usage_count=6, last_used_at=moment(AT + 7), validity=good)
         assert store.read(session, ANN, ["openai"]).records == {"openai": used}
         store.record_verdict(session, "openai", bad := verdict_for(record, Verdict.INVALID))
-        anew = dataclasses.replace(used, ciphertext="anew", validity=bad)
-        assert store.reseal(session, ANN, dataclasses.replace(record, ciphertext="anew"))
-        assert store.read(session, ANN, ["openai"]).records == {"openai": anew}
+        resealed = dataclasses.replace(used, ciphertext="resealed", validity=bad)
+        assert store.reseal(session, ANN, dataclasses.replace(record, ciphertext="resealed"))
+        assert store.read(session, ANN, ["openai"]).records == {"openai": resealed}
 
     def test_a_late_use_finds_its_version_or_nothing(self, store: Sessions) -> None:
         """It neither brings a cleared record back nor counts for the next one, not even for the same again."""
@@ -617,7 +617,7 @@ class SessionContract:
         assert store.read(session, VISITOR, SOME).records == {"openai": new}
 
     def test_a_use_after_the_end(self, store: Sessions) -> None:
-        """An ended session stays ended, a renewed one counts what was done under the old id, and nobody's ends."""
+        """An ended session stays ended, a renewed one counts uses of the old id, an unknown ref is no error."""
         session, record = begin(store), make_record()
         store.write(session, ANN, record)
         store.renew(session, "sid-new")
@@ -661,7 +661,7 @@ class SessionContract:
         assert store.read(session, ANN, SOME).records["openai"].usage_count == 3
 
     def test_uses_among_changes(self, store: Sessions) -> None:
-        """While a record is adopted, sealed anew and checked, no use is lost; none counts for its successor."""
+        """While a record is adopted, resealed and checked, no use is lost; none counts for its successor."""
         for trial in range(12):
             session, record, next_one = begin(store, f"sid-{trial}"), make_record(), make_record()
             store.write(session, VISITOR, record)
@@ -686,7 +686,7 @@ class SessionContract:
             assert store.read(session, ANN, SOME).records == {"openai": next_one}
 
     def test_lifetime_ends(self, make_store: MakeStore) -> None:
-        """A session that nobody uses is gone after its lifetime."""
+        """A session that is not used is gone after its lifetime."""
         store = make_store(ttl=timedelta(seconds=1), max_age=DAY)
         session = begin(store)
         store.write(session, VISITOR, make_record())
@@ -848,7 +848,7 @@ class SessionContract:
             self.assert_ended(store, session)
 
     def test_first_canary_stays(self, store: Sessions) -> None:
-        """The first text under a name stays, whoever brings another, until it is replaced."""
+        """The first text under a name stays until it is replaced."""
         assert store.hold("key", "first") == "first"
         assert store.hold("key", "second") == "first"
         assert store.hold("other", "second") == "second"

@@ -45,7 +45,7 @@ def test_one_fault_is_forgiven(clock: Seconds) -> None:
 
 
 def test_two_faults_open(opened: Breaker, clock: Seconds) -> None:
-    """After two faults nobody asks for a second."""
+    """After two faults no call asks for a second."""
     assert opened.is_open
     assert not opened.allow()
     clock.now += 0.99

@@ -15,7 +15,7 @@ from flask_byok.storage.database import Database
 from flask_byok.storage.engine import open_engine
 
 
-def test_an_open_breaker_asks_nobody() -> None:
+def test_an_open_breaker_keeps_calls_away() -> None:
     """While the breaker is open no call and no change reaches the database; afterwards they do."""
     now = [0.0]
     database = Database("sqlite://", ())
@@ -57,7 +57,7 @@ def test_a_second_engine_leaves_the_first_its_locks(tmp_path: Path) -> None:
 
 
 def test_a_new_file_is_its_owners_alone(tmp_path: Path) -> None:
-    """A file that is made, its folder too, can be read by nobody else."""
+    """A file that is made, its folder too, can be read by its owner alone."""
     engine = open_engine(f"sqlite:///{tmp_path / 'new' / 'keys.sqlite'}")
     engine.connect().close()
     assert (tmp_path / "new" / "keys.sqlite").stat().st_mode & 0o777 == 0o600

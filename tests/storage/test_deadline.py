@@ -1,4 +1,4 @@
-"""PostgreSQL that does not answer: nobody waits for it for long, and it comes back by itself."""
+"""PostgreSQL that does not answer: no call waits for it for long, and it comes back by itself."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_frozen_under_way(store: Sessions, server: PostgresServer) -> None:
 
 
 def test_held_row(store: Sessions, server: PostgresServer) -> None:
-    """A row that somebody holds costs its session's changes in time, and no reader anything."""
+    """A held row refuses its session's changes in time, and no reads."""
     session = begin(store)
     store.write(session, VISITOR, make_record())
     other = create_engine(engine_of(store).url)
@@ -139,7 +139,7 @@ def test_held_row(store: Sessions, server: PostgresServer) -> None:
 
 
 def test_held_row_is_an_answer(server: PostgresServer) -> None:
-    """Rows that somebody holds keep nobody else out, for PostgreSQL itself ends the waiting."""
+    """Held rows do not open the breaker: PostgreSQL itself ends the wait."""
     store = make_store(server.create_database())
     session = begin(store)
     other = create_engine(engine_of(store).url)
@@ -186,7 +186,7 @@ def test_a_limit_of_ones_own(server: PostgresServer) -> None:
 
 
 def test_long_queues_are_healthy(store: Sessions) -> None:
-    """Many more threads than connections read and write for a while, and nobody is refused."""
+    """Many more threads than connections read and write for a while, and none is refused."""
     sessions = [begin(store, f"sid-{number}") for number in range(4)]
     until = time.monotonic() + 1.5
 
@@ -351,7 +351,7 @@ def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
 
 
 def test_late_result_is_closed() -> None:
-    """A connection that comes when nobody waits any more is closed."""
+    """A connection that comes too late is closed."""
     line, go = _Line(), threading.Event()
 
     def connect() -> _Line:

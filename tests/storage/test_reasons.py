@@ -24,7 +24,7 @@ KEYRING = Keyring("00" * 32)
 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[services.PostgresServer]:
-    """Run a PostgreSQL that asks Ann for a password, and lets nobody in whom it does not know."""
+    """Run a PostgreSQL that asks Ann for a password, and lets in no unknown user."""
     with services.PostgresServer() as server:
         with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute("CREATE ROLE ann LOGIN PASSWORD 'hunter23'")
@@ -64,7 +64,7 @@ def test_postgres_that_refuses(
 
 
 def test_postgres_that_is_not_there() -> None:
-    """A port on which nobody listens is called that."""
+    """A port without a listener is called that."""
     url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{services.free_port()}/keys"
     assert "Nothing listens" in str(why(url))
 

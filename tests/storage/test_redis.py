@@ -199,7 +199,7 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def assert_fails_fast(store: Sessions, session: SessionRef) -> None:
-    """Fail unless two faults open the breaker, after which nobody waits."""
+    """Fail unless two faults open the breaker, after which no call waits."""
     with soon():
         for _ in range(2):
             assert not inside(store).breaker.is_open
@@ -334,7 +334,7 @@ def test_slot_that_moves(wait: int) -> None:
 
 
 def test_wrong_kind_of_value(redis_url: str) -> None:
-    """One damaged session is a StoreError of its own and opens the breaker for nobody."""
+    """One damaged session is a StoreError of its own and does not open the breaker."""
     store = store_on(redis_url)
     session = begin(store)
     inside(store).client.delete(key := f"byok:d:{{{session.ref}}}")
@@ -397,7 +397,7 @@ def test_a_frozen_redis_loses_no_count() -> None:
 
 
 def answers(recorder: Traffic) -> bool:
-    """Hand uses over, and say whether the store took them."""
+    """Hand uses over, and return True if the store took them."""
     try:
         recorder.flush()
     except StoreError:

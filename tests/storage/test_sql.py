@@ -233,7 +233,7 @@ def test_counts_that_fail_keep_no_request_from_the_database(url: str) -> None:
 
 
 def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> None:
-    """While somebody holds one key's row, the uses of others are written; its own are once it is given back."""
+    """While one session's row is held, the uses of others are written; its own follow later."""
     engine = create_engine(postgres_url, connect_args={"options": "-c lock_timeout=200ms"})
     store = store_on(engine)
     sessions, record = [begin(store, sid) for sid in ("sid-1", "sid-2")], make_record()
@@ -358,7 +358,7 @@ def test_reading_purges_nothing(url: str) -> None:
 
 
 def test_backlog_is_purged_faster(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where more has expired than one batch holds, the next one follows after a second."""
+    """If more has expired than one batch holds, the next one follows after a second."""
     monkeypatch.setattr(sql, "BATCH", 2)
     clock = Clock()
     store = store_on(url, clock=clock)
