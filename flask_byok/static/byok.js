@@ -16,7 +16,7 @@ export async function setProviderKey(provider, key, options = {}) {
   return changed("save", provider, await post("/keys/set", { provider, ...typed(key), ...options }));
 }
 
-/** Delete the person's own key; `tier` is "session", "user" or "all". */
+/** Remove the person's own key; `tier` is "session", "user" or "all". */
 export async function clearProviderKey(provider, tier = "all") {
   return changed("clear", provider, await post("/keys/clear", { provider, tier }));
 }
@@ -34,7 +34,7 @@ export async function promoteProviderKeys(providers, onConflict = "keep") {
   return changed("promote", one, await post("/keys/promote", body));
 }
 
-/** Say whether a key is there to be used, be it the person's or a shared one. */
+/** Return true if there is a key to use, the person's own or a shared one. */
 export async function hasApiKey(provider) {
   const { providers } = await getProviderKeys();
   return providers.some((status) => status.provider === provider && status.has_key);
@@ -70,7 +70,7 @@ async function request(path, body, method = body ? "POST" : "GET") {
   throw failure(code, detail ?? title, { status: response.status, problem: answer });
 }
 
-// A token ages and a session ends while a page stays open: then once more with fresh ones.
+// While a page stays open its token expires and its session ends: then get both again and retry once.
 async function post(path, body, method = "POST") {
   if (token === undefined) await getProviderKeys();
   try {
@@ -82,7 +82,7 @@ async function post(path, body, method = "POST") {
   }
 }
 
-// Label and expiry of the account's key that the row shows: the first that counts. The key itself stays as it is.
+// Change label and expiry of the account's key that the row shows: the first active one. The key itself stays.
 async function changeNotes(provider, notes) {
   const { keys } = await request(`/../keys?provider=${encodeURIComponent(provider)}`);
   const slots = keys.sort(
@@ -286,8 +286,8 @@ class ByokSettings extends HTMLElement {
     if (await this.#refresh()) this.#say("", "");
   }
 
-  // The settings as they are now. What was asked for before a later refresh may be older than the change behind
-  // that one, so it is asked for again.
+  // The present settings. An answer to a request from before a later refresh may be older than the change behind that
+  // refresh, so ask again.
   async #latest() {
     this.#refreshes += 1;
     let fresh, asked;
@@ -298,7 +298,7 @@ class ByokSettings extends HTMLElement {
     return fresh;
   }
 
-  // Another tab may have changed what this page showed when it was loaded. What somebody is busy with stays.
+  // Another tab may have changed the keys since the page was loaded. Rows that the person is editing stay.
   async #freshen() {
     this.ariaBusy = "true";
     const fresh = await this.#latest().catch(() => null);
@@ -316,7 +316,7 @@ class ByokSettings extends HTMLElement {
     this.#readToken(this.shadowRoot);
   }
 
-  // Put the server's fresh row, or with no provider all rows, in place of what is shown.
+  // Replace the provider's row, or without a provider all rows, by the server's fresh one.
   async #refresh(provider) {
     try {
       const fresh = await this.#latest();
@@ -343,7 +343,7 @@ function isTouched(row) {
   return changed || row.ariaBusy === "true" || row.querySelector("details[open]") !== null;
 }
 
-// What was typed: nothing, one key, or all fields of a credential that has several.
+// The typed text: nothing, one key, or all fields of a credential that has several.
 function typedIn(row) {
   const inputs = [...row.querySelectorAll("[part=input]")];
   if (!inputs.some((input) => input.value)) return undefined;
@@ -351,13 +351,13 @@ function typedIn(row) {
   return Object.fromEntries(inputs.map((input) => [input.name, input.value]));
 }
 
-// Where the key is to be kept; nothing where the row does not ask.
+// Where to keep the key; nothing if the row does not ask.
 function placeIn(row) {
   const { persist } = row.querySelector("form").elements;
   return persist && { persist: persist.checked };
 }
 
-// Label and expiry, of a new key for that place: what is shown of another place's key is not the new one's.
+// Label and expiry of a new key for that place, without those that the row shows of another place's key.
 function notesIn(row, place) {
   const { label, expires_at: day } = row.querySelector("form").elements;
   if (!label) return undefined;
@@ -366,7 +366,7 @@ function notesIn(row, place) {
   return { label: said(label) || null, expires_at: said(day) ? `${said(day)}T23:59:59Z` : null };
 }
 
-// The same of a key that stays. A day says less than the time that is kept, and of a time that is past none is shown.
+// Label and expiry of a key that stays. A day is less precise than the stored time, and a past time shows no day.
 function changedNotesIn(row) {
   const { expires_at: day } = row.querySelector("form").elements;
   const { expires_at, ...notes } = notesIn(row);
@@ -402,7 +402,7 @@ function swap(old, now) {
   if (held) refocus(fresh, held);
 }
 
-// The same control where it is still there; after a removal that is the input of the same row.
+// Focus the same control if it is still there; after a removal the input of the same row.
 function refocus(fresh, held) {
   const provider = held.closest("[data-byok-provider]")?.dataset.byokProvider;
   const row = (provider && (rowOf(fresh, provider) ?? fresh)) || fresh;
