@@ -56,7 +56,7 @@ class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     base_url: str | None = None
     validate: ValidateOnSet | None = None
 
-    def new_key(self, *, persist: bool = False) -> NewKey:
+    def new_key(self, *, persist: bool = False, active: bool = True) -> NewKey:
         """Return what the service stores."""
         return NewKey(
             fields=typed_fields(self.api_key, self.fields) or {},
@@ -66,6 +66,7 @@ class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             expires_at=self.expires_at,
             validate=self.validate,
             persist=persist,
+            active=active,
         )
 
 

@@ -179,7 +179,7 @@ def create_shared(shelf: Shelf, body: NewSharedRecord) -> CheckedRecord:
 def _create(shelf: Shelf, owner: str, body: NewRecord) -> CheckedRecord:
     if body.slot is not None and not re.fullmatch(_SLOT, body.slot):
         raise InvalidFieldError("The field 'slot' has up to 40 letters, digits, '_' and '-'.")
-    made = shelf.create(owner, body.provider, body.new_key(), slot=body.slot)
+    made = shelf.create(owner, body.provider, body.new_key(active=body.active), slot=body.slot)
     return _checked(shelf, *made)
 
 

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from flask_byok.storage.sql_tables import canaries
 from sqlalchemy import Connection, delete, event, insert, select, update
 
 from flask_byok.accounts import open_accounts
@@ -20,7 +19,7 @@ from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
 from flask_byok.keys.session_store import AuditEvent
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.sql import SqlDocuments
-from flask_byok.storage.tables import audit, audit_heads, credentials
+from flask_byok.storage.tables import audit, audit_heads, canaries, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record, promote
 

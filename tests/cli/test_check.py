@@ -231,7 +231,8 @@ def test_encryption_key_retired_too_early(tmp_path: Path, database_url: str) -> 
     result = run(app, "check")
     assert result.exit_code == 1
     assert (
-        f"unsafe: no configured encryption key has the id {NEW_ID}, which sealed 1" in result.output
+        f"unsafe: no configured encryption key has the id {NEW_ID}, with which 1 are sealed"
+        in result.output
     )
 
 

@@ -251,7 +251,7 @@ def test_a_key_as_an_argument(tmp_path: Path, sqlite_url: str) -> None:
         result = run(host, "set", "openai", *args)
         assert result.exit_code == 2
         assert "A key is never an argument" in result.stderr
-        assert "put a new one in its place" in result.stderr
+        assert "replace it at the provider" in result.stderr
     close(host)
 
 

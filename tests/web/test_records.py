@@ -670,11 +670,11 @@ def test_what_is_kept_is_of_the_version_that_is_written(
     verdicts, answers = get_state(host).service.checks, []
     unhurried = verdicts.before_set
 
-    def replace_meanwhile(*checked: Any) -> Any:
+    def replace_meanwhile(*checked: Any, **how: Any) -> Any:
         monkeypatch.undo()
         other = {"fields": {"secret": "replaced-12345678"}, "validate": "off"}
         answers.append(keeper(host, "ann").ask("PATCH", path, other).status_code)
-        return unhurried(*checked)
+        return unhurried(*checked, **how)
 
     monkeypatch.setattr(verdicts, "before_set", replace_meanwhile)
     late = ann.ask(

@@ -14,9 +14,9 @@ from werkzeug.test import TestResponse
 
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.web.caller import get_state
+from tests.accounts.test_account_races import exit_code, fork
 from tests.app import KEYS, HostApp, make_app
 from tests.keeper import OWN, Keeper, accounts_of, close, keeper
-from tests.stores.test_account_races import exit_code, fork
 
 from .conftest import MakeHost
 
