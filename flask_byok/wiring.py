@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 from flask import Flask
 
-from . import signals
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
@@ -31,6 +30,7 @@ from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
+from .web.caller import signal_sender
 from .web.host_database import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (
@@ -79,7 +79,7 @@ def build_service(
         operator_tiers(settings),
         validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
         set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
-        notify=_sender(app),
+        notify=signal_sender(app),
     )
 
 
@@ -250,12 +250,3 @@ def _require_writable(folder: Path) -> None:
             f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
             "team and system out of BYOK_PRECEDENCE."
         )
-
-
-def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
-    def notify(event: str, facts: Mapping[str, Any]) -> None:
-        signal = getattr(signals, event)
-        if signal.receivers:
-            signal.send(app, **facts)
-
-    return notify

@@ -12,7 +12,7 @@ from flask_byok.accounts import open_accounts, rotation
 from flask_byok.accounts.rotation import Progress, rotate
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
 from tests.accounts.account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key

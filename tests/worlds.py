@@ -14,14 +14,14 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
+from flask_byok.keys.ports import AuditEvent
+from flask_byok.keys.save import new_record
 from flask_byok.keys.service import Service
-from flask_byok.keys.session_store import AuditEvent
 from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import CredentialRecord, Secret, Validation
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
-from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from flask_byok.storage.rates import RateLimiter, RateStorage
 from flask_byok.storage.sql import SqlDocuments
@@ -105,9 +105,8 @@ class World:
         """Store a key in the database for an owner, as an admin does for teams and the system."""
         spec = self.catalog.get(provider)
         context = Context("account", owner, spec.id, slot)
-        record = new_record(
-            self.keyring, context, spec, {"api_key": Secret(api_key)}, None, **facts
-        )
+        new = NewKey(fields={"api_key": Secret(api_key)}, **facts)
+        record = new_record(self.keyring, context, spec, new.fields, None, new=new)
         return self.accounts.put(record, AuditEvent("cli", "set"))
 
     def logged(self, owner: str) -> list[tuple[str, str, str]]:

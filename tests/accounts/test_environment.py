@@ -15,7 +15,7 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.transfer import Destination, MovedKey
 from flask_byok.catalog import Catalog
 from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import Secret, utcnow
 from flask_byok.model.owner import Tier
 from flask_byok.sealing.keyring import Keyring
