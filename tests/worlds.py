@@ -14,6 +14,7 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
+from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.save import new_record
 from flask_byok.keys.service import Service
@@ -26,8 +27,8 @@ from flask_byok.settings import Settings
 from flask_byok.storage.rates import RateLimiter, RateStorage
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
-from flask_byok.wiring import assemble, operator_tiers
 
+OPERATOR_SOURCES = (SecretFileKeys, EnvironmentKeys)
 #: An operator's keys, which nobody may see.
 ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"
 
@@ -123,14 +124,14 @@ class World:
         rates = RateStorage.in_memory()
         wing = Wing(self.accounts, self.keyring, self.settings)
         sessions.over = wing.over
-        return assemble(
-            self.settings,
-            self.catalog,
-            self.keyring,
-            sessions,
-            wing,
-            Outbound(allow_private=self.settings.allow_private_endpoints),
-            operator_tiers(self.settings, self.environ),
+        return Service(
+            settings=self.settings,
+            catalog=self.catalog,
+            keyring=self.keyring,
+            sessions=sessions,
+            accounts=wing,
+            outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
+            operator=[source(self.settings, self.environ) for source in OPERATOR_SOURCES],
             validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
             set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
             notify=lambda name, facts: self.events.append((name, dict(facts))),
@@ -154,14 +155,14 @@ def core_on(
     wing, rates = Wing(accounts, keyring, settings), RateStorage.in_memory()
     sessions.over = wing.over
     limit = RateLimiter("20/minute", rates, setting="X")
-    service = assemble(
-        settings,
-        catalog,
-        keyring,
-        sessions,
-        wing,
-        Outbound(),
-        [],
+    service = Service(
+        settings=settings,
+        catalog=catalog,
+        keyring=keyring,
+        sessions=sessions,
+        accounts=wing,
+        outbound=Outbound(),
+        operator=[],
         validate_limit=limit,
         set_limit=limit,
         notify=lambda *_: None,

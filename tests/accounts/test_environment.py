@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ class Copier:
     ) -> list[Copied]:
         """Copy the keys of the files, then of these variables: by default one for OpenAI."""
         environ = {"OPENAI_API_KEY": OPENAI} if environ is None else environ
-        sources = [SecretFileKeys(self.files, environ), EnvironmentKeys(environ)]
+        here = replace(settings, secrets_dir=self.files)
+        sources = [SecretFileKeys(here, environ), EnvironmentKeys(here, environ)]
         destination = Destination(*core_on(self.accounts, keyring, Catalog(), settings))
         return list(copy_keys(destination, sources, owner, **options))
 
