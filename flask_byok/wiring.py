@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 from flask import Flask
 
-from . import signals
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .errors import ConfigurationError
 from .http import Outbound
-from .keys.checks import Checks, Notify
-from .keys.lookup import Lookup, OperatorTier, SessionTier, TierReader
 from .keys.operator import EnvironmentKeys, SecretFileKeys
 from .keys.ports import Accounts
-from .keys.save import Saver
-from .keys.service import Limiter, Service
+from .keys.service import Service
 from .keys.sessions import Documents, Sessions
-from .model.owner import ACCOUNT_TIERS, Tier
+from .model.owner import ACCOUNT_TIERS
 from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
+from .web.caller import signal_sender
 from .web.host_database import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (
@@ -61,7 +58,7 @@ def build_service(
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        canary = Canary.of_sessions(keyring, sessions.hold, name)
+        canary = Canary(keyring, name, sessions.hold)
         check_at_start(canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
@@ -69,63 +66,18 @@ def build_service(
         check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     rates = RateStorage.beside(sessions.documents)
-    return assemble(
-        settings,
-        catalog,
-        keyring,
-        sessions,
-        accounts,
-        outbound,
-        operator_tiers(settings),
-        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
-        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
-        notify=_sender(app),
-    )
-
-
-def assemble(
-    settings: Settings,
-    catalog: Catalog,
-    keyring: Keyring,
-    sessions: Sessions,
-    accounts: Accounts,
-    outbound: Outbound,
-    operator: Iterable[TierReader],
-    *,
-    validate_limit: Limiter,
-    set_limit: Limiter,
-    notify: Notify,
-) -> Service:
-    """Put a service together from its parts.
-
-    :param operator: the readers of the operator's own keys.
-    """
-    readers = [SessionTier(sessions, keyring, settings), *operator, accounts]
-    checks = Checks(settings, sessions, accounts, outbound, notify)
     return Service(
         settings=settings,
         catalog=catalog,
         keyring=keyring,
-        lookup=Lookup(readers, settings),
         sessions=sessions,
         accounts=accounts,
         outbound=outbound,
-        checks=checks,
-        saver=Saver(settings, catalog, keyring, checks, notify),
-        validate_limit=validate_limit,
-        set_limit=set_limit,
-        notify=notify,
+        operator=[SecretFileKeys(settings), EnvironmentKeys(settings)],
+        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
+        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
+        notify=signal_sender(app),
     )
-
-
-def operator_tiers(
-    settings: Settings, environ: Mapping[str, str] = os.environ
-) -> list[OperatorTier]:
-    """Return the readers of secret files and environment variables."""
-    return [
-        OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir, environ), settings),
-        OperatorTier(Tier.ENV, EnvironmentKeys(environ), settings),
-    ]
 
 
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
@@ -191,7 +143,13 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
 def _documents(settings: Settings, database: FoundDatabase) -> Documents:
     chosen = settings.session_store or ("redis" if settings.redis else "database")
     if chosen == "redis":
-        return _redis(settings)
+        if not settings.redis:
+            raise ConfigurationError(
+                "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
+            )
+        from .storage.redis import RedisDocuments
+
+        return RedisDocuments(settings.redis, wait=settings.redis_wait)
     if chosen == "database":
         from .storage.sql import SqlDocuments
 
@@ -223,16 +181,6 @@ def build_accounts(
     return Wing(store, keyring, settings)
 
 
-def _redis(settings: Settings) -> Documents:
-    if not settings.redis:
-        raise ConfigurationError(
-            "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
-        )
-    from .storage.redis import RedisDocuments
-
-    return RedisDocuments(settings.redis, wait=settings.redis_wait)
-
-
 def _shows_wrong_key() -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and SHOWS_WRONG_KEY in context.meta
@@ -250,12 +198,3 @@ def _require_writable(folder: Path) -> None:
             f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
             "team and system out of BYOK_PRECEDENCE."
         )
-
-
-def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
-    def notify(event: str, facts: Mapping[str, Any]) -> None:
-        signal = getattr(signals, event)
-        if signal.receivers:
-            signal.send(app, **facts)
-
-    return notify

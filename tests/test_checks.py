@@ -129,24 +129,6 @@ def test_the_key_goes_in_its_header_only(fake: FakeProviders, provider: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("provider", "api_key"),
-    [
-        ("openai", "sk-admin-0123456789abcdef"),
-        ("anthropic", "sk-ant-admin01-0123456789abcdef"),
-        ("xai", "xai-token-0123456789abcdef"),
-    ],
-)
-def test_admin_keys_are_refused_without_a_call(
-    fake: FakeProviders, provider: str, api_key: str
-) -> None:
-    """A key that can do far more than a call needs is sent nowhere."""
-    found = ask(fake, provider, api_key)
-    assert found.verdict is Verdict.ADMIN_KEY_REFUSED
-    assert found.valid is False
-    assert fake.calls == []
-
-
-@pytest.mark.parametrize(
     ("provider", "whose", "name"),
     [
         ("openai", "groq", "Groq"),

@@ -9,13 +9,13 @@ from typing import Literal
 
 from ..catalog import ProviderSpec
 from ..errors import ByokError, KeyExistsError
-from ..keys.operator import EnvironmentKeys, OperatorKey, SecretFileKeys, variables
+from ..keys.operator import EnvironmentKeys, OperatorKey, OperatorTier, SecretFileKeys, variables
 from ..model.credential import make_hint, utcnow
 from ..model.owner import Tier
 from ..settings import Settings
 from .transfer import Destination, MovedKey
 
-Sources = Sequence[EnvironmentKeys | SecretFileKeys]
+Sources = Sequence[OperatorTier]
 #: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
 Outcome = Literal["added", "kept", "skipped"]
 
@@ -45,10 +45,8 @@ class Copied:
 
 def operator_sources(settings: Settings) -> Sources:
     """Return the places of the operator's keys, in the order in which they serve."""
-    sources: dict[Tier, EnvironmentKeys | SecretFileKeys] = {
-        Tier.SECRET: SecretFileKeys(settings.secrets_dir),
-        Tier.ENV: EnvironmentKeys(),
-    }
+    places: Sources = (SecretFileKeys(settings), EnvironmentKeys(settings))
+    sources = {source.tier: source for source in places}
     order = dict.fromkeys([*settings.precedence, *sources])
     return [sources[tier] for tier in order if tier in sources]
 

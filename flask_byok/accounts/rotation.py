@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import UnreadableCredentialError
-from ..keys.session_store import AuditEvent
+from ..keys.ports import AuditEvent
 from ..model.credential import SealedRecord
 from ..sealing.keyring import Context, Keyring
 

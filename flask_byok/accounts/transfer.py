@@ -21,8 +21,8 @@ from ..errors import (
     KeyExistsError,
     UnreadableCredentialError,
 )
+from ..keys.ports import AuditEvent
 from ..keys.service import Service
-from ..keys.session_store import AuditEvent
 from ..keys.typed import NewKey, check_place, in_utc
 from ..model.credential import CredentialRecord, Moment, Secret, serving_order, utcnow
 from ..model.owner import Caller

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..catalog import ProviderSpec
 from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
-from ..keys.ports import Accounts, Promotion
+from ..keys.ports import Accounts, AuditEvent, Promotion
 from ..keys.service import Service
-from ..keys.session_store import AuditEvent
 from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, SessionRef, Tier
 from ..sealing.keyring import Context, Keyring

@@ -130,7 +130,7 @@ def _examine_sessions(state: ByokState, report: _Report) -> None:
         return  # the stores do not know a key that was made up for this run
     with report.trial(sessions.name):
         name = app_name(index_key(current_app.secret_key or ""))
-        Canary.of_sessions(state.service.keyring, sessions.hold, name).reseal()
+        Canary(state.service.keyring, name, sessions.hold).reseal()
 
 
 def _examine_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:

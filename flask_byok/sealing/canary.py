@@ -10,7 +10,6 @@ import hmac
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import msgspec
 
@@ -38,23 +37,26 @@ _AUDIT = "audit"
 _logger = logging.getLogger("flask_byok")
 
 
-class Hold(Protocol):
-    """Keeps a sealed text under a name; see ``Sessions.hold``."""
-
-    def __call__(self, name: str, text: str, *, replace: bool = False) -> str:
-        """Return the text under this name: this one if there is none, or to ``replace`` it."""
+#: Returns the text under a name: the given one if there is none, or to ``replace`` it. See ``Sessions.hold``.
+Hold = Callable[..., str]
 
 
 class Canary:
     """A sealed text in a store.
 
     :param name: tells an app's canary from those of other apps in the same store.
-    :param text: what is sealed at the first start.
+    :param text: what is sealed at the first start; by default that of an app's session store.
     :param wrong: the message for an encryption key that does not open it.
     """
 
     def __init__(
-        self, keyring: Keyring, name: str, hold: Hold, *, text: bytes, wrong: str = _WRONG
+        self,
+        keyring: Keyring,
+        name: str,
+        hold: Hold,
+        *,
+        text: bytes = _SESSION_TEXT,
+        wrong: str = _WRONG,
     ) -> None:
         self._keyring = keyring
         self._name = name
@@ -63,11 +65,6 @@ class Canary:
         self._wrong = wrong.format(name=name)
         self._context = Context("canary", "system", name)
         self._opened: bytes | None = None
-
-    @classmethod
-    def of_sessions(cls, keyring: Keyring, hold: Hold, name: str) -> Canary:
-        """Return the canary of an app's session store."""
-        return cls(keyring, name, hold, text=_SESSION_TEXT)
 
     def secret(self) -> bytes:
         """Return the text, sealed at the first call ever and read once by each process.

@@ -6,7 +6,7 @@ import logging
 import re
 import secrets
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -14,7 +14,9 @@ from typing import Any
 
 from flask import Flask, Response, current_app, has_request_context, request
 
+from .. import signals
 from ..errors import ConfigurationError, StoreError
+from ..keys.checks import Notify
 from ..keys.service import Service
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
@@ -115,6 +117,17 @@ def name_sources(response: Response) -> Response:
     if sources and SOURCE_HEADER not in response.headers:
         response.headers[SOURCE_HEADER] = ", ".join(sources)
     return response
+
+
+def signal_sender(app: Flask) -> Notify:
+    """Return the function that sends an event to the host as the signal of its name, with safe facts."""
+
+    def notify(event: str, facts: Mapping[str, Any]) -> None:
+        signal = getattr(signals, event)
+        if signal.receivers:
+            signal.send(app, **facts)
+
+    return notify
 
 
 def user_of(loaders: Loaders) -> str | None:

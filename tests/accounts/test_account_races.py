@@ -20,7 +20,7 @@ from sqlalchemy import Engine, event
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictError
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 

@@ -14,7 +14,7 @@ from flask_byok.accounts.rotation import rotate
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import KeyNotFoundError
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, credentials

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.transfer import Destination, MovedKey
 from flask_byok.catalog import Catalog
 from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import Secret, utcnow
 from flask_byok.model.owner import Tier
 from flask_byok.sealing.keyring import Keyring
@@ -43,7 +44,8 @@ class Copier:
     ) -> list[Copied]:
         """Copy the keys of the files, then of these variables: by default one for OpenAI."""
         environ = {"OPENAI_API_KEY": OPENAI} if environ is None else environ
-        sources = [SecretFileKeys(self.files, environ), EnvironmentKeys(environ)]
+        here = replace(settings, secrets_dir=self.files)
+        sources = [SecretFileKeys(here, environ), EnvironmentKeys(here, environ)]
         destination = Destination(*core_on(self.accounts, keyring, Catalog(), settings))
         return list(copy_keys(destination, sources, owner, **options))
 

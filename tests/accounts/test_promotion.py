@@ -16,7 +16,7 @@ from flask_byok.errors import (
     StoreError,
     UnreadableCredentialError,
 )
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.sessions import Sessions, SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller, SessionRef

@@ -24,10 +24,10 @@ from flask_byok.accounts.transfer import (
 )
 from flask_byok.catalog import Catalog
 from flask_byok.errors import StoreError
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
+from flask_byok.keys.save import new_record
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from tests.worlds import core_on
 

@@ -14,7 +14,7 @@ from flask_session import Session
 from sqlalchemy import text
 
 from flask_byok import BYOK, Field, ProviderSpec, signals
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import isoformat
 from flask_byok.storage.rates import RateLimiter
 from flask_byok.testing import FakeProviders

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from ...errors import ConfigurationError
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
 from ...storage.database import Database
 from ...storage.tables import audit, audit_heads, canaries, credentials

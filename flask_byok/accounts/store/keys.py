@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import (
     REFUSALS,
     CredentialRecord,

@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord
 from ...storage.deadline import LONG_LIMIT
 from ...storage.tables import canaries, credentials

@@ -9,7 +9,7 @@ import click
 from flask.cli import with_appcontext
 
 from ...accounts.rotation import Progress, rotate
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...sealing.keyring import Keyring
 from ..check import count_seals
 from ..common import Interrupted, counted, require_accounts
