@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from . import signals
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
-from .errors import ConfigurationError
+from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
 from .keys.checks import Checks, Notify
 from .keys.lookup import Lookup, OperatorTier, SessionTier, TierReader
@@ -27,8 +28,7 @@ from .keys.save import Saver
 from .keys.service import Limiter, Service
 from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS, Tier
-from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
-from .sealing.keyring import Keyring, generate_encryption_key
+from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
 from .web.host_database import FoundDatabase
@@ -37,6 +37,8 @@ _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
     "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
 )
+
+_logger = logging.getLogger("flask_byok")
 
 
 def build_service(
@@ -61,12 +63,12 @@ def build_service(
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        canary = Canary.of_sessions(keyring, sessions.hold, name)
-        check_at_start(canary.reseal, tolerant=tolerant)
+        canary = Canary(keyring, name, sessions.hold)
+        _check_at_start(canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
-        check_at_start(accounts.store.canary.secret, tolerant=tolerant)
+        _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     rates = RateStorage.beside(sessions.documents)
     return assemble(
@@ -231,6 +233,26 @@ def _redis(settings: Settings) -> Documents:
     from .storage.redis import RedisDocuments
 
     return RedisDocuments(settings.redis, wait=settings.redis_wait)
+
+
+def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> None:
+    """Refuse a wrong encryption key; a store that does not answer, or has old tables, is only logged.
+
+    :param open_canary: ``Canary.secret`` or ``Canary.reseal``.
+    :param tolerant: only log a wrong encryption key, too.
+    :raises ConfigurationError: the canary does not open.
+    """
+    try:
+        open_canary()
+    except OutdatedTablesError as error:
+        # The command that upgrades them needs the app; each use of the store raises this again.
+        _logger.error("%s", error)
+    except ConfigurationError as error:
+        if not tolerant:
+            raise
+        _logger.warning("%s", error)
+    except StoreError:
+        _logger.warning("A store does not answer: the encryption key could not be checked.")
 
 
 def _shows_wrong_key() -> bool:

@@ -15,7 +15,7 @@ from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
 from ..errors import ByokError, ConfigurationError, StoreError
-from ..sealing.canary import SHOWS_WRONG_KEY, Canary
+from ..sealing.keyring import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
 from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state
@@ -130,7 +130,7 @@ def _examine_sessions(state: ByokState, report: _Report) -> None:
         return  # the stores do not know a key that was made up for this run
     with report.trial(sessions.name):
         name = app_name(index_key(current_app.secret_key or ""))
-        Canary.of_sessions(state.service.keyring, sessions.hold, name).reseal()
+        Canary(state.service.keyring, name, sessions.hold).reseal()
 
 
 def _examine_accounts(state: ByokState, accounts: AccountStore, report: _Report) -> None:
