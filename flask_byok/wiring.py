@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,15 +17,14 @@ from flask import Flask
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
-from .errors import ConfigurationError
+from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
 from .keys.operator import EnvironmentKeys, SecretFileKeys
 from .keys.ports import Accounts
 from .keys.service import Service
 from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS
-from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
-from .sealing.keyring import Keyring, generate_encryption_key
+from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
 from .web.caller import signal_sender
@@ -34,6 +34,8 @@ _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
     "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
 )
+
+_logger = logging.getLogger("flask_byok")
 
 
 def build_service(
@@ -59,11 +61,11 @@ def build_service(
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
         canary = Canary(keyring, name, sessions.hold)
-        check_at_start(canary.reseal, tolerant=tolerant)
+        _check_at_start(canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
-        check_at_start(accounts.store.canary.secret, tolerant=tolerant)
+        _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     rates = RateStorage.beside(sessions.documents)
     return Service(
@@ -179,6 +181,26 @@ def build_accounts(
         engine = getattr(sessions.documents, "engine", None) if _is_ours(settings) else None
         store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
     return Wing(store, keyring, settings)
+
+
+def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> None:
+    """Refuse a wrong encryption key; a store that does not answer, or has old tables, is only logged.
+
+    :param open_canary: ``Canary.secret`` or ``Canary.reseal``.
+    :param tolerant: only log a wrong encryption key, too.
+    :raises ConfigurationError: the canary does not open.
+    """
+    try:
+        open_canary()
+    except OutdatedTablesError as error:
+        # The command that upgrades them needs the app; each use of the store raises this again.
+        _logger.error("%s", error)
+    except ConfigurationError as error:
+        if not tolerant:
+            raise
+        _logger.warning("%s", error)
+    except StoreError:
+        _logger.warning("A store does not answer: the encryption key could not be checked.")
 
 
 def _shows_wrong_key() -> bool:

@@ -16,7 +16,7 @@ def open_accounts(engine_or_url: Any, keyring: Keyring, *, own_file: bool = Fals
     :param own_file: nothing else uses the file at this address; an older version's tables in it are
         upgraded at the first use.
     """
-    from ..sealing.canary import AuditSecret
+    from ..sealing.keyring import AuditSecret
     from ..storage.database import Database
     from ..storage.tables import metadata
     from .store.audit import hold_secret

@@ -22,7 +22,6 @@ from ..keys.typed import capped_expiry, check_place
 from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring
-from .places import in_main_slot
 
 if TYPE_CHECKING:
     from .store.keys import Decide, Outcome
@@ -220,7 +219,7 @@ class _Move:
         outcomes = self._wing.store.promote(
             [move.record for move in moves],
             self._wing.event(self._caller, "promote"),
-            seat=in_main_slot(keyring, self._core.settings.keys_per_provider),
+            seat=self._wing.seat,
             decide=promotion_rule(
                 keyring,
                 replace=self._replace,

@@ -19,7 +19,6 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from ..keys.lookup import Opener
 from ..keys.save import new_record
 from ..keys.service import Service
 from ..keys.typed import (
@@ -46,7 +45,6 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, Tier, tier_of
 from ..sealing.keyring import Context
-from .places import FreeSlot, NamedSlot
 
 if TYPE_CHECKING:
     from .wing import Wing
@@ -238,7 +236,7 @@ class Shelf:
         spec = self._core.catalog.get(provider)
         self._require_unlocked(self.require_owner(owner), spec)
         self._count_attempt()
-        place = FreeSlot(self._wing, self._core, self.caller, owner, spec, slot)
+        place = self._wing.slot(self._core, self.caller, owner, spec, slot)
         return self._core.saver.save(self.caller, spec, new, place)
 
     def put(
@@ -260,8 +258,7 @@ class Shelf:
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
         spec = self._core.catalog.get(provider)
-        place = NamedSlot(
-            self._wing,
+        place = self._wing.slot(
             self._core,
             self.caller,
             self.require_owner(owner),
@@ -455,12 +452,10 @@ class Shelf:
             return record.state(utcnow())
         spec = self._core.catalog.get(record.provider)
         tier = tier_of(record.owner)
-        return cast(State, self._opener.open(spec, tier, "account", record.owner, record).state)
+        return cast(
+            State, self._wing.opener.open(spec, tier, "account", record.owner, record).state
+        )
 
     def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
         tier = tier_of(record.owner)
-        return self._opener.credential(spec, tier, "account", record.owner, record)
-
-    @property
-    def _opener(self) -> Opener:
-        return Opener(self._core.keyring, self._core.settings)
+        return self._wing.opener.credential(spec, tier, "account", record.owner, record)

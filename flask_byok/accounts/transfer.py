@@ -1,4 +1,4 @@
-"""Move keys between databases: export to a file, import from it.
+"""Move keys between databases, by export to a file and import from it; copy the operator's keys into the accounts.
 
 The file's plaintext has a line of JSON for each key, with all that another app needs to seal it under its
 own encryption key. Verdicts and counts of uses are not in it.
@@ -11,21 +11,31 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from ..catalog import ProviderSpec
 from ..errors import (
     ByokError,
     InvalidFieldError,
     KeyExistsError,
     UnreadableCredentialError,
 )
+from ..keys.operator import EnvironmentKeys, OperatorTier, SecretFileKeys, variables
 from ..keys.ports import AuditEvent
 from ..keys.service import Service
 from ..keys.typed import NewKey, check_place, in_utc
-from ..model.credential import CredentialRecord, Moment, Secret, serving_order, utcnow
-from ..model.owner import Caller
+from ..model.credential import (
+    CredentialRecord,
+    Moment,
+    Secret,
+    make_hint,
+    serving_order,
+    utcnow,
+)
+from ..model.owner import Caller, Tier
+from ..settings import Settings
 from .export_file import SealedFileError, decrypt, encrypt
 from .wing import Wing
 
@@ -36,6 +46,17 @@ _NO_KEY = "The file holds something that is not a key: was it made by a later ve
 _NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
 # Keys that an export reads in one statement.
 _PAGE = 200
+
+Sources = Sequence[OperatorTier]
+#: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
+Copy = Literal["added", "kept", "skipped"]
+
+_REPLACED = "it replaces the stored key"
+_SAME = "it is stored already"
+_OTHER = "a key that differs, or does not serve, is stored; --replace puts this one in its place"
+_LATER = "another variable or file of this provider comes first"
+_NO_ROOM_LEFT = "another key was saved meanwhile, or BYOK_KEYS_PER_PROVIDER leaves no room"
+
 
 #: ``system``, ``user:<id>`` or ``team:<id>``.
 OwnerName = Annotated[str, msgspec.Meta(pattern=r"(?s)^(system|(user|team):.+)\Z", max_length=255)]
@@ -65,14 +86,10 @@ class MovedKey:
         """The place that the key has in the accounts."""
         return self.owner, self.provider, self.slot
 
-    def secrets(self) -> dict[str, Secret]:
-        """Return the fields as secrets."""
-        return {name: Secret(value) for name, value in self.fields.items()}
-
     def new(self) -> NewKey:
         """Return the key as one to store."""
         return NewKey(
-            fields=self.secrets(),
+            fields={name: Secret(value) for name, value in self.fields.items()},
             base_url=self.base_url,
             label=self.label,
             description=self.description,
@@ -315,3 +332,93 @@ class Importer:
         if is_limited and ends and wanted and utcnow() < ends < wanted:
             wanted = ends
         return stored == dataclasses.replace(key, created_at=stored.created_at, expires_at=wanted)
+
+
+# the operator's keys
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The outcome for one variable or secret file.
+
+    ``removable``: the same key is stored, and serves until ``expires_at``.
+    """
+
+    provider: str
+    tier: Tier
+    name: str
+    outcome: Copy
+    reason: str
+    hint: str = ""
+    removable: bool = False
+    expires_at: Moment | None = None
+
+
+def operator_sources(settings: Settings) -> Sources:
+    """Return the places of the operator's keys, in the order in which they serve."""
+    places: Sources = (SecretFileKeys(settings), EnvironmentKeys(settings))
+    sources = {source.tier: source for source in places}
+    order = dict.fromkeys([*settings.precedence, *sources])
+    return [sources[tier] for tier in order if tier in sources]
+
+
+def copy_keys(
+    destination: Destination,
+    sources: Sources,
+    owner: str,
+    *,
+    replace: bool = False,
+    dry_run: bool = False,
+) -> Iterator[Copied]:
+    """Copy each provider's first key to the owner's first slot; yield an outcome for every key found.
+
+    :param replace: replace a stored key that differs, or that does not serve.
+    :param dry_run: store nothing.
+    """
+    for spec in destination.catalog:
+        record = destination.find(owner, spec.id).get("")
+        is_active = record is not None and record.state(utcnow()) == "active"
+        serving = destination.open(record) if record and is_active else None
+        is_first = True
+        for tier, name, key in _search(destination, spec, sources, owner):
+            if isinstance(key, ByokError):
+                yield Copied(spec.id, tier, name, "skipped", str(key))
+                continue
+            outcome: Copy = "kept"
+            if serving and serving.fields == key.fields:
+                reason = _SAME
+            elif not is_first:
+                reason = _LATER
+            elif record and not replace:
+                reason = _OTHER
+            else:
+                try:
+                    if not dry_run:
+                        destination.store(key, replace=record is not None)
+                    outcome, reason, serving = "added", _REPLACED if record else "", key
+                except KeyExistsError:
+                    outcome, reason = "skipped", _NO_ROOM_LEFT
+            same = serving if serving and serving.fields == key.fields else None
+            hint = make_hint(key.fields["api_key"], spec.prefixes)
+            ends = same.expires_at if same else None
+            yield Copied(spec.id, tier, name, outcome, reason, hint, same is not None, ends)
+            is_first = False
+
+
+def _search(
+    destination: Destination, spec: ProviderSpec, sources: Sources, owner: str
+) -> Iterator[tuple[Tier, str, MovedKey | ByokError]]:
+    """Yield each key, or the error that says why it cannot be stored."""
+    for source in sources:
+        for variable in variables(spec):
+            name = variable
+            try:
+                found = source.read(spec, variable)
+                if found is None:
+                    continue
+                name = found.name
+                fields = {field: secret.reveal() for field, secret in found.fields.items()}
+                key = MovedKey(owner=owner, provider=spec.id, fields=fields, created_at=utcnow())
+                yield source.tier, name, destination.clean(key)
+            except ByokError as error:
+                yield source.tier, name, error

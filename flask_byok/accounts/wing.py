@@ -1,21 +1,32 @@
-"""The wing's side of ``keys.ports``: what the core asks of accounts."""
+"""The wing's side of ``keys.ports``: what the core asks of accounts, and the slots that take a key."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..catalog import ProviderSpec
-from ..errors import KeyNotFoundError
+from ..errors import KeyExistsError, KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts, AuditEvent, Promotion
 from ..keys.service import Service
-from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
+from ..keys.typed import Typed, check_place
+from ..model.credential import (
+    Credential,
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Use,
+    free_slot,
+    has_place,
+    main_slot,
+)
 from ..model.owner import ACCOUNT_TIERS, Caller, SessionRef, Tier
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
-from .places import MainSlot
 from .promotion import promote
 from .shelf import Shelf
 
@@ -37,8 +48,9 @@ class Wing(Accounts):
     def __init__(self, store: AccountStore, keyring: Keyring, settings: Settings) -> None:
         self.store = store
         self.tiers = tuple(tier for tier in settings.precedence if tier in ACCOUNT_TIERS)
-        self._settings = settings
-        self._opener = Opener(keyring, settings)
+        self.opener = Opener(keyring, settings)
+        self._keyring = keyring
+        self._at_most = settings.keys_per_provider
 
     # look up
 
@@ -67,7 +79,7 @@ class Wing(Accounts):
         for owner in (owner for its_tier, owner in owners if its_tier is tier):
             # By exact name: some databases compare without regard to case, and Ann's key is not ann's.
             for record in kept.get((owner, spec.id), ()):
-                yield self._opener.open(spec, tier, "account", owner, record)
+                yield self.opener.open(spec, tier, "account", owner, record)
 
     # the audit log
 
@@ -81,10 +93,6 @@ class Wing(Accounts):
         """Return an event for the log, with a fingerprint of the key if there is one."""
         fingerprint = self.store.audit.fingerprint(fields) if fields else None
         return AuditEvent(caller.actor, action, str(outcome), caller.request_id, fingerprint)
-
-    def subject(self, context: Context) -> Subject:
-        """Return a place in accounts as the subject of an event."""
-        return Subject(context.provider, context.slot)
 
     def note(
         self,
@@ -114,6 +122,10 @@ class Wing(Accounts):
     def main_place(self, core: Service, caller: Caller, spec: ProviderSpec) -> MainSlot:
         """Return where a key goes that the caller keeps in the account."""
         return MainSlot(self, core, caller, caller.identity, spec)
+
+    def seat(self, record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
+        """Return an account's record, sealed for the slot of the owner's main key."""
+        return self._keyring.in_slot(record, main_slot(taken, self._at_most))
 
     def clear(self, caller: Caller, provider: str) -> bool:
         """Delete the caller's keys for a provider, and return True if there were any."""
@@ -160,6 +172,18 @@ class Wing(Accounts):
 
     # records
 
+    def slot(
+        self,
+        core: Service,
+        caller: Caller,
+        owner: str,
+        spec: ProviderSpec,
+        slot: str | None,
+        **options: Any,
+    ) -> Slot:
+        """Return where a key of this owner goes; see ``Slot``."""
+        return Slot(self, core, caller, owner, spec, slot, **options)
+
     def own(self, core: Service, caller: Caller) -> Shelf:
         """Return the shelf of the caller's own records."""
         if caller.authenticated and Tier.USER in self.tiers:
@@ -178,3 +202,130 @@ class Wing(Accounts):
     def everything(self, core: Service) -> Shelf:
         """Return all records, for an operator's command."""
         return Shelf(self, core, Caller(command=True), None)
+
+
+class _Place:
+    """One owner's place for a provider's key: a destination of the recipe in ``keys.save``."""
+
+    def __init__(
+        self,
+        wing: Wing,
+        core: Service,
+        caller: Caller,
+        owner: str,
+        spec: ProviderSpec,
+        slot: str = "",
+    ) -> None:
+        self.context = Context("account", owner, spec.id, slot)
+        self._wing = wing
+        self._core = core
+        self._caller = caller
+        self._spec = spec
+
+    def refused(self, typed: Typed, verdict: str) -> None:
+        """Log that a check forbade storing the key."""
+        event = self._wing.event(self._caller, "set", typed.fields, verdict)
+        subject = Subject(self.context.provider, self.context.slot)
+        self._wing.store.audit.note(self.context.owner, event, subject)
+
+    def _there(self) -> list[CredentialRecord]:
+        """Return the owner's records for the provider."""
+        return self._wing.store.find([self.context.owner], [self._spec.id])
+
+
+class MainSlot(_Place):
+    """The caller's main slot for a provider, see ``model.credential.main_slot``; it replaces the session's own key."""
+
+    def admit(self, typed: Typed) -> None:
+        """Refuse a key that the name of one of the owner's slots holds: it may go there."""
+        for record in self._there():
+            check_place(record.owner, record.slot, typed.secrets)
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Store the key in the account, and remove the session's own, which would be used before it."""
+        session, identity, sessions = self._caller.session, record.owner, self._core.sessions
+        leaving: list[CredentialRecord] = []
+        if session is not None:
+            there = sessions.read(session, identity, [record.provider]).records
+            leaving = sessions.mark_leaving(session, identity, there.values())
+        stored = self._wing.store.keep(
+            record,
+            self._wing.event(self._caller, "set", typed.fields),
+            seat=self._wing.seat,
+            ended=[one.version for one in leaving],
+            confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
+        )
+        if session is not None:
+            sessions.clear(session, identity, [record.provider])
+        return stored
+
+
+class Slot(_Place):
+    """A slot that is named, or the first free one.
+
+    :param slot: None for the first free one.
+    :param replace: take the place of the key that is there.
+    :param action: the audit log's word.
+    :param created_at: when an imported key was first saved; by default now.
+    """
+
+    def __init__(
+        self,
+        wing: Wing,
+        core: Service,
+        caller: Caller,
+        owner: str,
+        spec: ProviderSpec,
+        slot: str | None,
+        *,
+        replace: bool = False,
+        action: str = "set",
+        created_at: datetime | None = None,
+    ) -> None:
+        super().__init__(wing, core, caller, owner, spec, slot or "")
+        self._named = slot is not None
+        self._replace = replace
+        self._action = action
+        self._created_at = created_at
+
+    def admit(self, typed: Typed) -> None:
+        """Choose the slot, and refuse a key that its name holds, and a name that cannot be shown.
+
+        :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
+        """
+        check_place(self.context.owner, self.context.slot, typed.secrets, self._core.catalog)
+        if not self._replace:
+            self._choose()
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Store the key; if another request took the slot just now and none was named, in the next one.
+
+        :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
+        """
+        if self._created_at is not None:
+            # It is saved here now, whatever its age: its longest lifetime begins now.
+            record = dataclasses.replace(
+                record, created_at=self._created_at, set_at=record.created_at
+            )
+        store, at_most = self._wing.store, self._core.settings.keys_per_provider
+        event = self._wing.event(self._caller, self._action, typed.fields)
+        if self._replace:
+            return store.put(record, event, at_most=at_most)
+        for _ in range(at_most):  # as often as others can be first
+            try:
+                return store.create(record, event, at_most=at_most)
+            except KeyExistsError:
+                self._choose()
+            sealed = self._core.keyring.seal_fields(self.context, typed.fields, typed.base_url)
+            record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
+        raise KeyExistsError(provider=self._spec.id)
+
+    def _choose(self) -> None:
+        taken = {record.slot for record in self._there()}
+        slot = self.context.slot if self._named else free_slot(taken)
+        if slot in taken or not has_place(slot, taken, self._core.settings.keys_per_provider):
+            raise KeyExistsError(
+                f"There is a key for {self._spec.name} already. Change or delete that one.",
+                provider=self._spec.id,
+            )
+        self.context = self.context._replace(slot=slot)

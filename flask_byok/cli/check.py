@@ -15,7 +15,7 @@ from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
 from ..errors import ByokError, ConfigurationError, StoreError
-from ..sealing.canary import SHOWS_WRONG_KEY, Canary
+from ..sealing.keyring import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
 from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state

@@ -1,4 +1,4 @@
-"""Seal and open credentials with the operator's encryption keys.
+"""Seal and open credentials with the operator's encryption keys, and find a wrong one at the start.
 
 A ciphertext is ``byok1.<key_id>.<cipher>.<payload>``. It is bound to a :class:`Context`: under another owner,
 provider, slot or scope it does not open. Fernet has no associated data, so each context gets a key of its own,
@@ -10,10 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import hmac
 import os
 import re
+import secrets
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -42,6 +44,20 @@ _ALPHABET = (string.ascii_letters + string.digits + "-_").encode()
 # What the last character before so much padding can be, its spare bits being zero.
 _LAST = ("", "AEIMQUYcgkosw048", "AQgw")
 _NONCE_BYTES = 12  # NIST SP 800-38D, section 8.2: 96 bits
+
+_WRONG = (
+    "BYOK_ENCRYPTION_KEY is not the one that this store was used with. Set the right one; if it was replaced on "
+    "purpose, put the old one into BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, no key stored so far opens any more; "
+    "to start with empty sessions, delete the canary {name!r}: 'byok:canary:{name}' in Redis, or its row in the table "
+    "byok_canary."
+)
+_WRONG_FOR_ACCOUNTS = (
+    "BYOK_ENCRYPTION_KEY is not the one that this database's keys are sealed with. Set the right one, or add it to "
+    "BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, none of these keys opens any more, and the audit log cannot go on: "
+    "set BYOK_DATABASE_URL to a new database."
+)
+#: Set in click's context by a command that shows a wrong encryption key, so needs an app in spite of it.
+SHOWS_WRONG_KEY = "flask_byok.shows_wrong_encryption_key"
 
 
 class Context(NamedTuple):
@@ -176,6 +192,14 @@ class Keyring:
         plain = self.open(record.ciphertext, there._replace(slot=record.slot))
         return replace(record, slot=slot, ciphertext=self.seal(plain, there))
 
+    def renewed(self, record: SealedRecord) -> str | None:
+        """Return an account's ciphertext, sealed with the current key; None if it does not open."""
+        context = Context("account", record.owner, record.provider, record.slot)
+        try:
+            return self.seal(self.open(record.ciphertext, context), context)
+        except UnreadableCredentialError:
+            return None
+
     def same_key(self, *records: CredentialRecord) -> bool:
         """Return True if accounts' records open and hold the same key."""
         try:
@@ -183,6 +207,85 @@ class Keyring:
         except UnreadableCredentialError:
             return False
         return all(other == first for other in others)
+
+
+class Canary:
+    """A sealed text in a store, which only the right encryption key opens: it shows a wrong one at the start.
+
+    That of a session store is fixed. That of the accounts' database is random, and keys the audit log: the log
+    therefore outlives a change of the encryption key, as rotation seals this one text again.
+
+    :param name: tells an app's canary from those of other apps in the same store.
+    :param hold: returns the sealed text under a name, and keeps the given one if there is none or to
+        ``replace`` it; see ``Sessions.hold``.
+    :param text: what is sealed at the first start.
+    :param wrong: the message for an encryption key that does not open it.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        name: str,
+        hold: Callable[..., str],
+        text: bytes = b"flask-byok",
+        wrong: str = _WRONG,
+    ) -> None:
+        self._keyring = keyring
+        self._name = name
+        self._hold = hold
+        self._text = text
+        self._wrong = wrong.format(name=name)
+        self._context = Context("canary", "system", name)
+        self._opened: bytes | None = None
+
+    def secret(self) -> bytes:
+        """Return the text, sealed at the first call ever and read once by each process.
+
+        :raises ConfigurationError: it does not open, or the store's tables are too old.
+        :raises StoreError: the store does not answer.
+        """
+        if self._opened is None:
+            held = self._hold(self._name, self._keyring.seal(self._text, self._context))
+            try:
+                self._opened = self._keyring.open(held, self._context)
+            except UnreadableCredentialError:
+                raise ConfigurationError(self._wrong) from None
+        return self._opened
+
+    def reseal(self) -> bool:
+        """Seal the text with the current encryption key; return False if that has sealed it already."""
+        sealed = self._keyring.seal(self.secret(), self._context)
+        if not self._keyring.needs_rotation(self._hold(self._name, sealed)):
+            return False
+        self._hold(self._name, sealed, replace=True)
+        return True
+
+
+class AuditSecret(Canary):
+    """The canary of the accounts' database: 32 random bytes that key the audit log."""
+
+    def __init__(self, keyring: Keyring, hold: Callable[..., str]) -> None:
+        # The canaries of apps have names of 16 hex digits.
+        super().__init__(keyring, "audit", hold, secrets.token_bytes(32), _WRONG_FOR_ACCOUNTS)
+
+    @property
+    def seal_prefix(self) -> str:
+        """The first characters of every ciphertext that is sealed now."""
+        return self._keyring.seal_prefix
+
+    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
+        """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
+        plain = sorted((name, one.reveal()) for name, one in fields.items())
+        message = b"fingerprint" + _encoder.encode(plain)
+        return hmac.digest(self.secret(), message, "sha256").hex()
+
+    def fingerprint_of(self, record: SealedRecord) -> str | None:
+        """Return the fingerprint of an account's stored key, None if it does not open."""
+        try:
+            fields, _ = self._keyring.open_record("account", record.owner, record)
+        except UnreadableCredentialError:
+            return None
+        return self.fingerprint(fields)
 
 
 class _Key:

@@ -8,11 +8,10 @@ from typing import Any
 
 from sqlalchemy import Engine, event
 
-from flask_byok.accounts.places import in_main_slot
 from flask_byok.accounts.promotion import promotion_rule
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.keys import AccountStore, Seat
 from flask_byok.keys.ports import AuditEvent
-from flask_byok.model.credential import CredentialRecord, Secret, new_version, utcnow
+from flask_byok.model.credential import CredentialRecord, Secret, main_slot, new_version, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
@@ -55,6 +54,11 @@ def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
     return fields["api_key"].reveal()
 
 
+def in_main_slot(at_most: int | None) -> Seat:
+    """Return what seats records as the wing does."""
+    return lambda record, taken: KEYRING.in_slot(record, main_slot(taken, at_most))
+
+
 def promote(
     store: AccountStore,
     records: Sequence[CredentialRecord],
@@ -66,7 +70,7 @@ def promote(
     **options: Any,
 ) -> tuple[list[str], list[str]]:
     """Promote records as the wing does; return the providers that are the owner's, and those that stayed out."""
-    seat = in_main_slot(KEYRING, at_most)
+    seat = in_main_slot(at_most)
     decide = promotion_rule(KEYRING, replace=replace, confirm=check)
     outcomes = store.promote(records, event, seat=seat, decide=decide, **options)
     taken = [name for name, outcome in outcomes.items() if outcome in ("promoted", "known")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sqlalchemy import event, select
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import Wing
 from flask_byok.errors import KeyNotFoundError
+from flask_byok.model.credential import CredentialRecord
 from flask_byok.model.owner import Caller, Tier
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
@@ -185,3 +188,31 @@ def _plan(store: AccountStore, read: Callable[[AccountStore], object]) -> str:
     with store.engine.connect() as connection:
         rows = connection.exec_driver_sql(f"{explain} {statement}", given).all()
     return "\n".join(str(row[-1]) for row in rows)
+
+
+class CarelessStore:
+    """A store on a database that compares without regard to case."""
+
+    def __init__(self, *records: CredentialRecord) -> None:
+        self._records = records
+
+    def places(
+        self, owners: list[str], providers: list[str]
+    ) -> dict[tuple[str, str], list[CredentialRecord]]:
+        """Return whatever has such an owner, in capitals or not."""
+        wanted = {owner.casefold() for owner in owners}
+        found = (record for record in self._records if record.owner.casefold() in wanted)
+        return {(record.owner, record.provider): [record] for record in found}
+
+
+def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProviders) -> None:
+    """A key of Ann's is none of ann's, even where the database takes the two for one."""
+    world = World(tmp_path, fake)
+    theirs = world.keep("user:Ann", fake.api_key("openai"))
+    mine = replace(theirs, owner="user:ann")
+    reader = Wing(CarelessStore(theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
+    openai = world.catalog.get("openai")
+    found = list(reader.find(Caller(user="Ann"), [openai])[Tier.USER, "openai"])
+    assert [candidate.credential.owner for candidate in found if candidate.credential] == [
+        "user:Ann"
+    ]

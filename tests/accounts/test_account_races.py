@@ -10,21 +10,20 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import event
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from flask_byok.keys.ports import AuditEvent
-from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
-from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
+from flask_byok.sealing.keyring import Keyring
 
-from .account_kinds import ANN, KEYRING, event_of, make_record, open_key, promote
+from .account_kinds import ANN, KEYRING, event_of, make_record, promote
 
 PROVIDERS = ("openai", "groq", "xai")
 NEW_KEYRING = Keyring("11" * 32, ["00" * 32])
@@ -132,11 +131,7 @@ class Worker:
         return 0
 
     def _reseal(self, store: AccountStore, request: str) -> int:
-        def seal(key: SealedRecord) -> str:
-            context = Context("account", key.owner, key.provider, key.slot)
-            return NEW_KEYRING.seal(NEW_KEYRING.open(key.ciphertext, context), context)
-
-        self.rotating.seals.renew(seal, AuditEvent("cli", "rotate"))
+        self.rotating.seals.renew(NEW_KEYRING.renewed, AuditEvent("cli", "rotate"))
         return 0
 
 
@@ -206,89 +201,6 @@ def test_many_creations_at_once(database_url: str, tmp_path: Path) -> None:
     children = [fork(lambda n=n: create(n)) for n in range(4)]
     assert [exit_code(child) for child in children] == [0] * 4
     assert sum(int((tmp_path / str(n)).read_text()) for n in range(4)) == 100
-
-
-class Killer:
-    """Kills its process at one point of what it does with a database.
-
-    The points are before and after each statement and each commit, counted from zero.
-    """
-
-    def __init__(self, engine: Engine, at: int, labels: Path) -> None:
-        self.at = at
-        self.labels = labels
-        self.passed = 0
-        event.listen(engine, "before_cursor_execute", self._before)
-        event.listen(engine, "after_cursor_execute", self._after)
-        event.listen(engine, "commit", lambda _: self._point("before commit"))
-        # A connection comes back to the pool once the commit is done.
-        event.listen(engine, "checkin", lambda *_: self._point("after commit"))
-
-    def _before(self, _c: Any, _u: Any, statement: str, *_: Any) -> None:
-        self._point(f"before {self._name(statement)}")
-
-    def _after(self, _c: Any, _u: Any, statement: str, *_: Any) -> None:
-        self._point(f"after {self._name(statement)}")
-
-    def _name(self, statement: str) -> str:
-        table = [word for word in statement.split() if word.startswith("byok_")][-1:]
-        return " ".join([statement.split()[0], *table])
-
-    def _point(self, label: str) -> None:
-        with self.labels.open("a") as file:
-            print(label, file=file)
-        if self.passed == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.passed += 1
-
-
-def test_promotion_killed_anywhere(database_url: str, tmp_path: Path) -> None:
-    """Killed at any point, the promotion has happened or not, and the next one leaves each key once."""
-    labels: set[str] = set()
-    points = 0
-    while True:
-        outcome = _killed_promotion(database_url, f"user:{points}", points, tmp_path / f"{points}")
-        labels |= set((tmp_path / f"{points}").read_text().splitlines())
-        if outcome == 0:
-            break
-        assert outcome == -signal.SIGKILL
-        points += 1
-    assert points >= 20
-    assert {"before commit", "after commit", "after INSERT byok_credentials"} <= labels
-    assert any(label.startswith("before INSERT byok_audit") for label in labels)
-
-
-def _killed_promotion(url: str, owner: str, at: int, labels: Path) -> int:
-    store = open_accounts(url, KEYRING)
-    own = store.put(make_record(owner, "groq", api_key="own"), event_of("set"))
-    waiting = [make_record(owner, provider, api_key=f"sk-{provider}") for provider in PROVIDERS]
-    happened = event_of("promote")
-    store.engine.dispose()
-
-    def promote_in_a_fork() -> None:
-        forked = open_accounts(url, KEYRING)
-        forked.find([owner])  # connected, as a worker is
-        forked.canary.secret()
-        Killer(forked.engine, at, labels)
-        promote(forked, waiting, replace=True, event=happened)
-
-    outcome = exit_code(fork(promote_in_a_fork))
-    between = {record.provider: record for record in store.find([owner])}
-    assert set(between) in ({"groq"}, set(PROVIDERS)), "half of it happened"
-    assert promote(store, waiting, replace=True, event=happened) == (list(PROVIDERS), [])
-    found = {record.provider: record for record in store.find([owner])}
-    assert {p: open_key(r) for p, r in found.items()} == {p: f"sk-{p}" for p in PROVIDERS}
-    assert found["groq"] == replace(own, **_changed(found["groq"])), "the key is its owner's"
-    done = [e.provider for e in store.audit.entries(owner) if e.event.action == "promote"]
-    assert sorted(done) == sorted(PROVIDERS), "done once, and logged once"
-    assert store.audit.verify() == []
-    store.engine.dispose()
-    return outcome
-
-
-def _changed(record: Any) -> dict[str, Any]:
-    names = ("ciphertext", "updated_at", "set_at")
-    return {"version": "2", **{name: getattr(record, name) for name in names}}
 
 
 @pytest.fixture

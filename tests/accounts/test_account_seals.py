@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import text, update
+from sqlalchemy import create_engine, text, update
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store import reseal
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.errors import UnreadableCredentialError
+from flask_byok.accounts.store.reseal import Progress, Resealed
 from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.storage.tables import credentials
@@ -41,13 +42,7 @@ def rotating(store: AccountStore) -> Iterator[AccountStore]:
     rotating.engine.dispose()
 
 
-def seal(key: SealedRecord) -> str | None:
-    """Seal a key with the new encryption key."""
-    context = Context("account", key.owner, key.provider, key.slot)
-    try:
-        return NEW.seal(NEW.open(key.ciphertext, context), context)
-    except UnreadableCredentialError:
-        return None
+seal = NEW.renewed
 
 
 def test_key_ids_are_counted(store: AccountStore) -> None:
@@ -64,7 +59,8 @@ def test_batches(store: AccountStore, rotating: AccountStore) -> None:
         store.create(make_record(f"user:{number}", validity=VALID), event_of())
     store.create(make_record(keyring=Keyring("22" * 32)), event_of())
     assert rotating.seals.count_due() == 8
-    batches, after = [], None
+    batches: list[Resealed] = []
+    after: str | None = ""
     while not batches or after is not None:
         batches.append(rotating.seals.renew(seal, ROTATE, after=after, limit=3))
         after = batches[-1].after
@@ -155,3 +151,24 @@ def test_nobody_is_kept_waiting(postgres_url: str) -> None:
     assert rotating.seals.renew(seal_watched, ROTATE).done == 1
     store.engine.dispose()
     rotating.engine.dispose()
+
+
+def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody is changing is done once they have, and given up if they never have."""
+    monkeypatch.setattr(reseal, "_ROUNDS", 3)
+    monkeypatch.setattr(reseal, "_PAUSE", 0.01)
+    store = open_accounts(postgres_url, NEW)
+    for owner in (ANN, BEN):
+        store.create(make_record(owner), event_of())
+    engine = create_engine(postgres_url)
+    with engine.begin() as other:
+        other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))
+        held = list(store.seals.rotate(NEW.renewed, ROTATE))
+        assert held[-1] == Progress(total=2, done=1, held=1)
+        going_on = store.seals.rotate(NEW.renewed, ROTATE)
+        assert next(going_on) == Progress(total=1, held=1)
+        other.commit()
+        assert list(going_on)[-1] == Progress(total=1, done=1)
+    assert store.seals.count_due() == 0
+    engine.dispose()
+    store.engine.dispose()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +9,9 @@ import pytest
 from sqlalchemy import delete, insert, select, text, update
 
 from flask_byok.accounts import open_accounts
-from flask_byok.accounts.rotation import rotate
 from flask_byok.accounts.store import audit_verify
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.keys.ports import AuditEvent, Head
-from flask_byok.model.credential import RecordedVerdict, Verdict, utcnow
-from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
@@ -138,21 +134,6 @@ def test_keys_of_a_chain_without_rows_show(store: AccountStore) -> None:
     assert "there is no row about the key" in finding.problem
 
 
-def test_what_raises_no_version_is_no_finding(store: AccountStore) -> None:
-    """Verdicts, uses and sealing anew leave keys and log in agreement."""
-    record = keys_of(store)["openai"]
-    verdict = RecordedVerdict(Verdict.VALID, utcnow(), record.version)
-    assert store.record_verdict(record.id, record.version, verdict, event_of("validate"))
-    assert store.record_verdict(record.id, record.version, verdict)
-    assert not store.record_verdict(record.id, "1", verdict, event_of("validate"))
-    store.audit.note(ANN, event_of("reveal"), record)
-    new = Keyring("11" * 32, ["00" * 32])
-    rotating = open_accounts(store.engine.url, new)
-    assert sum(1 for _ in rotate(rotating, new, AuditEvent("cli", "rotate")))
-    assert rotating.audit.verify() == []
-    rotating.engine.dispose()
-
-
 @pytest.mark.parametrize("page", [1, 2, 1000])
 def test_changes_while_it_verifies(
     store: AccountStore, monkeypatch: pytest.MonkeyPatch, page: int
@@ -172,27 +153,6 @@ def test_changes_while_it_verifies(
 
     assert store.audit.verify(report=change) == []
     assert told
-
-
-def test_verifies_beside_writers(store: AccountStore) -> None:
-    """However many changes go on meanwhile, nothing is found that is not there."""
-    over = threading.Event()
-
-    def write() -> None:
-        mine = open_accounts(store.engine.url, KEYRING)
-        while not over.is_set():
-            mine.put(make_record(), event_of())
-            mine.clear(ANN, ["groq"], event_of("clear"))
-            mine.put(make_record(provider="groq"), event_of())
-        mine.engine.dispose()
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        assert [store.audit.verify() for _ in range(30)] == [[]] * 30
-    finally:
-        over.set()
-        writer.join()
 
 
 def test_verifies_beside_first_keys(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:

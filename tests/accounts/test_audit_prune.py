@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import delete, event, insert, select, update
 
 from flask_byok.accounts import open_accounts
-from flask_byok.accounts.rotation import rotate
 from flask_byok.accounts.store import audit as audit_module
 from flask_byok.accounts.store import audit_prune
 from flask_byok.accounts.store.audit_prune import Pruning, count_prunable, prune
@@ -20,7 +19,6 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
 from flask_byok.keys.ports import AuditEvent, Head
 from flask_byok.model.credential import utcnow
-from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record
@@ -317,13 +315,3 @@ def test_beside_writers(store: AccountStore, monkeypatch: pytest.MonkeyPatch) ->
         writer.join()
     assert failed == []
     assert store.audit.verify() == []
-
-
-def test_rotation_afterwards(store: AccountStore) -> None:
-    """A pruned log outlives the encryption key as any other."""
-    prune_all(store)
-    new = Keyring("11" * 32, ["00" * 32])
-    rotating = open_accounts(store.engine.url, new)
-    list(rotate(rotating, new, AuditEvent("cli", "rotate")))
-    assert open_accounts(store.engine.url, Keyring("11" * 32)).audit.verify() == []
-    rotating.engine.dispose()

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from flask_byok.accounts import open_accounts
-from flask_byok.accounts.environment import Copied, copy_keys
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.transfer import Destination, MovedKey
+from flask_byok.accounts.transfer import Copied, Destination, MovedKey, copy_keys
 from flask_byok.catalog import Catalog
 from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
 from flask_byok.keys.ports import AuditEvent
@@ -121,13 +120,6 @@ def test_a_key_is_stored_already(copier: Copier, api_key: str, facts: dict[str, 
     assert summary(copier.copy()) == [("OPENAI_API_KEY", "kept", True)]
 
 
-def test_unreadable_stored_key(copier: Copier) -> None:
-    """A stored key that does not open counts as a different one."""
-    copier.copy()
-    copied = copier.copy(keyring=Keyring("bb" * 32))
-    assert summary(copied) == [("OPENAI_API_KEY", "kept", False)]
-
-
 def test_every_variable_is_found(copier: Copier) -> None:
     """Of several variables the first is copied; another one can be removed if it holds the same key."""
     (copier.files / "openai_api_key").write_text(f"{OPENAI}\n")
@@ -161,21 +153,6 @@ def test_unusable_values(copier: Copier) -> None:
     ]
     assert "admin key" in copied[0].reason
     assert not any("powerful" in repr(each) or "no key" in repr(each) for each in copied)
-
-
-def test_another_owner(copier: Copier) -> None:
-    """The keys can be made a team's; the system has none then."""
-    assert summary(copier.copy("team:red")) == [("OPENAI_API_KEY", "added", True)]
-    assert (copier.stored("team:red"), copier.stored()) == ({"openai/": OPENAI}, {})
-
-
-def test_longest_lifetime(copier: Copier) -> None:
-    """BYOK_MAX_KEY_LIFETIME holds for copied keys, and the outcome says when they end."""
-    (copied,) = copier.copy(settings=Settings(max_key_lifetime=timedelta(days=30)))
-    (record,) = copier.accounts.find(["system"])
-    assert record.expires_at == copied.expires_at
-    assert copied.expires_at is not None
-    assert timedelta(days=29) < copied.expires_at - utcnow() <= timedelta(days=30)
 
 
 @pytest.mark.parametrize("there", [True, False])

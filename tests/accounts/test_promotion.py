@@ -11,10 +11,7 @@ from typing import Any
 import pytest
 
 from flask_byok.errors import (
-    MissingCredentialError,
-    OwnerRequiredError,
     StoreError,
-    UnreadableCredentialError,
 )
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.sessions import Sessions, SessionView
@@ -79,18 +76,6 @@ def used(world: World, caller: Caller, provider: str = "openai") -> str:
 def kept(world: World, caller: Caller) -> dict[str, CredentialRecord]:
     """Return what is in the account."""
     return {record.provider: record for record in world.accounts.find([caller.identity])}
-
-
-def test_promoted_key_outlives_the_session(world: World) -> None:
-    """A promoted key serves the user in any session, and nobody else in any."""
-    user = sign_in(world, "openai")
-    world.service.promote(user)
-    assert used(world, user) == WAITING
-    assert in_session(world, user) == ([], [])
-    assert used(world, world.caller("7", sid="sid-2")) == WAITING
-    for stranger in (world.caller("8", sid="sid-3"), world.caller(sid="sid-4")):
-        with pytest.raises(MissingCredentialError):
-            used(world, stranger)
 
 
 def test_own_keys_of_the_session_are_promoted_too(world: World) -> None:
@@ -187,15 +172,6 @@ def test_a_key_that_only_looks_the_same(make_world: MakeWorld, why: str) -> None
     assert in_session(world, user) == ([], ["openai"])
 
 
-def test_other_slots_are_no_conflict(make_world: MakeWorld) -> None:
-    """A key in the account's second slot is no reason against promoting into the first, where there is room."""
-    world = make_world(BYOK_KEYS_PER_PROVIDER=2)
-    user = sign_in(world, "openai")
-    world.keep("user:7", ACCOUNTS, slot="2")
-    assert world.service.promote(user)["promoted"] == ["openai"]
-    assert used(world, user) == WAITING
-
-
 @pytest.mark.parametrize("own", [False, True])
 def test_a_full_account_is_a_conflict(world: World, own: bool) -> None:
     """Where there is no room beside a key in another slot, it stays, or what is promoted takes its place."""
@@ -285,54 +261,6 @@ def test_promotion_is_logged_with_fingerprints(world: World) -> None:
     assert events[0].event.actor == "user:7"
 
 
-def test_planted_key_is_not_taken_over_unseen(make_world: MakeWorld) -> None:
-    """A key planted in a visitor's session serves nobody who signs in there, until they keep it with its hint shown."""
-    world = make_world({"OPENAI_API_KEY": ENV_KEY})
-    user = sign_in(world, "openai")
-    status = world.status(user)
-    assert (status["source"], status["promotable"]) == ("env", True)
-    assert status["promotable_hint"].endswith(WAITING[-4:])
-    assert used(world, user) == ENV_KEY
-    assert kept(world, user) == {}
-    world.set(user, OWN, "groq", persist=True)
-    assert list(kept(world, user)) == ["groq"], "nothing else went along"
-    world.service.promote(user, ["openai"])
-    assert used(world, user) == WAITING
-
-
-def test_visitor_promotes_nothing(world: World) -> None:
-    """Who is not signed in has no account to promote to."""
-    visitor = world.caller()
-    world.set(visitor, WAITING)
-    with pytest.raises(OwnerRequiredError):
-        world.service.promote(visitor)
-    assert used(world, visitor) == WAITING
-
-
-@pytest.mark.parametrize("order", ORDERS)
-def test_on_login_promotes_what_waits_only(make_world: MakeWorld, order: list[str]) -> None:
-    """With on_login what waits goes to the account at the sign-in, and what is the session's alone stays there."""
-    world = make_world(BYOK_PROMOTE="on_login", BYOK_PRECEDENCE=order)
-    user = sign_in(world, "openai")
-    world.set(user, OWN, "groq")
-    assert used(world, user) == WAITING
-    assert list(kept(world, user)) == ["openai"]
-    assert in_session(world, user) == (["groq"], [])
-    assert world.status(user, "groq")["promotable"]
-
-
-def test_on_login_leaves_what_the_user_has(make_world: MakeWorld) -> None:
-    """With on_login no key of the user's own, in the session or the account, is replaced."""
-    world = make_world(BYOK_PROMOTE="on_login")
-    world.keep("user:7", ACCOUNTS)
-    user = sign_in(world, "openai", "groq")
-    assert world.accounts.find(["user:7"], ["openai"])
-    world.set(user, OWN, "xai")
-    assert used(world, user) == ACCOUNTS
-    assert used(world, user, "groq") == WAITING
-    assert in_session(world, user) == (["xai"], ["openai"])
-
-
 def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
     """With never a visitor's key is wiped, and the user's own one in the session stays, on its way out or not."""
     world = make_world(BYOK_PROMOTE="never")
@@ -346,19 +274,6 @@ def test_never_wipes_what_visitors_left_only(make_world: MakeWorld) -> None:
     assert in_session(world, user) == (["groq"], [])
     assert used(world, user, "groq") == OWN
     assert world.service.promote(user)["promoted"] == ["groq"]
-
-
-@pytest.mark.parametrize("order", [None, ["session", "team", "env"], ["env", "session", "user"]])
-@pytest.mark.parametrize("on_conflict", ["keep", "replace"])
-def test_never_is_never(make_world: MakeWorld, order: list[str] | None, on_conflict: str) -> None:
-    """With never, signing in deletes what a visitor left; none of it is ever the user's."""
-    world = make_world(BYOK_PROMOTE="never", **({"BYOK_PRECEDENCE": order} if order else {}))
-    user = sign_in(world, "openai")
-    assert world.service.promote(user, None, on_conflict) == {"promoted": [], "kept": []}
-    with pytest.raises(MissingCredentialError):
-        used(world, user)
-    assert in_session(world, user) == ([], [])
-    assert kept(world, user) == {}
 
 
 def test_never_takes_nothing_that_comes_late(
@@ -393,26 +308,6 @@ def test_what_can_be_kept_is_told(make_world: MakeWorld, config: Any, promotable
     assert bool(world.service.promote(user)["promoted"]) is promotable
     assert not world.status(user)["promotable"]
     assert not world.status(world.caller(sid="sid-2"))["promotable"]
-
-
-def test_nothing_is_promotable_twice(world: World) -> None:
-    """A key in the account is not offered, and the visitor's own session key is not either."""
-    user = sign_in(world, "openai")
-    assert world.status(user)["promotable"]
-    assert not world.status(world.caller(sid="sid-2"))["promotable"]
-    world.service.promote(user)
-    assert not world.status(user)["promotable"]
-
-
-def test_unreadable_keys_stay(world: World) -> None:
-    """A key that does not open holds up no other one, stays where it is, and is an error when it is the only one."""
-    user = sign_in(world, "groq")
-    world.set(user, OWN)
-    world.tamper(user, ciphertext="byok1.x.f.y")
-    assert world.service.promote(user, None, "replace") == {"promoted": ["groq"], "kept": []}
-    assert in_session(world, user) == (["openai"], [])
-    with pytest.raises(UnreadableCredentialError):
-        world.service.promote(user)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -456,52 +351,6 @@ def test_key_that_is_replaced_before_it_is_marked(
     monkeypatch.undo()
     assert world.service.promote(user)["promoted"] == ["openai"]
     assert used(world, user) == WAITING
-
-
-def test_key_that_left_stays_away(world: World) -> None:
-    """What a killed worker left in the session does not come back, whatever becomes of the account's key."""
-    user = sign_in(world, "openai")
-    left = view(world, user).visitor_records["openai"]
-    world.service.promote(user)
-    assert user.session is not None
-    for change in (
-        lambda: world.keep("user:7", ACCOUNTS),
-        lambda: world.service.clear(user, "openai", "user"),
-    ):
-        change()
-        # As if the last step had not happened.
-        visitors = dataclasses.replace(left, leaving=True)
-        other = world.caller(sid="sid-2")
-        assert other.session is not None
-        world.store.write(other.session, "", visitors)
-        signed_in = dataclasses.replace(other, user="7")
-        assert not world.status(signed_in)["promotable"]
-        before = kept(world, user)
-        world.service.promote(signed_in, None, "replace")
-        assert kept(world, user) == before
-        world.store.end(other.session)
-    with pytest.raises(MissingCredentialError):
-        used(world, user)
-
-
-def test_session_that_fails_after_the_account_has_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A promotion that the account has is done, even if the session's store fails at that moment."""
-    user = sign_in(world, "openai")
-    with monkeypatch.context() as failing:
-        promote = world.accounts.promote
-
-        def then_fail(*args: Any, **options: Any) -> Any:
-            done = promote(*args, **options)
-            failing.setattr(world.documents, "swap", _failing)
-            return done
-
-        failing.setattr(world.accounts, "promote", then_fail)
-        assert world.service.promote(user)["promoted"] == ["openai"]
-        assert world.status(user)["tiers"] == ["user"]
-    assert world.status(user)["tiers"] == ["user"]
-    assert in_session(world, user) == ([], [])
 
 
 def test_reading_costs_no_statement_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

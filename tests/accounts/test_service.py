@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from flask_byok.errors import (
     ByokError,
     InvalidFieldError,
     KeyRefusedError,
-    MissingCredentialError,
     OwnerRequiredError,
     ProviderLockedError,
     RateLimitedError,
@@ -24,7 +22,7 @@ from flask_byok.errors import (
 from flask_byok.keys import checks as verdicts
 from flask_byok.keys.checks import check_api_key
 from flask_byok.keys.ports import AuditEvent
-from flask_byok.model.credential import Validation, Verdict, utcnow
+from flask_byok.model.credential import Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
@@ -70,19 +68,6 @@ def key(world: World, owner: str, behaviour: str = "good") -> str:
 
 
 # set
-
-
-def test_a_kept_key_outlives_the_session(world: World) -> None:
-    """What is kept in the account serves in every session of that user, and in nobody else's."""
-    status, _ = world.set(world.caller("ann"), key(world, "ann"), persist=True, label="work")
-    assert (status["source"], status["label"], status["tiers"]) == ("user", "work", ["user"])
-    elsewhere = world.caller("ann", "sid-2")
-    credential = world.service.resolve(elsewhere, "openai")
-    assert credential.api_key == key(world, "ann")
-    assert (credential.source, credential.owner) == ("user", "user:ann")
-    for other in (world.caller("bob", "sid-3"), world.caller(None, "sid-4")):
-        with pytest.raises(MissingCredentialError):
-            world.service.resolve(other, "openai")
 
 
 def test_a_kept_key_takes_the_place_of_the_sessions(world: World) -> None:
@@ -143,21 +128,6 @@ def test_a_slot_that_is_called_so_meanwhile(world: World, monkeypatch: pytest.Mo
     assert world.service.resolve(ann, "openai").api_key == key(world, "session")
 
 
-def test_visitors_have_no_account(world: World) -> None:
-    """A visitor who asks to keep a key is told to sign in, and nothing is stored."""
-    visitor = world.caller()
-    with pytest.raises(OwnerRequiredError):
-        world.set(visitor, key(world, "x"), persist=True)
-    assert world.status(visitor)["has_key"] is False
-
-
-def test_no_accounts_here(make_world: Worlds) -> None:
-    """Where the lookup order has no tier for accounts, what asks for one is refused."""
-    world = make_world(BYOK_PRECEDENCE=["session", "env"])
-    with pytest.raises(InvalidFieldError, match="persist"):
-        world.set(world.caller("ann"), key(world, "ann"), persist=True)
-
-
 def test_accounts_only(make_world: Worlds) -> None:
     """Where the lookup order has accounts and no session, every key is kept in the account."""
     world = make_world(BYOK_PRECEDENCE=["user", "env"])
@@ -194,26 +164,6 @@ def used(world: World, caller: Any) -> tuple[str, str]:
     return str(credential.source), credential.api_key
 
 
-def test_a_shared_key_shows_that_it_is_there(world: World) -> None:
-    """Of a team's or the system's key a member sees the tier and nothing else."""
-    world.keep("system", key(world, "system"), label="paid by us")
-    status = world.status(world.caller("ann"))
-    assert (status["source"], status["has_key"], status["can_override"]) == ("system", True, True)
-    assert {status[name] for name in ("hint", "label", "created_at", "validity")} == {None}
-
-
-def test_slots_come_in_order(world: World) -> None:
-    """Of several keys for one provider the first slot serves, and the next one where that is expired."""
-    soon = utcnow() + timedelta(milliseconds=100)
-    world.keep("user:ann", key(world, "first"), expires_at=soon)
-    world.keep("user:ann", key(world, "second"), slot="2")
-    ann = world.caller("ann")
-    while utcnow() < soon:
-        assert used(world, ann)[1] in (key(world, "first"), key(world, "second"))
-    assert used(world, ann) == ("user", key(world, "second"))
-    assert world.status(ann)["tiers"] == ["user"]
-
-
 def test_a_shared_key_that_comes_first_locks(make_world: Worlds) -> None:
     """Where a shared tier comes before the personal ones, a key there locks the provider."""
     world = make_world(BYOK_PRECEDENCE=["team", "session", "user"])
@@ -238,27 +188,6 @@ def test_a_key_that_would_not_be_used_is_not_taken(make_world: Worlds) -> None:
 
 
 # clear
-
-
-@pytest.mark.parametrize(
-    ("tier", "cleared", "left"),
-    [
-        ("session", ["session"], ["user"]),
-        ("user", ["user"], ["session"]),
-        ("all", ["session", "user"], []),
-    ],
-)
-def test_clear_says_where(world: World, tier: str, cleared: list[str], left: list[str]) -> None:
-    """Clearing deletes in the tier that is asked for, in all slots, and says where something was."""
-    ann = world.caller("ann")
-    world.set(ann, key(world, "account"), persist=True)
-    world.keep("user:ann", key(world, "second"), slot="2")
-    world.keep("user:bob", key(world, "bob"))
-    world.set(ann, key(world, "session"))
-    assert world.service.clear(ann, "openai", tier)[0] == cleared
-    assert world.status(ann)["tiers"] == left
-    assert world.service.clear(ann, "openai", tier)[0] == []
-    assert used(world, world.caller("bob", "sid-2"))[1] == key(world, "bob")
 
 
 @pytest.mark.parametrize("tier", ["session", "user", "all"])
@@ -315,18 +244,6 @@ def test_a_check_of_a_key_that_goes_meanwhile(
     seen = [("user:ann", "validate", "valid")] if user else []
     stored, deleted = ("cli", "set", "done"), ("cli", "clear", "done")
     assert world.logged("system") == [stored, deleted, *seen]
-
-
-def test_a_refusal_in_use_marks_a_shared_key(world: World) -> None:
-    """A system key that its provider refuses in real use is marked for everybody."""
-    world.keep("system", key(world, "system", "bad"))
-    provider = world.service.provider(world.caller("ann"), "openai")
-    with pytest.raises(RejectedCredentialError):
-        list(provider.stream_chat([{"role": "user", "content": "hello"}]))
-    bob = world.caller("bob", "sid-2")
-    assert world.status(bob)["state"] == "rejected"
-    with pytest.raises(RejectedCredentialError):
-        world.service.resolve(bob, "openai")
 
 
 def test_a_refusal_of_the_sdks_client_marks_a_kept_key(world: World) -> None:
@@ -453,13 +370,6 @@ def test_visitors_are_not_logged(world: World) -> None:
     world.service.validate(visitor, "openai")
     world.service.clear(visitor, "openai")
     assert world.accounts.audit.entries() == []
-
-
-def test_a_member_who_checks_the_systems_key(world: World) -> None:
-    """A check of a shared key is in the chain of that key, under the name of who asked."""
-    world.keep("system", key(world, "system"))
-    world.service.validate(world.caller("ann"), "openai")
-    assert world.logged("system") == [("cli", "set", "done"), ("user:ann", "validate", "valid")]
 
 
 def test_a_visitor_who_checks_the_systems_key(world: World) -> None:

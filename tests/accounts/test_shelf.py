@@ -16,20 +16,12 @@ from sqlalchemy import literal_column, update
 from flask_byok.accounts.shelf import Shelf
 from flask_byok.catalog import Catalog, Field, ProviderSpec
 from flask_byok.errors import (
-    FreshLoginRequiredError,
     InvalidFieldError,
-    KeyNotFoundError,
-    NotAllowedError,
-    OwnerRequiredError,
-    RateLimitedError,
-    RevealDisabledError,
-    UnreadableCredentialError,
     VersionConflictError,
 )
 from flask_byok.keys.typed import Changes, NewKey, NewSecret
 from flask_byok.model.credential import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.model.owner import Caller
-from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from tests.worlds import World, registered
@@ -53,37 +45,6 @@ def create(shelf: Shelf, world: World, owner: str, **options: Any) -> Credential
     return shelf.create(owner, "openai", NewKey(fields=fields, validate="off"), **options)[0]
 
 
-def test_who_may_see_what(world: World) -> None:
-    """A shelf is for who is signed in, and the shared one for admins."""
-    own, shared = world.service.own_records, world.service.shared_records
-    with pytest.raises(OwnerRequiredError):
-        own(Caller())
-    with pytest.raises(OwnerRequiredError):
-        shared(Caller(admin=True))
-    with pytest.raises(NotAllowedError):
-        shared(ANN)
-    assert (own(ROOT).is_shared, shared(ROOT).is_shared) == (False, True)
-
-
-def test_a_shelf_holds_its_owners_keys_only(world: World) -> None:
-    """Nothing is created for, found, changed or deleted of others through a shelf."""
-    own, shared = world.service.own_records(ANN), world.service.shared_records(ROOT)
-    for shelf, owner in ((own, "system"), (own, "user:bob"), (shared, "user:root")):
-        with pytest.raises(NotAllowedError):
-            create(shelf, world, owner)
-    mine, ours = create(own, world, "user:ann"), create(shared, world, "team:red")
-    for shelf, foreign in ((own, ours), (shared, mine)):
-        for call in (
-            lambda shelf=shelf, it=foreign: shelf.get(it.id),
-            lambda shelf=shelf, it=foreign: shelf.change(it, {"label": "x"}),
-            lambda shelf=shelf, it=foreign: shelf.delete(it),
-        ):
-            with pytest.raises(KeyNotFoundError):
-                call()
-    assert (own.get(mine.id), shared.get(ours.id)) == (mine, ours)
-    assert world.accounts.audit.verify() == []
-
-
 def test_an_owner_of_the_same_beginning_is_another(world: World) -> None:
     """A user whose id begins as another's, or is called as a tier, has a shelf of their own."""
     own = world.service.own_records
@@ -104,45 +65,6 @@ def test_a_verdict_about_another_key_is_not_kept(world: World) -> None:
     assert shelf.get(record.id).current_validity() is None
     assert shelf.validate(shelf.get(record.id)).valid is True
     assert shelf.get(record.id).current_validity() is not None
-
-
-def test_a_version_that_is_gone(world: World) -> None:
-    """What was meant for another version changes and deletes nothing."""
-    shelf = world.service.own_records(ANN)
-    record = create(shelf, world, "user:ann")
-    changed, _ = shelf.change(record, {"label": "new"}, if_version=1)
-    with pytest.raises(VersionConflictError):
-        shelf.change(record, {"label": "old"}, if_version=1)
-    with pytest.raises(VersionConflictError):
-        shelf.delete(record, if_version=1)
-    assert shelf.get(record.id) == changed
-
-
-def unasked() -> bool:
-    """Stand for a host's loader that must not be called."""
-    raise AssertionError("asked without need")
-
-
-def test_notes_hold_no_key(world: World) -> None:
-    """Neither a new key nor the stored one gets into a label or a description, whatever else is changed."""
-    shelf = world.service.own_records(ANN)
-    stored, new = (world.fake.api_key("openai", owner=name) for name in ("user:ann", "new"))
-    record = create(shelf, world, "user:ann")
-    blank = NewSecret(fields={"api_key": Secret(" ")}, validate="off")
-    typed = NewSecret(fields={"api_key": Secret(new)}, validate="off")
-    for name in ("label", "description"):
-        fields = {"api_key": Secret(new)}
-        options: dict[str, Any] = {name: f"it is {new}"}
-        with pytest.raises(InvalidFieldError, match=name):
-            shelf.create("user:ann", "groq", NewKey(fields=fields, validate="off", **options))
-        for text, secret in ((stored, None), (stored, blank), (new, typed), ("x" * 501, None)):
-            changes: Any = {name: f"it is {text}"}
-            with pytest.raises(InvalidFieldError, match=name):
-                shelf.change(record, changes, secret)
-    assert shelf.get(record.id) == record
-    assert len(shelf.page()["keys"]) == 1
-    changed, _ = shelf.change(record, {"label": " a ", "description": " "})
-    assert (changed.label, changed.description) == ("a", None)
 
 
 @pytest.mark.parametrize("name", ["label", "description", "slot", "owner"])
@@ -183,28 +105,6 @@ def test_a_new_key_is_not_where_it_goes(world: World) -> None:
             shelf.create(owner, "openai", new, slot=slot)
     assert shelf.page()["keys"] == []
     assert world.accounts.audit.entries() == []
-
-
-def test_a_new_key_for_an_old_record(world: World) -> None:
-    """A key that replaces one from before BYOK_MAX_KEY_LIFETIME was set ends as any new one does."""
-    cap = timedelta(days=30)
-    shelf = world.service.own_records(ANN)
-    later = world.with_config(BYOK_MAX_KEY_LIFETIME=cap).with_keyring(world.keyring)
-    own = later.service.own_records(ANN)
-    for number, wanted in enumerate((None, timedelta(days=300), timedelta(days=3))):
-        record = create(shelf, world, "user:ann")
-        if wanted is not None:
-            record, _ = shelf.change(record, {"expires_at": utcnow() + wanted})
-        assert own.change(record, {"label": "x"})[0].expires_at == record.expires_at
-        fields = {"api_key": Secret(world.fake.api_key("openai", owner=str(number)))}
-        changed, _ = own.change(record, {}, NewSecret(fields=fields, validate="off"))
-        assert changed.expires_at is not None
-        if wanted == timedelta(days=3):
-            assert changed.expires_at == record.expires_at
-        else:
-            assert cap - timedelta(minutes=1) < changed.expires_at - utcnow() <= cap
-        own.delete(changed)
-    later.documents.engine.dispose()
 
 
 @pytest.fixture
@@ -280,27 +180,6 @@ def test_a_date_is_taken_back_where_there_is_no_limit(world: World) -> None:
     assert shelf.change(dated, {"expires_at": None})[0].expires_at is None
 
 
-def test_every_change_is_counted(world: World) -> None:
-    """Changing, showing and deleting have one rate with storing; who has used it up writes nothing more."""
-    counted = world.with_config(BYOK_SET_RATE="4/minute", BYOK_ALLOW_REVEAL=True)
-    shelf = counted.service.own_records(ANN)
-    record = create(shelf, counted, "user:ann")
-    shelf.change(record, {"label": "x"})
-    assert shelf.change(record, {"label": "x"})[0].version == "2"
-    shelf.reveal(record, fresh=lambda: True)
-    for call in (
-        lambda: shelf.change(record, {"label": "y"}),
-        lambda: shelf.reveal(record, fresh=lambda: True),
-        lambda: shelf.delete(record),
-    ):
-        with pytest.raises(RateLimitedError):
-            call()
-    assert [e.event.action for e in world.accounts.audit.entries("user:ann")] == [
-        *("reveal", "change", "set")
-    ]
-    counted.documents.engine.dispose()
-
-
 def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: World) -> None:
     """A key whose provider is no longer offered can be given another end and label, and be switched off."""
     record = create(world.service.own_records(ANN), world, "user:ann")
@@ -313,50 +192,6 @@ def test_what_beside_a_key_may_change_of_a_provider_that_is_switched_off(world: 
     with pytest.raises(InvalidFieldError, match="past"):
         shelf.change(record, {"expires_at": utcnow() - timedelta(days=1)})
     without.documents.engine.dispose()
-
-
-def test_reveal(world: World) -> None:
-    """A key is shown to its own person after a fresh sign-in, where the operator allows it, or not at all."""
-    own = world.service.own_records(ANN)
-    record = create(own, world, "user:ann")
-    with pytest.raises(RevealDisabledError):
-        own.reveal(record, fresh=unasked)
-    service = world.with_config(BYOK_ALLOW_REVEAL=True).service
-    with pytest.raises(FreshLoginRequiredError):
-        service.own_records(ANN).reveal(record, fresh=lambda: False)
-    shared = service.shared_records(ROOT)
-    with pytest.raises(RevealDisabledError):
-        shared.reveal(create(shared, world, "system"), fresh=unasked)
-    shown = service.own_records(ANN).reveal(record, fresh=lambda: True)
-    assert shown["api_key"].reveal() == world.fake.api_key("openai", owner="user:ann")
-    logged = [entry.event.action for entry in world.accounts.audit.entries("user:ann")]
-    assert logged == ["reveal", "set"]
-
-
-def test_a_lost_encryption_key(world: World) -> None:
-    """Keys that do not open are listed as unreadable, neither checked nor shown, and can be deleted."""
-    record = create(world.service.own_records(ANN), world, "user:ann")
-    lost = world.with_keyring(Keyring("77" * 32))
-    lost.accounts = world.accounts
-    shelf = lost._make_service().own_records(ANN)
-    (shown,) = shelf.page()["keys"]
-    assert shown["state"] == "unreadable"
-    assert shelf.change(record, {"label": "lost"})[0].label == "lost"
-    with pytest.raises(UnreadableCredentialError):
-        shelf.validate(record)
-    shelf.delete(record)
-    assert shelf.page()["keys"] == []
-
-
-def test_services(world: World) -> None:
-    """The catalog says what each provider's key is made of."""
-    services = {one["provider"]: one for one in world.service.services(Caller())}
-    assert services["openai"]["get_key_url"].startswith("https://")
-    assert [field["name"] for field in services["openai"]["fields"]] == ["api_key"]
-    closed = world.with_config(BYOK_REQUIRE_LOGIN=True).service
-    with pytest.raises(OwnerRequiredError):
-        closed.services(Caller())
-    assert closed.services(ANN)
 
 
 # read, and written when it has become another

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from flask_byok.accounts import export_file, open_accounts, transfer
+from flask_byok.accounts import export_file, open_accounts
 from flask_byok.accounts.export_file import SealedFileError, encrypt
 from flask_byok.accounts.transfer import (
     Destination,
@@ -20,7 +19,6 @@ from flask_byok.accounts.transfer import (
     MovedKey,
     export_keys,
     from_file,
-    to_file,
 )
 from flask_byok.catalog import Catalog
 from flask_byok.errors import StoreError
@@ -119,30 +117,6 @@ def new(tmp_path: Any) -> Iterator[Place]:
 # export
 
 
-def test_the_file(old: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file holds the keys, and shows neither them nor their owners; a file without keys is a good one."""
-    monkeypatch.setattr(export_file, "WORK_FACTOR", 1)
-    keys = old.export()
-    content = to_file(keys, WORDS)
-    for word in (b"sk-proj", b"own-key", b"user:ann", b"openai"):
-        assert word not in content
-    assert from_file(content, WORDS) == keys
-    assert from_file(to_file([], WORDS), WORDS) == []
-    assert "own-key" not in repr(keys)
-
-
-def test_all_keys_move(old: Place, new: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every owner's keys, however many, come out on the other side under the other encryption key."""
-    monkeypatch.setattr(transfer, "_PAGE", 3)
-    for number in range(5):
-        old.save(ANN, "groq", f"gsk_anns-key-{number:06}", slot=str(number))
-    assert new.take(old.export()) == Imported(added=9)
-    assert new.opened() == old.opened()
-    assert len(old.opened()) == 9
-    (sealed_with,) = {r.ciphertext.split(".")[1] for r in new.accounts.find([ANN])}
-    assert sealed_with == new.keyring.key_ids[0]
-
-
 def test_facts_move(old: Place, new: Place) -> None:
     """The owner's words about a key, its state and its times move with it; its use and verdict do not."""
     ends = utcnow() + timedelta(days=3)
@@ -158,18 +132,6 @@ def test_facts_move(old: Place, new: Place) -> None:
     first, second = new.accounts.find([ANN], ["openai"])
     assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
     assert (second.slot, second.active) == ("2", False)
-
-
-def test_both_are_logged(old: Place, new: Place) -> None:
-    """Each owner's chain has the export once, and each import with the key's fingerprint; that of system has both."""
-    new.take(old.export())
-    for owner, saved in (("system", 1), (ANN, 2), (RED, 1)):
-        assert old.actions(owner) == ["set"] * saved + ["export"]
-    assert new.actions("system") == new.actions(ANN) == ["import", "import"]
-    entry = new.accounts.audit.entries(RED)[0]
-    fields = {"api_key": Secret("gsk_teams-own-key-0002")}
-    assert entry.event.fingerprint == new.accounts.audit.fingerprint(fields)
-    assert (entry.provider, entry.slot) == ("groq", "")
 
 
 def test_export_is_logged_first(old: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,23 +221,6 @@ def test_a_key_saved_meanwhile_stays(
     assert place.opened() == {(ANN, "openai", slot): "sk-1-saved-just-now"}
 
 
-def test_a_key_deleted_meanwhile(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is to replace a deleted one is left out if another has taken the room."""
-    store = Destination.store
-
-    def store_late(self: Destination, key: MovedKey, *, replace: bool) -> None:
-        place.accounts.clear(ANN, ["openai"], AuditEvent("cli", "clear"))
-        place.save(ANN, "openai", "sk-1-other-key-8888", slot="b")
-        store(self, key, replace=replace)
-
-    place.save(ANN, "openai", "sk-1-newer-key-9999")
-    monkeypatch.setattr(Destination, "store", store_late)
-    result = place.take([KEY], replace=True, settings=Settings(keys_per_provider=1))
-    left_out = Counter({("openai", NO_ROOM.format(1)): 1})
-    assert result == Imported(left_out=left_out, without_room=[(ANN, "openai", "")])
-    assert place.opened() == {(ANN, "openai", "b"): "sk-1-other-key-8888"}
-
-
 def test_a_database_that_is_away(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that does not answer ends the import; the keys stored by then stay."""
     create, answers = place.accounts.create, [1]
@@ -329,12 +274,6 @@ def test_keys_that_cannot_be_taken(place: Place, changes: dict[str, Any], reason
     assert reason in why
     assert "CANARY" not in why
     assert list(place.opened()) == [(ANN, "groq", "")]
-
-
-def test_last_moment_that_there_is(place: Place) -> None:
-    """A key may expire at the end of time."""
-    place.take([replace(KEY, expires_at=datetime.max.replace(tzinfo=UTC))])
-    assert place.accounts.find([ANN])[0].expires_at is not None
 
 
 @pytest.mark.parametrize("replace_all", [False, True])

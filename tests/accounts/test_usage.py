@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import threading
@@ -16,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, select, text
+from sqlalchemy import Connection, Engine, event, select
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import usage as module
@@ -32,8 +31,7 @@ from flask_byok.model.credential import (
     utcnow,
 )
 from flask_byok.storage.tables import credentials, usage
-from tests.patience import everyday_limits, soon
-from tests.services import PostgresServer, wait_until
+from tests.services import wait_until
 
 from .account_kinds import ANN, BEN, KEYRING, SYSTEM, TEAM, count_statements, event_of, make_record
 from .test_account_races import exit_code, fork
@@ -394,56 +392,6 @@ def test_a_fold_that_is_killed_has_changed_nothing(database: str, step: int) -> 
 # with the recorder
 
 
-@pytest.mark.parametrize("held", ["byok_usage", "byok_credentials"])
-def test_who_notes_waits_for_no_row(postgres_url: str, held: str) -> None:
-    """While somebody holds the row of a count or of a key, noting takes no time, and nothing is lost."""
-    with everyday_limits():
-        store = open_accounts(postgres_url, KEYRING)
-    key, other = (store.create(make_record(slot=slot), event_of()) for slot in ("", "2"))
-    recorder = Traffic(store.usage.add, interval=0.05)
-    store.usage.add(use_of(key))
-    with transaction(store) as connection:
-        connection.execute(text(f"SELECT * FROM {held} FOR UPDATE"))
-        with soon():
-            for _ in range(1000):
-                recorder.note(ANN, "openai", key.id, "used")
-            recorder.note(ANN, "openai", other.id, "failed")
-        with everyday_limits(), pytest.raises(StoreError):
-            recorder.flush()
-        assert store.find([ANN], ["openai"]) != [], "and who reads keys waits for nothing either"
-        wait_until(lambda: count_of(store, "failed") == 1, "the other key's count")
-        assert count_of(store) == 1
-    wait_until(lambda: count_of(store) == 1001, "the count")
-    assert store.get(key.id, None).usage_count == 1001
-    store.engine.dispose()
-
-
-@pytest.mark.parametrize("fault", range(6))
-def test_a_fault_in_a_batch_neither_loses_nor_doubles(store: AccountStore, fault: int) -> None:
-    """Whichever statement of a batch fails, the next batch writes what is left and no more."""
-    keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(3)]
-    recorder = Traffic(store.usage.add, interval=3600)
-    for key in keys:
-        recorder.note(ANN, "openai", key.id, "used")
-    sent: list[str] = []
-
-    def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
-        if statement.startswith(("INSERT", "UPDATE")):
-            sent.append(statement)
-            if len(sent) == fault + 1:
-                raise store.engine.dialect.loaded_dbapi.OperationalError("out of order")
-
-    event.listen(store.engine, "before_cursor_execute", fail)
-    with pytest.raises(StoreError):
-        recorder.flush()
-    for key in keys:
-        recorder.note(ANN, "openai", key.id, "used")
-    recorder.flush()
-    assert len(sent) > fault + 1
-    assert [row["uses"] for row in rows(store.engine)] == [2, 2, 2]
-    assert [store.get(key.id, None).usage_count for key in keys] == [2, 2, 2]
-
-
 def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore) -> None:
     """However often writing counts fails, keys are read and changed as ever."""
 
@@ -486,31 +434,6 @@ def test_a_commit_without_an_answer_may_count_twice(
     assert count_of(store) == (1 if done else 0)
     recorder.flush()
     assert count_of(store) == store.get(key.id, None).usage_count == (3 if done else 2)
-    store.engine.dispose()
-
-
-def note_much(url: str, notes: int) -> None:
-    """Note uses in eight threads of a process, and hand them over."""
-    store = open_accounts(url, KEYRING)
-    key = store.find([ANN])[0]
-    recorder = Traffic(store.usage.add, interval=0.01)
-
-    def note(number: int) -> None:
-        for _ in range(notes):
-            recorder.note(ANN, "openai", key.id, "failed" if number % 4 == 3 else "used")
-
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(note, range(8)))
-    recorder.flush()
-
-
-def test_two_processes_lose_nothing(database: str) -> None:
-    """Eight threads in each of two processes note at once, while batches are written all the time."""
-    children = [fork(lambda: note_much(database, 5000)) for _ in range(2)]
-    assert [exit_code(child) for child in children] == [0, 0]
-    store = open_accounts(database, KEYRING)
-    assert count_of(store) == store.find([ANN])[0].usage_count == 2 * 6 * 5000
-    assert count_of(store, "failed") == 2 * 2 * 5000
     store.engine.dispose()
 
 
@@ -559,42 +482,3 @@ def test_forked_processes_count_for_themselves(database: str) -> None:
     recorder.flush()
     assert [row["uses"] for row in rows(store.engine)] == [1, 1, 1]
     store.engine.dispose()
-
-
-def test_a_server_that_is_killed_gets_the_counts_later() -> None:
-    """Uses noted while PostgreSQL is away are written when it is back."""
-    with PostgresServer() as server:
-        store = open_accounts(server.create_database(), KEYRING)
-        key = store.create(make_record(), event_of())
-        recorder = Traffic(store.usage.add, interval=0.05)
-        recorder.note(ANN, "openai", key.id, "used")
-        wait_until(lambda: count_of(store) == 1, "the first count")
-        server.kill()
-        for _ in range(100):
-            recorder.note(ANN, "openai", key.id, "used")
-            time.sleep(0.005)
-        server.start()
-        wait_until(lambda: count_of(store) == 101, "the counts")
-        store.engine.dispose()
-
-
-def test_the_session_of_a_closed_app_ends(sqlite_url: str) -> None:
-    """A recorder that nobody holds any longer hands over what it has, and its thread ends."""
-    store = open_accounts(sqlite_url, KEYRING)
-    recorder = Traffic(store.usage.add, interval=0.05)
-    recorder.note(ANN, "openai", "", "used")
-    del recorder
-    gc.collect()
-    wait_until(lambda: count_of(store) == 1, "the count")
-    with suppress(StoreError):
-        store.engine.dispose()
-
-
-def test_keys_are_untouched_by_a_failed_call(store: AccountStore) -> None:
-    """A key counts what it was used for; refusals and failures stand in the statistics alone."""
-    key = store.create(make_record(), event_of())
-    store.usage.add(use_of(key, "rejected"))
-    store.usage.add(use_of(key, "failed"))
-    with store.engine.connect() as connection:
-        found = connection.execute(select(credentials.c.usage_count, credentials.c.last_used_at))
-        assert found.one() == (0, None)

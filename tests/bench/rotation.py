@@ -8,7 +8,6 @@ from cryptography.fernet import Fernet
 from sqlalchemy import Engine, MetaData, create_engine, insert, text
 
 from flask_byok.accounts import open_accounts
-from flask_byok.accounts.rotation import rotate
 from flask_byok.accounts.store.rows import new_values
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.save import new_record
@@ -38,7 +37,7 @@ def bench_rotation() -> None:
         _fill(url)
         store, keyring = open_accounts(url, Keyring(NEW, [OLD])), Keyring(NEW, [OLD])
         engine = create_engine(url)
-        batches = rotate(store, keyring, AuditEvent("cli", "rotate"))
+        batches = store.seals.rotate(keyring.renewed, AuditEvent("cli", "rotate"))
         bare = "read, decrypt, encrypt, one UPDATE"
         work: dict[str, Callable[[], object]] = {
             bare: _bare(engine),

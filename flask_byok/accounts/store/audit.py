@@ -257,7 +257,7 @@ class AuditWriter:
 
 
 def hold_secret(database: Database) -> Callable[..., str]:
-    """Return a function that keeps the log's sealed secret in the database; see ``sealing.canary.Hold``."""
+    """Return a function that keeps the log's sealed secret in the database; see ``sealing.keyring.Canary``."""
 
     def hold(name: str, sealed: str, *, replace: bool = False) -> str:
         return database.call(_hold_text, database, name, sealed, replace)

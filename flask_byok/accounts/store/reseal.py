@@ -1,9 +1,14 @@
-"""Write accounts' keys that were sealed again with the current encryption key, while they are read and changed."""
+"""Seal every account's key again with the current encryption key.
+
+Readers and writers may go on meanwhile. It may be ended at any point and begun again: what is done stays
+done, and the ciphertexts themselves show what is due.
+"""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +31,12 @@ from ...storage.tables import canaries, credentials
 from .audit import Chain
 from .audit_verify import AuditLog
 from .rows import key_columns
+
+#: Rounds over keys that other transactions hold, and seconds between two of them.
+_ROUNDS, _PAUSE = 50, 0.2
+
+#: Returns a key's ciphertext under the current encryption key, None if it does not open.
+Seal = Callable[[SealedRecord], str | None]
 
 _c = credentials.c
 
@@ -73,6 +84,20 @@ _WRITE_ALL = (
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a rotation is, in keys.
+
+    ``total`` were due at its beginning; more may have come since. ``held`` are left over because other
+    transactions were changing them.
+    """
+
+    total: int
+    done: int = 0
+    unreadable: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Resealed:
     """The result of one batch; ``after`` is where the next one starts, None at the end.
 
@@ -110,21 +135,52 @@ class AccountSeals:
         """Return how many keys the current encryption key and cipher have not sealed."""
         return int(self._all(_DUE, {"prefix": self._prefix})[0][0])
 
+    def rotate(self, seal: Seal, event: AuditEvent) -> Iterator[Progress]:
+        """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
+
+        Keys that are being changed are taken up again, for some ten seconds after the last one that
+        could be done.
+
+        :raises ConfigurationError: the encryption key is the wrong one.
+        :raises StoreError: the database does not answer; what was yielded is done.
+        """
+        self._audit.log_secret.secret()
+        total, done, idle = self.count_due(), 0, 0
+        progress = Progress(total)
+        while idle < _ROUNDS:
+            before, unreadable, held = done, 0, 0
+            for batch in self._round(seal, event):
+                done += batch.done
+                unreadable += batch.unreadable
+                held += batch.missed
+                progress = Progress(total, done, unreadable, held)
+                yield progress
+            if not progress.held:
+                break
+            idle = 0 if done > before else idle + 1
+            time.sleep(_PAUSE)
+        self._audit.log_secret.reseal()
+
+    def _round(self, seal: Seal, event: AuditEvent) -> Iterator[Resealed]:
+        after: str | None = ""
+        while after is not None:
+            batch = self.renew(seal, event, after=after)
+            yield batch
+            after = batch.after
+
     def renew(
         self,
-        seal: Callable[[SealedRecord], str | None],
+        seal: Seal,
         event: AuditEvent,
         *,
-        after: str | None = None,
+        after: str = "",
         limit: int = 500,
     ) -> Resealed:
         """Renew one batch of what is due; versions and verdicts stay.
 
         The event goes into the chain of ``system``, one for each batch that changed something.
-
-        :param seal: returns the new ciphertext, None if the old one does not open.
         """
-        found = self._all(_READ, {"after": after or "", "prefix": self._prefix, "batch": limit})
+        found = self._all(_READ, {"after": after, "prefix": self._prefix, "batch": limit})
         sealed = [(row, text) for row in found if (text := seal(row)) is not None]
         done = self._write(sealed, event) if sealed else 0
         last = found[-1].id if len(found) == limit else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from flask.cli import with_appcontext
 
-from ...accounts.rotation import Progress, rotate
+from ...accounts.store.reseal import Progress
 from ...keys.ports import AuditEvent
 from ...sealing.keyring import Keyring
 from ..check import count_seals
@@ -42,7 +42,7 @@ def _seal_all(accounts: AccountStore, keyring: Keyring) -> Progress:
     begin = time.monotonic()
     try:
         with steps("Sealing anew", progress.total) as shown:
-            for progress in rotate(accounts, keyring, AuditEvent("cli", "rotate")):
+            for progress in accounts.seals.rotate(keyring.renewed, AuditEvent("cli", "rotate")):
                 shown.reach(progress.done)
     except KeyboardInterrupt:
         raise Interrupted(

@@ -11,9 +11,18 @@ from pathlib import Path
 import click
 from flask.cli import with_appcontext
 
-from ...accounts.environment import Copied, copy_keys, operator_sources
 from ...accounts.export_file import LARGEST_FILE
-from ...accounts.transfer import Destination, Imported, Importer, export_keys, from_file, to_file
+from ...accounts.transfer import (
+    Copied,
+    Destination,
+    Imported,
+    Importer,
+    copy_keys,
+    export_keys,
+    from_file,
+    operator_sources,
+    to_file,
+)
 from ...keys.ports import AuditEvent
 from ...model.credential import isoformat
 from ...model.owner import Tier
