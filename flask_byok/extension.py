@@ -18,6 +18,7 @@ from .errors import (
     MissingCredentialError,
     SessionRequiredError,
 )
+from .factory import stream_response
 from .keys.service import Service
 from .keys.status import Status
 from .keys.typed import NewKey
@@ -40,11 +41,10 @@ from .web.caller import (
     signed_in_user,
     user_of,
 )
-from .web.host_database import find_database, warn_if_late
+from .web.host import find_database, warn_if_late
 from .web.keys_api import typed_fields
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, app_name, check_session_interface, index_key
-from .web.sse import stream_response
 from .web.ui import UI
 from .wiring import build_service
 

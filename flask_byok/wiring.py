@@ -31,7 +31,7 @@ from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
-from .web.host_database import FoundDatabase
+from .web.host import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flask_byok.settings import Settings
-from flask_byok.web.rows import build_row, end_of_day, expiry_dates
+from flask_byok.web.forms import end_of_day
+from flask_byok.web.ui import build_row, expiry_dates
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

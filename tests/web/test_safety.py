@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flask_byok.settings import Settings
-from flask_byok.web.safety import WIDE_SESSION, unsafe_choices, unsafe_settings
+from flask_byok.web.host import WIDE_SESSION, unsafe_choices, unsafe_settings
 
 SAFE = {
     "SESSION_COOKIE_SECURE": True,
