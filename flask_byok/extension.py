@@ -31,7 +31,6 @@ from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
-    at_sign_out,
     current_caller,
     established_caller,
     get_state,
@@ -91,7 +90,6 @@ class BYOK:
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI(state)
         install_log_redaction()
-        at_sign_out(app, state.binding.end)
 
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:

@@ -15,6 +15,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -125,6 +126,11 @@ class SessionBinding:
         guard_sessions(app)
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
+        with suppress(ImportError):
+            from flask_login import user_logged_out
+
+            # The signal, which all apps share, holds this method and the app weakly.
+            user_logged_out.connect(self.end, app)
 
     def current(self, identity: str) -> SessionRef | None:
         """Return the established session of this request, or None; ask the store only if a race lost the ref."""
@@ -158,8 +164,8 @@ class SessionBinding:
         """Note who uses the session, to whom it is new."""
         request.environ[_ENVIRON].session[OWNER] = identity
 
-    def end(self) -> None:
-        """Delete this session's keys, at sign-out."""
+    def end(self, sender: Flask | None = None, **facts: Any) -> None:
+        """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
             self._end(seen)
