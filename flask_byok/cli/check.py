@@ -22,12 +22,13 @@ from ..web.caller import ByokState, get_state
 from ..web.host import (
     LATE_ENGINE,
     FoundDatabase,
+    app_name,
     host_engine,
+    index_key,
     is_late,
     unsafe_choices,
     unsafe_settings,
 )
-from ..web.session_binding import app_name, index_key
 from .input import QuietCommand
 from .setup import known_revision, migrations
 from .values import shown_address, shown_settings

@@ -1,7 +1,8 @@
-"""Look at the host: which database it has for us, and which of its settings put keys at risk."""
+"""Look at the host: its database, its SECRET_KEY, and which of its settings put keys at risk."""
 
 from __future__ import annotations
 
+import hmac
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,17 @@ def warn_if_late(app: Flask, found: FoundDatabase) -> None:
 
     if found.source == _INSTANCE:
         app.before_request(look)
+
+
+def index_key(secret_key: str | bytes) -> bytes:
+    """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
+    raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
+    return hmac.digest(raw, b"flask-byok session index", "sha256")
+
+
+def app_name(index_key: bytes) -> str:
+    """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
+    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
 
 
 def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:

@@ -265,17 +265,6 @@ class SessionBinding:
         return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
 
 
-def index_key(secret_key: str | bytes) -> bytes:
-    """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
-    raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
-    return hmac.digest(raw, b"flask-byok session index", "sha256")
-
-
-def app_name(index_key: bytes) -> str:
-    """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
-    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
-
-
 def check_session_interface(app: Flask) -> None:
     """Refuse Flask's cookie session at start-up, unless the config announces a server-side one.
 
@@ -412,6 +401,5 @@ def _become_unavailable(response: Response) -> None:
     response.close()
     response.direct_passthrough = False
     response.status_code = problem.status_code
-    response.headers.clear()
-    response.headers.extend(problem.headers)
+    response.headers = problem.headers
     response.set_data(problem.get_data())
