@@ -28,7 +28,7 @@ from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encrypti
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
 from .web.caller import signal_sender
-from .web.host_database import FoundDatabase
+from .web.host import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "

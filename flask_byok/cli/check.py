@@ -19,9 +19,16 @@ from ..sealing.keyring import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
 from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state
-from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
-from ..web.safety import unsafe_choices, unsafe_settings
-from ..web.session_binding import app_name, index_key
+from ..web.host import (
+    LATE_ENGINE,
+    FoundDatabase,
+    app_name,
+    host_engine,
+    index_key,
+    is_late,
+    unsafe_choices,
+    unsafe_settings,
+)
 from .input import QuietCommand
 from .setup import known_revision, migrations
 from .values import shown_address, shown_settings

@@ -1,12 +1,12 @@
-"""Bind the session store to the host's server-side session.
+"""Bind the session store to the host's server-side session, and keep the host up while that session's store is down.
 
 The host's session data holds one entry of ours: the ``ref``, a random name for what the store keeps. If it is there at
 the start of a request and gone at the end, the session was cleared; if the session id has changed, it was renewed.
 Other requests that use no keys cost no round trip.
 
-Flask opens the session outside of every error handler, so a dead session store would turn each route with a session
-cookie into a 500 after a long wait. A guard lets the request go on, with a session that raises ``StoreError`` when it
-is touched: routes that need no session work as before, the others answer 503.
+Flask opens the session first, outside of every error handler, so a dead session store turns each route with a session
+cookie into a 500 after a long wait. Behind our guard the request goes on, with a session that raises ``StoreError``
+when it is touched: routes that need no session work as before, the others answer 503.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hmac
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -65,6 +66,11 @@ SERVER_SIDE_HELP = (
     "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
     "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
 )
+
+#: A session store that takes longer to fail, in seconds, is left alone for a while.
+SLOW_FAULT = 0.05
+
+_UNAVAILABLE = "The session store is not available right now. Please try again in a moment."
 
 
 @dataclass(slots=True)
@@ -125,6 +131,11 @@ class SessionBinding:
         guard_sessions(app)
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
+        with suppress(ImportError):
+            from flask_login import user_logged_out
+
+            # The signal, which all apps share, holds this method and the app weakly.
+            user_logged_out.connect(self.end, app)
 
     def current(self, identity: str) -> SessionRef | None:
         """Return the established session of this request, or None; ask the store only if a race lost the ref."""
@@ -155,12 +166,11 @@ class SessionBinding:
         return OWNER not in dict.keys(seen.session)
 
     def claim(self, identity: str) -> None:
-        """Note who uses the session while signed in."""
-        if self.is_new_to(identity) and (seen := self._caught_up()):
-            seen.session[OWNER] = identity
+        """Note who uses the session, to whom it is new."""
+        request.environ[_ENVIRON].session[OWNER] = identity
 
-    def end(self) -> None:
-        """Delete this session's keys, at sign-out."""
+    def end(self, sender: Flask | None = None, **facts: Any) -> None:
+        """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
             self._end(seen)
@@ -223,9 +233,7 @@ class SessionBinding:
         try:
             identity = self._identity()
         except Exception:
-            _logger.exception(
-                "The owner loader failed after a request; its session stays as it is."
-            )
+            _logger.exception("The owner loader failed after a request; its session stays.")
             return
         self._confirm(seen, identity)
 
@@ -262,17 +270,6 @@ class SessionBinding:
         return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
 
 
-def index_key(secret_key: str | bytes) -> bytes:
-    """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
-    raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
-    return hmac.digest(raw, b"flask-byok session index", "sha256")
-
-
-def app_name(index_key: bytes) -> str:
-    """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
-    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
-
-
 def check_session_interface(app: Flask) -> None:
     """Refuse Flask's cookie session at start-up, unless the config announces a server-side one.
 
@@ -305,9 +302,6 @@ def _shed_stale_context() -> None:
         token = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
         for name in ("_login_user", "csrf_valid", token):
             left.pop(name, None)
-
-
-# when the host's session store is down
 
 
 class UnavailableSession(dict[str, Any], SessionMixin):
