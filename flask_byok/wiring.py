@@ -30,7 +30,7 @@ from .model.owner import ACCOUNT_TIERS, Tier
 from .sealing.canary import SHOWS_WRONG_KEY, Canary, check_at_start
 from .sealing.keyring import Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
-from .storage.rates import RateLimiter, RateStorage
+from .storage.protection import RateLimiter, RateStorage
 from .web.host_database import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (

@@ -17,7 +17,7 @@ from flask_byok.catalog import (
     ProviderSpec,
     Rule,
 )
-from flask_byok.catalog.judge import Answer, judge_call, judge_check
+from flask_byok.catalog.spec import Answer, judge_call, judge_check
 from flask_byok.errors import ConfigurationError, UnknownProviderError
 from flask_byok.model.credential import Verdict
 from flask_byok.providers.base import ADAPTERS

@@ -17,7 +17,7 @@ from ..accounts.wing import Wing
 from ..errors import ByokError, ConfigurationError, StoreError
 from ..sealing.canary import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
-from ..storage.reasons import reason_of
+from ..storage.protection import reason_of
 from ..web.caller import ByokState, get_state
 from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
 from ..web.safety import unsafe_choices, unsafe_settings
@@ -210,7 +210,7 @@ def _require_rights(engine: Any) -> None:
 
     :raises ConfigurationError: some are missing; the message names them.
     """
-    from ..storage.migrate import missing_rights
+    from ..storage.migrations import missing_rights
 
     if missing := missing_rights(engine):
         raise ConfigurationError(

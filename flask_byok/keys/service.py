@@ -32,7 +32,7 @@ from .typed import NewKey, read_typed, require_word
 
 
 class Limiter(Protocol):
-    """Counts attempts: see ``storage.rates``."""
+    """Counts attempts: see ``storage.protection``."""
 
     def check(self, owner: str) -> None:
         """Count one attempt.

@@ -15,7 +15,7 @@ from flask import Flask, Request, Response
 from flask.sessions import SessionInterface, SessionMixin
 
 from ..errors import StoreError
-from ..storage.breaker import Breaker
+from ..storage.protection import Breaker
 from .problems import problem_response
 
 #: A session store that takes longer to fail, in seconds, is left alone for a while.

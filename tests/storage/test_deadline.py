@@ -18,9 +18,8 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, select, text
 from flask_byok.errors import StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
-from flask_byok.storage.database import Database
-from flask_byok.storage.deadline import Watchdog, within
-from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.engine import Watchdog, within
+from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import session_documents
 from tests.patience import IN_TIME, everyday_limits, in_time, soon
 from tests.services import PostgresServer, wait_until
