@@ -31,7 +31,7 @@ from ..errors import ConfigurationError
 #: Seconds that a SQLite writer queues behind others.
 BUSY_TIMEOUT = 5
 #: Connections of one process that stay open, and how many more it may have for a moment.
-POOL_SIZE, MAX_OVERFLOW = 16, 48
+_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 48}
 #: Execution options that mark our own engines, whose connections commit each statement by default, and
 #: those of them whose calls have a time limit: its seconds, or None for the default.
 OWN, LIMITED = "flask_byok_own", "flask_byok_limit"
@@ -59,14 +59,24 @@ def open_engine(engine_or_url: Any, *, limit: float | None = None) -> Engine:
     host = engine_or_url if isinstance(engine_or_url, Engine) else None
     url = _parse(engine_or_url) if host is None else host.url
     if _in_memory(url):
-        return _memory_engine()
-    if host is None:
-        engine = _engine(url, limit)
-    elif url.get_backend_name() == "sqlite":
-        # Hosts often begin SQLite transactions in ways of their own, which ours would collide with.
-        engine = _sqlite_engine(url)
-    else:
+        # One connection for all threads, which queue for it.
+        one: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+        threads = {"check_same_thread": False}
+        return _own_engine(url, pool_timeout=BUSY_TIMEOUT, connect_args=threads, **one)
+    if url.get_backend_name() == "sqlite":
+        # Of the host's file too: hosts often begin transactions in ways of their own, which ours would
+        # collide with.
+        _make_file(url)
+        wait = {"timeout": BUSY_TIMEOUT}
+        engine = _own_engine(url, pool_timeout=BUSY_TIMEOUT, connect_args=wait, **_POOL)
+        if host is None:
+            event.listen(engine, "connect", _prepare_sqlite)
+    elif host is not None:
         engine = host
+    elif url.drivername in _LIBPQ:
+        engine = _limited_engine(url, limit)
+    else:
+        engine = _own_engine(url)
     _forked_engines.add(engine)
     return engine
 
@@ -98,45 +108,11 @@ def _in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
-def _memory_engine() -> Engine:
-    # One connection for all threads, which queue for it.
-    return _own_engine(
-        make_url("sqlite://"),
-        poolclass=QueuePool,
-        pool_size=1,
-        max_overflow=0,
-        pool_timeout=BUSY_TIMEOUT,
-        connect_args={"check_same_thread": False},
-    )
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    _make_file(url)
-    return _own_engine(
-        url,
-        pool_size=POOL_SIZE,
-        max_overflow=MAX_OVERFLOW,
-        pool_timeout=BUSY_TIMEOUT,
-        connect_args={"timeout": BUSY_TIMEOUT},
-    )
-
-
-def _engine(url: URL, limit: float | None) -> Engine:
-    if url.get_backend_name() == "sqlite":
-        engine = _sqlite_engine(url)
-        event.listen(engine, "connect", _prepare_sqlite)
-        return engine
-    if url.drivername not in _LIBPQ:
-        return _own_engine(url)
+def _limited_engine(url: URL, limit: float | None) -> Engine:
     seconds = limit or LIMIT
-    engine = _own_engine(
-        url,
-        mark={LIMITED: limit},
-        pool_size=POOL_SIZE,
-        max_overflow=MAX_OVERFLOW,
-        pool_timeout=seconds * _FOR_LOCK,
-        connect_args=_libpq_limits(url, seconds),
-    )
+    options = _libpq_limits(url, seconds)
+    wait = seconds * _FOR_LOCK
+    engine = _own_engine(url, {LIMITED: limit}, pool_timeout=wait, connect_args=options, **_POOL)
     event.listen(engine, "do_connect", _connect_in_time)
     return engine
 
@@ -304,25 +280,24 @@ class Watchdog:
     """Shuts the sockets of connections that are in use past their deadline.
 
     :param interval: seconds between two looks.
-    :param idle: looks at nothing after which the thread ends.
     """
 
-    def __init__(self, interval: float = 0.05, idle: int = 200) -> None:
+    def __init__(self, interval: float = 0.05) -> None:
         self._interval = interval
-        self._idle = idle
         self.forget()
 
     def forget(self) -> None:
         """Watch nothing, as in a forked process, which has none of its parent's threads."""
         self._watched: dict[int, tuple[float, Any]] = {}
         self._lock = threading.Lock()
-        self.running = False
+        self._busy = threading.Event()
+        self._runs = False
 
     def watch(self, connection: Any, until: float) -> None:
         """Shut this driver's connection unless it is released until then (monotonic seconds)."""
         self._watched[id(connection)] = (until, connection)
-        if not self.running:
-            self._start()
+        if not self._busy.is_set():
+            self._wake()
 
     def release(self, connection: Any) -> bool:
         """Stop watching; return False if the connection was shut."""
@@ -333,25 +308,22 @@ class Watchdog:
         with self._lock:  # not while it is being shut: its number would be another's once closed
             return False
 
-    def _start(self) -> None:
+    def _wake(self) -> None:
         with self._lock:
-            if not self.running:
-                self.running = True
+            self._busy.set()
+            if not self._runs:
+                self._runs = True
                 threading.Thread(target=self._run, name="byok-watchdog", daemon=True).start()
 
     def _run(self) -> None:
-        looks = 0
-        while looks < self._idle or not self._may_end():
+        while self._busy.wait():
             time.sleep(self._interval)
-            looks = 0 if self._watched else looks + 1
             self._look(time.monotonic())
-
-    def _may_end(self) -> bool:
-        with self._lock:
-            self.running = False
-            # A connection that has come meanwhile is seen here, or its caller starts another thread.
-            self.running = bool(self._watched)
-            return not self.running
+            if not self._watched:
+                self._busy.clear()
+                # A connection that has come meanwhile is seen here, or its caller wakes this thread.
+                if self._watched:
+                    self._busy.set()
 
     def _look(self, now: float) -> None:
         for key, (until, connection) in list(self._watched.items()):

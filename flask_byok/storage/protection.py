@@ -164,16 +164,10 @@ def _parse(rate: str, setting: str) -> RateLimitItem:
 
 # Why a store failed. What a driver says may hold an address, a user's name or what was sent, so none of it
 # is repeated.
-_READ_ONLY = (
-    "The database is read-only: give the address of the primary server; of a SQLite file the app's user "
-    "has to be able to write the file and its folder."
-)
+_READ_ONLY = "The database is read-only: give the primary server's address, or let the app write file and folder."
 _FULL = "The database's disk is full: make room there."
 _NO_DATABASE = "The database server has no database of this name: make one, or mend the address."
-_NO_ENTRY = (
-    "The database server does not let this user in: mend the user and the password in the address, or the "
-    "server's pg_hba.conf."
-)
+_NO_ENTRY = "The database server does not let this user in: mend user and password, or the server's pg_hba.conf."
 _NO_HOST = "The database's host is not known: mend its name in the address."
 _REFUSED = (
     "Nothing listens at the database's address: is the server up, and are host and port right?"

@@ -6,19 +6,23 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, bindparam, delete, insert, select, text, update
-from sqlalchemy.exc import (
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    SQLAlchemyError,
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Table,
+    bindparam,
+    delete,
+    exc,
+    insert,
+    select,
+    text,
+    update,
 )
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
 from .engine import (
@@ -39,7 +43,7 @@ from .tables import canaries, session_documents, session_names
 #: Two workers that add the same row at once meet in the database; this many tries are plenty.
 TRIES = 8
 
-_FAULTS = (OperationalError, InterfaceError, PoolTimeoutError, TimeoutError)
+_FAULTS = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, TimeoutError)
 #: PostgreSQL's lock_not_available and insufficient_privilege.
 _HELD, _NO_RIGHT = "55P03", "42501"
 REFUSED = (
@@ -90,35 +94,31 @@ class Transactions:
     @contextmanager
     def single(self) -> Iterator[Connection]:
         """Yield a connection whose statements each commit by themselves."""
-        if self._limited:
-            # Only within a transaction are the server's limits raised.
-            with (
-                self.several()
-                if is_long(self._limit)
-                else self._watched(self._single) as connection
-            ):
-                yield connection
-            return
-        with self._single.connect() as connection:
+        # Only within a transaction are the server's limits raised.
+        opened = self.several() if self._is_long() else self._watched(self._single)
+        with opened as connection:
             yield connection
 
     @contextmanager
     def several(self) -> Iterator[Connection]:
         """Yield a connection with a transaction; on SQLite no other connection writes meanwhile."""
-        if self._limited:
-            with self._watched(self._several) as connection, connection.begin():
-                if is_long(self._limit):
-                    connection.execute(_RAISE_LIMITS, {"limit": f"{seconds():.0f}s"})
-                yield connection
-            return
-        with self._several.connect() as connection, connection.begin():
+        with self._watched(self._several) as connection, connection.begin():
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif self._is_long():
+                connection.execute(_RAISE_LIMITS, {"limit": f"{seconds():.0f}s"})
             yield connection
+
+    def _is_long(self) -> bool:
+        """Return True if the call under way has more time than the server gives by itself."""
+        return self._limited and is_long(self._limit)
 
     @contextmanager
     def _watched(self, engine: Engine) -> Iterator[Connection]:
-        with engine.connect() as connection, watched(connection):
+        with (
+            engine.connect() as connection,
+            watched(connection) if self._limited else nullcontext(),
+        ):
             yield connection
 
 
@@ -172,24 +172,21 @@ class Database:
         :raises StoreError: the database does not answer, or refuses.
         :raises ConfigurationError: its tables are older than this version, or may not be used.
         """
-        result: T = self._guarded(limit, self._twice, function, *args)
-        return result
+        return self._guarded(limit, lambda: self._twice(lambda: function(*args)))
 
     def run(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
         """Run a function as ``call`` does, on a connection whose statements each commit by themselves."""
-        result: T = self._guarded(limit, self._twice, self._on_one, work)
-        return result
+        return self._guarded(limit, lambda: self._twice(lambda: self._on_one(work)))
 
     def change(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
-        result: T = self._guarded(limit, self._transaction, work)
-        return result
+        return self._guarded(limit, lambda: self._transaction(work))
 
-    def _guarded(self, limit: float | None, function: Callable[..., T], *args: Any) -> T:
+    def _guarded(self, limit: float | None, function: Callable[[], T]) -> T:
         if not self.breaker.allow():
             raise StoreError(tier=self._tier)
         try:
-            result = self.transactions.call(function, *args, limit=limit)
+            result = self.transactions.call(function, limit=limit)
         except (SQLAlchemyError, TimeoutError) as error:
             if isinstance(error, _FAULTS) and sql_state(error) not in (_HELD, _NO_RIGHT):
                 self.breaker.fault()
@@ -214,16 +211,16 @@ class Database:
             prepare(self.transactions, self._tables, own_file=self._own_file)
             self._ready = True
 
-    def _twice(self, function: Callable[..., T], *args: Any) -> T:
+    def _twice(self, function: Callable[[], T]) -> T:
         try:
             self._prepare()
-            return function(*args)
+            return function()
         except DBAPIError as error:
             if not (error.connection_invalidated and self.transactions.in_time()):
                 raise
         # The server was restarted since the pool was filled; SQLAlchemy has emptied it.
         self._prepare()
-        return function(*args)
+        return function()
 
     def _on_one(self, work: Callable[[Connection], T]) -> T:
         with self.transactions.single() as connection:

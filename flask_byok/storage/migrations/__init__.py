@@ -15,18 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Table,
-    delete,
-    false,
-    insert,
-    inspect,
-    select,
-    text,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ...errors import OutdatedTablesError
@@ -85,7 +75,7 @@ def upgrade(engine: Engine) -> None:
 def current(engine: Engine) -> str | None:
     """Return the revision of the tables; None if there are none, or if the host's Alembic made them."""
     transactions = Transactions(engine)
-    return transactions.call(_read_revision, transactions, limit=LONG_LIMIT)
+    return transactions.call(lambda: _read(transactions, _revision), limit=LONG_LIMIT)
 
 
 def sql(dialect: str = "postgresql") -> str:
@@ -123,11 +113,11 @@ def missing_rights(engine: Engine) -> list[str]:
 def _statements(table: Table) -> Iterator[tuple[str, Any]]:
     """Yield statements that need a right and find no row."""
     columns = list(table.c)
-    nothing = select(*columns).where(false())
+    nothing = sa.select(*columns).where(sa.false())
     yield "SELECT", nothing
-    yield "INSERT", insert(table).from_select(columns, nothing)
-    yield "UPDATE", update(table).where(false()).values({columns[-1]: columns[-1]})
-    yield "DELETE", delete(table).where(false())
+    yield "INSERT", sa.insert(table).from_select(columns, nothing)
+    yield "UPDATE", sa.update(table).where(sa.false()).values({columns[-1]: columns[-1]})
+    yield "DELETE", sa.delete(table).where(sa.false())
 
 
 def _may(transactions: Transactions, statement: Any) -> bool:
@@ -143,7 +133,7 @@ def _may(transactions: Transactions, statement: Any) -> bool:
 
 def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
     """Return True if the tables can be read; that costs far less than a look at the schema."""
-    query = select(*(select(table).where(false()).exists() for table in wanted))
+    query = sa.select(*(sa.select(table).where(sa.false()).exists() for table in wanted))
     with transactions.single() as connection:
         try:
             connection.execute(query)
@@ -155,10 +145,10 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
 
 
 def _complete(transactions: Transactions, wanted: Iterable[Table], own_file: bool) -> None:
-    present = _look(transactions)
+    present = _read(transactions, _tables)
     if not present or (own_file and not _suffice(present, wanted)):
         _make_tables(transactions, own_file)
-        present = _look(transactions)
+        present = _read(transactions, _tables)
     if not _suffice(present, wanted):
         raise OutdatedTablesError(_OUTDATED)
 
@@ -175,15 +165,15 @@ def _make_tables(transactions: Transactions, own_file: bool) -> None:
             time.sleep(0.05)
 
 
-def _read_revision(transactions: Transactions) -> str | None:
+def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
     with transactions.single() as connection:
-        return _revision(connection)
+        return look(connection)
 
 
 def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
     with _alembic, transactions.several() as connection:
         if transactions.dialect == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         return work(connection)
 
 
@@ -205,11 +195,6 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _look(transactions: Transactions) -> dict[str, set[str]]:
-    with transactions.single() as connection:
-        return _tables(connection)
-
-
 def _suffice(present: Mapping[str, set[str]], needed: Iterable[Table]) -> bool:
     return all(present.get(table.name, set()).issuperset(table.columns.keys()) for table in needed)
 
@@ -217,7 +202,7 @@ def _suffice(present: Mapping[str, set[str]], needed: Iterable[Table]) -> bool:
 def _tables(connection: Connection) -> dict[str, set[str]]:
     """Return the columns of each of our tables that exists, in one look."""
     names = [table.name for table in metadata.sorted_tables]
-    found = inspect(connection).get_multi_columns(filter_names=names)
+    found = sa.inspect(connection).get_multi_columns(filter_names=names)
     return {name: {column["name"] for column in columns} for (_, name), columns in found.items()}
 
 
