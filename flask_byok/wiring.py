@@ -26,7 +26,7 @@ from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
-from .storage.rates import RateLimiter, RateStorage
+from .storage.protection import RateLimiter, RateStorage
 from .web.caller import signal_sender
 from .web.host import FoundDatabase
 

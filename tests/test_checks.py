@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.catalog.judge import Answer
+from flask_byok.catalog.spec import Answer
 from flask_byok.errors import RateLimitedError
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys import checks

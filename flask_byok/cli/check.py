@@ -17,7 +17,7 @@ from ..accounts.wing import Wing
 from ..errors import ByokError, ConfigurationError, StoreError
 from ..sealing.keyring import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
-from ..storage.reasons import reason_of
+from ..storage.protection import reason_of
 from ..web.caller import ByokState, get_state
 from ..web.host import (
     LATE_ENGINE,
@@ -217,7 +217,7 @@ def _require_rights(engine: Any) -> None:
 
     :raises ConfigurationError: some are missing; the message names them.
     """
-    from ..storage.migrate import missing_rights
+    from ..storage.migrations import missing_rights
 
     if missing := missing_rights(engine):
         raise ConfigurationError(

@@ -21,7 +21,7 @@ from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owne
 from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
-from ..storage.rates import RateLimiter
+from ..storage.protection import RateLimiter
 from .checks import Checks, Notify
 from .lookup import Candidate, Lookup, SessionTier, TierReader
 from .ports import Accounts, Promotion

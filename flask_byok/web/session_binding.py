@@ -41,7 +41,7 @@ from flask.sessions import (
 from ..errors import ConfigurationError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
-from ..storage.breaker import Breaker
+from ..storage.protection import Breaker
 from .problems import problem_response
 
 #: Our entries in the host's session data: the ref, and the identity of its signed-in user.

@@ -23,7 +23,7 @@ from sqlalchemy.exc import IntegrityError
 from ...errors import ConfigurationError
 from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
-from ...storage.database import Database
+from ...storage.sql import Database
 from ...storage.tables import audit, audit_heads, canaries, credentials
 
 _ROW_IS_GONE = (

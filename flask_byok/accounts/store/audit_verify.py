@@ -18,7 +18,7 @@ from sqlalchemy import cast as as_type
 
 from ...keys.ports import AuditEvent, Head
 from ...model.credential import from_milliseconds, to_milliseconds
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads, credentials
 from .audit import (
     GONE,

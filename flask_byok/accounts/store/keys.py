@@ -31,8 +31,8 @@ from ...model.credential import (
     to_milliseconds,
     utcnow,
 )
-from ...storage.database import Database
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
+from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
 from .audit import Chain, LogSecret, Subject
 from .audit_verify import AuditLog

@@ -26,7 +26,7 @@ from sqlalchemy import (
 
 from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
 from ...storage.tables import canaries, credentials
 from .audit import Chain
 from .audit_verify import AuditLog
