@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from .accounts.audit import audit
-from .accounts.keys import clear_key, list_keys, set_key
-from .accounts.purge import purge_expired
-from .accounts.rotate import rotate_keys
-from .accounts.transfer import export_file, import_environment, import_file
-from .check import check
+from .accounts import audit, keys, transfer
 from .common import Commands
-from .setup import database, generate_key, providers
+from .setup import check, database, generate_key, providers
 
 byok = Commands("byok", help="Manage the API keys that people bring.")
 for command in (
-    generate_key,
-    providers,
-    check,
-    database,
-    rotate_keys,
-    purge_expired,
-    audit,
-    list_keys,
-    set_key,
-    clear_key,
-    import_environment,
-    export_file,
-    import_file,
+    *(generate_key, providers, check, database),
+    *(keys.list_keys, keys.set_key, keys.clear_key, keys.purge_expired, keys.rotate_keys),
+    *(transfer.import_environment, transfer.export_file, transfer.import_file),
+    audit.audit,
 ):
     byok.add_command(command)

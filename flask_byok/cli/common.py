@@ -1,25 +1,44 @@
-"""What the commands share: errors as one sentence, access to accounts, and safe output."""
+"""What the commands share: options and input that repeat no value, errors in one sentence, progress."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
+import msgspec
 from flask.cli import AppGroup
 
 from ..accounts.wing import Wing
-from ..errors import ByokError, StoreError
+from ..catalog import ProviderSpec
+from ..errors import ByokError, StoreError, UnknownProviderError
+from ..model.credential import Secret
 from ..storage.engine import patiently
 from ..storage.protection import reason_of
 from ..web.caller import ByokState, get_state
-from .input import NEVER_AN_ARGUMENT, QuietCommand
 
 if TYPE_CHECKING:
     from ..accounts.store.keys import AccountStore
 
+#: Longest input for a key or a passphrase, in bytes.
+_MAX_INPUT = 64 * 1024
+#: Columns that a bar with percentage and remaining time needs.
+_WIDE = 60
+
+_NEVER_AN_ARGUMENT = (
+    "This command does not have these arguments or options. A key is never an argument, since arguments show in lists "
+    "of processes and in the shell's history: leave it out, and the command asks for it. If this was a key, replace it "
+    "at the provider."
+)
 _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
+_NO_PROVIDER = "There is no such provider: 'flask byok providers' lists them."
 _UNWRITABLE = (
     "The output, or a file, cannot be written or read: {}. "
     "The command may have done its work all the same."
@@ -27,10 +46,33 @@ _UNWRITABLE = (
 _AWAY = "The database or Redis does not answer, or refuses. Try again when it does."
 
 
+# Commands
+
+
 class Interrupted(click.ClickException):
-    """Raised after Ctrl-C, with a report of the work done; shells know the status."""
+    """Raised after Ctrl-C; shells know the status."""
 
     exit_code = 130
+
+
+class QuietCommand(click.Command):
+    """A command whose errors repeat no argument: people paste keys anywhere."""
+
+    ignore_unknown_options = True
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; refuse unknown ones and unusable values."""
+        try:
+            rest = super().parse_args(ctx, args)
+        except click.MissingParameter:
+            raise
+        except click.BadParameter as error:
+            expected = getattr(error.param, "help", None) or "See --help."
+            raise click.BadParameter(expected, ctx, error.param) from None
+        if rest and not ctx.resilient_parsing:
+            raise click.UsageError(_NEVER_AN_ARGUMENT, ctx)
+        return rest
 
 
 class Commands(AppGroup):
@@ -43,7 +85,7 @@ class Commands(AppGroup):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption:
-            raise click.UsageError(NEVER_AN_ARGUMENT, ctx) from None
+            raise click.UsageError(_NEVER_AN_ARGUMENT, ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -89,6 +131,161 @@ def require_accounts() -> tuple[ByokState, AccountStore]:
     return state, wing.store
 
 
+def find_provider(state: ByokState, provider: str) -> ProviderSpec:
+    """Return a provider by its id or alias.
+
+    :raises click.ClickException: there is none.
+    """
+    try:
+        return state.service.catalog.get(provider)
+    except UnknownProviderError:
+        raise click.ClickException(_NO_PROVIDER) from None
+
+
+# Options
+
+
+def matching(pattern: str) -> Callable[[str], str]:
+    """Return the type of an option whose value must match a pattern."""
+    form = re.compile(pattern)
+
+    def convert(value: str) -> str:
+        if not form.fullmatch(value):
+            raise ValueError
+        return value
+
+    return convert
+
+
+_owner = matching(r"(?=.{1,255}$)(system|(user|team):.+)")
+only_owner = click.option(
+    "--owner", type=_owner, metavar="OWNER", help="Only of 'system', 'user:<id>' or 'team:<id>'."
+)
+for_owner = click.option(
+    "--owner",
+    type=_owner,
+    metavar="OWNER",
+    default="system",
+    show_default=True,
+    help="Of 'system', 'user:<id>' or 'team:<id>'.",
+)
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+def time_option(name: str, help: str, **facts: Any) -> Callable[[Any], Any]:
+    """Return an option with a time in ISO 8601."""
+    convert, example = datetime.fromisoformat, "such as 2030-01-31T00:00:00Z."
+    return click.option(name, type=convert, metavar="TIME", help=f"{help}, {example}", **facts)
+
+
+# Input
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return True if a standard stream is a terminal; it may be closed."""
+    return stream is not None and stream.isatty()
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something is deleted, unless ``--yes`` was given."""
+    if yes:
+        return
+    if not is_terminal(sys.stdin):
+        raise click.ClickException("Not a terminal: pass --yes to confirm.")
+    click.confirm(question, abort=True, err=True)
+
+
+def read_fields(spec: ProviderSpec) -> dict[str, Secret]:
+    """Read a credential's fields: prompt at a terminal, else read stdin.
+
+    Stdin has the key itself for a provider with one field, and a JSON object for others.
+    """
+    if is_terminal(sys.stdin):
+        return {each.name: Secret(_ask(each.label, hidden=each.secret)) for each in spec.fields}
+    text = _read_stdin()
+    names = [field.name for field in spec.fields]
+    if len(names) == 1:
+        return {names[0]: Secret(text)}
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, str])
+    except ValueError:
+        raise click.ClickException(
+            f"{spec.name} has several fields: write a JSON object with {', '.join(names)} to stdin."
+        ) from None
+    return {name: Secret(value) for name, value in fields.items()}
+
+
+def read_passphrase(*, twice: bool) -> str:
+    """Read a passphrase: prompt at a terminal, else read the first line of stdin."""
+    if is_terminal(sys.stdin):
+        return _ask("Passphrase", hidden=True, twice=twice)
+    return _read_stdin().partition("\n")[0].removesuffix("\r")
+
+
+def _read_stdin() -> str:
+    content = b"" if sys.stdin is None else sys.stdin.buffer.read(_MAX_INPUT + 1)
+    try:
+        if len(content) > _MAX_INPUT:
+            raise ValueError
+        return content.decode()
+    except ValueError:
+        raise click.ClickException("The input on stdin is no text, or far too long.") from None
+
+
+def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
+    try:
+        answer = str(
+            click.prompt(label, "", hidden, confirmation_prompt=twice, show_default=False, err=True)
+        )
+        answer.encode()  # a terminal may send bytes that are no character
+    except UnicodeError:
+        raise click.ClickException("The input is no text.") from None
+    return answer
+
+
+# Output
+
+
+class Steps:
+    """Shows a bar on a terminal, else a line for each tenth."""
+
+    def __init__(self, total: int, bar: Any) -> None:
+        self.done = self._shown = 0
+        self._total, self._bar = total, bar
+
+    def reach(self, done: int) -> None:
+        """Show that ``done`` of all are done."""
+        self.done = done
+        if self._bar is not None:
+            self._bar.update(done - self._bar.pos)
+        elif done - self._shown >= max(self._total / 10, 1):
+            click.echo(f"{done:,} of {self._total:,}")
+            self._shown = done
+
+
+@contextmanager
+def steps(label: str, total: int) -> Iterator[Steps]:
+    """Show the progress of a command with ``total`` steps; after Ctrl-C, say how far it is."""
+    bar: Any = nullcontext()
+    can_draw = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    if total and can_draw and is_terminal(sys.stdout):
+        wide = shutil.get_terminal_size().columns >= _WIDE
+        bar = click.progressbar(
+            length=total, label=label, width=0, show_pos=True, show_eta=wide, show_percent=wide
+        )
+    else:
+        click.echo(f"{label}: {total:,}")
+    with bar as drawn:
+        shown = Steps(total, drawn)
+        try:
+            yield shown
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"Interrupted: {shown.done:,} of {total:,} are done. Run it again to go on."
+            ) from None
+
+
 def counted(count: int, one: str, many: str | None = None) -> str:
     """Return a number with its noun: ``1 key``, ``1,204 keys``."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
@@ -99,8 +296,13 @@ def in_columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
     table = list(rows)
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        padded = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-        yield "  ".join(padded).rstrip()
+        yield padded(row, widths)
+
+
+def padded(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Return cells as a line, each as wide as given."""
+    columns = (f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False))
+    return "  ".join(columns).rstrip()
 
 
 def printable(text: str) -> str:

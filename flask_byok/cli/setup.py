@@ -1,23 +1,59 @@
-"""Set up: ``flask byok generate-key``, ``providers`` and ``db``."""
+"""What is set up: ``flask byok generate-key``, ``providers``, ``db`` and ``check``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
-from flask.cli import with_appcontext
+from flask import current_app
+from flask.cli import ScriptInfo, with_appcontext
 
+from ..accounts.wing import Wing
+from ..errors import ByokError, ConfigurationError, StoreError
 from ..model.owner import Caller
-from ..sealing.keyring import generate_encryption_key
+from ..sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
+from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of
 from ..storage.protection import reason_of
-from ..web.caller import get_state
-from .common import Commands
-from .input import QuietCommand
+from ..web.caller import ByokState, get_state
+from ..web.host import (
+    LATE_ENGINE,
+    FoundDatabase,
+    app_name,
+    host_engine,
+    index_key,
+    is_late,
+    unsafe_choices,
+    unsafe_settings,
+)
+from .common import Commands, QuietCommand, padded, printable
 
-database = Commands("db", help="Create and upgrade the tables.")
+_WIDTHS = (33, 40, 0)
+_HIDDEN = "set"
+#: The next encryption key, which is among the fallbacks first, looks the same to the stores.
+_CAN_GO = "; it can go if it was replaced (keep it if it is the next one)"
+
+_RATES = (
+    "attempts are counted in each worker's own memory, so each worker allows the rates BYOK_SET_RATE and "
+    "BYOK_VALIDATE_RATE again. With Redis they are counted together."
+)
+_SQLITE = (
+    "accounts are in a SQLite file, which the workers of one machine can share; for several machines "
+    "use PostgreSQL."
+)
+_DROPPED = (
+    "Flask-Migrate is set up on this database, and nothing keeps our tables out of its migrations: 'flask db migrate' "
+    "would write one that drops them. See 'Its tables' in the documentation on deployment."
+)
+_NOT_HTTPS = (
+    "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
+)
 
 
 @click.command("generate-key", cls=QuietCommand)
@@ -36,14 +72,19 @@ def providers() -> None:
     for spec in specs:
         chosen = service.lookup.choose(found[spec.id])
         source = "-" if chosen is None else chosen.tier.value
-        click.echo(f"{spec.id:<16} {spec.name:<28} {source:<8} {', '.join(spec.env)}".rstrip())
+        click.echo(padded((spec.id, spec.name, source, ", ".join(spec.env)), (16, 28, 8, 0)))
+
+
+# db
+
+database = Commands("db", help="Create and upgrade the tables.")
 
 
 @database.command("upgrade")
 def upgrade_database() -> None:
     """Bring the tables to this version."""
-    with migrations() as (migrate, engine):
-        known_revision(migrate, engine)
+    with _migrations() as (migrate, engine):
+        _known_revision(migrate, engine)
         migrate.upgrade(engine)
         click.echo(f"The tables are at revision {migrate.current(engine)}.")
 
@@ -51,7 +92,7 @@ def upgrade_database() -> None:
 @database.command("current")
 def current_revision() -> None:
     """Show the revision of the tables, and the newest one."""
-    with migrations() as (migrate, engine):
+    with _migrations() as (migrate, engine):
         click.echo(f"tables  {migrate.current(engine) or '-'}")
         click.echo(f"newest  {migrate.head()}")
 
@@ -59,11 +100,11 @@ def current_revision() -> None:
 @database.command("sql")
 def print_statements() -> None:
     """Print the statements that create all tables in an empty database, and run none."""
-    with migrations() as (migrate, engine):
+    with _migrations() as (migrate, engine):
         click.echo(migrate.sql(engine.dialect.name))
 
 
-def known_revision(migrate: ModuleType, engine: Any) -> str | None:
+def _known_revision(migrate: ModuleType, engine: Any) -> str | None:
     """Return the revision of the tables, None if we did not create them.
 
     :raises click.ClickException: a later version of flask-byok created them.
@@ -77,7 +118,7 @@ def known_revision(migrate: ModuleType, engine: Any) -> str | None:
 
 
 @contextmanager
-def migrations() -> Iterator[tuple[ModuleType, Any]]:
+def _migrations() -> Iterator[tuple[ModuleType, Any]]:
     """Yield the module that migrates tables, and the engine of their database.
 
     :raises click.ClickException: the database fails in the meantime.
@@ -98,3 +139,203 @@ def migrations() -> Iterator[tuple[ModuleType, Any]]:
     finally:
         if engine is not found:
             engine.dispose()
+
+
+# check
+
+
+@dataclass(slots=True)
+class _Report:
+    """What to show after the settings."""
+
+    facts: list[tuple[str, ...]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unsafe: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def trial(self, store: str) -> Iterator[None]:
+        """Report why a trial of a store fails."""
+        try:
+            yield
+        except StoreError as error:
+            away = f"{store} does not answer, or refuses: is it up, and reachable?"
+            self.unsafe.append(reason_of(error) or away)
+        except (ByokError, click.ClickException) as error:
+            self.unsafe.append(str(error))
+
+    def show(self) -> None:
+        click.echo()
+        for fact in self.facts:
+            click.echo(padded(fact, _WIDTHS))
+        for note in self.notes:
+            click.echo(f"note: {note}")
+        # Sessions and accounts may fail for the same reason.
+        for sentence in dict.fromkeys(self.unsafe):
+            click.echo(f"unsafe: {sentence}", err=True)
+        if self.unsafe:
+            raise click.exceptions.Exit(1)
+
+
+@click.command("check", cls=QuietCommand)
+@click.pass_context
+def check(ctx: click.Context) -> None:
+    """Show every setting, its source, and what is unsafe; exits with 1 if anything is.
+
+    Encryption keys are shown by their ids, addresses without their secrets.
+    """
+    ctx.meta[SHOWS_WRONG_KEY] = True
+    with ctx.ensure_object(ScriptInfo).load_app().app_context():
+        _check(get_state())
+
+
+def _check(state: ByokState) -> None:
+    for name, value in shown_settings(state.settings, state.service.keyring).items():
+        source = source_of(name, current_app.config, os.environ)
+        click.echo(padded((f"BYOK_{name.upper()}", value, source), _WIDTHS))
+    report = _Report([("providers", str(len(state.service.catalog)))])
+    report.unsafe += unsafe_settings(current_app.config, debug=current_app.debug)
+    report.unsafe += unsafe_choices(state.settings)
+    if state.uses_database:
+        found = state.database
+        report.facts.append(("database", shown_address(found.place), found.source))
+        report.unsafe += [LATE_ENGINE] if is_late(current_app, found) else []
+    _examine_sessions(state, report)
+    if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
+        report.notes.append(_NOT_HTTPS)
+    _examine_accounts(state, report)
+    with report.trial("the database"):
+        for role, key_id, use in count_sealed(state):
+            if role == "unknown":
+                report.unsafe.append(f"there is no encryption key with the id {key_id}: {use}")
+            else:
+                report.facts.append((f"{role} key id {key_id}", use))
+    report.show()
+
+
+def _examine_sessions(state: ByokState, report: _Report) -> None:
+    sessions = state.service.sessions
+    report.facts.append(("session keys", sessions.name))
+    if getattr(sessions.documents, "client", None) is None:
+        report.notes.append(_RATES)
+    if state.settings.encryption_key is None:
+        return  # the stores do not know a key that was made up for this run
+    with report.trial(sessions.name):
+        name = app_name(index_key(current_app.secret_key or ""))
+        Canary(state.service.keyring, name, sessions.hold).reseal()
+
+
+def _examine_accounts(state: ByokState, report: _Report) -> None:
+    wing = state.service.accounts
+    if not isinstance(wing, Wing):
+        report.facts.append(("accounts", "-"))
+        return
+    accounts, dialect = wing.store, wing.store.engine.dialect.name
+    report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
+    report.notes += [_SQLITE] if dialect == "sqlite" else []
+    report.notes += [_DROPPED] if _would_be_dropped(state.database) else []
+    with report.trial("the database"):
+        with _migrations() as (migrate, engine):
+            revision = _known_revision(migrate, engine) or "of the host's own migrations"
+            report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
+        accounts.canary.secret()
+        with _migrations() as (migrate, _):
+            if missing := ", ".join(migrate.missing_rights(accounts.engine)):
+                raise ConfigurationError(
+                    f"The database's user lacks these rights: {missing}. Ask an administrator to GRANT them."
+                )
+
+
+def count_sealed(state: ByokState) -> Iterator[tuple[str, str, str]]:
+    """Yield role and id of each encryption key, and how much it has sealed, with advice.
+
+    First the configured ones (``current``, ``fallback``), then those that ciphertexts name beside them (``unknown``).
+    """
+    wing, key_ids = state.service.accounts, state.service.keyring.key_ids
+    accounts = wing.store.seals.count_by_key_id() if isinstance(wing, Wing) else {}
+    days = (state.settings.session_ttl * MAX_SESSION_LIFETIMES).days
+    for number, key_id in enumerate(key_ids):
+        count, sessions = accounts.pop(key_id, 0), state.service.sessions.count_sealed_with(key_id)
+        use = f"{count:,} sealed in accounts"
+        use += "" if sessions is None else f", {sessions:,} in sessions"
+        if number == 0:
+            yield "current", key_id, use
+        else:
+            yield "fallback", key_id, use + _advice(count, sessions, days)
+    for key_id, count in accounts.items():
+        if key_id:
+            advice = (
+                "if it was taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS"
+            )
+            yield "unknown", key_id, f"{count:,} sealed in accounts; {advice}"
+
+
+def _advice(accounts: int, sessions: int | None, days: int) -> str:
+    """Return whether a fallback can go; ``sessions`` is None if the store cannot count them."""
+    if accounts:
+        return "; in use: 'flask byok rotate' seals them again"
+    if sessions:
+        return "; in use until these sessions use their keys, or end"
+    if sessions is None:
+        return f"{_CAN_GO}, and the sessions from before that have ended ({days} days at most)"
+    return _CAN_GO
+
+
+def _would_be_dropped(found: FoundDatabase) -> bool:
+    """Return True if the host's next migration would drop our tables."""
+    migrate, host = current_app.extensions.get("migrate"), host_engine(current_app)
+    if migrate is None or host is None or shown_address(host) != shown_address(found.place):
+        return False
+    if migrate.configure_args.keys() & {"include_name", "include_object"}:
+        return False
+    env = Path(migrate.directory) / "env.py"
+    return not (env.exists() and "byok" in env.read_text())
+
+
+def shown_settings(settings: Settings, keyring: Keyring) -> dict[str, str]:
+    """Return the value of each setting as text: encryption keys by their ids, addresses without passwords."""
+    current, *fallbacks = keyring.key_ids
+    made_up = " (made up for this run)" if settings.encryption_key is None else ""
+    urls = settings.base_urls.items()
+    known = {
+        "encryption_key": f"key id {current}{made_up}",
+        "encryption_key_fallbacks": ", ".join(f"key id {key_id}" for key_id in fallbacks),
+        "redis": shown_address(settings.redis),
+        "database_url": shown_address(settings.database_url),
+        "base_urls": ", ".join(f"{id}={shown_address(url)}" for id, url in urls),
+    }
+    shown = {
+        each.name: _shown(getattr(settings, each.name), each.repr) for each in fields(settings)
+    }
+    return {name: printable(known.get(name) or value) for name, value in shown.items()}
+
+
+def _shown(value: Any, may_be_shown: bool) -> str:
+    if value is None or value in ((), frozenset(), {}):
+        return "-"
+    if not may_be_shown:
+        return _HIDDEN
+    if isinstance(value, tuple | frozenset):
+        return ", ".join(map(str, value if isinstance(value, tuple) else sorted(value)))
+    module = type(value).__module__.partition(".")[0]
+    if isinstance(value, Mapping) or module not in ("builtins", "datetime", "pathlib"):
+        return type(value).__name__  # an object's own repr may contain secrets
+    return str(value)
+
+
+def shown_address(value: Any) -> str:
+    """Return an address without user, password, query and fragment."""
+    if value is None:
+        return "-"
+    # A SQLAlchemy engine has a URL; the repr of a Redis client contains its password.
+    url = getattr(value, "url", value)
+    text = url.render_as_string() if hasattr(url, "render_as_string") else url
+    if not isinstance(text, str):
+        return type(value).__name__
+    try:
+        parts = urlsplit(text)
+        port = "" if parts.port is None else f":{parts.port}"
+    except ValueError:
+        return _HIDDEN
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}" or not parts.scheme:
+        return _HIDDEN  # the password contains a slash, a question mark or a hash
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, make_url
 
 from flask_byok import BYOK
 from flask_byok.cli import byok as group
-from flask_byok.cli.values import shown_address, shown_settings
+from flask_byok.cli.setup import shown_address, shown_settings
 from flask_byok.model.owner import SessionRef
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import Settings
@@ -231,7 +231,7 @@ def test_encryption_key_retired_too_early(tmp_path: Path, database_url: str) -> 
     result = run(app, "check")
     assert result.exit_code == 1
     assert (
-        f"unsafe: no configured encryption key has the id {NEW_ID}, with which 1 are sealed"
+        f"unsafe: there is no encryption key with the id {NEW_ID}: 1 sealed in accounts;"
         in result.output
     )
 

@@ -15,7 +15,7 @@ from flask.cli import ScriptInfo
 from sqlalchemy import create_engine
 
 from flask_byok.catalog import ProviderSpec
-from flask_byok.cli.input import read_fields
+from flask_byok.cli.common import read_fields
 from flask_byok.model.credential import Secret, Verdict, utcnow
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
@@ -457,7 +457,7 @@ def test_clear_leaves_what_was_not_shown(
 
     other = good(fake, owner="other")
     run(host, "set", "openai", "--validate", "off", input=good(fake))
-    monkeypatch.setattr("flask_byok.cli.accounts.keys._confirm", ask_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.keys.confirm", ask_slowly)
     assert "changed or deleted by someone else" in refused(run(host, "clear", "openai"))
     assert stored(host) == {"openai": other}
 

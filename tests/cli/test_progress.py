@@ -16,7 +16,7 @@ import pytest
 
 _WORK = """
 import click
-from flask_byok.cli.progress import steps
+from flask_byok.cli.common import steps
 total = {total}
 with steps("Sealing anew", total) as shown:
     for done in range(total // 10, total + 1, total // 10 or 1):
@@ -65,7 +65,7 @@ def test_terminals_that_cannot_draw(environ: dict[str, str]) -> None:
 
 
 def test_nothing_to_do() -> None:
-    """Of nothing there is no bar."""
+    """Nothing to do is one line without a bar."""
     assert shown_on(80, total=0).split() == ["Sealing", "anew:", "0"]
 
 

@@ -340,7 +340,7 @@ def test_an_interrupted_import(
         patch.setattr(Destination, "store", interrupted)
         result = run(other, "import", str(tmp_path / "keys.age"), input=WORDS)
     assert result.exit_code == 130
-    assert "Interrupted: 2 keys of 5 are done. Run it again to go on." in result.stderr
+    assert "Interrupted: 2 of 5 are done. Run it again to go on." in result.stderr
     result = run(other, "import", str(tmp_path / "keys.age"), input=WORDS)
     assert "Added 3, replaced 0; unchanged 2" in result.output
 

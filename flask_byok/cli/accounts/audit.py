@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +13,18 @@ import msgspec
 
 from ...keys.ports import AuditEvent, Head
 from ...model.credential import isoformat
-from ..common import Commands, Interrupted, counted, in_columns, printable, require_accounts
-from ..input import WholeNumber, moment, owner_word
-from ..progress import steps
+from ..common import (
+    Commands,
+    confirm,
+    counted,
+    in_columns,
+    only_owner,
+    printable,
+    require_accounts,
+    steps,
+    time_option,
+    yes_option,
+)
 
 if TYPE_CHECKING:
     from ...accounts.store.audit_verify import AuditEntry
@@ -30,15 +38,7 @@ _NOT_WHOLE = (
     "'flask byok audit verify' shows why."
 )
 _COLUMNS = (
-    "when",
-    "owner",
-    "who",
-    "action",
-    "provider",
-    "slot",
-    "outcome",
-    "request",
-    "fingerprint",
+    *("when", "owner", "who", "action", "provider", "slot", "outcome", "request", "fingerprint"),
 )
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
 _DIGITS = 12
@@ -46,27 +46,16 @@ _DIGITS = 12
 audit = Commands("audit", help="Read the audit log, verify it, and delete old entries.")
 
 
-def read_heads(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Head] | None:
-    """Return the heads in a file, or fail without repeating its name or its contents."""
-    if path is None:
-        return None
-    try:
-        lines = Path(path).read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=Head) for line in lines]
-    except (OSError, ValueError):
-        raise click.BadParameter(
-            "use a file with what 'flask byok audit heads' printed.", ctx, param
-        ) from None
-
-
 @audit.command("list")
+@only_owner
 @click.option(
-    "--owner", callback=owner_word, help="Only this owner's: user:<id>, team:<id> or system."
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=50,
+    show_default=True,
+    help="At most so many.",
 )
-@click.option("--limit", type=WholeNumber(1, 1_000_000), default=50, show_default=True)
-@click.option(
-    "--before", callback=moment, metavar="TIME", help="Only what is older (ISO 8601, UTC)."
-)
+@time_option("--before", "Only what is older than a time (UTC)")
 def list_entries(owner: str | None, limit: int, before: datetime | None) -> None:
     """Show what was done to keys, newest first; never a key."""
     _, accounts = require_accounts()
@@ -77,18 +66,19 @@ def list_entries(owner: str | None, limit: int, before: datetime | None) -> None
 
 
 @audit.command("verify")
-@click.option("--owner", callback=owner_word, help="Only this owner's chain.")
+@only_owner
 @click.option(
     "--against",
-    callback=read_heads,
+    type=click.Path(path_type=Path),
     metavar="FILE",
     help="Check that the log still has the heads that 'audit heads' printed into this file.",
 )
-def verify(owner: str | None, against: list[Head] | None) -> None:
+def verify(owner: str | None, against: Path | None) -> None:
     """Find entries that were changed, removed or reordered, and keys that were changed past the log.
 
     It exits with 1 if it finds any.
     """
+    heads = [] if against is None else _read_heads(against)
     _, accounts = require_accounts()
     looked_at = (0, 0)
 
@@ -99,7 +89,7 @@ def verify(owner: str | None, against: list[Head] | None) -> None:
 
     with steps("Verifying", accounts.audit.count(owner)) as shown:
         findings = accounts.audit.verify(owner, report)
-    mine = [head for head in against or () if owner in (None, head.owner)]
+    mine = [head for head in heads if owner in (None, head.owner)]
     missing, pruned = accounts.audit.missing(mine)
     findings += missing
     for finding in findings:
@@ -117,7 +107,7 @@ def verify(owner: str | None, against: list[Head] | None) -> None:
 
 
 @audit.command("heads")
-@click.option("--owner", callback=owner_word, help="Only this owner's chain.")
+@only_owner
 def print_heads(owner: str | None) -> None:
     """Print the end of each chain, one JSON object a line: keep them where the database's users cannot write."""
     _, accounts = require_accounts()
@@ -127,14 +117,8 @@ def print_heads(owner: str | None) -> None:
 
 
 @audit.command("prune")
-@click.option(
-    "--before",
-    callback=moment,
-    required=True,
-    metavar="TIME",
-    help="Older entries go (ISO 8601, UTC).",
-)
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@time_option("--before", "Delete what is older than a time (UTC)", required=True)
+@yes_option
 def prune_entries(before: datetime, yes: bool) -> None:
     """Delete old entries; the rest stays verifiable.
 
@@ -150,31 +134,24 @@ def prune_entries(before: datetime, yes: bool) -> None:
         return
     entries = counted(total, "entry", "entries")
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
-    _confirm(yes)
-    try:
-        with steps("Deleting", total) as shown:
-            for state in prune(accounts.audit, before, AuditEvent("cli", "prune")):
-                shown.reach(state.done)
-    except KeyboardInterrupt:
-        done = counted(state.done, "entry", "entries")
-        raise Interrupted(f"Interrupted: {done} deleted. Run it again to go on.") from None
+    confirm("Delete them?", yes)
+    with steps("Deleting", total) as shown:
+        for state in prune(accounts.audit, before, AuditEvent("cli", "prune")):
+            shown.reach(state.done)
     click.echo(f"{counted(state.done, 'entry', 'entries')} deleted.")
     if state.broken:
         chains, owner = counted(len(state.broken), "chain"), printable(state.broken[0])
         raise click.ClickException(_NOT_WHOLE.format(chains=chains, owner=owner))
 
 
-def is_asked() -> bool:
-    """Return True if there is a terminal to ask at."""
-    return sys.stdin.isatty()
-
-
-def _confirm(yes: bool) -> None:
-    if yes:
-        return
-    if not is_asked():
-        raise click.ClickException("Not a terminal: pass --yes to confirm.")
-    click.confirm("Delete them?", abort=True, err=True)
+def _read_heads(path: Path) -> list[Head]:
+    try:
+        lines = path.read_bytes().splitlines()
+        return [msgspec.json.decode(line, type=Head) for line in lines]
+    except (OSError, ValueError):
+        raise click.UsageError(
+            "--against: use a file with what 'flask byok audit heads' printed."
+        ) from None
 
 
 def _in_utc(moment: datetime) -> datetime:

@@ -1,35 +1,51 @@
-"""Accounts' keys: ``flask byok list|set|clear``."""
+"""Accounts' keys: ``flask byok list|set|clear``, ``purge-expired`` and ``rotate``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from datetime import datetime
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import click
+from flask import current_app
 from flask.cli import with_appcontext
 
 from ...accounts.shelf import Shelf
+from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
 from ...catalog import ProviderSpec
 from ...errors import KeyExistsError, KeyNotFoundError, KeyRefusedError, VersionConflictError
+from ...keys.ports import AuditEvent
 from ...keys.typed import NewKey
-from ...model.credential import CredentialRecord
+from ...model.credential import EXPIRES_SOON, CredentialRecord, utcnow
 from ...model.owner import Caller, Tier
-from ...settings import ValidateOnSet
+from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
+from ...signals import key_expiring
 from ...web.caller import ByokState
-from ..common import counted, printable, require_wing
-from ..input import (
+from ..common import (
     QuietCommand,
+    confirm,
+    counted,
+    dry_run_option,
     find_provider,
-    is_at_terminal,
-    moment,
-    owner_word,
+    for_owner,
+    matching,
+    only_owner,
+    padded,
+    printable,
     read_fields,
-    slot_word,
-    word,
+    require_accounts,
+    require_wing,
+    steps,
+    time_option,
+    yes_option,
 )
+from ..setup import count_sealed
+
+if TYPE_CHECKING:
+    from ...accounts.store.keys import AccountStore
 
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
@@ -39,17 +55,14 @@ _SHOWN = (
     *("id", "owner", "provider", "slot", "label", "description", "hint", "active", "state"),
     *("expires_at", "created_at", "updated_at", "last_used_at", "usage_count", "version"),
 )
+_EXPIRED = ("expired key", "expired keys")
+_DAYS = ("old daily count of uses", "old daily counts of uses")
 
-_validate_word = word("off|warn|require", "'off', 'warn' or 'require'")
+_slot = matching("[A-Za-z0-9_-]{1,40}")
 
 
 @click.command("list", cls=QuietCommand)
-@click.option(
-    "--owner",
-    callback=owner_word,
-    metavar="OWNER",
-    help="Only of 'system', 'user:<id>' or 'team:<id>'.",
-)
+@only_owner
 @click.option("--provider", help="Only for this provider.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
 @with_appcontext
@@ -59,45 +72,29 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     shelf = wing.everything(state.service)
     wanted = None if provider is None else find_provider(state, provider).id
     if not as_json:
-        _print_row(_COLUMNS)
+        click.echo(padded(_COLUMNS, _WIDTHS))
     for record in _pages(shelf, owner, wanted):
         if as_json:
             # In ASCII: ids and labels cannot steer the terminal.
             shown = {name: record[name] for name in _SHOWN}
             click.echo(json.dumps(shown, separators=(",", ":")))
         else:
-            _print_row(_cells(record))
+            click.echo(padded(_cells(record), _WIDTHS))
 
 
 @click.command("set", cls=QuietCommand)
 @click.argument("provider")
+@for_owner
 @click.option(
-    "--owner",
-    callback=owner_word,
-    metavar="OWNER",
-    default="system",
-    show_default=True,
-    help="Who owns it.",
-)
-@click.option(
-    "--slot",
-    callback=slot_word,
-    metavar="SLOT",
-    help="Name of a second key for this provider.",
+    "--slot", type=_slot, metavar="SLOT", help="A second key's name: up to 40 of A-Z a-z 0-9 _ -."
 )
 @click.option("--label", help="Its label.")
-@click.option(
-    "--expires",
-    callback=moment,
-    metavar="TIME",
-    help="When it expires, such as 2030-01-31T00:00:00Z.",
-)
+@time_option("--expires", "When it expires")
 @click.option("--replace", is_flag=True, help="Replace the key that is there.")
 @click.option(
     "--validate",
-    callback=_validate_word,
-    metavar="off|warn|require",
-    help="How strictly to check it.",
+    type=click.Choice(["off", "warn", "require"]),
+    help="How strictly to check it: off, warn or require.",
 )
 @with_appcontext
 def set_key(
@@ -134,19 +131,12 @@ def set_key(
 
 @click.command("clear", cls=QuietCommand)
 @click.argument("provider", required=False)
-@click.option(
-    "--owner",
-    callback=owner_word,
-    metavar="OWNER",
-    default="system",
-    show_default=True,
-    help="Who owns it.",
-)
-@click.option("--slot", callback=slot_word, metavar="SLOT", help="Only this one of several keys.")
+@for_owner
+@click.option("--slot", type=_slot, metavar="SLOT", help="Only this one of several keys.")
 @click.option(
     "--all", "everything", is_flag=True, help="All of the owner's keys, and their usage counts."
 )
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @with_appcontext
 def clear_key(
     provider: str | None, owner: str, slot: str | None, everything: bool, yes: bool
@@ -164,7 +154,7 @@ def clear_key(
     if not found:
         click.echo("There is no such key.")
         return
-    _confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
+    confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
     _delete(wing.everything(state.service), found)
 
 
@@ -189,7 +179,7 @@ def _find(state: ByokState, wing: Wing, owner: str, provider: str) -> list[Crede
 def _forget(state: ByokState, wing: Wing, owner: str, yes: bool) -> None:
     """Delete everything of an owner, even if only usage counts are left."""
     count = counted(len(wing.store.find([owner])), "key")
-    _confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
+    confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
     for provider in state.service.forget(Caller(command=True), owner):
         click.echo(f"Cleared the keys for {printable(provider)}.")
     click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
@@ -219,14 +209,6 @@ def _warn_if_unused(state: ByokState, owner: str, spec: ProviderSpec) -> None:
         click.echo(f"It is not used: BYOK_LOCKED_PROVIDERS names {spec.id}.", err=True)
 
 
-def _confirm(question: str, yes: bool) -> None:
-    if yes:
-        return
-    if not is_at_terminal():
-        raise click.ClickException("Not a terminal: pass --yes to confirm.")
-    click.confirm(question, abort=True, err=True)
-
-
 def _delete(shelf: Shelf, found: list[CredentialRecord]) -> None:
     """Delete these keys, but none that replaced one of them since."""
     stayed = False
@@ -248,6 +230,103 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
     return *(printable(record[name] or "-") for name in names), str(record["usage_count"])
 
 
-def _print_row(cells: tuple[str, ...]) -> None:
-    padded = (f"{cell:<{width}}" for cell, width in zip(cells, _WIDTHS, strict=True))
-    click.echo("  ".join(padded).rstrip())
+# purge-expired
+
+
+@click.command("purge-expired", cls=QuietCommand)
+@click.option(
+    "--days",
+    type=click.IntRange(0, 36500),
+    default=0,
+    show_default=True,
+    help="Keep what expired within so many days.",
+)
+@dry_run_option
+@with_appcontext
+def purge_expired(days: int, dry_run: bool) -> None:
+    """Delete accounts' keys that have expired, and signal those that soon will.
+
+    It sends the signal key_expiring for each key that expires within a week, and sums up old daily counts
+    of uses. Run it once a day.
+    """
+    from ...accounts.store.usage import KEPT_DAYS
+
+    state, accounts = require_accounts()
+    now, event = utcnow(), AuditEvent("cli", "purge")
+    before, kept_since = now - timedelta(days=days), (now - timedelta(days=KEPT_DAYS - 1)).date()
+    total, old = accounts.count_expired(before), accounts.usage.count_old(kept_since)
+    if dry_run:
+        soon = sum(1 for _ in accounts.expiring(now, now + EXPIRES_SOON))
+        expired = counted(total, *_EXPIRED)
+        click.echo(f"{expired} would be deleted, {soon:,} will expire within a week.")
+        click.echo(f"{counted(old, *_DAYS)} would be summed up.")
+        return
+    done = _repeat("Deleting", total, lambda: accounts.purge_expired(before, event, limit=200))
+    click.echo(f"{counted(done, *_EXPIRED)} deleted.")
+    accounts.forget_over(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
+    folded = _repeat("Summing up", old, lambda: accounts.usage.fold(kept_since))
+    click.echo(f"{counted(folded, *_DAYS)} summed up.")
+    _signal(accounts, now)
+
+
+def _repeat(label: str, total: int, work: Callable[[], int]) -> int:
+    """Work batch by batch until nothing is left, and return how much was done."""
+    done = 0
+    with steps(label, total) as shown:
+        while count := work():
+            done += count
+            shown.reach(done)
+    return done
+
+
+def _signal(accounts: AccountStore, now: datetime) -> None:
+    app = current_app._get_current_object()  # type: ignore[attr-defined]  # signals compare senders
+    soon = 0
+    for record in accounts.expiring(now, now + EXPIRES_SOON):
+        facts: dict[str, Any] = {
+            "owner": record.owner,
+            "provider": record.provider,
+            "id": record.id,
+        }
+        key_expiring.send(app, **facts, expires_at=record.expires_at)
+        soon += 1
+    told = f" and {'was' if soon == 1 else 'were'} signalled"
+    if not key_expiring.has_receivers_for(app):
+        told = "; nothing listens to key_expiring"
+    click.echo(f"{counted(soon, 'key expires', 'keys expire')} within a week{told}.")
+
+
+# rotate
+
+
+@click.command("rotate", cls=QuietCommand)
+@with_appcontext
+def rotate_keys() -> None:
+    """Seal every account's key again with the current encryption key.
+
+    The app may go on meanwhile. If it is interrupted, run it again to go on. 'flask byok check' shows, as
+    this command does at its end, which encryption keys can go.
+    """
+    state, accounts = require_accounts()
+    progress, begin = Progress(accounts.seals.count_due()), time.monotonic()
+    with steps("Sealing anew", progress.total) as shown:
+        for progress in accounts.seals.rotate(
+            state.service.keyring.renewed, AuditEvent("cli", "rotate")
+        ):
+            shown.reach(progress.done)
+    seconds = time.monotonic() - begin
+    click.echo(
+        f"{counted(progress.done, 'key')} sealed with {state.service.keyring.key_ids[0]} in {seconds:.1f} s "
+        f"({progress.done / max(seconds, 0.001):,.0f} a second)."
+    )
+    for role, key_id, use in count_sealed(state):
+        if role != "current":
+            click.echo(f"{key_id}  {use}.")
+    if progress.unreadable:
+        raise click.ClickException(
+            f"{counted(progress.unreadable, 'key does', 'keys do')} not open with any configured encryption key. "
+            "Put back what was taken away too early, and run this again; else their owners have to save them once more."
+        )
+    if progress.held:
+        held = counted(progress.held, "key was", "keys were")
+        raise click.ClickException(f"{held} being changed all the time. Run it again.")

@@ -27,25 +27,27 @@ from ...keys.ports import AuditEvent
 from ...model.credential import isoformat
 from ...model.owner import Tier
 from ...settings import Settings
-from ..common import Interrupted, counted, in_columns, printable, require_wing
-from ..input import QuietCommand, owner_word, read_passphrase, word
-from ..progress import steps
+from ..common import (
+    QuietCommand,
+    counted,
+    dry_run_option,
+    for_owner,
+    in_columns,
+    only_owner,
+    printable,
+    read_passphrase,
+    require_wing,
+    steps,
+)
 
 #: A person with the file can try passphrases for years.
 SHORTEST_PASSPHRASE = 12
 
 
 @click.command("import-env", cls=QuietCommand)
-@click.option(
-    "--owner",
-    callback=owner_word,
-    metavar="OWNER",
-    default="system",
-    show_default=True,
-    help="The owner to store them for.",
-)
+@for_owner
 @click.option("--replace", is_flag=True, help="Put them in the place of different ones.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 @with_appcontext
 def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     """Copy the operator's keys from environment variables and secret files into the database."""
@@ -61,12 +63,7 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
 
 @click.command("export", cls=QuietCommand)
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--owner",
-    callback=owner_word,
-    metavar="OWNER",
-    help="Only the keys of 'system', 'user:<id>' or 'team:<id>'.",
-)
+@only_owner
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @with_appcontext
 def export_file(file: Path, owner: str | None, force: bool) -> None:
@@ -99,13 +96,12 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--on-conflict",
-    callback=word("keep|replace", "'keep' or 'replace'"),
-    metavar="keep|replace",
+    type=click.Choice(["keep", "replace"]),
     default="keep",
     show_default=True,
-    help="What to do if a different key is stored.",
+    help="If a different key is stored, keep or replace it.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@dry_run_option
 @with_appcontext
 def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     """Store the keys of a file that 'flask byok export' has written.
@@ -119,14 +115,8 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     except OSError as error:
         raise click.ClickException(f"The file cannot be read: {error.strerror}.") from None
     keys = from_file(content, read_passphrase(twice=False))
-    try:
-        with steps("Importing", len(keys)) as shown:
-            importer.run(keys, shown.reach)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"Interrupted: {counted(importer.result.total, 'key')} of {len(keys):,} are done. "
-            "Run it again to go on."
-        ) from None
+    with steps("Importing", len(keys)) as shown:
+        importer.run(keys, shown.reach)
     _print_imported(importer.result, dry_run=dry_run)
 
 
