@@ -106,7 +106,11 @@ class KeyReader:
         provider: str | None = None,
     ) -> tuple[list[CredentialRecord], str | None]:
         """Return so many records from a cursor on, oldest first, and the next cursor or None."""
-        found = list(map(to_record, self._read(_page(owners, provider, after, limit + 1))))
+        kinds = None if owners is None else tuple(dict.fromkeys(map(_kind, owners)))
+        values = {"after": after or "", "limit": limit + 1, "of_provider": provider}
+        values["named"] = [owner for owner in owners or () if ":" in owner]
+        rows = self._read(_page(kinds, provider is not None), values)
+        found = list(map(to_record, rows))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
     def get(self, id: str, owners: Owners) -> CredentialRecord:
@@ -171,19 +175,27 @@ def _query(owners: int, providers: int | None) -> Select[Any]:
     )
 
 
-def _page(owners: Owners, provider: str | None, after: str | None, limit: int) -> Any:
-    query = select(credentials).where(_c.id > (after or ""))
-    if provider is not None:
-        query = query.where(_c.provider == provider)
-    if owners is None:
-        return query.order_by(_c.id).limit(limit)
+def _kind(owner: str) -> str:
+    """Return a whole tier's name, or ":" for an owner with a name: all those are found together."""
+    return ":" if ":" in owner else owner
+
+
+@lru_cache(64)
+def _page(kinds: tuple[str, ...] | None, one_provider: bool) -> Select[Any]:
+    query = select(credentials).where(_c.id > bindparam("after"))
+    if one_provider:
+        query = query.where(_c.provider == bindparam("of_provider"))
+    if kinds is None:
+        return query.order_by(_c.id).limit(bindparam("limit"))
+    named = _c.owner.in_(bindparam("named", expanding=True))
     # Each tier, and the named owners, from their own index: SQLite would sort all keys if it was asked
     # for them at once.
-    parts = [query.where(each).order_by(_c.id).limit(limit) for each in _confined(owners)]
+    confined = [named if kind == ":" else _whole(credentials, kind) for kind in kinds] or [false()]
+    parts = [query.where(each).order_by(_c.id).limit(bindparam("limit")) for each in confined]
     if len(parts) == 1:
         return parts[0]
     found = union_all(*(select(part.subquery()) for part in parts)).subquery()
-    return select(found).order_by(found.c.id).limit(limit)
+    return select(found).order_by(found.c.id).limit(bindparam("limit"))
 
 
 def by_id(id: str, owners: Owners) -> Select[Any]:
