@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
 _UNWRITABLE = (
     "The output, or a file, cannot be written or read: {}. "
-    "The command may have done its work all the same."
+    "The command may have done its work nevertheless."
 )
 _AWAY = "The database or Redis does not answer, or refuses. Try again when it does."
 

@@ -105,7 +105,7 @@ class KeyReader:
         limit: int = 50,
         provider: str | None = None,
     ) -> tuple[list[CredentialRecord], str | None]:
-        """Return so many records from a cursor on, oldest first, and the next cursor or None."""
+        """Return up to ``limit`` records after a cursor, oldest first, and the next cursor or None."""
         kinds = None if owners is None else tuple(dict.fromkeys(map(_kind, owners)))
         values = {"after": after or "", "limit": limit + 1, "of_provider": provider}
         values["named"] = [owner for owner in owners or () if ":" in owner]
@@ -215,7 +215,7 @@ def _confined(owners: Collection[str], table: Table = credentials) -> list[Colum
 
 
 def _whole(table: Table, tier: str) -> ColumnElement[bool]:
-    """Return the condition for a tier's rows: an owner of another tier has none of them, whatever the column says."""
+    """Return the condition for a tier's rows: an owner of another tier has none, even if its column says so."""
     start = "system" if tier == "system" else f"{tier}:"
     # Not by LIKE: that is without regard to case on some databases.
     return and_(table.c.tier == tier, func.substr(table.c.owner, 1, len(start)) == start)
@@ -229,8 +229,8 @@ def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:
 def to_record(row: Any) -> CredentialRecord:
     """Return the record of a row of ``byok_credentials`` with all its columns.
 
-    One with an impossible time, which somebody has written past this package, is unreadable: it serves
-    nobody, and can be listed, changed and deleted.
+    A row with an impossible timestamp, which this package never writes, is unreadable: it never serves,
+    and can be listed, changed and deleted.
     """
     row = _Row._make(row)
     try:
