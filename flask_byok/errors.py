@@ -166,9 +166,9 @@ class MissingCredentialError(CredentialError):
 
 
 class RejectedCredentialError(CredentialError):
-    """Raised when the provider refused the key that would be used."""
+    """Raised when the provider rejected the key that would be used."""
 
-    code, title = "key_rejected", "The provider refused this API key"
+    code, title = "key_rejected", "The provider rejected this API key"
 
 
 class UnreadableCredentialError(CredentialError):

@@ -126,7 +126,7 @@ def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Cat
 
 
 def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:
-    """Ask nobody for a base URL that the operator has set."""
+    """Do not ask people for a base URL that the operator has set."""
     if spec.id not in settings.base_urls:
         return spec
     return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))

@@ -57,7 +57,7 @@ def test_safe_attributes() -> None:
     """An error says which provider and tier are meant, and has its title for want of a message."""
     error = errors.RejectedCredentialError(provider="openai", tier="session")
     assert (error.provider, error.tier) == ("openai", "session")
-    assert str(error) == "The provider refused this API key"
+    assert str(error) == "The provider rejected this API key"
     assert str(errors.ConfigurationError("Say what to do.")) == "Say what to do."
     assert errors.UnknownProviderError().provider is None
 

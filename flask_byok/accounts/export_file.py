@@ -2,7 +2,7 @@
 
 An export opens without this package: ``age --decrypt keys.age``. This module reads and writes files with
 one passphrase and without ASCII armor. It does so itself because pyrage, the library for Python, takes a
-work factor for scrypt from the speed of the machine, and no other: often 2**20, which needs 1 GiB.
+work factor for scrypt from the speed of the machine, with no option for another: often 2**20, which needs 1 GiB.
 """
 
 from __future__ import annotations

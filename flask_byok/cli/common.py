@@ -41,7 +41,7 @@ _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user,
 _NO_PROVIDER = "There is no such provider: 'flask byok providers' lists them."
 _UNWRITABLE = (
     "The output, or a file, cannot be written or read: {}. "
-    "The command may have done its work all the same."
+    "The command may have done its work nevertheless."
 )
 _AWAY = "The database or Redis does not answer, or refuses. Try again when it does."
 

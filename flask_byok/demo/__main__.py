@@ -20,7 +20,7 @@ _BANNER = """
   flask-byok demo       {url}  {remark}
 
   a key to try          {good}
-  one that is refused   {bad}
+  one that is rejected  {bad}
 
   sign in as            ada, grace or katherine; the page shows their passwords
 

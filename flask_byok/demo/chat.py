@@ -22,8 +22,8 @@ EXPECTATIONS = {
     "restricted": "Works, and the check says that its permissions are narrow.",
     "broke": "Is saved, but its account has no credit left.",
     "rate_limited": "Is saved, but over its rate limit.",
-    "disabled": "Is refused: the provider has blocked it.",
-    "bad": "Is refused: the provider does not know it.",
+    "disabled": "Is rejected: the provider has blocked it.",
+    "bad": "Is rejected: the provider does not know it.",
 }
 
 

@@ -46,7 +46,7 @@ def make_http_server(app: Flask, listening: socket.socket) -> BaseWSGIServer:
 
 
 def serve(server: BaseWSGIServer) -> None:
-    """Serve until Ctrl-C, or until the process is told to end."""
+    """Serve until Ctrl-C or SIGTERM."""
     signal.signal(signal.SIGTERM, _interrupt)
     server.serve_forever()  # returns at KeyboardInterrupt, with the server closed
 

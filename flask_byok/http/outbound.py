@@ -117,7 +117,7 @@ class Outbound:
     def client_for(self, endpoint: Endpoint, observe: Observe | None = None) -> httpx2.Client:
         """Return the client through which an endpoint is called.
 
-        :param observe: called after each request of the returned client, which shares the pool all the same.
+        :param observe: called after each request of the returned client, which still shares the pool.
         :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
         """
         transport = self._transport

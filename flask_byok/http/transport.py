@@ -167,7 +167,7 @@ class _GuardedBackend(httpcore2.NetworkBackend):
 
 
 class _BoundedStream(httpx2.SyncByteStream):
-    """A body that raises when it goes on for too long."""
+    """A body that raises if it is too long."""
 
     def __init__(
         self, stream: httpx2.SyncByteStream, *, end: float, longest: int, longest_line: int
@@ -317,7 +317,7 @@ class _NoTransport(httpx2.AsyncBaseTransport):
 
 
 def read_up_to(response: httpx2.Response, longest: int) -> bytes | None:
-    """Read an answer's body; None if it is longer than so many bytes, or than the transport's limits."""
+    """Read an answer's body; None if it is longer than the limit in bytes, or than the transport's limits."""
     body = bytearray()
     try:
         for chunk in response.iter_raw():

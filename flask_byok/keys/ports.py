@@ -138,7 +138,7 @@ class Accounts:
     def own(self, core: Service, caller: Caller) -> Any:
         """Return the shelf of the caller's own records.
 
-        :raises OwnerRequiredError: nobody is signed in.
+        :raises OwnerRequiredError: the caller is not signed in.
         :raises NotAllowedError: users have no keys in accounts here.
         """
         if not caller.authenticated:
@@ -148,7 +148,7 @@ class Accounts:
     def shared(self, core: Service, caller: Caller) -> Any:
         """Return the shelf of all teams' and the system's records, for an admin.
 
-        :raises OwnerRequiredError: nobody is signed in.
+        :raises OwnerRequiredError: the caller is not signed in.
         :raises NotAllowedError: the caller is no admin, or there are no shared keys here.
         """
         if not caller.authenticated:

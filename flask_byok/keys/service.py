@@ -321,7 +321,7 @@ class Service:
             raise OwnerRequiredError("Sign in first; your saved keys can then be kept for you.")
         session = _session(caller)
         self.set_limit.check(caller.counted_as)
-        # Once each, by whatever ids and aliases they were asked for.
+        # Once each, under any id or alias.
         named = self.catalog if providers is None else map(self.catalog.get, providers)
         specs = list({spec.id: spec for spec in named}.values())
         if self.settings.promote == "never":

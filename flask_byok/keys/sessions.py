@@ -188,7 +188,7 @@ class Sessions:
         return None if ref is None or self._load(ref) is None else ref
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
-        """Make a session valid under another session id, and no longer under the old one."""
+        """Move a session to another session id; the old id ends."""
         if new_sid == session.sid:
             return
         # The new id leads here before the old one stops, so one of them does at any moment.
@@ -297,7 +297,7 @@ class Sessions:
     ) -> None:
         """Delete records of just these versions, all in one step.
 
-        If the store does not answer they stay; what is over does not count all the same.
+        If the store does not answer they stay, but do not count.
         """
         wanted = list(records)
 

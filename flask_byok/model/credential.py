@@ -131,7 +131,7 @@ class Verdict(StrEnum):
 
     @property
     def valid(self) -> bool | None:
-        """True for a good key, False for a bad one, None where nothing was learnt."""
+        """True for a good key, False for a bad one, None if the answer does not tell."""
         if self in (Verdict.UNREACHABLE, Verdict.UNCHECKED):
             return None
         return self.value.startswith("valid")
@@ -175,7 +175,7 @@ class Validation:
 
     @property
     def valid(self) -> bool | None:
-        """True, False, or None where nothing was learnt."""
+        """True, False, or None if the answer does not tell."""
         return self.verdict.valid
 
     def to_dict(self) -> ValidationFacts:
@@ -400,7 +400,7 @@ def to_milliseconds(moment: datetime) -> int:
 
 
 def from_milliseconds(stored: int) -> datetime:
-    """Return the time of so many milliseconds since 1970, in UTC."""
+    """Return the UTC time of a number of milliseconds since 1970."""
     return datetime.fromtimestamp(stored / 1000, UTC)
 
 

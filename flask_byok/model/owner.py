@@ -80,7 +80,7 @@ class Caller:
 
     @property
     def counted_as(self) -> str:
-        """Name whose attempts are counted: the user's, else the address's, as a visitor can always begin anew."""
+        """Name whose attempts are counted: the user's, else the address's, as a visitor can always start again."""
         return self.identity or f"address:{self.address}"
 
     @property

@@ -2,7 +2,7 @@
 
 A ciphertext is ``byok1.<key_id>.<cipher>.<payload>``. It is bound to a :class:`Context`: under another owner,
 provider, slot or scope it does not open. Fernet has no associated data, so each context gets a key of its own,
-derived with HKDF-SHA256 (RFC 5869); AES-256-GCM takes the context as associated data besides.
+derived with HKDF-SHA256 (RFC 5869); AES-256-GCM also takes the context as associated data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The proof that nobody's call was made with somebody else's key."""
+"""Prove that each call was made with its own person's key."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _new_details(
 def shown_on_page(handler: Callable[[Any], Response]) -> Callable[[Any], Response]:
     """Make an error handler redirect a form back to its page, which shows the problem in words.
 
-    A form of another site keeps the bare problem object: no page of ours sent it.
+    A form of another site gets the bare problem object: it is not from the settings.
     """
 
     def handle(error: Any) -> Response:

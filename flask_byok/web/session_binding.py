@@ -1,6 +1,6 @@
 """Bind the session store to the host's server-side session, and keep the host up while that session's store is down.
 
-The host's session data holds one entry of ours: the ``ref``, a random name for what the store keeps. If it is there at
+The host's session data holds one entry: the ``ref``, a random name for the session's document. If it is there at
 the start of a request and gone at the end, the session was cleared; if the session id has changed, it was renewed.
 Other requests that use no keys cost no round trip.
 

@@ -1,4 +1,4 @@
-"""Sealing anew, on SQLite, PostgreSQL and a database that we do not know."""
+"""Sealing again, on SQLite, PostgreSQL and a database that we do not know."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ The hash of a row covers the row and the hash before it, under a secret that the
 only. The head of a chain has the number and hash of its last row, the checkpoint before its first
 one, and a seal over these, so rows missing at either end show as well. A row about a change has the
 key's new version and hashes of its record before and after the change, so keys and chain have to
-agree: a change past the log shows, even after a later change. Without the encryption key nobody can
-make a row or a head, whatever they may write to the database.
+agree: a change past the log shows, even after a later change. Without the encryption key no
+row and no head can be forged, even by a writer of the database.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Chain:
         held = connection.execute(_HOLD[connection.dialect.name], {"of_owner": owner})
         self._head = dict(held.mappings().one())
         self._new = not (self._head["number"] or self._head["hash"] or self._head["seal"])
-        #: False if somebody has changed the head; the chain goes on, and is never sealed again.
+        #: False if the head was changed; the chain continues, and is never sealed again.
         self.is_whole = is_mac(self._head["seal"], head_seal(self.secret, self._head))
         if not self.is_whole:
             self._look_behind()
@@ -225,7 +225,7 @@ class Chain:
         self._rows.append(row)
 
     def _look_behind(self) -> None:
-        """Find where a chain goes on whose head does not fit; a new one is whole if there is nothing of it."""
+        """Find where a chain with a wrong head continues; a new chain is whole if it has no rows."""
         remains = self.connection.execute(_REMAINS, {"of_owner": self.owner}).one()
         self.is_whole = self._new and remains.number is None and remains.key is None
         self._head["number"] = int(remains.number or 0)

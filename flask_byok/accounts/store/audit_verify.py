@@ -378,5 +378,5 @@ def _entry(row: Any) -> AuditEntry:
     try:
         at = from_milliseconds(row.at)
     except (TypeError, ValueError, OverflowError):
-        at = datetime.fromtimestamp(0, UTC)  # somebody has changed it
+        at = datetime.fromtimestamp(0, UTC)  # it was changed
     return AuditEntry(row.owner, row.number, at, event, row.provider, row.slot, row.credential_id)

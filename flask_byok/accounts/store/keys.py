@@ -253,7 +253,7 @@ class AccountStore(KeyReader):
         return gone
 
     def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
-        """Delete at most so many keys that expired before a time, and return how many.
+        """Delete a batch of keys that expired before a time, and return how many.
 
         Each owner's are a transaction of their own; a key whose time was changed meanwhile stays.
         """
@@ -277,7 +277,7 @@ class AccountStore(KeyReader):
         """Store a verdict; return False if the record is no longer in the version that it is about.
 
         A verdict that says nothing of the key leaves a refusal of that version. An event is written
-        in any case: somebody asked for the check.
+        in any case: a person asked for the check.
         """
         values = {
             "of_id": id,

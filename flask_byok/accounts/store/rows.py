@@ -105,8 +105,12 @@ class KeyReader:
         limit: int = 50,
         provider: str | None = None,
     ) -> tuple[list[CredentialRecord], str | None]:
-        """Return so many records from a cursor on, oldest first, and the next cursor or None."""
-        found = list(map(to_record, self._read(_page(owners, provider, after, limit + 1))))
+        """Return up to ``limit`` records after a cursor, oldest first, and the next cursor or None."""
+        kinds = None if owners is None else tuple(dict.fromkeys(map(_kind, owners)))
+        values = {"after": after or "", "limit": limit + 1, "of_provider": provider}
+        values["named"] = [owner for owner in owners or () if ":" in owner]
+        rows = self._read(_page(kinds, provider is not None), values)
+        found = list(map(to_record, rows))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
     def get(self, id: str, owners: Owners) -> CredentialRecord:
@@ -171,19 +175,27 @@ def _query(owners: int, providers: int | None) -> Select[Any]:
     )
 
 
-def _page(owners: Owners, provider: str | None, after: str | None, limit: int) -> Any:
-    query = select(credentials).where(_c.id > (after or ""))
-    if provider is not None:
-        query = query.where(_c.provider == provider)
-    if owners is None:
-        return query.order_by(_c.id).limit(limit)
+def _kind(owner: str) -> str:
+    """Return a whole tier's name, or ":" for an owner with a name: all those are found together."""
+    return ":" if ":" in owner else owner
+
+
+@lru_cache(64)
+def _page(kinds: tuple[str, ...] | None, one_provider: bool) -> Select[Any]:
+    query = select(credentials).where(_c.id > bindparam("after"))
+    if one_provider:
+        query = query.where(_c.provider == bindparam("of_provider"))
+    if kinds is None:
+        return query.order_by(_c.id).limit(bindparam("limit"))
+    named = _c.owner.in_(bindparam("named", expanding=True))
     # Each tier, and the named owners, from their own index: SQLite would sort all keys if it was asked
     # for them at once.
-    parts = [query.where(each).order_by(_c.id).limit(limit) for each in _confined(owners)]
+    confined = [named if kind == ":" else _whole(credentials, kind) for kind in kinds] or [false()]
+    parts = [query.where(each).order_by(_c.id).limit(bindparam("limit")) for each in confined]
     if len(parts) == 1:
         return parts[0]
     found = union_all(*(select(part.subquery()) for part in parts)).subquery()
-    return select(found).order_by(found.c.id).limit(limit)
+    return select(found).order_by(found.c.id).limit(bindparam("limit"))
 
 
 def by_id(id: str, owners: Owners) -> Select[Any]:
@@ -203,7 +215,7 @@ def _confined(owners: Collection[str], table: Table = credentials) -> list[Colum
 
 
 def _whole(table: Table, tier: str) -> ColumnElement[bool]:
-    """Return the condition for a tier's rows: an owner of another tier has none of them, whatever the column says."""
+    """Return the condition for a tier's rows: an owner of another tier has none, even if its column says so."""
     start = "system" if tier == "system" else f"{tier}:"
     # Not by LIKE: that is without regard to case on some databases.
     return and_(table.c.tier == tier, func.substr(table.c.owner, 1, len(start)) == start)
@@ -217,8 +229,8 @@ def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:
 def to_record(row: Any) -> CredentialRecord:
     """Return the record of a row of ``byok_credentials`` with all its columns.
 
-    One with an impossible time, which somebody has written past this package, is unreadable: it serves
-    nobody, and can be listed, changed and deleted.
+    A row with an impossible timestamp, which this package never writes, is unreadable: it never serves,
+    and can be listed, changed and deleted.
     """
     row = _Row._make(row)
     try:

@@ -102,7 +102,7 @@ class UsageStore:
         return int(self._database.call(self._all, [query], limit=LONG_LIMIT)[0][0][0])
 
     def fold(self, before: date, *, limit: int = 200) -> int:
-        """Add at most so many rows about days before a date to one row for all of them; return how many.
+        """Replace up to ``limit`` rows of days before a date by sums; return how many.
 
         Each key and outcome has one row for all that is long ago. One short transaction does it, so a
         process that is killed in the middle has changed nothing.

@@ -75,7 +75,7 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     if owner is not None and not destination.accounts.page([owner], limit=1)[0]:
         raise click.ClickException("This owner has no keys here.")
     if file.exists() and not force:
-        raise click.ClickException("There is such a file already: --force writes over it.")
+        raise click.ClickException("The file exists: pass --force to replace it.")
     passphrase = read_passphrase(twice=True)
     if len("".join(passphrase.split())) < SHORTEST_PASSPHRASE:
         raise click.ClickException(
