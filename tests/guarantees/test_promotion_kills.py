@@ -77,7 +77,7 @@ def killed_at(place: Place, act: Act, check: Act, at: int, labels: Path) -> int:
         forked.accounts.canary.secret()  # as a worker has it
         forked.service.sessions.find("warm up")
         killer = Points(at, lambda: os.kill(os.getpid(), signal.SIGKILL), labels, inside=True)
-        killer.watch(forked, forked.service.sessions.store)
+        killer.watch(forked, forked.service.sessions)
         act(forked, caller)
 
     outcome = fork(run)
@@ -183,7 +183,7 @@ def interrupted_at(
     caller = begin(world, f"{place.folder.name}-{at}")
     revive: list[Callable[[], object]] = []
     points = Points(at, lambda: revive.append(interrupt(server)), labels, inside=inside)
-    points.watch(world, world.service.sessions.store)
+    points.watch(world, world.service.sessions)
     with suppress(StoreError):
         promote(world, caller)
     for back in revive:
