@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
@@ -54,7 +54,7 @@ def promote(
         view = dataclasses.replace(view, visitor_records={})
     there = {*view.visitor_records, *(view.records if own else ())}
     free = [s for s in specs if s.id in there and not core.lookup.locked(caller, s, Tier.USER)]
-    return _Move(wing, core, caller, session, view, replace=replace, own=own).run(free)
+    return _Move(wing, core, caller, session, view, replace, own).run(free)
 
 
 def promotion_rule(
@@ -91,34 +91,19 @@ class _Moved:
     ending: list[CredentialRecord]
     spec: ProviderSpec
 
-    @property
-    def replaced(self) -> list[str]:
-        """The versions of the other ending records."""
-        return [record.version for record in self.ending[1:]]
 
-
+@dataclass
 class _Move:
     """One promotion out of one session."""
 
-    def __init__(
-        self,
-        wing: Wing,
-        core: Service,
-        caller: Caller,
-        session: SessionRef,
-        view: SessionView,
-        *,
-        replace: bool,
-        own: bool,
-    ) -> None:
-        self._wing = wing
-        self._core = core
-        self._caller = caller
-        self._session = session
-        self._view = view
-        self._replace = replace
-        self._own = own
-        self._result = Promotion()
+    wing: Wing
+    core: Service
+    caller: Caller
+    session: SessionRef
+    view: SessionView
+    replace: bool
+    own: bool
+    result: Promotion = field(default_factory=Promotion)
 
     def run(self, specs: Sequence[ProviderSpec]) -> Promotion:
         """Promote what the session has for these providers, all in one transaction."""
@@ -133,39 +118,39 @@ class _Move:
             if self._is_taken(there[spec.id]):
                 sources = []
             if not sources or not self._all_leave(spec.id, sources):
-                self._result.kept.append(spec.id)
+                self.result.kept.append(spec.id)
             if sources and (move := self._prepare(spec, sources)):
                 moves.append(move)
         if moves:
             self._store(moves)
-        return self._result
+        return self.result
 
     def _in_account(self, providers: Sequence[str]) -> dict[str, list[CredentialRecord]]:
         """Return the account's keys that are not to be replaced, by provider."""
         there: dict[str, list[CredentialRecord]] = {provider: [] for provider in providers}
-        if providers and not self._replace:
-            for record in self._wing.store.find([self._caller.identity], providers):
+        if providers and not self.replace:
+            for record in self.wing.store.find([self.caller.identity], providers):
                 there[record.provider].append(record)
         return there
 
     def _is_taken(self, there: Sequence[CredentialRecord]) -> bool:
         """Return True if the account's main slot has a key, which stays."""
         slots = {record.slot for record in there}
-        return main_slot(slots, self._core.settings.keys_per_provider) in slots
+        return main_slot(slots, self.core.settings.keys_per_provider) in slots
 
     def _sources(self, provider: str) -> list[CredentialRecord]:
         """Return the records that leave the session: the one to promote, then those that it replaces."""
-        mine = self._view.records.get(provider)
-        left = self._view.visitor_records.get(provider)
-        own = [mine] if mine and self._own else []
+        mine = self.view.records.get(provider)
+        left = self.view.visitor_records.get(provider)
+        own = [mine] if mine and self.own else []
         waiting = [left] if left else []
-        if self._replace:
+        if self.replace:
             return waiting + own
         return own if mine else waiting
 
     def _all_leave(self, provider: str, sources: Sequence[CredentialRecord]) -> bool:
         """Return True if these include the visitor's record, or there is none."""
-        left = self._view.visitor_records.get(provider)
+        left = self.view.visitor_records.get(provider)
         return left is None or left in sources
 
     # a key that the account has already
@@ -175,7 +160,7 @@ class _Move:
         alike = [r for r in there if r.hint == source.hint and r.state(utcnow()) == "active"]
         try:
             key = self._open(source)
-            kept = [self._core.keyring.open_record("account", r.owner, r) for r in alike]
+            kept = [self.core.keyring.open_record("account", r.owner, r) for r in alike]
         except UnreadableCredentialError:
             return False
         return key in kept
@@ -185,27 +170,27 @@ class _Move:
         ending = self._mark(known)
         if ending:
             versions = [record.version for record in ending]
-            self._wing.note(self._caller, "clear", provider, ended=versions)
+            self.wing.note(self.caller, "clear", provider, ended=versions)
             self._remove(ending)
-        self._result.promoted.append(provider)
+        self.result.promoted.append(provider)
 
     # a key that moves
 
     def _prepare(self, spec: ProviderSpec, sources: Sequence[CredentialRecord]) -> _Moved | None:
         """Seal the first record for the account and mark all; None if it does not open or is gone."""
-        first, identity = sources[0], self._caller.identity
+        first, identity = sources[0], self.caller.identity
         try:
             fields, base_url = self._open(first)
         except UnreadableCredentialError:
-            self._result.unreadable.append(spec.id)
+            self.result.unreadable.append(spec.id)
             return None
         context = Context("account", identity, spec.id)
         record = dataclasses.replace(
             first,
             owner=identity,
-            ciphertext=self._core.keyring.seal_fields(context, fields, base_url),
+            ciphertext=self.core.keyring.seal_fields(context, fields, base_url),
             validity=first.current_validity(),
-            expires_at=capped_expiry(first.expires_at, self._core.settings),
+            expires_at=capped_expiry(first.expires_at, self.core.settings),
             leaving=False,
         )
         ending = self._mark(sources)
@@ -213,24 +198,24 @@ class _Move:
         return _Moved(record, fields, ending, spec) if first.version in versions else None
 
     def _store(self, moves: Sequence[_Moved]) -> None:
-        fingerprint = self._wing.store.audit.fingerprint
         by_version = {move.record.version: move for move in moves}
-        keyring = self._core.keyring
-        outcomes = self._wing.store.promote(
+        keyring = self.core.keyring
+        outcomes = self.wing.store.promote(
             [move.record for move in moves],
-            self._wing.event(self._caller, "promote"),
-            seat=self._wing.seat,
+            self.wing.event(self.caller, "promote"),
+            seat=self.wing.seat,
             decide=promotion_rule(
                 keyring,
-                replace=self._replace,
+                replace=self.replace,
                 confirm=lambda seated: _check_slot(seated, by_version[seated.version]),
             ),
-            fingerprints={v: fingerprint(move.fields) for v, move in by_version.items()},
-            ended={v: move.replaced for v, move in by_version.items()},
+            ended={
+                v: [record.version for record in move.ending[1:]] for v, move in by_version.items()
+            },
         )
         promoted = [name for name, what in outcomes.items() if what in ("promoted", "known")]
         kept = [name for name, what in outcomes.items() if what == "kept"]
-        result = self._result
+        result = self.result
         result.promoted.extend(promoted)
         result.kept.extend(provider for provider in kept if provider not in result.kept)
         for move in moves:
@@ -240,23 +225,23 @@ class _Move:
     # the session's records
 
     def _open(self, source: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
-        is_left = self._view.visitor_records.get(source.provider) is source
-        owner = session_owner(self._session, "" if is_left else self._caller.identity)
-        return self._core.keyring.open_record("session", owner, source)
+        is_left = self.view.visitor_records.get(source.provider) is source
+        owner = session_owner(self.session, "" if is_left else self.caller.identity)
+        return self.core.keyring.open_record("session", owner, source)
 
     def _mark(self, sources: Sequence[CredentialRecord]) -> list[CredentialRecord]:
         """Mark records as leaving, and return those that were still there.
 
         :raises SessionRequiredError: the session has ended; nothing of it is taken, not half of it.
         """
-        sessions, identity = self._core.sessions, self._caller.identity
-        marked = sessions.mark_leaving(self._session, identity, sources)
-        if len(marked) < len(sources) and not sessions.read(self._session, identity, []).alive:
+        sessions, identity = self.core.sessions, self.caller.identity
+        marked = sessions.mark_leaving(self.session, identity, sources)
+        if len(marked) < len(sources) and not sessions.read(self.session, identity, []).alive:
             raise SessionRequiredError
         return marked
 
     def _remove(self, records: Sequence[CredentialRecord]) -> None:
-        self._core.sessions.remove(self._session, self._caller.identity, records)
+        self.core.sessions.remove(self.session, self.caller.identity, records)
 
 
 def _check_slot(seated: CredentialRecord, move: _Moved) -> None:

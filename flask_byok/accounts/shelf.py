@@ -233,11 +233,9 @@ class Shelf:
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         :raises KeyRefusedError: the check forbids storing.
         """
-        spec = self._core.catalog.get(provider)
-        self._require_unlocked(self.require_owner(owner), spec)
+        self._require_unlocked(self.require_owner(owner), self._core.catalog.get(provider))
         self._count_attempt()
-        place = self._wing.slot(self._core, self.caller, owner, spec, slot)
-        return self._core.saver.save(self.caller, spec, new, place)
+        return self.put(owner, provider, new, slot=slot)
 
     def put(
         self,
@@ -245,29 +243,18 @@ class Shelf:
         provider: str,
         new: NewKey,
         *,
-        slot: str = "",
-        replace: bool = False,
-        action: str = "set",
-        created_at: datetime | None = None,
+        slot: str | None,
+        **options: Any,
     ) -> tuple[CredentialRecord, Validation | None]:
-        """Store a key in a named slot; for commands and imports.
+        """Store a key, also in a locked provider and as often as wanted; for commands and imports.
 
-        :param replace: in the place of the key that is there; without it that one stays.
-        :param action: the audit log's word.
-        :param created_at: by default now.
+        :param slot: None for the first free one.
+        :param options: those of ``wing.Slot``: ``replace``, ``action`` and ``created_at``.
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
         spec = self._core.catalog.get(provider)
-        place = self._wing.slot(
-            self._core,
-            self.caller,
-            self.require_owner(owner),
-            spec,
-            slot,
-            replace=replace,
-            action=action,
-            created_at=created_at,
-        )
+        owner = self.require_owner(owner)
+        place = self._wing.slot(self._core, self.caller, owner, spec, slot, **options)
         return self._core.saver.save(self.caller, spec, new, place)
 
     def change(
@@ -326,7 +313,7 @@ class Shelf:
                 raise VersionConflictError(provider=spec.id)
             return self._values_with(typed, changes, now, is_new=is_new) | sealed
 
-        changed = self._write(record, "set", values, if_version, typed.fields)
+        changed = self._write(record, "set", values, if_version)
         saver.tell("key_set", changed)
         return changed, validation
 
@@ -400,9 +387,8 @@ class Shelf:
         action: str,
         values: Callable[[CredentialRecord], Mapping[str, Any]],
         if_version: int | None,
-        fields: Mapping[str, Secret] | None = None,
     ) -> CredentialRecord:
-        event = self._wing.event(self.caller, action, fields)
+        event = self._wing.event(self.caller, action)
         return self._store.change(record.id, self._owners, values, event, if_version=if_version)
 
     # clear

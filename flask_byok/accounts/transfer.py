@@ -254,6 +254,7 @@ class Imported:
         return self.added + self.replaced + self.unchanged + self.kept + self.left_out.total()
 
 
+@dataclass
 class Importer:
     """Stores keys in the accounts, each by itself: after an interruption, run the import again.
 
@@ -261,15 +262,12 @@ class Importer:
     :param dry_run: count what would be done, and store nothing.
     """
 
-    def __init__(
-        self, destination: Destination, *, replace: bool = False, dry_run: bool = False
-    ) -> None:
-        self.result = Imported()
-        self._destination = destination
-        self._replace = replace
-        self._dry_run = dry_run
-        # Keys that a dry run would have added, by owner and provider.
-        self._planned: Counter[tuple[str, str]] = Counter()
+    destination: Destination
+    replace: bool = False
+    dry_run: bool = False
+    result: Imported = field(default_factory=Imported)
+    # Keys that a dry run would have added, by owner and provider.
+    planned: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def run(self, keys: Iterable[MovedKey], progress: Callable[[int], object] = int) -> Imported:
         """Import the keys, those that serve before the others, and return the outcome.
@@ -277,8 +275,8 @@ class Importer:
         :param progress: called with the number of keys that are done.
         :raises StoreError: the database does not answer; what is stored by then stays.
         """
-        if not self._dry_run:
-            self._destination.accounts.audit.note("system", AuditEvent("cli", "import"))
+        if not self.dry_run:
+            self.destination.accounts.audit.note("system", AuditEvent("cli", "import"))
         for key in sorted(keys, key=lambda key: (key.is_idle(), serving_order(key.slot))):
             self._import(key)
             progress(self.result.total)
@@ -286,7 +284,7 @@ class Importer:
 
     def _import(self, key: MovedKey) -> None:
         try:
-            key = self._destination.clean(key)
+            key = self.destination.clean(key)
         except ByokError as error:
             self.result.left_out[key.provider, str(error)] += 1
             return
@@ -296,10 +294,10 @@ class Importer:
             self._take(key)
 
     def _take(self, key: MovedKey) -> None:
-        result, limit = self.result, self._destination.settings.keys_per_provider
-        stored = self._destination.find(key.owner, key.provider)
+        result, limit = self.result, self.destination.settings.keys_per_provider
+        stored = self.destination.find(key.owner, key.provider)
         there = stored.get(key.slot)
-        if there is None and len(stored) + self._planned[key.place[:2]] >= limit:
+        if there is None and len(stored) + self.planned[key.place[:2]] >= limit:
             result.left_out[key.provider, _NO_ROOM.format(limit)] += 1
             result.without_room.append(key.place)
         elif there is None:
@@ -307,28 +305,28 @@ class Importer:
             result.added += 1
         elif self._is_same(there, key):
             result.unchanged += 1
-        elif self._replace:
+        elif self.replace:
             self._store(key, replace=True)
             result.replaced += 1
         else:
             result.kept += 1
 
     def _store(self, key: MovedKey, *, replace: bool) -> None:
-        if not self._dry_run:
-            self._destination.store(key, replace=replace)
+        if not self.dry_run:
+            self.destination.store(key, replace=replace)
         elif not replace:
-            self._planned[key.place[:2]] += 1
+            self.planned[key.place[:2]] += 1
 
     def _is_same(self, record: CredentialRecord, key: MovedKey) -> bool:
         """Compare all but the time of saving.
 
         A key whose life an earlier import cut short (``BYOK_MAX_KEY_LIFETIME``) is the same until it expires.
         """
-        stored = self._destination.open(record)
+        stored = self.destination.open(record)
         if stored is None:
             return False
         ends, wanted = stored.expires_at, key.expires_at
-        is_limited = self._destination.settings.max_key_lifetime is not None
+        is_limited = self.destination.settings.max_key_lifetime is not None
         if is_limited and ends and wanted and utcnow() < ends < wanted:
             wanted = ends
         return stored == dataclasses.replace(key, created_at=stored.created_at, expires_at=wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,7 +91,11 @@ class Wing(Accounts):
         fields: Mapping[str, Secret] | None = None,
         outcome: str = "done",
     ) -> AuditEvent:
-        """Return an event for the log, with a fingerprint of the key if there is one."""
+        """Return an event for the log.
+
+        :param fields: the key that an event is about which stores none; the log itself adds a stored key's
+            fingerprint.
+        """
         fingerprint = self.store.audit.fingerprint(fields) if fields else None
         return AuditEvent(caller.actor, action, str(outcome), caller.request_id, fingerprint)
 
@@ -204,33 +209,29 @@ class Wing(Accounts):
         return Shelf(self, core, Caller(command=True), None)
 
 
+@dataclass
 class _Place:
     """One owner's place for a provider's key: a destination of the recipe in ``keys.save``."""
 
-    def __init__(
-        self,
-        wing: Wing,
-        core: Service,
-        caller: Caller,
-        owner: str,
-        spec: ProviderSpec,
-        slot: str = "",
-    ) -> None:
-        self.context = Context("account", owner, spec.id, slot)
-        self._wing = wing
-        self._core = core
-        self._caller = caller
-        self._spec = spec
+    wing: Wing
+    core: Service
+    caller: Caller
+    owner: str
+    spec: ProviderSpec
+    slot: str | None = None
+
+    def __post_init__(self) -> None:
+        self.context = Context("account", self.owner, self.spec.id, self.slot or "")
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log that a check forbade storing the key."""
-        event = self._wing.event(self._caller, "set", typed.fields, verdict)
+        event = self.wing.event(self.caller, "set", typed.fields, verdict)
         subject = Subject(self.context.provider, self.context.slot)
-        self._wing.store.audit.note(self.context.owner, event, subject)
+        self.wing.store.audit.note(self.context.owner, event, subject)
 
     def _there(self) -> list[CredentialRecord]:
         """Return the owner's records for the provider."""
-        return self._wing.store.find([self.context.owner], [self._spec.id])
+        return self.wing.store.find([self.context.owner], [self.spec.id])
 
 
 class MainSlot(_Place):
@@ -243,15 +244,15 @@ class MainSlot(_Place):
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
         """Store the key in the account, and remove the session's own, which would be used before it."""
-        session, identity, sessions = self._caller.session, record.owner, self._core.sessions
+        session, identity, sessions = self.caller.session, record.owner, self.core.sessions
         leaving: list[CredentialRecord] = []
         if session is not None:
             there = sessions.read(session, identity, [record.provider]).records
             leaving = sessions.mark_leaving(session, identity, there.values())
-        stored = self._wing.store.keep(
+        stored = self.wing.store.keep(
             record,
-            self._wing.event(self._caller, "set", typed.fields),
-            seat=self._wing.seat,
+            self.wing.event(self.caller, "set"),
+            seat=self.wing.seat,
             ended=[one.version for one in leaving],
             confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
         )
@@ -260,6 +261,7 @@ class MainSlot(_Place):
         return stored
 
 
+@dataclass
 class Slot(_Place):
     """A slot that is named, or the first free one.
 
@@ -269,32 +271,17 @@ class Slot(_Place):
     :param created_at: when an imported key was first saved; by default now.
     """
 
-    def __init__(
-        self,
-        wing: Wing,
-        core: Service,
-        caller: Caller,
-        owner: str,
-        spec: ProviderSpec,
-        slot: str | None,
-        *,
-        replace: bool = False,
-        action: str = "set",
-        created_at: datetime | None = None,
-    ) -> None:
-        super().__init__(wing, core, caller, owner, spec, slot or "")
-        self._named = slot is not None
-        self._replace = replace
-        self._action = action
-        self._created_at = created_at
+    replace: bool = False
+    action: str = "set"
+    created_at: datetime | None = None
 
     def admit(self, typed: Typed) -> None:
         """Choose the slot, and refuse a key that its name holds, and a name that cannot be shown.
 
         :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
         """
-        check_place(self.context.owner, self.context.slot, typed.secrets, self._core.catalog)
-        if not self._replace:
+        check_place(self.context.owner, self.context.slot, typed.secrets, self.core.catalog)
+        if not self.replace:
             self._choose()
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
@@ -302,30 +289,30 @@ class Slot(_Place):
 
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
-        if self._created_at is not None:
+        if self.created_at is not None:
             # It is saved here now, whatever its age: its longest lifetime begins now.
             record = dataclasses.replace(
-                record, created_at=self._created_at, set_at=record.created_at
+                record, created_at=self.created_at, set_at=record.created_at
             )
-        store, at_most = self._wing.store, self._core.settings.keys_per_provider
-        event = self._wing.event(self._caller, self._action, typed.fields)
-        if self._replace:
+        store, at_most = self.wing.store, self.core.settings.keys_per_provider
+        event = self.wing.event(self.caller, self.action)
+        if self.replace:
             return store.put(record, event, at_most=at_most)
         for _ in range(at_most):  # as often as others can be first
             try:
                 return store.create(record, event, at_most=at_most)
             except KeyExistsError:
                 self._choose()
-            sealed = self._core.keyring.seal_fields(self.context, typed.fields, typed.base_url)
+            sealed = self.core.keyring.seal_fields(self.context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
-        raise KeyExistsError(provider=self._spec.id)
+        raise KeyExistsError(provider=self.spec.id)
 
     def _choose(self) -> None:
         taken = {record.slot for record in self._there()}
-        slot = self.context.slot if self._named else free_slot(taken)
-        if slot in taken or not has_place(slot, taken, self._core.settings.keys_per_provider):
+        slot = self.context.slot if self.slot is not None else free_slot(taken)
+        if slot in taken or not has_place(slot, taken, self.core.settings.keys_per_provider):
             raise KeyExistsError(
-                f"There is a key for {self._spec.name} already. Change or delete that one.",
-                provider=self._spec.id,
+                f"There is a key for {self.spec.name} already. Change or delete that one.",
+                provider=self.spec.id,
             )
         self.context = self.context._replace(slot=slot)

@@ -72,7 +72,8 @@ def promote(
     """Promote records as the wing does; return the providers that are the owner's, and those that stayed out."""
     seat = in_main_slot(at_most)
     decide = promotion_rule(KEYRING, replace=replace, confirm=check)
-    outcomes = store.promote(records, event, seat=seat, decide=decide, **options)
+    ended = {record.version: () for record in records} | options.pop("ended", {})
+    outcomes = store.promote(records, event, seat=seat, decide=decide, ended=ended, **options)
     taken = [name for name, outcome in outcomes.items() if outcome in ("promoted", "known")]
     return taken, [name for name, outcome in outcomes.items() if outcome == "kept"]
 

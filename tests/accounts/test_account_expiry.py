@@ -1,4 +1,4 @@
-"""Keys that expire, on SQLite and PostgreSQL."""
+"""Keys that expire, and owners whom the host deletes, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.model.credential import utcnow
+from flask_byok.model.credential import Use, utcnow
+from flask_byok.storage.tables import audit_heads, promotions, usage
 
-from .account_kinds import ANN, KEYRING, event_of, make_record
+from .account_kinds import ANN, BEN, KEYRING, event_of, make_record, promote
 
 DAY = timedelta(days=1)
 NOW = utcnow()
@@ -76,3 +78,63 @@ def test_what_no_session_has_any_more_is_forgotten(store: AccountStore) -> None:
     assert store.over(ANN, ["1", "2", "3"]) == {"1", "2"}
     assert store.forget_over(utcnow() + DAY) == 2
     assert store.over(ANN, ["1", "2"]) == set()
+
+
+@pytest.fixture
+def used(database_url: str) -> Iterator[AccountStore]:
+    """Make a store where Ann and Ben have keys, which are used and came out of sessions."""
+    store = open_accounts(database_url, KEYRING)
+    for owner in (ANN, BEN):
+        for provider in ("openai", "groq"):
+            promoted = make_record(owner, provider)
+            promote(store, [promoted], replace=False, event=event_of("promote"))
+            (record,) = store.find([owner], [provider])
+            store.usage.add(
+                Use(owner, provider, record.id, "2026-05-04", "used", 1, 1_777_000_000_000)
+            )
+    yield store
+    assert store.audit.verify() == []
+    store.engine.dispose()
+
+
+def rows_of(store: AccountStore, owner: str) -> list[int]:
+    """Count an owner's keys, counts of use, notes of promotion and chains."""
+    with store.engine.connect() as connection:
+        return [
+            len(store.find([owner])),
+            *(
+                len(connection.execute(select(table).where(table.c.owner == owner)).all())
+                for table in (usage, promotions, audit_heads)
+            ),
+        ]
+
+
+def test_forget(used: AccountStore) -> None:
+    """All that an owner has goes but the log, which has each key's end; others keep theirs."""
+    assert rows_of(used, ANN) == rows_of(used, BEN) == [2, 2, 2, 1]
+    gone = used.forget(ANN, event_of("clear"))
+    assert sorted(record.provider for record in gone) == ["groq", "openai"]
+    assert rows_of(used, ANN) == [0, 0, 0, 1]
+    assert rows_of(used, BEN) == [2, 2, 2, 1]
+    entries = used.audit.entries(ANN)
+    assert {entry.provider for entry in entries if entry.event.action == "clear"} == {
+        "groq",
+        "openai",
+    }
+
+
+def test_forget_again(used: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed half way is finished by doing it again."""
+    monkeypatch.setattr(AccountStore, "_execute", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        used.forget(ANN, event_of("clear"))
+    monkeypatch.undo()
+    assert rows_of(used, ANN) == [0, 2, 2, 1]
+    assert used.forget(ANN, event_of("clear")) == []
+    assert rows_of(used, ANN) == [0, 0, 0, 1]
+
+
+def test_forget_nobody(used: AccountStore) -> None:
+    """Somebody of whom nothing is kept leaves nothing behind, no chain either."""
+    assert used.forget("user:nobody", event_of("clear")) == []
+    assert rows_of(used, "user:nobody") == [0, 0, 0, 0]

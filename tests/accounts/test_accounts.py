@@ -24,9 +24,8 @@ from flask_byok.errors import (
     VersionConflictError,
 )
 from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
-from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials
-from tests.services import PostgresServer, free_port
+from tests.services import PostgresServer
 
 from .account_kinds import (
     ANN,
@@ -206,57 +205,6 @@ def test_a_change_may_look_at_what_is_there(store: AccountStore) -> None:
         store.change(record.id, [ANN], refuse, event_of())
     assert store.get(record.id, [ANN]).version == "3"
     assert actions(store) == ["set"] * 3
-
-
-def test_changes_at_once_lose_nothing(store: AccountStore) -> None:
-    """Of changes at once each sees what the one before it wrote."""
-    record = store.create(make_record(), event_of())
-
-    def say(now: CredentialRecord) -> dict[str, str]:
-        return {"label": f"{now.label or ''}x"}
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda _: store.change(record.id, [ANN], say, event_of()), range(12)))
-    assert store.get(record.id, [ANN]).label == "x" * 12
-
-
-@pytest.mark.parametrize("way", ["keep", "promote"])
-def test_a_slot_that_is_refused(store: AccountStore, way: str) -> None:
-    """A key that may not be in the slot that it would go to is not stored, and nothing is over with it."""
-    before = store.create(make_record(slot="work"), event_of("set"))
-    new = make_record(api_key="sk-new")
-
-    def refuse(seated: CredentialRecord) -> None:
-        assert (seated.slot, seated.version) == ("work", new.version)
-        raise InvalidFieldError
-
-    if way == "keep":
-        with pytest.raises(InvalidFieldError):
-            store.keep(
-                new,
-                event_of(),
-                seat=in_main_slot(1),
-                ended=["replaced"],
-                confirm=refuse,
-            )
-    else:
-        ended = {new.version: ["replaced"]}
-        options: Any = {"replace": True, "event": event_of(), "at_most": 1, "ended": ended}
-        assert promote(store, [new], **options, check=refuse) == ([], ["openai"])
-    assert store.find([ANN]) == [before]
-    assert store.over(ANN, [new.version, "replaced"]) == set()
-    assert actions(store) == ["set"]
-
-
-def test_slots_are_counted_within_the_transaction(store: AccountStore) -> None:
-    """An owner gets no more slots for a provider than there may be; others and other providers have their own."""
-    store.create(make_record(), event_of(), at_most=2)
-    store.create(make_record(slot="2"), event_of(), at_most=2)
-    with pytest.raises(KeyExistsError):
-        store.create(make_record(slot="3"), event_of(), at_most=2)
-    store.create(make_record(BEN), event_of(), at_most=1)
-    store.create(make_record(provider="groq"), event_of(), at_most=1)
-    assert [record.slot for record in store.find([ANN], ["openai"])] == ["", "2"]
 
 
 def test_slots_serve_in_the_order_of_their_numbers(store: AccountStore) -> None:
@@ -488,16 +436,6 @@ def test_a_promotion_repeated_is_judged_by_the_key(store: AccountStore) -> None:
     assert promote(store, waiting, replace=False, event=event_of("promote")) == (["openai"], [])
 
 
-def test_a_promotion_repeated_at_what_does_not_open(store: AccountStore) -> None:
-    """A key that does not open is not said to be the one that was promoted."""
-    waiting = [make_record(api_key="bravo-key")]
-    promote(store, waiting, replace=False, event=event_of("promote"))
-    other = make_record(api_key="bravo-key", keyring=Keyring("11" * 32))
-    store.put(other, event_of("set"))
-    assert promote(store, waiting, replace=False, event=event_of("promote")) == ([], ["openai"])
-    store.put(make_record(), event_of("set"))  # or the log finds fault with it
-
-
 def test_unknown_verdict_is_none(store: AccountStore) -> None:
     """A verdict that a later version wrote reads as none."""
     record = store.create(make_record(validity=VALID), event_of())
@@ -534,33 +472,6 @@ def test_time_that_there_is_not(store: AccountStore, column: str, moment: int) -
     with store.engine.begin() as connection:
         for table in (audit, audit_heads, credentials):
             connection.execute(delete(table))
-
-
-def test_host_session_is_not_committed(postgres_url: str) -> None:
-    """What the host has not committed stays so while its engine serves us too."""
-    engine = create_engine(postgres_url)
-    store = open_accounts(engine, KEYRING)
-    assert store.engine is engine
-    with engine.connect() as host:
-        host.execute(text("CREATE TABLE notes (body TEXT)"))
-        record = store.create(make_record(), event_of())
-        store.change(record.id, [ANN], {"label": "x"}, event_of())
-        store.delete(record.id, [ANN], event_of())
-        host.rollback()
-    with engine.connect() as host:
-        assert host.execute(text("SELECT to_regclass('notes')")).scalar() is None
-    engine.dispose()
-
-
-def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
-    """A database that cannot be reached is a StoreError, and opens the breaker."""
-    url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
-    store = open_accounts(url, KEYRING)
-    for _ in range(2):
-        with pytest.raises(StoreError) as caught:
-            store.find([ANN])
-    assert store.breaker.is_open
-    assert "hunter22" not in f"{caught.value!r} {caplog.text}"
 
 
 @pytest.mark.parametrize("call", ["find", "put", "delete"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,13 +11,46 @@ from sqlalchemy import delete, insert, select, text, update
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import audit_verify
+from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.errors import KeyNotFoundError
 from flask_byok.keys.ports import AuditEvent, Head
+from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
+from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials
 
-from .account_kinds import ANN, BEN, KEYRING, event_of, make_record
+from .account_kinds import (
+    ANN,
+    BEN,
+    KEYRING,
+    SYSTEM,
+    TEAM,
+    event_of,
+    fingerprint_of,
+    make_record,
+    promote,
+)
 
 OF_ANN = audit.c.owner == ANN
+NEW = Keyring("11" * 32, ["00" * 32])
+LATER = 4_000_000_000_000
+#: What somebody may want a key's record to be.
+FORGED: list[dict[str, Any]] = [
+    {"active": False},
+    {"expires_at": 1000},
+    {"expires_at": LATER},
+    {"provider": "xai"},
+    {"tier": "team"},
+    {"slot": "other"},
+    {"label": "pay here"},
+    {"description": "pay here"},
+    {"hint": "sk-…9999"},
+    {"created_at": LATER},
+    {"updated_at": LATER},
+    {"set_at": LATER},
+    {"set_at": None},
+    {"id": "0" * 32},
+]
 
 
 @pytest.fixture
@@ -258,3 +292,145 @@ def test_odd_types_are_findings(sqlite_url: str, odd: str) -> None:
     assert store.audit.verify()
     assert store.audit.entries(ANN)
     store.engine.dispose()
+
+
+# what the log says of a record
+
+
+@pytest.fixture
+def log(database_url: str) -> Iterator[AccountStore]:
+    """Make a store with a key of Ann's, which was changed, and one of Ben's."""
+    log = open_accounts(database_url, KEYRING)
+    record = log.create(make_record(label="mine"), event_of(fingerprint=fingerprint_of(log)))
+    log.change(record.id, [ANN], {"description": "for work"}, event_of("change"))
+    log.create(make_record(BEN), AuditEvent(BEN, "set"))
+    yield log
+    log.engine.dispose()
+
+
+def forge(log: AccountStore, owner: str = ANN, **columns: Any) -> None:
+    """Change an owner's record past the store."""
+    tamper(log, update(credentials).where(credentials.c.owner == owner).values(**columns))
+
+
+def row_of(log: AccountStore, owner: str = ANN) -> Any:
+    """Return the row of an owner's only key."""
+    with log.engine.connect() as connection:
+        return connection.execute(select(credentials).where(credentials.c.owner == owner)).one()
+
+
+def problem_of(log: AccountStore) -> str:
+    """Return the one problem that there is, which is Ann's."""
+    (finding,) = log.audit.verify()
+    assert finding.owner == ANN
+    return finding.problem
+
+
+@pytest.mark.parametrize("columns", FORGED, ids=str)
+def test_forged_record_shows(log: AccountStore, columns: dict[str, Any]) -> None:
+    """Whatever somebody makes of a record past the log is found, and no longer when it is undone."""
+    before = row_of(log)
+    forge(log, **columns)
+    findings = log.audit.verify()
+    assert findings
+    assert {finding.owner for finding in findings} == {ANN}
+    forge(log, **{name: getattr(before, name) for name in columns})
+    assert log.audit.verify() == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda log, id: log.change(id, [ANN], {"label": "new"}, event_of("change")),
+        lambda log, id: log.put(make_record(label="new"), event_of()),
+        lambda log, id: log.delete(id, [ANN], event_of("clear")),
+        lambda log, id: log.clear(ANN, ["openai"], event_of("clear")),
+        lambda log, id: log.purge_expired(utcnow(), event_of("purge")),
+        lambda log, id: promote(
+            log, [make_record(label="new")], replace=True, event=event_of("promote")
+        ),
+    ],
+)
+def test_no_change_hides_a_forged_record(
+    log: AccountStore, change: Callable[[AccountStore, str], object]
+) -> None:
+    """A record that was made expired past the log is found also when it is changed or deleted since."""
+    forge(log, expires_at=1000)
+    (record,) = log.find([ANN])
+    change(log, record.id)
+    (finding,) = log.audit.verify()
+    problem = f"the key {record.id} had been changed before it, and no row says so"
+    assert finding == Finding(ANN, 3, problem)
+
+
+def test_what_changes_without_an_event(log: AccountStore) -> None:
+    """A verdict, a use and sealing anew, which is in the chain of the system, are no findings."""
+    (record,) = log.find([ANN])
+    found = RecordedVerdict(Verdict.INVALID, utcnow(), record.version)
+    assert log.record_verdict(record.id, record.version, found)
+    day = utcnow().date().isoformat()
+    used = Use(ANN, "openai", record.id, day, "used", uses=3, last_used_at=LATER)
+    log.usage.add(used)
+    rotating = open_accounts(log.engine.url, NEW)
+    assert list(rotating.seals.rotate(NEW.renewed, AuditEvent("cli", "rotate")))[-1].done == 2
+    for keyring in (NEW, Keyring("11" * 32)):
+        assert open_accounts(log.engine.url, keyring).audit.verify() == []
+    rotating.change(record.id, [ANN], {"label": "after it"}, event_of("change"))
+    assert rotating.audit.verify() == []
+
+
+def test_other_ciphertext_shows(log: AccountStore) -> None:
+    """A key that was replaced and is put back past the log is found, whatever else changes since."""
+    old = row_of(log)
+    (record,) = log.find([ANN])
+    fresh = event_of(fingerprint=fingerprint_of(log, "sk-2"))
+    log.put(make_record(api_key="sk-2"), fresh)
+    assert log.audit.verify() == []
+    forge(log, ciphertext=old.ciphertext)
+    problem = f"the key {record.id} holds another secret than its rows say"
+    assert problem_of(log) == problem
+    log.change(record.id, [ANN], {"label": "new"}, event_of("change"))
+    assert problem_of(log) == problem
+    log.put(make_record(api_key="sk-2"), fresh)
+    assert log.audit.verify() == []
+
+
+def test_ciphertext_of_another_shows(log: AccountStore) -> None:
+    """A ciphertext that does not open in its place is found."""
+    forge(log, ciphertext=row_of(log, BEN).ciphertext)
+    assert problem_of(log).endswith("does not open")
+
+
+def test_shared_keys_of_another_tier(log: AccountStore) -> None:
+    """Whatever its column says, admins of teams and of the system neither see nor reach a person's key."""
+    kept = [log.create(make_record(owner), event_of()).id for owner in (TEAM, SYSTEM)]
+    (mine,) = log.find([ANN])
+    for tier in ("team", "system"):
+        forge(log, tier=tier)
+        assert [record.id for record in log.page(["system", "team"])[0]] == kept
+        assert [record.id for record in log.page([tier])[0]] == [kept[tier == "system"]]
+        assert log.usage.stats([tier])["total"] == 1
+        with pytest.raises(KeyNotFoundError):
+            log.get(mine.id, ["system", "team"])
+        assert "is not what its last row says" in problem_of(log)
+
+
+def test_fingerprints_are_keyed(sqlite_url: str) -> None:
+    """One key has one fingerprint in one log and another in another, so nobody can guess keys by it."""
+    first, second = open_accounts(sqlite_url, KEYRING), open_accounts(sqlite_url, KEYRING)
+    assert fingerprint_of(first) == fingerprint_of(second) != fingerprint_of(first, "sk-2")
+    assert fingerprint_of(open_accounts("sqlite://", KEYRING)) != fingerprint_of(first)
+    first.engine.dispose()
+    second.engine.dispose()
+
+
+def test_when_a_key_was_saved(log: AccountStore) -> None:
+    """A record says when its key was saved, and a change of what is beside the key leaves that alone."""
+    (record,) = log.find([ANN])
+    assert record.saved_at == record.created_at
+    moved = make_record(api_key="sk-2", set_at=record.created_at - timedelta(days=3))
+    assert log.put(moved, event_of()).saved_at == moved.saved_at
+    changed = log.change(record.id, [ANN], {"label": "new"}, event_of("change"))
+    assert changed.saved_at == moved.saved_at
+    sealed = {"ciphertext": make_record(api_key="sk-3").ciphertext, "hint": "sk-…"}
+    assert log.change(record.id, [ANN], sealed, event_of()).saved_at > record.created_at

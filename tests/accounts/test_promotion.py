@@ -172,22 +172,6 @@ def test_a_key_that_only_looks_the_same(make_world: MakeWorld, why: str) -> None
     assert in_session(world, user) == ([], ["openai"])
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_a_full_account_is_a_conflict(world: World, own: bool) -> None:
-    """Where there is no room beside a key in another slot, it stays, or what is promoted takes its place."""
-    user = world.caller("7") if own else sign_in(world, "openai")
-    if own:
-        world.set(user, WAITING)
-    world.keep("user:7", ACCOUNTS, slot="work")
-    assert world.service.promote(user) == {"promoted": [], "kept": ["openai"]}
-    assert kept(world, user)["openai"].version == "1"
-    assert world.service.promote(user, None, "replace") == {"promoted": ["openai"], "kept": []}
-    (record,) = world.accounts.find(["user:7"])
-    assert (record.slot, record.version) == ("work", "2")
-    assert used(world, user) == WAITING
-    assert in_session(world, user) == ([], [])
-
-
 def test_a_slot_that_is_called_as_the_key(world: World) -> None:
     """A key does not go to a slot that is called by it: it stays in the session, and so does what it would replace."""
     user = sign_in(world, "openai")

@@ -164,17 +164,6 @@ def used(world: World, caller: Any) -> tuple[str, str]:
     return str(credential.source), credential.api_key
 
 
-def test_a_shared_key_that_comes_first_locks(make_world: Worlds) -> None:
-    """Where a shared tier comes before the personal ones, a key there locks the provider."""
-    world = make_world(BYOK_PRECEDENCE=["team", "session", "user"])
-    member, other = world.caller("ann", teams=("a",)), world.caller("bob", "sid-2")
-    world.keep("team:a", key(world, "team"))
-    assert (world.status(member)["locked"], world.status(other)["locked"]) == (True, False)
-    with pytest.raises(ProviderLockedError):
-        world.set(member, key(world, "ann"))
-    world.set(other, key(world, "bob"))
-
-
 def test_a_key_that_would_not_be_used_is_not_taken(make_world: Worlds) -> None:
     """With a shared key between the personal tiers, only the tier before it takes keys."""
     world = make_world(BYOK_PRECEDENCE=["user", "system", "session"])
@@ -200,31 +189,7 @@ def test_clearing_nothing_is_not_logged(world: World, tier: str) -> None:
     assert world.logged("user:ann") == [("user:ann", "set", "done")]
 
 
-@pytest.mark.parametrize("user", ["ann", None])
-def test_clearing_is_counted(make_world: Worlds, user: str | None) -> None:
-    """Who clears too often waits, as who sets does, whether there is anything or not."""
-    world = make_world(BYOK_SET_RATE="3/minute")
-    caller = world.caller(user)
-    world.set(caller, key(world, "x"))
-    assert world.service.clear(caller, "openai")[0] == ["session"]
-    assert world.service.clear(caller, "openai")[0] == []
-    for call in (lambda: world.service.clear(caller, "openai"), lambda: world.set(caller, "x")):
-        with pytest.raises(RateLimitedError):
-            call()
-
-
 # verdicts
-
-
-def test_a_check_is_kept_beside_the_key(world: World) -> None:
-    """The verdict on a kept key is stored with its version, and another key forgets it."""
-    ann = world.caller("ann")
-    world.set(ann, key(world, "ann"), persist=True, validate="off")
-    assert world.status(ann)["validity"] is None
-    assert world.service.validate(ann, "openai").verdict == Verdict.VALID
-    assert world.status(ann)["validity"]["verdict"] == "valid"
-    world.set(ann, key(world, "other"), persist=True, validate="off")
-    assert world.status(ann)["validity"] is None
 
 
 @pytest.mark.parametrize("user", ["ann", None])
@@ -260,22 +225,6 @@ def test_a_refusal_of_the_sdks_client_marks_a_kept_key(world: World) -> None:
     with pytest.raises(Exception, match="401"):
         client.models.list()
     assert (world.status(ann)["state"], world.status(ann)["validity"]) == ("active", None)
-
-
-@pytest.mark.parametrize("persist", [True, False])
-def test_a_check_that_learns_nothing_lifts_no_refusal(make_world: Worlds, persist: bool) -> None:
-    """A refused key stays refused when its provider cannot be reached; the check is answered and logged as it was."""
-    world = make_world()
-    ann = world.caller("ann")
-    world.set(ann, key(world, "ann", "bad"), persist=persist, validate="off")
-    assert world.service.validate(ann, "openai").verdict == Verdict.INVALID
-    away = make_world(BYOK_BASE_URLS={"openai": "http://127.0.0.1:1/v1"}).with_keyring(
-        world.keyring
-    )
-    assert away.service.validate(ann, "openai").verdict == Verdict.UNREACHABLE
-    away.documents.engine.dispose()
-    assert world.status(ann)["state"] == "rejected"
-    assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")
 
 
 @pytest.mark.parametrize("persist", [True, False])

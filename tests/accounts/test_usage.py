@@ -117,14 +117,6 @@ def test_a_use_of_what_is_gone_is_counted(store: AccountStore) -> None:
     }
 
 
-def test_uses_at_once_are_all_counted(store: AccountStore) -> None:
-    """Eight threads that write the same new row at once lose nothing."""
-    key = store.create(make_record(), event_of())
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: store.usage.add(use_of(key)), range(80)))
-    assert count_of(store) == store.get(key.id, None).usage_count == 80
-
-
 def test_statistics(store: AccountStore) -> None:
     """Keys, uses and days are summed up for these owners alone."""
     now = utcnow()

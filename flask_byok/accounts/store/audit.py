@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
 
 from ...errors import ConfigurationError
 from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
-from ...storage.sql import Database
-from ...storage.tables import audit, audit_heads, canaries, credentials
+from ...storage.sql import HELD, HOLD, REPLACE, Database
+from ...storage.tables import audit, audit_heads, credentials
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
@@ -76,11 +75,6 @@ _REMAINS = select(
 _PRUNE = delete(audit).where(
     audit.c.owner == bindparam("of_owner"), audit.c.number <= bindparam("last")
 )
-_SEALED = select(canaries.c.sealed).where(canaries.c.name == bindparam("called"))
-_REPLACE = (
-    update(canaries).where(canaries.c.name == bindparam("called")).values(sealed=bindparam("text"))
-)
-
 T = TypeVar("T")
 
 
@@ -260,26 +254,20 @@ def hold_secret(database: Database) -> Callable[..., str]:
     """Return a function that keeps the log's sealed secret in the database; see ``sealing.keyring.Canary``."""
 
     def hold(name: str, sealed: str, *, replace: bool = False) -> str:
-        return database.call(_hold_text, database, name, sealed, replace)
+        values = {"called": name, "text": sealed}
+
+        def work(connection: Connection) -> str:
+            held: str | None = connection.execute(HELD, values).scalar()
+            if held is not None and not replace:
+                return held
+            if held is None and connection.execute(select(_h.owner).limit(1)).first():
+                raise ConfigurationError(_ROW_IS_GONE.format(name=name))
+            connection.execute(HOLD if held is None else REPLACE, values)
+            return sealed
+
+        return database.change(work)
 
     return hold
-
-
-def _hold_text(database: Database, name: str, sealed: str, replace: bool) -> str:
-    values = {"called": name, "text": sealed}
-    with database.transactions.single() as connection:
-        if replace:
-            connection.execute(_REPLACE, values)
-        held = connection.execute(_SEALED, values).scalar()
-        if held is None and connection.execute(select(_h.owner).limit(1)).first():
-            raise ConfigurationError(_ROW_IS_GONE.format(name=name))
-        if held is None:
-            try:
-                connection.execute(insert(canaries), {"name": name, "sealed": sealed})
-            except IntegrityError:
-                connection.rollback()  # another worker was first
-            held = connection.execute(_SEALED, values).scalar_one()
-        return str(held)
 
 
 def row_hash(secret: bytes, row: Mapping[str, Any]) -> str:

@@ -11,12 +11,10 @@ that decide what happens to it within the transaction.
 
 from __future__ import annotations
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
@@ -303,21 +301,15 @@ class AccountStore(KeyReader):
         *,
         seat: Seat,
         decide: Decide,
-        fingerprints: Mapping[str, str] = MappingProxyType({}),
-        ended: Mapping[str, Collection[str]] = MappingProxyType({}),
+        ended: Mapping[str, Collection[str]],
     ) -> dict[str, Outcome]:
         """Store records that leave a session, in one transaction, and return what became of each, by provider.
 
         A record is stored, and its version over, if ``decide`` returns ``promoted``.
 
         :param records: one owner's, sealed for them; each with the version that it has in the session.
-        :param fingerprints: of the keys, by version, for the log.
         :param ended: by a record's version, those of the session's records that it replaces.
         """
-        owners = {record.owner for record in records}
-        if len(owners) != 1:
-            raise ValueError("records of one owner are promoted together")
-        (owner,) = owners
 
         def work(chain: Chain) -> dict[str, Outcome]:
             outcomes: dict[str, Outcome] = {}
@@ -330,13 +322,12 @@ class AccountStore(KeyReader):
                     bool(_over(chain, [version])),
                 )
                 if outcome == "promoted":
-                    known = fingerprints.get(version, event.fingerprint)
-                    _end(chain, {version, *ended.get(version, ())})
-                    _put(chain, seated, dataclasses.replace(event, fingerprint=known))
+                    _end(chain, {version, *ended[version]})
+                    _put(chain, seated, event)
                 outcomes[record.provider] = outcome
             return outcomes
 
-        return self.audit.change(owner, work)
+        return self.audit.change(records[0].owner, work)
 
     def end(
         self, owner: str, versions: Collection[str], event: AuditEvent, subject: Subject

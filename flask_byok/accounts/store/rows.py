@@ -50,10 +50,6 @@ _place_of: Callable[[Any], tuple[str, str]] = itemgetter(
 #: Raised by a column with a value that this package never writes.
 _IMPOSSIBLE = (TypeError, ValueError, OverflowError, OSError)
 _NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
-_CHANGEABLE = {
-    *("label", "description", "active", "expires_at"),
-    *("ciphertext", "hint", "validity", "set_at"),
-}
 
 OVER: Select[str] = select(promotions.c.origin).where(
     promotions.c.owner == bindparam("of_owner"),
@@ -237,9 +233,9 @@ def to_record(row: Any) -> CredentialRecord:
         return _as_written(row)
     except _IMPOSSIBLE:
         # Neither off nor expired nor checked, so that its state is that of its ciphertext.
-        none = {"expires_at": None, "set_at": None, "last_used_at": None, "verdict": None}
-        times = {name: _possible(getattr(row, name)) for name in ("created_at", "updated_at")}
-        return _as_written(row._replace(ciphertext="", active=True, **none, **times))
+        times = dict.fromkeys(("expires_at", "set_at", "last_used_at", "verdict"))
+        times |= {"created_at": 0, "updated_at": 0}
+        return _as_written(row._replace(ciphertext="", active=True, **times))
 
 
 def _as_written(row: Any) -> CredentialRecord:
@@ -262,14 +258,6 @@ def _as_written(row: Any) -> CredentialRecord:
         id=row.id,
         set_at=_moment(row.set_at),
     )
-
-
-def _possible(stored: Any) -> int:
-    try:
-        from_milliseconds(stored)
-    except _IMPOSSIBLE:
-        return 0
-    return int(stored)
 
 
 def _verdict(row: Any) -> RecordedVerdict | None:
@@ -309,12 +297,7 @@ def new_values(record: CredentialRecord) -> dict[str, Any]:
 
 
 def changed_values(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that a change sets; without ``verdict`` among them the verdict stays.
-
-    :raises KeyError: another field cannot be changed.
-    """
-    if unknown := set(changes) - _CHANGEABLE:
-        raise KeyError(*unknown)
+    """Return the columns that a change sets; without ``verdict`` among them the verdict stays."""
     times = {name: _stored(changes[name]) for name in ("expires_at", "set_at") if name in changes}
     values = {**changes, **times, "updated_at": to_milliseconds(utcnow())}
     verdict = values.pop("validity", None)
