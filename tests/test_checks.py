@@ -278,14 +278,11 @@ def read(body: object) -> tuple[str, ...]:
     return read_models(Answer(200, json.dumps(body).encode()))
 
 
-def test_openais_shape() -> None:
-    """`data[].id`, each name once and in order."""
+def test_lists_of_models() -> None:
+    """Names stand in `data[].id`, or in `models[].name` after `models/`: each once, in order, at most 200."""
     assert read({"data": [{"id": "b"}, {"id": "a"}, {"id": "b"}]}) == ("b", "a")
-
-
-def test_googles_shape() -> None:
-    """`models[].name` without its `models/`."""
     assert read({"models": [{"name": "models/gemini-2.5-pro"}]}) == ("gemini-2.5-pro",)
+    assert len(read({"data": [{"id": f"m{number}"} for number in range(500)]})) == MAX_MODELS
 
 
 @pytest.mark.parametrize(
@@ -296,11 +293,6 @@ def test_googles_shape() -> None:
 def test_anything_else_is_no_model(body: object) -> None:
     """What is not a printable name of 1 to 200 characters is left out."""
     assert read(body) == ()
-
-
-def test_at_most_200_are_kept() -> None:
-    """A long list is cut."""
-    assert len(read({"data": [{"id": f"m{number}"} for number in range(500)]})) == MAX_MODELS
 
 
 @pytest.mark.parametrize(

@@ -202,38 +202,25 @@ def test_the_loader_may_return_any_id(tmp_path: Path, user: Any) -> None:
     assert (caller.user, caller.teams, caller.admin) == (str(user), ("1", "b"), True)
 
 
-@pytest.mark.parametrize("user", ["x" * 251, "a\0b", "\ud800"])
-def test_an_id_that_no_database_takes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, user: str
+@pytest.mark.parametrize(
+    ("user", "teams", "said"),
+    [
+        *((user, (), "owner_loader") for user in ("x" * 251, "a\0b", "\ud800")),
+        # Otherwise all users would be one, and each letter a team.
+        *((user, (), "owner_loader returned a") for user in (True, b"7")),
+        *(("ann", teams, "Return a list") for teams in ("red", b"red")),
+    ],
+)
+def test_loaders_that_return_no_ids(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, user: Any, teams: Any, said: str
 ) -> None:
-    """An id that cannot be stored is the host's mistake, and the log says which loader made it."""
+    """What cannot be an id or a list of ids is the host's mistake: the log says which loader made it."""
     app = make_app(tmp_path)
     app.byok.owner_loader(lambda: user)
-    assert browser(app).get("/api/providers/keys").status_code == 500
-    assert "owner_loader" in caplog.text
-
-
-@pytest.mark.parametrize("user", [True, b"7"])
-def test_what_is_no_id(tmp_path: Path, caplog: pytest.LogCaptureFixture, user: Any) -> None:
-    """A truth value or bytes are refused as an id, and the log says so: otherwise all users would be one."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: user)
-    answer = browser(app).get("/api/providers/keys")
-    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
-    assert "owner_loader returned a" in caplog.text
-
-
-@pytest.mark.parametrize("teams", ["red", b"red"])
-def test_one_text_is_no_list_of_teams(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, teams: Any
-) -> None:
-    """A team_loader that returns one text does not make its letters teams; the log says to return a list."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: "ann")
     app.byok.team_loader(lambda: teams)
     answer = browser(app).get("/api/providers/keys")
     assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
-    assert "Return a list" in caplog.text
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800"])

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
 
 from flask_byok.errors import ByokError, StoreError
 from flask_byok.keys import traffic as module
@@ -31,7 +30,6 @@ from flask_byok.model.credential import (
 )
 from flask_byok.model.owner import Caller, SessionRef, Tier
 from flask_byok.testing import FakeProviders
-from tests.patience import soon
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
 
@@ -429,31 +427,3 @@ def test_a_refusal_is_counted_once(make_world: MakeWorld) -> None:
             list(world.service.provider(ann, "openai").stream_chat(HELLO))
     assert counted(world, "user:ann") == {"rejected": 1}
     assert world.accounts.get(key.id, None).usage_count == 0
-
-
-@pytest.mark.parametrize("held", ["byok_usage", "byok_credentials"])
-def test_no_stream_waits_for_a_row(make_world: MakeWorld, held: str) -> None:
-    """While another transaction holds the row of a shared key or of its count, chats go on as fast."""
-    world = make_world()
-    if world.documents.engine.dialect.name == "sqlite":
-        take, give = "BEGIN IMMEDIATE", "ROLLBACK"  # the whole file
-    else:
-        take, give = f"BEGIN; SELECT * FROM {held} FOR UPDATE", "ROLLBACK"
-    world.keep("system", world.fake.api_key("openai"))
-    ann = world.caller("ann")
-
-    def chat() -> None:
-        list(world.service.provider(ann, "openai").stream_chat(HELLO))
-
-    chat()
-    assert counted(world, "system") == {"used": 1}
-    with world.documents.engine.connect() as connection:
-        connection.exec_driver_sql(take)
-        for _ in range(11):
-            with soon():  # who waited for the row would wait 20 s, or 5 s on SQLite
-                chat()
-        connection.exec_driver_sql(give)
-    wait_until(lambda: counted(world, "system") == {"used": 12}, "the counts")
-    with world.documents.engine.connect() as connection:
-        count = connection.execute(text("SELECT usage_count FROM byok_credentials")).scalar()
-    assert count == 12

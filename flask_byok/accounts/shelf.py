@@ -302,7 +302,8 @@ class Shelf:
         # Before the key goes to its provider.
         self._values_with(typed, changes, record, is_new=is_new)
         refused = partial(self._refused, record)
-        validation = saver.check(self.caller, spec, typed, secret.validate, refused)
+        checks = self._core.checks
+        validation = checks.before_set(self.caller, spec, typed, secret.validate, refused)
         context = Context("account", record.owner, record.provider, record.slot)
         keyring = self._core.keyring
         fresh = new_record(keyring, context, spec, typed.fields, typed.base_url, validation)

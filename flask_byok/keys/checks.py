@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..catalog.spec import Answer, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
@@ -18,7 +18,7 @@ from ..model.owner import Caller, Tier
 from ..settings import Settings, ValidateOnSet
 from .ports import Accounts
 from .sessions import Sessions
-from .typed import Typed
+from .typed import Typed, require_word
 
 _logger = logging.getLogger(__name__)
 
@@ -183,14 +183,19 @@ class Checks:
         spec: ProviderSpec,
         typed: Typed,
         asked: ValidateOnSet | None,
+        refused: Callable[[Typed, str], None] | None = None,
         *,
         ask: bool = True,
     ) -> Validation | None:
         """Check a key before it is stored, as strictly as asked; None if it is stored unchecked.
 
+        :param refused: logs that the check forbade storing the key.
         :param ask: off: only recognise admin keys, without a call.
+        :raises InvalidFieldError: ``asked`` is another word.
         :raises KeyRefusedError: it must not be stored.
         """
+        if asked is not None:
+            require_word(asked, "validate", get_args(ValidateOnSet))
         mode = asked or self._settings.validate_on_set
         if not ask:
             mode = "off"
@@ -204,6 +209,8 @@ class Checks:
         if validation is None:
             return None
         if validation.valid is False or (mode == "require" and validation.valid is None):
+            if refused is not None:
+                refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 

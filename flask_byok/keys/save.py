@@ -5,12 +5,11 @@ Sessions, accounts, records, commands and imports all use it; they differ only i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
 from ..catalog import Catalog, ProviderSpec
-from ..errors import KeyRefusedError
 from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
@@ -22,7 +21,7 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from ..settings import Settings, ValidateOnSet
+from ..settings import Settings
 from .checks import Checks, Notify
 from .ports import Accounts
 from .sessions import Sessions
@@ -86,7 +85,7 @@ class Saver:
         typed, new = self.read(spec, new)
         to.admit(typed)
         ask = not new.imported
-        validation = self.check(caller, spec, typed, new.validate, to.refused, ask=ask)
+        validation = self.checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
         fields, base_url = typed.fields, typed.base_url
         record = new_record(self.keyring, to.context, spec, fields, base_url, validation, new)
         stored = to.store(record, typed)
@@ -105,28 +104,6 @@ class Saver:
         label = clean_text(new.label, "label", typed.fields, self.catalog)
         description = clean_text(new.description, "description", typed.fields, self.catalog)
         return typed, replace(new, label=label, description=description, expires_at=expires_at)
-
-    def check(
-        self,
-        caller: Caller,
-        spec: ProviderSpec,
-        typed: Typed,
-        asked: ValidateOnSet | None,
-        refused: Callable[[Typed, str], None],
-        *,
-        ask: bool = True,
-    ) -> Validation | None:
-        """Check a key as strictly as asked.
-
-        :param refused: logs that the check forbade storing the key.
-        :param ask: off: only recognise admin keys, without a call.
-        :raises KeyRefusedError: it must not be stored.
-        """
-        try:
-            return self.checks.before_set(caller, spec, typed, asked, ask=ask)
-        except KeyRefusedError as error:
-            refused(typed, error.validation.verdict)
-            raise
 
     def tell(self, event: str, record: CredentialRecord) -> None:
         """Send a signal about a record: its provider, tier and hint."""

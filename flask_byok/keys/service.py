@@ -271,8 +271,7 @@ class Service:
         """Delete the keys that a visitor saved before this caller signed in."""
         if not caller.authenticated:
             return []
-        cleared: list[str] = self.sessions.clear(session, caller.identity, providers, visitor=True)
-        return cleared
+        return self.sessions.clear(session, caller.identity, providers, visitor=True)
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner whom the host deletes, and return the providers that had keys."""

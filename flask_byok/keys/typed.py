@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict
 
 from ..catalog import Field, ProviderSpec
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
@@ -45,9 +45,6 @@ class NewKey:
     persist: bool = False
     imported: bool = False
 
-    def __post_init__(self) -> None:
-        _require_mode(self.validate)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSecret:
@@ -56,9 +53,6 @@ class NewSecret:
     fields: Mapping[str, Secret]
     base_url: str | None = None
     validate: ValidateOnSet | None = None
-
-    def __post_init__(self) -> None:
-        _require_mode(self.validate)
 
     @property
     def given(self) -> dict[str, Secret]:
@@ -216,11 +210,6 @@ def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
         return check_personal_base_url(base_url, allow_private=settings.allow_private_endpoints)
     except EndpointNotAllowedError as error:
         raise EndpointNotAllowedError(str(error), provider=spec.id) from None
-
-
-def _require_mode(validate: object) -> None:
-    if validate is not None:
-        require_word(validate, "validate", get_args(ValidateOnSet))
 
 
 # the texts beside a key

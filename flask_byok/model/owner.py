@@ -83,13 +83,6 @@ class Caller:
         """Name whose attempts are counted: the user's, else the address's, as a visitor can always start again."""
         return self.identity or f"address:{self.address}"
 
-    @property
-    def owner(self) -> str | None:
-        """Name the owner that this caller is: the user, else the session, else None."""
-        if self.user is not None:
-            return self.identity
-        return None if self.session is None else f"session:{self.session.ref}"
-
     def account_owners(self) -> list[tuple[Tier, str]]:
         """Name the owners whose keys in the database may serve this caller, with their tiers, in order."""
         mine = [(Tier.USER, self.identity)] if self.authenticated else []

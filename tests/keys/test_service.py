@@ -22,7 +22,6 @@ from flask_byok.errors import (
     MissingCredentialError,
     OwnerRequiredError,
     ProviderLockedError,
-    RateLimitedError,
     RejectedCredentialError,
     SessionRequiredError,
     StoreError,
@@ -315,25 +314,7 @@ def test_cap_on_lifetime(make_world: MakeWorld) -> None:
         assert latest - timedelta(minutes=2) < expires_at < latest
 
 
-# clear
-
-
 # validate
-
-
-def test_validate_key_in_use(world: World) -> None:
-    """The key in use is checked, its verdict noted, and a refused one is not used until it is good again."""
-    ann, mine = world.caller(), key(world, owner="in use")
-    world.set(ann, mine, validate="off")
-    world.fake.add_key("openai", mine, "bad")
-    assert world.service.validate(ann, "openai").verdict is Verdict.INVALID
-    assert world.status(ann)["state"] == "rejected"
-    with pytest.raises(RejectedCredentialError) as caught:
-        world.service.resolve(ann, "openai")
-    assert caught.value.tier == "session"
-    world.fake.add_key("openai", mine, "good")
-    assert world.service.validate(ann, "openai").verdict is Verdict.VALID
-    assert world.service.resolve(ann, "openai").api_key == mine
 
 
 def test_validate_operators_key(make_world: MakeWorld) -> None:
@@ -480,19 +461,6 @@ def test_visitors_keys_wait(make_world: MakeWorld) -> None:
     world.service.validate(user, "openai")
     assert {call.api_key for call in world.fake.calls} == {ENV_KEY}
     assert world.status(user)["promotable"]
-
-
-def test_promote_keeps_what_waits(world: World) -> None:
-    """Promoted keys are the account's, with label, verdict and end; nothing waits any more."""
-    visitor = world.caller()
-    ends = utcnow() + timedelta(hours=2)
-    world.set(visitor, key(world, "restricted"), label="work", expires_at=ends)
-    before = world.status(visitor)
-    user = dataclasses.replace(visitor, user="7")
-    assert world.service.promote(user) == {"promoted": ["openai"], "kept": []}
-    assert world.status(user) == before | {"source": "user", "tiers": ["user"]}
-    assert world.service.resolve(user, "openai").api_key == key(world, "restricted")
-    assert world.service.promote(user) == {"promoted": [], "kept": []}
 
 
 def test_promoted_key_is_sealed_for_the_user(world: World) -> None:
@@ -642,31 +610,6 @@ def test_store_that_does_not_answer(make_world: MakeWorld) -> None:
     assert skipping.status(ann)["source"] == "env"
     with pytest.raises(StoreError):
         verbs[0](skipping)
-
-
-# rates
-
-
-def test_rates(make_world: MakeWorld) -> None:
-    """Setting and checking are limited apart, a user by identity, a visitor by address."""
-    world = make_world(BYOK_SET_RATE="2/minute", BYOK_VALIDATE_RATE="1/minute")
-    ann = world.caller(user="ann")
-    fields = {"api_key": Secret(key(world))}
-    for _ in range(2):
-        with pytest.raises(MalformedApiKeyError):
-            world.set(ann, "short")
-    with pytest.raises(RateLimitedError) as caught:
-        world.set(ann, key(world))
-    assert 0 < caught.value.retry_after <= 60
-    world.service.validate(ann, "openai", fields)
-    with pytest.raises(RateLimitedError):
-        world.service.validate(ann, "openai", fields)
-    world.set(world.caller(user="ben", sid="sid-2"), key(world))
-    world.service.validate(world.caller(sid="sid-3"), "openai", fields)
-    with pytest.raises(RateLimitedError):  # another session, the same address
-        world.service.validate(world.caller(sid="sid-4"), "openai", fields)
-    elsewhere = dataclasses.replace(world.caller(sid="sid-4"), address="192.0.2.2")
-    world.service.validate(elsewhere, "openai", fields)
 
 
 # several at once
