@@ -157,13 +157,6 @@ def test_our_tables_among_the_hosts(host: Host) -> None:
     assert {"memos", *metadata.tables} <= host.tables()
 
 
-def test_without_our_metadata_the_check_speaks_up(host: Host) -> None:
-    """A host that forgets our metadata is told so by ``flask db check``: its next migration would drop our tables."""
-    host.begin(with_ours=False)
-    with pytest.raises(SystemExit):
-        host.check()
-
-
 def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, url: str) -> None:
     """With the page's other lines the host's migrations do not see our tables, though nothing is said in ``env.py``."""
     host = Host(tmp_path, fake, url, written=LEAVE)

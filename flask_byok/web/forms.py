@@ -23,6 +23,7 @@ from .caller import current_caller, get_state
 from .text import OUTCOMES, REASONS, VERDICTS
 
 Kind = Literal["success", "warning", "error"]
+_KINDS: dict[bool | None, Kind] = {True: "success", False: "error", None: "warning"}
 
 #: The query's parameters, by the outcome's attributes.
 _PARAMETERS = {
@@ -226,7 +227,8 @@ def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
     known = VERDICTS.get(outcome.verdict, "")
     if outcome.code == "validated" and known:
         name = names.get(outcome.provider)
-        return Notice(_kind(outcome.verdict), f"{name}: {known}" if name else known)
+        kind = _KINDS[Verdict(outcome.verdict).valid]
+        return Notice(kind, f"{name}: {known}" if name else known)
     if outcome.code not in OUTCOMES:
         return None
     said = OUTCOMES[outcome.code]
@@ -257,8 +259,3 @@ def local_path(url: str | None) -> str | None:
 def _foreign(query: str) -> list[tuple[str, str]]:
     pairs = parse_qsl(query, keep_blank_values=True)
     return [(name, value) for name, value in pairs if name not in _PARAMETERS.values()]
-
-
-def _kind(verdict: str) -> Kind:
-    kinds: dict[bool | None, Kind] = {True: "success", False: "error", None: "warning"}
-    return kinds[Verdict(verdict).valid]

@@ -44,17 +44,14 @@ def problem(error: ByokError) -> Problem:
     detail = str(error)
     if isinstance(error, ConfigurationError):
         _logger.error("%s", detail)
-        detail = detail if _for_developers() else NOT_SET_UP
+        if not (has_app_context() and (current_app.debug or current_app.testing)):
+            detail = NOT_SET_UP
     body = _body(error.status, error.code, error.title, detail)
     if error.provider is not None:
         body["provider"] = error.provider
     if isinstance(error, KeyRefusedError):
         body["validation"] = error.validation.to_dict()
     return body
-
-
-def _for_developers() -> bool:
-    return has_app_context() and (current_app.debug or current_app.testing)
 
 
 def problem_response(error: ByokError) -> Response:

@@ -27,10 +27,11 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
+from ..keys.service import Service
 from ..keys.status import ServiceFacts
 from ..keys.typed import Changes, NewSecret
 from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
-from ..model.owner import LONGEST_ID
+from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
 from .caller import current_caller, get_state
 from .guards import asks_for_value, keep_from_logs
@@ -235,24 +236,13 @@ def _if_match(record: CredentialRecord) -> int | None:
 # the routes
 
 
-def _own_keys() -> Shelf:
-    state = get_state()
-    shelf: Shelf = state.service.own_records(current_caller(state))
-    return shelf
-
-
-def _shared_keys() -> Shelf:
-    state = get_state()
-    shelf: Shelf = state.service.shared_records(current_caller(state))
-    return shelf
-
-
-def _open(keys: Callable[[], Shelf], id: str | None = None) -> list[Any]:
+def _open(records: Callable[[Service, Caller], Any], id: str | None = None) -> list[Any]:
     """Return the shelf and the record that a call is about.
 
     Who asks, and for what, is looked at first: a caller who may not see the record learns nothing else.
     """
-    shelf = keys()
+    state = get_state()
+    shelf = records(state.service, current_caller(state))
     if id is None:
         return [shelf]
     if not _ID.fullmatch(id):
@@ -264,12 +254,12 @@ def _open(keys: Callable[[], Shelf], id: str | None = None) -> list[Any]:
 def _routes(
     base: str,
     tag: str,
-    keys: Callable[[], Shelf],
+    records: Callable[[Service, Caller], Any],
     list_them: Callable[..., Page],
     create: Callable[..., CheckedRecord],
 ) -> Iterator[Route]:
     """Yield the calls on one shelf; ``tag`` is ``records`` or ``admin``."""
-    opener, prefix = partial(_open, keys), "" if tag == "records" else f"{tag}_"
+    opener, prefix = partial(_open, records), "" if tag == "records" else f"{tag}_"
 
     def route(
         method: str, path: str, name: str, call: Callable[..., Any], *problems: type[ByokError]
@@ -296,7 +286,7 @@ def _routes(
 
 
 ROUTES = (
-    *_routes("/keys", "records", _own_keys, list_own, create_own),
+    *_routes("/keys", "records", Service.own_records, list_own, create_own),
     Route("GET", "/keys/services", "services", "records", list_services),
-    *_routes("/admin/keys", "admin", _shared_keys, list_shared, create_shared),
+    *_routes("/admin/keys", "admin", Service.shared_records, list_shared, create_shared),
 )

@@ -46,16 +46,12 @@ from .problems import problem_response
 
 #: Our entries in the host's session data: the ref, and the identity of its signed-in user.
 MARKER, OWNER = "_byok", "_byok_owner"
-
 # The marker of a session that was emptied while the store was down.
 _TO_END = "to end"
-
 _ENVIRON = "flask_byok.session"
-
-_logger = logging.getLogger("flask_byok.web")
-
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
+_logger = logging.getLogger("flask_byok.web")
 
 #: A session store that takes longer to fail, in seconds, is left alone for a while.
 SLOW_FAULT = 0.05
@@ -307,9 +303,7 @@ def _shed_stale_context() -> None:
 class UnavailableSession(dict[str, Any], SessionMixin):
     """A session whose store does not answer: reading or writing it raises ``StoreError``."""
 
-    modified = False
-    accessed = False
-    answered = False
+    modified = accessed = answered = False
 
     @property
     def sid(self) -> str:

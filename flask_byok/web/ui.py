@@ -88,7 +88,7 @@ class UI:
         except ByokError as error:
             reason = text.REASONS.get(error.code, error.title)
             return {"error": error, "failure": reason, "rows": []}
-        now = utcnow()
+        now, asked = utcnow(), get_state().service.lookup.tiers
         return {
             "error": None,
             "failure": None,
@@ -97,7 +97,7 @@ class UI:
             ],
             "can_choose": Tier.SESSION in self._settings.precedence,
             "dates": expiry_dates(now, self._settings.max_key_lifetime),
-            "precedence": _precedence(found["precedence"]),
+            "precedence": [text.TIERS[tier] for tier in found["precedence"] if tier in asked],
             "storage": found["storage"],
             "csrf_token": found["csrf_token"],
         }
@@ -135,11 +135,6 @@ def _present_url() -> str:
 
 def _notice(rows: list[dict[str, Any]]) -> Notice | None:
     return notice(Outcome.read(request.args), {row["provider"]: row["name"] for row in rows})
-
-
-def _precedence(tiers: Sequence[str]) -> list[str]:
-    asked = get_state().service.lookup.tiers
-    return [text.TIERS[tier] for tier in tiers if tier in asked]
 
 
 @cache

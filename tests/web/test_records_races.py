@@ -160,25 +160,6 @@ def test_eight_processes_for_long(database_url: str, tmp_path: Path) -> None:
     _race(tmp_path, database_url, 500)
 
 
-def test_two_creates_at_once(make_host: MakeHost) -> None:
-    """Of two creates at once one is answered 201 and the other 409."""
-    host = make_host(BYOK_VALIDATE_ON_SET="off")
-    clients = [keeper(host, "ann") for _ in range(2)]
-    together = Barrier(2)
-
-    def create(client: Keeper) -> TestResponse:
-        together.wait()
-        return client.ask("POST", OWN, {"provider": "openai", "api_key": "k-12345678"})
-
-    with ThreadPoolExecutor(2) as pool:
-        for _ in range(20):
-            answers = sorted(pool.map(create, clients), key=lambda answer: answer.status_code)
-            assert [answer.status_code for answer in answers] == [201, 409]
-            assert answers[1].get_json()["code"] == "key_exists"
-            path = answers[0].headers["Location"]
-            assert clients[0].ask("DELETE", path).status_code == 204
-
-
 def test_creates_at_once_share_the_slots(make_host: MakeHost) -> None:
     """Of simultaneous creates as many succeed as there are free slots, each with its own slot."""
     host = make_host(BYOK_VALIDATE_ON_SET="off", BYOK_KEYS_PER_PROVIDER=3)
@@ -194,23 +175,6 @@ def test_creates_at_once_share_the_slots(make_host: MakeHost) -> None:
         assert sorted(pool.map(create, clients)) == [201, 201, 201, 409]
     assert sorted(record["slot"] for record in clients[0].records()) == ["", "2", "3"]
     assert all(record["state"] == "active" for record in clients[0].records())
-
-
-def test_a_label_and_a_key_at_once(make_host: MakeHost) -> None:
-    """Of a key and a label that contains it, sent at the same time, one is stored; without If-Match neither is 412."""
-    host = make_host(BYOK_VALIDATE_ON_SET="off")
-    clients, together = [keeper(host, "ann") for _ in range(2)], Barrier(2)
-    record = clients[0].keep("k-12345678")
-
-    def change(number: int, body: dict[str, str]) -> int:
-        together.wait()
-        return clients[number].ask("PATCH", f"{OWN}/{record['id']}", body).status_code
-
-    with ThreadPoolExecutor(2) as pool:
-        for trial in range(20):
-            api_key = f"own-gateway-{trial:08}"
-            bodies = [{"label": f"it is {api_key}"}, {"api_key": api_key}]
-            assert sorted(pool.map(change, range(2), bodies)) == [200, 422]
 
 
 def test_labels_at_once(make_host: MakeHost) -> None:

@@ -17,7 +17,7 @@ from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
 from flask_byok.web.host import index_key
 from flask_byok.web.session_binding import MARKER, SessionGuard
-from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
+from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
 
 
 class CountingStore:
@@ -361,26 +361,6 @@ def test_the_session_within_a_stream(app: HostApp, visitor: Browser, fake: FakeP
 
     visitor.save(_key(fake))
     assert visitor.get("/late").text == "key session"
-
-
-def test_apps_in_one_process_are_apart(tmp_path: Path, fake: FakeProviders) -> None:
-    """Apps have their own settings, keyrings, stores and prefixes, also with one BYOK object."""
-    one = make_app(tmp_path / "one", fake)
-    two = make_app(
-        tmp_path / "two",
-        fake,
-        BYOK_ENCRYPTION_KEY="6b" * 32,
-        BYOK_URL_PREFIX="/v2",
-        BYOK_PROVIDERS=["groq"],
-    )
-    first, second = browser(one), browser(two)
-    first.save(_key(fake))
-    rows = second.get("/v2/providers/keys").get_json()["providers"]
-    assert [row["provider"] for row in rows] == ["groq"]
-    assert second.get(KEYS).status_code == 404
-    assert first.status()["has_key"] is True
-    assert get_state(one).service is not get_state(two).service
-    assert get_state(one).binding is not get_state(two).binding
 
 
 def test_a_rotated_encryption_key_keeps_sessions(tmp_path: Path, fake: FakeProviders) -> None:
