@@ -138,10 +138,6 @@ class Outbound:
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
         return client.observed(observe)
 
-    def async_client(self) -> httpx2.AsyncClient:
-        """Return an async client that rejects every call, for SDKs that insist on having one."""
-        return self._transport.sync_only_client()
-
     def fetch(
         self,
         endpoint: Endpoint,

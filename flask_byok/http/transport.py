@@ -253,9 +253,6 @@ class _NoCookies(CookieJar):
     def set_cookie(self, cookie: Cookie) -> None:
         """Drop the cookie."""
 
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Drop the cookies."""
-
 
 class KeylessClient(httpx2.Client):
     """A client that holds no key and no cookie, follows no redirect and knows no environment.
