@@ -10,7 +10,6 @@ from flask_byok.catalog import (
     PROVIDERS,
     Catalog,
     CheckSpec,
-    Field,
     ProviderSpec,
     Rule,
 )
@@ -149,17 +148,6 @@ def test_malformed_ids(bad: str) -> None:
     """An id has lower-case letters, digits and underscores: it stands in URLs, names and contexts."""
     with pytest.raises(ConfigurationError, match="Provider id"):
         ProviderSpec(id=bad, name="Bad")
-
-
-def test_field_as_json() -> None:
-    """A field has the JSON form that status shows."""
-    assert Field(placeholder="sk-…").to_dict() == {
-        "name": "api_key",
-        "label": "API key",
-        "secret": True,
-        "required": True,
-        "placeholder": "sk-…",
-    }
 
 
 def check(status: int, body: bytes, *secrets: str) -> Verdict:

@@ -19,8 +19,8 @@ from typing import Any, cast
 import httpcore2
 import httpx2
 
-from .addresses import AddressRule
-
+#: Returns True if an address may be connected to.
+AddressRule = Callable[[str], bool]
 #: (scheme, host, port) as httpx2 normalises them.
 Origin = tuple[str, str, int]
 #: Resolves names as ``socket.getaddrinfo`` does.
@@ -252,9 +252,6 @@ class _NoCookies(CookieJar):
 
     def set_cookie(self, cookie: Cookie) -> None:
         """Drop the cookie."""
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Drop the cookies."""
 
 
 class KeylessClient(httpx2.Client):

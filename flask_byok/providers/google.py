@@ -24,6 +24,8 @@ class GoogleProvider(BaseProvider, adapter="google"):
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions
 
+        from ..http.transport import sync_only_client
+
         # Everything is named: the SDK looks into the environment for each omitted argument.
         client = Client(
             api_key=self.api_key,
@@ -36,7 +38,7 @@ class GoogleProvider(BaseProvider, adapter="google"):
                 retry_options=HttpRetryOptions(attempts=1 + self._options.get("max_retries", 0)),
                 headers=self._options.get("default_headers"),
                 httpx_client=http_client,
-                httpx_async_client=self._outbound.async_client(),
+                httpx_async_client=sync_only_client(),
                 async_client_args={"ssl": self._outbound.tls},
             ),
         )

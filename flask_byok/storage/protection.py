@@ -19,6 +19,8 @@ from ..errors import ConfigurationError, RateLimitedError
 #: All visitors together have this many times the rate of one.
 OVERALL = 50
 
+#: Faults in a row that open a breaker, and the seconds that it is open for.
+_FAULTS, _OPEN_FOR = 2, 1.0
 # Prefix of a visitor's owner name; the network address follows.
 _VISITOR = "address:"
 
@@ -26,18 +28,11 @@ _VISITOR = "address:"
 class Breaker:
     """Counts the faults of one store in this process, and decides if it may be asked.
 
-    After ``faults`` in a row it is open for ``open_for`` seconds: no caller asks. Then one caller
-    probes, and its outcome decides for all.
+    After two in a row it is open for a second: no caller asks. Then one caller probes, and its outcome
+    decides for all.
     """
 
-    def __init__(
-        self,
-        faults: int = 2,
-        open_for: float = 1.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._limit = faults
-        self._open_for = open_for
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._faults = 0
@@ -64,8 +59,8 @@ class Breaker:
         """Note that the store did not answer."""
         with self._lock:
             self._faults += 1
-            if self._faults >= self._limit:
-                self._open_until = self._clock() + self._open_for
+            if self._faults >= _FAULTS:
+                self._open_until = self._clock() + _OPEN_FOR
 
     def _may_probe(self) -> bool:
         with self._lock:
@@ -75,7 +70,7 @@ class Breaker:
             if now < self._open_until:
                 return False
             # If this caller never reports, another one may probe after the same time.
-            self._open_until = now + self._open_for
+            self._open_until = now + _OPEN_FOR
             return True
 
 

@@ -10,18 +10,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from typing import Any, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Table,
-    bindparam,
-    delete,
-    exc,
-    insert,
-    select,
-    text,
-    update,
-)
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, Table, exc
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
@@ -51,7 +41,7 @@ REFUSED = (
     "what 'flask byok db sql' prints, and grant it SELECT, INSERT, UPDATE and DELETE on them."
 )
 # For one transaction.
-_RAISE_LIMITS = text(
+_RAISE_LIMITS = sa.text(
     "SELECT set_config('lock_timeout', :limit, true), set_config('statement_timeout', :limit, true)"
 )
 
@@ -176,7 +166,12 @@ class Database:
 
     def run(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
         """Run a function as ``call`` does, on a connection whose statements each commit by themselves."""
-        return self._guarded(limit, lambda: self._twice(lambda: self._on_one(work)))
+
+        def on_one() -> T:
+            with self.transactions.single() as connection:
+                return work(connection)
+
+        return self._guarded(limit, lambda: self._twice(on_one))
 
     def change(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
@@ -222,10 +217,6 @@ class Database:
         self._prepare()
         return function()
 
-    def _on_one(self, work: Callable[[Connection], T]) -> T:
-        with self.transactions.single() as connection:
-            return work(connection)
-
     def _transaction(self, work: Callable[[Connection], T]) -> T:
         for attempt in range(TRIES):
             committing = False
@@ -265,16 +256,11 @@ _PAUSE, _SHORT_PAUSE = 60, 1
 _document, _name, _canary = session_documents.c, session_names.c, canaries.c
 
 # Built once, as each call of the session tier needs one of these.
-_LOAD = select(_document.revision, _document.body).where(_document.ref == bindparam("of_ref"))
+_LOAD = sa.select(_document.revision, _document.body).where(_document.ref == sa.bindparam("of_ref"))
 _SWAP = (
-    update(session_documents)
-    .where(_document.ref == bindparam("of_ref"), _document.revision == bindparam("seen"))
-    .values({name: bindparam(name) for name in ("revision", "body", "expires_at")})
-)
-HELD = select(_canary.sealed).where(_canary.name == bindparam("called"))
-HOLD = insert(canaries).values(name=bindparam("called"), sealed=bindparam("text"))
-REPLACE = (
-    update(canaries).where(_canary.name == bindparam("called")).values(sealed=bindparam("text"))
+    sa.update(session_documents)
+    .where(_document.ref == sa.bindparam("of_ref"), _document.revision == sa.bindparam("seen"))
+    .values({name: sa.bindparam(name) for name in ("revision", "body", "expires_at")})
 )
 
 
@@ -313,7 +299,7 @@ class SqlDocuments:
 
     def find(self, sid: str) -> str | None:
         """Return the ref that a session id leads to, or None."""
-        query = select(_name.ref).where(_name.sid == sid, _name.expires_at > self._clock())
+        query = sa.select(_name.ref).where(_name.sid == sid, _name.expires_at > self._clock())
         return self._database.run(lambda connection: connection.execute(query).scalar())
 
     def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
@@ -323,20 +309,22 @@ class SqlDocuments:
         free = (_name.ref == (instead_of or "")) | (_name.expires_at <= now)
 
         def work(connection: Connection) -> str:
-            if connection.execute(update(session_names).where(there, free).values(values)).rowcount:
+            if connection.execute(
+                sa.update(session_names).where(there, free).values(values)
+            ).rowcount:
                 return ref
-            held = connection.execute(select(_name.ref).where(there)).scalar()
+            held = connection.execute(sa.select(_name.ref).where(there)).scalar()
             if (
                 held is None
             ):  # of two that insert at once, one meets the other's row and looks again
-                connection.execute(insert(session_names).values(sid=sid, **values))
+                connection.execute(sa.insert(session_names).values(sid=sid, **values))
             return held or ref
 
         return self._database.change(work)
 
     def forget(self, sid: str, ref: str) -> None:
         """Let a session id lead nowhere if it leads to this ref."""
-        self._execute(delete(session_names).where(_name.sid == sid, _name.ref == ref))
+        self._execute(sa.delete(session_names).where(_name.sid == sid, _name.ref == ref))
 
     def load(self, ref: str) -> tuple[str, bytes] | None:
         """Return a document's revision and body, or None."""
@@ -348,7 +336,7 @@ class SqlDocuments:
         """Replace a document if its revision is still ``seen`` (None: if there is none)."""
         values = {"revision": revision, "body": body, "expires_at": self._clock() + ttl}
         if seen is None:
-            self._execute(insert(session_documents).values(ref=ref, **values))
+            self._execute(sa.insert(session_documents).values(ref=ref, **values))
             rows = 1  # of an INSERT the driver may not say it
         else:
             rows = self._execute(_SWAP, values | {"of_ref": ref, "seen": seen})
@@ -358,26 +346,29 @@ class SqlDocuments:
 
     def delete(self, ref: str) -> None:
         """Delete a document."""
-        self._execute(delete(session_documents).where(_document.ref == ref))
+        self._execute(sa.delete(session_documents).where(_document.ref == ref))
         self._purge_if_due()
 
     def hold(self, name: str, text: str, *, replace: bool) -> str:
         """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
-        values = {"called": name, "text": text}
+        this = _canary.name == name
 
         def work(connection: Connection) -> str:
-            held: str | None = connection.execute(HELD, values).scalar()
-            if held is not None and not replace:
+            held: str | None = connection.execute(sa.select(_canary.sealed).where(this)).scalar()
+            if held is None:
+                connection.execute(sa.insert(canaries).values(name=name, sealed=text))
+            elif replace:
+                connection.execute(sa.update(canaries).where(this).values(sealed=text))
+            else:
                 return held
-            connection.execute(HOLD if held is None else REPLACE, values)
             return text
 
         return self._database.change(work)
 
     def occurrences(self, mark: bytes) -> int | None:
         """Return how often bytes occur in living documents; it reads all of them."""
-        living = select(_document.ref, _document.body).where(
-            _document.expires_at > self._clock(), _document.ref > bindparam("after")
+        living = sa.select(_document.ref, _document.body).where(
+            _document.expires_at > self._clock(), _document.ref > sa.bindparam("after")
         )
         query, total, values = living.order_by(_document.ref).limit(BATCH), 0, {"after": ""}
 
@@ -405,10 +396,10 @@ class SqlDocuments:
                 self._next_purge = now + _SHORT_PAUSE
 
     def _purge(self, table: Any, key: Any, now: float) -> int:
-        expired = select(key).where(table.c.expires_at < now).limit(BATCH)
+        expired = sa.select(key).where(table.c.expires_at < now).limit(BATCH)
         # Several workers do this at once, each to other rows.
         return self._execute(
-            delete(table).where(key.in_(expired.with_for_update(skip_locked=True)))
+            sa.delete(table).where(key.in_(expired.with_for_update(skip_locked=True)))
         )
 
 

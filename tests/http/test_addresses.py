@@ -7,7 +7,7 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_byok.http.addresses import is_any, is_public, is_public_or_private
+from flask_byok.http.outbound import is_any, is_public, is_public_or_private
 
 PUBLIC = ["1.1.1.1", "8.8.8.8", "104.18.7.192", "162.159.140.245", "2606:4700::6812:7c0", "2a00::1"]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flask_byok.catalog import Catalog
 from flask_byok.errors import EndpointNotAllowedError
 from flask_byok.http import Endpoint, check_personal_base_url, endpoint_for
-from flask_byok.http.addresses import is_public
+from flask_byok.http.outbound import is_public
 
 from .hostile_urls import hostile_urls, internal_hosts
 

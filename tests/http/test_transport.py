@@ -221,14 +221,6 @@ def test_certificates_are_checked_by_name(
     assert len(fake_tls.calls) == 1
 
 
-def test_unix_sockets_are_refused() -> None:
-    """The backend opens no unix socket."""
-    client = Outbound().client_for(Endpoint("https://api.openai.com/v1", "catalog"))
-    backend = client._transport._pool._network_backend
-    with pytest.raises(NotImplementedError):
-        backend.connect_unix_socket("/run/docker.sock")
-
-
 @pytest.mark.parametrize(
     ("url", "header", "does"),
     [

@@ -77,7 +77,10 @@ def assert_recovers(store: Sessions, session: SessionRef) -> None:
 
 
 def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
-    """Each call to a frozen server ends in time, on open connections and on new ones."""
+    """Each call to a frozen server ends in time: a first use, on open connections and on new ones."""
+    with server.frozen():
+        assert_refused_in_time(store.find, "sid-1")
+    wait_until(lambda: store.establish("sid-1"), "store", timeout=5)
     session = begin(store)
     store.write(session, VISITOR, make_record())
     with server.frozen():
@@ -88,13 +91,6 @@ def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
         breaker_of(store).success()
         assert_refused_in_time(store.write, session, VISITOR, make_record())
     assert_recovers(store, session)
-
-
-def test_frozen_at_first_use(store: Sessions, server: PostgresServer) -> None:
-    """A first use that meets a frozen server ends in time, and the next one works."""
-    with server.frozen():
-        assert_refused_in_time(store.find, "sid-1")
-    wait_until(lambda: store.establish("sid-1"), "store", timeout=5)
 
 
 def test_frozen_under_many(store: Sessions, server: PostgresServer) -> None:
@@ -184,24 +180,6 @@ def test_a_limit_of_ones_own(server: PostgresServer) -> None:
     database.engine.dispose()
 
 
-def test_long_queues_are_healthy(store: Sessions) -> None:
-    """Many more threads than connections read and write for a while, and none is refused."""
-    sessions = [begin(store, f"sid-{number}") for number in range(4)]
-    until = time.monotonic() + 1.5
-
-    def work(number: int) -> int:
-        done = 0
-        while time.monotonic() < until:
-            store.write(sessions[number % 4], VISITOR, make_record())
-            assert store.read(sessions[number % 4], VISITOR, READ).records
-            done += 1
-        return done
-
-    with ThreadPoolExecutor(12) as pool:
-        assert min(pool.map(work, range(12))) > 0
-    assert not breaker_of(store).is_open
-
-
 def test_given_options_stay(server: PostgresServer) -> None:
     """Options in the address count beside our limits, and before them."""
     url = make_url(server.create_database())
@@ -289,8 +267,10 @@ def line() -> Iterator[_Line]:
 
 
 def test_late_connection_is_shut(line: _Line) -> None:
-    """What is not released in time reads the end of its connection, and is no longer whole."""
-    dog = Watchdog(interval=0.01)
+    """What is not released in time reads the end of its connection; one closed meanwhile stops nothing."""
+    dog, closed = Watchdog(interval=0.01), _Line()
+    closed.close()
+    dog.watch(closed, time.monotonic())
     dog.watch(line, time.monotonic() + 0.05)
     line.ours.settimeout(1)
     assert line.ours.recv(1) == b""
@@ -319,16 +299,6 @@ def test_watchdog_sleeps_and_wakes(line: _Line) -> None:
     assert line.ours.recv(1) == b""
 
 
-def test_closed_connection_stops_nothing(line: _Line) -> None:
-    """A connection that was closed meanwhile does not end the watch over the others."""
-    dog, closed = Watchdog(interval=0.01), _Line()
-    closed.close()
-    dog.watch(closed, time.monotonic())
-    dog.watch(line, time.monotonic() + 0.05)
-    line.ours.settimeout(1)
-    assert line.ours.recv(1) == b""
-
-
 def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
     """A worker that was forked from a process in use ends its waiting too."""
     store = make_store(server.create_database())
@@ -350,7 +320,7 @@ def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
 
 
 def test_late_result_is_closed() -> None:
-    """A connection that comes too late is closed."""
+    """A connection that comes too late is closed, and what connecting raises, the caller gets."""
     line, go = _Line(), threading.Event()
 
     def connect() -> _Line:
@@ -362,12 +332,8 @@ def test_late_result_is_closed() -> None:
     go.set()
     wait_until(lambda: line.closed, "close", timeout=2)
 
-
-def test_failure_to_connect_is_told() -> None:
-    """What connecting raises, the caller gets."""
-
-    def connect() -> _Line:
+    def refuse() -> _Line:
         raise OSError("refused")
 
     with pytest.raises(OSError, match="refused"):
-        within(5, connect)
+        within(5, refuse)

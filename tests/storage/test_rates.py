@@ -79,6 +79,8 @@ def test_visitors_together_are_limited(storage: RateStorage) -> None:
     limiter = RateLimiter("1/minute", storage, setting=SETTING)
     for number in range(OVERALL):
         limiter.check(f"address:192.0.2.{number}")
+        with pytest.raises(RateLimitedError):  # which does not count for the others
+            limiter.check("address:192.0.2.0")
     with pytest.raises(RateLimitedError):
         limiter.check("address:198.51.100.1")
 
@@ -90,16 +92,6 @@ def test_visitors_cannot_lock_users_out(storage: RateStorage) -> None:
         limiter.check(f"user:{number}")
         limiter.check(f"address:192.0.2.{number}")
     limiter.check("user:ann")
-
-
-def test_one_address_cannot_use_up_what_all_may(storage: RateStorage) -> None:
-    """Attempts that an address makes beyond its own rate do not count for the others."""
-    limiter = RateLimiter("1/minute", storage, setting=SETTING)
-    limiter.check("address:192.0.2.1")
-    for _ in range(OVERALL):
-        with pytest.raises(RateLimitedError):
-            limiter.check("address:192.0.2.1")
-    limiter.check("address:192.0.2.2")
 
 
 def test_refusal_of_all_costs_an_address_nothing(in_memory: RateStorage) -> None:
@@ -125,9 +117,9 @@ def test_counts_leave_the_memory(in_memory: RateStorage) -> None:
     assert len(_counted(in_memory)) == 1
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "together"),
-    [
+def test_what_counts_as_one_address() -> None:
+    """An IPv6 network of 64 bits is one address, as everybody has at least one; an IPv4 address is itself."""
+    for first, second, together in (
         ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
         ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
         ("192.0.2.1", "192.0.2.2", False),
@@ -136,40 +128,11 @@ def test_counts_leave_the_memory(in_memory: RateStorage) -> None:
         ("fe80::1%eth0", "fe80::2%eth0", True),
         ("", "", True),
         ("unix:", "192.0.2.1", False),
-    ],
-)
-def test_what_counts_as_one_address(
-    in_memory: RateStorage, first: str, second: str, together: bool
-) -> None:
-    """An IPv6 network of 64 bits is one address, as everybody has at least one; an IPv4 address is itself."""
-    limiter = RateLimiter("1/minute", in_memory, setting=SETTING)
-    limiter.check(f"address:{first}")
-    with pytest.raises(RateLimitedError) if together else nullcontext():
-        limiter.check(f"address:{second}")
-
-
-def test_workers_share_the_count_in_redis(redis_url: str) -> None:
-    """Two workers on one Redis count together."""
-    limiters = [
-        RateLimiter(
-            "1/minute",
-            RateStorage.beside(RedisDocuments(redis_url)),
-            setting=SETTING,
-        )
-        for _ in range(2)
-    ]
-    limiters[0].check("user:ann")
-    with pytest.raises(RateLimitedError):
-        limiters[1].check("user:ann")
-
-
-def test_count_expires(in_redis: RateStorage) -> None:
-    """The wait is over when it was said to be."""
-    limiter = RateLimiter("1/second", in_redis, setting=SETTING)
-    limiter.check("user:ann")
-    with pytest.raises(RateLimitedError) as caught:
-        limiter.check("user:ann")
-    assert caught.value.retry_after == 1
+    ):
+        limiter = RateLimiter("1/minute", RateStorage.in_memory(), setting=SETTING)
+        limiter.check(f"address:{first}")
+        with pytest.raises(RateLimitedError) if together else nullcontext():
+            limiter.check(f"address:{second}")
 
 
 def test_killed_redis_is_a_store_error() -> None:
@@ -185,8 +148,9 @@ def test_killed_redis_is_a_store_error() -> None:
         assert store.breaker.is_open
 
 
-@pytest.mark.parametrize("rate", ["", "often", "0/minute", "-1/minute", "5", None, 5])
-def test_unusable_rate(rate: Any) -> None:
+def test_unusable_rate() -> None:
     """What is no rate is refused by the name of its setting."""
-    with pytest.raises(ConfigurationError, match=SETTING):
-        RateLimiter(rate, RateStorage.in_memory(), setting=SETTING)
+    unusable: list[Any] = ["", "often", "0/minute", "-1/minute", "5", None, 5]
+    for rate in unusable:
+        with pytest.raises(ConfigurationError, match=SETTING):
+            RateLimiter(rate, RateStorage.in_memory(), setting=SETTING)

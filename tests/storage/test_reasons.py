@@ -63,28 +63,20 @@ def test_postgres_that_refuses(
     assert words in str(why(url.render_as_string(hide_password=False)))
 
 
-def test_postgres_that_is_not_there() -> None:
-    """A port without a listener is called that."""
-    url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{services.free_port()}/keys"
-    assert "Nothing listens" in str(why(url))
-
-
-def test_postgres_without_such_a_user(postgres_url: str) -> None:
-    """A user whom a trusting server does not know is not taken for a database."""
-    url = make_url(postgres_url).set(username="nobody").render_as_string()
-    assert "does not let this user in" in str(why(url))
-
-
-def test_file_that_is_no_database(tmp_path: Path) -> None:
-    """A file of another kind is called that."""
-    (tmp_path / "keys.sqlite").write_text("hunter22 " * 1000)
-    assert "not a SQLite database" in str(why(f"sqlite:///{tmp_path / 'keys.sqlite'}"))
-
-
-def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
-    """A folder in the place of a file cannot be opened."""
-    (tmp_path / "keys.sqlite").mkdir()
-    assert "cannot be opened" in str(why(f"sqlite:///{tmp_path / 'keys.sqlite'}"))
+def test_an_address_that_is_wrong(postgres_url: str, tmp_path: Path) -> None:
+    """A port without a listener, a user unknown to a trusting server, another file and a folder have theirs."""
+    (tmp_path / "text").write_text("hunter22 " * 1000)
+    stranger = make_url(postgres_url).set(username="nobody").render_as_string()
+    for url, words in (
+        (
+            f"postgresql+psycopg://ann:hunter22@127.0.0.1:{services.free_port()}/keys",
+            "Nothing listens",
+        ),
+        (stranger, "does not let this user in"),
+        (f"sqlite:///{tmp_path / 'text'}", "not a SQLite database"),
+        (f"sqlite:///{tmp_path}", "cannot be opened"),
+    ):
+        assert words in str(why(url))
 
 
 def test_file_that_is_read_only(tmp_path: Path) -> None:
@@ -102,19 +94,15 @@ def test_file_that_is_read_only(tmp_path: Path) -> None:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """A file that can grow no more is on a full disk."""
+    """A file that can grow no more is on a full disk; PostgreSQL's code for it means the same."""
     engine = create_engine(f"sqlite:///{tmp_path / 'small.sqlite'}")
     with engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA max_page_count = 1")
         with pytest.raises(Exception, match="full") as caught:
             connection.exec_driver_sql("CREATE TABLE t (x)")
-    assert "disk is full" in str(reason_of(caught.value))
     engine.dispose()
-
-
-def test_full_disk_of_a_server() -> None:
-    """PostgreSQL's code for it means the same."""
-    assert "disk is full" in str(reason_of(psycopg.errors.DiskFull()))
+    for error in (caught.value, psycopg.errors.DiskFull()):
+        assert "disk is full" in str(reason_of(error))
 
 
 def test_redis(redis_url: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import stat
-import threading
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +16,14 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, select, text
 from sqlalchemy.exc import OperationalError
 
-from flask_byok.errors import ConfigurationError, SessionRequiredError, StoreError
+from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.traffic import Traffic
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import sql
-from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.engine import open_engine
+from flask_byok.storage.protection import Breaker
+from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import metadata, session_documents, session_names
 from tests.services import PostgresServer, free_port, wait_until
 
@@ -70,13 +73,6 @@ class TestPostgresql(SessionContract):
         return lambda clock: SqlDocuments(postgres_url, clock=clock)
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
-
-
 @pytest.fixture
 def engine(postgres_url: str) -> Iterator[Engine]:
     """Make an engine as a host would."""
@@ -99,18 +95,18 @@ def count_statements(engine: Engine, call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("identity", [VISITOR, ANN])
-def test_read_is_one_statement(url: str, identity: str) -> None:
+def test_read_is_one_statement(database_url: str, identity: str) -> None:
     """Reading any number of providers is one statement."""
-    store = store_on(url)
+    store = store_on(database_url)
     session = begin(store)
     store.write(session, identity, make_record())
     read = count_statements(inside(store).engine, lambda: store.read(session, identity, SOME))
     assert read == 1
 
 
-def test_a_write_is_two_statements(url: str) -> None:
+def test_a_write_is_two_statements(database_url: str) -> None:
     """A write reads the document and swaps it, and other changes do the same."""
-    store, record = store_on(url), make_record()
+    store, record = store_on(database_url), make_record()
     session = begin(store)
     for change in (
         lambda: store.write(session, VISITOR, record),
@@ -123,22 +119,9 @@ def test_a_write_is_two_statements(url: str) -> None:
         assert count_statements(inside(store).engine, change) == 2
 
 
-def test_first_use_by_many(url: str) -> None:
-    """Eight workers that make the tables at once all succeed."""
-    barrier = threading.Barrier(8)
-
-    def first_use(number: int) -> str | None:
-        store = store_on(url)
-        barrier.wait()
-        return store.establish(f"sid-{number}")
-
-    with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(first_use, range(8)))) == 8
-
-
-def test_tables_that_vanish_are_made_again(url: str) -> None:
+def test_tables_that_vanish_are_made_again(database_url: str) -> None:
     """After the tables were dropped, one call fails and the next one works."""
-    store = store_on(url)
+    store = store_on(database_url)
     begin(store)
     metadata.drop_all(inside(store).engine)
     with pytest.raises(StoreError):
@@ -211,9 +194,9 @@ def test_host_isolation_is_its_own(postgres_url: str) -> None:
     engine.dispose()
 
 
-def test_counts_that_fail_keep_no_request_from_the_database(url: str) -> None:
+def test_counts_that_fail_keep_no_request_from_the_database(database_url: str) -> None:
     """However often writing counts fails, keys of sessions are read as ever."""
-    store, record = store_on(url), make_record()
+    store, record = store_on(database_url), make_record()
     session = begin(store)
     store.write(session, VISITOR, record)
 
@@ -263,36 +246,6 @@ def _uses(store: Sessions, session: SessionRef) -> int:
     return store.read(session, VISITOR, SOME).records["openai"].usage_count
 
 
-@pytest.mark.parametrize("change", ["write", "clear", "record_verdict", "count"])
-def test_change_waits_for_the_end(engine: Engine, change: str) -> None:
-    """A change that meets an end not yet committed waits, and then leaves nothing behind."""
-    store, record = store_on(engine), make_record()
-    session = begin(store)
-    store.write(session, VISITOR, record)
-    calls: dict[str, Callable[[], object]] = {
-        "write": lambda: store.write(session, VISITOR, make_record("groq")),
-        "clear": lambda: store.clear(session, VISITOR, ["openai"]),
-        "record_verdict": lambda: store.record_verdict(session, "openai", verdict_for(record)),
-        "count": lambda: store.count(use_of(session, record)),
-    }
-    with ThreadPoolExecutor(1) as pool:
-        with engine.begin() as ending:
-            ending.execute(session_documents.delete())
-            running = pool.submit(calls[change])
-            wait_until(lambda: _waiting(engine), "lock wait")
-        if change == "write":
-            assert isinstance(running.exception(), SessionRequiredError)
-        else:
-            assert not running.result()
-    assert store.documents.load(session.ref) is None
-
-
-def _waiting(engine: Engine) -> bool:
-    with engine.connect() as connection:
-        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        return connection.execute(text(query)).scalar() == 1
-
-
 def test_write_waits_for_a_busy_sqlite(sqlite_url: str) -> None:
     """A write waits for another process that is writing to the file, and is then done."""
     store, other = store_on(sqlite_url), store_on(sqlite_url)
@@ -322,10 +275,10 @@ def kept_refs(store: Sessions) -> set[str]:
 
 
 @pytest.mark.parametrize("change", ["establish", "write", "end"])
-def test_change_purges_once_a_minute(url: str, change: str) -> None:
+def test_change_purges_once_a_minute(database_url: str, change: str) -> None:
     """Any change deletes sessions that have expired, with their ids, but once a minute only."""
     clock = Clock()
-    store, other = store_on(url, clock=clock), store_on(url, clock=clock)
+    store, other = store_on(database_url, clock=clock), store_on(database_url, clock=clock)
     expire_sessions(other, clock, 3)
     used = begin(store, "used")  # purges too, and begins the minute
     assert kept_refs(other) == {used.ref}
@@ -347,21 +300,11 @@ def test_change_purges_once_a_minute(url: str, change: str) -> None:
     assert late.ref not in kept_refs(other)
 
 
-def test_reading_purges_nothing(url: str) -> None:
-    """A read leaves the clearing away to changes."""
-    clock = Clock()
-    store = store_on(url, clock=clock)
-    expire_sessions(store, clock, 2)
-    assert store.find("old-0") is None
-    store.read(SessionRef("old-0", "none"), VISITOR, ["openai"])
-    assert len(kept_refs(store)) == 2
-
-
-def test_backlog_is_purged_faster(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backlog_is_purged_faster(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """If more has expired than one batch holds, the next one follows after a second."""
     monkeypatch.setattr(sql, "BATCH", 2)
     clock = Clock()
-    store = store_on(url, clock=clock)
+    store = store_on(database_url, clock=clock)
     expire_sessions(store, clock, 5)
     for left in (3, 1, 0):
         store.establish(f"new-{left}")
@@ -453,3 +396,44 @@ def test_encryption_keys_in_use_are_counted(
     clock.forward(DAY)
     assert store.count_sealed_with("aa") == 0
     inside(store).engine.dispose()
+
+
+def test_an_open_breaker_keeps_calls_away() -> None:
+    """While the breaker is open no call and no change reaches the database; afterwards they do."""
+    now = [0.0]
+    database = Database("sqlite://", ())
+    database.breaker = Breaker(clock=lambda: now[0])
+    reached: list[str] = []
+
+    def call() -> None:
+        database.call(lambda: reached.append("call"))
+
+    def change() -> None:
+        database.change(
+            lambda connection: reached.append(f"{connection.execute(text('SELECT 7')).scalar()}")
+        )
+
+    for _ in range(2):
+        database.breaker.fault()
+    for work in (call, change):
+        with pytest.raises(StoreError):
+            work()
+    assert reached == []
+    now[0] += 1.1
+    call()
+    change()
+    assert reached == ["call", "7"]
+
+
+def test_a_second_engine_leaves_the_first_its_locks(tmp_path: Path) -> None:
+    """Opening a file that the process has open ends no lock: another process takes no journal away."""
+    path = tmp_path / "keys.sqlite"
+    first = open_engine(f"sqlite:///{path}")
+    with first.connect() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (x)")
+        second = open_engine(f"sqlite:///{path}")
+        script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM t'); c.close()"
+        subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+        assert path.with_name("keys.sqlite-wal").exists()
+    for engine in (first, second):
+        engine.dispose()

@@ -23,16 +23,14 @@ def _sessions() -> None:
         sa.Column("ref", sa.String(64), primary_key=True),
         sa.Column("revision", sa.String(16), nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
-        sa.Column("expires_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=False, index=True),
     )
     op.create_table(
         "byok_session_names",
         sa.Column("sid", sa.String(128), primary_key=True),
         sa.Column("ref", sa.String(64), nullable=False),
-        sa.Column("expires_at", sa.Double, nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=False, index=True),
     )
-    for table in ("byok_session_documents", "byok_session_names"):
-        op.create_index(f"ix_{table}_expires_at", table, ["expires_at"])
     op.create_table(
         "byok_canary",
         sa.Column("name", sa.String(100), primary_key=True),
@@ -49,14 +47,14 @@ def _credentials() -> None:
         sa.Column("provider", sa.String(100), nullable=False),
         sa.Column("slot", sa.String(100), nullable=False),
         sa.Column("ciphertext", sa.Text, nullable=False),
-        sa.Column("key_id", sa.String(32), nullable=False),
+        sa.Column("key_id", sa.String(32), nullable=False, index=True),
         sa.Column("hint", sa.String(255), nullable=False),
         sa.Column("label", sa.Text, nullable=True),
         sa.Column("description", sa.Text, nullable=True),
         sa.Column("active", sa.Boolean, nullable=False),
         sa.Column("created_at", sa.BigInteger, nullable=False),
         sa.Column("updated_at", sa.BigInteger, nullable=False),
-        sa.Column("expires_at", sa.BigInteger, nullable=True),
+        sa.Column("expires_at", sa.BigInteger, nullable=True, index=True),
         sa.Column("last_used_at", sa.BigInteger, nullable=True),
         sa.Column("usage_count", sa.BigInteger, nullable=False),
         sa.Column("version", sa.BigInteger, nullable=False),
@@ -66,8 +64,6 @@ def _credentials() -> None:
         sa.Column("set_at", sa.BigInteger, nullable=True),
         sa.UniqueConstraint("owner", "provider", "slot", name="uq_byok_credentials_owner"),
     )
-    op.create_index("ix_byok_credentials_key_id", "byok_credentials", ["key_id"])
-    op.create_index("ix_byok_credentials_expires_at", "byok_credentials", ["expires_at"])
     op.create_index("ix_byok_credentials_tier", "byok_credentials", ["tier", "id"])
     op.create_table(
         "byok_promotions",
@@ -97,7 +93,7 @@ def _audit() -> None:
         "byok_audit",
         sa.Column("owner", sa.String(255), primary_key=True),
         sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
-        sa.Column("at", sa.BigInteger, nullable=False),
+        sa.Column("at", sa.BigInteger, nullable=False, index=True),
         sa.Column("actor", sa.Text, nullable=False),
         sa.Column("action", sa.String(32), nullable=False),
         sa.Column("outcome", sa.String(32), nullable=False),
@@ -112,7 +108,6 @@ def _audit() -> None:
         sa.Column("was", sa.String(64), nullable=True),
         sa.Column("became", sa.String(64), nullable=True),
     )
-    op.create_index("ix_byok_audit_at", "byok_audit", ["at"])
     op.create_table(
         "byok_audit_heads",
         sa.Column("owner", sa.String(255), primary_key=True),
