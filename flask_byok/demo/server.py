@@ -20,7 +20,7 @@ DEFAULT_PORT = 8000
 
 
 def open_socket(environ: Mapping[str, str]) -> tuple[socket.socket, str]:
-    """Take the port and return it with a remark on it, empty where all is as expected.
+    """Take the port and return it with a remark, empty if it is the expected one.
 
     :raises UnusableSettingError: the port in PORT cannot be had.
     """
@@ -46,7 +46,7 @@ def make_http_server(app: Flask, listening: socket.socket) -> BaseWSGIServer:
 
 
 def serve(server: BaseWSGIServer) -> None:
-    """Serve until Ctrl-C, or until the process is told to end."""
+    """Serve until Ctrl-C, or until SIGTERM."""
     signal.signal(signal.SIGTERM, _interrupt)
     server.serve_forever()  # returns at KeyboardInterrupt, with the server closed
 

@@ -1,4 +1,4 @@
-"""The proof that nobody's call was made with somebody else's key."""
+"""Assert that no call was made with another owner's key."""
 
 from __future__ import annotations
 

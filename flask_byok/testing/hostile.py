@@ -1,4 +1,4 @@
-"""Endpoints that mean harm to whoever calls them, for tests of the guarded calls out."""
+"""Hostile endpoints, for tests of the guarded calls out."""
 
 from __future__ import annotations
 
