@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -79,13 +79,7 @@ class Commands(AppGroup):
     """A group whose commands fail with one sentence and status 1 instead of a traceback."""
 
     command_class = QuietCommand
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the options before the command's name; an unknown option may be a pasted key."""
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption:
-            raise click.UsageError(_NEVER_AN_ARGUMENT, ctx) from None
+    ignore_unknown_options = True
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -106,10 +100,13 @@ class Commands(AppGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find a command; an unknown one is not repeated, as it may be a pasted key."""
+        """Find a command; an unknown one, or an option before it, is not repeated: it may be a pasted key."""
         if args and self.get_command(ctx, args[0]) is None:
-            ctx.fail("There is no such command.")
+            ctx.fail("There is no such command. If this was a key, replace it at the provider.")
         return super().resolve_command(ctx, args)
+
+
+byok = Commands("byok", help="Manage the API keys that people bring.")
 
 
 def require_wing() -> tuple[ByokState, Wing]:
@@ -250,15 +247,16 @@ def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
 class Steps:
     """Shows a bar on a terminal, else a line for each tenth."""
 
-    def __init__(self, total: int, bar: Any) -> None:
+    def __init__(self, total: int) -> None:
+        self.bar: Any = None
         self.done = self._shown = 0
-        self._total, self._bar = total, bar
+        self._total = total
 
     def reach(self, done: int) -> None:
         """Show that ``done`` of all are done."""
         self.done = done
-        if self._bar is not None:
-            self._bar.update(done - self._bar.pos)
+        if self.bar is not None:
+            self.bar.update(done - self.bar.pos)
         elif done - self._shown >= max(self._total / 10, 1):
             click.echo(f"{done:,} of {self._total:,}")
             self._shown = done
@@ -267,23 +265,21 @@ class Steps:
 @contextmanager
 def steps(label: str, total: int) -> Iterator[Steps]:
     """Show the progress of a command with ``total`` steps; after Ctrl-C, say how far it is."""
-    bar: Any = nullcontext()
+    shown = Steps(total)
+    wide = shutil.get_terminal_size().columns >= _WIDE
     can_draw = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-    if total and can_draw and is_terminal(sys.stdout):
-        wide = shutil.get_terminal_size().columns >= _WIDE
-        bar = click.progressbar(
-            length=total, label=label, width=0, show_pos=True, show_eta=wide, show_percent=wide
-        )
-    else:
-        click.echo(f"{label}: {total:,}")
-    with bar as drawn:
-        shown = Steps(total, drawn)
-        try:
+    try:
+        if not (total and can_draw and is_terminal(sys.stdout)):
+            click.echo(f"{label}: {total:,}")
             yield shown
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"Interrupted: {shown.done:,} of {total:,} are done. Run it again to go on."
-            ) from None
+            return
+        with click.progressbar(
+            length=total, label=label, width=0, show_pos=True, show_eta=wide, show_percent=wide
+        ) as shown.bar:
+            yield shown
+    except KeyboardInterrupt:
+        done = f"{shown.done:,} of {total:,} are done"
+        raise Interrupted(f"Interrupted: {done}. Run it again to go on.") from None
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import click
 from flask import current_app
-from flask.cli import ScriptInfo, with_appcontext
+from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
 from ..errors import ByokError, ConfigurationError, StoreError
@@ -32,7 +32,7 @@ from ..web.host import (
     unsafe_choices,
     unsafe_settings,
 )
-from .common import Commands, QuietCommand, padded, printable
+from .common import Commands, byok, padded, printable
 
 _WIDTHS = (33, 40, 0)
 _HIDDEN = "set"
@@ -56,14 +56,13 @@ _NOT_HTTPS = (
 )
 
 
-@click.command("generate-key", cls=QuietCommand)
+@byok.command("generate-key", with_appcontext=False)
 def generate_key() -> None:
     """Print a new encryption key for BYOK_ENCRYPTION_KEY."""
     click.echo(generate_encryption_key())
 
 
-@click.command("providers", cls=QuietCommand)
-@with_appcontext
+@byok.command("providers")
 def providers() -> None:
     """List the providers that are on, and where the operator's key for each comes from."""
     service = get_state().service
@@ -77,7 +76,10 @@ def providers() -> None:
 
 # db
 
-database = Commands("db", help="Create and upgrade the tables.")
+
+@byok.group("db", cls=Commands)
+def database() -> None:
+    """Create and upgrade the tables."""
 
 
 @database.command("upgrade")
@@ -176,7 +178,7 @@ class _Report:
             raise click.exceptions.Exit(1)
 
 
-@click.command("check", cls=QuietCommand)
+@byok.command("check", with_appcontext=False)
 @click.pass_context
 def check(ctx: click.Context) -> None:
     """Show every setting, its source, and what is unsafe; exits with 1 if anything is.

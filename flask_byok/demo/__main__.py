@@ -1,4 +1,4 @@
-"""``python -m flask_byok.demo``: start the fake provider and the chat app, and say where they are."""
+"""``python -m flask_byok.demo``: start the fake provider and the chat app, and print their addresses."""
 
 from __future__ import annotations
 

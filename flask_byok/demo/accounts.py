@@ -18,7 +18,7 @@ bp = Blueprint("accounts", __name__)
 
 @dataclass(frozen=True)
 class User(UserMixin):  # type: ignore[misc]  # Flask-Login ships no types
-    """Somebody with an account."""
+    """A user with an account."""
 
     id: str
     name: str

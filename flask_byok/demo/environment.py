@@ -26,7 +26,7 @@ PROVIDERS = ("demo", "openai", "anthropic", "google", "groq", "xai", "openrouter
 def app_config(environ: Mapping[str, str], folder: Path, demo_url: str) -> dict[str, Any]:
     """Return the app's configuration.
 
-    :param folder: where files go; gone when the demo stops.
+    :param folder: for files; deleted when the demo stops.
     :param demo_url: base URL of the fake provider.
     :raises UnusableSettingError: a server does not answer, or its URL is none.
     """
@@ -104,7 +104,7 @@ def database_url(url: str) -> str:
 
 
 def describe_stores(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Return in words where sessions, their keys and the keys in accounts are kept."""
+    """Return texts that name the stores of sessions, their keys and the keys in accounts."""
     database = (
         "the database at DATABASE_URL" if environ.get("DATABASE_URL") else f"SQLite in {folder}"
     )

@@ -20,7 +20,7 @@ DEFAULT_PORT = 8000
 
 
 def open_socket(environ: Mapping[str, str]) -> tuple[socket.socket, str]:
-    """Take the port and return it with a remark on it, empty where all is as expected.
+    """Take the port and return it with a remark, empty if it is the expected one.
 
     :raises UnusableSettingError: the port in PORT cannot be had.
     """

@@ -10,7 +10,7 @@ from .extensions import byok
 
 bp = Blueprint("shared_keys", __name__)
 
-#: Whom a key can be for, by its owner in flask-byok.
+#: Labels of the owners that a shared key can have.
 OWNERS = {"system": "Everybody", **{f"team:{id}": name for id, name in TEAMS.items()}}
 
 

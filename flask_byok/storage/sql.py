@@ -264,6 +264,19 @@ _SWAP = (
 )
 
 
+def keep_text(connection: Connection, name: str, text: str, *, replace: bool) -> str:
+    """Return the text kept under a name; the given one if there is none, or to ``replace`` it."""
+    this = _canary.name == name
+    held: str | None = connection.execute(sa.select(_canary.sealed).where(this)).scalar()
+    if held is None:
+        connection.execute(sa.insert(canaries).values(name=name, sealed=text))
+    elif replace:
+        connection.execute(sa.update(canaries).where(this).values(sealed=text))
+    else:
+        return held
+    return text
+
+
 class SqlDocuments:
     """Keeps each document in one row, and each session id in another.
 
@@ -351,19 +364,9 @@ class SqlDocuments:
 
     def hold(self, name: str, text: str, *, replace: bool) -> str:
         """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
-        this = _canary.name == name
-
-        def work(connection: Connection) -> str:
-            held: str | None = connection.execute(sa.select(_canary.sealed).where(this)).scalar()
-            if held is None:
-                connection.execute(sa.insert(canaries).values(name=name, sealed=text))
-            elif replace:
-                connection.execute(sa.update(canaries).where(this).values(sealed=text))
-            else:
-                return held
-            return text
-
-        return self._database.change(work)
+        return self._database.change(
+            lambda connection: keep_text(connection, name, text, replace=replace)
+        )
 
     def occurrences(self, mark: bytes) -> int | None:
         """Return how often bytes occur in living documents; it reads all of them."""

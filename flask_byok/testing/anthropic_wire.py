@@ -45,7 +45,7 @@ def error(status: int, kind: str, message: str, **headers: str) -> Answer:
 
 
 def refuse(request: Request) -> Answer | None:
-    """Answer for the key's behaviour, or None where the key may go on."""
+    """Answer for the key's behaviour, or None if the key may go on."""
     if request.api_key is None:
         return error(401, "authentication_error", "x-api-key header is required")
     kind = _SAME.get(request.behaviour, request.behaviour)

@@ -1,4 +1,4 @@
-"""The conversation that every fake provider holds, whatever its wire format."""
+"""The conversation of every fake provider, in any wire format."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ class FakeProviders:
         self._api_keys.add(provider, api_key, "bad")
 
     def answer_next(self, provider: str, status: int, body: object = None, **headers: str) -> None:
-        """Script the provider's next answer, for any key; several calls queue up.
+        """Script the answer to the provider's next request, with any key; several calls queue up.
 
         :param headers: further headers, an underscore standing for a hyphen.
         """

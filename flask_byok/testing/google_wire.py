@@ -55,7 +55,7 @@ def answer(request: Request) -> Reply:
 
 
 def error(status: int, name: str, reason: str, message: str) -> Answer:
-    """Build Google's error object, with the reason in an ErrorInfo where there is one."""
+    """Build Google's error object, with the reason, if any, in an ErrorInfo."""
     body: dict[str, object] = {"code": status, "message": message, "status": name}
     if reason:
         info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
@@ -73,7 +73,7 @@ def error(status: int, name: str, reason: str, message: str) -> Answer:
 
 
 def refuse(request: Request) -> Answer | None:
-    """Answer for the key's behaviour, or None where the key may go on."""
+    """Answer for the key's behaviour, or None if the key may go on."""
     if request.api_key is None:
         message = "Method doesn't allow unregistered callers."
         return error(403, "PERMISSION_DENIED", "", message)

@@ -24,7 +24,7 @@ def openai_error(
 
 
 def refuse(request: Request) -> Answer | None:
-    """Answer for the key's behaviour, or None where the key may go on."""
+    """Answer for the key's behaviour, or None if the key may go on."""
     kind = _group(request.behaviour)
     return refusal(request, kind) if kind else None
 

@@ -10,14 +10,7 @@ import pytest
 from flask_byok.catalog import PROVIDERS
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp
-from tests.cli.accounts_host import close, make_host
-
-
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
+from tests.cli.host import close, make_host
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +23,8 @@ def _no_keys_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterator[HostApp]:
+def host(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> Iterator[HostApp]:
     """Make a host that keeps accounts in the database."""
-    app = make_host(tmp_path, fake, database_url)
+    app = make_host(tmp_path, fake, sqlite_url)
     yield app
     close(app)

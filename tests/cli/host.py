@@ -1,27 +1,39 @@
-"""A host for commands, and how they are run."""
+"""Hosts for commands, how they are run, and what is in their accounts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cachelib import SimpleCache
 from click.testing import Result
 from flask import Flask
+from flask_byok.keys.session_store import AuditEvent
 from flask_session import Session
+from sqlalchemy import select, update
 
 from flask_byok import BYOK
-from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.audit import Chain
 from flask_byok.cli import byok as group
+from flask_byok.model.credential import CredentialRecord
 from flask_byok.sealing.keyring import generate_encryption_key
+from flask_byok.storage.tables import credentials
+from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
+from tests.app import HostApp
+from tests.app import make_app as make_accounts_app
+from tests.keeper import accounts_of as accounts_of
 
 SAFE = {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": "Lax"}
 OLD, NEW = "00" * 32, "11" * 32
 
 
-def make_app(tmp_path: Path, **config: Any) -> Flask:
-    """Make a host as a developer would, on SQLite."""
+def make_app(tmp_path: Path, *, before: Callable[[Flask], object] = id, **config: Any) -> Flask:
+    """Make a host as a developer would, on SQLite.
+
+    :param before: is called with the app before ``BYOK(app)``.
+    """
     app = Flask(__name__, instance_path=str(tmp_path))
     app.config |= {
         "SECRET_KEY": "session secret",
@@ -31,6 +43,7 @@ def make_app(tmp_path: Path, **config: Any) -> Flask:
         "BYOK_SECRETS_DIR": str(tmp_path),
     } | config
     Session(app)
+    before(app)
     BYOK(app)
     return app
 
@@ -51,8 +64,48 @@ def refused(result: Result) -> str:
     return last
 
 
-def accounts_of(app: Flask) -> AccountStore:
-    """Return where the app keeps accounts."""
-    accounts = get_state(app).service.accounts.store
-    assert accounts is not None
-    return accounts
+def make_host(directory: Path, fake: FakeProviders | None, url: str, **config: Any) -> HostApp:
+    """Make a host that keeps accounts in this database."""
+    return make_accounts_app(directory, fake, BYOK_DATABASE_URL=url, **config)
+
+
+def close(app: Flask) -> None:
+    """See that the log is whole, and let the database go."""
+    accounts = accounts_of(app)
+    assert accounts.audit.verify() == []
+    accounts.engine.dispose()
+
+
+def forge(app: Flask, owner: str = "system", **columns: Any) -> None:
+    """Change an owner's records as nothing in the store does, and let the log take them as they are."""
+    mine = credentials.c.owner == owner
+
+    def work(chain: Chain) -> None:
+        before = chain.connection.execute(select(credentials).where(mine)).all()
+        chain.connection.execute(update(credentials).where(mine).values(columns))
+        after = {row.id: row for row in chain.connection.execute(select(credentials).where(mine))}
+        for row in before:
+            # As deleted and made once more: what was said of its key before does not count.
+            chain.change(AuditEvent("cli", "forge"), row, None)
+            chain.change(AuditEvent("cli", "forge"), None, after[row.id])
+
+    accounts_of(app).audit.change(owner, work)
+
+
+def stored(app: Flask, owner: str = "system") -> dict[str, str]:
+    """Return an owner's keys in plain, by provider and slot."""
+    return {
+        f"{record.provider}/{record.slot}".rstrip("/"): _api_key(app, record)
+        for record in accounts_of(app).find([owner])
+    }
+
+
+def actions(app: Flask, owner: str = "system") -> list[tuple[str, str]]:
+    """Return who did what to an owner's keys, the oldest first."""
+    entries = reversed(accounts_of(app).audit.entries(owner))
+    return [(entry.event.actor, entry.event.action) for entry in entries]
+
+
+def _api_key(app: Flask, record: CredentialRecord) -> str:
+    keyring = get_state(app).service.keyring
+    return keyring.open_record("account", record.owner, record)[0]["api_key"].reveal()

@@ -21,14 +21,9 @@ from .host import SAFE, accounts_of, make_app, refused, run
 
 
 @pytest.fixture
-def app(tmp_path: Path, database_url: str) -> Flask:
-    """Make an app on each kind of database."""
-    return app_with_entries(tmp_path, database_url)
-
-
-def app_with_entries(tmp_path: Path, database_url: str) -> Flask:
+def app(tmp_path: Path, sqlite_url: str) -> Flask:
     """Make an app with three entries of Ann's and one of Ben's."""
-    app = make_app(tmp_path, BYOK_DATABASE_URL=database_url, **SAFE)
+    app = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE)
     accounts = accounts_of(app)
     traced = event_of(request_id="0123456789abcdef", fingerprint=fingerprint_of(accounts))
     record = accounts.create(make_record(), traced)
@@ -77,30 +72,9 @@ def test_list_less(app: Flask) -> None:
     assert run(app, "audit", "list", "--owner", "ann").exit_code == 2
 
 
-def test_names_cannot_steer_the_terminal(app: Flask) -> None:
-    """What a name has that a terminal would obey is shown escaped."""
-    accounts_of(app).create(make_record("user:\x1b[2J\nx"), event_of())
-    output = run(app, "audit", "list").output
-    assert "\x1b" not in output
-    assert "user:\\x1b[2J\\nx" in output
-
-
-def test_heads_cannot_steer_the_terminal(app: Flask, tmp_path: Path) -> None:
-    """Heads are printed in ASCII, whatever is in an owner's id, and are found again by what was printed."""
-    name = "user:\x1b[2J\x9b2J\u202eevil\U000e0001é"
-    accounts_of(app).create(make_record(name), event_of())
-    printed = run(app, "audit", "heads").output
-    assert printed.isascii()
-    assert not any(char < " " for char in printed.replace("\n", ""))
-    assert name in [json.loads(line)["owner"] for line in printed.splitlines()]
-    (kept := tmp_path / "heads").write_text(printed)
-    assert run(app, "audit", "verify", "--against", str(kept)).exit_code == 0
-
-
-@pytest.mark.parametrize("column", ["number", "at", "version", "provider"])
-def test_columns_of_another_type(tmp_path: Path, sqlite_url: str, column: str) -> None:
+@pytest.mark.parametrize("column", ["number", "at"])
+def test_columns_of_another_type(app: Flask, column: str) -> None:
     """SQLite keeps a word in a column of numbers: it is found, and one bad row does not end the list."""
-    app = app_with_entries(tmp_path, sqlite_url)
     with accounts_of(app)._database.transactions.several() as connection:
         where = "WHERE owner = 'user:ann' AND number = 2"
         connection.exec_driver_sql(f"UPDATE byok_audit SET {column} = 'zz' {where}")
@@ -154,16 +128,16 @@ def test_heads(app: Flask, tmp_path: Path) -> None:
     assert run(app, "audit", "verify", "--against", str(kept), "--owner", BEN).exit_code == 0
 
 
-@pytest.mark.parametrize("content", [None, "x", '{"owner": "system"}', "\xff"])
-def test_heads_that_are_none(app: Flask, tmp_path: Path, content: str | None) -> None:
-    """A file that is not there, or has something else, is refused and not repeated."""
+def test_heads_that_are_none(app: Flask, tmp_path: Path) -> None:
+    """A file that does not exist, or has something else, is refused and not repeated."""
     kept = tmp_path / "sk-secret"
-    if content is not None:
-        kept.write_bytes(content.encode("latin-1"))
-    result = run(app, "audit", "verify", "--against", str(kept))
-    assert result.exit_code == 2
-    assert "flask byok audit heads" in result.output
-    assert "sk-secret" not in result.output
+    for content in (None, b"x", b'{"owner": "system"}', b"\xff"):
+        if content is not None:
+            kept.write_bytes(content)
+        result = run(app, "audit", "verify", "--against", str(kept))
+        assert result.exit_code == 2
+        assert "flask byok audit heads" in result.output
+        assert "sk-secret" not in result.output
 
 
 def in_a_while() -> str:
@@ -227,9 +201,3 @@ def test_prune_what_is_not_whole(app: Flask) -> None:
         connection.execute(update(audit).where(audit.c.number == 1).values(actor="eve"))
     said = refused(run(app, "audit", "prune", "--before", in_a_while(), "--yes"))
     assert f"not whole: 1 chain; the first is {ANN}'s." in said
-
-
-def test_prune_without_accounts(tmp_path: Path) -> None:
-    """Where there are no accounts there is no log."""
-    off = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"], **SAFE)
-    assert "BYOK_PRECEDENCE" in refused(run(off, "audit", "prune", "--before", in_a_while()))

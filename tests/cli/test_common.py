@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.cli import ScriptInfo
@@ -15,8 +16,10 @@ from sqlalchemy import Engine, create_engine, select
 from flask_byok.cli import byok
 from flask_byok.storage import engine as limits
 from flask_byok.storage.tables import audit_heads
+from tests.services import free_port
+from tests.storage.kinds import made_by_an_older_version
 
-from .host import SAFE, accounts_of, make_app, run
+from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
 
 def hold_head(engine: Engine, owner: str, seconds: float, held: threading.Event) -> None:
@@ -86,3 +89,46 @@ def test_closed_streams(
     with pytest.raises(SystemExit) as caught:
         byok.main(args, prog_name="byok", obj=ScriptInfo(create_app=lambda: app))
     assert caught.value.code == code
+
+
+COMMANDS = [
+    *(["list"], ["set", "openai"], ["clear", "openai", "--yes"], ["rotate"], ["purge-expired"]),
+    *(["import-env"], ["export", "keys.age"], ["import", "keys.age"]),
+    *(["audit", "list"], ["audit", "verify"], ["audit", "heads"]),
+    ["audit", "prune", "--before", "2030-01-01T00:00:00Z"],
+]
+
+
+def in_the_way(tmp_path: Path, url: str, **config: Any) -> str:
+    """Run every command on accounts, and return the one sentence with which all fail."""
+    sentences = set()
+    for args in COMMANDS:
+        app = make_app(tmp_path, BYOK_DATABASE_URL=url, **SAFE | config)
+        result = run(app, *args, input="sk-proj-CANARY-key\n")
+        assert result.stderr.count("\n") == 1
+        assert "CANARY" not in result.output
+        assert "hunter22" not in result.output
+        sentences.add(refused(result))
+    (sentence,) = sentences
+    return sentence
+
+
+def test_what_is_in_the_way(tmp_path: Path, sqlite_url: str) -> None:
+    """No accounts, a database away, a wrong encryption key and old tables are one sentence for each command."""
+    config = {"BYOK_PRECEDENCE": ["session", "env"], "BYOK_ENCRYPTION_KEY": OLD}
+    off = in_the_way(tmp_path, sqlite_url, **config)
+    assert "BYOK_PRECEDENCE names none of user, team and system" in off
+    make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, BYOK_ENCRYPTION_KEY=OLD, **SAFE)
+    wrong = in_the_way(tmp_path, sqlite_url, BYOK_ENCRYPTION_KEY=NEW, TESTING=True)
+    assert "BYOK_ENCRYPTION_KEY is not the one" in wrong
+    engine = create_engine(f"sqlite:///{tmp_path / 'old.sqlite'}")
+    made_by_an_older_version(engine)
+    assert "flask byok db upgrade" in in_the_way(tmp_path, str(engine.url))
+    checked = run(make_app(tmp_path, BYOK_DATABASE_URL=str(engine.url), **SAFE), "check")
+    assert (checked.exit_code, "flask byok db upgrade" in checked.stderr) == (1, True)
+    engine.dispose()
+    away = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
+    assert "Nothing listens at" in in_the_way(tmp_path, away)
+    for command in ("current", "upgrade"):
+        app = make_app(tmp_path, BYOK_DATABASE_URL=away, **SAFE)
+        assert "Nothing listens at" in refused(run(app, "db", command))

@@ -10,7 +10,6 @@ from sqlalchemy import create_engine, inspect
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.web.caller import get_state
-from tests.services import free_port
 from tests.storage.kinds import made_by_an_older_version
 
 from .host import OLD, SAFE, make_app, refused, run
@@ -40,12 +39,6 @@ def test_database_commands_use_the_apps_database(tmp_path: Path) -> None:
     assert (tmp_path / "byok.sqlite3").exists()
     assert not inspect(engine).has_table("byok_credentials")
     engine.dispose()
-
-
-def test_start_makes_the_tables(tmp_path: Path) -> None:
-    """An app that keeps session keys in an empty database makes all tables at its start."""
-    app = make_app(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite'}", **SAFE)
-    assert run(app, "db", "current").output == "tables  0001\nnewest  0001\n"
 
 
 def test_start_tells_of_a_new_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -86,12 +79,3 @@ def test_tables_of_a_later_version(tmp_path: Path) -> None:
     result = run(app, "check")
     assert result.exit_code == 1
     assert "unsafe: The tables are at revision 0099" in result.stderr
-
-
-@pytest.mark.parametrize("command", ["current", "upgrade"])
-def test_database_away(tmp_path: Path, command: str) -> None:
-    """A database that does not answer is one sentence, without its address."""
-    url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
-    result = run(make_app(tmp_path, BYOK_DATABASE_URL=url, **SAFE), "db", command)
-    assert "Nothing listens at" in refused(result)
-    assert "hunter22" not in result.output

@@ -21,9 +21,9 @@ NOW = utcnow()
 
 
 @pytest.fixture
-def app(tmp_path: Path, database_url: str) -> Flask:
+def app(tmp_path: Path, sqlite_url: str) -> Flask:
     """Make an app with keys that expired or expire in some days, and one that never does."""
-    app = make_app(tmp_path, BYOK_DATABASE_URL=database_url, **SAFE)
+    app = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE)
     for days in (-40, -2, -1, 1, 6, 8):
         end = NOW + timedelta(days=days)
         accounts_of(app).create(make_record(f"user:{days}", expires_at=end), event_of())
@@ -41,6 +41,7 @@ def test_purge(app: Flask) -> None:
     result = run(app, "purge-expired")
     assert result.exit_code == 0, result.output
     assert "3 expired keys deleted." in result.output
+    assert "nothing listens to key_expiring" in result.output
     assert owners(app) == {"user:1", "user:6", "user:8", "user:ann"}
     entry = accounts_of(app).audit.entries("user:-40")[0]
     assert (entry.event.actor, entry.event.action) == ("cli", "purge")
@@ -104,11 +105,6 @@ def test_signal(app: Flask) -> None:
         "id": record.id,
         "expires_at": record.expires_at,
     }
-
-
-def test_nobody_listens(app: Flask) -> None:
-    """Where nobody listens it is said so."""
-    assert "nothing listens to key_expiring" in run(app, "purge-expired").output
 
 
 def listen(app: Flask) -> list[dict[str, Any]]:

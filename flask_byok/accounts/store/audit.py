@@ -22,8 +22,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from ...errors import ConfigurationError
 from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
-from ...storage.sql import HELD, HOLD, REPLACE, Database
-from ...storage.tables import audit, audit_heads, credentials
+from ...storage.sql import Database, keep_text
+from ...storage.tables import audit, audit_heads, canaries, credentials
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
@@ -254,16 +254,13 @@ def hold_secret(database: Database) -> Callable[..., str]:
     """Return a function that keeps the log's sealed secret in the database; see ``sealing.keyring.Canary``."""
 
     def hold(name: str, sealed: str, *, replace: bool = False) -> str:
-        values = {"called": name, "text": sealed}
-
         def work(connection: Connection) -> str:
-            held: str | None = connection.execute(HELD, values).scalar()
-            if held is not None and not replace:
-                return held
-            if held is None and connection.execute(select(_h.owner).limit(1)).first():
+            kept = connection.execute(
+                select(canaries.c.name).where(canaries.c.name == name)
+            ).first()
+            if kept is None and connection.execute(select(_h.owner).limit(1)).first():
                 raise ConfigurationError(_ROW_IS_GONE.format(name=name))
-            connection.execute(HOLD if held is None else REPLACE, values)
-            return sealed
+            return keep_text(connection, name, sealed, replace=replace)
 
         return database.change(work)
 

@@ -15,6 +15,7 @@ from ...keys.ports import AuditEvent, Head
 from ...model.credential import isoformat
 from ..common import (
     Commands,
+    byok,
     confirm,
     counted,
     in_columns,
@@ -43,7 +44,10 @@ _COLUMNS = (
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
 _DIGITS = 12
 
-audit = Commands("audit", help="Read the audit log, verify it, and delete old entries.")
+
+@byok.group("audit", cls=Commands)
+def audit() -> None:
+    """Read the audit log, verify it, and delete old entries."""
 
 
 @audit.command("list")

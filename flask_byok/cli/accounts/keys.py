@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from flask import current_app
-from flask.cli import with_appcontext
 
 from ...accounts.shelf import Shelf
 from ...accounts.store.reseal import Progress
@@ -25,7 +24,7 @@ from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
 from ...signals import key_expiring
 from ...web.caller import ByokState
 from ..common import (
-    QuietCommand,
+    byok,
     confirm,
     counted,
     dry_run_option,
@@ -50,22 +49,16 @@ if TYPE_CHECKING:
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
 _PAGE = 200
-#: What ``--json`` shows of a record.
-_SHOWN = (
-    *("id", "owner", "provider", "slot", "label", "description", "hint", "active", "state"),
-    *("expires_at", "created_at", "updated_at", "last_used_at", "usage_count", "version"),
-)
 _EXPIRED = ("expired key", "expired keys")
 _DAYS = ("old daily count of uses", "old daily counts of uses")
 
 _slot = matching("[A-Za-z0-9_-]{1,40}")
 
 
-@click.command("list", cls=QuietCommand)
+@byok.command("list")
 @only_owner
 @click.option("--provider", help="Only for this provider.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
-@with_appcontext
 def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     """List the stored keys of users, teams and the system; never a key itself."""
     state, wing = require_wing()
@@ -76,13 +69,12 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     for record in _pages(shelf, owner, wanted):
         if as_json:
             # In ASCII: ids and labels cannot steer the terminal.
-            shown = {name: record[name] for name in _SHOWN}
-            click.echo(json.dumps(shown, separators=(",", ":")))
+            click.echo(json.dumps(record, separators=(",", ":")))
         else:
             click.echo(padded(_cells(record), _WIDTHS))
 
 
-@click.command("set", cls=QuietCommand)
+@byok.command("set")
 @click.argument("provider")
 @for_owner
 @click.option(
@@ -96,7 +88,6 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     type=click.Choice(["off", "warn", "require"]),
     help="How strictly to check it: off, warn or require.",
 )
-@with_appcontext
 def set_key(
     provider: str,
     owner: str,
@@ -129,7 +120,7 @@ def set_key(
     _warn_if_unused(state, owner, spec)
 
 
-@click.command("clear", cls=QuietCommand)
+@byok.command("clear")
 @click.argument("provider", required=False)
 @for_owner
 @click.option("--slot", type=_slot, metavar="SLOT", help="Only this one of several keys.")
@@ -137,7 +128,6 @@ def set_key(
     "--all", "everything", is_flag=True, help="All of the owner's keys, and their usage counts."
 )
 @yes_option
-@with_appcontext
 def clear_key(
     provider: str | None, owner: str, slot: str | None, everything: bool, yes: bool
 ) -> None:
@@ -233,7 +223,7 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
 # purge-expired
 
 
-@click.command("purge-expired", cls=QuietCommand)
+@byok.command("purge-expired")
 @click.option(
     "--days",
     type=click.IntRange(0, 36500),
@@ -242,7 +232,6 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
     help="Keep what expired within so many days.",
 )
 @dry_run_option
-@with_appcontext
 def purge_expired(days: int, dry_run: bool) -> None:
     """Delete accounts' keys that have expired, and signal those that soon will.
 
@@ -299,8 +288,7 @@ def _signal(accounts: AccountStore, now: datetime) -> None:
 # rotate
 
 
-@click.command("rotate", cls=QuietCommand)
-@with_appcontext
+@byok.command("rotate")
 def rotate_keys() -> None:
     """Seal every account's key again with the current encryption key.
 

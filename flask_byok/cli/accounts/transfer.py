@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import click
-from flask.cli import with_appcontext
 
 from ...accounts.export_file import LARGEST_FILE
 from ...accounts.transfer import (
@@ -28,7 +27,7 @@ from ...model.credential import isoformat
 from ...model.owner import Tier
 from ...settings import Settings
 from ..common import (
-    QuietCommand,
+    byok,
     counted,
     dry_run_option,
     for_owner,
@@ -44,11 +43,10 @@ from ..common import (
 SHORTEST_PASSPHRASE = 12
 
 
-@click.command("import-env", cls=QuietCommand)
+@byok.command("import-env")
 @for_owner
 @click.option("--replace", is_flag=True, help="Put them in the place of different ones.")
 @dry_run_option
-@with_appcontext
 def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     """Copy the operator's keys from environment variables and secret files into the database."""
     destination = _destination()
@@ -61,11 +59,10 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command("export", cls=QuietCommand)
+@byok.command("export")
 @click.argument("file", type=click.Path(path_type=Path))
 @only_owner
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-@with_appcontext
 def export_file(file: Path, owner: str | None, force: bool) -> None:
     """Write the stored keys to a file that is encrypted with a passphrase.
 
@@ -92,7 +89,7 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command("import", cls=QuietCommand)
+@byok.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--on-conflict",
@@ -102,7 +99,6 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     help="If a different key is stored, keep or replace it.",
 )
 @dry_run_option
-@with_appcontext
 def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     """Store the keys of a file that 'flask byok export' has written.
 
