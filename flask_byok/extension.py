@@ -18,6 +18,7 @@ from .errors import (
     MissingCredentialError,
     SessionRequiredError,
 )
+from .factory import stream_response
 from .keys.service import Service
 from .keys.status import Status
 from .keys.typed import NewKey
@@ -30,7 +31,6 @@ from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
-    at_sign_out,
     current_caller,
     established_caller,
     get_state,
@@ -40,11 +40,10 @@ from .web.caller import (
     signed_in_user,
     user_of,
 )
-from .web.host_database import find_database, warn_if_late
+from .web.host import app_name, find_database, index_key, warn_if_late
 from .web.keys_api import typed_fields
 from .web.problems import problem_response
-from .web.session_binding import SessionBinding, app_name, check_session_interface, index_key
-from .web.sse import stream_response
+from .web.session_binding import SessionBinding, check_session_interface
 from .web.ui import UI
 from .wiring import build_service
 
@@ -91,7 +90,6 @@ class BYOK:
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI(state)
         install_log_redaction()
-        at_sign_out(app, state.binding.end)
 
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:

@@ -1,20 +1,33 @@
-"""Provider objects for views: the right key, for this call only."""
+"""Provider objects for views: the right key, for this call only; and their answers as server-sent events."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flask import current_app, has_app_context
+import msgspec
+from flask import Response, current_app, has_app_context
 
 from .catalog.spec import Catalog, ProviderSpec
-from .errors import EndpointNotAllowedError
+from .errors import ByokError, EndpointNotAllowedError, ProviderUnavailableError
 from .http.outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
 from .model.credential import Credential, Secret, clean_api_key, make_hint
 from .providers import BaseProvider, make_provider
-from .web.caller import EXTENSION, ByokState, current_caller, get_state, note_use
+from .web.caller import (
+    EXTENSION,
+    SOURCE_HEADER,
+    ByokState,
+    current_caller,
+    get_state,
+    note_use,
+)
+from .web.problems import problem
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
+
+_logger = logging.getLogger("flask_byok.web")
 
 
 def get_provider_with_api_key(
@@ -83,3 +96,39 @@ def _explicit(
         hint=make_hint(cleaned, spec.prefixes),
     )
     return spec, note_use(credential), outbound
+
+
+def stream_response(
+    provider: BaseProvider, messages: Iterable[Mapping[str, Any]], model: str | None = None
+) -> Response:
+    """Return a ``text/event-stream`` answer with the provider's reply.
+
+    Events: ``delta`` ``{"text": "…"}`` for each piece, then ``done`` ``{}``; or ``error`` with a problem object. The
+    key is resolved already, so a store that fails later does not break the stream, and it needs no request context.
+    """
+    response = Response(_events(provider, list(messages), model), mimetype="text/event-stream")
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
+    response.headers[SOURCE_HEADER] = str(provider.source)
+    return response
+
+
+def _events(
+    provider: BaseProvider, messages: list[Mapping[str, Any]], model: str | None
+) -> Iterator[bytes]:
+    try:
+        for text in provider.stream_chat(messages, model):
+            yield _event(b"delta", {"text": text})
+    except ByokError as error:
+        yield _event(b"error", problem(error))
+    except Exception as error:
+        # The error's text may contain the key: it is neither sent nor logged.
+        _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
+        yield _event(b"error", problem(ProviderUnavailableError(provider=provider.name)))
+    else:
+        yield _event(b"done", {})
+
+
+def _event(name: bytes, data: Mapping[str, Any]) -> bytes:
+    return b"event: " + name + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"

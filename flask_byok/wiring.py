@@ -5,33 +5,30 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import click
 from flask import Flask
 
-from . import signals
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
-from .keys.checks import Checks, Notify
-from .keys.lookup import Lookup, OperatorTier, SessionTier, TierReader
 from .keys.operator import EnvironmentKeys, SecretFileKeys
 from .keys.ports import Accounts
-from .keys.save import Saver
-from .keys.service import Limiter, Service
+from .keys.service import Service
 from .keys.sessions import Documents, Sessions
-from .model.owner import ACCOUNT_TIERS, Tier
+from .model.owner import ACCOUNT_TIERS
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
-from .storage.rates import RateLimiter, RateStorage
-from .web.host_database import FoundDatabase
+from .storage.protection import RateLimiter, RateStorage
+from .web.caller import signal_sender
+from .web.host import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
@@ -71,63 +68,18 @@ def build_service(
         _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     rates = RateStorage.beside(sessions.documents)
-    return assemble(
-        settings,
-        catalog,
-        keyring,
-        sessions,
-        accounts,
-        outbound,
-        operator_tiers(settings),
-        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
-        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
-        notify=_sender(app),
-    )
-
-
-def assemble(
-    settings: Settings,
-    catalog: Catalog,
-    keyring: Keyring,
-    sessions: Sessions,
-    accounts: Accounts,
-    outbound: Outbound,
-    operator: Iterable[TierReader],
-    *,
-    validate_limit: Limiter,
-    set_limit: Limiter,
-    notify: Notify,
-) -> Service:
-    """Put a service together from its parts.
-
-    :param operator: the readers of the operator's own keys.
-    """
-    readers = [SessionTier(sessions, keyring, settings), *operator, accounts]
-    checks = Checks(settings, sessions, accounts, outbound, notify)
     return Service(
         settings=settings,
         catalog=catalog,
         keyring=keyring,
-        lookup=Lookup(readers, settings),
         sessions=sessions,
         accounts=accounts,
         outbound=outbound,
-        checks=checks,
-        saver=Saver(settings, catalog, keyring, checks, notify),
-        validate_limit=validate_limit,
-        set_limit=set_limit,
-        notify=notify,
+        operator=[SecretFileKeys(settings), EnvironmentKeys(settings)],
+        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
+        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
+        notify=signal_sender(app),
     )
-
-
-def operator_tiers(
-    settings: Settings, environ: Mapping[str, str] = os.environ
-) -> list[OperatorTier]:
-    """Return the readers of secret files and environment variables."""
-    return [
-        OperatorTier(Tier.SECRET, SecretFileKeys(settings.secrets_dir, environ), settings),
-        OperatorTier(Tier.ENV, EnvironmentKeys(environ), settings),
-    ]
 
 
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
@@ -193,7 +145,13 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
 def _documents(settings: Settings, database: FoundDatabase) -> Documents:
     chosen = settings.session_store or ("redis" if settings.redis else "database")
     if chosen == "redis":
-        return _redis(settings)
+        if not settings.redis:
+            raise ConfigurationError(
+                "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
+            )
+        from .storage.redis import RedisDocuments
+
+        return RedisDocuments(settings.redis, wait=settings.redis_wait)
     if chosen == "database":
         from .storage.sql import SqlDocuments
 
@@ -223,16 +181,6 @@ def build_accounts(
         engine = getattr(sessions.documents, "engine", None) if _is_ours(settings) else None
         store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
     return Wing(store, keyring, settings)
-
-
-def _redis(settings: Settings) -> Documents:
-    if not settings.redis:
-        raise ConfigurationError(
-            "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
-        )
-    from .storage.redis import RedisDocuments
-
-    return RedisDocuments(settings.redis, wait=settings.redis_wait)
 
 
 def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> None:
@@ -272,12 +220,3 @@ def _require_writable(folder: Path) -> None:
             f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
             "team and system out of BYOK_PRECEDENCE."
         )
-
-
-def _sender(app: Flask) -> Callable[[str, Mapping[str, Any]], None]:
-    def notify(event: str, facts: Mapping[str, Any]) -> None:
-        signal = getattr(signals, event)
-        if signal.receivers:
-            signal.send(app, **facts)
-
-    return notify

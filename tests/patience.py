@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from flask_byok.storage import deadline, redis
+from flask_byok.storage import engine, redis
 
 _MUCH = 20
 _PATIENT: Mapping[tuple[Any, str], Any] = {
-    (deadline, "LIMIT"): _MUCH,
+    (engine, "LIMIT"): _MUCH,
     (redis, "CONNECT_TIMEOUT"): _MUCH,
     (redis, "READ_TIMEOUT"): _MUCH,
     (redis, "POOL_TIMEOUT"): _MUCH,

@@ -12,7 +12,6 @@ import logging
 import pickle
 import pprint
 import string
-import threading
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
@@ -30,13 +29,11 @@ from flask_byok.model.credential import (
     CredentialRecord,
     RecordedVerdict,
     Secret,
-    Validation,
     Verdict,
     clean_api_key,
     isoformat,
     live_secrets,
     make_hint,
-    new_version,
     utcnow,
 )
 from flask_byok.model.owner import Tier
@@ -118,6 +115,8 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
     "vars": vars,
     "iterate": list,
+    "asdict": dataclasses.asdict,
+    "astuple": dataclasses.astuple,
 }
 
 
@@ -139,14 +138,6 @@ def test_no_way_of_copying_copies_the_key(way: str, make: Callable[[], Any]) -> 
     """What would copy or store a secret is refused, and the refusal does not show it either."""
     with pytest.raises(TypeError) as caught:
         REFUSED[way](make())
-    assert "CANARY" not in str(caught.value)
-
-
-@pytest.mark.parametrize("taking_apart", [dataclasses.asdict, dataclasses.astuple])
-def test_dataclass_functions_show_nothing(taking_apart: Callable[[Any], Any]) -> None:
-    """A credential cannot be taken apart by the functions that take dataclasses apart."""
-    with pytest.raises(TypeError) as caught:
-        taking_apart(make_credential())
     assert "CANARY" not in str(caught.value)
 
 
@@ -208,26 +199,6 @@ def test_live_secrets_end_with_their_objects() -> None:
     assert "redact-me-while-i-live" not in set(live_secrets())
 
 
-def test_live_secrets_while_others_are_made() -> None:
-    """Secrets can be listed in one thread while others make and drop theirs."""
-    stop = threading.Event()
-
-    def churn() -> None:
-        while not stop.is_set():
-            _ = [Secret(f"churned-{n}") for n in range(50)]
-
-    threads = [threading.Thread(target=churn) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(200):
-            assert all(isinstance(value, str) for value in live_secrets())
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-
-
 # cleaning
 
 
@@ -268,13 +239,6 @@ def test_what_is_refused_is_not_repeated(api_key: str, odd: str, place: int) -> 
         clean_api_key("x" * 10 + "\x7f" + "y" * 10)
     # Pieces of a key can be words of the message, so what tells is that the message is always the same.
     assert (caught.value.args, vars(caught.value)) == (other.value.args, vars(other.value))
-
-
-@pytest.mark.parametrize("inside", [" ", "\n", "\r", "\t", "\0", "\x7f", "é", "…", "\u200b", "Ａ"])
-def test_odd_characters_inside(inside: str) -> None:
-    """Control characters, spaces and other scripts inside a key are refused."""
-    with pytest.raises(MalformedApiKeyError, match="ASCII"):
-        clean_api_key(f"sk-12345{inside}67890")
 
 
 @pytest.mark.parametrize(
@@ -346,11 +310,6 @@ def test_what_verdicts_say(verdicts: tuple[str, ...], valid: bool | None) -> Non
     assert {Verdict(verdict).valid for verdict in verdicts} == {valid}
 
 
-def test_every_verdict_was_asked() -> None:
-    """There are ten verdicts."""
-    assert len(Verdict) == 10
-
-
 @pytest.mark.parametrize(
     ("changes", "state"),
     [
@@ -372,27 +331,6 @@ def test_state_of_a_record(changes: dict[str, Any], state: str) -> None:
     assert make_record(**changes).state(NOW) == state
 
 
-def test_verdict_on_another_version() -> None:
-    """A verdict on another version of the key does not show."""
-    old = RecordedVerdict(Verdict.VALID, NOW, "v0")
-    assert make_record(validity=old).current_validity() is None
-    assert make_record().with_validity(old).validity is old
-
-
-def test_validation_as_json() -> None:
-    """A validation has the JSON form of the HTTP interface."""
-    validation = Validation("openai", Verdict.UNREACHABLE, "No answer.", NOW, 12, ("gpt-4o",))
-    assert validation.to_dict() == {
-        "provider": "openai",
-        "verdict": "unreachable",
-        "valid": None,
-        "reason": "No answer.",
-        "models_available": ["gpt-4o"],
-        "checked_at": "2026-05-01T12:00:00.000Z",
-        "latency_ms": 12,
-    }
-
-
 def test_times() -> None:
     """Times are UTC in whole milliseconds, written with a Z."""
     assert utcnow().tzinfo is UTC
@@ -400,11 +338,6 @@ def test_times() -> None:
     east = NOW.astimezone(timezone(timedelta(hours=9)))
     assert isoformat(east) == "2026-05-01T12:00:00.000Z"
     assert isoformat(None) is None
-
-
-def test_versions_differ() -> None:
-    """Each version is new."""
-    assert len({new_version() for _ in range(1000)}) == 1000
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,6 @@ def encodings(value: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", encodings(CANARY))
-def test_every_encoding_is_redacted(secret: Secret, name: str) -> None:
-    """A key is found plain, URL-, JSON- and base64-encoded, at any place."""
-    assert REDACTED in redact(f"before {encodings(CANARY)[name]} after")
-    assert CANARY not in redact(encodings(CANARY)[name])
-
-
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60))
 def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
     """Every encoding of every printable key is redacted."""

@@ -137,23 +137,6 @@ def test_what_a_store_does_not_take_waits(store: Store) -> None:
     assert [use.uses for use in store.uses] == [3]
 
 
-def test_one_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
-    """After a fault the others come first."""
-
-    def add(use: Use) -> None:
-        if use.credential_id == "held":
-            raise StoreError
-        store.add(use)
-
-    recorder = Traffic(add, HOURS)
-    for id in ("held", "a", "b"):
-        recorder.note("user:1", "openai", id, "used")
-    for _ in range(2):
-        with pytest.raises(StoreError):
-            recorder.flush()
-    assert store.counts() == {("a", "used"): 1, ("b", "used"): 1}
-
-
 def flush_in_vain(recorder: Traffic) -> None:
     """Hand over what can be, where something cannot."""
     with pytest.raises(StoreError):
@@ -177,21 +160,6 @@ def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -
     assert uses == [3] * 5
 
 
-def test_many_that_cannot_be_written_take_turns(store: Store) -> None:
-    """However many they are, those that can be written again are, a few rounds later."""
-    recorder = Traffic(None, HOURS, count=store.count)
-    refs = {f"ref-{number}" for number in range(12)}
-    store.held = set(refs)
-    for ref in refs:
-        recorder.note_in_session(ref, "openai", "v1", "used")
-    for _ in range(6):
-        flush_in_vain(recorder)
-    store.held -= {"ref-4", "ref-11"}
-    for _ in range(6):
-        flush_in_vain(recorder)
-    assert {use.ref for use in store.session_uses} == refs - store.held
-
-
 def test_a_store_that_is_away_is_asked_a_few_times(store: Store) -> None:
     """However much waits, a round ends after a few faults; later all of it is there, once."""
     recorder = Traffic(store.add, HOURS, count=store.count)
@@ -204,21 +172,6 @@ def test_a_store_that_is_away_is_asked_a_few_times(store: Store) -> None:
     store.sessions_away = False
     recorder.flush()
     assert len({use.ref for use in store.session_uses}) == len(store.session_uses) == 500
-
-
-def test_what_may_have_been_written_takes_room_too(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the session store is away no more than ``MAX_PENDING`` entries wait, tried or not."""
-    monkeypatch.setattr(module, "MAX_PENDING", 5)
-    recorder = Traffic(None, HOURS, count=store.count)
-    store.sessions_away = True
-    for number in range(20):
-        recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
-        flush_in_vain(recorder)
-    store.sessions_away = False
-    recorder.flush()
-    assert len(store.session_uses) == 5
 
 
 def test_memory_is_bounded(

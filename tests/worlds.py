@@ -14,20 +14,21 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
+from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
+from flask_byok.keys.ports import AuditEvent
+from flask_byok.keys.save import new_record
 from flask_byok.keys.service import Service
-from flask_byok.keys.session_store import AuditEvent
 from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import CredentialRecord, Secret, Validation
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
-from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
-from flask_byok.storage.rates import RateLimiter, RateStorage
+from flask_byok.storage.protection import RateLimiter, RateStorage
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
-from flask_byok.wiring import assemble, operator_tiers
 
+OPERATOR_SOURCES = (SecretFileKeys, EnvironmentKeys)
 #: An operator's keys, which nobody may see.
 ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"
 
@@ -105,9 +106,8 @@ class World:
         """Store a key in the database for an owner, as an admin does for teams and the system."""
         spec = self.catalog.get(provider)
         context = Context("account", owner, spec.id, slot)
-        record = new_record(
-            self.keyring, context, spec, {"api_key": Secret(api_key)}, None, **facts
-        )
+        new = NewKey(fields={"api_key": Secret(api_key)}, **facts)
+        record = new_record(self.keyring, context, spec, new.fields, None, new=new)
         return self.accounts.put(record, AuditEvent("cli", "set"))
 
     def logged(self, owner: str) -> list[tuple[str, str, str]]:
@@ -124,14 +124,14 @@ class World:
         rates = RateStorage.in_memory()
         wing = Wing(self.accounts, self.keyring, self.settings)
         sessions.over = wing.over
-        return assemble(
-            self.settings,
-            self.catalog,
-            self.keyring,
-            sessions,
-            wing,
-            Outbound(allow_private=self.settings.allow_private_endpoints),
-            operator_tiers(self.settings, self.environ),
+        return Service(
+            settings=self.settings,
+            catalog=self.catalog,
+            keyring=self.keyring,
+            sessions=sessions,
+            accounts=wing,
+            outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
+            operator=[source(self.settings, self.environ) for source in OPERATOR_SOURCES],
             validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
             set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
             notify=lambda name, facts: self.events.append((name, dict(facts))),
@@ -155,14 +155,14 @@ def core_on(
     wing, rates = Wing(accounts, keyring, settings), RateStorage.in_memory()
     sessions.over = wing.over
     limit = RateLimiter("20/minute", rates, setting="X")
-    service = assemble(
-        settings,
-        catalog,
-        keyring,
-        sessions,
-        wing,
-        Outbound(),
-        [],
+    service = Service(
+        settings=settings,
+        catalog=catalog,
+        keyring=keyring,
+        sessions=sessions,
+        accounts=wing,
+        outbound=Outbound(),
+        operator=[],
         validate_limit=limit,
         set_limit=limit,
         notify=lambda *_: None,

@@ -17,7 +17,7 @@ def open_accounts(engine_or_url: Any, keyring: Keyring, *, own_file: bool = Fals
         upgraded at the first use.
     """
     from ..sealing.keyring import AuditSecret
-    from ..storage.database import Database
+    from ..storage.sql import Database
     from ..storage.tables import metadata
     from .store.audit import hold_secret
     from .store.keys import AccountStore

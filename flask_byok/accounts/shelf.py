@@ -19,6 +19,7 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
+from ..keys.save import new_record
 from ..keys.service import Service
 from ..keys.typed import (
     Changes,
@@ -303,7 +304,8 @@ class Shelf:
         refused = partial(self._refused, record)
         validation = saver.check(self.caller, spec, typed, secret.validate, refused)
         context = Context("account", record.owner, record.provider, record.slot)
-        fresh = saver.seal(context, spec, typed, validation)
+        keyring = self._core.keyring
+        fresh = new_record(keyring, context, spec, typed.fields, typed.base_url, validation)
         sealed = {name: getattr(fresh, name) for name in ("ciphertext", "hint", "validity")}
 
         def values(now: CredentialRecord) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from ..errors import (
     KeyExistsError,
     UnreadableCredentialError,
 )
-from ..keys.operator import EnvironmentKeys, SecretFileKeys, variables
+from ..keys.operator import EnvironmentKeys, OperatorTier, SecretFileKeys, variables
+from ..keys.ports import AuditEvent
 from ..keys.service import Service
-from ..keys.session_store import AuditEvent
 from ..keys.typed import NewKey, check_place, in_utc
 from ..model.credential import (
     CredentialRecord,
@@ -47,7 +47,7 @@ _NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
 # Keys that an export reads in one statement.
 _PAGE = 200
 
-Sources = Sequence[EnvironmentKeys | SecretFileKeys]
+Sources = Sequence[OperatorTier]
 #: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
 Copy = Literal["added", "kept", "skipped"]
 
@@ -354,10 +354,8 @@ class Copied:
 
 def operator_sources(settings: Settings) -> Sources:
     """Return the places of the operator's keys, in the order in which they serve."""
-    sources: dict[Tier, EnvironmentKeys | SecretFileKeys] = {
-        Tier.SECRET: SecretFileKeys(settings.secrets_dir),
-        Tier.ENV: EnvironmentKeys(),
-    }
+    places: Sources = (SecretFileKeys(settings), EnvironmentKeys(settings))
+    sources = {source.tier: source for source in places}
     order = dict.fromkeys([*settings.precedence, *sources])
     return [sources[tier] for tier in order if tier in sources]
 

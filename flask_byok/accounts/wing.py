@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..catalog import ProviderSpec
 from ..errors import KeyExistsError, KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
-from ..keys.ports import Accounts, Promotion
+from ..keys.ports import Accounts, AuditEvent, Promotion
 from ..keys.service import Service
-from ..keys.session_store import AuditEvent
 from ..keys.typed import Typed, check_place
 from ..model.credential import (
     Credential,

@@ -17,11 +17,18 @@ from ..accounts.wing import Wing
 from ..errors import ByokError, ConfigurationError, StoreError
 from ..sealing.keyring import SHOWS_WRONG_KEY, Canary
 from ..settings import MAX_SESSION_LIFETIMES, source_of
-from ..storage.reasons import reason_of
+from ..storage.protection import reason_of
 from ..web.caller import ByokState, get_state
-from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
-from ..web.safety import unsafe_choices, unsafe_settings
-from ..web.session_binding import app_name, index_key
+from ..web.host import (
+    LATE_ENGINE,
+    FoundDatabase,
+    app_name,
+    host_engine,
+    index_key,
+    is_late,
+    unsafe_choices,
+    unsafe_settings,
+)
 from .input import QuietCommand
 from .setup import known_revision, migrations
 from .values import shown_address, shown_settings
@@ -210,7 +217,7 @@ def _require_rights(engine: Any) -> None:
 
     :raises ConfigurationError: some are missing; the message names them.
     """
-    from ..storage.migrate import missing_rights
+    from ..storage.migrations import missing_rights
 
     if missing := missing_rights(engine):
         raise ConfigurationError(

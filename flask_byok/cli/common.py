@@ -11,8 +11,8 @@ from flask.cli import AppGroup
 
 from ..accounts.wing import Wing
 from ..errors import ByokError, StoreError
-from ..storage.deadline import patiently
-from ..storage.reasons import reason_of
+from ..storage.engine import patiently
+from ..storage.protection import reason_of
 from ..web.caller import ByokState, get_state
 from .input import NEVER_AN_ARGUMENT, QuietCommand
 

@@ -12,7 +12,7 @@ from flask.cli import with_appcontext
 
 from ..model.owner import Caller
 from ..sealing.keyring import generate_encryption_key
-from ..storage.reasons import reason_of
+from ..storage.protection import reason_of
 from ..web.caller import get_state
 from .common import Commands
 from .input import QuietCommand
@@ -83,7 +83,7 @@ def migrations() -> Iterator[tuple[ModuleType, Any]]:
     :raises click.ClickException: the database fails in the meantime.
     """
     # Imported here: the other commands need no database.
-    from ..storage import migrate
+    from ..storage import migrations as migrate
     from ..storage.engine import open_engine
 
     found = get_state().database.place

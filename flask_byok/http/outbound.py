@@ -17,8 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import SplitResult, urlsplit
 
-from ..catalog.judge import Answer
-from ..catalog.spec import ProviderSpec
+from ..catalog.spec import Answer, ProviderSpec
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
 from ..model.credential import EndpointTrust
 from .addresses import AddressRule, is_any, is_public, is_public_or_private

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from ..catalog.judge import Answer, judge_check
-from ..catalog.spec import ProviderSpec, looks_like
+from ..catalog.spec import Answer, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
 from ..http.outbound import Endpoint, Outbound, personal_slots
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow

@@ -34,7 +34,6 @@ from ..model.owner import (
 )
 from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
 from ..settings import FallbackReason, Settings
-from .operator import OperatorKey
 from .sessions import Sessions
 
 _logger = logging.getLogger("flask_byok.keys")
@@ -73,13 +72,6 @@ class TierReader(Protocol):
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the keys for these providers, in at most one round trip."""
-
-
-class OperatorKeys(Protocol):
-    """Holds the operator's keys: see ``keys.operator``."""
-
-    def find(self, spec: ProviderSpec) -> OperatorKey | None:
-        """Return the key for a provider, or None."""
 
 
 class Lookup:
@@ -355,36 +347,3 @@ class Opener:
             version=record.version,
             id=record.id,
         )
-
-
-class OperatorTier:
-    """Reads the operator's keys from the environment or from secret files."""
-
-    def __init__(self, tier: Tier, keys: OperatorKeys, settings: Settings) -> None:
-        self.tiers = (tier,)
-        self._tier = tier
-        self._keys = keys
-        self._settings = settings
-
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
-        """Return the operator's keys; they are the same for every caller."""
-        found = ((spec, self._candidate(spec)) for spec in specs)
-        return {(self._tier, spec.id): [one] for spec, one in found if one is not None}
-
-    def _candidate(self, spec: ProviderSpec) -> Candidate | None:
-        try:
-            key = self._keys.find(spec)
-            if key is None:
-                return None
-            endpoint = endpoint_for(spec, self._settings.base_urls)
-        except (UnreadableCredentialError, EndpointNotAllowedError):
-            return Candidate(self._tier, "unreadable")
-        credential = Credential(
-            provider=spec.id,
-            source=self._tier,
-            owner="system",
-            fields=key.fields,
-            base_url=endpoint.base_url,
-            trust=endpoint.trust,
-        )
-        return Candidate(self._tier, "active", credential, operator_name=key.name)

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import ClassVar
 
 from ..catalog.spec import ProviderSpec
-from ..errors import MalformedApiKeyError, UnreadableCredentialError
-from ..model.credential import Secret, clean_api_key
-from ..model.owner import Tier
+from ..errors import EndpointNotAllowedError, MalformedApiKeyError, UnreadableCredentialError
+from ..http import endpoint_for
+from ..model.credential import Credential, Secret, clean_api_key
+from ..model.owner import Caller, Tier
+from ..settings import Settings
+from .lookup import Candidate, Found
 
 #: Longest secret file that is read, in bytes.
 MAX_SECRET_FILE = 64 * 1024
@@ -36,12 +39,40 @@ class OperatorKey:
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
 
-class _OperatorKeys:
-    """Finds keys by the names of variables that the catalog gives."""
+class OperatorTier:
+    """Reads the operator's keys, by the names of variables that the catalog gives."""
 
     tier: ClassVar[Tier]
 
-    def find(self, spec: ProviderSpec) -> OperatorKey | None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        self.tiers = (self.tier,)
+        self._settings = settings
+        self._environ = environ
+
+    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+        """Return the operator's keys; they are the same for every caller."""
+        found = ((spec.id, self._candidate(spec)) for spec in specs)
+        return {(self.tier, provider): [one] for provider, one in found if one is not None}
+
+    def _candidate(self, spec: ProviderSpec) -> Candidate | None:
+        try:
+            key = self.key(spec)
+            if key is None:
+                return None
+            endpoint = endpoint_for(spec, self._settings.base_urls)
+        except (UnreadableCredentialError, EndpointNotAllowedError):
+            return Candidate(self.tier, "unreadable")
+        credential = Credential(
+            provider=spec.id,
+            source=self.tier,
+            owner="system",
+            fields=key.fields,
+            base_url=endpoint.base_url,
+            trust=endpoint.trust,
+        )
+        return Candidate(self.tier, "active", credential, operator_name=key.name)
+
+    def key(self, spec: ProviderSpec) -> OperatorKey | None:
         """Return the operator's key for a provider: the first there is under the provider's variables.
 
         :raises UnreadableCredentialError: a variable or file cannot be read, or holds no possible key; or a
@@ -53,7 +84,7 @@ class _OperatorKeys:
     def read(self, spec: ProviderSpec, variable: str) -> OperatorKey | None:
         """Return the key under one of the provider's variables; a blank value counts as none.
 
-        :raises UnreadableCredentialError: see ``find``.
+        :raises UnreadableCredentialError: see ``key``.
         """
         try:
             for name, text in self._values(variable):
@@ -72,31 +103,24 @@ class _OperatorKeys:
         raise NotImplementedError
 
 
-class EnvironmentKeys(_OperatorKeys):
+class EnvironmentKeys(OperatorTier):
     """Finds keys in environment variables."""
 
     tier = Tier.ENV
-
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        self._environ = environ
 
     def _values(self, variable: str) -> Iterator[tuple[str, str]]:
         if variable in self._environ:
             yield variable, self._environ[variable]
 
 
-class SecretFileKeys(_OperatorKeys):
+class SecretFileKeys(OperatorTier):
     """Finds keys in files, as Docker and Kubernetes mount them.
 
-    A file in ``directory`` has the variable's name in lower case. A variable with ``_FILE`` at its end names
+    A file in ``BYOK_SECRETS_DIR`` has the variable's name in lower case. A variable with ``_FILE`` at its end names
     a file in another place, which comes first.
     """
 
     tier = Tier.SECRET
-
-    def __init__(self, directory: Path, environ: Mapping[str, str] = os.environ) -> None:
-        self._directory = directory
-        self._environ = environ
 
     def _values(self, variable: str) -> Iterator[tuple[str, str]]:
         if named := self._environ.get(f"{variable}_FILE", "").strip():
@@ -104,7 +128,7 @@ class SecretFileKeys(_OperatorKeys):
             if text is None:
                 raise FileNotFoundError
             yield f"{variable}_FILE", text
-        path = self._directory / variable.lower()
+        path = self._settings.secrets_dir / variable.lower()
         if (text := _read_secret(path)) is not None:
             yield str(path), text
 

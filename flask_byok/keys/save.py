@@ -11,10 +11,17 @@ from typing import Protocol
 
 from ..catalog import Catalog, ProviderSpec
 from ..errors import KeyRefusedError
-from ..model.credential import CredentialRecord, Secret, Validation
+from ..model.credential import (
+    CredentialRecord,
+    RecordedVerdict,
+    Secret,
+    Validation,
+    make_hint,
+    new_version,
+    utcnow,
+)
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from ..sealing.records import new_record
 from ..settings import Settings, ValidateOnSet
 from .checks import Checks, Notify
 from .ports import Accounts
@@ -28,6 +35,9 @@ from .typed import (
     read_expiry,
     read_typed,
 )
+
+# Without texts and expiry.
+_PLAIN = NewKey(fields={})
 
 
 class Destination(Protocol):
@@ -77,7 +87,8 @@ class Saver:
         to.admit(typed)
         ask = not new.imported
         validation = self.check(caller, spec, typed, new.validate, to.refused, ask=ask)
-        record = self.seal(to.context, spec, typed, validation, new)
+        fields, base_url = typed.fields, typed.base_url
+        record = new_record(self.keyring, to.context, spec, fields, base_url, validation, new)
         stored = to.store(record, typed)
         if ask:
             self.tell("key_set", stored)
@@ -117,32 +128,41 @@ class Saver:
             refused(typed, error.validation.verdict)
             raise
 
-    def seal(
-        self,
-        context: Context,
-        spec: ProviderSpec,
-        typed: Typed,
-        validation: Validation | None,
-        new: NewKey | None = None,
-    ) -> CredentialRecord:
-        """Return the sealed record of a typed key, with its hint, version and times."""
-        return new_record(
-            self.keyring,
-            context,
-            spec,
-            typed.fields,
-            typed.base_url,
-            label=None if new is None else new.label,
-            description=None if new is None else new.description,
-            active=new is None or new.active,
-            expires_at=None if new is None else new.expires_at,
-            validation=validation,
-        )
-
     def tell(self, event: str, record: CredentialRecord) -> None:
         """Send a signal about a record: its provider, tier and hint."""
         facts = {"provider": record.provider, "tier": tier_of(record.owner).value}
         self._notify(event, facts | ({"hint": record.hint} if event == "key_set" else {}))
+
+
+def new_record(
+    keyring: Keyring,
+    context: Context,
+    spec: ProviderSpec,
+    fields: Mapping[str, Secret],
+    base_url: str | None,
+    validation: Validation | None = None,
+    new: NewKey = _PLAIN,
+) -> CredentialRecord:
+    """Return the sealed record of a key, with its hint, version, times and the verdict of its check."""
+    now, version, api_key = utcnow(), new_version(), fields.get("api_key")
+    found = None
+    if validation is not None:
+        found = RecordedVerdict(validation.verdict, validation.checked_at, version)
+    return CredentialRecord(
+        provider=spec.id,
+        owner=context.owner,
+        slot=context.slot,
+        ciphertext=keyring.seal_fields(context, fields, base_url),
+        hint=make_hint(api_key.reveal() if api_key else "", spec.prefixes),
+        version=version,
+        created_at=now,
+        updated_at=now,
+        expires_at=new.expires_at,
+        label=new.label,
+        description=new.description,
+        active=new.active,
+        validity=found,
+    )
 
 
 class InSession:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from ..catalog import Catalog, ProviderSpec
 from ..errors import (
@@ -15,34 +16,27 @@ from ..errors import (
     UnreadableCredentialError,
 )
 from ..http import Outbound
-from ..model.credential import Credential, Secret, Validation
+from ..model.credential import Credential, CredentialRecord, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, Count, make_provider
-from ..sealing.keyring import Keyring
+from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
-from .adoption import Adoption
+from ..storage.protection import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup
+from .lookup import Candidate, Lookup, SessionTier, TierReader
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
-from .sessions import Sessions
+from .sessions import Adoption, Sessions
 from .status import KeyList, ServiceFacts, Status, build_status, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
 
-class Limiter(Protocol):
-    """Counts attempts: see ``storage.rates``."""
-
-    def check(self, owner: str) -> None:
-        """Count one attempt.
-
-        :raises RateLimitedError: there were too many.
-        """
-
-
 class Service:
-    """Everything an app does with keys, for a caller whom the host has identified."""
+    """Everything an app does with keys, for a caller whom the host has identified.
+
+    :param operator: the readers of the operator's own keys.
+    """
 
     def __init__(
         self,
@@ -50,32 +44,30 @@ class Service:
         settings: Settings,
         catalog: Catalog,
         keyring: Keyring,
-        lookup: Lookup,
         sessions: Sessions,
         accounts: Accounts,
         outbound: Outbound,
-        checks: Checks,
-        saver: Saver,
-        validate_limit: Limiter,
-        set_limit: Limiter,
+        operator: Iterable[TierReader],
+        validate_limit: RateLimiter,
+        set_limit: RateLimiter,
         notify: Notify,
     ) -> None:
         self.settings = settings
         self.catalog = catalog
         self.keyring = keyring
-        self.lookup = lookup
+        readers = [SessionTier(sessions, keyring, settings), *operator, accounts]
+        self.lookup = Lookup(readers, settings)
         self.sessions = sessions
         #: The wing of accounts; without one see ``keys.ports``.
         self.accounts = accounts
         self.outbound = outbound
-        self.checks = checks
+        self.checks = Checks(settings, sessions, accounts, outbound, notify)
         self.traffic = Traffic(
             accounts.count if accounts.tiers else None,
             count=sessions.count,
-            rejected=checks.rejected,
+            rejected=self.checks.rejected,
         )
-        self.saver = saver
-        self._adoption = Adoption(sessions, accounts, lookup, keyring)
+        self.saver = Saver(settings, catalog, keyring, self.checks, notify)
         self.validate_limit = validate_limit
         self.set_limit = set_limit
         self._notify = notify
@@ -365,10 +357,58 @@ class Service:
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
         else:
-            result = self._adoption.adopt(caller, session, specs, replace=replace)
+            result = self._adopt_waiting(caller, session, specs, replace=replace)
         for provider in result.promoted:
             self._notify("key_promoted", {"provider": provider})
         return result
+
+    def _adopt_waiting(
+        self,
+        caller: Caller,
+        session: SessionRef,
+        specs: Sequence[ProviderSpec],
+        *,
+        replace: bool,
+    ) -> Promotion:
+        """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
+        view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
+        if not view.alive:
+            raise SessionRequiredError
+        result = Promotion()
+        for spec in specs:
+            waiting = view.visitor_records.get(spec.id)
+            if waiting is None or self.lookup.locked(caller, spec):
+                continue
+            taken = spec.id in view.records and not replace
+            try:
+                outcome = self._adopt(caller, session, waiting, replace=replace, taken=taken)
+            except UnreadableCredentialError:
+                result.unreadable.append(spec.id)
+                continue
+            if outcome == "adopted":
+                result.promoted.append(spec.id)
+            elif outcome == "kept":
+                result.kept.append(spec.id)
+        return result
+
+    def _adopt(
+        self,
+        caller: Caller,
+        session: SessionRef,
+        record: CredentialRecord,
+        *,
+        replace: bool,
+        taken: bool,
+    ) -> Adoption:
+        provider, identity = record.provider, caller.identity
+        fields, base_url = self.keyring.open_record("session", session_owner(session, ""), record)
+        if not taken:
+            self.accounts.note(caller, "promote", provider, fields)
+        owner = session_owner(session, identity)
+        sealed = self.keyring.seal_fields(Context("session", owner, provider), fields, base_url)
+        # The key is the same, so its version and its verdict stay.
+        adopted = dataclasses.replace(record, owner=owner, ciphertext=sealed)
+        return self.sessions.adopt(session, identity, adopted, replace=replace)
 
     # shared steps
 
@@ -376,30 +416,8 @@ class Service:
         self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
     ) -> Status:
         return build_status(
-            spec,
-            candidates,
-            caller=caller,
-            lookup=self.lookup,
-            in_account=self._is_in_account(caller, candidates),
+            spec, candidates, caller=caller, lookup=self.lookup, keyring=self.keyring
         )
-
-    def _is_in_account(self, caller: Caller, candidates: Sequence[Candidate]) -> bool:
-        """Return True if the account has the session's promotable key already, in use."""
-        here = [c for c in candidates if c.tier is Tier.SESSION and c.record is not None]
-        offered = next((c for c in here if c.state == "waiting"), here[0] if here else None)
-        mine = [
-            c.credential
-            for c in candidates
-            if c.tier is Tier.USER and c.state == "active" and c.credential
-        ]
-        if offered is None or offered.record is None or caller.session is None or not mine:
-            return False
-        owner = session_owner(caller.session, "" if offered.state == "waiting" else caller.identity)
-        try:
-            fields, base_url = self.keyring.open_record("session", owner, offered.record)
-        except UnreadableCredentialError:
-            return False
-        return any(one.fields == fields and base_url in (None, one.base_url) for one in mine)
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:

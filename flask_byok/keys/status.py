@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from ..catalog import ProviderSpec
 from ..catalog.spec import FieldFacts
+from ..errors import UnreadableCredentialError
 from ..model.credential import (
     CredentialRecord,
     State,
@@ -18,7 +19,8 @@ from ..model.credential import (
     isoformat,
     utcnow,
 )
-from ..model.owner import PERSONAL_TIERS, Caller, Tier
+from ..model.owner import PERSONAL_TIERS, Caller, Tier, session_owner
+from ..sealing.keyring import Keyring
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup
 
@@ -88,14 +90,12 @@ def build_status(
     *,
     caller: Caller,
     lookup: Lookup,
-    in_account: bool,
+    keyring: Keyring,
 ) -> Status:
     """Return the status of one provider.
 
     ``source`` is the tier of the very candidate that a call would use. If no candidate is usable, ``source`` is None,
     and state and times are those of the first one (an expired key, say).
-
-    :param in_account: the account already has the key that could be kept there.
     """
     chosen = lookup.choose(candidates)
     waiting = next((c for c in candidates if c.state == "waiting"), None)
@@ -126,7 +126,7 @@ def build_status(
         "usage_count": record.usage_count if record else 0,
         "promotable": offered is not None,
         "promotable_hint": offered.record.hint if offered and offered.record else None,
-        "promotable_in_account": offered is not None and in_account,
+        "promotable_in_account": _is_in_account(offered, candidates, caller, keyring),
         "fields": [f.to_dict() for f in spec.fields],
         "get_key_url": spec.get_key_url,
     }
@@ -145,6 +145,21 @@ def _own_in_session(
         return None
     mine = (c for c in candidates if c.tier is Tier.SESSION and c.state != "unreadable")
     return next(mine, None)
+
+
+def _is_in_account(
+    offered: Candidate | None, candidates: Sequence[Candidate], caller: Caller, keyring: Keyring
+) -> bool:
+    """Return True if the account has the session's promotable key already, in use."""
+    mine = [c.credential for c in candidates if c.tier is Tier.USER and c.state == "active"]
+    if offered is None or offered.record is None or caller.session is None or not any(mine):
+        return False
+    owner = session_owner(caller.session, "" if offered.state == "waiting" else caller.identity)
+    try:
+        fields, base_url = keyring.open_record("session", owner, offered.record)
+    except UnreadableCredentialError:
+        return False
+    return any(one.fields == fields and base_url in (None, one.base_url) for one in mine if one)
 
 
 def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:

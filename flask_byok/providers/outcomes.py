@@ -14,8 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..catalog.judge import Answer, judge_call
-from ..catalog.spec import ProviderSpec
+from ..catalog.spec import Answer, ProviderSpec, judge_call
 from ..errors import ByokError, ProviderUnavailableError, RejectedCredentialError
 from ..model.credential import Credential, Outcome, Verdict
 

@@ -10,28 +10,21 @@ import copy
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from redis import Redis
+from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import BlockingConnectionPool, ConnectionPool
-from redis.exceptions import (
-    AskError,
-    ChildDeadlockedError,
-    ConnectionError,
-    NoScriptError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
-from .breaker import Breaker
+from .protection import Breaker
 
 #: Seconds to connect, to wait for an answer, and to wait for a free connection; together under 0.5.
 CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1
@@ -45,7 +38,12 @@ _KEPT = 16
 #: a wait up to 100 ms late, which must still be within the read timeout.
 _CLUSTER_WAIT_LIMIT, _WAIT_LIMIT = 50, 100
 
-_FAILURES = (RedisError, RedisClusterException, ChildDeadlockedError, OSError)
+_FAILURES = (
+    RedisError,
+    exceptions.RedisClusterException,
+    exceptions.ChildDeadlockedError,
+    OSError,
+)
 _REVISION = 16
 
 _logger = logging.getLogger("flask_byok.stores")
@@ -228,7 +226,7 @@ class _Line:
             except IndexError:
                 return self._ask(self._pool.get_connection(), command)
             # The server may have closed it meanwhile; asked twice, every command does the same.
-            with suppress(ConnectionError):
+            with suppress(exceptions.ConnectionError):
                 return self._ask(connection, command)
 
     def _ask(self, connection: Any, command: tuple[Any, ...]) -> Any:
@@ -265,23 +263,10 @@ def _document_key(ref: str) -> str:
 
 
 #: Settings of the host's connections that we decide ourselves, and those that pools add.
-_OURS = (
-    "cache",
-    "connection_pool",
-    "decode_responses",
-    "event_dispatcher",
-    "health_check_interval",
-    "himport",
-    "maint_",
-    "max_connections",
-    "orig_",
-    "oss_",
-    "protocol",
-    "redis_connect_func",
-    "retry",
-    "socket_connect_timeout",
-    "socket_timeout",
-    "timeout",
+_OURS = re.compile(
+    "cache|connection_pool|decode_responses|event_dispatcher|health_check_interval|himport|maint_|"
+    "max_connections|orig_|oss_|protocol|redis_connect_func|retry|socket_connect_timeout|"
+    "socket_timeout|timeout"
 )
 
 
@@ -353,13 +338,13 @@ def _cluster(client: RedisCluster) -> RedisCluster:
             max_connections=MAX_CONNECTIONS,
             **options,
         )
-    except (RedisError, RedisClusterException, OSError):
+    except _FAILURES:
         message = "The Redis Cluster of BYOK_REDIS does not answer."
         raise StoreError(message, tier="session") from None
 
 
 def _limits(options: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in options.items() if not name.startswith(_OURS)}
+    kept = {name: value for name, value in options.items() if not _OURS.match(name)}
     return kept | {
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_timeout": READ_TIMEOUT,

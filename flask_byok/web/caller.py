@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from flask import Flask, Response, current_app, has_request_context, request
 
+from .. import signals
 from ..errors import ConfigurationError, StoreError
+from ..keys.checks import Notify
 from ..keys.service import Service
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
 from ..settings import Settings
-from .host_database import FoundDatabase
+from .host import FoundDatabase
 from .session_binding import SessionBinding
 
 #: The state's name in ``app.extensions``.
@@ -117,6 +117,17 @@ def name_sources(response: Response) -> Response:
     return response
 
 
+def signal_sender(app: Flask) -> Notify:
+    """Return the function that sends an event to the host as the signal of its name, with safe facts."""
+
+    def notify(event: str, facts: Mapping[str, Any]) -> None:
+        signal = getattr(signals, event)
+        if signal.receivers:
+            signal.send(app, **facts)
+
+    return notify
+
+
 def user_of(loaders: Loaders) -> str | None:
     """Return the signed-in user's id from the host's loader, or None."""
     user: Any = loaders.owner()
@@ -163,7 +174,12 @@ def _teams_of(loaders: Loaders) -> tuple[str, ...]:
 
 def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
     user = user_of(state.loaders)
-    session = _session(state, look_up, identity_of(user))
+    try:
+        session = look_up(identity_of(user))
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        session = None
     address = request.remote_addr or ""
     if user is None:
         return Caller(session=session, address=address)
@@ -179,18 +195,6 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
         state.service.signed_in(caller)
         state.binding.claim(caller.identity)
     return caller
-
-
-def _session(
-    state: ByokState, look_up: Callable[[str], SessionRef | None], identity: str
-) -> SessionRef | None:
-    """Return the session; None if its store is down and ``BYOK_ON_STORE_FAILURE`` says to go on."""
-    try:
-        return look_up(identity)
-    except StoreError:
-        if state.settings.on_store_failure == "fail":
-            raise
-        return None
 
 
 # Flask-Login, if the host uses it
@@ -212,17 +216,3 @@ def is_login_fresh() -> bool:
     from flask_login import login_fresh
 
     return bool(login_fresh())
-
-
-def at_sign_out(app: Flask, act: Callable[[], None]) -> None:
-    """Call a function whenever Flask-Login signs a user out of the app."""
-    if find_spec("flask_login") is None:
-        return
-    from flask_login import user_logged_out
-
-    def on_logged_out(sender: Flask, **extra: Any) -> None:
-        act()
-
-    user_logged_out.connect(on_logged_out, app, weak=False)
-    # Otherwise the signal, which all apps share, would keep the parts of an app that is gone.
-    weakref.finalize(app, user_logged_out.disconnect, on_logged_out)

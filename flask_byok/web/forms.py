@@ -1,22 +1,38 @@
-"""The settings' plain forms: the same verbs as the script's calls, answered by a redirect."""
+"""The settings' plain forms: the same verbs as the script's calls, answered by a redirect.
+
+The next page gets the outcome as codes in its query, never as text, and shows it in our own words.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from flask import Response, request, url_for
 
 from ..accounts.shelf import Record
 from ..errors import InvalidFieldError, KeyNotFoundError
 from ..keys.typed import Changes, NewKey
-from ..model.credential import Secret, serving_order
+from ..model.credential import Secret, Verdict, serving_order
 from ..model.owner import Caller, Tier
 from .caller import current_caller, get_state
-from .outcome import Outcome, local_path
-from .rows import described_tier, end_of_day
+from .text import OUTCOMES, REASONS, VERDICTS
+
+Kind = Literal["success", "warning", "error"]
+
+#: The query's parameters, by the outcome's attributes.
+_PARAMETERS = {
+    "code": "byok",
+    "provider": "byok_provider",
+    "verdict": "byok_verdict",
+    "reason": "byok_reason",
+}
+#: A key expires with the end of the day that was chosen, in UTC.
+_END_OF_DAY = time(23, 59, 59, tzinfo=UTC)
 
 
 def settings_action(action: str) -> Response:
@@ -154,3 +170,95 @@ def _go_back(outcome: Outcome) -> Response:
     """Redirect to the page that the form was on."""
     page = local_path(request.form.get("next")) or url_for("byok.settings_page")
     return Response(status=303, headers={"Location": outcome.added_to(page)})
+
+
+def described_tier(status: Mapping[str, Any]) -> str | None:
+    """Return the tier of the key whose label and expiry the row shows."""
+    return status["source"] or next(iter(status["tiers"]), None)
+
+
+def end_of_day(day: str) -> datetime:
+    """Return the expiry of a key that works through a day, ``YYYY-MM-DD``.
+
+    :raises ValueError: the text is no day.
+    """
+    return datetime.combine(date.fromisoformat(day), _END_OF_DAY)
+
+
+# how the outcome reaches the next page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The outcome of a form. ``code`` is a key of ``OUTCOMES`` or ``validated``; ``reason`` is an error's code."""
+
+    code: str
+    provider: str = ""
+    verdict: str = ""
+    reason: str = ""
+
+    @classmethod
+    def read(cls, query: Mapping[str, str]) -> Outcome:
+        """Return the outcome in a page's query; empty if there is none."""
+        return cls(**{name: query.get(sent, "") for name, sent in _PARAMETERS.items()})
+
+    def added_to(self, url: str) -> str:
+        """Return the URL's path and query, with this outcome in place of an earlier one."""
+        parts = urlsplit(url)
+        facts = [(sent, getattr(self, name)) for name, sent in _PARAMETERS.items()]
+        query = _foreign(parts.query) + [(sent, value) for sent, value in facts if value]
+        return f"{parts.path}?{urlencode(query)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A message to show."""
+
+    kind: Kind
+    text: str
+
+
+def notice(outcome: Outcome, names: Mapping[str, str]) -> Notice | None:
+    """Return the message for an outcome, None for unknown codes.
+
+    :param names: the providers' names by id.
+    """
+    known = VERDICTS.get(outcome.verdict, "")
+    if outcome.code == "validated" and known:
+        name = names.get(outcome.provider)
+        return Notice(_kind(outcome.verdict), f"{name}: {known}" if name else known)
+    if outcome.code not in OUTCOMES:
+        return None
+    said = OUTCOMES[outcome.code]
+    if outcome.code.endswith("_failed"):
+        reason = known or REASONS.get(outcome.reason)
+        return Notice("error", f"{said}: {reason}" if reason else said)
+    caveat = known if outcome.verdict != Verdict.VALID else ""
+    return Notice("success", f"{said}. {caveat}" if caveat else said)
+
+
+def without_outcome(url: str) -> str:
+    """Return the URL's path and query without an earlier form's outcome."""
+    parts = urlsplit(url)
+    query = _foreign(parts.query)
+    return f"{parts.path}?{urlencode(query)}" if query else parts.path
+
+
+def local_path(url: str | None) -> str | None:
+    """Return the URL if it is a path on this site, else None.
+
+    Browsers read a backslash as a slash and drop control characters, so ``/\\host`` and ``/<tab>/host`` lead elsewhere.
+    """
+    if not url or not url.startswith("/") or url.startswith("//") or "\\" in url:
+        return None
+    return url if all("!" <= char <= "~" for char in url) else None
+
+
+def _foreign(query: str) -> list[tuple[str, str]]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return [(name, value) for name, value in pairs if name not in _PARAMETERS.values()]
+
+
+def _kind(verdict: str) -> Kind:
+    kinds: dict[bool | None, Kind] = {True: "success", False: "error", None: "warning"}
+    return kinds[Verdict(verdict).valid]

@@ -1,20 +1,27 @@
-"""Bind the session store to the host's server-side session.
+"""Bind the session store to the host's server-side session, and keep the host up while that session's store is down.
 
 The host's session data holds one entry of ours: the ``ref``, a random name for what the store keeps. If it is there at
 the start of a request and gone at the end, the session was cleared; if the session id has changed, it was renewed.
 Other requests that use no keys cost no round trip.
+
+Flask opens the session first, outside of every error handler, so a dead session store turns each route with a session
+cookie into a 500 after a long wait. Behind our guard the request goes on, with a session that raises ``StoreError``
+when it is touched: routes that need no session work as before, the others answer 503.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from flask import (
     Flask,
+    Request,
     Response,
     after_this_request,
     current_app,
@@ -23,13 +30,19 @@ from flask import (
     request,
 )
 from flask.globals import request_ctx
-from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
+from flask.sessions import (
+    NullSession,
+    SecureCookieSession,
+    SecureCookieSessionInterface,
+    SessionInterface,
+    SessionMixin,
+)
 
 from ..errors import ConfigurationError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
+from ..storage.protection import Breaker
 from .problems import problem_response
-from .session_outage import UnavailableSession, guard_sessions
 
 #: Our entries in the host's session data: the ref, and the identity of its signed-in user.
 MARKER, OWNER = "_byok", "_byok_owner"
@@ -44,10 +57,20 @@ _logger = logging.getLogger("flask_byok.web")
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
 
+#: A session store that takes longer to fail, in seconds, is left alone for a while.
+SLOW_FAULT = 0.05
+
+_UNAVAILABLE = "The session store is not available right now. Please try again in a moment."
+
 SERVER_SIDE_HELP = (
     "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
     "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
 )
+
+#: A session store that takes longer to fail, in seconds, is left alone for a while.
+SLOW_FAULT = 0.05
+
+_UNAVAILABLE = "The session store is not available right now. Please try again in a moment."
 
 
 @dataclass(slots=True)
@@ -108,6 +131,11 @@ class SessionBinding:
         guard_sessions(app)
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
+        with suppress(ImportError):
+            from flask_login import user_logged_out
+
+            # The signal, which all apps share, holds this method and the app weakly.
+            user_logged_out.connect(self.end, app)
 
     def current(self, identity: str) -> SessionRef | None:
         """Return the established session of this request, or None; ask the store only if a race lost the ref."""
@@ -138,12 +166,11 @@ class SessionBinding:
         return OWNER not in dict.keys(seen.session)
 
     def claim(self, identity: str) -> None:
-        """Note who uses the session while signed in."""
-        if self.is_new_to(identity) and (seen := self._caught_up()):
-            seen.session[OWNER] = identity
+        """Note who uses the session, to whom it is new."""
+        request.environ[_ENVIRON].session[OWNER] = identity
 
-    def end(self) -> None:
-        """Delete this session's keys, at sign-out."""
+    def end(self, sender: Flask | None = None, **facts: Any) -> None:
+        """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
             self._end(seen)
@@ -206,9 +233,7 @@ class SessionBinding:
         try:
             identity = self._identity()
         except Exception:
-            _logger.exception(
-                "The owner loader failed after a request; its session stays as it is."
-            )
+            _logger.exception("The owner loader failed after a request; its session stays.")
             return
         self._confirm(seen, identity)
 
@@ -245,17 +270,6 @@ class SessionBinding:
         return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
 
 
-def index_key(secret_key: str | bytes) -> bytes:
-    """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
-    raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
-    return hmac.digest(raw, b"flask-byok session index", "sha256")
-
-
-def app_name(index_key: bytes) -> str:
-    """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
-    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
-
-
 def check_session_interface(app: Flask) -> None:
     """Refuse Flask's cookie session at start-up, unless the config announces a server-side one.
 
@@ -288,3 +302,110 @@ def _shed_stale_context() -> None:
         token = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
         for name in ("_login_user", "csrf_valid", token):
             left.pop(name, None)
+
+
+class UnavailableSession(dict[str, Any], SessionMixin):
+    """A session whose store does not answer: reading or writing it raises ``StoreError``."""
+
+    modified = False
+    accessed = False
+    answered = False
+
+    @property
+    def sid(self) -> str:
+        """Raise: the id is unknown."""
+        raise StoreError(_UNAVAILABLE)
+
+    def let_go(self, response: Response) -> Response:
+        """Become an empty session: the view has answered, and only hooks still read it."""
+        self.answered = True
+        return response
+
+
+def _refusing(name: str) -> Callable[..., Any]:
+    method = getattr(dict, name)
+
+    def refuse(self: UnavailableSession, *args: Any, **kwargs: Any) -> Any:
+        if not self.answered:
+            raise StoreError(_UNAVAILABLE)
+        return method(self, *args, **kwargs)
+
+    return refuse
+
+
+for _name in (
+    *("__getitem__", "__setitem__", "__delitem__", "__contains__", "__len__", "__iter__"),
+    *("get", "pop", "popitem", "setdefault", "update", "clear", "keys", "values", "items"),
+):
+    setattr(UnavailableSession, _name, _refusing(_name))
+
+
+class SessionGuard:
+    """Wrap the host's session interface; all but opening and saving goes straight to it."""
+
+    def __init__(self, inner: SessionInterface) -> None:
+        self._inner = inner
+        self._breaker = Breaker()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+        """Open the host's session, or an unavailable one."""
+        if not self._breaker.allow():
+            return UnavailableSession()
+        started = time.monotonic()
+        try:
+            session = self._inner.open_session(app, request)
+        except Exception as error:
+            self._note(app, error, "opened", started)
+            return UnavailableSession()
+        self._breaker.success()
+        return session
+
+    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
+        """Save the host's session; if a change cannot be saved, the answer becomes a 503."""
+        if isinstance(session, UnavailableSession):
+            return
+        started = time.monotonic()
+        try:
+            self._inner.save_session(app, session, response)
+        except (TypeError, ValueError):
+            raise  # a value cannot be serialized: the host's developer needs to see that
+        except Exception as error:
+            self._note(app, error, "saved", started)
+            if session.modified:
+                _become_unavailable(response)
+
+    def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
+        # Log the type alone: a driver's text may contain the store's URL with its password.
+        app.logger.error("The session could not be %s: %s", what, type(error).__name__)
+        # A quick fault costs other requests nothing, and may concern one session only.
+        if time.monotonic() - started > SLOW_FAULT:
+            self._breaker.fault()
+        else:
+            self._breaker.success()
+
+
+def guard_sessions(app: Flask) -> None:
+    """Wrap the app's session interface, no matter when the host sets it."""
+    inner_wsgi_app = app.wsgi_app
+
+    def wsgi_app(environ: Any, start_response: Any) -> Any:
+        # At each request, since Session(app) may be called after byok.init_app(app).
+        if not isinstance(app.session_interface, SessionGuard):
+            app.session_interface = cast(SessionInterface, SessionGuard(app.session_interface))
+        return inner_wsgi_app(environ, start_response)
+
+    app.wsgi_app = wsgi_app  # type: ignore[method-assign]  # as Flask documents for middleware
+
+
+def _become_unavailable(response: Response) -> None:
+    """Replace an answer that reports success."""
+    problem = problem_response(StoreError(_UNAVAILABLE))
+    response.close()
+    response.direct_passthrough = False
+    response.status_code = problem.status_code
+    response.headers.clear()
+    response.headers.extend(problem.headers)
+    response.set_data(problem.get_data())

@@ -10,7 +10,7 @@ from sqlalchemy import Engine, event
 
 from flask_byok.accounts.promotion import promotion_rule
 from flask_byok.accounts.store.keys import AccountStore, Seat
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import CredentialRecord, Secret, main_slot, new_version, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 

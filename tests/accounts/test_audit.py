@@ -15,7 +15,7 @@ from flask_byok.accounts.store.audit import row_hash
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import ConfigurationError, KeyNotFoundError, StoreError
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.storage.tables import audit, audit_heads, canaries, credentials

@@ -13,7 +13,7 @@ import pytest
 from flask_byok.errors import (
     StoreError,
 )
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.sessions import Sessions, SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller, SessionRef

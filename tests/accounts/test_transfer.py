@@ -26,11 +26,11 @@ from flask_byok.accounts.transfer import (
 from flask_byok.catalog import Catalog
 from flask_byok.errors import StoreError
 from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
+from flask_byok.keys.save import new_record
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.model.owner import Tier
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record
 from flask_byok.settings import Settings
 from tests.worlds import core_on
 
@@ -358,7 +358,8 @@ def copy(
 ) -> list[Copied]:
     """Copy the keys of files, then of these variables (by default one for OpenAI), for the system."""
     environ = {"OPENAI_API_KEY": OPENAI} if environ is None else environ
-    sources = [SecretFileKeys(files, environ), EnvironmentKeys(environ)]
+    settings = Settings(secrets_dir=files)
+    sources = [SecretFileKeys(settings, environ), EnvironmentKeys(settings, environ)]
     destination = place.destination(settings=Settings())
     return list(copy_keys(destination, sources, "system", **options))
 

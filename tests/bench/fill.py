@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import URL, Connection, create_engine, text
 
 from flask_byok.accounts.store.rows import new_values
+from flask_byok.keys.save import new_record
 from flask_byok.model.credential import Secret
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record
 from flask_byok.storage.tables import credentials
 from tests.worlds import registered
 

@@ -9,10 +9,10 @@ from sqlalchemy import Engine, MetaData, create_engine, insert, text
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.rows import new_values
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
+from flask_byok.keys.save import new_record
 from flask_byok.model.credential import Secret
 from flask_byok.sealing.keyring import Context, Keyring
-from flask_byok.sealing.records import new_record
 from flask_byok.storage.tables import credentials
 from tests.services import PostgresServer
 from tests.worlds import registered

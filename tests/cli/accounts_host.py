@@ -9,7 +9,7 @@ from flask import Flask
 from sqlalchemy import select, update
 
 from flask_byok.accounts.store.audit import Chain
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import CredentialRecord
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders

@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import delete, update
 
 from flask_byok.accounts.store import audit_prune
-from flask_byok.keys.session_store import AuditEvent
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import utcnow
 from flask_byok.storage.tables import audit
 from tests.accounts.account_kinds import ANN, BEN, event_of, fingerprint_of, make_record

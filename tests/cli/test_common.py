@@ -13,7 +13,7 @@ from flask.cli import ScriptInfo
 from sqlalchemy import Engine, create_engine, select
 
 from flask_byok.cli import byok
-from flask_byok.storage import deadline
+from flask_byok.storage import engine as limits
 from flask_byok.storage.tables import audit_heads
 
 from .host import SAFE, accounts_of, make_app, run
@@ -32,7 +32,7 @@ def test_commands_have_time(
     tmp_path: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A command waits for a database that keeps a request waiting for too long."""
-    monkeypatch.setattr(deadline, "LIMIT", 0.4)
+    monkeypatch.setattr(limits, "LIMIT", 0.4)
     app = make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE)
     result = run(app, "set", "openai", "--validate", "off", input="sk-proj-one-of-ours")
     assert result.exit_code == 0, result.output
@@ -55,12 +55,12 @@ def test_only_commands_have_time(
     accounts = accounts_of(app := make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE))
 
     def note() -> None:
-        seen.append(deadline.seconds())
+        seen.append(limits.seconds())
 
     monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts._database.call(note))
     run(app, "list")
     accounts.canary.secret()
-    assert seen == [deadline.LONG_LIMIT, deadline.LIMIT]
+    assert seen == [limits.LONG_LIMIT, limits.LIMIT]
     accounts.engine.dispose()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from flask_byok.errors import StoreError
 from flask_byok.model.owner import Caller
-from flask_byok.storage import deadline, redis
+from flask_byok.storage import engine, redis
 from flask_byok.testing import FakeProviders
 from tests.patience import everyday_limits
 from tests.services import PostgresServer, Server, create_database
@@ -204,7 +204,7 @@ def killed(server: Server) -> Callable[[], object]:
 def frozen(server: Server) -> Callable[[], object]:
     """Stop a server; what this returns lets it go on."""
     frozen = ExitStack()
-    frozen.enter_context(everyday_limits(deadline))
+    frozen.enter_context(everyday_limits(engine))
     frozen.enter_context(server.frozen())
     return frozen.close
 

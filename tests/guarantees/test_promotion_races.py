@@ -16,7 +16,7 @@ import pytest
 
 from flask_byok.errors import SessionRequiredError
 from flask_byok.model.owner import Caller
-from flask_byok.storage import deadline
+from flask_byok.storage import engine as limits
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
@@ -31,7 +31,7 @@ def worlds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[tuple[World, World]]:
     """Make two workers of one host."""
-    monkeypatch.setattr(deadline, "LIMIT", 20)
+    monkeypatch.setattr(limits, "LIMIT", 20)
     on_redis = request.param != "sqlite"
     url = request.getfixturevalue("postgres_url" if on_redis else "sqlite_url")
     place = Place(tmp_path, fake, url, request.getfixturevalue("redis_url") if on_redis else None)

@@ -32,9 +32,11 @@ from flask_byok.model.credential import (
     Verdict,
 )
 from flask_byok.model.owner import OPERATOR_TIERS, Caller, Tier
-from flask_byok.settings import PRECEDENCES, FallbackReason, Settings
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.settings import FallbackReason, Settings
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
+KEYRING = Keyring("00" * 32)
 OPENAI, GROQ = Catalog().get("openai"), Catalog().get("groq")
 REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 ANYBODY = Caller(user="1")
@@ -168,17 +170,6 @@ def test_refused_key_can_be_found_for_a_check() -> None:
 # order
 
 
-@pytest.mark.parametrize("preset", PRECEDENCES)
-def test_presets_decide_who_serves(preset: str) -> None:
-    """With a key in each tier the first of the preset serves, then the next when that one is gone."""
-    order = PRECEDENCES[preset]
-    settings = Settings(precedence=order)
-    for place in range(len(order)):
-        tiers = [FixedTier(tier, ["active"] if n >= place else []) for n, tier in enumerate(order)]
-        assert serving_tier(settings, *tiers) == order[place]
-        assert [len(tier.asked) for tier in tiers] == [int(n <= place) for n in range(len(order))]
-
-
 def test_survey_asks_each_tier_once() -> None:
     """The list of all providers asks each tier one time for all of them."""
     tiers = [FixedTier(Tier.SESSION, ["active"]), FixedTier(Tier.ENV)]
@@ -193,42 +184,7 @@ def test_survey_asks_each_tier_once() -> None:
 # locks
 
 
-def test_listed_provider_is_locked() -> None:
-    """For a locked provider personal tiers are not even asked, under its id or an alias."""
-    for name in ("xai", "grok"):
-        session, env = FixedTier(Tier.SESSION, ["active"]), FixedTier(Tier.ENV, ["active"])
-        settings = Settings(locked_providers=frozenset({name}))
-        resolver = Lookup([session, env], settings)
-        xai = Catalog().get("xai")
-        assert resolver.resolve(ANYBODY, xai).source == "env"
-        assert resolver.locked(ANYBODY, xai)
-        assert not resolver.locked(ANYBODY, OPENAI)
-        assert session.asked == [[]]
-
-
-@pytest.mark.parametrize("kind", ["active", "unreadable"])
-def test_operator_key_locks_where_it_comes_first(kind: str) -> None:
-    """Under env_first a provider with an operator's key is locked by itself, even if that key is broken."""
-    for preset, locked in (("env_first", True), ("user_first", False)):
-        settings = Settings(precedence=PRECEDENCES[preset])
-        tiers = [FixedTier(Tier.SECRET), FixedTier(Tier.ENV, [kind])]
-        assert Lookup(tiers, settings).locked(ANYBODY, OPENAI) is locked
-        assert not Lookup([FixedTier(Tier.ENV)], settings).locked(ANYBODY, OPENAI)
-
-
 # G10
-
-
-@pytest.mark.parametrize("kinds", [[], ["active"]])
-def test_store_that_fails(kinds: list[str]) -> None:
-    """A store that does not answer is an error, not "no key", unless the operator says to skip it."""
-    broken = FixedTier(Tier.SESSION, failure=StoreError(tier="session"))
-    env = FixedTier(Tier.ENV, kinds)
-    assert serving_tier(Settings(), broken, env) == "store_unavailable"
-    with pytest.raises(StoreError):
-        Lookup([broken, env], Settings()).survey(ANYBODY, [OPENAI])
-    skipping = Settings(on_store_failure="skip")
-    assert serving_tier(skipping, broken, env) == ("env" if kinds else "key_missing")
 
 
 def test_session_that_ended() -> None:
@@ -285,7 +241,7 @@ def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) 
     except StoreError:
         # Nothing is shown at all. A call may still be served by a tier that comes before the broken one.
         return
-    status = build_status(OPENAI, candidates, caller=ANYBODY, lookup=resolver, in_account=False)
+    status = build_status(OPENAI, candidates, caller=ANYBODY, lookup=resolver, keyring=KEYRING)
     assert not isinstance(served, StoreError)
     if isinstance(served, Credential):
         assert (status["source"], status["has_key"]) == (served.source, True)

@@ -6,7 +6,6 @@ import copy
 import gc
 import json
 import pickle
-import subprocess
 import sys
 import time
 from typing import Any
@@ -23,6 +22,7 @@ from flask_byok.errors import (
 from flask_byok.http import Outbound
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import BaseProvider, make_provider
+from flask_byok.providers.base import split_system
 from flask_byok.testing import FakeProviders
 
 from .conftest import CATALOG, Make, credential_for
@@ -197,35 +197,6 @@ def test_a_missing_sdk_is_named(make: Make, monkeypatch: pytest.MonkeyPatch, pro
         make(provider, CANARY).client  # noqa: B018
 
 
-def test_making_an_object_is_cheap() -> None:
-    """An object with its SDK client costs a hundredth of a fresh SDK client, as in a new process."""
-    code = """if True:
-        import time, openai
-        from flask_byok.catalog import Catalog
-        from flask_byok.model.credential import Credential, Secret
-        from flask_byok.http import Outbound
-        from flask_byok.providers import make_provider
-        spec, outbound = Catalog().get("openai"), Outbound()
-        def ours():
-            fields = {"api_key": Secret("sk-proj-0123456789")}
-            credential = Credential("openai", "argument", "", fields, spec.base_url)
-            return make_provider(spec, credential, outbound).client
-        def fresh():
-            return openai.OpenAI(api_key="sk-proj-0123456789")
-        def best(make, times):
-            ours(), fresh()
-            spans = []
-            for _ in range(times):
-                started = time.perf_counter()
-                make()
-                spans.append(time.perf_counter() - started)
-            return min(spans)
-        print(best(fresh, 10) / best(ours, 200))
-    """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(out.stdout) > 100
-
-
 def test_an_abandoned_stream_gives_its_connection_back(make: Make, fake: FakeProviders) -> None:
     """A reader who goes away leaves no connection in use in the shared pool."""
     fake.chunk_delay = 0.01
@@ -255,3 +226,20 @@ def test_a_persons_address_gets_no_other_key(fake: FakeProviders) -> None:
     with pytest.raises(EndpointNotAllowedError):
         made.set_api_key("sk-operator-operator")
     assert made.api_key == fake.api_key("custom")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "tool", "content": "A"},
+        {"content": "A"},
+        {"role": "user"},
+        {"role": "user", "content": 1},
+        {"role": "user", "content": [{"type": "image_url"}]},
+        {"role": "user", "content": ["A"]},
+    ],
+)
+def test_other_messages_are_refused(message: dict[str, Any]) -> None:
+    """What cannot be translated is not sent in part."""
+    with pytest.raises(InvalidFieldError):
+        split_system([message])

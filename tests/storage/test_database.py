@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from flask_byok.errors import StoreError
-from flask_byok.storage.breaker import Breaker
-from flask_byok.storage.database import Database
 from flask_byok.storage.engine import open_engine
+from flask_byok.storage.protection import Breaker
+from flask_byok.storage.sql import Database
 
 
 def test_an_open_breaker_keeps_calls_away() -> None:

@@ -18,9 +18,8 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, select, text
 from flask_byok.errors import StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
-from flask_byok.storage.database import Database
-from flask_byok.storage.deadline import Watchdog, within
-from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.engine import Watchdog, within
+from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import session_documents
 from tests.patience import IN_TIME, everyday_limits, in_time, soon
 from tests.services import PostgresServer, wait_until
@@ -309,12 +308,12 @@ def test_released_connection_is_left_alone(line: _Line) -> None:
 
 
 def test_watchdog_sleeps_and_wakes(line: _Line) -> None:
-    """With nothing to watch the thread ends, and the next call starts it again."""
-    dog = Watchdog(interval=0.01, idle=3)
+    """With nothing to watch the thread sleeps, and the next call wakes it."""
+    dog = Watchdog(interval=0.01)
     dog.watch(line, time.monotonic() + 9)
-    assert dog.running
+    assert dog._busy.is_set()
     dog.release(line)
-    wait_until(lambda: not dog.running, "end of the thread", timeout=2)
+    wait_until(lambda: not dog._busy.is_set(), "sleep", timeout=2)
     dog.watch(line, time.monotonic())
     line.ours.settimeout(1)
     assert line.ours.recv(1) == b""

@@ -23,10 +23,9 @@ from flask_byok.accounts.store.audit_prune import prune
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import utcnow
-from flask_byok.storage import migrate, tables
-from flask_byok.storage.database import Transactions
+from flask_byok.storage import migrations, tables
 from flask_byok.storage.engine import open_engine
-from flask_byok.storage.sql import SqlDocuments
+from flask_byok.storage.sql import SqlDocuments, Transactions
 from flask_byok.storage.tables import metadata, session_documents
 from tests.accounts.account_kinds import ANN, KEYRING, event_of, make_record
 
@@ -63,7 +62,7 @@ def session_store(engine: Engine) -> Sessions:
     return Sessions(SqlDocuments(engine), ttl=DAY, max_age=30 * DAY)
 
 
-def differences(engine: Engine, version_table: str = migrate.VERSION_TABLE) -> list[object]:
+def differences(engine: Engine, version_table: str = migrations.VERSION_TABLE) -> list[object]:
     """Return where the database differs from the models."""
     with engine.connect() as connection:
         options = {"version_table": version_table, "compare_type": True}
@@ -87,7 +86,7 @@ def upgrade():
 @pytest.fixture
 def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Return what turns this process into one of a later version, with one more migration and column."""
-    folder, config = tmp_path / "later", migrate._config
+    folder, config = tmp_path / "later", migrations._config
 
     def later_config(**attributes: object) -> Config:
         made = config(**attributes)
@@ -98,12 +97,12 @@ def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def begin() -> None:
         folder.mkdir()
         (folder / "v0002_note.py").write_text(NEXT)
-        monkeypatch.setattr(migrate, "_config", later_config)
+        monkeypatch.setattr(migrations, "_config", later_config)
         later = MetaData()
         for table in metadata.sorted_tables:
             table.to_metadata(later)
         later.tables["byok_promotions"].append_column(Column("note", Text))
-        for module in (migrate, tables):
+        for module in (migrations, tables):
             monkeypatch.setattr(module, "metadata", later)
 
     return begin
@@ -111,22 +110,22 @@ def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
     """An upgraded empty database has exactly the tables of the models."""
-    migrate.upgrade(engine)
+    migrations.upgrade(engine)
     assert differences(engine) == []
-    assert migrate.current(engine) == migrate.head() == "0001"
+    assert migrations.current(engine) == migrations.head() == "0001"
 
 
 def test_first_use_makes_the_tables(engine: Engine) -> None:
     """A store makes the tables of an empty database by itself, the same as an upgrade does."""
     open_accounts(engine, KEYRING).create(make_record(), event_of())
     assert differences(engine) == []
-    assert migrate.current(engine) == migrate.head()
+    assert migrations.current(engine) == migrations.head()
 
 
 def test_upgrade_twice(engine: Engine) -> None:
     """An upgrade of what is up to date changes nothing."""
-    migrate.upgrade(engine)
-    migrate.upgrade(engine)
+    migrations.upgrade(engine)
+    migrations.upgrade(engine)
     assert differences(engine) == []
 
 
@@ -139,9 +138,9 @@ def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) ->
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
             accounts.find([ANN])
-    assert migrate.current(engine) == "0001"
-    migrate.upgrade(engine)
-    assert migrate.current(engine) == migrate.head() == "0002"
+    assert migrations.current(engine) == "0001"
+    migrations.upgrade(engine)
+    assert migrations.current(engine) == migrations.head() == "0002"
     assert len(accounts.find([ANN])) == 1, "without a restart"
     assert session_store(engine).find("sid-1") == ref
 
@@ -156,7 +155,7 @@ def test_own_file_is_upgraded_at_first_use(
     later_version()
     store = open_accounts(sqlite_url, KEYRING, own_file=True)
     assert len(store.find([ANN])) == 1
-    assert migrate.current(store.engine) == "0002"
+    assert migrations.current(store.engine) == "0002"
     store.engine.dispose()
 
 
@@ -201,7 +200,7 @@ def test_first_start_of_many_processes(database_url: str) -> None:
     engine = open_engine(database_url)
     assert differences(engine) == []
     with engine.connect() as connection:
-        query = text(f"SELECT version_num FROM {migrate.VERSION_TABLE}")
+        query = text(f"SELECT version_num FROM {migrations.VERSION_TABLE}")
         assert connection.execute(query).scalars().all() == ["0001"]
     assert len(open_accounts(engine, KEYRING).page(None)[0]) == 4
     engine.dispose()
@@ -239,7 +238,7 @@ def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
     store = open_accounts(engine, KEYRING)
     store.create(make_record(), event_of())
     session_store(engine).establish("sid-1")
-    assert not inspect(engine).has_table(migrate.VERSION_TABLE)
+    assert not inspect(engine).has_table(migrations.VERSION_TABLE)
     assert inspect(engine).has_table("notes")
     assert store.audit.verify() == []
     config.stdout.close()
@@ -280,22 +279,22 @@ def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     """Tables that are complete without our version table are only stamped by an upgrade."""
     metadata.create_all(engine)
     open_accounts(engine, KEYRING).create(make_record(), event_of())
-    assert migrate.current(engine) is None
-    migrate.upgrade(engine)
-    assert migrate.current(engine) == "0001"
+    assert migrations.current(engine) is None
+    migrations.upgrade(engine)
+    assert migrations.current(engine) == "0001"
     assert len(open_accounts(engine, KEYRING).find([ANN])) == 1
 
 
 def test_statements_make_the_same(engine: Engine) -> None:
     """What `db sql` prints makes the same tables when an administrator runs it."""
-    printed = migrate.sql(engine.dialect.name)
+    printed = migrations.sql(engine.dialect.name)
     with Transactions(engine).single() as connection:
         for statement in printed.split(";"):
             lines = [line for line in statement.splitlines() if not line.startswith("--")]
             if code := "\n".join(lines).strip():
                 connection.exec_driver_sql(code)
     assert differences(engine) == []
-    assert migrate.current(engine) == "0001"
+    assert migrations.current(engine) == "0001"
     with engine.connect() as connection:
         assert connection.execute(select(session_documents)).all() == []
 
@@ -331,14 +330,14 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
                 store.create(make_record(), event_of())
         if grant is None:
             with pytest.raises(ConfigurationError, match="flask byok db sql"):
-                migrate.upgrade(store.engine)
-            as_administrator(postgres_url, migrate.sql("postgresql"))
+                migrations.upgrade(store.engine)
+            as_administrator(postgres_url, migrations.sql("postgresql"))
     as_administrator(postgres_url, f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
     as_administrator(postgres_url, *documented_grants(role))
     store.create(make_record(), event_of())
     for _ in prune(store.audit, utcnow(), event_of("prune")):
         pass
     assert store.audit.verify() == []
-    assert migrate.current(store.engine) == "0001"
+    assert migrations.current(store.engine) == "0001"
     assert session_store(store.engine).establish("sid-1")
     store.engine.dispose()

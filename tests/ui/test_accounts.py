@@ -163,22 +163,6 @@ def test_visitors_key_beside_the_accounts(
     assert settings.row_all("openai", "[part=promotable]") == []
 
 
-def test_visitors_key_beside_one_for_the_session(
-    settings: SettingsPage, make_key: Callable[[str], str]
-) -> None:
-    """A visitor's key can take the place of the one that was saved for the session since, and goes to the account."""
-    visitors = make_key("visitor")
-    settings.save("openai", visitors)
-    settings.expect("Key saved")
-    sign_in(settings)
-    save_for_session(settings, make_key("session"))
-    assert settings.source("openai") == "session"
-    answer(settings, "Use this key")
-    settings.expect("Key added to your account")
-    assert (settings.source("openai"), hint(settings)) == ("user", visitors[-4:])
-    assert settings.row_all("openai", "[part=promotable]") == []
-
-
 def test_key_of_the_session_moves_to_the_account(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:
@@ -192,22 +176,6 @@ def test_key_of_the_session_moves_to_the_account(
         settings.expect("Key added to your account")
         assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
         assert settings.row_all("openai", "[part=promotable]") == []
-
-
-def test_key_of_the_session_stands_before_the_accounts(
-    settings: SettingsPage, make_key: Callable[[str], str]
-) -> None:
-    """Clear takes away the key in use; the account's then serves again."""
-    mine, other = make_key("mine"), make_key("other")
-    sign_in(settings)
-    settings.save("openai", mine)
-    settings.expect("Key saved")
-    save_for_session(settings, other)
-    assert hint(settings) == other[-4:]
-    settings.press("openai", "clear")
-    settings.press("openai", "confirm")
-    settings.wait(lambda: settings.message.startswith("Key removed"), "removed")
-    assert (settings.source("openai"), hint(settings)) == ("user", mine[-4:])
 
 
 def call_elsewhere(settings: SettingsPage, method: str, path: str, body: object) -> Any:
@@ -363,28 +331,6 @@ def test_past_day_is_refused_by_its_visible_name(
     assert settings.focused() == "expires_at"
 
 
-def test_visitors_key_that_the_account_has(
-    settings: SettingsPage, make_key: Callable[[str], str]
-) -> None:
-    """Of the account's very own key it is said that it is there already; the session's copy goes."""
-    api_key = make_key("ada")
-    sign_in(settings)
-    settings.save("openai", api_key)
-    settings.expect("Key saved")
-    settings.visit("/sign-out")
-    settings.visit(PAGE)
-    settings.save("openai", api_key)
-    settings.expect("Key saved")
-    sign_in(settings)
-    offered = settings.row("openai", "[part=promotable]").text
-    assert "Your account already has it." in offered
-    assert "another" not in offered
-    answer(settings, "Keep my account's key")
-    settings.expect("Key added to your account")
-    assert (settings.source("openai"), hint(settings)) == ("user", api_key[-4:])
-    assert settings.row_all("openai", "[part=promotable]") == []
-
-
 def test_change_of_a_key_that_is_gone(
     settings: SettingsPage, make_key: Callable[[str], str]
 ) -> None:
@@ -456,37 +402,6 @@ def test_impossible_day_is_shown(serve: ServeHost, browser: Chrome) -> None:
         lambda: settings.row("openai", "input[name=expires_at]").is_displayed(), "unfolded"
     )
     assert settings.message == ""
-
-
-@pytest.mark.parametrize(
-    "rubbish",
-    ["<script>alert(1)</script>", "🔑" * 20, "sk-two words here", "x" * 3000, "…"],
-    ids=["markup", "pictures", "words", "long", "dots"],
-)
-def test_rubbish_is_refused(serve: ServeHost, browser: Chrome, rubbish: str) -> None:
-    """Text that cannot be a key is refused with a sentence, stays in its input, and is not stored."""
-    settings = SettingsPage(browser, serve().url)
-    sign_in(settings)
-    browser.execute_script("arguments[0].value = arguments[1]", settings.input("openai"), rubbish)
-    settings.press("openai", "save")
-    settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
-    assert settings.typed("openai") == rubbish
-    assert settings.badge("openai") == "NOT SET"
-
-
-def test_key_in_the_label_is_refused(
-    settings: SettingsPage, make_key: Callable[[str], str]
-) -> None:
-    """A label is shown, so a key in it is refused and not repeated."""
-    api_key = make_key("ada")
-    sign_in(settings)
-    settings.row("openai", "[part=more] summary").click()
-    settings.type("openai", api_key, "label")
-    settings.save("openai", api_key)
-    settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
-    assert api_key not in settings.message
-    settings.visit(PAGE)
-    assert settings.badge("openai") == "NOT SET"
 
 
 def test_box_asks_for_an_account_that_is_still_there(

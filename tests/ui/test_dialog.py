@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -134,22 +133,6 @@ def test_clear_names_the_key_that_serves_instead(
     assert settings.badge("openai") == "SHARED"
 
 
-def test_reload_shows_the_same(settings: SettingsPage, byok_fake_providers: FakeProviders) -> None:
-    """After a reload the key is still there, its hint the same, and its value nowhere in the page."""
-    api_key = byok_fake_providers.api_key("anthropic")
-    settings.open()
-    settings.save("anthropic", api_key)
-    settings.expect("Key saved")
-    hint = settings.row("anthropic", "[data-byok-hint]").text
-    settings.open()
-    assert settings.badge("anthropic") == "YOUR KEY"
-    assert settings.row("anthropic", "[data-byok-hint]").text == hint
-    root = "document.querySelector('byok-settings').shadowRoot.innerHTML"
-    assert api_key not in settings.driver.execute_script(
-        f"return document.documentElement.outerHTML + {root}"
-    )
-
-
 def test_locked_provider_takes_no_key(serve: ServeHost, browser: Chrome) -> None:
     """A locked provider's input is disabled, the reason stands beside it, and there is no Save."""
     settings = SettingsPage(browser, serve(BYOK_LOCKED_PROVIDERS=["groq"]).url)
@@ -216,44 +199,6 @@ def test_provider_name_is_text(serve: ServeHost, browser: Chrome) -> None:
     assert settings.row("odd", "h3").text == markup
     assert settings.input("odd").get_attribute("placeholder") == f'"{markup}'
     assert settings.find_all("img") == []
-
-
-@pytest.mark.parametrize(
-    ("labels", "shared", "own"), [("default", "SHARED", "YOUR KEY"), ("env", "ENV", "SET")]
-)
-def test_badges_follow_the_labels(
-    serve: ServeHost,
-    browser: Chrome,
-    byok_fake_providers: FakeProviders,
-    tmp_path: Path,
-    labels: str,
-    shared: str,
-    own: str,
-) -> None:
-    """BYOK_LABELS chooses the badges' vocabulary."""
-    (tmp_path / "secrets").mkdir()
-    (tmp_path / "secrets/groq_api_key").write_text(byok_fake_providers.api_key("groq"))
-    settings = SettingsPage(browser, serve(BYOK_LABELS=labels).url)
-    settings.open()
-    settings.save("openai", byok_fake_providers.api_key("openai"))
-    settings.expect("Key saved")
-    assert [settings.badge("groq"), settings.badge("openai")] == [shared, own]
-
-
-def test_key_from_before_sign_in_waits_for_consent(
-    settings: SettingsPage, byok_fake_providers: FakeProviders
-) -> None:
-    """A visitor's key is not used after sign-in until the person keeps it."""
-    settings.open()
-    settings.save("openai", byok_fake_providers.api_key("openai"))
-    settings.expect("Key saved")
-    settings.open("/sign-in/ada")
-    assert settings.badge("openai") == "NOT SET"
-    assert "Use it with this account?" in settings.row("openai", "[part=promotable]").text
-    settings.press("openai", "promote")
-    settings.expect("Key added to your account")
-    assert settings.badge("openai") == "YOUR KEY"
-    assert settings.row_all("openai", "[part=promotable]") == []
 
 
 def test_settings_work_inside_a_page(

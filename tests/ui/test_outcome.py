@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_byok.model.credential import Verdict
-from flask_byok.web.outcome import Notice, Outcome, local_path, notice, without_outcome
+from flask_byok.web.forms import Notice, Outcome, local_path, notice, without_outcome
 from flask_byok.web.text import OUTCOMES, VERDICTS
 
 NAMES = {"openai": "OpenAI"}

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from flask_byok.settings import Settings
-from flask_byok.web.rows import build_row, end_of_day, expiry_dates
+from flask_byok.web.forms import end_of_day
+from flask_byok.web.ui import build_row, expiry_dates
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -190,3 +191,11 @@ def test_end_of_day() -> None:
     assert end_of_day("2026-05-01").isoformat() == "2026-05-01T23:59:59+00:00"
     with pytest.raises(ValueError, match="isoformat"):
         end_of_day("soon")
+
+
+def test_badges_follow_the_labels() -> None:
+    """BYOK_LABELS chooses the badges' vocabulary."""
+    for labels, own, shared in (("default", "YOUR KEY", "SHARED"), ("env", "SET", "ENV")):
+        settings = Settings(labels=labels)  # type: ignore[arg-type]
+        assert row(settings=settings)["badge"] == own
+        assert row(settings=settings, source="env", tiers=["env"])["badge"] == shared

@@ -12,7 +12,7 @@ from flask.sessions import SessionInterface
 from flask_session.base import ServerSideSession
 
 from flask_byok import BYOK
-from flask_byok.web.session_outage import SLOW_FAULT, UnavailableSession
+from flask_byok.web.session_binding import SLOW_FAULT, UnavailableSession
 from tests.app import ENCRYPTION_KEY, KEYS
 
 

@@ -15,8 +15,8 @@ from flask_session import Session
 from flask_byok import BYOK, ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
-from flask_byok.web.session_binding import MARKER, index_key
-from flask_byok.web.session_outage import SessionGuard
+from flask_byok.web.host import index_key
+from flask_byok.web.session_binding import MARKER, SessionGuard
 from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
 
 

@@ -20,10 +20,9 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...errors import ConfigurationError
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
-from ...storage.database import Database
-from ...storage.sql import HELD, HOLD, REPLACE
+from ...storage.sql import HELD, HOLD, REPLACE, Database
 from ...storage.tables import audit, audit_heads, credentials
 
 _ROW_IS_GONE = (

@@ -16,9 +16,9 @@ from typing import Any
 
 from sqlalchemy import Integer, and_, bindparam, func, select
 
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import to_milliseconds, utcnow
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads
 from .audit import Chain
 from .audit_verify import AuditLog, Follower, Said, whole_number

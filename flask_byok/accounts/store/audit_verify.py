@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import and_, func, null, or_, select, tuple_, union_all
 from sqlalchemy import cast as as_type
 
-from ...keys.session_store import AuditEvent, Head
+from ...keys.ports import AuditEvent, Head
 from ...model.credential import from_milliseconds, to_milliseconds
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads, credentials
 from .audit import (
     GONE,

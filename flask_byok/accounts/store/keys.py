@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import (
     REFUSALS,
     CredentialRecord,
@@ -29,8 +29,8 @@ from ...model.credential import (
     to_milliseconds,
     utcnow,
 )
-from ...storage.database import Database
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
+from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
 from .audit import Chain, LogSecret, Subject
 from .audit_verify import AuditLog

@@ -24,9 +24,9 @@ from sqlalchemy import (
     update,
 )
 
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import SealedRecord
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
 from ...storage.tables import canaries, credentials
 from .audit import Chain
 from .audit_verify import AuditLog

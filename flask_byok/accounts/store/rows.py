@@ -32,8 +32,8 @@ from ...model.credential import (
     to_milliseconds,
     utcnow,
 )
-from ...storage.database import Database
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
+from ...storage.sql import Database
 from ...storage.tables import credentials, promotions
 
 #: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner

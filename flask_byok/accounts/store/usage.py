@@ -29,8 +29,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ...model.credential import Use, from_milliseconds, isoformat, to_milliseconds, utcnow
 from ...model.owner import ACCOUNT_TIERS
-from ...storage.database import Database
-from ...storage.deadline import LONG_LIMIT
+from ...storage.engine import LONG_LIMIT
+from ...storage.sql import Database
 from ...storage.tables import credentials, usage
 from .rows import Owners, confine
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from ...keys.session_store import AuditEvent, Head
+from ...keys.ports import AuditEvent, Head
 from ...model.credential import isoformat
 from ..common import Commands, Interrupted, counted, in_columns, printable, require_accounts
 from ..input import WholeNumber, moment, owner_word

@@ -9,7 +9,7 @@ import click
 from flask import current_app
 from flask.cli import with_appcontext
 
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import EXPIRES_SOON, utcnow
 from ...settings import MAX_SESSION_LIFETIMES
 from ...signals import key_expiring

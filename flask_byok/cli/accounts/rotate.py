@@ -9,7 +9,7 @@ import click
 from flask.cli import with_appcontext
 
 from ...accounts.store.reseal import Progress
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...sealing.keyring import Keyring
 from ..check import count_seals
 from ..common import Interrupted, counted, require_accounts

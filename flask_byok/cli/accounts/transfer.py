@@ -23,7 +23,7 @@ from ...accounts.transfer import (
     operator_sources,
     to_file,
 )
-from ...keys.session_store import AuditEvent
+from ...keys.ports import AuditEvent
 from ...model.credential import isoformat
 from ...model.owner import Tier
 from ...settings import Settings

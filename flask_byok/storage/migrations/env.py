@@ -1,10 +1,10 @@
-"""What Alembic runs; ``storage.migrate`` sets it up and gives it the connection."""
+"""What Alembic runs; the package sets it up and gives it the connection."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from flask_byok.storage.migrate import VERSION_TABLE
+from flask_byok.storage.migrations import VERSION_TABLE
 from flask_byok.storage.tables import metadata
 
 attributes = context.config.attributes
