@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypedDict, cast
+
+import msgspec
 
 from ..errors import ConfigurationError, UnknownProviderError
 from ..model.credential import Verdict
@@ -36,7 +38,7 @@ class Field:
 
     def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
-        return cast(FieldFacts, asdict(self))
+        return cast(FieldFacts, msgspec.to_builtins(self))
 
 
 @dataclass(frozen=True, slots=True)
