@@ -290,7 +290,7 @@ class Slot(_Place):
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
         if self.created_at is not None:
-            # It is saved here now, whatever its age: its longest lifetime begins now.
+            # It is saved here now: its longest lifetime begins now.
             record = dataclasses.replace(
                 record, created_at=self.created_at, set_at=record.created_at
             )

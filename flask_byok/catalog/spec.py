@@ -12,9 +12,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypedDict, cast
+
+import msgspec
 
 from ..errors import ConfigurationError, UnknownProviderError
 from ..model.credential import REFUSALS, Verdict
@@ -44,7 +46,7 @@ class Field:
 
     def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
-        return cast(FieldFacts, asdict(self))
+        return cast(FieldFacts, msgspec.to_builtins(self))
 
 
 @dataclass(frozen=True, slots=True)

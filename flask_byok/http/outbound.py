@@ -376,7 +376,7 @@ def is_public(address: str) -> bool:
 
 
 def is_public_or_private(address: str) -> bool:
-    """Return True if an address is public or on a private network, and no metadata service."""
+    """Return True if an address is public or on a private network, and not a metadata service."""
     parsed = _parse(address)
     if parsed is None:
         return False

@@ -229,7 +229,7 @@ _call = _Call()
 
 
 def within_call(limit: float | None, function: Callable[..., T], *args: Any) -> T:
-    """Call a function and give it so many seconds; None means ``LIMIT``, or ``LONG_LIMIT`` for a command.
+    """Call a function with a limit in seconds; None means ``LIMIT``, or ``LONG_LIMIT`` for a command.
 
     A nested call has its own budget, which is not charged to the outer one.
     """

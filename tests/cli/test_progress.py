@@ -18,7 +18,7 @@ _WORK = """
 import click
 from flask_byok.cli.common import steps
 total = {total}
-with steps("Sealing anew", total) as shown:
+with steps("Sealing again", total) as shown:
     for done in range(total // 10, total + 1, total // 10 or 1):
         shown.reach(done)
 """

@@ -39,7 +39,7 @@ def test_rotation(tmp_path: Path, url: str) -> None:
     app = rotating_app(tmp_path, url)
     result = run(app, "rotate")
     assert result.exit_code == 0, result.output
-    assert "Sealing anew: 3" in result.output
+    assert "Sealing again: 3" in result.output
     assert re.search(rf"3 keys sealed with {NEW_ID} in .* s \(.* a second\)", result.output)
     assert f"{OLD_ID}  0 sealed in accounts, 0 in sessions; it can go" in result.output
     retired = make_app(tmp_path, BYOK_DATABASE_URL=url, BYOK_ENCRYPTION_KEY=NEW, **SAFE)
@@ -48,7 +48,7 @@ def test_rotation(tmp_path: Path, url: str) -> None:
     assert accounts_of(retired).audit.verify() == []
     (entry,) = accounts_of(retired).audit.entries("system")
     assert (entry.event.actor, entry.event.action) == ("cli", "rotate")
-    assert "Sealing anew: 0" in run(app, "rotate").output
+    assert "Sealing again: 0" in run(app, "rotate").output
 
 
 def test_unreadable_keys(tmp_path: Path, url: str) -> None:

@@ -109,7 +109,7 @@ def kill_rotator(url: str, store: AccountStore, due: float) -> None:
     assert process.stdout is not None
     with process.stdout:
         begun = process.stdout.readline()
-        assert begun.startswith("Sealing anew"), begun + process.stdout.read()
+        assert begun.startswith("Sealing again"), begun + process.stdout.read()
         while store.seals.count_due() > due:
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.02))

@@ -229,7 +229,7 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
     type=click.IntRange(0, 36500),
     default=0,
     show_default=True,
-    help="Keep what expired within so many days.",
+    help="Keep keys that expired within this many days.",
 )
 @dry_run_option
 def purge_expired(days: int, dry_run: bool) -> None:
@@ -297,7 +297,7 @@ def rotate_keys() -> None:
     """
     state, accounts = require_accounts()
     progress, begin = Progress(accounts.seals.count_due()), time.monotonic()
-    with steps("Sealing anew", progress.total) as shown:
+    with steps("Sealing again", progress.total) as shown:
         for progress in accounts.seals.rotate(
             state.service.keyring.renewed, AuditEvent("cli", "rotate")
         ):

@@ -3,7 +3,7 @@
 An empty database gets them by itself at first use. An older schema is upgraded by
 ``flask byok db upgrade`` only, as another version may still be running on it; in an embedded file,
 which nothing else uses, at first use too. A host whose own Alembic makes the tables from
-:data:`flask_byok.storage.tables.metadata` needs no version table of ours.
+:data:`flask_byok.storage.tables.metadata` needs no version table of this package.
 """
 
 from __future__ import annotations
