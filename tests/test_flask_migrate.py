@@ -35,7 +35,7 @@ LEAVE, TAKE, IN_ENV = (
         r"\.\. code-block:: python\n\n(.*?)(?=\n\S)",
         (Path(__file__).parent.parent / "docs" / "deployment.rst")
         .read_text()
-        .partition("drops them in the")[2],
+        .partition("next migration that it")[2],
         re.DOTALL,
     )
 )

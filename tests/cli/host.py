@@ -9,13 +9,13 @@ from typing import Any
 from cachelib import SimpleCache
 from click.testing import Result
 from flask import Flask
-from flask_byok.keys.session_store import AuditEvent
 from flask_session import Session
 from sqlalchemy import select, update
 
 from flask_byok import BYOK
 from flask_byok.accounts.store.audit import Chain
 from flask_byok.cli import byok as group
+from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import CredentialRecord
 from flask_byok.sealing.keyring import generate_encryption_key
 from flask_byok.storage.tables import credentials
