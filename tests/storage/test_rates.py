@@ -135,6 +135,17 @@ def test_what_counts_as_one_address() -> None:
             limiter.check(f"address:{second}")
 
 
+def test_workers_share_the_count_in_redis(redis_url: str) -> None:
+    """Two workers on one Redis count together."""
+    one, other = (
+        RateLimiter("1/minute", RateStorage.beside(RedisDocuments(redis_url)), setting=SETTING)
+        for _ in range(2)
+    )
+    one.check("user:ann")
+    with pytest.raises(RateLimitedError):
+        other.check("user:ann")
+
+
 def test_killed_redis_is_a_store_error() -> None:
     """A Redis that does not answer refuses by StoreError, through the store's own breaker."""
     with RedisServer() as server:
