@@ -40,10 +40,10 @@ from .web.caller import (
     signed_in_user,
     user_of,
 )
-from .web.host import app_name, find_database, index_key, warn_if_late
+from .web.host_database import find_database, warn_if_late
 from .web.keys_api import typed_fields
 from .web.problems import problem_response
-from .web.session_binding import SessionBinding, check_session_interface
+from .web.session_binding import SessionBinding, app_name, check_session_interface, index_key
 from .web.ui import UI
 from .wiring import build_service
 

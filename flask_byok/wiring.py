@@ -26,9 +26,9 @@ from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
-from .storage.protection import RateLimiter, RateStorage
+from .storage.rates import RateLimiter, RateStorage
 from .web.caller import signal_sender
-from .web.host import FoundDatabase
+from .web.host_database import FoundDatabase
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "

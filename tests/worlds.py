@@ -24,7 +24,7 @@ from flask_byok.model.credential import CredentialRecord, Secret, Validation
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.settings import Settings
-from flask_byok.storage.protection import RateLimiter, RateStorage
+from flask_byok.storage.rates import RateLimiter, RateStorage
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
 

@@ -29,7 +29,7 @@ from ..model.owner import ACCOUNT_TIERS, Caller, SessionRef, Tier
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from .promotion import promote
-from .shelf import Shelf
+from .records import AccountRecords
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
@@ -189,24 +189,24 @@ class Wing(Accounts):
         """Return where a key of this owner goes; see ``Slot``."""
         return Slot(self, core, caller, owner, spec, slot, **options)
 
-    def own(self, core: Service, caller: Caller) -> Shelf:
-        """Return the shelf of the caller's own records."""
+    def own(self, core: Service, caller: Caller) -> AccountRecords:
+        """Return the caller's own records."""
         if caller.authenticated and Tier.USER in self.tiers:
-            return Shelf(self, core, caller, [caller.identity])
-        refused: Shelf = super().own(core, caller)
+            return AccountRecords(self, core, caller, [caller.identity])
+        refused: AccountRecords = super().own(core, caller)
         return refused
 
-    def shared(self, core: Service, caller: Caller) -> Shelf:
-        """Return the shelf of all teams' and the system's records, for an admin."""
+    def shared(self, core: Service, caller: Caller) -> AccountRecords:
+        """Return all teams' and the system's records, for an admin."""
         kept = [tier.value for tier in (Tier.SYSTEM, Tier.TEAM) if tier in self.tiers]
         if caller.authenticated and caller.admin and kept:
-            return Shelf(self, core, caller, kept)
-        refused: Shelf = super().shared(core, caller)
+            return AccountRecords(self, core, caller, kept)
+        refused: AccountRecords = super().shared(core, caller)
         return refused
 
-    def everything(self, core: Service) -> Shelf:
+    def everything(self, core: Service) -> AccountRecords:
         """Return all records, for an operator's command."""
-        return Shelf(self, core, Caller(command=True), None)
+        return AccountRecords(self, core, Caller(command=True), None)
 
 
 @dataclass

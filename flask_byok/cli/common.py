@@ -21,7 +21,7 @@ from ..catalog import ProviderSpec
 from ..errors import ByokError, StoreError, UnknownProviderError
 from ..model.credential import Secret
 from ..storage.engine import patiently
-from ..storage.protection import reason_of
+from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state
 
 if TYPE_CHECKING:

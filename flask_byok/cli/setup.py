@@ -20,18 +20,11 @@ from ..errors import ByokError, ConfigurationError, StoreError
 from ..model.owner import Caller
 from ..sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of
-from ..storage.protection import reason_of
+from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state
-from ..web.host import (
-    LATE_ENGINE,
-    FoundDatabase,
-    app_name,
-    host_engine,
-    index_key,
-    is_late,
-    unsafe_choices,
-    unsafe_settings,
-)
+from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
+from ..web.safety import unsafe_choices, unsafe_settings
+from ..web.session_binding import app_name, index_key
 from .common import Commands, byok, padded, printable
 
 _WIDTHS = (33, 40, 0)

@@ -136,7 +136,7 @@ class Accounts:
         return []
 
     def own(self, core: Service, caller: Caller) -> Any:
-        """Return the shelf of the caller's own records.
+        """Return the caller's own records.
 
         :raises OwnerRequiredError: the caller is not signed in.
         :raises NotAllowedError: users have no keys in accounts here.
@@ -146,7 +146,7 @@ class Accounts:
         raise NotAllowedError(_NO_ACCOUNTS)
 
     def shared(self, core: Service, caller: Caller) -> Any:
-        """Return the shelf of all teams' and the system's records, for an admin.
+        """Return all teams' and the system's records, for an admin.
 
         :raises OwnerRequiredError: the caller is not signed in.
         :raises NotAllowedError: the caller is no admin, or there are no shared keys here.

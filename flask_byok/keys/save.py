@@ -23,17 +23,10 @@ from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from .checks import Checks, Notify
+from .expiry import capped_expiry, in_utc, read_expiry
 from .ports import Accounts
 from .sessions import Sessions
-from .typed import (
-    NewKey,
-    Typed,
-    capped_expiry,
-    clean_text,
-    in_utc,
-    read_expiry,
-    read_typed,
-)
+from .typed import NewKey, Typed, clean_text, read_typed
 
 # Without texts and expiry.
 _PLAIN = NewKey(fields={})

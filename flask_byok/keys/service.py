@@ -21,7 +21,7 @@ from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owne
 from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
-from ..storage.protection import RateLimiter
+from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
 from .lookup import Candidate, Lookup, SessionTier, TierReader
 from .ports import Accounts, Promotion
@@ -98,11 +98,11 @@ class Service:
         return self._status(caller, spec, self.lookup.survey(caller, [spec])[spec.id])
 
     def own_records(self, caller: Caller) -> Any:
-        """Return the shelf of the caller's own records in the account; see ``accounts.shelf``."""
+        """Return the caller's own records in the account; see ``accounts.records``."""
         return self.accounts.own(self, caller)
 
     def shared_records(self, caller: Caller) -> Any:
-        """Return the shelf of all teams' and the system's records, for an admin."""
+        """Return all teams' and the system's records, for an admin."""
         return self.accounts.shared(self, caller)
 
     def services(self, caller: Caller) -> list[ServiceFacts]:

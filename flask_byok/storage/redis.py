@@ -24,7 +24,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
-from .protection import Breaker
+from .breaker import Breaker
 
 #: Seconds to connect, to wait for an answer, and to wait for a free connection; together under 0.5.
 CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, Table, exc
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
+from .breaker import Breaker
 from .engine import (
     LIMITED,
     LONG_LIMIT,
@@ -27,7 +28,7 @@ from .engine import (
     watched,
     within_call,
 )
-from .protection import Breaker, reason_of
+from .reasons import reason_of
 from .tables import canaries, session_documents, session_names
 
 #: Two workers that add the same row at once meet in the database; this many tries are plenty.

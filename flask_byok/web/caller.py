@@ -19,7 +19,7 @@ from ..keys.service import Service
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
 from ..settings import Settings
-from .host import FoundDatabase
+from .host_database import FoundDatabase
 from .session_binding import SessionBinding
 
 #: The state's name in ``app.extensions``.

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from flask import Response, request, url_for
 
-from ..accounts.shelf import Record
+from ..accounts.records import Record
 from ..errors import InvalidFieldError, KeyNotFoundError
 from ..keys.typed import Changes, NewKey
 from ..model.credential import Secret, Verdict, serving_order

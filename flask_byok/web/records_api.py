@@ -13,7 +13,7 @@ from flask import request
 from msgspec import UNSET, Meta, UnsetType
 from werkzeug.exceptions import BadRequest
 
-from ..accounts.shelf import Page, Record, Shelf, Stats
+from ..accounts.records import AccountRecords, Page, Record, Stats
 from ..errors import (
     ByokError,
     FreshLoginRequiredError,
@@ -128,21 +128,21 @@ def list_services() -> Services:
     return {"services": state.service.services(current_caller(state))}
 
 
-def list_own(shelf: Shelf, query: PageQuery) -> Page:
+def list_own(records: AccountRecords, query: PageQuery) -> Page:
     """List the caller's own keys."""
-    return _page(shelf, query)
+    return _page(records, query)
 
 
-def list_shared(shelf: Shelf, query: SharedPageQuery) -> Page:
+def list_shared(records: AccountRecords, query: SharedPageQuery) -> Page:
     """List the keys of teams and of the system."""
     owner = None if query.owner is None else _shared_owner(query.owner)
-    return _page(shelf, query, owner)
+    return _page(records, query, owner)
 
 
-def _page(shelf: Shelf, query: PageQuery, owner: str | None = None) -> Page:
+def _page(records: AccountRecords, query: PageQuery, owner: str | None = None) -> Page:
     if query.cursor is not None and not _ID.fullmatch(query.cursor):
         raise InvalidFieldError("The field 'cursor' is the 'next' of the page before.")
-    return shelf.page(owner=owner, provider=query.provider, after=query.cursor, limit=query.limit)
+    return records.page(owner=owner, provider=query.provider, after=query.cursor, limit=query.limit)
 
 
 def _shared_owner(owner: str) -> str:
@@ -151,40 +151,40 @@ def _shared_owner(owner: str) -> str:
     return owner
 
 
-def stats(shelf: Shelf) -> Stats:
+def stats(records: AccountRecords) -> Stats:
     """Count the keys and their uses."""
-    return shelf.stats()
+    return records.stats()
 
 
-def show(shelf: Shelf, record: CredentialRecord) -> ShownRecord:
+def show(records: AccountRecords, record: CredentialRecord) -> ShownRecord:
     """Show one key."""
-    shown = cast(ShownRecord, shelf.describe(record))
+    shown = cast(ShownRecord, records.describe(record))
     if asks_for_value():
-        fields = shelf.reveal(record, fresh=get_state().loaders.fresh_login)
+        fields = records.reveal(record, fresh=get_state().loaders.fresh_login)
         plain = {name: secret.reveal() for name, secret in fields.items()}
         keep_from_logs(plain.values())
         shown |= {"value": plain.get("api_key"), "fields": plain}
     return shown
 
 
-def create_own(shelf: Shelf, body: NewRecord) -> CheckedRecord:
+def create_own(records: AccountRecords, body: NewRecord) -> CheckedRecord:
     """Store a new key."""
-    return _create(shelf, shelf.caller.identity, body)
+    return _create(records, records.caller.identity, body)
 
 
-def create_shared(shelf: Shelf, body: NewSharedRecord) -> CheckedRecord:
+def create_shared(records: AccountRecords, body: NewSharedRecord) -> CheckedRecord:
     """Store a new key of a team or of the system."""
-    return _create(shelf, _shared_owner(body.owner), body)
+    return _create(records, _shared_owner(body.owner), body)
 
 
-def _create(shelf: Shelf, owner: str, body: NewRecord) -> CheckedRecord:
+def _create(records: AccountRecords, owner: str, body: NewRecord) -> CheckedRecord:
     if body.slot is not None and not re.fullmatch(_SLOT, body.slot):
         raise InvalidFieldError("The field 'slot' has up to 40 letters, digits, '_' and '-'.")
-    made = shelf.create(owner, body.provider, body.new_key(active=body.active), slot=body.slot)
-    return _checked(shelf, *made)
+    made = records.create(owner, body.provider, body.new_key(active=body.active), slot=body.slot)
+    return _checked(records, *made)
 
 
-def change(shelf: Shelf, record: CredentialRecord, body: RecordChanges) -> CheckedRecord:
+def change(records: AccountRecords, record: CredentialRecord, body: RecordChanges) -> CheckedRecord:
     """Change a key, or the facts beside it; omitted fields keep their value."""
     names = ("label", "description", "active", "expires_at")
     sent = {name: getattr(body, name) for name in names}
@@ -193,25 +193,25 @@ def change(shelf: Shelf, record: CredentialRecord, body: RecordChanges) -> Check
     secret = NewSecret(fields=fields, base_url=body.base_url, validate=body.validate)
     if_version = _if_match(record)
     return _checked(
-        shelf, *shelf.change(record, cast(Changes, changes), secret, if_version=if_version)
+        records, *records.change(record, cast(Changes, changes), secret, if_version=if_version)
     )
 
 
-def delete(shelf: Shelf, record: CredentialRecord) -> None:
+def delete(records: AccountRecords, record: CredentialRecord) -> None:
     """Delete a key."""
-    shelf.delete(record, if_version=_if_match(record))
+    records.delete(record, if_version=_if_match(record))
 
 
-def validate(shelf: Shelf, record: CredentialRecord) -> ValidationFacts:
+def validate(records: AccountRecords, record: CredentialRecord) -> ValidationFacts:
     """Ask the provider about this key, whether it is in use or not."""
-    return shelf.validate(record).to_dict()
+    return records.validate(record).to_dict()
 
 
 def _checked(
-    shelf: Shelf, record: CredentialRecord, validation: Validation | None
+    records: AccountRecords, record: CredentialRecord, validation: Validation | None
 ) -> CheckedRecord:
     found = None if validation is None else validation.to_dict()
-    return {**shelf.describe(record), "validation": found}
+    return {**records.describe(record), "validation": found}
 
 
 def _if_match(record: CredentialRecord) -> int | None:
@@ -236,30 +236,30 @@ def _if_match(record: CredentialRecord) -> int | None:
 # the routes
 
 
-def _open(records: Callable[[Service, Caller], Any], id: str | None = None) -> list[Any]:
-    """Return the shelf and the record that a call is about.
+def _open(find: Callable[[Service, Caller], Any], id: str | None = None) -> list[Any]:
+    """Return the records, and the record, that a call is about.
 
     Who asks, and for what, is looked at first: a caller who may not see the record learns nothing else.
     """
     state = get_state()
-    shelf = records(state.service, current_caller(state))
+    records = find(state.service, current_caller(state))
     if id is None:
-        return [shelf]
+        return [records]
     if not _ID.fullmatch(id):
         keep_from_logs([id])  # it may be a pasted key
         raise KeyNotFoundError
-    return [shelf, shelf.get(id)]
+    return [records, records.get(id)]
 
 
 def _routes(
     base: str,
     tag: str,
-    records: Callable[[Service, Caller], Any],
+    find: Callable[[Service, Caller], Any],
     list_them: Callable[..., Page],
     create: Callable[..., CheckedRecord],
 ) -> Iterator[Route]:
-    """Yield the calls on one shelf; ``tag`` is ``records`` or ``admin``."""
-    opener, prefix = partial(_open, records), "" if tag == "records" else f"{tag}_"
+    """Yield the calls on one owner's or all shared records; ``tag`` is ``records`` or ``admin``."""
+    opener, prefix = partial(_open, find), "" if tag == "records" else f"{tag}_"
 
     def route(
         method: str, path: str, name: str, call: Callable[..., Any], *problems: type[ByokError]

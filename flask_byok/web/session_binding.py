@@ -41,7 +41,7 @@ from flask.sessions import (
 from ..errors import ConfigurationError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
-from ..storage.protection import Breaker
+from ..storage.breaker import Breaker
 from .problems import problem_response
 
 #: Our entries in the host's session data: the ref, and the identity of its signed-in user.
@@ -62,11 +62,6 @@ SERVER_SIDE_HELP = (
     "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
     "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
 )
-
-#: A session store that takes longer to fail, in seconds, is left alone for a while.
-SLOW_FAULT = 0.05
-
-_UNAVAILABLE = "The session store is not available right now. Please try again in a moment."
 
 
 @dataclass(slots=True)
@@ -264,6 +259,17 @@ class SessionBinding:
 
     def _hash(self, sid: str) -> str:
         return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
+
+
+def index_key(secret_key: str | bytes) -> bytes:
+    """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
+    raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
+    return hmac.digest(raw, b"flask-byok session index", "sha256")
+
+
+def app_name(index_key: bytes) -> str:
+    """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
+    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
 
 
 def check_session_interface(app: Flask) -> None:

@@ -14,8 +14,8 @@ from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import Secret
 from flask_byok.redaction import install_log_redaction
 from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.engine import Watchdog
-from flask_byok.storage.protection import Breaker
 from flask_byok.storage.redis import RedisDocuments
 from tests.services import PostgresServer, RedisServer, Server
 

@@ -17,6 +17,7 @@ from flask_byok.errors import (
     InvalidFieldError,
     MalformedApiKeyError,
 )
+from flask_byok.keys.expiry import read_expiry
 from flask_byok.keys.typed import (
     NewKey,
     NewSecret,
@@ -24,7 +25,6 @@ from flask_byok.keys.typed import (
     check_place,
     check_shown,
     clean_text,
-    read_expiry,
     read_replacement,
     read_typed,
 )

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flask_byok.storage.protection import Breaker
+from flask_byok.storage.breaker import Breaker
 
 
 class Opened(Breaker):

@@ -11,7 +11,7 @@ import pytest
 from redis.cluster import ClusterNode, RedisCluster
 
 from flask_byok.errors import ConfigurationError, RateLimitedError, StoreError
-from flask_byok.storage.protection import OVERALL, RateLimiter, RateStorage
+from flask_byok.storage.rates import OVERALL, RateLimiter, RateStorage
 from flask_byok.storage.redis import RedisDocuments
 from flask_byok.storage.sql import SqlDocuments
 from tests.services import RedisServer

@@ -15,7 +15,7 @@ from sqlalchemy import create_engine, make_url
 from flask_byok.accounts import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.storage.protection import reason_of
+from flask_byok.storage.reasons import reason_of
 from flask_byok.storage.redis import limited_client
 from tests import services
 

@@ -17,7 +17,7 @@ from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.traffic import Traffic
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import redis as storage
-from flask_byok.storage.protection import Breaker
+from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.redis import RedisDocuments
 from tests.patience import everyday_limits, in_time, soon
 from tests.services import RedisServer, free_port, wait_until

@@ -21,8 +21,8 @@ from flask_byok.keys.sessions import Sessions
 from flask_byok.keys.traffic import Traffic
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import sql
+from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.engine import open_engine
-from flask_byok.storage.protection import Breaker
 from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import metadata, session_documents, session_names
 from tests.services import PostgresServer, free_port, wait_until

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from flask_byok import BYOK, Field, ProviderSpec, signals
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import isoformat
-from flask_byok.storage.protection import RateLimiter
+from flask_byok.storage.rates import RateLimiter
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
 from tests.app import HostApp, fingerprint

@@ -15,8 +15,7 @@ from flask_session import Session
 from flask_byok import BYOK, ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
-from flask_byok.web.host import index_key
-from flask_byok.web.session_binding import MARKER, SessionGuard
+from flask_byok.web.session_binding import MARKER, SessionGuard, index_key
 from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from flask import current_app
 
-from ...accounts.shelf import Shelf
+from ...accounts.records import AccountRecords
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
 from ...catalog import ProviderSpec
@@ -62,11 +62,11 @@ _slot = matching("[A-Za-z0-9_-]{1,40}")
 def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     """List the stored keys of users, teams and the system; never a key itself."""
     state, wing = require_wing()
-    shelf = wing.everything(state.service)
+    records = wing.everything(state.service)
     wanted = None if provider is None else find_provider(state, provider).id
     if not as_json:
         click.echo(padded(_COLUMNS, _WIDTHS))
-    for record in _pages(shelf, owner, wanted):
+    for record in _pages(records, owner, wanted):
         if as_json:
             # In ASCII: ids and labels cannot steer the terminal.
             click.echo(json.dumps(record, separators=(",", ":")))
@@ -106,9 +106,9 @@ def set_key(
     slot = slot or ""
     _require_room(state, wing, owner, spec, slot, replace=replace)
     new = NewKey(fields=read_fields(spec), label=label, expires_at=expires, validate=validate)
-    shelf = wing.everything(state.service)
+    records = wing.everything(state.service)
     try:
-        record, validation = shelf.put(owner, spec.id, new, slot=slot, replace=replace)
+        record, validation = records.put(owner, spec.id, new, slot=slot, replace=replace)
     except KeyExistsError:
         _require_room(state, wing, owner, spec, slot, replace=replace)  # names the reason
         raise
@@ -148,10 +148,12 @@ def clear_key(
     _delete(wing.everything(state.service), found)
 
 
-def _pages(shelf: Shelf, owner: str | None, provider: str | None) -> Iterator[Mapping[str, Any]]:
+def _pages(
+    records: AccountRecords, owner: str | None, provider: str | None
+) -> Iterator[Mapping[str, Any]]:
     after: str | None = ""
     while after is not None:
-        page = shelf.page(owner=owner, after=after, limit=_PAGE, provider=provider)
+        page = records.page(owner=owner, after=after, limit=_PAGE, provider=provider)
         yield from page["keys"]
         after = page["next"]
 
@@ -199,12 +201,12 @@ def _warn_if_unused(state: ByokState, owner: str, spec: ProviderSpec) -> None:
         click.echo(f"It is not used: BYOK_LOCKED_PROVIDERS names {spec.id}.", err=True)
 
 
-def _delete(shelf: Shelf, found: list[CredentialRecord]) -> None:
+def _delete(records: AccountRecords, found: list[CredentialRecord]) -> None:
     """Delete these keys, but none that replaced one of them since."""
     stayed = False
     for record in found:
         try:
-            shelf.delete(record, if_version=int(record.version))
+            records.delete(record, if_version=int(record.version))
         except (KeyNotFoundError, VersionConflictError):
             stayed = True
         else:

@@ -19,6 +19,7 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
+from ..keys.expiry import capped_expiry, read_expiry
 from ..keys.save import new_record
 from ..keys.service import Service
 from ..keys.typed import (
@@ -26,10 +27,8 @@ from ..keys.typed import (
     NewKey,
     NewSecret,
     Typed,
-    capped_expiry,
     check_shown,
     clean_text,
-    read_expiry,
     read_replacement,
 )
 from ..model.credential import (
@@ -118,7 +117,7 @@ class Stats(TypedDict):
     daily: list[DayUses]
 
 
-class Shelf:
+class AccountRecords:
     """The records of some owners, for a caller who may see and change them.
 
     :param owners: names, or a bare ``team`` for every team; None for everybody.
@@ -133,13 +132,8 @@ class Shelf:
         self._core = core
         self._owners = owners
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether these are other owners' records than the caller's own."""
-        return self._owners is None or self.caller.identity not in self._owners
-
     def require_owner(self, owner: str) -> str:
-        """Return the owner, if its records are on this shelf.
+        """Return the owner, if its records are among these.
 
         :raises NotAllowedError: they are not.
         """
@@ -170,7 +164,7 @@ class Shelf:
     def get(self, id: str) -> CredentialRecord:
         """Return one record.
 
-        :raises KeyNotFoundError: it does not exist or is not on this shelf.
+        :raises KeyNotFoundError: it does not exist or is not among these.
         """
         return self._store.get(id, self._owners)
 

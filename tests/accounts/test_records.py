@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import literal_column, update
 
-from flask_byok.accounts.shelf import Shelf
+from flask_byok.accounts.records import AccountRecords
 from flask_byok.catalog import Field, ProviderSpec
 from flask_byok.errors import (
     InvalidFieldError,
@@ -39,53 +39,53 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -
     world.documents.engine.dispose()
 
 
-def create(shelf: Shelf, world: World, owner: str, **options: Any) -> CredentialRecord:
+def create(records: AccountRecords, world: World, owner: str, **options: Any) -> CredentialRecord:
     """Store a good key for an owner."""
     fields = {"api_key": Secret(world.fake.api_key("openai", owner=owner))}
-    return shelf.create(owner, "openai", NewKey(fields=fields, validate="off"), **options)[0]
+    return records.create(owner, "openai", NewKey(fields=fields, validate="off"), **options)[0]
 
 
 def test_an_owner_of_the_same_beginning_is_another(world: World) -> None:
-    """A user whose id begins as another's, or is called as a tier, has a shelf of their own."""
+    """A user whose id begins as another's, or is called as a tier, has records of their own."""
     own = world.service.own_records
     create(own(ANN), world, "user:ann")
     for other in ("an", "anna", "ann%", "user", "user:ann", "system", "team", "", "ANN", "ann "):
-        shelf = own(Caller(user=other))
-        assert shelf.page()["keys"] == []
-        assert shelf.stats()["total"] == 0
+        records = own(Caller(user=other))
+        assert records.page()["keys"] == []
+        assert records.stats()["total"] == 0
 
 
 def test_a_verdict_about_another_key_is_not_kept(world: World) -> None:
     """A check that ends after the key was replaced leaves the new one without a verdict."""
-    shelf = world.service.own_records(ANN)
-    record = create(shelf, world, "user:ann")
+    records = world.service.own_records(ANN)
+    record = create(records, world, "user:ann")
     fields = {"api_key": Secret(world.fake.api_key("openai", owner="new"))}
-    shelf.change(record, {}, NewSecret(fields=fields, validate="off"))
-    assert shelf.validate(record).valid is True
-    assert shelf.get(record.id).current_validity() is None
-    assert shelf.validate(shelf.get(record.id)).valid is True
-    assert shelf.get(record.id).current_validity() is not None
+    records.change(record, {}, NewSecret(fields=fields, validate="off"))
+    assert records.validate(record).valid is True
+    assert records.get(record.id).current_validity() is None
+    assert records.validate(records.get(record.id)).valid is True
+    assert records.get(record.id).current_validity() is not None
 
 
 @pytest.mark.parametrize("name", ["label", "description", "slot", "owner"])
 def test_a_new_key_is_not_in_what_stays(world: World, name: str) -> None:
     """A key that stands in a note, a slot or a team's id that stays does not become that record's key."""
     api_key = "own-gateway-PLAINKEY0123456789"
-    shelf, fields = world.service.shared_records(ROOT), {"api_key": Secret(api_key)}
+    records, fields = world.service.shared_records(ROOT), {"api_key": Secret(api_key)}
     owner, slot = "team:red", None
     if name == "owner":
         owner = f"team:{api_key}"
     if name == "slot":
         slot = api_key
-    record = create(shelf, world, owner, slot=slot)
+    record = create(records, world, owner, slot=slot)
     if name in ("label", "description"):
-        record, _ = shelf.change(record, {name: api_key})  # type: ignore[misc]
+        record, _ = records.change(record, {name: api_key})  # type: ignore[misc]
     new = NewSecret(fields=fields, validate="off")
     with pytest.raises(InvalidFieldError, match=name):
-        shelf.change(record, {}, new)
-    assert shelf.get(record.id) == record
+        records.change(record, {}, new)
+    assert records.get(record.id) == record
     if name in ("label", "description"):
-        changed, _ = shelf.change(record, {name: "other"}, new)  # type: ignore[misc]
+        changed, _ = records.change(record, {name: "other"}, new)  # type: ignore[misc]
         assert getattr(changed, name) == "other"
 
 
@@ -109,47 +109,47 @@ def made_older(world: World, record: CredentialRecord, age: timedelta) -> None:
 @pytest.mark.parametrize("wanted", [None, timedelta(days=300)])
 def test_a_key_that_stays_lasts_no_longer(capped: World, wanted: timedelta | None) -> None:
     """However often its date is changed, a key ends as late after it was saved as keys may."""
-    shelf = capped.service.own_records(ANN)
-    record = create(shelf, capped, "user:ann")
+    records = capped.service.own_records(ANN)
+    record = create(records, capped, "user:ann")
     made_older(capped, record, timedelta(days=20))
     ends = None if wanted is None else utcnow() + wanted
     for _ in range(2):
-        record, _ = shelf.change(record, {"expires_at": ends})
+        record, _ = records.change(record, {"expires_at": ends})
         assert record.expires_at == record.created_at + CAP
     soon = utcnow() + timedelta(days=3)
-    assert shelf.change(record, {"expires_at": soon})[0].expires_at == soon
-    assert shelf.change(record, {"expires_at": None})[0].expires_at == record.created_at + CAP
+    assert records.change(record, {"expires_at": soon})[0].expires_at == soon
+    assert records.change(record, {"expires_at": None})[0].expires_at == record.created_at + CAP
 
 
 def test_a_key_that_has_had_its_time(capped: World) -> None:
     """A key as old as keys may be is given no more time, but keeps its notes; a new key in its place gets all."""
-    shelf = capped.service.own_records(ANN)
-    record = create(shelf, capped, "user:ann")
+    records = capped.service.own_records(ANN)
+    record = create(records, capped, "user:ann")
     made_older(capped, record, CAP)
     for wanted in (None, utcnow() + timedelta(minutes=1)):
         with pytest.raises(InvalidFieldError, match="Save a new one"):
-            shelf.change(record, {"expires_at": wanted})
-    assert shelf.get(record.id).version == record.version
+            records.change(record, {"expires_at": wanted})
+    assert records.get(record.id).version == record.version
     same: Changes = {"label": "old", "expires_at": record.expires_at}
-    assert shelf.change(record, same)[0].label == "old"
+    assert records.change(record, same)[0].label == "old"
     secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
-    changed, _ = shelf.change(record, {"expires_at": None}, secret)
+    changed, _ = records.change(record, {"expires_at": None}, secret)
     assert changed.expires_at is not None
     assert changed.expires_at > utcnow() + CAP - timedelta(minutes=1)
 
 
 def test_what_is_beside_the_secret_makes_no_new_key(capped: World) -> None:
     """A field that is no secret may be typed again, and its key is as old as it was."""
-    shelf = capped.service.own_records(ANN)
+    records = capped.service.own_records(ANN)
     typed = {"api_key": Secret("k-12345678"), "region": Secret("north")}
-    record, _ = shelf.create("user:ann", "two", NewKey(fields=typed, validate="off"))
+    record, _ = records.create("user:ann", "two", NewKey(fields=typed, validate="off"))
     made_older(capped, record, timedelta(days=20))
-    saved = shelf.get(record.id).saved_at
+    saved = records.get(record.id).saved_at
     again = NewSecret(fields={"region": Secret("north")}, validate="off")
-    moved, _ = shelf.change(record, {}, again)
+    moved, _ = records.change(record, {}, again)
     assert moved.version == "2"
     assert (moved.saved_at, moved.expires_at) == (saved, record.expires_at)
-    with_date, _ = shelf.change(record, {"expires_at": None}, again)
+    with_date, _ = records.change(record, {"expires_at": None}, again)
     assert with_date.expires_at == saved + CAP
 
 
@@ -162,50 +162,52 @@ def test_a_note_and_a_key_at_once(world: World, name: str) -> None:
     api_key = "own-gateway-PLAINKEY0123456789"
     secret = NewSecret(fields={"api_key": Secret(api_key)}, validate="off")
     note: Any = {name: f"it is {api_key}"}
-    shelf = world.service.own_records(ANN)
+    records = world.service.own_records(ANN)
     for first, second in (((note, None), ({}, secret)), (({}, secret), (note, None))):
-        before = create(shelf, world, "user:ann")
-        changed, _ = shelf.change(before, *first)
+        before = create(records, world, "user:ann")
+        changed, _ = records.change(before, *first)
         with pytest.raises(InvalidFieldError, match=name):
-            shelf.change(before, *second)
-        assert shelf.get(before.id) == changed
+            records.change(before, *second)
+        assert records.get(before.id) == changed
         other: Any = {name: "other"}
-        assert getattr(shelf.change(before, other)[0], name) == "other"
-        shelf.delete(before)
+        assert getattr(records.change(before, other)[0], name) == "other"
+        records.delete(before)
 
 
 def test_a_note_with_the_key_that_goes(world: World) -> None:
     """The stored key gets into no note either by the change that puts another in its place."""
-    shelf = world.service.own_records(ANN)
+    records = world.service.own_records(ANN)
     fields = {"api_key": Secret("k-abcdefgh")}
-    record, _ = shelf.create("user:ann", "openai", NewKey(fields=fields, validate="off"))
+    record, _ = records.create("user:ann", "openai", NewKey(fields=fields, validate="off"))
     secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
     with pytest.raises(InvalidFieldError, match="label"):
-        shelf.change(record, {"label": "was k-abcdefgh"}, secret)
-    assert shelf.get(record.id) == record
+        records.change(record, {"label": "was k-abcdefgh"}, secret)
+    assert records.get(record.id) == record
 
 
 def test_a_date_and_a_key_at_once(world: World) -> None:
     """A date that is set while the key is replaced stays."""
-    shelf = world.service.own_records(ANN)
-    record = create(shelf, world, "user:ann")
-    dated, _ = shelf.change(record, {"expires_at": utcnow() + timedelta(days=3)})
+    records = world.service.own_records(ANN)
+    record = create(records, world, "user:ann")
+    dated, _ = records.change(record, {"expires_at": utcnow() + timedelta(days=3)})
     secret = NewSecret(fields={"api_key": Secret("k-12345678")}, validate="off")
-    assert shelf.change(record, {}, secret)[0].expires_at == dated.expires_at
+    assert records.change(record, {}, secret)[0].expires_at == dated.expires_at
 
 
-def custom(world: World, base_url: str) -> tuple[Shelf, CredentialRecord]:
+def custom(world: World, base_url: str) -> tuple[AccountRecords, CredentialRecord]:
     """Store a key with an address, part of which a change may keep."""
-    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.own_records(ANN)
+    records = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.own_records(ANN)
     fields = {"api_key": Secret("k-12345678"), "base_url": Secret(base_url)}
-    return shelf, shelf.create("user:ann", "custom", NewKey(fields=fields, validate="off"))[0]
+    return records, records.create("user:ann", "custom", NewKey(fields=fields, validate="off"))[0]
 
 
 def meanwhile(
-    monkeypatch: pytest.MonkeyPatch, shelf: Shelf, changes: Iterator[Callable[[], object]]
+    monkeypatch: pytest.MonkeyPatch,
+    records: AccountRecords,
+    changes: Iterator[Callable[[], object]],
 ) -> None:
     """Let something happen each time that a key is with its provider."""
-    checks = shelf._core.checks
+    checks = records._core.checks
     before_set = checks.before_set
 
     def slowly(*args: Any, **options: Any) -> Validation | None:
@@ -218,19 +220,19 @@ def meanwhile(
 
 def moving(world: World, record: CredentialRecord, times: int) -> Iterator[Callable[[], object]]:
     """Yield changes of a key together with its address, each to another one."""
-    shelf = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.own_records(ANN)
+    records = world.with_config(BYOK_ALLOW_CUSTOM_PROVIDERS=True).service.own_records(ANN)
     for number in range(times):
         fields = {"api_key": Secret("k-87654321")}
         moved = NewSecret(fields=fields, base_url=f"https://{number}.example/v1", validate="off")
-        yield partial(shelf.change, record, {}, moved)
+        yield partial(records.change, record, {}, moved)
 
 
 def test_what_is_kept_of_a_key_that_changes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key whose address changes meanwhile is put together and checked again; nobody hears of the versions."""
-    shelf, record = custom(world, "https://old.example/v1")
-    meanwhile(monkeypatch, shelf, moving(world, record, 1))
+    records, record = custom(world, "https://old.example/v1")
+    meanwhile(monkeypatch, records, moving(world, record, 1))
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
-    changed, _ = shelf.change(record, {}, typed)
+    changed, _ = records.change(record, {}, typed)
     fields, base_url = world.keyring.open_record("account", "user:ann", changed)
     assert fields["api_key"].reveal() == "k-abcdefgh"
     assert base_url == "https://0.example/v1"
@@ -238,12 +240,12 @@ def test_what_is_kept_of_a_key_that_changes(world: World, monkeypatch: pytest.Mo
 
 def test_what_is_kept_of_a_key_that_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A note that is changed meanwhile costs no second check."""
-    shelf, record = custom(world, "https://old.example/v1")
+    records, record = custom(world, "https://old.example/v1")
     other = world.service.own_records(ANN)
     changes = [partial(other.change, record, {"label": "new"}), partial(pytest.fail, "asked again")]
-    meanwhile(monkeypatch, shelf, iter(changes))
+    meanwhile(monkeypatch, records, iter(changes))
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
-    changed, _ = shelf.change(record, {}, typed)
+    changed, _ = records.change(record, {}, typed)
     assert (changed.label, changed.version) == ("new", "3")
 
 
@@ -252,12 +254,12 @@ def test_what_changes_without_end(
     world: World, monkeypatch: pytest.MonkeyPatch, if_version: int | None, left: int
 ) -> None:
     """It is tried twice, and once where a version was named; what was there last stays."""
-    shelf, record = custom(world, "https://old.example/v1")
+    records, record = custom(world, "https://old.example/v1")
     changes = moving(world, record, 100)
-    meanwhile(monkeypatch, shelf, changes)
+    meanwhile(monkeypatch, records, changes)
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
     with pytest.raises(VersionConflictError):
-        shelf.change(record, {}, typed, if_version=if_version)
-    fields, _ = world.keyring.open_record("account", "user:ann", shelf.get(record.id))
+        records.change(record, {}, typed, if_version=if_version)
+    fields, _ = world.keyring.open_record("account", "user:ann", records.get(record.id))
     assert fields["api_key"].reveal() == "k-87654321"
     assert len(list(changes)) == left

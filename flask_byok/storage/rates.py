@@ -1,0 +1,105 @@
+"""How often a user, a visitor, and all visitors together may try."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv6Address
+from typing import Any
+
+from limits import RateLimitItem, parse
+from limits.storage import MemoryStorage, RedisStorage, Storage
+from limits.strategies import FixedWindowRateLimiter
+
+from ..errors import ConfigurationError, RateLimitedError
+
+#: All visitors together have this many times the rate of one.
+OVERALL = 50
+
+# Prefix of a visitor's owner name; the network address follows.
+_VISITOR = "address:"
+
+
+@dataclass(frozen=True, slots=True)
+class RateStorage:
+    """A storage for attempts, and a function that guards its calls against hanging."""
+
+    storage: Storage
+    guarded: Callable[..., Any]
+
+    @classmethod
+    def in_memory(cls) -> RateStorage:
+        """Count in this process; each worker then counts for itself."""
+        return cls(MemoryStorage(), lambda function, *args: function(*args))
+
+    @classmethod
+    def beside(cls, store: Any) -> RateStorage:
+        """Count in a session store's Redis, or in this process if the store is another one."""
+        client = getattr(store, "client", None)
+        if client is None:
+            return cls.in_memory()
+        # By itself the storage makes a client for an address; ours has the right time limits, and may be a cluster.
+        storage = RedisStorage("redis://", connection_pool=None, key_prefix="byok:r")
+        storage.storage = client
+        storage.initialize_storage("redis://")
+        return cls(storage, store.guarded)
+
+
+class RateLimiter:
+    """Rejects an owner who asks too often, and visitors if all of them together do.
+
+    Users have no common limit: otherwise visitors, who come and go as they like, could lock users out.
+
+    :param rate: such as ``"20/minute"``.
+    :param setting: the config key that it came from; limiters of different settings count apart.
+    :raises ConfigurationError: the rate cannot be read.
+    """
+
+    def __init__(self, rate: str, storage: RateStorage, *, setting: str) -> None:
+        self._setting = setting
+        self._each = _parse(rate, setting)
+        self._overall = type(self._each)(self._each.amount * OVERALL, self._each.multiples)
+        # Not a moving window: limits' memory storage keeps an empty list for each who ever asked.
+        self._limiter = FixedWindowRateLimiter(storage.storage)
+        self._guarded = storage.guarded
+
+    def check(self, owner: str) -> None:
+        """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network address>``.
+
+        :raises RateLimitedError: too many within the time; this attempt is not counted.
+        :raises StoreError: Redis does not answer.
+        """
+        if owner.startswith(_VISITOR):
+            owner = _VISITOR + _network(owner.removeprefix(_VISITOR))
+            # In this order neither count grows by an attempt that the other rejects.
+            self._require(self._limiter.test, self._each, owner)
+            self._require(self._limiter.hit, self._overall, "*")
+        self._require(self._limiter.hit, self._each, owner)
+
+    def _require(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> None:
+        if not self._guarded(ask, rate, self._setting, who):
+            stats = self._guarded(self._limiter.get_window_stats, rate, self._setting, who)
+            raise RateLimitedError(retry_after=max(1, math.ceil(stats.reset_time - time.time())))
+
+
+def _network(address: str) -> str:
+    """Return the unit that is counted: for IPv6 the first 64 bits, as each network has 2**64 addresses to use up."""
+    try:
+        ipv6 = IPv6Address(address)
+    except AddressValueError:
+        return address
+    if ipv6.ipv4_mapped is not None:
+        return str(ipv6.ipv4_mapped)
+    return f"{IPv6Address(int(ipv6) >> 64 << 64)}/64"
+
+
+def _parse(rate: str, setting: str) -> RateLimitItem:
+    try:
+        item = parse(rate)
+    except (TypeError, ValueError, AttributeError):
+        item = None
+    if item is None or item.amount < 1:
+        raise ConfigurationError(f"{setting} is {rate!r}; use a rate such as '20/minute'.")
+    return item
