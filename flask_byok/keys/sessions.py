@@ -146,9 +146,10 @@ class Sessions:
 
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the session was established, however much it is used.
-    :param over: returns which of these versions of an identity's records are over; None if there are
-        no accounts to end them.
     """
+
+    #: Returns which of these versions of an identity's records are over; None without accounts to end them.
+    over: Callable[[str, Collection[str]], Collection[str]] | None = None
 
     def __init__(
         self,
@@ -157,9 +158,8 @@ class Sessions:
         ttl: timedelta,
         max_age: timedelta,
         clock: Callable[[], float] = time.time,
-        over: Callable[[str, Collection[str]], Collection[str]] | None = None,
     ) -> None:
-        self.documents, self.name, self.over = documents, documents.name, over
+        self.documents, self.name = documents, documents.name
         self._counts = documents.apart()
         self._ttl, self._max_age = ttl.total_seconds(), max_age.total_seconds()
         self._clock = clock

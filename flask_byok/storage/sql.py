@@ -157,16 +157,14 @@ class Database:
         twin._origin = self
         return twin
 
-    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
-        """Run a function that may run twice: it may have happened although its answer was lost.
+    def run(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
+        """Run a function on a connection whose statements each commit by themselves.
+
+        It may run twice: it may have happened although its answer was lost.
 
         :raises StoreError: the database does not answer, or refuses.
         :raises ConfigurationError: its tables are older than this version, or may not be used.
         """
-        return self._guarded(limit, lambda: self._twice(lambda: function(*args)))
-
-    def run(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
-        """Run a function as ``call`` does, on a connection whose statements each commit by themselves."""
 
         def on_one() -> T:
             with self.transactions.single() as connection:

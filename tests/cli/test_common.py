@@ -57,10 +57,10 @@ def test_only_commands_have_time(
     seen: list[float] = []
     accounts = accounts_of(app := make_app(tmp_path, BYOK_DATABASE_URL=postgres_url, **SAFE))
 
-    def note() -> None:
+    def note(connection: object) -> None:
         seen.append(limits.seconds())
 
-    monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts._database.call(note))
+    monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts._database.run(note))
     run(app, "list")
     accounts.canary.secret()
     assert seen == [limits.LONG_LIMIT, limits.LIMIT]

@@ -406,7 +406,7 @@ def test_an_open_breaker_keeps_calls_away() -> None:
     reached: list[str] = []
 
     def call() -> None:
-        database.call(lambda: reached.append("call"))
+        database.run(lambda connection: reached.append("call"))
 
     def change() -> None:
         database.change(

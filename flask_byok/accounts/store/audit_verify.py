@@ -173,12 +173,8 @@ class AuditLog(AuditWriter):
 
     def read(self, query: Any, *, patient: bool = True) -> Sequence[Any]:
         """Return all rows of a query."""
-
-        def read() -> Sequence[Any]:
-            with self.database.transactions.single() as connection:
-                return connection.execute(query).all()
-
-        return self.database.call(read, limit=LONG_LIMIT if patient else None)
+        limit = LONG_LIMIT if patient else None
+        return self.database.run(lambda connection: connection.execute(query).all(), limit=limit)
 
     def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)

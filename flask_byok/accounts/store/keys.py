@@ -247,7 +247,7 @@ class AccountStore(KeyReader):
         gone = self.audit.change(owner, work) if has_keys else []
         # Apart from the keys: a count of uses holds the row of its count, and waits for the key's.
         for statement in _BESIDE_KEYS:
-            self._database.call(self._execute, statement, {"of_owner": owner})
+            self._execute(statement, {"of_owner": owner})
         return gone
 
     def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
@@ -284,7 +284,7 @@ class AccountStore(KeyReader):
         }
         statement = _OPEN_VERDICT if verdict.verdict.valid is None else _VERDICT
         if event is None:
-            return self._database.call(self._execute, statement, values) == 1
+            return self._execute(statement, values) == 1
         record = self.get(id, None)
 
         def work(chain: Chain) -> bool:
@@ -347,12 +347,15 @@ class AccountStore(KeyReader):
         No session may have them any longer, so it has to be longer ago than a session can last.
         """
         values = {"before": to_milliseconds(before)}
-        return self._database.call(self._execute, _FORGET_OVER, values, limit=LONG_LIMIT)
+        return self._execute(_FORGET_OVER, values, limit=LONG_LIMIT)
 
-    def _execute(self, statement: Any, values: Mapping[str, Any]) -> int:
-        with self._database.transactions.single() as connection:
-            rows: int = connection.execute(statement, values).rowcount
-            return rows
+    def _execute(
+        self, statement: Any, values: Mapping[str, Any], *, limit: float | None = None
+    ) -> int:
+        rows: int = self._database.run(
+            lambda connection: connection.execute(statement, values).rowcount, limit=limit
+        )
+        return rows
 
 
 def new_id() -> str:

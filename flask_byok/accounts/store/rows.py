@@ -151,11 +151,7 @@ class KeyReader:
     def _read(
         self, query: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
     ) -> Sequence[Any]:
-        return self._database.call(self._all, query, values, limit=limit)
-
-    def _all(self, query: Any, values: Mapping[str, Any] | None) -> Sequence[Any]:
-        with self._database.transactions.single() as connection:
-            return connection.execute(query, values).all()
+        return self._database.run(lambda one: one.execute(query, values).all(), limit=limit)
 
 
 @lru_cache(256)

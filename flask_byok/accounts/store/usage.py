@@ -99,7 +99,10 @@ class UsageStore:
     def count_old(self, before: date) -> int:
         """Return how many rows are about single days before a date."""
         query = _OLD.params(before=before.isoformat())
-        return int(self._database.call(self._all, [query], limit=LONG_LIMIT)[0][0][0])
+        count: int = self._database.run(
+            lambda one: one.execute(query).scalar_one(), limit=LONG_LIMIT
+        )
+        return count
 
     def fold(self, before: date, *, limit: int = 200) -> int:
         """Replace up to ``limit`` rows of days before a date by sums; return how many.
@@ -131,7 +134,9 @@ class UsageStore:
         now = utcnow()
         since = (now - timedelta(days=DAYS - 1)).date().isoformat()
         queries = (_keys(owners, to_milliseconds(now)), _uses(owners), _daily(owners, since))
-        keys, uses, daily = self._database.call(self._all, queries, limit=limit)
+        keys, uses, daily = self._database.run(
+            lambda connection: [connection.execute(query).all() for query in queries], limit=limit
+        )
         return {
             "total": sum(row.keys for row in keys),
             "active": sum(row.active for row in keys),
@@ -151,10 +156,6 @@ class UsageStore:
         tier = use.owner.partition(":")[0]
         row = key | {"tier": tier, "uses": use.uses, "last_used_at": use.last_used_at}
         connection.execute(_UPSERT[connection.dialect.name], row)
-
-    def _all(self, queries: Sequence[Any]) -> list[Sequence[Any]]:
-        with self._database.transactions.single() as connection:
-            return [connection.execute(query).all() for query in queries]
 
 
 def _keys(owners: Owners, now: int) -> Any:
