@@ -66,7 +66,7 @@ def test_terminals_that_cannot_draw(environ: dict[str, str]) -> None:
 
 def test_nothing_to_do() -> None:
     """Nothing to do is one line without a bar."""
-    assert shown_on(80, total=0).split() == ["Sealing", "anew:", "0"]
+    assert shown_on(80, total=0).split() == ["Sealing", "again:", "0"]
 
 
 _INTERRUPTED = """
