@@ -225,6 +225,9 @@ class _Line:
                 connection = self._idle.pop()
             except IndexError:
                 return self._ask(self._pool.get_connection(), command)
+            if not self._pool.owns_connection(connection):
+                self._pool.release(connection)  # Sentinel has named another primary server
+                continue
             # The server may have closed it meanwhile; asked twice, every command does the same.
             with suppress(exceptions.ConnectionError):
                 return self._ask(connection, command)

@@ -13,7 +13,7 @@ from typing import Any
 from flask import Flask, Response, current_app, has_request_context, request
 
 from .. import signals
-from ..errors import ConfigurationError, StoreError
+from ..errors import ConfigurationError, SessionRequiredError, StoreError
 from ..keys.checks import Notify
 from ..keys.service import Service
 from ..model.credential import Credential
@@ -191,10 +191,23 @@ def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Ca
         address=address,
         request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),
     )
-    if session is not None and state.binding.is_new_to(caller.identity):
-        state.service.signed_in(caller)
-        state.binding.claim(caller.identity)
+    # Noted first: if the next step fails, the session is this user's all the same.
+    if session is not None and state.binding.claim(caller.identity):
+        _sign_in(state, caller)
     return caller
+
+
+def _sign_in(state: ByokState, caller: Caller) -> None:
+    """Apply ``BYOK_PROMOTE``; if the store is down and the call may go on without it, a later request does."""
+    try:
+        state.service.signed_in(caller)
+    except SessionRequiredError:
+        pass  # the session has ended, and its keys with it
+    except StoreError:
+        if state.settings.on_store_failure == "fail":
+            raise
+        return
+    state.binding.settle()
 
 
 # Flask-Login, if the host uses it

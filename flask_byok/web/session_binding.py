@@ -44,8 +44,9 @@ from ..model.owner import SessionRef, Tier
 from ..storage.breaker import Breaker
 from .problems import problem_response
 
-#: Our entries in the host's session data: the ref, and the identity of its signed-in user.
-MARKER, OWNER = "_byok", "_byok_owner"
+#: Our entries in the host's session data: the ref, the identity of its signed-in user, and whether ``BYOK_PROMOTE``
+#: has yet to be applied to what that user saved as a visitor.
+MARKER, OWNER, DUE = "_byok", "_byok_owner", "_byok_due"
 # The marker of a session that was emptied while the store was down.
 _TO_END = "to end"
 _ENVIRON = "flask_byok.session"
@@ -149,16 +150,16 @@ class SessionBinding:
             self._confirm(seen, identity)
         return self._ref(seen, seen.marker or "")
 
-    def is_new_to(self, identity: str) -> bool:
-        """Return True if this user signed in since the session was last used."""
-        seen = self._caught_up()
-        if seen is None or seen.marker is None or not identity:
-            return False
-        return OWNER not in dict.keys(seen.session)
+    def claim(self, identity: str) -> bool:
+        """Note that this user uses the session; return True if ``BYOK_PROMOTE`` has yet to be applied."""
+        data = request.environ[_ENVIRON].session
+        if OWNER not in dict.keys(data):
+            data[OWNER], data[DUE] = identity, True
+        return DUE in dict.keys(data)
 
-    def claim(self, identity: str) -> None:
-        """Note who uses the session, to whom it is new."""
-        request.environ[_ENVIRON].session[OWNER] = identity
+    def settle(self) -> None:
+        """Note that ``BYOK_PROMOTE`` was applied."""
+        request.environ[_ENVIRON].session.pop(DUE, None)
 
     def end(self, sender: Flask | None = None, **facts: Any) -> None:
         """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
@@ -237,7 +238,7 @@ class SessionBinding:
             seen.session[MARKER] = _TO_END
             seen.failed = True
             raise
-        for ours in {MARKER, OWNER} & dict.keys(seen.session):
+        for ours in {MARKER, OWNER, DUE} & dict.keys(seen.session):
             del seen.session[ours]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
         seen.sid, seen.keys, seen.ref = seen.session.sid, _keys(seen.session), None
@@ -283,7 +284,7 @@ def check_session_interface(app: Flask) -> None:
 
 
 def _keys(session: Any) -> frozenset[str]:
-    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER}
+    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER, DUE}
 
 
 def _require_server_side(session: Any) -> None:

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from flask import session
 
+from flask_byok.errors import SessionRequiredError, StoreError
+from flask_byok.model.owner import Caller, Tier
 from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
 from flask_byok.web.session_binding import MARKER
 from tests.app import KEYS, Browser, HostApp, browser, fingerprint, make_app
 
@@ -146,3 +149,54 @@ def test_names_of_variables_are_for_admins(
     app.byok.admin_loader(lambda: True)
     client.post("/sign-in/admin")
     assert "OPENAI_API_KEY" in client.get(KEYS).text
+
+
+@pytest.fixture
+def promoting(tmp_path: Path, fake: FakeProviders) -> HostApp:
+    """Make a host that promotes at sign-in, and goes on without a session store that is away."""
+    return make_app(
+        tmp_path,
+        fake,
+        BYOK_VALIDATE_ON_SET="off",
+        BYOK_PROMOTE="on_login",
+        BYOK_ON_STORE_FAILURE="skip",
+    )
+
+
+@pytest.mark.parametrize("tier", [Tier.USER, Tier.SESSION])
+def test_a_promotion_that_fails_leaves_the_key_with_its_person(
+    promoting: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, tier: Tier
+) -> None:
+    """If a store fails at sign-in the call goes on and the next one promotes; the next user gets nothing."""
+    client = browser(promoting)
+    client.save(fake.api_key("openai", owner="ann"))
+    other = browser(promoting)
+    other.save(fake.api_key("openai", owner="ben"))
+
+    def fail(caller: Caller) -> None:
+        raise StoreError(tier=tier)
+
+    monkeypatch.setattr(get_state(promoting).service, "signed_in", fail)
+    for one in (client, other):
+        one.post("/sign-in/a")
+        assert one.get("/used/openai").status_code == 409
+    monkeypatch.undo()
+    client.post("/sign-in/b")
+    assert client.get("/used/openai").status_code == 409
+    assert other.get("/used/openai").get_json()["source"] == "user"
+
+
+def test_a_session_that_ended_keeps_nobody_from_signing_in(
+    promoting: HostApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the session's keys have expired when a person signs in, that person's calls go on."""
+    client = browser(promoting)
+    client.save("sk-visitors-12345678")
+
+    def gone(caller: Caller) -> None:
+        raise SessionRequiredError
+
+    monkeypatch.setattr(get_state(promoting).service, "signed_in", gone)
+    client.post("/sign-in/a")
+    assert client.get("/used/openai").status_code == 409
+    assert client.get("/used/openai").get_json()["code"] != "session_required"

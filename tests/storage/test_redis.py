@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 from redis.cluster import ClusterNode, RedisCluster
-from redis.sentinel import Sentinel
+from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.keys.sessions import Sessions
@@ -104,6 +104,34 @@ class TestSentinel(SessionContract):
     def make_documents(self, master: redis.Redis) -> MakeDocuments:
         """Open it by the host's client."""
         return lambda _clock: RedisDocuments(master)
+
+
+def test_kept_connections_follow_sentinel() -> None:
+    """Once a connection has found the new primary server, those kept to the old one are used no more."""
+
+    class Named:
+        """Stands for Sentinels that name another server."""
+
+        sentinels = ()
+
+        def discover_master(self, name: str) -> tuple[str, int]:
+            return "127.0.0.1", port
+
+    with TunedRedis() as old, TunedRedis() as new:
+        port = old.port
+        pool = SentinelConnectionPool("keys", Named())
+        documents = RedisDocuments(redis.Redis(connection_pool=pool))
+        own = documents.client.connection_pool
+        first = own.get_connection()
+        assert documents.swap("r", None, "1" * 16, b"old", 60)
+        own.release(first)
+        port = new.port
+        own.reset()
+        own.release(own.get_connection())
+        assert documents.load("r") is None
+        assert documents.swap("r", None, "2" * 16, b"new", 60)
+        with redis.Redis(port=new.port) as client:
+            assert client.dbsize() == 1
 
 
 @pytest.mark.parametrize("identity", [VISITOR, ANN])
