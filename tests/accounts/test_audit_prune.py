@@ -96,7 +96,7 @@ def test_old_rows_go(store: AccountStore, monkeypatch: pytest.MonkeyPatch, batch
     assert count_prunable(store.audit, utcnow() - 30 * DAY) == 0
     assert rows_of(store)[0] == (7, "change")
     assert {action for _, action in rows_of(store)[1:]} == {"prune"}
-    assert rows_of(store, BEN) == [(2, "reveal"), (3, "prune")]
+    assert rows_of(store, BEN) == [(2, "reveal"), (3, "prune"), (4, "prune")]
     assert rows_of(store, "system") == [(1, "prune")]
     assert store.audit.verify() == []
     for owner in (ANN, BEN):
@@ -118,24 +118,59 @@ def test_nothing_old(store: AccountStore) -> None:
 
 
 def test_time_to_come(store: AccountStore) -> None:
-    """With a time that is yet to come all goes but the last row of each chain, and it comes to an end."""
+    """With a time that is yet to come all goes but the last row of each chain, and the next run changes nothing."""
     prune_all(store, utcnow() + 365 * DAY)
+    left = rows_of(store)
+    assert [action for _, action in left] == ["change", *["prune"] * (len(left) - 1)]
     prune_all(store, utcnow() + 365 * DAY)
-    assert {action for _, action in rows_of(store)} == {"prune"}
-    assert len(rows_of(store)) == 2
+    assert rows_of(store) == left
     assert store.audit.verify() == []
 
 
 def test_chain_without_keys(store: AccountStore, clock: Callable[[int], None]) -> None:
-    """Of an owner without keys the last row stays, however old, and no other comes."""
+    """Of an owner without keys the last row stays, however old, and beside it the one about the pruning."""
     clock(90)
     store.create(make_record("user:cat"), event_of())
     store.clear("user:cat", ["openai"], event_of("clear"))
     clock(0)
     prune_all(store)
-    assert rows_of(store, "user:cat") == [(2, "clear")]
+    assert rows_of(store, "user:cat") == [(2, "clear"), (3, "prune")]
     store.create(make_record("user:cat"), event_of())
     assert store.audit.verify() == []
+
+
+@pytest.mark.parametrize("then", ["change", "clear"])
+def test_deleted_key_brought_back(store: AccountStore, then: str) -> None:
+    """A deleted key that a writer of the database brings back after a pruning shows, whatever the app does next."""
+    key = store.create(make_record(provider="xai"), event_of())
+    with store.engine.connect() as connection:
+        query = select(credentials).where(credentials.c.id == key.id)
+        row = dict(connection.execute(query).mappings().one())
+    store.clear(ANN, ["xai"], event_of("clear"))
+    prune_all(store, utcnow() + DAY)
+    tamper(store, insert(credentials).values(row))
+    assert store.audit.verify() != []
+    if then == "change":
+        store.change(key.id, [ANN], {"label": "new"}, event_of("change"))
+    else:
+        store.clear(ANN, ["xai"], event_of("clear"))
+    (finding,) = store.audit.verify()
+    assert "no row says so" in finding.problem
+    assert prune_all(store, utcnow() + DAY).broken == [ANN]
+    assert store.audit.verify() == [finding]
+
+
+def test_pruning_hides_no_change(store: AccountStore) -> None:
+    """A chain with a later row about a key that no row explains is left as it is."""
+    with store.engine.connect() as connection:
+        query = select(credentials).where(credentials.c.owner == ANN).limit(1)
+        row = dict(connection.execute(query).mappings().one())
+    forged = row | {"id": "f" * 32, "slot": "forged"}
+    tamper(store, insert(credentials).values(forged))
+    store.change("f" * 32, [ANN], {"label": "new"}, event_of("change"))
+    findings = store.audit.verify()
+    assert prune_all(store).broken == [ANN]
+    assert store.audit.verify() == findings != []
 
 
 def test_broken_off(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_prune_asks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(app, *args, input="n\n").exit_code == 1
     assert accounts_of(app).audit.count() == 4
     assert run(app, *args, input="y\n").exit_code == 0
-    assert accounts_of(app).audit.count() == 3, "Ann's and Ben's last ones, and that it was begun"
+    assert accounts_of(app).audit.count() == 4, "Ann's and Ben's last, two of the pruning"
 
 
 def test_prune_interrupted(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
 """Delete old rows of the audit log, so that ``verify`` finds the rest whole.
 
-A chain loses rows from its beginning only, and never its last one. The number and the hash of the last
-deleted row stay in its head as the checkpoint, which the head's seal covers. What a deleted row says
-of a key that is still there is said again by a new row at the end, so keys can be compared as before.
-A chain is verified as far as it is deleted, so pruning hides no change past the log.
+A chain loses rows from its beginning only, and keeps the last row that pruning did not write. The
+number and the hash of the last deleted row stay in its head as the checkpoint, which the head's seal
+covers. A new row at the end repeats what a deleted row says of a key that is still there, so keys can
+be compared as before. A chain is verified as a whole before a part of it is deleted, and a row with
+the outcome ``pruned`` says so: pruning hides no change past the log.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import takewhile
 from typing import Any
@@ -21,23 +22,39 @@ from ...model.credential import to_milliseconds, utcnow
 from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads
 from .audit import Chain
-from .audit_verify import AuditLog, Follower, Said, whole_number
+from .audit_verify import PRUNED, AuditLog, Finding, Follower, Said, whole_number
 
 #: Rows that one transaction deletes at most, and chains that are looked for at a time.
 _BATCH, _CHAINS = 500, 200
 
+#: The action of the rows that pruning writes itself. They go once a chain has newer rows of another kind.
+ACTION = "prune"
+
 _a, _h = audit.c, audit_heads.c
+
+
+def _last(owner: Any) -> Any:
+    """Return the query of the number of a chain's last row that pruning did not write."""
+    rows = audit.alias()
+    found = select(rows.c.number).where(rows.c.owner == owner, rows.c.action != ACTION)
+    return found.order_by(rows.c.number.desc()).limit(1)
+
+
 _DUE = (
     select(func.count())
-    .select_from(audit.join(audit_heads, _a.owner == _h.owner))
-    .where(_a.at < bindparam("before"), _a.number < _h.number)
+    .select_from(audit)
+    .where(_a.at < bindparam("before"), _a.number < _last(_a.owner).scalar_subquery())
 )
 _OWNERS = (
     select(_h.owner)
     .select_from(
         audit_heads.join(audit, and_(_a.owner == _h.owner, _a.number == _h.checkpoint + 1))
     )
-    .where(_a.at < bindparam("before"), _a.number < _h.number, _h.owner > bindparam("after"))
+    .where(
+        _a.at < bindparam("before"),
+        _a.number < _last(_a.owner).scalar_subquery(),
+        _h.owner > bindparam("after"),
+    )
     .order_by(_h.owner)
     .limit(_CHAINS)
 )
@@ -46,10 +63,15 @@ _FIRST = (
     .where(
         _a.owner == bindparam("of_owner"),
         _a.number > bindparam("after"),
-        _a.number < bindparam("last"),
+        _a.number < _last(bindparam("of_owner")).scalar_subquery(),
     )
     .order_by(_a.number)
     .limit(bindparam("batch", type_=Integer))
+)
+_REST = (
+    select(audit)
+    .where(_a.owner == bindparam("of_owner"), _a.number > bindparam("after"))
+    .order_by(_a.number)
 )
 _LATER = (
     select(audit)
@@ -89,7 +111,8 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
     after = ""
     while owners := log.read(_OWNERS.params(before=until, after=after)):
         for (owner,) in owners:
-            while deleted := _prune_chain(log, owner, until, event):
+            whole = _Whole()
+            while deleted := _prune_chain(log, owner, until, event, whole):
                 state.done += deleted
                 yield state
             if deleted is None:
@@ -98,11 +121,30 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
             after = owner
 
 
-def _prune_chain(log: AuditLog, owner: str, before: int, event: AuditEvent) -> int | None:
+class _Whole:
+    """Verifies a chain to its end, and at each further call the rows that came since."""
+
+    def __init__(self) -> None:
+        self._follower: Follower | None = None
+
+    def reaches_the_end(self, chain: Chain) -> bool:
+        """Return True if every row follows the one before it, and explains what it did to a key."""
+        follower = self._follower or Follower(chain.owner, chain.secret, *chain.checkpoint)
+        self._follower = follower
+        values = {"of_owner": chain.owner, "after": follower.number}
+        findings = list[Finding]()
+        for row in chain.connection.execute(_REST, values).yield_per(_BATCH):
+            findings += follower.follow(row)
+        return follower.number == chain.number and not findings + follower.unexplained
+
+
+def _prune_chain(
+    log: AuditLog, owner: str, before: int, event: AuditEvent, whole: _Whole
+) -> int | None:
     """Delete the first rows of a chain and return how many, None if it is not whole."""
 
     def work(chain: Chain) -> int | None:
-        if not chain.is_whole:
+        if not chain.is_whole or not whole.reaches_the_end(chain):
             return None
         old = _old_rows(chain, before)
         if not old:
@@ -115,6 +157,7 @@ def _prune_chain(log: AuditLog, owner: str, before: int, event: AuditEvent) -> i
             return None
         for said in restated:
             chain.restate(event, said.row, said.fingerprint)
+        chain.append(replace(event, outcome=PRUNED))
         chain.prune(old[-1])
         return len(old)
 
@@ -125,7 +168,6 @@ def _old_rows(chain: Chain, before: int) -> Sequence[Any]:
     values = {
         "of_owner": chain.owner,
         "after": chain.checkpoint[0],
-        "last": chain.number,
         "batch": _BATCH,
     }
     rows = chain.connection.execute(_FIRST, values)

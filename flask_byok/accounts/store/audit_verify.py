@@ -31,6 +31,8 @@ from .audit import (
     row_hash,
 )
 
+#: The outcome of the row that pruning writes after it has compared all keys.
+PRUNED = "pruned"
 #: Rows that are read at a time.
 _PAGE = 1000
 #: Chains that are compared with keys or heads at a time.
@@ -207,7 +209,8 @@ class AuditLog(AuditWriter):
 class Follower:
     """Follows one owner's chain row by row.
 
-    Of a key whose older rows were pruned, the first row that is left is not compared with those.
+    Of a key whose older rows were pruned, the first row that is left can be compared with none. Pruning did so, and
+    wrote a row after it: only rows after that one remain unexplained.
     """
 
     def __init__(self, owner: str, secret: bytes, number: int = 0, hash: str = "") -> None:
@@ -219,13 +222,15 @@ class Follower:
         self._hash = hash
         self._checkpoint = number
         self._last: Any = None
+        #: Changes of keys about which no row is left, and after which nothing was pruned.
+        self.unexplained: list[Finding] = []
 
     def row(self, row: Any) -> list[Finding]:
         """Take the next row, as ``AuditLog.verify`` reads it."""
         checkpoint = whole_number(row.head_checkpoint)
         if checkpoint > self.number:  # pruned, maybe since the page before
             self.number, self._hash, self.said = checkpoint, row.head_checkpoint_hash, {}
-            self._checkpoint = checkpoint
+            self._checkpoint, self.unexplained = checkpoint, []
         self._last = row
         return self.follow(row)
 
@@ -237,6 +242,8 @@ class Follower:
             if not problems:
                 problems += self._compare(row)
             self.take(row.credential_id, row)
+        elif row.outcome == PRUNED and not problems:
+            self.unexplained = []
         self.number = whole_number(row.number, expected)
         self._hash = row.hash
         return [Finding(self.owner, row.number, problem) for problem in problems]
@@ -257,7 +264,10 @@ class Follower:
         return fits
 
     def finish(self) -> list[Finding]:
-        """Compare the chain with its head."""
+        """Return the unexplained changes, and compare the chain with its head."""
+        return self.unexplained + self._compare_head()
+
+    def _compare_head(self) -> list[Finding]:
         last = self._last
         if last is None:
             return []
@@ -274,11 +284,14 @@ class Follower:
         """Compare what a change found with what the one before it had left."""
         id = row.credential_id
         before = self.said.get(id)
-        if before is None and self._checkpoint:
-            return
         left = None if before is None else before.row.became
-        if left != row.was:
-            yield f"the key {id} had been changed before it, and no row says so"
+        if left == row.was:
+            return
+        problem = f"the key {id} had been changed before it, and no row says so"
+        if before is None and self._checkpoint:
+            self.unexplained.append(Finding(self.owner, row.number, problem))
+        else:
+            yield problem
 
     def _problems(self, row: Any, expected: int) -> Iterator[str]:
         if whole_number(row.number) <= self._checkpoint:
