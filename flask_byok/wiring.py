@@ -209,7 +209,7 @@ def _shows_wrong_key() -> bool:
 
 
 def _is_ours(settings: Settings) -> bool:
-    """Say whether the session store is the one that we made on the same database: they then share its connections."""
+    """Return True if the session store is our own on the same database: they then share its connections."""
     return settings.session_store == "database" or not (settings.session_store or settings.redis)
 
 

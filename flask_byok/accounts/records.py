@@ -14,12 +14,12 @@ from ..catalog import ProviderSpec
 from ..errors import (
     FreshLoginRequiredError,
     NotAllowedError,
-    ProviderLockedError,
     RevealDisabledError,
     UnreadableCredentialError,
     VersionConflictError,
 )
 from ..keys.expiry import capped_expiry, read_expiry
+from ..keys.lookup import locked_error
 from ..keys.save import new_record
 from ..keys.service import Service
 from ..keys.typed import (
@@ -420,10 +420,7 @@ class AccountRecords:
         if (tier is Tier.TEAM and lookup.listed_as_locked(spec)) or (
             tier is Tier.USER and lookup.locked(self.caller, spec, tier)
         ):
-            raise ProviderLockedError(
-                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
-                provider=spec.id,
-            )
+            raise locked_error(spec)
 
     def _open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
         return self._core.keyring.open_record("account", record.owner, record)

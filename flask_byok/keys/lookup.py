@@ -16,6 +16,7 @@ from ..catalog import ProviderSpec
 from ..errors import (
     EndpointNotAllowedError,
     MissingCredentialError,
+    ProviderLockedError,
     RejectedCredentialError,
     SessionRequiredError,
     StoreError,
@@ -347,3 +348,11 @@ class Opener:
             version=record.version,
             id=record.id,
         )
+
+
+def locked_error(spec: ProviderSpec) -> ProviderLockedError:
+    """Return the error for a key that only the operator may change."""
+    return ProviderLockedError(
+        f"The key for {spec.name} is managed by the operator and cannot be changed here.",
+        provider=spec.id,
+    )

@@ -11,7 +11,6 @@ from ..errors import (
     InvalidFieldError,
     MalformedApiKeyError,
     OwnerRequiredError,
-    ProviderLockedError,
     SessionRequiredError,
     UnreadableCredentialError,
 )
@@ -23,7 +22,7 @@ from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup, SessionTier, TierReader
+from .lookup import Candidate, Lookup, SessionTier, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Adoption, Sessions
@@ -216,10 +215,7 @@ class Service:
             )
         tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
         if tier not in precedence or self.lookup.locked(caller, spec, tier):
-            raise ProviderLockedError(
-                f"The key for {spec.name} is managed by the operator and cannot be changed here.",
-                provider=spec.id,
-            )
+            raise locked_error(spec)
         if tier is Tier.USER and not caller.authenticated:
             raise OwnerRequiredError(
                 "Sign in first: a visitor has no account to keep a key in.", provider=spec.id

@@ -61,12 +61,12 @@ class NewSecret:
 
     @property
     def moves(self) -> bool:
-        """Whether the key is to be sent to another address."""
+        """True if the key is for another address."""
         return bool(self.base_url) or "base_url" in self.given
 
     @property
     def is_typed(self) -> bool:
-        """Whether anything is replaced."""
+        """True if a field or the address is replaced."""
         return self.moves or bool(self.given)
 
 

@@ -271,7 +271,7 @@ class CredentialRecord:
         return "active"
 
     def expires_soon(self, now: datetime) -> bool:
-        """Say whether it still works, but only for a few days."""
+        """Return True if it still works, but only for a few days."""
         return self.expires_at is not None and now < self.expires_at <= now + EXPIRES_SOON
 
     def with_validity(self, validity: RecordedVerdict | None) -> CredentialRecord:

@@ -70,7 +70,7 @@ class Caller:
 
     @property
     def authenticated(self) -> bool:
-        """Whether a user is signed in."""
+        """True if a user is signed in."""
         return self.user is not None
 
     @property

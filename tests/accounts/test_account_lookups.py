@@ -50,7 +50,7 @@ def world(
 
 
 def test_one_statement(world: World) -> None:
-    """Whatever the order of tiers, a look-up is one statement, and so are the list and a round of look-ups."""
+    """In any order of tiers a look-up is one statement, and so are the list and a round of look-ups."""
     engine, service = world.accounts.engine, world.service
     calls = {
         "resolve": lambda: service.resolve(ANN, "openai"),
@@ -92,7 +92,7 @@ def test_nothing_is_asked_where_an_operators_key_decides(
 
 
 def test_pages_of_several_tiers(database_url: str) -> None:
-    """Whole tiers and named owners come in one order, each record once, and nobody else's."""
+    """Whole tiers and named owners come in one order, each record once, and no other owner's."""
     store = open_accounts(database_url, KEYRING)
     owners = [TEAM, SYSTEM, "user:ann", "user:ben", "team:blue"]
     made = [
@@ -199,7 +199,7 @@ class CarelessStore:
     def places(
         self, owners: list[str], providers: list[str]
     ) -> dict[tuple[str, str], list[CredentialRecord]]:
-        """Return whatever has such an owner, in capitals or not."""
+        """Return what has such an owner, in capitals or not."""
         wanted = {owner.casefold() for owner in owners}
         found = (record for record in self._records if record.owner.casefold() in wanted)
         return {(record.owner, record.provider): [record] for record in found}

@@ -48,7 +48,7 @@ def exit_code(child: int) -> int:
 
 @pytest.mark.stress
 def test_many_creations_at_once(database_url: str, tmp_path: Path) -> None:
-    """Of creations at once in several processes, exactly one succeeds and the others are told."""
+    """If several processes create a key at once, one succeeds and the others get KeyExistsError."""
 
     def create(number: int) -> None:
         store = open_accounts(database_url, KEYRING)

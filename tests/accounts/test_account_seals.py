@@ -54,7 +54,7 @@ def test_key_ids_are_counted(store: AccountStore) -> None:
 
 
 def test_batches(store: AccountStore, rotating: AccountStore) -> None:
-    """Batches seal everything anew, keep version and verdict, and leave what does not open."""
+    """Batches seal everything again, keep version and verdict, and leave what does not open."""
     for number in range(7):
         store.create(make_record(f"user:{number}", validity=VALID), event_of())
     store.create(make_record(keyring=Keyring("22" * 32)), event_of())
@@ -76,7 +76,7 @@ def test_batches(store: AccountStore, rotating: AccountStore) -> None:
 
 
 def test_other_cipher_is_due(store: AccountStore) -> None:
-    """Another cipher is a reason to seal anew although the encryption key is the same."""
+    """Another cipher is a reason to seal again although the encryption key is the same."""
     store.create(make_record(), event_of())
     other = Keyring("00" * 32, cipher="aes-256-gcm")
     rotating = open_accounts(store.engine.url, other)
@@ -110,7 +110,7 @@ def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStor
 
 
 def test_verdict_meanwhile_stays(store: AccountStore, rotating: AccountStore) -> None:
-    """A verdict that comes while its key is being sealed anew is kept."""
+    """A verdict that comes while its key is being sealed again is kept."""
     record = store.create(make_record(), event_of())
 
     def seal_late(key: SealedRecord) -> str | None:
@@ -122,7 +122,7 @@ def test_verdict_meanwhile_stays(store: AccountStore, rotating: AccountStore) ->
 
 
 def test_held_rows_are_left(postgres_url: str) -> None:
-    """A row that somebody holds is not waited for."""
+    """A row that another transaction holds is not waited for."""
     store, rotating = open_accounts(postgres_url, KEYRING), open_accounts(postgres_url, NEW)
     for owner in (ANN, BEN):
         store.create(make_record(owner), event_of())
@@ -154,7 +154,7 @@ def test_nobody_is_kept_waiting(postgres_url: str) -> None:
 
 
 def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What somebody is changing is done once they have, and given up if they never have."""
+    """A key that another transaction is changing is sealed once that ends, and left over if it never does."""
     monkeypatch.setattr(reseal, "_ROUNDS", 3)
     monkeypatch.setattr(reseal, "_PAUSE", 0.01)
     store = open_accounts(postgres_url, NEW)

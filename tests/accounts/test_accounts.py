@@ -288,7 +288,7 @@ def test_no_slot_too_many_at_once(store: AccountStore, way: str) -> None:
 
 
 def test_foreign_ids_do_not_exist(store: AccountStore) -> None:
-    """Somebody else's id is not found, by whatever call, and nothing happens to it."""
+    """No call finds another owner's id, and nothing happens to it."""
     record = store.create(make_record(BEN), event_of())
     for owners in ([ANN], [ANN, TEAM, SYSTEM], ["user:"], ["user:%"], [], ["team", "system"]):
         for call in (

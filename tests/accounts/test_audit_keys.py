@@ -34,7 +34,7 @@ from .account_kinds import (
 OF_ANN = audit.c.owner == ANN
 NEW = Keyring("11" * 32, ["00" * 32])
 LATER = 4_000_000_000_000
-#: What somebody may want a key's record to be.
+#: What an attacker may want a key's record to be.
 FORGED: list[dict[str, Any]] = [
     {"active": False},
     {"expires_at": 1000},
@@ -134,7 +134,7 @@ def test_old_head_put_back_shows(
 
 
 def test_deleted_key_that_comes_back_shows(store: AccountStore) -> None:
-    """A deleted key that somebody puts back past the log is found, whichever way it was deleted."""
+    """A deleted key that is put back past the log is found, however it was deleted."""
     with store.engine.connect() as connection:
         query = select(credentials).where(credentials.c.owner == ANN)
         rows = [dict(row._mapping) for row in connection.execute(query)]
@@ -148,7 +148,7 @@ def test_deleted_key_that_comes_back_shows(store: AccountStore) -> None:
 
 
 def test_keys_changed_past_the_log_show(store: AccountStore) -> None:
-    """A key that is moved to somebody else, or made older, is found at both ends."""
+    """A key that is moved to another owner, or made older, is found at both ends."""
     move = update(credentials).where(credentials.c.provider == "groq").values(owner=BEN)
     older = update(credentials).where(credentials.c.owner == BEN).values(version=7)
     tamper(store, move)
@@ -222,7 +222,7 @@ def test_many_owners(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_heads(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads are every chain's last rows, whatever the size of pages, and the log contains them ever after."""
+    """Heads are every chain's last rows, with pages of any size, and the log contains them ever after."""
     heads = list(store.audit.heads())
     assert [(head.owner, head.number) for head in heads] == [(ANN, 3), (BEN, 1)]
     assert list(store.audit.heads(BEN)) == heads[1:]
@@ -249,14 +249,14 @@ def test_dropped_reveal_is_missed(store: AccountStore) -> None:
     )
 
 
-# what somebody puts there
+# what an attacker writes
 
 
 @pytest.mark.parametrize(
     ("table", "column"), [(audit, "hash"), (audit, "previous"), (audit_heads, "seal")]
 )
 def test_odd_text_is_a_finding(store: AccountStore, table: Any, column: str) -> None:
-    """Text that no hash is made of is found, and keeps nobody from changing keys."""
+    """Text that no hash is made of is found, and keys can still be changed."""
     tamper(store, update(table).where(table.c.owner == ANN).values({column: "é"}))
     assert {found.owner for found in store.audit.verify()} == {ANN}
     replace_key(store)
@@ -328,7 +328,7 @@ def problem_of(log: AccountStore) -> str:
 
 @pytest.mark.parametrize("columns", FORGED, ids=str)
 def test_forged_record_shows(log: AccountStore, columns: dict[str, Any]) -> None:
-    """Whatever somebody makes of a record past the log is found, and no longer when it is undone."""
+    """Each change of a record past the log is found, until it is undone."""
     before = row_of(log)
     forge(log, **columns)
     findings = log.audit.verify()
@@ -364,7 +364,7 @@ def test_no_change_hides_a_forged_record(
 
 
 def test_what_changes_without_an_event(log: AccountStore) -> None:
-    """A verdict, a use and sealing anew, which is in the chain of the system, are no findings."""
+    """A verdict, a use and sealing again, which is in the chain of the system, are no findings."""
     (record,) = log.find([ANN])
     found = RecordedVerdict(Verdict.INVALID, utcnow(), record.version)
     assert log.record_verdict(record.id, record.version, found)
@@ -380,7 +380,7 @@ def test_what_changes_without_an_event(log: AccountStore) -> None:
 
 
 def test_other_ciphertext_shows(log: AccountStore) -> None:
-    """A key that was replaced and is put back past the log is found, whatever else changes since."""
+    """A key that was replaced and is put back past the log is found, also after other changes."""
     old = row_of(log)
     (record,) = log.find([ANN])
     fresh = event_of(fingerprint=fingerprint_of(log, "sk-2"))
@@ -402,7 +402,7 @@ def test_ciphertext_of_another_shows(log: AccountStore) -> None:
 
 
 def test_shared_keys_of_another_tier(log: AccountStore) -> None:
-    """Whatever its column says, admins of teams and of the system neither see nor reach a person's key."""
+    """Admins of teams and of the system neither see nor reach a person's key, also if its tier column was changed."""
     kept = [log.create(make_record(owner), event_of()).id for owner in (TEAM, SYSTEM)]
     (mine,) = log.find([ANN])
     for tier in ("team", "system"):
@@ -416,7 +416,7 @@ def test_shared_keys_of_another_tier(log: AccountStore) -> None:
 
 
 def test_fingerprints_are_keyed(sqlite_url: str) -> None:
-    """One key has one fingerprint in one log and another in another, so nobody can guess keys by it."""
+    """One key has one fingerprint in one log and another in another, so no key can be guessed by it."""
     first, second = open_accounts(sqlite_url, KEYRING), open_accounts(sqlite_url, KEYRING)
     assert fingerprint_of(first) == fingerprint_of(second) != fingerprint_of(first, "sk-2")
     assert fingerprint_of(open_accounts("sqlite://", KEYRING)) != fingerprint_of(first)

@@ -111,8 +111,8 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
     after = ""
     while owners := log.read(_OWNERS.params(before=until, after=after)):
         for (owner,) in owners:
-            whole = _Whole()
-            while deleted := _prune_chain(log, owner, until, event, whole):
+            verifier = _Verifier()
+            while deleted := _prune_chain(log, owner, until, event, verifier):
                 state.done += deleted
                 yield state
             if deleted is None:
@@ -121,13 +121,13 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
             after = owner
 
 
-class _Whole:
+class _Verifier:
     """Verifies a chain to its end, and at each further call the rows that came since."""
 
     def __init__(self) -> None:
         self._follower: Follower | None = None
 
-    def reaches_the_end(self, chain: Chain) -> bool:
+    def finds_whole(self, chain: Chain) -> bool:
         """Return True if every row follows the one before it, and explains what it did to a key."""
         follower = self._follower or Follower(chain.owner, chain.secret, *chain.checkpoint)
         self._follower = follower
@@ -139,12 +139,12 @@ class _Whole:
 
 
 def _prune_chain(
-    log: AuditLog, owner: str, before: int, event: AuditEvent, whole: _Whole
+    log: AuditLog, owner: str, before: int, event: AuditEvent, verifier: _Verifier
 ) -> int | None:
     """Delete the first rows of a chain and return how many, None if it is not whole."""
 
     def work(chain: Chain) -> int | None:
-        if not chain.is_whole or not whole.reaches_the_end(chain):
+        if not chain.is_whole or not verifier.finds_whole(chain):
             return None
         old = _old_rows(chain, before)
         if not old:

@@ -128,7 +128,7 @@ def prune_entries(before: datetime, yes: bool) -> None:
 
     The app may go on meanwhile. If it is interrupted, run it again to go on.
     """
-    from ...accounts.store.audit_prune import Pruning, count_prunable, prune
+    from ...accounts.store.audit_prune import ACTION, Pruning, count_prunable, prune
 
     _, accounts = require_accounts()
     before = _in_utc(before)
@@ -140,7 +140,7 @@ def prune_entries(before: datetime, yes: bool) -> None:
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
     confirm("Delete them?", yes)
     with steps("Deleting", total) as shown:
-        for state in prune(accounts.audit, before, AuditEvent("cli", "prune")):
+        for state in prune(accounts.audit, before, AuditEvent("cli", ACTION)):
             shown.reach(state.done)
     click.echo(f"{counted(state.done, 'entry', 'entries')} deleted.")
     if state.broken:
