@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
@@ -18,9 +19,8 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from ..keys.expiry import capped_expiry, read_expiry
+from ..keys.expiry import later_expiry, read_expiry, renewed_expiry
 from ..keys.lookup import locked_error
-from ..keys.save import new_record
 from ..keys.service import Service
 from ..keys.typed import (
     Changes,
@@ -117,20 +117,17 @@ class Stats(TypedDict):
     daily: list[DayUses]
 
 
+@dataclass(frozen=True, slots=True)
 class AccountRecords:
     """The records of some owners, for a caller who may see and change them.
 
     :param owners: names, or a bare ``team`` for every team; None for everybody.
     """
 
-    def __init__(
-        self, wing: Wing, core: Service, caller: Caller, owners: Collection[str] | None
-    ) -> None:
-        self.caller = caller
-        self._wing = wing
-        self._store = wing.store
-        self._core = core
-        self._owners = owners
+    wing: Wing
+    core: Service
+    caller: Caller
+    owners: Collection[str] | None
 
     def require_owner(self, owner: str) -> str:
         """Return the owner, if its records are among these.
@@ -138,7 +135,7 @@ class AccountRecords:
         :raises NotAllowedError: they are not.
         """
         kind = owner.partition(":")[0]
-        if self._owners is None or owner in self._owners or kind in self._owners:
+        if self.owners is None or owner in self.owners or kind in self.owners:
             return owner
         raise NotAllowedError("Keys of this owner are not kept here.")
 
@@ -156,9 +153,9 @@ class AccountRecords:
 
         :param owner: only this owner's.
         """
-        wanted = None if provider is None else self._core.catalog.get(provider).id
-        owners = self._owners if owner is None else [self.require_owner(owner)]
-        found, cursor = self._store.page(owners, after=after, limit=limit, provider=wanted)
+        wanted = None if provider is None else self.core.catalog.get(provider).id
+        owners = self.owners if owner is None else [self.require_owner(owner)]
+        found, cursor = self.wing.store.page(owners, after=after, limit=limit, provider=wanted)
         return {"keys": [self.describe(record) for record in found], "next": cursor}
 
     def get(self, id: str) -> CredentialRecord:
@@ -166,7 +163,7 @@ class AccountRecords:
 
         :raises KeyNotFoundError: it does not exist or is not among these.
         """
-        return self._store.get(id, self._owners)
+        return self.wing.store.get(id, self.owners)
 
     def describe(self, record: CredentialRecord) -> Record:
         """Return a record as a JSON-able mapping, without its key."""
@@ -193,7 +190,7 @@ class AccountRecords:
 
     def stats(self) -> Stats:
         """Return the number of keys and of their uses; see ``UsageStore.stats``."""
-        return cast(Stats, self._store.usage.stats(self._owners))
+        return cast(Stats, self.wing.store.usage.stats(self.owners))
 
     def reveal(
         self, record: CredentialRecord, *, fresh: Callable[[], bool]
@@ -205,14 +202,13 @@ class AccountRecords:
         :raises FreshLoginRequiredError: the caller signed in some time ago.
         :raises UnreadableCredentialError: the key does not open.
         """
-        if not self._core.settings.allow_reveal or record.owner != self.caller.identity:
+        if not self.core.settings.allow_reveal or record.owner != self.caller.identity:
             raise RevealDisabledError(provider=record.provider)
         if not fresh():
             raise FreshLoginRequiredError(provider=record.provider)
         self._count_attempt()
-        fields, base_url = self._open(record)
-        event = self._wing.event(self.caller, "reveal", fields)
-        self._store.audit.note(record.owner, event, record)
+        fields, base_url = self.open(record)
+        self.log(record, "reveal", fields)
         return fields if base_url is None else {**fields, "base_url": Secret(base_url)}
 
     # set
@@ -227,7 +223,7 @@ class AccountRecords:
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         :raises KeyRefusedError: the check forbids storing.
         """
-        self._require_unlocked(self.require_owner(owner), self._core.catalog.get(provider))
+        self._require_unlocked(self.require_owner(owner), self.core.catalog.get(provider))
         self._count_attempt()
         return self.put(owner, provider, new, slot=slot)
 
@@ -246,10 +242,10 @@ class AccountRecords:
         :param options: those of ``wing.Slot``: ``replace``, ``action`` and ``created_at``.
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
-        spec = self._core.catalog.get(provider)
+        spec = self.core.catalog.get(provider)
         owner = self.require_owner(owner)
-        place = self._wing.slot(self._core, self.caller, owner, spec, slot, **options)
-        return self._core.saver.save(self.caller, spec, new, place)
+        place = self.wing.slot(self.core, self.caller, owner, spec, slot, **options)
+        return self.core.saver.save(self.caller, spec, new, place)
 
     def change(
         self,
@@ -271,15 +267,15 @@ class AccountRecords:
         """
         self._count_attempt()
         if secret is None or not secret.is_typed:
-            values = partial(self._values, changes)
-            return self._write(record, "change", values, if_version), None
+            values = partial(self.values, changes)
+            return self.write(record, "change", values, if_version), None
         for _ in range(_TRIES - 1):
             try:
                 return self._replace(record, changes, secret, if_version)
             except VersionConflictError:
                 if if_version is not None:
                     raise
-                record = self._store.get(record.id, self._owners)
+                record = self.wing.store.get(record.id, self.owners)
         return self._replace(record, changes, secret, if_version)
 
     def _replace(
@@ -289,37 +285,13 @@ class AccountRecords:
         secret: NewSecret,
         if_version: int | None,
     ) -> tuple[CredentialRecord, Validation | None]:
-        spec, saver = self._core.catalog.get(record.provider), self._core.saver
+        spec = self.core.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)
-        typed = self._typed(spec, secret, record)
-        is_new = any(field.secret and field.name in secret.given for field in spec.fields)
-        # Before the key goes to its provider.
-        self._values_with(typed, changes, record, is_new=is_new)
-        refused = partial(self._refused, record)
-        checks = self._core.checks
-        validation = checks.before_set(self.caller, spec, typed, secret.validate, refused)
-        context = Context("account", record.owner, record.provider, record.slot)
-        keyring = self._core.keyring
-        fresh = new_record(keyring, context, spec, typed.fields, typed.base_url, validation)
-        sealed = {name: getattr(fresh, name) for name in ("ciphertext", "hint", "validity")}
+        new = NewKey(fields={}, validate=secret.validate)
+        place = _Replacement(self, record, changes, secret, spec, if_version)
+        return self.core.saver.store(self.caller, spec, place.typed(record), new, place)
 
-        def values(now: CredentialRecord) -> dict[str, Any]:
-            if self._typed(spec, secret, now) != typed:
-                raise VersionConflictError(provider=spec.id)
-            return self._values_with(typed, changes, now, is_new=is_new) | sealed
-
-        changed = self._write(record, "set", values, if_version)
-        saver.tell("key_set", changed)
-        return changed, validation
-
-    def _refused(self, record: CredentialRecord, typed: Typed, verdict: str) -> None:
-        event = self._wing.event(self.caller, "set", typed.fields, verdict)
-        self._store.audit.note(record.owner, event, record)
-
-    def _typed(self, spec: ProviderSpec, secret: NewSecret, record: CredentialRecord) -> Typed:
-        return read_replacement(spec, secret, partial(self._open, record), self._core.settings)
-
-    def _values(
+    def values(
         self, changes: Changes, record: CredentialRecord, *, is_new: bool = False
     ) -> dict[str, Any]:
         """Return the changed fields of a record in its present state.
@@ -328,63 +300,33 @@ class AccountRecords:
         """
         values: dict[str, Any] = {**changes, **self._texts(record, changes)}
         if "expires_at" in changes:
-            wanted, settings = changes["expires_at"], self._core.settings
+            wanted, settings = changes["expires_at"], self.core.settings
             values["expires_at"] = (
                 read_expiry(wanted, record.provider, settings)
                 if is_new
-                else self._later_expiry(wanted, record)
+                else later_expiry(wanted, record, settings)
             )
         return values
 
-    def _later_expiry(self, wanted: datetime | None, record: CredentialRecord) -> datetime | None:
-        """Return the new expiry of a stored key, whose lifetime began when it was saved."""
-        settings = self._core.settings
-        ends = capped_expiry(wanted, settings, record.saved_at)
-        if wanted == record.expires_at and (ends is None or ends <= utcnow()):
-            return wanted  # unchanged, so no mistake
-        return read_expiry(wanted, record.provider, settings, record.saved_at)
-
-    def _values_with(
-        self, typed: Typed, changes: Changes, record: CredentialRecord, *, is_new: bool
-    ) -> dict[str, Any]:
-        """Return the changed fields beside a new key, after checking that no shown text holds it."""
-        values = self._values(changes, record, is_new=is_new)
-        check_shown(dataclasses.replace(record, **values), typed.secrets)
-        if is_new:
-            values.setdefault("expires_at", self._renewed_expiry(record))
-        return values | {"set_at": utcnow() if is_new else record.saved_at}
-
-    def _renewed_expiry(self, record: CredentialRecord) -> datetime | None:
-        """Return the old record's expiry for a new key in its place, unless it is past."""
-        ends = record.expires_at
-        is_past = ends is not None and ends <= utcnow()
-        return capped_expiry(None if is_past else ends, self._core.settings)
-
-    def _texts(self, record: CredentialRecord, changes: Changes) -> Changes:
+    def _texts(self, record: CredentialRecord, changes: Changes) -> dict[str, str | None]:
         """Return the changed label and description as they are stored, without the stored key in them."""
-        texts: Changes = {}
         names: tuple[Literal["label", "description"], ...] = ("label", "description")
-        given = {name: changes[name] for name in names if changes.get(name) is not None}
-        fields = self._stored(record) if given else {}
-        for name, text in given.items():
-            texts[name] = clean_text(text, name, fields, self._core.catalog)
-        return texts
+        given = [name for name in names if changes.get(name) is not None]
+        fields: Mapping[str, Secret] = {}
+        with suppress(UnreadableCredentialError):
+            fields = self.open(record)[0] if given else {}
+        return {name: clean_text(changes[name], name, fields, self.core.catalog) for name in given}
 
-    def _stored(self, record: CredentialRecord) -> Mapping[str, Secret]:
-        try:
-            return self._open(record)[0]
-        except UnreadableCredentialError:
-            return {}
-
-    def _write(
+    def write(
         self,
         record: CredentialRecord,
         action: str,
         values: Callable[[CredentialRecord], Mapping[str, Any]],
         if_version: int | None,
     ) -> CredentialRecord:
-        event = self._wing.event(self.caller, action)
-        return self._store.change(record.id, self._owners, values, event, if_version=if_version)
+        """Write what a function makes of the record as it is within the transaction."""
+        event = self.wing.event(self.caller, action)
+        return self.wing.store.change(record.id, self.owners, values, event, if_version=if_version)
 
     # clear
 
@@ -394,9 +336,9 @@ class AccountRecords:
         :raises VersionConflictError: it was changed since that version.
         """
         self._count_attempt()
-        event = self._wing.event(self.caller, "clear")
-        self._store.delete(record.id, self._owners, event, if_version=if_version)
-        self._core.saver.tell("key_cleared", record)
+        event = self.wing.event(self.caller, "clear")
+        self.wing.store.delete(record.id, self.owners, event, if_version=if_version)
+        self.core.saver.tell("key_cleared", record)
 
     # validate
 
@@ -405,35 +347,98 @@ class AccountRecords:
 
         :raises UnreadableCredentialError: it does not open.
         """
-        spec = self._core.catalog.get(record.provider)
-        self._core.validate_limit.check(self.caller.counted_as)
-        return self._core.checks.of_stored(self.caller, spec, self._credential(record, spec))
+        spec = self.core.catalog.get(record.provider)
+        self.core.validate_limit.check(self.caller.counted_as)
+        return self.core.checks.of_stored(self.caller, spec, self._credential(record, spec))
 
-    # steps
+    # steps, also of a replacement
+
+    def log(
+        self,
+        record: CredentialRecord,
+        action: str,
+        fields: Mapping[str, Secret],
+        outcome: str = "done",
+    ) -> None:
+        """Log what changes nothing in the database."""
+        event = self.wing.event(self.caller, action, fields, outcome)
+        self.wing.store.audit.note(record.owner, event, record)
 
     def _count_attempt(self) -> None:
         if not self.caller.command:
-            self._core.set_limit.check(self.caller.counted_as)
+            self.core.set_limit.check(self.caller.counted_as)
 
     def _require_unlocked(self, owner: str, spec: ProviderSpec) -> None:
-        tier, lookup = tier_of(owner), self._core.lookup
+        tier, lookup = tier_of(owner), self.core.lookup
         if (tier is Tier.TEAM and lookup.listed_as_locked(spec)) or (
             tier is Tier.USER and lookup.locked(self.caller, spec, tier)
         ):
             raise locked_error(spec)
 
-    def _open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
-        return self._core.keyring.open_record("account", record.owner, record)
+    def open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+        """Return a stored key's fields, and the person's own base URL or None."""
+        return self.core.keyring.open_record("account", record.owner, record)
 
     def _state(self, record: CredentialRecord) -> State:
-        if record.provider not in self._core.catalog:
+        if record.provider not in self.core.catalog:
             return record.state(utcnow())
-        spec = self._core.catalog.get(record.provider)
+        spec = self.core.catalog.get(record.provider)
         tier = tier_of(record.owner)
-        return cast(
-            State, self._wing.opener.open(spec, tier, "account", record.owner, record).state
-        )
+        return cast(State, self.wing.opener.open(spec, tier, "account", record.owner, record).state)
 
     def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
         tier = tier_of(record.owner)
-        return self._wing.opener.credential(spec, tier, "account", record.owner, record)
+        return self.wing.opener.credential(spec, tier, "account", record.owner, record)
+
+
+@dataclass
+class _Replacement:
+    """The place of a stored key whose secret is replaced: a destination of the recipe in ``keys.save``."""
+
+    records: AccountRecords
+    record: CredentialRecord
+    changes: Changes
+    secret: NewSecret
+    spec: ProviderSpec
+    if_version: int | None
+
+    def __post_init__(self) -> None:
+        record = self.record
+        self.context = Context("account", record.owner, record.provider, record.slot)
+        given = self.secret.given
+        self._is_new = any(field.secret and field.name in given for field in self.spec.fields)
+
+    def typed(self, record: CredentialRecord) -> Typed:
+        """Return the new key, completed by what stays of a record's."""
+        stored = partial(self.records.open, record)
+        return read_replacement(self.spec, self.secret, stored, self.records.core.settings)
+
+    def admit(self, typed: Typed) -> None:
+        """Refuse a change that cannot be stored, before the key goes to its provider."""
+        self._values(typed, self.record)
+
+    def refused(self, typed: Typed, verdict: str) -> None:
+        """Log that a check forbade storing the key."""
+        self.records.log(self.record, "set", typed.fields, verdict)
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Put the new key into the stored record.
+
+        :raises VersionConflictError: what stays of the stored key has changed since.
+        """
+        sealed = {name: getattr(record, name) for name in ("ciphertext", "hint", "validity")}
+
+        def values(now: CredentialRecord) -> dict[str, Any]:
+            if self.typed(now) != typed:
+                raise VersionConflictError(provider=self.spec.id)
+            return self._values(typed, now) | sealed
+
+        return self.records.write(self.record, "set", values, self.if_version)
+
+    def _values(self, typed: Typed, record: CredentialRecord) -> dict[str, Any]:
+        """Return the changed fields beside the new key, after checking that no shown text holds it."""
+        values = self.records.values(self.changes, record, is_new=self._is_new)
+        check_shown(dataclasses.replace(record, **values), typed.secrets)
+        if self._is_new:
+            values.setdefault("expires_at", renewed_expiry(record, self.records.core.settings))
+        return values | {"set_at": utcnow() if self._is_new else record.saved_at}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from ..errors import InvalidFieldError
-from ..model.credential import utcnow
+from ..model.credential import CredentialRecord, utcnow
 from ..settings import Settings
 
 
@@ -28,6 +28,23 @@ def read_expiry(
             "This key has been kept for as long as keys may be. Save a new one.", provider=provider
         )
     return ends
+
+
+def later_expiry(
+    wanted: datetime | None, record: CredentialRecord, settings: Settings
+) -> datetime | None:
+    """Return the new expiry of a stored key, whose lifetime began when it was saved; see ``read_expiry``."""
+    ends = capped_expiry(wanted, settings, record.saved_at)
+    if wanted == record.expires_at and (ends is None or ends <= utcnow()):
+        return wanted  # unchanged, so no mistake
+    return read_expiry(wanted, record.provider, settings, record.saved_at)
+
+
+def renewed_expiry(record: CredentialRecord, settings: Settings) -> datetime | None:
+    """Return a record's expiry for a new key in its place, unless it is past."""
+    ends = record.expires_at
+    is_past = ends is not None and ends <= utcnow()
+    return capped_expiry(None if is_past else ends, settings)
 
 
 def capped_expiry(

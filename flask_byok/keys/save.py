@@ -76,6 +76,12 @@ class Saver:
         :raises KeyRefusedError: the check forbids storing; what was stored before stays.
         """
         typed, new = self.read(spec, new)
+        return self.store(caller, spec, typed, new, to)
+
+    def store(
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey, to: Destination
+    ) -> tuple[CredentialRecord, Validation | None]:
+        """Store a key that ``read``, or another function of ``keys.typed``, has cleaned; see ``save``."""
         to.admit(typed)
         ask = not new.imported
         validation = self.checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)

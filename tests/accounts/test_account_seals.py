@@ -10,9 +10,9 @@ from sqlalchemy import create_engine, text, update
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import reseal
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.store.reseal import Progress, Resealed
+from flask_byok.accounts.store.reseal import Progress, Seal
 from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
-from flask_byok.sealing.keyring import Context, Keyring
+from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
 
 from .account_kinds import ANN, BEN, KEYRING, SYSTEM, event_of, make_record, open_key
@@ -45,6 +45,11 @@ def rotating(store: AccountStore) -> Iterator[AccountStore]:
 seal = NEW.renewed
 
 
+def rotate(store: AccountStore, seal: Seal = seal) -> Iterator[Progress]:
+    """Seal again what is due."""
+    return store.seals.rotate(seal, ROTATE)
+
+
 def test_key_ids_are_counted(store: AccountStore) -> None:
     """It can be told how much each encryption key has sealed, the audit log's secret included."""
     store.create(make_record(), event_of())
@@ -53,24 +58,20 @@ def test_key_ids_are_counted(store: AccountStore) -> None:
     assert store.seals.count_by_key_id() == {OLD_ID: 3, NEW_ID: 1}
 
 
-def test_batches(store: AccountStore, rotating: AccountStore) -> None:
+def test_batches(
+    store: AccountStore, rotating: AccountStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Batches seal everything again, keep version and verdict, and leave what does not open."""
+    monkeypatch.setattr(reseal, "_BATCH", 3)
     for number in range(7):
         store.create(make_record(f"user:{number}", validity=VALID), event_of())
     store.create(make_record(keyring=Keyring("22" * 32)), event_of())
-    assert rotating.seals.count_due() == 8
-    batches: list[Resealed] = []
-    after: str | None = ""
-    while not batches or after is not None:
-        batches.append(rotating.seals.renew(seal, ROTATE, after=after, limit=3))
-        after = batches[-1].after
-    assert [(b.done, b.unreadable, b.missed) for b in batches] == [(3, 0, 0), (3, 0, 0), (1, 1, 0)]
-    assert rotating.seals.count_due() == 1
-    assert rotating.seals.renew(seal, ROTATE).done == 0
+    done = [(each.total, each.done, each.unreadable) for each in rotate(rotating)]
+    assert done == [(8, 3, 0), (8, 6, 0), (8, 7, 1)]
+    assert list(rotate(rotating)) == [Progress(total=1, unreadable=1)]
     found = [record for record in store.page(None)[0] if record.owner != ANN]
     assert {(open_key(record, NEW), record.version) for record in found} == {("sk-1", "1")}
     assert all(record.current_validity() for record in found)
-    rotating.canary.reseal()
     assert rotating.seals.count_by_key_id()[NEW_ID] == 8
     assert [entry.event.action for entry in store.audit.entries(SYSTEM)] == ["rotate"] * 3
 
@@ -81,10 +82,7 @@ def test_other_cipher_is_due(store: AccountStore) -> None:
     other = Keyring("00" * 32, cipher="aes-256-gcm")
     rotating = open_accounts(store.engine.url, other)
     assert rotating.seals.count_due() == 1
-    context = Context("account", ANN, "openai")
-    rotating.seals.renew(
-        lambda key: other.seal(other.open(key.ciphertext, context), context), ROTATE
-    )
+    assert next(rotate(rotating, other.renewed)).done == 1
     assert rotating.seals.count_due() == 0
     assert open_key(store.find([ANN])[0]) == "sk-1"
     rotating.engine.dispose()
@@ -102,8 +100,7 @@ def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStor
             store.clear(BEN, ["openai"], event_of("clear"))
         return seal(key)
 
-    batch = rotating.seals.renew(seal_late, ROTATE)
-    assert (batch.done, batch.missed) == (1, 2)
+    assert next(rotate(rotating, seal_late)) == Progress(total=3, done=1, held=2)
     assert open_key(store.find([ANN])[0]) == "newer"
     assert store.find([BEN]) == []
     assert rotating.seals.count_due() == 1
@@ -117,7 +114,7 @@ def test_verdict_meanwhile_stays(store: AccountStore, rotating: AccountStore) ->
         assert store.record_verdict(record.id, record.version, VALID)
         return seal(key)
 
-    assert rotating.seals.renew(seal_late, ROTATE).done == 1
+    assert next(rotate(rotating, seal_late)).done == 1
     assert store.find([ANN])[0].current_validity() is not None
 
 
@@ -126,12 +123,13 @@ def test_held_rows_are_left(postgres_url: str) -> None:
     store, rotating = open_accounts(postgres_url, KEYRING), open_accounts(postgres_url, NEW)
     for owner in (ANN, BEN):
         store.create(make_record(owner), event_of())
-    with store.engine.connect().execution_options(isolation_level="READ COMMITTED") as other:
-        with other.begin():
-            other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))
-            batch = rotating.seals.renew(seal, ROTATE)
-        assert (batch.done, batch.missed) == (1, 1)
-    assert rotating.seals.renew(seal, ROTATE).done == 1
+    with (
+        store.engine.connect().execution_options(isolation_level="READ COMMITTED") as other,
+        other.begin(),
+    ):
+        other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))
+        assert next(rotate(rotating)) == Progress(total=2, done=1, held=1)
+    assert next(rotate(rotating)).done == 1
     assert [record.label for record in store.find([ANN])] == ["x"]
     store.engine.dispose()
     rotating.engine.dispose()
@@ -148,7 +146,7 @@ def test_nobody_is_kept_waiting(postgres_url: str) -> None:
             assert connection.execute(held).scalar() == 0
         return seal(key)
 
-    assert rotating.seals.renew(seal_watched, ROTATE).done == 1
+    assert next(rotate(rotating, seal_watched)).done == 1
     store.engine.dispose()
     rotating.engine.dispose()
 
@@ -163,9 +161,9 @@ def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.Mon
     engine = create_engine(postgres_url)
     with engine.begin() as other:
         other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))
-        held = list(store.seals.rotate(NEW.renewed, ROTATE))
+        held = list(rotate(store))
         assert held[-1] == Progress(total=2, done=1, held=1)
-        going_on = store.seals.rotate(NEW.renewed, ROTATE)
+        going_on = rotate(store)
         assert next(going_on) == Progress(total=1, held=1)
         other.commit()
         assert list(going_on)[-1] == Progress(total=1, done=1)

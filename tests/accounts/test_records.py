@@ -207,7 +207,7 @@ def meanwhile(
     changes: Iterator[Callable[[], object]],
 ) -> None:
     """Let something happen each time that a key is with its provider."""
-    checks = records._core.checks
+    checks = records.core.checks
     before_set = checks.before_set
 
     def slowly(*args: Any, **options: Any) -> Validation | None:

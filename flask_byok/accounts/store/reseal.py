@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -34,6 +34,8 @@ from .rows import key_columns
 
 #: Rounds over keys that other transactions hold, and seconds between two of them.
 _ROUNDS, _PAUSE = 50, 0.2
+#: Keys that one transaction writes.
+_BATCH = 500
 
 #: Returns a key's ciphertext under the current encryption key, None if it does not open.
 Seal = Callable[[SealedRecord], str | None]
@@ -83,7 +85,7 @@ _WRITE_ALL = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Progress:
     """How far a rotation is, in keys.
 
@@ -97,25 +99,8 @@ class Progress:
     held: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Resealed:
-    """The result of one batch; ``after`` is where the next one starts, None at the end.
-
-    ``missed`` were being changed by another transaction, or have changed since they were read.
-    """
-
-    done: int
-    unreadable: int
-    missed: int
-    after: str | None
-
-
 class AccountSeals:
-    """Counts what each encryption key has sealed, and renews ciphertexts in batches.
-
-    A batch is read, sealed without holding anything, and written in one short transaction, so
-    nothing waits for the cryptography.
-    """
+    """Counts what each encryption key has sealed, and renews ciphertexts in batches."""
 
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
@@ -138,6 +123,8 @@ class AccountSeals:
     def rotate(self, seal: Seal, event: AuditEvent) -> Iterator[Progress]:
         """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
 
+        Versions and verdicts stay. The chain of ``system`` gets the event once for each batch that changed something.
+
         Keys that are being changed are taken up again, for some ten seconds after the last one that
         could be done.
 
@@ -145,46 +132,28 @@ class AccountSeals:
         :raises StoreError: the database does not answer; what was yielded is done.
         """
         self._audit.log_secret.secret()
-        total, done, idle = self.count_due(), 0, 0
-        progress = Progress(total)
+        progress, idle = Progress(self.count_due()), 0
         while idle < _ROUNDS:
-            before, unreadable, held = done, 0, 0
-            for batch in self._round(seal, event):
-                done += batch.done
-                unreadable += batch.unreadable
-                held += batch.missed
-                progress = Progress(total, done, unreadable, held)
-                yield progress
+            before, progress.unreadable, progress.held = progress.done, 0, 0
+            for batch in self._due_batches():
+                # Sealed before the transaction, so nothing waits for the cryptography.
+                sealed = [(row, text) for row in batch if (text := seal(row)) is not None]
+                done = self._write(sealed, event) if sealed else 0
+                progress.done += done
+                progress.unreadable += len(batch) - len(sealed)
+                progress.held += len(sealed) - done
+                yield replace(progress)
             if not progress.held:
                 break
-            idle = 0 if done > before else idle + 1
+            idle = 0 if progress.done > before else idle + 1
             time.sleep(_PAUSE)
         self._audit.log_secret.reseal()
 
-    def _round(self, seal: Seal, event: AuditEvent) -> Iterator[Resealed]:
-        after: str | None = ""
-        while after is not None:
-            batch = self.renew(seal, event, after=after)
-            yield batch
-            after = batch.after
-
-    def renew(
-        self,
-        seal: Seal,
-        event: AuditEvent,
-        *,
-        after: str = "",
-        limit: int = 500,
-    ) -> Resealed:
-        """Renew one batch of what is due; versions and verdicts stay.
-
-        The event goes into the chain of ``system``, one for each batch that changed something.
-        """
-        found = self._all(_READ, {"after": after, "prefix": self._prefix, "batch": limit})
-        sealed = [(row, text) for row in found if (text := seal(row)) is not None]
-        done = self._write(sealed, event) if sealed else 0
-        last = found[-1].id if len(found) == limit else None
-        return Resealed(done, len(found) - len(sealed), len(sealed) - done, last)
+    def _due_batches(self) -> Iterator[Sequence[Any]]:
+        values = {"after": "", "prefix": self._prefix, "batch": _BATCH}
+        while found := self._all(_READ, values):
+            yield found
+            values["after"] = found[-1].id
 
     def _write(self, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
         def work(chain: Chain) -> int:
