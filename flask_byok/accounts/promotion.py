@@ -25,7 +25,7 @@ from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring
 
 if TYPE_CHECKING:
-    from .store.keys import Decide, Outcome
+    from .store.keys import Decide, PromotionOutcome
     from .wing import Wing
 
 
@@ -67,7 +67,9 @@ def promotion_rule(
     :param confirm: raises ``InvalidFieldError`` to keep it out of this slot.
     """
 
-    def decide(seated: CredentialRecord, there: CredentialRecord | None, is_over: bool) -> Outcome:
+    def decide(
+        seated: CredentialRecord, there: CredentialRecord | None, is_over: bool
+    ) -> PromotionOutcome:
         if is_over:
             if there is None:
                 return "gone"

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _TRIES = 2
 
 
-Count = Annotated[int, Meta(ge=0)]
+NonNegative = Annotated[int, Meta(ge=0)]
 
 
 class Record(TypedDict):
@@ -76,7 +76,7 @@ class Record(TypedDict):
     created_at: Timestamp
     updated_at: Timestamp
     last_used_at: Timestamp | None
-    usage_count: Count
+    usage_count: NonNegative
     validity: ValidityFacts | None
     version: Annotated[int, Meta(ge=1)]
 
@@ -91,10 +91,10 @@ class Page(TypedDict):
 class ProviderUses(TypedDict):
     """How many keys there are for a provider, and all calls that were made with them."""
 
-    keys: Count
-    uses: Count
-    rejected: Count
-    failed: Count
+    keys: NonNegative
+    uses: NonNegative
+    rejected: NonNegative
+    failed: NonNegative
     last_used_at: Timestamp | None
 
 
@@ -102,17 +102,17 @@ class DayUses(TypedDict):
     """The calls of one day (UTC), by outcome."""
 
     day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
-    used: Count
-    rejected: Count
-    failed: Count
+    used: NonNegative
+    rejected: NonNegative
+    failed: NonNegative
 
 
 class Stats(TypedDict):
     """How many keys there are, and how often they were used; ``daily`` covers the last 30 days."""
 
-    total: Count
-    active: Count
-    expired: Count
+    total: NonNegative
+    active: NonNegative
+    expired: NonNegative
     by_provider: dict[str, ProviderUses]
     daily: list[DayUses]
 

@@ -104,7 +104,7 @@ class MovedKey:
         return not self.active or (self.expires_at is not None and self.expires_at <= utcnow())
 
 
-class Destination:
+class KeyTransfer:
     """The accounts that keys are moved into, or out of."""
 
     def __init__(self, core: Service, wing: Wing) -> None:
@@ -180,22 +180,22 @@ class Destination:
 
 
 def export_keys(
-    destination: Destination, owner: str | None = None
+    transfer: KeyTransfer, owner: str | None = None
 ) -> tuple[list[MovedKey], list[Place]]:
     """Return the decrypted keys of all accounts, or of one owner, and the places of unreadable ones.
 
     The audit log has the export as begun, under ``system`` and under each owner, before a key of that owner is
     opened. The caller logs that it was done.
     """
-    note, event = destination.accounts.audit.note, AuditEvent("cli", "export", "begun")
+    note, event = transfer.accounts.audit.note, AuditEvent("cli", "export", "begun")
     note("system", event)
     logged = {"system"}
     keys, unreadable = list[MovedKey](), list[Place]()
-    for record in _records(destination.accounts, owner):
+    for record in _records(transfer.accounts, owner):
         if record.owner not in logged:
             note(record.owner, event)
             logged.add(record.owner)
-        key = destination.open(record)
+        key = transfer.open(record)
         if key is None:
             unreadable.append((record.owner, record.provider, record.slot))
         else:
@@ -263,7 +263,7 @@ class Importer:
     :param dry_run: count what would be done, and store nothing.
     """
 
-    destination: Destination
+    transfer: KeyTransfer
     replace: bool = False
     dry_run: bool = False
     result: Imported = field(default_factory=Imported)
@@ -277,7 +277,7 @@ class Importer:
         :raises StoreError: the database does not answer; what is stored by then stays.
         """
         if not self.dry_run:
-            self.destination.accounts.audit.note("system", AuditEvent("cli", "import"))
+            self.transfer.accounts.audit.note("system", AuditEvent("cli", "import"))
         for key in sorted(keys, key=lambda key: (key.is_idle(), serving_order(key.slot))):
             self._import(key)
             progress(self.result.total)
@@ -285,7 +285,7 @@ class Importer:
 
     def _import(self, key: MovedKey) -> None:
         try:
-            key = self.destination.clean(key)
+            key = self.transfer.clean(key)
         except ByokError as error:
             self.result.left_out[key.provider, str(error)] += 1
             return
@@ -295,8 +295,8 @@ class Importer:
             self._take(key)
 
     def _take(self, key: MovedKey) -> None:
-        result, limit = self.result, self.destination.settings.keys_per_provider
-        stored = self.destination.find(key.owner, key.provider)
+        result, limit = self.result, self.transfer.settings.keys_per_provider
+        stored = self.transfer.find(key.owner, key.provider)
         there = stored.get(key.slot)
         if there is None and len(stored) + self.planned[key.place[:2]] >= limit:
             result.left_out[key.provider, _NO_ROOM.format(limit)] += 1
@@ -314,7 +314,7 @@ class Importer:
 
     def _store(self, key: MovedKey, *, replace: bool) -> None:
         if not self.dry_run:
-            self.destination.store(key, replace=replace)
+            self.transfer.store(key, replace=replace)
         elif not replace:
             self.planned[key.place[:2]] += 1
 
@@ -323,11 +323,11 @@ class Importer:
 
         A key whose life an earlier import cut short (``BYOK_MAX_KEY_LIFETIME``) is the same until it expires.
         """
-        stored = self.destination.open(record)
+        stored = self.transfer.open(record)
         if stored is None:
             return False
         ends, wanted = stored.expires_at, key.expires_at
-        is_limited = self.destination.settings.max_key_lifetime is not None
+        is_limited = self.transfer.settings.max_key_lifetime is not None
         if is_limited and ends and wanted and utcnow() < ends < wanted:
             wanted = ends
         return stored == dataclasses.replace(key, created_at=stored.created_at, expires_at=wanted)
@@ -362,7 +362,7 @@ def operator_sources(settings: Settings) -> Sources:
 
 
 def copy_keys(
-    destination: Destination,
+    transfer: KeyTransfer,
     sources: Sources,
     owner: str,
     *,
@@ -374,12 +374,12 @@ def copy_keys(
     :param replace: replace a stored key that differs, or that does not serve.
     :param dry_run: store nothing.
     """
-    for spec in destination.catalog:
-        record = destination.find(owner, spec.id).get("")
+    for spec in transfer.catalog:
+        record = transfer.find(owner, spec.id).get("")
         is_active = record is not None and record.state(utcnow()) == "active"
-        serving = destination.open(record) if record and is_active else None
+        serving = transfer.open(record) if record and is_active else None
         is_first = True
-        for tier, name, key in _search(destination, spec, sources, owner):
+        for tier, name, key in _search(transfer, spec, sources, owner):
             if isinstance(key, ByokError):
                 yield Copied(spec.id, tier, name, "skipped", str(key))
                 continue
@@ -393,7 +393,7 @@ def copy_keys(
             else:
                 try:
                     if not dry_run:
-                        destination.store(key, replace=record is not None)
+                        transfer.store(key, replace=record is not None)
                     outcome, reason, serving = "added", _REPLACED if record else "", key
                 except KeyExistsError:
                     outcome, reason = "skipped", _NO_ROOM_LEFT
@@ -405,7 +405,7 @@ def copy_keys(
 
 
 def _search(
-    destination: Destination, spec: ProviderSpec, sources: Sources, owner: str
+    transfer: KeyTransfer, spec: ProviderSpec, sources: Sources, owner: str
 ) -> Iterator[tuple[Tier, str, MovedKey | ByokError]]:
     """Yield each key, or the error that says why it cannot be stored."""
     for source in sources:
@@ -418,6 +418,6 @@ def _search(
                 name = found.name
                 fields = {field: secret.reveal() for field, secret in found.fields.items()}
                 key = MovedKey(owner=owner, provider=spec.id, fields=fields, created_at=utcnow())
-                yield source.tier, name, destination.clean(key)
+                yield source.tier, name, transfer.clean(key)
             except ByokError as error:
                 yield source.tier, name, error

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .store.keys import AccountStore
 
 
-class Subject(NamedTuple):
+class Unrecorded(NamedTuple):
     """The subject of an event that has no record in the database."""
 
     provider: str
@@ -114,8 +114,8 @@ class Wing(Accounts):
             return set()
         event = self.event(caller, action, fields, outcome)
         if ended:
-            return self.store.end(caller.identity, ended, event, Subject(provider))
-        self.store.audit.note(caller.identity, event, Subject(provider))
+            return self.store.end(caller.identity, ended, event, Unrecorded(provider))
+        self.store.audit.note(caller.identity, event, Unrecorded(provider))
         return set()
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
@@ -150,7 +150,7 @@ class Wing(Accounts):
             self.store.record_verdict(credential.id, verdict.version, verdict, event)
             return
         if event is not None:
-            subject = Subject(credential.provider, id=credential.id)
+            subject = Unrecorded(credential.provider, id=credential.id)
             self.store.audit.note(credential.owner, event, subject)
 
     def count(self, use: Use) -> None:
@@ -226,7 +226,7 @@ class _Place:
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log that a check forbade storing the key."""
         event = self.wing.event(self.caller, "set", typed.fields, verdict)
-        subject = Subject(self.context.provider, self.context.slot)
+        subject = Unrecorded(self.context.provider, self.context.slot)
         self.wing.store.audit.note(self.context.owner, event, subject)
 
     def _there(self) -> list[CredentialRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from copy import copy
 from typing import Any, TypeVar
@@ -172,6 +172,20 @@ class Database:
 
         return self._guarded(limit, lambda: self._twice(on_one))
 
+    def read(
+        self, query: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
+    ) -> Sequence[Any]:
+        """Return all rows of a query; see ``run``."""
+        return self.run(lambda connection: connection.execute(query, values).all(), limit=limit)
+
+    def write(
+        self, statement: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
+    ) -> int:
+        """Run one statement and return how many rows it changed; see ``run``."""
+        return self.run(
+            lambda connection: connection.execute(statement, values).rowcount, limit=limit
+        )
+
     def change(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
         return self._guarded(limit, lambda: self._transaction(work))
@@ -336,7 +350,7 @@ class SqlDocuments:
 
     def forget(self, sid: str, ref: str) -> None:
         """Let a session id lead nowhere if it leads to this ref."""
-        self._execute(sa.delete(session_names).where(_name.sid == sid, _name.ref == ref))
+        self._database.write(sa.delete(session_names).where(_name.sid == sid, _name.ref == ref))
 
     def load(self, ref: str) -> tuple[str, bytes] | None:
         """Return a document's revision and body, or None."""
@@ -348,17 +362,17 @@ class SqlDocuments:
         """Replace a document if its revision is still ``seen`` (None: if there is none)."""
         values = {"revision": revision, "body": body, "expires_at": self._clock() + ttl}
         if seen is None:
-            self._execute(sa.insert(session_documents).values(ref=ref, **values))
+            self._database.write(sa.insert(session_documents).values(ref=ref, **values))
             rows = 1  # of an INSERT the driver may not say it
         else:
-            rows = self._execute(_SWAP, values | {"of_ref": ref, "seen": seen})
+            rows = self._database.write(_SWAP, values | {"of_ref": ref, "seen": seen})
         if rows == 1:
             self._purge_if_due()
         return rows == 1
 
     def delete(self, ref: str) -> None:
         """Delete a document."""
-        self._execute(sa.delete(session_documents).where(_document.ref == ref))
+        self._database.write(sa.delete(session_documents).where(_document.ref == ref))
         self._purge_if_due()
 
     def hold(self, name: str, text: str, *, replace: bool) -> str:
@@ -374,17 +388,10 @@ class SqlDocuments:
         )
         query, total, values = living.order_by(_document.ref).limit(BATCH), 0, {"after": ""}
 
-        def page(connection: Connection) -> Sequence[Any]:
-            return connection.execute(query, values).all()
-
-        while rows := self._database.run(page, limit=LONG_LIMIT):
+        while rows := self._database.read(query, values, limit=LONG_LIMIT):
             total += sum(row.body.count(mark) for row in rows)
             values["after"] = rows[-1].ref
         return total
-
-    def _execute(self, statement: Any, values: dict[str, Any] | None = None) -> int:
-        """Run a statement and return how many rows it changed."""
-        return self._database.run(lambda connection: connection.execute(statement, values).rowcount)
 
     def _purge_if_due(self) -> None:
         """Delete rows that have expired, if it is time to."""
@@ -400,7 +407,7 @@ class SqlDocuments:
     def _purge(self, table: Any, key: Any, now: float) -> int:
         expired = sa.select(key).where(table.c.expires_at < now).limit(BATCH)
         # Several workers do this at once, each to other rows.
-        return self._execute(
+        return self._database.write(
             sa.delete(table).where(key.in_(expired.with_for_update(skip_locked=True)))
         )
 

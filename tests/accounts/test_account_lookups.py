@@ -168,7 +168,7 @@ def test_reads_use_an_index(crowded: dict[str, AccountStore], kind: str, name: s
 def test_a_read_without_an_index_is_noticed(crowded: dict[str, AccountStore], kind: str) -> None:
     """The same look at the plan sees a read of all keys."""
     by_hint = select(credentials).where(credentials.c.hint == "x")
-    plan = _plan(crowded[kind], lambda store: store._read(by_hint))
+    plan = _plan(crowded[kind], lambda store: store.database.read(by_hint))
     assert "Seq Scan" in plan or "SCAN byok_credentials" in plan
 
 

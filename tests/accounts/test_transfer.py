@@ -15,9 +15,9 @@ from flask_byok.accounts import export_file, open_accounts
 from flask_byok.accounts.export_file import SealedFileError, encrypt
 from flask_byok.accounts.transfer import (
     Copied,
-    Destination,
     Imported,
     Importer,
+    KeyTransfer,
     MovedKey,
     copy_keys,
     export_keys,
@@ -56,9 +56,9 @@ class Place:
         record = new_record(self.keyring, context, CATALOG.get(provider), fields, own)
         self.accounts.put(replace(record, **facts), AuditEvent("cli", "set"))
 
-    def destination(self, catalog: Catalog = CATALOG, settings: Settings = SETTINGS) -> Destination:
+    def destination(self, catalog: Catalog = CATALOG, settings: Settings = SETTINGS) -> KeyTransfer:
         """Return the accounts as commands see them."""
-        return Destination(*core_on(self.accounts, self.keyring, catalog, settings))
+        return KeyTransfer(*core_on(self.accounts, self.keyring, catalog, settings))
 
     def export(self, owner: str | None = None) -> list[MovedKey]:
         """Return the exported keys; all of them open."""
@@ -147,7 +147,7 @@ def test_export_is_logged_first(old: Place, monkeypatch: pytest.MonkeyPatch) -> 
 
     opened: list[object] = []
     monkeypatch.setattr(old.accounts.audit, "note", fail)
-    monkeypatch.setattr(Destination, "open", lambda self, record: opened.append(record))
+    monkeypatch.setattr(KeyTransfer, "open", lambda self, record: opened.append(record))
     with pytest.raises(StoreError):
         export_keys(old.destination())
     assert opened == []
@@ -454,9 +454,9 @@ def test_no_room(
     place: Place, tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key without room is not stored, not even if the one that it was to replace is gone meanwhile."""
-    store = Destination.store
+    store = KeyTransfer.store
 
-    def store_late(self: Destination, key: MovedKey, *, replace: bool) -> None:
+    def store_late(self: KeyTransfer, key: MovedKey, *, replace: bool) -> None:
         place.accounts.clear("system", ["openai"], AuditEvent("cli", "clear"))
         monkeypatch.undo()
         place.save("system", "openai", GEMINI, slot="b")
@@ -464,7 +464,7 @@ def test_no_room(
 
     if there:
         place.save("system", "openai", OTHER)
-        monkeypatch.setattr(Destination, "store", store_late)
+        monkeypatch.setattr(KeyTransfer, "store", store_late)
     else:
         place.save("system", "openai", GEMINI, slot="b")
     copied = copy(place, tmp_path, replace=True)

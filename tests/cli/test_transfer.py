@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flask_byok.accounts import export_file, transfer
-from flask_byok.accounts.transfer import Destination
+from flask_byok.accounts.transfer import KeyTransfer
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp
 
@@ -307,16 +307,16 @@ def test_an_interrupted_import(
     for number in range(5):
         save(host, f"{OPENAI}{number}", "--owner", f"user:{number}")
     export(host, tmp_path / "keys.age")
-    store, left = Destination.store, [1, 1]
+    store, left = KeyTransfer.store, [1, 1]
 
-    def interrupted(self: Destination, key: transfer.MovedKey, *, replace: bool) -> None:
+    def interrupted(self: KeyTransfer, key: transfer.MovedKey, *, replace: bool) -> None:
         if not left:
             raise KeyboardInterrupt
         left.pop()
         store(self, key, replace=replace)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Destination, "store", interrupted)
+        patch.setattr(KeyTransfer, "store", interrupted)
         result = run(other, "import", str(tmp_path / "keys.age"), input=WORDS)
     assert result.exit_code == 130
     assert "Interrupted: 2 of 5 are done. Run it again to go on." in result.stderr

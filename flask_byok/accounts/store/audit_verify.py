@@ -175,8 +175,7 @@ class AuditLog(AuditWriter):
 
     def read(self, query: Any, *, patient: bool = True) -> Sequence[Any]:
         """Return all rows of a query."""
-        limit = LONG_LIMIT if patient else None
-        return self.database.run(lambda connection: connection.execute(query).all(), limit=limit)
+        return self.database.read(query, limit=LONG_LIMIT if patient else None)
 
     def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)

@@ -54,9 +54,9 @@ Seat = Callable[[CredentialRecord, Collection[str]], CredentialRecord]
 Confirm = Callable[[CredentialRecord], object]
 #: What becomes of a session's record: it is stored; it was before; another key of the owner's stays; or
 #: it was promoted or replaced before, and nothing is there now.
-Outcome = Literal["promoted", "known", "kept", "gone"]
+PromotionOutcome = Literal["promoted", "known", "kept", "gone"]
 #: Decides about a record, given the owner's one in its slot or None, and whether the session's is over.
-Decide = Callable[[CredentialRecord, CredentialRecord | None, bool], Outcome]
+Decide = Callable[[CredentialRecord, CredentialRecord | None, bool], PromotionOutcome]
 
 _c = credentials.c
 _PLACE = select(credentials).where(
@@ -243,11 +243,11 @@ class AccountStore(KeyReader):
             return _delete(chain, chain.connection.execute(theirs).all(), event)
 
         # An owner without keys gets no chain.
-        has_keys = self._read(theirs.with_only_columns(_c.id).limit(1))
+        has_keys = self.database.read(theirs.with_only_columns(_c.id).limit(1))
         gone = self.audit.change(owner, work) if has_keys else []
         # Apart from the keys: a count of uses holds the row of its count, and waits for the key's.
         for statement in _BESIDE_KEYS:
-            self._execute(statement, {"of_owner": owner})
+            self.database.write(statement, {"of_owner": owner})
         return gone
 
     def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
@@ -257,7 +257,9 @@ class AccountStore(KeyReader):
         """
         until = to_milliseconds(before)
         expired: dict[str, list[str]] = {}
-        for row in self._read(_EXPIRED, {"before": until, "batch": limit}, limit=LONG_LIMIT):
+        for row in self.database.read(
+            _EXPIRED, {"before": until, "batch": limit}, limit=LONG_LIMIT
+        ):
             expired.setdefault(row.owner, []).append(row.id)
 
         def purge(owner: str, ids: list[str]) -> int:
@@ -284,7 +286,7 @@ class AccountStore(KeyReader):
         }
         statement = _OPEN_VERDICT if verdict.verdict.valid is None else _VERDICT
         if event is None:
-            return self._execute(statement, values) == 1
+            return self.database.write(statement, values) == 1
         record = self.get(id, None)
 
         def work(chain: Chain) -> bool:
@@ -302,7 +304,7 @@ class AccountStore(KeyReader):
         seat: Seat,
         decide: Decide,
         ended: Mapping[str, Collection[str]],
-    ) -> dict[str, Outcome]:
+    ) -> dict[str, PromotionOutcome]:
         """Store records that leave a session, in one transaction, and return what became of each, by provider.
 
         A record is stored, and its version over, if ``decide`` returns ``promoted``.
@@ -311,8 +313,8 @@ class AccountStore(KeyReader):
         :param ended: by a record's version, those of the session's records that it replaces.
         """
 
-        def work(chain: Chain) -> dict[str, Outcome]:
-            outcomes: dict[str, Outcome] = {}
+        def work(chain: Chain) -> dict[str, PromotionOutcome]:
+            outcomes: dict[str, PromotionOutcome] = {}
             for record in records:
                 seated, version = seat(record, _slots(chain, record)), record.version
                 there = _in_place(chain, seated)
@@ -347,15 +349,7 @@ class AccountStore(KeyReader):
         No session may have them any longer, so it has to be longer ago than a session can last.
         """
         values = {"before": to_milliseconds(before)}
-        return self._execute(_FORGET_OVER, values, limit=LONG_LIMIT)
-
-    def _execute(
-        self, statement: Any, values: Mapping[str, Any], *, limit: float | None = None
-    ) -> int:
-        rows: int = self._database.run(
-            lambda connection: connection.execute(statement, values).rowcount, limit=limit
-        )
-        return rows
+        return self.database.write(_FORGET_OVER, values, limit=LONG_LIMIT)
 
 
 def new_id() -> str:

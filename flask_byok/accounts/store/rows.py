@@ -73,7 +73,7 @@ class KeyReader:
     """Finds keys by owner, provider and slot."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     def find(
         self, owners: Sequence[str], providers: Sequence[str] | None = None
@@ -105,7 +105,7 @@ class KeyReader:
         kinds = None if owners is None else tuple(dict.fromkeys(map(_kind, owners)))
         values = {"after": after or "", "limit": limit + 1, "of_provider": provider}
         values["named"] = [owner for owner in owners or () if ":" in owner]
-        rows = self._read(_page(kinds, provider is not None), values)
+        rows = self.database.read(_page(kinds, provider is not None), values)
         found = list(map(to_record, rows))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
@@ -114,7 +114,7 @@ class KeyReader:
 
         :raises KeyNotFoundError: it is not there, or these owners do not have it.
         """
-        found = self._read(by_id(id, owners))
+        found = self.database.read(by_id(id, owners))
         if not found:
             raise KeyNotFoundError
         return to_record(found[0])
@@ -125,12 +125,12 @@ class KeyReader:
         They count no longer in any session, and are never promoted again.
         """
         values = {"of_owner": owner, "origins": list(versions)}
-        return {row.origin for row in self._read(OVER, values)}
+        return {row.origin for row in self.database.read(OVER, values)}
 
     def count_expired(self, before: datetime) -> int:
         """Return how many keys expired before a time."""
         values = {"before": to_milliseconds(before)}
-        return int(self._read(_COUNT_EXPIRED, values, limit=LONG_LIMIT)[0][0])
+        return int(self.database.read(_COUNT_EXPIRED, values, limit=LONG_LIMIT)[0][0])
 
     def expiring(
         self, start: datetime, end: datetime, *, batch: int = 500
@@ -138,7 +138,7 @@ class KeyReader:
         """Yield the keys that expire between two times, in the order that they expire in."""
         values: dict[str, Any] = {"start": to_milliseconds(start), "end": to_milliseconds(end)}
         values |= {"batch": batch, "after": ""}
-        while found := self._read(_EXPIRING, values, limit=LONG_LIMIT):
+        while found := self.database.read(_EXPIRING, values, limit=LONG_LIMIT):
             yield from map(to_record, found)
             values |= {"start": found[-1].expires_at, "after": found[-1].id}
 
@@ -146,12 +146,7 @@ class KeyReader:
         mine = {f"owner_{number}": owner for number, owner in enumerate(owners)}
         wanted = {f"provider_{number}": name for number, name in enumerate(providers or ())}
         query = _query(len(mine), None if providers is None else len(wanted))
-        return self._read(query, mine | wanted)
-
-    def _read(
-        self, query: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
-    ) -> Sequence[Any]:
-        return self._database.run(lambda one: one.execute(query, values).all(), limit=limit)
+        return self.database.read(query, mine | wanted)
 
 
 @lru_cache(256)

@@ -98,11 +98,8 @@ class UsageStore:
 
     def count_old(self, before: date) -> int:
         """Return how many rows are about single days before a date."""
-        query = _OLD.params(before=before.isoformat())
-        count: int = self._database.run(
-            lambda one: one.execute(query).scalar_one(), limit=LONG_LIMIT
-        )
-        return count
+        values = {"before": before.isoformat()}
+        return int(self._database.read(_OLD, values, limit=LONG_LIMIT)[0][0])
 
     def fold(self, before: date, *, limit: int = 200) -> int:
         """Replace up to ``limit`` rows of days before a date by sums; return how many.

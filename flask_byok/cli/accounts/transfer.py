@@ -13,9 +13,9 @@ import click
 from ...accounts.export_file import LARGEST_FILE
 from ...accounts.transfer import (
     Copied,
-    Destination,
     Imported,
     Importer,
+    KeyTransfer,
     copy_keys,
     export_keys,
     from_file,
@@ -49,12 +49,12 @@ SHORTEST_PASSPHRASE = 12
 @dry_run_option
 def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     """Copy the operator's keys from environment variables and secret files into the database."""
-    destination = _destination()
-    sources = operator_sources(destination.settings)
-    copied = list(copy_keys(destination, sources, owner, replace=replace, dry_run=dry_run))
+    transfer = _transfer()
+    sources = operator_sources(transfer.settings)
+    copied = list(copy_keys(transfer, sources, owner, replace=replace, dry_run=dry_run))
     for line in in_columns([_row(each, dry_run=dry_run) for each in copied]):
         click.echo(line)
-    click.echo(_advice(copied, destination.settings, owner, dry_run=dry_run))
+    click.echo(_advice(copied, transfer.settings, owner, dry_run=dry_run))
     if any(each.outcome == "skipped" for each in copied):
         raise click.exceptions.Exit(1)
 
@@ -68,8 +68,8 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
 
     The passphrase is asked for at a terminal; otherwise it is read from stdin.
     """
-    destination = _destination()
-    if owner is not None and not destination.accounts.page([owner], limit=1)[0]:
+    transfer = _transfer()
+    if owner is not None and not transfer.accounts.page([owner], limit=1)[0]:
         raise click.ClickException("This owner has no keys here.")
     if file.exists() and not force:
         raise click.ClickException("The file exists: pass --force to replace it.")
@@ -79,9 +79,9 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
             f"A passphrase has {SHORTEST_PASSPHRASE} characters or more, blanks not counted: several words "
             "are best."
         )
-    keys, unreadable = export_keys(destination, owner)
+    keys, unreadable = export_keys(transfer, owner)
     _write_new(file, to_file(keys, passphrase), force=force)
-    destination.accounts.audit.note("system", AuditEvent("cli", "export"))  # the file is there
+    transfer.accounts.audit.note("system", AuditEvent("cli", "export"))  # the file is there
     click.echo(f"Exported {counted(len(keys), 'key')}.")
     for place in unreadable:
         click.echo(f"left out, as it does not open: {printable(' '.join(place))}", err=True)
@@ -104,7 +104,7 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
 
     The passphrase is asked for at a terminal; otherwise it is read from stdin. If this is interrupted, run it again.
     """
-    importer = Importer(_destination(), replace=on_conflict == "replace", dry_run=dry_run)
+    importer = Importer(_transfer(), replace=on_conflict == "replace", dry_run=dry_run)
     try:
         with file.open("rb") as source:
             content = source.read(LARGEST_FILE + 1)
@@ -116,9 +116,9 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     _print_imported(importer.result, dry_run=dry_run)
 
 
-def _destination() -> Destination:
+def _transfer() -> KeyTransfer:
     state, wing = require_wing()
-    return Destination(state.service, wing)
+    return KeyTransfer(state.service, wing)
 
 
 def _row(copied: Copied, *, dry_run: bool) -> tuple[str, ...]:
