@@ -83,14 +83,14 @@ async function post(path, body, method = "POST") {
 }
 
 // Change label and expiry of the account's key that the row shows: the first active one. The key itself stays.
-async function changeNotes(provider, notes) {
+async function changeDetails(provider, details) {
   const { keys } = await request(`/../keys?provider=${encodeURIComponent(provider)}`);
   const slots = keys.sort(
     ({ slot: one }, { slot: other }) => one.length - other.length || (one < other ? -1 : 1),
   );
   const shown = slots.find(({ state }) => state !== "inactive" && state !== "expired") ?? slots[0];
   if (!shown) throw failure("key_not_found");
-  return changed("save", provider, await post(`/../keys/${shown.id}`, notes, "PATCH"));
+  return changed("save", provider, await post(`/../keys/${shown.id}`, details, "PATCH"));
 }
 
 // The settings as the server renders them now. XMLHttpRequest gives a document in which nothing runs;
@@ -225,15 +225,15 @@ class ByokSettings extends HTMLElement {
 
   async _save(provider, row) {
     const place = placeIn(row);
-    const notes = notesIn(row, place?.persist === false ? "session" : "user");
-    const { validation } = await setProviderKey(provider, typedIn(row), { ...place, ...notes });
+    const details = detailsIn(row, place?.persist === false ? "session" : "user");
+    const { validation } = await setProviderKey(provider, typedIn(row), { ...place, ...details });
     wipe(row);
     const caveat = validation && validation.verdict !== "valid" ? `. ${validation.reason}` : "";
     return { kind: "success", message: this.dataset.textSaved + caveat };
   }
 
   async _change(provider, row) {
-    await changeNotes(provider, changedNotesIn(row));
+    await changeDetails(provider, changedDetailsIn(row));
     return { kind: "success", message: this.dataset.textChanged };
   }
 
@@ -358,7 +358,7 @@ function placeIn(row) {
 }
 
 // Label and expiry of a new key for that place, without those that the row shows of another place's key.
-function notesIn(row, place) {
+function detailsIn(row, place) {
   const { label, expires_at: day } = row.querySelector("form").elements;
   if (!label) return undefined;
   const isOther = place && row.querySelector("[part=options]").dataset.byokOf !== place;
@@ -367,10 +367,10 @@ function notesIn(row, place) {
 }
 
 // Label and expiry of a key that stays. A day is less precise than the stored time, and a past time shows no day.
-function changedNotesIn(row) {
+function changedDetailsIn(row) {
   const { expires_at: day } = row.querySelector("form").elements;
-  const { expires_at, ...notes } = notesIn(row);
-  return day.value === day.defaultValue ? notes : { ...notes, expires_at };
+  const { expires_at, ...details } = detailsIn(row);
+  return day.value === day.defaultValue ? details : { ...details, expires_at };
 }
 
 function reveal(button, shown) {
