@@ -221,30 +221,25 @@ class AccountStore(KeyReader):
 
         return self.audit.change(self.get(id, owners).owner, work)
 
-    def clear(self, owner: str, providers: Sequence[str], event: AuditEvent) -> list[str]:
-        """Delete all that an owner has for these providers and return those that had a key."""
-        theirs = select(credentials).where(_c.owner == owner, _c.provider.in_(providers))
+    def clear(self, owner: str, providers: Sequence[str] | None, event: AuditEvent) -> list[str]:
+        """Delete all that an owner has for these providers, or for all, and return those that had a key."""
+        theirs = select(credentials).where(_c.owner == owner)
+        if providers is not None:
+            theirs = theirs.where(_c.provider.in_(providers))
 
         def work(chain: Chain) -> list[str]:
             gone = _delete(chain, chain.connection.execute(theirs).all(), event)
-            present = {record.provider for record in gone}
-            return [provider for provider in providers if provider in present]
-
-        return self.audit.change(owner, work) if self.find([owner], providers) else []
-
-    def forget(self, owner: str, event: AuditEvent) -> list[CredentialRecord]:
-        """Delete all of an owner except the audit log: keys, counts of uses, and what was promoted.
-
-        Return the keys as they were. If it fails half way it can be repeated.
-        """
-        theirs = select(credentials).where(_c.owner == owner)
-
-        def work(chain: Chain) -> list[CredentialRecord]:
-            return _delete(chain, chain.connection.execute(theirs).all(), event)
+            return sorted({record.provider for record in gone})
 
         # An owner without keys gets no chain.
-        has_keys = self.database.read(theirs.with_only_columns(_c.id).limit(1))
-        gone = self.audit.change(owner, work) if has_keys else []
+        return self.audit.change(owner, work) if self.find([owner], providers) else []
+
+    def forget(self, owner: str, event: AuditEvent) -> list[str]:
+        """Delete all of an owner except the audit log: keys, counts of uses, and what was promoted.
+
+        Return the providers that had a key. If it fails half way it can be repeated.
+        """
+        gone = self.clear(owner, None, event)
         # Apart from the keys: a count of uses holds the row of its count, and waits for the key's.
         for statement in _BESIDE_KEYS:
             self.database.write(statement, {"of_owner": owner})
