@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, insert, select, text, update
+from sqlalchemy import create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_byok.accounts import open_accounts
@@ -305,36 +305,46 @@ def test_time_that_there_is_not(sqlite_url: str, moment: int) -> None:
     store.engine.dispose()
 
 
-@pytest.mark.parametrize("point", ["INSERT INTO byok_credentials", "UPDATE byok_audit_heads"])
-def test_connection_lost_within_a_change(postgres_url: str, point: str) -> None:
-    """A connection lost before the commit costs no call, and the change happens once."""
-    store = open_accounts(postgres_url, KEYRING)
-    store.create(make_record(BEN), event_of())
+@pytest.fixture
+def lose(postgres_url: str) -> Iterator[Callable[[Any], None]]:
+    """Return a function that ends a connection from the server's side, and waits until it has ended."""
     other = create_engine(postgres_url)
 
-    def lose(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
-        if sql.startswith(point):
-            event.remove(store.engine, "before_cursor_execute", lose)
-            _terminate(other, connection)
+    def terminate(connection: Any) -> None:
+        backend = connection.connection.dbapi_connection.info.backend_pid
+        with other.connect() as administrator:
+            end = text("SELECT pg_terminate_backend(:backend, 5000)")
+            assert administrator.execute(end, {"backend": backend}).scalar()
 
-    event.listen(store.engine, "before_cursor_execute", lose)
-    assert store.create(make_record(), event_of()) == store.find([ANN])[0]
-    assert len(store.audit.entries(ANN)) == 1
-    assert store.audit.verify() == []
+    yield terminate
     other.dispose()
 
 
-def test_connection_lost_at_the_commit(postgres_url: str) -> None:
+@pytest.mark.parametrize("point", ["INSERT INTO byok_credentials", "UPDATE byok_audit_heads"])
+def test_connection_lost_within_a_change(
+    postgres_url: str, lose: Callable[[Any], None], point: str
+) -> None:
+    """A connection lost before the commit costs no call, and the change happens once."""
+    store = open_accounts(postgres_url, KEYRING)
+    store.create(make_record(BEN), event_of())
+
+    def lose_once(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
+        if sql.startswith(point):
+            event.remove(store.engine, "before_cursor_execute", lose_once)
+            lose(connection)
+
+    event.listen(store.engine, "before_cursor_execute", lose_once)
+    assert store.create(make_record(), event_of()) == store.find([ANN])[0]
+    assert len(store.audit.entries(ANN)) == 1
+    assert store.audit.verify() == []
+
+
+def test_connection_lost_at_the_commit(postgres_url: str, lose: Callable[[Any], None]) -> None:
     """A commit that fails is a StoreError and not repeated: it might have happened."""
     store = open_accounts(postgres_url, KEYRING)
     store.create(make_record(BEN), event_of())
-    other = create_engine(postgres_url)
     commits: list[Any] = []
-
-    def lose(connection: Any) -> None:
-        commits.append(connection)
-        _terminate(other, connection)
-
+    event.listen(store.engine, "commit", commits.append)
     event.listen(store.engine, "commit", lose)
     with pytest.raises(StoreError):
         store.create(make_record(), event_of())
@@ -343,12 +353,3 @@ def test_connection_lost_at_the_commit(postgres_url: str) -> None:
     assert store.find([ANN]) == store.audit.entries(ANN) == []
     store.create(make_record(), event_of())
     assert store.audit.verify() == []
-    other.dispose()
-
-
-def _terminate(other: Engine, connection: Any) -> None:
-    """End a connection from the server's side, and wait until it has ended."""
-    backend = connection.connection.dbapi_connection.info.backend_pid
-    with other.connect() as administrator:
-        end = text("SELECT pg_terminate_backend(:backend, 5000)")
-        assert administrator.execute(end, {"backend": backend}).scalar()

@@ -1,7 +1,9 @@
-"""Keys on their way between two databases, under two encryption keys."""
+"""Keys on their way between two databases, in files that are encrypted with a passphrase."""
 
 from __future__ import annotations
 
+import base64
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ import msgspec
 import pytest
 
 from flask_byok.accounts import export_file, open_accounts
-from flask_byok.accounts.export_file import SealedFileError, encrypt
+from flask_byok.accounts.export_file import SealedFileError, decrypt, encrypt
 from flask_byok.accounts.transfer import (
     Destination,
     Imported,
@@ -29,9 +31,13 @@ from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.settings import Settings
 from tests.worlds import core_on
 
+from .account_kinds import open_key
+
 WORDS = "correct horse battery staple"
 ANN, RED = "user:ann", "team:red"
 CATALOG, SETTINGS = Catalog(), Settings(keys_per_provider=50)
+FIRST = datetime.fromisoformat("0001-01-01T00:00:00+14:00")
+LAST = datetime.fromisoformat("9999-12-31T23:59:59-14:00")
 NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
 KEY = MovedKey(owner=ANN, provider="openai", fields={"api_key": "sk-1-anns"}, created_at=utcnow())
 
@@ -51,9 +57,9 @@ class Place:
         record = new_record(self.keyring, context, CATALOG.get(provider), fields, own)
         self.accounts.put(replace(record, **facts), AuditEvent("cli", "set"))
 
-    def destination(self, catalog: Catalog = CATALOG, settings: Settings = SETTINGS) -> Destination:
+    def destination(self, settings: Settings = SETTINGS) -> Destination:
         """Return the accounts as commands see them."""
-        return Destination(*core_on(self.accounts, self.keyring, catalog, settings))
+        return Destination(*core_on(self.accounts, self.keyring, CATALOG, settings))
 
     def export(self, owner: str | None = None) -> list[MovedKey]:
         """Return the exported keys; all of them open."""
@@ -62,21 +68,15 @@ class Place:
         return keys
 
     def take(
-        self,
-        keys: Sequence[MovedKey],
-        catalog: Catalog = CATALOG,
-        settings: Settings = SETTINGS,
-        **options: Any,
+        self, keys: Sequence[MovedKey], settings: Settings = SETTINGS, **options: Any
     ) -> Imported:
         """Import keys."""
-        return Importer(self.destination(catalog, settings), **options).run(keys)
+        return Importer(self.destination(settings), **options).run(keys)
 
     def opened(self) -> dict[tuple[str, str, str], str]:
         """Return all keys in plain, by their places."""
         return {
-            (r.owner, r.provider, r.slot): self.keyring.open_record("account", r.owner, r)[0][
-                "api_key"
-            ].reveal()
+            (r.owner, r.provider, r.slot): open_key(r, self.keyring)
             for r in self.accounts.page(None, limit=10_000)[0]
         }
 
@@ -140,31 +140,19 @@ def test_export_is_logged_first(old: Place, monkeypatch: pytest.MonkeyPatch) -> 
     assert opened == []
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"owner": "session:1"},
-        {"owner": "user:"},
-        {"owner": "systemd"},
-        {"slot": "a b"},
-        {"slot": "x" * 41},
-        {"slot": "a\n"},
-        {"created_at": "yesterday"},
-        {"expires_at": "2030-01-01T00:00:00"},
-        {"fields": {"api_key": 5}},
-        {"fields": "sk-proj-1234567890"},
-        {"active": None},
-    ],
-)
-def test_file_that_holds_something_else(
-    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("_cheap")
+def test_file_that_holds_something_else() -> None:
     """A line that is no key is refused, and nothing of it is repeated."""
-    monkeypatch.setattr(export_file, "WORK_FACTOR", 1)
-    content = encrypt(msgspec.json.encode(msgspec.to_builtins(KEY) | changes), WORDS)
-    with pytest.raises(SealedFileError, match="something that is not a key") as caught:
-        from_file(content, WORDS)
-    assert "1234567890" not in str(caught.value)
+    for changes in (
+        *({"owner": "session:1"}, {"owner": "user:"}, {"owner": "systemd"}),
+        *({"slot": "a b"}, {"slot": "x" * 41}, {"slot": "a\n"}, {"active": None}),
+        *({"created_at": "yesterday"}, {"expires_at": "2030-01-01T00:00:00"}),
+        *({"fields": {"api_key": 5}}, {"fields": "sk-proj-1234567890"}),
+    ):
+        content = encrypt(msgspec.json.encode(msgspec.to_builtins(KEY) | changes), WORDS)
+        with pytest.raises(SealedFileError, match="something that is not a key") as caught:
+            from_file(content, WORDS)
+        assert "1234567890" not in str(caught.value)
 
 
 @pytest.mark.parametrize("slot", ["", "b"])
@@ -196,20 +184,11 @@ def test_a_key_saved_meanwhile_stays(
         ({"slot": "sk-proj-CANARY-0123456789"}, "The field 'slot' seems to hold an API key"),
         ({"owner": "team:sk-proj-CANARY-0123456789"}, "The field 'owner' seems to hold"),
         ({"owner": "team:a\u202eb"}, "The field 'owner' has printable characters only."),
-        (
-            {"expires_at": datetime.fromisoformat("9999-12-31T23:59:59-14:00")},
-            "expires_at is too far away.",
-        ),
-        (
-            {"created_at": datetime.fromisoformat("0001-01-01T00:00:00+14:00")},
-            "created_at is too far away.",
-        ),
+        ({"expires_at": LAST}, "expires_at is too far away."),
+        ({"created_at": FIRST}, "created_at is too far away."),
         ({"fields": {"api_key": "sk-admin-CANARY-0001"}}, "admin key"),
         ({"provider": "of-another-app"}, "This provider is not available here"),
-        (
-            {"provider": "custom", "base_url": "https://llm.example.com/v1"},
-            "A base URL of your own is not allowed here.",
-        ),
+        ({"provider": "custom", "base_url": "https://x.example/v1"}, "is not allowed here."),
     ],
 )
 def test_keys_that_cannot_be_taken(place: Place, changes: dict[str, Any], reason: str) -> None:
@@ -237,29 +216,23 @@ def test_no_more_keys_than_there_may_be(place: Place, replace_all: bool) -> None
 
 
 @pytest.mark.parametrize(
-    ("slots", "taken"),
+    ("most", "there", "taken"),
     [
-        (["10", "b", "2", ""], {"", "2"}),
-        (["10", "3", "2"], {"2", "3"}),
-        (["2", "b"], {"2", "b"}),
+        (2, [{"slot": slot} for slot in ("10", "b", "2", "")], {"", "2"}),
+        (2, [{"slot": slot} for slot in ("10", "3", "2")], {"2", "3"}),
+        (2, [{"slot": slot} for slot in ("2", "b")], {"2", "b"}),
+        (1, [{"active": False}, {"slot": "2"}], {"2"}),
+        (1, [{"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}, {"slot": "2"}], {"2"}),
     ],
 )
-def test_the_keys_that_serve_get_the_room(place: Place, slots: list[str], taken: set[str]) -> None:
+def test_the_keys_that_serve_get_the_room(
+    place: Place, most: int, there: list[dict[str, Any]], taken: set[str]
+) -> None:
     """If there is no room for all, the keys that serve first are stored, wherever they are in the file."""
-    keys = [replace(KEY, slot=slot) for slot in slots]
-    result = place.take(keys, settings=Settings(keys_per_provider=2))
+    keys = [replace(KEY, **facts) for facts in there]
+    result = place.take(keys, settings=Settings(keys_per_provider=most))
     assert {slot for _, _, slot in place.opened()} == taken
-    assert {slot for _, _, slot in result.without_room} == set(slots) - taken
-
-
-@pytest.mark.parametrize(
-    "idle", [{"active": False}, {"expires_at": datetime(2020, 1, 1, tzinfo=UTC)}]
-)
-def test_the_key_that_served_gets_the_room(place: Place, idle: dict[str, Any]) -> None:
-    """A key that is off or has expired takes no room from the one that serves in its stead."""
-    keys = [replace(KEY, **idle), replace(KEY, slot="2")]
-    place.take(keys, settings=Settings(keys_per_provider=1))
-    assert list(place.opened()) == [(ANN, "openai", "2")]
+    assert {slot for _, _, slot in result.without_room} == {key.slot for key in keys} - taken
 
 
 def test_longest_lifetime(place: Place) -> None:
@@ -287,3 +260,112 @@ def test_what_was_cut_short_and_has_expired(place: Place) -> None:
     place.save(ANN, "openai", "sk-1-anns", expires_at=utcnow() - timedelta(days=1))
     assert place.take([KEY], settings=settings, replace=True) == Imported(replaced=1)
     assert place.accounts.find([ANN])[0].state(utcnow()) == "active"
+
+
+# the files, in the format of age
+
+
+CHUNK, SEALED = 65_536, 65_552
+#: Made by rage 0.12.1 (https://github.com/str4d/rage), another implementation of the format, with these values.
+FROM_RAGE = base64.b64decode(
+    "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IHNjcnlwdCA3Z2lLZUo0b01raHVUZVdQWkN1Ry9BIDEyCndpcXdYZENpMzNzT1FNY3RG"
+    "U014MVZlRnVJc1JPbHVOd1VmSnVuTHNydTAKLS0tIGVCMnRBbjlyTGp2Wis2RHFIbHp3OUtzNXVPbWIvL0RmZW1uSjB5Q0wzdXcK"
+    "FzJny64l9kxpnUkox22f69DsSYjsk+gEkrPMBa7jIRxuH47v"
+)
+FILE_KEY, SALT = "bcc4c70adf819240ddb72d0f78608250", "ee088a789e2832486e4de58f642b86fc"
+NONCE = "173267cbae25f64c699d4928c76d9feb"
+
+
+@pytest.fixture
+def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Derive keys in no time."""
+    monkeypatch.setattr(export_file, "WORK_FACTOR", 1)
+
+
+def test_format_is_that_of_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another implementation's file opens, and is what we write with the same random values."""
+    assert decrypt(FROM_RAGE, WORDS) == b"sk-\n"
+    drawn = iter(map(bytes.fromhex, (FILE_KEY, SALT, NONCE)))
+    monkeypatch.setattr(os, "urandom", lambda size: next(drawn))
+    monkeypatch.setattr(export_file, "WORK_FACTOR", 12)
+    assert encrypt(b"sk-\n", WORDS) == FROM_RAGE
+
+
+@pytest.mark.usefixtures("_cheap")
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 200_001])
+def test_what_was_encrypted_opens(size: int) -> None:
+    """A text of any length comes back, and each file of it differs."""
+    plaintext = bytes(number % 251 for number in range(size))
+    content = encrypt(plaintext, WORDS)
+    assert decrypt(content, WORDS) == plaintext
+    assert encrypt(plaintext, WORDS) != content
+
+
+def test_cost_is_as_owasp_asks() -> None:
+    """A guess costs what OWASP's Password Storage Cheat Sheet asks for at least (N = 2**17)."""
+    content = encrypt(b"x", WORDS)
+    assert content.split(b"\n")[1].endswith(b" 17")
+    assert decrypt(content, WORDS) == b"x"
+
+
+@pytest.mark.usefixtures("_cheap")
+def test_passphrases() -> None:
+    """A wrong passphrase is named as such; an accent may be composed or apart."""
+    with pytest.raises(SealedFileError, match="passphrase is wrong"):
+        decrypt(encrypt(b"text", WORDS), WORDS + " ")
+    content = encrypt(b"text", "caf\u00e9 am see und so")
+    assert decrypt(content, "cafe\u0301 am see und so") == b"text"
+
+
+@pytest.mark.usefixtures("_cheap")
+def test_damaged_files() -> None:
+    """A file that was cut off, altered, added to, or whose chunks moved does not open."""
+    content = encrypt(bytes(2 * CHUNK + 100), WORDS)
+    # The chunks begin after the header and a nonce.
+    start = content.index(b"\n", content.index(b"\n---") + 1) + 1 + 16
+    factor = content.index(b" 1\n")
+    chunks = [content[at : at + SEALED] for at in range(start, len(content), SEALED)]
+    ends = [*range(0, start, 7), start, start + SEALED, start + 2 * SEALED, len(content) - 1]
+    orders = [(1, 0, 2), (0, 2, 1), (0, 0, 1, 2), (0, 2), (1, 2), (0, 1, 1, 2)]
+    damaged = [content[:end] for end in ends]
+    damaged += [content[:start] + b"".join(chunks[n] for n in order) for order in orders]
+    # Other work factors would cost time.
+    for at in [*range(factor), *range(factor + 2, start), *range(start, len(content), 4_999)]:
+        changed = bytearray(content)
+        changed[at] ^= 1
+        damaged.append(bytes(changed))
+    for each in [*damaged, content + b"\0"]:
+        with pytest.raises(SealedFileError):
+            decrypt(each, WORDS)
+
+
+@pytest.mark.parametrize("factor", [b"19", b"99"])
+def test_hostile_work_factor(factor: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that asks for much memory is refused before any is used."""
+    monkeypatch.delattr(export_file, "Scrypt")
+    with pytest.raises(SealedFileError, match="too much memory"):
+        decrypt(FROM_RAGE.replace(b" 12\n", b" %b\n" % factor), WORDS)
+
+
+@pytest.mark.usefixtures("_cheap")
+def test_large_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file over the limit is neither written nor opened."""
+    content = encrypt(bytes(1_000), WORDS)
+    monkeypatch.setattr(export_file, "LARGEST_FILE", 1_000)
+    with pytest.raises(SealedFileError, match="one file for each --owner"):
+        encrypt(bytes(1_000), WORDS)
+    with pytest.raises(SealedFileError, match="too much memory"):
+        decrypt(content, WORDS)
+
+
+def test_other_files() -> None:
+    """A file of another kind is named as such, and nothing of it is repeated."""
+    for content in (
+        *(b"", b"sk-proj-1234567890", b"\xff" * 1000, base64.b64encode(FROM_RAGE)),
+        b"age-encryption.org/v1\n-> X25519 " + b"A" * 43 + b"\n" + b"A" * 43 + b"\n---",
+        *(FROM_RAGE.replace(b" 12\n", other) for other in (b" 012\n", b" 0\n")),
+        FROM_RAGE.replace(b"\n", b"\r\n"),
+    ):
+        with pytest.raises(SealedFileError, match="not a file that 'flask byok export'") as caught:
+            decrypt(content, WORDS)
+        assert "1234567890" not in str(caught.value)
