@@ -194,26 +194,20 @@ def test_import_env_without_room(
 
 @pytest.mark.usefixtures("secret_file")
 @pytest.mark.parametrize(
-    ("config", "args", "sentence"),
+    ("precedence", "owner", "sentence"),
     [
-        ({}, ["--owner", "user:7"], "Nothing can be removed: it serves everybody"),
-        ({"BYOK_PRECEDENCE": "env_first"}, [], "Can be removed now: OPENAI_API_KEY"),
-        ({"BYOK_PRECEDENCE": ["user", "env"]}, [], "before BYOK_PRECEDENCE names 'system'."),
+        ("user_first", "user:7", "Nothing can be removed: it serves everybody"),
+        ("env_first", "system", "Can be removed now: OPENAI_API_KEY"),
+        (["user", "env"], "system", "before BYOK_PRECEDENCE names 'system'."),
     ],
 )
 def test_import_env_advice(
-    tmp_path: Path,
-    fake: FakeProviders,
-    sqlite_url: str,
-    config: dict[str, Any],
-    args: list[str],
-    sentence: str,
+    tmp_path: Path, sqlite_url: str, precedence: Any, owner: str, sentence: str
 ) -> None:
     """A variable can be removed only if its copy serves everybody in its stead."""
-    host = make_host(tmp_path, fake, sqlite_url, **config)
-    result = run(host, "import-env", *args)
-    assert sentence in result.output.splitlines()[-1]
-    assert stored(host, args[1] if args else "system") == {"openai": OPENAI, "groq": GROQ}
+    host = make_host(tmp_path, None, sqlite_url, BYOK_PRECEDENCE=precedence)
+    assert sentence in run(host, "import-env", "--owner", owner).output.splitlines()[-1]
+    assert stored(host, owner) == {"openai": OPENAI, "groq": GROQ}
     close(host)
 
 
