@@ -186,7 +186,8 @@ NAMES = {"openai": "OpenAI"}
 
 
 def test_other_sites_are_no_local_path() -> None:
-    """An address that a browser could read as another site is not followed."""
+    """An address that a browser could read as another site is not followed; a path of this site is, as it is."""
+    assert local_path("/chat?provider=groq&q=%2F") == "/chat?provider=groq&q=%2F"
     for url in (
         *("https://evil.example", "//evil.example", "/\\evil.example", "\\\\evil.example"),
         *(
@@ -200,11 +201,6 @@ def test_other_sites_are_no_local_path() -> None:
         ),
     ):
         assert local_path(url) is None, url
-
-
-def test_local_path_keeps_its_query() -> None:
-    """A path of this site comes back as it is."""
-    assert local_path("/chat?provider=groq&q=%2F") == "/chat?provider=groq&q=%2F"
 
 
 def test_outcome_replaces_an_earlier_one() -> None:
@@ -225,7 +221,8 @@ def test_free_text_says_nothing(outcome: Outcome) -> None:
 
 
 def test_outcome_in_words() -> None:
-    """Each kind of outcome has its words and its colour."""
+    """Each kind of outcome has its words and its colour, and no verdict is without a sentence."""
+    assert set(VERDICTS) == set(Verdict)
     unsure = "The key could not be checked."
     for code, facts, colour, words in (
         ("saved", {"verdict": "valid"}, "success", "Key saved"),
@@ -241,8 +238,3 @@ def test_outcome_in_words() -> None:
         ("validated", {"provider": "gone", "verdict": "valid"}, "success", "The key works."),
     ):
         assert notice(Outcome(code=code, **facts), NAMES) == Notice(colour, words)
-
-
-def test_every_verdict_has_words() -> None:
-    """No verdict is without a sentence."""
-    assert set(VERDICTS) == set(Verdict)
