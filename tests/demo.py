@@ -118,7 +118,11 @@ class Visitor:
 
 def start_demo(**environ: str) -> subprocess.Popen[str]:
     """Start the program with these environment variables, without any other that it reads."""
-    kept = {name: value for name, value in os.environ.items() if not _is_foreign(name)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not (name.startswith(_FOREIGN) or name.endswith(_FOREIGN))
+    }
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "flask_byok.demo"],
         env=kept | environ,
@@ -126,10 +130,6 @@ def start_demo(**environ: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def _is_foreign(name: str) -> bool:
-    return name.startswith(_FOREIGN) or name.endswith(_FOREIGN)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, Executable, event
 
 from flask_byok.accounts.promotion import promotion_rule
 from flask_byok.accounts.store.keys import AccountStore, Seat
@@ -81,6 +81,13 @@ def promote(
 def fingerprint_of(store: AccountStore, api_key: str = "sk-1") -> str:
     """Return what the log calls a key."""
     return store.audit.fingerprint({"api_key": Secret(api_key)})
+
+
+def tamper(store: AccountStore, *statements: Executable) -> None:
+    """Change the database past the store, in one transaction."""
+    with store.engine.begin() as connection:
+        for statement in statements:
+            connection.execute(statement)
 
 
 def count_statements(engine: Engine, call: Callable[[], object]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -150,26 +151,17 @@ READS: dict[str, Callable[[AccountStore], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
 @pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
-def test_reads_use_an_index(crowded: dict[str, AccountStore], kind: str, name: str) -> None:
-    """Among 100,000 keys nothing is looked for by going through all of them."""
-    plan = _plan(crowded[kind], READS[name])
-    assert "byok_credentials" in plan
-    if kind == "postgresql":
-        assert "Seq Scan" not in plan
-        assert "Index" in plan
-    else:
-        assert "SCAN byok_credentials" not in plan
-        assert "SEARCH byok_credentials" in plan
-
-
-@pytest.mark.parametrize("kind", ["postgresql", "sqlite"])
-def test_a_read_without_an_index_is_noticed(crowded: dict[str, AccountStore], kind: str) -> None:
-    """The same look at the plan sees a read of all keys."""
+def test_reads_use_an_index(crowded: dict[str, AccountStore], kind: str) -> None:
+    """Among 100,000 keys nothing is looked for by going through all of them; a read that does so is noticed."""
+    for name, read in READS.items():
+        plan = _plan(crowded[kind], read)
+        assert "byok_credentials" in plan, name
+        assert not re.search("Seq Scan|SCAN byok_credentials", plan), name
+        assert re.search("Index|SEARCH byok_credentials", plan), name
     by_hint = select(credentials).where(credentials.c.hint == "x")
     plan = _plan(crowded[kind], lambda store: store.database.read(by_hint))
-    assert "Seq Scan" in plan or "SCAN byok_credentials" in plan
+    assert re.search("Seq Scan|SCAN byok_credentials", plan)
 
 
 def _plan(store: AccountStore, read: Callable[[AccountStore], object]) -> str:
@@ -213,6 +205,4 @@ def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProvide
     reader = Wing(CarelessStore(theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
     openai = world.catalog.get("openai")
     found = list(reader.find(Caller(user="Ann"), [openai])[Tier.USER, "openai"])
-    assert [candidate.credential.owner for candidate in found if candidate.credential] == [
-        "user:Ann"
-    ]
+    assert [each.credential.owner for each in found if each.credential] == ["user:Ann"]

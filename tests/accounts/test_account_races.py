@@ -1,4 +1,4 @@
-"""Many processes at one owner's keys, and processes that are killed."""
+"""Accounts' keys beside a writer that holds, stops or dies, and while they are sealed again."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import create_engine, event, select, text, update
 
 from flask_byok.accounts import open_accounts
-from flask_byok.errors import KeyExistsError
+from flask_byok.accounts.store import reseal
+from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.store.reseal import Progress
+from flask_byok.errors import StoreError
+from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
+from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.engine import open_engine
+from flask_byok.storage.sql import Transactions
+from flask_byok.storage.tables import audit_heads, credentials
+from tests.patience import everyday_limits, in_time
 
-from .account_kinds import ANN, KEYRING, event_of, make_record
-
-PROVIDERS = ("openai", "groq", "xai")
+from .account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
 
 
 def fork(function: Callable[[], object]) -> int:
@@ -46,29 +51,8 @@ def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.stress
-def test_many_creations_at_once(database_url: str, tmp_path: Path) -> None:
-    """If several processes create a key at once, one succeeds and the others get KeyExistsError."""
-
-    def create(number: int) -> None:
-        store = open_accounts(database_url, KEYRING)
-        won = 0
-        for place in range(100):
-            try:
-                store.create(make_record(provider=f"p{place}"), event_of())
-                won += 1
-            except KeyExistsError:
-                pass
-        (tmp_path / str(number)).write_text(str(won))
-
-    children = [fork(lambda n=n: create(n)) for n in range(4)]
-    assert [exit_code(child) for child in children] == [0] * 4
-    assert sum(int((tmp_path / str(n)).read_text()) for n in range(4)) == 100
-
-
-@pytest.fixture
-def frozen_worker(postgres_url: str) -> Iterator[Callable[[], None]]:
-    """Return a function that ends a process which stands still in the middle of a change."""
+def test_worker_that_dies_within_a_change(postgres_url: str) -> None:
+    """A change held up by a worker that is then killed goes on, and the dead one's did not happen."""
     store = open_accounts(postgres_url, KEYRING)
     store.put(make_record(), event_of())
 
@@ -76,41 +60,176 @@ def frozen_worker(postgres_url: str) -> Iterator[Callable[[], None]]:
         forked = open_accounts(postgres_url, KEYRING)
         forked.find([ANN])
         forked.canary.secret()  # as a worker has it
-
-        def stop(*_: Any) -> None:
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-        event.listen(forked.engine, "commit", stop)
+        event.listen(forked.engine, "commit", lambda *_: os.kill(os.getpid(), signal.SIGSTOP))
         forked.put(make_record(), event_of())
 
     child = fork(stand_still)
-    os.waitpid(child, os.WUNTRACED)
-    ended = False
-
-    def end() -> None:
-        nonlocal ended
-        if not ended:
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            os.waitpid(child, os.WUNTRACED)
+            assert len(store.find([ANN])) == 1, "reading waits for nothing"
+            store.put(make_record("user:other"), event_of())
+            waiting = pool.submit(store.put, make_record(), event_of())
+            time.sleep(0.2)
+            assert not waiting.done()
+        finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            ended = True
-
-    yield end
-    end()
+        assert waiting.result(10).version == "2"
+    assert store.audit.verify() == []
     store.engine.dispose()
 
 
-def test_worker_that_dies_within_a_change(
-    postgres_url: str, frozen_worker: Callable[[], None]
-) -> None:
-    """A change held up by a worker that is then killed goes on, and the dead one's did not happen."""
-    store = open_accounts(postgres_url, KEYRING)
-    assert len(store.find([ANN])) == 1, "reading waits for nobody"
-    store.put(make_record("user:other"), event_of())
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(store.put, make_record(), event_of())
-        time.sleep(0.2)
-        assert not waiting.done()
-        frozen_worker()
-        assert waiting.result(10).version == "2"
-    assert store.audit.verify() == []
+def test_held_chain(postgres_url: str) -> None:
+    """An owner whose chain another transaction holds is refused in time; reading and other owners go on."""
+    with everyday_limits():
+        store = open_accounts(postgres_url, KEYRING)
+    store.create(make_record(), event_of())
+    other = create_engine(postgres_url)
+    with other.begin() as holder:
+        theirs = select(audit_heads).where(audit_heads.c.owner == ANN)
+        holder.execute(theirs.with_for_update())
+        with in_time(), pytest.raises(StoreError):
+            store.put(make_record(), event_of())
+        assert store.find([ANN])
+        store.put(make_record(BEN), event_of())
+        assert not store.breaker.is_open
+    other.dispose()
+    assert store.put(make_record(), event_of()).version == "2"
+    store.engine.dispose()
+
+
+def test_long_calls_may_wait(postgres_url: str) -> None:
+    """What is given a longer time gets it from the server too, and nothing after it does."""
+    with everyday_limits():
+        engine = open_engine(postgres_url)
+    transactions = Transactions(engine)
+
+    def sleep() -> None:
+        with transactions.single() as connection:
+            connection.execute(text("SELECT pg_sleep(0.6)"))
+
+    def limits() -> list[object]:
+        with transactions.several() as connection:
+            names = ("statement_timeout", "lock_timeout")
+            return [connection.execute(text(f"SHOW {name}")).scalar() for name in names]
+
+    with everyday_limits():
+        transactions.call(sleep, limit=5)
+        assert transactions.call(limits, limit=5) == ["5s", "5s"]
+    assert transactions.call(limits) == ["350ms", "300ms"]
+    engine.dispose()
+
+
+def test_long_call_within_a_call(postgres_url: str) -> None:
+    """The time of a longer call within a call does not count against the outer one."""
+    transactions = Transactions(open_engine(postgres_url))
+
+    def outer() -> bool:
+        transactions.call(time.sleep, 1.1, limit=5)
+        before = transactions.in_time()
+        time.sleep(1.05)
+        return before and not transactions.in_time()
+
+    assert transactions.call(outer, limit=1)
+
+
+# sealing again
+
+
+VALID = RecordedVerdict(Verdict.VALID, utcnow(), "")
+NEW = Keyring("11" * 32, ["00" * 32])
+ROTATE = event_of("rotate")
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[AccountStore]:
+    """Make a store on each kind of database, of a worker that has the old encryption key alone."""
+    store = open_accounts(database_url, KEYRING)
+    yield store
+    knows_all = open_accounts(store.engine.url, Keyring("11" * 32, ["00" * 32, "22" * 32]))
+    assert knows_all.audit.verify() == []
+    knows_all.engine.dispose()
+    store.engine.dispose()
+
+
+@pytest.fixture
+def rotating(store: AccountStore) -> Iterator[AccountStore]:
+    """Make a store of a worker with the new encryption key on the same database."""
+    rotating = open_accounts(store.engine.url, NEW)
+    yield rotating
+    rotating.engine.dispose()
+
+
+seal = NEW.renewed
+
+
+def test_other_cipher_is_due(store: AccountStore) -> None:
+    """Another cipher is a reason to seal again although the encryption key is the same."""
+    store.create(make_record(), event_of())
+    other = Keyring("00" * 32, cipher="aes-256-gcm")
+    rotating = open_accounts(store.engine.url, other)
+    assert rotating.seals.count_due() == 1
+    assert next(rotating.seals.rotate(other.renewed, ROTATE)).done == 1
+    assert rotating.seals.count_due() == 0
+    assert open_key(store.find([ANN])[0]) == "sk-1"
+    rotating.engine.dispose()
+
+
+def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStore) -> None:
+    """A key that is replaced, deleted or checked after it was read keeps what was done."""
+    cleo = [store.create(make_record(owner), event_of()) for owner in (ANN, BEN, "user:cleo")][-1]
+
+    def seal_late(key: SealedRecord) -> str | None:
+        if key.owner == cleo.owner:
+            assert store.record_verdict(cleo.id, cleo.version, VALID)
+        if key.owner == ANN:
+            store.put(make_record(ANN, api_key="newer"), event_of())
+        if key.owner == BEN:
+            store.clear(BEN, ["openai"], event_of("clear"))
+        return seal(key)
+
+    assert next(rotating.seals.rotate(seal_late, ROTATE)) == Progress(total=3, done=1, held=2)
+    assert open_key(store.find([ANN])[0]) == "newer"
+    assert store.find([BEN]) == []
+    (found,) = store.find([cleo.owner])
+    assert (open_key(found, NEW), found.version) == ("sk-1", cleo.version)
+    assert found.current_validity() is not None
+    assert rotating.seals.count_due() == 1
+
+
+def test_sealing_holds_nothing(postgres_url: str) -> None:
+    """While keys are being sealed, nothing in the database is held."""
+    store, rotating = open_accounts(postgres_url, KEYRING), open_accounts(postgres_url, NEW)
+    store.create(make_record(), event_of())
+    held = text("SELECT count(*) FROM pg_locks WHERE mode LIKE 'Row%'")
+
+    def seal_watched(key: SealedRecord) -> str | None:
+        with store.engine.connect() as connection:
+            assert connection.execute(held).scalar() == 0
+        return seal(key)
+
+    assert next(rotating.seals.rotate(seal_watched, ROTATE)).done == 1
+    store.engine.dispose()
+    rotating.engine.dispose()
+
+
+def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that another transaction is changing is sealed once that ends, and left over if it never does."""
+    monkeypatch.setattr(reseal, "_ROUNDS", 3)
+    monkeypatch.setattr(reseal, "_PAUSE", 0.01)
+    store = open_accounts(postgres_url, NEW)
+    for owner in (ANN, BEN):
+        store.create(make_record(owner), event_of())
+    engine = create_engine(postgres_url)
+    with engine.begin() as other:
+        other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))
+        held = list(store.seals.rotate(NEW.renewed, ROTATE))
+        assert held[-1] == Progress(total=2, done=1, held=1)
+        going_on = store.seals.rotate(NEW.renewed, ROTATE)
+        assert next(going_on) == Progress(total=1, held=1)
+        other.commit()
+        assert list(going_on)[-1] == Progress(total=1, done=1)
+    assert store.seals.count_due() == 0
+    engine.dispose()
     store.engine.dispose()

@@ -16,11 +16,11 @@ from flask_byok import BYOK
 from flask_byok.accounts.store.audit import Chain
 from flask_byok.cli import byok as group
 from flask_byok.keys.ports import AuditEvent
-from flask_byok.model.credential import CredentialRecord
 from flask_byok.sealing.keyring import generate_encryption_key
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
+from tests.accounts.account_kinds import open_key
 from tests.app import HostApp
 from tests.app import make_app as make_accounts_app
 from tests.keeper import accounts_of as accounts_of
@@ -94,8 +94,9 @@ def forge(app: Flask, owner: str = "system", **columns: Any) -> None:
 
 def stored(app: Flask, owner: str = "system") -> dict[str, str]:
     """Return an owner's keys in plain, by provider and slot."""
+    keyring = get_state(app).service.keyring
     return {
-        f"{record.provider}/{record.slot}".rstrip("/"): _api_key(app, record)
+        f"{record.provider}/{record.slot}".rstrip("/"): open_key(record, keyring)
         for record in accounts_of(app).find([owner])
     }
 
@@ -104,8 +105,3 @@ def actions(app: Flask, owner: str = "system") -> list[tuple[str, str]]:
     """Return who did what to an owner's keys, the oldest first."""
     entries = reversed(accounts_of(app).audit.entries(owner))
     return [(entry.event.actor, entry.event.action) for entry in entries]
-
-
-def _api_key(app: Flask, record: CredentialRecord) -> str:
-    keyring = get_state(app).service.keyring
-    return keyring.open_record("account", record.owner, record)[0]["api_key"].reveal()

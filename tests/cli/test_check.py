@@ -64,10 +64,8 @@ def test_every_setting_is_shown(tmp_path: Path) -> None:
     assert set(shown) == {f"BYOK_{each.name.upper()}" for each in fields(Settings)}
     assert shown["BYOK_SET_RATE"] == ["5/hour", "config"]
     assert shown["BYOK_VALIDATE_RATE"] == ["20/minute", "default"]
-    assert shown["BYOK_PRECEDENCE"] == [
-        *("session,", "user,", "team,", "system,", "secret,", "env"),
-        "default",
-    ]
+    order = "session, user, team, system, secret, env"
+    assert shown["BYOK_PRECEDENCE"] == [*order.split(), "default"]
     assert shown["BYOK_REDIS"] == ["-", "default"]
 
 
@@ -76,17 +74,15 @@ def test_sources_of_the_encryption_key(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     """The source of the encryption key is shown, and the key by its id."""
-    config: dict[str, Any] = {"BYOK_ENCRYPTION_KEY": None}
-    path = tmp_path / "encryption.key"
-    if source == "config":
-        config = {"BYOK_ENCRYPTION_KEY": OLD}
-    elif source == "environment":
-        monkeypatch.setenv("BYOK_ENCRYPTION_KEY", OLD)
-        monkeypatch.setenv("BYOK_ENCRYPTION_KEY_FALLBACKS", NEW)
-    else:
-        path.write_text(OLD)
-        monkeypatch.setenv("BYOK_ENCRYPTION_KEY_FILE", str(path))
-    output = run(make_app(tmp_path, **config, **SAFE), "check").output
+    (path := tmp_path / "encryption.key").write_text(OLD)
+    environ = {
+        "environment": {"BYOK_ENCRYPTION_KEY": OLD, "BYOK_ENCRYPTION_KEY_FALLBACKS": NEW},
+        "file": {"BYOK_ENCRYPTION_KEY_FILE": str(path)},
+    }.get(source, {})
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    given = OLD if source == "config" else None
+    output = run(make_app(tmp_path, BYOK_ENCRYPTION_KEY=given, **SAFE), "check").output
     shown = settings_of(output)
     origin = ["file:", str(path)] if source == "file" else [source]
     assert shown["BYOK_ENCRYPTION_KEY"] == ["key", "id", OLD_ID, *origin]
@@ -111,31 +107,24 @@ def test_nothing_secret_is_shown(tmp_path: Path) -> None:
     assert "https://gateway.example/v1" in result.output
 
 
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
+def test_addresses() -> None:
+    """An address is shown without what may be secret; one that cannot be read is not shown."""
+    for given, shown in (
         ("redis://ann:hunter22@cache.example:6380/1", "redis://cache.example:6380/1"),
         ("redis://:hunter22@cache.example", "redis://cache.example"),
         ("unix:///run/redis.sock?password=hunter22", "unix:///run/redis.sock"),
         ("redis://:123#hunter22@127.0.0.1:1/0", "set"),
         ("postgresql+psycopg://ann:4711?hunter22@127.0.0.1/name", "set"),
-        (
-            "postgresql://ann:hunter22@db.example/name?sslkey=hunter22",
-            "postgresql://db.example/name",
-        ),
+        ("postgresql://a:hunter22@db.example/x?sslkey=hunter22", "postgresql://db.example/x"),
         ("postgresql://ann:hun/ter22@db.example/name", "set"),
         ("postgresql://ann:hun[ter22@db.example/name", "set"),
         ("hunter22", "set"),
-    ],
-)
-def test_addresses(given: str, shown: str) -> None:
-    """An address is shown without what may be secret; one that cannot be read is not shown."""
-    settings = Settings(redis=given, database_url=given)
-    values = shown_settings(settings, Keyring(OLD))
-    assert values["redis"] == values["database_url"] == shown
-    if shown.startswith("postgresql"):
-        engine = create_engine(given.replace("postgresql:", "postgresql+psycopg:"))
-        assert shown_address(engine) == shown.replace("postgresql:", "postgresql+psycopg:")
+    ):
+        values = shown_settings(Settings(redis=given, database_url=given), Keyring(OLD))
+        assert values["redis"] == values["database_url"] == shown
+        if shown.startswith("postgresql"):
+            engine = create_engine(given.replace("postgresql:", "postgresql+psycopg:"))
+            assert shown_address(engine) == shown.replace("postgresql:", "postgresql+psycopg:")
 
 
 def test_unsafe_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +136,9 @@ def test_unsafe_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(app, "check")
     assert result.exit_code == 1
     assert "made up for this run" in result.output
-    for setting in (
-        *("Debug mode is on", "SESSION_COOKIE_SECURE", "BYOK_ALLOW_REVEAL"),
-        "BYOK_ENCRYPTION_KEY is not set",
-    ):
+    for setting in ("SESSION_COOKIE_SECURE", "BYOK_ALLOW_REVEAL", "BYOK_ENCRYPTION_KEY is not set"):
         assert f"unsafe: {setting}" in result.stderr
+    assert "unsafe: Debug mode is on" in result.stderr
     assert "Set it to True" in result.stderr
 
 
@@ -159,8 +146,9 @@ def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     """A choice that is right for one machine or one worker is a note, not unsafe."""
     small = run(make_app(tmp_path, **SAFE), "check")
     assert small.exit_code == 0
-    for words in ("own memory", "SQLite file", "PREFERRED_URL_SCHEME"):
-        assert words in small.output
+    assert all(
+        word in small.output for word in ("own memory", "SQLite file", "PREFERRED_URL_SCHEME")
+    )
     config = {"BYOK_REDIS": redis_url, "BYOK_DATABASE_URL": postgres_url}
     large = run(make_app(tmp_path, PREFERRED_URL_SCHEME="https", **config, **SAFE), "check")
     assert large.exit_code == 0
@@ -208,24 +196,22 @@ def test_encryption_keys_that_can_go(tmp_path: Path, sqlite_url: str, redis_url:
     assert "sessions from before that have ended (30 days at most)" in on_redis
 
 
-def test_database_away(tmp_path: Path) -> None:
-    """Without its database the check still shows the settings, and says what is missing."""
-    url = f"postgresql+psycopg://ann:hunter22@127.0.0.1:{free_port()}/name"
-    result = run(make_app(tmp_path, BYOK_DATABASE_URL=url, **SAFE), "check")
+@pytest.mark.parametrize(
+    ("url", "sentence", "shown"),
+    [
+        ("postgresql+psycopg://ann:hunter22@{}/name", "Nothing listens at", "BYOK_PRECEDENCE"),
+        ("redis://:hunter22@{}/0", "Redis does not answer", "current key id"),
+    ],
+)
+def test_store_that_is_away(tmp_path: Path, url: str, sentence: str, shown: str) -> None:
+    """Without its database or Redis the check still shows the settings, and says what is missing."""
+    setting = "BYOK_REDIS" if url.startswith("redis") else "BYOK_DATABASE_URL"
+    config = {setting: url.format(f"127.0.0.1:{free_port()}")}
+    result = run(make_app(tmp_path, **config, **SAFE), "check")
     assert result.exit_code == 1
-    assert "unsafe: Nothing listens at the database" in result.output
-    assert "BYOK_PRECEDENCE" in result.output
+    assert f"unsafe: {sentence}" in result.stderr
+    assert shown in result.output
     assert "hunter22" not in result.output
-
-
-def test_redis_away(tmp_path: Path) -> None:
-    """A Redis that does not answer is unsafe."""
-    url = f"redis://:hunter22@127.0.0.1:{free_port()}/0"
-    result = run(make_app(tmp_path, BYOK_REDIS=url, **SAFE), "check")
-    assert result.exit_code == 1
-    assert "unsafe: Redis does not answer" in result.stderr
-    assert "hunter22" not in result.output
-    assert "current key id" in result.output
 
 
 def test_redis_of_another_encryption_key(tmp_path: Path, redis_url: str) -> None:
@@ -235,9 +221,8 @@ def test_redis_of_another_encryption_key(tmp_path: Path, redis_url: str) -> None
     app = make_app(tmp_path, BYOK_ENCRYPTION_KEY=NEW, TESTING=True, **config)
     result = run(app, "check")
     assert result.exit_code == 1
-    assert (
-        "unsafe: BYOK_ENCRYPTION_KEY is not the one that this store was used with" in result.stderr
-    )
+    sentence = "BYOK_ENCRYPTION_KEY is not the one that this store was used with"
+    assert f"unsafe: {sentence}" in result.stderr
 
 
 def test_app_that_does_not_start(tmp_path: Path, sqlite_url: str) -> None:
@@ -337,16 +322,12 @@ def host_with_database(directory: Path, url: str | None, *, late: bool, **config
     return app
 
 
-def test_a_host_without_an_engine_of_its_own_is_not_late(tmp_path: Path, sqlite_url: str) -> None:
-    """Flask-SQLAlchemy with named databases alone has none that keys could be in, so nothing is said."""
-    app = host_with_database(tmp_path, None, late=False, SQLALCHEMY_BINDS={"other": sqlite_url})
-    result = run(app, "check")
-    assert "a file in the instance folder" in database_of(result.output)
-    assert "Flask-SQLAlchemy" not in result.stderr
-
-
 def test_the_hosts_database(tmp_path: Path, sqlite_url: str) -> None:
-    """Keys in the host's database are reported, and that its migrations would drop our tables."""
+    """Keys in the host's database are reported, and that its migrations would drop our tables; else nothing is said."""
+    named_alone = {"SQLALCHEMY_BINDS": {"other": sqlite_url}}
+    elsewhere = run(host_with_database(tmp_path / "x", None, late=False, **named_alone), "check")
+    assert "a file in the instance folder" in database_of(elsewhere.output)
+    assert "Flask-SQLAlchemy" not in elsewhere.stderr
     app = host_with_database(tmp_path, sqlite_url, late=False)
     result = run(app, "check")
     assert result.exit_code == 0, result.stderr

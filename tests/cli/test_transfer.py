@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,17 +13,15 @@ import pytest
 from flask_byok.accounts import export_file, transfer
 from flask_byok.accounts.transfer import KeyTransfer
 from flask_byok.testing import FakeProviders
+from tests.accounts.account_kinds import fingerprint_of
 from tests.app import HostApp
 
 from .host import accounts_of, actions, close, forge, make_host, refused, run, stored
 from .terminal import Terminal
 
 WORDS = "correct horse battery staple"
-OPENAI, OTHER, GROQ = (
-    "sk-proj-CANARY-operators-0001",
-    "sk-proj-CANARY-another-0002",
-    "gsk_CANARY-3333",
-)
+OPENAI, OTHER = "sk-proj-CANARY-operators-0001", "sk-proj-CANARY-another-0002"
+GROQ, GEMINI = "gsk_CANARY-3333", "AIza-CANARY-4444"
 
 
 @pytest.fixture(autouse=True)
@@ -46,94 +45,169 @@ def save(host: HostApp, api_key: str, *args: str, provider: str = "openai") -> N
     assert result.exit_code == 0, result.output
 
 
-def lines(text: str) -> list[list[str]]:
-    """Return the words of each line."""
-    return [line.split() for line in text.splitlines()]
-
-
 # import-env
 
 
 @pytest.fixture
-def secret_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Give the operator a variable for OpenAI and a secret file for Groq, and return the file's name."""
+def secret_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the operator a variable for OpenAI and a secret file for Groq, and return the file."""
     (tmp_path / "secrets").mkdir()
     file = tmp_path / "secrets" / "groq_api_key"
     file.write_text(f"{GROQ}\n")
     monkeypatch.setenv("OPENAI_API_KEY", OPENAI)
-    return str(file)
+    return file
 
 
-def test_import_env(host: HostApp, secret_file: str) -> None:
-    """The operator's keys are copied, and the variables and files that can be removed are named."""
-    planned, done, again = (run(host, "import-env", *args) for args in (["--dry-run"], [], []))
-    assert lines(done.output)[:2] == [
-        ["openai", "OPENAI_API_KEY", "(env)", "sk-proj-…0001", "added"],
-        ["groq", secret_file, "(secret)", "gsk_…3333", "added"],
+def import_env(host: HostApp, *args: str) -> tuple[str, list[str], list[str]]:
+    """Copy the operator's keys; return the output, place and outcome of each, and what can be removed."""
+    result = run(host, "import-env", *args)
+    assert result.exit_code == (1 if "skipped" in result.output else 0)
+    assert "CANARY" not in result.output
+    *rows, advice = result.output.splitlines()
+    copied = [
+        f"{Path(row.split()[1]).name} {outcome}"
+        for row in rows
+        for outcome in re.findall("added|kept|skipped", row)[:1]
     ]
-    first, second, *_ = done.output.splitlines()
+    return result.output, copied, [Path(name).name for name in advice.split(": ")[-1].split(", ")]
+
+
+def test_import_env(host: HostApp, secret_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator's keys are copied and logged, and the variables and files that can be removed are named."""
+    planned, _, _ = import_env(host, "--dry-run")
+    assert (stored(host), actions(host)) == ({}, [])
+    done, _, _ = import_env(host)
+    monkeypatch.setenv("OPENAI_API_KEY", f" {OPENAI}\n")
+    again, _, _ = import_env(host)
+    first, second, advice = done.splitlines()
+    assert first.split() == ["openai", "OPENAI_API_KEY", "(env)", "sk-proj-…0001", "added"]
+    assert second.split() == ["groq", str(secret_file), "(secret)", "gsk_…3333", "added"]
     assert first.index("added") == second.index("added")  # however long the file's name is
-    assert f"Can be removed now: OPENAI_API_KEY, {secret_file}\n" in done.output
-    assert planned.output.count("would be added") == 2
-    assert "Can be removed afterwards: OPENAI_API_KEY" in planned.output
-    assert again.output.count("kept: it is stored already") == 2
-    for result in (planned, done, again):
-        assert result.exit_code == 0
-        assert "CANARY" not in result.output
+    assert advice == f"Can be removed now: OPENAI_API_KEY, {secret_file}"
+    assert planned.count("would be added") == 2
+    assert "Can be removed afterwards: OPENAI_API_KEY" in planned
+    assert again.count("kept: it is stored already") == 2
+    assert again.endswith(f"{advice}\n")
     assert stored(host) == {"openai": OPENAI, "groq": GROQ}
     assert actions(host) == [("cli", "import")] * 2
-
-
-def test_import_env_over_other_keys(host: HostApp, secret_file: str) -> None:
-    """A different key stays, and so does its variable, unless --replace is given."""
-    save(host, OTHER)
-    result = run(host, "import-env")
-    assert "kept: a key that differs, or does not serve, is stored; --replace puts" in result.output
-    assert f"Can be removed now: {secret_file}\n" in result.output
-    assert stored(host) == {"openai": OTHER, "groq": GROQ}
-    result = run(host, "import-env", "--replace")
-    assert "added: it replaces the stored key" in result.output
-    assert "Can be removed now: OPENAI_API_KEY" in result.output
-    assert stored(host) == {"openai": OPENAI, "groq": GROQ}
-    assert "CANARY" not in result.output
-
-
-def test_import_env_without_keys(host: HostApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An operator without keys has nothing to remove; a value that is no key is named, and fails the command."""
-    result = run(host, "import-env")
-    assert (result.exit_code, result.output) == (0, "Nothing can be removed.\n")
-    monkeypatch.setenv("OPENAI_API_KEY", "CANARY with spaces")
-    monkeypatch.setenv("GROQ_API_KEY", GROQ)
-    result = run(host, "import-env")
-    assert result.exit_code == 1
-    assert "skipped: The operator's API key for this provider cannot be used." in result.output
-    assert "Can be removed now: GROQ_API_KEY" in result.output
-    assert "CANARY" not in result.output
-    assert stored(host) == {"groq": GROQ}
+    accounts = accounts_of(host)
+    logged = {entry.event.fingerprint for entry in accounts.audit.entries("system")}
+    assert logged == {fingerprint_of(accounts, api_key) for api_key in (OPENAI, GROQ)}
 
 
 @pytest.mark.usefixtures("secret_file")
 @pytest.mark.parametrize(
-    ("config", "args", "sentence"),
+    ("api_key", "columns"),
+    [(OTHER, {}), (OPENAI, {"active": False}), (OPENAI, {"expires_at": 1})],
+)
+def test_import_env_over_other_keys(host: HostApp, api_key: str, columns: dict[str, Any]) -> None:
+    """A stored key that differs or does not serve stays, and so does its variable, unless --replace is given."""
+    save(host, api_key)
+    if columns:
+        forge(host, **columns)
+    (before,) = accounts_of(host).find(["system"])
+    output, _, removable = import_env(host)
+    assert "kept: a key that differs, or does not serve, is stored; --replace puts" in output
+    assert removable == ["groq_api_key"]
+    output, _, _ = import_env(host, "--replace", "--dry-run")
+    assert "would be added: it replaces the stored key" in output
+    assert accounts_of(host).find(["system"], ["openai"]) == [before]
+    output, _, removable = import_env(host, "--replace")
+    assert "added: it replaces the stored key" in output
+    assert removable == ["OPENAI_API_KEY", "groq_api_key"]
+    assert stored(host) == {"openai": OPENAI, "groq": GROQ}
+    assert import_env(host)[2] == removable
+
+
+def test_import_env_of_several_places(
+    host: HostApp, secret_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several places the first is copied; another one can be removed if it holds the same key."""
+    secret_file.rename(secret_file.with_name("openai_api_key")).write_text(OTHER)
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.setenv(name, GEMINI)
+    _, copied, removable = import_env(host)
+    assert copied == [
+        "openai_api_key added",
+        "OPENAI_API_KEY kept",
+        "GEMINI_API_KEY added",
+        "GOOGLE_API_KEY kept",
+    ]
+    assert removable == ["openai_api_key", "GEMINI_API_KEY", "GOOGLE_API_KEY"]
+    assert stored(host) == {"openai": OTHER, "google": GEMINI}
+
+
+def test_import_env_of_unusable_values(
+    host: HostApp, secret_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values that cannot be keys, and admin keys, are named, stop no other and fail the command."""
+    secret_file.rename(secret_file.with_name("openai_api_key")).write_text("sk-admin-CANARY-0001")
+    environ = {
+        "GROQ_API_KEY": "CANARY with spaces",
+        "XAI_API_KEY_FILE": str(secret_file),
+        "GEMINI_API_KEY": "",
+        "GOOGLE_API_KEY": GEMINI,
+    }
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    output, copied, removable = import_env(host)
+    assert copied == [
+        "openai_api_key skipped",
+        "OPENAI_API_KEY added",
+        "GOOGLE_API_KEY added",
+        "GROQ_API_KEY skipped",
+        "XAI_API_KEY skipped",
+    ]
+    assert "admin key" in output
+    assert "skipped: The operator's API key for this provider cannot be used." in output
+    assert removable == ["OPENAI_API_KEY", "GOOGLE_API_KEY"]
+    assert stored(host) == {"openai": OPENAI, "google": GEMINI}
+
+
+def test_import_env_without_keys(host: HostApp) -> None:
+    """An operator without keys has nothing to remove."""
+    assert import_env(host)[0] == "Nothing can be removed.\n"
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_import_env_without_room(
+    host: HostApp, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """A key without room is not stored, not even if the one that it was to replace is gone meanwhile."""
+    monkeypatch.setenv("OPENAI_API_KEY", OPENAI)
+    store = KeyTransfer.store
+
+    def store_late(self: KeyTransfer, key: transfer.MovedKey, *, replace: bool) -> None:
+        monkeypatch.setattr(KeyTransfer, "store", store)
+        run(host, "clear", "openai", "--yes")
+        save(host, OTHER, "--slot", "b")
+        store(self, key, replace=replace)
+
+    if there:
+        save(host, OTHER)
+        monkeypatch.setattr(KeyTransfer, "store", store_late)
+    else:
+        save(host, OTHER, "--slot", "b")
+    assert import_env(host, "--replace")[1] == ["OPENAI_API_KEY skipped"]
+    assert stored(host) == {"openai/b": OTHER}
+
+
+@pytest.mark.usefixtures("secret_file")
+@pytest.mark.parametrize(
+    ("precedence", "owner", "sentence"),
     [
-        ({}, ["--owner", "user:7"], "Nothing can be removed: it serves everybody"),
-        ({"BYOK_PRECEDENCE": "env_first"}, [], "Can be removed now: OPENAI_API_KEY"),
-        ({"BYOK_PRECEDENCE": ["user", "env"]}, [], "before BYOK_PRECEDENCE names 'system'."),
+        ("user_first", "user:7", "Nothing can be removed: it serves everybody"),
+        ("env_first", "system", "Can be removed now: OPENAI_API_KEY"),
+        (["user", "env"], "system", "before BYOK_PRECEDENCE names 'system'."),
     ],
 )
 def test_import_env_advice(
-    tmp_path: Path,
-    fake: FakeProviders,
-    sqlite_url: str,
-    config: dict[str, Any],
-    args: list[str],
-    sentence: str,
+    tmp_path: Path, sqlite_url: str, precedence: Any, owner: str, sentence: str
 ) -> None:
     """A variable can be removed only if its copy serves everybody in its stead."""
-    host = make_host(tmp_path, fake, sqlite_url, **config)
-    result = run(host, "import-env", *args)
-    assert sentence in result.output.splitlines()[-1]
-    assert stored(host, args[1] if args else "system") == {"openai": OPENAI, "groq": GROQ}
+    host = make_host(tmp_path, None, sqlite_url, BYOK_PRECEDENCE=precedence)
+    assert sentence in run(host, "import-env", "--owner", owner).output.splitlines()[-1]
+    assert stored(host, owner) == {"openai": OPENAI, "groq": GROQ}
     close(host)
 
 
@@ -176,19 +250,27 @@ def test_one_owner_out(host: HostApp, other: HostApp, tmp_path: Path) -> None:
     assert not file.exists()
 
 
-def test_in_with_conflicts(host: HostApp, other: HostApp, tmp_path: Path) -> None:
-    """A different key stays or is replaced as asked; --dry-run only says."""
+@pytest.mark.parametrize("columns", [{}, {"ciphertext": "byok1.x.f.x"}])
+def test_in_with_conflicts(
+    host: HostApp, other: HostApp, tmp_path: Path, columns: dict[str, Any]
+) -> None:
+    """A different key, or one that does not open, stays or is replaced as asked; --dry-run only says."""
     file = tmp_path / "keys.age"
     save(host, OPENAI)
     save(other, OTHER)
+    if columns:
+        forge(other, **columns)
+    (before,) = accounts_of(other).find(["system"])
     export(host, file)
-    for args, sentence, there in (
-        (["--on-conflict", "replace", "--dry-run"], "Would have added 0, replaced 1;", OTHER),
-        ([], "Added 0, replaced 0; unchanged 0, kept though different 1.", OTHER),
-        (["--on-conflict", "replace"], "Added 0, replaced 1;", OPENAI),
+    for args, sentence, stays in (
+        (["--on-conflict", "replace", "--dry-run"], "Would have added 0, replaced 1;", True),
+        ([], "Added 0, replaced 0; unchanged 0, kept though different 1.", True),
+        (["--on-conflict", "replace"], "Added 0, replaced 1;", False),
+        (["--on-conflict", "replace"], "Added 0, replaced 0; unchanged 1", False),
     ):
         assert sentence in run(other, "import", str(file), *args, input=WORDS).output
-        assert stored(other) == {"openai": there}
+        assert (accounts_of(other).find(["system"]) == [before]) is stays
+    assert stored(other) == {"openai": OPENAI}
 
 
 def test_in_with_keys_left_out(host: HostApp, tmp_path: Path, fake: FakeProviders) -> None:

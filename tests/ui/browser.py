@@ -46,6 +46,14 @@ def chromium(*, script: bool = True) -> Iterator[Chrome]:
             driver.quit()
 
 
+def violations(settings: SettingsPage) -> list[str]:
+    """Return what the page's listener and the browser's log have about the policy."""
+    seen = list(settings.driver.execute_script("return window.violations ?? []"))
+    entries = settings.driver.get_log("browser")  # type: ignore[no-untyped-call]
+    words = ("Content Security Policy", "Trusted Type", "TrustedHTML")
+    return seen + [e["message"] for e in entries if any(word in e["message"] for word in words)]
+
+
 class SettingsPage:
     """What a person sees and does in the settings, be they a dialog or a page."""
 
@@ -127,6 +135,11 @@ class SettingsPage:
         """Type a key and press Save."""
         self.type(provider, api_key)
         self.press(provider, "save")
+
+    def store(self, provider: str, api_key: str) -> None:
+        """Save a good key and wait until the settings say that it is saved."""
+        self.save(provider, api_key)
+        self.expect("Key saved")
 
     @property
     def message(self) -> str:

@@ -15,6 +15,7 @@ from .browser import SettingsPage, chromium
 from .host import Host, create_host
 
 ServeHost = Callable[..., Host]
+ShowHost = Callable[..., SettingsPage]
 
 
 @pytest.fixture(scope="session")
@@ -54,12 +55,12 @@ def _empty(driver: Chrome) -> None:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, byok_fake_providers: FakeProviders) -> Iterator[ServeHost]:
+def serve(tmp_path: Path, fake: FakeProviders) -> Iterator[ServeHost]:
     """Return a function that serves a host with fake providers; keywords are its settings."""
     hosts: list[Host] = []
 
     def start(**config: Any) -> Host:
-        urls = byok_fake_providers.base_urls
+        urls = fake.base_urls
         real = {name: urls[name] for name in urls.keys() - {"demo", "custom"}}
         host = Host(create_host(tmp_path, **{"BYOK_BASE_URLS": real} | config))
         hosts.append(host.__enter__())
@@ -71,6 +72,12 @@ def serve(tmp_path: Path, byok_fake_providers: FakeProviders) -> Iterator[ServeH
 
 
 @pytest.fixture
-def settings(serve: ServeHost, browser: Chrome) -> SettingsPage:
+def show(serve: ServeHost, browser: Chrome) -> ShowHost:
+    """Return a function that shows a host; keywords are its settings."""
+    return lambda **config: SettingsPage(browser, serve(**config).url)
+
+
+@pytest.fixture
+def settings(show: ShowHost) -> SettingsPage:
     """Show a host with the default settings."""
-    return SettingsPage(browser, serve().url)
+    return show()

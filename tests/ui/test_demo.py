@@ -12,9 +12,8 @@ from selenium.webdriver.support.ui import Select
 
 from tests.demo import Demo, run_demo
 
-from .browser import SettingsPage
+from .browser import SettingsPage, violations
 from .test_accessibility import findings, in_each_look
-from .test_policy import violations
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +124,7 @@ def test_newcomer_pastes_a_key_and_chats(page: SettingsPage, demo: Demo) -> None
 
     page.save("demo", demo.printed(r"demo-bad-\w+"))
     page.wait(lambda: page.message.startswith("Failed to save key"), "refused")
-    page.save("demo", demo.printed(r"demo-good-\w+"))
-    page.expect("Key saved")
+    page.store("demo", demo.printed(r"demo-good-\w+"))
     page.driver.find_element(By.CSS_SELECTOR, ".byok-close button").click()
     wait_for(page, "#source", "Answers with your key.")
 
@@ -143,8 +141,7 @@ def test_newcomer_pastes_a_key_and_chats(page: SettingsPage, demo: Demo) -> None
 def test_refusal_in_the_middle_of_an_answer_is_said(page: SettingsPage, demo: Demo) -> None:
     """A stream that the provider breaks off keeps its words, and says what happened."""
     page.open()
-    page.save("demo", demo.printed(r"demo-good-\w+"))
-    page.expect("Key saved")
+    page.store("demo", demo.printed(r"demo-good-\w+"))
     page.visit()
     say(page, "error-midstream")
     wait_for(page, ".failed", "Demo provider has a fault of its own")

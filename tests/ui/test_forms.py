@@ -19,9 +19,9 @@ PAGE = "/api/providers/settings"
 
 
 @pytest.fixture
-def client(tmp_path: Path, byok_fake_providers: FakeProviders) -> Iterator[FlaskClient]:
+def client(tmp_path: Path, fake: FakeProviders) -> Iterator[FlaskClient]:
     """Speak to a host as a browser without a session would."""
-    app = create_host(tmp_path, BYOK_BASE_URLS={"openai": byok_fake_providers.base_url("openai")})
+    app = create_host(tmp_path, BYOK_BASE_URLS={"openai": fake.base_url("openai")})
     with app.test_client() as client:
         yield client
 
@@ -47,11 +47,9 @@ def outcome(response: TestResponse) -> dict[str, str]:
     return {name: values[0] for name, values in parse_qs(urlsplit(response.location).query).items()}
 
 
-def test_saving_redirects_with_codes(
-    client: FlaskClient, byok_fake_providers: FakeProviders
-) -> None:
+def test_saving_redirects_with_codes(client: FlaskClient, fake: FakeProviders) -> None:
     """A saved key leads back to the page; the address has codes and no free text."""
-    api_key = byok_fake_providers.api_key("openai")
+    api_key = fake.api_key("openai")
     response = post(client, "save", api_key=api_key)
     assert outcome(response) == {
         "byok": "saved",
@@ -102,11 +100,11 @@ def test_visitor_changes_nothing(client: FlaskClient) -> None:
     [("2099-01-01", "2099-01-01", True), ("", "", True), ("2099-01-01", "", False)],
 )
 def test_day_counts_where_it_was_changed(
-    client: FlaskClient, byok_fake_providers: FakeProviders, shown: str, typed: str, stays: bool
+    client: FlaskClient, fake: FakeProviders, shown: str, typed: str, stays: bool
 ) -> None:
     """A day that is sent as it was shown changes nothing, even if another was set meanwhile; one taken out does."""
     client.get("/sign-in/ada")
-    api_key = byok_fake_providers.api_key("openai")
+    api_key = fake.api_key("openai")
     post(client, "save", api_key=api_key, persist="yes", expires_at="2099-06-01")
     changed = post(client, "change", label="Work", expires_at=typed, expires_at_shown=shown)
     assert outcome(changed)["byok"] == "changed"
@@ -159,13 +157,6 @@ def test_mounted_host_keeps_its_root(client: FlaskClient) -> None:
     addresses = re.findall(r'\s(?:src|action|formaction|data-byok-base)="([^"]+)"', text)
     assert len(addresses) > 5
     assert {address.split("/")[1] for address in addresses} == {"mounted"}
-
-
-def test_dialog_is_the_same_without_session_cookie(client: FlaskClient) -> None:
-    """A visitor's first look at the dialog establishes the session that saving needs."""
-    client.get("/")
-    response = post(client, "save", api_key="short")
-    assert outcome(response)["byok_reason"] == "malformed_api_key"
 
 
 def test_inputs_ask_password_managers_to_keep_out(client: FlaskClient) -> None:

@@ -1,13 +1,19 @@
-"""The script's module, as a host's own scripts use it."""
+"""What a host has of the settings: their module, their policy, and the picture in the documentation."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
+from selenium.webdriver import Chrome
 
 from flask_byok.testing import FakeProviders
 from flask_byok.web.text import VERDICTS
 
-from .browser import SettingsPage
+from .browser import SettingsPage, violations
+from .conftest import ServeHost, ShowHost
+from .host import POLICY
 
 
 @pytest.fixture
@@ -23,22 +29,15 @@ def open_settings(settings: SettingsPage) -> SettingsPage:
 
 def test_module_exports_the_verbs(open_settings: SettingsPage) -> None:
     """The module exports the five verbs and `hasApiKey`, and nothing else."""
-    names = open_settings.call("Object.keys(byok).sort()")
-    assert names == [
-        "clearProviderKey",
-        "getProviderKeys",
-        "hasApiKey",
-        "promoteProviderKeys",
-        "setProviderKey",
-        "validateProviderKey",
-    ]
+    verbs = [f"{verb}ProviderKey" for verb in ("clear", "set", "validate")]
+    assert set(open_settings.call("Object.keys(byok)")) == {
+        *(*verbs, "getProviderKeys", "promoteProviderKeys", "hasApiKey")
+    }
 
 
-def test_verbs_work_and_tell_of_changes(
-    open_settings: SettingsPage, byok_fake_providers: FakeProviders
-) -> None:
+def test_verbs_work_and_tell_of_changes(open_settings: SettingsPage, fake: FakeProviders) -> None:
     """A host's script can save, check and clear; each change is an event without the key, and the row follows."""
-    page, api_key = open_settings, byok_fake_providers.api_key("openai")
+    page, api_key = open_settings, fake.api_key("openai")
     assert page.call("byok.hasApiKey('openai')") is False
     assert page.call("byok.validateProviderKey('openai', given[0])", api_key)["verdict"] == "valid"
     assert page.call("byok.setProviderKey('openai', given[0])", api_key)["success"] is True
@@ -56,14 +55,9 @@ def test_verbs_work_and_tell_of_changes(
     assert api_key not in str(changes)
 
 
-def test_key_is_kept_in_the_account(
-    open_settings: SettingsPage, byok_fake_providers: FakeProviders
-) -> None:
+def test_key_is_kept_in_the_account(open_settings: SettingsPage, fake: FakeProviders) -> None:
     """A host's script chooses tier, label and expiry of a key, and can promote a visitor's."""
-    page, first, second = (
-        open_settings,
-        *(byok_fake_providers.api_key("openai", owner=o) for o in "ab"),
-    )
+    page, first, second = open_settings, *(fake.api_key("openai", owner=o) for o in "ab")
     page.call("byok.setProviderKey('openai', given[0])", first)
     # A request under way at the sign-in would store the visitor's session again: Flask-Session stores it whole.
     page.wait(lambda: page.source("openai") == "session", "the row follows")
@@ -77,21 +71,16 @@ def test_key_is_kept_in_the_account(
     assert page.call("byok.promoteProviderKeys(['openai'])") == {"promoted": [], "kept": ["openai"]}
     replaced = page.call("byok.promoteProviderKeys(['openai'], 'replace')")
     assert replaced == {"promoted": ["openai"], "kept": []}
-    page.wait(lambda: first[-4:] in row_text(page), "the row follows")
-
-
-def row_text(page: SettingsPage) -> str:
-    """Return the words of a row, be the dialog open or not."""
-    return str(page.row("openai").get_property("textContent"))
+    # Be the dialog open or not.
+    page.wait(
+        lambda: first[-4:] in page.row("openai").get_property("textContent"), "the row follows"
+    )
 
 
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
     """A verb that fails rejects with the problem's code and its sentence, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
-    assert failed == {
-        "code": "key_refused",
-        "message": VERDICTS["invalid"],
-    }
+    assert failed == {"code": "key_refused", "message": VERDICTS["invalid"]}
     failed = open_settings.call("byok.promoteProviderKeys()")
     assert failed["code"] == "owner_required"
     assert open_settings.driver.execute_script("return window.changes") == []
@@ -134,3 +123,72 @@ def test_missing_browser_features_are_filled_in(open_settings: SettingsPage) -> 
     open_settings.wait(open_settings.is_fresh, "the dialog shows what is there now")
     open_settings.save("openai", "short")
     open_settings.wait(lambda: open_settings.message.startswith("Failed to save key"), "an answer")
+
+
+# a strict Content-Security-Policy, trusted-types 'none' included, is never broken
+
+
+def test_whole_tour_breaks_no_policy(settings: SettingsPage, fake: FakeProviders) -> None:
+    """Open, save, refuse, check, reveal, ask and clear: no violation is reported."""
+    assert "trusted-types 'none'" in POLICY
+    settings.open()
+    settings.store("openai", fake.api_key("openai"))
+    settings.save("openai", "sk-not-a-key-of-anybody")
+    settings.wait(lambda: settings.message.startswith("Failed"), "refused")
+    settings.press("openai", "reveal")
+    settings.press("openai", "clear")
+    settings.press("openai", "confirm")
+    settings.expect("Key removed")
+    settings.driver.execute_script(
+        "dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
+    )
+    settings.wait(lambda: settings.typed("openai") == "", "rendered again")
+    assert violations(settings) == []
+
+
+def test_standalone_page_keeps_its_own_policy(show: ShowHost, fake: FakeProviders) -> None:
+    """The standalone page sets a policy as strict and works under it, also with a nonce that it makes itself."""
+    for config in ({}, {"BYOK_CSP_NONCE": None}):
+        settings = show(**config)
+        settings.visit("/api/providers/settings")
+        settings.store("openai", fake.api_key("openai"))
+        assert violations(settings) == []
+
+
+def test_violation_would_be_seen(settings: SettingsPage) -> None:
+    """The check can fail: markup from a string is both refused and reported."""
+    settings.open()
+    refused = settings.driver.execute_script("""
+        try { document.querySelector("main").innerHTML = "<b>hello</b>"; } catch { return true; }
+    """)
+    assert refused
+    found = settings.wait(lambda: violations(settings), "violation")
+    assert any("require-trusted-types-for" in each for each in found)
+
+
+# the picture in the documentation
+
+
+PICTURE = Path(__file__).parents[2] / "docs/_static/byok-settings.png"
+
+
+def test_picture_of_the_dialog(
+    serve: ServeHost, browser: Chrome, fake: FakeProviders, tmp_path: Path
+) -> None:
+    """The documentation has a picture of the dialog; `BYOK_SCREENSHOTS=1` takes it again."""
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/groq_api_key").write_text(fake.api_key("groq"))
+    shown = ["openai", "anthropic", "groq"]
+    host = serve(BYOK_PROVIDERS=shown, BYOK_LOCKED_PROVIDERS=["groq"])
+    settings = SettingsPage(browser, host.url)
+    settings.resize(800, 960)
+    settings.open("/sign-in/ada")
+    settings.row("anthropic", "input[name=persist]").click()
+    settings.save("anthropic", fake.api_key("anthropic", "restricted"))
+    settings.wait(lambda: settings.message.startswith("Key saved"), "saved")
+    settings.store("openai", fake.api_key("openai"))
+    browser.execute_script("return document.activeElement.blur()")
+    picture = browser.get_screenshot_as_png()
+    if os.environ.get("BYOK_SCREENSHOTS"):
+        PICTURE.write_bytes(picture)
+    assert PICTURE.read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""What a row says, from its status alone."""
+"""What a row says, from its status alone, and how a form's outcome reaches the next page."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from flask_byok.model.credential import Verdict
 from flask_byok.settings import Settings
-from flask_byok.web.forms import end_of_day
+from flask_byok.web.forms import Notice, Outcome, end_of_day, local_path, notice, without_outcome
+from flask_byok.web.text import OUTCOMES, VERDICTS
 from flask_byok.web.ui import build_row, expiry_dates
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -43,9 +47,9 @@ def row(
     return build_row(status | changes, found, settings, NOW)
 
 
-@pytest.mark.parametrize(
-    ("source", "tiers", "hint", "words", "actions"),
-    [
+def test_question_about_a_key_to_keep() -> None:
+    """The question depends on whose key it is and which keys are beside it."""
+    for source, tiers, hint, words, actions in (
         (None, [], "sk-…wait", "before signing in", ["promote"]),
         ("team", ["team"], None, "before signing in", ["promote"]),
         ("user", ["user"], "sk-…mine", "Your account has another", ["promote", "confirm"]),
@@ -53,17 +57,11 @@ def row(
         ("session", ["session", "user"], "sk-…mine", "another key for this session", ["promote"]),
         ("session", ["session"], "sk-…wait", "deleted when you sign out.", ["promote"]),
         ("session", ["session", "user"], "sk-…wait", "instead of your account", ["promote"]),
-    ],
-)
-def test_question_about_a_key_to_keep(
-    source: str | None, tiers: list[str], hint: str | None, words: str, actions: list[str]
-) -> None:
-    """The question depends on whose key it is and which keys are beside it."""
-    offer = row(source=source, tiers=tiers, hint=hint, promotable=True, promotable_hint="sk-…wait")[
-        "offer"
-    ]
-    assert words in offer["question"]
-    assert [action for action, _, _ in offer["answers"]] == actions
+    ):
+        waits = {"promotable": True, "promotable_hint": "sk-…wait"}
+        offer = row(source=source, tiers=tiers, hint=hint, **waits)["offer"]
+        assert words in offer["question"], (source, tiers, hint)
+        assert [action for action, _, _ in offer["answers"]] == actions, (source, tiers, hint)
 
 
 def test_question_about_the_very_key_of_the_account() -> None:
@@ -76,19 +74,16 @@ def test_question_about_the_very_key_of_the_account() -> None:
     assert row(**both, **same)["offer"] is None
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_nothing_is_asked() -> None:
+    """Nothing is asked where nothing can be kept, or what could be is of no use."""
+    asked: dict[str, Any] = {"promotable": True, "promotable_hint": "sk-…wait"}
+    for changes in (
         {"promotable": False},
         {"can_override": False},
         {"source": None, "tiers": ["session"], "state": "expired", "hint": "sk-…wait"},
         {"source": "session", "tiers": ["session"], "state": "rejected", "hint": "sk-…wait"},
-    ],
-)
-def test_nothing_is_asked(changes: dict[str, Any]) -> None:
-    """Nothing is asked where nothing can be kept, or what could be is of no use."""
-    asked: dict[str, Any] = {"promotable": True, "promotable_hint": "sk-…wait"}
-    assert row(**asked | changes)["offer"] is None
+    ):
+        assert row(**asked | changes)["offer"] is None, changes
 
 
 def test_waiting_key_is_not_shown_as_the_one_in_use() -> None:
@@ -97,28 +92,24 @@ def test_waiting_key_is_not_shown_as_the_one_in_use() -> None:
     assert (shown["hint"], shown["promotable_hint"], shown["place"]) == (None, "sk-…wait", None)
 
 
-@pytest.mark.parametrize(
-    ("expires_at", "words", "later"),
-    [
+def test_expiry() -> None:
+    """The day is said as it was chosen; one that has passed is not offered again."""
+    for expires_at, words, later in (
         ("2026-05-01T23:59:59.000Z", "Expires on", True),
         ("2026-04-30T23:59:59.000Z", "Expired on", False),
         (None, None, False),
-    ],
-)
-def test_expiry(expires_at: str | None, words: str | None, later: bool) -> None:
-    """The day is said as it was chosen; one that has passed is not offered again."""
-    shown = row(expires_at=expires_at)
-    assert (shown["expiry"], shown["is_to_expire"]) == (words, later)
-    assert shown["expires_on"] == (expires_at or "")[:10]
+    ):
+        shown = row(expires_at=expires_at)
+        assert (shown["expiry"], shown["is_to_expire"]) == (words, later)
+        assert shown["expires_on"] == (expires_at or "")[:10]
 
 
-@pytest.mark.parametrize("state", ["inactive", "expired"])
-def test_chip_is_about_ones_own_key(state: str) -> None:
+def test_chip_is_about_ones_own_key() -> None:
     """If no key is in use, a chip says why the person's own is not; it says nothing about a shared one."""
-    words = {"inactive": "Inactive", "expired": "Expired"}[state]
-    for tiers, chip in ((["user"], words), (["session", "system"], words), (["system"], None)):
-        shown = row(source=None, tiers=tiers, state=state)
-        assert (shown["badge"], shown["chip"]) == ("NOT SET", chip)
+    for state, words in (("inactive", "Inactive"), ("expired", "Expired")):
+        for tiers, chip in ((["user"], words), (["session", "system"], words), (["system"], None)):
+            shown = row(source=None, tiers=tiers, state=state)
+            assert (shown["badge"], shown["chip"]) == ("NOT SET", chip)
     assert row(source="system", tiers=["system"], state="rejected")["chip"] == "Rejected"
 
 
@@ -128,38 +119,28 @@ def test_key_that_expires_soon() -> None:
     assert row(expires_soon=True, state="rejected")["chip"] == "Rejected"
 
 
-@pytest.mark.parametrize(
-    ("source", "tiers", "changeable"),
-    [
+def test_notes_are_changed_where_they_are_shown() -> None:
+    """Label and day belong to the account's key, so they are changed only while that is the one shown."""
+    for source, tiers, changeable in (
         ("user", ["user"], True),
         (None, ["user"], True),
         ("session", ["session", "user"], False),
         ("team", ["user", "team"], False),
         (None, [], False),
-    ],
-)
-def test_notes_are_changed_where_they_are_shown(
-    source: str | None, tiers: list[str], changeable: bool
-) -> None:
-    """Label and day belong to the account's key, so they are changed only while that is the one shown."""
-    assert row(source=source, tiers=tiers)["changeable"] is changeable
+    ):
+        assert row(source=source, tiers=tiers)["changeable"] is changeable, (source, tiers)
 
 
-@pytest.mark.parametrize(
-    ("changes", "offered"),
-    [
-        ({}, True),
-        ({"tiers": ["env"]}, True),
-        ({"found": FOUND | {"can_persist": False}}, False),
-        ({"found": FOUND | {"precedence": ["session", "env", "user"]}}, True),
-        ({"found": FOUND | {"precedence": ["session", "env", "user"]}, "tiers": ["env"]}, False),
-    ],
-)
-def test_account_is_offered_where_its_key_would_count(
-    changes: dict[str, Any], offered: bool
-) -> None:
+def test_account_is_offered_where_its_key_would_count() -> None:
     """No account is offered to a visitor, nor where an operator's key comes before it."""
-    assert row(**changes)["can_persist"] is offered
+    for found, tiers, offered in (
+        ({}, ["user"], True),
+        ({}, ["env"], True),
+        ({"can_persist": False}, ["user"], False),
+        ({"precedence": ["session", "env", "user"]}, ["user"], True),
+        ({"precedence": ["session", "env", "user"]}, ["env"], False),
+    ):
+        assert row(found=FOUND | found, tiers=tiers)["can_persist"] is offered, (found, tiers)
 
 
 def test_question_before_several_keys_go() -> None:
@@ -171,19 +152,16 @@ def test_question_before_several_keys_go() -> None:
     assert one["confirm_question"] == "Remove this key?"
 
 
-@pytest.mark.parametrize(
-    ("longest", "last"),
-    [
+def test_days_that_may_be_chosen() -> None:
+    """Today is the first; the operator's limit gives the last, and is said."""
+    for longest, last in (
         (None, None),
         (timedelta(days=30), "2026-05-31"),
         (timedelta.max, date.max.isoformat()),
-    ],
-)
-def test_days_that_may_be_chosen(longest: timedelta | None, last: str | None) -> None:
-    """Today is the first; the operator's limit gives the last, and is said."""
-    dates = expiry_dates(NOW, longest)
-    assert (dates["first"], dates["last"]) == ("2026-05-01", last)
-    assert (last or "until you remove it") in dates["rule"]
+    ):
+        dates = expiry_dates(NOW, longest)
+        assert (dates["first"], dates["last"]) == ("2026-05-01", last)
+        assert (last or "until you remove it") in dates["rule"]
 
 
 def test_end_of_day() -> None:
@@ -199,3 +177,64 @@ def test_badges_follow_the_labels() -> None:
         settings = Settings(labels=labels)  # type: ignore[arg-type]
         assert row(settings=settings)["badge"] == own
         assert row(settings=settings, source="env", tiers=["env"])["badge"] == shared
+
+
+# outcomes of forms
+
+
+NAMES = {"openai": "OpenAI"}
+
+
+def test_other_sites_are_no_local_path() -> None:
+    """An address that a browser could read as another site is not followed; a path of this site is, as it is."""
+    assert local_path("/chat?provider=groq&q=%2F") == "/chat?provider=groq&q=%2F"
+    for url in (
+        *("https://evil.example", "//evil.example", "/\\evil.example", "\\\\evil.example"),
+        *(
+            "/\t/evil.example",
+            "/\n/evil.example",
+            " /evil",
+            "javascript:alert(1)",
+            "evil",
+            "",
+            None,
+        ),
+    ):
+        assert local_path(url) is None, url
+
+
+def test_outcome_replaces_an_earlier_one() -> None:
+    """The host's own parameters stay, those of an earlier outcome go."""
+    earlier = Outcome(code="save_failed", provider="groq", reason="csrf").added_to(
+        "/chat?provider=x"
+    )
+    later = Outcome(code="saved", provider="openai").added_to(earlier)
+    assert later == "/chat?provider=x&byok=saved&byok_provider=openai"
+    assert without_outcome(later) == "/chat?provider=x"
+
+
+@given(st.builds(Outcome, code=st.text(), provider=st.text(), verdict=st.text(), reason=st.text()))
+def test_free_text_says_nothing(outcome: Outcome) -> None:
+    """No query of a link can make the page show other words than its own."""
+    shown = notice(outcome, NAMES)
+    assert shown is None or outcome.code in OUTCOMES or outcome.verdict in VERDICTS
+
+
+def test_outcome_in_words() -> None:
+    """Each kind of outcome has its words and its colour, and no verdict is without a sentence."""
+    assert set(VERDICTS) == set(Verdict)
+    unsure = "The key could not be checked."
+    for code, facts, colour, words in (
+        ("saved", {"verdict": "valid"}, "success", "Key saved"),
+        ("saved", {}, "success", "Key saved"),
+        ("saved", {"verdict": "unchecked"}, "success", f"Key saved. {unsure}"),
+        ("clear_failed", {"reason": "unheard_of"}, "error", "Failed to remove key"),
+        (
+            "validated",
+            {"provider": "openai", "verdict": "unchecked"},
+            "warning",
+            f"OpenAI: {unsure}",
+        ),
+        ("validated", {"provider": "gone", "verdict": "valid"}, "success", "The key works."),
+    ):
+        assert notice(Outcome(code=code, **facts), NAMES) == Notice(colour, words)

@@ -1,4 +1,4 @@
-"""What the settings do when something fails."""
+"""The settings without a network, session or store, and without JavaScript."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 
 from flask_byok.testing import FakeProviders
+from flask_byok.web.text import VERDICTS
 from tests.services import RedisServer
 
 from .browser import SettingsPage
-from .conftest import ServeHost
+from .conftest import ServeHost, ShowHost
 from .host import Host
 
 
@@ -21,17 +22,14 @@ def go_offline(driver: Chrome, offline: bool) -> None:
     driver.execute_cdp_cmd("Network.emulateNetworkConditions", speed)
 
 
-def test_expired_token_is_renewed(
-    serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders
-) -> None:
+def test_expired_token_is_renewed(serve: ServeHost, browser: Chrome, fake: FakeProviders) -> None:
     """A token that died with the page open is replaced and the save sent once more, unseen."""
     host = serve()
     settings = SettingsPage(browser, host.url)
     settings.open()
     host.app.secret_key = "another secret, so that no earlier token holds"
     answers = count_answers(host)
-    settings.save("openai", byok_fake_providers.api_key("openai"))
-    settings.expect("Key saved")
+    settings.store("openai", fake.api_key("openai"))
     assert answers["/api/providers/keys/set"] == [400, 200]
 
 
@@ -47,23 +45,18 @@ def test_token_is_renewed_only_once(serve: ServeHost, browser: Chrome) -> None:
     assert settings.typed("openai") == "sk-any-key-at-all"
 
 
-def test_lost_session_is_renewed(
-    serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders
-) -> None:
+def test_lost_session_is_renewed(serve: ServeHost, browser: Chrome, fake: FakeProviders) -> None:
     """If the session has ended while the page was open, a new one begins and the save is sent again."""
     settings = SettingsPage(browser, serve(WTF_CSRF_ENABLED=False).url)
     settings.open()
     browser.delete_all_cookies()
-    settings.save("openai", byok_fake_providers.api_key("openai"))
-    settings.expect("Key saved")
+    settings.store("openai", fake.api_key("openai"))
     assert settings.badge("openai") == "YOUR KEY"
 
 
-def test_no_network_is_said_and_can_be_retried(
-    settings: SettingsPage, byok_fake_providers: FakeProviders
-) -> None:
+def test_no_network_is_said_and_can_be_retried(settings: SettingsPage, fake: FakeProviders) -> None:
     """Without a connection nothing is claimed, what was typed stays, and Try again saves it."""
-    api_key = byok_fake_providers.api_key("openai")
+    api_key = fake.api_key("openai")
     settings.open()
     go_offline(settings.driver, True)
     try:
@@ -88,27 +81,19 @@ def test_success_is_said_only_on_2xx(settings: SettingsPage) -> None:
     assert settings.typed("openai") == "sk-any-key-at-all"
 
 
-@pytest.fixture
-def harmed_redis() -> RedisServer:
-    """Make a Redis for one test to kill."""
-    return RedisServer()
-
-
-def test_store_that_is_down(
-    serve: ServeHost, browser: Chrome, byok_fake_providers: FakeProviders, harmed_redis: RedisServer
-) -> None:
+def test_store_that_is_down(show: ShowHost, fake: FakeProviders) -> None:
     """Without its store the dialog says that it cannot load, keeps what is typed, and recovers by Try again."""
-    api_key = byok_fake_providers.api_key("openai")
-    with harmed_redis:
-        settings = SettingsPage(browser, serve(BYOK_REDIS=harmed_redis.url).url)
+    api_key = fake.api_key("openai")
+    with RedisServer() as server:
+        settings = show(BYOK_REDIS=server.url)
         settings.open()
-        harmed_redis.kill()
+        server.kill()
         settings.save("openai", api_key)
         settings.wait(lambda: settings.message.startswith("Failed to save key:"), "refused")
         assert settings.typed("openai") == api_key
         settings.open()
         assert settings.find("[data-byok-failure]").text.startswith("Failed to load API keys: ")
-        harmed_redis.start()
+        server.start()
         settings.wait(lambda: try_again(settings), "the rows are back")
         assert settings.badge("openai") == "NOT SET"
         assert settings.focused() == "api_key"
@@ -122,16 +107,14 @@ def try_again(settings: SettingsPage) -> bool:
     return bool(settings.find_all("[data-byok-provider]"))
 
 
-def test_store_that_is_down_without_script(
-    serve: ServeHost, plain_browser: Chrome, harmed_redis: RedisServer
-) -> None:
+def test_store_that_is_down_without_script(serve: ServeHost, plain_browser: Chrome) -> None:
     """The standalone page says the same without a script, and its link tries again."""
-    with harmed_redis:
-        settings = SettingsPage(plain_browser, serve(BYOK_REDIS=harmed_redis.url).url)
-        harmed_redis.kill()
+    with RedisServer() as server:
+        settings = SettingsPage(plain_browser, serve(BYOK_REDIS=server.url).url)
+        server.kill()
         settings.visit("/api/providers/settings")
         assert settings.find("[data-byok-failure]").text.startswith("Failed to load API keys: ")
-        harmed_redis.start()
+        server.start()
 
         def back() -> bool:
             settings.find("[data-byok-action=retry]").click()
@@ -172,3 +155,71 @@ def count_answers(host: Host) -> dict[str, list[int]]:
 
     host.app.wsgi_app = recording  # type: ignore[method-assign,assignment]
     return answers
+
+
+# without JavaScript: plain forms, and codes in the query of the next page
+
+
+@pytest.fixture
+def plain(serve: ServeHost, plain_browser: Chrome) -> SettingsPage:
+    """Show the standalone page of a host in a browser without JavaScript."""
+    page = SettingsPage(plain_browser, serve().url)
+    page.visit("/api/providers/settings?next=/")
+    return page
+
+
+def test_dialog_and_page_are_there(plain: SettingsPage) -> None:
+    """Button and cross open and close the dialog, and a link leads to the page; controls for the script are hidden."""
+    assert not plain.row("openai", "[data-byok-action=reveal]").is_displayed()
+    plain.open()
+    assert plain.row("openai").is_displayed()
+    plain.driver.find_element(By.CSS_SELECTOR, ".byok-close button").click()
+    assert not plain.dialog_is_open()
+    plain.driver.find_element(By.CSS_SELECTOR, "noscript .byok-page-link").click()
+    assert plain.driver.title == "API keys"
+    assert plain.badge("openai") == "NOT SET"
+
+
+def test_key_is_saved_or_refused(plain: SettingsPage, fake: FakeProviders) -> None:
+    """A form saves a good key alone; the next page says so, and has no typed key anywhere."""
+    bad, good = "sk-not-a-key-of-anybody", fake.api_key("openai")
+    plain.save("openai", bad)
+    plain.expect(f"Failed to save key: {VERDICTS['invalid']}")
+    assert plain.badge("openai") == "NOT SET"
+    assert "not-a-key" not in plain.driver.page_source + plain.driver.current_url
+    plain.store("openai", good)
+    assert plain.badge("openai") == "YOUR KEY"
+    assert good not in plain.driver.page_source + plain.driver.current_url
+    plain.driver.find_element(By.LINK_TEXT, "Back").click()
+    assert plain.driver.title == "A host"
+
+
+def test_forms_lead_back(plain: SettingsPage, fake: FakeProviders) -> None:
+    """A form in the dialog leads to the page, whose link leads back; one inside a host's page leads back there."""
+    plain.open("/?dir=ltr")
+    plain.store("openai", fake.api_key("openai"))
+    plain.driver.find_element(By.LINK_TEXT, "Back").click()
+    assert plain.driver.current_url == f"{plain.url}/?dir=ltr"
+    plain.visit("/inline?dir=rtl")
+    plain.store("openai", fake.api_key("openai"))
+    assert plain.driver.current_url.startswith(f"{plain.url}/inline?dir=rtl&byok=saved")
+
+
+def test_key_is_checked(plain: SettingsPage, fake: FakeProviders) -> None:
+    """Check asks about what is typed, else about the key in use."""
+    plain.type("openai", fake.api_key("openai", "broke"))
+    plain.press("openai", "validate")
+    plain.expect("OpenAI: The key is good, but the account has no credit left.")
+    plain.store("openai", fake.api_key("openai"))
+    plain.press("openai", "validate")
+    plain.expect("OpenAI: The key works.")
+
+
+def test_clear_asks_first(plain: SettingsPage, fake: FakeProviders) -> None:
+    """Clear unfolds the question; only Remove removes."""
+    plain.store("openai", fake.api_key("openai"))
+    assert not plain.row("openai", "[data-byok-action=confirm]").is_displayed()
+    plain.press("openai", "clear")
+    plain.press("openai", "confirm")
+    plain.expect("Key removed")
+    assert plain.badge("openai") == "NOT SET"
