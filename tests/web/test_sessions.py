@@ -16,7 +16,7 @@ from flask_byok import BYOK, ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
 from flask_byok.web.session_binding import MARKER, SessionGuard, index_key
-from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
+from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
 
 
 class CountingStore:
@@ -260,14 +260,13 @@ def test_requests_without_keys_cost_nothing(tmp_path: Path, store: CountingStore
 def test_one_use_is_one_round_trip(
     app: HostApp, visitor: Browser, fake: FakeProviders, store: CountingStore
 ) -> None:
-    """Resolving asks the store once; so does the status of all providers but for the session's own look-up."""
+    """Resolving one key or several asks the store once, and so does the status of all providers."""
+    app.add_url_rule("/all", view_func=lambda: app.byok.get_api_keys(["openai", "groq", "xai"]))
     visitor.save(_key(fake))
-    store.calls.clear()
-    visitor.get("/used/openai")
-    assert store.calls == ["load"]
-    store.calls.clear()
-    visitor.load()
-    assert store.calls == ["load"]
+    for path in ("/used/openai", "/all", KEYS):
+        store.calls.clear()
+        assert visitor.get(path).status_code == 200
+        assert store.calls == ["load"], path
 
 
 @pytest.mark.parametrize("path", ["/empty?then=1", "/empty", "/sign-out", "/renew"])
