@@ -18,7 +18,6 @@ from flask_byok.errors import (
     CredentialError,
     MissingCredentialError,
     RejectedCredentialError,
-    SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
@@ -93,55 +92,31 @@ def serving_tier(settings: Settings, *tiers: FixedTier) -> str:
 # G6
 
 
-@pytest.mark.parametrize("kind", ["inactive", "expired", "waiting", None])
-@pytest.mark.parametrize("named", [(), REASONS])
-def test_nothing_usable_passes_on(kind: str | None, named: tuple[FallbackReason, ...]) -> None:
-    """Where the first tier has nothing usable, the next one serves, whatever the operator named."""
-    settings = Settings(fallback_on=frozenset(named))
-    first = FixedTier(Tier.SESSION, [kind] if kind else [])
-    assert serving_tier(settings, first, FixedTier(Tier.ENV, ["active"])) == "env"
-    assert serving_tier(settings, first) == "key_missing"
-
-
 @pytest.mark.parametrize(
-    ("kind", "reason", "code"),
-    [("unreadable", "unreadable", "key_unreadable"), ("rejected", "rejected", "key_rejected")],
-)
-def test_what_stops_unless_named(kind: str, reason: FallbackReason, code: str) -> None:
-    """An unreadable or refused key stops the search; only its own reason in BYOK_FALLBACK_ON lets it go on."""
-    first, second = FixedTier(Tier.SESSION, [kind]), FixedTier(Tier.ENV, ["active"])
-    for named in itertools.chain.from_iterable(
-        itertools.combinations(REASONS, n) for n in range(6)
-    ):
-        expected = "env" if reason in named else code
-        assert serving_tier(Settings(fallback_on=frozenset(named)), first, second) == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "outcome", "reason"),
     [
-        ("valid", None),
-        ("valid_restricted", None),
-        ("unchecked", None),
-        ("valid_no_credit", "no_credit"),
-        ("valid_rate_limited", "rate_limited"),
-        ("unreachable", "unreachable"),
+        *((kind, "env", None) for kind in ("inactive", "expired", "waiting", None)),
+        ("unreadable", "key_unreadable", "unreadable"),
+        ("rejected", "key_rejected", "rejected"),
+        *((kind, "session", None) for kind in ("valid", "valid_restricted", "unchecked")),
+        ("valid_no_credit", "session", "no_credit"),
+        ("valid_rate_limited", "session", "rate_limited"),
+        ("unreachable", "session", "unreachable"),
     ],
 )
-def test_what_serves_unless_named(kind: str, reason: FallbackReason | None) -> None:
-    """A key that is not refused serves; one in trouble is passed over only if its reason is named."""
-    first, second = FixedTier(Tier.SESSION, [kind]), FixedTier(Tier.ENV, ["active"])
-    for named in itertools.chain.from_iterable(
-        itertools.combinations(REASONS, n) for n in range(6)
-    ):
-        expected = "env" if reason in named else "session"
-        assert serving_tier(Settings(fallback_on=frozenset(named)), first, second) == expected
-
-
-def test_refused_key_of_the_last_tier() -> None:
-    """A refused key that was passed over is not used after all when nothing comes after it."""
-    settings = Settings(fallback_on=frozenset({"rejected"}))
-    assert serving_tier(settings, FixedTier(Tier.SESSION, ["rejected"])) == "key_missing"
+def test_when_the_next_tier_serves(
+    kind: str | None, outcome: str, reason: FallbackReason | None
+) -> None:
+    """The next tier serves where the first has nothing usable, or what is wrong with its key is named."""
+    first, second = FixedTier(Tier.SESSION, [kind] if kind else []), FixedTier(Tier.ENV, ["active"])
+    for number in range(6):
+        for named in itertools.combinations(REASONS, number):
+            settings = Settings(fallback_on=frozenset(named))
+            expected = "env" if reason in named else outcome
+            assert serving_tier(settings, first, second) == expected
+            # What was passed over is not used after all where nothing comes after it.
+            alone = "key_missing" if expected == "env" else outcome
+            assert serving_tier(settings, first) == alone
 
 
 def test_errors_say_what_to_do() -> None:
@@ -165,36 +140,6 @@ def test_refused_key_can_be_found_for_a_check() -> None:
     unreadable = Lookup([FixedTier(Tier.SESSION, ["unreadable"])], Settings())
     with pytest.raises(UnreadableCredentialError):
         unreadable.resolve(ANYBODY, OPENAI, rejected=True)
-
-
-# order
-
-
-def test_survey_asks_each_tier_once() -> None:
-    """The list of all providers asks each tier one time for all of them."""
-    tiers = [FixedTier(Tier.SESSION, ["active"]), FixedTier(Tier.ENV)]
-    found = Lookup(tiers, Settings()).survey(ANYBODY, [OPENAI, GROQ])
-    assert [tier.asked for tier in tiers] == [[["openai", "groq"]]] * 2
-    assert {provider: len(candidates) for provider, candidates in found.items()} == {
-        "openai": 1,
-        "groq": 1,
-    }
-
-
-# locks
-
-
-# G10
-
-
-def test_session_that_ended() -> None:
-    """An ended session holds nothing; who must establish another one can ask to be told."""
-    ended = FixedTier(Tier.SESSION, failure=SessionRequiredError())
-    resolver = Lookup([ended, FixedTier(Tier.ENV, ["active"])], Settings())
-    assert resolver.resolve(ANYBODY, OPENAI).source == "env"
-    assert len(resolver.survey(ANYBODY, [OPENAI])["openai"]) == 1
-    with pytest.raises(SessionRequiredError):
-        resolver.survey(ANYBODY, [OPENAI], need_session=True)
 
 
 # G2

@@ -53,7 +53,7 @@ class TestSingle(SessionContract):
     @pytest.fixture
     def make_documents(self, redis_url: str) -> MakeDocuments:
         """Open it by its address."""
-        return lambda _clock: RedisDocuments(redis_url)
+        return lambda: RedisDocuments(redis_url)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ class TestCluster(SessionContract):
     @pytest.fixture
     def make_documents(self, cluster: RedisCluster) -> MakeDocuments:
         """Open it by the host's client."""
-        return lambda _clock: RedisDocuments(cluster)
+        return lambda: RedisDocuments(cluster)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ class TestSentinel(SessionContract):
     @pytest.fixture
     def make_documents(self, master: redis.Redis) -> MakeDocuments:
         """Open it by the host's client."""
-        return lambda _clock: RedisDocuments(master)
+        return lambda: RedisDocuments(master)
 
 
 def test_kept_connections_follow_sentinel() -> None:

@@ -61,7 +61,7 @@ class TestSqlite(SessionContract):
     @pytest.fixture
     def make_documents(self, sqlite_url: str) -> MakeDocuments:
         """Open it by its address."""
-        return lambda clock: SqlDocuments(sqlite_url, clock=clock)
+        return lambda: SqlDocuments(sqlite_url)
 
 
 class TestPostgresql(SessionContract):
@@ -70,7 +70,7 @@ class TestPostgresql(SessionContract):
     @pytest.fixture
     def make_documents(self, postgres_url: str) -> MakeDocuments:
         """Open it by its address."""
-        return lambda clock: SqlDocuments(postgres_url, clock=clock)
+        return lambda: SqlDocuments(postgres_url)
 
 
 @pytest.fixture
