@@ -130,17 +130,10 @@ class Host:
             self.app.extensions["sqlalchemy"].engine.dispose()
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
-
-
 @pytest.fixture
-def host(tmp_path: Path, fake: FakeProviders, url: str) -> Iterator[Host]:
+def host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterator[Host]:
     """Make a host on an empty database, in which our tables are made at the start."""
-    made = Host(tmp_path, fake, url)
+    made = Host(tmp_path, fake, database_url)
     yield made
     made.close()
 
@@ -157,9 +150,9 @@ def test_our_tables_among_the_hosts(host: Host) -> None:
     assert {"memos", *metadata.tables} <= host.tables()
 
 
-def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     """With the page's other lines the host's migrations do not see our tables, though nothing is said in ``env.py``."""
-    host = Host(tmp_path, fake, url, written=LEAVE)
+    host = Host(tmp_path, fake, database_url, written=LEAVE)
     host.begin(with_ours=False)
     script = host.migrate()
     assert "'memos'" in script
@@ -170,9 +163,11 @@ def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, url: str) ->
     host.close()
 
 
-def test_tables_that_would_be_dropped(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+def test_tables_that_would_be_dropped(
+    tmp_path: Path, fake: FakeProviders, database_url: str
+) -> None:
     """Without any of these lines the host's next migration drops our tables; ``flask byok check`` says so."""
-    host = Host(tmp_path, fake, url, written="Migrate(app, db)")
+    host = Host(tmp_path, fake, database_url, written="Migrate(app, db)")
     host.begin(with_ours=False)
     said = "note: Flask-Migrate is set up on this database, and nothing keeps our tables out"
     assert said in run(host.app, "check").output
@@ -181,12 +176,12 @@ def test_tables_that_would_be_dropped(tmp_path: Path, fake: FakeProviders, url: 
     host.close()
 
 
-def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     """Where the tables are a version older, keys say so, and the host's next migration brings the rest."""
-    engine = create_engine(url)
+    engine = create_engine(database_url)
     made_by_an_older_version(engine)
     engine.dispose()
-    host = Host(tmp_path, fake, url)
+    host = Host(tmp_path, fake, database_url)
     with pytest.raises(ConfigurationError, match="your own migration"):
         host.keep_key()
     host.begin()
@@ -196,4 +191,5 @@ def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str)
     assert "drop_table('byok_session" not in script.partition("def downgrade")[0]
     host.check()
     host.use_keys()
+    assert "byok_alembic_version" not in host.tables()
     host.close()

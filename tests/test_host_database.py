@@ -79,20 +79,13 @@ EXTENSIONS = {
 }
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
-
-
 @pytest.fixture(params=EXTENSIONS)
 def host(
-    request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders, url: str
+    request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders, database_url: str
 ) -> Iterator[Host]:
     """Make a host whose extension was set up before ours, and where Ann is signed in."""
     app = plain_app(tmp_path, fake)
-    db = EXTENSIONS[request.param](app, url)
+    db = EXTENSIONS[request.param](app, database_url)
     made = Host(app, db, with_byok(app))
     Base.metadata.create_all(made.engine)
     with app.app_context():

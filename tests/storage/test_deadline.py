@@ -119,40 +119,24 @@ def test_frozen_under_way(store: Sessions, server: PostgresServer) -> None:
     assert_recovers(store, session)
 
 
-def test_held_row(store: Sessions, server: PostgresServer) -> None:
-    """A held row refuses its session's changes in time, and no reads."""
-    session = begin(store)
-    store.write(session, VISITOR, make_record())
-    other = create_engine(engine_of(store).url)
-    with other.begin() as holder:
-        mine = session_documents.c.ref == session.ref
-        holder.execute(select(session_documents).where(mine).with_for_update())
-        assert_refused_in_time(store.write, session, VISITOR, make_record("groq"))
-        assert store.read(session, VISITOR, READ).records
-    other.dispose()
-    assert_recovers(store, session)
-
-
-def test_held_row_is_an_answer(server: PostgresServer) -> None:
-    """Held rows do not open the breaker: PostgreSQL itself ends the wait."""
+def test_held_row(server: PostgresServer) -> None:
+    """A held row refuses its session's changes soon, by PostgreSQL itself, and neither reads nor other sessions."""
     store = make_store(server.create_database())
     session = begin(store)
-    other = create_engine(engine_of(store).url)
-    with other.begin() as holder:
-        holder.execute(select(session_documents).with_for_update())
+    store.write(session, VISITOR, make_record())
+    with create_engine(engine_of(store).url).begin() as holder:
+        mine = session_documents.c.ref == session.ref
+        holder.execute(select(session_documents).where(mine).with_for_update())
         for _ in range(3):
             with soon(), pytest.raises(StoreError):
-                store.end(session)
+                store.write(session, VISITOR, make_record("groq"))
+        assert store.read(session, VISITOR, READ).records
         assert not breaker_of(store).is_open
-        assert _working(other) == 0
-    other.dispose()
-    engine_of(store).dispose()
-
-
-def _working(engine: Engine) -> int | None:
-    with engine.connect() as connection:
         query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        return connection.execute(text(query)).scalar()
+        assert holder.execute(text(query)).scalar() == 0
+    holder.engine.dispose()
+    assert_recovers(store, session)
+    engine_of(store).dispose()
 
 
 def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
@@ -258,45 +242,20 @@ class _Line:
         self.theirs.close()
 
 
-@pytest.fixture
-def line() -> Iterator[_Line]:
-    """Open a connection."""
-    line = _Line()
-    yield line
-    line.close()
-
-
-def test_late_connection_is_shut(line: _Line) -> None:
-    """What is not released in time reads the end of its connection; one closed meanwhile stops nothing."""
-    dog, closed = Watchdog(interval=0.01), _Line()
+def test_watchdog() -> None:
+    """What is not released in time reads the end of its connection; what is, and one closed meanwhile, stop nothing."""
+    dog, (late, released, closed) = Watchdog(interval=0.01), (_Line() for _ in range(3))
     closed.close()
-    dog.watch(closed, time.monotonic())
-    dog.watch(line, time.monotonic() + 0.05)
-    line.ours.settimeout(1)
-    assert line.ours.recv(1) == b""
-    assert not dog.release(line)
-
-
-def test_released_connection_is_left_alone(line: _Line) -> None:
-    """What is released in time stays open."""
-    dog = Watchdog(interval=0.01)
-    dog.watch(line, time.monotonic() + 0.05)
-    assert dog.release(line)
-    time.sleep(0.1)
-    line.theirs.send(b"x")
-    assert line.ours.recv(1) == b"x"
-
-
-def test_watchdog_sleeps_and_wakes(line: _Line) -> None:
-    """With nothing to watch the thread sleeps, and the next call wakes it."""
-    dog = Watchdog(interval=0.01)
-    dog.watch(line, time.monotonic() + 9)
-    assert dog._busy.is_set()
-    dog.release(line)
-    wait_until(lambda: not dog._busy.is_set(), "sleep", timeout=2)
-    dog.watch(line, time.monotonic())
-    line.ours.settimeout(1)
-    assert line.ours.recv(1) == b""
+    for line, seconds in ((closed, 0.0), (released, 0.05), (late, 0.05)):
+        dog.watch(line, time.monotonic() + seconds)
+    assert dog.release(released)
+    late.ours.settimeout(1)
+    assert late.ours.recv(1) == b""
+    assert not dog.release(late)
+    released.theirs.send(b"x")
+    assert released.ours.recv(1) == b"x"
+    for line in (late, released):
+        line.close()
 
 
 def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:

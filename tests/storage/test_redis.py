@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,10 +13,8 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.keys.sessions import Sessions
-from flask_byok.keys.traffic import Traffic
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import redis as storage
-from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.redis import RedisDocuments
 from tests.patience import everyday_limits, in_time, soon
 from tests.services import RedisServer, free_port, wait_until
@@ -226,32 +223,6 @@ def assert_fails_fast(store: Sessions, session: SessionRef) -> None:
                 store.write(session, VISITOR, make_record())
 
 
-def test_killed_redis() -> None:
-    """A killed Redis fails fast and is used again soon after it is back."""
-    with RedisServer() as server:
-        store = store_on(server.url)
-        session = begin(store)
-        server.kill()
-        assert_fails_fast(store, session)
-        server.start()
-        wait_until(lambda: store.establish("sid-2"), "store", timeout=5)
-        assert not inside(store).breaker.is_open
-
-
-def test_stopped_redis() -> None:
-    """A Redis that accepts and does not answer fails fast, and has lost nothing once it goes on."""
-    with RedisServer() as server:
-        with everyday_limits():
-            store = store_on(server.url)
-        session = begin(store)
-        store.write(session, VISITOR, record := make_record())
-        server.stop_process()
-        assert_fails_fast(store, session)
-        server.cont()
-        wait_until(lambda: store.find(session.sid), "store", timeout=5)
-        assert store.read(session, VISITOR, SOME).records == {"openai": record}
-
-
 def test_restarted_redis_costs_no_call(redis_url: str) -> None:
     """Connections that a restart has closed are replaced unseen, and scripts are sent again."""
     with RedisServer() as server:
@@ -384,36 +355,3 @@ def test_counts_that_fail_keep_no_request_from_redis(monkeypatch: pytest.MonkeyP
         assert not inside(hasty).breaker.is_open
         assert hasty._counts.breaker.is_open, "so that counts do not wait for it again and again"
         second.cont()
-
-
-def test_a_frozen_redis_loses_no_count() -> None:
-    """Uses that a frozen Redis does not answer wait, and are counted once it goes on."""
-    with RedisServer() as server:
-        store = store_on(server.url)
-        session, record = begin(store), make_record()
-        store.write(session, VISITOR, record)
-        with everyday_limits(storage):
-            hasty = store_on(server.url)
-        recorder = Traffic(None, 3600, count=hasty.count)
-        note = partial(recorder.note_in_session, session.ref, "openai", record.version, "used")
-        note()
-        wait_until(lambda: answers(recorder), "a connection")
-        note()
-        server.stop_process()
-        for _ in range(4):
-            with pytest.raises(StoreError):
-                recorder.flush()
-            hasty._counts.breaker = Breaker()  # which would ask no more
-            note()
-        server.cont()
-        wait_until(lambda: answers(recorder), "Redis")
-        assert store.read(session, VISITOR, ["openai"]).records["openai"].usage_count >= 6
-
-
-def answers(recorder: Traffic) -> bool:
-    """Hand uses over, and return True if the store took them."""
-    try:
-        recorder.flush()
-    except StoreError:
-        return False
-    return True
