@@ -93,6 +93,14 @@ def make_app(
     return app
 
 
+def bare(directory: Path, **config: Any) -> Flask:
+    """Return a host that has no extension yet, its sessions in files."""
+    app = Flask("bare", instance_path=str(directory))
+    app.config.update(SECRET_KEY="x", SESSION_TYPE="cachelib", BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY)
+    app.config.update(SESSION_CACHELIB=FileSystemCache(str(directory / "sessions")), **config)
+    return app
+
+
 def limited_redis(url: str) -> redis.Redis:
     """Return a client as a careful host makes it: no retries, a tenth of a second to connect and to wait."""
     return redis.Redis.from_url(
@@ -103,6 +111,12 @@ def limited_redis(url: str) -> redis.Redis:
 def fingerprint(api_key: str) -> str:
     """Return what ``/used/<provider>`` says of a key."""
     return hashlib.sha256(api_key.encode()).hexdigest()
+
+
+def problem_of(answer: TestResponse) -> tuple[int, str]:
+    """Return the status and the code of an answer that is a problem object."""
+    assert answer.mimetype == "application/problem+json"
+    return answer.status_code, answer.get_json()["code"]
 
 
 class Browser(FlaskClient):
