@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cachelib import FileSystemCache
-from flask import Flask, Response
-from flask.sessions import SessionInterface
+from flask import Flask
 from flask_session import Session
 from sqlalchemy import create_engine, select
 
@@ -41,16 +39,8 @@ from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import current_caller, get_state
 from tests.accounts.account_kinds import KEYRING, event_of, make_record
-from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
+from tests.app import Browser, HostApp, bare, browser, make_app
 from tests.keeper import accounts_of
-
-
-def bare(directory: Path, **config: Any) -> Flask:
-    """Return a host that is ready but for flask-byok."""
-    app = Flask("bare", instance_path=str(directory))
-    app.config.update(SECRET_KEY="x", SESSION_TYPE="cachelib", BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY)
-    app.config.update(SESSION_CACHELIB=FileSystemCache(str(directory / "sessions")), **config)
-    return app
 
 
 def test_init_app_twice(tmp_path: Path) -> None:
@@ -71,24 +61,6 @@ def test_config_of_a_provider_at_ones_own_address(tmp_path: Path) -> None:
         assert app.byok.get_service_config("custom") == {"api_key": api_key, "base_url": address}
         app.byok.set("openai", api_key, persist=True)
         assert app.byok.get_service_config("openai") == {"api_key": api_key}
-
-
-@pytest.mark.parametrize("missing", ["SECRET_KEY", "BYOK_ENCRYPTION_KEY", "SESSION_TYPE"])
-def test_what_is_missing_is_named(tmp_path: Path, missing: str) -> None:
-    """Without what keys need, init_app refuses, and leaves the app as it was."""
-    app = bare(tmp_path, **{missing: None})
-    with pytest.raises(ConfigurationError) as caught:
-        BYOK(app)
-    assert missing in str(caught.value)
-    assert "byok" not in app.extensions
-    assert "byok" not in app.blueprints
-
-
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
 
 
 def contents(url: str) -> dict[str, Any]:
@@ -141,7 +113,7 @@ from flask_session import Session
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import make_record
-from tests.test_extension import bare
+from tests.app import bare
 app = bare(Path(sys.argv[1]), BYOK_ENCRYPTION_KEY=None, DEBUG=True)
 Session(app)
 warnings.simplefilter("ignore")
@@ -159,47 +131,20 @@ assert accounts.audit.verify() == []
     ] * 2
 
 
-class SidlessInterface(SessionInterface):
-    """Sessions without a server-side id."""
-
-    def open_session(self, app: Flask, request: Any) -> Any:
-        return self.make_null_session(app)
-
-    def save_session(self, app: Flask, session: Any, response: Response) -> None:
-        return None
-
-
-def test_sessions_without_an_id_are_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A session that has no id on the server is refused at the first request, and the log says what to do."""
-    app = bare(tmp_path)
-    app.session_interface = SidlessInterface()
-    BYOK(app)
-    answer = app.test_client().get("/api/providers/keys")
-    assert answer.status_code == 500
-    assert "Configure Flask-Session" in caplog.text
-
-
-@pytest.mark.parametrize("nobody", [None, False, ""])
-def test_the_loader_may_say_nobody_in_many_ways(tmp_path: Path, nobody: Any) -> None:
-    """None, False and an empty string all mean a visitor."""
+@pytest.mark.parametrize(
+    ("returned", "user"),
+    [*((nobody, None) for nobody in (None, False, "")), (0, "0"), (7, "7"), ("a", "a")],
+)
+def test_the_loader_may_return_any_id(tmp_path: Path, returned: Any, user: str | None) -> None:
+    """An id of any type becomes text, 0 too; None, False and an empty string mean a visitor."""
     app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: nobody)
-    with app.test_request_context():
-        assert current_caller(get_state()).authenticated is False
-
-
-@pytest.mark.parametrize("user", [0, 7, "a"])
-def test_the_loader_may_return_any_id(tmp_path: Path, user: Any) -> None:
-    """An id of any type becomes text; 0 is a user's id."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: user)
+    app.byok.owner_loader(lambda: returned)
     app.byok.team_loader(lambda: [1, "b"])  # type: ignore[list-item]  # hosts do
     app.byok.admin_loader(lambda: True)
     with app.test_request_context():
         caller = current_caller(get_state())
-    assert (caller.user, caller.teams, caller.admin) == (str(user), ("1", "b"), True)
+    expected = (user, ("1", "b"), True) if user else (None, (), False)
+    assert (caller.user, caller.teams, caller.admin) == expected
 
 
 @pytest.mark.parametrize(
@@ -404,15 +349,13 @@ def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     """Each signal has safe facts, and the app as its sender."""
     heard: list[tuple[str, dict[str, Any]]] = []
     signals = [key_set, key_cleared, key_validated, key_promoted, key_used, key_rejected]
-    receivers = []
     for signal in signals:
 
         def receive(sender: Any, _name: str = signal.name, **facts: Any) -> None:
             assert sender is app
             heard.append((_name, facts))
 
-        receivers.append(receive)
-        signal.connect(receive, app)
+        signal.connect(receive, app, weak=False)
     api_key = fake.api_key("openai")
     visitor.save(api_key)
     visitor.post("/sign-in/a")
@@ -424,7 +367,7 @@ def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     visitor.get("/chat/openai")
     visitor.call("clear", provider="openai")
     names = [name for name, _ in heard]
-    assert "key_validated" in names  # each check is told, also the one before saving
+    assert "key_validated" in names  # at each check, also the one before saving
     assert [name for name in names if name != "key_validated"] == [
         "key_set",
         "key_promoted",
@@ -451,14 +394,13 @@ def test_two_browsers_two_apps_one_extension(tmp_path: Path, fake: FakeProviders
     """One BYOK object serves several apps, whose keys are apart."""
     byok = BYOK()
     apps = []
-    for name, secret in (("one", "1"), ("two", "2")):
-        app = bare(
-            tmp_path / name, BYOK_BASE_URLS={"openai": fake.base_url("openai")}, SECRET_KEY=secret
-        )
+    for secret in ("1", "2"):
+        urls = {"openai": fake.base_url("openai")}
+        app = bare(tmp_path / secret, BYOK_BASE_URLS=urls, SECRET_KEY=secret)
         Session(app)
         byok.init_app(app)
         apps.append(app)
-    first, second = (browser(app) for app in apps)
+    first, second = map(browser, apps)
     assert first.save(fake.api_key("openai")).status_code == 200
     assert second.status()["has_key"] is False
     assert first.status()["has_key"] is True
@@ -562,12 +504,9 @@ def test_every_use_says_whose_key_served(
         assert "X-BYOK-Source" not in visitor.get(path).headers
 
 
-@pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
-def test_forgotten_user(
-    tmp_path: Path, fake: FakeProviders, request: pytest.FixtureRequest, database: str
-) -> None:
+def test_forgotten_user(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     """A later user with a forgotten user's id has none of the keys; the log says who forgot them."""
-    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=request.getfixturevalue(database))
+    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=database_url)
     client = browser(app)
     client.post("/sign-in/7")
     assert client.save(fake.api_key("openai"), persist=True).status_code == 200
@@ -578,11 +517,13 @@ def test_forgotten_user(
     another = browser(app)
     another.post("/sign-in/7")
     assert another.status("openai")["source"] is None
-    accounts = get_state(app).service.accounts.store
-    assert accounts is not None
+    accounts = accounts_of(app)
     newest = accounts.audit.entries("user:7")[0].event
     assert (newest.actor, newest.action, newest.outcome) == ("system", "clear", "done")
     accounts.engine.dispose()
+    without = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])
+    with without.app_context():
+        assert without.byok.forget_user("7") == []
 
 
 def test_longest_times(tmp_path: Path, fake: FakeProviders) -> None:
@@ -592,10 +533,3 @@ def test_longest_times(tmp_path: Path, fake: FakeProviders) -> None:
     client = browser(app)
     assert client.save(fake.api_key("openai")).status_code == 200
     assert client.status("openai")["source"] == "session"
-
-
-def test_forget_without_accounts(tmp_path: Path) -> None:
-    """Without accounts there is nothing to forget."""
-    app = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])
-    with app.app_context():
-        assert app.byok.forget_user("7") == []

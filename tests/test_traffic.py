@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from flask_byok.accounts import open_accounts
 from flask_byok.errors import ByokError, StoreError
 from flask_byok.keys import traffic as module
-from flask_byok.keys.traffic import Traffic, counted_owner
+from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import (
     Credential,
     Secret,
@@ -29,6 +30,7 @@ from flask_byok.model.credential import (
     utcnow,
 )
 from flask_byok.model.owner import Caller, SessionRef, Tier
+from flask_byok.sealing.keyring import Keyring
 from flask_byok.testing import FakeProviders
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
@@ -122,19 +124,6 @@ def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "byok-usage"}
 
 
-def test_what_a_store_does_not_take_waits(store: Store) -> None:
-    """While the store is away uses add up, and are handed over once it is back."""
-    recorder = Traffic(store.add, HOURS)
-    store.away = True
-    for _ in range(3):
-        recorder.note("user:1", "openai", "id-1", "used")
-        with pytest.raises(StoreError):
-            recorder.flush()
-    store.away = False
-    recorder.flush()
-    assert [use.uses for use in store.uses] == [3]
-
-
 def flush_in_vain(recorder: Traffic) -> None:
     """Hand over what can be, where something cannot."""
     with pytest.raises(StoreError):
@@ -217,44 +206,20 @@ def test_a_fault_that_nobody_foresaw_is_survived(
 
 def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     """What waits when the interpreter ends is written."""
-    (tmp_path / "byok.sqlite").touch()  # else the log tells of a new file
+    store = open_accounts(f"sqlite:///{tmp_path / 'byok.sqlite'}", Keyring("00" * 32))
+    assert store.usage.stats(["user:1"])["by_provider"] == {}
     script = f"""
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.accounts import open_accounts
 from flask_byok.keys.traffic import Traffic
-store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+store = open_accounts("{store.engine.url}", Keyring("00" * 32))
 recorder = Traffic(store.usage.add, 3600)
 for _ in range(7):
     recorder.note("user:1", "openai", "", "used")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stderr == b""
-    count = f"""
-from flask_byok.sealing.keyring import Keyring
-from flask_byok.accounts import open_accounts
-from tests.patience import soon
-store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
-print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
-"""
-    done = subprocess.run([sys.executable, "-c", count], capture_output=True, check=True)
-    assert done.stdout == b"7\n"
-
-
-def test_whose_use_it_is() -> None:
-    """A use counts for the key's owner, or a session key's user; a visitor's and an argument's count for none."""
-    visitor = Caller(session=SessionRef("sid", "ref"))
-    ann = replace(visitor, user="ann")
-
-    def owner_of(caller: Caller, source: Any, owner: str) -> str | None:
-        return counted_owner(caller, Credential("openai", source, owner, {}, "https://x"))
-
-    assert owner_of(ann, Tier.USER, "user:ann") == "user:ann"
-    assert owner_of(ann, Tier.TEAM, "team:red") == "team:red"
-    for tier in (Tier.SYSTEM, Tier.SECRET, Tier.ENV):
-        assert owner_of(visitor, tier, "system") == "system"
-    assert owner_of(ann, Tier.SESSION, "session:ref:user:ann") == "user:ann"
-    assert owner_of(visitor, Tier.SESSION, "session:ref") is None
-    assert owner_of(ann, "argument", "argument") is None
+    assert store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"] == 7
 
 
 def test_uses_of_session_keys(store: Store) -> None:
@@ -304,16 +269,13 @@ def providers() -> Iterator[FakeProviders]:
         yield fake
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def make_world(
-    request: pytest.FixtureRequest, tmp_path: Path, providers: FakeProviders
-) -> Iterator[MakeWorld]:
+@pytest.fixture
+def make_world(tmp_path: Path, providers: FakeProviders, database_url: str) -> Iterator[MakeWorld]:
     """Make worlds on each kind of database."""
-    url = request.getfixturevalue(request.param)
     made: list[World] = []
 
     def make(environ: dict[str, str] | None = None, **config: Any) -> World:
-        made.append(World(tmp_path, providers, config, environ or {}, database_url=url))
+        made.append(World(tmp_path, providers, config, environ or {}, database_url=database_url))
         return made[-1]
 
     yield make
