@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,42 +22,11 @@ from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Keyring, generate_encryption_key
-from flask_byok.testing import FakeProviders
 from tests.worlds import ENV_KEY, SECRET_KEY, World, registered
 
-MakeWorld = Callable[..., World]
+from .conftest import MakeWorld
+
 NOWHERE = "http://127.0.0.1:1/v1"
-
-
-@pytest.fixture(scope="module")
-def providers() -> Iterator[FakeProviders]:
-    """Run one set of fake providers for this module."""
-    with FakeProviders() as fake:
-        fake.slow_seconds = 0.4
-        yield fake
-
-
-@pytest.fixture
-def fake(providers: FakeProviders) -> FakeProviders:
-    """Offer the fake providers with nothing recorded."""
-    providers.clear_calls()
-    return providers
-
-
-@pytest.fixture
-def make_world(tmp_path: Path, fake: FakeProviders) -> MakeWorld:
-    """Make a world with the operator's settings and environment."""
-
-    def make(environ: dict[str, str] | None = None, **config: Any) -> World:
-        return World(tmp_path, fake, config, environ or {})
-
-    return make
-
-
-@pytest.fixture
-def world(make_world: MakeWorld) -> World:
-    """Make a world with default settings."""
-    return make_world()
 
 
 def key(world: World, behaviour: str = "good", provider: str = "openai", owner: Any = None) -> str:
@@ -183,35 +151,29 @@ def test_secret_file_locks_under_env_first(make_world: MakeWorld) -> None:
 # base URLs
 
 
-def test_record_without_an_address_does_not_stop_the_list(make_world: MakeWorld) -> None:
-    """A key that was saved for an operator's address which is gone is unreadable; the list goes on."""
-    own = ProviderSpec(
-        id="own", name="Own", fields=(Field("base_url", secret=False, required=False), Field())
-    )
-    world = make_world(BYOK_BASE_URLS={"own": NOWHERE}, BYOK_VALIDATE_ON_SET="off")
-    world = dataclasses.replace(world, catalog=registered(own))
-    ann = world.caller()
-    world.set(ann, "own-key-12345", "own")
-    later = world.with_config(BYOK_BASE_URLS={})
-    assert later.status(ann, "own")["state"] == "unreadable"
-    with pytest.raises(UnreadableCredentialError):
-        later.service.resolve(ann, "own")
+OWN_FIELDS = (Field("base_url", secret=False, required=False), Field())
 
 
-def test_key_for_ones_own_address_follows_no_operators(make_world: MakeWorld) -> None:
-    """A key saved for a person's own server goes nowhere else, even where the operator sets an address later."""
+@pytest.mark.parametrize(
+    ("provider", "before", "after"), [("own", NOWHERE, None), ("custom", None, NOWHERE)]
+)
+def test_key_goes_where_it_was_saved_for(
+    make_world: MakeWorld, provider: str, before: str | None, after: str | None
+) -> None:
+    """A key for an operator's address that is gone, or for one's own where the operator sets one now, is unreadable."""
+    allowed = ("BYOK_ALLOW_CUSTOM_PROVIDERS", "BYOK_ALLOW_PRIVATE_ENDPOINTS")
+    urls = {provider: before} if before else {}
     world = make_world(
-        BYOK_ALLOW_CUSTOM_PROVIDERS=True,
-        BYOK_ALLOW_PRIVATE_ENDPOINTS=True,
-        BYOK_VALIDATE_ON_SET="off",
-        BYOK_BASE_URLS={},
+        BYOK_BASE_URLS=urls, BYOK_VALIDATE_ON_SET="off", **dict.fromkeys(allowed, True)
     )
-    ann = world.caller()
-    world.set(ann, key(world, provider="custom"), "custom", base_url=world.fake.base_url("custom"))
-    later = world.with_config(BYOK_BASE_URLS={"custom": NOWHERE})
-    assert later.status(ann, "custom")["state"] == "unreadable"
+    catalog = registered(ProviderSpec(id="own", name="Own", fields=OWN_FIELDS))
+    world, ann = dataclasses.replace(world, catalog=catalog), world.caller()
+    own_url = None if before else world.fake.base_url("custom")
+    world.set(ann, "own-key-12345", provider, base_url=own_url)
+    later = world.with_config(BYOK_BASE_URLS={provider: after} if after else {})
+    assert later.status(ann, provider)["state"] == "unreadable"
     with pytest.raises(UnreadableCredentialError):
-        later.service.resolve(ann, "custom")
+        later.service.resolve(ann, provider)
 
 
 # expiry
@@ -269,7 +231,6 @@ def test_a_refusal_after_signing_in_ends_nothing(make_world: MakeWorld) -> None:
         assert world.status(user, "groq")["source"] == "session"
     world.service.promote(user)
     assert world.status(user)["state"] == "rejected"
-    world.fake.add_key("openai", refused, "good")
 
 
 def sign_in(world: World, *providers: str) -> tuple[Caller, Caller]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import product
@@ -155,30 +155,6 @@ def test_marks_of_what_is_leaving(store: Sessions) -> None:
     assert view.records == {"groq": dataclasses.replace(own, leaving=True)}
     assert store.reseal(session, ANN, own)
     assert store.read(session, ANN, SOME) == view
-
-
-def test_what_is_over_is_not_read(store: Sessions) -> None:
-    """A leaving record whose version is over is neither read nor kept; the accounts are asked for no other."""
-    session, left, own = begin(store), make_record(), make_record("groq")
-    stays = make_record("xai")
-    asked: list[tuple[str, set[str]]] = []
-
-    def over(identity: str, versions: Collection[str]) -> set[str]:
-        asked.append((identity, set(versions)))
-        return {left.version, own.version}
-
-    store.over = over
-    store.write(session, VISITOR, left)
-    for record in (own, stays):
-        store.write(session, ANN, record)
-    assert store.read(session, ANN, SOME).records == {"groq": own}
-    assert asked == []
-    store.mark_leaving(session, ANN, [left, own, stays])
-    staying = {"xai": dataclasses.replace(stays, leaving=True)}
-    for _ in range(2):
-        assert store.read(session, ANN, [*SOME, "xai"]) == SessionView(staying)
-    versions = {record.version for record in (left, own, stays)}
-    assert asked == [(ANN, versions), (ANN, {stays.version})]
 
 
 def test_verdict_dies_with_its_version(store: Sessions) -> None:

@@ -90,7 +90,7 @@ def test_further_fields() -> None:
 
 @given(text=st.text(max_size=80))
 def test_any_text_is_taken_or_refused(text: str) -> None:
-    """Whatever is typed is taken clean or refused with one of our errors."""
+    """Any text is taken clean or refused with one of our errors."""
     try:
         typed = take(REGIONAL, api_key=text, region=text)
     except (MalformedApiKeyError, InvalidFieldError):

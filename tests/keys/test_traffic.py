@@ -10,10 +10,8 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +21,6 @@ from flask_byok.keys import traffic as module
 from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import (
     Credential,
-    Secret,
     SessionUse,
     Use,
     isoformat,
@@ -31,11 +28,11 @@ from flask_byok.model.credential import (
 )
 from flask_byok.model.owner import Caller, SessionRef, Tier
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.testing import FakeProviders
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
 
-MakeWorld = Callable[..., World]
+from .conftest import MakeWorld
+
 HELLO = [{"role": "user", "content": "Hello"}]
 HOURS = 3600.0
 
@@ -104,7 +101,7 @@ def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_thread_hands_over_by_itself(store: Store) -> None:
-    """The first use starts it, and it ends after the recorder."""
+    """The first use starts a thread that hands uses over, and that ends after the recorder."""
     before = _threads()
     recorder = Traffic(store.add, 0.02)
     assert _threads() == before
@@ -222,25 +219,6 @@ for _ in range(7):
     assert store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"] == 7
 
 
-def test_uses_of_session_keys(store: Store) -> None:
-    """What was used in a session is handed over by session, provider and version; what was not used is not."""
-    recorder = Traffic(None, HOURS, count=store.count)
-    caller = Caller(session=SessionRef("sid", "ref-1"))
-    secret = {"api_key": Secret("sk-12345678")}
-    key = Credential("openai", Tier.SESSION, "session:1", secret, "https://x", version="v1")
-    count = recorder.counter(caller, key)
-    assert count is not None
-    for outcome in ("used", "failed", "rejected", "used"):
-        count(outcome)
-    recorder.flush()
-    assert [(use.ref, use.provider, use.version, use.uses) for use in store.session_uses] == [
-        ("ref-1", "openai", "v1", 2)
-    ]
-    for other in (replace(key, source=Tier.ENV, version=None), replace(key, source="argument")):
-        assert recorder.counter(caller, other) is None
-    assert Traffic(store.add, HOURS).counter(caller, key) is None
-
-
 def test_each_store_is_waited_for_alone(store: Store) -> None:
     """While the one is away the other gets its counts, and each count goes to one thread."""
     before = _threads()
@@ -260,27 +238,6 @@ def test_each_store_is_waited_for_alone(store: Store) -> None:
 
 
 # with the service
-
-
-@pytest.fixture(scope="module")
-def providers() -> Iterator[FakeProviders]:
-    """Run one set of fake providers for this module."""
-    with FakeProviders() as fake:
-        yield fake
-
-
-@pytest.fixture
-def make_world(tmp_path: Path, providers: FakeProviders, database_url: str) -> Iterator[MakeWorld]:
-    """Make worlds on each kind of database."""
-    made: list[World] = []
-
-    def make(environ: dict[str, str] | None = None, **config: Any) -> World:
-        made.append(World(tmp_path, providers, config, environ or {}, database_url=database_url))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.documents.engine.dispose()
 
 
 def counted(world: World, *owners: str) -> dict[str, int]:
@@ -315,9 +272,8 @@ def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
     assert all(record.version == "1" for record in uses.values())
 
 
-def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
+def test_a_session_key_knows_its_uses(world: World) -> None:
     """The status of a key in a session says how often it was used; a visitor's is in no statistics."""
-    world = make_world()
     visitor, ann = world.caller(), world.caller("ann", "sid-2")
     for caller in (visitor, ann):
         world.set(caller, world.fake.api_key("openai"), validate="off")
@@ -334,9 +290,8 @@ def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
     assert world.status(visitor, "groq")["usage_count"] == 0
 
 
-def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
+def test_only_the_key_that_was_used_counts(world: World) -> None:
     """A use that is written late is not the next key's, and a refused call is no use."""
-    world = make_world()
     visitor = world.caller()
     world.set(visitor, world.fake.api_key("openai"))
     world.service.resolve(visitor, "openai")
@@ -350,9 +305,8 @@ def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
     )
 
 
-def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
+def test_a_promoted_key_takes_its_uses_along(world: World) -> None:
     """What was counted in the session goes on counting in the account, for the key alone."""
-    world = make_world()
     world.set(world.caller(), world.fake.api_key("openai"))
     world.service.resolve(world.caller(), "openai")
     world.service.traffic.flush()
@@ -363,9 +317,8 @@ def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
     assert (world.status(ann)["source"], world.status(ann)["usage_count"]) == ("user", 2)
 
 
-def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
+def test_a_key_that_is_handed_out_counts_as_used(world: World) -> None:
     """What the host does with it is not seen; looking for a key, or checking one, is no use."""
-    world = make_world()
     ann = world.caller("ann")
     for provider in ("openai", "groq"):
         world.keep("user:ann", world.fake.api_key(provider), provider)
@@ -379,9 +332,8 @@ def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
     assert counted(world, "user:ann") == {"used": 3}
 
 
-def test_a_refusal_is_counted_once(make_world: MakeWorld) -> None:
+def test_a_refusal_is_counted_once(world: World) -> None:
     """A rejected key counts as that, and no further calls are made with it."""
-    world = make_world()
     ann = world.caller("ann")
     key = world.keep("user:ann", world.fake.api_key("openai", "bad"))
     for _ in range(2):
