@@ -124,6 +124,19 @@ class Browser(FlaskClient):
 
     token: str | None = None
 
+    @property
+    def session_id(self) -> str:
+        """Return the value of the session's cookie."""
+        cookie = self.get_cookie("session")
+        assert cookie is not None
+        return cookie.value
+
+    def twin(self) -> Browser:
+        """Return another browser in the same session."""
+        other = browser(self.application)
+        other.set_cookie("session", self.session_id)
+        return other
+
     def load(self) -> dict[str, Any]:
         """Load the list of keys, keep its CSRF token and return it."""
         response = self.get(KEYS)

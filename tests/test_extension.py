@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from flask_byok.model.credential import isoformat, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
-from flask_byok.web.caller import current_caller, get_state
+from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import KEYRING, event_of, make_record
 from tests.app import Browser, HostApp, bare, browser, make_app
 from tests.keeper import accounts_of
@@ -131,58 +132,6 @@ assert accounts.audit.verify() == []
     ] * 2
 
 
-@pytest.mark.parametrize(
-    ("returned", "user"),
-    [*((nobody, None) for nobody in (None, False, "")), (0, "0"), (7, "7"), ("a", "a")],
-)
-def test_the_loader_may_return_any_id(tmp_path: Path, returned: Any, user: str | None) -> None:
-    """An id of any type becomes text, 0 too; None, False and an empty string mean a visitor."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: returned)
-    app.byok.team_loader(lambda: [1, "b"])  # type: ignore[list-item]  # hosts do
-    app.byok.admin_loader(lambda: True)
-    with app.test_request_context():
-        caller = current_caller(get_state())
-    expected = (user, ("1", "b"), True) if user else (None, (), False)
-    assert (caller.user, caller.teams, caller.admin) == expected
-
-
-@pytest.mark.parametrize(
-    ("user", "teams", "said"),
-    [
-        *((user, (), "owner_loader") for user in ("x" * 251, "a\0b", "\ud800")),
-        # Otherwise all users would be one, and each letter a team.
-        *((user, (), "owner_loader returned a") for user in (True, b"7")),
-        *(("ann", teams, "Return a list") for teams in ("red", b"red")),
-    ],
-)
-def test_loaders_that_return_no_ids(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, user: Any, teams: Any, said: str
-) -> None:
-    """What cannot be an id or a list of ids is the host's mistake: the log says which loader made it."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: user)
-    app.byok.team_loader(lambda: teams)
-    answer = browser(app).get("/api/providers/keys")
-    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
-    assert said in caplog.text
-
-
-@pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800"])
-def test_a_team_that_no_database_takes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, team: str
-) -> None:
-    """A team whose id cannot be stored has no keys: it is left out, the other teams count, and the log says so."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: "ann")
-    app.byok.team_loader(lambda: [team, "b" * 250])
-    with app.test_request_context():
-        assert current_caller(get_state()).teams == ("b" * 250,)
-    assert browser(app).get("/api/providers/keys").status_code == 200
-    assert "left out" in caplog.text
-    assert team not in caplog.text
-
-
 def test_no_place_for_accounts(tmp_path: Path, redis_url: str) -> None:
     """If the instance folder cannot be written and no database is set, init_app says what to do."""
     (tmp_path / "file").touch()
@@ -194,17 +143,18 @@ def test_no_place_for_accounts(tmp_path: Path, redis_url: str) -> None:
     assert BYOK(app)
 
 
+def in_view(app: HostApp, client: Browser, run: Callable[[], Any]) -> Any:
+    """Do something in a view, at this client's request."""
+    done: list[Any] = []
+    app.view_functions["plain"] = lambda: (done.append(run()), "ok")[1]
+    assert client.get("/plain").status_code == 200
+    return done[0]
+
+
 def test_verbs_in_python(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     """The verbs do in views what they do over HTTP."""
     api_key = fake.api_key("openai")
-    seen: dict[str, Any] = {}
-
-    def view(run: Callable[[], Any]) -> Any:
-        app.view_functions["plain"] = lambda: (seen.update(result=run()), "ok")[1]
-        assert visitor.get("/plain").status_code == 200
-        return seen["result"]
-
-    byok = app.byok
+    view, byok = partial(in_view, app, visitor), app.byok
     visitor.load()
     assert view(lambda: byok.missing_keys(["openai", "groq"])) == ["openai", "groq"]
     assert view(lambda: byok.set("openai", api_key, label="x"))["label"] == "x"
@@ -225,20 +175,17 @@ def test_set_in_python_says_what_was_found(app: HostApp, fake: FakeProviders) ->
     app.byok.owner_loader(lambda: "ann")
     user = browser(app)
     user.load()
-    ends = utcnow() + timedelta(days=3)
-    seen: list[Any] = []
+    view, byok = partial(in_view, app, user), app.byok
+    ends, api_key = utcnow() + timedelta(days=3), fake.api_key("openai")
+    options = {"label": "x", "persist": True, "expires_at": ends}
+    checked = view(lambda: byok.set("openai", api_key, **options))
+    unchecked = view(lambda: byok.set("openai", fields={"api_key": api_key}, validate="off"))
 
-    def view() -> str:
-        api_key = fake.api_key("openai")
-        seen.append(app.byok.set("openai", api_key, label="x", persist=True, expires_at=ends))
-        seen.append(app.byok.set("openai", fields={"api_key": api_key}, validate="off"))
+    def refuse() -> None:
         with pytest.raises(KeyRefusedError):
-            app.byok.set("openai", fake.api_key("openai", "bad"), validate="require")
-        return "ok"
+            byok.set("openai", fake.api_key("openai", "bad"), validate="require")
 
-    app.view_functions["plain"] = view
-    assert user.get("/plain").status_code == 200
-    checked, unchecked = seen
+    view(refuse)
     assert (checked["validation"]["verdict"], checked["validation"]["valid"]) == ("valid", True)
     assert (checked["source"], checked["label"]) == ("user", "x")
     assert checked["expires_at"] == isoformat(ends)
@@ -257,17 +204,15 @@ def test_wrong_words_in_python(app: HostApp, visitor: Browser, fake: FakeProvide
         "fields": lambda: byok.set("openai", api_key, fields={"api_key": api_key}),
     }
 
-    def view() -> str:
+    def fail() -> None:
         for name, call in wrong.items():
             with pytest.raises(InvalidFieldError, match=name):
                 call()
         with pytest.raises(TypeError, match="bogus"):
             byok.set("openai", api_key, bogus=1)  # type: ignore[call-arg]
-        return "ok"
 
     visitor.save(api_key)
-    app.view_functions["plain"] = view
-    assert visitor.get("/plain").text == "ok"
+    in_view(app, visitor, fail)
     assert visitor.status("openai")["label"] is None
     assert visitor.status("openai")["has_key"] is True
 
@@ -280,21 +225,17 @@ def test_a_provider_with_other_fields_has_no_api_key(app: HostApp, fake: FakePro
     )
     app.byok.owner_loader(lambda: "ann")
     pair = {"id": "id-12345678", "secret": "secret-12345678"}
-    seen: list[Any] = []
 
-    def view() -> str:
+    def use() -> None:
         app.byok.set("pair", fields=pair, validate="off", persist=True)
-        seen.append(app.byok.get_api_keys(["pair", "openai"]))
+        assert app.byok.get_api_keys(["pair", "openai"]) == {}
         with pytest.raises(InvalidFieldError, match="api_key"):
             app.byok.get_api_key("pair")
-        seen.append(app.byok.get_service_config("pair"))
-        return "ok"
+        assert app.byok.get_service_config("pair") == pair
 
-    app.view_functions["plain"] = view
     user = browser(app)
     user.load()
-    assert user.get("/plain").text == "ok"
-    assert seen == [{}, pair]
+    in_view(app, user, use)
     service = get_state(app).service
     service.traffic.flush()
     assert service.own_records(Caller(user="ann")).stats()["by_provider"]["pair"]["uses"] == 1
@@ -405,22 +346,6 @@ def test_two_browsers_two_apps_one_extension(tmp_path: Path, fake: FakeProviders
     assert second.status()["has_key"] is False
     assert first.status()["has_key"] is True
     assert repr(byok) == "BYOK(2 apps)"
-
-
-def test_loaders_of_the_signed_in_are_not_asked_for_visitors(
-    tmp_path: Path, fake: FakeProviders
-) -> None:
-    """The team and admin loaders run only for a signed-in user."""
-    app = make_app(tmp_path, fake)
-    asked: list[str] = []
-    app.byok.team_loader(lambda: asked.append("teams") or ())
-    app.byok.admin_loader(lambda: bool(asked.append("admin")))
-    visitor = browser(app)
-    visitor.load()
-    assert asked == []
-    visitor.post("/sign-in/ada")
-    visitor.load()
-    assert {"teams", "admin"} == set(asked)
 
 
 def test_a_host_with_asynchronous_engines_only(tmp_path: Path) -> None:

@@ -194,15 +194,3 @@ def test_tiers_that_are_not_there(
     answer = root.ask("POST", SHARED, body)
     assert answer.status_code == status
     assert status == 201 or problem_of(answer) == (403, "not_allowed")
-
-
-def test_slots_of_a_team(make_host: MakeHost, fake: FakeProviders) -> None:
-    """A team, like a person, has as many keys for a provider as the operator allows."""
-    root = keeper(make_host(BYOK_KEYS_PER_PROVIDER=2), "root")
-    slots = [
-        root.keep(fake.api_key("openai", owner=n), path=SHARED, owner="team:red")["slot"]
-        for n in range(2)
-    ]
-    assert slots == ["", "2"]
-    body = {"provider": "openai", "api_key": fake.api_key("openai"), "owner": "team:red"}
-    assert problem_of(root.ask("POST", SHARED, body)) == (409, "key_exists")

@@ -146,17 +146,13 @@ def test_expiry_is_kept_and_ends_the_key(visitor: Browser, fake: FakeProviders) 
     assert visitor.status()["state"] == "expired"
 
 
-@pytest.mark.parametrize(
-    "expires_at",
-    ["9999-12-31T23:59:59-23:59", "9999-12-31T23:59:59.999999Z", "9999-12-31T00:00:00+23:59"],
-)
-def test_far_expiry_never_breaks_the_list(
-    visitor: Browser, fake: FakeProviders, expires_at: str
-) -> None:
+def test_far_expiry_never_breaks_the_list(visitor: Browser, fake: FakeProviders) -> None:
     """A time at the edge of the calendar is taken or refused, and the list still answers."""
-    answer = visitor.save(fake.api_key("openai"), expires_at=expires_at, validate="off")
-    assert answer.status_code in (200, 422)
-    assert visitor.get(KEYS).status_code == 200
+    for time in ("T23:59:59-23:59", "T23:59:59.999999Z", "T00:00:00+23:59"):
+        expires_at = f"9999-12-31{time}"
+        answer = visitor.save(fake.api_key("openai"), expires_at=expires_at, validate="off")
+        assert answer.status_code in (200, 422), time
+        assert visitor.get(KEYS).status_code == 200, time
 
 
 def test_bodies_that_are_refused(visitor: Browser) -> None:

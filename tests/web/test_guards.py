@@ -177,9 +177,7 @@ def test_an_abandoned_stream_gives_nothing_to_the_next_person(
     first.save(fake.api_key("openai", owner="first"))
     second.load()
     own_token = second.token
-    cookie = first.get_cookie("session")
-    assert cookie is not None
-    headers = {"Cookie": f"session={cookie.value}"}
+    headers = {"Cookie": f"session={first.session_id}"}
     # In this very thread and context, as a worker does; the rest is never read.
     rest = iter(app.wsgi_app(EnvironBuilder("/stuck", headers=headers).get_environ(), Mock()))
     next(rest)
