@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,6 @@ from tests.patience import soon
 
 CATALOG = Catalog()
 PROVIDERS = [spec.id for spec in CATALOG]
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeProviders]:
-    """Run the fake providers."""
-    with FakeProviders() as server:
-        server.slow_seconds = 0.2
-        yield server
 
 
 def ask(

@@ -12,7 +12,6 @@ from flask_byok import (
     ConfigurationError,
     EndpointNotAllowedError,
     MalformedApiKeyError,
-    MissingCredentialError,
     get_chat_model_with_api_key,
     get_provider_with_api_key,
 )
@@ -63,16 +62,6 @@ def test_what_cannot_be_a_key(app: HostApp, monkeypatch: pytest.MonkeyPatch, api
         with pytest.raises(MalformedApiKeyError):
             provider.set_api_key(api_key)
         assert provider.api_key == "sk-explicit-0123456789"
-
-
-def test_the_callers_key_in_a_request(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
-    """Without an explicit key the caller's own serves; without one of either, the error says where to add it."""
-    assert visitor.get("/chat/openai").status_code == 409
-    visitor.save(fake.api_key("openai"), validate="off")
-    visitor.get("/chat/openai").get_data()
-    assert [call.api_key for call in fake.calls] == [fake.api_key("openai")]
-    with app.test_request_context(), pytest.raises(MissingCredentialError, match="settings"):
-        get_provider_with_api_key("openai")
 
 
 @pytest.mark.parametrize("option", ["base_url", "http_client", "http_options"])

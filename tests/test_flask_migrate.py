@@ -130,17 +130,13 @@ class Host:
             self.app.extensions["sqlalchemy"].engine.dispose()
 
 
-@pytest.fixture
-def host(tmp_path: Path, fake: FakeProviders, database_url: str) -> Iterator[Host]:
-    """Make a host on an empty database, in which our tables are made at the start."""
-    made = Host(tmp_path, fake, database_url)
-    yield made
-    made.close()
-
-
-def test_our_tables_among_the_hosts(host: Host) -> None:
-    """With our metadata beside the host's, its migrations leave our tables alone, and a check finds no difference."""
-    host.begin()
+@pytest.mark.parametrize(("written", "with_ours"), [(TAKE, True), (LEAVE, False)])
+def test_our_tables_beside_the_hosts(
+    tmp_path: Path, fake: FakeProviders, database_url: str, written: str, with_ours: bool
+) -> None:
+    """With either of the page's blocks the host's migrations leave our tables alone, and a check finds nothing."""
+    host = Host(tmp_path, fake, database_url, written)
+    host.begin(with_ours=with_ours)
     script = host.migrate()
     assert "'memos'" in script
     assert "byok_" not in script
@@ -148,18 +144,6 @@ def test_our_tables_among_the_hosts(host: Host) -> None:
     host.use_keys()
     host.check()
     assert {"memos", *metadata.tables} <= host.tables()
-
-
-def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
-    """With the page's other lines the host's migrations do not see our tables, though nothing is said in ``env.py``."""
-    host = Host(tmp_path, fake, database_url, written=LEAVE)
-    host.begin(with_ours=False)
-    script = host.migrate()
-    assert "'memos'" in script
-    assert "byok_" not in script
-    host.check()
-    host.use_keys()
-    assert set(metadata.tables) <= host.tables()
     host.close()
 
 

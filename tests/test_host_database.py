@@ -114,7 +114,7 @@ def plain_app(directory: Path, fake: FakeProviders) -> Flask:
 
 
 def with_byok(app: Flask) -> BYOK:
-    """Set our extension up for somebody who is always signed in."""
+    """Set our extension up for a user who is always signed in."""
     byok = BYOK()
     byok.owner_loader(lambda: "ann")
     byok.init_app(app)
@@ -166,7 +166,7 @@ def change_keys(host: Host) -> None:
 
 @pytest.mark.parametrize(("end", "notes"), [("rollback", 0), ("commit", 1)])
 def test_the_hosts_session_is_its_own(host: Host, end: str, notes: int) -> None:
-    """Keys are stored whatever the host does with its changes, and neither commits nor rolls the other back."""
+    """Keys are stored if the host keeps its changes or not, and neither commits nor rolls the other back."""
     assert work_in_a_view(host, lambda: change_keys(host), end) == []
     assert host.notes() == notes
     assert host.serves() == "sk-proj-of-the-account"

@@ -76,6 +76,11 @@ def begin(store: Sessions, sid: str = "sid-1") -> SessionRef:
     return SessionRef(sid, store.establish(sid))
 
 
+def inside(store: Sessions) -> Any:
+    """Return the documents of a store, with what its kind has: a client or an engine, and a breaker."""
+    return store.documents
+
+
 def verdict_for(record: CredentialRecord, verdict: Verdict = Verdict.VALID) -> RecordedVerdict:
     """Make a verdict about this version of a record."""
     return RecordedVerdict(verdict, utcnow(), record.version)

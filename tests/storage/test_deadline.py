@@ -24,7 +24,7 @@ from flask_byok.storage.tables import session_documents
 from tests.patience import IN_TIME, everyday_limits, in_time, soon
 from tests.services import PostgresServer, wait_until
 
-from .contract import DAY, VISITOR, begin, make_record
+from .contract import DAY, VISITOR, begin, inside, make_record
 
 READ = ["openai"]
 
@@ -41,26 +41,16 @@ def store(server: PostgresServer) -> Iterator[Sessions]:
     """Make a store from an address."""
     made = make_store(server.create_database())
     yield made
-    pool = engine_of(made).pool
+    pool = inside(made).engine.pool
     # A connection that no caller waited for comes back to the pool once the server goes on.
-    wait_until(lambda: pool.checkedout() == 0, "pool")  # type: ignore[attr-defined]
-    engine_of(made).dispose()
+    wait_until(lambda: pool.checkedout() == 0, "pool")
+    inside(made).engine.dispose()
 
 
 def make_store(engine_or_url: Engine | URL | str) -> Sessions:
     """Make a store with the limits that apps have where it is the server that keeps them."""
     with everyday_limits():
         return Sessions(SqlDocuments(engine_or_url), ttl=DAY, max_age=30 * DAY)
-
-
-def engine_of(store: Sessions) -> Any:
-    """Return the engine of a store."""
-    return store.documents.engine  # type: ignore[attr-defined]
-
-
-def breaker_of(store: Sessions) -> Any:
-    """Return the breaker of a store."""
-    return store.documents.breaker  # type: ignore[attr-defined]
 
 
 def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
@@ -73,7 +63,7 @@ def assert_recovers(store: Sessions, session: SessionRef) -> None:
     """Fail unless the store answers again by itself, with what it had."""
     wait_until(lambda: store.read(session, VISITOR, READ).records, "store", timeout=5)
     store.write(session, VISITOR, make_record("groq"))
-    assert not breaker_of(store).is_open
+    assert not inside(store).breaker.is_open
 
 
 def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
@@ -86,9 +76,9 @@ def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
     with server.frozen():
         for _ in range(3):
             assert_refused_in_time(store.read, session, VISITOR, READ)
-        assert breaker_of(store).is_open
-        wait_until(breaker_of(store).allow, "probe")  # it is ours now
-        breaker_of(store).success()
+        assert inside(store).breaker.is_open
+        wait_until(inside(store).breaker.allow, "probe")  # it is ours now
+        inside(store).breaker.success()
         assert_refused_in_time(store.write, session, VISITOR, make_record())
     assert_recovers(store, session)
 
@@ -111,7 +101,7 @@ def test_frozen_under_way(store: Sessions, server: PostgresServer) -> None:
     def freeze(*_: object) -> None:
         server.stop_process()
 
-    event.listen(engine_of(store), "before_cursor_execute", freeze, once=True)
+    event.listen(inside(store).engine, "before_cursor_execute", freeze, once=True)
     try:
         assert_refused_in_time(store.write, session, VISITOR, make_record("groq"))
     finally:
@@ -124,19 +114,19 @@ def test_held_row(server: PostgresServer) -> None:
     store = make_store(server.create_database())
     session = begin(store)
     store.write(session, VISITOR, make_record())
-    with create_engine(engine_of(store).url).begin() as holder:
+    with create_engine(inside(store).engine.url).begin() as holder:
         mine = session_documents.c.ref == session.ref
         holder.execute(select(session_documents).where(mine).with_for_update())
         for _ in range(3):
             with soon(), pytest.raises(StoreError):
                 store.write(session, VISITOR, make_record("groq"))
         assert store.read(session, VISITOR, READ).records
-        assert not breaker_of(store).is_open
+        assert not inside(store).breaker.is_open
         query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         assert holder.execute(text(query)).scalar() == 0
     holder.engine.dispose()
     assert_recovers(store, session)
-    engine_of(store).dispose()
+    inside(store).engine.dispose()
 
 
 def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
@@ -169,11 +159,11 @@ def test_given_options_stay(server: PostgresServer) -> None:
     url = make_url(server.create_database())
     options = "-c statement_timeout=5s -c application_name=theirs"
     store = make_store(url.update_query_dict({"options": options}))
-    with engine_of(store).connect() as connection:
+    with inside(store).engine.connect() as connection:
         names = ("statement_timeout", "application_name", "lock_timeout")
         found = [connection.execute(text(f"SHOW {name}")).scalar() for name in names]
     assert found == ["5s", "theirs", "300ms"]
-    engine_of(store).dispose()
+    inside(store).engine.dispose()
 
 
 class _Pooler(socketserver.BaseRequestHandler):
@@ -222,7 +212,7 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
         with server.frozen():
             assert_refused_in_time(store.read, session, VISITOR, READ)
         assert_recovers(store, session)
-        engine_of(store).dispose()
+        inside(store).engine.dispose()
         pooler.shutdown()
 
 
@@ -275,7 +265,7 @@ def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    engine_of(store).dispose()
+    inside(store).engine.dispose()
 
 
 def test_late_result_is_closed() -> None:

@@ -225,7 +225,7 @@ def documented_grants(role: str) -> list[str]:
 
 
 def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
-    """A user who may not make the tables, or not use them, is told what an administrator has to run."""
+    """A user who may not make the tables, or not use them, reads what an administrator has to run."""
     store, role = open_accounts(limited_url, KEYRING), str(make_url(limited_url).username)
     every = f"ON ALL TABLES IN SCHEMA public TO {role}"
     for grant in (None, f"GRANT SELECT ON byok_canary TO {role}", f"GRANT SELECT {every}"):

@@ -100,7 +100,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_redis(redis_url: str) -> None:
-    """A Redis that is not there, or asks for a password, is told from a database."""
+    """A Redis that is not there, or asks for a password, has sentences of its own."""
     away = limited_client(f"redis://127.0.0.1:{services.free_port()}")
     with pytest.raises(redis.ConnectionError) as caught:
         away.ping()
