@@ -93,6 +93,14 @@ def make_app(
     return app
 
 
+def bare(directory: Path, **config: Any) -> Flask:
+    """Return a host that has no extension yet, its sessions in files."""
+    app = Flask("bare", instance_path=str(directory))
+    app.config.update(SECRET_KEY="x", SESSION_TYPE="cachelib", BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY)
+    app.config.update(SESSION_CACHELIB=FileSystemCache(str(directory / "sessions")), **config)
+    return app
+
+
 def limited_redis(url: str) -> redis.Redis:
     """Return a client as a careful host makes it: no retries, a tenth of a second to connect and to wait."""
     return redis.Redis.from_url(
@@ -105,10 +113,29 @@ def fingerprint(api_key: str) -> str:
     return hashlib.sha256(api_key.encode()).hexdigest()
 
 
+def problem_of(answer: TestResponse) -> tuple[int, str]:
+    """Return the status and the code of an answer that is a problem object."""
+    assert answer.mimetype == "application/problem+json"
+    return answer.status_code, answer.get_json()["code"]
+
+
 class Browser(FlaskClient):
     """A client of the app that sends a CSRF token as the dialog's script does."""
 
     token: str | None = None
+
+    @property
+    def session_id(self) -> str:
+        """Return the value of the session's cookie."""
+        cookie = self.get_cookie("session")
+        assert cookie is not None
+        return cookie.value
+
+    def twin(self) -> Browser:
+        """Return another browser in the same session."""
+        other = browser(self.application)
+        other.set_cookie("session", self.session_id)
+        return other
 
     def load(self) -> dict[str, Any]:
         """Load the list of keys, keep its CSRF token and return it."""

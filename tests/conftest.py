@@ -120,6 +120,12 @@ def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'byok.sqlite'}"
 
 
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """Return the address of an empty database, of each kind in turn."""
+    return str(request.getfixturevalue(request.param))
+
+
 @pytest.fixture
 def fake() -> Iterator[FakeProviders]:
     """Run fake providers whose slow keys take 0.3 seconds."""

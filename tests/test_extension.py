@@ -8,13 +8,12 @@ import sys
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cachelib import FileSystemCache
-from flask import Flask, Response
-from flask.sessions import SessionInterface
+from flask import Flask
 from flask_session import Session
 from sqlalchemy import create_engine, select
 
@@ -39,18 +38,10 @@ from flask_byok.model.credential import isoformat, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.storage.tables import metadata
 from flask_byok.testing import FakeProviders
-from flask_byok.web.caller import current_caller, get_state
+from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import KEYRING, event_of, make_record
-from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, make_app
+from tests.app import Browser, HostApp, bare, browser, make_app
 from tests.keeper import accounts_of
-
-
-def bare(directory: Path, **config: Any) -> Flask:
-    """Return a host that is ready but for flask-byok."""
-    app = Flask("bare", instance_path=str(directory))
-    app.config.update(SECRET_KEY="x", SESSION_TYPE="cachelib", BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY)
-    app.config.update(SESSION_CACHELIB=FileSystemCache(str(directory / "sessions")), **config)
-    return app
 
 
 def test_init_app_twice(tmp_path: Path) -> None:
@@ -71,24 +62,6 @@ def test_config_of_a_provider_at_ones_own_address(tmp_path: Path) -> None:
         assert app.byok.get_service_config("custom") == {"api_key": api_key, "base_url": address}
         app.byok.set("openai", api_key, persist=True)
         assert app.byok.get_service_config("openai") == {"api_key": api_key}
-
-
-@pytest.mark.parametrize("missing", ["SECRET_KEY", "BYOK_ENCRYPTION_KEY", "SESSION_TYPE"])
-def test_what_is_missing_is_named(tmp_path: Path, missing: str) -> None:
-    """Without what keys need, init_app refuses, and leaves the app as it was."""
-    app = bare(tmp_path, **{missing: None})
-    with pytest.raises(ConfigurationError) as caught:
-        BYOK(app)
-    assert missing in str(caught.value)
-    assert "byok" not in app.extensions
-    assert "byok" not in app.blueprints
-
-
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
 
 
 def contents(url: str) -> dict[str, Any]:
@@ -141,7 +114,7 @@ from flask_session import Session
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import make_record
-from tests.test_extension import bare
+from tests.app import bare
 app = bare(Path(sys.argv[1]), BYOK_ENCRYPTION_KEY=None, DEBUG=True)
 Session(app)
 warnings.simplefilter("ignore")
@@ -159,85 +132,6 @@ assert accounts.audit.verify() == []
     ] * 2
 
 
-class SidlessInterface(SessionInterface):
-    """Sessions without a server-side id."""
-
-    def open_session(self, app: Flask, request: Any) -> Any:
-        return self.make_null_session(app)
-
-    def save_session(self, app: Flask, session: Any, response: Response) -> None:
-        return None
-
-
-def test_sessions_without_an_id_are_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A session that has no id on the server is refused at the first request, and the log says what to do."""
-    app = bare(tmp_path)
-    app.session_interface = SidlessInterface()
-    BYOK(app)
-    answer = app.test_client().get("/api/providers/keys")
-    assert answer.status_code == 500
-    assert "Configure Flask-Session" in caplog.text
-
-
-@pytest.mark.parametrize("nobody", [None, False, ""])
-def test_the_loader_may_say_nobody_in_many_ways(tmp_path: Path, nobody: Any) -> None:
-    """None, False and an empty string all mean a visitor."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: nobody)
-    with app.test_request_context():
-        assert current_caller(get_state()).authenticated is False
-
-
-@pytest.mark.parametrize("user", [0, 7, "a"])
-def test_the_loader_may_return_any_id(tmp_path: Path, user: Any) -> None:
-    """An id of any type becomes text; 0 is a user's id."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: user)
-    app.byok.team_loader(lambda: [1, "b"])  # type: ignore[list-item]  # hosts do
-    app.byok.admin_loader(lambda: True)
-    with app.test_request_context():
-        caller = current_caller(get_state())
-    assert (caller.user, caller.teams, caller.admin) == (str(user), ("1", "b"), True)
-
-
-@pytest.mark.parametrize(
-    ("user", "teams", "said"),
-    [
-        *((user, (), "owner_loader") for user in ("x" * 251, "a\0b", "\ud800")),
-        # Otherwise all users would be one, and each letter a team.
-        *((user, (), "owner_loader returned a") for user in (True, b"7")),
-        *(("ann", teams, "Return a list") for teams in ("red", b"red")),
-    ],
-)
-def test_loaders_that_return_no_ids(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, user: Any, teams: Any, said: str
-) -> None:
-    """What cannot be an id or a list of ids is the host's mistake: the log says which loader made it."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: user)
-    app.byok.team_loader(lambda: teams)
-    answer = browser(app).get("/api/providers/keys")
-    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
-    assert said in caplog.text
-
-
-@pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800"])
-def test_a_team_that_no_database_takes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, team: str
-) -> None:
-    """A team whose id cannot be stored has no keys: it is left out, the other teams count, and the log says so."""
-    app = make_app(tmp_path)
-    app.byok.owner_loader(lambda: "ann")
-    app.byok.team_loader(lambda: [team, "b" * 250])
-    with app.test_request_context():
-        assert current_caller(get_state()).teams == ("b" * 250,)
-    assert browser(app).get("/api/providers/keys").status_code == 200
-    assert "left out" in caplog.text
-    assert team not in caplog.text
-
-
 def test_no_place_for_accounts(tmp_path: Path, redis_url: str) -> None:
     """If the instance folder cannot be written and no database is set, init_app says what to do."""
     (tmp_path / "file").touch()
@@ -249,17 +143,18 @@ def test_no_place_for_accounts(tmp_path: Path, redis_url: str) -> None:
     assert BYOK(app)
 
 
+def in_view(app: HostApp, client: Browser, run: Callable[[], Any]) -> Any:
+    """Do something in a view, at this client's request."""
+    done: list[Any] = []
+    app.view_functions["plain"] = lambda: (done.append(run()), "ok")[1]
+    assert client.get("/plain").status_code == 200
+    return done[0]
+
+
 def test_verbs_in_python(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     """The verbs do in views what they do over HTTP."""
     api_key = fake.api_key("openai")
-    seen: dict[str, Any] = {}
-
-    def view(run: Callable[[], Any]) -> Any:
-        app.view_functions["plain"] = lambda: (seen.update(result=run()), "ok")[1]
-        assert visitor.get("/plain").status_code == 200
-        return seen["result"]
-
-    byok = app.byok
+    view, byok = partial(in_view, app, visitor), app.byok
     visitor.load()
     assert view(lambda: byok.missing_keys(["openai", "groq"])) == ["openai", "groq"]
     assert view(lambda: byok.set("openai", api_key, label="x"))["label"] == "x"
@@ -280,20 +175,17 @@ def test_set_in_python_says_what_was_found(app: HostApp, fake: FakeProviders) ->
     app.byok.owner_loader(lambda: "ann")
     user = browser(app)
     user.load()
-    ends = utcnow() + timedelta(days=3)
-    seen: list[Any] = []
+    view, byok = partial(in_view, app, user), app.byok
+    ends, api_key = utcnow() + timedelta(days=3), fake.api_key("openai")
+    options = {"label": "x", "persist": True, "expires_at": ends}
+    checked = view(lambda: byok.set("openai", api_key, **options))
+    unchecked = view(lambda: byok.set("openai", fields={"api_key": api_key}, validate="off"))
 
-    def view() -> str:
-        api_key = fake.api_key("openai")
-        seen.append(app.byok.set("openai", api_key, label="x", persist=True, expires_at=ends))
-        seen.append(app.byok.set("openai", fields={"api_key": api_key}, validate="off"))
+    def refuse() -> None:
         with pytest.raises(KeyRefusedError):
-            app.byok.set("openai", fake.api_key("openai", "bad"), validate="require")
-        return "ok"
+            byok.set("openai", fake.api_key("openai", "bad"), validate="require")
 
-    app.view_functions["plain"] = view
-    assert user.get("/plain").status_code == 200
-    checked, unchecked = seen
+    view(refuse)
     assert (checked["validation"]["verdict"], checked["validation"]["valid"]) == ("valid", True)
     assert (checked["source"], checked["label"]) == ("user", "x")
     assert checked["expires_at"] == isoformat(ends)
@@ -312,17 +204,15 @@ def test_wrong_words_in_python(app: HostApp, visitor: Browser, fake: FakeProvide
         "fields": lambda: byok.set("openai", api_key, fields={"api_key": api_key}),
     }
 
-    def view() -> str:
+    def fail() -> None:
         for name, call in wrong.items():
             with pytest.raises(InvalidFieldError, match=name):
                 call()
         with pytest.raises(TypeError, match="bogus"):
             byok.set("openai", api_key, bogus=1)  # type: ignore[call-arg]
-        return "ok"
 
     visitor.save(api_key)
-    app.view_functions["plain"] = view
-    assert visitor.get("/plain").text == "ok"
+    in_view(app, visitor, fail)
     assert visitor.status("openai")["label"] is None
     assert visitor.status("openai")["has_key"] is True
 
@@ -335,21 +225,17 @@ def test_a_provider_with_other_fields_has_no_api_key(app: HostApp, fake: FakePro
     )
     app.byok.owner_loader(lambda: "ann")
     pair = {"id": "id-12345678", "secret": "secret-12345678"}
-    seen: list[Any] = []
 
-    def view() -> str:
+    def use() -> None:
         app.byok.set("pair", fields=pair, validate="off", persist=True)
-        seen.append(app.byok.get_api_keys(["pair", "openai"]))
+        assert app.byok.get_api_keys(["pair", "openai"]) == {}
         with pytest.raises(InvalidFieldError, match="api_key"):
             app.byok.get_api_key("pair")
-        seen.append(app.byok.get_service_config("pair"))
-        return "ok"
+        assert app.byok.get_service_config("pair") == pair
 
-    app.view_functions["plain"] = view
     user = browser(app)
     user.load()
-    assert user.get("/plain").text == "ok"
-    assert seen == [{}, pair]
+    in_view(app, user, use)
     service = get_state(app).service
     service.traffic.flush()
     assert service.own_records(Caller(user="ann")).stats()["by_provider"]["pair"]["uses"] == 1
@@ -404,15 +290,13 @@ def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     """Each signal has safe facts, and the app as its sender."""
     heard: list[tuple[str, dict[str, Any]]] = []
     signals = [key_set, key_cleared, key_validated, key_promoted, key_used, key_rejected]
-    receivers = []
     for signal in signals:
 
         def receive(sender: Any, _name: str = signal.name, **facts: Any) -> None:
             assert sender is app
             heard.append((_name, facts))
 
-        receivers.append(receive)
-        signal.connect(receive, app)
+        signal.connect(receive, app, weak=False)
     api_key = fake.api_key("openai")
     visitor.save(api_key)
     visitor.post("/sign-in/a")
@@ -424,7 +308,7 @@ def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     visitor.get("/chat/openai")
     visitor.call("clear", provider="openai")
     names = [name for name, _ in heard]
-    assert "key_validated" in names  # each check is told, also the one before saving
+    assert "key_validated" in names  # at each check, also the one before saving
     assert [name for name in names if name != "key_validated"] == [
         "key_set",
         "key_promoted",
@@ -451,34 +335,17 @@ def test_two_browsers_two_apps_one_extension(tmp_path: Path, fake: FakeProviders
     """One BYOK object serves several apps, whose keys are apart."""
     byok = BYOK()
     apps = []
-    for name, secret in (("one", "1"), ("two", "2")):
-        app = bare(
-            tmp_path / name, BYOK_BASE_URLS={"openai": fake.base_url("openai")}, SECRET_KEY=secret
-        )
+    for secret in ("1", "2"):
+        urls = {"openai": fake.base_url("openai")}
+        app = bare(tmp_path / secret, BYOK_BASE_URLS=urls, SECRET_KEY=secret)
         Session(app)
         byok.init_app(app)
         apps.append(app)
-    first, second = (browser(app) for app in apps)
+    first, second = map(browser, apps)
     assert first.save(fake.api_key("openai")).status_code == 200
     assert second.status()["has_key"] is False
     assert first.status()["has_key"] is True
     assert repr(byok) == "BYOK(2 apps)"
-
-
-def test_loaders_of_the_signed_in_are_not_asked_for_visitors(
-    tmp_path: Path, fake: FakeProviders
-) -> None:
-    """The team and admin loaders run only for a signed-in user."""
-    app = make_app(tmp_path, fake)
-    asked: list[str] = []
-    app.byok.team_loader(lambda: asked.append("teams") or ())
-    app.byok.admin_loader(lambda: bool(asked.append("admin")))
-    visitor = browser(app)
-    visitor.load()
-    assert asked == []
-    visitor.post("/sign-in/ada")
-    visitor.load()
-    assert {"teams", "admin"} == set(asked)
 
 
 def test_a_host_with_asynchronous_engines_only(tmp_path: Path) -> None:
@@ -562,12 +429,9 @@ def test_every_use_says_whose_key_served(
         assert "X-BYOK-Source" not in visitor.get(path).headers
 
 
-@pytest.mark.parametrize("database", ["sqlite_url", "postgres_url"])
-def test_forgotten_user(
-    tmp_path: Path, fake: FakeProviders, request: pytest.FixtureRequest, database: str
-) -> None:
+def test_forgotten_user(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     """A later user with a forgotten user's id has none of the keys; the log says who forgot them."""
-    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=request.getfixturevalue(database))
+    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=database_url)
     client = browser(app)
     client.post("/sign-in/7")
     assert client.save(fake.api_key("openai"), persist=True).status_code == 200
@@ -578,11 +442,13 @@ def test_forgotten_user(
     another = browser(app)
     another.post("/sign-in/7")
     assert another.status("openai")["source"] is None
-    accounts = get_state(app).service.accounts.store
-    assert accounts is not None
+    accounts = accounts_of(app)
     newest = accounts.audit.entries("user:7")[0].event
     assert (newest.actor, newest.action, newest.outcome) == ("system", "clear", "done")
     accounts.engine.dispose()
+    without = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])
+    with without.app_context():
+        assert without.byok.forget_user("7") == []
 
 
 def test_longest_times(tmp_path: Path, fake: FakeProviders) -> None:
@@ -592,10 +458,3 @@ def test_longest_times(tmp_path: Path, fake: FakeProviders) -> None:
     client = browser(app)
     assert client.save(fake.api_key("openai")).status_code == 200
     assert client.status("openai")["source"] == "session"
-
-
-def test_forget_without_accounts(tmp_path: Path) -> None:
-    """Without accounts there is nothing to forget."""
-    app = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])
-    with app.app_context():
-        assert app.byok.forget_user("7") == []

@@ -130,24 +130,13 @@ class Host:
             self.app.extensions["sqlalchemy"].engine.dispose()
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
-
-
-@pytest.fixture
-def host(tmp_path: Path, fake: FakeProviders, url: str) -> Iterator[Host]:
-    """Make a host on an empty database, in which our tables are made at the start."""
-    made = Host(tmp_path, fake, url)
-    yield made
-    made.close()
-
-
-def test_our_tables_among_the_hosts(host: Host) -> None:
-    """With our metadata beside the host's, its migrations leave our tables alone, and a check finds no difference."""
-    host.begin()
+@pytest.mark.parametrize(("written", "with_ours"), [(TAKE, True), (LEAVE, False)])
+def test_our_tables_beside_the_hosts(
+    tmp_path: Path, fake: FakeProviders, database_url: str, written: str, with_ours: bool
+) -> None:
+    """With either of the page's blocks the host's migrations leave our tables alone, and a check finds nothing."""
+    host = Host(tmp_path, fake, database_url, written)
+    host.begin(with_ours=with_ours)
     script = host.migrate()
     assert "'memos'" in script
     assert "byok_" not in script
@@ -155,24 +144,14 @@ def test_our_tables_among_the_hosts(host: Host) -> None:
     host.use_keys()
     host.check()
     assert {"memos", *metadata.tables} <= host.tables()
-
-
-def test_our_tables_left_alone(tmp_path: Path, fake: FakeProviders, url: str) -> None:
-    """With the page's other lines the host's migrations do not see our tables, though nothing is said in ``env.py``."""
-    host = Host(tmp_path, fake, url, written=LEAVE)
-    host.begin(with_ours=False)
-    script = host.migrate()
-    assert "'memos'" in script
-    assert "byok_" not in script
-    host.check()
-    host.use_keys()
-    assert set(metadata.tables) <= host.tables()
     host.close()
 
 
-def test_tables_that_would_be_dropped(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+def test_tables_that_would_be_dropped(
+    tmp_path: Path, fake: FakeProviders, database_url: str
+) -> None:
     """Without any of these lines the host's next migration drops our tables; ``flask byok check`` says so."""
-    host = Host(tmp_path, fake, url, written="Migrate(app, db)")
+    host = Host(tmp_path, fake, database_url, written="Migrate(app, db)")
     host.begin(with_ours=False)
     said = "note: Flask-Migrate is set up on this database, and nothing keeps our tables out"
     assert said in run(host.app, "check").output
@@ -181,12 +160,12 @@ def test_tables_that_would_be_dropped(tmp_path: Path, fake: FakeProviders, url: 
     host.close()
 
 
-def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str) -> None:
+def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, database_url: str) -> None:
     """Where the tables are a version older, keys say so, and the host's next migration brings the rest."""
-    engine = create_engine(url)
+    engine = create_engine(database_url)
     made_by_an_older_version(engine)
     engine.dispose()
-    host = Host(tmp_path, fake, url)
+    host = Host(tmp_path, fake, database_url)
     with pytest.raises(ConfigurationError, match="your own migration"):
         host.keep_key()
     host.begin()
@@ -196,4 +175,5 @@ def test_an_older_versions_tables(tmp_path: Path, fake: FakeProviders, url: str)
     assert "drop_table('byok_session" not in script.partition("def downgrade")[0]
     host.check()
     host.use_keys()
+    assert "byok_alembic_version" not in host.tables()
     host.close()

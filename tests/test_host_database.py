@@ -79,20 +79,13 @@ EXTENSIONS = {
 }
 
 
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    address: str = request.getfixturevalue(request.param)
-    return address
-
-
 @pytest.fixture(params=EXTENSIONS)
 def host(
-    request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders, url: str
+    request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders, database_url: str
 ) -> Iterator[Host]:
     """Make a host whose extension was set up before ours, and where Ann is signed in."""
     app = plain_app(tmp_path, fake)
-    db = EXTENSIONS[request.param](app, url)
+    db = EXTENSIONS[request.param](app, database_url)
     made = Host(app, db, with_byok(app))
     Base.metadata.create_all(made.engine)
     with app.app_context():
@@ -121,7 +114,7 @@ def plain_app(directory: Path, fake: FakeProviders) -> Flask:
 
 
 def with_byok(app: Flask) -> BYOK:
-    """Set our extension up for somebody who is always signed in."""
+    """Set our extension up for a user who is always signed in."""
     byok = BYOK()
     byok.owner_loader(lambda: "ann")
     byok.init_app(app)
@@ -173,7 +166,7 @@ def change_keys(host: Host) -> None:
 
 @pytest.mark.parametrize(("end", "notes"), [("rollback", 0), ("commit", 1)])
 def test_the_hosts_session_is_its_own(host: Host, end: str, notes: int) -> None:
-    """Keys are stored whatever the host does with its changes, and neither commits nor rolls the other back."""
+    """Keys are stored if the host keeps its changes or not, and neither commits nor rolls the other back."""
     assert work_in_a_view(host, lambda: change_keys(host), end) == []
     assert host.notes() == notes
     assert host.serves() == "sk-proj-of-the-account"

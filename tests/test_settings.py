@@ -171,13 +171,15 @@ def test_redis_of_the_session() -> None:
 # where the encryption key comes from
 
 
-def test_encryption_key_from_the_environment() -> None:
-    """The environment serves where the config has no encryption key, and only there."""
+def test_encryption_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment, by default the process's own, serves where the config has no encryption key, and only there."""
     environ = {"BYOK_ENCRYPTION_KEY": "from environ", "BYOK_ENCRYPTION_KEY_FALLBACKS": "a b"}
     settings = read(environ)
     assert settings.encryption_key == "from environ"
     assert settings.encryption_key_fallbacks == ("a", "b")
     assert read(environ, BYOK_ENCRYPTION_KEY="from config").encryption_key == "from config"
+    monkeypatch.setenv("BYOK_ENCRYPTION_KEY", "from the process")
+    assert Settings.from_config({}).encryption_key == "from the process"
 
 
 def test_encryption_key_from_a_file(tmp_path: Path) -> None:
@@ -197,12 +199,6 @@ def test_encryption_key_file_without_a_key(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=r"^BYOK_ENCRYPTION_KEY_FILE: .*\. \w"):
         read(BYOK_ENCRYPTION_KEY_FILE=path)
-
-
-def test_process_environment_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default the environment is the process's own."""
-    monkeypatch.setenv("BYOK_ENCRYPTION_KEY", "from the process")
-    assert Settings.from_config({}).encryption_key == "from the process"
 
 
 def test_repr_shows_no_secret() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import pytest
@@ -18,12 +18,11 @@ from flask_byok.errors import (
     CredentialError,
     MissingCredentialError,
     RejectedCredentialError,
-    SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
 from flask_byok.keys.lookup import Candidate, Found, Lookup
-from flask_byok.keys.status import build_status
+from flask_byok.keys.status import Status, build_status, storage_sentence
 from flask_byok.model.credential import (
     Credential,
     CredentialRecord,
@@ -93,55 +92,31 @@ def serving_tier(settings: Settings, *tiers: FixedTier) -> str:
 # G6
 
 
-@pytest.mark.parametrize("kind", ["inactive", "expired", "waiting", None])
-@pytest.mark.parametrize("named", [(), REASONS])
-def test_nothing_usable_passes_on(kind: str | None, named: tuple[FallbackReason, ...]) -> None:
-    """Where the first tier has nothing usable, the next one serves, whatever the operator named."""
-    settings = Settings(fallback_on=frozenset(named))
-    first = FixedTier(Tier.SESSION, [kind] if kind else [])
-    assert serving_tier(settings, first, FixedTier(Tier.ENV, ["active"])) == "env"
-    assert serving_tier(settings, first) == "key_missing"
-
-
 @pytest.mark.parametrize(
-    ("kind", "reason", "code"),
-    [("unreadable", "unreadable", "key_unreadable"), ("rejected", "rejected", "key_rejected")],
-)
-def test_what_stops_unless_named(kind: str, reason: FallbackReason, code: str) -> None:
-    """An unreadable or refused key stops the search; only its own reason in BYOK_FALLBACK_ON lets it go on."""
-    first, second = FixedTier(Tier.SESSION, [kind]), FixedTier(Tier.ENV, ["active"])
-    for named in itertools.chain.from_iterable(
-        itertools.combinations(REASONS, n) for n in range(6)
-    ):
-        expected = "env" if reason in named else code
-        assert serving_tier(Settings(fallback_on=frozenset(named)), first, second) == expected
-
-
-@pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "outcome", "reason"),
     [
-        ("valid", None),
-        ("valid_restricted", None),
-        ("unchecked", None),
-        ("valid_no_credit", "no_credit"),
-        ("valid_rate_limited", "rate_limited"),
-        ("unreachable", "unreachable"),
+        *((kind, "env", None) for kind in ("inactive", "expired", "waiting", None)),
+        ("unreadable", "key_unreadable", "unreadable"),
+        ("rejected", "key_rejected", "rejected"),
+        *((kind, "session", None) for kind in ("valid", "valid_restricted", "unchecked")),
+        ("valid_no_credit", "session", "no_credit"),
+        ("valid_rate_limited", "session", "rate_limited"),
+        ("unreachable", "session", "unreachable"),
     ],
 )
-def test_what_serves_unless_named(kind: str, reason: FallbackReason | None) -> None:
-    """A key that is not refused serves; one in trouble is passed over only if its reason is named."""
-    first, second = FixedTier(Tier.SESSION, [kind]), FixedTier(Tier.ENV, ["active"])
-    for named in itertools.chain.from_iterable(
-        itertools.combinations(REASONS, n) for n in range(6)
-    ):
-        expected = "env" if reason in named else "session"
-        assert serving_tier(Settings(fallback_on=frozenset(named)), first, second) == expected
-
-
-def test_refused_key_of_the_last_tier() -> None:
-    """A refused key that was passed over is not used after all when nothing comes after it."""
-    settings = Settings(fallback_on=frozenset({"rejected"}))
-    assert serving_tier(settings, FixedTier(Tier.SESSION, ["rejected"])) == "key_missing"
+def test_when_the_next_tier_serves(
+    kind: str | None, outcome: str, reason: FallbackReason | None
+) -> None:
+    """The next tier serves where the first has nothing usable, or what is wrong with its key is named."""
+    first, second = FixedTier(Tier.SESSION, [kind] if kind else []), FixedTier(Tier.ENV, ["active"])
+    for number in range(6):
+        for named in itertools.combinations(REASONS, number):
+            settings = Settings(fallback_on=frozenset(named))
+            expected = "env" if reason in named else outcome
+            assert serving_tier(settings, first, second) == expected
+            # What was passed over is not used after all where nothing comes after it.
+            alone = "key_missing" if expected == "env" else outcome
+            assert serving_tier(settings, first) == alone
 
 
 def test_errors_say_what_to_do() -> None:
@@ -165,36 +140,6 @@ def test_refused_key_can_be_found_for_a_check() -> None:
     unreadable = Lookup([FixedTier(Tier.SESSION, ["unreadable"])], Settings())
     with pytest.raises(UnreadableCredentialError):
         unreadable.resolve(ANYBODY, OPENAI, rejected=True)
-
-
-# order
-
-
-def test_survey_asks_each_tier_once() -> None:
-    """The list of all providers asks each tier one time for all of them."""
-    tiers = [FixedTier(Tier.SESSION, ["active"]), FixedTier(Tier.ENV)]
-    found = Lookup(tiers, Settings()).survey(ANYBODY, [OPENAI, GROQ])
-    assert [tier.asked for tier in tiers] == [[["openai", "groq"]]] * 2
-    assert {provider: len(candidates) for provider, candidates in found.items()} == {
-        "openai": 1,
-        "groq": 1,
-    }
-
-
-# locks
-
-
-# G10
-
-
-def test_session_that_ended() -> None:
-    """An ended session holds nothing; who must establish another one can ask to be told."""
-    ended = FixedTier(Tier.SESSION, failure=SessionRequiredError())
-    resolver = Lookup([ended, FixedTier(Tier.ENV, ["active"])], Settings())
-    assert resolver.resolve(ANYBODY, OPENAI).source == "env"
-    assert len(resolver.survey(ANYBODY, [OPENAI])["openai"]) == 1
-    with pytest.raises(SessionRequiredError):
-        resolver.survey(ANYBODY, [OPENAI], need_session=True)
 
 
 # G2
@@ -252,3 +197,65 @@ def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) 
         assert status["source"] == served.tier
         assert f"key_{status['state']}" == served.code
     assert status["locked"] == resolver.locked(ANYBODY, OPENAI)
+
+
+# what is said
+
+
+def status_of(tier: Tier, caller: Caller) -> Status:
+    """Build the status of a provider with a key of the operator."""
+    fields = {"api_key": Secret("sk-CANARY-operator")}
+    credential = Credential("openai", tier, "system", fields, "https://x", hint="sk-…ator")
+    found = [Candidate(tier, "active", credential, operator_name="OPENAI_API_KEY")]
+    lookup = Lookup([], Settings())
+    return build_status(OPENAI, found, caller=caller, lookup=lookup, keyring=KEYRING)
+
+
+@pytest.mark.parametrize("tier", sorted(OPERATOR_TIERS))
+def test_operators_key(tier: Tier) -> None:
+    """Of an operator's key members see that it exists: no hint, no name of a variable; admins see the name."""
+    status = status_of(tier, Caller(user="1"))
+    assert (status["source"], status["has_key"], status["hint"]) == (tier, True, None)
+    assert "OPENAI_API_KEY" not in f"{status}"
+    admin = status_of(tier, Caller(user="1", admin=True))
+    assert admin["operator_names"] == ["OPENAI_API_KEY"]
+
+
+@pytest.mark.parametrize(
+    ("ttl", "words"),
+    [
+        (timedelta(hours=24), "24 hours"),
+        (timedelta(days=30), "30 days"),
+        (timedelta(hours=1), "1 hour"),
+        (timedelta(minutes=90), "90 minutes"),
+        (timedelta(seconds=45), "45 seconds"),
+        (timedelta(seconds=1), "1 second"),
+    ],
+)
+def test_storage_sentence(ttl: timedelta, words: str) -> None:
+    """The storage sentence follows from the settings."""
+    sentence = storage_sentence(Settings(session_ttl=ttl), Caller(), "Redis")
+    assert "kept in Redis for this session: deleted when you sign out" in sentence
+    assert f"after {words} without use" in sentence
+    assert "account" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "account stay in the database until you remove them. Keys for this session"),
+        ({"max_key_lifetime": timedelta(days=90)}, "remove them, for 90 days at most."),
+        ({"precedence": (Tier.USER,)}, "They stay in the database until you remove them."),
+        ({"precedence": (Tier.SYSTEM, Tier.ENV)}, "It stores no keys of yours."),
+        ({"precedence": (Tier.SESSION, Tier.ENV)}, "Redis for this session"),
+        ({"allow_custom_providers": True}, "or the address set for it"),
+    ],
+)
+def test_storage_sentence_with_an_account(changes: dict[str, Any], words: str) -> None:
+    """A signed-in user reads what happens to keys in the account, if there are any."""
+    settings = Settings(**changes)
+    sentence = storage_sentence(settings, Caller(user="ann"), "Redis")
+    assert words in sentence
+    assert ("Keys in your account" in sentence) is {Tier.USER, Tier.SESSION}.issubset(
+        settings.precedence
+    )

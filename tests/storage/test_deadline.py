@@ -24,7 +24,7 @@ from flask_byok.storage.tables import session_documents
 from tests.patience import IN_TIME, everyday_limits, in_time, soon
 from tests.services import PostgresServer, wait_until
 
-from .contract import DAY, VISITOR, begin, make_record
+from .contract import DAY, VISITOR, begin, inside, make_record
 
 READ = ["openai"]
 
@@ -41,26 +41,16 @@ def store(server: PostgresServer) -> Iterator[Sessions]:
     """Make a store from an address."""
     made = make_store(server.create_database())
     yield made
-    pool = engine_of(made).pool
+    pool = inside(made).engine.pool
     # A connection that no caller waited for comes back to the pool once the server goes on.
-    wait_until(lambda: pool.checkedout() == 0, "pool")  # type: ignore[attr-defined]
-    engine_of(made).dispose()
+    wait_until(lambda: pool.checkedout() == 0, "pool")
+    inside(made).engine.dispose()
 
 
 def make_store(engine_or_url: Engine | URL | str) -> Sessions:
     """Make a store with the limits that apps have where it is the server that keeps them."""
     with everyday_limits():
         return Sessions(SqlDocuments(engine_or_url), ttl=DAY, max_age=30 * DAY)
-
-
-def engine_of(store: Sessions) -> Any:
-    """Return the engine of a store."""
-    return store.documents.engine  # type: ignore[attr-defined]
-
-
-def breaker_of(store: Sessions) -> Any:
-    """Return the breaker of a store."""
-    return store.documents.breaker  # type: ignore[attr-defined]
 
 
 def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
@@ -73,7 +63,7 @@ def assert_recovers(store: Sessions, session: SessionRef) -> None:
     """Fail unless the store answers again by itself, with what it had."""
     wait_until(lambda: store.read(session, VISITOR, READ).records, "store", timeout=5)
     store.write(session, VISITOR, make_record("groq"))
-    assert not breaker_of(store).is_open
+    assert not inside(store).breaker.is_open
 
 
 def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
@@ -86,9 +76,9 @@ def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
     with server.frozen():
         for _ in range(3):
             assert_refused_in_time(store.read, session, VISITOR, READ)
-        assert breaker_of(store).is_open
-        wait_until(breaker_of(store).allow, "probe")  # it is ours now
-        breaker_of(store).success()
+        assert inside(store).breaker.is_open
+        wait_until(inside(store).breaker.allow, "probe")  # it is ours now
+        inside(store).breaker.success()
         assert_refused_in_time(store.write, session, VISITOR, make_record())
     assert_recovers(store, session)
 
@@ -111,7 +101,7 @@ def test_frozen_under_way(store: Sessions, server: PostgresServer) -> None:
     def freeze(*_: object) -> None:
         server.stop_process()
 
-    event.listen(engine_of(store), "before_cursor_execute", freeze, once=True)
+    event.listen(inside(store).engine, "before_cursor_execute", freeze, once=True)
     try:
         assert_refused_in_time(store.write, session, VISITOR, make_record("groq"))
     finally:
@@ -119,40 +109,24 @@ def test_frozen_under_way(store: Sessions, server: PostgresServer) -> None:
     assert_recovers(store, session)
 
 
-def test_held_row(store: Sessions, server: PostgresServer) -> None:
-    """A held row refuses its session's changes in time, and no reads."""
-    session = begin(store)
-    store.write(session, VISITOR, make_record())
-    other = create_engine(engine_of(store).url)
-    with other.begin() as holder:
-        mine = session_documents.c.ref == session.ref
-        holder.execute(select(session_documents).where(mine).with_for_update())
-        assert_refused_in_time(store.write, session, VISITOR, make_record("groq"))
-        assert store.read(session, VISITOR, READ).records
-    other.dispose()
-    assert_recovers(store, session)
-
-
-def test_held_row_is_an_answer(server: PostgresServer) -> None:
-    """Held rows do not open the breaker: PostgreSQL itself ends the wait."""
+def test_held_row(server: PostgresServer) -> None:
+    """A held row refuses its session's changes soon, by PostgreSQL itself, and neither reads nor other sessions."""
     store = make_store(server.create_database())
     session = begin(store)
-    other = create_engine(engine_of(store).url)
-    with other.begin() as holder:
-        holder.execute(select(session_documents).with_for_update())
+    store.write(session, VISITOR, make_record())
+    with create_engine(inside(store).engine.url).begin() as holder:
+        mine = session_documents.c.ref == session.ref
+        holder.execute(select(session_documents).where(mine).with_for_update())
         for _ in range(3):
             with soon(), pytest.raises(StoreError):
-                store.end(session)
-        assert not breaker_of(store).is_open
-        assert _working(other) == 0
-    other.dispose()
-    engine_of(store).dispose()
-
-
-def _working(engine: Engine) -> int | None:
-    with engine.connect() as connection:
+                store.write(session, VISITOR, make_record("groq"))
+        assert store.read(session, VISITOR, READ).records
+        assert not inside(store).breaker.is_open
         query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-        return connection.execute(text(query)).scalar()
+        assert holder.execute(text(query)).scalar() == 0
+    holder.engine.dispose()
+    assert_recovers(store, session)
+    inside(store).engine.dispose()
 
 
 def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
@@ -185,11 +159,11 @@ def test_given_options_stay(server: PostgresServer) -> None:
     url = make_url(server.create_database())
     options = "-c statement_timeout=5s -c application_name=theirs"
     store = make_store(url.update_query_dict({"options": options}))
-    with engine_of(store).connect() as connection:
+    with inside(store).engine.connect() as connection:
         names = ("statement_timeout", "application_name", "lock_timeout")
         found = [connection.execute(text(f"SHOW {name}")).scalar() for name in names]
     assert found == ["5s", "theirs", "300ms"]
-    engine_of(store).dispose()
+    inside(store).engine.dispose()
 
 
 class _Pooler(socketserver.BaseRequestHandler):
@@ -238,7 +212,7 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
         with server.frozen():
             assert_refused_in_time(store.read, session, VISITOR, READ)
         assert_recovers(store, session)
-        engine_of(store).dispose()
+        inside(store).engine.dispose()
         pooler.shutdown()
 
 
@@ -258,45 +232,20 @@ class _Line:
         self.theirs.close()
 
 
-@pytest.fixture
-def line() -> Iterator[_Line]:
-    """Open a connection."""
-    line = _Line()
-    yield line
-    line.close()
-
-
-def test_late_connection_is_shut(line: _Line) -> None:
-    """What is not released in time reads the end of its connection; one closed meanwhile stops nothing."""
-    dog, closed = Watchdog(interval=0.01), _Line()
+def test_watchdog() -> None:
+    """What is not released in time reads the end of its connection; what is, and one closed meanwhile, stop nothing."""
+    dog, (late, released, closed) = Watchdog(interval=0.01), (_Line() for _ in range(3))
     closed.close()
-    dog.watch(closed, time.monotonic())
-    dog.watch(line, time.monotonic() + 0.05)
-    line.ours.settimeout(1)
-    assert line.ours.recv(1) == b""
-    assert not dog.release(line)
-
-
-def test_released_connection_is_left_alone(line: _Line) -> None:
-    """What is released in time stays open."""
-    dog = Watchdog(interval=0.01)
-    dog.watch(line, time.monotonic() + 0.05)
-    assert dog.release(line)
-    time.sleep(0.1)
-    line.theirs.send(b"x")
-    assert line.ours.recv(1) == b"x"
-
-
-def test_watchdog_sleeps_and_wakes(line: _Line) -> None:
-    """With nothing to watch the thread sleeps, and the next call wakes it."""
-    dog = Watchdog(interval=0.01)
-    dog.watch(line, time.monotonic() + 9)
-    assert dog._busy.is_set()
-    dog.release(line)
-    wait_until(lambda: not dog._busy.is_set(), "sleep", timeout=2)
-    dog.watch(line, time.monotonic())
-    line.ours.settimeout(1)
-    assert line.ours.recv(1) == b""
+    for line, seconds in ((closed, 0.0), (released, 0.05), (late, 0.05)):
+        dog.watch(line, time.monotonic() + seconds)
+    assert dog.release(released)
+    late.ours.settimeout(1)
+    assert late.ours.recv(1) == b""
+    assert not dog.release(late)
+    released.theirs.send(b"x")
+    assert released.ours.recv(1) == b"x"
+    for line in (late, released):
+        line.close()
 
 
 def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
@@ -316,7 +265,7 @@ def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    engine_of(store).dispose()
+    inside(store).engine.dispose()
 
 
 def test_late_result_is_closed() -> None:

@@ -8,15 +8,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
-from alembic import command
-from alembic.autogenerate import compare_metadata, produce_migrations
+from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from alembic.operations.ops import DropTableOp
-from sqlalchemy import Column, Engine, MetaData, Text, inspect, make_url, select, text
+from sqlalchemy import Column, Engine, MetaData, Text, make_url, select, text
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.audit_prune import prune
@@ -31,22 +28,6 @@ from tests.accounts.account_kinds import ANN, KEYRING, event_of, make_record
 
 from .contract import DAY
 from .kinds import made_by_an_older_version
-
-#: A host's Alembic environment that makes our tables with its own.
-HOST_ENVIRONMENT = """
-from alembic import context
-from sqlalchemy import Column, Integer, MetaData, Table
-from flask_byok.storage.tables import metadata as byok_metadata
-
-host_metadata = MetaData()
-Table("notes", host_metadata, Column("id", Integer, primary_key=True))
-context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=[host_metadata, byok_metadata],
-)
-with context.begin_transaction():
-    context.run_migrations()
-"""
 
 
 @pytest.fixture
@@ -146,13 +127,6 @@ def test_own_file_is_upgraded_at_first_use(
     store.engine.dispose()
 
 
-def test_session_store_on_an_older_schema(engine: Engine) -> None:
-    """Tables that session keys need are missed by their store too."""
-    made_by_an_older_version(engine)
-    with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
-        session_store(engine).establish("sid-1")
-
-
 def test_refusal_is_an_answer(engine: Engine) -> None:
     """An older schema is reported each time, without keeping requests out for a while."""
     made_by_an_older_version(engine)
@@ -207,61 +181,6 @@ def _first_use(url: str, read: int, write: int, number: int) -> int:
         os._exit(1)
 
 
-def test_host_takes_the_tables_over(engine: Engine, tmp_path: Path) -> None:
-    """A host's own Alembic makes the tables with its own, and BYOK then needs no migration of its own."""
-    config = Config(str(tmp_path / "alembic.ini"), stdout=(tmp_path / "out").open("w"))
-    command.init(config, str(tmp_path / "host"))
-    config.set_main_option("script_location", str(tmp_path / "host"))
-    config.set_main_option("path_separator", "os")
-    (tmp_path / "host/env.py").write_text(HOST_ENVIRONMENT)
-    for step in (
-        lambda: command.revision(config, "all tables", autogenerate=True),
-        lambda: command.upgrade(config, "head"),
-        lambda: command.check(config),
-    ):
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            step()
-    store = open_accounts(engine, KEYRING)
-    store.create(make_record(), event_of())
-    session_store(engine).establish("sid-1")
-    assert not inspect(engine).has_table(migrations.VERSION_TABLE)
-    assert inspect(engine).has_table("notes")
-    assert store.audit.verify() == []
-    config.stdout.close()
-
-
-#: How a host's ``env.py`` leaves our tables alone, and how it takes them over.
-LEFT_ALONE = {
-    "target_metadata": [MetaData()],
-    "include_name": lambda name, type_, _: type_ != "table" or not name.startswith("byok_"),
-}
-TAKEN_OVER = {
-    "target_metadata": [MetaData(), metadata],
-    "include_name": lambda name, _type, _parents: name != "byok_alembic_version",
-}
-
-
-@pytest.mark.parametrize(
-    ("options", "dropped"),
-    [
-        (LEFT_ALONE, set()),
-        (TAKEN_OVER, set()),
-        ({"target_metadata": [MetaData()]}, {*metadata.tables, "byok_alembic_version"}),
-    ],
-)
-def test_host_drops_nothing(engine: Engine, options: dict[str, Any], dropped: set[str]) -> None:
-    """With the lines that the documentation gives a host's Alembic finds nothing to change."""
-    session_store(engine).establish("sid-1")
-    with engine.connect() as connection:
-        script = produce_migrations(
-            MigrationContext.configure(connection, opts=options), options["target_metadata"]
-        )
-    found = script.upgrade_ops.ops if script.upgrade_ops else []
-    assert {op.table_name for op in found if isinstance(op, DropTableOp)} == dropped
-    assert bool(found) == bool(dropped)
-
-
 def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     """Tables that are complete without our version table are only stamped by an upgrade."""
     metadata.create_all(engine)
@@ -306,7 +225,7 @@ def documented_grants(role: str) -> list[str]:
 
 
 def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
-    """A user who may not make the tables, or not use them, is told what an administrator has to run."""
+    """A user who may not make the tables, or not use them, reads what an administrator has to run."""
     store, role = open_accounts(limited_url, KEYRING), str(make_url(limited_url).username)
     every = f"ON ALL TABLES IN SCHEMA public TO {role}"
     for grant in (None, f"GRANT SELECT ON byok_canary TO {role}", f"GRANT SELECT {every}"):

@@ -53,6 +53,7 @@ def why(url: str) -> str | None:
         ({"username": "ann"}, "does not let this user in"),
         ({"username": "ben", "password": "hunter22"}, "does not let this user in"),
         ({"host": "hunter22.invalid"}, "host is not known"),
+        ({"port": services.free_port(), "password": "hunter22"}, "Nothing listens"),
     ],
 )
 def test_postgres_that_refuses(
@@ -63,20 +64,13 @@ def test_postgres_that_refuses(
     assert words in str(why(url.render_as_string(hide_password=False)))
 
 
-def test_an_address_that_is_wrong(postgres_url: str, tmp_path: Path) -> None:
-    """A port without a listener, a user unknown to a trusting server, another file and a folder have theirs."""
+def test_other_addresses_that_are_wrong(postgres_url: str, tmp_path: Path) -> None:
+    """A user unknown to a trusting server, a file that is no database and a folder have sentences too."""
     (tmp_path / "text").write_text("hunter22 " * 1000)
     stranger = make_url(postgres_url).set(username="nobody").render_as_string()
-    for url, words in (
-        (
-            f"postgresql+psycopg://ann:hunter22@127.0.0.1:{services.free_port()}/keys",
-            "Nothing listens",
-        ),
-        (stranger, "does not let this user in"),
-        (f"sqlite:///{tmp_path / 'text'}", "not a SQLite database"),
-        (f"sqlite:///{tmp_path}", "cannot be opened"),
-    ):
-        assert words in str(why(url))
+    assert "does not let this user in" in str(why(stranger))
+    assert "not a SQLite database" in str(why(f"sqlite:///{tmp_path / 'text'}"))
+    assert "cannot be opened" in str(why(f"sqlite:///{tmp_path}"))
 
 
 def test_file_that_is_read_only(tmp_path: Path) -> None:
@@ -106,7 +100,7 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_redis(redis_url: str) -> None:
-    """A Redis that is not there, or asks for a password, is told from a database."""
+    """A Redis that is not there, or asks for a password, has sentences of its own."""
     away = limited_client(f"redis://127.0.0.1:{services.free_port()}")
     with pytest.raises(redis.ConnectionError) as caught:
         away.ping()

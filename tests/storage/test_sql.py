@@ -18,14 +18,12 @@ from sqlalchemy.exc import OperationalError
 
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.keys.sessions import Sessions
-from flask_byok.keys.traffic import Traffic
-from flask_byok.model.owner import SessionRef
 from flask_byok.storage import sql
 from flask_byok.storage.breaker import Breaker
 from flask_byok.storage.engine import open_engine
 from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import metadata, session_documents, session_names
-from tests.services import PostgresServer, free_port, wait_until
+from tests.services import PostgresServer, free_port
 
 from .contract import (
     ANN,
@@ -36,6 +34,7 @@ from .contract import (
     MakeDocuments,
     SessionContract,
     begin,
+    inside,
     make_record,
     use_of,
     verdict_for,
@@ -50,18 +49,13 @@ def store_on(
     return Sessions(documents, clock=clock, **{"ttl": DAY, "max_age": 30 * DAY, **lifetime})
 
 
-def inside(store: Sessions) -> Any:
-    """Return the documents of a store, with the engine and the breaker."""
-    return store.documents
-
-
 class TestSqlite(SessionContract):
     """A SQLite file passes the contract."""
 
     @pytest.fixture
     def make_documents(self, sqlite_url: str) -> MakeDocuments:
         """Open it by its address."""
-        return lambda clock: SqlDocuments(sqlite_url, clock=clock)
+        return lambda: SqlDocuments(sqlite_url)
 
 
 class TestPostgresql(SessionContract):
@@ -70,7 +64,7 @@ class TestPostgresql(SessionContract):
     @pytest.fixture
     def make_documents(self, postgres_url: str) -> MakeDocuments:
         """Open it by its address."""
-        return lambda clock: SqlDocuments(postgres_url, clock=clock)
+        return lambda: SqlDocuments(postgres_url)
 
 
 @pytest.fixture
@@ -95,28 +89,20 @@ def count_statements(engine: Engine, call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("identity", [VISITOR, ANN])
-def test_read_is_one_statement(database_url: str, identity: str) -> None:
-    """Reading any number of providers is one statement."""
-    store = store_on(database_url)
-    session = begin(store)
-    store.write(session, identity, make_record())
-    read = count_statements(inside(store).engine, lambda: store.read(session, identity, SOME))
-    assert read == 1
-
-
-def test_a_write_is_two_statements(database_url: str) -> None:
-    """A write reads the document and swaps it, and other changes do the same."""
+def test_statements(database_url: str, identity: str) -> None:
+    """Reading any number of providers is one statement; a change reads the document and swaps it."""
     store, record = store_on(database_url), make_record()
     session = begin(store)
-    for change in (
-        lambda: store.write(session, VISITOR, record),
-        lambda: store.record_verdict(session, "openai", verdict_for(record)),
-        lambda: store.count(use_of(session, record)),
-        lambda: store.clear(session, VISITOR, SOME),
+    for statements, call in (
+        (1, lambda: store.read(session, identity, SOME)),
+        (2, lambda: store.write(session, identity, record)),
+        (2, lambda: store.record_verdict(session, "openai", verdict_for(record))),
+        (2, lambda: store.count(use_of(session, record))),
+        (2, lambda: store.clear(session, identity, SOME)),
     ):
-        store.write(session, VISITOR, record)
+        store.write(session, identity, record)
         store.count(use_of(session, record))  # looks at the tables the first time
-        assert count_statements(inside(store).engine, change) == 2
+        assert count_statements(inside(store).engine, call) == statements
 
 
 def test_tables_that_vanish_are_made_again(database_url: str) -> None:
@@ -151,19 +137,6 @@ def test_sqlite_in_memory() -> None:
         list(pool.map(lambda p: store.write(session, VISITOR, make_record(p)), providers))
     assert sorted(store.read(session, VISITOR, providers).records) == sorted(providers)
     assert inside(store).engine is not host
-
-
-def test_host_transaction_is_its_own(engine: Engine) -> None:
-    """What the host has not committed stays so while its engine serves us too."""
-    store = store_on(engine)
-    session = begin(store)
-    with engine.connect() as host:
-        host.execute(text("CREATE TABLE notes (body TEXT)"))
-        store.write(session, VISITOR, make_record())
-        host.rollback()
-    with engine.connect() as host:
-        assert host.execute(text("SELECT to_regclass('notes')")).scalar() is None
-    assert store.read(session, VISITOR, SOME).records
 
 
 def test_host_begins_sqlite_its_own_way(sqlite_url: str) -> None:
@@ -213,37 +186,6 @@ def test_counts_that_fail_keep_no_request_from_the_database(database_url: str) -
     assert not inside(store).breaker.is_open
     event.remove(inside(store).engine, "before_cursor_execute", fail)
     inside(store).engine.dispose()
-
-
-def test_a_count_that_is_held_up_keeps_no_other_waiting(postgres_url: str) -> None:
-    """While one session's row is held, the uses of others are written; its own follow later."""
-    engine = create_engine(postgres_url, connect_args={"options": "-c lock_timeout=200ms"})
-    store = store_on(engine)
-    sessions, record = [begin(store, sid) for sid in ("sid-1", "sid-2")], make_record()
-    for session in sessions:
-        store.write(session, VISITOR, record)
-    recorder = Traffic(None, 3600, count=store.count)
-
-    def use_and_flush() -> None:
-        for session in sessions:
-            recorder.note_in_session(session.ref, "openai", record.version, "used")
-        recorder.flush()
-
-    held, _ = sessions
-    with engine.begin() as connection:
-        query = text("SELECT * FROM byok_session_documents WHERE ref = :ref FOR UPDATE")
-        connection.execute(query, {"ref": held.ref})
-        for number in range(3):
-            with pytest.raises(StoreError):
-                use_and_flush()
-            assert [_uses(store, session) for session in sessions] == [0, number + 1]
-    recorder.flush()
-    assert [_uses(store, session) for session in sessions] == [3, 3]
-    engine.dispose()
-
-
-def _uses(store: Sessions, session: SessionRef) -> int:
-    return store.read(session, VISITOR, SOME).records["openai"].usage_count
 
 
 def test_write_waits_for_a_busy_sqlite(sqlite_url: str) -> None:
@@ -350,23 +292,6 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     assert "hunter22" not in f"{caught.value!r} {caplog.text}"
 
 
-def test_killed_postgresql() -> None:
-    """A killed PostgreSQL is a StoreError, and is used again, with all its data, once it is back."""
-    with PostgresServer() as server:
-        store = store_on(server.create_database())
-        session = begin(store)
-        store.write(session, VISITOR, record := make_record())
-        server.kill()
-        for _ in range(2):
-            with pytest.raises(StoreError):
-                store.read(session, VISITOR, SOME)
-        assert inside(store).breaker.is_open
-        server.start()
-        wait_until(lambda: store.find(session.sid), "store", timeout=10)
-        assert store.read(session, VISITOR, SOME).records == {"openai": record}
-        inside(store).engine.dispose()
-
-
 def test_restarted_postgresql_costs_no_call() -> None:
     """Connections that a restart has closed are replaced unseen."""
     with PostgresServer() as server:
@@ -398,33 +323,6 @@ def test_encryption_keys_in_use_are_counted(
     inside(store).engine.dispose()
 
 
-def test_an_open_breaker_keeps_calls_away() -> None:
-    """While the breaker is open no call and no change reaches the database; afterwards they do."""
-    now = [0.0]
-    database = Database("sqlite://", ())
-    database.breaker = Breaker(clock=lambda: now[0])
-    reached: list[str] = []
-
-    def call() -> None:
-        database.run(lambda connection: reached.append("call"))
-
-    def change() -> None:
-        database.change(
-            lambda connection: reached.append(f"{connection.execute(text('SELECT 7')).scalar()}")
-        )
-
-    for _ in range(2):
-        database.breaker.fault()
-    for work in (call, change):
-        with pytest.raises(StoreError):
-            work()
-    assert reached == []
-    now[0] += 1.1
-    call()
-    change()
-    assert reached == ["call", "7"]
-
-
 def test_a_second_engine_leaves_the_first_its_locks(tmp_path: Path) -> None:
     """Opening a file that the process has open ends no lock: another process takes no journal away."""
     path = tmp_path / "keys.sqlite"
@@ -437,3 +335,21 @@ def test_a_second_engine_leaves_the_first_its_locks(tmp_path: Path) -> None:
         assert path.with_name("keys.sqlite-wal").exists()
     for engine in (first, second):
         engine.dispose()
+
+
+def test_an_open_breaker_keeps_calls_away() -> None:
+    """While the breaker is open no call and no change reaches the database; afterwards they do."""
+    now, reached = [0.0], []
+    database = Database("sqlite://", ())
+    database.breaker = Breaker(clock=lambda: now[0])
+    works = [lambda: database.run(reached.append), lambda: database.change(reached.append)]
+    for _ in range(2):
+        database.breaker.fault()
+    for work in works:
+        with pytest.raises(StoreError):
+            work()
+    assert reached == []
+    now[0] += 1.1
+    for work in works:
+        work()
+    assert len(reached) == 2

@@ -11,16 +11,9 @@ from flask_login import current_user
 
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, make_app
-from tests.keeper import close
+from tests.keeper import Keeper, close, keeper
 
 MakeHost = Callable[..., HostApp]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest) -> str:
-    """Name an empty database, of each kind in turn."""
-    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
-    return str(request.getfixturevalue(name))
 
 
 @pytest.fixture
@@ -45,3 +38,9 @@ def make_host(
 def host(make_host: MakeHost) -> HostApp:
     """Make such a host with default settings."""
     return make_host()
+
+
+@pytest.fixture
+def ann(host: HostApp) -> Keeper:
+    """Sign in as ann."""
+    return keeper(host, "ann")

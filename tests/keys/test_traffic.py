@@ -10,30 +10,29 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from flask_byok.accounts import open_accounts
 from flask_byok.errors import ByokError, StoreError
 from flask_byok.keys import traffic as module
-from flask_byok.keys.traffic import Traffic, counted_owner
+from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import (
     Credential,
-    Secret,
     SessionUse,
     Use,
     isoformat,
     utcnow,
 )
 from flask_byok.model.owner import Caller, SessionRef, Tier
-from flask_byok.testing import FakeProviders
+from flask_byok.sealing.keyring import Keyring
 from tests.services import wait_until
 from tests.worlds import ENV_KEY, World
 
-MakeWorld = Callable[..., World]
+from .conftest import MakeWorld
+
 HELLO = [{"role": "user", "content": "Hello"}]
 HOURS = 3600.0
 
@@ -102,7 +101,7 @@ def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_thread_hands_over_by_itself(store: Store) -> None:
-    """The first use starts it, and it ends after the recorder."""
+    """The first use starts a thread that hands uses over, and that ends after the recorder."""
     before = _threads()
     recorder = Traffic(store.add, 0.02)
     assert _threads() == before
@@ -120,19 +119,6 @@ def test_a_thread_hands_over_by_itself(store: Store) -> None:
 
 def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name == "byok-usage"}
-
-
-def test_what_a_store_does_not_take_waits(store: Store) -> None:
-    """While the store is away uses add up, and are handed over once it is back."""
-    recorder = Traffic(store.add, HOURS)
-    store.away = True
-    for _ in range(3):
-        recorder.note("user:1", "openai", "id-1", "used")
-        with pytest.raises(StoreError):
-            recorder.flush()
-    store.away = False
-    recorder.flush()
-    assert [use.uses for use in store.uses] == [3]
 
 
 def flush_in_vain(recorder: Traffic) -> None:
@@ -217,63 +203,20 @@ def test_a_fault_that_nobody_foresaw_is_survived(
 
 def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     """What waits when the interpreter ends is written."""
-    (tmp_path / "byok.sqlite").touch()  # else the log tells of a new file
+    store = open_accounts(f"sqlite:///{tmp_path / 'byok.sqlite'}", Keyring("00" * 32))
+    assert store.usage.stats(["user:1"])["by_provider"] == {}
     script = f"""
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.accounts import open_accounts
 from flask_byok.keys.traffic import Traffic
-store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
+store = open_accounts("{store.engine.url}", Keyring("00" * 32))
 recorder = Traffic(store.usage.add, 3600)
 for _ in range(7):
     recorder.note("user:1", "openai", "", "used")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
     assert done.stderr == b""
-    count = f"""
-from flask_byok.sealing.keyring import Keyring
-from flask_byok.accounts import open_accounts
-from tests.patience import soon
-store = open_accounts("sqlite:///{tmp_path / "byok.sqlite"}", Keyring("00" * 32))
-print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
-"""
-    done = subprocess.run([sys.executable, "-c", count], capture_output=True, check=True)
-    assert done.stdout == b"7\n"
-
-
-def test_whose_use_it_is() -> None:
-    """A use counts for the key's owner, or a session key's user; a visitor's and an argument's count for none."""
-    visitor = Caller(session=SessionRef("sid", "ref"))
-    ann = replace(visitor, user="ann")
-
-    def owner_of(caller: Caller, source: Any, owner: str) -> str | None:
-        return counted_owner(caller, Credential("openai", source, owner, {}, "https://x"))
-
-    assert owner_of(ann, Tier.USER, "user:ann") == "user:ann"
-    assert owner_of(ann, Tier.TEAM, "team:red") == "team:red"
-    for tier in (Tier.SYSTEM, Tier.SECRET, Tier.ENV):
-        assert owner_of(visitor, tier, "system") == "system"
-    assert owner_of(ann, Tier.SESSION, "session:ref:user:ann") == "user:ann"
-    assert owner_of(visitor, Tier.SESSION, "session:ref") is None
-    assert owner_of(ann, "argument", "argument") is None
-
-
-def test_uses_of_session_keys(store: Store) -> None:
-    """What was used in a session is handed over by session, provider and version; what was not used is not."""
-    recorder = Traffic(None, HOURS, count=store.count)
-    caller = Caller(session=SessionRef("sid", "ref-1"))
-    secret = {"api_key": Secret("sk-12345678")}
-    key = Credential("openai", Tier.SESSION, "session:1", secret, "https://x", version="v1")
-    count = recorder.counter(caller, key)
-    assert count is not None
-    for outcome in ("used", "failed", "rejected", "used"):
-        count(outcome)
-    recorder.flush()
-    assert [(use.ref, use.provider, use.version, use.uses) for use in store.session_uses] == [
-        ("ref-1", "openai", "v1", 2)
-    ]
-    for other in (replace(key, source=Tier.ENV, version=None), replace(key, source="argument")):
-        assert recorder.counter(caller, other) is None
-    assert Traffic(store.add, HOURS).counter(caller, key) is None
+    assert store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"] == 7
 
 
 def test_each_store_is_waited_for_alone(store: Store) -> None:
@@ -295,30 +238,6 @@ def test_each_store_is_waited_for_alone(store: Store) -> None:
 
 
 # with the service
-
-
-@pytest.fixture(scope="module")
-def providers() -> Iterator[FakeProviders]:
-    """Run one set of fake providers for this module."""
-    with FakeProviders() as fake:
-        yield fake
-
-
-@pytest.fixture(params=["sqlite_url", "postgres_url"])
-def make_world(
-    request: pytest.FixtureRequest, tmp_path: Path, providers: FakeProviders
-) -> Iterator[MakeWorld]:
-    """Make worlds on each kind of database."""
-    url = request.getfixturevalue(request.param)
-    made: list[World] = []
-
-    def make(environ: dict[str, str] | None = None, **config: Any) -> World:
-        made.append(World(tmp_path, providers, config, environ or {}, database_url=url))
-        return made[-1]
-
-    yield make
-    for world in made:
-        world.documents.engine.dispose()
 
 
 def counted(world: World, *owners: str) -> dict[str, int]:
@@ -353,9 +272,8 @@ def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
     assert all(record.version == "1" for record in uses.values())
 
 
-def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
+def test_a_session_key_knows_its_uses(world: World) -> None:
     """The status of a key in a session says how often it was used; a visitor's is in no statistics."""
-    world = make_world()
     visitor, ann = world.caller(), world.caller("ann", "sid-2")
     for caller in (visitor, ann):
         world.set(caller, world.fake.api_key("openai"), validate="off")
@@ -372,9 +290,8 @@ def test_a_session_key_knows_its_uses(make_world: MakeWorld) -> None:
     assert world.status(visitor, "groq")["usage_count"] == 0
 
 
-def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
+def test_only_the_key_that_was_used_counts(world: World) -> None:
     """A use that is written late is not the next key's, and a refused call is no use."""
-    world = make_world()
     visitor = world.caller()
     world.set(visitor, world.fake.api_key("openai"))
     world.service.resolve(visitor, "openai")
@@ -388,9 +305,8 @@ def test_only_the_key_that_was_used_counts(make_world: MakeWorld) -> None:
     )
 
 
-def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
+def test_a_promoted_key_takes_its_uses_along(world: World) -> None:
     """What was counted in the session goes on counting in the account, for the key alone."""
-    world = make_world()
     world.set(world.caller(), world.fake.api_key("openai"))
     world.service.resolve(world.caller(), "openai")
     world.service.traffic.flush()
@@ -401,9 +317,8 @@ def test_a_promoted_key_takes_its_uses_along(make_world: MakeWorld) -> None:
     assert (world.status(ann)["source"], world.status(ann)["usage_count"]) == ("user", 2)
 
 
-def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
+def test_a_key_that_is_handed_out_counts_as_used(world: World) -> None:
     """What the host does with it is not seen; looking for a key, or checking one, is no use."""
-    world = make_world()
     ann = world.caller("ann")
     for provider in ("openai", "groq"):
         world.keep("user:ann", world.fake.api_key(provider), provider)
@@ -417,9 +332,8 @@ def test_a_key_that_is_handed_out_counts_as_used(make_world: MakeWorld) -> None:
     assert counted(world, "user:ann") == {"used": 3}
 
 
-def test_a_refusal_is_counted_once(make_world: MakeWorld) -> None:
+def test_a_refusal_is_counted_once(world: World) -> None:
     """A rejected key counts as that, and no further calls are made with it."""
-    world = make_world()
     ann = world.caller("ann")
     key = world.keep("user:ann", world.fake.api_key("openai", "bad"))
     for _ in range(2):
