@@ -172,7 +172,7 @@ def test_a_name_that_is_not_found() -> None:
         fetch(Outbound(resolver=failing), "https://nowhere.example")
 
 
-def test_an_error_carries_no_request(fake: FakeProviders) -> None:
+def test_dripping_bytes_do_not_outlast_the_deadline(fake: FakeProviders) -> None:
     """A call whose bytes drip fails when its time is over, with no context, so no header hangs on the error."""
     for kind in ("slow_headers", "slow_body"):
         with soon(), pytest.raises(ProviderUnavailableError, match="too long") as caught:
