@@ -148,6 +148,14 @@ class Server(ABC):
         finally:
             self.cont()
 
+    def harm(self, how: str) -> None:
+        """Take the server away: it is "killed" or "frozen"."""
+        self.kill() if how == "killed" else self.stop_process()
+
+    def revive(self) -> None:
+        """Bring it back, on the port that it had."""
+        self.start() if self.process is None else self.cont()
+
     def restart(self) -> None:
         """Kill the server and start it again on the same port."""
         self.kill()

@@ -1,66 +1,87 @@
-"""What is public, and what importing it costs."""
+"""What is public: the names, what importing them costs, and the tree of errors."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 
 import flask_byok
+from flask_byok import errors
+from flask_byok.errors import ByokError, KeyRefusedError, RateLimitedError, StoreError
+from flask_byok.model.credential import Validation, Verdict
 
-HEAVY = (
-    "alembic",
-    "anthropic",
-    "cryptography",
-    "flask",
-    "google.genai",
-    "httpx",
-    "httpx2",
-    "langchain_core",
-    "limits",
-    "openai",
-    "psycopg",
-    "redis",
-    "sqlalchemy",
-)
-#: What the extension itself is built on.
-ALLOWED = {"cryptography", "flask", "limits"}
-
-
-def loaded_after(code: str) -> set[str]:
-    """Return the names of the heavy libraries that a fresh interpreter has loaded after some code."""
-    report = f"import sys; print(*(name for name in {HEAVY!r} if name in sys.modules))"
-    run = subprocess.run(
-        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True
-    )
-    return set(run.stdout.split())
+HEAVY = ("alembic", "anthropic", "google.genai", "httpx", "httpx2", "langchain_core", "openai")
+HEAVY += ("psycopg", "redis", "sqlalchemy")
 
 
 def test_all_names_can_be_imported_and_are_defined_here() -> None:
     """``__all__`` has every public name once: the classes, functions and signals, but no submodule."""
-    assert {"BYOK", "ByokError", "Secret", "get_provider_with_api_key", "key_set"} <= set(
-        flask_byok.__all__
-    )
-    assert len(set(flask_byok.__all__)) == len(flask_byok.__all__)
-    for name in flask_byok.__all__:
+    names = flask_byok.__all__
+    assert {"BYOK", "ByokError", "Secret", "get_provider_with_api_key", "key_set"} <= set(names)
+    assert len(set(names)) == len(names)
+    for name in names:
         assert getattr(flask_byok, name).__module__.startswith(("flask_byok.", "blinker."))
-
-
-def test_unknown_name() -> None:
-    """A name that does not exist is an AttributeError, as of any module."""
     with pytest.raises(AttributeError, match="'flask_byok' has no attribute 'Byok'"):
         _ = flask_byok.Byok
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "loaded"),
     [
-        "import flask_byok",
-        "from flask_byok import BYOK; BYOK()",
-        "import flask_byok.keys.service, flask_byok.keys.checks, flask_byok.http",
+        ("from flask_byok import BYOK; BYOK()", set()),
+        ("import flask_byok.keys.service, flask_byok.keys.checks, flask_byok.http", set()),
+        # Before the first call, not in it.
+        ("import flask_byok.http; flask_byok.http.Outbound()", {"httpx2"}),
     ],
 )
-def test_import_is_light(code: str) -> None:
+def test_import_is_light(code: str, loaded: set[str]) -> None:
     """Importing the package loads no SDK, no SQLAlchemy, no Redis and no HTTP client."""
-    assert loaded_after(code) <= ALLOWED
+    report = f"import sys; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    command = [sys.executable, "-c", f"{code}\n{report}"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert set(run.stdout.split()) == loaded
+
+
+TREE = errors.__doc__ or ""
+
+
+def every_error(root: type[ByokError] = ByokError) -> set[type[ByokError]]:
+    """Return the whole tree of public errors."""
+    children = {child for child in root.__subclasses__() if child.__module__ == errors.__name__}
+    return {root} | {error for child in children for error in every_error(child)}
+
+
+def test_tree_is_as_drawn() -> None:
+    """The drawing names every error with its status and code, and no two that have codes share one, or a title."""
+    for name, status, code in re.findall(r"^ +(\w+Error) +(\d{3}) (\w+)$", TREE, re.MULTILINE):
+        error = getattr(errors, name)
+        assert (error.status, error.code) == (int(status), code)
+    drawn = {getattr(errors, name) for name in re.findall(r"^ +(\w+Error)\b", TREE, re.MULTILINE)}
+    assert drawn == every_error()
+    own = {error for error in drawn if "code" in vars(error)}
+    assert len({error.code for error in own}) == len({error.title for error in own}) == len(own)
+
+
+def test_credential_errors_are_one_family() -> None:
+    """One except catches all that stands between a caller and a usable key."""
+    family = {error.__name__ for error in every_error(errors.CredentialError)}
+    kinds = ("", "Missing", "Rejected", "Unreadable")
+    assert family == {f"{kind}CredentialError" for kind in kinds}
+
+
+def test_what_an_error_says() -> None:
+    """An error has its provider and tier, a message or its title, and what was found or when to try again."""
+    error = errors.RejectedCredentialError(provider="openai", tier="session")
+    assert (error.provider, error.tier) == ("openai", "session")
+    assert str(error) == "The provider rejected this API key"
+    assert str(errors.ConfigurationError("Say what to do.")) == "Say what to do."
+    assert errors.UnknownProviderError().provider is None
+    validation = Validation("openai", Verdict.INVALID, "Not known.", datetime.now(UTC))
+    refused = KeyRefusedError(validation, provider="openai")
+    assert (refused.validation, str(refused)) == (validation, "Not known.")
+    assert StoreError(tier="session").retry_after == 1
+    assert RateLimitedError(retry_after=7).retry_after == 7

@@ -9,8 +9,8 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from cachelib import FileSystemCache
-from flask import Flask, session
+from flask import Flask, render_template_string, session
 from flask_session import Session
 from werkzeug.exceptions import default_exceptions
 
@@ -36,69 +36,34 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = ROOT / "docs"
 EXAMPLES = DOCS / "examples"
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 BLOCKS = re.findall(r"^( *)```python\n(.*?)^ *```$", README, re.DOTALL | re.MULTILINE)
 
 
 @contextmanager
-def _flask_run(directory: Path, **environ: str) -> Iterator[str]:
-    """Serve `app.py` in the directory as the README says, and return its address."""
+def _run_as_told(directory: Path, fake: FakeProviders) -> Iterator[_ReadmeVisitor]:
+    """Serve `app.py` there by the commands that the pages give, on fake providers, and visit it."""
+    flask = [sys.executable, "-m", "flask"]
+    generate = [*flask, "byok", "generate-key"]
+    key = subprocess.run(generate, cwd=directory, capture_output=True, text=True, check=True)
     port = services.free_port()
-    command = [sys.executable, "-m", "flask", "run", "--port", str(port)]
-    clean = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")}
+    command = [*flask, "run", "--port", str(port)]
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")},
+        "FLASK_SECRET_KEY": "made up for this test",
+        "FLASK_BYOK_BASE_URLS": json.dumps(fake.base_urls),
+        "BYOK_ENCRYPTION_KEY": key.stdout.strip(),
+    }
     with (
         (directory / "log").open("w") as log,
-        subprocess.Popen(command, cwd=directory, env=clean | environ, stdout=log, stderr=log) as p,
+        subprocess.Popen(command, cwd=directory, env=environ, stdout=log, stderr=log) as process,
     ):
         try:
-            url = f"http://127.0.0.1:{port}"
-            services.wait_until(lambda: Visitor(url).open("/api/providers/keys"), "flask run")
-            yield url
+            visitor = _ReadmeVisitor(f"http://127.0.0.1:{port}")
+            services.wait_until(lambda: visitor.open("/api/providers/keys"), "flask run")
+            yield visitor
         finally:
-            p.terminate()
-
-
-def _printed_encryption_key(directory: Path) -> str:
-    command = [sys.executable, "-m", "flask", "byok", "generate-key"]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def _run_as_told(directory: Path, fake: FakeProviders) -> AbstractContextManager[str]:
-    """Run the app there by the commands that the pages give, on fake providers."""
-    return _flask_run(
-        directory,
-        FLASK_SECRET_KEY="made up for this test",
-        FLASK_BYOK_BASE_URLS=json.dumps(fake.base_urls),
-        BYOK_ENCRYPTION_KEY=_printed_encryption_key(directory),
-    )
-
-
-def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
-    """The README's app, saved and run by its commands, serves the dialog, keeps a key and streams with it."""
-    (tmp_path / "app.py").write_text(BLOCKS[0][1])
-    with _run_as_told(tmp_path, byok_fake_providers) as url:
-        visitor = _ReadmeVisitor(url)
-        assert '<dialog id="byok-dialog"' in visitor.page()
-        hello = {"messages": [{"role": "user", "content": "hello"}]}
-        assert visitor.post("/chat", hello)[1]["code"] == "key_missing"
-        api_key = byok_fake_providers.api_key("openai")
-        new = {"provider": "openai", "api_key": api_key}
-        assert visitor.post("/api/providers/keys/set", new)[0] == 200
-        with visitor.stream("/chat", hello) as answer:
-            assert answer.headers["X-BYOK-Source"] == "session"
-            assert read_events(answer.read().decode())[-1] == ("done", {})
-    assert byok_fake_providers.calls_for("openai")[-1].api_key == api_key
-
-
-def test_app_factory_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
-    """The app factory of the quick start, run by the commands of its page, keeps a key and streams with it."""
-    shutil.copy(EXAMPLES / "app.py", tmp_path / "app.py")
-    with _run_as_told(tmp_path, byok_fake_providers) as url:
-        visitor = _ReadmeVisitor(url)
-        new = {"provider": "openai", "api_key": byok_fake_providers.api_key("openai")}
-        assert visitor.post("/api/providers/keys/set", new)[0] == 200
-        with visitor.stream("/chat", {"messages": [{"role": "user", "content": "hi"}]}) as answer:
-            assert read_events(answer.read().decode())[-1] == ("done", {})
+            process.terminate()
 
 
 class _ReadmeVisitor(Visitor):
@@ -109,8 +74,34 @@ class _ReadmeVisitor(Visitor):
             return str(json.load(answer)["csrf_token"])
 
 
-def test_documentation_has_the_same_quick_start() -> None:
-    """The README's app and the one in the documentation are equal, and short."""
+def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """The README's app, saved and run by its commands, serves the dialog, keeps a key and streams with it."""
+    (tmp_path / "app.py").write_text(BLOCKS[0][1])
+    with _run_as_told(tmp_path, byok_fake_providers) as visitor:
+        assert '<dialog id="byok-dialog"' in visitor.page()
+        assert visitor.post("/chat", HELLO)[1]["code"] == "key_missing"
+        api_key = byok_fake_providers.api_key("openai")
+        new = {"provider": "openai", "api_key": api_key}
+        assert visitor.post("/api/providers/keys/set", new)[0] == 200
+        with visitor.stream("/chat", HELLO) as answer:
+            assert answer.headers["X-BYOK-Source"] == "session"
+            assert read_events(answer.read().decode())[-1] == ("done", {})
+    assert byok_fake_providers.calls_for("openai")[-1].api_key == api_key
+
+
+def test_app_factory_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """The app factory of the quick start, run by the commands of its page, keeps a key and streams with it."""
+    shutil.copy(EXAMPLES / "app.py", tmp_path / "app.py")
+    with _run_as_told(tmp_path, byok_fake_providers) as visitor:
+        new = {"provider": "openai", "api_key": byok_fake_providers.api_key("openai")}
+        assert visitor.post("/api/providers/keys/set", new)[0] == 200
+        with visitor.stream("/chat", HELLO) as answer:
+            assert read_events(answer.read().decode())[-1] == ("done", {})
+
+
+def test_readme_is_run_here_and_in_the_documentation() -> None:
+    """The README has two blocks of Python, each run here; its app is the documentation's, and short."""
+    assert len(BLOCKS) == README.count("```python") == 2
     assert BLOCKS[0][1] == (EXAMPLES / "quickstart.py").read_text()
     assert len([line for line in BLOCKS[0][1].splitlines() if line]) <= 20
 
@@ -126,11 +117,6 @@ def test_readme_owner_loader_says_who_it_is(host: tuple[Flask, BYOK]) -> None:
     assert client.get("/api/providers/keys").get_json()["authenticated"] is False
     client.get("/become")
     assert client.get("/api/providers/keys").get_json()["authenticated"] is True
-
-
-def test_every_block_of_the_readme_is_run_here() -> None:
-    """The README has two blocks of Python, each with its test above."""
-    assert len(BLOCKS) == README.count("```python") == 2
 
 
 def test_readme_names_files_that_exist() -> None:
@@ -155,6 +141,13 @@ def host(tmp_path: Path, byok_fake_providers: FakeProviders) -> tuple[Flask, BYO
     )
     Session(app)
     return app, BYOK(app)
+
+
+def _fresh(host: tuple[Flask, BYOK]) -> Flask:
+    """Return an app of the same settings, without extensions."""
+    fresh = Flask("fresh", instance_path=host[0].instance_path)
+    fresh.config.update(host[0].config)
+    return fresh
 
 
 def _example(name: str) -> dict[str, Any]:
@@ -191,10 +184,7 @@ def test_example_of_an_owner_loader_works(
     host: tuple[Flask, BYOK], byok_fake_providers: FakeProviders
 ) -> None:
     """Signing in and out as the quick start does makes an owner, and takes the keys away in the end."""
-    app, _ = host
-    example = _example("owner_loader")
-    fresh = Flask("fresh", instance_path=app.instance_path)
-    fresh.config.update(app.config)
+    fresh, example = _fresh(host), _example("owner_loader")
     Session(fresh)
     example["byok"].init_app(fresh)
     example["add_accounts"](fresh)
@@ -223,13 +213,11 @@ def test_example_of_an_explicit_key_prints_what_it_says() -> None:
 
 def test_example_of_a_policy_fits_the_dialog(host: tuple[Flask, BYOK]) -> None:
     """The policy's nonce is the one on the dialog's script, and a new one each time."""
-    app, _ = host
-    fresh = Flask("fresh", instance_path=app.instance_path)
-    fresh.config.update(app.config)
+    fresh = _fresh(host)
     _example("csp")["add_policy"](fresh)
     Session(fresh)
     BYOK(fresh)
-    fresh.add_url_rule("/", view_func=_render(fresh, "{{ byok.head() }}"))
+    fresh.add_url_rule("/", view_func=lambda: render_template_string("{{ byok.head() }}"))
     seen = set()
     for _ in range(2):
         answer = fresh.test_client().get("/")
@@ -237,10 +225,6 @@ def test_example_of_a_policy_fits_the_dialog(host: tuple[Flask, BYOK]) -> None:
         assert f"'nonce-{nonce}'" in answer.headers["Content-Security-Policy"]
         seen.add(nonce)
     assert len(seen) == 2
-
-
-def _render(app: Flask, source: str) -> Callable[[], str]:
-    return lambda: app.jinja_env.from_string(source).render()
 
 
 def test_example_for_sentry_hands_over_the_redactor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,19 +273,13 @@ def test_every_example_is_used() -> None:
 
 
 def test_every_setting_is_described() -> None:
-    """The page on configuration has an entry for each setting that is read, and for no other."""
-    described = re.findall(
-        r"^\.\. confval:: (\w+)$", (DOCS / "configuration.rst").read_text(), re.M
-    )
+    """The page on configuration has an entry for each setting that is read, and the README says how many there are."""
+    page = (DOCS / "configuration.rst").read_text()
+    described = re.findall(r"^\.\. confval:: (\w+)$", page, re.M)
     read = {f"BYOK_{field.name.upper()}" for field in fields(Settings)}
     assert sorted(described) == sorted(read | {"BYOK_ENCRYPTION_KEY_FILE"})
-
-
-def test_readme_counts_the_settings() -> None:
-    """The README's number of settings, the encryption key left out, is the number that there is."""
     (number,) = re.findall(r"The others, (\d+) in all,", README)
-    names = re.findall(r"^\.\. confval:: (\w+)$", (DOCS / "configuration.rst").read_text(), re.M)
-    assert len(set(names) - {"BYOK_ENCRYPTION_KEY"}) == int(number)
+    assert len(set(described) - {"BYOK_ENCRYPTION_KEY"}) == int(number)
 
 
 def test_every_public_name_is_described() -> None:

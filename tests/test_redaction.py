@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from flask_byok.catalog import Catalog
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys.checks import check_api_key
-from flask_byok.model.credential import Credential, Secret
+from flask_byok.model.credential import Secret
 from flask_byok.providers import make_provider
 from flask_byok.redaction import REDACTED, install_log_redaction, redact, sentry_before_send
 from flask_byok.testing import FakeProviders
+from tests.providers.conftest import HELLO, credential_for
 
 CANARY = 'sk-canary+/="0123456789\\abc&%'
 
@@ -83,23 +84,17 @@ def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
     del alive, others
 
 
-def test_short_values_and_dead_secrets_are_left() -> None:
-    """A short value would blot out ordinary words, and a secret that is gone is known no more."""
-    short, gone = Secret("the"), Secret("gone-0123456789")
-    del gone
-    gc.collect()
-    text = "the gone-0123456789"
-    assert redact(text) == text
-    del short
-
-
-@pytest.mark.parametrize("others", [0, 20])
-def test_a_key_that_begins_another_leaves_nothing_of_it(others: int) -> None:
-    """The longer of two keys is redacted whole."""
+def test_what_is_redacted_of_several_keys() -> None:
+    """The longer of two keys is redacted whole; a short value, which would blot out words, and a dead one are left."""
     short = "sk-proj-0123456789"
-    alive = [Secret(short), Secret(short + "-and-more"), *(Secret("x" * 20) for _ in range(others))]
-    assert redact(f"{short}-and-more {short}") == f"{REDACTED} {REDACTED}"
+    alive = [Secret(short), Secret(short + "-and-more"), Secret("the")]
+    for _ in range(2):
+        assert redact(f"the {short}-and-more {short}") == f"the {REDACTED} {REDACTED}"
+        # Among many, keys are looked for in other ways.
+        alive += [Secret("x" * 20) for _ in range(20)]
     del alive
+    gc.collect()
+    assert redact(short) == short
 
 
 @pytest.mark.parametrize(
@@ -138,16 +133,12 @@ def test_other_extra_fields_are_left_as_they_are(
     assert all(vars(record)[name] is value for name, value in extra.items())
 
 
-def test_a_record_from_another_process_is_redacted(secret: Secret, log: io.StringIO) -> None:
-    """Records that come over a socket or a queue are made of their parts, and these are redacted."""
+def test_records_go_to_other_processes_and_come_from_them(secret: Secret, log: io.StringIO) -> None:
+    """A record that is made of its parts, as after a socket or a queue, is redacted; each pickles to plain things."""
     sent = {"msg": "using %s", "args": (CANARY,), "levelno": 40, "levelname": "ERROR"}
     record = logging.makeLogRecord(sent)
     assert record.getMessage() == f"using {REDACTED}"
     assert CANARY not in repr(vars(record))
-
-
-def test_a_record_can_be_sent_to_another_process(secret: Secret, log: io.StringIO) -> None:
-    """A record pickles to plain things, as handlers for queues and sockets need."""
     record = logging.getLogger("x").makeRecord("x", 20, "f", 1, "m %d", (1,), None, extra={"a": 1})
     pickled = pickle.dumps(record)
     assert b"flask_byok" not in pickled
@@ -186,32 +177,21 @@ def test_a_record_that_cannot_be_formatted_is_redacted(
     assert REDACTED in log.getvalue()
 
 
-def test_records_without_a_key_are_left_as_they_are(secret: Secret, log: io.StringIO) -> None:
+def test_records_without_a_key_are_left_as_they_are(
+    secret: Secret, log: io.StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
     """Message, arguments and exception of other records stay, for handlers that look at them."""
-    records: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = records.append  # type: ignore[method-assign]
-    logger = logging.getLogger("some.library")
-    logger.addHandler(handler)
     try:
         raise ValueError("harmless")
     except ValueError:
-        logger.exception("number %d", 7)
-    finally:
-        logger.removeHandler(handler)
-    assert (records[0].msg, records[0].args) == ("number %d", (7,))
-    assert records[0].exc_info
+        logging.getLogger("some.library").exception("number %d", 7)
+    (record,) = (record for record in caplog.records if record.name == "some.library")
+    assert (record.msg, record.args) == ("number %d", (7,))
+    assert record.exc_info
 
 
-def test_installing_twice_wraps_once(log: io.StringIO) -> None:
-    """Several apps of a process may each install it."""
-    once = logging.getLogRecordFactory()
-    install_log_redaction()
-    assert logging.getLogRecordFactory() is once
-
-
-def test_a_factory_of_the_hosts_is_kept() -> None:
-    """The record that the host's own factory makes is the one that is redacted."""
+def test_installing_twice_wraps_once_and_keeps_the_hosts_factory() -> None:
+    """Several apps may each install it, and what the host's own factory makes is what is redacted."""
     before = logging.getLogRecordFactory()
 
     def hosts(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -222,6 +202,9 @@ def test_a_factory_of_the_hosts_is_kept() -> None:
     logging.setLogRecordFactory(hosts)
     try:
         install_log_redaction()
+        once = logging.getLogRecordFactory()
+        install_log_redaction()
+        assert logging.getLogRecordFactory() is once
         record = logging.getLogger("x").makeRecord("x", 20, "f", 1, "m", (), None)
     finally:
         logging.setLogRecordFactory(before)
@@ -272,37 +255,23 @@ def test_threads_that_make_and_drop_secrets_do_not_break_logging(log: io.StringI
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 @pytest.mark.parametrize("behaviour", ["good", "bad"])
 def test_the_sdks_and_the_http_client_log_no_key_at_debug(
-    log: io.StringIO, provider: str, behaviour: str
+    log: io.StringIO, fake: FakeProviders, provider: str, behaviour: str
 ) -> None:
     """A chat and a check with every logger at DEBUG write much, and no key."""
-    spec = Catalog().get(provider)
-    with FakeProviders() as fake:
-        api_key = fake.api_key(provider, behaviour)
-        endpoint = Endpoint(fake.base_url(provider), "operator")
-        credential = Credential(
-            provider=provider,
-            source="argument",
-            owner="",
-            fields={"api_key": Secret(api_key)},
-            base_url=endpoint.base_url,
-            trust="operator",
-        )
-        outbound = Outbound()
-        try:
-            stream = make_provider(spec, credential, outbound).stream_chat(
-                [{"role": "user", "content": "Hello"}]
-            )
-            assert list(stream)
-        except Exception:
-            assert behaviour == "bad"
-            logging.getLogger("host").exception("chat failed")
-        del credential, stream
-        check_api_key(spec, {"api_key": api_key}, endpoint, outbound)
-        # Today's SDKs mask their headers themselves; a host that logs a key shows the redactor at
-        # work.
-        alive = Secret(api_key)
-        logging.getLogger("host").debug("using %s", api_key)
-        del alive
+    spec, api_key = Catalog().get(provider), fake.api_key(provider, behaviour)
+    credential, outbound = credential_for(fake, provider, api_key), Outbound()
+    try:
+        assert list(make_provider(spec, credential, outbound).stream_chat(HELLO))
+    except Exception:
+        assert behaviour == "bad"
+        logging.getLogger("host").exception("chat failed")
+    del credential
+    endpoint = Endpoint(fake.base_url(provider), "operator")
+    check_api_key(spec, {"api_key": api_key}, endpoint, outbound)
+    # Today's SDKs mask their headers themselves; a host that logs a key shows the redactor at work.
+    alive = Secret(api_key)
+    logging.getLogger("host").debug("using %s", api_key)
+    del alive
     written = log.getvalue()
     assert "send_request_headers" in written
     assert f"using {REDACTED}" in written

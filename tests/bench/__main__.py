@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import redis
@@ -22,8 +23,7 @@ from tests.storage.contract import DAY, VISITOR, begin, make_record
 from .accounts import bench_accounts
 from .host import NaiveHost, byok_host, plain_host, stream
 from .measure import interleaved, show
-from .rotation import bench_rotation
-from .waiting import bench_waiting
+from .waiting import bench_log_records, bench_waiting
 
 
 def main() -> None:
@@ -44,8 +44,8 @@ def main() -> None:
         bench_untouched(app)
         bench_stream(visitor, fake, raw, api_key)
         bench_accounts(fake)
-    bench_rotation()
     bench_waiting()
+    bench_log_records()
 
 
 def bench_resolve(
@@ -117,79 +117,58 @@ def bench_untouched(app: Flask) -> None:
 
 
 def bench_stream(visitor: FlaskClient, fake: FakeProviders, raw: redis.Redis, api_key: str) -> None:
-    """Stream an answer: until the first piece, and a piece, against the SDK called directly."""
+    """Stream an answer: until the first piece, and a piece, against the SDK called directly.
+
+    What a piece takes is told from a long answer and a short one, so that what begins and ends a stream is left out.
+    """
     naive = NaiveHost(fake, raw).app.test_client()
     naive.get(f"/set/{api_key}")
     sdk = OpenAI(api_key=api_key, base_url=fake.base_url("openai"))
-    ways: dict[str, Callable[[], Iterable[object]]] = {
-        "the SDK alone, one client kept": lambda: stream(sdk),
-        "stream_response": lambda: visitor.get("/chat").iter_encoded(),
-        "written by hand": lambda: naive.get("/chat").iter_encoded(),
-    }
-    first = interleaved(
-        {n: lambda w=w: first_piece(w()) for n, w in ways.items()}, rounds=40, repeat=3
-    )  # type: ignore[misc]
-    show(
-        "First piece of a stream",
-        first,
-        against="the SDK alone, one client kept",
-        goal="< 1 ms later",
-    )
-    show_each_piece(visitor, naive, sdk)
-
-
-def show_each_piece(visitor: FlaskClient, naive: FlaskClient, sdk: OpenAI) -> None:
-    """Compare a long answer with a short one, so that what begins and ends a stream is left out."""
-    words = {"short": "word", "long": " ".join(["word"] * 400)}
-    pieces = {name: sum(1 for _ in stream(sdk, text)) for name, text in words.items()}
+    bare = "the SDK alone, one client kept"
     ways: dict[str, Callable[[str], Iterable[object]]] = {
-        "the SDK alone, one client kept": lambda text: stream(sdk, text),
-        "stream_response": lambda text: visitor.get(
-            "/chat", query_string={"message": text}
-        ).iter_encoded(),
-        "written by hand": lambda text: naive.get(
-            "/chat", query_string={"message": text}
-        ).iter_encoded(),
+        bare: lambda text: stream(sdk, text),
+        "stream_response": lambda text: chat(visitor, text),
+        "written by hand": lambda text: chat(naive, text),
     }
-    work = {
-        f"{way} {name}": lambda call=call, text=text: sum(1 for _ in call(text))  # type: ignore[misc]
+    begin = {way: partial(first_piece, call) for way, call in ways.items()}
+    first = interleaved(begin, rounds=40, repeat=3)
+    show("First piece of a stream", first, against=bare, goal="< 1 ms later")
+    short, long = "word", " ".join(["word"] * 400)
+    whole = {
+        f"{way} {len(text)}": partial(count, call, text)
         for way, call in ways.items()
-        for name, text in words.items()
+        for text in (short, long)
     }
-    times = interleaved(work, rounds=60, repeat=2)
-    more = pieces["long"] - pieces["short"]
-    each = {way: (times[f"{way} long"] - times[f"{way} short"]) / more for way in ways}
-    show(
-        "Each piece of a stream",
-        each,
-        against="the SDK alone, one client kept",
-        goal="< 20 µs more",
-    )
-    print(
-        f"  difference: {each['stream_response'] - each['the SDK alone, one client kept']:.1f} µs a piece"
-    )
+    times = interleaved(whole, rounds=60, repeat=2)
+    more = count(ways[bare], long) - count(ways[bare], short)
+    each = {w: (times[f"{w} {len(long)}"] - times[f"{w} {len(short)}"]) / more for w in ways}
+    show("Each piece of a stream", each, against=bare, goal="< 20 µs more")
+    print(f"  difference: {each['stream_response'] - each[bare]:.1f} µs a piece")
 
 
-def first_piece(pieces: Iterable[object]) -> object:
+def chat(client: FlaskClient, text: str) -> Iterable[object]:
+    """Ask a host, and return its answer piece by piece."""
+    return client.get("/chat", query_string={"message": text}).iter_encoded()
+
+
+def first_piece(call: Callable[[str], Iterable[object]]) -> object:
     """Take the first piece and let the rest go."""
-    return next(iter(pieces))
+    return next(iter(call("Count to ten.")))
 
 
-class within_request:  # noqa: N801  (reads as a sentence)
+def count(call: Callable[[str], Iterable[object]], text: str) -> int:
+    """Count the pieces of an answer."""
+    return sum(1 for _ in call(text))
+
+
+@contextmanager
+def within_request(app: Flask, visitor: FlaskClient) -> Iterator[None]:
     """Be inside a request of a visitor's session, as a view is."""
-
-    def __init__(self, app: Flask, visitor: FlaskClient) -> None:
-        cookie = visitor.get_cookie("session")
-        assert cookie is not None
-        self._context = app.test_request_context(headers={"Cookie": f"session={cookie.value}"})
-        self._app = app
-
-    def __enter__(self) -> None:
-        self._context.push()
-        self._app.preprocess_request()
-
-    def __exit__(self, *exc: object) -> None:
-        self._context.pop()
+    cookie = visitor.get_cookie("session")
+    assert cookie is not None
+    with app.test_request_context(headers={"Cookie": f"session={cookie.value}"}):
+        app.preprocess_request()
+        yield
 
 
 def commands(raw: redis.Redis) -> int:

@@ -17,9 +17,9 @@ from flask_byok.sealing.keyring import generate_encryption_key
 from flask_byok.testing import FakeProviders
 
 
-def messages(text: str = "Count to ten.") -> list[dict[str, str]]:
-    """Return a conversation of one message."""
-    return [{"role": "user", "content": text}]
+def asked() -> str:
+    """Return what the present request asks for."""
+    return request.args.get("message", "Count to ten.")
 
 
 def plain_host() -> Flask:
@@ -47,7 +47,7 @@ def byok_host(fake: FakeProviders, redis_url: str) -> tuple[Flask, BYOK]:
 
     @app.get("/chat")
     def chat() -> Response:
-        return byok.stream_response(get_provider_with_api_key("openai"), asked())
+        return byok.stream_response(get_provider_with_api_key("openai"), messages(asked()))
 
     return app, byok
 
@@ -71,25 +71,19 @@ class NaiveHost:
     def _chat(self) -> Response:
         api_key = self._fernet.decrypt(session["openai"]).decode()
         client = OpenAI(api_key=api_key, base_url=self._base_url)
-        text = request.args.get("message", "Count to ten.")
-        return Response(self._events(client, text), mimetype="text/event-stream")
-
-    def _events(self, client: OpenAI, message: str) -> Iterator[str]:
-        for text in stream(client, message):
-            yield f"event: delta\ndata: {text}\n\n"
+        events = (f"event: delta\ndata: {text}\n\n" for text in stream(client, asked()))
+        return Response(events, mimetype="text/event-stream")
 
 
-def asked() -> list[dict[str, str]]:
-    """Return the conversation that the present request asks for."""
-    return messages(request.args.get("message", "Count to ten."))
+def messages(text: str) -> list[Any]:
+    """Return a conversation of one message."""
+    return [{"role": "user", "content": text}]
 
 
-def stream(client: OpenAI, text: str = "Count to ten.") -> Iterator[str]:
+def stream(client: OpenAI, text: str) -> Iterator[str]:
     """Yield the pieces of an answer, with the SDK alone."""
     answer: Any = client.chat.completions.create(
-        model="gpt-4o-mini",
-        messages=messages(text),  # type: ignore[arg-type]  # plain dicts, as the wire has them
-        stream=True,
+        model="gpt-4o-mini", messages=messages(text), stream=True
     )
     for chunk in answer:
         if chunk.choices and chunk.choices[0].delta.content:

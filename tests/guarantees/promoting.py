@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +80,8 @@ class Points:
         if isinstance(kept := sessions.documents, RedisDocuments):
             kept._execute = self._around("Redis", kept._execute)
         for engine in {world.accounts.engine, world.documents.engine}:
-            event.listen(engine, "before_cursor_execute", self._before)
-            event.listen(engine, "after_cursor_execute", self._after)
+            for when in ("before", "after"):
+                event.listen(engine, f"{when}_cursor_execute", partial(self._statement, when))
             event.listen(engine, "commit", lambda _: self.point("before commit"))
             # A connection comes back to the pool once the commit is done.
             event.listen(engine, "checkin", lambda *_: self.point("after commit"))
@@ -102,16 +103,9 @@ class Points:
 
         return passing
 
-    def _before(self, _c: Any, _u: Any, statement: str, *_: Any) -> None:
-        self.point(f"before {_named(statement)}")
-
-    def _after(self, _c: Any, _u: Any, statement: str, *_: Any) -> None:
-        self.point(f"after {_named(statement)}")
-
-
-def _named(statement: str) -> str:
-    table = [word for word in statement.split() if word.startswith("byok_")][-1:]
-    return " ".join([statement.split()[0], *table])
+    def _statement(self, when: str, _c: Any, _u: Any, statement: str, *_: Any) -> None:
+        table = [word for word in statement.split() if word.startswith("byok_")][-1:]
+        self.point(" ".join([when, statement.split()[0], *table]))
 
 
 @dataclass
@@ -126,24 +120,17 @@ class Place:
 
     def world(self) -> World:
         """Make the parts of one process."""
+        store, day = None, timedelta(days=1)
+        if self.redis_url is not None:
+            store = Sessions(RedisDocuments(self.redis_url), ttl=day, max_age=30 * day)
         return World(
             self.folder,
             self.fake,
-            config={
-                "BYOK_VALIDATE_ON_SET": "off",
-                "BYOK_SET_RATE": "1000000/minute",
-                **self.config,
-            },
+            {"BYOK_VALIDATE_ON_SET": "off", "BYOK_SET_RATE": "1000000/minute", **self.config},
             keyring=KEYRING,
-            other_store=self._redis(),
+            other_store=store,
             database_url=self.database_url,
         )
-
-    def _redis(self) -> Sessions | None:
-        if self.redis_url is None:
-            return None
-        day = timedelta(days=1)
-        return Sessions(RedisDocuments(self.redis_url), ttl=day, max_age=30 * day)
 
 
 def close(world: World) -> None:

@@ -28,16 +28,6 @@ def harmed() -> Iterator[PostgresServer]:
         yield server
 
 
-def harm(server: PostgresServer, how: str) -> None:
-    """Kill the server, or freeze it."""
-    server.kill() if how == "killed" else server.stop_process()
-
-
-def revive(server: PostgresServer) -> None:
-    """Bring it back, on the port that it had."""
-    server.start() if server.process is None else server.cont()
-
-
 @pytest.fixture(params=["sessions in Redis", "sessions in the same database"])
 def host(
     request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders, harmed: PostgresServer
@@ -121,10 +111,10 @@ def test_accounts_that_do_not_answer(
     client.keep("xai-0123456789", "xai")
     assert client.call("clear", provider="xai").status_code == 200
     fake.clear_calls()
-    harm(harmed, how)
+    harmed.harm(how)
     assert_refused(client, id)
     assert fake.calls == []
-    revive(harmed)
+    harmed.revive()
     wait_until(lambda: client.get(KEYS).status_code == 200, "the list of keys", timeout=10)
     used = client.get("/used/openai").get_json()
     assert used == {"source": "user", "fingerprint": fingerprint(theirs)}
@@ -198,9 +188,9 @@ def _outages(harmed: PostgresServer, app: HostApp, times: int) -> list[Changer]:
         for number in range(times):
             time.sleep(0.5 + 0.1 * number)
             with everyday_limits():
-                harm(harmed, ("killed", "frozen")[number % 2])
+                harmed.harm(("killed", "frozen")[number % 2])
                 time.sleep(0.6)
-                revive(harmed)
+                harmed.revive()
             probe = people[0].client
             wait_until(lambda: probe.get(KEYS).status_code == 200, "the list", timeout=15)  # noqa: B023
     finally:

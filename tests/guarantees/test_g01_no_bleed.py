@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Response, g, request, stream_with_context
+from flask import Response, g, request, stream_with_context
 from openai import OpenAI
 
 from flask_byok import BYOK, get_provider_with_api_key
+from flask_byok.model.credential import live_secrets
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 from tests.app import HostApp, browser, make_app
 
@@ -33,9 +35,8 @@ def fake() -> Iterator[FakeProviders]:
 @pytest.fixture
 def app(tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch) -> HostApp:
     """Return a host without operator's keys."""
-    for provider in PROVIDERS:
-        monkeypatch.delenv(f"{provider.upper()}_API_KEY", raising=False)
-    monkeypatch.delenv("GEMINI_API_KEY", raising=False)
+    for name in ("OPENAI", "ANTHROPIC", "GOOGLE", "GEMINI"):
+        monkeypatch.delenv(f"{name}_API_KEY", raising=False)
     return make_app(tmp_path, fake, csrf_protect=False)
 
 
@@ -43,13 +44,6 @@ def keys(fake: FakeProviders, provider: str) -> dict[str, str | None]:
     """Return each owner's own key; nobody has none."""
     own = {owner: fake.api_key(provider, "good", owner=int(owner)) for owner in OWNERS}
     return {**own, NOBODY: None}
-
-
-def chat(app: Flask, cookies: dict[str, Any], owner: str, provider: str) -> str:
-    """Stream one answer as this owner and return it."""
-    url = f"/chat/{provider}?message=owner:{owner}"
-    response = cookies[owner].get(url)
-    return response.get_data(as_text=True)
 
 
 def everybody(app: HostApp, fake: FakeProviders, provider: str) -> dict[str, Any]:
@@ -61,6 +55,17 @@ def everybody(app: HostApp, fake: FakeProviders, provider: str) -> dict[str, Any
             assert saved.status_code == 200, saved.text
     fake.clear_calls()
     return browsers
+
+
+def chat_all(app: HostApp, fake: FakeProviders, provider: str) -> list[str]:
+    """Stream answers as all owners, and return them."""
+    browsers = everybody(app, fake, provider)
+
+    def chat(owner: str) -> str:
+        answer = browsers[owner].get(f"/chat/{provider}?message=owner:{owner}")
+        return str(answer.get_data(as_text=True))
+
+    return interleaved(browsers, chat)
 
 
 def interleaved(browsers: dict[str, Any], call: Callable[[str], str]) -> list[str]:
@@ -76,8 +81,7 @@ def test_interleaved_streams_carry_each_owners_key(
     app: HostApp, fake: FakeProviders, provider: str
 ) -> None:
     """Of 50 owners' interleaved streams each goes out with its own key, nobody's with none, and none with a cookie."""
-    browsers = everybody(app, fake, provider)
-    answers = interleaved(browsers, lambda owner: chat(app, browsers, owner, provider))
+    answers = chat_all(app, fake, provider)
     assert sum("event: done" in answer for answer in answers) == 3 * len(OWNERS)
     assert sum("key_missing" in answer for answer in answers) == 3
     assert_no_key_bleed(fake.calls, {o: k for o, k in keys(fake, provider).items() if k})
@@ -91,8 +95,7 @@ def test_whoever_has_no_key_sends_the_operators(
     operators = fake.api_key(provider, "good", owner=999)
     variable = {"google": "GEMINI_API_KEY"}.get(provider, f"{provider.upper()}_API_KEY")
     monkeypatch.setenv(variable, operators)
-    browsers = everybody(app, fake, provider)
-    answers = interleaved(browsers, lambda owner: chat(app, browsers, owner, provider))
+    answers = chat_all(app, fake, provider)
     assert all("event: done" in answer for answer in answers)
     assert_no_key_bleed(fake.calls, {**keys(fake, provider), NOBODY: operators})
 
@@ -104,11 +107,8 @@ def test_a_cached_provider_object_bleeds(fake: FakeProviders) -> None:
     def naive_call(owner: str) -> str:
         if (api_key := own[owner]) is not None:
             singleton.api_key = api_key
-        return str(
-            singleton.chat.completions.create(
-                model="gpt-4o-mini", messages=[{"role": "user", "content": f"owner:{owner}"}]
-            )
-        )
+        message: Any = {"role": "user", "content": f"owner:{owner}"}
+        return str(singleton.chat.completions.create(model="gpt-4o-mini", messages=[message]))
 
     own = keys(fake, "openai")
     with singleton:
@@ -134,7 +134,7 @@ def test_each_call_of_the_factory_makes_a_new_object(app: HostApp, fake: FakePro
     assert made[0].client is not made[1].client
 
 
-def abandon_stream(app: Flask, client: Any) -> Any:
+def abandon_stream(client: Any) -> Any:
     """Start a stream that keeps its context, and walk away from it; returns what must stay alive for the effect."""
     response = client.get("/endless")
     pieces = response.iter_encoded()
@@ -171,7 +171,7 @@ def test_a_stuck_context_does_not_hand_on_the_key(stuck_app: HostApp, fake: Fake
     ada.save(fake.api_key("openai", "good", owner=1))
     bob.load()
     fake.clear_calls()
-    kept = abandon_stream(stuck_app, ada)
+    kept = abandon_stream(ada)
     assert bob.get("/left-behind").text == "by the first user", "the effect itself is gone"
     assert "key_missing" in bob.get("/chat/openai?message=owner:2").text
     assert bob.load()["authenticated"] is False
@@ -193,7 +193,7 @@ def test_no_key_lies_on_the_context(stuck_app: HostApp, fake: FakeProviders) -> 
     ada = browser(stuck_app)
     api_key = fake.api_key("openai", "good", owner=1)
     ada.save(api_key)
-    kept = abandon_stream(stuck_app, ada)
+    kept = abandon_stream(ada)
     assert seen
     assert not any(api_key in text for text in seen)
     del kept
@@ -201,14 +201,10 @@ def test_no_key_lies_on_the_context(stuck_app: HostApp, fake: FakeProviders) -> 
 
 def test_the_extension_holds_no_key(app: HostApp, fake: FakeProviders) -> None:
     """No object of the extension keeps a person's key between requests."""
-    import gc
-
     ada = browser(app)
     api_key = fake.api_key("openai", "good", owner=1)
     ada.save(api_key)
     ada.get("/chat/openai?message=owner:1")
     gc.collect()
-    from flask_byok.model.credential import live_secrets
-
     assert api_key not in set(live_secrets())
     assert isinstance(app.byok, BYOK)

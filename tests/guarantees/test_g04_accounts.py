@@ -9,18 +9,17 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import create_engine, text
 
 from flask_byok.accounts import export_file
 from flask_byok.testing import FakeProviders
-from flask_byok.web.caller import get_state
 from tests.app import ENCRYPTION_KEY, KEYS, HostApp, make_app
 from tests.cli.host import run
 from tests.guarantees.leaks import files_below, leaks
 from tests.guarantees.test_g04_no_plaintext import add_routes, wrong_bodies
 from tests.guarantees.watching import BAD, CANARIES, Listener, everything_logged
 from tests.guarantees.wire import Wire, served
-from tests.keeper import OWN, SHARED, close
+from tests.keeper import OWN, SHARED, accounts_of, close
 from tests.services import PostgresServer, wait_until
 
 WORDS = "correct horse battery staple"
@@ -58,16 +57,10 @@ class Database:
     def __init__(self, server: PostgresServer | None, directory: Path) -> None:
         self.server = server
         self.url = server.create_database() if server else f"sqlite:///{directory / 'byok.sqlite'}"
-        self._engine: Engine | None = None
-
-    def for_the_app(self) -> Any:
-        """Return what the app is given: on PostgreSQL a host's engine that hides no parameters."""
-        if self.server is None:
-            return self.url
-        self._engine = self._engine or create_engine(
-            self.url, echo="debug", echo_pool="debug", hide_parameters=False
-        )
-        return self._engine
+        options: dict[str, Any] = {"echo": "debug", "echo_pool": "debug", "hide_parameters": False}
+        self._engine = create_engine(self.url, **options) if server else None
+        #: What the app is given: on PostgreSQL a host's engine that hides no parameters.
+        self.for_the_app = self._engine or self.url
 
     def execute(self, statement: str) -> None:
         """Do what somebody with access to the database does."""
@@ -90,7 +83,7 @@ def make_host(database: Database, directory: Path, fake: FakeProviders, **config
     app = make_app(
         directory,
         fake,
-        BYOK_DATABASE_URL=database.for_the_app(),
+        BYOK_DATABASE_URL=database.for_the_app,
         BYOK_KEYS_PER_PROVIDER=3,
         BYOK_ALLOW_REVEAL=True,
         **config,
@@ -187,9 +180,9 @@ def go_wrong(port: int, database: Database, canary: str, bad: str) -> Person:
         wire.ask("PATCH", f"{path}/{'0' * 32}", {"label": "x"}, If_Match=f'"{quoted}"')
     # A statement that fails has its parameters in the error's text, and in the server's log.
     database.execute("ALTER TABLE byok_credentials RENAME COLUMN hint TO other")
-    for path, body in ((f"{KEYS}/set", {**save, "validate": "off"}), (OWN, save)):
-        body = {**body, "api_key": canary}
-        wire.json(path, body if path != OWN else {k: body[k] for k in ("provider", "api_key")})
+    whole = {"provider": "openai", "api_key": canary}
+    wire.json(f"{KEYS}/set", {**whole, "persist": True, "validate": "off"})
+    wire.json(OWN, whole)
     database.execute("ALTER TABLE byok_credentials RENAME COLUMN other TO hint")
     return wire
 
@@ -211,10 +204,7 @@ def by_command(
     file = str(directory / "keys.byok")
     command(app, "export", file, input=f"{WORDS}\n")
     command(app, "import", file, "--on-conflict", "replace", input=f"{WORDS}\n")
-    replaced = {
-        "BYOK_ENCRYPTION_KEY": "6b" * 32,
-        "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY],
-    }
+    replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY]}
     successor = make_host(database, directory, fake, **replaced)
     command(successor, "rotate")
     command(successor, "audit", "list")
@@ -246,22 +236,15 @@ def test_an_accounts_key_is_nowhere(
         people = [keep_and_use(port, canary), go_wrong(port, database, canary, bad)]
         early = files_below(tmp_path)
         commands = by_command(database, tmp_path, fake, app, canary)
-        accounts = get_state(app).service.accounts.store
-        assert accounts is not None
-        kept = accounts.find(OWNERS)
+        kept = accounts_of(app).find(OWNERS)
         written = database.written()
     printed = capfd.readouterr()
     # A count written later would open a connection that nothing closes: the engine is the host's.
     wait_until(lambda: close(app) is None, "the last counts")
     database.close()
     places = {
-        "the answers": b"\n".join(bytes(wire.received) for wire in people),
-        "the log": log.getvalue().encode(),
-        "what was printed": (printed.out + printed.err).encode(),
+        **listener.places(log, printed, *(wire.received for wire in people)),
         "what commands print": commands.encode(),
-        "the signals": "\n".join(listener.payloads).encode(),
-        "tracebacks with local variables": "\n".join(listener.tracebacks).encode(),
-        "error reports": "\n".join(listener.reports).encode(),
         **written,
         **{f"{place}, early": content for place, content in early.items()},
         **files_below(tmp_path),
@@ -281,9 +264,7 @@ def test_an_accounts_key_is_nowhere(
         assert any(ciphertext in content for content in files_below(tmp_path).values())
 
 
-def test_the_detector_finds_what_a_naive_app_leaves(
-    talkative: PostgresServer,
-) -> None:
+def test_the_detector_finds_what_a_naive_app_leaves(talkative: PostgresServer) -> None:
     """In a plain column, and as the parameter of a crypto function, the same search finds a key in every place."""
     url = talkative.create_database()
     plain = "sk-naive-CANARYabcdefghijklmnopqrstuvwxyz0123456789"

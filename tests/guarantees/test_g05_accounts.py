@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from flask_login import current_user
@@ -15,11 +14,11 @@ from sqlalchemy import Engine, create_engine, select, update
 
 from flask_byok.storage.tables import credentials, session_documents
 from flask_byok.testing import FakeProviders
-from flask_byok.web.caller import get_state
-from tests.app import KEYS, HostApp, fingerprint, make_app
+from tests.app import KEYS, HostApp, make_app
 from tests.documents import change_records, records
-from tests.guarantees.test_g05_bound_ciphertext import ALTERATIONS
-from tests.keeper import OWN, SHARED, Keeper, keeper
+from tests.keeper import OWN, SHARED, Keeper, close, keeper
+
+from .test_g05_bound_ciphertext import ALTERATIONS, assert_serves, assert_unreadable
 
 
 class Vault:
@@ -70,15 +69,11 @@ def vault(url: str) -> Iterator[Vault]:
 
 
 @pytest.fixture
-def app(
-    tmp_path: Path, fake: FakeProviders, url: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[HostApp]:
+def app(tmp_path: Path, fake: FakeProviders, url: str, operators_keys: None) -> Iterator[HostApp]:
     """Make a host on that database, whose operator has keys that could step in."""
-    for name in ("OPENAI_API_KEY", "GROQ_API_KEY"):
-        monkeypatch.setenv(name, "operators-0123456789")
     app = make_host(tmp_path, fake, url)
     yield app
-    _let_go(app)
+    close(app)
 
 
 def make_host(directory: Path, fake: FakeProviders, url: str, **config: Any) -> HostApp:
@@ -90,14 +85,7 @@ def make_host(directory: Path, fake: FakeProviders, url: str, **config: Any) -> 
     return app
 
 
-def _let_go(app: HostApp) -> None:
-    accounts = get_state(app).service.accounts.store
-    assert accounts is not None
-    accounts.engine.dispose()
-
-
-@dataclass
-class Kept:
+class Kept(NamedTuple):
     """A key in the database, and somebody whom it serves or who manages it."""
 
     id: str
@@ -128,10 +116,10 @@ def keep_all(app: HostApp, fake: FakeProviders) -> list[Kept]:
         tier = owner.partition(":")[0]
         client = keeper(app, user)
         api_key = fake.api_key(provider, owner=f"{owner}-{slot}")
-        body: Mapping[str, Any] = {"slot": slot, "path": OWN}
-        if tier != "user":
-            body = {"slot": slot, "path": SHARED, "owner": owner}
-        record = (client if tier == "user" else admin).keep(api_key, provider, **body)
+        if tier == "user":
+            record = client.keep(api_key, provider, slot=slot)
+        else:
+            record = admin.keep(api_key, provider, path=SHARED, owner=owner, slot=slot)
         made.append(Kept(record["id"], provider, slot, api_key, tier, client, admin))
 
     keep("user:ann", "ann")
@@ -144,24 +132,19 @@ def keep_all(app: HostApp, fake: FakeProviders) -> list[Kept]:
     return made
 
 
-def assert_unreadable(kept: Kept) -> None:
+def assert_opens_not(kept: Kept) -> None:
     """See that it is listed, as unreadable, and that no other key steps in."""
     assert kept.state() == "unreadable"
     assert kept.client.get(KEYS).status_code == 200
     if kept.serves:
-        status = kept.client.status(kept.provider)
-        assert (status["state"], status["source"]) == ("unreadable", kept.tier)
-        for path in ("used", "chat"):
-            answer = kept.client.get(f"/{path}/{kept.provider}")
-            assert (answer.status_code, answer.get_json()["code"]) == (409, "key_unreadable")
+        assert_unreadable(kept.client, kept.provider, kept.tier)
 
 
-def assert_serves(kept: Kept) -> None:
+def assert_opens(kept: Kept) -> None:
     """See that it is whole, and in use where it should be."""
     assert kept.state() == "active"
     if kept.serves:
-        used = kept.client.get(f"/used/{kept.provider}").get_json()
-        assert used == {"source": kept.tier, "fingerprint": fingerprint(kept.api_key)}
+        assert_serves(kept.client, kept.provider, kept.api_key, kept.tier)
 
 
 def test_every_ordered_swap(app: HostApp, vault: Vault, fake: FakeProviders) -> None:
@@ -170,10 +153,10 @@ def test_every_ordered_swap(app: HostApp, vault: Vault, fake: FakeProviders) -> 
     sealed = vault.read()
     for source, target in permutations(made, 2):
         vault.write(target.id, sealed[source.id])
-        assert_unreadable(target)
+        assert_opens_not(target)
         vault.write(target.id, sealed[target.id])
     for kept in made:
-        assert_serves(kept)
+        assert_opens(kept)
     assert not any("operators" in (call.api_key or "") for call in fake.calls)
 
 
@@ -185,10 +168,8 @@ def test_between_a_session_and_an_account(app: HostApp, vault: Vault, fake: Fake
     of_session, of_account = vault.of_a_session(), vault.read()[own["id"]]
     vault.give_the_session(of_account)
     vault.write(own["id"], of_session)
-    status = client.status("openai")
-    assert (status["state"], status["source"]) == ("unreadable", "session")
+    assert_unreadable(client, "openai")
     assert [record["state"] for record in client.records()] == ["unreadable"]
-    assert client.get("/used/openai").get_json()["code"] == "key_unreadable"
     vault.give_the_session(of_session)
     vault.write(own["id"], of_account)
     assert client.get("/used/openai").get_json()["source"] == "session"
@@ -202,9 +183,9 @@ def test_altered_ciphertexts(app: HostApp, vault: Vault, fake: FakeProviders) ->
     kept = Kept(id, "openai", "", api_key, "user", client, client)
     for alter in ALTERATIONS.values():
         vault.write(id, alter(vault.read()[id]))
-        assert_unreadable(kept)
+        assert_opens_not(kept)
         assert client.ask("PATCH", f"{OWN}/{id}", {"api_key": api_key}).status_code == 200
-        assert_serves(kept)
+        assert_opens(kept)
     vault.write(id, "")
     assert client.ask("DELETE", f"{OWN}/{id}").status_code == 204
 
@@ -218,7 +199,5 @@ def test_an_encryption_key_that_is_gone(
     other = make_host(tmp_path, fake, url, TESTING=True, BYOK_ENCRYPTION_KEY="6b" * 32)
     client = keeper(other, "ann")
     assert [record["state"] for record in client.records()] == ["unreadable"]
-    status = client.status("openai")
-    assert (status["state"], status["source"]) == ("unreadable", "user")
-    assert client.get("/used/openai").get_json()["code"] == "key_unreadable"
-    _let_go(other)
+    assert_unreadable(client, "openai", "user")
+    close(other)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from flask_byok.testing import FakeProviders
-from tests.app import Browser, HostApp, browser, make_app
+from tests.app import Browser, HostApp, browser
 
 PROVIDERS = ("openai", "anthropic", "google", "groq", "xai", "openrouter")
 #: What each behaviour of a key may be called. Providers differ in how clearly they say it.
@@ -46,25 +45,22 @@ def test_verdicts_over_http(
 
 
 def test_a_provider_that_is_down_says_nothing_about_the_key(
-    tmp_path: Path, fake: FakeProviders
+    visitor: Browser, fake: FakeProviders
 ) -> None:
     """Nobody there, nonsense and faults leave the question open: the key is stored, and not called bad."""
-    app = make_app(tmp_path, fake)
-    client = browser(app)
-    client.load()
+    visitor.load()
+    api_key = fake.api_key("openai")
     for status, body in ((500, "oops"), (502, None), (404, {}), (418, {"error": "teapot"})):
         for _ in range(2):
             fake.answer_next("openai", status, body)
-        found = client.call(
-            "validate", provider="openai", api_key=fake.api_key("openai")
-        ).get_json()
+        found = visitor.call("validate", provider="openai", api_key=api_key).get_json()
         assert found["valid"] is None or status < 500
         assert found["verdict"] in ("unreachable", "unchecked", "valid")
     fake.stop()
-    saved = client.call("set", provider="openai", api_key=fake.api_key("openai"))
+    saved = visitor.call("set", provider="openai", api_key=api_key)
     assert saved.get_json()["validation"]["verdict"] == "unreachable"
-    assert client.status()["state"] == "active"
-    strict = client.call("set", provider="openai", api_key="k-0123456789", validate="require")
+    assert visitor.status()["state"] == "active"
+    strict = visitor.call("set", provider="openai", api_key="k-0123456789", validate="require")
     assert (strict.status_code, strict.get_json()["code"]) == (422, "key_refused")
 
 
@@ -89,18 +85,12 @@ def test_a_late_verdict_is_not_pinned_on_a_newer_key(
     assert cookie is not None
     twin.set_cookie("session", cookie.value)
     twin.token = visitor.token
-    answers: list[str] = []
-    check = threading.Thread(
-        target=lambda: answers.append(
-            twin.call("validate", provider="openai").get_json()["verdict"]
-        )
-    )
-    check.start()
-    while not fake.calls:
-        pass
-    visitor.call("set", provider="openai", api_key=new, validate="off")
-    check.join()
-    assert answers == ["invalid"]
+    with ThreadPoolExecutor(1) as pool:
+        check = pool.submit(twin.call, "validate", provider="openai")
+        while not fake.calls:
+            pass
+        visitor.call("set", provider="openai", api_key=new, validate="off")
+    assert check.result().get_json()["verdict"] == "invalid"
     status = visitor.status()
     assert (status["state"], status["validity"]) == ("active", None)
     assert visitor.get("/used/openai").status_code == 200

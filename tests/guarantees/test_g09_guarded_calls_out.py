@@ -14,6 +14,8 @@ from flask_byok.web.caller import get_state
 from tests.app import Browser, HostApp, browser, make_app
 
 OPERATORS = "operators-key-0123456789"
+#: A key for a server of one's own that has a public name.
+NAMED = {"api_key": "key-0123456789", "base_url": "https://llm.example.com/v1"}
 INTERNAL = [
     "https://127.0.0.1/v1",
     "https://localhost/v1",
@@ -50,6 +52,14 @@ def custom(tmp_path: Path, fake: FakeProviders) -> HostApp:
     return make_app(tmp_path, fake, BYOK_ALLOW_CUSTOM_PROVIDERS=True)
 
 
+@pytest.fixture
+def client(custom: HostApp) -> Browser:
+    """Return a browser there."""
+    client = browser(custom)
+    client.load()
+    return client
+
+
 def _resolve_to(app: HostApp, *addresses: str) -> list[str]:
     """Let every name mean these addresses, one after the other, and return a list of what is asked."""
     asked: list[str] = []
@@ -70,11 +80,9 @@ def _resolve_to(app: HostApp, *addresses: str) -> list[str]:
 @pytest.mark.parametrize("base_url", INTERNAL)
 @pytest.mark.parametrize("verb", ["set", "validate"])
 def test_internal_and_odd_addresses_are_refused(
-    custom: HostApp, fake: FakeProviders, base_url: str, verb: str
+    client: Browser, fake: FakeProviders, base_url: str, verb: str
 ) -> None:
     """A base URL that is not plainly a public https address gets no key and no connection."""
-    client = browser(custom)
-    client.load()
     for body in (
         {"api_key": "key-0123456789", "base_url": base_url},
         {"fields": {"api_key": "key-0123456789", "base_url": base_url}},
@@ -87,15 +95,11 @@ def test_internal_and_odd_addresses_are_refused(
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "::1", "169.254.169.254", "fd00::1"])
 def test_a_name_that_means_an_internal_address(
-    custom: HostApp, fake: FakeProviders, address: str
+    custom: HostApp, client: Browser, fake: FakeProviders, address: str
 ) -> None:
     """A public name with an internal address is not called: not in a check, and not in a stream."""
     asked = _resolve_to(custom, address)
-    client = browser(custom)
-    client.load()
-    found = client.call(
-        "set", provider="custom", api_key="key-0123456789", base_url="https://llm.example.com/v1"
-    ).get_json()
+    found = client.call("set", provider="custom", **NAMED).get_json()
     assert found["validation"]["verdict"] == "unreachable"
     assert "llm.example.com" in asked
     assert "event: error" in client.get("/chat/custom?model=m").text
@@ -103,7 +107,7 @@ def test_a_name_that_means_an_internal_address(
 
 
 def test_a_name_that_changes_its_address(
-    custom: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+    custom: HostApp, client: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name is resolved once for a connection, so a second answer cannot lead elsewhere."""
     asked = _resolve_to(custom, "93.184.216.34", "127.0.0.1")
@@ -114,14 +118,7 @@ def test_a_name_that_changes_its_address(
         raise ConnectionRefusedError
 
     monkeypatch.setattr(socket.socket, "connect", connect)
-    client = browser(custom)
-    client.load()
-    client.call(
-        "validate",
-        provider="custom",
-        api_key="key-0123456789",
-        base_url="https://llm.example.com/v1",
-    )
+    client.call("validate", provider="custom", **NAMED)
     # Two tries, one look-up each: the first connects to what it was told, the second does not connect.
     assert asked == ["llm.example.com"] * 2
     assert connected == [("93.184.216.34", 443)]
@@ -146,47 +143,34 @@ def test_answers_are_limited_in_size(tmp_path: Path, fake: FakeProviders, kind: 
 
 
 def test_the_operators_key_goes_to_the_operators_address_only(
-    custom: HostApp, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+    custom: HostApp, client: Browser, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With no key of their own, nobody can send the operator's key to an address of their choice."""
     monkeypatch.setenv("OPENAI_API_KEY", OPERATORS)
     fake.add_key("openai", OPERATORS)
     asked = _resolve_to(custom, "127.0.0.1")
-    client = browser(custom)
-    client.load()
-    attempts = [
-        ("validate", {"provider": "openai", "base_url": "https://evil.example.com/v1"}),
-        ("validate", {"provider": "custom", "base_url": "https://evil.example.com/v1"}),
-        ("set", {"provider": "openai", "base_url": "https://evil.example.com/v1"}),
-        ("set", {"provider": "custom", "base_url": "https://evil.example.com/v1"}),
-        ("set", {"provider": "openai", "fields": {"base_url": "https://evil.example.com/v1"}}),
-    ]
-    for verb, body in attempts:
-        client.call(verb, **body)
+    evil = {"base_url": "https://evil.example.com/v1"}
+    for verb in ("validate", "set"):
+        for provider in ("openai", "custom"):
+            client.call(verb, provider=provider, **evil)
+    client.call("set", provider="openai", fields=evil)
     client.get("/chat/openai").get_data()
     assert client.get("/chat/custom?model=m").status_code == 409
     assert "evil.example.com" not in asked
     assert {(call.provider, call.api_key) for call in fake.calls} == {("openai", OPERATORS)}
 
 
-def test_a_provider_with_an_address_takes_no_other(custom: HostApp, fake: FakeProviders) -> None:
+def test_a_provider_with_an_address_takes_no_other(client: Browser, fake: FakeProviders) -> None:
     """A base URL for a provider that has its own is refused, not ignored."""
-    client = browser(custom)
-    client.load()
     for verb in ("set", "validate"):
-        answer = client.call(
-            verb, provider="openai", api_key="key-0123456789", base_url="https://llm.example.com/v1"
-        )
+        answer = client.call(verb, provider="openai", **NAMED)
         assert (answer.status_code, answer.get_json()["code"]) == (422, "endpoint_not_allowed")
     assert fake.calls == []
 
 
 def _private(tmp_path: Path, fake: FakeProviders) -> Browser:
-    return browser(
-        make_app(
-            tmp_path, fake, BYOK_ALLOW_CUSTOM_PROVIDERS=True, BYOK_ALLOW_PRIVATE_ENDPOINTS=True
-        )
-    )
+    allowed = {"BYOK_ALLOW_CUSTOM_PROVIDERS": True, "BYOK_ALLOW_PRIVATE_ENDPOINTS": True}
+    return browser(make_app(tmp_path, fake, **allowed))
 
 
 def test_an_own_endpoint_gets_the_persons_own_key(tmp_path: Path, fake: FakeProviders) -> None:

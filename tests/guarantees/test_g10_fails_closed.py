@@ -25,13 +25,11 @@ def _bare(directory: Path, **config: Any) -> Flask:
     return app
 
 
+FALLBACKS = "BYOK_ENCRYPTION_KEY_FALLBACKS"
 REFUSED = {
     "no encryption key": ({"BYOK_ENCRYPTION_KEY": None}, "generate-key"),
     "a malformed encryption key": ({"BYOK_ENCRYPTION_KEY": "secret"}, "generate-key"),
-    "a malformed fallback": (
-        {"BYOK_ENCRYPTION_KEY_FALLBACKS": ["secret"]},
-        "BYOK_ENCRYPTION_KEY_FALLBACKS",
-    ),
+    "a malformed fallback": ({FALLBACKS: ["secret"]}, FALLBACKS),
     "an encryption key file that is not there": (
         {"BYOK_ENCRYPTION_KEY": None, "BYOK_ENCRYPTION_KEY_FILE": "/nowhere/key"},
         "BYOK_ENCRYPTION_KEY_FILE",
@@ -85,9 +83,9 @@ def test_a_wrong_encryption_key_is_refused(
     url = request.getfixturevalue("redis_url") if kind == "redis" else None
     make_app(tmp_path, fake, byok_redis_url=url)
     make_app(tmp_path, fake, byok_redis_url=url)
-    with pytest.raises(ConfigurationError, match="BYOK_ENCRYPTION_KEY_FALLBACKS"):
+    with pytest.raises(ConfigurationError, match=FALLBACKS):
         make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
-    replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY]}
+    replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, FALLBACKS: [ENCRYPTION_KEY]}
     rotating = make_app(tmp_path, fake, byok_redis_url=url, **replaced)
     with pytest.raises(ConfigurationError):
         make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
@@ -137,21 +135,6 @@ def harmed() -> Iterator[RedisServer]:
         yield server
 
 
-def _kill(server: RedisServer) -> None:
-    server.kill()
-
-
-def _freeze(server: RedisServer) -> None:
-    server.stop_process()
-
-
-def _revive(server: RedisServer) -> None:
-    if server.process is None:
-        server.start()
-    else:
-        server.cont()
-
-
 def _uses(client: Browser) -> list[Callable[[], TestResponse]]:
     """Return every call that needs a key or the list of keys."""
     return [
@@ -185,14 +168,14 @@ def _hosts(where: str, tmp_path: Path, fake: FakeProviders, url: str) -> HostApp
 
 
 @pytest.mark.parametrize("where", ["sessions on disk", "sessions on the same Redis"])
-@pytest.mark.parametrize("harm", [_kill, _freeze], ids=["killed", "frozen"])
+@pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_a_store_that_does_not_answer(
     tmp_path: Path,
     fake: FakeProviders,
     harmed: RedisServer,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
-    harm: Callable[[RedisServer], None],
+    how: str,
 ) -> None:
     """Every use of keys is 503 with Retry-After, and soon; the host goes on, and it comes back by itself."""
     operators = fake.api_key("groq", owner="operator")
@@ -202,14 +185,14 @@ def test_a_store_that_does_not_answer(
     client.post("/sign-in/a")
     client.save(fake.api_key("openai"), validate="off")
     fake.clear_calls()
-    harm(harmed)
+    harmed.harm(how)
     _assert_refused(client)
     assert fake.calls == []  # the operator did not pay
     with soon():
         assert client.get("/plain").text == "plain"
-    _revive(harmed)
+    harmed.revive()
     wait_until(lambda: client.get(KEYS).status_code == 200, "the list of keys", timeout=5)
-    if harm is _freeze:
+    if how == "frozen":
         used = client.get("/used/openai").get_json()
         assert used == {"source": "session", "fingerprint": fingerprint(fake.api_key("openai"))}
     saved = client.save(fake.api_key("openai"), validate="off")
@@ -224,9 +207,8 @@ def test_signing_out_while_the_store_is_down(
     client = browser(_hosts("sessions on disk", tmp_path, fake, harmed.url))
     client.post("/sign-in/a")
     client.save(fake.api_key("openai"), validate="off")
-    _freeze(harmed)
-    answer = client.post(path)
-    _revive(harmed)
+    with harmed.frozen():
+        answer = client.post(path)
     assert (answer.status_code, answer.get_json()["code"]) == (503, "store_unavailable")
     wait_until(lambda: client.get(KEYS).status_code == 200, "the list of keys", timeout=5)
     if path != "/renew":
@@ -242,7 +224,7 @@ def test_the_operator_may_let_others_keys_step_in(
     app = make_app(tmp_path, fake, byok_redis_url=harmed.url, BYOK_ON_STORE_FAILURE="skip")
     client, newcomer = browser(app), browser(app)
     client.save(fake.api_key("openai"), validate="off")
-    _kill(harmed)
+    harmed.kill()
     for each in (client, newcomer):
         assert each.get("/chat/openai").headers["X-BYOK-Source"] == "env"
         assert each.status()["source"] == "env"
@@ -272,5 +254,5 @@ def test_a_store_that_dies_within_a_stream(
     answer = client.get("/chat/openai", buffered=False)
     pieces = iter(answer.response)
     next(pieces)
-    _kill(harmed)
+    harmed.kill()
     assert b"event: done" in b"".join(pieces)

@@ -2,82 +2,27 @@
 
 from __future__ import annotations
 
-import json
-
+import openai
 import pytest
 
 from flask_byok import get_chat_model_with_api_key
-from flask_byok.testing import FakeProviders
-from flask_byok.testing.calls import RecordedCall
+from flask_byok.testing import FakeProviders, RecordedCall
 from tests.app import Browser, HostApp
+from tests.poison import MARK, POISON, PROXIES, everything, set_poison
 
-MARK = "operatorsown"
-KEYS = (
-    "OPENAI_API_KEY",
-    "OPENAI_ADMIN_KEY",
-    "ANTHROPIC_API_KEY",
-    "ANTHROPIC_AUTH_TOKEN",
-    "GEMINI_API_KEY",
-    "GOOGLE_API_KEY",
-    "GROQ_API_KEY",
-    "XAI_API_KEY",
-    "OPENROUTER_API_KEY",
-    "AZURE_OPENAI_API_KEY",
-)
-POISON = {
-    **dict.fromkeys(KEYS, f"{MARK}-key-0123456789"),
-    "OPENAI_ORG_ID": f"{MARK}-org",
-    "OPENAI_ORGANIZATION": f"{MARK}-org",
-    "OPENAI_PROJECT_ID": f"{MARK}-project",
-    "OPENAI_WEBHOOK_SECRET": f"{MARK}-webhook",
-    "OPENAI_BASE_URL": f"http://{MARK}.invalid/v1",
-    "OPENAI_API_BASE": f"http://{MARK}.invalid/v1",
-    "OPENAI_PROXY": f"http://{MARK}.invalid:3128",
-    "OPENAI_CUSTOM_HEADERS": f"X-{MARK}: {MARK}",
-    "ANTHROPIC_BASE_URL": f"http://{MARK}.invalid",
-    "ANTHROPIC_API_URL": f"http://{MARK}.invalid",
-    "ANTHROPIC_CUSTOM_HEADERS": f"X-{MARK}: {MARK}",
-    "ANTHROPIC_PROXY": f"http://{MARK}.invalid:3128",
-    "GOOGLE_GENAI_USE_VERTEXAI": "true",
-    "GOOGLE_GENAI_USE_ENTERPRISE": "true",
-    "GOOGLE_CLOUD_PROJECT": f"{MARK}-project",
-    "GOOGLE_CLOUD_LOCATION": f"{MARK}-location",
-    "GOOGLE_GEMINI_BASE_URL": f"http://{MARK}.invalid",
-    "GOOGLE_VERTEX_BASE_URL": f"http://{MARK}.invalid",
-    "HTTP_PROXY": f"http://{MARK}.invalid:3128",
-    "HTTPS_PROXY": f"http://{MARK}.invalid:3128",
-    "ALL_PROXY": f"http://{MARK}.invalid:3128",
-    "http_proxy": f"http://{MARK}.invalid:3128",
-    "https_proxy": f"http://{MARK}.invalid:3128",
-    "all_proxy": f"http://{MARK}.invalid:3128",
-}
 PROVIDERS = ("openai", "anthropic", "google", "groq", "xai", "openrouter")
 
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set everything that the SDKs read from the environment."""
-    for name, value in POISON.items():
-        monkeypatch.setenv(name, value)
-
-
-def _everything(call: RecordedCall) -> str:
-    parts = [
-        call.path,
-        call.api_key,
-        dict(call.headers),
-        dict(call.query),
-        dict(call.cookies),
-        call.body,
-    ]
-    return json.dumps(parts).lower()
+    set_poison(monkeypatch)
 
 
 def _assert_clean(calls: list[RecordedCall], api_key: str) -> None:
     assert calls
     for call in calls:
         assert call.api_key == api_key
-        assert MARK not in _everything(call)
+        assert MARK not in everything(call)
         names = {
             name for name in call.headers if name.startswith(("openai-", "x-goog-user-project"))
         }
@@ -110,19 +55,16 @@ def test_langchain(app: HostApp, visitor: Browser, fake: FakeProviders, provider
     _assert_clean(fake.calls, api_key)
 
 
-def test_what_is_searched_for_would_be_found(fake: FakeProviders) -> None:
+def test_what_is_searched_for_would_be_found(
+    fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The SDK by itself does send what the operator set: the search above can fail."""
-    import openai
-
     fake.add_key("openai", POISON["OPENAI_API_KEY"])
-    with pytest.MonkeyPatch.context() as patch:
-        for name in POISON:
-            if "proxy" in name.lower():
-                patch.delenv(name)
-        client = openai.OpenAI(base_url=fake.base_url("openai"), max_retries=0)
+    for name in (*PROXIES, "OPENAI_CUSTOM_HEADERS", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name)  # with these it would not reach the fake provider
+    with openai.OpenAI(base_url=fake.base_url("openai"), max_retries=0) as client:
         client.models.list()
-        client.close()
     (call,) = fake.calls
-    assert MARK in _everything(call)
+    assert MARK in everything(call)
     with pytest.raises(AssertionError):
         _assert_clean([call], fake.api_key("openai"))

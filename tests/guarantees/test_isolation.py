@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,12 @@ UNKNOWN = "0" * 32
 STATUS = "/api/providers/keys"
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def host(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    fake: FakeProviders,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[HostApp]:
+@pytest.fixture(params=["sqlite_url", "postgres_url"])
+def host(request: pytest.FixtureRequest, tmp_path: Path, fake: FakeProviders) -> Iterator[HostApp]:
     """Make a host on each kind of database."""
-    name = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
-    app = make_app(
-        tmp_path,
-        fake,
-        BYOK_DATABASE_URL=str(request.getfixturevalue(name)),
-        BYOK_KEYS_PER_PROVIDER=2,
-        BYOK_VALIDATE_ON_SET="off",
-    )
+    url: str = request.getfixturevalue(request.param)
+    options = {"BYOK_KEYS_PER_PROVIDER": 2, "BYOK_VALIDATE_ON_SET": "off"}
+    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=url, **options)
     yield app
     close(app)
 
@@ -59,87 +50,67 @@ IDS = ("own", "foreign", "team", "system", "unknown")
 NEW = {"provider": "groq", "api_key": "gsk_matrix-12345678"}
 
 
-@dataclass(frozen=True)
-class Own:
-    """A call on one of the caller's own keys, and the status where it succeeds."""
-
-    good: int = 200
-
-    def status(self, role: str, kind: str) -> int:
-        """Return the status for a role and a kind of id."""
-        if role == "visitor":
-            return 401
-        return self.good if kind == "own" else 404
+#: Returns the status for a role and a kind of id.
+Status = Callable[[str, str], int]
 
 
-@dataclass(frozen=True)
-class Shared(Own):
-    """A call on a shared key."""
-
-    def status(self, role: str, kind: str) -> int:
-        """Return the status for a role and a kind of id."""
-        if role != "admin":
-            return 401 if role == "visitor" else 403
-        return self.good if kind in ("team", "system") else 404
+def own(good: int = 200) -> Status:
+    """Return the statuses of a call on one of the caller's own keys; this one where it succeeds."""
+    return lambda role, kind: 401 if role == "visitor" else good if kind == "own" else 404
 
 
-@dataclass(frozen=True)
-class Plain:
-    """A call without an id: the statuses for a visitor, for users, and for an admin."""
-
-    visitor: int
-    user: int
-    admin: int
-
-    def status(self, role: str, kind: str) -> int:
-        """Return the status for a role."""
-        return {"visitor": self.visitor, "admin": self.admin}.get(role, self.user)
+def shared(good: int = 200) -> Status:
+    """Return the statuses of a call on a shared key."""
+    of_admin = {"team": good, "system": good}
+    others = plain(401, 403, 404)
+    return lambda role, kind: of_admin.get(kind, 404) if role == "admin" else others(role, kind)
 
 
-EVERYBODY = Plain(200, 200, 200)
+def plain(visitor: int, user: int, admin: int) -> Status:
+    """Return the statuses of a call without an id: for a visitor, for users, and for an admin."""
+    return lambda role, kind: {"visitor": visitor, "admin": admin}.get(role, user)
+
+
+EVERYBODY = plain(200, 200, 200)
 #: Every route of ours: what is sent, and what comes back to whom.
-MATRIX: dict[tuple[str, str], tuple[Own | Plain, Any]] = {
+MATRIX: dict[tuple[str, str], tuple[Status, Any]] = {
     ("GET", "/api/providers/keys"): (EVERYBODY, None),
     ("POST", "/api/providers/keys/set"): (EVERYBODY, NEW),
     ("POST", "/api/providers/keys/clear"): (EVERYBODY, {"provider": "groq"}),
     ("POST", "/api/providers/keys/validate"): (EVERYBODY, NEW),
-    ("POST", "/api/providers/keys/promote"): (Plain(401, 200, 200), {}),
+    ("POST", "/api/providers/keys/promote"): (plain(401, 200, 200), {}),
     ("GET", "/api/providers/openapi.json"): (EVERYBODY, None),
     ("GET", "/api/providers/settings"): (EVERYBODY, None),
-    ("POST", "/api/providers/settings/<action>"): (Plain(303, 303, 303), None),
+    ("POST", "/api/providers/settings/<action>"): (plain(303, 303, 303), None),
     ("GET", "/api/providers/static/<filename>"): (EVERYBODY, None),
-    ("GET", "/api/keys"): (Plain(401, 200, 200), None),
-    ("POST", "/api/keys"): (Plain(401, 201, 201), NEW),
-    ("GET", "/api/keys/stats"): (Plain(401, 200, 200), None),
+    ("GET", "/api/keys"): (plain(401, 200, 200), None),
+    ("POST", "/api/keys"): (plain(401, 201, 201), NEW),
+    ("GET", "/api/keys/stats"): (plain(401, 200, 200), None),
     ("GET", "/api/keys/services"): (EVERYBODY, None),
-    ("GET", "/api/keys/<id>"): (Own(), None),
-    ("PATCH", "/api/keys/<id>"): (Own(), {"label": "mine"}),
-    ("PUT", "/api/keys/<id>"): (Own(), {"label": "mine"}),
-    ("DELETE", "/api/keys/<id>"): (Own(204), None),
-    ("POST", "/api/keys/<id>/validate"): (Own(), None),
-    ("GET", "/api/admin/keys"): (Plain(401, 403, 200), None),
-    ("POST", "/api/admin/keys"): (Plain(401, 403, 201), NEW),
-    ("GET", "/api/admin/keys/stats"): (Plain(401, 403, 200), None),
-    ("GET", "/api/admin/keys/<id>"): (Shared(), None),
-    ("PATCH", "/api/admin/keys/<id>"): (Shared(), {"label": "ours"}),
-    ("PUT", "/api/admin/keys/<id>"): (Shared(), {"label": "ours"}),
-    ("DELETE", "/api/admin/keys/<id>"): (Shared(204), None),
-    ("POST", "/api/admin/keys/<id>/validate"): (Shared(), None),
+    ("GET", "/api/keys/<id>"): (own(), None),
+    ("PATCH", "/api/keys/<id>"): (own(), {"label": "mine"}),
+    ("PUT", "/api/keys/<id>"): (own(), {"label": "mine"}),
+    ("DELETE", "/api/keys/<id>"): (own(204), None),
+    ("POST", "/api/keys/<id>/validate"): (own(), None),
+    ("GET", "/api/admin/keys"): (plain(401, 403, 200), None),
+    ("POST", "/api/admin/keys"): (plain(401, 403, 201), NEW),
+    ("GET", "/api/admin/keys/stats"): (plain(401, 403, 200), None),
+    ("GET", "/api/admin/keys/<id>"): (shared(), None),
+    ("PATCH", "/api/admin/keys/<id>"): (shared(), {"label": "ours"}),
+    ("PUT", "/api/admin/keys/<id>"): (shared(), {"label": "ours"}),
+    ("DELETE", "/api/admin/keys/<id>"): (shared(204), None),
+    ("POST", "/api/admin/keys/<id>/validate"): (shared(), None),
 }
-
-
-def _routes(app: HostApp) -> set[tuple[str, str]]:
-    ours = (rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("byok."))
-    return {
-        (method, re.sub("<[^>]*:", "<", rule.rule))
-        for rule in ours
-        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
-    }
 
 
 def test_matrix_is_complete(host: HostApp) -> None:
     """Every route that the app has is in the matrix, and no other."""
-    assert _routes(host) == set(MATRIX)
+    ours = (rule for rule in host.url_map.iter_rules() if rule.endpoint.startswith("byok."))
+    assert set(MATRIX) == {
+        (method, re.sub("<[^>]*:", "<", rule.rule))
+        for rule in ours
+        for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
+    }
 
 
 @pytest.mark.parametrize(("method", "rule"), MATRIX)
@@ -155,7 +126,7 @@ def test_every_route_for_every_role(
             path = rule.replace("<id>", keys.get((role, kind), UNKNOWN))
             path = path.replace("<action>", "clear").replace("<filename>", "byok.js")
             answer = person.ask(method, path, body)
-            assert answer.status_code == expected.status(role, kind), (role, kind, answer.text)
+            assert answer.status_code == expected(role, kind), (role, kind, answer.text)
             _assert_shows_only(answer, _visible(role, path, fake))
             answer.close()
             if answer.status_code in (201, 204):
@@ -242,11 +213,8 @@ class Model:
 
     def of(self, owner: str, provider: str | None = None) -> dict[str, Key]:
         """Return an owner's keys by id."""
-        return {
-            id: key
-            for id, key in self.stored.items()
-            if key.owner == owner and provider in (None, key.provider)
-        }
+        its = {id: key for id, key in self.stored.items() if key.owner == owner}
+        return {id: key for id, key in its.items() if provider in (None, key.provider)}
 
     def shared(self) -> dict[str, Key]:
         """Return all shared keys."""
@@ -291,7 +259,8 @@ class Walk:
         """Do everything that can be done so many times, in random order."""
         steps: list[Callable[[str], None]] = [
             *(self.save, self.keep, self.clear, self.create, self.change, self.delete),
-            *(self.create_shared, self.create_shared, self.change_shared, self.delete_shared),
+            *[partial(self.create, path=SHARED)] * 2,
+            *(partial(self.change, path=SHARED), partial(self.delete, path=SHARED)),
             *(self.trespass, self.trespass, self.join, self.leave, self.appoint),
             *(self.sign_in_again, self.come_with_a_key, self.promote, self.validate),
             self.look_as_visitor,
@@ -377,17 +346,12 @@ class Walk:
         for id in self.model.of(f"user:{user}", provider) if tier == "all" else ():
             del self.model.stored[id]
 
-    def create(self, user: str) -> None:
-        """Create a record, if there is room."""
-        self._create(user, OWN, f"user:{user}")
-
-    def create_shared(self, user: str) -> None:
-        """Create a shared one, if one may."""
-        user = self._perhaps_admin(user)
-        owner = self.random.choice(["system", *(f"team:{team}" for team in TEAMS)])
-        self._create(user, SHARED, owner)
-
-    def _create(self, user: str, path: str, owner: str) -> None:
+    def create(self, user: str, path: str = OWN) -> None:
+        """Create a record, if there is room, or a shared one, if one may."""
+        owner = f"user:{user}"
+        if path == SHARED:
+            user = self._perhaps_admin(user)
+            owner = self.random.choice(["system", *(f"team:{team}" for team in TEAMS)])
         provider, api_key = self._new()
         taken = {key.slot for key in self.model.of(owner, provider).values()}
         expected = 409 if len(taken) == 2 else 201
@@ -401,15 +365,9 @@ class Walk:
             slot = "2" if "" in taken else ""
             self.model.stored[answer.get_json()["id"]] = Key(owner, provider, slot, api_key)
 
-    def change(self, user: str) -> None:
-        """Change one of the own records."""
-        self._change(user, OWN, self.model.of(f"user:{user}"))
-
-    def change_shared(self, user: str) -> None:
-        """Change a shared record, if one may."""
-        self._change(self._perhaps_admin(user), SHARED, self.model.shared())
-
-    def _change(self, user: str, path: str, keys: dict[str, Key]) -> None:
+    def change(self, user: str, path: str = OWN) -> None:
+        """Change one of the own records, or a shared one, if one may."""
+        user, keys = self._choose(user, path)
         if not keys:
             return
         id, key = self.random.choice(list(keys.items()))
@@ -425,15 +383,9 @@ class Walk:
             key.active = body.get("active", key.active)
             key.api_key = body.get("api_key", key.api_key)
 
-    def delete(self, user: str) -> None:
-        """Delete one of the own records."""
-        self._delete(user, OWN, self.model.of(f"user:{user}"))
-
-    def delete_shared(self, user: str) -> None:
-        """Delete a shared record, if one may."""
-        self._delete(self._perhaps_admin(user), SHARED, self.model.shared())
-
-    def _delete(self, user: str, path: str, keys: dict[str, Key]) -> None:
+    def delete(self, user: str, path: str = OWN) -> None:
+        """Delete one of the own records, or a shared one, if one may."""
+        user, keys = self._choose(user, path)
         if not keys:
             return
         id = self.random.choice(list(keys))
@@ -506,9 +458,8 @@ class Walk:
             if status["provider"] in PROVIDERS:
                 self._compare(user, status)
         page = self._ask(user, "GET", OWN).get_json()["keys"]
-        assert {record["id"]: record["owner"] for record in page} == dict.fromkeys(
-            own, f"user:{user}"
-        )
+        owners = {record["id"]: record["owner"] for record in page}
+        assert owners == dict.fromkeys(own, f"user:{user}")
         stats = self._ask(user, "GET", f"{OWN}/stats").get_json()
         assert stats["total"] == len(own)
         self._ask(user, "GET", "/api/providers/settings")
@@ -566,6 +517,12 @@ class Walk:
         api_key = f"{prefix}walkedby{next(self.numbers):04}"
         self.fake.add_key(provider, api_key)
         return provider, api_key
+
+    def _choose(self, user: str, path: str) -> tuple[str, dict[str, Key]]:
+        """Return who does something to records, and to which it could be."""
+        if path == OWN:
+            return user, self.model.of(f"user:{user}")
+        return self._perhaps_admin(user), self.model.shared()
 
     def _perhaps_admin(self, user: str) -> str:
         return self.random.choice([user, *sorted(self.model.admins)])

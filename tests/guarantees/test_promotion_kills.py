@@ -87,18 +87,29 @@ def killed_at(place: Place, act: Act, check: Act, at: int, labels: Path) -> int:
     return outcome
 
 
+def at_each(folder: Path, step: int, trial: Callable[[int, Path], bool]) -> tuple[int, set[str]]:
+    """Do it at every so many points, until one is past the end; return how many there are and what they are called."""
+    labels: set[str] = set()
+    for at in itertools.count(0, step):
+        file = folder / str(at)
+        went = trial(at, file)
+        labels |= set(file.read_text().splitlines())
+        if not went:
+            return at, labels
+    raise AssertionError("unreachable")
+
+
 def kill_at_each(
     place: Place, folder: Path, act: Act, check: Act, step: int = 1
 ) -> tuple[int, set[str]]:
-    """Kill at every so many points, until one is past the end; return how many there are and what they are called."""
-    labels: set[str] = set()
-    for at in itertools.count(0, step):
-        outcome = killed_at(place, act, check, at, folder / str(at))
-        labels |= set((folder / str(at)).read_text().splitlines())
-        if outcome == 0:
-            return at, labels
-        assert outcome == -signal.SIGKILL
-    raise AssertionError("unreachable")
+    """Kill at every so many points; return how many there are and what they are called."""
+
+    def trial(at: int, labels: Path) -> bool:
+        outcome = killed_at(place, act, check, at, labels)
+        assert outcome in (0, -signal.SIGKILL)
+        return outcome != 0
+
+    return at_each(folder, step, trial)
 
 
 def check_promotion(world: World, caller: Caller) -> None:
@@ -177,22 +188,26 @@ def test_killed_worker_everywhere(
 def interrupted_at(
     place: Place, server: Server, at: int, labels: Path, interrupt: Interrupt, inside: bool
 ) -> bool:
-    """Promote while a server goes away at one point, and check what is found once it is back; say whether it went."""
+    """Promote while a server goes away at one point, and check what is found then; say if there is such a point."""
+    world = place.world()
+    caller = begin(world, f"{place.folder.name}-{at}")
+    close(world)
     with everyday_limits(redis) if interrupt is frozen else nullcontext():
         world = place.world()
-    caller = begin(world, f"{place.folder.name}-{at}")
     revive: list[Callable[[], object]] = []
     points = Points(at, lambda: revive.append(interrupt(server)), labels, inside=inside)
     points.watch(world, world.service.sessions)
-    with suppress(StoreError):
+    ended = False
+    with suppress(StoreError):  # on a busy machine perhaps before the point
         promote(world, caller)
+        ended = not revive
     for back in revive:
         back()
     close(world)
     world = place.world()
     check_promotion(world, caller)
     close(world)
-    return bool(revive)
+    return not ended
 
 
 def killed(server: Server) -> Callable[[], object]:
@@ -213,11 +228,8 @@ Interrupt = Callable[[Server], Callable[[], object]]
 INTERRUPTIONS = pytest.mark.parametrize(
     ("place", "away", "interrupt"),
     [
-        (place, away, interrupt)
-        for place, away in [
-            ("redis+sqlite", "durable_redis"),
-            ("database+postgresql", "own_postgres"),
-        ]
+        (*where, interrupt)
+        for where in (("redis+sqlite", "durable_redis"), ("database+postgresql", "own_postgres"))
         for interrupt in (killed, frozen)
     ],
     indirect=["place"],
@@ -227,15 +239,13 @@ INTERRUPTIONS = pytest.mark.parametrize(
 def interrupt_at_each(
     place: Place, server: Server, folder: Path, interrupt: Interrupt, step: int = 1
 ) -> set[str]:
-    """Interrupt at every so many points, until one is past the end; return what the points are called."""
-    labels: set[str] = set()
-    for at in itertools.count(0, step):
-        file = folder / str(at)
-        went = interrupted_at(place, server, at, file, interrupt, interrupt is killed)
-        labels |= set(file.read_text().splitlines())
-        if not went:
-            return labels
-    raise AssertionError("unreachable")
+    """Interrupt at every so many points; return what the points are called."""
+    inside = interrupt is killed
+    return at_each(
+        folder,
+        step,
+        lambda at, labels: interrupted_at(place, server, at, labels, interrupt, inside),
+    )[1]
 
 
 @INTERRUPTIONS

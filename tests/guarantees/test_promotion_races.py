@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -52,11 +52,6 @@ def promote(world: World, caller: Caller) -> Any:
         return world.service.promote(caller, None, "replace")
     except SessionRequiredError:
         return None
-
-
-def promote_too(world: World, caller: Caller) -> Any:
-    """Promote everything from another tab."""
-    return promote(world, caller)
 
 
 def clear(world: World, caller: Caller) -> Any:
@@ -124,7 +119,7 @@ def all_or_nothing(world: World, caller: Caller, first: Any, second: Any) -> Non
 
 
 KINDS: list[tuple[Act, Check]] = [
-    (promote_too, once),
+    (promote, once),
     (clear, cleared),
     (set_in_session, newer),
     (set_in_account, newer),
@@ -133,32 +128,28 @@ KINDS: list[tuple[Act, Check]] = [
 BY_KIND = pytest.mark.parametrize(("act", "check"), KINDS, ids=lambda part: part.__name__)
 
 
+def timed(barrier: Barrier, delay: float, act: Act, *of: Any) -> tuple[Any, float]:
+    """Do something a while after both are there; return what came of it, and how long it took."""
+    barrier.wait()
+    time.sleep(delay)
+    started = time.perf_counter()
+    return act(*of), time.perf_counter() - started
+
+
 def overlap(worlds: tuple[World, World], act: Act, check: Check, trials: int) -> None:
     """Promote beside something else so many times, with the latter at any moment."""
     chance = random.Random(7)
     took = 0.02
     for trial in range(trials):
         caller = begin(worlds[0], f"{act.__name__}-{trial}")
-        barrier = threading.Barrier(2)
-
-        def first(caller: Caller = caller, barrier: threading.Barrier = barrier) -> Any:
-            barrier.wait()
-            started = time.perf_counter()
-            return promote(worlds[0], caller), time.perf_counter() - started
-
-        def second(
-            caller: Caller = caller,
-            barrier: threading.Barrier = barrier,
-            delay: float = chance.uniform(0, 1.1) * took,
-        ) -> Any:
-            barrier.wait()
-            time.sleep(delay)
-            return act(worlds[1], caller)
+        barrier = Barrier(2)
 
         with ThreadPoolExecutor(2) as pool:
-            promotion, other = pool.submit(first), pool.submit(second)
+            delay = chance.uniform(0, 1.1) * took
+            promotion = pool.submit(timed, barrier, 0, promote, worlds[0], caller)
+            other = pool.submit(timed, barrier, delay, act, worlds[1], caller)
             answer, took = promotion.result()
-            done = other.result()
+            done, _ = other.result()
         check(worlds[1], caller, answer, done)
         assert worlds[0].accounts.audit.verify(caller.identity) == []
 

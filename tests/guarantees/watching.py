@@ -21,20 +21,8 @@ CANARIES = {
 }
 BAD = {name: canary + "-bad" for name, canary in CANARIES.items()}
 LOGGERS = (
-    "openai",
-    "anthropic",
-    "google_genai",
-    "httpx2",
-    "httpcore2",
-    "httpx",
-    "httpcore",
-    "redis",
-    "sqlalchemy",
-    "sqlalchemy.engine",
-    "sqlalchemy.pool",
-    "werkzeug",
-    "flask_byok",
-    "limits",
+    *("openai", "anthropic", "google_genai", "httpx2", "httpcore2", "httpx", "httpcore", "redis"),
+    *("sqlalchemy", "sqlalchemy.engine", "sqlalchemy.pool", "werkzeug", "flask_byok", "limits"),
 )
 
 
@@ -65,16 +53,22 @@ class Listener:
         self.payloads: list[str] = []
         self.tracebacks: list[str] = []
         self.reports: list[str] = []
-        for name in (
-            "key_set",
-            "key_cleared",
-            "key_validated",
-            "key_promoted",
-            "key_used",
-            "key_rejected",
-        ):
-            getattr(signals, name).connect(self._on_key, app)
+        for name in ("set", "cleared", "validated", "promoted", "used", "rejected"):
+            getattr(signals, f"key_{name}").connect(self._on_key, app)
         got_request_exception.connect(self._on_exception, app)
+
+    def places(
+        self, log: io.StringIO, printed: Any, *answers: bytes | bytearray
+    ) -> dict[str, bytes]:
+        """Return where a key could be: in answers, the log, what was printed, and what this one has kept."""
+        return {
+            "the answers": b"\n".join(answers),
+            "the log": log.getvalue().encode(),
+            "what was printed": (printed.out + printed.err).encode(),
+            "the signals": "\n".join(self.payloads).encode(),
+            "tracebacks with local variables": "\n".join(self.tracebacks).encode(),
+            "error reports": "\n".join(self.reports).encode(),
+        }
 
     def _on_key(self, sender: Flask, **facts: Any) -> None:
         self.payloads.append(json.dumps(facts) + repr(facts))

@@ -48,13 +48,6 @@ def dialled(monkeypatch: pytest.MonkeyPatch) -> Dialled:
     return seen
 
 
-@pytest.fixture
-def fake() -> Iterator[FakeProviders]:
-    """Run the fake providers."""
-    with FakeProviders() as server:
-        yield server
-
-
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a certificate for `provider.test`, which is its own authority, with its private key."""

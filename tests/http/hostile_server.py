@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -61,3 +62,17 @@ def head(status: int, *headers: str) -> bytes:
     """Write the beginning of an answer whose end is the connection's."""
     lines = (f"HTTP/1.1 {status} X", *headers, "Connection: close", "", "")
     return "\r\n".join(lines).encode()
+
+
+def endless(first: bytes, block: bytes = b"x" * 65_536) -> Iterator[bytes]:
+    """Go on for ever."""
+    yield first
+    while True:
+        yield block
+
+
+def drip(first: bytes, piece: bytes) -> Iterator[bytes]:
+    """Send a little now and then, for ever."""
+    for block in endless(first, piece):
+        yield block
+        time.sleep(0.05)

@@ -1,6 +1,8 @@
-"""The rules for base URLs."""
+"""The rules for base URLs, and the addresses that may be called."""
 
 from __future__ import annotations
+
+import ipaddress
 
 import httpx2
 import pytest
@@ -10,28 +12,36 @@ from hypothesis import strategies as st
 from flask_byok.catalog import Catalog
 from flask_byok.errors import EndpointNotAllowedError
 from flask_byok.http import Endpoint, check_personal_base_url, endpoint_for
-from flask_byok.http.outbound import is_public
+from flask_byok.http.outbound import is_any, is_public, is_public_or_private
 
 from .hostile_urls import hostile_urls, internal_hosts
 
 CATALOG = Catalog()
 
 
-@pytest.mark.parametrize(
-    ("url", "normal"),
-    [
-        ("https://llm.example.com/v1", "https://llm.example.com/v1"),
-        ("https://LLM.Example.com:443/v1/", "https://llm.example.com/v1"),
-        (" https://llm.example.com. ", "https://llm.example.com"),
-        ("https://xn--bcher-kva.example/api/v1", "https://xn--bcher-kva.example/api/v1"),
-        ("https://1.1.1.1/v1", "https://1.1.1.1/v1"),
-        ("https://[2606:4700:0::1111]/v1", "https://[2606:4700::1111]/v1"),
-        ("https://gw.example.com/v1/a:b@c/openai", "https://gw.example.com/v1/a:b@c/openai"),
-    ],
-)
-def test_public_https_addresses_pass_in_one_normal_form(url: str, normal: str) -> None:
-    """A public https address is allowed and written in one way."""
-    assert check_personal_base_url(url, allow_private=False) == normal
+PASSING = {
+    "https://llm.example.com/v1": "https://llm.example.com/v1",
+    "https://LLM.Example.com:443/v1/": "https://llm.example.com/v1",
+    " https://llm.example.com. ": "https://llm.example.com",
+    "https://xn--bcher-kva.example/api/v1": "https://xn--bcher-kva.example/api/v1",
+    "https://1.1.1.1/v1": "https://1.1.1.1/v1",
+    "https://[2606:4700:0::1111]/v1": "https://[2606:4700::1111]/v1",
+    "https://gw.example.com/v1/a:b@c/openai": "https://gw.example.com/v1/a:b@c/openai",
+}
+PASSING_WITH_LEAVE = {
+    "http://127.0.0.1:11434/v1": "http://127.0.0.1:11434/v1",
+    "http://localhost:11434": "http://localhost:11434",
+    "http://ollama:80/v1": "http://ollama/v1",
+    "https://10.0.0.5:8443/v1": "https://10.0.0.5:8443/v1",
+    "http://[::1]:8080/v1": "http://[::1]:8080/v1",
+}
+
+
+def test_addresses_pass_in_one_normal_form() -> None:
+    """Public https addresses pass; with BYOK_ALLOW_PRIVATE_ENDPOINTS so do http, other ports and private ones."""
+    for urls, allow_private in ((PASSING, False), (PASSING_WITH_LEAVE, True)):
+        for url, normal in urls.items():
+            assert check_personal_base_url(url, allow_private=allow_private) == normal
 
 
 _REFUSED = """
@@ -57,11 +67,17 @@ REFUSED = [
 ]
 
 
+_REFUSED_WITH_LEAVE = """
+http://169.254.169.254/v1 http://[fd00:ec2::254]/v1 http://u@127.0.0.1/v1 ftp://127.0.0.1/v1
+http://127.0.0.1:99999/v1 http://0x7f.1/v1
+"""
+
+
 def test_other_addresses_are_refused() -> None:
-    """An address that is not plain, public and https is not allowed."""
-    for url in REFUSED:
-        with pytest.raises(EndpointNotAllowedError):
-            pytest.fail(f"{url!r} is {check_personal_base_url(url, allow_private=False)}")
+    """What is not plain, public and https is refused; with leave, metadata services, credentials and odd spellings."""
+    for urls, allow_private in ((REFUSED, False), (_REFUSED_WITH_LEAVE.split(), True)):
+        for url in urls:
+            assert _accepted(url, allow_private) is None, url
 
 
 def test_a_refusal_repeats_nothing_of_the_url() -> None:
@@ -71,41 +87,9 @@ def test_a_refusal_repeats_nothing_of_the_url() -> None:
     assert "sk-secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "normal"),
-    [
-        ("http://127.0.0.1:11434/v1", "http://127.0.0.1:11434/v1"),
-        ("http://localhost:11434", "http://localhost:11434"),
-        ("http://ollama:80/v1", "http://ollama/v1"),
-        ("https://10.0.0.5:8443/v1", "https://10.0.0.5:8443/v1"),
-        ("http://[::1]:8080/v1", "http://[::1]:8080/v1"),
-    ],
-)
-def test_private_endpoints_pass_where_the_operator_allows_them(url: str, normal: str) -> None:
-    """With BYOK_ALLOW_PRIVATE_ENDPOINTS http, other ports and private addresses pass."""
-    assert check_personal_base_url(url, allow_private=True) == normal
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://169.254.169.254/v1",
-        "http://[fd00:ec2::254]/v1",
-        "http://u@127.0.0.1/v1",
-        "ftp://127.0.0.1/v1",
-        "http://127.0.0.1:99999/v1",
-        "http://0x7f.1/v1",
-    ],
-)
-def test_private_endpoints_are_still_plain(url: str) -> None:
-    """Metadata services, credentials and odd spellings are refused even then."""
-    with pytest.raises(EndpointNotAllowedError):
-        check_personal_base_url(url, allow_private=True)
-
-
-def _accepted(url: str) -> str | None:
+def _accepted(url: str, allow_private: bool = False) -> str | None:
     try:
-        return check_personal_base_url(url, allow_private=False)
+        return check_personal_base_url(url, allow_private=allow_private)
     except EndpointNotAllowedError:
         return None
 
@@ -145,11 +129,16 @@ def test_what_passes_means_the_same_to_the_http_client(url: str) -> None:
 
 
 def test_the_operators_endpoint_comes_first() -> None:
-    """BYOK_BASE_URLS wins over the catalog and over a person's own."""
+    """BYOK_BASE_URLS wins over the catalog, which wins over a person's own; a custom provider needs the person's."""
+    mine, openai, custom = "https://mine.example/v1", CATALOG.get("openai"), CATALOG.get("custom")
     urls = {"openai": "http://gw.local/x", "custom": "http://llm.local/v1"}
-    assert endpoint_for(CATALOG.get("openai"), urls) == Endpoint("http://gw.local/x", "operator")
-    custom = endpoint_for(CATALOG.get("custom"), urls, "https://mine.example/v1")
-    assert custom == Endpoint("http://llm.local/v1", "operator")
+    assert endpoint_for(openai, urls) == Endpoint("http://gw.local/x", "operator")
+    assert endpoint_for(custom, urls, mine) == Endpoint("http://llm.local/v1", "operator")
+    catalogs = Endpoint("https://api.groq.com/openai/v1", "catalog")
+    assert endpoint_for(CATALOG.get("groq"), {}, mine) == catalogs
+    assert endpoint_for(custom, {}, mine) == Endpoint(mine, "personal")
+    with pytest.raises(EndpointNotAllowedError, match="base URL"):
+        endpoint_for(custom, {})
 
 
 @pytest.mark.parametrize(
@@ -166,16 +155,54 @@ def test_a_bare_address_takes_over_the_catalogs_path(given_url: str, used: str) 
     assert endpoint_for(CATALOG.get("openai"), {"openai": given_url}).base_url == used
 
 
-def test_the_catalogs_endpoint_comes_before_a_persons_own() -> None:
-    """A person cannot redirect a provider of the catalog."""
-    chosen = endpoint_for(CATALOG.get("groq"), {}, "https://mine.example/v1")
-    assert chosen == Endpoint("https://api.groq.com/openai/v1", "catalog")
+PUBLIC = ["1.1.1.1", "8.8.8.8", "104.18.7.192", "162.159.140.245", "2606:4700::6812:7c0", "2a00::1"]
+
+# One address out of each block of the IANA special-purpose registries, and clouds' own.
+_SPECIAL = """
+0.0.0.0 10.1.2.3 100.64.0.1 100.100.100.200 127.0.0.1 127.255.255.254 168.63.129.16
+169.254.169.254 172.16.0.1 172.31.255.255 192.0.0.8 192.0.0.192 192.0.2.1 192.31.196.1
+192.52.193.1 192.88.99.1 192.168.0.1 192.175.48.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1
+239.255.255.250 240.0.0.1 255.255.255.255 :: ::1 ::ffff:8.8.8.8 ::ffff:127.0.0.1 ::8.8.8.8
+64:ff9b::808:808 64:ff9b:1::1 100::1 100:0:0:1::1 2001::1 2001:1::1 2001:2::1 2001:4:112::1
+2001:20::1 2001:30::1 2001:db8::1 2002:7f00:1::1 2620:4f:8000::1 3fff::1 5f00::1 fc00::1
+fd00:ec2::254 fe80::1 fec0::1 ff02::1 ff0e::1
+"""
+SPECIAL = _SPECIAL.split()
 
 
-def test_a_custom_provider_uses_the_persons_own() -> None:
-    """A provider without an address in the catalog needs the person's, and uses it."""
-    custom = CATALOG.get("custom")
-    chosen = endpoint_for(custom, {}, "https://mine.example/v1")
-    assert chosen == Endpoint("https://mine.example/v1", "personal")
-    with pytest.raises(EndpointNotAllowedError, match="base URL"):
-        endpoint_for(custom, {})
+def test_special_addresses_may_not_be_called() -> None:
+    """No address of a special-purpose block passes, even if the registry calls it globally reachable."""
+    assert [address for address in PUBLIC if not is_public(address)] == []
+    assert [address for address in SPECIAL if is_public(address)] == []
+    assert [a for a in SPECIAL if ipaddress.ip_address(a).is_global], "so that the table is needed"
+
+
+def test_what_is_no_address_may_not_be_called() -> None:
+    """A name, a zone id or a part of an address is refused."""
+    for text in ("", "localhost", "2606:4700::1%eth0", "8.8.8.8/32", "8.8.8", "x"):
+        assert not is_public(text)
+        assert not is_public_or_private(text)
+
+
+@given(st.ip_addresses())
+def test_no_private_address_is_public(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> None:
+    """What Python calls private, multicast, reserved or link-local never passes as public."""
+    inside = address.is_private or address.is_link_local
+    harmful = inside or address.is_multicast or address.is_reserved
+    assert not (harmful and is_public(str(address)))
+
+
+METADATA = ["169.254.169.254", "100.100.100.200", "168.63.129.16", "fd00:ec2::254"]
+METADATA += ["fd20:ce::254", "192.0.0.192", "0.0.0.0", "255.255.255.255", "fe80::1"]
+
+
+def test_private_networks_pass_where_the_operator_allows_them() -> None:
+    """One's own machine and networks pass the wider rule only; clouds' metadata services pass none for people."""
+    for address in ("127.0.0.1", "10.0.0.1", "192.168.1.5", "::1", "fd12::1"):
+        assert is_public_or_private(address), address
+        assert not is_public(address), address
+    passing = filter(is_public_or_private, (*METADATA, "::ffff:127.0.0.1"))
+    assert list(passing) == []
+    assert is_any("127.0.0.1"), "the operator may choose any address"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,15 +15,11 @@ from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.testing import FakeProviders
 
 CATALOG = Catalog()
+HELLO = [{"role": "user", "content": "Hello"}]
+#: One for each SDK.
+SDKS = ["openai", "anthropic", "google"]
 
 Make = Callable[..., BaseProvider]
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeProviders]:
-    """Run the fake providers."""
-    with FakeProviders() as server:
-        yield server
 
 
 def credential_for(
@@ -52,3 +48,21 @@ def make(fake: FakeProviders) -> Make:
         return make_provider(CATALOG.get(provider), credential, outbound, **options)
 
     return make
+
+
+def call_client(provider: str, client: Any) -> Any:
+    """Make a call with the SDK's own client."""
+    if provider == "google":
+        return client.models.generate_content(model="m", contents="Hello")
+    if provider == "anthropic":
+        return client.messages.create(model="m", max_tokens=9, messages=HELLO)
+    return client.chat.completions.create(model="m", messages=HELLO)
+
+
+def stream_client(provider: str, client: Any) -> Any:
+    """Begin a stream with the SDK's own client."""
+    if provider == "google":
+        return next(client.models.generate_content_stream(model="m", contents="Hello"))
+    if provider == "anthropic":
+        return client.messages.create(model="m", max_tokens=9, messages=HELLO, stream=True)
+    return client.chat.completions.create(model="m", messages=HELLO, stream=True)

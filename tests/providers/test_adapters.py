@@ -16,10 +16,9 @@ from flask_byok.model.credential import Verdict
 from flask_byok.providers import google
 from flask_byok.testing import FakeProviders
 
-from .conftest import CATALOG, Make
+from .conftest import CATALOG, HELLO, SDKS, Make
 
 PROVIDERS = [spec.id for spec in CATALOG]
-HELLO = [{"role": "user", "content": "Hello"}]
 
 
 def chain(error: BaseException) -> str:
@@ -30,14 +29,17 @@ def chain(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_an_answer_comes_piece_by_piece(fake: FakeProviders, make: Make, provider: str) -> None:
-    """Every adapter streams the provider's answer as text."""
-    pieces = list(make(provider, fake.api_key(provider)).stream_chat(HELLO, "some-model"))
-    assert len(pieces) > 5
-    assert "".join(pieces) == fake.reply_text(provider, "Hello")
+def test_an_answer_comes_word_by_word(fake: FakeProviders, make: Make, provider: str) -> None:
+    """Every adapter streams the provider's answer as text, in the pieces in which it came."""
+    hello = [{"role": "user", "content": "hello\nwörld"}]
+    pieces = list(make(provider, fake.api_key(provider)).stream_chat(hello, "some-model"))
+    text = fake.reply_text(provider, "hello\nwörld")
+    assert "hello\nwörld" in text
+    assert "".join(pieces) == text
+    assert len(pieces) == len(text.split())
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", SDKS)
 def test_a_conversation_arrives_in_the_providers_own_form(
     fake: FakeProviders, make: Make, provider: str
 ) -> None:
@@ -47,10 +49,7 @@ def test_a_conversation_arrives_in_the_providers_own_form(
         {"role": "user", "content": "One"},
         {"role": "assistant", "content": "Two"},
         {"role": "developer", "content": "Be kind."},
-        {
-            "role": "user",
-            "content": [{"type": "text", "text": "Th"}, {"type": "text", "text": "ree"}],
-        },
+        {"role": "user", "content": [{"type": "text", "text": part} for part in ("Th", "ree")]},
     ]
     list(make(provider, fake.api_key(provider)).stream_chat(messages, "some-model"))
     body: Any = fake.calls[-1].body
@@ -82,54 +81,35 @@ def fail(make: Make, provider: str, api_key: str, text: str = "Hello") -> tuple[
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_refused_key_is_reported(fake: FakeProviders, make: Make, provider: str) -> None:
-    """A key that the provider calls bad raises `key_rejected` and is reported once."""
-    error, reported = fail(make, provider, fake.api_key(provider, "bad"))
-    assert isinstance(error, RejectedCredentialError)
-    assert (error.provider, error.tier) == (provider, "session")
-    assert reported == [Verdict.INVALID]
+    """A key that its provider calls bad, at once or in mid-stream, raises `key_rejected` and is reported once."""
+    good, bad = fake.api_key(provider), fake.api_key(provider, "bad")
+    for api_key, text in ((bad, "Hello"), (good, "revoked-midstream"), (good, "Hello again")):
+        error, reported = fail(make, provider, api_key, text)
+        assert isinstance(error, RejectedCredentialError)
+        assert (error.provider, error.tier) == (provider, "session")
+        assert reported == [Verdict.INVALID]
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_a_key_revoked_in_mid_stream_is_reported(
-    fake: FakeProviders, make: Make, provider: str
-) -> None:
-    """A stream that ends with a refusal is a refusal."""
-    error, reported = fail(make, provider, fake.api_key(provider), "revoked-midstream")
-    assert isinstance(error, RejectedCredentialError)
-    assert reported == [Verdict.INVALID]
-
-
-# What a person is told; none of these says that the key is bad.
+#: What a person is told of a provider's refusals; none of these says that the key is bad.
 SENTENCES = [
-    ("openai", "restricted", "permissions"),
-    ("openai", "broke", "no credit"),
-    ("openai", "rate_limited", "too many calls"),
-    ("openai", "overloaded", "fault of its own"),
-    ("anthropic", "restricted", "permissions"),
-    ("anthropic", "broke", "no credit"),
-    ("anthropic", "rate_limited", "too many calls"),
-    ("anthropic", "overloaded", "fault of its own"),
-    ("google", "restricted", "permissions"),
-    ("google", "service_disabled", "permissions"),
-    ("google", "rate_limited", "too many calls"),
-    ("google", "overloaded", "fault of its own"),
-    ("groq", "broke", "no credit"),
-    ("groq", "restricted", "permissions"),
-    ("xai", "rate_limited", "too many calls"),
-    ("openrouter", "broke", "no credit"),
-    ("custom", "restricted", "permissions"),
+    ("restricted", "permissions", "openai anthropic google groq custom"),
+    ("service_disabled", "permissions", "google"),
+    ("broke", "no credit", "openai anthropic groq openrouter"),
+    ("rate_limited", "too many calls", "openai anthropic google xai"),
+    ("overloaded", "fault of its own", "openai anthropic google"),
 ]
 
 
-@pytest.mark.parametrize(("provider", "behaviour", "words"), SENTENCES)
+@pytest.mark.parametrize(("behaviour", "words", "providers"), SENTENCES)
 def test_other_failures_are_not_the_keys(
-    fake: FakeProviders, make: Make, provider: str, behaviour: str, words: str
+    fake: FakeProviders, make: Make, behaviour: str, words: str, providers: str
 ) -> None:
     """Scope, credit, rate and faults each have their own sentence, and nothing is reported."""
-    error, reported = fail(make, provider, fake.api_key(provider, behaviour))
-    assert isinstance(error, ProviderUnavailableError)
-    assert words in str(error)
-    assert reported == []
+    for provider in providers.split():
+        error, reported = fail(make, provider, fake.api_key(provider, behaviour))
+        assert isinstance(error, ProviderUnavailableError), provider
+        assert words in str(error), provider
+        assert reported == [], provider
 
 
 # What rules look for, with the status that they look for it in.
@@ -153,21 +133,16 @@ QUOTES: list[Callable[[str], Any]] = [
 
 
 @pytest.mark.parametrize(("provider", "status", "words"), SPOOFS)
-@pytest.mark.parametrize("quote", QUOTES)
 def test_quoted_words_condemn_no_key(
-    fake: FakeProviders,
-    make: Make,
-    provider: str,
-    status: int,
-    words: str,
-    quote: Callable[[str], Any],
+    fake: FakeProviders, make: Make, provider: str, status: int, words: str
 ) -> None:
     """An answer that quotes the conversation, wherever it does, says nothing about the key."""
     text = f"please summarise: {words}"
-    fake.answer_next(provider, status, quote(text))
-    error, reported = fail(make, provider, fake.api_key(provider), text)
-    assert isinstance(error, ProviderUnavailableError)
-    assert reported == []
+    for quote in QUOTES:
+        fake.answer_next(provider, status, quote(text))
+        error, reported = fail(make, provider, fake.api_key(provider), text)
+        assert isinstance(error, ProviderUnavailableError)
+        assert reported == []
 
 
 @pytest.mark.parametrize(
@@ -189,32 +164,28 @@ def test_a_blocked_key_is_reported(
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize("ending", ["fail-midstream", "error-midstream"])
-def test_a_stream_that_breaks_off_says_so(
-    fake: FakeProviders, make: Make, provider: str, ending: str
-) -> None:
-    """What came before the break is kept; the end is an error."""
-    error, reported = fail(make, provider, fake.api_key(provider), ending)
-    assert isinstance(error, ProviderUnavailableError)
-    assert reported == []
+def test_a_stream_that_breaks_off_says_so(fake: FakeProviders, make: Make, provider: str) -> None:
+    """What came before the break is kept; the end is an error that is not the key's."""
+    for ending in ("fail-midstream", "error-midstream"):
+        error, reported = fail(make, provider, fake.api_key(provider), ending)
+        assert isinstance(error, ProviderUnavailableError)
+        assert reported == []
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
-@pytest.mark.parametrize(
-    ("status", "words"), [(404, "model"), (400, "request"), (413, "long"), (302, "redirect")]
-)
 def test_answers_are_explained_by_their_status(
-    fake: FakeProviders, make: Make, provider: str, status: int, words: str
+    fake: FakeProviders, make: Make, provider: str
 ) -> None:
-    """An unknown model, a bad request and a long conversation are told apart."""
-    fake.answer_next(provider, status, {"error": {"message": "no", "code": "x"}})
-    error, reported = fail(make, provider, fake.api_key(provider))
-    assert isinstance(error, ProviderUnavailableError)
-    assert words in str(error)
-    assert reported == []
+    """An unknown model, a bad request, a long conversation and a redirect are told apart."""
+    for status, words in ((404, "model"), (400, "request"), (413, "long"), (302, "redirect")):
+        fake.answer_next(provider, status, {"error": {"message": "no", "code": "x"}})
+        error, reported = fail(make, provider, fake.api_key(provider))
+        assert isinstance(error, ProviderUnavailableError)
+        assert words in str(error)
+        assert reported == []
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", SDKS)
 def test_garbage_is_no_crash(
     fake: FakeProviders, make: Make, provider: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,7 +198,7 @@ def test_garbage_is_no_crash(
     assert "secret words" not in caplog.text
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", SDKS)
 def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: str) -> None:
     """The error for a server that is gone is in our own words."""
     api_key = fake.api_key(provider)
@@ -237,7 +208,7 @@ def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: 
     assert "cannot be reached" in str(error)
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", SDKS)
 def test_a_hanging_provider_is_given_up_by_default(
     make: Make, fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import json
 import pickle
 import sys
 import time
@@ -25,27 +24,17 @@ from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.providers.base import split_system
 from flask_byok.testing import FakeProviders
 
-from .conftest import CATALOG, Make, credential_for
+from .conftest import CATALOG, HELLO, SDKS, Make, credential_for
 
 CANARY = "sk-proj-canary0123456789"
-HELLO = [{"role": "user", "content": "Hello"}]
 
 
-def test_an_object_tells_safe_facts_only(make: Make) -> None:
-    """Name, source and hint are shown; the key is in no repr, dict, JSON or format."""
+def test_an_object_tells_safe_facts(make: Make) -> None:
+    """Name, source and hint are shown."""
     provider = make("openai", CANARY)
     assert (provider.name, provider.display_name) == ("openai", "OpenAI")
     assert (provider.source, provider.is_configured) == ("session", True)
-    facts = provider.to_dict()
-    assert facts["hint"] == "…1234"
-    for shown in (
-        repr(provider),
-        str(provider),
-        f"{provider}",
-        json.dumps(facts),
-        str(vars(provider)),
-    ):
-        assert CANARY not in shown
+    assert provider.to_dict()["hint"] == "…1234"
 
 
 @pytest.mark.parametrize("spill", [pickle.dumps, copy.copy, copy.deepcopy])
@@ -69,42 +58,22 @@ def test_the_key_can_be_read_and_set(make: Make, fake: FakeProviders) -> None:
     assert [call.api_key for call in fake.calls] == [new, old]
 
 
-def test_every_object_has_a_client_of_its_own(make: Make) -> None:
-    """The SDK's client is made once for an object and never shared; only the HTTP client is."""
-    first, second = make("openai", CANARY), make("openai", CANARY)
-    assert first.client is first.client
-    assert first.client is not second.client
-    assert first.client._client._transport is second.client._client._transport
+REFUSED = {
+    "openai": "base_url api_key http_client websocket_base_url data_residency provider workload_identity",
+    "anthropic": "auth_token credentials middleware",
+    "google": "http_options enterprise credentials debug_config tomorrows_new_one",
+}
 
 
-@pytest.mark.parametrize(
-    ("provider", "name"),
-    [
-        ("openai", "base_url"),
-        ("openai", "api_key"),
-        ("openai", "http_client"),
-        ("openai", "websocket_base_url"),
-        ("openai", "data_residency"),
-        ("openai", "provider"),
-        ("openai", "workload_identity"),
-        ("anthropic", "auth_token"),
-        ("anthropic", "credentials"),
-        ("anthropic", "middleware"),
-        ("google", "http_options"),
-        ("google", "enterprise"),
-        ("google", "credentials"),
-        ("google", "debug_config"),
-        ("google", "tomorrows_new_one"),
-    ],
-)
-def test_options_cannot_redirect_a_key(fake: FakeProviders, provider: str, name: str) -> None:
+@pytest.mark.parametrize("provider", REFUSED)
+def test_options_cannot_redirect_a_key(fake: FakeProviders, provider: str) -> None:
     """Options that could decide where the key goes raise an error."""
     credential = credential_for(fake, provider, CANARY)
-    options = {name: "https://evil.example"}
-    with pytest.raises(ConfigurationError, match="BYOK_BASE_URLS") as caught:
-        make_provider(CATALOG.get(provider), credential, Outbound(), **options)
-    assert name in str(caught.value)
-    assert "evil" not in str(caught.value)
+    for name in REFUSED[provider].split():
+        options = {name: "https://evil.example"}
+        with pytest.raises(ConfigurationError, match=f"{name}.*BYOK_BASE_URLS") as caught:
+            make_provider(CATALOG.get(provider), credential, Outbound(), **options)
+        assert "evil" not in str(caught.value)
 
 
 def test_options_reach_the_sdk(make: Make) -> None:
@@ -113,7 +82,7 @@ def test_options_reach_the_sdk(make: Make) -> None:
     assert (client.timeout, client.max_retries, client.organization) == (7.0, 5, "org-mine")
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", SDKS)
 def test_every_provider_takes_the_same_options(
     fake: FakeProviders, make: Make, provider: str
 ) -> None:
@@ -136,11 +105,16 @@ def test_without_a_key_there_is_no_client(fake: FakeProviders) -> None:
 
 
 def test_a_model_must_be_known_or_named(fake: FakeProviders, make: Make) -> None:
-    """A provider without a default model wants one."""
+    """A model is the call's, the object's or the provider's, and a provider without one wants one."""
     provider = make("custom", fake.api_key("custom"))
     with pytest.raises(InvalidFieldError, match="model"):
         list(provider.stream_chat(HELLO))
-    assert "".join(provider.stream_chat(HELLO, "local-small"))
+    list(provider.stream_chat(HELLO, "local-small"))
+    made = make("openai", fake.api_key("openai"), model="gpt-of-mine")
+    list(made.stream_chat(HELLO))
+    list(made.stream_chat(HELLO, "another"))
+    bodies: list[Any] = [call.body for call in fake.calls]
+    assert [body["model"] for body in bodies] == ["local-small", "gpt-of-mine", "another"]
 
 
 def test_a_personal_endpoint_is_checked_at_use(fake: FakeProviders) -> None:
@@ -168,25 +142,19 @@ def test_a_host_can_bring_its_own_class(make: Make) -> None:
         def _stream(self, client: Any, messages: Any, model: str) -> Any:
             yield f"{client} {model}"
 
+    url = "https://echo.example"
     spec = ProviderSpec(
-        id="echo",
-        name="Echo",
-        base_url="https://echo.example",
-        default_model="m",
-        provider_class=Echo,
+        id="echo", name="Echo", base_url=url, default_model="m", provider_class=Echo
     )
+    fields = {"api_key": Secret(CANARY)}
     credential = Credential(
-        provider="echo",
-        source="argument",
-        owner="",
-        fields={"api_key": Secret(CANARY)},
-        base_url="https://echo.example",
+        provider="echo", source="argument", owner="", fields=fields, base_url=url
     )
     provider = make_provider(spec, credential, Outbound())
     assert list(provider.stream_chat(HELLO)) == ["client m"]
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", SDKS)
 def test_a_missing_sdk_is_named(make: Make, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
     """Without the SDK the error says how to install it."""
     for name in ("openai", "anthropic", "google.genai"):
@@ -200,7 +168,7 @@ def test_a_missing_sdk_is_named(make: Make, monkeypatch: pytest.MonkeyPatch, pro
 def test_an_abandoned_stream_gives_its_connection_back(make: Make, fake: FakeProviders) -> None:
     """A reader who goes away leaves no connection in use in the shared pool."""
     fake.chunk_delay = 0.01
-    for name in ("openai", "anthropic", "google"):
+    for name in SDKS:
         stream = make(name, fake.api_key(name)).stream_chat(HELLO)
         next(stream)
         stream.close()
@@ -208,15 +176,6 @@ def test_an_abandoned_stream_gives_its_connection_back(make: Make, fake: FakePro
     deadline = time.monotonic() + 2
     while busy := [c for c in pool.connections if not (c.is_idle() or c.is_closed())]:
         assert time.monotonic() < deadline, busy
-
-
-def test_a_provider_object_can_have_a_model_of_its_own(fake: FakeProviders, make: Make) -> None:
-    """A model given to the factory is the one that a call without a model asks for."""
-    made = make("openai", fake.api_key("openai", "good"), model="gpt-of-mine")
-    list(made.stream_chat([{"role": "user", "content": "hello"}]))
-    list(made.stream_chat([{"role": "user", "content": "hello"}], "another"))
-    bodies: list[Any] = [call.body for call in fake.calls]
-    assert [body["model"] for body in bodies] == ["gpt-of-mine", "another"]
 
 
 def test_a_persons_address_gets_no_other_key(fake: FakeProviders) -> None:
@@ -228,18 +187,10 @@ def test_a_persons_address_gets_no_other_key(fake: FakeProviders) -> None:
     assert made.api_key == fake.api_key("custom")
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        {"role": "tool", "content": "A"},
-        {"content": "A"},
-        {"role": "user"},
-        {"role": "user", "content": 1},
-        {"role": "user", "content": [{"type": "image_url"}]},
-        {"role": "user", "content": ["A"]},
-    ],
-)
-def test_other_messages_are_refused(message: dict[str, Any]) -> None:
+def test_other_messages_are_refused() -> None:
     """What cannot be translated is not sent in part."""
-    with pytest.raises(InvalidFieldError):
-        split_system([message])
+    contents: tuple[Any, ...] = (1, [{"type": "image_url"}], ["A"])
+    wrong = [{"role": "tool", "content": "A"}, {"content": "A"}, {"role": "user"}]
+    for message in wrong + [{"role": "user", "content": content} for content in contents]:
+        with pytest.raises(InvalidFieldError):
+            split_system([message])

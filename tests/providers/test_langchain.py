@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -12,11 +14,12 @@ from langchain_core.runnables import ConfigurableField
 
 from flask_byok.errors import ConfigurationError
 from flask_byok.http import Outbound
+from flask_byok.model.credential import Verdict
 from flask_byok.providers import make_chat_model
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
+from tests.poison import MARK, everything, set_poison
 
 from .conftest import CATALOG, credential_for
-from .test_operator_settings import POISON, everything
 
 LANGCHAIN = ["openai", "groq", "anthropic"]
 
@@ -31,22 +34,15 @@ def chat_model(
 
 @pytest.mark.parametrize("provider", LANGCHAIN)
 def test_a_chat_model_answers(fake: FakeProviders, provider: str) -> None:
-    """`invoke` and `stream` call the person's provider with the person's key."""
+    """`invoke` and `stream` call the person's provider with the person's key, which no repr or dump shows."""
     api_key = fake.api_key(provider)
     model = chat_model(fake, Outbound(), provider, api_key, temperature=0.1, timeout=20)
     assert model.invoke("Hello").content == fake.reply_text(provider, "Hello")
     pieces = [chunk.content for chunk in model.stream("Hello") if isinstance(chunk.content, str)]
     assert "".join(pieces) == fake.reply_text(provider, "Hello")
     assert {call.api_key for call in fake.calls} == {api_key}
-    assert fake.calls[0].body["temperature"] == 0.1  # type: ignore[index]
-
-
-@pytest.mark.parametrize("provider", LANGCHAIN)
-def test_the_key_is_not_shown(fake: FakeProviders, provider: str) -> None:
-    """A chat model's repr and dump hold no key."""
-    api_key = fake.api_key(provider)
-    model = chat_model(fake, Outbound(), provider, api_key)
     assert api_key not in repr(model) + str(model) + str(model.to_json())
+    assert fake.calls[0].body["temperature"] == 0.1  # type: ignore[index]
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
@@ -64,29 +60,24 @@ def test_people_share_no_client_with_a_key(fake: FakeProviders, provider: str) -
     assert_no_key_bleed(fake.calls, owners)
 
 
-@pytest.mark.parametrize("provider", LANGCHAIN)
-def test_the_operators_environment_is_shut_out(
-    fake: FakeProviders, provider: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither the SDKs' variables nor LangSmith's gateway change a call."""
-    for name, value in POISON.items():
-        monkeypatch.setenv(name, value)
-    chat_model(fake, Outbound(), provider, fake.api_key(provider)).invoke("Hello")
-    (call,) = fake.calls
-    assert call.api_key == fake.api_key(provider)
-    assert "poison" not in everything(call)
-
-
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_async_calls_are_refused(fake: FakeProviders, provider: str) -> None:
-    """What could not be guarded is not offered."""
-    model = chat_model(fake, Outbound(), provider, fake.api_key(provider))
-    with pytest.raises(ConfigurationError, match="synchronous"):
-        asyncio.run(model.ainvoke("Hello"))
-    assert fake.calls == []
+def test_calls_count_and_report(fake: FakeProviders, provider: str) -> None:
+    """Each call of a chat model counts, with its own outcome, and a rejected key is reported."""
+    counted: list[str] = []
+    reported: list[Verdict] = []
+    told = {"count": counted.append, "report": reported.append}
+    for behaviour in ("good", "bad"):
+        api_key = fake.api_key(provider, behaviour)
+        model = chat_model(fake, Outbound(), provider, api_key, **told)
+        with suppress(Exception):
+            model.invoke("Hello")
+            list(model.stream("Hello"))
+    assert counted == ["used", "used", "rejected"]
+    assert reported == [Verdict.INVALID]
 
 
 REBUILD: dict[str, Callable[[Any], Any]] = {
+    "as it was made": lambda model: model,
     "configured": lambda model: model.configurable_fields(
         temperature=ConfigurableField(id="t")
     ).with_config(configurable={"t": 0.5}),
@@ -103,18 +94,17 @@ REBUILD: dict[str, Callable[[Any], Any]] = {
 def test_a_rebuilt_model_is_guarded_too(
     fake: FakeProviders, provider: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What LangChain makes of a chat model has its client: no proxy, no operator's header, no async side."""
-    for name, value in POISON.items():
-        monkeypatch.setenv(name, value)
-        monkeypatch.setenv(name.lower(), value)
+    """A chat model, and what LangChain makes of it, has no proxy, no operator's header, no async side."""
+    set_poison(monkeypatch)
     model = chat_model(fake, Outbound(), provider, fake.api_key(provider), max_retries=0)
     rebuilt = REBUILD[how](model)
     rebuilt.invoke("Hello")
     (call,) = fake.calls
     assert call.api_key == fake.api_key(provider)
-    assert "poison" not in everything(call)
+    assert MARK not in everything(call)
     with pytest.raises(ConfigurationError, match="synchronous"):
         asyncio.run(rebuilt.ainvoke("Hello"))
+    assert len(fake.calls) == 1
 
 
 def test_a_model_without_its_client_makes_no_call(fake: FakeProviders) -> None:
@@ -134,14 +124,10 @@ def test_arguments_cannot_redirect_a_key(fake: FakeProviders, name: str) -> None
         chat_model(fake, Outbound(), "openai", fake.api_key("openai"), **{name: "x"})
 
 
-def test_google_has_none(fake: FakeProviders) -> None:
-    """The error says why, and what to use."""
+def test_what_is_missing_is_named(fake: FakeProviders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says why Google has no chat model, and how to install LangChain."""
     with pytest.raises(ConfigurationError, match="langchain-google-genai cannot be installed"):
         chat_model(fake, Outbound(), "google", fake.api_key("google"))
-
-
-def test_a_missing_langchain_is_named(fake: FakeProviders, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without LangChain the error says how to install it."""
-    monkeypatch.setitem(__import__("sys").modules, "langchain_openai", None)
+    monkeypatch.setitem(sys.modules, "langchain_openai", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'flask-byok\[langchain\]'"):
         chat_model(fake, Outbound(), "openai", fake.api_key("openai"))
