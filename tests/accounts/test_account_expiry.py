@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store import rows
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.model.credential import Use, utcnow
 from flask_byok.storage.tables import audit_heads, promotions, usage
@@ -62,9 +63,10 @@ def test_purge_leaves_what_was_prolonged(
     assert store.get(prolonged.id, None).provider == "p0"
 
 
-def test_what_expires_soon(store: AccountStore) -> None:
+def test_what_expires_soon(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys that expire within some days are found in order, across pages and equal times."""
-    soon = [record.provider for record in store.expiring(NOW, NOW + 9 * DAY, batch=2)]
+    monkeypatch.setattr(rows, "BATCH", 2)
+    soon = [record.provider for record in store.expiring(NOW, NOW + 9 * DAY)]
     assert soon == ["p4", "p5", "p6", "p7"]
     assert [record.provider for record in store.expiring(NOW, NOW + 5 * DAY)] == soon[:3]
     assert list(store.expiring(NOW, NOW + DAY)) == []
