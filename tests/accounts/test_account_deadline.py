@@ -11,8 +11,7 @@ from sqlalchemy import create_engine, select, text
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.errors import StoreError
-from flask_byok.storage.engine import open_engine
-from flask_byok.storage.sql import Transactions
+from flask_byok.storage.engine import Transactions, open_engine
 from flask_byok.storage.tables import audit_heads
 from tests.patience import everyday_limits, in_time
 from tests.services import PostgresServer, wait_until

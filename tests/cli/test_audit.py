@@ -88,9 +88,9 @@ def test_verify(app: Flask) -> None:
     """A whole log verifies, and it is said how much was looked at."""
     result = run(app, "audit", "verify")
     assert result.exit_code == 0, result.output
-    assert "4 rows in 2 chains were verified." in result.output
+    assert "Verified 4 rows in 2 chains." in result.output
     one = run(app, "audit", "verify", "--owner", BEN)
-    assert "1 row in 1 chain was verified." in one.output
+    assert "Verified 1 row in 1 chain." in one.output
 
 
 def test_verify_finds(app: Flask) -> None:
@@ -119,7 +119,7 @@ def test_heads(app: Flask, tmp_path: Path) -> None:
     accounts_of(app).audit.note(ANN, event_of("reveal"))
     whole = run(app, "audit", "verify", "--against", str(kept))
     assert whole.exit_code == 0, whole.output
-    assert "2 heads were looked for." in whole.output
+    assert "Looked for 2 heads, 0 of them pruned since." in whole.output
     heads[0]["hash"] = "0" * 64
     kept.write_text("\n".join(map(json.dumps, heads)))
     result = run(app, "audit", "verify", "--against", str(kept))
@@ -159,7 +159,7 @@ def test_prune(app: Flask, tmp_path: Path) -> None:
     assert result.output.splitlines()[-1] == "2 entries deleted."
     verified = run(app, "audit", "verify", "--against", str(kept))
     assert verified.exit_code == 0, verified.output
-    assert "1 head lies in what was pruned since." in verified.output
+    assert "Looked for 2 heads, 1 of them pruned since." in verified.output
     assert run(app, *args, "--yes").output == "There is nothing to delete.\n"
     assert run(app, "audit", "prune", "--before", "yesterday").exit_code == 2
 

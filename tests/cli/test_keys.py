@@ -94,7 +94,8 @@ def test_set_of_one_too_many(host: HostApp, fake: FakeProviders) -> None:
     run(host, "set", "openai", input=good(fake))
     for args in ([], ["--replace"]):
         result = run(host, "set", "openai", "--slot", "b", *args, input=good(fake))
-        assert "no room for another key: BYOK_KEYS_PER_PROVIDER is 1." in result.stderr
+        assert "There is a key for OpenAI already." in result.stderr
+        assert "BYOK_KEYS_PER_PROVIDER is 1." in result.stderr
     assert list(stored(host)) == ["openai"]
 
 
@@ -152,19 +153,6 @@ def only_sentence(result: Result) -> str:
     return refused(result)
 
 
-def test_set_of_an_unused_key(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> None:
-    """A key of a tier that is not looked up, or that the operator's key locks out, is stored with a warning."""
-    config = {"BYOK_PRECEDENCE": ["session", "team", "env"], "BYOK_LOCKED_PROVIDERS": ["openai"]}
-    host = make_host(tmp_path, fake, sqlite_url, **config)
-    for owner, warning in (
-        ("system", "BYOK_PRECEDENCE does not name system"),
-        ("team:red", "BYOK_LOCKED_PROVIDERS names openai"),
-    ):
-        result = run(host, "set", "openai", "--owner", owner, input=good(fake))
-        assert (result.exit_code, warning in result.stderr) == (0, True)
-    close(host)
-
-
 MISPLACED = [
     *(["set", "openai", CANARY], ["set", CANARY], ["set", CANARY, "openai"]),
     *(["set", "openai", "--api-key", CANARY], ["set", "openai", f"--api-key={CANARY}"]),
@@ -213,15 +201,15 @@ def test_a_key_as_an_argument(host: HostApp) -> None:
 @pytest.mark.parametrize(
     ("args", "first", "meanwhile", "refusal", "expected"),
     [
-        ([], "", [["set", "--slot", "b"]], "no room", {"openai/b": "other"}),
-        (["--replace"], "", [["set", "--slot", "b"]], "no room", {"openai/b": "other"}),
+        ([], "", [["set", "--slot", "b"]], "KEYS_PER_PROVIDER", {"openai/b": "other"}),
+        (["--replace"], "", [["set", "--slot", "b"]], "KEYS_PER_PROVIDER", {"openai/b": "other"}),
         (["--replace"], "", [["set"]], "", {"openai": "mine"}),
         (["--replace"], "first", [["clear", "--yes"], ["set"]], "", {"openai": "mine"}),
         (
             ["--replace"],
             "first",
             [["clear", "--yes"], ["set", "--slot", "b"]],
-            "no room",
+            "KEYS_PER_PROVIDER",
             {"openai/b": "other"},
         ),
     ],
@@ -361,7 +349,7 @@ def test_clear_leaves_what_was_not_shown(
     other, asked = good(fake, owner="other"), []
     run(host, "set", "openai", "--validate", "off", input=good(fake))
     monkeypatch.setattr("flask_byok.cli.accounts.keys.confirm", ask_slowly)
-    assert "changed or deleted by someone else" in refused(run(host, "clear", "openai"))
+    assert "The key has changed in the meantime" in refused(run(host, "clear", "openai"))
     assert stored(host) == {"openai": other}
     assert asked == [f"Delete sk-proj-…{good(fake)[-4:]}?"]
 

@@ -68,9 +68,9 @@ def test_old_counts_are_summed_up(app: Flask) -> None:
         day = (NOW - timedelta(days=days_ago)).date().isoformat()
         accounts.usage.add(Use("user:ann", "openai", "", day, "used", 1, 1))
     output = run(app, "purge-expired", "--dry-run").output
-    assert "3 old daily counts of uses would be summed up." in output
-    assert "3 old daily counts of uses summed up." in run(app, "purge-expired").output
-    assert "0 old daily counts of uses summed up." in run(app, "purge-expired").output
+    assert "3 old daily counts would be summed up." in output
+    assert "3 old daily counts summed up." in run(app, "purge-expired").output
+    assert "0 old daily counts summed up." in run(app, "purge-expired").output
     assert accounts.usage.stats(None)["by_provider"]["openai"]["uses"] == 5
     with accounts.engine.connect() as connection:
         found = connection.execute(select(usage.c.uses).order_by(usage.c.day)).scalars().all()
@@ -96,7 +96,7 @@ def test_signal(app: Flask) -> None:
     """The host hears of each key that expires within a week: whose, and when, and nothing of the key."""
     heard = listen(app)
     result = run(app, "purge-expired")
-    assert "2 keys expire within a week and were signalled." in result.output
+    assert "Within a week 2 keys expire: signalled." in result.output
     assert [facts["owner"] for facts in heard] == ["user:1", "user:6"]
     (record,) = accounts_of(app).find(["user:1"])
     assert heard[0] == {

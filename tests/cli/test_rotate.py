@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def test_rotation(tmp_path: Path, url: str) -> None:
     result = run(app, "rotate")
     assert result.exit_code == 0, result.output
     assert "Sealing again: 3" in result.output
-    assert re.search(rf"3 keys sealed with {NEW_ID} in .* s \(.* a second\)", result.output)
+    assert f"3 keys sealed with {NEW_ID}.\n" in result.output
     assert f"{OLD_ID}  0 sealed in accounts, 0 in sessions; it can go" in result.output
     retired = make_app(tmp_path, BYOK_DATABASE_URL=url, BYOK_ENCRYPTION_KEY=NEW, **SAFE)
     found, _ = accounts_of(retired).page(None)

@@ -60,7 +60,7 @@ def engine_of(store: Sessions) -> Any:
 
 def breaker_of(store: Sessions) -> Any:
     """Return the breaker of a store."""
-    return store.documents.breaker  # type: ignore[attr-defined]
+    return store.documents._database.breaker  # type: ignore[attr-defined]
 
 
 def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
@@ -166,18 +166,6 @@ def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
     with everyday_limits():
         slow.run(lambda connection: connection.execute(text("SELECT pg_sleep(0.8)")))
     engine.dispose()
-
-
-def test_a_limit_of_ones_own(server: PostgresServer) -> None:
-    """A database may be given another limit, which the server then keeps as well."""
-    database = Database(server.create_database(), (), limit=2)
-    with everyday_limits():
-        database.run(lambda connection: connection.execute(text("SELECT pg_sleep(0.8)")))
-        with soon(), pytest.raises(StoreError):
-            database.run(lambda connection: connection.execute(text("SELECT pg_sleep(20)")))
-    with database.engine.connect() as connection:
-        assert connection.execute(text("SHOW statement_timeout")).scalar() == "1750ms"
-    database.engine.dispose()
 
 
 def test_given_options_stay(server: PostgresServer) -> None:

@@ -51,7 +51,7 @@ def store_on(
 
 
 def inside(store: Sessions) -> Any:
-    """Return the documents of a store, with the engine and the breaker."""
+    """Return the documents of a store, with the engine and the database."""
     return store.documents
 
 
@@ -210,7 +210,7 @@ def test_counts_that_fail_keep_no_request_from_the_database(database_url: str) -
             with pytest.raises(StoreError):
                 store.count(use_of(session, record))
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
-    assert not inside(store).breaker.is_open
+    assert not inside(store)._database.breaker.is_open
     event.remove(inside(store).engine, "before_cursor_execute", fail)
     inside(store).engine.dispose()
 
@@ -344,7 +344,7 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             store.find("sid-1")
-    assert inside(store).breaker.is_open
+    assert inside(store)._database.breaker.is_open
     assert caught.value.tier == "session"
     assert caught.value.__suppress_context__
     assert "hunter22" not in f"{caught.value!r} {caplog.text}"
@@ -360,7 +360,7 @@ def test_killed_postgresql() -> None:
         for _ in range(2):
             with pytest.raises(StoreError):
                 store.read(session, VISITOR, SOME)
-        assert inside(store).breaker.is_open
+        assert inside(store)._database.breaker.is_open
         server.start()
         wait_until(lambda: store.find(session.sid), "store", timeout=10)
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
