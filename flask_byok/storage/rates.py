@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from operator import call
@@ -93,10 +94,8 @@ def _network(address: str) -> str:
 
 
 def _parse(rate: str, setting: str) -> RateLimitItem:
-    try:
+    with suppress(TypeError, ValueError, AttributeError):
         item = parse(rate)
-    except (TypeError, ValueError, AttributeError):
-        item = None
-    if item is None or item.amount < 1:
-        raise ConfigurationError(f"{setting} is {rate!r}; use a rate such as '20/minute'.")
-    return item
+        if item.amount >= 1:
+            return item
+    raise ConfigurationError(f"{setting} is {rate!r}; use a rate such as '20/minute'.")
