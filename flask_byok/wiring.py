@@ -60,8 +60,8 @@ def build_service(
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        canary = Canary(keyring, name, sessions.hold)
-        _check_at_start(canary.reseal, tolerant=tolerant)
+        sessions.canary = Canary(keyring, name, sessions.hold)
+        _check_at_start(sessions.canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
         sessions.over = accounts.over

@@ -121,7 +121,7 @@ class World:
 
     def _make_service(self) -> Service:
         sessions = self.store if self.other_store is None else self.other_store
-        rates = RateStorage.in_memory()
+        rates = RateStorage()
         wing = Wing(self.accounts, self.keyring, self.settings)
         sessions.over = wing.over
         return Service(
@@ -152,7 +152,7 @@ def core_on(
     """Return a service on this database of accounts, with sessions in memory, and its wing."""
     lifetime = timedelta(hours=1)
     sessions = Sessions(SqlDocuments("sqlite://"), ttl=lifetime, max_age=lifetime)
-    wing, rates = Wing(accounts, keyring, settings), RateStorage.in_memory()
+    wing, rates = Wing(accounts, keyring, settings), RateStorage()
     sessions.over = wing.over
     limit = RateLimiter("20/minute", rates, setting="X")
     service = Service(

@@ -280,8 +280,7 @@ class Slot(_Place):
         :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
         """
         check_place(self.context.owner, self.context.slot, typed.secrets, self.core.catalog)
-        if not self.replace:
-            self._choose()
+        self.choose()
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
         """Store the key; if another request took the slot just now and none was named, in the next one.
@@ -301,15 +300,20 @@ class Slot(_Place):
             try:
                 return store.create(record, event, at_most=at_most)
             except KeyExistsError:
-                self._choose()
+                self.choose()
             sealed = self.core.keyring.seal_fields(self.context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
         raise KeyExistsError(provider=self.spec.id)
 
-    def _choose(self) -> None:
+    def choose(self) -> None:
+        """Choose the slot.
+
+        :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
+        """
         taken = {record.slot for record in self._there()}
         slot = self.context.slot if self.slot is not None else free_slot(taken)
-        if slot in taken or not has_place(slot, taken, self.core.settings.keys_per_provider):
+        at_most = self.core.settings.keys_per_provider
+        if (slot in taken and not self.replace) or not has_place(slot, taken, at_most):
             raise KeyExistsError(
                 f"There is a key for {self.spec.name} already. Change or delete that one.",
                 provider=self.spec.id,

@@ -9,8 +9,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TextIO
+from functools import partial
+from typing import Any, TextIO
 
 import click
 import msgspec
@@ -19,13 +21,11 @@ from flask.cli import AppGroup
 from ..accounts.wing import Wing
 from ..catalog import ProviderSpec
 from ..errors import ByokError, StoreError, UnknownProviderError
+from ..keys.service import Service
 from ..model.credential import Secret
 from ..storage.engine import patiently
 from ..storage.reasons import reason_of
-from ..web.caller import ByokState, get_state
-
-if TYPE_CHECKING:
-    from ..accounts.store.keys import AccountStore
+from ..web.caller import get_state
 
 #: Longest input for a key or a passphrase, in bytes.
 _MAX_INPUT = 64 * 1024
@@ -39,10 +39,7 @@ _NEVER_AN_ARGUMENT = (
 )
 _ACCOUNTS_OFF = "There are no accounts here: BYOK_PRECEDENCE names none of user, team and system."
 _NO_PROVIDER = "There is no such provider: 'flask byok providers' lists them."
-_UNWRITABLE = (
-    "The output, or a file, cannot be written or read: {}. "
-    "The command may have done its work nevertheless."
-)
+_UNWRITABLE = "The output, or a file, cannot be written or read: {}. The work may have been done."
 _AWAY = "The database or Redis does not answer, or refuses. Try again when it does."
 
 
@@ -75,6 +72,13 @@ class QuietCommand(click.Command):
         return rest
 
 
+def sentence_of(error: Exception) -> str:
+    """Return what to show of an error; it repeats no argument."""
+    if isinstance(error, StoreError):
+        return reason_of(error) or _AWAY
+    return _NO_PROVIDER if isinstance(error, UnknownProviderError) else str(error)
+
+
 class Commands(AppGroup):
     """A group whose commands fail with one sentence and status 1 instead of a traceback."""
 
@@ -86,10 +90,8 @@ class Commands(AppGroup):
         try:
             with patiently():
                 return super().invoke(ctx)
-        except StoreError as error:
-            raise click.ClickException(reason_of(error) or _AWAY) from None
         except ByokError as error:
-            raise click.ClickException(str(error)) from None
+            raise click.ClickException(sentence_of(error)) from None
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader has closed the pipe
                 raise
@@ -106,37 +108,22 @@ class Commands(AppGroup):
         return super().resolve_command(ctx, args)
 
 
-byok = Commands("byok", help="Manage the API keys that people bring.")
+byok = Commands(
+    "byok", help="Manage the API keys that people bring.", context_settings={"show_default": True}
+)
 
 
-def require_wing() -> tuple[ByokState, Wing]:
-    """Return the app's state and its wing of accounts, which answers and opens with the encryption key.
+def require_wing() -> tuple[Service, Wing]:
+    """Return the app's service and its wing of accounts, which answers and opens with the encryption key.
 
     :raises click.ClickException: there are no accounts.
     """
-    state = get_state()
-    wing = state.service.accounts
+    service = get_state().service
+    wing = service.accounts
     if not isinstance(wing, Wing):
         raise click.ClickException(_ACCOUNTS_OFF)
     wing.store.canary.secret()
-    return state, wing
-
-
-def require_accounts() -> tuple[ByokState, AccountStore]:
-    """Return the app's state and the store of its accounts; see ``require_wing``."""
-    state, wing = require_wing()
-    return state, wing.store
-
-
-def find_provider(state: ByokState, provider: str) -> ProviderSpec:
-    """Return a provider by its id or alias.
-
-    :raises click.ClickException: there is none.
-    """
-    try:
-        return state.service.catalog.get(provider)
-    except UnknownProviderError:
-        raise click.ClickException(_NO_PROVIDER) from None
+    return service, wing
 
 
 # Options
@@ -155,17 +142,9 @@ def matching(pattern: str) -> Callable[[str], str]:
 
 
 _owner = matching(r"(?=.{1,255}$)(system|(user|team):.+)")
-only_owner = click.option(
-    "--owner", type=_owner, metavar="OWNER", help="Only of 'system', 'user:<id>' or 'team:<id>'."
-)
-for_owner = click.option(
-    "--owner",
-    type=_owner,
-    metavar="OWNER",
-    default="system",
-    show_default=True,
-    help="Of 'system', 'user:<id>' or 'team:<id>'.",
-)
+_owner_option = partial(click.option, "--owner", type=_owner, metavar="OWNER")
+only_owner = _owner_option(help="Only of 'system', 'user:<id>' or 'team:<id>'.")
+for_owner = _owner_option(default="system", help="Of 'system', 'user:<id>' or 'team:<id>'.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
 yes_option = click.option("--yes", is_flag=True, help="Do not ask.")
 
@@ -232,8 +211,8 @@ def _read_stdin() -> str:
 
 def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
     try:
-        answer = str(
-            click.prompt(label, "", hidden, confirmation_prompt=twice, show_default=False, err=True)
+        answer: str = click.prompt(
+            label, "", hidden, confirmation_prompt=twice, show_default=False, err=True
         )
         answer.encode()  # a terminal may send bytes that are no character
     except UnicodeError:
@@ -244,22 +223,22 @@ def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
 # Output
 
 
+@dataclass
 class Steps:
     """Shows a bar on a terminal, else a line for each tenth."""
 
-    def __init__(self, total: int) -> None:
-        self.bar: Any = None
-        self.done = self._shown = 0
-        self._total = total
+    total: int
+    done: int = 0
+    bar: Any = None
 
     def reach(self, done: int) -> None:
         """Show that ``done`` of all are done."""
-        self.done = done
+        tenth = max(self.total / 10, 1)
         if self.bar is not None:
-            self.bar.update(done - self.bar.pos)
-        elif done - self._shown >= max(self._total / 10, 1):
-            click.echo(f"{done:,} of {self._total:,}")
-            self._shown = done
+            self.bar.update(done - self.done)
+        elif done // tenth > self.done // tenth:
+            click.echo(f"{done:,} of {self.total:,}")
+        self.done = done
 
 
 @contextmanager

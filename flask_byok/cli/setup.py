@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,37 +15,36 @@ from flask import current_app
 from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
-from ..errors import ByokError, ConfigurationError, StoreError
+from ..errors import ByokError, ConfigurationError
+from ..keys.service import Service
 from ..model.owner import Caller
-from ..sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
+from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring, generate_encryption_key
 from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of
-from ..storage.reasons import reason_of
+from ..storage import migrations
+from ..storage.sql import Database
 from ..web.caller import ByokState, get_state
 from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
 from ..web.safety import unsafe_choices, unsafe_settings
-from ..web.session_binding import app_name, index_key
-from .common import Commands, byok, padded, printable
+from .common import Commands, byok, padded, printable, sentence_of
 
 _WIDTHS = (33, 40, 0)
 _HIDDEN = "set"
 #: The next encryption key, which is among the fallbacks first, looks the same to the stores.
 _CAN_GO = "; it can go if it was replaced (keep it if it is the next one)"
 
+_PUT_BACK = "if it was taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS"
+
 _RATES = (
-    "attempts are counted in each worker's own memory, so each worker allows the rates BYOK_SET_RATE and "
-    "BYOK_VALIDATE_RATE again. With Redis they are counted together."
+    "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis counts for them all."
 )
 _SQLITE = (
-    "accounts are in a SQLite file, which the workers of one machine can share; for several machines "
-    "use PostgreSQL."
+    "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
 )
 _DROPPED = (
     "Flask-Migrate is set up on this database, and nothing keeps our tables out of its migrations: 'flask db migrate' "
     "would write one that drops them. See 'Its tables' in the documentation on deployment."
 )
-_NOT_HTTPS = (
-    "PREFERRED_URL_SCHEME is not 'https': addresses made outside of requests are not either."
-)
+_NOT_HTTPS = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
 
 
 @byok.command("generate-key", with_appcontext=False)
@@ -78,62 +76,42 @@ def database() -> None:
 @database.command("upgrade")
 def upgrade_database() -> None:
     """Bring the tables to this version."""
-    with _migrations() as (migrate, engine):
-        _known_revision(migrate, engine)
-        migrate.upgrade(engine)
-        click.echo(f"The tables are at revision {migrate.current(engine)}.")
+    tables = _tables()
+    _known_revision(tables)
+    migrations.upgrade(tables)
+    click.echo(f"The tables are at revision {migrations.current(tables)}.")
 
 
 @database.command("current")
 def current_revision() -> None:
     """Show the revision of the tables, and the newest one."""
-    with _migrations() as (migrate, engine):
-        click.echo(f"tables  {migrate.current(engine) or '-'}")
-        click.echo(f"newest  {migrate.head()}")
+    click.echo(f"tables  {migrations.current(_tables()) or '-'}")
+    click.echo(f"newest  {migrations.head()}")
 
 
 @database.command("sql")
 def print_statements() -> None:
     """Print the statements that create all tables in an empty database, and run none."""
-    with _migrations() as (migrate, engine):
-        click.echo(migrate.sql(engine.dialect.name))
+    click.echo(migrations.sql(_tables().transactions.dialect))
 
 
-def _known_revision(migrate: ModuleType, engine: Any) -> str | None:
+def _tables() -> Database:
+    """Open the app's database without a look at its tables."""
+    found = get_state().database
+    return Database(found.place, (), own_file=found.own_file)
+
+
+def _known_revision(tables: Database) -> str | None:
     """Return the revision of the tables, None if we did not create them.
 
     :raises click.ClickException: a later version of flask-byok created them.
     """
-    revision: str | None = migrate.current(engine)
-    if revision is not None and revision > migrate.head():
+    revision = migrations.current(tables)
+    if revision is not None and revision > migrations.head():
         raise click.ClickException(
             f"The tables are at revision {revision}, which a later version of flask-byok has created: install that one."
         )
     return revision
-
-
-@contextmanager
-def _migrations() -> Iterator[tuple[ModuleType, Any]]:
-    """Yield the module that migrates tables, and the engine of their database.
-
-    :raises click.ClickException: the database fails in the meantime.
-    """
-    # Imported here: the other commands need no database.
-    from ..storage import migrations as migrate
-    from ..storage.engine import open_engine
-
-    found = get_state().database.place
-    engine = open_engine(found)
-    try:
-        yield migrate, engine
-    except migrate.FAULTS as error:
-        # The error's own text may contain an address.
-        kind = type(getattr(error, "orig", None) or error).__name__
-        reason = reason_of(error) or f"The database does not answer, or refuses: {kind}."
-        raise click.ClickException(reason) from None
-    finally:
-        if engine is not found:
-            engine.dispose()
 
 
 # check
@@ -148,15 +126,12 @@ class _Report:
     unsafe: list[str] = field(default_factory=list)
 
     @contextmanager
-    def trial(self, store: str) -> Iterator[None]:
+    def trial(self) -> Iterator[None]:
         """Report why a trial of a store fails."""
         try:
             yield
-        except StoreError as error:
-            away = f"{store} does not answer, or refuses: is it up, and reachable?"
-            self.unsafe.append(reason_of(error) or away)
         except (ByokError, click.ClickException) as error:
-            self.unsafe.append(str(error))
+            self.unsafe.append(sentence_of(error))
 
     def show(self) -> None:
         click.echo()
@@ -194,29 +169,22 @@ def _check(state: ByokState) -> None:
         found = state.database
         report.facts.append(("database", shown_address(found.place), found.source))
         report.unsafe += [LATE_ENGINE] if is_late(current_app, found) else []
-    _examine_sessions(state, report)
+    sessions = state.service.sessions
+    report.facts.append(("session keys", sessions.name))
+    report.notes += [_RATES] if getattr(sessions.documents, "client", None) is None else []
+    if sessions.canary is not None:
+        with report.trial():
+            sessions.canary.reseal()
     if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
         report.notes.append(_NOT_HTTPS)
     _examine_accounts(state, report)
-    with report.trial("the database"):
-        for role, key_id, use in count_sealed(state):
+    with report.trial():
+        for role, key_id, use in count_sealed(state.service):
             if role == "unknown":
                 report.unsafe.append(f"there is no encryption key with the id {key_id}: {use}")
             else:
                 report.facts.append((f"{role} key id {key_id}", use))
     report.show()
-
-
-def _examine_sessions(state: ByokState, report: _Report) -> None:
-    sessions = state.service.sessions
-    report.facts.append(("session keys", sessions.name))
-    if getattr(sessions.documents, "client", None) is None:
-        report.notes.append(_RATES)
-    if state.settings.encryption_key is None:
-        return  # the stores do not know a key that was made up for this run
-    with report.trial(sessions.name):
-        name = app_name(index_key(current_app.secret_key or ""))
-        Canary(state.service.keyring, name, sessions.hold).reseal()
 
 
 def _examine_accounts(state: ByokState, report: _Report) -> None:
@@ -228,28 +196,27 @@ def _examine_accounts(state: ByokState, report: _Report) -> None:
     report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
     report.notes += [_SQLITE] if dialect == "sqlite" else []
     report.notes += [_DROPPED] if _would_be_dropped(state.database) else []
-    with report.trial("the database"):
-        with _migrations() as (migrate, engine):
-            revision = _known_revision(migrate, engine) or "of the host's own migrations"
-            report.facts.append(("tables", f"{revision} (newest {migrate.head()})"))
+    with report.trial():
+        tables = _tables()
+        revision = _known_revision(tables) or "of the host's own migrations"
+        report.facts.append(("tables", f"{revision} (newest {migrations.head()})"))
         accounts.canary.secret()
-        with _migrations() as (migrate, _):
-            if missing := ", ".join(migrate.missing_rights(accounts.engine)):
-                raise ConfigurationError(
-                    f"The database's user lacks these rights: {missing}. Ask an administrator to GRANT them."
-                )
+        if missing := ", ".join(migrations.missing_rights(tables)):
+            raise ConfigurationError(
+                f"The database's user lacks these rights: {missing}. Ask an administrator to GRANT them."
+            )
 
 
-def count_sealed(state: ByokState) -> Iterator[tuple[str, str, str]]:
+def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:
     """Yield role and id of each encryption key, and how much it has sealed, with advice.
 
     First the configured ones (``current``, ``fallback``), then those that ciphertexts name beside them (``unknown``).
     """
-    wing, key_ids = state.service.accounts, state.service.keyring.key_ids
+    wing = service.accounts
     accounts = wing.store.seals.count_by_key_id() if isinstance(wing, Wing) else {}
-    days = (state.settings.session_ttl * MAX_SESSION_LIFETIMES).days
-    for number, key_id in enumerate(key_ids):
-        count, sessions = accounts.pop(key_id, 0), state.service.sessions.count_sealed_with(key_id)
+    days = (service.settings.session_ttl * MAX_SESSION_LIFETIMES).days
+    for number, key_id in enumerate(service.keyring.key_ids):
+        count, sessions = accounts.pop(key_id, 0), service.sessions.count_sealed_with(key_id)
         use = f"{count:,} sealed in accounts"
         use += "" if sessions is None else f", {sessions:,} in sessions"
         if number == 0:
@@ -258,10 +225,7 @@ def count_sealed(state: ByokState) -> Iterator[tuple[str, str, str]]:
             yield "fallback", key_id, use + _advice(count, sessions, days)
     for key_id, count in accounts.items():
         if key_id:
-            advice = (
-                "if it was taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS"
-            )
-            yield "unknown", key_id, f"{count:,} sealed in accounts; {advice}"
+            yield "unknown", key_id, f"{count:,} sealed in accounts; {_PUT_BACK}"
 
 
 def _advice(accounts: int, sessions: int | None, days: int) -> str:
@@ -298,10 +262,12 @@ def shown_settings(settings: Settings, keyring: Keyring) -> dict[str, str]:
         "database_url": shown_address(settings.database_url),
         "base_urls": ", ".join(f"{id}={shown_address(url)}" for id, url in urls),
     }
-    shown = {
-        each.name: _shown(getattr(settings, each.name), each.repr) for each in fields(settings)
+    return {
+        each.name: printable(
+            known.get(each.name) or _shown(getattr(settings, each.name), each.repr)
+        )
+        for each in fields(settings)
     }
-    return {name: printable(known.get(name) or value) for name, value in shown.items()}
 
 
 def _shown(value: Any, may_be_shown: bool) -> str:

@@ -32,7 +32,7 @@ import msgspec
 from ..errors import SessionRequiredError, StoreError
 from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
 from ..model.owner import SessionRef
-from ..sealing.keyring import prefix_of
+from ..sealing.keyring import Canary, prefix_of
 
 #: A session's lifetime slides only after this part of it has passed.
 _SLIDE = 20
@@ -150,6 +150,8 @@ class Sessions:
 
     #: Returns which of these versions of an identity's records are over; None without accounts to end them.
     over: Callable[[str, Collection[str]], Collection[str]] | None = None
+    #: Opens with the right encryption key only; None if that was made up for this run.
+    canary: Canary | None = None
 
     def __init__(
         self,

@@ -81,11 +81,6 @@ def all_alive() -> Iterator[Secret]:
     return (secret for secret in secrets if secret is not None)
 
 
-def live_secrets() -> Iterator[str]:
-    """Yield their values."""
-    return (secret.reveal() for secret in all_alive())
-
-
 def clean_api_key(text: str) -> str:
     """Strip what pasting leaves around a key and return the key.
 

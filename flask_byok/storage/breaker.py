@@ -31,7 +31,16 @@ class Breaker:
     def allow(self) -> bool:
         """Return True if this caller may ask the store; it must report the outcome afterwards."""
         # Without the lock: a caller that has just missed the opening only asks once more.
-        return self._open_until is None or self._may_probe()
+        if self._open_until is None:
+            return True
+        with self._lock:
+            now = self._clock()
+            if self._open_until is not None:
+                if now < self._open_until:
+                    return False
+                # If this caller never reports, another one may probe after the same time.
+                self._open_until = now + _OPEN_FOR
+            return True
 
     def success(self) -> None:
         """Note that the store answered."""
@@ -46,14 +55,3 @@ class Breaker:
             self._faults += 1
             if self._faults >= _FAULTS:
                 self._open_until = self._clock() + _OPEN_FOR
-
-    def _may_probe(self) -> bool:
-        with self._lock:
-            if self._open_until is None:
-                return True
-            now = self._clock()
-            if now < self._open_until:
-                return False
-            # If this caller never reports, another one may probe after the same time.
-            self._open_until = now + _OPEN_FOR
-            return True

@@ -7,6 +7,7 @@ connection yet, another thread waits for one, and the caller gives up in time.
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 import socket
 import sqlite3
@@ -14,27 +15,31 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
 
+#: Seconds that a call may take, including the wait for a connection.
+LIMIT = 0.4
+#: Seconds for what takes longer and keeps no request waiting: making tables, batches, reports.
+LONG_LIMIT = 30
 #: Seconds that a SQLite writer queues behind others.
 BUSY_TIMEOUT = 5
 #: Connections of one process that stay open, and how many more it may have for a moment.
 _POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 48}
-#: Execution options that mark our own engines, whose connections commit each statement by default, and
-#: those of them whose calls have a time limit: its seconds, or None for the default.
-OWN, LIMITED = "flask_byok_own", "flask_byok_limit"
+#: Execution option of our own engines, whose connections commit each statement by default: True if their
+#: calls have a time limit.
+_LIMITED = "flask_byok_limited"
 #: Parts of a call's time after which PostgreSQL itself ends the wait for a lock (our pool that for a
 #: connection) and a statement: so nothing goes on there that no caller waits for.
 _FOR_LOCK, _FOR_STATEMENT = 0.75, 0.875
@@ -42,52 +47,43 @@ _FOR_LOCK, _FOR_STATEMENT = 0.75, 0.875
 _CONNECT_TIMEOUT = 2
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 
+# For one transaction.
+_RAISE_LIMITS = text(
+    "SELECT set_config('lock_timeout', :limit, true), set_config('statement_timeout', :limit, true)"
+)
+
+T = TypeVar("T")
+
+_logger = logging.getLogger("flask_byok.stores")
+
 _forked_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _parents_pools: list[Pool] = []
 
 
-def open_engine(engine_or_url: Any, *, limit: float | None = None) -> Engine:
+def open_engine(engine_or_url: Any, *, own_file: bool = False) -> Engine:
     """Return the host's engine, or make one for a URL.
 
     A SQLite file and its folder are made as needed, readable for this user only. SQLite in memory
     gets a database of its own: the host's would be another one in each thread, or share the host's
     transactions.
 
-    :param limit: seconds that a call may take on PostgreSQL; None means ``LIMIT``.
+    :param own_file: do not log that there was no SQLite file, as nothing else uses it.
     :raises ConfigurationError: neither an engine nor a URL that SQLAlchemy knows.
     """
     host = engine_or_url if isinstance(engine_or_url, Engine) else None
     url = _parse(engine_or_url) if host is None else host.url
+    is_sqlite = url.get_backend_name() == "sqlite"
+    # For the host's SQLite too: hosts often begin transactions in ways of their own, which ours would
+    # collide with.
+    engine = _own_engine(url) if host is None or is_sqlite else host
     if _in_memory(url):
-        # One connection for all threads, which queue for it.
-        one: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
-        threads = {"check_same_thread": False}
-        return _own_engine(url, pool_timeout=BUSY_TIMEOUT, connect_args=threads, **one)
-    if url.get_backend_name() == "sqlite":
-        # Of the host's file too: hosts often begin transactions in ways of their own, which ours would
-        # collide with.
-        _make_file(url)
-        wait = {"timeout": BUSY_TIMEOUT}
-        engine = _own_engine(url, pool_timeout=BUSY_TIMEOUT, connect_args=wait, **_POOL)
+        return engine
+    if is_sqlite:
+        _make_file(url.database or "", own_file)
         if host is None:
             event.listen(engine, "connect", _prepare_sqlite)
-    elif host is not None:
-        engine = host
-    elif url.drivername in _LIBPQ:
-        engine = _limited_engine(url, limit)
-    else:
-        engine = _own_engine(url)
     _forked_engines.add(engine)
     return engine
-
-
-def missing_file(engine_or_url: Any) -> Path | None:
-    """Return the SQLite file that an engine would make; None if it exists, or if there is no file."""
-    url = engine_or_url.url if isinstance(engine_or_url, Engine) else _parse(engine_or_url)
-    if url.get_backend_name() != "sqlite" or _in_memory(url):
-        return None
-    name = url.database or ""
-    return None if name.startswith("file:") or Path(name).exists() else Path(name)
 
 
 def _parse(url: Any) -> URL:
@@ -108,28 +104,50 @@ def _in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
-def _limited_engine(url: URL, limit: float | None) -> Engine:
-    seconds = limit or LIMIT
-    options = _libpq_limits(url, seconds)
-    wait = seconds * _FOR_LOCK
-    engine = _own_engine(url, {LIMITED: limit}, pool_timeout=wait, connect_args=options, **_POOL)
-    event.listen(engine, "do_connect", _connect_in_time)
+def _own_engine(url: URL) -> Engine:
+    is_limited = url.drivername in _LIBPQ
+    try:
+        engine = create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+            execution_options={_LIMITED: is_limited},
+            **_options(url),
+        )
+    except (NoSuchModuleError, ModuleNotFoundError) as error:
+        raise ConfigurationError(
+            f"The driver of BYOK_DATABASE_URL ({url.drivername}) is not installed: "
+            f"{type(error).__name__}. For PostgreSQL install 'flask-byok[postgres]'."
+        ) from None
+    if is_limited:
+        event.listen(engine, "do_connect", _connect_in_time)
     return engine
 
 
-def _libpq_limits(url: URL, seconds: float) -> dict[str, Any]:
-    lock, statement = int(seconds * 1000 * _FOR_LOCK), int(seconds * 1000 * _FOR_STATEMENT)
-    given = url.normalized_query.get("options", ())
+def _options(url: URL) -> dict[str, Any]:
+    """Return the options of our own engine: its pool, and how long it waits."""
+    if _in_memory(url):
+        # One connection for all threads, which queue for it.
+        one: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
+        threads = {"check_same_thread": False}
+        return one | {"pool_timeout": BUSY_TIMEOUT, "connect_args": threads}
+    if url.get_backend_name() == "sqlite":
+        return _POOL | {"pool_timeout": BUSY_TIMEOUT, "connect_args": {"timeout": BUSY_TIMEOUT}}
+    if url.drivername not in _LIBPQ:
+        return {}
+    lock, statement = (int(LIMIT * 1000 * part) for part in (_FOR_LOCK, _FOR_STATEMENT))
     limits = f"-c lock_timeout={lock} -c statement_timeout={statement}"
     # The options in the address come last and count.
-    return {"connect_timeout": _CONNECT_TIMEOUT, "options": " ".join((limits, *given))}
+    options = " ".join((limits, *url.normalized_query.get("options", ())))
+    connecting = {"connect_timeout": _CONNECT_TIMEOUT, "options": options}
+    return _POOL | {"pool_timeout": LIMIT * _FOR_LOCK, "connect_args": connecting}
 
 
 def _connect_in_time(dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
-    left = time_left()
-    connection = within(left, lambda: _connect(dialect, args, options))
-    # SQLAlchemy asks a new connection about the server before we get it.
-    watch_new(connection)
+    connection = within(_time_left(), lambda: _connect(dialect, args, options))
+    if _call.until is not None:
+        # SQLAlchemy asks a new connection about the server before we get it.
+        watchdog.watch(connection, _call.until)
     return connection
 
 
@@ -144,26 +162,10 @@ def _connect(dialect: Any, args: Any, options: dict[str, Any]) -> Any:
     return dialect.connect(*args, **options | {"options": "".join(given)})
 
 
-def _own_engine(url: URL, mark: Mapping[str, Any] | None = None, **options: Any) -> Engine:
-    try:
-        return create_engine(
-            url,
-            isolation_level="AUTOCOMMIT",
-            hide_parameters=True,
-            execution_options={OWN: True} | dict(mark or {}),
-            **options,
-        )
-    except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ConfigurationError(
-            f"The driver of BYOK_DATABASE_URL ({url.drivername}) is not installed: "
-            f"{type(error).__name__}. For PostgreSQL install 'flask-byok[postgres]'."
-        ) from None
-
-
-def _make_file(url: URL) -> None:
-    if url.database is None or url.database.startswith("file:"):
+def _make_file(name: str, own_file: bool) -> None:
+    if name.startswith("file:"):
         return
-    path = Path(url.database)
+    path = Path(name)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # An existing file is not opened: closing it would end the locks of this process's other connections to it
     # (sqlite.org/howtocorrupt.html, 2.2), and another process might then take the journal away under them.
@@ -171,6 +173,8 @@ def _make_file(url: URL) -> None:
     with suppress(FileExistsError):
         # SQLite gives its journal files the permissions of this one.
         os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
+        if not own_file:
+            _logger.warning("There was no SQLite file %s: an empty one was made.", path)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
@@ -197,14 +201,6 @@ def _leave_parents_connections() -> None:
 
 os.register_at_fork(after_in_child=_leave_parents_connections)
 
-
-#: Seconds that a call may take, including the wait for a connection.
-LIMIT = 0.4
-#: Seconds for what takes longer and keeps no request waiting: making tables, batches, reports.
-LONG_LIMIT = 30
-
-T = TypeVar("T")
-
 _patient = contextvars.ContextVar("flask_byok_patient", default=False)
 
 
@@ -228,52 +224,89 @@ class _Call(threading.local):
 _call = _Call()
 
 
-def within_call(limit: float | None, function: Callable[..., T], *args: Any) -> T:
-    """Call a function with a limit in seconds; None means ``LIMIT``, or ``LONG_LIMIT`` for a command.
-
-    A nested call has its own budget, which is not charged to the outer one.
-    """
-    started, outer = time.monotonic(), (_call.seconds, _call.until)
-    _call.seconds = limit or (LONG_LIMIT if _patient.get() else LIMIT)
-    _call.until = started + _call.seconds
-    try:
-        return function(*args)
-    finally:
-        _call.seconds, until = outer
-        _call.until = None if until is None else until + time.monotonic() - started
-
-
 def seconds() -> float:
     """Return the seconds of the call under way."""
     return _call.seconds or LIMIT
 
 
-def is_long(limit: float | None) -> bool:
-    """Return True if the call under way has more time than a server with this limit gives by itself."""
-    return seconds() > (limit or LIMIT)
-
-
-def time_left() -> float:
-    """Return the seconds that are left of the call under way."""
+def _time_left() -> float:
     return LIMIT if _call.until is None else _call.until - time.monotonic()
 
 
-def watch_new(connection: Any) -> None:
-    """Let the watchdog shut a driver's connection that is not in use yet when the call should have ended."""
-    if _call.until is not None:
-        watchdog.watch(connection, _call.until)
+class Transactions:
+    """The two ways of using an engine: one statement at a time, and several as one.
 
+    Isolation is set for our own connections only; the host's setting stays. On an engine of our own
+    PostgreSQL has ``LIMIT`` to answer, and a connection that did not is closed. A host's engine
+    keeps the host's limits.
+    """
 
-@contextmanager
-def watched(connection: Connection) -> Iterator[None]:
-    """Let the watchdog shut a connection that is still in use when the call should have ended."""
-    driver = connection.connection.dbapi_connection
-    watchdog.watch(driver, time.monotonic() + time_left())
-    try:
-        yield
-    finally:
-        if not watchdog.release(driver):
-            connection.invalidate()
+    def __init__(self, engine: Engine) -> None:
+        options = engine.get_execution_options()
+        self.dialect = engine.dialect.name
+        self._is_limited: bool = options.get(_LIMITED, False)
+        self._single: Engine = engine
+        if _LIMITED not in options:
+            self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._several: Engine = self._single
+        if self.dialect != "sqlite":
+            # The statements rely on seeing what was committed while they waited for a row.
+            self._several = engine.execution_options(isolation_level="READ COMMITTED")
+
+    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
+        """Call a function that uses transactions, all of which together have ``limit`` seconds.
+
+        None means ``LIMIT``, or ``LONG_LIMIT`` for a command. A nested call has its own budget, which is
+        not charged to the outer one.
+        """
+        if not self._is_limited:
+            return function(*args)
+        started, outer = time.monotonic(), (_call.seconds, _call.until)
+        _call.seconds = limit or (LONG_LIMIT if _patient.get() else LIMIT)
+        _call.until = started + _call.seconds
+        try:
+            return function(*args)
+        finally:
+            _call.seconds, until = outer
+            _call.until = None if until is None else until + time.monotonic() - started
+
+    def in_time(self) -> bool:
+        """Return True if the call under way may still ask."""
+        return not self._is_limited or _time_left() > 0
+
+    def single(self) -> AbstractContextManager[Connection]:
+        """Return a connection, as a context, whose statements each commit by themselves."""
+        # Only within a transaction are the server's limits raised.
+        return self.several() if self._is_long() else self._watched(self._single)
+
+    @contextmanager
+    def several(self) -> Iterator[Connection]:
+        """Yield a connection with a transaction; on SQLite no other connection writes meanwhile."""
+        with self._watched(self._several) as connection, connection.begin():
+            if self.dialect == "sqlite":
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif self._is_long():
+                connection.execute(_RAISE_LIMITS, {"limit": f"{seconds():.0f}s"})
+            yield connection
+
+    def _is_long(self) -> bool:
+        """Return True if the call under way has more time than the server gives by itself."""
+        return self._is_limited and seconds() > LIMIT
+
+    @contextmanager
+    def _watched(self, engine: Engine) -> Iterator[Connection]:
+        """Yield a connection that the watchdog shuts if it is still in use when the call should have ended."""
+        with engine.connect() as connection:
+            if not self._is_limited:
+                yield connection
+                return
+            driver = connection.connection.dbapi_connection
+            watchdog.watch(driver, time.monotonic() + _time_left())
+            try:
+                yield connection
+            finally:
+                if not watchdog.release(driver):
+                    connection.invalidate()
 
 
 class Watchdog:
@@ -348,24 +381,23 @@ def within(seconds: float, connect: Callable[[], Any]) -> Any:
 
     def work() -> None:
         try:
-            made = connect()
+            outcome.set_result(connect())
         except BaseException as error:
-            with suppress(InvalidStateError):
-                outcome.set_exception(error)
-            return
-        try:
-            outcome.set_result(made)
-        except InvalidStateError:  # the caller has given up
-            with suppress(Exception):
-                made.close()
+            outcome.set_exception(error)
 
+    # Not of an executor: the process may end, and may still connect while it ends.
     threading.Thread(target=work, name="byok-connect", daemon=True).start()
     try:
         return outcome.result(max(seconds, 0))
     except TimeoutError:
-        if outcome.cancel():
-            raise TimeoutError("The database gave no connection in time.") from None
-        return outcome.result()
+        outcome.add_done_callback(_close)
+        raise TimeoutError("The database gave no connection in time.") from None
+
+
+def _close(late: Future[Any]) -> None:
+    # Connecting may have failed, and drivers raise errors of their own.
+    with suppress(Exception):
+        late.result().close()
 
 
 #: One for the process.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv6Address
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
+from operator import call
 from typing import Any
 
 from limits import RateLimitItem, parse
@@ -24,22 +26,20 @@ _VISITOR = "address:"
 
 @dataclass(frozen=True, slots=True)
 class RateStorage:
-    """A storage for attempts, and a function that guards its calls against hanging."""
+    """A storage for attempts, and a function that guards its calls against hanging.
 
-    storage: Storage
-    guarded: Callable[..., Any]
+    By default it is this process's memory; each worker then counts for itself.
+    """
 
-    @classmethod
-    def in_memory(cls) -> RateStorage:
-        """Count in this process; each worker then counts for itself."""
-        return cls(MemoryStorage(), lambda function, *args: function(*args))
+    storage: Storage = field(default_factory=MemoryStorage)
+    guarded: Callable[..., Any] = call
 
     @classmethod
     def beside(cls, store: Any) -> RateStorage:
         """Count in a session store's Redis, or in this process if the store is another one."""
         client = getattr(store, "client", None)
         if client is None:
-            return cls.in_memory()
+            return cls()
         # By itself the storage makes a client for an address; ours has the right time limits, and may be a cluster.
         storage = RedisStorage("redis://", connection_pool=None, key_prefix="byok:r")
         storage.storage = client
@@ -90,16 +90,12 @@ def _network(address: str) -> str:
         ipv6 = IPv6Address(address)
     except AddressValueError:
         return address
-    if ipv6.ipv4_mapped is not None:
-        return str(ipv6.ipv4_mapped)
-    return f"{IPv6Address(int(ipv6) >> 64 << 64)}/64"
+    return str(ipv6.ipv4_mapped or IPv6Network((int(ipv6), 64), strict=False))
 
 
 def _parse(rate: str, setting: str) -> RateLimitItem:
-    try:
+    with suppress(TypeError, ValueError, AttributeError):
         item = parse(rate)
-    except (TypeError, ValueError, AttributeError):
-        item = None
-    if item is None or item.amount < 1:
-        raise ConfigurationError(f"{setting} is {rate!r}; use a rate such as '20/minute'.")
-    return item
+        if item.amount >= 1:
+            return item
+    raise ConfigurationError(f"{setting} is {rate!r}; use a rate such as '20/minute'.")

@@ -5,16 +5,12 @@ A driver's own text may contain an address, a user's name or what was sent, so n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 _READ_ONLY = "The database is read-only: give the primary server's address, or let the app write file and folder."
 _FULL = "The database's disk is full: make room there."
 _NO_DATABASE = "The database server has no database of this name: make one, or mend the address."
 _NO_ENTRY = "The database server does not let this user in: mend user and password, or the server's pg_hba.conf."
 _NO_HOST = "The database's host is not known: mend its name in the address."
-_REFUSED = (
-    "Nothing listens at the database's address: is the server up, and are host and port right?"
-)
+_REFUSED = "Nothing listens at the database's address: is the server up, and is the port right?"
 
 #: By PostgreSQL's SQLSTATE (its documentation, appendix A), or the beginning of one.
 _BY_STATE = {
@@ -53,19 +49,14 @@ _BY_REDIS_ERROR = {
 _REDIS = "Redis does not answer, or refuses: is it up, and is its address right?"
 
 
-def reason_of(error: BaseException) -> str | None:
+def reason_of(error: BaseException | None) -> str | None:
     """Return why a store failed, and what to do; None where nothing more is known."""
-    return next(filter(None, map(_reason, _causes(error))), None)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, what SQLAlchemy has wrapped, and what our own was raised for."""
     while error is not None:
-        yield error
-        driver = getattr(error, "orig", None)
-        if isinstance(driver, BaseException):
-            yield driver
+        if reason := _reason(error):
+            return reason
+        # What SQLAlchemy has wrapped, and what our own error was raised for.
         error = error.__cause__ or error.__context__
+    return None
 
 
 def _reason(error: BaseException) -> str | None:

@@ -7,7 +7,6 @@ The clients are our own: the host's address and credentials with our limits. By 
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from redis import Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import BlockingConnectionPool, ConnectionPool
-from redis.exceptions import AskError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import AskError, RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
@@ -38,12 +37,7 @@ _KEPT = 16
 #: a wait up to 100 ms late, which must still be within the read timeout.
 _CLUSTER_WAIT_LIMIT, _WAIT_LIMIT = 50, 100
 
-_FAILURES = (
-    RedisError,
-    exceptions.RedisClusterException,
-    exceptions.ChildDeadlockedError,
-    OSError,
-)
+_FAILURES = (RedisError, exceptions.RedisClusterException, exceptions.ChildDeadlockedError, OSError)
 _REVISION = 16
 
 _logger = logging.getLogger("flask_byok.stores")
@@ -77,11 +71,6 @@ redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
 _DELETE = "return redis.call('DEL', KEYS[1])"
-#: SHA-1 is how Redis names scripts; it protects nothing.
-_NAMES = {
-    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (_SWAP, _POINT, _FORGET, _HOLD, _DELETE)
-}
 
 
 class RedisDocuments:
@@ -135,12 +124,12 @@ class RedisDocuments:
     def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
         """Let a session id lead to a ref if it leads nowhere or to ``instead_of``; return what it leads to."""
         args = (ref, instead_of or "", _milliseconds(ttl))
-        found: bytes = self.guarded(self._evaluate, _POINT, _name_key(sid), *args)
+        found: bytes = self._run(_POINT, _name_key(sid), *args)
         return found.decode()
 
     def forget(self, sid: str, ref: str) -> None:
         """Let a session id lead nowhere if it leads to this ref."""
-        self.guarded(self._evaluate, _FORGET, _name_key(sid), ref)
+        self._run(_FORGET, _name_key(sid), ref)
 
     def load(self, ref: str) -> tuple[str, bytes] | None:
         """Return a document's revision and body, or None."""
@@ -169,40 +158,37 @@ class RedisDocuments:
     def _change(self, script: str, key: str, *args: Any) -> Any:
         """Run a script, and see that enough replicas know what it has changed."""
         if not self._wait:
-            return self.guarded(self._evaluate, script, key, *args)
+            return self._run(script, key, *args)
         result, replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
         if replicas < self._wait:
             raise StoreError("Too few Redis replicas have acknowledged the change.", tier="session")
         return result
 
-    def _evaluate(self, script: str, key: str, *args: Any) -> Any:
-        try:
-            return self._execute("EVALSHA", _NAMES[script], 1, key, *args)
-        except NoScriptError:
-            return self._execute("EVAL", script, 1, key, *args)
+    def _run(self, script: str, key: str, *args: Any) -> Any:
+        # The scripts are short: their names (EVALSHA) would save little, and the server may not know them.
+        return self.guarded(self._execute, "EVAL", script, 1, key, *args)
 
-    def _evaluate_and_wait(self, script: str, key: str, *args: Any) -> tuple[Any, int]:
-        # WAIT counts for the connection that wrote, so both go through one pipeline.
-        result, replicas = self._pipelined("EVALSHA", _NAMES[script], 1, key, *args)
-        if isinstance(result, AskError) and isinstance(self.client, RedisCluster):
+    def _evaluate_and_wait(self, script: str, key: str, *args: Any) -> list[Any]:
+        answers = self._pipelined(script, key, *args)
+        if isinstance(answers[0], AskError) and isinstance(self.client, RedisCluster):
             self.client.nodes_manager.initialize()  # the slot has moved
-            result, replicas = self._pipelined("EVALSHA", _NAMES[script], 1, key, *args)
-        if isinstance(result, NoScriptError):
-            result, replicas = self._pipelined("EVAL", script, 1, key, *args)
-        for answer in (result, replicas):
+            answers = self._pipelined(script, key, *args)
+        for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
-        return result, replicas
+        return answers
 
-    def _pipelined(self, command: str, script: str, count: int, key: str, *args: Any) -> Any:
+    def _pipelined(self, script: str, key: str, *args: Any) -> list[Any]:
         node, limit = self.client, _WAIT_LIMIT
         if isinstance(node, RedisCluster):
             owner = node.get_node_from_key(key)  # type: ignore[no-untyped-call]
             node, limit = node.get_redis_connection(owner), _CLUSTER_WAIT_LIMIT
+        # WAIT counts for the connection that wrote, so both go through one pipeline.
         pipeline = node.pipeline(transaction=False)
-        pipeline.execute_command(command, script, count, key, *args)  # type: ignore[no-untyped-call]
+        pipeline.execute_command("EVAL", script, 1, key, *args)  # type: ignore[no-untyped-call]
         pipeline.execute_command("WAIT", self._wait, limit)  # type: ignore[no-untyped-call]
-        return pipeline.execute(raise_on_error=False)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
 
 
 class _Line:
@@ -282,7 +268,14 @@ def limited_client(client_or_url: Any) -> Redis | RedisCluster:
     :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
     """
     if isinstance(client_or_url, str):
-        return _from_url(client_or_url)
+        try:
+            client_or_url = Redis.from_url(client_or_url)
+        except ValueError:
+            # Without the URL: it may hold a password.
+            raise ConfigurationError(
+                "BYOK_REDIS is not a Redis URL; use redis://, rediss:// or unix://, "
+                "and a client object for Sentinel and Cluster."
+            ) from None
     if isinstance(client_or_url, RedisCluster):
         return _cluster(client_or_url)
     if isinstance(client_or_url, Redis):
@@ -291,18 +284,6 @@ def limited_client(client_or_url: Any) -> Redis | RedisCluster:
         f"BYOK_REDIS is a {type(client_or_url).__name__}; use a redis:// URL or a redis-py client "
         "(Redis, a Sentinel's master_for(...), RedisCluster)."
     )
-
-
-def _from_url(url: str) -> Redis:
-    try:
-        client = Redis.from_url(url)
-    except ValueError:
-        # Without the URL: it may hold a password.
-        raise ConfigurationError(
-            "BYOK_REDIS is not a Redis URL; use redis://, rediss:// or unix://, "
-            "and a client object for Sentinel and Cluster."
-        ) from None
-    return _single(client)
 
 
 def _single(client: Redis) -> Redis:

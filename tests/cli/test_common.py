@@ -83,7 +83,7 @@ def test_nowhere_to_show_it() -> None:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("Error: The output, or a file, cannot be written")
-    assert "may have done" in result.stderr
+    assert "may have been done" in result.stderr
     assert result.stderr.count("\n") == 1
 
 

@@ -142,7 +142,7 @@ def test_signal(expiring: Flask) -> None:
     run(expiring, "purge-expired", "--dry-run")
     assert heard == []
     result = run(expiring, "purge-expired")
-    assert "2 keys expire within a week and were signalled." in result.output
+    assert "2 keys expire within a week, signalled by key_expiring." in result.output
     assert [facts["owner"] for facts in heard] == ["user:1", "user:6"]
     (record,) = accounts_of(expiring).find(["user:1"])
     facts = {"id": record.id, "expires_at": record.expires_at}
@@ -165,9 +165,9 @@ def test_old_counts_are_summed_up(expiring: Flask) -> None:
         day = (NOW - timedelta(days=days_ago)).date().isoformat()
         accounts.usage.add(Use("user:ann", "openai", "", day, "used", 1, 1))
     output = run(expiring, "purge-expired", "--dry-run").output
-    assert "3 old daily counts of uses would be summed up." in output
-    assert "3 old daily counts of uses summed up." in run(expiring, "purge-expired").output
-    assert "0 old daily counts of uses summed up." in run(expiring, "purge-expired").output
+    assert "3 old daily counts would be summed up." in output
+    assert "3 old daily counts summed up." in run(expiring, "purge-expired").output
+    assert "0 old daily counts summed up." in run(expiring, "purge-expired").output
     assert accounts.usage.stats(None)["by_provider"]["openai"]["uses"] == 5
     with accounts.engine.connect() as connection:
         found = connection.execute(select(usage.c.uses).order_by(usage.c.day)).scalars().all()
@@ -241,9 +241,9 @@ def test_verify(app: Flask) -> None:
     """A whole log verifies, and it is said how much was looked at."""
     result = run(app, "audit", "verify")
     assert result.exit_code == 0, result.output
-    assert "4 rows in 2 chains were verified." in result.output
+    assert "Verified 4 rows in 2 chains." in result.output
     one = run(app, "audit", "verify", "--owner", BEN)
-    assert "1 row in 1 chain was verified." in one.output
+    assert "Verified 1 row in 1 chain." in one.output
 
 
 def test_verify_finds(app: Flask) -> None:
@@ -271,7 +271,7 @@ def test_heads(app: Flask, tmp_path: Path) -> None:
     accounts_of(app).audit.note(ANN, event_of("reveal"))
     whole = run(app, "audit", "verify", "--against", str(kept))
     assert whole.exit_code == 0, whole.output
-    assert "2 heads were looked for." in whole.output
+    assert "Looked for 2 heads, 0 of them pruned since." in whole.output
     heads[0]["hash"] = "0" * 64
     kept.write_text("\n".join(map(json.dumps, heads)))
     result = run(app, "audit", "verify", "--against", str(kept))
@@ -306,7 +306,7 @@ def test_prune(app: Flask, tmp_path: Path) -> None:
     assert result.output.splitlines()[-1] == "2 entries deleted."
     verified = run(app, "audit", "verify", "--against", str(kept))
     assert verified.exit_code == 0, verified.output
-    assert "1 head lies in what was pruned since." in verified.output
+    assert "Looked for 2 heads, 1 of them pruned since." in verified.output
     assert run(app, *args, "--yes").output == "There is nothing to delete.\n"
     assert run(app, "audit", "prune", "--before", "yesterday").exit_code == 2
 

@@ -14,7 +14,7 @@ from flask import Response, g, request, stream_with_context
 from openai import OpenAI
 
 from flask_byok import BYOK, get_provider_with_api_key
-from flask_byok.model.credential import live_secrets
+from flask_byok.model.credential import all_alive
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 from tests.app import HostApp, browser, make_app
 
@@ -206,5 +206,5 @@ def test_the_extension_holds_no_key(app: HostApp, fake: FakeProviders) -> None:
     ada.save(api_key)
     ada.get("/chat/openai?message=owner:1")
     gc.collect()
-    assert api_key not in set(live_secrets())
+    assert api_key not in {secret.reveal() for secret in all_alive()}
     assert isinstance(app.byok, BYOK)

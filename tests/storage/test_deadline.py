@@ -142,18 +142,6 @@ def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
     engine.dispose()
 
 
-def test_a_limit_of_ones_own(server: PostgresServer) -> None:
-    """A database may be given another limit, which the server then keeps as well."""
-    database = Database(server.create_database(), (), limit=2)
-    with everyday_limits():
-        database.run(lambda connection: connection.execute(text("SELECT pg_sleep(0.8)")))
-        with soon(), pytest.raises(StoreError):
-            database.run(lambda connection: connection.execute(text("SELECT pg_sleep(20)")))
-    with database.engine.connect() as connection:
-        assert connection.execute(text("SHOW statement_timeout")).scalar() == "1750ms"
-    database.engine.dispose()
-
-
 def test_given_options_stay(server: PostgresServer) -> None:
     """Options in the address count beside our limits, and before them."""
     url = make_url(server.create_database())

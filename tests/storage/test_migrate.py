@@ -21,8 +21,8 @@ from flask_byok.errors import ConfigurationError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import utcnow
 from flask_byok.storage import migrations, tables
-from flask_byok.storage.engine import open_engine
-from flask_byok.storage.sql import SqlDocuments, Transactions
+from flask_byok.storage.engine import Transactions, open_engine
+from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import metadata, session_documents
 from tests.accounts.account_kinds import ANN, KEYRING, event_of, make_record
 
@@ -71,7 +71,8 @@ def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
     def later_config(**attributes: object) -> Config:
         made = config(**attributes)
-        locations = (f"{made.get_main_option('script_location')}/versions", str(folder))
+        locations = (str(Path(migrations.__file__).parent / "versions"), str(folder))
+        made.set_main_option("path_separator", "os")
         made.set_main_option("version_locations", os.pathsep.join(locations))
         return made
 
@@ -91,10 +92,10 @@ def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
     """An upgraded empty database has exactly the tables of the models, and another upgrade changes nothing."""
-    migrations.upgrade(engine)
-    migrations.upgrade(engine)
+    migrations.upgrade(Database(engine, ()))
+    migrations.upgrade(Database(engine, ()))
     assert differences(engine) == []
-    assert migrations.current(engine) == migrations.head() == "0001"
+    assert migrations.current(Database(engine, ())) == migrations.head() == "0001"
 
 
 def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) -> None:
@@ -106,9 +107,9 @@ def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) ->
     for _ in range(2):
         with pytest.raises(ConfigurationError, match="flask byok db upgrade"):
             accounts.find([ANN])
-    assert migrations.current(engine) == "0001"
-    migrations.upgrade(engine)
-    assert migrations.current(engine) == migrations.head() == "0002"
+    assert migrations.current(Database(engine, ())) == "0001"
+    migrations.upgrade(Database(engine, ()))
+    assert migrations.current(Database(engine, ())) == migrations.head() == "0002"
     assert len(accounts.find([ANN])) == 1, "without a restart"
     assert session_store(engine).find("sid-1") == ref
 
@@ -123,7 +124,7 @@ def test_own_file_is_upgraded_at_first_use(
     later_version()
     store = open_accounts(sqlite_url, KEYRING, own_file=True)
     assert len(store.find([ANN])) == 1
-    assert migrations.current(store.engine) == "0002"
+    assert migrations.current(Database(store.engine, ())) == "0002"
     store.engine.dispose()
 
 
@@ -185,9 +186,9 @@ def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     """Tables that are complete without our version table are only stamped by an upgrade."""
     metadata.create_all(engine)
     open_accounts(engine, KEYRING).create(make_record(), event_of())
-    assert migrations.current(engine) is None
-    migrations.upgrade(engine)
-    assert migrations.current(engine) == "0001"
+    assert migrations.current(Database(engine, ())) is None
+    migrations.upgrade(Database(engine, ()))
+    assert migrations.current(Database(engine, ())) == "0001"
     assert len(open_accounts(engine, KEYRING).find([ANN])) == 1
 
 
@@ -200,7 +201,7 @@ def test_statements_make_the_same(engine: Engine) -> None:
             if code := "\n".join(lines).strip():
                 connection.exec_driver_sql(code)
     assert differences(engine) == []
-    assert migrations.current(engine) == "0001"
+    assert migrations.current(Database(engine, ())) == "0001"
     with engine.connect() as connection:
         assert connection.execute(select(session_documents)).all() == []
 
@@ -236,7 +237,7 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
                 store.create(make_record(), event_of())
         if grant is None:
             with pytest.raises(ConfigurationError, match="flask byok db sql"):
-                migrations.upgrade(store.engine)
+                migrations.upgrade(Database(store.engine, ()))
             as_administrator(postgres_url, migrations.sql("postgresql"))
     as_administrator(postgres_url, f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
     as_administrator(postgres_url, *documented_grants(role))
@@ -244,6 +245,6 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
     for _ in prune(store.audit, utcnow(), event_of("prune")):
         pass
     assert store.audit.verify() == []
-    assert migrations.current(store.engine) == "0001"
+    assert migrations.current(Database(store.engine, ())) == "0001"
     assert session_store(store.engine).establish("sid-1")
     store.engine.dispose()

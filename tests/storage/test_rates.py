@@ -114,7 +114,7 @@ def test_what_counts_as_one_address() -> None:
         ("", "", True),
         ("unix:", "192.0.2.1", False),
     ):
-        limiter = RateLimiter("1/minute", RateStorage.in_memory(), setting=SETTING)
+        limiter = RateLimiter("1/minute", RateStorage(), setting=SETTING)
         limiter.check(f"address:{first}")
         with pytest.raises(RateLimitedError) if together else nullcontext():
             limiter.check(f"address:{second}")
@@ -149,4 +149,4 @@ def test_unusable_rate() -> None:
     unusable: list[Any] = ["", "often", "0/minute", "-1/minute", "5", None, 5]
     for rate in unusable:
         with pytest.raises(ConfigurationError, match=SETTING):
-            RateLimiter(rate, RateStorage.in_memory(), setting=SETTING)
+            RateLimiter(rate, RateStorage(), setting=SETTING)

@@ -40,6 +40,9 @@ from ...storage.tables import credentials, promotions
 #: is called that). None stands for all owners.
 Owners = Collection[str] | None
 
+#: Keys that are read at once.
+BATCH = 500
+
 _c = credentials.c
 # SQLAlchemy's own rows take ten times as long to give a column by its name.
 _Row = cast(Any, namedtuple)("_Row", credentials.c.keys())
@@ -132,12 +135,10 @@ class KeyReader:
         values = {"before": to_milliseconds(before)}
         return int(self.database.read(_COUNT_EXPIRED, values, limit=LONG_LIMIT)[0][0])
 
-    def expiring(
-        self, start: datetime, end: datetime, *, batch: int = 500
-    ) -> Iterator[CredentialRecord]:
+    def expiring(self, start: datetime, end: datetime) -> Iterator[CredentialRecord]:
         """Yield the keys that expire between two times, in the order that they expire in."""
         values: dict[str, Any] = {"start": to_milliseconds(start), "end": to_milliseconds(end)}
-        values |= {"batch": batch, "after": ""}
+        values |= {"batch": BATCH, "after": ""}
         while found := self.database.read(_EXPIRING, values, limit=LONG_LIMIT):
             yield from map(to_record, found)
             values |= {"start": found[-1].expires_at, "after": found[-1].id}

@@ -21,26 +21,21 @@ from ..common import (
     in_columns,
     only_owner,
     printable,
-    require_accounts,
+    require_wing,
     steps,
     time_option,
     yes_option,
 )
 
 if TYPE_CHECKING:
-    from ...accounts.store.audit_verify import AuditEntry
+    from ...accounts.store.audit_verify import AuditEntry, AuditLog
 
 _PRUNE = (
     "This deletes {entries} from before {time}. The last entry of each chain stays, and what the others say of keys "
     "that are still there. To keep the old ones, copy byok_audit first; nothing can verify them afterwards."
 )
-_NOT_WHOLE = (
-    "Left as they are, since they are not whole: {chains}; the first is {owner}'s. "
-    "'flask byok audit verify' shows why."
-)
-_COLUMNS = (
-    *("when", "owner", "who", "action", "provider", "slot", "outcome", "request", "fingerprint"),
-)
+_NOT_WHOLE = "Left, as not whole: {}; the first is {}'s. 'flask byok audit verify' shows why."
+_HEADS = ("when", "owner", "who", "action", "provider", "slot", "outcome", "request", "fingerprint")
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
 _DIGITS = 12
 
@@ -52,20 +47,13 @@ def audit() -> None:
 
 @audit.command("list")
 @only_owner
-@click.option(
-    "--limit",
-    type=click.IntRange(1, 1_000_000),
-    default=50,
-    show_default=True,
-    help="At most so many.",
-)
+@click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, help="At most so many.")
 @time_option("--before", "Only what is older than a time (UTC)")
 def list_entries(owner: str | None, limit: int, before: datetime | None) -> None:
     """Show what was done to keys, newest first; never a key."""
-    _, accounts = require_accounts()
     until = None if before is None else _in_utc(before)
-    entries = accounts.audit.entries(owner, before=until, limit=limit)
-    for line in in_columns([_COLUMNS, *map(_cells, entries)]):
+    entries = _log().entries(owner, before=until, limit=limit)
+    for line in in_columns([_HEADS, *map(_cells, entries)]):
         click.echo(line)
 
 
@@ -83,29 +71,25 @@ def verify(owner: str | None, against: Path | None) -> None:
     It exits with 1 if it finds any.
     """
     heads = [] if against is None else _read_heads(against)
-    _, accounts = require_accounts()
-    looked_at = (0, 0)
+    log = _log()
+    rows = chains = 0
 
-    def report(rows: int, chains: int) -> None:
-        nonlocal looked_at
-        looked_at = rows, chains
+    def report(done: int, whole: int) -> None:
+        nonlocal rows, chains
+        rows, chains = done, whole
         shown.reach(rows)
 
-    with steps("Verifying", accounts.audit.count(owner)) as shown:
-        findings = accounts.audit.verify(owner, report)
+    with steps("Verifying", log.count(owner)) as shown:
+        findings = log.verify(owner, report)
     mine = [head for head in heads if owner in (None, head.owner)]
-    missing, pruned = accounts.audit.missing(mine)
+    missing, pruned = log.missing(mine)
     findings += missing
     for finding in findings:
         number = "" if finding.number is None else f" row {finding.number}"
         click.echo(printable(f"{finding.owner}{number}: {finding.problem}"), err=True)
-    rows, chains = looked_at
-    were = "was" if rows == 1 else "were"
-    click.echo(f"{counted(rows, 'row')} in {counted(chains, 'chain')} {were} verified.")
+    click.echo(f"Verified {counted(rows, 'row')} in {counted(chains, 'chain')}.")
     if against is not None:
-        click.echo(f"{counted(len(mine), 'head was', 'heads were')} looked for.")
-    if pruned:
-        click.echo(f"{counted(pruned, 'head lies', 'heads lie')} in what was pruned since.")
+        click.echo(f"Looked for {counted(len(mine), 'head')}, {pruned:,} of them pruned since.")
     if findings:
         raise click.ClickException(f"The log is not whole: {counted(len(findings), 'finding')}.")
 
@@ -114,8 +98,7 @@ def verify(owner: str | None, against: Path | None) -> None:
 @only_owner
 def print_heads(owner: str | None) -> None:
     """Print the end of each chain, one JSON object a line: keep them where the database's users cannot write."""
-    _, accounts = require_accounts()
-    for head in accounts.audit.heads(owner):
+    for head in _log().heads(owner):
         # In ASCII: ids cannot steer the terminal.
         click.echo(json.dumps(asdict(head), separators=(",", ":")))
 
@@ -130,9 +113,8 @@ def prune_entries(before: datetime, yes: bool) -> None:
     """
     from ...accounts.store.audit_prune import ACTION, Pruning, count_prunable, prune
 
-    _, accounts = require_accounts()
-    before = _in_utc(before)
-    total, state = count_prunable(accounts.audit, before), Pruning()
+    log, before = _log(), _in_utc(before)
+    total, state = count_prunable(log, before), Pruning()
     if not total:
         click.echo("There is nothing to delete.")
         return
@@ -140,12 +122,16 @@ def prune_entries(before: datetime, yes: bool) -> None:
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
     confirm("Delete them?", yes)
     with steps("Deleting", total) as shown:
-        for state in prune(accounts.audit, before, AuditEvent("cli", ACTION)):
+        for state in prune(log, before, AuditEvent("cli", ACTION)):
             shown.reach(state.done)
     click.echo(f"{counted(state.done, 'entry', 'entries')} deleted.")
     if state.broken:
         chains, owner = counted(len(state.broken), "chain"), printable(state.broken[0])
-        raise click.ClickException(_NOT_WHOLE.format(chains=chains, owner=owner))
+        raise click.ClickException(_NOT_WHOLE.format(chains, owner))
+
+
+def _log() -> AuditLog:
+    return require_wing()[1].store.audit
 
 
 def _read_heads(path: Path) -> list[Head]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -14,28 +13,25 @@ from flask import current_app
 from ...accounts.records import AccountRecords
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
-from ...catalog import ProviderSpec
-from ...errors import KeyExistsError, KeyNotFoundError, KeyRefusedError, VersionConflictError
+from ...errors import KeyExistsError, KeyRefusedError
 from ...keys.ports import AuditEvent
+from ...keys.service import Service
 from ...keys.typed import NewKey
 from ...model.credential import EXPIRES_SOON, CredentialRecord, utcnow
-from ...model.owner import Caller, Tier
+from ...model.owner import Caller, Tier, tier_of
 from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
 from ...signals import key_expiring
-from ...web.caller import ByokState
 from ..common import (
     byok,
     confirm,
     counted,
     dry_run_option,
-    find_provider,
     for_owner,
     matching,
     only_owner,
     padded,
     printable,
     read_fields,
-    require_accounts,
     require_wing,
     steps,
     time_option,
@@ -49,8 +45,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
 _PAGE = 200
-_EXPIRED = ("expired key", "expired keys")
-_DAYS = ("old daily count of uses", "old daily counts of uses")
+_HINT = "{} --replace puts another in its place; BYOK_KEYS_PER_PROVIDER is {}."
 
 _slot = matching("[A-Za-z0-9_-]{1,40}")
 
@@ -61,12 +56,10 @@ _slot = matching("[A-Za-z0-9_-]{1,40}")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
 def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     """List the stored keys of users, teams and the system; never a key itself."""
-    state, wing = require_wing()
-    records = wing.everything(state.service)
-    wanted = None if provider is None else find_provider(state, provider).id
+    service, wing = require_wing()
     if not as_json:
         click.echo(padded(_COLUMNS, _WIDTHS))
-    for record in _pages(records, owner, wanted):
+    for record in _pages(wing.everything(service), owner, provider):
         if as_json:
             # In ASCII: ids and labels cannot steer the terminal.
             click.echo(json.dumps(record, separators=(",", ":")))
@@ -101,23 +94,26 @@ def set_key(
 
     For a provider with several fields stdin holds a JSON object.
     """
-    state, wing = require_wing()
-    spec = find_provider(state, provider)
-    slot = slot or ""
-    _require_room(state, wing, owner, spec, slot, replace=replace)
-    new = NewKey(fields=read_fields(spec), label=label, expires_at=expires, validate=validate)
-    records = wing.everything(state.service)
+    service, wing = require_wing()
+    spec, records = service.catalog.get(provider), wing.everything(service)
+    place = wing.slot(service, records.caller, owner, spec, slot or "", replace=replace)
     try:
-        record, validation = records.put(owner, spec.id, new, slot=slot, replace=replace)
-    except KeyExistsError:
-        _require_room(state, wing, owner, spec, slot, replace=replace)  # names the reason
-        raise
+        place.choose()  # before anyone types the key
+        new = NewKey(fields=read_fields(spec), label=label, expires_at=expires, validate=validate)
+        record, validation = records.put(owner, spec.id, new, slot=slot or "", replace=replace)
+    except KeyExistsError as error:
+        limit = service.settings.keys_per_provider
+        raise click.ClickException(_HINT.format(error, limit)) from None
     except KeyRefusedError as error:
         raise click.ClickException(f"The key was not saved. {error}") from None
     click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")
-    _warn_if_unused(state, owner, spec)
+    tier = tier_of(owner)
+    if tier not in service.settings.precedence:
+        click.echo(f"It is not used: BYOK_PRECEDENCE does not name {tier}.", err=True)
+    elif tier is not Tier.SYSTEM and service.lookup.listed_as_locked(spec):
+        click.echo(f"It is not used: BYOK_LOCKED_PROVIDERS names {spec.id}.", err=True)
 
 
 @byok.command("clear")
@@ -134,18 +130,22 @@ def clear_key(
     """Delete the stored keys for a provider, or with --all everything of an owner."""
     if everything == (provider is not None) or (everything and slot is not None):
         raise click.UsageError("Name a provider, or give --all without one.")
-    state, wing = require_wing()
+    service, wing = require_wing()
     if provider is None:
-        _forget(state, wing, owner, yes)
+        _forget(service, wing, owner, yes)
         return
-    found = _find(state, wing, owner, provider)
+    found = _find(service, wing, owner, provider)
     if slot is not None:
         found = [record for record in found if record.slot == slot]
     if not found:
         click.echo("There is no such key.")
         return
     confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
-    _delete(wing.everything(state.service), found)
+    records = wing.everything(service)
+    for record in found:
+        # By its version: a key that has replaced it since stays.
+        records.delete(record, if_version=int(record.version))
+        click.echo(f"Cleared {record.hint}.")
 
 
 def _pages(
@@ -158,63 +158,26 @@ def _pages(
         after = page["next"]
 
 
-def _find(state: ByokState, wing: Wing, owner: str, provider: str) -> list[CredentialRecord]:
-    """Return an owner's keys for a provider, which may have been switched off since."""
-    catalog = state.service.catalog
+def _find(service: Service, wing: Wing, owner: str, provider: str) -> list[CredentialRecord]:
+    """Return an owner's keys for a provider, which may have been switched off since.
+
+    :raises UnknownProviderError: there are none for a provider that is not in the catalog.
+    """
+    catalog = service.catalog
     name = catalog.get(provider).id if provider in catalog else provider
     found = wing.store.find([owner], [name])
-    if name not in catalog and not found:
-        find_provider(state, provider)
+    if not found:
+        catalog.get(name)
     return found
 
 
-def _forget(state: ByokState, wing: Wing, owner: str, yes: bool) -> None:
+def _forget(service: Service, wing: Wing, owner: str, yes: bool) -> None:
     """Delete everything of an owner, even if only usage counts are left."""
     count = counted(len(wing.store.find([owner])), "key")
     confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
-    for provider in state.service.forget(Caller(command=True), owner):
+    for provider in service.forget(Caller(command=True), owner):
         click.echo(f"Cleared the keys for {printable(provider)}.")
     click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
-
-
-def _require_room(
-    state: ByokState, wing: Wing, owner: str, spec: ProviderSpec, slot: str, *, replace: bool
-) -> None:
-    """Refuse a key that has no place, before anyone types it."""
-    at_most = state.settings.keys_per_provider
-    taken = {record.slot for record in wing.store.find([owner], [spec.id])}
-    if slot in taken and not replace:
-        raise click.ClickException(
-            "There is a key already, which stays: --replace puts another in its place."
-        )
-    if slot not in taken and len(taken) >= at_most:
-        raise click.ClickException(
-            f"There is no room for another key: BYOK_KEYS_PER_PROVIDER is {at_most}."
-        )
-
-
-def _warn_if_unused(state: ByokState, owner: str, spec: ProviderSpec) -> None:
-    tier = owner.partition(":")[0]
-    if tier not in state.settings.precedence:
-        click.echo(f"It is not used: BYOK_PRECEDENCE does not name {tier}.", err=True)
-    elif tier != Tier.SYSTEM and state.service.lookup.listed_as_locked(spec):
-        click.echo(f"It is not used: BYOK_LOCKED_PROVIDERS names {spec.id}.", err=True)
-
-
-def _delete(records: AccountRecords, found: list[CredentialRecord]) -> None:
-    """Delete these keys, but none that replaced one of them since."""
-    stayed = False
-    for record in found:
-        try:
-            records.delete(record, if_version=int(record.version))
-        except (KeyNotFoundError, VersionConflictError):
-            stayed = True
-        else:
-            click.echo(f"Cleared {record.hint}.")
-    if stayed:
-        raise click.ClickException(
-            "A key was changed or deleted by someone else at the same time. Look and try again."
-        )
 
 
 def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -226,13 +189,7 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 @byok.command("purge-expired")
-@click.option(
-    "--days",
-    type=click.IntRange(0, 36500),
-    default=0,
-    show_default=True,
-    help="Keep keys that expired within this many days.",
-)
+@click.option("--days", type=click.IntRange(0, 36500), default=0, help="Days to keep expired keys.")
 @dry_run_option
 def purge_expired(days: int, dry_run: bool) -> None:
     """Delete accounts' keys that have expired, and signal those that soon will.
@@ -242,21 +199,21 @@ def purge_expired(days: int, dry_run: bool) -> None:
     """
     from ...accounts.store.usage import KEPT_DAYS
 
-    state, accounts = require_accounts()
-    now, event = utcnow(), AuditEvent("cli", "purge")
+    service, wing = require_wing()
+    accounts, now, event = wing.store, utcnow(), AuditEvent("cli", "purge")
     before, kept_since = now - timedelta(days=days), (now - timedelta(days=KEPT_DAYS - 1)).date()
     total, old = accounts.count_expired(before), accounts.usage.count_old(kept_since)
     if dry_run:
         soon = sum(1 for _ in accounts.expiring(now, now + EXPIRES_SOON))
-        expired = counted(total, *_EXPIRED)
+        expired = counted(total, "expired key")
         click.echo(f"{expired} would be deleted, {soon:,} will expire within a week.")
-        click.echo(f"{counted(old, *_DAYS)} would be summed up.")
+        click.echo(f"{counted(old, 'old daily count')} would be summed up.")
         return
     done = _repeat("Deleting", total, lambda: accounts.purge_expired(before, event, limit=200))
-    click.echo(f"{counted(done, *_EXPIRED)} deleted.")
-    accounts.forget_over(now - state.settings.session_ttl * MAX_SESSION_LIFETIMES)
+    click.echo(f"{counted(done, 'expired key')} deleted.")
+    accounts.forget_over(now - service.settings.session_ttl * MAX_SESSION_LIFETIMES)
     folded = _repeat("Summing up", old, lambda: accounts.usage.fold(kept_since))
-    click.echo(f"{counted(folded, *_DAYS)} summed up.")
+    click.echo(f"{counted(folded, 'old daily count')} summed up.")
     _signal(accounts, now)
 
 
@@ -274,17 +231,12 @@ def _signal(accounts: AccountStore, now: datetime) -> None:
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # signals compare senders
     soon = 0
     for record in accounts.expiring(now, now + EXPIRES_SOON):
-        facts: dict[str, Any] = {
-            "owner": record.owner,
-            "provider": record.provider,
-            "id": record.id,
-        }
-        key_expiring.send(app, **facts, expires_at=record.expires_at)
+        facts = {name: getattr(record, name) for name in ("owner", "provider", "id", "expires_at")}
+        key_expiring.send(app, **facts)
         soon += 1
-    told = f" and {'was' if soon == 1 else 'were'} signalled"
-    if not key_expiring.has_receivers_for(app):
-        told = "; nothing listens to key_expiring"
-    click.echo(f"{counted(soon, 'key expires', 'keys expire')} within a week{told}.")
+    heard = key_expiring.has_receivers_for(app)
+    told = "signalled by" if heard else "but nothing listens to"
+    click.echo(f"{counted(soon, 'key expires', 'keys expire')} within a week, {told} key_expiring.")
 
 
 # rotate
@@ -297,19 +249,14 @@ def rotate_keys() -> None:
     The app may go on meanwhile. If it is interrupted, run it again to go on. 'flask byok check' shows, as
     this command does at its end, which encryption keys can go.
     """
-    state, accounts = require_accounts()
-    progress, begin = Progress(accounts.seals.count_due()), time.monotonic()
+    service, wing = require_wing()
+    seals, keyring = wing.store.seals, service.keyring
+    progress = Progress(seals.count_due())
     with steps("Sealing again", progress.total) as shown:
-        for progress in accounts.seals.rotate(
-            state.service.keyring.renewed, AuditEvent("cli", "rotate")
-        ):
+        for progress in seals.rotate(keyring.renewed, AuditEvent("cli", "rotate")):
             shown.reach(progress.done)
-    seconds = time.monotonic() - begin
-    click.echo(
-        f"{counted(progress.done, 'key')} sealed with {state.service.keyring.key_ids[0]} in {seconds:.1f} s "
-        f"({progress.done / max(seconds, 0.001):,.0f} a second)."
-    )
-    for role, key_id, use in count_sealed(state):
+    click.echo(f"{counted(progress.done, 'key')} sealed with {keyring.key_ids[0]}.")
+    for role, key_id, use in count_sealed(service):
         if role != "current":
             click.echo(f"{key_id}  {use}.")
     if progress.unreadable:

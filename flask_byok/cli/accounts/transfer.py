@@ -13,7 +13,6 @@ import click
 from ...accounts.export_file import LARGEST_FILE
 from ...accounts.transfer import (
     Copied,
-    Imported,
     Importer,
     KeyTransfer,
     copy_keys,
@@ -49,7 +48,7 @@ SHORTEST_PASSPHRASE = 12
 @dry_run_option
 def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     """Copy the operator's keys from environment variables and secret files into the database."""
-    transfer = _transfer()
+    transfer = KeyTransfer(*require_wing())
     sources = operator_sources(transfer.settings)
     copied = list(copy_keys(transfer, sources, owner, replace=replace, dry_run=dry_run))
     for line in in_columns([_row(each, dry_run=dry_run) for each in copied]):
@@ -68,7 +67,7 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
 
     The passphrase is asked for at a terminal; otherwise it is read from stdin.
     """
-    transfer = _transfer()
+    transfer = KeyTransfer(*require_wing())
     if owner is not None and not transfer.accounts.page([owner], limit=1)[0]:
         raise click.ClickException("This owner has no keys here.")
     if file.exists() and not force:
@@ -95,7 +94,6 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     "--on-conflict",
     type=click.Choice(["keep", "replace"]),
     default="keep",
-    show_default=True,
     help="If a different key is stored, keep or replace it.",
 )
 @dry_run_option
@@ -104,7 +102,8 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
 
     The passphrase is asked for at a terminal; otherwise it is read from stdin. If this is interrupted, run it again.
     """
-    importer = Importer(_transfer(), replace=on_conflict == "replace", dry_run=dry_run)
+    transfer = KeyTransfer(*require_wing())
+    importer = Importer(transfer, replace=on_conflict == "replace", dry_run=dry_run)
     try:
         with file.open("rb") as source:
             content = source.read(LARGEST_FILE + 1)
@@ -112,13 +111,19 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
         raise click.ClickException(f"The file cannot be read: {error.strerror}.") from None
     keys = from_file(content, read_passphrase(twice=False))
     with steps("Importing", len(keys)) as shown:
-        importer.run(keys, shown.reach)
-    _print_imported(importer.result, dry_run=dry_run)
-
-
-def _transfer() -> KeyTransfer:
-    state, wing = require_wing()
-    return KeyTransfer(state.service, wing)
+        result = importer.run(keys, shown.reach)
+    click.echo(
+        f"{'Would have added' if dry_run else 'Added'} {result.added:,}, replaced {result.replaced:,}; "
+        f"unchanged {result.unchanged:,}, kept though different {result.kept:,}."
+    )
+    for (provider, problem), count in sorted(result.left_out.items()):
+        click.echo(
+            f"left out: {counted(count, 'key')} for {printable(provider)}: {problem}", err=True
+        )
+    for place in result.without_room:
+        click.echo(f"left out, as there is no room: {printable(' '.join(place))}", err=True)
+    if result.left_out:
+        raise click.exceptions.Exit(1)
 
 
 def _row(copied: Copied, *, dry_run: bool) -> tuple[str, ...]:
@@ -139,21 +144,6 @@ def _advice(copied: Sequence[Copied], settings: Settings, owner: str, *, dry_run
     if Tier.SYSTEM not in settings.precedence:
         return "Nothing can be removed before BYOK_PRECEDENCE names 'system'."
     return f"Can be removed {'afterwards' if dry_run else 'now'}: {names}"
-
-
-def _print_imported(result: Imported, *, dry_run: bool) -> None:
-    click.echo(
-        f"{'Would have added' if dry_run else 'Added'} {result.added:,}, replaced {result.replaced:,}; "
-        f"unchanged {result.unchanged:,}, kept though different {result.kept:,}."
-    )
-    for (provider, problem), count in sorted(result.left_out.items()):
-        click.echo(
-            f"left out: {counted(count, 'key')} for {printable(provider)}: {problem}", err=True
-        )
-    for place in result.without_room:
-        click.echo(f"left out, as there is no room: {printable(' '.join(place))}", err=True)
-    if result.left_out:
-        raise click.exceptions.Exit(1)
 
 
 def _write_new(path: Path, content: bytes, *, force: bool) -> None:

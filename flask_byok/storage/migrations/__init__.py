@@ -10,19 +10,18 @@ from __future__ import annotations
 
 import io
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Engine, Table
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy import Connection, Table
+from sqlalchemy.exc import DBAPIError
 
 from ...errors import OutdatedTablesError
-from ..engine import LONG_LIMIT
-from ..sql import REFUSED, TRIES, Transactions, is_without_right
-from ..tables import metadata
+from ..engine import LONG_LIMIT, Transactions
+from ..sql import Database, is_without_right
+from ..tables import canaries, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -34,16 +33,17 @@ _OUTDATED = (
     "The database's byok_ tables are older than this version of flask-byok: "
     "run 'flask byok db upgrade', or your own migration if it makes these tables."
 )
-#: Errors of a database that does not answer, or refuses.
-FAULTS = (SQLAlchemyError, TimeoutError)
 #: The number of PostgreSQL's advisory lock for a migration; the same in every worker.
 _LOCK = 0x62796F6B
 #: Seconds for an operator's upgrade, which may have large tables to change.
 _UPGRADE_LIMIT = 3600
+#: What the app does with each table.
+_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 #: Alembic's ``op`` is the process's, so one thread at a time migrates.
 _alembic = threading.Lock()
 
 T = TypeVar("T")
+_Columns = Mapping[str, set[str]]
 
 
 def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bool = False) -> None:
@@ -58,24 +58,18 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
         transactions.call(_complete, transactions, wanted, own_file, limit=LONG_LIMIT)
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(database: Database) -> None:
     """Bring the tables to this version; several upgrades at once wait for each other.
 
-    :raises OutdatedTablesError: the database's user has not the rights.
+    :raises OutdatedTablesError: the database's user has not the rights, or the host's own Alembic made older tables.
     """
-    transactions = Transactions(engine)
-    try:
-        transactions.call(_run, transactions, _upgrade, limit=_UPGRADE_LIMIT)
-    except DBAPIError as error:
-        if is_without_right(error):
-            raise OutdatedTablesError(REFUSED) from None
-        raise
+    work = partial(_run, database.transactions, _upgrade)
+    _require(database.call(work, limit=_UPGRADE_LIMIT), metadata.sorted_tables)
 
 
-def current(engine: Engine) -> str | None:
+def current(database: Database) -> str | None:
     """Return the revision of the tables; None if there are none, or if the host's Alembic made them."""
-    transactions = Transactions(engine)
-    return transactions.call(lambda: _read(transactions, _revision), limit=LONG_LIMIT)
+    return database.call(partial(_read, database.transactions, _revision), limit=LONG_LIMIT)
 
 
 def sql(dialect: str = "postgresql") -> str:
@@ -83,9 +77,7 @@ def sql(dialect: str = "postgresql") -> str:
     from alembic import command
 
     output = io.StringIO()
-    config = _config(dialect=dialect)
-    config.output_buffer = output
-    command.upgrade(config, "head", sql=True)
+    command.stamp(_config(output, dialect_name=dialect), "head", sql=True)
     return output.getvalue()
 
 
@@ -96,39 +88,27 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
-def missing_rights(engine: Engine) -> list[str]:
-    """Return the rights that the user lacks, such as ``INSERT on byok_usage``; no row is changed.
+def missing_rights(database: Database) -> list[str]:
+    """Return the rights that the user lacks on PostgreSQL, such as ``INSERT on byok_usage``.
 
-    A database that is read-only raises what its driver says.
+    :raises StoreError: the database is read-only.
     """
-    transactions = Transactions(engine)
-    return [
-        f"{right} on {table.name}"
-        for table in metadata.sorted_tables
-        for right, statement in _statements(table)
-        if not transactions.call(_may, transactions, statement)
-    ]
+    rights = [(right, table.name) for table in metadata.sorted_tables for right in _RIGHTS]
+    if database.transactions.dialect != "postgresql":
+        rights = []
 
+    def look() -> list[str]:
+        with database.transactions.several() as connection:
+            missing = [
+                f"{right} on {table}"
+                for right, table in rights
+                if not connection.scalar(sa.select(sa.func.has_table_privilege(table, right)))
+            ]
+            if not missing:
+                connection.execute(sa.delete(canaries).where(sa.false()))
+            return missing
 
-def _statements(table: Table) -> Iterator[tuple[str, Any]]:
-    """Yield statements that need a right and find no row."""
-    columns = list(table.c)
-    nothing = sa.select(*columns).where(sa.false())
-    yield "SELECT", nothing
-    yield "INSERT", sa.insert(table).from_select(columns, nothing)
-    yield "UPDATE", sa.update(table).where(sa.false()).values({columns[-1]: columns[-1]})
-    yield "DELETE", sa.delete(table).where(sa.false())
-
-
-def _may(transactions: Transactions, statement: Any) -> bool:
-    try:
-        with transactions.several() as connection:
-            connection.execute(statement)
-    except DBAPIError as error:
-        if is_without_right(error):
-            return False
-        raise
-    return True
+    return database.call(look)
 
 
 def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
@@ -146,23 +126,9 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
 
 def _complete(transactions: Transactions, wanted: Iterable[Table], own_file: bool) -> None:
     present = _read(transactions, _tables)
-    if not present or (own_file and not _suffice(present, wanted)):
-        _make_tables(transactions, own_file)
-        present = _read(transactions, _tables)
-    if not _suffice(present, wanted):
-        raise OutdatedTablesError(_OUTDATED)
-
-
-def _make_tables(transactions: Transactions, own_file: bool) -> None:
-    for attempt in range(TRIES):
-        try:
-            _run(transactions, _upgrade if own_file else _upgrade_if_empty)
-            return
-        except SQLAlchemyError as error:
-            late = attempt == TRIES - 1 or not transactions.in_time()
-            if late or is_without_right(error):
-                raise
-            time.sleep(0.05)
+    if not present or own_file:
+        present = _run(transactions, partial(_upgrade, if_older=own_file))
+    _require(present, wanted)
 
 
 def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
@@ -177,29 +143,32 @@ def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
         return work(connection)
 
 
-def _upgrade_if_empty(connection: Connection) -> None:
-    if not _tables(connection):
-        _upgrade(connection)
-
-
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: Connection, *, if_older: bool = True) -> _Columns:
+    """Make the tables if there are none, else upgrade them ``if_older``; return their columns."""
     from alembic import command
 
-    config = _config(connection=connection)
-    present = _tables(connection)
+    config, present = _config(connection=connection), _tables(connection)
     if not present:
-        # There is nothing, even if the version table says otherwise.
-        command.stamp(config, "base", purge=True)
-    elif _revision(connection) is None and _suffice(present, metadata.sorted_tables):
-        command.stamp(config, "head")  # the host's own Alembic made them
-    command.upgrade(config, "head")
+        metadata.create_all(connection, checkfirst=False)
+        # Even if the version table says otherwise.
+        command.stamp(config, "head", purge=True)
+    elif if_older:
+        if _revision(connection) is None and _suffice(present, metadata.sorted_tables):
+            command.stamp(config, "head")  # the host's own Alembic made them
+        command.upgrade(config, "head")
+    return _tables(connection)
 
 
-def _suffice(present: Mapping[str, set[str]], needed: Iterable[Table]) -> bool:
+def _require(present: _Columns, needed: Iterable[Table]) -> None:
+    if not _suffice(present, needed):
+        raise OutdatedTablesError(_OUTDATED)
+
+
+def _suffice(present: _Columns, needed: Iterable[Table]) -> bool:
     return all(present.get(table.name, set()).issuperset(table.columns.keys()) for table in needed)
 
 
-def _tables(connection: Connection) -> dict[str, set[str]]:
+def _tables(connection: Connection) -> _Columns:
     """Return the columns of each of our tables that exists, in one look."""
     names = [table.name for table in metadata.sorted_tables]
     found = sa.inspect(connection).get_multi_columns(filter_names=names)
@@ -214,12 +183,9 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _config(**attributes: object) -> Config:
+def _config(output: io.StringIO | None = None, **attributes: object) -> Config:
     from alembic.config import Config
 
-    config = Config()
-    folder = str(files(__name__))
-    config.set_main_option("script_location", folder.replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    config.attributes.update(attributes)
+    config = Config(output_buffer=output, attributes=attributes)
+    config.set_main_option("script_location", "flask_byok.storage:migrations")
     return config

@@ -7,19 +7,10 @@ from alembic import context
 from flask_byok.storage.migrations import VERSION_TABLE
 from flask_byok.storage.tables import metadata
 
-attributes = context.config.attributes
-if context.is_offline_mode():
-    context.configure(
-        dialect_name=attributes["dialect"],
-        target_metadata=metadata,
-        version_table=VERSION_TABLE,
-        literal_binds=True,
-    )
-else:
-    context.configure(
-        connection=attributes["connection"],
-        target_metadata=metadata,
-        version_table=VERSION_TABLE,
-    )
+prints = context.is_offline_mode()
+context.configure(version_table=VERSION_TABLE, literal_binds=prints, **context.config.attributes)
 with context.begin_transaction():
+    if prints:
+        # For an empty database, which gets the newest revision with the newest tables.
+        metadata.create_all(context.get_bind(), checkfirst=False)
     context.run_migrations()
