@@ -11,13 +11,7 @@ from weakref import WeakSet
 from flask import Flask
 
 from .catalog import Catalog, ProviderSpec
-from .errors import (
-    ByokError,
-    ConfigurationError,
-    InvalidFieldError,
-    MissingCredentialError,
-    SessionRequiredError,
-)
+from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from .factory import stream_response
 from .keys.service import Service
 from .keys.status import Status
@@ -32,8 +26,8 @@ from .web.caller import (
     ByokState,
     Loaders,
     current_caller,
-    established_caller,
     get_state,
+    in_session,
     is_login_fresh,
     name_sources,
     note_use,
@@ -262,13 +256,7 @@ class BYOK:
             validate=validate,
             persist=persist,
         )
-        try:
-            status, found = state.service.set(established_caller(state), provider, new)
-        except (
-            SessionRequiredError
-        ):  # the session has expired: start another, as loading the list does
-            renewed = established_caller(state, replace=True)
-            status, found = state.service.set(renewed, provider, new)
+        status, found = in_session(state, lambda caller: state.service.set(caller, provider, new))
         return {**status, "validation": None if found is None else found.to_dict()}
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:

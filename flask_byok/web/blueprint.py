@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 from flask import Blueprint, request, send_from_directory, url_for
 from flask.sansio.blueprints import BlueprintSetupState
 from flask.typing import ResponseReturnValue
-from flask_wtf.csrf import CSRFError
 from werkzeug import Response
 from werkzeug.exceptions import HTTPException
 
@@ -20,7 +18,7 @@ from . import forms, keys_api, records_api, ui
 from .guards import limit_body, refuse_cross_site, refuse_unrouted, secure
 from .keys_api import make_view
 from .openapi import Route, describe
-from .problems import csrf_problem_response, http_problem_response, problem_response
+from .problems import http_problem_response, problem_response
 
 _STATIC = Path(__file__).parent.parent / "static"
 _OPENAPI = "/providers/openapi.json"
@@ -38,13 +36,8 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     blueprint.before_app_request(refuse_unrouted(*roots))
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
-    handlers: list[tuple[type[Exception], Callable[[Any], Any]]] = [
-        (ByokError, problem_response),
-        (CSRFError, lambda error: csrf_problem_response(str(error.description))),
-        (HTTPException, http_problem_response),
-    ]
-    for kind, handler in handlers:
-        blueprint.register_error_handler(kind, forms.shown_on_page(handler))
+    blueprint.register_error_handler(ByokError, forms.shown_on_page(problem_response))
+    blueprint.register_error_handler(HTTPException, forms.shown_on_page(http_problem_response))
     for route in ROUTES:
         blueprint.add_url_rule(route.path, route.name, make_view(route), methods=[route.method])
     blueprint.add_url_rule("/providers/static/<path:filename>", "static", _asset)

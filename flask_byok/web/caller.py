@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context, request
 
@@ -32,6 +32,7 @@ SOURCE_HEADER = "X-BYOK-Source"
 REQUEST_ID = "flask_byok.request_id"
 
 _logger = logging.getLogger("flask_byok.web")
+_T = TypeVar("_T")
 
 _USED = "flask_byok.used"
 # No database stores NUL or a surrogate.
@@ -88,12 +89,12 @@ def current_caller(state: ByokState) -> Caller:
     return _caller(state, state.binding.current)
 
 
-def established_caller(state: ByokState, *, replace: bool = False) -> Caller:
-    """Return the caller of the present request, with a session that keys can be written to.
-
-    :param replace: the session found at first has ended: start another in its place.
-    """
-    return _caller(state, partial(state.binding.establish, replace=replace))
+def in_session(state: ByokState, act: Callable[[Caller], _T]) -> _T:
+    """Act for the present caller in a session that keys can be written to; if it has ended, in another."""
+    try:
+        return act(_caller(state, state.binding.establish))
+    except SessionRequiredError:
+        return act(_caller(state, partial(state.binding.establish, replace=True)))
 
 
 def note_use(credential: Credential) -> Credential:

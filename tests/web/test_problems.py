@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask, abort
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
 from flask_byok import BYOK, Validation, Verdict, errors
@@ -14,7 +15,6 @@ from flask_byok.model.credential import utcnow
 from flask_byok.web.problems import (
     NOT_SET_UP,
     TYPE_PREFIX,
-    csrf_problem_response,
     http_problem_response,
     problem,
     problem_response,
@@ -103,7 +103,7 @@ def test_http_errors_are_problems_too() -> None:
     assert answer.get_json()["detail"] == "Not today."
     answer = http_problem_response(MethodNotAllowed(["GET"]))
     assert (answer.get_json()["code"], answer.headers["Allow"]) == ("method_not_allowed", "GET")
-    assert csrf_problem_response("…").get_json()["code"] == "csrf"
+    assert http_problem_response(CSRFError("…")).get_json()["code"] == "csrf"
 
 
 def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:
