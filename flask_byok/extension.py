@@ -28,16 +28,14 @@ from .web.caller import (
     current_caller,
     get_state,
     in_session,
-    is_login_fresh,
     name_sources,
     note_use,
-    signed_in_user,
-    user_of,
 )
+from .web.guards import limit_body
 from .web.host_database import find_database, warn_if_late
 from .web.keys_api import typed_fields
 from .web.problems import problem_response
-from .web.session_binding import SessionBinding, app_name, check_session_interface, index_key
+from .web.session_binding import SessionBinding, check_session_interface, index_key
 from .web.ui import UI
 from .wiring import build_service
 
@@ -53,9 +51,7 @@ class BYOK:
     def __init__(self, app: Flask | None = None) -> None:
         self._registered: list[ProviderSpec] = []
         self._catalogs: WeakSet[Catalog] = WeakSet()
-        self._loaders = Loaders(
-            owner=signed_in_user, team=tuple, admin=bool, fresh_login=is_login_fresh
-        )
+        self._loaders = Loaders()
         if app is not None:
             self.init_app(app)
 
@@ -80,6 +76,8 @@ class BYOK:
         if state.uses_database:
             warn_if_late(app, state.database)
         app.register_blueprint(create_blueprint(settings.url_prefix))
+        # First of all hooks: the one that opens the body decides how much of it is read.
+        app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
         app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI(state)
@@ -88,21 +86,11 @@ class BYOK:
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
+        database, loaders = find_database(app, settings), self._loaders
+        service = build_service(app, settings, self._registered, database)
         index = index_key(app.secret_key)
-        database = find_database(app, settings)
-        name = app_name(index)
-        service = build_service(app, settings, self._registered, database, name=name)
-        return ByokState(
-            app,
-            settings,
-            service,
-            SessionBinding(service.sessions, index, self._identity),
-            self._loaders,
-            database,
-        )
-
-    def _identity(self) -> str:
-        return identity_of(user_of(self._loaders))
+        binding = SessionBinding(service.sessions, index, loaders.identity)
+        return ByokState(settings, service, binding, loaders, database)
 
     # what the host tells us
 

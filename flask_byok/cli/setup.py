@@ -24,7 +24,7 @@ from ..storage.reasons import reason_of
 from ..web.caller import ByokState, get_state
 from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
 from ..web.safety import unsafe_choices, unsafe_settings
-from ..web.session_binding import app_name, index_key
+from ..web.session_binding import app_name
 from .common import Commands, byok, padded, printable
 
 _WIDTHS = (33, 40, 0)
@@ -215,7 +215,7 @@ def _examine_sessions(state: ByokState, report: _Report) -> None:
     if state.settings.encryption_key is None:
         return  # the stores do not know a key that was made up for this run
     with report.trial(sessions.name):
-        name = app_name(index_key(current_app.secret_key or ""))
+        name = app_name(current_app.secret_key or "")
         Canary(state.service.keyring, name, sessions.hold).reseal()
 
 

@@ -14,7 +14,6 @@ from flask import Flask, Response, current_app, has_request_context, request
 
 from .. import signals
 from ..errors import ConfigurationError, SessionRequiredError, StoreError
-from ..keys.checks import Notify
 from ..keys.service import Service
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
@@ -39,21 +38,45 @@ _USED = "flask_byok.used"
 _STORABLE = re.compile("[^\0\ud800-\udfff]*")
 
 
+# Flask-Login, if the host uses it
+
+
+def signed_in_user() -> str | None:
+    """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
+    if not hasattr(current_app, "login_manager"):
+        return None
+    from flask_login import current_user
+
+    return str(current_user.get_id()) if current_user.is_authenticated else None
+
+
+def is_login_fresh() -> bool:
+    """Return True if Flask-Login's user has just signed in; False without Flask-Login."""
+    if not hasattr(current_app, "login_manager"):
+        return False
+    from flask_login import login_fresh
+
+    return bool(login_fresh())
+
+
 @dataclass(slots=True)
 class Loaders:
     """The host's functions that identify the caller; each is called within the request."""
 
-    owner: Callable[[], str | None]
-    team: Callable[[], Iterable[str]]
-    admin: Callable[[], bool]
-    fresh_login: Callable[[], bool]
+    owner: Callable[[], str | None] = signed_in_user
+    team: Callable[[], Iterable[str]] = tuple
+    admin: Callable[[], bool] = bool
+    fresh_login: Callable[[], bool] = is_login_fresh
+
+    def identity(self) -> str:
+        """Name the present user, or a visitor, as sessions do."""
+        return identity_of(user_of(self))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ByokState:
     """The parts of flask-byok that belong to one app."""
 
-    app: Flask
     settings: Settings
     service: Service
     binding: SessionBinding
@@ -64,9 +87,6 @@ class ByokState:
     def uses_database(self) -> bool:
         """True if it stores keys of accounts or of sessions."""
         return bool(self.service.accounts.tiers) or self.service.sessions.name == "the database"
-
-    def __repr__(self) -> str:
-        return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"
 
 
 def get_state(app: Any = None) -> ByokState:
@@ -118,15 +138,11 @@ def name_sources(response: Response) -> Response:
     return response
 
 
-def signal_sender(app: Flask) -> Notify:
-    """Return the function that sends an event to the host as the signal of its name, with safe facts."""
-
-    def notify(event: str, facts: Mapping[str, Any]) -> None:
-        signal = getattr(signals, event)
-        if signal.receivers:
-            signal.send(app, **facts)
-
-    return notify
+def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
+    """Send an event to the host as the signal of its name, with safe facts."""
+    signal = getattr(signals, event)
+    if signal.receivers:
+        signal.send(app, **facts)
 
 
 def user_of(loaders: Loaders) -> str | None:
@@ -209,24 +225,3 @@ def _sign_in(state: ByokState, caller: Caller) -> None:
             raise
         return
     state.binding.settle()
-
-
-# Flask-Login, if the host uses it
-
-
-def signed_in_user() -> str | None:
-    """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
-    if not hasattr(current_app, "login_manager"):
-        return None
-    from flask_login import current_user
-
-    return str(current_user.get_id()) if current_user.is_authenticated else None
-
-
-def is_login_fresh() -> bool:
-    """Return True if Flask-Login's user has just signed in; False without Flask-Login."""
-    if not hasattr(current_app, "login_manager"):
-        return False
-    from flask_login import login_fresh
-
-    return bool(login_fresh())

@@ -70,16 +70,13 @@ def refuse_cross_site() -> None:
         return
     if not _same_origin():
         raise CSRFError("The request came from another site.")
-    if not is_safe:
+    if not is_safe and _csrf_enabled():
         _require_token()
 
 
 def csrf_token() -> str | None:
     """Return a fresh CSRF token, or None if the host has switched CSRF protection off."""
-    if not _csrf_enabled():
-        return None
-    token: str = generate_csrf()
-    return token
+    return str(generate_csrf()) if _csrf_enabled() else None
 
 
 def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
@@ -118,8 +115,6 @@ def _same_origin() -> bool:
 
 def _require_token() -> None:
     # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
-    if not _csrf_enabled():
-        return
     try:
         validate_csrf(_sent_token())
     except ValidationError as error:
@@ -204,8 +199,11 @@ def _secret(kind: type, value: Any) -> Secret:
 
 
 def secure(response: Response) -> Response:
-    """Put the security headers on one of our answers."""
+    """Put the security headers on one of our answers; browsers keep a file whose address names its content."""
     if request.endpoint == "byok.static":
+        if "v" in request.args and response.status_code < 400:
+            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+            response.headers["X-Content-Type-Options"] = "nosniff"
         return response
     keep_from_logs(_query_as_logged())
     response.headers.update(_HEADERS)

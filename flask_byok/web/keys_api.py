@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 from http import HTTPStatus
@@ -41,18 +42,11 @@ class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     base_url: str | None = None
     validate: ValidateOnSet | None = None
 
-    def new_key(self, *, persist: bool = False, active: bool = True) -> NewKey:
-        """Return what the service stores."""
-        return NewKey(
-            fields=typed_fields(self.api_key, self.fields) or {},
-            base_url=self.base_url,
-            label=self.label,
-            description=self.description,
-            expires_at=self.expires_at,
-            validate=self.validate,
-            persist=persist,
-            active=active,
-        )
+    def new_key(self) -> NewKey:
+        """Return what the service stores: the fields of the same names, and the secrets as typed."""
+        names = {each.name for each in dataclasses.fields(NewKey)} & set(self.__struct_fields__)
+        given = {name: getattr(self, name) for name in names}
+        return NewKey(**given | {"fields": typed_fields(self.api_key, self.fields) or {}})
 
 
 class SetRequest(NewKeyRequest, kw_only=True):
@@ -122,8 +116,8 @@ def list_keys() -> Keys:
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
     state = get_state()
-    new = body.new_key(persist=body.persist)
-    status, validation = state.service.set(current_caller(state), body.provider, new)
+    caller = current_caller(state)
+    status, validation = state.service.set(caller, body.provider, body.new_key())
     return {
         "success": True,
         "provider": status,

@@ -10,13 +10,13 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from .. import errors
+from ..errors import ALL_ERRORS
 from ..model.credential import Secret
 from .problems import Problem
 
 _Schema = dict[str, Any]
 
-_REF = "#/components/schemas/"
+_REF = "#/components/schemas/{name}"
 _ABOUT = {
     "title": "flask-byok",
     "summary": "Bring your own API key.",
@@ -40,7 +40,7 @@ _INCLUDE_VALUE = (
 #: Status, code and description of the problems that no error of our own stands for.
 _REQUEST_PROBLEMS = (
     (400, "csrf", "The CSRF token is missing or stale, or the request came from another site"),
-    (400, "bad_request", "The body is not JSON, or `If-Match` is no list of quoted tags"),
+    (400, "bad_request", "The body is not JSON"),
     (413, "too_large", "The body has more than 64 KiB"),
     (415, "unsupported_media_type", "Send application/json"),
 )
@@ -89,26 +89,25 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     :param url: the address that the routes' paths start from.
     """
     found = [route.types.get(part) for route in routes for part in ("body", "return")]
+    kinds = [Problem, *filter(_has_fields, found)]
     _, schemas = msgspec.json.schema_components(
-        [Problem, *filter(_has_fields, found)],
-        schema_hook=_secret_schema,
-        ref_template=f"{_REF}{{name}}",
+        kinds, schema_hook=_secret_schema, ref_template=_REF
     )
+    for schema in schemas.values():
+        if "properties" in schema:
+            schema["additionalProperties"] = False
     problems = _problem_responses()
     paths: dict[str, _Schema] = {}
     for route in routes:
         path = route.path.replace("<", "{").replace(">", "}")
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, problems)
-    document: _Schema = _tidied(
-        {
-            "openapi": "3.1.0",
-            "info": {"version": version, **_ABOUT},
-            "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
-            "paths": paths,
-            "components": {"responses": problems, "schemas": schemas},
-        }
-    )
-    return document
+    return {
+        "openapi": "3.1.0",
+        "info": {"version": version, **_ABOUT},
+        "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
+        "paths": paths,
+        "components": {"responses": problems, "schemas": schemas},
+    }
 
 
 def _has_fields(kind: Any) -> bool:
@@ -119,20 +118,6 @@ def _secret_schema(kind: type) -> _Schema:
     if kind is not Secret:
         raise NotImplementedError
     return {"type": "string", "description": "It is in no answer.", "writeOnly": True}
-
-
-def _tidied(node: Any) -> Any:
-    """Give components the names that clients know, and declare that objects have no other fields."""
-    if isinstance(node, list):
-        return [_tidied(each) for each in node]
-    if isinstance(node, str):
-        return node.removesuffix("Facts")
-    if not isinstance(node, dict):
-        return node
-    tidied = {name.removesuffix("Facts"): _tidied(each) for name, each in node.items()}
-    if node.get("type") == "object" and "properties" in node:
-        tidied["additionalProperties"] = False
-    return tidied
 
 
 def _operation(route: Route, problems: _Schema) -> _Schema:
@@ -147,7 +132,7 @@ def _operation(route: Route, problems: _Schema) -> _Schema:
         },
     }
     if body := route.types.get("body"):
-        operation["requestBody"] = {"required": True, **_content("json", body.__name__)}
+        operation["requestBody"] = {"required": True, **_content(body)}
     return operation
 
 
@@ -173,33 +158,29 @@ def _parameters(route: Route) -> list[_Schema]:
 def _answer(answer: Any) -> _Schema:
     if answer is type(None):
         return {"description": "Deleted."}
-    content = _content("json", answer.__name__ if _has_fields(answer) else None)
-    return {"description": _first_line(answer), **content}
+    return {"description": _first_line(answer), **_content(answer)}
 
 
 def _problem_responses() -> dict[str, _Schema]:
     """Return an answer for each status that a problem has, with all its codes; any call may bring it."""
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    ours = [kind for kind in kinds if issubclass(kind, errors.ByokError) and kind.status != 500]
-    found = [*_REQUEST_PROBLEMS, *((kind.status, kind.code, kind.title) for kind in ours)]
+    ours = [(kind.status, kind.code, kind.title) for kind in ALL_ERRORS if kind.status != 500]
     problems: dict[int, dict[str, str]] = {}
-    for status, code, description in found:
+    for status, code, description in (*_REQUEST_PROBLEMS, *ours):
         problems.setdefault(status, {})[code] = description
     return {
         str(status): {
             "description": "; ".join(f"`{code}`: {words}" for code, words in codes.items()) + ".",
-            **_content("problem+json", "Problem", {"code": {"enum": list(codes)}}),
+            **_content(Problem, properties={"code": {"enum": list(codes)}}),
         }
         for status, codes in sorted(problems.items())
     }
 
 
-def _content(kind: str, name: str | None, properties: _Schema | None = None) -> _Schema:
-    """Return the content of a body: the named schema with narrower properties, or any object."""
-    schema: _Schema = {"type": "object"} if name is None else {"$ref": f"{_REF}{name}"}
-    if properties:
-        schema["properties"] = properties
-    return {"content": {f"application/{kind}": {"schema": schema}}}
+def _content(kind: type, **narrower: Any) -> _Schema:
+    """Return the content of a body that has a type's schema, or is any object."""
+    schema = {"$ref": _REF.format(name=kind.__name__)} if _has_fields(kind) else {"type": "object"}
+    form = "problem+json" if kind is Problem else "json"
+    return {"content": {f"application/{form}": {"schema": schema | narrower}}}
 
 
 def _first_line(documented: Any) -> str:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, NotRequired, TypedDict, cast
 import msgspec
 from flask import request
 from msgspec import UNSET, Meta, UnsetType
-from werkzeug.exceptions import BadRequest
 
 from ..accounts.records import AccountRecords, Page, Record, Stats
 from ..errors import KeyNotFoundError, VersionConflictError
@@ -27,10 +26,6 @@ from .keys_api import Description, Label, NewKeyRequest, ProviderName, typed_fie
 from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
-
-# RFC 9110, 13.1.1: a list of entity tags, in which there may be empty places.
-_TAG = r'(?:W/)?"[!#-~]*"'
-_TAGS = re.compile(rf"[\t ,]*{_TAG}(?:[\t ]*,[\t ,]*{_TAG})*[\t ,]*")
 
 # Python's "$" lets a last line break pass; the rest of each pattern does not.
 _SLOT = Meta(pattern=r"^[A-Za-z0-9_-]{0,40}$(?!\n)", description="By default the first free one.")
@@ -143,7 +138,7 @@ def create_shared(records: AccountRecords, body: NewSharedRecord) -> CheckedReco
 
 
 def _create(records: AccountRecords, owner: str, body: NewRecord) -> CheckedRecord:
-    made = records.create(owner, body.provider, body.new_key(active=body.active), slot=body.slot)
+    made = records.create(owner, body.provider, body.new_key(), slot=body.slot)
     return _checked(records, *made)
 
 
@@ -177,18 +172,12 @@ def _checked(
 def _if_match(record: CredentialRecord) -> int | None:
     """Return the version that the client has seen, if it names one.
 
-    :raises BadRequest: the header is malformed.
     :raises VersionConflictError: the record has another version.
     """
-    sent = request.headers.get("If-Match")
-    if sent is None or sent.strip() == "*":
+    if "If-Match" not in request.headers or request.if_match.star_tag:
         return None
-    if not _TAGS.fullmatch(sent):
-        raise BadRequest(
-            'If-Match is the ETag as it was sent, such as "3": the quotes are part of it.'
-        )
     # A weak tag (W/"3") names no version: RFC 9110, 13.1.1 compares strongly.
-    if f'"{record.version}"' not in (tag.strip() for tag in sent.split(",")):
+    if not request.if_match.contains(record.version):
         raise VersionConflictError(provider=record.provider)
     return int(record.version)
 

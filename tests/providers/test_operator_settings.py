@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from flask_byok.errors import ConfigurationError
-from flask_byok.providers.base import isolate
+from flask_byok.providers.base import IsolatedClient
 from flask_byok.testing import FakeProviders
 from flask_byok.testing.calls import RecordedCall
 
@@ -112,8 +114,12 @@ def test_what_a_developer_passes_is_sent(fake: FakeProviders, make: Make) -> Non
 
 def test_an_sdk_that_cannot_be_silenced_is_refused() -> None:
     """If an SDK keeps its headers elsewhere one day, calls stop instead of leaking."""
+
+    class Later(IsolatedClient, SimpleNamespace):
+        silent = ()
+
     with pytest.raises(ConfigurationError, match="earlier release"):
-        isolate(object(), "sk-12345678", None)
+        Later(api_key="sk-12345678")
 
 
 def test_googles_async_side_is_closed(fake: FakeProviders, make: Make) -> None:

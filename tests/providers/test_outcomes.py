@@ -198,14 +198,14 @@ def test_chat_models_of_langchain_count_and_report(fake: FakeProviders, provider
     counted: list[str] = []
     reported: list[Verdict] = []
     for behaviour in ("good", "bad"):
-        model = make_chat_model(
+        made = make_provider(
             CATALOG.get(provider),
             credential_for(fake, provider, fake.api_key(provider, behaviour)),
             Outbound(),
-            "some-model",
             count=counted.append,
             report=reported.append,
         )
+        model = make_chat_model(made, "some-model")
         with suppress(Exception):
             model.invoke("Hello")
             list(model.stream("Hello"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from flask_byok.settings import Settings
-from flask_byok.web.forms import end_of_day
-from flask_byok.web.ui import build_row, expiry_dates
+from flask_byok.web.ui import build_row
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -62,16 +61,17 @@ def test_question_about_a_key_to_keep(
     offer = row(source=source, tiers=tiers, hint=hint, promotable=True, promotable_hint="sk-…wait")[
         "offer"
     ]
-    assert words in offer["question"]
-    assert [action for action, _, _ in offer["answers"]] == actions
+    question, answers = offer
+    assert words in question
+    assert [action for action, _, _ in answers] == actions
 
 
 def test_question_about_the_very_key_of_the_account() -> None:
     """If the account has the waiting key, the row says so; the session's own copy is not asked about."""
     same: dict[str, Any] = {"promotable": True, "promotable_in_account": True}
-    offer = row(promotable_hint="sk-…mine", **same)["offer"]
-    assert "Your account already has it." in offer["question"]
-    assert [(action, value) for action, value, _ in offer["answers"]] == [("promote", "keep")]
+    question, answers = row(promotable_hint="sk-…mine", **same)["offer"]
+    assert "Your account already has it." in question
+    assert [(action, value) for action, value, _ in answers] == [("promote", "keep")]
     both = {"source": "session", "tiers": ["session", "user"], "promotable_hint": "sk-…mine"}
     assert row(**both, **same)["offer"] is None
 
@@ -98,18 +98,16 @@ def test_waiting_key_is_not_shown_as_the_one_in_use() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expires_at", "words", "later"),
+    ("expires_at", "later"),
     [
-        ("2026-05-01T23:59:59.000Z", "Expires on", True),
-        ("2026-04-30T23:59:59.000Z", "Expired on", False),
-        (None, None, False),
+        ("2026-05-01T23:59:59.000Z", True),
+        ("2026-04-30T23:59:59.000Z", False),
+        (None, False),
     ],
 )
-def test_expiry(expires_at: str | None, words: str | None, later: bool) -> None:
-    """The day is said as it was chosen; one that has passed is not offered again."""
-    shown = row(expires_at=expires_at)
-    assert (shown["expiry"], shown["is_to_expire"]) == (words, later)
-    assert shown["expires_on"] == (expires_at or "")[:10]
+def test_expiry(expires_at: str | None, later: bool) -> None:
+    """A day that has passed is not offered again."""
+    assert row(expires_at=expires_at)["is_to_expire"] is later
 
 
 @pytest.mark.parametrize("state", ["inactive", "expired"])
@@ -129,20 +127,20 @@ def test_key_that_expires_soon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "tiers", "changeable"),
+    ("source", "tiers", "tier"),
     [
-        ("user", ["user"], True),
-        (None, ["user"], True),
-        ("session", ["session", "user"], False),
-        ("team", ["user", "team"], False),
-        (None, [], False),
+        ("user", ["user"], "user"),
+        (None, ["user"], "user"),
+        ("session", ["session", "user"], "session"),
+        ("team", ["user", "team"], "team"),
+        (None, [], None),
     ],
 )
 def test_notes_are_changed_where_they_are_shown(
-    source: str | None, tiers: list[str], changeable: bool
+    source: str | None, tiers: list[str], tier: str | None
 ) -> None:
-    """Label and day belong to the account's key, so they are changed only while that is the one shown."""
-    assert row(source=source, tiers=tiers)["changeable"] is changeable
+    """Label and day belong to the key in use, else to the first; the account's can be changed."""
+    assert row(source=source, tiers=tiers)["described_tier"] == tier
 
 
 @pytest.mark.parametrize(
@@ -165,32 +163,9 @@ def test_account_is_offered_where_its_key_would_count(
 def test_question_before_several_keys_go() -> None:
     """If an account may have several keys for a provider, Remove says that it removes all of them."""
     several = Settings(keys_per_provider=3)
-    assert row(settings=several)["confirm_question"] == "Remove all your keys for this provider?"
-    assert row()["confirm_question"] == "Remove this key?"
-    one = row(settings=several, source="session", tiers=["session"])
-    assert one["confirm_question"] == "Remove this key?"
-
-
-@pytest.mark.parametrize(
-    ("longest", "last"),
-    [
-        (None, None),
-        (timedelta(days=30), "2026-05-31"),
-        (timedelta.max, date.max.isoformat()),
-    ],
-)
-def test_days_that_may_be_chosen(longest: timedelta | None, last: str | None) -> None:
-    """Today is the first; the operator's limit gives the last, and is said."""
-    dates = expiry_dates(NOW, longest)
-    assert (dates["first"], dates["last"]) == ("2026-05-01", last)
-    assert (last or "until you remove it") in dates["rule"]
-
-
-def test_end_of_day() -> None:
-    """A key works for the whole day that was chosen."""
-    assert end_of_day("2026-05-01").isoformat() == "2026-05-01T23:59:59+00:00"
-    with pytest.raises(ValueError, match="isoformat"):
-        end_of_day("soon")
+    assert row(settings=several)["clears_several"]
+    assert not row()["clears_several"]
+    assert not row(settings=several, source="session", tiers=["session"])["clears_several"]
 
 
 def test_badges_follow_the_labels() -> None:
