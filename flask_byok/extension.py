@@ -13,11 +13,10 @@ from flask import Flask
 from .catalog import Catalog, ProviderSpec
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from .factory import stream_response
-from .keys.service import Service
 from .keys.status import Status
 from .keys.typed import NewKey
 from .model.credential import Credential, Secret, Validation
-from .model.owner import Caller, identity_of
+from .model.owner import identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
 from .web.blueprint import create_blueprint
@@ -25,11 +24,11 @@ from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
-    current_caller,
     get_state,
     in_session,
     name_sources,
     note_use,
+    service_and_caller,
 )
 from .web.guards import limit_body
 from .web.host_database import find_database, warn_if_late
@@ -143,7 +142,7 @@ class BYOK:
         :raises RejectedCredentialError: the provider rejected the key that would be used.
         :raises UnreadableCredentialError: the key that would be used does not open.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return note_use(service.resolve(caller, provider))
 
     def get_api_key(self, provider: str) -> str:
@@ -164,7 +163,7 @@ class BYOK:
         :raises RejectedCredentialError: a provider rejected the key that would be used.
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         found = service.resolve_many(caller, list(providers), field="api_key")
         return {provider: note_use(one).api_key for provider, one in found.items()}
 
@@ -182,7 +181,7 @@ class BYOK:
         :raises RejectedCredentialError: a provider rejected the key that would be used.
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.missing(caller, list(providers))
 
     def require_keys(self, *providers: str) -> Callable[[_F], _F]:
@@ -204,7 +203,7 @@ class BYOK:
 
     def list_keys(self) -> list[Status]:
         """Return the status of every provider for the present caller."""
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.get(caller, need_session=False)["providers"]
 
     def set(
@@ -253,7 +252,7 @@ class BYOK:
         :param tier: ``"session"``, ``"user"`` (the account) or ``"all"``.
         :raises InvalidFieldError: it is another word.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.clear(caller, provider, tier)[0]
 
     def forget_user(self, user_id: str) -> list[str]:
@@ -264,7 +263,7 @@ class BYOK:
 
         :return: the providers of the deleted keys.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.forget(caller, identity_of(user_id))
 
     def validate(
@@ -276,7 +275,7 @@ class BYOK:
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a key, by default the one in use."""
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.validate(caller, provider, _typed(api_key, fields), base_url)
 
     def promote(
@@ -288,7 +287,7 @@ class BYOK:
         :return: the providers under ``promoted`` and ``kept``.
         :raises InvalidFieldError: ``on_conflict`` is another word.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.promote(caller, providers, on_conflict)
 
     def end_session(self) -> None:
@@ -299,11 +298,6 @@ class BYOK:
         get_state().binding.end()
 
     stream_response = staticmethod(stream_response)
-
-
-def _service_and_caller() -> tuple[Service, Caller]:
-    state = get_state()
-    return state.service, current_caller(state)
 
 
 def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:

@@ -35,7 +35,8 @@ _T = TypeVar("_T")
 
 _USED = "flask_byok.used"
 # No database stores NUL or a surrogate.
-_STORABLE = re.compile("[^\0\ud800-\udfff]*")
+_STORABLE = re.compile(f"[^\0\ud800-\udfff]{{0,{LONGEST_ID}}}")
+_ALLOWED = f"a number, or text of up to {LONGEST_ID} characters without NUL and surrogates"
 
 
 # Flask-Login, if the host uses it
@@ -109,6 +110,12 @@ def current_caller(state: ByokState) -> Caller:
     return _caller(state, state.binding.current)
 
 
+def service_and_caller() -> tuple[Service, Caller]:
+    """Return the current app's service, and the caller of the present request."""
+    state = get_state()
+    return state.service, current_caller(state)
+
+
 def in_session(state: ByokState, act: Callable[[Caller], _T]) -> _T:
     """Act for the present caller in a session that keys can be written to; if it has ended, in another."""
     try:
@@ -149,26 +156,13 @@ def user_of(loaders: Loaders) -> str | None:
     """Return the signed-in user's id from the host's loader, or None."""
     user: Any = loaders.owner()
     # Hosts write "current_user.is_authenticated and current_user.id".
-    return None if user is None or user is False or user == "" else _id(user, "owner_loader")
-
-
-def _id(returned: Any, loader: str) -> str:
-    if isinstance(returned, bool | bytes):
-        kind = type(returned).__name__
+    if user is None or user is False or user == "":
+        return None
+    if isinstance(user, bool | bytes) or not _STORABLE.fullmatch(str(user)):
         raise ConfigurationError(
-            f"The {loader} returned a {kind}, not an id: return text or a number."
+            f"The owner_loader returned a {type(user).__name__} that is no id. Return {_ALLOWED}."
         )
-    text = str(returned)
-    if not _is_storable(text):
-        raise ConfigurationError(
-            f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, no NUL and no "
-            "surrogate."
-        )
-    return text
-
-
-def _is_storable(id: str) -> bool:
-    return len(id) <= LONGEST_ID and _STORABLE.fullmatch(id) is not None
+    return str(user)
 
 
 def _teams_of(loaders: Loaders) -> tuple[str, ...]:
@@ -179,13 +173,9 @@ def _teams_of(loaders: Loaders) -> tuple[str, ...]:
             "The team_loader returned one string, not a list: each letter would be a team. Return a list of ids."
         )
     named = [str(team) for team in teams]
-    kept = tuple(team for team in named if _is_storable(team))
+    kept = tuple(team for team in named if _STORABLE.fullmatch(team))
     if len(kept) < len(named):
-        _logger.warning(
-            "The team_loader returned ids that cannot be stored, and they are left out: an id may have %d characters, "
-            "no NUL and no surrogate.",
-            LONGEST_ID,
-        )
+        _logger.warning("The team_loader returned ids that are left out. Return %s.", _ALLOWED)
     return kept
 
 

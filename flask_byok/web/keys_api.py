@@ -17,7 +17,7 @@ from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
 from ..model.credential import Secret, ValidationFacts
 from ..settings import ValidateOnSet
-from .caller import current_caller, get_state, in_session
+from .caller import get_state, in_session, service_and_caller
 from .guards import asks_for_value, csrf_token, expect_no_body, read_body, read_query
 from .openapi import Route
 
@@ -115,9 +115,8 @@ def list_keys() -> Keys:
 
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
-    state = get_state()
-    caller = current_caller(state)
-    status, validation = state.service.set(caller, body.provider, body.new_key())
+    service, caller = service_and_caller()
+    status, validation = service.set(caller, body.provider, body.new_key())
     return {
         "success": True,
         "provider": status,
@@ -127,23 +126,22 @@ def set_key(body: SetRequest) -> SetResponse:
 
 def clear_key(body: ClearRequest) -> ClearResponse:
     """Remove the caller's own key; it is no error if there is none."""
-    state = get_state()
-    cleared, status = state.service.clear(current_caller(state), body.provider, body.tier)
+    service, caller = service_and_caller()
+    cleared, status = service.clear(caller, body.provider, body.tier)
     return {"success": True, "cleared": cleared, "provider": status}
 
 
 def validate_key(body: ValidateRequest) -> ValidationFacts:
     """Ask the provider about a typed key, or about the one in use."""
-    state = get_state()
+    service, caller = service_and_caller()
     typed = typed_fields(body.api_key, body.fields)
-    caller = current_caller(state)
-    return state.service.validate(caller, body.provider, typed, body.base_url).to_dict()
+    return service.validate(caller, body.provider, typed, body.base_url).to_dict()
 
 
 def promote_keys(body: PromoteRequest) -> PromoteResponse:
     """Keep in the signed-in user's account what was saved before signing in."""
-    state = get_state()
-    done = state.service.promote(current_caller(state), body.providers, body.on_conflict)
+    service, caller = service_and_caller()
+    done = service.promote(caller, body.providers, body.on_conflict)
     return {"promoted": done["promoted"], "kept": done["kept"]}
 
 

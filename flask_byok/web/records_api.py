@@ -20,7 +20,7 @@ from ..keys.typed import Changes, NewSecret
 from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
-from .caller import current_caller, get_state
+from .caller import get_state, service_and_caller
 from .guards import asks_for_value, keep_from_logs
 from .keys_api import Description, Label, NewKeyRequest, ProviderName, typed_fields
 from .openapi import Route
@@ -95,8 +95,8 @@ class Services(TypedDict):
 
 def list_services() -> Services:
     """List the providers that keys can be kept for."""
-    state = get_state()
-    return {"services": state.service.services(current_caller(state))}
+    service, caller = service_and_caller()
+    return {"services": service.services(caller)}
 
 
 def list_own(records: AccountRecords, query: PageQuery) -> Page:
@@ -190,8 +190,7 @@ def _open(find: Callable[[Service, Caller], Any], id: str | None = None) -> list
 
     Who asks, and for what, is looked at first: a caller who may not see the record learns nothing else.
     """
-    state = get_state()
-    records = find(state.service, current_caller(state))
+    records = find(*service_and_caller())
     if id is None:
         return [records]
     if not _ID.fullmatch(id):

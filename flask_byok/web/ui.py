@@ -20,7 +20,7 @@ from ..model.owner import PERSONAL_TIERS, Tier
 from ..settings import Settings
 from . import keys_api, text
 from .caller import ByokState, get_state
-from .forms import Notice, local_path, notice, with_outcome
+from .forms import local_path, notice, with_outcome
 
 #: The standalone page may load one script and one style sheet, and call its own server.
 _PAGE_POLICY = (
@@ -50,14 +50,8 @@ class UI:
 
     def page(self) -> Markup:
         """Return the settings as a section of a host's own page."""
-        content = self._content()
-        return self._render(
-            "settings.html",
-            next_url=_present_url(),
-            collapsible=True,
-            notice=_notice(content["rows"]),
-            **content,
-        )
+        here = _present_url()
+        return self._render("settings.html", next_url=here, collapsible=True, **self._content())
 
     def document(self) -> Response:
         """Return the standalone page."""
@@ -70,7 +64,6 @@ class UI:
             # Built from the path: nothing else in the present query is repeated.
             next_url=url_for("byok.settings_page", next=back),
             back_url=back,
-            notice=_notice(content["rows"]),
             **content,
         )
         error: ByokError | None = content["error"]
@@ -85,9 +78,11 @@ class UI:
         try:
             found = keys_api.list_keys()
         except ByokError as error:
-            return {"error": error, "failure": text.REASONS[error.code], "rows": []}
+            failure, said = text.REASONS[error.code], notice(request.args, {})
+            return {"error": error, "failure": failure, "rows": [], "notice": said}
         settings, now, asked = self._settings, utcnow(), get_state().service.lookup.tiers
         longest = settings.max_key_lifetime
+        names = {status["provider"]: status["name"] for status in found["providers"]}
         return {
             "error": None,
             "rows": [build_row(status, found, settings, now) for status in found["providers"]],
@@ -97,6 +92,7 @@ class UI:
             "precedence": [text.TIERS[tier] for tier in found["precedence"] if tier in asked],
             "storage": found["storage"],
             "csrf_token": found["csrf_token"],
+            "notice": notice(request.args, names),
         }
 
     def _nonce(self) -> str | None:
@@ -115,7 +111,6 @@ class UI:
             "csrf_field": current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
             "collapsible": False,
             "in_dialog": False,
-            "notice": None,
         }
         return Markup(_templates().get_template(name).render(everywhere | context))  # noqa: S704  (escaped by the template)
 
@@ -127,10 +122,6 @@ def settings_page() -> Response:
 
 def _present_url() -> str:
     return with_outcome(request.script_root + request.full_path)
-
-
-def _notice(rows: list[dict[str, Any]]) -> Notice | None:
-    return notice(request.args, {row["provider"]: row["name"] for row in rows})
 
 
 @cache
