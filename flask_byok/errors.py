@@ -87,11 +87,7 @@ class OwnerRequiredError(ByokError):
 class SessionRequiredError(ByokError):
     """Raised when a session key is written before the session is established, or after it ended."""
 
-    code, status, title = (
-        "session_required",
-        409,
-        "Your session is not ready: load the list of keys, then try again",
-    )
+    code, status, title = "session_required", 409, "Load the list of keys first, then try again"
 
 
 class NotAllowedError(ByokError):
@@ -210,3 +206,8 @@ class StoreError(ByokError):
     ) -> None:
         super().__init__(message or f"{self.title}. Please try again in a moment.", tier=tier)
         self.retry_after = retry_after
+
+
+_CLASSES = [kind for kind in globals().values() if isinstance(kind, type)]
+#: Every class of the tree.
+ALL_ERRORS = [kind for kind in _CLASSES if issubclass(kind, ByokError)]

@@ -11,19 +11,12 @@ from weakref import WeakSet
 from flask import Flask
 
 from .catalog import Catalog, ProviderSpec
-from .errors import (
-    ByokError,
-    ConfigurationError,
-    InvalidFieldError,
-    MissingCredentialError,
-    SessionRequiredError,
-)
+from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from .factory import stream_response
-from .keys.service import Service
 from .keys.status import Status
 from .keys.typed import NewKey
 from .model.credential import Credential, Secret, Validation
-from .model.owner import Caller, identity_of
+from .model.owner import identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
 from .web.blueprint import create_blueprint
@@ -31,19 +24,17 @@ from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
-    current_caller,
-    established_caller,
     get_state,
-    is_login_fresh,
+    in_session,
     name_sources,
     note_use,
-    signed_in_user,
-    user_of,
+    service_and_caller,
 )
+from .web.guards import limit_body
 from .web.host_database import find_database, warn_if_late
 from .web.keys_api import typed_fields
 from .web.problems import problem_response
-from .web.session_binding import SessionBinding, app_name, check_session_interface, index_key
+from .web.session_binding import SessionBinding, check_session_interface, index_key
 from .web.ui import UI
 from .wiring import build_service
 
@@ -59,9 +50,7 @@ class BYOK:
     def __init__(self, app: Flask | None = None) -> None:
         self._registered: list[ProviderSpec] = []
         self._catalogs: WeakSet[Catalog] = WeakSet()
-        self._loaders = Loaders(
-            owner=signed_in_user, team=tuple, admin=bool, fresh_login=is_login_fresh
-        )
+        self._loaders = Loaders()
         if app is not None:
             self.init_app(app)
 
@@ -86,6 +75,8 @@ class BYOK:
         if state.uses_database:
             warn_if_late(app, state.database)
         app.register_blueprint(create_blueprint(settings.url_prefix))
+        # First of all hooks: the one that opens the body decides how much of it is read.
+        app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
         app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI(state)
@@ -94,21 +85,11 @@ class BYOK:
     def _build_state(self, app: Flask, settings: Settings) -> ByokState:
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
+        database, loaders = find_database(app, settings), self._loaders
+        service = build_service(app, settings, self._registered, database)
         index = index_key(app.secret_key)
-        database = find_database(app, settings)
-        name = app_name(index)
-        service = build_service(app, settings, self._registered, database, name=name)
-        return ByokState(
-            app,
-            settings,
-            service,
-            SessionBinding(service.sessions, index, self._identity),
-            self._loaders,
-            database,
-        )
-
-    def _identity(self) -> str:
-        return identity_of(user_of(self._loaders))
+        binding = SessionBinding(service.sessions, index, loaders.identity)
+        return ByokState(settings, service, binding, loaders, database)
 
     # what the host tells us
 
@@ -161,7 +142,7 @@ class BYOK:
         :raises RejectedCredentialError: the provider rejected the key that would be used.
         :raises UnreadableCredentialError: the key that would be used does not open.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return note_use(service.resolve(caller, provider))
 
     def get_api_key(self, provider: str) -> str:
@@ -182,7 +163,7 @@ class BYOK:
         :raises RejectedCredentialError: a provider rejected the key that would be used.
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         found = service.resolve_many(caller, list(providers), field="api_key")
         return {provider: note_use(one).api_key for provider, one in found.items()}
 
@@ -200,7 +181,7 @@ class BYOK:
         :raises RejectedCredentialError: a provider rejected the key that would be used.
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.missing(caller, list(providers))
 
     def require_keys(self, *providers: str) -> Callable[[_F], _F]:
@@ -222,7 +203,7 @@ class BYOK:
 
     def list_keys(self) -> list[Status]:
         """Return the status of every provider for the present caller."""
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.get(caller, need_session=False)["providers"]
 
     def set(
@@ -262,13 +243,7 @@ class BYOK:
             validate=validate,
             persist=persist,
         )
-        try:
-            status, found = state.service.set(established_caller(state), provider, new)
-        except (
-            SessionRequiredError
-        ):  # the session has expired: start another, as loading the list does
-            renewed = established_caller(state, replace=True)
-            status, found = state.service.set(renewed, provider, new)
+        status, found = in_session(state, lambda caller: state.service.set(caller, provider, new))
         return {**status, "validation": None if found is None else found.to_dict()}
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
@@ -277,7 +252,7 @@ class BYOK:
         :param tier: ``"session"``, ``"user"`` (the account) or ``"all"``.
         :raises InvalidFieldError: it is another word.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.clear(caller, provider, tier)[0]
 
     def forget_user(self, user_id: str) -> list[str]:
@@ -288,7 +263,7 @@ class BYOK:
 
         :return: the providers of the deleted keys.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.forget(caller, identity_of(user_id))
 
     def validate(
@@ -300,7 +275,7 @@ class BYOK:
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a key, by default the one in use."""
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.validate(caller, provider, _typed(api_key, fields), base_url)
 
     def promote(
@@ -312,7 +287,7 @@ class BYOK:
         :return: the providers under ``promoted`` and ``kept``.
         :raises InvalidFieldError: ``on_conflict`` is another word.
         """
-        service, caller = _service_and_caller()
+        service, caller = service_and_caller()
         return service.promote(caller, providers, on_conflict)
 
     def end_session(self) -> None:
@@ -323,11 +298,6 @@ class BYOK:
         get_state().binding.end()
 
     stream_response = staticmethod(stream_response)
-
-
-def _service_and_caller() -> tuple[Service, Caller]:
-    state = get_state()
-    return state.service, current_caller(state)
 
 
 def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:

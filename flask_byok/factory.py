@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from flask import Response, current_app, has_app_context
 
-from .catalog.spec import Catalog, ProviderSpec
+from .catalog.spec import Catalog
 from .errors import ByokError, EndpointNotAllowedError, ProviderUnavailableError
-from .http.outbound import Outbound, check_personal_base_url, default_outbound, endpoint_for
+from .http.outbound import check_personal_base_url, default_outbound, endpoint_for
 from .model.credential import Credential, Secret, clean_api_key, make_hint
-from .providers import BaseProvider, make_provider
-from .web.caller import (
-    EXTENSION,
-    SOURCE_HEADER,
-    ByokState,
-    current_caller,
-    get_state,
-    note_use,
-)
+from .providers import BaseProvider, make_chat_model, make_provider
+from .web.caller import EXTENSION, SOURCE_HEADER, ByokState, current_caller, get_state, note_use
 from .web.problems import problem
 
 if TYPE_CHECKING:
@@ -47,8 +40,7 @@ def get_provider_with_api_key(
         made = state.service.provider(current_caller(state), provider, **options)
         note_use(made.credential)
         return made
-    spec, credential, outbound = _explicit(provider, api_key, options.pop("base_url", None))
-    return make_provider(spec, credential, outbound, **options)
+    return _on_explicit_key(provider, api_key, **options)
 
 
 def get_chat_model_with_api_key(
@@ -56,28 +48,20 @@ def get_chat_model_with_api_key(
 ) -> BaseChatModel:
     """Return a new LangChain chat model, on the caller's key or on an explicit one.
 
-    Needs ``pip install 'flask-byok[langchain]'``. ``kwargs`` go to the LangChain class.
+    Needs ``pip install 'flask-byok[langchain]'``.
+
+    :param kwargs: passed to the SDK's client (``timeout``, ``max_retries``, ``default_headers``; with an explicit key
+        also ``base_url``), and the others to the LangChain class (``temperature``, …).
     """
-    from .providers.langchain import make_chat_model
-
-    if api_key is None:
-        state = get_state()
-        caller = current_caller(state)
-        service = state.service
-        credential, count = service.take(caller, provider)
-        note_use(credential)
-        report = service.traffic.reporter(caller, credential)
-        spec = service.catalog.get(provider)
-        return make_chat_model(
-            spec, credential, service.outbound, model, report=report, count=count, **kwargs
-        )
-    spec, credential, outbound = _explicit(provider, api_key, kwargs.pop("base_url", None))
-    return make_chat_model(spec, credential, outbound, model, **kwargs)
+    names = {*BaseProvider.allowed_options, "base_url"} & kwargs.keys()
+    options = {name: kwargs.pop(name) for name in names}
+    made = get_provider_with_api_key(provider, api_key, **options)
+    return make_chat_model(made, model, **kwargs)
 
 
-def _explicit(
-    provider: str, api_key: str, base_url: str | None
-) -> tuple[ProviderSpec, Credential, Outbound]:
+def _on_explicit_key(
+    provider: str, api_key: str, base_url: str | None = None, **options: Any
+) -> BaseProvider:
     state: ByokState | None = current_app.extensions.get(EXTENSION) if has_app_context() else None
     spec = (Catalog() if state is None else state.service.catalog).get(provider)
     outbound = default_outbound() if state is None else state.service.outbound
@@ -95,7 +79,7 @@ def _explicit(
         trust=endpoint.trust,
         hint=make_hint(cleaned, spec.prefixes),
     )
-    return spec, note_use(credential), outbound
+    return make_provider(spec, note_use(credential), outbound, **options)
 
 
 def stream_response(

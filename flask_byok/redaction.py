@@ -87,7 +87,11 @@ class _Redacting(dict[str, Any]):
 
 
 def _redact_record(record: logging.LogRecord) -> None:
-    message = _message(record)
+    try:
+        message = record.getMessage()
+    except Exception:
+        # logging prints the parts of such a record to stderr, so they are redacted too.
+        message = f"{record.msg!r} {record.args!r}"
     redacted = redact(message)
     if redacted != message:
         record.msg, record.args = redacted, None
@@ -99,14 +103,6 @@ def _redact_record(record: logging.LogRecord) -> None:
         if redacted != text:
             # A formatter prints exc_text; from exc_info it would make the text again.
             record.exc_info, record.exc_text = None, redacted
-
-
-def _message(record: logging.LogRecord) -> str:
-    try:
-        return record.getMessage()
-    except Exception:
-        # logging prints the parts of such a record to stderr, so they are redacted too.
-        return f"{record.msg!r} {record.args!r}"
 
 
 def _redact_within(value: Any, depth: int = 0) -> Any:

@@ -7,9 +7,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import click
 from flask import Flask
@@ -22,13 +23,14 @@ from .http import Outbound
 from .keys.operator import EnvironmentKeys, SecretFileKeys
 from .keys.ports import Accounts
 from .keys.service import Service
-from .keys.sessions import Documents, Sessions
+from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter, RateStorage
-from .web.caller import signal_sender
+from .web.caller import send_signal
 from .web.host_database import FoundDatabase
+from .web.session_binding import app_name
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
@@ -39,18 +41,12 @@ _logger = logging.getLogger("flask_byok")
 
 
 def build_service(
-    app: Flask,
-    settings: Settings,
-    registered: Iterable[ProviderSpec],
-    database: FoundDatabase,
-    *,
-    name: str,
+    app: Flask, settings: Settings, registered: Iterable[ProviderSpec], database: FoundDatabase
 ) -> Service:
     """Return the service on all its parts.
 
     :param registered: providers of the host's own.
     :param database: for accounts, and for sessions where Redis is not.
-    :param name: tells this app from others in the same store.
     :raises ConfigurationError: the parts cannot be built, or the stores were used with another encryption key.
     """
     # In debug mode and tests encryption keys come and go.
@@ -60,7 +56,7 @@ def build_service(
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        sessions.canary = Canary(keyring, name, sessions.hold)
+        sessions.canary = Canary(keyring, app_name(app.secret_key or ""), sessions.hold)
         _check_at_start(sessions.canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):
@@ -78,7 +74,7 @@ def build_service(
         operator=[SecretFileKeys(settings), EnvironmentKeys(settings)],
         validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
         set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
-        notify=signal_sender(app),
+        notify=partial(send_signal, app),
     )
 
 
@@ -137,13 +133,8 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
 
     :raises ConfigurationError: the setting names no store.
     """
-    max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
-    documents = _documents(settings, database)
-    return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)
-
-
-def _documents(settings: Settings, database: FoundDatabase) -> Documents:
-    chosen = settings.session_store or ("redis" if settings.redis else "database")
+    documents: Any
+    chosen = documents = _session_store(settings)
     if chosen == "redis":
         if not settings.redis:
             raise ConfigurationError(
@@ -151,16 +142,21 @@ def _documents(settings: Settings, database: FoundDatabase) -> Documents:
             )
         from .storage.redis import RedisDocuments
 
-        return RedisDocuments(settings.redis, wait=settings.redis_wait)
-    if chosen == "database":
+        documents = RedisDocuments(settings.redis, wait=settings.redis_wait)
+    elif chosen == "database":
         from .storage.sql import SqlDocuments
 
-        return SqlDocuments(database.place, own_file=database.own_file)
-    if not isinstance(chosen, str):
-        return cast(Documents, chosen)
-    raise ConfigurationError(
-        f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
-    )
+        documents = SqlDocuments(database.place, own_file=database.own_file)
+    elif isinstance(chosen, str):
+        raise ConfigurationError(
+            f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
+        )
+    max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
+    return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)
+
+
+def _session_store(settings: Settings) -> Any:
+    return settings.session_store or ("redis" if settings.redis else "database")
 
 
 def build_accounts(
@@ -178,7 +174,9 @@ def build_accounts(
     else:
         if database.own_file:
             _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
-        engine = getattr(sessions.documents, "engine", None) if _is_ours(settings) else None
+        # Our own session store on the same database shares its connections.
+        is_ours = _session_store(settings) == "database"
+        engine = getattr(sessions.documents, "engine", None) if is_ours else None
         store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
     return Wing(store, keyring, settings)
 
@@ -206,11 +204,6 @@ def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> Non
 def _shows_wrong_key() -> bool:
     context = click.get_current_context(silent=True)
     return context is not None and SHOWS_WRONG_KEY in context.meta
-
-
-def _is_ours(settings: Settings) -> bool:
-    """Return True if the session store is our own on the same database: they then share its connections."""
-    return settings.session_store == "database" or not (settings.session_store or settings.redis)
 
 
 def _require_writable(folder: Path) -> None:

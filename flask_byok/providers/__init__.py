@@ -1,8 +1,12 @@
 """Provider objects: one credential each, on the provider's own SDK and our shared keyless pool."""
 
-from . import anthropic, google, openai  # noqa: F401  (each registers its adapter)
-from .base import BaseProvider, make_provider
+from .anthropic import AnthropicProvider
+from .base import ADAPTERS, BaseProvider, make_provider
+from .google import GoogleProvider
 from .langchain import make_chat_model
+from .openai import OpenAIProvider
 from .outcomes import Count, Report
+
+ADAPTERS.update(anthropic=AnthropicProvider, google=GoogleProvider, openai=OpenAIProvider)
 
 __all__ = ["BaseProvider", "Count", "Report", "make_chat_model", "make_provider"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from ..catalog.spec import ProviderSpec
 from ..errors import (
@@ -16,38 +16,29 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, Secret, clean_api_key, make_hint
-from .outcomes import Count, Outcomes, Report
+from .outcomes import Count, Outcomes, Report, one_call
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
 
-#: The classes by the name of their adapter; each adds itself as it is defined.
+#: The classes by the name of their adapter; the package fills it.
 ADAPTERS: dict[str, type[BaseProvider]] = {}
 
 
 def make_provider(
-    spec: ProviderSpec,
-    credential: Credential,
-    outbound: Outbound,
-    report: Report | None = None,
-    count: Count | None = None,
-    **options: Any,
+    spec: ProviderSpec, credential: Credential, outbound: Outbound, **options: Any
 ) -> BaseProvider:
     """Return a new provider object for this one credential. No SDK is loaded before its client is used.
 
-    :param report: called when the provider rejects the key.
-    :param count: called with the outcome of each call.
     :param options: see :class:`BaseProvider`.
     """
     make = spec.provider_class or ADAPTERS[spec.adapter]
-    provider: BaseProvider = make(spec, credential, outbound, report=report, count=count, **options)
+    provider: BaseProvider = make(spec, credential, outbound, **options)
     return provider
 
 
 class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
-
-    A subclass with ``adapter="name"`` serves the specs of that adapter.
 
     :param report: called when the provider rejects the key, in calls with ``client`` too.
     :param count: called with the outcome of each call, once; also of calls with ``client``.
@@ -65,11 +56,6 @@ class BaseProvider(ABC):
     allowed_options: ClassVar[frozenset[str]] = frozenset(
         {"timeout", "max_retries", "default_headers"}
     )
-
-    def __init_subclass__(cls, adapter: str | None = None) -> None:
-        super().__init_subclass__()
-        if adapter is not None:
-            ADAPTERS[adapter] = cls
 
     def __init__(
         self,
@@ -173,9 +159,24 @@ class BaseProvider(ABC):
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed.
         """
-        if self._client is None:
-            self._client = self._build_client()
-        return self._client
+        if self._client is not None:
+            return self._client
+        if not self.is_configured:
+            raise MissingCredentialError(
+                f"No API key for {self.display_name} is configured.", provider=self.name
+            )
+        # Checks the endpoint again: the rules can have changed since the key was saved.
+        endpoint = Endpoint(self._credential.base_url, self._credential.trust)
+        http_client = self._outbound.client_for(endpoint, self._outcomes.observe)
+        try:
+            self._client = self._make_client(http_client)
+            return self._client
+        except ImportError:
+            pass
+        raise ConfigurationError(
+            f"The SDK for {self.display_name} is not installed: pip install 'flask-byok[{self.extra}]'.",
+            provider=self.name,
+        )
 
     def stream_chat(self, messages: Sequence[Message], model: str | None = None) -> Iterator[str]:
         """Yield the answer to a conversation, piece by piece. The call is made at the first piece.
@@ -191,23 +192,11 @@ class BaseProvider(ABC):
             )
         yield from self._outcomes.follow(self._stream(client, messages, chosen))
 
-    def _build_client(self) -> Any:
-        if not self.is_configured:
-            raise MissingCredentialError(
-                f"No API key for {self.display_name} is configured.", provider=self.name
-            )
-        # Checks the endpoint again: the rules can have changed since the key was saved.
-        endpoint = Endpoint(self._credential.base_url, self._credential.trust)
-        http_client = self._outbound.client_for(endpoint, self._outcomes.observe)
-        try:
-            return self._make_client(http_client)
-        except ImportError:
-            pass
-        raise ConfigurationError(
-            f"The SDK for {self.display_name} is not installed: "
-            f"pip install 'flask-byok[{self.extra}]'.",
-            provider=self.name,
-        )
+    def _client_options(self, http_client: Any) -> dict[str, Any]:
+        """Return what the SDKs of OpenAI and Anthropic make their client of."""
+        base_url = self._credential.base_url
+        fixed = {"api_key": self.api_key, "base_url": base_url, "http_client": http_client}
+        return {"max_retries": 1, **self._options, **fixed}
 
     @abstractmethod
     def _make_client(self, http_client: Any) -> Any:
@@ -231,26 +220,19 @@ class BaseProvider(ABC):
 # For the adapters
 
 
-class Turn(NamedTuple):
-    """What one side of a conversation said. ``role`` is ``user`` or ``assistant``."""
-
-    role: str
-    text: str
-
-
-def split_system(messages: Sequence[Message]) -> tuple[str, list[Turn]]:
-    """Return the system's instructions as one text, and the conversation.
+def split_system(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
+    """Return the system's instructions as one text, and the conversation: messages with ``role`` and ``content``.
 
     :raises InvalidFieldError: a message has another role, or content other than text.
     """
     system: list[str] = []
-    turns: list[Turn] = []
+    turns: list[dict[str, str]] = []
     for message in messages:
         role, text = message.get("role"), _text(message.get("content"))
         if role in ("system", "developer"):
             system.append(text)
         elif role in ("user", "assistant"):
-            turns.append(Turn(role, text))
+            turns.append({"role": role, "content": text})
         else:
             raise InvalidFieldError("A message's role is one of system, user and assistant.")
     return "\n\n".join(system), turns
@@ -267,21 +249,38 @@ def _text(content: Any) -> str:
     return "".join(map(str, texts))
 
 
-def isolate(client: Any, api_key: str, headers: Mapping[str, Any] | None) -> None:
-    """Leave an SDK's client only the headers that it was given, and make its key known to the redactor.
+class IsolatedClient:
+    """Mixed into the client of OpenAI's or Anthropic's SDK: it takes its arguments and nothing from the environment.
 
-    The SDKs of OpenAI and Anthropic mix in ``OPENAI_CUSTOM_HEADERS`` or ``ANTHROPIC_CUSTOM_HEADERS`` and have no
-    switch for that. The redactor knows a key as long as its Secret lives, and this client can outlive everything else.
+    So do the copies that it makes of itself. Both SDKs mix in ``OPENAI_CUSTOM_HEADERS`` or
+    ``ANTHROPIC_CUSTOM_HEADERS`` and have no switch for that.
 
     :raises ConfigurationError: this release of the SDK keeps its headers in another place.
     """
-    if not isinstance(getattr(client, "_custom_headers", None), Mapping):
-        raise ConfigurationError(
-            f"This release of {type(client).__module__.split('.')[0]} does not let flask-byok remove "
-            "the operator's custom headers. Use an earlier release."
-        )
-    client._custom_headers = dict(headers or {})
-    client._secret = Secret(api_key)
+
+    #: Arguments that the SDK would look up in the environment if they were missing or None.
+    silent: ClassVar[tuple[str, ...]]
+    api_key: Any
+    _custom_headers: Any
+
+    def __init__(self, **options: Any) -> None:
+        given = {name: value for name, value in options.items() if value is not None}
+        super().__init__(**{**dict.fromkeys(self.silent, ""), **given})
+        for name in self.silent:
+            setattr(self, name, given.get(name) or None)
+        if not isinstance(getattr(self, "_custom_headers", None), Mapping):
+            raise ConfigurationError(
+                f"This release of the SDK ({type(self).__module__}) does not let flask-byok remove the operator's "
+                "custom headers. Use an earlier release."
+            )
+        self._custom_headers = dict(given.get("default_headers", {}))
+        # The redactor knows a key as long as its Secret lives, and this client can outlive everything else.
+        self._secret = Secret(str(self.api_key))
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        """Make a call; with all its retries it counts once."""
+        with one_call():
+            return super().request(*args, **options)  # type: ignore[misc]  # the SDK's
 
 
 def refuse_web_socket(*args: Any, **options: Any) -> NoReturn:

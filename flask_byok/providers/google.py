@@ -14,7 +14,7 @@ from .base import BaseProvider, Message, refuse_web_socket, split_system
 TIMEOUT = 300.0
 
 
-class GoogleProvider(BaseProvider, adapter="google"):
+class GoogleProvider(BaseProvider):
     """Google's generateContent format."""
 
     extra = "google"
@@ -49,10 +49,9 @@ class GoogleProvider(BaseProvider, adapter="google"):
 
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)
-        roles = {"assistant": "model"}
+        roles = {"assistant": "model", "user": "user"}
         contents = [
-            {"role": roles.get(turn.role, turn.role), "parts": [{"text": turn.text}]}
-            for turn in turns
+            {"role": roles[turn["role"]], "parts": [{"text": turn["content"]}]} for turn in turns
         ]
         config = {"system_instruction": system} if system else None
         generate = client.models.generate_content_stream

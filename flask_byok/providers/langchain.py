@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from ..catalog.spec import ProviderSpec
 from ..errors import ConfigurationError
-from ..http import Outbound
-from ..model.credential import Credential
-from .base import BaseProvider, make_provider
-from .outcomes import Count, Report
+from .base import BaseProvider
 
 if TYPE_CHECKING:
     from langchain_core.language_models.chat_models import BaseChatModel
@@ -20,22 +16,10 @@ if TYPE_CHECKING:
 _OURS = re.compile(r"(.*_)?(api_key|api_base|api_url|base_url|client|proxy)")
 
 
-def make_chat_model(
-    spec: ProviderSpec,
-    credential: Credential,
-    outbound: Outbound,
-    model: str,
-    *,
-    report: Report | None = None,
-    count: Count | None = None,
-    **kwargs: Any,
-) -> BaseChatModel:
-    """Return a new LangChain chat model for this one credential; its synchronous methods only.
+def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseChatModel:
+    """Return a new LangChain chat model on a provider object's client; its synchronous methods only.
 
-    :param report: called when the provider rejects the key.
-    :param count: called with the outcome of each call.
-    :param kwargs: passed to the chat model (``temperature``, …), or to the SDK's client
-        (``timeout``, ``max_retries``, ``default_headers``).
+    :param kwargs: passed to the chat model (``temperature``, …).
     :raises ConfigurationError: LangChain's package for the provider is not installed, or cannot be installed beside
         the provider's SDK.
     """
@@ -44,51 +28,36 @@ def make_chat_model(
             f"{', '.join(sorted(ours))}: not an option here, as it decides where keys go. "
             "Set the endpoint with BYOK_BASE_URLS."
         )
-    make = {"openai": _make_openai, "anthropic": _make_anthropic}.get(spec.adapter)
+    make = {"openai": _make_openai, "anthropic": _make_anthropic}.get(provider.extra)
     if make is None:
         raise ConfigurationError(
-            f"There is no LangChain chat model for {spec.name}: langchain-google-genai cannot be "
+            f"There is no LangChain chat model for {provider.display_name}: langchain-google-genai cannot be "
             "installed beside google-genai 3. Use get_provider_with_api_key.",
-            provider=spec.id,
+            provider=provider.name,
         )
-    options = {name: kwargs.pop(name) for name in BaseProvider.allowed_options if name in kwargs}
-    client = make_provider(spec, credential, outbound, report, count, **options).client
+    # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
+    fixed = {"api_key": provider.api_key, "base_url": provider.credential.base_url}
     try:
-        return make(client, credential, model, kwargs)
+        return make(provider.client, {**kwargs, "model": model, **fixed})
     except ImportError:
         pass
     raise ConfigurationError("LangChain is not installed: pip install 'flask-byok[langchain]'.")
 
 
-def _make_openai(
-    client: Any, credential: Credential, model: str, kwargs: dict[str, Any]
-) -> BaseChatModel:
+def _make_openai(client: Any, fields: dict[str, Any]) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
 
-    fields: dict[str, Any] = {
-        "model": model,
-        # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
-        "api_key": credential.api_key,
-        "base_url": credential.base_url,
-        "root_client": client,
-        "client": client.chat.completions,
-        "root_async_client": _SyncOnly(),
-        "async_client": _SyncOnly(),
-    }
-    return ChatOpenAI(**kwargs, **fields)
+    return ChatOpenAI(
+        **fields,
+        root_client=client,
+        client=client.chat.completions,
+        root_async_client=_SyncOnly(),
+        async_client=_SyncOnly(),
+    )
 
 
-def _make_anthropic(
-    client: Any, credential: Credential, model: str, kwargs: dict[str, Any]
-) -> BaseChatModel:
-    fields: dict[str, Any] = {
-        "model": model,
-        "api_key": credential.api_key,
-        "base_url": credential.base_url,
-        "guarded_client": client,
-    }
-    chat: BaseChatModel = _anthropic_class()(**kwargs, **fields)
-    return chat
+def _make_anthropic(client: Any, fields: dict[str, Any]) -> BaseChatModel:
+    return cast("BaseChatModel", _anthropic_class()(**fields, guarded_client=client))
 
 
 @cache

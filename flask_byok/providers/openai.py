@@ -7,11 +7,10 @@ from contextlib import closing
 from functools import cache
 from typing import Any, NoReturn
 
-from .base import BaseProvider, Message, isolate, refuse_web_socket
-from .outcomes import one_call
+from .base import BaseProvider, IsolatedClient, Message, refuse_web_socket
 
 
-class OpenAIProvider(BaseProvider, adapter="openai"):
+class OpenAIProvider(BaseProvider):
     """A provider that speaks OpenAI's chat completions format."""
 
     extra = "openai"
@@ -19,12 +18,7 @@ class OpenAIProvider(BaseProvider, adapter="openai"):
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
 
     def _make_client(self, http_client: Any) -> Any:
-        return _client_class()(
-            api_key=self.api_key,
-            base_url=self._credential.base_url,
-            http_client=http_client,
-            **{"max_retries": 1, **self._options},
-        )
+        return _client_class()(**self._client_options(http_client))
 
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         create = client.chat.completions.create
@@ -40,24 +34,10 @@ def _client_class() -> type[Any]:
     """Return the SDK's client, deaf to the environment. The first call loads the SDK."""
     from openai import OpenAI
 
-    class Client(OpenAI):
-        """Takes its arguments and nothing from OPENAI_*; so do the copies it makes of itself."""
+    class Client(IsolatedClient, OpenAI):
+        """Takes nothing from OPENAI_*, and opens no WebSockets."""
 
-        def __init__(self, **options: Any) -> None:
-            # Empty, not None: for None the SDK looks into the environment.
-            silent = dict.fromkeys(
-                ("organization", "project", "admin_api_key", "webhook_secret"), ""
-            )
-            given = {name: value for name, value in options.items() if value is not None}
-            super().__init__(**{**silent, **given})
-            for name in silent:
-                setattr(self, name, given.get(name) or None)
-            isolate(self, str(self.api_key), given.get("default_headers"))
-
-        def request(self, *args: Any, **options: Any) -> Any:
-            """Make a call; with all its retries it counts once."""
-            with one_call():
-                return super().request(*args, **options)
+        silent = ("organization", "project", "admin_api_key", "webhook_secret")
 
         def copy(self, **options: Any) -> Any:
             """Copy as the SDK does, which would otherwise read the address of the WebSockets."""

@@ -38,28 +38,23 @@ class Ending:
     verdict: Verdict | None = None
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Outcomes:
     """Counts the calls that are made with one credential, and reports when its provider rejects it.
 
     It observes every request of its client. A request by itself is a call; the requests of an SDK's call with its
     retries, or of our own stream, have one outcome together.
 
+    :param on_call: called with the outcome of each call.
+    :param on_rejection: called with the verdict when the provider rejects the key.
     :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
 
-    def __init__(
-        self,
-        spec: ProviderSpec,
-        credential: Credential,
-        count: Count | None = None,
-        report: Report | None = None,
-        paths: Collection[str] = (),
-    ) -> None:
-        self._paths = {*paths, spec.check.path.partition("?")[0]}
-        self._spec = spec
-        self._credential = credential
-        self._count = count
-        self._report = report
+    spec: ProviderSpec
+    credential: Credential
+    on_call: Count | None = None
+    on_rejection: Report | None = None
+    paths: Collection[str] = ()
 
     def observe(self, request: Request, status: int, body: bytes) -> None:
         """Take in a request's end: its status (0 if no answer came), and the body of a refusal."""
@@ -70,13 +65,13 @@ class Outcomes:
 
     def count(self, outcome: Outcome) -> None:
         """Count a call."""
-        if self._count is not None:
-            self._count(outcome)
+        if self.on_call is not None:
+            self.on_call(outcome)
 
     def report(self, verdict: Verdict | None) -> None:
         """Report a verdict on the key, if there is one."""
-        if verdict is not None and self._report is not None:
-            self._report(verdict)
+        if verdict is not None and self.on_rejection is not None:
+            self.on_rejection(verdict)
 
     def follow(self, pieces: Iterator[str]) -> Iterator[str]:
         """Yield the pieces of our own stream. The key was used with the first of them, or at a good end.
@@ -113,10 +108,10 @@ class Outcomes:
             return Ending("failed")
         from ..http.transport import carries, path_below
 
-        base_url, api_key = self._credential.base_url, self._credential.api_key
-        call = _call.get()
+        base_url, api_key = self.credential.base_url, self.credential.api_key
+        call, paths = _call.get(), {*self.paths, self.spec.check.path.partition("?")[0]}
         of_stream = call is not None and call.streams and call.outcomes is self
-        elsewhere = not of_stream and path_below(request.url, base_url) not in self._paths
+        elsewhere = not of_stream and path_below(request.url, base_url) not in paths
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
         is_ours = bool(api_key) and carries(request, api_key, base_url)
         return self._judged(Answer(status, body), elsewhere=elsewhere, is_ours=is_ours)
@@ -130,37 +125,36 @@ class Outcomes:
         return self._judged(_answer_in(raised), elsewhere=False, is_ours=True)
 
     def _judged(self, answer: Answer, *, elsewhere: bool, is_ours: bool) -> Ending:
-        secrets = map(self._credential.reveal, self._credential.fields)
-        verdict, reason = judge_call(self._spec, answer, secrets, elsewhere=elsewhere)
+        secrets = map(self.credential.reveal, self.credential.fields)
+        verdict, reason = judge_call(self.spec, answer, secrets, elsewhere=elsewhere)
         if verdict.valid is not False:
             return Ending("failed", reason)
         return Ending("rejected", reason, verdict if is_ours else None)
 
     def _error(self, ending: Ending) -> ByokError:
-        provider, tier = self._spec.id, str(self._credential.source)
+        provider, tier = self.spec.id, str(self.credential.source)
         if ending.outcome == "rejected":
             return RejectedCredentialError(ending.reason, provider=provider, tier=tier)
         return ProviderUnavailableError(ending.reason, provider=provider)
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """One call, however many requests it takes.
 
     :param outcomes: those that count it; by default those of its first request.
     :param streams: it is our own stream, whose path takes any key of the provider's.
+    :param latest: how its latest request ended; None before the first.
     """
 
-    def __init__(self, outcomes: Outcomes | None = None, *, streams: bool = False) -> None:
-        self.outcomes = outcomes
-        self.streams = streams
-        #: How its latest request ended; None before the first.
-        self.latest: Ending | None = None
-        self._counted = False
+    outcomes: Outcomes | None = None
+    streams: bool = False
+    latest: Ending | None = None
+    counted: bool = False
 
     def take(self, outcomes: Outcomes, ending: Ending) -> bool:
         """Take in how a request ended. Return True if it was one of this call's."""
-        if self.outcomes is None:
-            self.outcomes = outcomes
+        self.outcomes = self.outcomes or outcomes
         if self.outcomes is not outcomes:
             return False
         self.latest = ending
@@ -168,8 +162,8 @@ class Call:
 
     def end(self, outcome: Outcome) -> None:
         """Count the call, once."""
-        if self.outcomes is not None and not self._counted:
-            self._counted = True
+        if self.outcomes is not None and not self.counted:
+            self.counted = True
             self.outcomes.count(outcome)
 
     def failed(self, outcome: Outcome) -> None:

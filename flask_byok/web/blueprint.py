@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, request, send_from_directory, url_for
-from flask.sansio.blueprints import BlueprintSetupState
-from flask.typing import ResponseReturnValue
-from flask_wtf.csrf import CSRFError
-from werkzeug import Response
+from flask import Blueprint, url_for
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
 from . import forms, keys_api, records_api, ui
-from .guards import limit_body, refuse_cross_site, refuse_unrouted, secure
+from .guards import refuse_cross_site, refuse_unrouted, secure
 from .keys_api import make_view
 from .openapi import Route, describe
-from .problems import csrf_problem_response, http_problem_response, problem_response
+from .problems import http_problem_response, problem_response
 
-_STATIC = Path(__file__).parent.parent / "static"
 _OPENAPI = "/providers/openapi.json"
 
 
@@ -32,40 +25,21 @@ class Document(dict[str, Any]):
 
 def create_blueprint(url_prefix: str) -> Blueprint:
     """Return the blueprint with all routes, hooks and error handlers."""
-    blueprint = Blueprint("byok", "flask_byok", url_prefix=url_prefix or None)
-    blueprint.record_once(_limit_bodies)
+    blueprint = Blueprint(
+        "byok", "flask_byok", "static", "/providers/static", url_prefix=url_prefix or None
+    )
     roots = (f"{url_prefix}{path}" for path in ("/providers", "/keys", "/admin/keys"))
     blueprint.before_app_request(refuse_unrouted(*roots))
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
-    handlers: list[tuple[type[Exception], Callable[[Any], Any]]] = [
-        (ByokError, problem_response),
-        (CSRFError, lambda error: csrf_problem_response(str(error.description))),
-        (HTTPException, http_problem_response),
-    ]
-    for kind, handler in handlers:
-        blueprint.register_error_handler(kind, forms.shown_on_page(handler))
+    blueprint.register_error_handler(ByokError, forms.shown_on_page(problem_response))
+    blueprint.register_error_handler(HTTPException, forms.shown_on_page(http_problem_response))
     for route in ROUTES:
         blueprint.add_url_rule(route.path, route.name, make_view(route), methods=[route.method])
-    blueprint.add_url_rule("/providers/static/<path:filename>", "static", _asset)
     blueprint.add_url_rule("/providers/settings", "settings_page", ui.settings_page)
     actions = f"/providers/settings/<any({', '.join(forms.ACTIONS)}):action>"
     blueprint.add_url_rule(actions, "settings_action", forms.settings_action, methods=["POST"])
     return blueprint
-
-
-def _limit_bodies(setup: BlueprintSetupState) -> None:
-    # First of all hooks: the one that opens the body decides how much of it is read.
-    setup.app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
-
-
-def _asset(filename: str) -> ResponseReturnValue:
-    """Answer a static file; browsers keep it if its address names its content."""
-    response: Response = send_from_directory(_STATIC, filename)
-    if "v" in request.args and response.status_code < 400:
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        response.headers["X-Content-Type-Options"] = "nosniff"
-    return response
 
 
 def openapi() -> Document:
@@ -78,8 +52,4 @@ def _document(url: str) -> Document:
     return Document(describe(ROUTES, url=url, version=version("flask-byok")))
 
 
-ROUTES = (
-    *keys_api.ROUTES,
-    *records_api.ROUTES,
-    Route("GET", _OPENAPI, "openapi", "keys", openapi),
-)
+ROUTES = (*keys_api.ROUTES, *records_api.ROUTES, Route("GET", _OPENAPI, "openapi", "keys", openapi))

@@ -8,13 +8,12 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context, request
 
 from .. import signals
 from ..errors import ConfigurationError, SessionRequiredError, StoreError
-from ..keys.checks import Notify
 from ..keys.service import Service
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
@@ -32,27 +31,53 @@ SOURCE_HEADER = "X-BYOK-Source"
 REQUEST_ID = "flask_byok.request_id"
 
 _logger = logging.getLogger("flask_byok.web")
+_T = TypeVar("_T")
 
 _USED = "flask_byok.used"
 # No database stores NUL or a surrogate.
-_STORABLE = re.compile("[^\0\ud800-\udfff]*")
+_STORABLE = re.compile(f"[^\0\ud800-\udfff]{{0,{LONGEST_ID}}}")
+_ALLOWED = f"a number, or text of up to {LONGEST_ID} characters without NUL and surrogates"
+
+
+# Flask-Login, if the host uses it
+
+
+def signed_in_user() -> str | None:
+    """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
+    if not hasattr(current_app, "login_manager"):
+        return None
+    from flask_login import current_user
+
+    return str(current_user.get_id()) if current_user.is_authenticated else None
+
+
+def is_login_fresh() -> bool:
+    """Return True if Flask-Login's user has just signed in; False without Flask-Login."""
+    if not hasattr(current_app, "login_manager"):
+        return False
+    from flask_login import login_fresh
+
+    return bool(login_fresh())
 
 
 @dataclass(slots=True)
 class Loaders:
     """The host's functions that identify the caller; each is called within the request."""
 
-    owner: Callable[[], str | None]
-    team: Callable[[], Iterable[str]]
-    admin: Callable[[], bool]
-    fresh_login: Callable[[], bool]
+    owner: Callable[[], str | None] = signed_in_user
+    team: Callable[[], Iterable[str]] = tuple
+    admin: Callable[[], bool] = bool
+    fresh_login: Callable[[], bool] = is_login_fresh
+
+    def identity(self) -> str:
+        """Name the present user, or a visitor, as sessions do."""
+        return identity_of(user_of(self))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class ByokState:
     """The parts of flask-byok that belong to one app."""
 
-    app: Flask
     settings: Settings
     service: Service
     binding: SessionBinding
@@ -63,9 +88,6 @@ class ByokState:
     def uses_database(self) -> bool:
         """True if it stores keys of accounts or of sessions."""
         return bool(self.service.accounts.tiers) or self.service.sessions.name == "the database"
-
-    def __repr__(self) -> str:
-        return f"ByokState({self.app.name!r}, {len(self.service.catalog)} providers)"
 
 
 def get_state(app: Any = None) -> ByokState:
@@ -88,12 +110,18 @@ def current_caller(state: ByokState) -> Caller:
     return _caller(state, state.binding.current)
 
 
-def established_caller(state: ByokState, *, replace: bool = False) -> Caller:
-    """Return the caller of the present request, with a session that keys can be written to.
+def service_and_caller() -> tuple[Service, Caller]:
+    """Return the current app's service, and the caller of the present request."""
+    state = get_state()
+    return state.service, current_caller(state)
 
-    :param replace: the session found at first has ended: start another in its place.
-    """
-    return _caller(state, partial(state.binding.establish, replace=replace))
+
+def in_session(state: ByokState, act: Callable[[Caller], _T]) -> _T:
+    """Act for the present caller in a session that keys can be written to; if it has ended, in another."""
+    try:
+        return act(_caller(state, state.binding.establish))
+    except SessionRequiredError:
+        return act(_caller(state, partial(state.binding.establish, replace=True)))
 
 
 def note_use(credential: Credential) -> Credential:
@@ -117,41 +145,24 @@ def name_sources(response: Response) -> Response:
     return response
 
 
-def signal_sender(app: Flask) -> Notify:
-    """Return the function that sends an event to the host as the signal of its name, with safe facts."""
-
-    def notify(event: str, facts: Mapping[str, Any]) -> None:
-        signal = getattr(signals, event)
-        if signal.receivers:
-            signal.send(app, **facts)
-
-    return notify
+def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
+    """Send an event to the host as the signal of its name, with safe facts."""
+    signal = getattr(signals, event)
+    if signal.receivers:
+        signal.send(app, **facts)
 
 
 def user_of(loaders: Loaders) -> str | None:
     """Return the signed-in user's id from the host's loader, or None."""
     user: Any = loaders.owner()
     # Hosts write "current_user.is_authenticated and current_user.id".
-    return None if user is None or user is False or user == "" else _id(user, "owner_loader")
-
-
-def _id(returned: Any, loader: str) -> str:
-    if isinstance(returned, bool | bytes):
-        kind = type(returned).__name__
+    if user is None or user is False or user == "":
+        return None
+    if isinstance(user, bool | bytes) or not _STORABLE.fullmatch(str(user)):
         raise ConfigurationError(
-            f"The {loader} returned a {kind}, not an id: return text or a number."
+            f"The owner_loader returned a {type(user).__name__} that is no id. Return {_ALLOWED}."
         )
-    text = str(returned)
-    if not _is_storable(text):
-        raise ConfigurationError(
-            f"The {loader} returned an id that cannot be stored: it may have {LONGEST_ID} characters, no NUL and no "
-            "surrogate."
-        )
-    return text
-
-
-def _is_storable(id: str) -> bool:
-    return len(id) <= LONGEST_ID and _STORABLE.fullmatch(id) is not None
+    return str(user)
 
 
 def _teams_of(loaders: Loaders) -> tuple[str, ...]:
@@ -162,13 +173,9 @@ def _teams_of(loaders: Loaders) -> tuple[str, ...]:
             "The team_loader returned one string, not a list: each letter would be a team. Return a list of ids."
         )
     named = [str(team) for team in teams]
-    kept = tuple(team for team in named if _is_storable(team))
+    kept = tuple(team for team in named if _STORABLE.fullmatch(team))
     if len(kept) < len(named):
-        _logger.warning(
-            "The team_loader returned ids that cannot be stored, and they are left out: an id may have %d characters, "
-            "no NUL and no surrogate.",
-            LONGEST_ID,
-        )
+        _logger.warning("The team_loader returned ids that are left out. Return %s.", _ALLOWED)
     return kept
 
 
@@ -208,24 +215,3 @@ def _sign_in(state: ByokState, caller: Caller) -> None:
             raise
         return
     state.binding.settle()
-
-
-# Flask-Login, if the host uses it
-
-
-def signed_in_user() -> str | None:
-    """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
-    if not hasattr(current_app, "login_manager"):
-        return None
-    from flask_login import current_user
-
-    return str(current_user.get_id()) if current_user.is_authenticated else None
-
-
-def is_login_fresh() -> bool:
-    """Return True if Flask-Login's user has just signed in; False without Flask-Login."""
-    if not hasattr(current_app, "login_manager"):
-        return False
-    from flask_login import login_fresh
-
-    return bool(login_fresh())

@@ -14,7 +14,7 @@ from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, Unsuppor
 from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
-from ..errors import InvalidFieldError, RevealDisabledError
+from ..errors import InvalidFieldError
 from ..model.credential import Secret
 from .caller import REQUEST_ID
 from .problems import http_problem_response
@@ -40,6 +40,8 @@ _FORMS = {
     "expires_at": "is a time with its zone, such as '2027-01-31T00:00:00Z', or null.",
     "cursor": "is the 'next' of the page before.",
     "limit": "is a whole number from 1 to 100.",
+    "owner": "is 'system' or 'team:<id>'.",
+    "slot": "has up to 40 letters, digits, '_' and '-'.",
 }
 
 # How msgspec names a fault. A field's name may be a pasted key: only a plain word is repeated.
@@ -68,16 +70,13 @@ def refuse_cross_site() -> None:
         return
     if not _same_origin():
         raise CSRFError("The request came from another site.")
-    if not is_safe:
+    if not is_safe and _csrf_enabled():
         _require_token()
 
 
 def csrf_token() -> str | None:
     """Return a fresh CSRF token, or None if the host has switched CSRF protection off."""
-    if not _csrf_enabled():
-        return None
-    token: str = generate_csrf()
-    return token
+    return str(generate_csrf()) if _csrf_enabled() else None
 
 
 def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
@@ -103,35 +102,19 @@ def asks_for_value() -> bool:
     return request.args.get("include_value", "").lower() in ("1", "on", "true", "yes")
 
 
-def refuse_value() -> None:
-    """Refuse to show a key, in calls that never do.
-
-    :raises RevealDisabledError: the request asks for the key itself.
-    """
-    if asks_for_value():
-        raise RevealDisabledError
-
-
 def _same_origin() -> bool:
     """Judge by ``Sec-Fetch-Site``, else by ``Origin``; a client that sends neither is no browser."""
     site = request.headers.get("Sec-Fetch-Site")
     if site is not None:
         return site in ("same-origin", "none")
-    origin = request.headers.get("Origin")
-    return origin is None or origin.lower() in _own_origins()
-
-
-def _own_origins() -> tuple[str, ...]:
-    host = request.host.lower()
     # If the request says http, a proxy may have ended the https: then the scheme tells nothing.
     schemes = ("https",) if request.is_secure else ("https", "http")
-    return tuple(f"{scheme}://{host}" for scheme in schemes)
+    own = [f"{scheme}://{request.host}".lower() for scheme in schemes]
+    return request.headers.get("Origin", own[0]).lower() in own
 
 
 def _require_token() -> None:
     # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
-    if not _csrf_enabled():
-        return
     try:
         validate_csrf(_sent_token())
     except ValidationError as error:
@@ -216,12 +199,14 @@ def _secret(kind: type, value: Any) -> Secret:
 
 
 def secure(response: Response) -> Response:
-    """Put the security headers on one of our answers."""
+    """Put the security headers on one of our answers; browsers keep a file whose address names its content."""
     if request.endpoint == "byok.static":
+        if "v" in request.args and response.status_code < 400:
+            response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+            response.headers["X-Content-Type-Options"] = "nosniff"
         return response
     keep_from_logs(_query_as_logged())
-    for name, value in _HEADERS.items():
-        response.headers[name] = value
+    response.headers.update(_HEADERS)
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,9 @@ class FoundDatabase:
 def find_database(app: Flask, settings: Settings) -> FoundDatabase:
     """Return the database of an app that is being set up."""
     file = f"sqlite:///{Path(app.instance_path) / 'byok.sqlite3'}"
-    if settings.database_url:
-        own = settings.database_url == file
-        return FoundDatabase(settings.database_url, "BYOK_DATABASE_URL", own)
-    engine = host_engine(app)
-    if engine is not None:
+    if url := settings.database_url:
+        return FoundDatabase(url, "BYOK_DATABASE_URL", own_file=url == file)
+    if (engine := host_engine(app)) is not None:
         return FoundDatabase(engine, "the app's Flask-SQLAlchemy")
     return FoundDatabase(file, _INSTANCE, own_file=True)
 
@@ -63,10 +62,8 @@ def is_late(app: Flask, found: FoundDatabase) -> bool:
 def warn_if_late(app: Flask, found: FoundDatabase) -> None:
     """Log, at the first request only, that the host's database was set up after us."""
 
+    @cache
     def look() -> None:
-        # Another list, since Flask goes through this one.
-        hooks = app.before_request_funcs[None]
-        app.before_request_funcs[None] = [hook for hook in hooks if hook is not look]
         if is_late(app, found):
             _logger.warning(LATE_ENGINE)
 

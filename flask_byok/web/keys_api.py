@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import msgspec
 from flask import Response, request
 from msgspec import Meta
 
-from ..errors import (
-    ByokError,
-    EndpointNotAllowedError,
-    InvalidFieldError,
-    KeyRefusedError,
-    MalformedApiKeyError,
-    MissingCredentialError,
-    ProviderLockedError,
-    RateLimitedError,
-    RejectedCredentialError,
-    SessionRequiredError,
-    UnknownProviderError,
-    UnreadableCredentialError,
-)
+from ..errors import InvalidFieldError, RevealDisabledError
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
 from ..model.credential import Secret, ValidationFacts
 from ..settings import ValidateOnSet
-from .caller import current_caller, established_caller, get_state
-from .guards import csrf_token, expect_no_body, read_body, read_query, refuse_value
+from .caller import get_state, in_session, service_and_caller
+from .guards import asks_for_value, csrf_token, expect_no_body, read_body, read_query
 from .openapi import Route
 
-_SHORT = Meta(extra_json_schema={"maxLength": 100})
-_LONG = Meta(extra_json_schema={"maxLength": 500})
 _PROVIDER = Meta(
     description="Id or alias of a provider, such as openai.", extra_json_schema={"maxLength": 100}
 )
 
 ProviderName = Annotated[str, _PROVIDER]
-Label = Annotated[str, _SHORT]
-Description = Annotated[str, _LONG]
+Label = Annotated[str, Meta(extra_json_schema={"maxLength": 100})]
+Description = Annotated[str, Meta(extra_json_schema={"maxLength": 500})]
 
 
 class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -56,18 +42,11 @@ class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     base_url: str | None = None
     validate: ValidateOnSet | None = None
 
-    def new_key(self, *, persist: bool = False, active: bool = True) -> NewKey:
-        """Return what the service stores."""
-        return NewKey(
-            fields=typed_fields(self.api_key, self.fields) or {},
-            base_url=self.base_url,
-            label=self.label,
-            description=self.description,
-            expires_at=self.expires_at,
-            validate=self.validate,
-            persist=persist,
-            active=active,
-        )
+    def new_key(self) -> NewKey:
+        """Return what the service stores: the fields of the same names, and the secrets as typed."""
+        names = {each.name for each in dataclasses.fields(NewKey)} & set(self.__struct_fields__)
+        given = {name: getattr(self, name) for name in names}
+        return NewKey(**given | {"fields": typed_fields(self.api_key, self.fields) or {}})
 
 
 class SetRequest(NewKeyRequest, kw_only=True):
@@ -131,18 +110,13 @@ class PromoteResponse(TypedDict):
 def list_keys() -> Keys:
     """Return for each provider whether there is a key, and whose it is; establish the session."""
     state = get_state()
-    try:
-        found = state.service.get(established_caller(state))
-    except SessionRequiredError:
-        found = state.service.get(established_caller(state, replace=True))
-    return {**found, "csrf_token": csrf_token()}
+    return {**in_session(state, state.service.get), "csrf_token": csrf_token()}
 
 
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
-    state = get_state()
-    new = body.new_key(persist=body.persist)
-    status, validation = state.service.set(current_caller(state), body.provider, new)
+    service, caller = service_and_caller()
+    status, validation = service.set(caller, body.provider, body.new_key())
     return {
         "success": True,
         "provider": status,
@@ -152,23 +126,22 @@ def set_key(body: SetRequest) -> SetResponse:
 
 def clear_key(body: ClearRequest) -> ClearResponse:
     """Remove the caller's own key; it is no error if there is none."""
-    state = get_state()
-    cleared, status = state.service.clear(current_caller(state), body.provider, body.tier)
+    service, caller = service_and_caller()
+    cleared, status = service.clear(caller, body.provider, body.tier)
     return {"success": True, "cleared": cleared, "provider": status}
 
 
 def validate_key(body: ValidateRequest) -> ValidationFacts:
     """Ask the provider about a typed key, or about the one in use."""
-    state = get_state()
+    service, caller = service_and_caller()
     typed = typed_fields(body.api_key, body.fields)
-    caller = current_caller(state)
-    return state.service.validate(caller, body.provider, typed, body.base_url).to_dict()
+    return service.validate(caller, body.provider, typed, body.base_url).to_dict()
 
 
 def promote_keys(body: PromoteRequest) -> PromoteResponse:
     """Keep in the signed-in user's account what was saved before signing in."""
-    state = get_state()
-    done = state.service.promote(current_caller(state), body.providers, body.on_conflict)
+    service, caller = service_and_caller()
+    done = service.promote(caller, body.providers, body.on_conflict)
     return {"promoted": done["promoted"], "kept": done["kept"]}
 
 
@@ -185,13 +158,16 @@ def typed_fields(
 
 
 def make_view(route: Route) -> Callable[..., Response]:
-    """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer."""
+    """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer.
+
+    :raises RevealDisabledError: the request asks for the key itself, of a call that never shows it.
+    """
     types, status, changes = route.types, route.status, route.changes
 
     def view(**path: str) -> Response:
         arguments = route.open(**path)
-        if not route.reveals:
-            refuse_value()
+        if asks_for_value() and not route.reveals:
+            raise RevealDisabledError
         if "query" in types:
             arguments.append(read_query(types["query"]))
         if "body" in types:
@@ -200,7 +176,9 @@ def make_view(route: Route) -> Callable[..., Response]:
             expect_no_body()
         answer = route.call(*arguments)
         if answer is None:
-            return _empty()
+            response = Response(status=status)
+            del response.headers["Content-Type"]
+            return response
         response = Response(msgspec.json.encode(answer), status, mimetype="application/json")
         if "version" in answer:
             response.set_etag(str(answer["version"]))
@@ -211,26 +189,10 @@ def make_view(route: Route) -> Callable[..., Response]:
     return view
 
 
-def _empty() -> Response:
-    response = Response(status=204)
-    del response.headers["Content-Type"]
-    return response
-
-
-#: Problems of a key that is to be stored, and of the key in use.
-SET_PROBLEMS = (MalformedApiKeyError, EndpointNotAllowedError, KeyRefusedError)
-_USE_PROBLEMS = (MissingCredentialError, RejectedCredentialError, UnreadableCredentialError)
-
-
-def _post(name: str, call: Callable[..., Any], *problems: type[ByokError]) -> Route:
-    problems = (*problems, UnknownProviderError, RateLimitedError)
-    return Route("POST", f"/providers/keys/{name}", name, "keys", call, problems=problems)
-
-
 ROUTES = (
     Route("GET", "/providers/keys", "get", "keys", list_keys),
-    _post("set", set_key, *SET_PROBLEMS, ProviderLockedError, SessionRequiredError),
-    _post("clear", clear_key),
-    _post("validate", validate_key, *_USE_PROBLEMS, MalformedApiKeyError, EndpointNotAllowedError),
-    _post("promote", promote_keys, SessionRequiredError, UnreadableCredentialError),
+    Route("POST", "/providers/keys/set", "set", "keys", set_key),
+    Route("POST", "/providers/keys/clear", "clear", "keys", clear_key),
+    Route("POST", "/providers/keys/validate", "validate", "keys", validate_key),
+    Route("POST", "/providers/keys/promote", "promote", "keys", promote_keys),
 )

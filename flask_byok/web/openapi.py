@@ -10,35 +10,18 @@ from typing import Any, get_type_hints
 
 import msgspec
 
-from ..errors import (
-    ByokError,
-    InvalidFieldError,
-    OwnerRequiredError,
-    RevealDisabledError,
-    StoreError,
-    VersionConflictError,
-)
+from ..errors import ALL_ERRORS
 from ..model.credential import Secret
 from .problems import Problem
 
 _Schema = dict[str, Any]
 
-_REF = "#/components/schemas/"
-_TAGS = {
-    "keys": "The present caller's keys, by provider.",
-    "records": "The signed-in user's own keys in the database, one by one.",
-    "admin": "The keys of teams and of the system, for admins.",
-}
+_REF = "#/components/schemas/{name}"
 _ABOUT = {
+    "title": "flask-byok",
     "summary": "Bring your own API key.",
     "description": "Every answer has `Cache-Control: no-store`. Times are UTC, ISO 8601 with `Z`. "
     "A key's value is in no answer, unless the operator allows people to read back their own.",
-}
-_HEADERS = {
-    "Cache-Control": {"description": "Always no-store.", "schema": {"const": "no-store"}},
-    "ETag": {"description": "The record's version, for If-Match.", "schema": {"type": "string"}},
-    "Location": {"description": "The new record's address.", "schema": {"type": "string"}},
-    "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}},
 }
 #: Place, name, type and description of parameters that no query type has.
 _ID = ("path", "id", "string", "The record's id.")
@@ -54,11 +37,10 @@ _INCLUDE_VALUE = (
     *("query", "include_value", "boolean"),
     "Show the key itself: only if BYOK_ALLOW_REVEAL is set, and after a recent sign-in.",
 )
-_CSRF = (400, "csrf", "The CSRF token is missing or stale, or the request came from another site")
-#: Status, code and description of the problems that every call may have which changes something.
+#: Status, code and description of the problems that no error of our own stands for.
 _REQUEST_PROBLEMS = (
-    _CSRF,
-    (400, "bad_request", "The body is not JSON, or `If-Match` is no list of quoted tags"),
+    (400, "csrf", "The CSRF token is missing or stale, or the request came from another site"),
+    (400, "bad_request", "The body is not JSON"),
     (413, "too_large", "The body has more than 64 KiB"),
     (415, "unsupported_media_type", "Send application/json"),
 )
@@ -79,8 +61,6 @@ class Route:
     call: Callable[..., Any]
     #: Returns the call's first arguments. It runs before anything else is read from the request.
     open: Callable[..., list[Any]] = list
-    #: Errors besides those that every call may raise.
-    problems: Sequence[type[ByokError]] = ()
     #: The answer may contain a key, if the request asks for it.
     reveals: bool = False
 
@@ -109,25 +89,25 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     :param url: the address that the routes' paths start from.
     """
     found = [route.types.get(part) for route in routes for part in ("body", "return")]
-    types = [Problem, *(kind for kind in found if _has_fields(kind))]
+    kinds = [Problem, *filter(_has_fields, found)]
     _, schemas = msgspec.json.schema_components(
-        types, schema_hook=_secret_schema, ref_template=f"{_REF}{{name}}"
+        kinds, schema_hook=_secret_schema, ref_template=_REF
     )
+    for schema in schemas.values():
+        if "properties" in schema:
+            schema["additionalProperties"] = False
+    problems = _problem_responses()
     paths: dict[str, _Schema] = {}
     for route in routes:
         path = route.path.replace("<", "{").replace(">", "}")
-        paths.setdefault(path, {})[route.method.lower()] = _operation(route)
-    document: _Schema = _tidied(
-        {
-            "openapi": "3.1.0",
-            "info": {"title": "flask-byok", "version": version, **_ABOUT},
-            "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
-            "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
-            "paths": paths,
-            "components": {"headers": _HEADERS, "schemas": schemas},
-        }
-    )
-    return document
+        paths.setdefault(path, {})[route.method.lower()] = _operation(route, problems)
+    return {
+        "openapi": "3.1.0",
+        "info": {"version": version, **_ABOUT},
+        "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
+        "paths": paths,
+        "components": {"responses": problems, "schemas": schemas},
+    }
 
 
 def _has_fields(kind: Any) -> bool:
@@ -140,31 +120,19 @@ def _secret_schema(kind: type) -> _Schema:
     return {"type": "string", "description": "It is in no answer.", "writeOnly": True}
 
 
-def _tidied(node: Any) -> Any:
-    """Give components the names that clients know, and declare that objects have no other fields."""
-    if isinstance(node, list):
-        return [_tidied(each) for each in node]
-    if isinstance(node, str):
-        return node.removesuffix("Facts")
-    if not isinstance(node, dict):
-        return node
-    tidied = {name.removesuffix("Facts"): _tidied(each) for name, each in node.items()}
-    if node.get("type") == "object" and "properties" in node:
-        tidied["additionalProperties"] = False
-    return tidied
-
-
-def _operation(route: Route) -> _Schema:
+def _operation(route: Route, problems: _Schema) -> _Schema:
     operation: _Schema = {
         "operationId": route.name,
         "summary": _first_line(route.call),
         "tags": [route.tag],
         "parameters": _parameters(route),
-        "responses": _responses(route),
+        "responses": {
+            str(route.status.value): _answer(route.types["return"]),
+            **{status: {"$ref": f"#/components/responses/{status}"} for status in problems},
+        },
     }
     if body := route.types.get("body"):
-        content = {"application/json": {"schema": {"$ref": f"{_REF}{body.__name__}"}}}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": True, **_content(body)}
     return operation
 
 
@@ -176,7 +144,7 @@ def _parameters(route: Route) -> list[_Schema]:
             ("<id>" in route.path, _ID),
             (route.reveals, _INCLUDE_VALUE),
             (route.changes, _CSRF_TOKEN),
-            (VersionConflictError in route.problems, _IF_MATCH),
+            (route.method in ("PATCH", "PUT", "DELETE"), _IF_MATCH),
         )
         if is_taken
     ]
@@ -187,51 +155,32 @@ def _parameters(route: Route) -> list[_Schema]:
     return found
 
 
-def _responses(route: Route) -> _Schema:
-    problems: dict[int, dict[str, str]] = {}
-    for status, code, description in _problems(route):
-        problems.setdefault(status, {})[code] = description
-    responses = {str(route.status.value): _answer(route)}
-    for status, codes in sorted(problems.items()):
-        schema = {"$ref": f"{_REF}Problem", "properties": {"code": {"enum": list(codes)}}}
-        said = "; ".join(f"`{code}`: {description}" for code, description in codes.items())
-        headers = ["Retry-After"] if status in (429, 503) else []
-        responses[str(status)] = _response(f"{said}.", headers, "problem+json", schema)
-    return responses
-
-
-def _problems(route: Route) -> list[tuple[int, str, str]]:
-    errors: list[type[ByokError]] = [OwnerRequiredError, RevealDisabledError, StoreError]
-    errors += route.problems
-    found: list[tuple[int, str, str]] = [_CSRF] if route.reveals else []
-    if route.changes:
-        errors.append(InvalidFieldError)
-        found += _REQUEST_PROBLEMS
-    return found + [(error.status, error.code, error.title) for error in errors]
-
-
-def _answer(route: Route) -> _Schema:
-    answer = route.types["return"]
+def _answer(answer: Any) -> _Schema:
     if answer is type(None):
-        return _response("Deleted.", [])
-    headers = ["ETag"] if "version" in getattr(answer, "__annotations__", ()) else []
-    headers += ["Location"] if route.status == HTTPStatus.CREATED else []
-    named = {"$ref": f"{_REF}{answer.__name__}"}
-    schema = named if _has_fields(answer) else {"type": "object"}
-    return _response(_first_line(answer), headers, "json", schema)
+        return {"description": "Deleted."}
+    return {"description": _first_line(answer), **_content(answer)}
 
 
-def _response(
-    description: str, headers: list[str], kind: str = "", schema: _Schema | None = None
-) -> _Schema:
-    names = ["Cache-Control", *headers]
-    response: _Schema = {
-        "description": description,
-        "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names},
+def _problem_responses() -> dict[str, _Schema]:
+    """Return an answer for each status that a problem has, with all its codes; any call may bring it."""
+    ours = [(kind.status, kind.code, kind.title) for kind in ALL_ERRORS if kind.status != 500]
+    problems: dict[int, dict[str, str]] = {}
+    for status, code, description in (*_REQUEST_PROBLEMS, *ours):
+        problems.setdefault(status, {})[code] = description
+    return {
+        str(status): {
+            "description": "; ".join(f"`{code}`: {words}" for code, words in codes.items()) + ".",
+            **_content(Problem, properties={"code": {"enum": list(codes)}}),
+        }
+        for status, codes in sorted(problems.items())
     }
-    if schema is not None:
-        response["content"] = {f"application/{kind}": {"schema": schema}}
-    return response
+
+
+def _content(kind: type, **narrower: Any) -> _Schema:
+    """Return the content of a body that has a type's schema, or is any object."""
+    schema = {"$ref": _REF.format(name=kind.__name__)} if _has_fields(kind) else {"type": "object"}
+    form = "problem+json" if kind is Problem else "json"
+    return {"content": {f"application/{form}": {"schema": schema | narrower}}}
 
 
 def _first_line(documented: Any) -> str:

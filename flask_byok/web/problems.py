@@ -8,6 +8,7 @@ from typing import Annotated, NotRequired, TypedDict
 
 import msgspec
 from flask import Response, current_app, has_app_context
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
@@ -69,20 +70,16 @@ def http_problem_response(error: HTTPException) -> Response:
     """Return a problem object for an error that Flask raised on one of our routes."""
     status = error.code or 500
     title = HTTPStatus(status).phrase
-    code = "too_large" if status == 413 else title.lower().replace(" ", "_")
-    body = _body(status, code, title, error.description or title)
+    code, detail = title.lower().replace(" ", "_"), error.description or title
+    if isinstance(error, CSRFError):
+        code, detail = "csrf", f"{detail} Load the list of keys for a fresh token, then try again."
+    body = _body(status, "too_large" if status == 413 else code, title, detail)
     if status not in _DOCUMENTED:
         body["type"] = "about:blank"  # the host raised it: RFC 9457, 4.2.1
     response = _response(body)
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response
-
-
-def csrf_problem_response(detail: str) -> Response:
-    """Return the answer to a missing, stale or wrong CSRF token, or to another site's request."""
-    advice = "Load the list of keys for a fresh token, then try again."
-    return _response(_body(400, "csrf", HTTPStatus(400).phrase, f"{detail} {advice}"))
 
 
 def _body(status: int, code: str, title: str, detail: str) -> Problem:

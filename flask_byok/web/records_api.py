@@ -11,62 +11,33 @@ from typing import Annotated, Any, NotRequired, TypedDict, cast
 import msgspec
 from flask import request
 from msgspec import UNSET, Meta, UnsetType
-from werkzeug.exceptions import BadRequest
 
 from ..accounts.records import AccountRecords, Page, Record, Stats
-from ..errors import (
-    ByokError,
-    FreshLoginRequiredError,
-    InvalidFieldError,
-    KeyExistsError,
-    KeyNotFoundError,
-    NotAllowedError,
-    ProviderLockedError,
-    RateLimitedError,
-    UnknownProviderError,
-    UnreadableCredentialError,
-    VersionConflictError,
-)
+from ..errors import KeyNotFoundError, VersionConflictError
 from ..keys.service import Service
 from ..keys.status import ServiceFacts
 from ..keys.typed import Changes, NewSecret
 from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
-from .caller import current_caller, get_state
+from .caller import get_state, service_and_caller
 from .guards import asks_for_value, keep_from_logs
-from .keys_api import (
-    SET_PROBLEMS,
-    Description,
-    Label,
-    NewKeyRequest,
-    ProviderName,
-    typed_fields,
-)
+from .keys_api import Description, Label, NewKeyRequest, ProviderName, typed_fields
 from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
-_SLOT = "[A-Za-z0-9_-]{0,40}"
-_SHARED = re.compile(rf"system|team:[^\x00-\x1f\x7f]{{1,{LONGEST_ID}}}")
 
-# RFC 9110, 13.1.1: a list of entity tags, in which there may be empty places.
-_TAG = r'(?:W/)?"[!#-~]*"'
-_TAGS = re.compile(rf"[\t ,]*{_TAG}(?:[\t ]*,[\t ,]*{_TAG})*[\t ,]*")
-
-_SLOT_META = Meta(
-    description="By default the first free one.", extra_json_schema={"pattern": f"^{_SLOT}$"}
-)
-_CURSOR = Meta(
-    description="The `next` of the page before.",
-    extra_json_schema={"pattern": f"^{_ID.pattern}$"},
-)
-_OWNER = Meta(description="`system` or `team:<id>`.", extra_json_schema={"maxLength": 255})
+# Python's "$" lets a last line break pass; the rest of each pattern does not.
+_SLOT = Meta(pattern=r"^[A-Za-z0-9_-]{0,40}$(?!\n)", description="By default the first free one.")
+_CURSOR = Meta(pattern=r"^[0-9a-f]{32}$(?!\n)", description="The `next` of the page before.")
+_SHARED = rf"^(system|team:[^\x00-\x1f\x7f]{{1,{LONGEST_ID}}})$(?!\n)"
+_OWNER = Meta(pattern=_SHARED, description="`system` or `team:<id>`.")
 
 
 class NewRecord(NewKeyRequest, kw_only=True):
     """A key to store for the signed-in user."""
 
-    slot: Annotated[str | None, _SLOT_META] = None
+    slot: Annotated[str, _SLOT] | None = None
     active: bool = True
 
 
@@ -92,7 +63,7 @@ class RecordChanges(msgspec.Struct, forbid_unknown_fields=True):
 class PageQuery(msgspec.Struct):
     """Which records to list."""
 
-    cursor: Annotated[str | None, _CURSOR] = None
+    cursor: Annotated[str, _CURSOR] | None = None
     limit: Annotated[int, Meta(ge=1, le=100, description="The page's size.")] = 50
     provider: ProviderName | None = None
 
@@ -100,7 +71,7 @@ class PageQuery(msgspec.Struct):
 class SharedPageQuery(PageQuery):
     """Which records of teams and of the system to list."""
 
-    owner: Annotated[str | None, _OWNER] = None
+    owner: Annotated[str, _OWNER] | None = None
 
 
 class ShownRecord(Record):
@@ -124,31 +95,20 @@ class Services(TypedDict):
 
 def list_services() -> Services:
     """List the providers that keys can be kept for."""
-    state = get_state()
-    return {"services": state.service.services(current_caller(state))}
+    service, caller = service_and_caller()
+    return {"services": service.services(caller)}
 
 
 def list_own(records: AccountRecords, query: PageQuery) -> Page:
     """List the caller's own keys."""
-    return _page(records, query)
+    return records.page(provider=query.provider, after=query.cursor, limit=query.limit)
 
 
 def list_shared(records: AccountRecords, query: SharedPageQuery) -> Page:
     """List the keys of teams and of the system."""
-    owner = None if query.owner is None else _shared_owner(query.owner)
-    return _page(records, query, owner)
-
-
-def _page(records: AccountRecords, query: PageQuery, owner: str | None = None) -> Page:
-    if query.cursor is not None and not _ID.fullmatch(query.cursor):
-        raise InvalidFieldError("The field 'cursor' is the 'next' of the page before.")
-    return records.page(owner=owner, provider=query.provider, after=query.cursor, limit=query.limit)
-
-
-def _shared_owner(owner: str) -> str:
-    if not _SHARED.fullmatch(owner):
-        raise InvalidFieldError("The field 'owner' is 'system' or 'team:<id>'.")
-    return owner
+    return records.page(
+        owner=query.owner, provider=query.provider, after=query.cursor, limit=query.limit
+    )
 
 
 def stats(records: AccountRecords) -> Stats:
@@ -174,27 +134,22 @@ def create_own(records: AccountRecords, body: NewRecord) -> CheckedRecord:
 
 def create_shared(records: AccountRecords, body: NewSharedRecord) -> CheckedRecord:
     """Store a new key of a team or of the system."""
-    return _create(records, _shared_owner(body.owner), body)
+    return _create(records, body.owner, body)
 
 
 def _create(records: AccountRecords, owner: str, body: NewRecord) -> CheckedRecord:
-    if body.slot is not None and not re.fullmatch(_SLOT, body.slot):
-        raise InvalidFieldError("The field 'slot' has up to 40 letters, digits, '_' and '-'.")
-    made = records.create(owner, body.provider, body.new_key(active=body.active), slot=body.slot)
+    made = records.create(owner, body.provider, body.new_key(), slot=body.slot)
     return _checked(records, *made)
 
 
 def change(records: AccountRecords, record: CredentialRecord, body: RecordChanges) -> CheckedRecord:
     """Change a key, or the facts beside it; omitted fields keep their value."""
-    names = ("label", "description", "active", "expires_at")
-    sent = {name: getattr(body, name) for name in names}
-    changes = {name: value for name, value in sent.items() if value is not UNSET}
+    sent = {name: getattr(body, name) for name in Changes.__annotations__}
+    changes = cast(Changes, {name: value for name, value in sent.items() if value is not UNSET})
     fields = typed_fields(body.api_key, body.fields) or {}
     secret = NewSecret(fields=fields, base_url=body.base_url, validate=body.validate)
-    if_version = _if_match(record)
-    return _checked(
-        records, *records.change(record, cast(Changes, changes), secret, if_version=if_version)
-    )
+    changed = records.change(record, changes, secret, if_version=_if_match(record))
+    return _checked(records, *changed)
 
 
 def delete(records: AccountRecords, record: CredentialRecord) -> None:
@@ -217,18 +172,12 @@ def _checked(
 def _if_match(record: CredentialRecord) -> int | None:
     """Return the version that the client has seen, if it names one.
 
-    :raises BadRequest: the header is malformed.
     :raises VersionConflictError: the record has another version.
     """
-    sent = request.headers.get("If-Match")
-    if sent is None or sent.strip() == "*":
+    if "If-Match" not in request.headers or request.if_match.star_tag:
         return None
-    if not _TAGS.fullmatch(sent):
-        raise BadRequest(
-            'If-Match is the ETag as it was sent, such as "3": the quotes are part of it.'
-        )
     # A weak tag (W/"3") names no version: RFC 9110, 13.1.1 compares strongly.
-    if f'"{record.version}"' not in (tag.strip() for tag in sent.split(",")):
+    if not request.if_match.contains(record.version):
         raise VersionConflictError(provider=record.provider)
     return int(record.version)
 
@@ -241,8 +190,7 @@ def _open(find: Callable[[Service, Caller], Any], id: str | None = None) -> list
 
     Who asks, and for what, is looked at first: a caller who may not see the record learns nothing else.
     """
-    state = get_state()
-    records = find(state.service, current_caller(state))
+    records = find(*service_and_caller())
     if id is None:
         return [records]
     if not _ID.fullmatch(id):
@@ -260,29 +208,18 @@ def _routes(
 ) -> Iterator[Route]:
     """Yield the calls on one owner's or all shared records; ``tag`` is ``records`` or ``admin``."""
     opener, prefix = partial(_open, find), "" if tag == "records" else f"{tag}_"
-
-    def route(
-        method: str, path: str, name: str, call: Callable[..., Any], *problems: type[ByokError]
-    ) -> Route:
-        found: list[type[ByokError]] = [NotAllowedError, *problems]
+    for method, path, name, call in (
+        ("GET", "", "list_records", list_them),
+        ("POST", "", "create_record", create),
+        ("GET", "/stats", "record_stats", stats),
+        ("GET", "/<id>", "get_record", show),
+        ("PATCH", "/<id>", "change_record", change),
+        ("PUT", "/<id>", "put_record", change),
+        ("DELETE", "/<id>", "delete_record", delete),
+        ("POST", "/<id>/validate", "validate_record", validate),
+    ):
         reveals = call is show and tag == "records"
-        if "<id>" in path:
-            found.append(KeyNotFoundError)
-        if reveals:
-            found += (UnreadableCredentialError, RateLimitedError, FreshLoginRequiredError)
-        return Route(method, base + path, prefix + name, tag, call, opener, found, reveals)
-
-    changed = (*SET_PROBLEMS, UnknownProviderError, ProviderLockedError, RateLimitedError)
-    yield route("GET", "", "list_records", list_them, UnknownProviderError, InvalidFieldError)
-    yield route("POST", "", "create_record", create, KeyExistsError, *changed)
-    yield route("GET", "/stats", "record_stats", stats)
-    yield route("GET", "/<id>", "get_record", show)
-    for method, name in (("PATCH", "change_record"), ("PUT", "put_record")):
-        conflicts = (VersionConflictError, UnreadableCredentialError)
-        yield route(method, "/<id>", name, change, *changed, *conflicts)
-    yield route("DELETE", "/<id>", "delete_record", delete, VersionConflictError, RateLimitedError)
-    checked = (UnknownProviderError, UnreadableCredentialError, RateLimitedError)
-    yield route("POST", "/<id>/validate", "validate_record", validate, *checked)
+        yield Route(method, base + path, prefix + name, tag, call, opener, reveals)
 
 
 ROUTES = (

@@ -11,26 +11,22 @@ from ..settings import MAX_SESSION_LIFETIMES, Settings
 #: From this lifetime on, an unattended browser is a risk.
 WIDE_SESSION = timedelta(days=7)
 
+#: Settings of Flask's and its CSRF protection: the default, the safe values, and the risk of another.
+_OF_FLASK = (
+    ("SESSION_COOKIE_SECURE", False, (True,), "the session cookie also travels over plain HTTP"),
+    ("SESSION_COOKIE_HTTPONLY", True, (True,), "scripts can read the session cookie"),
+    ("SESSION_COOKIE_SAMESITE", None, ("Lax", "Strict"), "requests of other sites have the cookie"),
+    ("WTF_CSRF_ENABLED", True, (True,), "other sites can change keys"),
+)
+
 
 def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
     """Return a sentence with advice for each unsafe setting of the host."""
-    found = []
-    if debug:
-        found.append(
-            "Debug mode is on: its error pages show local variables. Turn it off outside development."
-        )
-    if not config.get("SESSION_COOKIE_SECURE"):
-        found.append(
-            "SESSION_COOKIE_SECURE is off: the session cookie also travels over plain HTTP. Set it to True."
-        )
-    if not config.get("SESSION_COOKIE_HTTPONLY", True):
-        found.append(
-            "SESSION_COOKIE_HTTPONLY is off: scripts can read the session cookie. Set it to True."
-        )
-    if config.get("SESSION_COOKIE_SAMESITE") not in ("Lax", "Strict"):
-        found.append("SESSION_COOKIE_SAMESITE is not set: set it to 'Lax' or 'Strict'.")
-    if not config.get("WTF_CSRF_ENABLED", True):
-        found.append("WTF_CSRF_ENABLED is off: other sites can change keys. Set it to True.")
+    found = ["Debug mode is on: error pages show local variables. Turn it off."] if debug else []
+    for name, default, safe, risk in _OF_FLASK:
+        value = config.get(name, default)
+        if value not in safe and not (value and True in safe):
+            found.append(f"{name} is {value!r}: {risk}. Set it to {' or '.join(map(repr, safe))}.")
     return found
 
 

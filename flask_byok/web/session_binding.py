@@ -17,18 +17,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from flask import (
-    Flask,
-    Request,
-    Response,
-    after_this_request,
-    current_app,
-    g,
-    has_request_context,
-    request,
-)
+from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
 from flask.globals import request_ctx
 from flask.sessions import (
     NullSession,
@@ -87,18 +78,15 @@ class _Seen:
         if marker == _TO_END:
             seen.marker, seen.unfinished = None, True
         if seen.marker is None and seen.keys:
-            seen.watch_clear()
+            # Notice session.clear() even if a race has lost the marker.
+            clear = session.clear
+
+            def noting_clear() -> None:
+                clear()
+                seen.emptied = True
+
+            session.clear = noting_clear
         return seen
-
-    def watch_clear(self) -> None:
-        """Notice ``session.clear()`` even if a race has lost the marker."""
-        clear = self.session.clear
-
-        def noting_clear() -> None:
-            clear()
-            self.emptied = True
-
-        self.session.clear = noting_clear
 
     def was_cleared(self) -> bool:
         if self.marker is not None:
@@ -110,13 +98,17 @@ class _Seen:
         self.ref = None
 
 
+@dataclass(eq=False, repr=False)
 class SessionBinding:
-    """Follow the host's session of one app through each request."""
+    """Follow the host's session of one app through each request.
 
-    def __init__(self, store: Sessions, index_key: bytes, identity: Callable[[], str]) -> None:
-        self._store = store
-        self._index_key = index_key
-        self._identity = identity
+    :param index_key: hashes session ids.
+    :param identity: names the present user, or a visitor.
+    """
+
+    store: Sessions
+    index_key: bytes
+    identity: Callable[[], str]
 
     def init_app(self, app: Flask) -> None:
         """Put our hooks outermost: first before a request, last after it."""
@@ -146,7 +138,7 @@ class SessionBinding:
             return None
         self._confirm(seen, identity)
         if seen.marker is None or replace:
-            seen.remember(self._store.establish(self._hash(seen.sid), seen.marker))
+            seen.remember(self.store.establish(self._hash(seen.sid), seen.marker))
             self._confirm(seen, identity)
         return self._ref(seen, seen.marker or "")
 
@@ -223,7 +215,7 @@ class SessionBinding:
         if seen.marker is None or not seen.keys - _keys(seen.session):
             return
         try:
-            identity = self._identity()
+            identity = self.identity()
         except Exception:
             _logger.exception("The owner loader failed after a request; its session stays.")
             return
@@ -232,7 +224,7 @@ class SessionBinding:
     def _end(self, seen: _Seen) -> None:
         try:
             if ref := self._known_ref(seen):
-                self._store.end(self._ref(seen, ref))
+                self.store.end(self._ref(seen, ref))
         except StoreError:
             # The session id lives on: when the store is back, it must not lead to these keys.
             seen.session[MARKER] = _TO_END
@@ -245,13 +237,13 @@ class SessionBinding:
 
     def _renew(self, seen: _Seen) -> None:
         if ref := self._known_ref(seen):
-            self._store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
+            self.store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
             seen.remember(ref)
         seen.sid, seen.ref = seen.session.sid, None
 
     def _known_ref(self, seen: _Seen) -> str | None:
         # A session that arrived empty is new: the store cannot know it.
-        return seen.marker or (self._store.find(self._hash(seen.sid)) if seen.keys else None)
+        return seen.marker or (self.store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
         if seen.ref is None or seen.ref.ref != ref:
@@ -259,7 +251,7 @@ class SessionBinding:
         return seen.ref
 
     def _hash(self, sid: str) -> str:
-        return hmac.digest(self._index_key, sid.encode(), "sha256").hex()
+        return hmac.digest(self.index_key, sid.encode(), "sha256").hex()
 
 
 def index_key(secret_key: str | bytes) -> bytes:
@@ -268,9 +260,9 @@ def index_key(secret_key: str | bytes) -> bytes:
     return hmac.digest(raw, b"flask-byok session index", "sha256")
 
 
-def app_name(index_key: bytes) -> str:
+def app_name(secret_key: str | bytes) -> str:
     """Return a name for the app in a store that several apps share: 16 hex digits, the same in all its processes."""
-    return hmac.digest(index_key, b"app name", "sha256").hex()[:16]
+    return hmac.digest(index_key(secret_key), b"app name", "sha256").hex()[:16]
 
 
 def check_session_interface(app: Flask) -> None:
@@ -307,38 +299,26 @@ def _shed_stale_context() -> None:
             left.pop(name, None)
 
 
-class UnavailableSession(dict[str, Any], SessionMixin):
+class _LostSession(dict[str, Any], SessionMixin):
+    """An empty session that is not saved."""
+
+    modified = accessed = False
+
+
+class UnavailableSession(_LostSession):
     """A session whose store does not answer: reading or writing it raises ``StoreError``."""
 
-    modified = accessed = answered = False
-
-    @property
-    def sid(self) -> str:
-        """Raise: the id is unknown."""
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise StoreError(_UNAVAILABLE)
+
+    __getitem__ = __setitem__ = __delitem__ = __contains__ = __len__ = __iter__ = _refuse
+    get = pop = popitem = setdefault = update = clear = keys = values = items = _refuse
+    sid = property(_refuse)
 
     def let_go(self, response: Response) -> Response:
         """Become an empty session: the view has answered, and only hooks still read it."""
-        self.answered = True
+        self.__class__ = _LostSession  # type: ignore[assignment]  # of the same layout
         return response
-
-
-def _refusing(name: str) -> Callable[..., Any]:
-    method = getattr(dict, name)
-
-    def refuse(self: UnavailableSession, *args: Any, **kwargs: Any) -> Any:
-        if not self.answered:
-            raise StoreError(_UNAVAILABLE)
-        return method(self, *args, **kwargs)
-
-    return refuse
-
-
-for _name in (
-    *("__getitem__", "__setitem__", "__delitem__", "__contains__", "__len__", "__iter__"),
-    *("get", "pop", "popitem", "setdefault", "update", "clear", "keys", "values", "items"),
-):
-    setattr(UnavailableSession, _name, _refusing(_name))
 
 
 class SessionGuard:
@@ -351,7 +331,7 @@ class SessionGuard:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+    def open_session(self, app: Flask, request: Any) -> SessionMixin | None:
         """Open the host's session, or an unavailable one."""
         if not self._breaker.allow():
             return UnavailableSession()
@@ -366,7 +346,7 @@ class SessionGuard:
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Save the host's session; if a change cannot be saved, the answer becomes a 503."""
-        if isinstance(session, UnavailableSession):
+        if isinstance(session, _LostSession):
             return
         started = time.monotonic()
         try:
@@ -406,7 +386,5 @@ def _become_unavailable(response: Response) -> None:
     problem = problem_response(StoreError(_UNAVAILABLE))
     response.close()
     response.direct_passthrough = False
-    response.status_code = problem.status_code
-    response.headers.clear()
-    response.headers.extend(problem.headers)
-    response.set_data(problem.get_data())
+    response.status_code, response.headers = problem.status_code, problem.headers
+    response.response = problem.response

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import datetime
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
-from types import SimpleNamespace
 from typing import Any
 
 from flask import Response, current_app, request, url_for
@@ -21,7 +20,7 @@ from ..model.owner import PERSONAL_TIERS, Tier
 from ..settings import Settings
 from . import keys_api, text
 from .caller import ByokState, get_state
-from .forms import Notice, Outcome, described_tier, local_path, notice, without_outcome
+from .forms import local_path, notice, with_outcome
 
 #: The standalone page may load one script and one style sheet, and call its own server.
 _PAGE_POLICY = (
@@ -51,14 +50,8 @@ class UI:
 
     def page(self) -> Markup:
         """Return the settings as a section of a host's own page."""
-        content = self._content()
-        return self._render(
-            "settings.html",
-            next_url=_present_url(),
-            collapsible=True,
-            notice=_notice(content["rows"]),
-            **content,
-        )
+        here = _present_url()
+        return self._render("settings.html", next_url=here, collapsible=True, **self._content())
 
     def document(self) -> Response:
         """Return the standalone page."""
@@ -71,7 +64,6 @@ class UI:
             # Built from the path: nothing else in the present query is repeated.
             next_url=url_for("byok.settings_page", next=back),
             back_url=back,
-            notice=_notice(content["rows"]),
             **content,
         )
         error: ByokError | None = content["error"]
@@ -86,20 +78,21 @@ class UI:
         try:
             found = keys_api.list_keys()
         except ByokError as error:
-            reason = text.REASONS.get(error.code, error.title)
-            return {"error": error, "failure": reason, "rows": []}
-        now, asked = utcnow(), get_state().service.lookup.tiers
+            failure, said = text.REASONS[error.code], notice(request.args, {})
+            return {"error": error, "failure": failure, "rows": [], "notice": said}
+        settings, now, asked = self._settings, utcnow(), get_state().service.lookup.tiers
+        longest = settings.max_key_lifetime
+        names = {status["provider"]: status["name"] for status in found["providers"]}
         return {
             "error": None,
-            "failure": None,
-            "rows": [
-                build_row(status, found, self._settings, now) for status in found["providers"]
-            ],
-            "can_choose": Tier.SESSION in self._settings.precedence,
-            "dates": expiry_dates(now, self._settings.max_key_lifetime),
+            "rows": [build_row(status, found, settings, now) for status in found["providers"]],
+            "can_choose": Tier.SESSION in settings.precedence,
+            "first_day": now.date().isoformat(),
+            "last_day": longest and (now + longest).date().isoformat(),
             "precedence": [text.TIERS[tier] for tier in found["precedence"] if tier in asked],
             "storage": found["storage"],
             "csrf_token": found["csrf_token"],
+            "notice": notice(request.args, names),
         }
 
     def _nonce(self) -> str | None:
@@ -108,7 +101,6 @@ class UI:
     def _render(self, name: str, **context: Any) -> Markup:
         page_url = url_for("byok.settings_page")
         everywhere = {
-            "text": SimpleNamespace(**text.TEXT),
             "messages": text.MESSAGES,
             "nonce": self._nonce(),
             "style_url": _asset_url("byok.css"),
@@ -119,7 +111,6 @@ class UI:
             "csrf_field": current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
             "collapsible": False,
             "in_dialog": False,
-            "notice": None,
         }
         return Markup(_templates().get_template(name).render(everywhere | context))  # noqa: S704  (escaped by the template)
 
@@ -130,11 +121,7 @@ def settings_page() -> Response:
 
 
 def _present_url() -> str:
-    return without_outcome(request.script_root + request.full_path)
-
-
-def _notice(rows: list[dict[str, Any]]) -> Notice | None:
-    return notice(Outcome.read(request.args), {row["provider"]: row["name"] for row in rows})
+    return with_outcome(request.script_root + request.full_path)
 
 
 @cache
@@ -171,82 +158,33 @@ def build_row(
 
     :param found: the list that the status is from.
     """
-    badges, source = text.BADGES[settings.labels], status["source"] or ""
-    clear_tier = _clear_tier(status)
-    several = clear_tier == "user" and settings.keys_per_provider > 1
-    if _offered(status) == "waiting":
+    offered, clear_tier = _offered(status), _clear_tier(status)
+    # The tier of the key whose label and expiry the row shows.
+    described = status["source"] or next(iter(status["tiers"]), None)
+    if offered == "waiting":
         # The question shows its hint; the row's facts are about keys in use.
         status = {**status, "hint": None, "label": None, "validity": None, "expires_at": None}
+    validity, expires_at = status["validity"], status["expires_at"]
     return {
         **status,
-        "badge": badges[source],
-        "standalone_badge": badges["standalone"],
-        "place": text.PLACES.get(source),
-        "reason": None if status["can_override"] else text.TEXT["locked"],
+        "badge": text.BADGES[settings.labels][status["source"] or ""],
+        "place": text.PLACES.get(status["source"]),
         "clear_tier": clear_tier,
-        "confirm_question": text.TEXT["confirm_several" if several else "confirm_question"],
+        "clears_several": clear_tier == "user" and settings.keys_per_provider > 1,
         "can_persist": found["can_persist"] and _account_counts(status, found["precedence"]),
-        "described_tier": described_tier(status),
-        "changeable": described_tier(status) == Tier.USER,
-        "offer": _offer(status),
-        "fields": [field | {"type": _input_type(field)} for field in status["fields"]],
-        **_state(status),
-        **_checked(status["validity"]),
-        **_expiry(status["expires_at"], now),
+        "described_tier": described,
+        "offer": text.OFFERS[offered] if offered and status["can_override"] else None,
+        # The state of another owner's key would read as that of the person's own.
+        "chip": _chip(status) if status["source"] or described in PERSONAL_TIERS else None,
+        "verdict": validity and text.VERDICTS[validity["verdict"]],
+        "is_to_expire": bool(expires_at) and datetime.fromisoformat(expires_at) > now,
     }
 
 
-def expiry_dates(now: datetime, longest: timedelta | None) -> dict[str, Any]:
-    """Return the first and the last day that can be chosen, as ``YYYY-MM-DD``, and the rule as text."""
-    first = now.date().isoformat()
-    if longest is None:
-        return {"first": first, "last": None, "rule": text.TEXT["expires_never"]}
-    last = _last_day(now, longest).isoformat()
-    return {"first": first, "last": last, "rule": text.TEXT["expires_cap"].format(date=last)}
-
-
-def _last_day(now: datetime, longest: timedelta) -> date:
-    try:
-        return (now + longest).date()
-    except OverflowError:
-        return date.max
-
-
-def _state(status: Mapping[str, Any]) -> dict[str, Any]:
-    soon = status["state"] == "active" and status["expires_soon"]
-    # The state of another owner's key would read as that of the person's own.
-    is_theirs = not status["source"] and described_tier(status) not in PERSONAL_TIERS
-    state = "" if is_theirs else status["state"] or ""
-    return {"soon": soon, "chip": text.CHIPS.get("soon" if soon else state)}
-
-
-def _checked(validity: Mapping[str, Any] | None) -> dict[str, Any]:
-    if validity is None:
-        return {"verdict": None, "checked": None}
-    return {
-        "verdict": text.VERDICTS[validity["verdict"]],
-        "checked": f"{validity['checked_at'][:16].replace('T', ' ')} UTC",
-    }
-
-
-def _expiry(expires_at: str | None, now: datetime) -> dict[str, Any]:
-    if expires_at is None:
-        return {"expiry": None, "expires_on": "", "is_to_expire": False}
-    ahead = datetime.fromisoformat(expires_at) > now
-    return {
-        "expiry": text.TEXT["expires_on" if ahead else "expired_on"],
-        "expires_on": expires_at[:10],
-        "is_to_expire": ahead,
-    }
-
-
-def _offer(status: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the question about a key that could be kept, with its answers."""
-    kind = _offered(status)
-    if kind is None or not status["can_override"]:
-        return None
-    question, answers = text.OFFERS[kind]
-    return {"question": question, "answers": answers}
+def _chip(status: Mapping[str, Any]) -> str | None:
+    if status["state"] == "active" and status["expires_soon"]:
+        return "Expires soon"
+    return status["state"] and str(status["state"]).capitalize()
 
 
 def _offered(status: Mapping[str, Any]) -> str | None:
@@ -278,9 +216,3 @@ def _clear_tier(status: Mapping[str, Any]) -> str | None:
     if status["source"] in own:
         return str(status["source"])
     return "session" if status["promotable"] else next(iter(own), None)
-
-
-def _input_type(field: Mapping[str, Any]) -> str:
-    if field["secret"]:
-        return "password"
-    return "url" if field["name"] == "base_url" else "text"

@@ -8,6 +8,7 @@ import gzip
 import socket
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from flask_byok.errors import ConfigurationError, ProviderUnavailableError
 from flask_byok.http import Outbound, transport
 from flask_byok.providers import make_provider
-from flask_byok.providers.base import isolate
+from flask_byok.providers.base import IsolatedClient
 from flask_byok.providers.google import close_web_sockets
 from flask_byok.testing import FakeProviders
 from tests.http.hostile_server import Script, drip, endless, head, hostile
@@ -81,7 +82,11 @@ def test_what_a_developer_passes_is_sent(fake: FakeProviders, make: Make) -> Non
 
 def test_an_sdk_that_cannot_be_guarded_is_refused() -> None:
     """If an SDK keeps its headers or the address of its WebSockets elsewhere one day, calls stop instead of leaking."""
-    for guard in (lambda: isolate(object(), "sk-12345678", None), lambda: close_web_sockets({})):
+
+    class Later(IsolatedClient, SimpleNamespace):
+        silent = ()
+
+    for guard in (lambda: Later(api_key="sk-12345678"), lambda: close_web_sockets({})):
         with pytest.raises(ConfigurationError, match="earlier release"):
             guard()
 

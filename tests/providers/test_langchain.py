@@ -15,7 +15,7 @@ from langchain_core.runnables import ConfigurableField
 from flask_byok.errors import ConfigurationError
 from flask_byok.http import Outbound
 from flask_byok.model.credential import Verdict
-from flask_byok.providers import make_chat_model
+from flask_byok.providers import BaseProvider, make_chat_model, make_provider
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 from tests.poison import MARK, everything, set_poison
 
@@ -29,7 +29,9 @@ def chat_model(
 ) -> Any:
     """Make a chat model at the fake provider."""
     credential = credential_for(fake, provider, api_key)
-    return make_chat_model(CATALOG.get(provider), credential, outbound, "some-model", **kwargs)
+    options = {name: kwargs.pop(name) for name in BaseProvider.allowed_options & kwargs.keys()}
+    made = make_provider(CATALOG.get(provider), credential, outbound, **options)
+    return make_chat_model(made, "some-model", **kwargs)
 
 
 @pytest.mark.parametrize("provider", LANGCHAIN)

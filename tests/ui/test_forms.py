@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -87,6 +88,16 @@ def test_impossible_day_is_refused(client: FlaskClient, day: str) -> None:
     response = post(client, "save", api_key="sk-any-key-at-all", expires_at=day)
     assert outcome(response)["byok_reason"] == "invalid_field"
     assert "NOT SET" in client.get(PAGE).text
+
+
+def test_days_that_may_be_chosen(tmp_path: Path) -> None:
+    """Without a limit a key works until it is removed; the operator's limit gives the last day, and is said."""
+    for limit, rule in ((None, "until you remove it."), (timedelta(days=30), "this site allows.")):
+        client = create_host(tmp_path, BYOK_MAX_KEY_LIFETIME=limit).test_client()
+        client.get("/sign-in/ada")
+        text = client.get(PAGE).text
+        assert rule in text
+        assert (' max="' in text) is (limit is not None)
 
 
 def test_visitor_changes_nothing(client: FlaskClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from flask import abort
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
 from flask_byok import Validation, Verdict, errors
@@ -11,7 +12,6 @@ from flask_byok.model.credential import utcnow
 from flask_byok.web.problems import (
     NOT_SET_UP,
     TYPE_PREFIX,
-    csrf_problem_response,
     http_problem_response,
     problem,
     problem_response,
@@ -94,7 +94,7 @@ def test_http_errors_are_problems_too() -> None:
     assert answer.get_json()["detail"] == "Not today."
     answer = http_problem_response(MethodNotAllowed(["GET"]))
     assert (answer.get_json()["code"], answer.headers["Allow"]) == ("method_not_allowed", "GET")
-    assert csrf_problem_response("…").get_json()["code"] == "csrf"
+    assert http_problem_response(CSRFError("…")).get_json()["code"] == "csrf"
 
 
 def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:
