@@ -18,19 +18,26 @@ never happens.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
 from ..errors import SessionRequiredError, StoreError
-from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
+from ..model.credential import (
+    CredentialRecord,
+    RecordedVerdict,
+    SessionUse,
+    from_milliseconds,
+    utcnow,
+)
 from ..model.owner import SessionRef
 from ..sealing.keyring import prefix_of
 
@@ -47,6 +54,8 @@ T = TypeVar("T")
 #: What became of a visitor's record that the user wanted to take over.
 Adoption = Literal["adopted", "kept", "gone"]
 Records = Mapping[str, CredentialRecord]
+#: Returns the record to store in place of one; None deletes it.
+Change = Callable[[CredentialRecord], CredentialRecord | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +132,17 @@ class _Document(msgspec.Struct, array_like=True):
         """Return the records of a signed-in identity, or the visitor's."""
         return self.own if identity and not visitor else self.left
 
-    def of_version(
-        self, provider: str, version: str
-    ) -> Iterator[tuple[dict[str, bytes], CredentialRecord]]:
-        """Yield the record of this version, if it is there, and the side that it is on."""
-        for side in (self.own, self.left):
-            if version and provider in side:
-                record = _decoded(side[provider], provider)
-                if record.version == version:
-                    yield side, record
-                    return
+    def edit(self, provider: str, version: str, change: Change) -> CredentialRecord | None:
+        """Change the record of this version, on whichever side it is, and return it as it was."""
+        for side, record in ((side, _record(side, provider)) for side in (self.own, self.left)):
+            if record is None or not version or record.version != version:
+                continue
+            if changed := change(record):
+                side[provider] = _encode_record(changed)
+            else:
+                del side[provider]
+            return record
+        return None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -141,28 +151,25 @@ _encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(CredentialRecord).decode
 
 
+@dataclass(eq=False)
 class Sessions:
     """The keys in sessions, on any store.
 
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the session was established, however much it is used.
+    :param over: returns which of these versions of an identity's records are over; None without accounts to end them.
     """
 
-    #: Returns which of these versions of an identity's records are over; None without accounts to end them.
+    documents: Documents
+    ttl: timedelta
+    max_age: timedelta
+    clock: Callable[[], float] = time.time
     over: Callable[[str, Collection[str]], Collection[str]] | None = None
 
-    def __init__(
-        self,
-        documents: Documents,
-        *,
-        ttl: timedelta,
-        max_age: timedelta,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.documents, self.name = documents, documents.name
-        self._counts = documents.apart()
-        self._ttl, self._max_age = ttl.total_seconds(), max_age.total_seconds()
-        self._clock = clock
+    def __post_init__(self) -> None:
+        self.name = self.documents.name
+        self._counts = self.documents.apart()
+        self._ttl, self._max_age = self.ttl.total_seconds(), self.max_age.total_seconds()
 
     # The session itself
 
@@ -174,9 +181,9 @@ class Sessions:
         held = self.documents.find(sid)
         if held is not None and held != dead and self._load(held) is not None:
             return held
-        ref, now = secrets.token_hex(16), self._clock()
+        ref, now = secrets.token_hex(16), self.clock()
         body = _encode(_Document(sid, "", now, now, {}, {}))
-        self.documents.swap(ref, None, _new_revision(), body, min(self._ttl, self._max_age))
+        self.documents.swap(ref, None, secrets.token_hex(8), body, min(self._ttl, self._max_age))
         won = self.documents.point(sid, ref, self._ttl, instead_of=held)
         if won != ref:
             self.documents.delete(ref)
@@ -282,15 +289,10 @@ class Sessions:
         if not wanted or not identity or self.over is None:
             return []
 
-        def mark(document: _Document) -> list[CredentialRecord]:
-            found = []
-            for record in wanted:
-                for side, stored in document.of_version(record.provider, record.version):
-                    side[record.provider] = _encode_record(replace(stored, leaving=True))
-                    found.append(record)
-            return found
+        def leave(record: CredentialRecord) -> CredentialRecord:
+            return dataclasses.replace(record, leaving=True)
 
-        return self._change(session, identity, mark) or []
+        return self._edit(session, identity, wanted, leave)
 
     def remove(
         self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
@@ -299,19 +301,9 @@ class Sessions:
 
         If the store does not answer they stay, but do not count.
         """
-        wanted = list(records)
-
-        def drop(document: _Document) -> bool:
-            dropped = False
-            for record in wanted:
-                for side, _ in document.of_version(record.provider, record.version):
-                    del side[record.provider]
-                    dropped = True
-            return dropped
-
-        if wanted:
+        if wanted := list(records):
             with suppress(StoreError):
-                self._change(session, identity, drop, claim=False)
+                self._edit(session, identity, wanted, lambda _: None, claim=False)
 
     def adopt(
         self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
@@ -323,14 +315,14 @@ class Sessions:
         """
 
         def take(document: _Document) -> Adoption | None:
-            for side, left in document.of_version(record.provider, record.version):
-                if side is document.left:
-                    if record.provider in document.own and not replace:
-                        return "kept"
-                    del document.left[record.provider]
-                    document.own[record.provider] = _encode_record(_resealed(left, record))
-                    return "adopted"
-            return None
+            left = _record(document.left, record.provider)
+            if left is None or left.version != record.version:
+                return None
+            if record.provider in document.own and not replace:
+                return "kept"
+            del document.left[record.provider]
+            document.own[record.provider] = _encode_record(_resealed(left, record))
+            return "adopted"
 
         return self._change(session, identity, take) or "gone"
 
@@ -339,14 +331,7 @@ class Sessions:
 
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
-
-        def put(document: _Document) -> bool:
-            for side, before in document.of_version(record.provider, record.version):
-                side[record.provider] = _encode_record(_resealed(before, record))
-                return True
-            return False
-
-        return bool(self._change(session, identity, put))
+        return bool(self._edit(session, identity, [record], lambda old: _resealed(old, record)))
 
     # What becomes known about them
 
@@ -361,22 +346,23 @@ class Sessions:
             known = record.validity
             if verdict.verdict.valid is None and known and known.verdict.valid is False:
                 return record
-            return record.with_validity(verdict)
+            return dataclasses.replace(record, validity=verdict)
 
-        self._learn(self.documents, session.ref, provider, verdict.version, learn)
+        self._swap(session.ref, lambda document: document.edit(provider, verdict.version, learn))
 
     def count(self, use: SessionUse) -> None:
         """Add uses to the count of the record of their version; as with a verdict nothing else changes.
 
         If an answer is lost, a batch may be counted twice.
         """
-        at = datetime.fromtimestamp(use.last_used_at / 1000, UTC)
+        at = from_milliseconds(use.last_used_at)
 
         def add(record: CredentialRecord) -> CredentialRecord:
-            last = max(record.last_used_at or at, at)
-            return replace(record, usage_count=record.usage_count + use.uses, last_used_at=last)
+            count, last = record.usage_count + use.uses, max(record.last_used_at or at, at)
+            return dataclasses.replace(record, usage_count=count, last_used_at=last)
 
-        self._learn(self._counts, use.ref, use.provider, use.version, add)
+        counts = self._counts
+        self._swap(use.ref, lambda document: document.edit(use.provider, use.version, add), counts)
 
     # Steps
 
@@ -395,10 +381,10 @@ class Sessions:
     def _left(self, document: _Document) -> float:
         """Return how long a document lives, in seconds."""
         end = min(document.seen + self._ttl, document.created + self._max_age)
-        return end - self._clock()
+        return end - self.clock()
 
     def _may_slide(self, document: _Document) -> bool:
-        return (self._clock() - document.seen) * _SLIDE > self._ttl
+        return (self.clock() - document.seen) * _SLIDE > self._ttl
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
@@ -432,7 +418,7 @@ class Sessions:
             if result and claim:
                 document.owner = identity
             if slid := self._may_slide(document):
-                document.seen = self._clock()
+                document.seen = self.clock()
             return result
 
         result = self._swap(session.ref, guarded)
@@ -441,21 +427,21 @@ class Sessions:
                 self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
         return result
 
-    def _learn(
+    def _edit(
         self,
-        documents: Documents,
-        ref: str,
-        provider: str,
-        version: str,
-        learn: Callable[[CredentialRecord], CredentialRecord],
-    ) -> None:
-        """Change what is known about a version, on whichever side of the session it is."""
+        session: SessionRef,
+        identity: str,
+        records: Sequence[CredentialRecord],
+        change: Change,
+        *,
+        claim: bool = True,
+    ) -> list[CredentialRecord]:
+        """Change the records of these versions, all in one step, and return those that are there."""
 
-        def find(document: _Document) -> None:
-            for side, record in document.of_version(provider, version):
-                side[provider] = _encode_record(learn(record))
+        def edit(document: _Document) -> list[CredentialRecord]:
+            return [one for one in records if document.edit(one.provider, one.version, change)]
 
-        self._swap(ref, find, documents)
+        return self._change(session, identity, edit, claim=claim) or []
 
     def _swap(
         self, ref: str, change: Callable[[_Document], T], documents: Documents | None = None
@@ -471,7 +457,7 @@ class Sessions:
             if seen == written:
                 return result  # only the answer was lost
             before = _encode(document)
-            result, written = change(document), _new_revision()
+            result, written = change(document), secrets.token_hex(8)
             body = _encode(document)
             if body == before or documents.swap(ref, seen, written, body, self._left(document)):
                 return result
@@ -490,46 +476,29 @@ class Sessions:
         return SessionView(_without(view.records, gone), _without(view.visitor_records, gone))
 
 
-def _new_revision() -> str:
-    return secrets.token_hex(8)
+def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None:
+    """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
+    if provider not in side:
+        return None
+    with suppress(ValueError):  # msgspec's errors are ValueErrors
+        record = _decode_record(side[provider])
+        if record.provider == provider:
+            return record
+    now = utcnow()
+    return CredentialRecord(
+        provider, owner="", ciphertext="", hint="", version="", created_at=now, updated_at=now
+    )
 
 
 def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
-    return {name: _decoded(side[name], name) for name in providers if name in side}
+    found = ((provider, _record(side, provider)) for provider in providers)
+    return {provider: record for provider, record in found if record is not None}
 
 
 def _without(records: Records, gone: Collection[CredentialRecord]) -> Records:
     return {name: record for name, record in records.items() if record not in gone}
 
 
-def _decoded(raw: bytes, provider: str) -> CredentialRecord:
-    """Return a record; one that does not open if it is damaged, or was moved here from another provider."""
-    try:
-        record = _decode_record(raw)
-    except ValueError:  # msgspec's errors are ValueErrors
-        return _unreadable(provider)
-    return record if record.provider == provider else _unreadable(provider)
-
-
-def _unreadable(provider: str) -> CredentialRecord:
-    now = utcnow()
-    return CredentialRecord(
-        provider=provider,
-        owner="",
-        ciphertext="",
-        hint="",
-        version="",
-        created_at=now,
-        updated_at=now,
-    )
-
-
 def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:
-    """Return a record with what is known about the one before it."""
-    return replace(
-        record,
-        validity=before.validity,
-        usage_count=before.usage_count,
-        last_used_at=before.last_used_at,
-        leaving=before.leaving,
-    )
+    """Return a record in another's sealing; what is known about it stays."""
+    return dataclasses.replace(before, owner=record.owner, ciphertext=record.ciphertext)
