@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -66,7 +67,7 @@ def get_chat_model_with_api_key(
         service = state.service
         credential, count = service.take(caller, provider)
         note_use(credential)
-        report = service.traffic.reporter(caller, credential)
+        report = partial(service.checks.rejected, caller, credential)
         spec = service.catalog.get(provider)
         return make_chat_model(
             spec, credential, service.outbound, model, report=report, count=count, **kwargs

@@ -297,7 +297,7 @@ def test_the_sdks_and_the_http_client_log_no_key_at_debug(
             assert behaviour == "bad"
             logging.getLogger("host").exception("chat failed")
         del credential, stream
-        check_api_key(spec, {"api_key": api_key}, endpoint, outbound)
+        check_api_key(spec, {"api_key": Secret(api_key)}, endpoint, outbound)
         # Today's SDKs mask their headers themselves; a host that logs a key shows the redactor at
         # work.
         alive = Secret(api_key)

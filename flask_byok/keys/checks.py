@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from ..catalog.spec import Answer, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
 from ..http.outbound import Endpoint, Outbound, personal_slots
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
-from ..settings import Settings, ValidateOnSet
-from .ports import Accounts
-from .sessions import Sessions
+from ..settings import ValidateOnSet
 from .typed import Typed, require_word
+
+if TYPE_CHECKING:
+    from .service import Service
 
 _logger = logging.getLogger(__name__)
 
@@ -41,41 +42,36 @@ _ADMIN_KEY = (
 
 def check_api_key(
     spec: ProviderSpec,
-    fields: Mapping[str, str],
+    fields: Mapping[str, Secret],
     endpoint: Endpoint,
     outbound: Outbound,
     *,
-    list_models: bool = True,
     owner: str | None = None,
 ) -> Validation:
-    """Check a key with a free request to its provider.
+    """Check a key with a free request to its provider, and list the models that a good one may use.
 
-    :param fields: the values of the credential's fields by name, already cleaned.
-    :param list_models: list the models that a good key may use, in the same time.
+    :param fields: the credential's fields by name, already cleaned.
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
     if validation := refuse_admin_key(spec, fields):
         return validation
-    # Alive for the length of the check, so that log records are redacted.
-    guard = [Secret(fields.get(field.name, "")) for field in spec.fields if field.secret]
+    plain = {name: secret.reveal() for name, secret in fields.items()}
     started = time.monotonic()
-    check = _Check(spec, fields, endpoint, outbound, ends=started + CHECK_SECONDS)
+    check = _Check(spec, plain, endpoint, outbound, ends=started + CHECK_SECONDS)
     personal = endpoint.trust == "personal"
     with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
         verdict, reason, answer = check.run()
         latency_ms = round((time.monotonic() - started) * 1000)
-        models: tuple[str, ...] = ()
-        if list_models and answer is not None and verdict.valid:
-            models = check.list_models(answer)
-    del guard
+        models = check.list_models(answer) if answer is not None and verdict.valid else ()
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
-def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, str]) -> Validation | None:
+def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, Secret]) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
-    if not spec.is_admin_key(fields.get("api_key", "")):
+    api_key = fields.get("api_key")
+    if api_key is None or not spec.is_admin_key(api_key.reveal()):
         return None
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
@@ -95,13 +91,10 @@ class _Check:
         except ProviderUnavailableError as error:
             return Verdict.UNREACHABLE, str(error), None
         verdict, reason = judge_check(self.spec, answer, self.fields.values())
-        if verdict is Verdict.INVALID:
-            other = looks_like(self.fields.get("api_key", ""), self.spec)
-            if other is not None:
-                reason = (
-                    f"{self.spec.name} does not know this key: it looks like one for {other.name}."
-                )
-                return Verdict.WRONG_PROVIDER, reason, None
+        other = looks_like(self.fields.get("api_key", ""), self.spec)
+        if verdict is Verdict.INVALID and other is not None:
+            reason = f"{self.spec.name} does not know this key: it looks like one for {other.name}."
+            return Verdict.WRONG_PROVIDER, reason, None
         return verdict, reason, answer if answer.status == 200 else None
 
     def list_models(self, answer: Answer) -> tuple[str, ...]:
@@ -160,22 +153,11 @@ def _names(body: dict[str, Any]) -> Iterator[str]:
                 yield value.removeprefix("models/")
 
 
+@dataclass(frozen=True, eq=False)
 class Checks:
     """Checks keys for the service, and marks those that providers reject in real calls."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        sessions: Sessions,
-        accounts: Accounts,
-        outbound: Outbound,
-        notify: Notify,
-    ) -> None:
-        self._settings = settings
-        self._sessions = sessions
-        self._accounts = accounts
-        self._outbound = outbound
-        self._notify = notify
+    core: Service
 
     def before_set(
         self,
@@ -196,16 +178,13 @@ class Checks:
         """
         if asked is not None:
             require_word(asked, "validate", get_args(ValidateOnSet))
-        mode = asked or self._settings.validate_on_set
-        if not ask:
-            mode = "off"
-        elif self._settings.validate_on_set == "require":
+        mode = asked or self.core.settings.validate_on_set
+        if self.core.settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
-        fields = typed.revealed()
-        if mode == "off":
-            validation = refuse_admin_key(spec, fields)
+        if not ask or mode == "off":
+            validation = refuse_admin_key(spec, typed.fields)
         else:
-            validation = self._ask(caller, spec, fields, typed.endpoint)
+            validation = self._ask(caller, spec, typed.fields, typed.endpoint)
         if validation is None:
             return None
         if validation.valid is False or (mode == "require" and validation.valid is None):
@@ -214,25 +193,28 @@ class Checks:
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
-    def of_typed(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
-        """Check a key as typed; nothing is stored."""
-        validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
+    def validate(
+        self,
+        caller: Caller,
+        spec: ProviderSpec,
+        fields: Mapping[str, Secret],
+        endpoint: Endpoint,
+        stored: Credential | None = None,
+    ) -> Validation:
+        """Check a key as typed, or a stored one, whose verdict is stored."""
+        validation = self._ask(caller, spec, fields, endpoint)
         verdict = validation.verdict
-        self._accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
-        self._announce(validation)
+        if stored is None or not stored.id:
+            self.core.accounts.note(caller, "validate", spec.id, fields, outcome=verdict)
+        if stored is not None:
+            self._record(caller, stored, verdict, validation.checked_at, asked=True)
+        self.core.notify("key_validated", {"provider": spec.id, "verdict": verdict.value})
         return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check the key in use, or a stored one, and store the verdict."""
-        plain = {name: secret.reveal() for name, secret in credential.fields.items()}
         endpoint = Endpoint(credential.base_url, credential.trust)
-        validation = self._ask(caller, spec, plain, endpoint)
-        verdict = validation.verdict
-        if not credential.id:
-            self._accounts.note(caller, "validate", spec.id, credential.fields, outcome=verdict)
-        self._record(caller, credential, verdict, validation.checked_at, asked=True)
-        self._announce(validation)
-        return validation
+        return self.validate(caller, spec, credential.fields, endpoint, credential)
 
     def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         """Mark a key that its provider rejected in a real call."""
@@ -240,19 +222,15 @@ class Checks:
             self._record(caller, credential, verdict, utcnow())
         facts = {"provider": credential.provider, "source": str(credential.source)}
         try:
-            self._notify("key_rejected", facts)
+            self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on
             kind = f"{type(error).__module__}.{type(error).__qualname__}"
             _logger.error("A receiver of the signal key_rejected raised %s.", kind)
 
     def _ask(
-        self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
+        self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, Secret], endpoint: Endpoint
     ) -> Validation:
-        return check_api_key(spec, fields, endpoint, self._outbound, owner=caller.counted_as)
-
-    def _announce(self, validation: Validation) -> None:
-        facts = {"provider": validation.provider, "verdict": validation.verdict.value}
-        self._notify("key_validated", facts)
+        return check_api_key(spec, fields, endpoint, self.core.outbound, owner=caller.counted_as)
 
     def _record(
         self,
@@ -268,6 +246,6 @@ class Checks:
             return
         recorded = RecordedVerdict(verdict, checked_at, credential.version)
         if credential.id:
-            self._accounts.record_verdict(credential, recorded, caller if asked else None)
+            self.core.accounts.record_verdict(credential, recorded, caller if asked else None)
         elif caller.session is not None and credential.source == Tier.SESSION:
-            self._sessions.record_verdict(caller.session, credential.provider, recorded)
+            self.core.sessions.record_verdict(caller.session, credential.provider, recorded)

@@ -6,10 +6,10 @@ Sessions, accounts, records, commands and imports all use it; they differ only i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
-from ..catalog import Catalog, ProviderSpec
+from ..catalog import ProviderSpec
 from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
@@ -21,12 +21,11 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from ..settings import Settings
-from .checks import Checks, Notify
 from .expiry import capped_expiry, in_utc, read_expiry
-from .ports import Accounts
-from .sessions import Sessions
 from .typed import NewKey, Typed, clean_text, read_typed
+
+if TYPE_CHECKING:
+    from .service import Service
 
 # Without texts and expiry.
 _PLAIN = NewKey(fields={})
@@ -49,22 +48,11 @@ class Destination(Protocol):
         """Log and store a sealed record, and return it as stored."""
 
 
+@dataclass(frozen=True, eq=False)
 class Saver:
     """Carries out the recipe."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        catalog: Catalog,
-        keyring: Keyring,
-        checks: Checks,
-        notify: Notify,
-    ) -> None:
-        self.settings = settings
-        self.catalog = catalog
-        self.keyring = keyring
-        self.checks = checks
-        self._notify = notify
+    core: Service
 
     def save(
         self, caller: Caller, spec: ProviderSpec, new: NewKey, to: Destination
@@ -78,9 +66,11 @@ class Saver:
         typed, new = self.read(spec, new)
         to.admit(typed)
         ask = not new.imported
-        validation = self.checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
+        validation = self.core.checks.before_set(
+            caller, spec, typed, new.validate, to.refused, ask=ask
+        )
         fields, base_url = typed.fields, typed.base_url
-        record = new_record(self.keyring, to.context, spec, fields, base_url, validation, new)
+        record = new_record(self.core.keyring, to.context, spec, fields, base_url, validation, new)
         stored = to.store(record, typed)
         if ask:
             self.tell("key_set", stored)
@@ -90,18 +80,18 @@ class Saver:
         """Return the cleaned credential, and the key with its texts and expiry as they are stored."""
         if new.imported:
             wanted = new.expires_at and in_utc(new.expires_at, "expires_at", spec.id)
-            expires_at = capped_expiry(wanted, self.settings)
+            expires_at = capped_expiry(wanted, self.core.settings)
         else:
-            expires_at = read_expiry(new.expires_at, spec.id, self.settings)
-        typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        label = clean_text(new.label, "label", typed.fields, self.catalog)
-        description = clean_text(new.description, "description", typed.fields, self.catalog)
+            expires_at = read_expiry(new.expires_at, spec.id, self.core.settings)
+        typed = read_typed(spec, new.fields, new.base_url, self.core.settings)
+        label = clean_text(new.label, "label", typed.fields, self.core.catalog)
+        description = clean_text(new.description, "description", typed.fields, self.core.catalog)
         return typed, replace(new, label=label, description=description, expires_at=expires_at)
 
     def tell(self, event: str, record: CredentialRecord) -> None:
         """Send a signal about a record: its provider, tier and hint."""
         facts = {"provider": record.provider, "tier": tier_of(record.owner).value}
-        self._notify(event, facts | ({"hint": record.hint} if event == "key_set" else {}))
+        self.core.notify(event, facts | ({"hint": record.hint} if event == "key_set" else {}))
 
 
 def new_record(
@@ -135,22 +125,20 @@ def new_record(
     )
 
 
+@dataclass(frozen=True, eq=False)
 class InSession:
     """The caller's session as a destination."""
 
-    def __init__(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        spec: ProviderSpec,
-        sessions: Sessions,
-        accounts: Accounts,
-    ) -> None:
-        self.context = Context("session", session_owner(session, caller.identity), spec.id)
-        self._caller = caller
-        self._session = session
-        self._sessions = sessions
-        self._accounts = accounts
+    core: Service
+    caller: Caller
+    session: SessionRef
+    spec: ProviderSpec
+
+    @property
+    def context(self) -> Context:
+        """What the key is sealed for."""
+        owner = session_owner(self.session, self.caller.identity)
+        return Context("session", owner, self.spec.id)
 
     def admit(self, typed: Typed) -> None:
         """Take every key."""
@@ -165,8 +153,8 @@ class InSession:
         :raises SessionRequiredError: the session has ended.
         """
         self._note(typed.fields, "done")
-        self._sessions.write(self._session, self._caller.identity, record)
+        self.core.sessions.write(self.session, self.caller.identity, record)
         return record
 
     def _note(self, fields: Mapping[str, Secret], outcome: str) -> None:
-        self._accounts.note(self._caller, "set", self.context.provider, fields, outcome=outcome)
+        self.core.accounts.note(self.caller, "set", self.spec.id, fields, outcome=outcome)

@@ -4,72 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..catalog import Catalog, ProviderSpec
 from ..errors import (
     InvalidFieldError,
-    MalformedApiKeyError,
     OwnerRequiredError,
     SessionRequiredError,
     UnreadableCredentialError,
 )
 from ..http import Outbound
-from ..model.credential import Credential, CredentialRecord, Secret, Validation
+from ..model.credential import Credential, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup, SessionTier, TierReader, locked_error
+from .lookup import Candidate, Lookup, Opener, SessionTier, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
-from .sessions import Adoption, Sessions
+from .sessions import Sessions
 from .status import KeyList, ServiceFacts, Status, build_status, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Service:
     """Everything an app does with keys, for a caller whom the host has identified.
 
+    :param accounts: the wing of accounts; without one see ``keys.ports``.
     :param operator: the readers of the operator's own keys.
     """
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        catalog: Catalog,
-        keyring: Keyring,
-        sessions: Sessions,
-        accounts: Accounts,
-        outbound: Outbound,
-        operator: Iterable[TierReader],
-        validate_limit: RateLimiter,
-        set_limit: RateLimiter,
-        notify: Notify,
-    ) -> None:
-        self.settings = settings
-        self.catalog = catalog
-        self.keyring = keyring
-        readers = [SessionTier(sessions, keyring, settings), *operator, accounts]
-        self.lookup = Lookup(readers, settings)
-        self.sessions = sessions
-        #: The wing of accounts; without one see ``keys.ports``.
-        self.accounts = accounts
-        self.outbound = outbound
-        self.checks = Checks(settings, sessions, accounts, outbound, notify)
-        self.traffic = Traffic(
-            accounts.count if accounts.tiers else None,
-            count=sessions.count,
-            rejected=self.checks.rejected,
-        )
-        self.saver = Saver(settings, catalog, keyring, self.checks, notify)
-        self.validate_limit = validate_limit
-        self.set_limit = set_limit
-        self._notify = notify
+    settings: Settings
+    catalog: Catalog
+    keyring: Keyring
+    sessions: Sessions
+    accounts: Accounts
+    outbound: Outbound
+    operator: Iterable[TierReader]
+    validate_limit: RateLimiter
+    set_limit: RateLimiter
+    notify: Notify
+
+    def __post_init__(self) -> None:
+        session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
+        self.lookup = Lookup([session_tier, *self.operator, self.accounts], self.settings)
+        self.checks, self.saver = Checks(self), Saver(self)
+        count = self.accounts.count if self.accounts.tiers else None
+        self.traffic = Traffic(count, count=self.sessions.count)
 
     # get
 
@@ -127,31 +114,24 @@ class Service:
         It counts as used at once, because its later use cannot be seen.
         """
         credential, count = self.take(caller, provider)
-        if count is not None:
-            count("used")
+        count("used")
         return credential
 
-    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count | None]:
+    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
         """Return the credential and a callback that counts each call's outcome."""
         self._require_login(caller)
         credential = self.lookup.resolve(caller, self.catalog.get(provider))
         return credential, self._counter(caller, credential)
 
-    def resolve_many(
-        self, caller: Caller, providers: Sequence[str], *, field: str
-    ) -> dict[str, Credential]:
-        """Return the credentials for these providers that have this field; one round of look-ups.
+    def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
+        """Return the credentials for these providers that have an API key; one round of look-ups.
 
         :raises CredentialError: a key that would be used is unreadable or was rejected.
         """
         found = self._look_up(caller, providers)
-        found = {
-            name: credential for name, credential in found.items() if field in credential.fields
-        }
+        found = {name: one for name, one in found.items() if "api_key" in one.fields}
         for credential in found.values():
-            count = self._counter(caller, credential)
-            if count is not None:
-                count("used")
+            self._counter(caller, credential)("used")
         return found
 
     def missing(self, caller: Caller, providers: Sequence[str]) -> list[str]:
@@ -169,7 +149,7 @@ class Service:
             self.catalog.get(provider),
             credential,
             self.outbound,
-            report=self.traffic.reporter(caller, credential),
+            report=partial(self.checks.rejected, caller, credential),
             count=count,
             **options,
         )
@@ -185,9 +165,9 @@ class Service:
             if candidate is not None
         }
 
-    def _counter(self, caller: Caller, credential: Credential) -> Count | None:
+    def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        self._notify("key_used", facts)
+        self.notify("key_used", facts)
         return self.traffic.counter(caller, credential)
 
     # set and clear
@@ -222,7 +202,7 @@ class Service:
             )
         if tier is Tier.USER:
             return self.accounts.main_place(self, caller, spec)
-        return InSession(caller, _session(caller), spec, self.sessions, self.accounts)
+        return InSession(self, caller, _session(caller), spec)
 
     def clear(self, caller: Caller, provider: str, tier: str = "all") -> tuple[list[str], Status]:
         """Delete the caller's own key, and return the tiers it was in and the provider's new status.
@@ -241,7 +221,7 @@ class Service:
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
         cleared = [name.value for name in places if ways[name](caller, spec.id)]
         for name in cleared:
-            self._notify("key_cleared", {"provider": spec.id, "tier": name})
+            self.notify("key_cleared", {"provider": spec.id, "tier": name})
         return cleared, self.get_one(caller, spec.id)
 
     def _clear_session(self, caller: Caller, provider: str) -> bool:
@@ -286,14 +266,10 @@ class Service:
         self._require_login(caller)
         spec = self.catalog.get(provider)
         self.validate_limit.check(caller.counted_as)
-        if fields is not None:
-            typed = read_typed(spec, fields, base_url, self.settings)
-            return self.checks.of_typed(caller, spec, typed)
-        if base_url is not None:
-            raise MalformedApiKeyError(
-                "A key goes only to the address that it was saved with: type the key too.",
-                provider=spec.id,
-            )
+        if fields is not None or base_url is not None:
+            # A stored key goes only to the address that it was saved with: another one needs a typed key.
+            typed = read_typed(spec, fields or {}, base_url, self.settings)
+            return self.checks.validate(caller, spec, typed.fields, typed.endpoint)
         credential = self.lookup.resolve(caller, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)
 
@@ -354,56 +330,38 @@ class Service:
         else:
             result = self._adopt_waiting(caller, session, specs, replace=replace)
         for provider in result.promoted:
-            self._notify("key_promoted", {"provider": provider})
+            self.notify("key_promoted", {"provider": provider})
         return result
 
     def _adopt_waiting(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        specs: Sequence[ProviderSpec],
-        *,
-        replace: bool,
+        self, caller: Caller, session: SessionRef, specs: Sequence[ProviderSpec], *, replace: bool
     ) -> Promotion:
         """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
         view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
         result = Promotion()
+        visitor, owner = session_owner(session, ""), session_owner(session, caller.identity)
         for spec in specs:
             waiting = view.visitor_records.get(spec.id)
             if waiting is None or self.lookup.locked(caller, spec):
                 continue
-            taken = spec.id in view.records and not replace
             try:
-                outcome = self._adopt(caller, session, waiting, replace=replace, taken=taken)
+                fields, base_url = self.keyring.open_record("session", visitor, waiting)
             except UnreadableCredentialError:
                 result.unreadable.append(spec.id)
                 continue
+            if replace or spec.id not in view.records:
+                self.accounts.note(caller, "promote", spec.id, fields)
+            sealed = self.keyring.seal_fields(Context("session", owner, spec.id), fields, base_url)
+            # The key is the same, so its version and its verdict stay.
+            adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
+            outcome = self.sessions.adopt(session, caller.identity, adopted, replace=replace)
             if outcome == "adopted":
                 result.promoted.append(spec.id)
             elif outcome == "kept":
                 result.kept.append(spec.id)
         return result
-
-    def _adopt(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        record: CredentialRecord,
-        *,
-        replace: bool,
-        taken: bool,
-    ) -> Adoption:
-        provider, identity = record.provider, caller.identity
-        fields, base_url = self.keyring.open_record("session", session_owner(session, ""), record)
-        if not taken:
-            self.accounts.note(caller, "promote", provider, fields)
-        owner = session_owner(session, identity)
-        sealed = self.keyring.seal_fields(Context("session", owner, provider), fields, base_url)
-        # The key is the same, so its version and its verdict stay.
-        adopted = dataclasses.replace(record, owner=owner, ciphertext=sealed)
-        return self.sessions.adopt(session, identity, adopted, replace=replace)
 
     # shared steps
 

@@ -14,13 +14,13 @@ import time
 import weakref
 from collections.abc import Callable
 from datetime import date
-from functools import partial
-from typing import Any, Generic, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar
 
 from ..errors import StoreError
-from ..model.credential import Credential, Outcome, SessionUse, Use, Verdict
+from ..model.credential import Credential, Outcome, SessionUse, Use
 from ..model.owner import OPERATOR_TIERS, Caller, Tier
-from ..providers import Count, Report
+from ..providers import Count
 
 #: Seconds between two batches: what a crash loses.
 INTERVAL = 1.0
@@ -34,7 +34,8 @@ _EPOCH = date(1970, 1, 1).toordinal()
 
 _logger = logging.getLogger("flask_byok.usage")
 
-K = TypeVar("K", bound=tuple[Any, ...])
+T = TypeVar("T")
+_Key = tuple[Any, ...]
 
 
 class Traffic:
@@ -47,7 +48,6 @@ class Traffic:
     :param add: writes an owner's uses; None: they are not counted.
     :param interval: in seconds.
     :param count: writes the uses of a session's key; None: they are not counted.
-    :param rejected: called if a provider rejects a key in a call.
     """
 
     def __init__(
@@ -56,13 +56,12 @@ class Traffic:
         interval: float = INTERVAL,
         *,
         count: Callable[[SessionUse], None] | None = None,
-        rejected: Callable[[Caller, Credential, Verdict], None] | None = None,
     ) -> None:
-        self._rejected = rejected
         # Two, since one store may be away alone.
-        self._owners = None if add is None else _Tally(_owners_writer(add), interval)
-        self._sessions = None if count is None else _Tally(_sessions_writer(count), interval)
-        for tally in filter(None, (self._owners, self._sessions)):
+        self._owners = None if add is None else _Tally(Use, add, interval)
+        self._sessions = None if count is None else _Tally(SessionUse, count, interval)
+        self._tallies = [tally for tally in (self._owners, self._sessions) if tally is not None]
+        for tally in self._tallies:
             # Its thread keeps the tally alive, and ends after this object.
             weakref.finalize(self, tally.end).atexit = False
 
@@ -70,44 +69,43 @@ class Traffic:
         """Count one use by an owner, now."""
         if self._owners is not None:
             now = time.time()
-            self._owners.note((owner, provider, credential_id, int(now // 86_400), outcome), now)
+            self._owners.note(
+                (owner, provider, credential_id, _day(int(now // 86_400)), outcome), now
+            )
 
     def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
         """Count one use of a session's key, now, if the outcome is ``used``."""
         if self._sessions is not None and outcome == "used":
             self._sessions.note((ref, provider, version), time.time())
 
-    def counter(self, caller: Caller, credential: Credential) -> Count | None:
-        """Return the callback that counts the calls with a credential; None if they are not counted."""
-        counts: list[Count] = []
-        owner = counted_owner(caller, credential)
-        if self._owners is not None and owner is not None:
-            counts.append(partial(self.note, owner, credential.provider, credential.id))
-        session, version = caller.session, credential.version
-        if credential.source != Tier.SESSION:
-            session = None
-        if self._sessions is not None and session is not None and version is not None:
-            counts.append(partial(self.note_in_session, session.ref, credential.provider, version))
-        if len(counts) < 2:
-            return counts[0] if counts else None
+    def counter(self, caller: Caller, credential: Credential) -> Count:
+        """Return the callback that counts the calls with a credential."""
+        owner, session = counted_owner(caller, credential), caller.session
+        # Not the credential itself: the callback may outlive it.
+        provider, id, version = credential.provider, credential.id, credential.version
+        in_session = credential.source == Tier.SESSION
 
-        def count_all(outcome: Outcome) -> None:
-            for count in counts:
-                count(outcome)
+        def count(outcome: Outcome) -> None:
+            if owner is not None:
+                self.note(owner, provider, id, outcome)
+            if in_session and session is not None and version is not None:
+                self.note_in_session(session.ref, provider, version, outcome)
 
-        return count_all
-
-    def reporter(self, caller: Caller, credential: Credential) -> Report | None:
-        """Return the callback for a provider that rejects a credential in a call."""
-        return None if self._rejected is None else partial(self._rejected, caller, credential)
+        return count
 
     def flush(self) -> None:
         """Hand everything over now.
 
         :raises StoreError: a store does not answer; the rest is handed over later.
         """
-        for tally in filter(None, (self._owners, self._sessions)):
+        for tally in self._tallies:
             tally.flush()
+
+
+@lru_cache(2)
+def _day(number: int) -> str:
+    """Return a day since 1970 as ISO 8601 has it."""
+    return date.fromordinal(_EPOCH + number).isoformat()
 
 
 def counted_owner(caller: Caller, credential: Credential) -> str | None:
@@ -122,30 +120,15 @@ def counted_owner(caller: Caller, credential: Credential) -> str | None:
     return "system" if credential.source in OPERATOR_TIERS else credential.owner
 
 
-def _owners_writer(add: Callable[[Use], None]) -> Callable[..., None]:
-    def write(key: tuple[str, str, str, int, Outcome], uses: int, at: float) -> None:
-        owner, provider, credential_id, day, outcome = key
-        written = date.fromordinal(_EPOCH + day).isoformat()
-        add(Use(owner, provider, credential_id, written, outcome, uses, int(at * 1000)))
+class _Tally:
+    """Adds up uses of one kind, and writes them on a thread.
 
-    return write
-
-
-def _sessions_writer(count: Callable[[SessionUse], None]) -> Callable[..., None]:
-    def write(key: tuple[str, str, str], uses: int, at: float) -> None:
-        count(SessionUse(*key, uses, int(at * 1000)))
-
-    return write
-
-
-class _Tally(Generic[K]):
-    """Adds up uses of one kind by key, and writes them on a thread.
-
-    :param write: is given a key, how often it was used, and when last (seconds since 1970).
+    :param kind: makes a use of a key (a tuple), how often it was used, and when last (milliseconds since 1970).
+    :param write: writes one to its store.
     """
 
-    def __init__(self, write: Callable[[K, int, float], None], interval: float) -> None:
-        self._write = write
+    def __init__(self, kind: Callable[..., T], write: Callable[[T], None], interval: float) -> None:
+        self._write: Callable[..., None] = lambda *facts: write(kind(*facts))
         self._interval = interval
         self._ended = False
         self.forget()
@@ -154,9 +137,9 @@ class _Tally(Generic[K]):
     def forget(self) -> None:
         """Start from nothing, as a forked process must: its parent writes its own counts."""
         self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._pending: dict[K, tuple[int, float]] = {}
+        self._pending: dict[_Key, tuple[int, float]] = {}
         # Left by former batches; those that failed stand last, so that they do not delay the others.
-        self._left: dict[K, tuple[int, float]] = {}
+        self._left: dict[_Key, tuple[int, float]] = {}
         self._full = False
         self._running = False
 
@@ -164,7 +147,7 @@ class _Tally(Generic[K]):
         """Let the thread end after its next batch."""
         self._ended = True
 
-    def note(self, key: K, at: float) -> None:
+    def note(self, key: _Key, at: float) -> None:
         """Count one use, at a time in seconds since 1970."""
         with self._lock:
             found = self._pending.get(key)
@@ -223,7 +206,7 @@ class _Tally(Generic[K]):
         for key in list(self._left):
             uses, at = self._left.pop(key)
             try:
-                self._write(key, uses, at)
+                self._write(*key, uses, int(at * 1000))
             except BaseException as error:
                 self._left[key] = (uses, at)  # at the end
                 faults += 1
@@ -234,7 +217,7 @@ class _Tally(Generic[K]):
         self._full = False
 
 
-_tallies: weakref.WeakSet[_Tally[Any]] = weakref.WeakSet()
+_tallies: weakref.WeakSet[_Tally] = weakref.WeakSet()
 
 
 @atexit.register

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def test_session_and_sign_in_are_asked_for(make_world: MakeWorld) -> None:
         lambda caller: closed.service.get_one(caller, "openai"),
         lambda caller: closed.set(caller, key(world)),
         lambda caller: closed.service.resolve(caller, "openai"),
-        lambda caller: closed.service.resolve_many(caller, ["openai"], field="api_key"),
+        lambda caller: closed.service.resolve_many(caller, ["openai"]),
         lambda caller: closed.service.validate(caller, "openai"),
         lambda caller: closed.service.provider(caller, "openai"),
         lambda caller: closed.service.clear(caller, "openai"),
@@ -361,7 +362,7 @@ def test_late_refusal_in_use(world: World) -> None:
     """A refusal of the old key in real traffic leaves the new key and its verdict alone."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.traffic.reporter(ann, world.service.resolve(ann, "openai"))
+    report = partial(world.service.checks.rejected, ann, world.service.resolve(ann, "openai"))
     status, _ = world.set(ann, key(world, owner="new"))
     report(Verdict.INVALID)
     assert world.status(ann) == status
@@ -372,7 +373,7 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     """A refusal that comes in after sign-out is told, and harms nothing."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.traffic.reporter(ann, world.service.resolve(ann, "openai"))
+    report = partial(world.service.checks.rejected, ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
     report(Verdict.INVALID)
@@ -634,7 +635,7 @@ def test_one_round_of_look_ups(make_world: MakeWorld) -> None:
     world.set(ann, key(world))
     counting = CountingStore(world.store)
     world = dataclasses.replace(world, other_store=counting)
-    found = world.service.resolve_many(ann, ["openai", "groq", "xai"], field="api_key")
+    found = world.service.resolve_many(ann, ["openai", "groq", "xai"])
     assert {name: str(each.source) for name, each in found.items()} == {
         "openai": "session",
         "groq": "env",
