@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -166,12 +166,17 @@ class Catalog:
         self._specs[spec.id] = spec
         self._names.update(dict.fromkeys((spec.id, *spec.aliases), spec.id))
 
-    def only(self, ids: Iterable[str]) -> Catalog:
+    def only(self, ids: Sequence[str]) -> Catalog:
         """Return a catalog of these providers alone, in this order.
 
         :raises ConfigurationError: an id is unknown.
         """
-        return Catalog(self._known(name) for name in ids)
+        for name in ids:
+            if name not in self:
+                near = difflib.get_close_matches(name, self._names, n=1)
+                guess = f" Did you mean {near[0]!r}?" if near else ""
+                raise ConfigurationError(f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}")
+        return Catalog(map(self.get, ids))
 
     def get(self, provider: str) -> ProviderSpec:
         """Return the provider of this id or alias.
@@ -192,16 +197,6 @@ class Catalog:
 
     def __contains__(self, provider: object) -> bool:
         return provider in self._names
-
-    def _known(self, name: str) -> ProviderSpec:
-        try:
-            return self.get(name)
-        except UnknownProviderError:
-            near = difflib.get_close_matches(name, self._names, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(
-                f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}"
-            ) from None
 
 
 # OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
@@ -250,18 +245,12 @@ class Answer:
 _PLAIN_STATUSES = frozenset({401, 402, 429})
 
 # What an error inside a stream means: Anthropic's types, OpenAI's codes.
-_STATUS_OF_NAME = {
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "overloaded_error": 529,
-    "invalid_api_key": 401,
-    "insufficient_quota": 429,
-    "rate_limit_exceeded": 429,
-    "server_error": 500,
-    "service_unavailable": 503,
+_NAMES_OF_STATUS = {
+    401: {"authentication_error", "invalid_api_key"},
+    403: {"permission_error"},
+    404: {"not_found_error"},
+    429: {"rate_limit_error", "rate_limit_exceeded", "insufficient_quota"},
+    500: {"api_error", "overloaded_error", "server_error", "service_unavailable"},
 }
 
 _NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."
@@ -374,7 +363,8 @@ class _Error(NamedTuple):
         texts = (facts.get("message"), facts.get("error")) if facts else (body,)
         message = next((text for text in texts if isinstance(text, str)), "").lower()
         message = _without(map(str.lower, secrets), message)
-        return cls(answer.status or _meant_status(facts), list(_codes(facts)), message)
+        codes = list(_codes(facts))
+        return cls(answer.status or _meant_status(facts.get("code"), codes), codes, message)
 
     def fits(self, rule: Rule, elsewhere: bool) -> bool:
         if not rule.contains:
@@ -394,10 +384,9 @@ def _codes(facts: dict[str, Any]) -> Iterator[str]:
         yield from (v.lower() for v in values if isinstance(v, str) and _IDENTIFIER.fullmatch(v))
 
 
-def _meant_status(facts: dict[str, Any]) -> int:
+def _meant_status(code: object, names: Sequence[str]) -> int:
     """Return the HTTP status that an error inside a stream means, or 0."""
-    code = facts.get("code")
     if isinstance(code, int) and 300 <= code < 600:
         return code
-    names = (str(code), str(facts.get("type")))
-    return next((_STATUS_OF_NAME[name] for name in names if name in _STATUS_OF_NAME), 0)
+    meant = (status for status, known in _NAMES_OF_STATUS.items() if not known.isdisjoint(names))
+    return next(meant, 0)

@@ -10,12 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from ..catalog.spec import Answer, ProviderSpec
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
@@ -39,13 +39,16 @@ _LOCAL_NAMES = re.compile(
     r"(.*\.)?(localhost|local|localdomain|internal|intranet|private|corp|home|lan|home\.arpa)"
 )
 
+# The one form of a person's base URL: no user name, query, fragment, or character that parsers disagree about.
+_BASE_URL = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>(/[a-z0-9._~:@+=,-]+)*/?)",
+    re.ASCII | re.IGNORECASE,
+)
 # Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What browsers and inet_aton read as a number, and so as an address: 127, 0x7f, 0177.
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_PATH = re.compile(r"(/[A-Za-z0-9._~:@+=,-]+)*/?")
-_NETLOC = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
-
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
@@ -173,8 +176,8 @@ class Outbound:
         raise ProviderUnavailableError(fault)
 
     def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
-        transport = self._transport.GuardedTransport(rules, self.tls, self._resolver, longest_line)
-        return self._transport.KeylessClient(transport)
+        guarded = self._transport.GuardedTransport(rules, self.tls, self._resolver, longest_line)
+        return self._transport.KeylessClient(guarded)
 
 
 @cache
@@ -183,6 +186,7 @@ def default_outbound() -> Outbound:
     return Outbound()
 
 
+@dataclass(eq=False)
 class Slots:
     """Limits how many calls to people's own servers run at once: such a server can be slow on purpose.
 
@@ -190,11 +194,10 @@ class Slots:
     :param each: for one owner.
     """
 
-    def __init__(self, overall: int, each: int) -> None:
-        self._overall = overall
-        self._each = each
-        self._lock = Lock()
-        self._running: Counter[str | None] = Counter()
+    overall: int
+    each: int
+    _lock: Lock = field(default_factory=Lock)
+    _running: Counter[str | None] = field(default_factory=Counter)
 
     @contextmanager
     def take(self, owner: str | None, *, seconds: float) -> Iterator[None]:
@@ -204,8 +207,8 @@ class Slots:
         :raises RateLimitedError: none is left.
         """
         with self._lock:
-            full = self._running.total() >= self._overall
-            if full or (owner is not None and self._running[owner] >= self._each):
+            full = self._running.total() >= self.overall
+            if full or (owner is not None and self._running[owner] >= self.each):
                 raise RateLimitedError(
                     "Too many checks are running. Try again in a moment.",
                     retry_after=round(seconds),
@@ -229,46 +232,31 @@ def check_personal_base_url(url: str, *, allow_private: bool) -> str:
     :param allow_private: the operator lets people call http and private addresses, at any port.
     :raises EndpointNotAllowedError: keys may not be sent there. The message says why and repeats nothing of the URL.
     """
-    parts = _split(url.strip())
-    if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
-        raise _not_allowed("It must begin with https://.")
-    netloc = _NETLOC.fullmatch(parts.netloc)
-    if netloc is None:
-        raise _not_allowed("It must have a plain host name and no user name or password in it.")
-    host = _check_host(netloc["host"].lower(), allow_private)
-    port = _check_port(netloc["port"], parts.scheme, allow_private)
-    if not _PATH.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
-        raise _not_allowed("Its path must be plain, such as /v1.")
-    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
-
-
-def _split(url: str) -> SplitResult:
-    if not url or len(url) > MAX_URL_LENGTH:
-        raise _not_allowed(f"It must have 1 to {MAX_URL_LENGTH} characters.")
-    # urlsplit drops tabs and line breaks, and other parsers read a backslash as a slash.
-    if not all("!" <= char <= "~" for char in url) or "\\" in url:
+    url = url.strip()
+    found = _BASE_URL.fullmatch(url) if len(url) <= MAX_URL_LENGTH else None
+    if found is None or {".", ".."} & set(found["path"].split("/")):
         raise _not_allowed(
-            "It must have plain ASCII characters only; write other scripts as xn--…."
+            "Write it like https://llm.example.com/v1: a plain host name and path, without a user name, password, ? or "
+            f"#, other scripts as xn--…, and up to {MAX_URL_LENGTH} characters in all."
         )
-    if "?" in url or "#" in url:
-        raise _not_allowed("It must end with the path: leave out everything from the ? or #.")
-    try:
-        return urlsplit(url)
-    except ValueError:
-        raise _not_allowed("It is not a URL.") from None
+    scheme, host = found["scheme"].lower(), _check_host(found["host"].lower(), allow_private)
+    if scheme != "https" and not allow_private:
+        raise _not_allowed("It must begin with https://.")
+    port = int(found["port"] or _DEFAULT_PORTS[scheme])
+    if port == _DEFAULT_PORTS[scheme]:
+        return f"{scheme}://{host}{found['path'].rstrip('/')}"
+    if not allow_private or not 0 < port < 65536:
+        raise _not_allowed("Its port must be 443, which https:// has by itself.")
+    return f"{scheme}://{host}:{port}{found['path'].rstrip('/')}"
 
 
 def _check_host(host: str, allow_private: bool) -> str:
     if host.startswith("["):
-        address = _check_address(IPv6Address, host[1:-1], "an address", allow_private)
-        return f"[{address}]"
+        return f"[{_check_address(IPv6Address, host[1:-1], allow_private)}]"
     host = host.removesuffix(".")
     labels = host.split(".")
     if _NUMERIC.fullmatch(labels[-1]):
-        # Four decimal numbers only: 0x7f.1 and 2130706433 mean 127.0.0.1 to other parsers.
-        return _check_address(
-            IPv4Address, host, "an address of four decimal numbers", allow_private
-        )
+        return _check_address(IPv4Address, host, allow_private)
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise _not_allowed("Its host name is malformed.")
     if not allow_private and (len(labels) == 1 or _LOCAL_NAMES.fullmatch(host)):
@@ -276,26 +264,15 @@ def _check_host(host: str, allow_private: bool) -> str:
     return host
 
 
-def _check_address(
-    read: type[IPv4Address | IPv6Address], text: str, wanted: str, allow_private: bool
-) -> str:
+def _check_address(kind: type[IPv4Address | IPv6Address], text: str, allow_private: bool) -> str:
     try:
-        address = str(read(text))
+        address = str(kind(text))
     except ValueError:
-        raise _not_allowed(f"Its host is not {wanted}.") from None
-    passes = is_public_or_private if allow_private else is_public
-    if not passes(address):
+        # Nor 0x7f.1 or 2130706433, which mean 127.0.0.1 to other parsers.
+        raise _not_allowed("Write an address as four decimal numbers, or as IPv6.") from None
+    if not (is_public_or_private if allow_private else is_public)(address):
         raise _not_allowed("Its address is not on the public internet.")
     return address
-
-
-def _check_port(port: str | None, scheme: str, allow_private: bool) -> str:
-    number = _DEFAULT_PORTS[scheme] if port is None else int(port)
-    if number == _DEFAULT_PORTS[scheme]:
-        return ""
-    if not allow_private or not 0 < number < 65536:
-        raise _not_allowed("Its port must be 443, which https:// has by itself.")
-    return f":{number}"
 
 
 def _not_allowed(why: str) -> EndpointNotAllowedError:
@@ -306,14 +283,11 @@ def _not_allowed(why: str) -> EndpointNotAllowedError:
 # Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that
 # clouds answer on from inside a machine, the documentation of the clouds. No model provider lives in any of them, so
 # every block is listed, "globally reachable" or not.
-_Network = IPv4Network | IPv6Network
+def _networks(*blocks: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ip_network, blocks))
 
 
-def _networks(*blocks: str) -> tuple[_Network, ...]:
-    return tuple(ip_network(block) for block in blocks)
-
-
-_SPECIAL_V4 = _networks(
+_SPECIAL = _networks(
     "0.0.0.0/8",  # this network (RFC 791)
     "10.0.0.0/8",  # private use (RFC 1918)
     "100.64.0.0/10",  # shared address space (RFC 6598)
@@ -333,12 +307,11 @@ _SPECIAL_V4 = _networks(
     "203.0.113.0/24",  # documentation (RFC 5737)
     "224.0.0.0/4",  # multicast (RFC 5771)
     "240.0.0.0/4",  # reserved, and limited broadcast (RFC 1112, RFC 8190)
-)
-
-# All unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments). Everything
-# outside of it is rejected: mapped IPv4, NAT64, discard-only, unique local, link local, multicast.
-_UNICAST_V6 = IPv6Network("2000::/3")
-_SPECIAL_V6 = _networks(
+    # Outside of 2000::/3, all unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments), are
+    # mapped IPv4, NAT64, discard-only, unique local, link local and multicast.
+    "::/3",
+    "4000::/2",
+    "8000::/1",
     "2001::/23",  # IETF protocol assignments (RFC 2928), with Teredo and ORCHID
     "2001:db8::/32",  # documentation (RFC 3849)
     "2002::/16",  # 6to4, which holds an IPv4 address (RFC 3056)
@@ -367,20 +340,13 @@ _METADATA = _networks(
 
 def is_public(address: str) -> bool:
     """Return True if an address belongs to the public internet."""
-    parsed = _parse(address)
-    if isinstance(parsed, IPv4Address):
-        return not _within(parsed, _SPECIAL_V4)
-    if isinstance(parsed, IPv6Address):
-        return parsed in _UNICAST_V6 and not _within(parsed, _SPECIAL_V6)
-    return False
+    return _within(address, _SPECIAL) is False  # None: it is no address
 
 
 def is_public_or_private(address: str) -> bool:
     """Return True if an address is public or on a private network, and not a metadata service."""
-    parsed = _parse(address)
-    if parsed is None:
-        return False
-    return is_public(address) or (_within(parsed, _PRIVATE) and not _within(parsed, _METADATA))
+    private = _within(address, _PRIVATE) and not _within(address, _METADATA)
+    return private or is_public(address)
 
 
 def is_any(address: str) -> bool:
@@ -388,13 +354,13 @@ def is_any(address: str) -> bool:
     return True
 
 
-def _parse(address: str) -> IPv4Address | IPv6Address | None:
-    """Read an address. One with a zone id means a link of this machine, so it counts as none."""
+def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool | None:
+    """Return True if an address is in one of these networks; None if it is no address.
+
+    One with a zone id means a link of this machine, so it counts as none.
+    """
     try:
-        return None if "%" in address else ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return None
-
-
-def _within(address: IPv4Address | IPv6Address, networks: tuple[_Network, ...]) -> bool:
-    return any(address in network for network in networks)
+    return None if "%" in address else any(parsed in network for network in networks)

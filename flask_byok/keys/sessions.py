@@ -151,7 +151,7 @@ _encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(CredentialRecord).decode
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Sessions:
     """The keys in sessions, on any store.
 

@@ -18,7 +18,7 @@ from ..http import Endpoint, check_personal_base_url, endpoint_for
 from ..model.credential import CredentialRecord, Secret, clean_api_key
 from ..settings import Settings, ValidateOnSet
 
-_LONGEST_PLAIN = 500
+_HEADER_TEXT = re.compile(r"[ -~]{1,500}")
 _LONGEST_TEXT = {"label": 100, "description": 500}
 # Shorter words that begin as keys do ("sk-learn") are words.
 _SHORTEST_REAL_KEY = 20
@@ -177,28 +177,19 @@ def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
     text = value.reveal().strip() if value is not None else ""
+    if not text and f.required:
+        kind = MalformedApiKeyError if f.secret else InvalidFieldError
+        raise kind(f"{f.label} is missing.", provider=spec.id)
     if not text:
-        if f.required:
-            kind = MalformedApiKeyError if f.secret else InvalidFieldError
-            raise kind(f"{f.label} is missing.", provider=spec.id)
         return None
-    if not f.secret:
-        return Secret(_clean_plain(spec, f, text))
-    try:
-        return Secret(clean_api_key(text))
-    except MalformedApiKeyError as error:
-        raise MalformedApiKeyError(str(error), provider=spec.id) from None
-
-
-def _clean_plain(spec: ProviderSpec, f: Field, text: str) -> str:
+    if f.secret:
+        return Secret(clean_api_key(text, spec.id))
     # It may travel in a header; a base URL is checked by its own rules.
-    if f.name != "base_url" and (
-        len(text) > _LONGEST_PLAIN or not all(" " <= char <= "~" for char in text)
-    ):
+    if f.name != "base_url" and not _HEADER_TEXT.fullmatch(text):
         raise InvalidFieldError(
-            f"{f.label} has up to {_LONGEST_PLAIN} printable ASCII characters.", provider=spec.id
+            f"{f.label} has up to 500 printable ASCII characters.", provider=spec.id
         )
-    return text
+    return Secret(text)
 
 
 def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:

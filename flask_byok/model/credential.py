@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypedDict, overload
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypedDict, cast, overload
 
 import msgspec
 
@@ -81,12 +81,7 @@ def all_alive() -> Iterator[Secret]:
     return (secret for secret in secrets if secret is not None)
 
 
-def live_secrets() -> Iterator[str]:
-    """Yield their values."""
-    return (secret.reveal() for secret in all_alive())
-
-
-def clean_api_key(text: str) -> str:
+def clean_api_key(text: str, provider: str | None = None) -> str:
     """Strip what pasting leaves around a key and return the key.
 
     :raises MalformedApiKeyError: it is not printable ASCII of 8 to 4,096 characters. Nothing of it is repeated.
@@ -95,12 +90,14 @@ def clean_api_key(text: str) -> str:
     shortest, longest = API_KEY_LENGTH
     if not shortest <= len(api_key) <= longest:
         raise MalformedApiKeyError(
-            f"An API key has {shortest} to {longest:,} characters. Check what was pasted."
+            f"An API key has {shortest} to {longest:,} characters. Check what was pasted.",
+            provider=provider,
         )
     if not all("!" <= char <= "~" for char in api_key):
         raise MalformedApiKeyError(
             "An API key has only letters, digits and ASCII punctuation, and no spaces or line breaks inside. "
-            "Copy the key alone and paste it again."
+            "Copy the key alone and paste it again.",
+            provider=provider,
         )
     return api_key
 
@@ -180,15 +177,10 @@ class Validation:
 
     def to_dict(self) -> ValidationFacts:
         """Return the JSON form."""
-        return {
-            "provider": self.provider,
-            "verdict": self.verdict,
-            "valid": self.valid,
-            "reason": self.reason,
-            "models_available": list(self.models_available),
-            "checked_at": isoformat(self.checked_at),
-            "latency_ms": self.latency_ms,
-        }
+        facts = dataclasses.asdict(self) | {"valid": self.valid}
+        facts["checked_at"] = isoformat(self.checked_at)
+        facts["models_available"] = list(self.models_available)
+        return cast(ValidationFacts, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,10 +265,6 @@ class CredentialRecord:
     def expires_soon(self, now: datetime) -> bool:
         """Return True if it still works, but only for a few days."""
         return self.expires_at is not None and now < self.expires_at <= now + EXPIRES_SOON
-
-    def with_validity(self, validity: RecordedVerdict | None) -> CredentialRecord:
-        """Return a copy that carries this verdict."""
-        return dataclasses.replace(self, validity=validity)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -273,7 +273,7 @@ class SessionContract:
         assert store.reseal(session, theirs, after)
         view = store.read(session, ANN, SOME)
         found = view.visitor_records if visitor else view.records
-        assert found == {"openai": after.with_validity(good), "groq": other}
+        assert found == {"openai": dataclasses.replace(after, validity=good), "groq": other}
         assert not store.reseal(session, ANN, make_record())
         assert store.read(session, ANN, SOME) == view
 
@@ -282,7 +282,7 @@ class SessionContract:
         """Records of just these versions go, with what is known about them."""
         session, record, other = begin(store), make_record(), make_record("groq")
         theirs = VISITOR if visitor else ANN
-        for each in (record.with_validity(verdict_for(record)), other):
+        for each in (dataclasses.replace(record, validity=verdict_for(record)), other):
             store.write(session, theirs, each)
         store.remove(session, ANN, [dataclasses.replace(record, version=other.version)])
         store.remove(session, ANN, [record, make_record("xai")])
@@ -398,10 +398,12 @@ class SessionContract:
             store.record_verdict(session, "openai", bad := verdict_for(left, verdict))
         view = store.read(new := SessionRef("sid-new", session.ref), ANN, SOME)
         assert view.records == {"groq": own}
-        assert view.visitor_records == {"openai": left.with_validity(bad)}
+        assert view.visitor_records == {"openai": dataclasses.replace(left, validity=bad)}
         assert store.adopt(new, ANN, left, replace=False) == "adopted"
         store.record_verdict(session, "openai", good := verdict_for(left))
-        assert store.read(new, ANN, ["openai"]).records == {"openai": left.with_validity(good)}
+        assert store.read(new, ANN, ["openai"]).records == {
+            "openai": dataclasses.replace(left, validity=good)
+        }
 
     def test_ended_stays_ended(self, store: Sessions) -> None:
         """After the end nothing is there, late writes are refused, and the session id may begin again."""
@@ -473,7 +475,11 @@ class SessionContract:
         store.record_verdict(session, "openai", good)
         assert store.read(session, VISITOR, SOME).records["openai"].current_validity() is None
         new = make_record()
-        store.write(session, VISITOR, new := new.with_validity(verdict_for(new, Verdict.INVALID)))
+        store.write(
+            session,
+            VISITOR,
+            new := dataclasses.replace(new, validity=verdict_for(new, Verdict.INVALID)),
+        )
         store.record_verdict(session, "openai", good)
         assert store.read(session, VISITOR, SOME).records == {"openai": new}
         store.clear(session, VISITOR, ["openai"])
@@ -559,7 +565,9 @@ class SessionContract:
         store.write(session, VISITOR, planted)
         store.record_verdict(session, "openai", good := verdict_for(planted))
         if replace:
-            store.write(session, ANN, own.with_validity(verdict_for(own, Verdict.INVALID)))
+            store.write(
+                session, ANN, dataclasses.replace(own, validity=verdict_for(own, Verdict.INVALID))
+            )
             store.count(use_of(session, own, uses=40))
         store.count(use_of(session, planted, uses=2))
         waiting = store.read(session, ANN, SOME).visitor_records["openai"]

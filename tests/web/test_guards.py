@@ -12,7 +12,7 @@ from flask import Response, stream_with_context
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
-from flask_byok.model.credential import live_secrets
+from flask_byok.model.credential import all_alive
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, Browser, HostApp, browser, make_app
 from tests.guarantees.wire import Wire, served
@@ -251,6 +251,6 @@ def test_hiding_an_address_costs_little(host: HostApp) -> None:
     """A long query does not make every later log record of the process dear."""
     query = "&".join(f"name{number}=value-{number}" for number in range(2_000))
     environ = EnvironBuilder(path=KEYS, query_string=query).get_environ()
-    before = sum(1 for _ in live_secrets())
+    before = sum(1 for _ in all_alive())
     host(environ, lambda *args: None)
-    assert sum(1 for _ in live_secrets()) - before < 50
+    assert sum(1 for _ in all_alive()) - before < 50
