@@ -80,14 +80,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """A free request that tells whether a key is good. Paths are relative to the base URL.
+    """A free GET that tells whether a key is good. Paths are relative to the base URL.
 
     The first of the ``rules`` that fits an answer decides, before the general ones.
     ``models_path`` lists the models; it may be the same request.
     """
 
     path: str = "/models"
-    method: Literal["GET", "POST"] = "GET"
     auth: Auth = Auth()
     headers: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -101,6 +100,7 @@ class ProviderSpec:
     :param id: lower-case letters, digits and underscores.
     :param base_url: what the provider's own SDK calls its base URL; empty if each person gives one.
     :param adapter: the client that speaks to it: ``openai`` (and all that is compatible), ``anthropic`` or ``google``.
+    :param fields: by default the API key, with the first of the ``prefixes`` as its placeholder.
     :param env: environment variables that may hold the operator's key, first one first; a Docker secret file has the
         same name in lower case.
     :param prefixes: public beginnings of its keys; a hint for people, never a gate.
@@ -129,15 +129,13 @@ class ProviderSpec:
             raise ConfigurationError(
                 f"Provider id {self.id!r}: use lower-case letters, digits and underscores, a letter first."
             )
+        if self.prefixes and self.fields == (Field(),):
+            object.__setattr__(self, "fields", (Field(placeholder=f"{self.prefixes[0]}…"),))
 
     @property
     def personal_base_url(self) -> bool:
         """True if each person gives the base URL, as a field of the credential."""
         return any(f.name == "base_url" for f in self.fields)
-
-    def is_admin_key(self, api_key: str) -> bool:
-        """Return True if a key's beginning is that of the provider's admin keys."""
-        return api_key.startswith(self.refused_prefixes)
 
 
 class Catalog:
@@ -150,8 +148,8 @@ class Catalog:
     shipped: ClassVar[tuple[ProviderSpec, ...]] = ()
 
     def __init__(self, specs: Iterable[ProviderSpec] | None = None) -> None:
+        #: By id and alias.
         self._specs: dict[str, ProviderSpec] = {}
-        self._names: dict[str, str] = {}
         for spec in self.shipped if specs is None else specs:
             self.register(spec)
 
@@ -160,11 +158,11 @@ class Catalog:
 
         :raises ConfigurationError: its id or one of its aliases is taken.
         """
-        for name in (spec.id, *spec.aliases):
-            if name in self._names:
+        names = (spec.id, *spec.aliases)
+        for name in names:
+            if name in self._specs:
                 raise ConfigurationError(f"Provider id or alias {name!r} is registered twice.")
-        self._specs[spec.id] = spec
-        self._names.update(dict.fromkeys((spec.id, *spec.aliases), spec.id))
+        self._specs.update(dict.fromkeys(names, spec))
 
     def only(self, ids: Sequence[str]) -> Catalog:
         """Return a catalog of these providers alone, in this order.
@@ -173,7 +171,7 @@ class Catalog:
         """
         for name in ids:
             if name not in self:
-                near = difflib.get_close_matches(name, self._names, n=1)
+                near = difflib.get_close_matches(name, self._specs, n=1)
                 guess = f" Did you mean {near[0]!r}?" if near else ""
                 raise ConfigurationError(f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}")
         return Catalog(map(self.get, ids))
@@ -183,20 +181,20 @@ class Catalog:
 
         :raises UnknownProviderError: the catalog has none.
         """
-        spec = self._specs.get(self._names.get(provider, ""))
+        spec = self._specs.get(provider)
         if spec is None:
             # The message does not repeat the name: people paste keys into the wrong field.
             raise UnknownProviderError
         return spec
 
     def __iter__(self) -> Iterator[ProviderSpec]:
-        return iter(self._specs.values())
+        return (spec for name, spec in self._specs.items() if name == spec.id)
 
     def __len__(self) -> int:
-        return len(self._specs)
+        return sum(1 for _ in self)
 
     def __contains__(self, provider: object) -> bool:
-        return provider in self._names
+        return provider in self._specs
 
 
 # OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
@@ -222,14 +220,13 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """An answer as it came: its HTTP status, and its body unless that was too long to be ``complete``.
+    """An answer as it came: its HTTP status and its body.
 
     An error inside a stream, which began with 200, has the status 0.
     """
 
     status: int
     body: bytes
-    complete: bool = True
 
     @cached_property
     def data(self) -> Any:
@@ -282,8 +279,6 @@ def judge_check(spec: ProviderSpec, answer: Answer, secrets: Iterable[str] = ())
 
     :param secrets: what was sent; the answer is judged without them, so that no key decides its own verdict.
     """
-    if not answer.complete:
-        return Judgement(Verdict.UNCHECKED, _NOT_A_PROVIDER)
     if rules := [rule for rule in spec.check.rules if answer.status in rule.status]:
         text = _comparable(answer.body, secrets)
         for rule in rules:
@@ -314,10 +309,8 @@ def judge_call(
     return general
 
 
-def _in_general(
-    spec: ProviderSpec, status: int, reasons: dict[int, str], unknown: str
-) -> Judgement:
-    reason, verdict = reasons.get(status, unknown), Verdict.UNCHECKED
+def _in_general(spec: ProviderSpec, status: int, reasons: dict[int, str], other: str) -> Judgement:
+    reason, verdict = reasons.get(status, other), Verdict.UNCHECKED
     if 300 <= status < 400:
         reason, verdict = _REDIRECT, Verdict.UNREACHABLE
     if status >= 500:

@@ -7,14 +7,13 @@ import re
 import socket
 import ssl
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..catalog.spec import Answer, ProviderSpec
@@ -77,11 +76,10 @@ def endpoint_for(
         return Endpoint(spec.base_url, "catalog")
     if personal:
         return Endpoint(personal, "personal")
-    raise EndpointNotAllowedError(
-        "Give the base URL of the server, such as https://…/v1.", provider=spec.id
-    )
+    raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
 
 
+@dataclass(eq=False)
 class Outbound:
     """Makes the HTTP clients through which keys are sent; they hold neither keys nor cookies.
 
@@ -94,27 +92,17 @@ class Outbound:
     :param resolver: resolves names as ``socket.getaddrinfo`` does.
     """
 
-    def __init__(
-        self,
-        allow_private: bool = False,
-        *,
-        tls: ssl.SSLContext | None = None,
-        resolver: Resolver = socket.getaddrinfo,
-    ) -> None:
+    allow_private: bool = False
+    tls: ssl.SSLContext | None = None
+    resolver: Resolver = socket.getaddrinfo
+
+    def __post_init__(self) -> None:
         # Loaded here and not above: `import flask_byok` loads no HTTP client, and no request waits for one.
         from . import transport
 
-        self.allow_private = allow_private
         self._transport = transport
-        self._tls = tls
-        self._resolver = resolver
         # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
         self._shared: dict[int, KeylessClient] = {}
-
-    @property
-    def tls(self) -> ssl.SSLContext:
-        """The TLS context that all clients share."""
-        return self._tls or self._transport.default_tls()
 
     def client_for(self, endpoint: Endpoint, observe: Observe | None = None) -> httpx2.Client:
         """Return the client through which an endpoint is called.
@@ -141,15 +129,9 @@ class Outbound:
         return client.observed(observe)
 
     def fetch(
-        self,
-        endpoint: Endpoint,
-        method: Literal["GET", "POST"],
-        path: str,
-        headers: Mapping[str, str],
-        *,
-        seconds: float,
+        self, endpoint: Endpoint, path: str, headers: Mapping[str, str], *, seconds: float
     ) -> Answer:
-        """Make one plain request and read its answer whole, within a time and a size.
+        """Make one plain GET and read its answer whole, within a time and a size.
 
         :param path: relative to the endpoint's base URL, with its query.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
@@ -159,15 +141,12 @@ class Outbound:
         url = endpoint.base_url.rstrip("/") + path
         headers = {"Accept": "application/json", **headers}
         client = self.client_for(endpoint)
-        personal = endpoint.trust == "personal"
-        longest = MAX_PERSONAL_ANSWER_BYTES if personal else MAX_ANSWER_BYTES
+        longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
-            with (
-                transport.until(time.monotonic() + seconds),
-                client.stream(method, url, headers=headers) as response,
-            ):
-                body = transport.read_up_to(response, longest)
-                return Answer(response.status_code, body or b"", complete=body is not None)
+            with transport.until(time.monotonic() + seconds):
+                limit = {transport.LONGEST: longest}
+                response = client.get(url, headers=headers, extensions=limit)
+                return Answer(response.status_code, response.content)
         except Exception as error:
             fault = transport.network_fault(error)
             if fault is None:
@@ -176,7 +155,9 @@ class Outbound:
         raise ProviderUnavailableError(fault)
 
     def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
-        guarded = self._transport.GuardedTransport(rules, self.tls, self._resolver, longest_line)
+        tls = self.tls or self._transport.default_tls()
+        backend = self._transport.GuardedBackend(rules, self.resolver)
+        guarded = self._transport.GuardedTransport(backend, tls, longest_line)
         return self._transport.KeylessClient(guarded)
 
 
@@ -197,7 +178,7 @@ class Slots:
     overall: int
     each: int
     _lock: Lock = field(default_factory=Lock)
-    _running: Counter[str | None] = field(default_factory=Counter)
+    _running: list[str | None] = field(default_factory=list)
 
     @contextmanager
     def take(self, owner: str | None, *, seconds: float) -> Iterator[None]:
@@ -207,19 +188,15 @@ class Slots:
         :raises RateLimitedError: none is left.
         """
         with self._lock:
-            full = self._running.total() >= self.overall
-            if full or (owner is not None and self._running[owner] >= self.each):
-                raise RateLimitedError(
-                    "Too many checks are running. Try again in a moment.",
-                    retry_after=round(seconds),
-                )
-            self._running[owner] += 1
+            full = len(self._running) >= self.overall
+            if full or (owner is not None and self._running.count(owner) >= self.each):
+                raise RateLimitedError(retry_after=round(seconds))
+            self._running.append(owner)
         try:
             yield
         finally:
             with self._lock:
-                self._running[owner] -= 1
-                self._running += Counter()  # drops owners with none left
+                self._running.remove(owner)
 
 
 #: The process's slots for personal endpoints.
@@ -236,7 +213,7 @@ def check_personal_base_url(url: str, *, allow_private: bool) -> str:
     found = _BASE_URL.fullmatch(url) if len(url) <= MAX_URL_LENGTH else None
     if found is None or {".", ".."} & set(found["path"].split("/")):
         raise _not_allowed(
-            "Write it like https://llm.example.com/v1: a plain host name and path, without a user name, password, ? or "
+            "Write it like https://ai.example.org/v1: a plain host name and path, without a user name, password, ? or "
             f"#, other scripts as xn--…, and up to {MAX_URL_LENGTH} characters in all."
         )
     scheme, host = found["scheme"].lower(), _check_host(found["host"].lower(), allow_private)
@@ -279,41 +256,27 @@ def _not_allowed(why: str) -> EndpointNotAllowedError:
     return EndpointNotAllowedError(f"This base URL may not be called. {why}")
 
 
-# Which addresses may be called, by our own table: `is_global` of Python 3.11 lets 15 ranges pass that are special.
-# Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that
-# clouds answer on from inside a machine, the documentation of the clouds. No model provider lives in any of them, so
-# every block is listed, "globally reachable" or not.
+# Addresses that may not be called although Python's `is_global`, in one version or another, lets them pass. Sources:
+# the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that clouds
+# answer on from inside a machine, the documentation of the clouds. No model provider lives in any of these blocks.
 def _networks(*blocks: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(map(ip_network, blocks))
 
 
 _SPECIAL = _networks(
-    "0.0.0.0/8",  # this network (RFC 791)
-    "10.0.0.0/8",  # private use (RFC 1918)
-    "100.64.0.0/10",  # shared address space (RFC 6598)
-    "127.0.0.0/8",  # loopback (RFC 1122)
     "168.63.129.16/32",  # Azure's platform address, reachable from inside a machine only
-    "169.254.0.0/16",  # link local (RFC 3927), with most clouds' metadata services
-    "172.16.0.0/12",  # private use (RFC 1918)
     "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
-    "192.0.2.0/24",  # documentation (RFC 5737)
     "192.31.196.0/24",  # AS112 (RFC 7535)
     "192.52.193.0/24",  # AMT (RFC 7450)
     "192.88.99.0/24",  # 6to4 relays, deprecated (RFC 7526)
-    "192.168.0.0/16",  # private use (RFC 1918)
     "192.175.48.0/24",  # AS112 (RFC 7534)
-    "198.18.0.0/15",  # benchmarking (RFC 2544)
-    "198.51.100.0/24",  # documentation (RFC 5737)
-    "203.0.113.0/24",  # documentation (RFC 5737)
     "224.0.0.0/4",  # multicast (RFC 5771)
-    "240.0.0.0/4",  # reserved, and limited broadcast (RFC 1112, RFC 8190)
     # Outside of 2000::/3, all unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments), are
     # mapped IPv4, NAT64, discard-only, unique local, link local and multicast.
     "::/3",
     "4000::/2",
     "8000::/1",
     "2001::/23",  # IETF protocol assignments (RFC 2928), with Teredo and ORCHID
-    "2001:db8::/32",  # documentation (RFC 3849)
     "2002::/16",  # 6to4, which holds an IPv4 address (RFC 3056)
     "2620:4f:8000::/48",  # AS112 (RFC 7534)
     "3fff::/20",  # documentation (RFC 9637)
@@ -340,7 +303,8 @@ _METADATA = _networks(
 
 def is_public(address: str) -> bool:
     """Return True if an address belongs to the public internet."""
-    return _within(address, _SPECIAL) is False  # None: it is no address
+    # None: it is no address.
+    return _within(address, _SPECIAL) is False and ip_address(address).is_global
 
 
 def is_public_or_private(address: str) -> bool:

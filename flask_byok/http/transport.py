@@ -7,7 +7,7 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -43,6 +43,8 @@ MAX_REFUSAL_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
 #: The same for a server that a person named.
 MAX_PERSONAL_LINE_BYTES = 1024 * 1024
+#: The extension of a request whose answer has a longest size of its own, in bytes.
+LONGEST = "flask_byok_longest"
 # How many of a name's addresses are tried, so that a long list does not use up a worker.
 MAX_ADDRESSES = 4
 
@@ -107,19 +109,17 @@ class _TimedStream(httpcore2.NetworkStream):
 
 
 @dataclass(eq=False)
-class _GuardedBackend(httpcore2.SyncBackend):
-    """Resolves a name once, requires all its addresses to pass, and connects to one of those."""
+class GuardedBackend(httpcore2.SyncBackend):
+    """Resolves a name once, requires all its addresses to pass, and connects to one of those.
 
-    rules: Mapping[Origin, AddressRule]
+    :param rules: for the origins that may be called; they may grow while it is in use.
+    """
+
+    rules: dict[Origin, AddressRule]
     resolver: Resolver
 
     def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, *others: Any, **options: Any
     ) -> httpcore2.NetworkStream:
         end = time.monotonic() + (_shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
         addresses = self._resolve(host, port, end)
@@ -130,7 +130,7 @@ class _GuardedBackend(httpcore2.SyncBackend):
             # An address that swallows packets must leave time for the next one.
             share = max(end - time.monotonic(), 0.001) / (after + 1)
             try:
-                stream = super().connect_tcp(address, port, share, local_address, socket_options)
+                stream = super().connect_tcp(address, port, share, *others, **options)
                 return _TimedStream(stream)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if not after:
@@ -190,19 +190,13 @@ class _BoundedStream(httpx2.SyncByteStream):
 
 
 class GuardedTransport(httpx2.HTTPTransport):
-    """Calls the origins in ``rules`` and no other; these may grow while it is in use.
+    """Calls the origins in the backend's rules and no other.
 
     :param longest_line: in bytes, in a stream of events.
     """
 
-    def __init__(
-        self,
-        rules: dict[Origin, AddressRule],
-        tls: ssl.SSLContext,
-        resolver: Resolver,
-        longest_line: int,
-    ) -> None:
-        self.rules = rules
+    def __init__(self, backend: GuardedBackend, tls: ssl.SSLContext, longest_line: int) -> None:
+        self.rules = backend.rules
         self._longest_line = longest_line
         # The parent's __init__ offers no way to bring a network backend. It only builds this pool.
         self._pool = httpcore2.ConnectionPool(
@@ -210,7 +204,7 @@ class GuardedTransport(httpx2.HTTPTransport):
             max_connections=1000,
             max_keepalive_connections=100,
             keepalive_expiry=30.0,
-            network_backend=_GuardedBackend(rules, resolver),
+            network_backend=backend,
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -229,17 +223,16 @@ class GuardedTransport(httpx2.HTTPTransport):
         if encoding not in ("", "identity"):
             response.close()
             raise AnswerRefused("the answer is compressed")
+        general = MAX_BYTES if response.status_code < 300 else MAX_REFUSAL_BYTES
         streams_events = response.headers.get("content-type", "").startswith("text/event-stream")
-        response.stream = _BoundedStream(
-            cast(httpx2.SyncByteStream, response.stream),
-            end=end,
-            longest=MAX_BYTES if response.status_code < 300 else MAX_REFUSAL_BYTES,
-            longest_line=self._longest_line if streams_events else MAX_BYTES,
-        )
+        line = self._longest_line if streams_events else MAX_BYTES
+        stream = cast(httpx2.SyncByteStream, response.stream)
+        longest = request.extensions.get(LONGEST) or general
+        response.stream = _BoundedStream(stream, end, longest, line)
         return response
 
 
-class _NoCookies(CookieJar):
+class _EmptyJar(CookieJar):
     """A jar that stays empty."""
 
     def set_cookie(self, cookie: Cookie) -> None:
@@ -253,12 +246,7 @@ class KeylessClient(httpx2.Client):
     """
 
     def __init__(self, transport: GuardedTransport) -> None:
-        super().__init__(
-            transport=transport,
-            cookies=_NoCookies(),
-            timeout=TIMEOUT,
-            trust_env=False,
-        )
+        super().__init__(transport=transport, cookies=_EmptyJar(), timeout=TIMEOUT, trust_env=False)
         self.rules = transport.rules
         self._observe: Observe | None = None
         # The pool is closed when this one goes.
@@ -302,19 +290,6 @@ class KeylessClient(httpx2.Client):
 class _NoTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         raise httpx2.UnsupportedProtocol("flask-byok: calls with people's keys are synchronous")
-
-
-def read_up_to(response: httpx2.Response, longest: int) -> bytes | None:
-    """Read an answer's body; None if it is longer than the limit in bytes, or than the transport's limits."""
-    body = bytearray()
-    try:
-        for chunk in response.iter_raw():
-            body += chunk
-            if len(body) > longest:
-                return None
-    except AnswerRefused:
-        return None
-    return bytes(body)
 
 
 @cache

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..catalog.spec import Answer, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
@@ -34,10 +33,7 @@ _SHORTEST_TRY = 1.0
 MAX_MODELS = 200
 MAX_NAME_LENGTH = 200
 
-_ADMIN_KEY = (
-    "This is an admin key, which can do far more than a call needs. "
-    "Make an ordinary API key and use that."
-)
+_ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
 
 def check_api_key(
@@ -71,7 +67,7 @@ def check_api_key(
 def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, Secret]) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
     api_key = fields.get("api_key")
-    if api_key is None or not spec.is_admin_key(api_key.reveal()):
+    if api_key is None or not api_key.reveal().startswith(spec.refused_prefixes):
         return None
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
@@ -104,7 +100,7 @@ class _Check:
             return ()
         if check.models_path != check.path:
             try:
-                answer = self._fetch("GET", check.models_path)
+                answer = self._fetch(check.models_path)
             except ProviderUnavailableError:
                 return ()
         return read_models(answer)
@@ -113,19 +109,19 @@ class _Check:
         """Ask, and once more if the provider failed; a refusal is final."""
         check = self.spec.check
         try:
-            answer = self._fetch(check.method, check.path)
+            answer = self._fetch(check.path)
             if answer.status < 500 or self._seconds < _SHORTEST_TRY:
                 return answer
         except ProviderUnavailableError:
             if self._seconds < _SHORTEST_TRY:
                 raise
-        return self._fetch(check.method, check.path)
+        return self._fetch(check.path)
 
-    def _fetch(self, method: Literal["GET", "POST"], path: str) -> Answer:
+    def _fetch(self, path: str) -> Answer:
         check = self.spec.check
         headers = {**check.headers, **check.auth.headers(self.fields)}
         seconds = max(self._seconds, 0.0)
-        return self.outbound.fetch(self.endpoint, method, path, headers, seconds=seconds)
+        return self.outbound.fetch(self.endpoint, path, headers, seconds=seconds)
 
     @property
     def _seconds(self) -> float:
@@ -138,9 +134,9 @@ def read_models(answer: Answer) -> tuple[str, ...]:
     Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
     ``{"models": [{"name": "models/…"}]}``.
     """
-    if answer.status != 200 or not answer.complete:
+    if answer.status != 200 or not isinstance(answer.data, dict):
         return ()
-    names = dict.fromkeys(_names(answer.data) if isinstance(answer.data, dict) else ())
+    names = dict.fromkeys(_names(answer.data))
     return tuple(names)[:MAX_MODELS]
 
 
@@ -184,7 +180,7 @@ class Checks:
         if not ask or mode == "off":
             validation = refuse_admin_key(spec, typed.fields)
         else:
-            validation = self._ask(caller, spec, typed.fields, typed.endpoint)
+            validation = self._ask(caller, spec, typed)
         if validation is None:
             return None
         if validation.valid is False or (mode == "require" and validation.valid is None):
@@ -194,57 +190,46 @@ class Checks:
         return validation
 
     def validate(
-        self,
-        caller: Caller,
-        spec: ProviderSpec,
-        fields: Mapping[str, Secret],
-        endpoint: Endpoint,
-        stored: Credential | None = None,
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
     ) -> Validation:
         """Check a key as typed, or a stored one, whose verdict is stored."""
-        validation = self._ask(caller, spec, fields, endpoint)
+        validation = self._ask(caller, spec, typed)
         verdict = validation.verdict
         if stored is None or not stored.id:
-            self.core.accounts.note(caller, "validate", spec.id, fields, outcome=verdict)
+            self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
         if stored is not None:
-            self._record(caller, stored, verdict, validation.checked_at, asked=True)
+            self._record(caller, stored, validation, asked=True)
         self.core.notify("key_validated", {"provider": spec.id, "verdict": verdict.value})
         return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check the key in use, or a stored one, and store the verdict."""
         endpoint = Endpoint(credential.base_url, credential.trust)
-        return self.validate(caller, spec, credential.fields, endpoint, credential)
+        typed = Typed(credential.fields, credential.fields, None, endpoint)
+        return self.validate(caller, spec, typed, credential)
 
     def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         """Mark a key that its provider rejected in a real call."""
+        found = Validation(credential.provider, verdict, "", utcnow())
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
-            self._record(caller, credential, verdict, utcnow())
+            self._record(caller, credential, found, asked=False)
         facts = {"provider": credential.provider, "source": str(credential.source)}
         try:
             self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on
-            kind = f"{type(error).__module__}.{type(error).__qualname__}"
-            _logger.error("A receiver of the signal key_rejected raised %s.", kind)
+            _logger.error("A receiver of the signal key_rejected raised %s.", type(error).__name__)
 
-    def _ask(
-        self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, Secret], endpoint: Endpoint
-    ) -> Validation:
-        return check_api_key(spec, fields, endpoint, self.core.outbound, owner=caller.counted_as)
+    def _ask(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
+        outbound, owner = self.core.outbound, caller.counted_as
+        return check_api_key(spec, typed.fields, typed.endpoint, outbound, owner=owner)
 
     def _record(
-        self,
-        caller: Caller,
-        credential: Credential,
-        verdict: Verdict,
-        checked_at: datetime,
-        *,
-        asked: bool = False,
+        self, caller: Caller, credential: Credential, found: Validation, *, asked: bool
     ) -> None:
         """Store a verdict beside the version of the key that it is about; the operator's own keys have none."""
         if credential.version is None:
             return
-        recorded = RecordedVerdict(verdict, checked_at, credential.version)
+        recorded = RecordedVerdict(found.verdict, found.checked_at, credential.version)
         if credential.id:
             self.core.accounts.record_verdict(credential, recorded, caller if asked else None)
         elif caller.session is not None and credential.source == Tier.SESSION:

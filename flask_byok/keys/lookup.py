@@ -23,28 +23,24 @@ from ..errors import (
     UnreadableCredentialError,
 )
 from ..http import endpoint_for
-from ..model.credential import Credential, CredentialRecord, State, Verdict, utcnow
+from ..model.credential import Credential, CredentialRecord, State, utcnow
 from ..model.owner import (
     ACCOUNT_TIERS,
     OPERATOR_TIERS,
     PERSONAL_TIERS,
-    SHARED_TIERS,
     Caller,
     SessionRef,
     Tier,
     session_owner,
 )
 from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
-from ..settings import FallbackReason, Settings
+from ..settings import Settings
 from .sessions import Sessions, SessionView
 
 _logger = logging.getLogger("flask_byok.keys")
 
-_REASONS: dict[Verdict, FallbackReason] = {
-    Verdict.VALID_NO_CREDIT: "no_credit",
-    Verdict.VALID_RATE_LIMITED: "rate_limited",
-    Verdict.UNREACHABLE: "unreachable",
-}
+
+Specs = Sequence[ProviderSpec]
 
 
 class Candidate(NamedTuple):
@@ -72,7 +68,7 @@ class TierReader(Protocol):
     def tiers(self) -> tuple[Tier, ...]:
         """The tiers that it keeps."""
 
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+    def find(self, caller: Caller, specs: Specs) -> Found:
         """Return the keys for these providers, in at most one round trip."""
 
 
@@ -110,26 +106,18 @@ class Lookup:
     ) -> Credential:
         """Return the deciding candidate's credential, or raise the error that it stands for; see ``resolve``."""
         if chosen is None:
-            raise MissingCredentialError(
-                f"No API key for {spec.name} is configured. Add one in the API key settings.",
-                provider=spec.id,
-            )
+            text = f"No API key for {spec.name} is configured. Add one in the API key settings."
+            raise MissingCredentialError(text, provider=spec.id)
         if chosen.state == "rejected" and not rejected:
-            raise RejectedCredentialError(
-                f"{spec.name} rejected this API key. Replace it in the API key settings.",
-                provider=spec.id,
-                tier=chosen.tier,
-            )
+            text = f"{spec.name} rejected this API key. Replace it in the API key settings."
+            raise RejectedCredentialError(text, provider=spec.id, tier=chosen.tier)
         if chosen.credential is None:
-            raise UnreadableCredentialError(
-                f"The stored API key for {spec.name} cannot be read. Save it again in the API key settings.",
-                provider=spec.id,
-                tier=chosen.tier,
-            )
+            text = f"The stored API key for {spec.name} cannot be read. Save it again in the API key settings."
+            raise UnreadableCredentialError(text, provider=spec.id, tier=chosen.tier)
         return chosen.credential
 
     def survey(
-        self, caller: Caller, specs: Sequence[ProviderSpec], *, need_session: bool = False
+        self, caller: Caller, specs: Specs, *, need_session: bool = False
     ) -> dict[str, list[Candidate]]:
         """Return every tier's candidates for these providers, in order; one round trip a store.
 
@@ -176,16 +164,12 @@ class Lookup:
     def _precedes(self, tier: Tier, personal: Sequence[Tier]) -> bool:
         """Return True if a tier is shared and comes before all of these personal tiers."""
         order = self._settings.precedence
-        return tier in SHARED_TIERS and all(
+        return tier not in PERSONAL_TIERS and all(
             mine not in order or order.index(tier) < order.index(mine) for mine in personal
         )
 
     def _walk(
-        self,
-        caller: Caller,
-        specs: Sequence[ProviderSpec],
-        tiers: Iterable[Tier],
-        need_session: bool = False,
+        self, caller: Caller, specs: Specs, tiers: Iterable[Tier], need_session: bool = False
     ) -> Iterator[tuple[str, Candidate]]:
         """Yield the candidates of each tier, with their provider's id.
 
@@ -205,9 +189,7 @@ class Lookup:
                 for candidate in asked[self._readers[tier]].get((tier, spec.id), ()):
                     yield spec.id, candidate
 
-    def _ask(
-        self, reader: TierReader, caller: Caller, specs: Sequence[ProviderSpec], need_session: bool
-    ) -> Found:
+    def _ask(self, reader: TierReader, caller: Caller, specs: Specs, need_session: bool) -> Found:
         try:
             return reader.find(caller, specs)
         except SessionRequiredError:
@@ -219,17 +201,14 @@ class Lookup:
         return {}
 
     def _passes(self, candidate: Candidate) -> bool:
+        """Return True if the search goes on: there is no usable key, or its fault is in ``BYOK_FALLBACK_ON``."""
         if candidate.state in ("inactive", "expired", "waiting"):
             return True
-        return _reason(candidate) in self._settings.fallback_on
-
-
-def _reason(candidate: Candidate) -> FallbackReason | None:
-    """Return the reason for which ``BYOK_FALLBACK_ON`` may pass over this candidate."""
-    if candidate.state in ("rejected", "unreadable"):
-        return candidate.state
-    validity = candidate.record.current_validity() if candidate.record else None
-    return _REASONS.get(validity.verdict) if validity else None
+        fault: str = candidate.state
+        validity = candidate.record.current_validity() if candidate.record else None
+        if validity is not None and candidate.state == "active":
+            fault = validity.verdict.removeprefix("valid_")
+        return fault in self._settings.fallback_on
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +219,7 @@ class SessionTier:
     opener: Opener
     tiers = (Tier.SESSION,)
 
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+    def find(self, caller: Caller, specs: Specs) -> Found:
         """Return the session's keys; a visitor's wait, unused, until the user who signed in keeps them.
 
         :raises SessionRequiredError: the session has ended.
@@ -307,29 +286,25 @@ class Opener:
         :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
         """
         fields, base_url = self.keyring.open_record(scope, owner, record)
-        try:
+        with suppress(EndpointNotAllowedError):
             endpoint = endpoint_for(spec, self.settings.base_urls, base_url)
-        except EndpointNotAllowedError:
-            raise UnreadableCredentialError(provider=spec.id) from None
-        if base_url is not None and endpoint.base_url != base_url:
-            # The operator has set an address since; this key was for the person's own.
-            raise UnreadableCredentialError(provider=spec.id)
-        return Credential(
-            provider=spec.id,
-            source=tier,
-            owner=owner,
-            fields=fields,
-            base_url=endpoint.base_url,
-            trust=endpoint.trust,
-            hint=record.hint,
-            version=record.version,
-            id=record.id,
-        )
+            # If the operator has set an address since, the key stays: it was for the person's own.
+            if base_url in (None, endpoint.base_url):
+                return Credential(
+                    provider=spec.id,
+                    source=tier,
+                    owner=owner,
+                    fields=fields,
+                    base_url=endpoint.base_url,
+                    trust=endpoint.trust,
+                    hint=record.hint,
+                    version=record.version,
+                    id=record.id,
+                )
+        raise UnreadableCredentialError(provider=spec.id)
 
 
 def locked_error(spec: ProviderSpec) -> ProviderLockedError:
     """Return the error for a key that only the operator may change."""
-    return ProviderLockedError(
-        f"The key for {spec.name} is managed by the operator and cannot be changed here.",
-        provider=spec.id,
-    )
+    text = f"The key for {spec.name} is managed by the operator and cannot be changed here."
+    return ProviderLockedError(text, provider=spec.id)

@@ -82,11 +82,8 @@ class OperatorTier:
                 if text.strip():
                     return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
         except (MalformedApiKeyError, OSError, ValueError):
-            raise UnreadableCredentialError(
-                "The operator's API key for this provider cannot be used.",
-                provider=spec.id,
-                tier=self.tier,
-            ) from None
+            text = "The operator's API key for this provider cannot be used."
+            raise UnreadableCredentialError(text, provider=spec.id, tier=self.tier) from None
         return None
 
     def _values(self, variable: str) -> Iterator[tuple[str, str]]:
@@ -134,9 +131,7 @@ def _read_secret(path: Path) -> str | None:
     """Return the text of a file, or None if there is no file."""
     try:
         # O_NONBLOCK: a pipe of that name must not hang the app.
-        with open(
-            path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)
-        ) as file:
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None
             content = file.read(MAX_SECRET_FILE + 1)

@@ -21,7 +21,7 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from .expiry import capped_expiry, in_utc, read_expiry
+from .expiry import read_expiry
 from .typed import NewKey, Typed, clean_text, read_typed
 
 if TYPE_CHECKING:
@@ -65,10 +65,8 @@ class Saver:
         """
         typed, new = self.read(spec, new)
         to.admit(typed)
-        ask = not new.imported
-        validation = self.core.checks.before_set(
-            caller, spec, typed, new.validate, to.refused, ask=ask
-        )
+        checks, ask = self.core.checks, not new.imported
+        validation = checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
         fields, base_url = typed.fields, typed.base_url
         record = new_record(self.core.keyring, to.context, spec, fields, base_url, validation, new)
         stored = to.store(record, typed)
@@ -78,12 +76,9 @@ class Saver:
 
     def read(self, spec: ProviderSpec, new: NewKey) -> tuple[Typed, NewKey]:
         """Return the cleaned credential, and the key with its texts and expiry as they are stored."""
-        if new.imported:
-            wanted = new.expires_at and in_utc(new.expires_at, "expires_at", spec.id)
-            expires_at = capped_expiry(wanted, self.core.settings)
-        else:
-            expires_at = read_expiry(new.expires_at, spec.id, self.core.settings)
-        typed = read_typed(spec, new.fields, new.base_url, self.core.settings)
+        settings = self.core.settings
+        expires_at = read_expiry(new.expires_at, spec.id, settings, past=new.imported)
+        typed = read_typed(spec, new.fields, new.base_url, settings)
         label = clean_text(new.label, "label", typed.fields, self.core.catalog)
         description = clean_text(new.description, "description", typed.fields, self.core.catalog)
         return typed, replace(new, label=label, description=description, expires_at=expires_at)
@@ -105,9 +100,9 @@ def new_record(
 ) -> CredentialRecord:
     """Return the sealed record of a key, with its hint, version, times and the verdict of its check."""
     now, version, api_key = utcnow(), new_version(), fields.get("api_key")
-    found = None
+    verdict = None
     if validation is not None:
-        found = RecordedVerdict(validation.verdict, validation.checked_at, version)
+        verdict = RecordedVerdict(validation.verdict, validation.checked_at, version)
     return CredentialRecord(
         provider=spec.id,
         owner=context.owner,
@@ -121,7 +116,7 @@ def new_record(
         label=new.label,
         description=new.description,
         active=new.active,
-        validity=found,
+        validity=verdict,
     )
 
 
@@ -145,16 +140,13 @@ class InSession:
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log a refusal."""
-        self._note(typed.fields, verdict)
+        self.core.accounts.note(self.caller, "set", self.spec.id, typed.fields, outcome=verdict)
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
         """Log the key, then store it.
 
         :raises SessionRequiredError: the session has ended.
         """
-        self._note(typed.fields, "done")
+        self.core.accounts.note(self.caller, "set", self.spec.id, typed.fields)
         self.core.sessions.write(self.session, self.caller.identity, record)
         return record
-
-    def _note(self, fields: Mapping[str, Secret], outcome: str) -> None:
-        self.core.accounts.note(self.caller, "set", self.spec.id, fields, outcome=outcome)

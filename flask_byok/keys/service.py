@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup, Opener, SessionTier, TierReader, locked_error
+from .lookup import Candidate, Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
@@ -79,8 +79,7 @@ class Service:
 
     def get_one(self, caller: Caller, provider: str) -> Status:
         """Return the status of one provider."""
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         return self._status(caller, spec, self.lookup.survey(caller, [spec])[spec.id])
 
     def own_records(self, caller: Caller) -> Any:
@@ -119,8 +118,7 @@ class Service:
 
     def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
         """Return the credential and a callback that counts each call's outcome."""
-        self._require_login(caller)
-        credential = self.lookup.resolve(caller, self.catalog.get(provider))
+        credential = self.lookup.resolve(caller, self._spec(caller, provider))
         return credential, self._counter(caller, credential)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -145,14 +143,8 @@ class Service:
     def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
         """Return a new provider object on the credential that serves this caller."""
         credential, count = self.take(caller, provider)
-        return make_provider(
-            self.catalog.get(provider),
-            credential,
-            self.outbound,
-            report=partial(self.checks.rejected, caller, credential),
-            count=count,
-            **options,
-        )
+        spec, report = self.catalog.get(provider), partial(self.checks.rejected, caller, credential)
+        return make_provider(spec, credential, self.outbound, report, count, **options)
 
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)
@@ -179,8 +171,7 @@ class Service:
 
         :return: the provider's new status, and the result of the check.
         """
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         destination = self._destination(caller, spec, new.persist)
         self.set_limit.check(caller.counted_as)
         _, validation = self.saver.save(caller, spec, new, destination)
@@ -210,14 +201,10 @@ class Service:
         :param tier: ``session``, ``user`` or ``all``.
         :raises InvalidFieldError: it is another word.
         """
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
         self.set_limit.check(caller.counted_as)
-        ways: dict[Tier, Callable[[Caller, str], bool]] = {
-            Tier.SESSION: self._clear_session,
-            Tier.USER: self.accounts.clear,
-        }
+        ways = {Tier.SESSION: self._clear_session, Tier.USER: self.accounts.clear}
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
         cleared = [name.value for name in places if ways[name](caller, spec.id)]
         for name in cleared:
@@ -241,13 +228,11 @@ class Service:
         # A promotion at the same moment that comes too late may have deleted the records.
         return bool(ended or own or left)
 
-    def _clear_waiting(
-        self, caller: Caller, session: SessionRef, providers: Sequence[str]
-    ) -> list[str]:
+    def _clear_waiting(self, caller: Caller, session: SessionRef, ids: list[str]) -> list[str]:
         """Delete the keys that a visitor saved before this caller signed in."""
         if not caller.authenticated:
             return []
-        return self.sessions.clear(session, caller.identity, providers, visitor=True)
+        return self.sessions.clear(session, caller.identity, ids, visitor=True)
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner whom the host deletes, and return the providers that had keys."""
@@ -263,13 +248,12 @@ class Service:
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a typed key or the one in use; only the verdict on a stored key is stored."""
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         self.validate_limit.check(caller.counted_as)
         if fields is not None or base_url is not None:
             # A stored key goes only to the address that it was saved with: another one needs a typed key.
             typed = read_typed(spec, fields or {}, base_url, self.settings)
-            return self.checks.validate(caller, spec, typed.fields, typed.endpoint)
+            return self.checks.validate(caller, spec, typed)
         credential = self.lookup.resolve(caller, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)
 
@@ -299,11 +283,9 @@ class Service:
             self._clear_waiting(caller, session, [spec.id for spec in specs])
         result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
-            raise UnreadableCredentialError(
-                "The key that was saved before signing in cannot be read. Save it again.",
-                provider=result.unreadable[0],
-                tier=Tier.SESSION,
-            )
+            text = "The key that was saved before signing in cannot be read. Save it again."
+            provider = result.unreadable[0]
+            raise UnreadableCredentialError(text, provider=provider, tier=Tier.SESSION)
         return {"promoted": result.promoted, "kept": result.kept}
 
     def signed_in(self, caller: Caller) -> None:
@@ -317,13 +299,7 @@ class Service:
             self._promote(caller, session, specs, replace=False, own=False)
 
     def _promote(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        specs: Sequence[ProviderSpec],
-        *,
-        replace: bool,
-        own: bool,
+        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
     ) -> Promotion:
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
@@ -334,7 +310,7 @@ class Service:
         return result
 
     def _adopt_waiting(
-        self, caller: Caller, session: SessionRef, specs: Sequence[ProviderSpec], *, replace: bool
+        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool
     ) -> Promotion:
         """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
         view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
@@ -365,12 +341,12 @@ class Service:
 
     # shared steps
 
-    def _status(
-        self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
-    ) -> Status:
-        return build_status(
-            spec, candidates, caller=caller, lookup=self.lookup, keyring=self.keyring
-        )
+    def _status(self, caller: Caller, spec: ProviderSpec, found: Sequence[Candidate]) -> Status:
+        return build_status(spec, found, caller=caller, lookup=self.lookup, keyring=self.keyring)
+
+    def _spec(self, caller: Caller, provider: str) -> ProviderSpec:
+        self._require_login(caller)
+        return self.catalog.get(provider)
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:

@@ -25,19 +25,14 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
 from ..errors import SessionRequiredError, StoreError
-from ..model.credential import (
-    CredentialRecord,
-    RecordedVerdict,
-    SessionUse,
-    from_milliseconds,
-    utcnow,
-)
+from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
 from ..model.owner import SessionRef
 from ..sealing.keyring import prefix_of
 
@@ -54,6 +49,8 @@ T = TypeVar("T")
 #: What became of a visitor's record that the user wanted to take over.
 Adoption = Literal["adopted", "kept", "gone"]
 Records = Mapping[str, CredentialRecord]
+#: A provider, and the version of its record.
+Version = tuple[str, str]
 #: Returns the record to store in place of one; None deletes it.
 Change = Callable[[CredentialRecord], CredentialRecord | None]
 
@@ -132,18 +129,23 @@ class _Document(msgspec.Struct, array_like=True):
         """Return the records of a signed-in identity, or the visitor's."""
         return self.own if identity and not visitor else self.left
 
-    def edit(self, provider: str, version: str, change: Change) -> CredentialRecord | None:
-        """Change the record of this version, on whichever side it is, and return it as it was."""
-        for side, record in ((side, _record(side, provider)) for side in (self.own, self.left)):
+    def edit(self, versions: Iterable[Version], change: Change) -> list[CredentialRecord]:
+        """Change the records of these versions, on whichever side they are, and return them as they were."""
+        found = []
+        for (provider, version), side in product(versions, (self.own, self.left)):
+            record = _record(side, provider)
             if record is None or not version or record.version != version:
                 continue
             if changed := change(record):
                 side[provider] = _encode_record(changed)
             else:
                 del side[provider]
-            return record
-        return None
+            found.append(record)
+        return found
 
+
+#: Changes a document in memory, and returns what the caller wants to know.
+Edit = Callable[[_Document], T]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Document).decode
@@ -241,13 +243,10 @@ class Sessions:
         if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False)
         document = loaded[1]
-        if self._may_slide(document):
-            with suppress(StoreError):  # the read itself was answered
-                self._change(session, identity, lambda _: True, claim=False)
-        records = _records(document.side(identity), providers)
-        if not identity:
-            return SessionView(records)
-        view = SessionView(records, _records(document.left, providers))
+        if (self.clock() - document.seen) * _SLIDE > self._ttl:
+            self._slide(session, identity)
+        left = document.left if identity else {}
+        view = SessionView(_records(document.side(identity), providers), _records(left, providers))
         return self._without_over(session, identity, view)
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
@@ -281,29 +280,32 @@ class Sessions:
     def mark_leaving(
         self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
     ) -> list[CredentialRecord]:
-        """Mark records as leaving, all in one step, and return those that are still there.
+        """Mark records as leaving, all in one step, and return those that are still there, as stored before.
 
         A record of another version is not marked. Nothing is without accounts or for a visitor.
         """
-        wanted = list(records)
-        if not wanted or not identity or self.over is None:
+        versions = [(one.provider, one.version) for one in records]
+        if not versions or not identity or self.over is None:
             return []
 
         def leave(record: CredentialRecord) -> CredentialRecord:
             return dataclasses.replace(record, leaving=True)
 
-        return self._edit(session, identity, wanted, leave)
+        return self._change(session, identity, lambda found: found.edit(versions, leave)) or []
 
-    def remove(
-        self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
-    ) -> None:
+    def remove(self, session: SessionRef, identity: str, ended: Iterable[CredentialRecord]) -> None:
         """Delete records of just these versions, all in one step.
 
         If the store does not answer they stay, but do not count.
         """
-        if wanted := list(records):
+        versions = [(one.provider, one.version) for one in ended]
+
+        def drop(document: _Document) -> list[CredentialRecord]:
+            return document.edit(versions, lambda _: None)
+
+        if versions:
             with suppress(StoreError):
-                self._edit(session, identity, wanted, lambda _: None, claim=False)
+                self._change(session, identity, drop, claim=False)
 
     def adopt(
         self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
@@ -331,7 +333,12 @@ class Sessions:
 
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
-        return bool(self._edit(session, identity, [record], lambda old: _resealed(old, record)))
+        version = (record.provider, record.version)
+
+        def put(document: _Document) -> list[CredentialRecord]:
+            return document.edit([version], lambda before: _resealed(before, record))
+
+        return bool(self._change(session, identity, put))
 
     # What becomes known about them
 
@@ -348,21 +355,22 @@ class Sessions:
                 return record
             return dataclasses.replace(record, validity=verdict)
 
-        self._swap(session.ref, lambda document: document.edit(provider, verdict.version, learn))
+        version = (provider, verdict.version)
+        self._swap(session.ref, lambda document: document.edit([version], learn))
 
     def count(self, use: SessionUse) -> None:
         """Add uses to the count of the record of their version; as with a verdict nothing else changes.
 
         If an answer is lost, a batch may be counted twice.
         """
-        at = from_milliseconds(use.last_used_at)
+        at = datetime.fromtimestamp(use.last_used_at / 1000, UTC)
 
         def add(record: CredentialRecord) -> CredentialRecord:
             count, last = record.usage_count + use.uses, max(record.last_used_at or at, at)
             return dataclasses.replace(record, usage_count=count, last_used_at=last)
 
-        counts = self._counts
-        self._swap(use.ref, lambda document: document.edit(use.provider, use.version, add), counts)
+        version = (use.provider, use.version)
+        self._swap(use.ref, lambda document: document.edit([version], add), self._counts)
 
     # Steps
 
@@ -383,8 +391,16 @@ class Sessions:
         end = min(document.seen + self._ttl, document.created + self._max_age)
         return end - self.clock()
 
-    def _may_slide(self, document: _Document) -> bool:
-        return (self.clock() - document.seen) * _SLIDE > self._ttl
+    def _slide(self, session: SessionRef, identity: str) -> None:
+        """Begin the lifetime of a session and its id again, if the store takes that now."""
+
+        def see(document: _Document) -> bool:
+            document.seen = self.clock()
+            return True
+
+        with suppress(StoreError):
+            if self._change(session, identity, see, claim=False):
+                self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
@@ -396,56 +412,24 @@ class Sessions:
         return False
 
     def _change(
-        self,
-        session: SessionRef,
-        identity: str,
-        change: Callable[[_Document], T],
-        *,
-        claim: bool = True,
+        self, session: SessionRef, identity: str, change: Edit[T], *, claim: bool = True
     ) -> T | None:
         """Change a living session and return the result; None if it is not theirs.
 
         :param claim: make the session the identity's if there was something to change.
         """
-        slid = False
 
         def guarded(document: _Document) -> T | None:
-            nonlocal slid
-            slid = False
             if not self._is_theirs(session, identity, document):
                 return None
             result = change(document)
             if result and claim:
                 document.owner = identity
-            if slid := self._may_slide(document):
-                document.seen = self.clock()
             return result
 
-        result = self._swap(session.ref, guarded)
-        if slid:
-            with suppress(StoreError):  # the change itself was acknowledged
-                self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
-        return result
+        return self._swap(session.ref, guarded)
 
-    def _edit(
-        self,
-        session: SessionRef,
-        identity: str,
-        records: Sequence[CredentialRecord],
-        change: Change,
-        *,
-        claim: bool = True,
-    ) -> list[CredentialRecord]:
-        """Change the records of these versions, all in one step, and return those that are there."""
-
-        def edit(document: _Document) -> list[CredentialRecord]:
-            return [one for one in records if document.edit(one.provider, one.version, change)]
-
-        return self._change(session, identity, edit, claim=claim) or []
-
-    def _swap(
-        self, ref: str, change: Callable[[_Document], T], documents: Documents | None = None
-    ) -> T | None:
+    def _swap(self, ref: str, change: Edit[T], documents: Documents | None = None) -> T | None:
         """Apply a change to a living document and return the result; None if there is none."""
         documents = documents or self.documents
         result: T | None = None
@@ -468,7 +452,7 @@ class Sessions:
         """Return a view without the records whose version is over, and remove those."""
         both = (*view.records.values(), *view.visitor_records.values())
         leaving = [record for record in both if record.leaving]
-        if not leaving or self.over is None:
+        if not leaving or not identity or self.over is None:
             return view
         over = self.over(identity, [record.version for record in leaving])
         gone = [record for record in leaving if record.version in over]

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -38,6 +39,7 @@ T = TypeVar("T")
 _Key = tuple[Any, ...]
 
 
+@dataclass(eq=False)
 class Traffic:
     """Counts uses, and makes the callbacks of provider objects.
 
@@ -50,14 +52,13 @@ class Traffic:
     :param count: writes the uses of a session's key; None: they are not counted.
     """
 
-    def __init__(
-        self,
-        add: Callable[[Use], None] | None,
-        interval: float = INTERVAL,
-        *,
-        count: Callable[[SessionUse], None] | None = None,
-    ) -> None:
+    add: Callable[[Use], None] | None
+    interval: float = INTERVAL
+    count: Callable[[SessionUse], None] | None = None
+
+    def __post_init__(self) -> None:
         # Two, since one store may be away alone.
+        add, count, interval = self.add, self.count, self.interval
         self._owners = None if add is None else _Tally(Use, add, interval)
         self._sessions = None if count is None else _Tally(SessionUse, count, interval)
         self._tallies = [tally for tally in (self._owners, self._sessions) if tally is not None]
@@ -69,9 +70,8 @@ class Traffic:
         """Count one use by an owner, now."""
         if self._owners is not None:
             now = time.time()
-            self._owners.note(
-                (owner, provider, credential_id, _day(int(now // 86_400)), outcome), now
-            )
+            key = (owner, provider, credential_id, _day(int(now // 86_400)), outcome)
+            self._owners.note(key, now)
 
     def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
         """Count one use of a session's key, now, if the outcome is ``used``."""

@@ -266,7 +266,7 @@ def test_a_database_that_is_away(place: Place, monkeypatch: pytest.MonkeyPatch) 
         ({"provider": "of-another-app"}, "This provider is not available here"),
         (
             {"provider": "custom", "base_url": "https://llm.example.com/v1"},
-            "A base URL of your own is not allowed here.",
+            "A base URL of your own is not allowed.",
         ),
     ],
 )

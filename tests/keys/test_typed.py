@@ -93,7 +93,7 @@ def test_address_that_would_not_be_used() -> None:
 
 def test_custom_is_off_by_default() -> None:
     """Nobody may give an address unless the operator allows it."""
-    with pytest.raises(EndpointNotAllowedError, match="not allowed here"):
+    with pytest.raises(EndpointNotAllowedError, match="is not allowed"):
         take(CUSTOM, base_url="https://llm.example/v1", settings=Settings(), api_key=API_KEY)
 
 
