@@ -108,13 +108,10 @@ def test_some_providers_only() -> None:
 
 
 def test_misspelt_provider() -> None:
-    """A provider that does not exist is refused with the nearest name that does."""
-    with pytest.raises(
-        ConfigurationError, match=r"BYOK_PROVIDERS: there is no provider 'opnai'. .* 'openai'\?"
-    ):
-        Catalog().only(["opnai"])
-    with pytest.raises(ConfigurationError, match=r"'zzz'\.$"):
-        Catalog().only(["zzz"])
+    """A provider that does not exist is refused with the names of those that do."""
+    message = r"BYOK_PROVIDERS: there is no provider 'opnai'\. There are openai, .*, custom\."
+    with pytest.raises(ConfigurationError, match=message):
+        Catalog().only(["groq", "opnai"])
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from flask_byok.errors import RateLimitedError
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys import checks
 from flask_byok.keys.checks import MAX_MODELS, check_api_key, read_models
+from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Secret, Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
@@ -35,7 +36,7 @@ def ask(fake: FakeProviders, provider: str, api_key: str, url: str | None = None
     """Check a key at the fake provider, or at another address."""
     endpoint = Endpoint(url or fake.base_url(provider), "operator")
     fields = {"api_key": Secret(api_key)}
-    return check_api_key(CATALOG.get(provider), fields, endpoint, Outbound())
+    return check_api_key(CATALOG.get(provider), Typed(fields, fields, None, endpoint), Outbound())
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -240,9 +241,10 @@ def test_a_slow_server_of_ones_own_does_not_keep_all_workers(
 
     def run(trust: Any, owner: str) -> None:
         endpoint = Endpoint(fake.hostile_url("slow_body"), trust)
-        fields = {"api_key": Secret("key-0123456789"), "base_url": Secret(endpoint.base_url)}
+        fields = {"api_key": Secret("key-0123456789")}
+        typed = Typed(fields, fields, endpoint.base_url, endpoint)
         try:
-            outcomes.append(check_api_key(spec, fields, endpoint, outbound, owner=owner))
+            outcomes.append(check_api_key(spec, typed, outbound, owner=owner))
         except RateLimitedError as error:
             outcomes.append(error)
 

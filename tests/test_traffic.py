@@ -241,7 +241,7 @@ print(store.usage.stats(["user:1"])["by_provider"]["openai"]["uses"])
 
 
 def test_whose_use_it_is() -> None:
-    """A use counts for the key's owner, or a session key's user; a visitor's and an argument's count for none."""
+    """A use counts for the key's owner, or a session key's user; a visitor's counts for none."""
     visitor = Caller(session=SessionRef("sid", "ref"))
     ann = replace(visitor, user="ann")
 
@@ -254,7 +254,6 @@ def test_whose_use_it_is() -> None:
         assert owner_of(visitor, tier, "system") == "system"
     assert owner_of(ann, Tier.SESSION, "session:ref:user:ann") == "user:ann"
     assert owner_of(visitor, Tier.SESSION, "session:ref") is None
-    assert owner_of(ann, "argument", "argument") is None
 
 
 def test_uses_of_session_keys(store: Store) -> None:

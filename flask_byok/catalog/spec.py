@@ -7,7 +7,6 @@ error in a call may quote the conversation.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -169,11 +168,11 @@ class Catalog:
 
         :raises ConfigurationError: an id is unknown.
         """
-        for name in ids:
-            if name not in self:
-                near = difflib.get_close_matches(name, self._specs, n=1)
-                guess = f" Did you mean {near[0]!r}?" if near else ""
-                raise ConfigurationError(f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}")
+        if unknown := [name for name in ids if name not in self]:
+            there = ", ".join(self._specs)
+            raise ConfigurationError(
+                f"BYOK_PROVIDERS: there is no provider {unknown[0]!r}. There are {there}."
+            )
         return Catalog(map(self.get, ids))
 
     def get(self, provider: str) -> ProviderSpec:

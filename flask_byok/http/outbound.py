@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from .transport import AddressRule, KeylessClient, Observe, Origin, Resolver
 
-#: Longest base URL, in characters.
-MAX_URL_LENGTH = 500
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1 MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: The same for a server that a person named: 4 MB of brackets become 300 MB of lists.
@@ -40,7 +38,7 @@ _LOCAL_NAMES = re.compile(
 
 # The one form of a person's base URL: no user name, query, fragment, or character that parsers disagree about.
 _BASE_URL = re.compile(
-    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?"
+    r"(?=.{1,500}\Z)(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?"
     r"(?P<path>(/[a-z0-9._~:@+=,-]+)*/?)",
     re.ASCII | re.IGNORECASE,
 )
@@ -209,12 +207,11 @@ def check_personal_base_url(url: str, *, allow_private: bool) -> str:
     :param allow_private: the operator lets people call http and private addresses, at any port.
     :raises EndpointNotAllowedError: keys may not be sent there. The message says why and repeats nothing of the URL.
     """
-    url = url.strip()
-    found = _BASE_URL.fullmatch(url) if len(url) <= MAX_URL_LENGTH else None
+    found = _BASE_URL.fullmatch(url.strip())
     if found is None or {".", ".."} & set(found["path"].split("/")):
         raise _not_allowed(
             "Write it like https://ai.example.org/v1: a plain host name and path, without a user name, password, ? or "
-            f"#, other scripts as xn--…, and up to {MAX_URL_LENGTH} characters in all."
+            "#, other scripts as xn--…, and up to 500 characters in all."
         )
     scheme, host = found["scheme"].lower(), _check_host(found["host"].lower(), allow_private)
     if scheme != "https" and not allow_private:

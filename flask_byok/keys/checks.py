@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
@@ -37,26 +37,20 @@ _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API 
 
 
 def check_api_key(
-    spec: ProviderSpec,
-    fields: Mapping[str, Secret],
-    endpoint: Endpoint,
-    outbound: Outbound,
-    *,
-    owner: str | None = None,
+    spec: ProviderSpec, typed: Typed, outbound: Outbound, *, owner: str | None = None
 ) -> Validation:
     """Check a key with a free request to its provider, and list the models that a good one may use.
 
-    :param fields: the credential's fields by name, already cleaned.
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
-    if validation := refuse_admin_key(spec, fields):
+    if validation := refuse_admin_key(spec, typed.fields):
         return validation
-    plain = {name: secret.reveal() for name, secret in fields.items()}
     started = time.monotonic()
-    check = _Check(spec, plain, endpoint, outbound, ends=started + CHECK_SECONDS)
-    personal = endpoint.trust == "personal"
+    ends = started + CHECK_SECONDS
+    check = _Check(spec, typed.revealed(), typed.endpoint, outbound, ends)
+    personal = typed.endpoint.trust == "personal"
     with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
         verdict, reason, answer = check.run()
         latency_ms = round((time.monotonic() - started) * 1000)
@@ -136,17 +130,14 @@ def read_models(answer: Answer) -> tuple[str, ...]:
     """
     if answer.status != 200 or not isinstance(answer.data, dict):
         return ()
-    names = dict.fromkeys(_names(answer.data))
-    return tuple(names)[:MAX_MODELS]
-
-
-def _names(body: dict[str, Any]) -> Iterator[str]:
+    names = []
     for container, name in (("data", "id"), ("models", "name")):
-        entries = body.get(container)
+        entries = answer.data.get(container)
         for entry in entries if isinstance(entries, list) else ():
             value = entry.get(name) if isinstance(entry, dict) else None
             if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
-                yield value.removeprefix("models/")
+                names.append(value.removeprefix("models/"))
+    return tuple(dict.fromkeys(names))[:MAX_MODELS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +171,7 @@ class Checks:
         if not ask or mode == "off":
             validation = refuse_admin_key(spec, typed.fields)
         else:
-            validation = self._ask(caller, spec, typed)
+            validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
         if validation is None:
             return None
         if validation.valid is False or (mode == "require" and validation.valid is None):
@@ -193,7 +184,7 @@ class Checks:
         self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
     ) -> Validation:
         """Check a key as typed, or a stored one, whose verdict is stored."""
-        validation = self._ask(caller, spec, typed)
+        validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
         verdict = validation.verdict
         if stored is None or not stored.id:
             self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
@@ -218,10 +209,6 @@ class Checks:
             self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on
             _logger.error("A receiver of the signal key_rejected raised %s.", type(error).__name__)
-
-    def _ask(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
-        outbound, owner = self.core.outbound, caller.counted_as
-        return check_api_key(spec, typed.fields, typed.endpoint, outbound, owner=owner)
 
     def _record(
         self, caller: Caller, credential: Credential, found: Validation, *, asked: bool

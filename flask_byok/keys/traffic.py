@@ -58,9 +58,8 @@ class Traffic:
 
     def __post_init__(self) -> None:
         # Two, since one store may be away alone.
-        add, count, interval = self.add, self.count, self.interval
-        self._owners = None if add is None else _Tally(Use, add, interval)
-        self._sessions = None if count is None else _Tally(SessionUse, count, interval)
+        self._owners = self.add and _Tally(Use, self.add, self.interval)
+        self._sessions = self.count and _Tally(SessionUse, self.count, self.interval)
         self._tallies = [tally for tally in (self._owners, self._sessions) if tally is not None]
         for tally in self._tallies:
             # Its thread keeps the tally alive, and ends after this object.
@@ -113,8 +112,6 @@ def counted_owner(caller: Caller, credential: Credential) -> str | None:
 
     A visitor's session key counts for no owner, a user's session key for the user.
     """
-    if credential.source == "argument":
-        return None
     if credential.source == Tier.SESSION:
         return caller.identity or None
     return "system" if credential.source in OPERATOR_TIERS else credential.owner
@@ -150,11 +147,9 @@ class _Tally:
     def note(self, key: _Key, at: float) -> None:
         """Count one use, at a time in seconds since 1970."""
         with self._lock:
-            found = self._pending.get(key)
-            if found is not None:
-                self._pending[key] = (found[0] + 1, at)
-            elif len(self._pending) + len(self._left) < MAX_PENDING:
-                self._pending[key] = (1, at)
+            uses, _ = self._pending.get(key, (0, at))
+            if uses or len(self._pending) + len(self._left) < MAX_PENDING:
+                self._pending[key] = (uses + 1, at)
             elif not self._full:
                 self._full = True
                 _logger.warning("A store is away for too long: uses of keys are not counted.")

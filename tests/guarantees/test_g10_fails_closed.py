@@ -43,7 +43,7 @@ REFUSED = {
     "a store that does not exist": ({"BYOK_SESSION_STORE": "memcached"}, "use 'redis', 'database'"),
     "an address that is none": ({"BYOK_REDIS": "nonsense"}, "redis://"),
     "a database that is none": ({"BYOK_DATABASE_URL": "nonsense"}, "BYOK_DATABASE_URL"),
-    "an unknown provider": ({"BYOK_PROVIDERS": ["opanai"]}, "Did you mean 'openai'?"),
+    "an unknown provider": ({"BYOK_PROVIDERS": ["opanai"]}, "There are openai, anthropic"),
     "an unknown order": ({"BYOK_PRECEDENCE": "mine_first"}, "user_first"),
     "a rate that is none": ({"BYOK_SET_RATE": "often"}, "20/minute"),
     "an unknown cipher": ({"BYOK_CIPHER": "rot13"}, "fernet"),
