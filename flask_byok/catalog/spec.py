@@ -125,9 +125,8 @@ class ProviderSpec:
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
-            raise ConfigurationError(
-                f"Provider id {self.id!r}: use lower-case letters, digits and underscores, a letter first."
-            )
+            use = "use lower-case letters, digits and underscores, a letter first."
+            raise ConfigurationError(f"Provider id {self.id!r}: {use}")
         if self.prefixes and self.fields == (Field(),):
             object.__setattr__(self, "fields", (Field(placeholder=f"{self.prefixes[0]}…"),))
 
@@ -169,10 +168,8 @@ class Catalog:
         :raises ConfigurationError: an id is unknown.
         """
         if unknown := [name for name in ids if name not in self]:
-            there = ", ".join(self._specs)
-            raise ConfigurationError(
-                f"BYOK_PROVIDERS: there is no provider {unknown[0]!r}. There are {there}."
-            )
+            text = f"there is no provider {unknown[0]!r}. There are {', '.join(self._specs)}."
+            raise ConfigurationError(f"BYOK_PROVIDERS: {text}")
         return Catalog(map(self.get, ids))
 
     def get(self, provider: str) -> ProviderSpec:

@@ -89,15 +89,13 @@ class _Check:
 
     def list_models(self, answer: Answer) -> tuple[str, ...]:
         """Return the models that the key may use, if the provider lists them."""
-        check = self.spec.check
-        if check.models_path is None:
-            return ()
-        if check.models_path != check.path:
-            try:
-                answer = self._fetch(check.models_path)
-            except ProviderUnavailableError:
-                return ()
-        return read_models(answer)
+        path = self.spec.check.models_path
+        with suppress(ProviderUnavailableError):
+            if path == self.spec.check.path:
+                return read_models(answer)
+            if path is not None:
+                return read_models(self._fetch(path))
+        return ()
 
     def _ask(self) -> Answer:
         """Ask, and once more if the provider failed; a refusal is final."""

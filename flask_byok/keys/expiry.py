@@ -30,9 +30,8 @@ def read_expiry(
             raise InvalidFieldError("expires_at is in the past.", provider=provider)
     ends = capped_expiry(wanted, settings, saved_at)
     if ends is not None and ends <= now and not past:
-        raise InvalidFieldError(
-            "This key has been kept for as long as keys may be. Save a new one.", provider=provider
-        )
+        text = "This key has been kept for as long as keys may be. Save a new one."
+        raise InvalidFieldError(text, provider=provider)
     return ends
 
 

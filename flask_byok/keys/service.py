@@ -181,16 +181,14 @@ class Service:
         """Return where the caller's key goes, if the caller may set it."""
         precedence = self.settings.precedence
         if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
-            raise InvalidFieldError(
-                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
-            )
+            text = "Keys are kept for the session only here: leave out 'persist'."
+            raise InvalidFieldError(text, provider=spec.id)
         tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
         if tier not in precedence or self.lookup.locked(caller, spec, tier):
             raise locked_error(spec)
         if tier is Tier.USER and not caller.authenticated:
-            raise OwnerRequiredError(
-                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
-            )
+            text = "Sign in first: a visitor has no account to keep a key in."
+            raise OwnerRequiredError(text, provider=spec.id)
         if tier is Tier.USER:
             return self.accounts.main_place(self, caller, spec)
         return InSession(self, caller, _session(caller), spec)

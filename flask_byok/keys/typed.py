@@ -61,14 +61,9 @@ class NewSecret:
         return {name: text for name, text in self.fields.items() if text.reveal().strip()}
 
     @property
-    def moves(self) -> bool:
-        """True if the key is for another address."""
-        return bool(self.base_url) or "base_url" in self.given
-
-    @property
     def is_typed(self) -> bool:
         """True if a field or the address is replaced."""
-        return self.moves or bool(self.given)
+        return bool(self.base_url or self.given)
 
 
 class Changes(TypedDict, total=False):
@@ -149,9 +144,10 @@ def read_replacement(
         the address and the other plain fields that it was saved with.
     """
     given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
-    if secret.moves and not names & given.keys():
+    moves = bool(secret.base_url) or "base_url" in given
+    if moves and not names & given.keys():
         raise _retype("A key goes only to the address that it was saved with", spec)
-    if secret.moves or (names <= given.keys() and not spec.personal_base_url):
+    if moves or (names <= given.keys() and not spec.personal_base_url):
         return read_typed(spec, given, secret.base_url, settings)
     fields, base_url = stored()
     kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
