@@ -112,8 +112,7 @@ class _Check:
     def _fetch(self, path: str) -> Answer:
         check = self.spec.check
         headers = {**check.headers, **check.auth.headers(self.fields)}
-        seconds = max(self._seconds, 0.0)
-        return self.outbound.fetch(self.endpoint, path, headers, seconds=seconds)
+        return self.outbound.fetch(self.endpoint, path, headers, seconds=self._seconds)
 
     @property
     def _seconds(self) -> float:
@@ -138,7 +137,7 @@ def read_models(answer: Answer) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))[:MAX_MODELS]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Checks:
     """Checks keys for the service, and marks those that providers reject in real calls."""
 

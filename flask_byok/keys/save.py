@@ -48,7 +48,7 @@ class Destination(Protocol):
         """Log and store a sealed record, and return it as stored."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Saver:
     """Carries out the recipe."""
 
@@ -120,7 +120,7 @@ def new_record(
     )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class InSession:
     """The caller's session as a destination."""
 
