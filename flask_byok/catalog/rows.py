@@ -11,7 +11,6 @@ _NO_CREDIT = "The key is good, but the account has no credit left."
 _RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
 _DISABLED = "The provider has blocked or disabled this key."
 _SERVICE_OFF = "The key is good, but may not use this API: enable it, or lift the restriction."
-_NO_LIST = "This server lists no models, so the key could not be checked."
 
 # What most providers answer alike.
 _UNKNOWN_KEY = Rule((401,), Verdict.INVALID, _INVALID)
@@ -158,7 +157,7 @@ CUSTOM = ProviderSpec(
             # Many are proxies of OpenAI and pass its answers on.
             Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
             _UNKNOWN_KEY,
-            Rule((404,), Verdict.UNCHECKED, _NO_LIST),
+            Rule((404,), Verdict.UNCHECKED, "This server lists no models to check a key by."),
         )
     ),
 )
