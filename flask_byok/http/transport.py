@@ -125,17 +125,17 @@ class GuardedBackend(httpcore2.SyncBackend):
         addresses = self._resolve(host, port, end)
         if not all(self._passes(host, port, address) for address in addresses):
             raise httpcore2.ConnectError("the name has an address that may not be called")
+        fault: Exception = httpcore2.ConnectError("the name has no address")
         tried = addresses[:MAX_ADDRESSES]
-        for after, address in zip(range(len(tried) - 1, -1, -1), tried, strict=True):
+        for number, address in enumerate(tried):
             # An address that swallows packets must leave time for the next one.
-            share = max(end - time.monotonic(), 0.001) / (after + 1)
+            share = max(end - time.monotonic(), 0.001) / (len(tried) - number)
             try:
                 stream = super().connect_tcp(address, port, share, *others, **options)
                 return _TimedStream(stream)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if not after:
-                    raise
-        raise httpcore2.ConnectError("the name has no address")
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                fault = error
+        raise fault
 
     def _passes(self, host: str, port: int, address: str) -> bool:
         origins = (("https", host, port), ("http", host, port))

@@ -48,8 +48,7 @@ def check_api_key(
     if validation := refuse_admin_key(spec, typed.fields):
         return validation
     started = time.monotonic()
-    ends = started + CHECK_SECONDS
-    check = _Check(spec, typed.revealed(), typed.endpoint, outbound, ends)
+    check = _Check(spec, typed.revealed(), typed.endpoint, outbound, started + CHECK_SECONDS)
     personal = typed.endpoint.trust == "personal"
     with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
         verdict, reason, answer = check.run()

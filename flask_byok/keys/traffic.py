@@ -14,8 +14,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
-from functools import lru_cache
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from ..errors import StoreError
@@ -31,7 +30,6 @@ MAX_PENDING = 10_000
 _FAULTS = 3
 # Seconds that the end of the process waits for a batch that is being written.
 _PATIENCE = 2.0
-_EPOCH = date(1970, 1, 1).toordinal()
 
 _logger = logging.getLogger("flask_byok.usage")
 
@@ -69,8 +67,8 @@ class Traffic:
         """Count one use by an owner, now."""
         if self._owners is not None:
             now = time.time()
-            key = (owner, provider, credential_id, _day(int(now // 86_400)), outcome)
-            self._owners.note(key, now)
+            day = datetime.fromtimestamp(now, UTC).date().isoformat()
+            self._owners.note((owner, provider, credential_id, day, outcome), now)
 
     def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
         """Count one use of a session's key, now, if the outcome is ``used``."""
@@ -99,12 +97,6 @@ class Traffic:
         """
         for tally in self._tallies:
             tally.flush()
-
-
-@lru_cache(2)
-def _day(number: int) -> str:
-    """Return a day since 1970 as ISO 8601 has it."""
-    return date.fromordinal(_EPOCH + number).isoformat()
 
 
 def counted_owner(caller: Caller, credential: Credential) -> str | None:

@@ -39,6 +39,10 @@ _WRAPPING = _WHITE_SPACE + "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u
 _live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
 
 
+def _refuse_copy(self: object, *_: object) -> NoReturn:
+    raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
+
+
 class Secret:
     """A string that does not show itself: no repr, str, format, JSON or pickle of its value."""
 
@@ -69,11 +73,7 @@ class Secret:
 
     __hash__ = object.__hash__
 
-    def __getstate__(self) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled or copied")
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled or copied")
+    __getstate__ = __reduce_ex__ = _refuse_copy
 
 
 def all_alive() -> Iterator[Secret]:
@@ -298,8 +298,7 @@ class Credential:
     def __repr__(self) -> str:
         return f"Credential(provider={self.provider!r}, source={str(self.source)!r}, hint={self.hint!r})"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a Credential cannot be pickled or copied")
+    __reduce_ex__ = _refuse_copy
 
 
 #: The slot of a key that is saved without naming one.
