@@ -77,6 +77,12 @@ def endpoint_for(
     raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
 
 
+def _default_tls() -> ssl.SSLContext:
+    from .transport import default_tls
+
+    return default_tls()
+
+
 @dataclass(eq=False)
 class Outbound:
     """Makes the HTTP clients through which keys are sent; they hold neither keys nor cookies.
@@ -86,12 +92,12 @@ class Outbound:
     before a server forks.
 
     :param allow_private: let people's own endpoints be http and on private addresses.
-    :param tls: the TLS context instead of the system's certificate authorities.
+    :param tls: the TLS context of all clients; by default the process's one, of the system's certificate authorities.
     :param resolver: resolves names as ``socket.getaddrinfo`` does.
     """
 
     allow_private: bool = False
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext = field(default_factory=_default_tls)
     resolver: Resolver = socket.getaddrinfo
 
     def __post_init__(self) -> None:
@@ -153,9 +159,8 @@ class Outbound:
         raise ProviderUnavailableError(fault)
 
     def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
-        tls = self.tls or self._transport.default_tls()
         backend = self._transport.GuardedBackend(rules, self.resolver)
-        guarded = self._transport.GuardedTransport(backend, tls, longest_line)
+        guarded = self._transport.GuardedTransport(backend, self.tls, longest_line)
         return self._transport.KeylessClient(guarded)
 
 
@@ -280,15 +285,8 @@ _SPECIAL = _networks(
 )
 
 # What an operator means by "private": this machine, or a network of their own.
-_PRIVATE = _networks(
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "::1/128",
-    "fc00::/7",
-)
+_LOOPBACK = _networks("127.0.0.0/8", "::1/128")
+_PRIVATE = _networks("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 
 # Metadata services inside those ranges: they hand out the machine's own credentials.
 _METADATA = _networks(
@@ -306,7 +304,7 @@ def is_public(address: str) -> bool:
 
 def is_public_or_private(address: str) -> bool:
     """Return True if an address is public or on a private network, and not a metadata service."""
-    private = _within(address, _PRIVATE) and not _within(address, _METADATA)
+    private = _within(address, _LOOPBACK + _PRIVATE) and not _within(address, _METADATA)
     return private or is_public(address)
 
 

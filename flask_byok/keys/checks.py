@@ -168,9 +168,8 @@ class Checks:
             validation = refuse_admin_key(spec, typed.fields)
         else:
             validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
-        if validation is None:
-            return None
-        if validation.valid is False or (mode == "require" and validation.valid is None):
+        forbidden = (False, None) if mode == "require" else (False,)
+        if validation and validation.valid in forbidden:
             if refused is not None:
                 refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)

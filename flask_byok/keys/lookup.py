@@ -272,8 +272,7 @@ class Opener:
         except UnreadableCredentialError as error:
             if isinstance(error, UnknownKeyIdError):  # only the operator can mend this one
                 _logger.warning(
-                    "A stored key was sealed with an encryption key that is not configured: retired too early? "
-                    "Add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
+                    "A stored key needs a retired encryption key: add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
                 )
             return Candidate(tier, "unreadable", record=record)
         return Candidate(tier, state, credential, record)

@@ -150,12 +150,11 @@ class Service:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
         found = self.lookup.survey(caller, list(specs.values()))
-        chosen = {name: self.lookup.choose(found[spec.id]) for name, spec in specs.items()}
-        return {
-            name: self.lookup.settle(candidate, specs[name])
-            for name, candidate in chosen.items()
-            if candidate is not None
-        }
+        credentials = {}
+        for name, spec in specs.items():
+            if chosen := self.lookup.choose(found[spec.id]):
+                credentials[name] = self.lookup.settle(chosen, spec)
+        return credentials
 
     def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
