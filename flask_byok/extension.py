@@ -164,7 +164,7 @@ class BYOK:
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
         service, caller = service_and_caller()
-        found = service.resolve_many(caller, list(providers), field="api_key")
+        found = service.resolve_many(caller, list(providers))
         return {provider: note_use(one).api_key for provider, one in found.items()}
 
     def get_service_config(self, provider: str) -> Mapping[str, str]:

@@ -399,7 +399,7 @@ def test_an_address_without_its_key_is_not_checked(tmp_path: Path, fake: FakePro
     visitor.save(fake.api_key("openai"))
     fake.clear_calls()
     answer = visitor.call("validate", provider="openai", base_url="https://elsewhere.example/v1")
-    assert (answer.status_code, answer.get_json()["code"]) == (422, "malformed_api_key")
+    assert (answer.status_code, answer.get_json()["code"]) == (422, "endpoint_not_allowed")
     assert fake.calls == []
 
 

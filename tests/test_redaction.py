@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from flask_byok.catalog import Catalog
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys.checks import check_api_key
+from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Secret
 from flask_byok.providers import make_provider
 from flask_byok.redaction import REDACTED, install_log_redaction, redact, sentry_before_send
@@ -267,7 +268,9 @@ def test_the_sdks_and_the_http_client_log_no_key_at_debug(
         logging.getLogger("host").exception("chat failed")
     del credential
     endpoint = Endpoint(fake.base_url(provider), "operator")
-    check_api_key(spec, {"api_key": api_key}, endpoint, outbound)
+    fields = {"api_key": Secret(api_key)}
+    check_api_key(spec, Typed(fields, fields, None, endpoint), outbound)
+    del fields
     # Today's SDKs mask their headers themselves; a host that logs a key shows the redactor at work.
     alive = Secret(api_key)
     logging.getLogger("host").debug("using %s", api_key)

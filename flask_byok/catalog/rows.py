@@ -10,10 +10,7 @@ _RESTRICTED = "The key is good, but its permissions are narrow."
 _NO_CREDIT = "The key is good, but the account has no credit left."
 _RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
 _DISABLED = "The provider has blocked or disabled this key."
-_SERVICE_OFF = (
-    "The key is good, but it may not use this API. Enable the API or change the key's restrictions."
-)
-_NO_LIST = "This server lists no models, so the key could not be checked."
+_SERVICE_OFF = "The key is good, but may not use this API: enable it, or lift the restriction."
 
 # What most providers answer alike.
 _UNKNOWN_KEY = Rule((401,), Verdict.INVALID, _INVALID)
@@ -23,7 +20,6 @@ OPENAI = ProviderSpec(
     id="openai",
     name="OpenAI",
     base_url="https://api.openai.com/v1",
-    fields=(Field(placeholder="sk-…"),),
     env=("OPENAI_API_KEY",),
     prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
     refused_prefixes=("sk-admin-",),
@@ -48,7 +44,6 @@ ANTHROPIC = ProviderSpec(
     name="Anthropic",
     base_url="https://api.anthropic.com",
     adapter="anthropic",
-    fields=(Field(placeholder="sk-ant-…"),),
     env=("ANTHROPIC_API_KEY",),
     prefixes=("sk-ant-", "sk-ant-api03-"),
     refused_prefixes=("sk-ant-admin01-",),
@@ -74,7 +69,6 @@ GOOGLE = ProviderSpec(
     name="Google Gemini",
     base_url="https://generativelanguage.googleapis.com",
     adapter="google",
-    fields=(Field(placeholder="AIza…"),),
     env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
     aliases=("gemini", "google_gemini"),
     prefixes=("AIza", "AQ."),
@@ -100,7 +94,6 @@ GROQ = ProviderSpec(
     id="groq",
     name="Groq",
     base_url="https://api.groq.com/openai/v1",
-    fields=(Field(placeholder="gsk_…"),),
     env=("GROQ_API_KEY",),
     prefixes=("gsk_",),
     get_key_url="https://console.groq.com/keys",
@@ -119,7 +112,6 @@ XAI = ProviderSpec(
     id="xai",
     name="xAI",
     base_url="https://api.x.ai/v1",
-    fields=(Field(placeholder="xai-…"),),
     env=("XAI_API_KEY",),
     aliases=("grok",),
     prefixes=("xai-",),
@@ -144,7 +136,6 @@ OPENROUTER = ProviderSpec(
     id="openrouter",
     name="OpenRouter",
     base_url="https://openrouter.ai/api/v1",
-    fields=(Field(placeholder="sk-or-v1-…"),),
     env=("OPENROUTER_API_KEY",),
     prefixes=("sk-or-v1-",),
     get_key_url="https://openrouter.ai/settings/keys",
@@ -159,17 +150,14 @@ OPENROUTER = ProviderSpec(
 CUSTOM = ProviderSpec(
     id="custom",
     name="Custom (OpenAI-compatible)",
-    fields=(
-        Field("base_url", "Base URL", secret=False, placeholder="https://…/v1"),
-        Field(),
-    ),
+    fields=(Field("base_url", "Base URL", secret=False, placeholder="https://…/v1"), Field()),
     standalone=True,
     check=CheckSpec(
         rules=(
             # Many are proxies of OpenAI and pass its answers on.
             Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
             _UNKNOWN_KEY,
-            Rule((404,), Verdict.UNCHECKED, _NO_LIST),
+            Rule((404,), Verdict.UNCHECKED, "This server lists no models to check a key by."),
         )
     ),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,14 +80,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class CheckSpec:
-    """A free request that tells whether a key is good. Paths are relative to the base URL.
+    """A free GET that tells whether a key is good. Paths are relative to the base URL.
 
     The first of the ``rules`` that fits an answer decides, before the general ones.
     ``models_path`` lists the models; it may be the same request.
     """
 
     path: str = "/models"
-    method: Literal["GET", "POST"] = "GET"
     auth: Auth = Auth()
     headers: Mapping[str, str] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
@@ -101,6 +100,7 @@ class ProviderSpec:
     :param id: lower-case letters, digits and underscores.
     :param base_url: what the provider's own SDK calls its base URL; empty if each person gives one.
     :param adapter: the client that speaks to it: ``openai`` (and all that is compatible), ``anthropic`` or ``google``.
+    :param fields: by default the API key, with the first of the ``prefixes`` as its placeholder.
     :param env: environment variables that may hold the operator's key, first one first; a Docker secret file has the
         same name in lower case.
     :param prefixes: public beginnings of its keys; a hint for people, never a gate.
@@ -126,18 +126,15 @@ class ProviderSpec:
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
-            raise ConfigurationError(
-                f"Provider id {self.id!r}: use lower-case letters, digits and underscores, a letter first."
-            )
+            use = "use lower-case letters, digits and underscores, a letter first."
+            raise ConfigurationError(f"Provider id {self.id!r}: {use}")
+        if self.prefixes and self.fields == (Field(),):
+            object.__setattr__(self, "fields", (Field(placeholder=f"{self.prefixes[0]}…"),))
 
     @property
     def personal_base_url(self) -> bool:
         """True if each person gives the base URL, as a field of the credential."""
         return any(f.name == "base_url" for f in self.fields)
-
-    def is_admin_key(self, api_key: str) -> bool:
-        """Return True if a key's beginning is that of the provider's admin keys."""
-        return api_key.startswith(self.refused_prefixes)
 
 
 class Catalog:
@@ -150,8 +147,8 @@ class Catalog:
     shipped: ClassVar[tuple[ProviderSpec, ...]] = ()
 
     def __init__(self, specs: Iterable[ProviderSpec] | None = None) -> None:
+        #: By id and alias.
         self._specs: dict[str, ProviderSpec] = {}
-        self._names: dict[str, str] = {}
         for spec in self.shipped if specs is None else specs:
             self.register(spec)
 
@@ -160,48 +157,44 @@ class Catalog:
 
         :raises ConfigurationError: its id or one of its aliases is taken.
         """
-        for name in (spec.id, *spec.aliases):
-            if name in self._names:
+        names = (spec.id, *spec.aliases)
+        for name in names:
+            if name in self._specs:
                 raise ConfigurationError(f"Provider id or alias {name!r} is registered twice.")
-        self._specs[spec.id] = spec
-        self._names.update(dict.fromkeys((spec.id, *spec.aliases), spec.id))
+        self._specs.update(dict.fromkeys(names, spec))
 
-    def only(self, ids: Iterable[str]) -> Catalog:
+    def only(self, ids: Sequence[str]) -> Catalog:
         """Return a catalog of these providers alone, in this order.
 
         :raises ConfigurationError: an id is unknown.
         """
-        return Catalog(self._known(name) for name in ids)
+        if unknown := [name for name in ids if name not in self]:
+            near = difflib.get_close_matches(unknown[0], self._specs, n=1)
+            guess = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(self._specs)}."
+            raise ConfigurationError(
+                f"BYOK_PROVIDERS: there is no provider {unknown[0]!r}. {guess}"
+            )
+        return Catalog(map(self.get, ids))
 
     def get(self, provider: str) -> ProviderSpec:
         """Return the provider of this id or alias.
 
         :raises UnknownProviderError: the catalog has none.
         """
-        spec = self._specs.get(self._names.get(provider, ""))
+        spec = self._specs.get(provider)
         if spec is None:
             # The message does not repeat the name: people paste keys into the wrong field.
             raise UnknownProviderError
         return spec
 
     def __iter__(self) -> Iterator[ProviderSpec]:
-        return iter(self._specs.values())
+        return (spec for name, spec in self._specs.items() if name == spec.id)
 
     def __len__(self) -> int:
-        return len(self._specs)
+        return sum(1 for _ in self)
 
     def __contains__(self, provider: object) -> bool:
-        return provider in self._names
-
-    def _known(self, name: str) -> ProviderSpec:
-        try:
-            return self.get(name)
-        except UnknownProviderError:
-            near = difflib.get_close_matches(name, self._names, n=1)
-            guess = f" Did you mean {near[0]!r}?" if near else ""
-            raise ConfigurationError(
-                f"BYOK_PROVIDERS: there is no provider {name!r}.{guess}"
-            ) from None
+        return provider in self._specs
 
 
 # OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
@@ -227,14 +220,13 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """An answer as it came: its HTTP status, and its body unless that was too long to be ``complete``.
+    """An answer as it came: its HTTP status and its body.
 
     An error inside a stream, which began with 200, has the status 0.
     """
 
     status: int
     body: bytes
-    complete: bool = True
 
     @cached_property
     def data(self) -> Any:
@@ -250,18 +242,12 @@ class Answer:
 _PLAIN_STATUSES = frozenset({401, 402, 429})
 
 # What an error inside a stream means: Anthropic's types, OpenAI's codes.
-_STATUS_OF_NAME = {
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "rate_limit_error": 429,
-    "api_error": 500,
-    "overloaded_error": 529,
-    "invalid_api_key": 401,
-    "insufficient_quota": 429,
-    "rate_limit_exceeded": 429,
-    "server_error": 500,
-    "service_unavailable": 503,
+_NAMES_OF_STATUS = {
+    401: {"authentication_error", "invalid_api_key"},
+    403: {"permission_error"},
+    404: {"not_found_error"},
+    429: {"rate_limit_error", "rate_limit_exceeded", "insufficient_quota"},
+    500: {"api_error", "overloaded_error", "server_error", "service_unavailable"},
 }
 
 _NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."
@@ -293,8 +279,6 @@ def judge_check(spec: ProviderSpec, answer: Answer, secrets: Iterable[str] = ())
 
     :param secrets: what was sent; the answer is judged without them, so that no key decides its own verdict.
     """
-    if not answer.complete:
-        return Judgement(Verdict.UNCHECKED, _NOT_A_PROVIDER)
     if rules := [rule for rule in spec.check.rules if answer.status in rule.status]:
         text = _comparable(answer.body, secrets)
         for rule in rules:
@@ -325,10 +309,8 @@ def judge_call(
     return general
 
 
-def _in_general(
-    spec: ProviderSpec, status: int, reasons: dict[int, str], unknown: str
-) -> Judgement:
-    reason, verdict = reasons.get(status, unknown), Verdict.UNCHECKED
+def _in_general(spec: ProviderSpec, status: int, reasons: dict[int, str], other: str) -> Judgement:
+    reason, verdict = reasons.get(status, other), Verdict.UNCHECKED
     if 300 <= status < 400:
         reason, verdict = _REDIRECT, Verdict.UNREACHABLE
     if status >= 500:
@@ -374,7 +356,8 @@ class _Error(NamedTuple):
         texts = (facts.get("message"), facts.get("error")) if facts else (body,)
         message = next((text for text in texts if isinstance(text, str)), "").lower()
         message = _without(map(str.lower, secrets), message)
-        return cls(answer.status or _meant_status(facts), list(_codes(facts)), message)
+        codes = list(_codes(facts))
+        return cls(answer.status or _meant_status(facts.get("code"), codes), codes, message)
 
     def fits(self, rule: Rule, elsewhere: bool) -> bool:
         if not rule.contains:
@@ -394,10 +377,9 @@ def _codes(facts: dict[str, Any]) -> Iterator[str]:
         yield from (v.lower() for v in values if isinstance(v, str) and _IDENTIFIER.fullmatch(v))
 
 
-def _meant_status(facts: dict[str, Any]) -> int:
+def _meant_status(code: object, names: Sequence[str]) -> int:
     """Return the HTTP status that an error inside a stream means, or 0."""
-    code = facts.get("code")
     if isinstance(code, int) and 300 <= code < 600:
         return code
-    names = (str(code), str(facts.get("type")))
-    return next((_STATUS_OF_NAME[name] for name in names if name in _STATUS_OF_NAME), 0)
+    meant = (status for status, known in _NAMES_OF_STATUS.items() if not known.isdisjoint(names))
+    return next(meant, 0)

@@ -7,15 +7,14 @@ import re
 import socket
 import ssl
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
-from urllib.parse import SplitResult, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ..catalog.spec import Answer, ProviderSpec
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from .transport import AddressRule, KeylessClient, Observe, Origin, Resolver
 
-#: Longest base URL, in characters.
-MAX_URL_LENGTH = 500
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1 MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: The same for a server that a person named: 4 MB of brackets become 300 MB of lists.
@@ -39,13 +36,16 @@ _LOCAL_NAMES = re.compile(
     r"(.*\.)?(localhost|local|localdomain|internal|intranet|private|corp|home|lan|home\.arpa)"
 )
 
+# The one form of a person's base URL: no user name, query, fragment, or character that parsers disagree about.
+_BASE_URL = re.compile(
+    r"(?=.{1,500}\Z)(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>(/[a-z0-9._~:@+=,-]+)*/?)",
+    re.ASCII | re.IGNORECASE,
+)
 # Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
 _LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # What browsers and inet_aton read as a number, and so as an address: 127, 0x7f, 0177.
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_PATH = re.compile(r"(/[A-Za-z0-9._~:@+=,-]+)*/?")
-_NETLOC = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?")
-
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
@@ -74,11 +74,16 @@ def endpoint_for(
         return Endpoint(spec.base_url, "catalog")
     if personal:
         return Endpoint(personal, "personal")
-    raise EndpointNotAllowedError(
-        "Give the base URL of the server, such as https://…/v1.", provider=spec.id
-    )
+    raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
 
 
+def _default_tls() -> ssl.SSLContext:
+    from .transport import default_tls
+
+    return default_tls()
+
+
+@dataclass(eq=False)
 class Outbound:
     """Makes the HTTP clients through which keys are sent; they hold neither keys nor cookies.
 
@@ -87,31 +92,21 @@ class Outbound:
     before a server forks.
 
     :param allow_private: let people's own endpoints be http and on private addresses.
-    :param tls: the TLS context instead of the system's certificate authorities.
+    :param tls: the TLS context of all clients; by default the process's one, of the system's certificate authorities.
     :param resolver: resolves names as ``socket.getaddrinfo`` does.
     """
 
-    def __init__(
-        self,
-        allow_private: bool = False,
-        *,
-        tls: ssl.SSLContext | None = None,
-        resolver: Resolver = socket.getaddrinfo,
-    ) -> None:
+    allow_private: bool = False
+    tls: ssl.SSLContext = field(default_factory=_default_tls)
+    resolver: Resolver = socket.getaddrinfo
+
+    def __post_init__(self) -> None:
         # Loaded here and not above: `import flask_byok` loads no HTTP client, and no request waits for one.
         from . import transport
 
-        self.allow_private = allow_private
         self._transport = transport
-        self._tls = tls
-        self._resolver = resolver
         # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
         self._shared: dict[int, KeylessClient] = {}
-
-    @property
-    def tls(self) -> ssl.SSLContext:
-        """The TLS context that all clients share."""
-        return self._tls or self._transport.default_tls()
 
     def client_for(self, endpoint: Endpoint, observe: Observe | None = None) -> httpx2.Client:
         """Return the client through which an endpoint is called.
@@ -138,15 +133,9 @@ class Outbound:
         return client.observed(observe)
 
     def fetch(
-        self,
-        endpoint: Endpoint,
-        method: Literal["GET", "POST"],
-        path: str,
-        headers: Mapping[str, str],
-        *,
-        seconds: float,
+        self, endpoint: Endpoint, path: str, headers: Mapping[str, str], *, seconds: float
     ) -> Answer:
-        """Make one plain request and read its answer whole, within a time and a size.
+        """Make one plain GET and read its answer whole, within a time and a size.
 
         :param path: relative to the endpoint's base URL, with its query.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
@@ -156,15 +145,12 @@ class Outbound:
         url = endpoint.base_url.rstrip("/") + path
         headers = {"Accept": "application/json", **headers}
         client = self.client_for(endpoint)
-        personal = endpoint.trust == "personal"
-        longest = MAX_PERSONAL_ANSWER_BYTES if personal else MAX_ANSWER_BYTES
+        longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
-            with (
-                transport.until(time.monotonic() + seconds),
-                client.stream(method, url, headers=headers) as response,
-            ):
-                body = transport.read_up_to(response, longest)
-                return Answer(response.status_code, body or b"", complete=body is not None)
+            with transport.until(time.monotonic() + seconds):
+                limit = {transport.LONGEST: longest}
+                response = client.get(url, headers=headers, extensions=limit)
+                return Answer(response.status_code, response.content)
         except Exception as error:
             fault = transport.network_fault(error)
             if fault is None:
@@ -173,8 +159,9 @@ class Outbound:
         raise ProviderUnavailableError(fault)
 
     def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
-        transport = self._transport.GuardedTransport(rules, self.tls, self._resolver, longest_line)
-        return self._transport.KeylessClient(transport)
+        backend = self._transport.GuardedBackend(rules, self.resolver)
+        guarded = self._transport.GuardedTransport(backend, self.tls, longest_line)
+        return self._transport.KeylessClient(guarded)
 
 
 @cache
@@ -183,6 +170,7 @@ def default_outbound() -> Outbound:
     return Outbound()
 
 
+@dataclass(eq=False)
 class Slots:
     """Limits how many calls to people's own servers run at once: such a server can be slow on purpose.
 
@@ -190,11 +178,10 @@ class Slots:
     :param each: for one owner.
     """
 
-    def __init__(self, overall: int, each: int) -> None:
-        self._overall = overall
-        self._each = each
-        self._lock = Lock()
-        self._running: Counter[str | None] = Counter()
+    overall: int
+    each: int
+    _lock: Lock = field(default_factory=Lock)
+    _running: list[str | None] = field(default_factory=list)
 
     @contextmanager
     def take(self, owner: str | None, *, seconds: float) -> Iterator[None]:
@@ -204,19 +191,15 @@ class Slots:
         :raises RateLimitedError: none is left.
         """
         with self._lock:
-            full = self._running.total() >= self._overall
-            if full or (owner is not None and self._running[owner] >= self._each):
-                raise RateLimitedError(
-                    "Too many checks are running. Try again in a moment.",
-                    retry_after=round(seconds),
-                )
-            self._running[owner] += 1
+            full = len(self._running) >= self.overall
+            if full or (owner is not None and self._running.count(owner) >= self.each):
+                raise RateLimitedError(retry_after=round(seconds))
+            self._running.append(owner)
         try:
             yield
         finally:
             with self._lock:
-                self._running[owner] -= 1
-                self._running += Counter()  # drops owners with none left
+                self._running.remove(owner)
 
 
 #: The process's slots for personal endpoints.
@@ -229,46 +212,30 @@ def check_personal_base_url(url: str, *, allow_private: bool) -> str:
     :param allow_private: the operator lets people call http and private addresses, at any port.
     :raises EndpointNotAllowedError: keys may not be sent there. The message says why and repeats nothing of the URL.
     """
-    parts = _split(url.strip())
-    if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
-        raise _not_allowed("It must begin with https://.")
-    netloc = _NETLOC.fullmatch(parts.netloc)
-    if netloc is None:
-        raise _not_allowed("It must have a plain host name and no user name or password in it.")
-    host = _check_host(netloc["host"].lower(), allow_private)
-    port = _check_port(netloc["port"], parts.scheme, allow_private)
-    if not _PATH.fullmatch(parts.path) or {".", ".."} & set(parts.path.split("/")):
-        raise _not_allowed("Its path must be plain, such as /v1.")
-    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
-
-
-def _split(url: str) -> SplitResult:
-    if not url or len(url) > MAX_URL_LENGTH:
-        raise _not_allowed(f"It must have 1 to {MAX_URL_LENGTH} characters.")
-    # urlsplit drops tabs and line breaks, and other parsers read a backslash as a slash.
-    if not all("!" <= char <= "~" for char in url) or "\\" in url:
+    found = _BASE_URL.fullmatch(url.strip())
+    if found is None or {".", ".."} & set(found["path"].split("/")):
         raise _not_allowed(
-            "It must have plain ASCII characters only; write other scripts as xn--…."
+            "Write it like https://ai.example.org/v1: a plain host name and path, without a user name, password, ? or "
+            "#, other scripts as xn--…, and up to 500 characters in all."
         )
-    if "?" in url or "#" in url:
-        raise _not_allowed("It must end with the path: leave out everything from the ? or #.")
-    try:
-        return urlsplit(url)
-    except ValueError:
-        raise _not_allowed("It is not a URL.") from None
+    scheme, host = found["scheme"].lower(), _check_host(found["host"].lower(), allow_private)
+    if scheme != "https" and not allow_private:
+        raise _not_allowed("It must begin with https://.")
+    port = int(found["port"] or _DEFAULT_PORTS[scheme])
+    if port == _DEFAULT_PORTS[scheme]:
+        return f"{scheme}://{host}{found['path'].rstrip('/')}"
+    if not allow_private or not 0 < port < 65536:
+        raise _not_allowed("Its port must be 443, which https:// has by itself.")
+    return f"{scheme}://{host}:{port}{found['path'].rstrip('/')}"
 
 
 def _check_host(host: str, allow_private: bool) -> str:
     if host.startswith("["):
-        address = _check_address(IPv6Address, host[1:-1], "an address", allow_private)
-        return f"[{address}]"
+        return f"[{_check_address(IPv6Address, host[1:-1], allow_private)}]"
     host = host.removesuffix(".")
     labels = host.split(".")
     if _NUMERIC.fullmatch(labels[-1]):
-        # Four decimal numbers only: 0x7f.1 and 2130706433 mean 127.0.0.1 to other parsers.
-        return _check_address(
-            IPv4Address, host, "an address of four decimal numbers", allow_private
-        )
+        return _check_address(IPv4Address, host, allow_private)
     if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
         raise _not_allowed("Its host name is malformed.")
     if not allow_private and (len(labels) == 1 or _LOCAL_NAMES.fullmatch(host)):
@@ -276,86 +243,50 @@ def _check_host(host: str, allow_private: bool) -> str:
     return host
 
 
-def _check_address(
-    read: type[IPv4Address | IPv6Address], text: str, wanted: str, allow_private: bool
-) -> str:
+def _check_address(kind: type[IPv4Address | IPv6Address], text: str, allow_private: bool) -> str:
     try:
-        address = str(read(text))
+        address = str(kind(text))
     except ValueError:
-        raise _not_allowed(f"Its host is not {wanted}.") from None
-    passes = is_public_or_private if allow_private else is_public
-    if not passes(address):
+        # Nor 0x7f.1 or 2130706433, which mean 127.0.0.1 to other parsers.
+        raise _not_allowed("Write an address as four decimal numbers, or as IPv6.") from None
+    if not (is_public_or_private if allow_private else is_public)(address):
         raise _not_allowed("Its address is not on the public internet.")
     return address
-
-
-def _check_port(port: str | None, scheme: str, allow_private: bool) -> str:
-    number = _DEFAULT_PORTS[scheme] if port is None else int(port)
-    if number == _DEFAULT_PORTS[scheme]:
-        return ""
-    if not allow_private or not 0 < number < 65536:
-        raise _not_allowed("Its port must be 443, which https:// has by itself.")
-    return f":{number}"
 
 
 def _not_allowed(why: str) -> EndpointNotAllowedError:
     return EndpointNotAllowedError(f"This base URL may not be called. {why}")
 
 
-# Which addresses may be called, by our own table: `is_global` of Python 3.11 lets 15 ranges pass that are special.
-# Sources: the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that
-# clouds answer on from inside a machine, the documentation of the clouds. No model provider lives in any of them, so
-# every block is listed, "globally reachable" or not.
-_Network = IPv4Network | IPv6Network
+# Addresses that may not be called although Python's `is_global`, in one version or another, lets them pass. Sources:
+# the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that clouds
+# answer on from inside a machine, the documentation of the clouds. No model provider lives in any of these blocks.
+def _networks(*blocks: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(map(ip_network, blocks))
 
 
-def _networks(*blocks: str) -> tuple[_Network, ...]:
-    return tuple(ip_network(block) for block in blocks)
-
-
-_SPECIAL_V4 = _networks(
-    "0.0.0.0/8",  # this network (RFC 791)
-    "10.0.0.0/8",  # private use (RFC 1918)
-    "100.64.0.0/10",  # shared address space (RFC 6598)
-    "127.0.0.0/8",  # loopback (RFC 1122)
+_SPECIAL = _networks(
     "168.63.129.16/32",  # Azure's platform address, reachable from inside a machine only
-    "169.254.0.0/16",  # link local (RFC 3927), with most clouds' metadata services
-    "172.16.0.0/12",  # private use (RFC 1918)
     "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
-    "192.0.2.0/24",  # documentation (RFC 5737)
     "192.31.196.0/24",  # AS112 (RFC 7535)
     "192.52.193.0/24",  # AMT (RFC 7450)
     "192.88.99.0/24",  # 6to4 relays, deprecated (RFC 7526)
-    "192.168.0.0/16",  # private use (RFC 1918)
     "192.175.48.0/24",  # AS112 (RFC 7534)
-    "198.18.0.0/15",  # benchmarking (RFC 2544)
-    "198.51.100.0/24",  # documentation (RFC 5737)
-    "203.0.113.0/24",  # documentation (RFC 5737)
     "224.0.0.0/4",  # multicast (RFC 5771)
-    "240.0.0.0/4",  # reserved, and limited broadcast (RFC 1112, RFC 8190)
-)
-
-# All unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments). Everything
-# outside of it is rejected: mapped IPv4, NAT64, discard-only, unique local, link local, multicast.
-_UNICAST_V6 = IPv6Network("2000::/3")
-_SPECIAL_V6 = _networks(
+    # Outside of 2000::/3, all unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments), are
+    # mapped IPv4, NAT64, discard-only, unique local, link local and multicast.
+    "::/3",
+    "4000::/2",
+    "8000::/1",
     "2001::/23",  # IETF protocol assignments (RFC 2928), with Teredo and ORCHID
-    "2001:db8::/32",  # documentation (RFC 3849)
     "2002::/16",  # 6to4, which holds an IPv4 address (RFC 3056)
     "2620:4f:8000::/48",  # AS112 (RFC 7534)
     "3fff::/20",  # documentation (RFC 9637)
 )
 
 # What an operator means by "private": this machine, or a network of their own.
-_PRIVATE = _networks(
-    "10.0.0.0/8",
-    "100.64.0.0/10",
-    "127.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "::1/128",
-    "fc00::/7",
-)
+_LOOPBACK = _networks("127.0.0.0/8", "::1/128")
+_PRIVATE = _networks("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 
 # Metadata services inside those ranges: they hand out the machine's own credentials.
 _METADATA = _networks(
@@ -367,20 +298,14 @@ _METADATA = _networks(
 
 def is_public(address: str) -> bool:
     """Return True if an address belongs to the public internet."""
-    parsed = _parse(address)
-    if isinstance(parsed, IPv4Address):
-        return not _within(parsed, _SPECIAL_V4)
-    if isinstance(parsed, IPv6Address):
-        return parsed in _UNICAST_V6 and not _within(parsed, _SPECIAL_V6)
-    return False
+    # None: it is no address.
+    return _within(address, _SPECIAL) is False and ip_address(address).is_global
 
 
 def is_public_or_private(address: str) -> bool:
     """Return True if an address is public or on a private network, and not a metadata service."""
-    parsed = _parse(address)
-    if parsed is None:
-        return False
-    return is_public(address) or (_within(parsed, _PRIVATE) and not _within(parsed, _METADATA))
+    private = _within(address, _LOOPBACK + _PRIVATE) and not _within(address, _METADATA)
+    return private or is_public(address)
 
 
 def is_any(address: str) -> bool:
@@ -388,13 +313,13 @@ def is_any(address: str) -> bool:
     return True
 
 
-def _parse(address: str) -> IPv4Address | IPv6Address | None:
-    """Read an address. One with a zone id means a link of this machine, so it counts as none."""
+def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool | None:
+    """Return True if an address is in one of these networks; None if it is no address.
+
+    One with a zone id means a link of this machine, so it counts as none.
+    """
     try:
-        return None if "%" in address else ip_address(address)
+        parsed = ip_address(address)
     except ValueError:
         return None
-
-
-def _within(address: IPv4Address | IPv6Address, networks: tuple[_Network, ...]) -> bool:
-    return any(address in network for network in networks)
+    return None if "%" in address else any(parsed in network for network in networks)

@@ -7,13 +7,14 @@ import ssl
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
+from dataclasses import dataclass
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
-from queue import Empty, SimpleQueue
 from typing import Any, cast
 
 import httpcore2
@@ -32,7 +33,6 @@ Observe = Callable[[Request, int, bytes], None]
 
 #: Seconds. Long answers stream; "read" limits the time between two of their pieces.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=300.0, write=30.0, pool=5.0)
-LIMITS = httpx2.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=30.0)
 #: Seconds from a request to the end of its answer, however the bytes drip in.
 MAX_SECONDS = 600.0
 #: Longest answer, in bytes; files and images are the longest.
@@ -43,6 +43,8 @@ MAX_REFUSAL_BYTES = 256 * 1024
 MAX_LINE_BYTES = 16 * 1024 * 1024
 #: The same for a server that a person named.
 MAX_PERSONAL_LINE_BYTES = 1024 * 1024
+#: The extension of a request whose answer has a longest size of its own, in bytes.
+LONGEST = "flask_byok_longest"
 # How many of a name's addresses are tried, so that a long list does not use up a worker.
 MAX_ADDRESSES = 4
 
@@ -78,20 +80,20 @@ def _shorten(timeout: float | None, error: type[Exception]) -> float | None:
     return left if timeout is None else min(timeout, left)
 
 
+@dataclass(eq=False)
 class _TimedStream(httpcore2.NetworkStream):
     """A connection that keeps to the deadline of its present user."""
 
-    def __init__(self, stream: httpcore2.NetworkStream) -> None:
-        self._stream = stream
+    stream: httpcore2.NetworkStream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, _shorten(timeout, httpcore2.ReadTimeout))
+        return self.stream.read(max_bytes, _shorten(timeout, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
+        self.stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
     def start_tls(
         self,
@@ -100,125 +102,109 @@ class _TimedStream(httpcore2.NetworkStream):
         timeout: float | None = None,
     ) -> httpcore2.NetworkStream:
         limit = _shorten(timeout, httpcore2.ConnectTimeout)
-        return _TimedStream(self._stream.start_tls(ssl_context, server_hostname, limit))
+        return _TimedStream(self.stream.start_tls(ssl_context, server_hostname, limit))
 
     def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+        return self.stream.get_extra_info(info)
 
 
-class _GuardedBackend(httpcore2.NetworkBackend):
-    """Resolves a name once, requires all its addresses to pass, and connects to one of those."""
+@dataclass(eq=False)
+class GuardedBackend(httpcore2.SyncBackend):
+    """Resolves a name once, requires all its addresses to pass, and connects to one of those.
 
-    def __init__(self, rules: Mapping[Origin, AddressRule], resolver: Resolver) -> None:
-        self._rules = rules
-        self._resolver = resolver
-        self._plain = httpcore2.SyncBackend()
+    :param rules: for the origins that may be called; they may grow while it is in use.
+    """
+
+    rules: dict[Origin, AddressRule]
+    resolver: Resolver
 
     def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        self, host: str, port: int, timeout: float | None = None, *others: Any, **options: Any
     ) -> httpcore2.NetworkStream:
         end = time.monotonic() + (_shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
         addresses = self._resolve(host, port, end)
         if not all(self._passes(host, port, address) for address in addresses):
             raise httpcore2.ConnectError("the name has an address that may not be called")
+        fault: Exception = httpcore2.ConnectError("the name has no address")
         tried = addresses[:MAX_ADDRESSES]
-        for after, address in zip(range(len(tried) - 1, -1, -1), tried, strict=True):
+        for number, address in enumerate(tried):
             # An address that swallows packets must leave time for the next one.
-            share = max(end - time.monotonic(), 0.001) / (after + 1)
+            share = max(end - time.monotonic(), 0.001) / (len(tried) - number)
             try:
-                stream = self._plain.connect_tcp(
-                    address, port, share, local_address, socket_options
-                )
+                stream = super().connect_tcp(address, port, share, *others, **options)
                 return _TimedStream(stream)
-            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                if not after:
-                    raise
-        raise httpcore2.ConnectError("the name has no address")
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                fault = error
+        raise fault
 
     def _passes(self, host: str, port: int, address: str) -> bool:
         origins = (("https", host, port), ("http", host, port))
-        rules = [self._rules[origin] for origin in origins if origin in self._rules]
+        rules = [self.rules[origin] for origin in origins if origin in self.rules]
         return bool(rules) and all(rule(address) for rule in rules)
 
     def _resolve(self, host: str, port: int, end: float) -> list[str]:
         """Resolve in a thread: the system's resolver takes no time limit."""
-        answers: SimpleQueue[list[str] | OSError] = SimpleQueue()
+        found: Future[list[str]] = Future()
 
         def look_up() -> None:
             try:
-                found = self._resolver(host, port, type=socket.SOCK_STREAM)
-                answers.put(list(dict.fromkeys(str(entry[4][0]) for entry in found)))
-            except (OSError, UnicodeError) as error:
-                answers.put(OSError(type(error).__name__))
+                entries = self.resolver(host, port, type=socket.SOCK_STREAM)
+                found.set_result(list(dict.fromkeys(str(entry[4][0]) for entry in entries)))
+            except (OSError, UnicodeError):
+                found.set_exception(httpcore2.ConnectError("the name cannot be resolved"))
 
         threading.Thread(target=look_up, daemon=True, name="flask-byok-resolver").start()
         try:
-            answer = answers.get(timeout=max(end - time.monotonic(), 0.001))
-        except Empty:
+            return found.result(max(end - time.monotonic(), 0.001))
+        except TimeoutError:
             raise httpcore2.ConnectTimeout("the name was not resolved in time") from None
-        if isinstance(answer, OSError):
-            raise httpcore2.ConnectError("the name cannot be resolved")
-        return answer
 
 
+@dataclass(eq=False)
 class _BoundedStream(httpx2.SyncByteStream):
     """A body that raises if it is too long."""
 
-    def __init__(
-        self, stream: httpx2.SyncByteStream, *, end: float, longest: int, longest_line: int
-    ) -> None:
-        self._stream = stream
-        self._end = end
-        self._longest = longest
-        self._longest_line = longest_line
+    stream: httpx2.SyncByteStream
+    end: float
+    longest: int
+    longest_line: int
 
     def __iter__(self) -> Iterator[bytes]:
-        pieces = iter(self._stream)
+        pieces = iter(self.stream)
         total = line = 0
         while (piece := self._next(pieces)) is not None:
             total += len(piece)
             last_break = piece.rfind(b"\n")
             line = line + len(piece) if last_break < 0 else len(piece) - last_break
-            if total > self._longest or line > self._longest_line:
+            if total > self.longest or line > self.longest_line:
                 raise AnswerRefused("the answer is too long")
             yield piece
 
     def _next(self, pieces: Iterator[bytes]) -> bytes | None:
         # The deadline holds for this one step: the next may run in another context.
-        with until(self._end):
+        with until(self.end):
             return next(pieces, None)
 
     def close(self) -> None:
-        self._stream.close()
+        self.stream.close()
 
 
 class GuardedTransport(httpx2.HTTPTransport):
-    """Calls the origins in ``rules`` and no other; these may grow while it is in use.
+    """Calls the origins in the backend's rules and no other.
 
     :param longest_line: in bytes, in a stream of events.
     """
 
-    def __init__(
-        self,
-        rules: dict[Origin, AddressRule],
-        tls: ssl.SSLContext,
-        resolver: Resolver,
-        longest_line: int,
-    ) -> None:
-        self.rules = rules
+    def __init__(self, backend: GuardedBackend, tls: ssl.SSLContext, longest_line: int) -> None:
+        self.rules = backend.rules
         self._longest_line = longest_line
         # The parent's __init__ offers no way to bring a network backend. It only builds this pool.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=tls,
-            max_connections=LIMITS.max_connections,
-            max_keepalive_connections=LIMITS.max_keepalive_connections,
-            keepalive_expiry=LIMITS.keepalive_expiry,
-            network_backend=_GuardedBackend(rules, resolver),
+            max_connections=1000,
+            max_keepalive_connections=100,
+            keepalive_expiry=30.0,
+            network_backend=backend,
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -237,17 +223,16 @@ class GuardedTransport(httpx2.HTTPTransport):
         if encoding not in ("", "identity"):
             response.close()
             raise AnswerRefused("the answer is compressed")
+        general = MAX_BYTES if response.status_code < 300 else MAX_REFUSAL_BYTES
         streams_events = response.headers.get("content-type", "").startswith("text/event-stream")
-        response.stream = _BoundedStream(
-            cast(httpx2.SyncByteStream, response.stream),
-            end=end,
-            longest=MAX_BYTES if response.status_code < 300 else MAX_REFUSAL_BYTES,
-            longest_line=self._longest_line if streams_events else MAX_BYTES,
-        )
+        line = self._longest_line if streams_events else MAX_BYTES
+        stream = cast(httpx2.SyncByteStream, response.stream)
+        longest = request.extensions.get(LONGEST) or general
+        response.stream = _BoundedStream(stream, end, longest, line)
         return response
 
 
-class _NoCookies(CookieJar):
+class _EmptyJar(CookieJar):
     """A jar that stays empty."""
 
     def set_cookie(self, cookie: Cookie) -> None:
@@ -261,13 +246,7 @@ class KeylessClient(httpx2.Client):
     """
 
     def __init__(self, transport: GuardedTransport) -> None:
-        super().__init__(
-            transport=transport,
-            cookies=_NoCookies(),
-            timeout=TIMEOUT,
-            follow_redirects=False,
-            trust_env=False,
-        )
+        super().__init__(transport=transport, cookies=_EmptyJar(), timeout=TIMEOUT, trust_env=False)
         self.rules = transport.rules
         self._observe: Observe | None = None
         # The pool is closed when this one goes.
@@ -313,19 +292,6 @@ class _NoTransport(httpx2.AsyncBaseTransport):
         raise httpx2.UnsupportedProtocol("flask-byok: calls with people's keys are synchronous")
 
 
-def read_up_to(response: httpx2.Response, longest: int) -> bytes | None:
-    """Read an answer's body; None if it is longer than the limit in bytes, or than the transport's limits."""
-    body = bytearray()
-    try:
-        for chunk in response.iter_raw():
-            body += chunk
-            if len(body) > longest:
-                return None
-    except AnswerRefused:
-        return None
-    return bytes(body)
-
-
 @cache
 def sync_only_client() -> httpx2.AsyncClient:
     """Return an async client that rejects every call, for SDKs that insist on having one."""
@@ -341,11 +307,8 @@ def default_tls() -> ssl.SSLContext:
 def origin_of(url: httpx2.URL | str) -> Origin:
     """Return a URL's scheme, host and port."""
     parsed = httpx2.URL(url)
-    return (
-        parsed.scheme,
-        parsed.raw_host.decode(),
-        parsed.port or (80 if parsed.scheme == "http" else 443),
-    )
+    default = 80 if parsed.scheme == "http" else 443
+    return parsed.scheme, parsed.raw_host.decode(), parsed.port or default
 
 
 def carries(request: httpx2.Request, secret: str, base_url: str) -> bool:
@@ -379,7 +342,5 @@ def network_fault(error: BaseException) -> str | None:
     if isinstance(error, httpx2.RemoteProtocolError | httpx2.ReadError):
         return "The connection to the provider broke off. Try again."
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | httpx2.StreamError):
-        return (
-            "The provider's server cannot be reached, or its address is not one that may be called."
-        )
+        return "The provider's server cannot be reached, or its address may not be called."
     return None

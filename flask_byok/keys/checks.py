@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..catalog.spec import Answer, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
 from ..http.outbound import Endpoint, Outbound, personal_slots
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
-from ..settings import Settings, ValidateOnSet
-from .ports import Accounts
-from .sessions import Sessions
+from ..settings import ValidateOnSet
 from .typed import Typed, require_word
+
+if TYPE_CHECKING:
+    from .service import Service
 
 _logger = logging.getLogger(__name__)
 
@@ -33,49 +33,34 @@ _SHORTEST_TRY = 1.0
 MAX_MODELS = 200
 MAX_NAME_LENGTH = 200
 
-_ADMIN_KEY = (
-    "This is an admin key, which can do far more than a call needs. "
-    "Make an ordinary API key and use that."
-)
+_ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
 
 def check_api_key(
-    spec: ProviderSpec,
-    fields: Mapping[str, str],
-    endpoint: Endpoint,
-    outbound: Outbound,
-    *,
-    list_models: bool = True,
-    owner: str | None = None,
+    spec: ProviderSpec, typed: Typed, outbound: Outbound, *, owner: str | None = None
 ) -> Validation:
-    """Check a key with a free request to its provider.
+    """Check a key with a free request to its provider, and list the models that a good one may use.
 
-    :param fields: the values of the credential's fields by name, already cleaned.
-    :param list_models: list the models that a good key may use, in the same time.
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
-    if validation := refuse_admin_key(spec, fields):
+    if validation := refuse_admin_key(spec, typed.fields):
         return validation
-    # Alive for the length of the check, so that log records are redacted.
-    guard = [Secret(fields.get(field.name, "")) for field in spec.fields if field.secret]
     started = time.monotonic()
-    check = _Check(spec, fields, endpoint, outbound, ends=started + CHECK_SECONDS)
-    personal = endpoint.trust == "personal"
+    check = _Check(spec, typed.revealed(), typed.endpoint, outbound, started + CHECK_SECONDS)
+    personal = typed.endpoint.trust == "personal"
     with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
         verdict, reason, answer = check.run()
         latency_ms = round((time.monotonic() - started) * 1000)
-        models: tuple[str, ...] = ()
-        if list_models and answer is not None and verdict.valid:
-            models = check.list_models(answer)
-    del guard
+        models = check.list_models(answer) if answer is not None and verdict.valid else ()
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
-def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, str]) -> Validation | None:
+def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, Secret]) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
-    if not spec.is_admin_key(fields.get("api_key", "")):
+    api_key = fields.get("api_key")
+    if api_key is None or not api_key.reveal().startswith(spec.refused_prefixes):
         return None
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
@@ -95,44 +80,38 @@ class _Check:
         except ProviderUnavailableError as error:
             return Verdict.UNREACHABLE, str(error), None
         verdict, reason = judge_check(self.spec, answer, self.fields.values())
-        if verdict is Verdict.INVALID:
-            other = looks_like(self.fields.get("api_key", ""), self.spec)
-            if other is not None:
-                reason = (
-                    f"{self.spec.name} does not know this key: it looks like one for {other.name}."
-                )
-                return Verdict.WRONG_PROVIDER, reason, None
+        other = looks_like(self.fields.get("api_key", ""), self.spec)
+        if verdict is Verdict.INVALID and other is not None:
+            reason = f"{self.spec.name} does not know this key: it looks like one for {other.name}."
+            return Verdict.WRONG_PROVIDER, reason, None
         return verdict, reason, answer if answer.status == 200 else None
 
     def list_models(self, answer: Answer) -> tuple[str, ...]:
         """Return the models that the key may use, if the provider lists them."""
-        check = self.spec.check
-        if check.models_path is None:
-            return ()
-        if check.models_path != check.path:
-            try:
-                answer = self._fetch("GET", check.models_path)
-            except ProviderUnavailableError:
-                return ()
-        return read_models(answer)
+        path = self.spec.check.models_path
+        with suppress(ProviderUnavailableError):
+            if path == self.spec.check.path:
+                return read_models(answer)
+            if path is not None:
+                return read_models(self._fetch(path))
+        return ()
 
     def _ask(self) -> Answer:
         """Ask, and once more if the provider failed; a refusal is final."""
         check = self.spec.check
         try:
-            answer = self._fetch(check.method, check.path)
+            answer = self._fetch(check.path)
             if answer.status < 500 or self._seconds < _SHORTEST_TRY:
                 return answer
         except ProviderUnavailableError:
             if self._seconds < _SHORTEST_TRY:
                 raise
-        return self._fetch(check.method, check.path)
+        return self._fetch(check.path)
 
-    def _fetch(self, method: Literal["GET", "POST"], path: str) -> Answer:
+    def _fetch(self, path: str) -> Answer:
         check = self.spec.check
         headers = {**check.headers, **check.auth.headers(self.fields)}
-        seconds = max(self._seconds, 0.0)
-        return self.outbound.fetch(self.endpoint, method, path, headers, seconds=seconds)
+        return self.outbound.fetch(self.endpoint, path, headers, seconds=self._seconds)
 
     @property
     def _seconds(self) -> float:
@@ -145,37 +124,23 @@ def read_models(answer: Answer) -> tuple[str, ...]:
     Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
     ``{"models": [{"name": "models/…"}]}``.
     """
-    if answer.status != 200 or not answer.complete:
+    if answer.status != 200 or not isinstance(answer.data, dict):
         return ()
-    names = dict.fromkeys(_names(answer.data) if isinstance(answer.data, dict) else ())
-    return tuple(names)[:MAX_MODELS]
-
-
-def _names(body: dict[str, Any]) -> Iterator[str]:
+    names = []
     for container, name in (("data", "id"), ("models", "name")):
-        entries = body.get(container)
+        entries = answer.data.get(container)
         for entry in entries if isinstance(entries, list) else ():
             value = entry.get(name) if isinstance(entry, dict) else None
             if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
-                yield value.removeprefix("models/")
+                names.append(value.removeprefix("models/"))
+    return tuple(dict.fromkeys(names))[:MAX_MODELS]
 
 
+@dataclass(eq=False)
 class Checks:
     """Checks keys for the service, and marks those that providers reject in real calls."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        sessions: Sessions,
-        accounts: Accounts,
-        outbound: Outbound,
-        notify: Notify,
-    ) -> None:
-        self._settings = settings
-        self._sessions = sessions
-        self._accounts = accounts
-        self._outbound = outbound
-        self._notify = notify
+    core: Service
 
     def before_set(
         self,
@@ -196,78 +161,58 @@ class Checks:
         """
         if asked is not None:
             require_word(asked, "validate", get_args(ValidateOnSet))
-        mode = asked or self._settings.validate_on_set
-        if not ask:
-            mode = "off"
-        elif self._settings.validate_on_set == "require":
+        mode = asked or self.core.settings.validate_on_set
+        if self.core.settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
-        fields = typed.revealed()
-        if mode == "off":
-            validation = refuse_admin_key(spec, fields)
+        if not ask or mode == "off":
+            validation = refuse_admin_key(spec, typed.fields)
         else:
-            validation = self._ask(caller, spec, fields, typed.endpoint)
-        if validation is None:
-            return None
-        if validation.valid is False or (mode == "require" and validation.valid is None):
+            validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+        forbidden = (False, None) if mode == "require" else (False,)
+        if validation and validation.valid in forbidden:
             if refused is not None:
                 refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
-    def of_typed(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
-        """Check a key as typed; nothing is stored."""
-        validation = self._ask(caller, spec, typed.revealed(), typed.endpoint)
+    def validate(
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
+    ) -> Validation:
+        """Check a key as typed, or a stored one, whose verdict is stored."""
+        validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
         verdict = validation.verdict
-        self._accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
-        self._announce(validation)
+        if stored is None or not stored.id:
+            self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
+        if stored is not None:
+            self._record(caller, stored, validation, asked=True)
+        self.core.notify("key_validated", {"provider": spec.id, "verdict": verdict.value})
         return validation
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check the key in use, or a stored one, and store the verdict."""
-        plain = {name: secret.reveal() for name, secret in credential.fields.items()}
         endpoint = Endpoint(credential.base_url, credential.trust)
-        validation = self._ask(caller, spec, plain, endpoint)
-        verdict = validation.verdict
-        if not credential.id:
-            self._accounts.note(caller, "validate", spec.id, credential.fields, outcome=verdict)
-        self._record(caller, credential, verdict, validation.checked_at, asked=True)
-        self._announce(validation)
-        return validation
+        typed = Typed(credential.fields, credential.fields, None, endpoint)
+        return self.validate(caller, spec, typed, credential)
 
     def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         """Mark a key that its provider rejected in a real call."""
+        found = Validation(credential.provider, verdict, "", utcnow())
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
-            self._record(caller, credential, verdict, utcnow())
+            self._record(caller, credential, found, asked=False)
         facts = {"provider": credential.provider, "source": str(credential.source)}
         try:
-            self._notify("key_rejected", facts)
+            self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on
-            kind = f"{type(error).__module__}.{type(error).__qualname__}"
-            _logger.error("A receiver of the signal key_rejected raised %s.", kind)
-
-    def _ask(
-        self, caller: Caller, spec: ProviderSpec, fields: Mapping[str, str], endpoint: Endpoint
-    ) -> Validation:
-        return check_api_key(spec, fields, endpoint, self._outbound, owner=caller.counted_as)
-
-    def _announce(self, validation: Validation) -> None:
-        facts = {"provider": validation.provider, "verdict": validation.verdict.value}
-        self._notify("key_validated", facts)
+            _logger.error("A receiver of the signal key_rejected raised %s.", type(error).__name__)
 
     def _record(
-        self,
-        caller: Caller,
-        credential: Credential,
-        verdict: Verdict,
-        checked_at: datetime,
-        *,
-        asked: bool = False,
+        self, caller: Caller, credential: Credential, found: Validation, *, asked: bool
     ) -> None:
         """Store a verdict beside the version of the key that it is about; the operator's own keys have none."""
         if credential.version is None:
             return
-        recorded = RecordedVerdict(verdict, checked_at, credential.version)
+        recorded = RecordedVerdict(found.verdict, found.checked_at, credential.version)
         if credential.id:
-            self._accounts.record_verdict(credential, recorded, caller if asked else None)
+            self.core.accounts.record_verdict(credential, recorded, caller if asked else None)
         elif caller.session is not None and credential.source == Tier.SESSION:
-            self._sessions.record_verdict(caller.session, credential.provider, recorded)
+            self.core.sessions.record_verdict(caller.session, credential.provider, recorded)

@@ -10,23 +10,28 @@ from ..settings import Settings
 
 
 def read_expiry(
-    wanted: datetime | None, provider: str, settings: Settings, saved_at: datetime | None = None
+    wanted: datetime | None,
+    provider: str,
+    settings: Settings,
+    saved_at: datetime | None = None,
+    *,
+    past: bool = False,
 ) -> datetime | None:
     """Return when a key expires: as wanted, but at most ``BYOK_MAX_KEY_LIFETIME`` after it was saved.
 
     :param saved_at: by default now.
+    :param past: a time that is past is no mistake.
     :raises InvalidFieldError: the time is past or has no zone, or the key's longest lifetime is over.
     """
     now = utcnow()
     if wanted is not None:
         wanted = in_utc(wanted, "expires_at", provider)
-        if wanted <= now:
+        if wanted <= now and not past:
             raise InvalidFieldError("expires_at is in the past.", provider=provider)
     ends = capped_expiry(wanted, settings, saved_at)
-    if ends is not None and ends <= now:
-        raise InvalidFieldError(
-            "This key has been kept for as long as keys may be. Save a new one.", provider=provider
-        )
+    if ends is not None and ends <= now and not past:
+        text = "This key has been kept for as long as keys may be. Save a new one."
+        raise InvalidFieldError(text, provider=provider)
     return ends
 
 
@@ -59,17 +64,13 @@ def capped_expiry(
     return min((moment for moment in (wanted, latest) if moment is not None), default=None)
 
 
-def in_utc(moment: datetime, name: str, provider: str) -> datetime:
+def in_utc(moment: object, name: str, provider: str) -> datetime:
     """Return a time in UTC, in whole milliseconds, as it is stored.
 
     :raises InvalidFieldError: it is no time, has no zone, or is out of range in UTC.
     """
-    if not isinstance(moment, datetime):
-        raise InvalidFieldError(f"{name} is a datetime with a time zone.", provider=provider)
-    if moment.tzinfo is None:
-        raise InvalidFieldError(
-            f"{name} needs a time zone, such as a Z at its end.", provider=provider
-        )
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidFieldError(f"{name} needs a time zone, such as Z.", provider=provider)
     try:
         there = moment.astimezone(UTC)
     except OverflowError:

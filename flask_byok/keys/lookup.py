@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from ..catalog import ProviderSpec
@@ -23,27 +23,24 @@ from ..errors import (
     UnreadableCredentialError,
 )
 from ..http import endpoint_for
-from ..model.credential import Credential, CredentialRecord, State, Verdict, utcnow
+from ..model.credential import Credential, CredentialRecord, State, utcnow
 from ..model.owner import (
     ACCOUNT_TIERS,
     OPERATOR_TIERS,
     PERSONAL_TIERS,
-    SHARED_TIERS,
     Caller,
+    SessionRef,
     Tier,
     session_owner,
 )
 from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
-from ..settings import FallbackReason, Settings
-from .sessions import Sessions
+from ..settings import Settings
+from .sessions import Sessions, SessionView
 
 _logger = logging.getLogger("flask_byok.keys")
 
-_REASONS: dict[Verdict, FallbackReason] = {
-    Verdict.VALID_NO_CREDIT: "no_credit",
-    Verdict.VALID_RATE_LIMITED: "rate_limited",
-    Verdict.UNREACHABLE: "unreachable",
-}
+
+Specs = Sequence[ProviderSpec]
 
 
 class Candidate(NamedTuple):
@@ -71,7 +68,7 @@ class TierReader(Protocol):
     def tiers(self) -> tuple[Tier, ...]:
         """The tiers that it keeps."""
 
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+    def find(self, caller: Caller, specs: Specs) -> Found:
         """Return the keys for these providers, in at most one round trip."""
 
 
@@ -101,7 +98,7 @@ class Lookup:
         :raises UnreadableCredentialError: the key that would be used does not open.
         :raises StoreError: a store does not answer.
         """
-        chosen = self.choose(self._walk(caller, spec, self._readers))
+        chosen = self.choose(one for _, one in self._walk(caller, [spec], self._readers))
         return self.settle(chosen, spec, rejected=rejected)
 
     def settle(
@@ -109,35 +106,26 @@ class Lookup:
     ) -> Credential:
         """Return the deciding candidate's credential, or raise the error that it stands for; see ``resolve``."""
         if chosen is None:
-            raise MissingCredentialError(
-                f"No API key for {spec.name} is configured. Add one in the API key settings.",
-                provider=spec.id,
-            )
+            text = f"No API key for {spec.name} is configured. Add one in the API key settings."
+            raise MissingCredentialError(text, provider=spec.id)
         if chosen.state == "rejected" and not rejected:
-            raise RejectedCredentialError(
-                f"{spec.name} rejected this API key. Replace it in the API key settings.",
-                provider=spec.id,
-                tier=chosen.tier,
-            )
+            text = f"{spec.name} rejected this API key. Replace it in the API key settings."
+            raise RejectedCredentialError(text, provider=spec.id, tier=chosen.tier)
         if chosen.credential is None:
-            raise UnreadableCredentialError(
-                f"The stored API key for {spec.name} cannot be read. Save it again in the API key settings.",
-                provider=spec.id,
-                tier=chosen.tier,
-            )
+            text = f"The stored API key for {spec.name} cannot be read. Save it again in the API key settings."
+            raise UnreadableCredentialError(text, provider=spec.id, tier=chosen.tier)
         return chosen.credential
 
     def survey(
-        self, caller: Caller, specs: Sequence[ProviderSpec], *, need_session: bool = False
+        self, caller: Caller, specs: Specs, *, need_session: bool = False
     ) -> dict[str, list[Candidate]]:
         """Return every tier's candidates for these providers, in order; one round trip a store.
 
         :raises SessionRequiredError: the session has ended, and ``need_session`` was asked for.
         """
         found: dict[str, list[Candidate]] = {spec.id: [] for spec in specs}
-        for tier, theirs in self._look_up(caller, specs, self._readers, need_session):
-            for spec in specs:
-                found[spec.id] += self._of(tier, spec, theirs)
+        for provider, candidate in self._walk(caller, specs, self._readers, need_session):
+            found[provider].append(candidate)
         return found
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
@@ -166,7 +154,7 @@ class Lookup:
             return True
         if candidates is None:
             before = [shared for shared in self._readers if self._precedes(shared, personal)]
-            candidates = self._walk(caller, spec, before)
+            candidates = (one for _, one in self._walk(caller, [spec], before))
         return any(self._precedes(c.tier, personal) and not self._passes(c) for c in candidates)
 
     def listed_as_locked(self, spec: ProviderSpec) -> bool:
@@ -176,84 +164,62 @@ class Lookup:
     def _precedes(self, tier: Tier, personal: Sequence[Tier]) -> bool:
         """Return True if a tier is shared and comes before all of these personal tiers."""
         order = self._settings.precedence
-        return tier in SHARED_TIERS and all(
+        return tier not in PERSONAL_TIERS and all(
             mine not in order or order.index(tier) < order.index(mine) for mine in personal
         )
 
     def _walk(
-        self, caller: Caller, spec: ProviderSpec, tiers: Iterable[Tier]
-    ) -> Iterator[Candidate]:
-        for tier, found in self._look_up(caller, [spec], tiers):
-            yield from self._of(tier, spec, found)
+        self, caller: Caller, specs: Specs, tiers: Iterable[Tier], need_session: bool = False
+    ) -> Iterator[tuple[str, Candidate]]:
+        """Yield the candidates of each tier, with their provider's id.
 
-    def _look_up(
-        self,
-        caller: Caller,
-        specs: Sequence[ProviderSpec],
-        tiers: Iterable[Tier],
-        need_session: bool = False,
-    ) -> Iterator[tuple[Tier, Found]]:
-        """Yield each tier with its reader's findings; each reader is asked when first needed, and once."""
+        Each reader is asked when first needed, and once.
+        """
+        unlocked = [spec for spec in specs if not self.listed_as_locked(spec)]
         asked: dict[TierReader, Found] = {}
         wanted = list(tiers)
         for tier in wanted:
             # A key may be moving from the session into the account: read in this order, it is seen.
             first = [Tier.SESSION] if tier in ACCOUNT_TIERS and Tier.SESSION in wanted else []
-            for each in (*first, tier):
-                reader = self._readers[each]
+            for reader in (self._readers[each] for each in (*first, tier)):
                 if reader not in asked:
-                    asked[reader] = self._ask(reader, caller, specs, need_session)
-            yield tier, asked[reader]
+                    theirs = unlocked if OPERATOR_TIERS.isdisjoint(reader.tiers) else specs
+                    asked[reader] = self._ask(reader, caller, theirs, need_session)
+            for spec in specs if tier in OPERATOR_TIERS else unlocked:
+                for candidate in asked[self._readers[tier]].get((tier, spec.id), ()):
+                    yield spec.id, candidate
 
-    def _of(self, tier: Tier, spec: ProviderSpec, found: Found) -> Iterator[Candidate]:
-        if tier in OPERATOR_TIERS or not self.listed_as_locked(spec):
-            yield from found.get((tier, spec.id), ())
-
-    def _ask(
-        self,
-        reader: TierReader,
-        caller: Caller,
-        specs: Sequence[ProviderSpec],
-        need_session: bool,
-    ) -> Found:
-        if self._settings.locked_providers and OPERATOR_TIERS.isdisjoint(reader.tiers):
-            specs = [spec for spec in specs if not self.listed_as_locked(spec)]
+    def _ask(self, reader: TierReader, caller: Caller, specs: Specs, need_session: bool) -> Found:
         try:
             return reader.find(caller, specs)
         except SessionRequiredError:
             if need_session:
                 raise
-            return {}
         except StoreError:
-            if self._settings.on_store_failure == "skip":
-                return {}
-            raise
+            if self._settings.on_store_failure != "skip":
+                raise
+        return {}
 
     def _passes(self, candidate: Candidate) -> bool:
+        """Return True if the search goes on: there is no usable key, or its fault is in ``BYOK_FALLBACK_ON``."""
         if candidate.state in ("inactive", "expired", "waiting"):
             return True
-        return _reason(candidate) in self._settings.fallback_on
+        fault: str = candidate.state
+        validity = candidate.record.current_validity() if candidate.record else None
+        if validity is not None and candidate.state == "active":
+            fault = validity.verdict.removeprefix("valid_")
+        return fault in self._settings.fallback_on
 
 
-def _reason(candidate: Candidate) -> FallbackReason | None:
-    """Return the reason for which ``BYOK_FALLBACK_ON`` may pass over this candidate."""
-    if candidate.state in ("rejected", "unreadable"):
-        return candidate.state
-    validity = candidate.record.current_validity() if candidate.record else None
-    return _REASONS.get(validity.verdict) if validity else None
-
-
+@dataclass(eq=False)
 class SessionTier:
     """Reads the caller's own keys in the session."""
 
+    sessions: Sessions
+    opener: Opener
     tiers = (Tier.SESSION,)
 
-    def __init__(self, sessions: Sessions, keyring: Keyring, settings: Settings) -> None:
-        self._sessions = sessions
-        self._keyring = keyring
-        self._opener = Opener(keyring, settings)
-
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+    def find(self, caller: Caller, specs: Specs) -> Found:
         """Return the session's keys; a visitor's wait, unused, until the user who signed in keeps them.
 
         :raises SessionRequiredError: the session has ended.
@@ -261,48 +227,38 @@ class SessionTier:
         if caller.session is None or not specs:
             return {}
         ids = [spec.id for spec in specs]
-        view = self._sessions.read(caller.session, caller.identity, ids)
+        view = self.sessions.read(caller.session, caller.identity, ids)
         if not view.alive:
             raise SessionRequiredError
-        owner = session_owner(caller.session, caller.identity)
-        found: dict[tuple[Tier, str], Iterable[Candidate]] = {}
-        for spec in specs:
-            mine, left = view.records.get(spec.id), view.visitor_records.get(spec.id)
-            found[Tier.SESSION, spec.id] = self._candidates(spec, caller, owner, mine, left)
-        return found
+        return {
+            (Tier.SESSION, spec.id): self._candidates(spec, caller, caller.session, view)
+            for spec in specs
+        }
 
     def _candidates(
-        self,
-        spec: ProviderSpec,
-        caller: Caller,
-        owner: str,
-        mine: CredentialRecord | None,
-        left: CredentialRecord | None,
+        self, spec: ProviderSpec, caller: Caller, session: SessionRef, view: SessionView
     ) -> Iterator[Candidate]:
+        owner = session_owner(session, caller.identity)
+        mine, left = view.records.get(spec.id), view.visitor_records.get(spec.id)
         if mine is not None:
-            candidate = self._opener.open(spec, Tier.SESSION, "session", owner, mine)
-            if candidate.credential and self._keyring.needs_rotation(mine.ciphertext):
-                self._reseal(caller, owner, mine)
+            candidate = self.opener.open(spec, Tier.SESSION, "session", owner, mine)
+            keyring = self.opener.keyring
+            if candidate.credential and keyring.needs_rotation(mine.ciphertext):
+                context = Context("session", owner, spec.id)
+                sealed = keyring.seal(keyring.open(mine.ciphertext, context), context)
+                with suppress(StoreError):  # it stays as it was
+                    self.sessions.reseal(session, caller.identity, replace(mine, ciphertext=sealed))
             yield candidate
         if left is not None:
             yield Candidate(Tier.SESSION, "waiting", record=left)
 
-    def _reseal(self, caller: Caller, owner: str, record: CredentialRecord) -> None:
-        """Seal a record with the current encryption key, if its store takes it now."""
-        context = Context("session", owner, record.provider)
-        sealed = self._keyring.seal(self._keyring.open(record.ciphertext, context), context)
-        with suppress(StoreError):
-            if caller.session is not None:
-                resealed = replace(record, ciphertext=sealed)
-                self._sessions.reseal(caller.session, caller.identity, resealed)
 
-
+@dataclass(eq=False)
 class Opener:
     """Opens stored records."""
 
-    def __init__(self, keyring: Keyring, settings: Settings) -> None:
-        self._keyring = keyring
-        self._settings = settings
+    keyring: Keyring
+    settings: Settings
 
     def open(
         self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
@@ -316,8 +272,7 @@ class Opener:
         except UnreadableCredentialError as error:
             if isinstance(error, UnknownKeyIdError):  # only the operator can mend this one
                 _logger.warning(
-                    "A stored key was sealed with an encryption key that is not configured: retired too early? "
-                    "Add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
+                    "A stored key needs a retired encryption key: add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
                 )
             return Candidate(tier, "unreadable", record=record)
         return Candidate(tier, state, credential, record)
@@ -329,30 +284,26 @@ class Opener:
 
         :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
         """
-        fields, base_url = self._keyring.open_record(scope, owner, record)
-        try:
-            endpoint = endpoint_for(spec, self._settings.base_urls, base_url)
-        except EndpointNotAllowedError:
-            raise UnreadableCredentialError(provider=spec.id) from None
-        if base_url is not None and endpoint.base_url != base_url:
-            # The operator has set an address since; this key was for the person's own.
-            raise UnreadableCredentialError(provider=spec.id)
-        return Credential(
-            provider=spec.id,
-            source=tier,
-            owner=owner,
-            fields=fields,
-            base_url=endpoint.base_url,
-            trust=endpoint.trust,
-            hint=record.hint,
-            version=record.version,
-            id=record.id,
-        )
+        fields, base_url = self.keyring.open_record(scope, owner, record)
+        with suppress(EndpointNotAllowedError):
+            endpoint = endpoint_for(spec, self.settings.base_urls, base_url)
+            # If the operator has set an address since, the key stays: it was for the person's own.
+            if base_url in (None, endpoint.base_url):
+                return Credential(
+                    provider=spec.id,
+                    source=tier,
+                    owner=owner,
+                    fields=fields,
+                    base_url=endpoint.base_url,
+                    trust=endpoint.trust,
+                    hint=record.hint,
+                    version=record.version,
+                    id=record.id,
+                )
+        raise UnreadableCredentialError(provider=spec.id)
 
 
 def locked_error(spec: ProviderSpec) -> ProviderLockedError:
     """Return the error for a key that only the operator may change."""
-    return ProviderLockedError(
-        f"The key for {spec.name} is managed by the operator and cannot be changed here.",
-        provider=spec.id,
-    )
+    text = f"The key for {spec.name} is managed by the operator and cannot be changed here."
+    return ProviderLockedError(text, provider=spec.id)

@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from ..catalog.spec import ProviderSpec
 from ..errors import EndpointNotAllowedError, MalformedApiKeyError, UnreadableCredentialError
@@ -25,18 +23,11 @@ from .lookup import Candidate, Found
 MAX_SECRET_FILE = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class OperatorKey:
-    """A key of the operator.
-
-    ``name`` is the variable or file that held it; only admins may see it.
-    """
+class OperatorKey(NamedTuple):
+    """A key of the operator, and the variable or file that held it, which only admins may see."""
 
     fields: Mapping[str, Secret]
     name: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
 
 
 class OperatorTier:
@@ -91,11 +82,8 @@ class OperatorTier:
                 if text.strip():
                     return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
         except (MalformedApiKeyError, OSError, ValueError):
-            raise UnreadableCredentialError(
-                "The operator's API key for this provider cannot be used.",
-                provider=spec.id,
-                tier=self.tier,
-            ) from None
+            text = "The operator's API key for this provider cannot be used."
+            raise UnreadableCredentialError(text, provider=spec.id, tier=self.tier) from None
         return None
 
     def _values(self, variable: str) -> Iterator[tuple[str, str]]:
@@ -143,15 +131,12 @@ def _read_secret(path: Path) -> str | None:
     """Return the text of a file, or None if there is no file."""
     try:
         # O_NONBLOCK: a pipe of that name must not hang the app.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            content = file.read(MAX_SECRET_FILE + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return None
-        content = os.read(descriptor, MAX_SECRET_FILE + 1)
-    finally:
-        os.close(descriptor)
     if len(content) > MAX_SECRET_FILE:
         raise ValueError("too long for a secret")
     return content.decode()

@@ -6,10 +6,10 @@ Sessions, accounts, records, commands and imports all use it; they differ only i
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
-from ..catalog import Catalog, ProviderSpec
+from ..catalog import ProviderSpec
 from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
@@ -21,12 +21,11 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from ..settings import Settings
-from .checks import Checks, Notify
-from .expiry import capped_expiry, in_utc, read_expiry
-from .ports import Accounts
-from .sessions import Sessions
+from .expiry import read_expiry
 from .typed import NewKey, Typed, clean_text, read_typed
+
+if TYPE_CHECKING:
+    from .service import Service
 
 # Without texts and expiry.
 _PLAIN = NewKey(fields={})
@@ -49,22 +48,11 @@ class Destination(Protocol):
         """Log and store a sealed record, and return it as stored."""
 
 
+@dataclass(eq=False)
 class Saver:
     """Carries out the recipe."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        catalog: Catalog,
-        keyring: Keyring,
-        checks: Checks,
-        notify: Notify,
-    ) -> None:
-        self.settings = settings
-        self.catalog = catalog
-        self.keyring = keyring
-        self.checks = checks
-        self._notify = notify
+    core: Service
 
     def save(
         self, caller: Caller, spec: ProviderSpec, new: NewKey, to: Destination
@@ -83,10 +71,10 @@ class Saver:
     ) -> tuple[CredentialRecord, Validation | None]:
         """Store a key that ``read``, or another function of ``keys.typed``, has cleaned; see ``save``."""
         to.admit(typed)
-        ask = not new.imported
-        validation = self.checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
+        checks, ask = self.core.checks, not new.imported
+        validation = checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
         fields, base_url = typed.fields, typed.base_url
-        record = new_record(self.keyring, to.context, spec, fields, base_url, validation, new)
+        record = new_record(self.core.keyring, to.context, spec, fields, base_url, validation, new)
         stored = to.store(record, typed)
         if ask:
             self.tell("key_set", stored)
@@ -94,20 +82,17 @@ class Saver:
 
     def read(self, spec: ProviderSpec, new: NewKey) -> tuple[Typed, NewKey]:
         """Return the cleaned credential, and the key with its texts and expiry as they are stored."""
-        if new.imported:
-            wanted = new.expires_at and in_utc(new.expires_at, "expires_at", spec.id)
-            expires_at = capped_expiry(wanted, self.settings)
-        else:
-            expires_at = read_expiry(new.expires_at, spec.id, self.settings)
-        typed = read_typed(spec, new.fields, new.base_url, self.settings)
-        label = clean_text(new.label, "label", typed.fields, self.catalog)
-        description = clean_text(new.description, "description", typed.fields, self.catalog)
+        settings = self.core.settings
+        expires_at = read_expiry(new.expires_at, spec.id, settings, past=new.imported)
+        typed = read_typed(spec, new.fields, new.base_url, settings)
+        label = clean_text(new.label, "label", typed.fields, self.core.catalog)
+        description = clean_text(new.description, "description", typed.fields, self.core.catalog)
         return typed, replace(new, label=label, description=description, expires_at=expires_at)
 
     def tell(self, event: str, record: CredentialRecord) -> None:
         """Send a signal about a record: its provider, tier and hint."""
         facts = {"provider": record.provider, "tier": tier_of(record.owner).value}
-        self._notify(event, facts | ({"hint": record.hint} if event == "key_set" else {}))
+        self.core.notify(event, facts | ({"hint": record.hint} if event == "key_set" else {}))
 
 
 def new_record(
@@ -121,9 +106,9 @@ def new_record(
 ) -> CredentialRecord:
     """Return the sealed record of a key, with its hint, version, times and the verdict of its check."""
     now, version, api_key = utcnow(), new_version(), fields.get("api_key")
-    found = None
+    verdict = None
     if validation is not None:
-        found = RecordedVerdict(validation.verdict, validation.checked_at, version)
+        verdict = RecordedVerdict(validation.verdict, validation.checked_at, version)
     return CredentialRecord(
         provider=spec.id,
         owner=context.owner,
@@ -137,42 +122,37 @@ def new_record(
         label=new.label,
         description=new.description,
         active=new.active,
-        validity=found,
+        validity=verdict,
     )
 
 
+@dataclass(eq=False)
 class InSession:
     """The caller's session as a destination."""
 
-    def __init__(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        spec: ProviderSpec,
-        sessions: Sessions,
-        accounts: Accounts,
-    ) -> None:
-        self.context = Context("session", session_owner(session, caller.identity), spec.id)
-        self._caller = caller
-        self._session = session
-        self._sessions = sessions
-        self._accounts = accounts
+    core: Service
+    caller: Caller
+    session: SessionRef
+    spec: ProviderSpec
+
+    @property
+    def context(self) -> Context:
+        """What the key is sealed for."""
+        owner = session_owner(self.session, self.caller.identity)
+        return Context("session", owner, self.spec.id)
 
     def admit(self, typed: Typed) -> None:
         """Take every key."""
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log a refusal."""
-        self._note(typed.fields, verdict)
+        self.core.accounts.note(self.caller, "set", self.spec.id, typed.fields, outcome=verdict)
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
         """Log the key, then store it.
 
         :raises SessionRequiredError: the session has ended.
         """
-        self._note(typed.fields, "done")
-        self._sessions.write(self._session, self._caller.identity, record)
+        self.core.accounts.note(self.caller, "set", self.spec.id, typed.fields)
+        self.core.sessions.write(self.session, self.caller.identity, record)
         return record
-
-    def _note(self, fields: Mapping[str, Secret], outcome: str) -> None:
-        self._accounts.note(self._caller, "set", self.context.provider, fields, outcome=outcome)

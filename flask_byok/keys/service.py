@@ -3,73 +3,60 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..catalog import Catalog, ProviderSpec
 from ..errors import (
     InvalidFieldError,
-    MalformedApiKeyError,
     OwnerRequiredError,
     SessionRequiredError,
     UnreadableCredentialError,
 )
 from ..http import Outbound
-from ..model.credential import Credential, CredentialRecord, Secret, Validation
+from ..model.credential import Credential, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup, SessionTier, TierReader, locked_error
+from .lookup import Candidate, Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
-from .sessions import Adoption, Sessions
+from .sessions import Sessions
 from .status import KeyList, ServiceFacts, Status, build_status, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class Service:
     """Everything an app does with keys, for a caller whom the host has identified.
 
+    :param accounts: the wing of accounts; without one see ``keys.ports``.
     :param operator: the readers of the operator's own keys.
     """
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        catalog: Catalog,
-        keyring: Keyring,
-        sessions: Sessions,
-        accounts: Accounts,
-        outbound: Outbound,
-        operator: Iterable[TierReader],
-        validate_limit: RateLimiter,
-        set_limit: RateLimiter,
-        notify: Notify,
-    ) -> None:
-        self.settings = settings
-        self.catalog = catalog
-        self.keyring = keyring
-        readers = [SessionTier(sessions, keyring, settings), *operator, accounts]
-        self.lookup = Lookup(readers, settings)
-        self.sessions = sessions
-        #: The wing of accounts; without one see ``keys.ports``.
-        self.accounts = accounts
-        self.outbound = outbound
-        self.checks = Checks(settings, sessions, accounts, outbound, notify)
-        self.traffic = Traffic(
-            accounts.count if accounts.tiers else None,
-            count=sessions.count,
-            rejected=self.checks.rejected,
-        )
-        self.saver = Saver(settings, catalog, keyring, self.checks, notify)
-        self.validate_limit = validate_limit
-        self.set_limit = set_limit
-        self._notify = notify
+    settings: Settings
+    catalog: Catalog
+    keyring: Keyring
+    sessions: Sessions
+    accounts: Accounts
+    outbound: Outbound
+    operator: Iterable[TierReader]
+    validate_limit: RateLimiter
+    set_limit: RateLimiter
+    notify: Notify
+
+    def __post_init__(self) -> None:
+        session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
+        self.lookup = Lookup([session_tier, *self.operator, self.accounts], self.settings)
+        self.checks, self.saver = Checks(self), Saver(self)
+        count = self.accounts.count if self.accounts.tiers else None
+        self.traffic = Traffic(count, count=self.sessions.count)
 
     # get
 
@@ -92,8 +79,7 @@ class Service:
 
     def get_one(self, caller: Caller, provider: str) -> Status:
         """Return the status of one provider."""
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         return self._status(caller, spec, self.lookup.survey(caller, [spec])[spec.id])
 
     def own_records(self, caller: Caller) -> Any:
@@ -127,31 +113,23 @@ class Service:
         It counts as used at once, because its later use cannot be seen.
         """
         credential, count = self.take(caller, provider)
-        if count is not None:
-            count("used")
+        count("used")
         return credential
 
-    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count | None]:
+    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
         """Return the credential and a callback that counts each call's outcome."""
-        self._require_login(caller)
-        credential = self.lookup.resolve(caller, self.catalog.get(provider))
+        credential = self.lookup.resolve(caller, self._spec(caller, provider))
         return credential, self._counter(caller, credential)
 
-    def resolve_many(
-        self, caller: Caller, providers: Sequence[str], *, field: str
-    ) -> dict[str, Credential]:
-        """Return the credentials for these providers that have this field; one round of look-ups.
+    def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
+        """Return the credentials for these providers that have an API key; one round of look-ups.
 
         :raises CredentialError: a key that would be used is unreadable or was rejected.
         """
         found = self._look_up(caller, providers)
-        found = {
-            name: credential for name, credential in found.items() if field in credential.fields
-        }
+        found = {name: one for name, one in found.items() if "api_key" in one.fields}
         for credential in found.values():
-            count = self._counter(caller, credential)
-            if count is not None:
-                count("used")
+            self._counter(caller, credential)("used")
         return found
 
     def missing(self, caller: Caller, providers: Sequence[str]) -> list[str]:
@@ -165,29 +143,22 @@ class Service:
     def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
         """Return a new provider object on the credential that serves this caller."""
         credential, count = self.take(caller, provider)
-        return make_provider(
-            self.catalog.get(provider),
-            credential,
-            self.outbound,
-            report=self.traffic.reporter(caller, credential),
-            count=count,
-            **options,
-        )
+        spec, report = self.catalog.get(provider), partial(self.checks.rejected, caller, credential)
+        return make_provider(spec, credential, self.outbound, report=report, count=count, **options)
 
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
         found = self.lookup.survey(caller, list(specs.values()))
-        chosen = {name: self.lookup.choose(found[spec.id]) for name, spec in specs.items()}
-        return {
-            name: self.lookup.settle(candidate, specs[name])
-            for name, candidate in chosen.items()
-            if candidate is not None
-        }
+        credentials = {}
+        for name, spec in specs.items():
+            if chosen := self.lookup.choose(found[spec.id]):
+                credentials[name] = self.lookup.settle(chosen, spec)
+        return credentials
 
-    def _counter(self, caller: Caller, credential: Credential) -> Count | None:
+    def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        self._notify("key_used", facts)
+        self.notify("key_used", facts)
         return self.traffic.counter(caller, credential)
 
     # set and clear
@@ -199,8 +170,7 @@ class Service:
 
         :return: the provider's new status, and the result of the check.
         """
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         destination = self._destination(caller, spec, new.persist)
         self.set_limit.check(caller.counted_as)
         _, validation = self.saver.save(caller, spec, new, destination)
@@ -210,19 +180,17 @@ class Service:
         """Return where the caller's key goes, if the caller may set it."""
         precedence = self.settings.precedence
         if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
-            raise InvalidFieldError(
-                "Keys are kept for the session only here: leave out 'persist'.", provider=spec.id
-            )
+            text = "Keys are kept for the session only here: leave out 'persist'."
+            raise InvalidFieldError(text, provider=spec.id)
         tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
         if tier not in precedence or self.lookup.locked(caller, spec, tier):
             raise locked_error(spec)
         if tier is Tier.USER and not caller.authenticated:
-            raise OwnerRequiredError(
-                "Sign in first: a visitor has no account to keep a key in.", provider=spec.id
-            )
+            text = "Sign in first: a visitor has no account to keep a key in."
+            raise OwnerRequiredError(text, provider=spec.id)
         if tier is Tier.USER:
             return self.accounts.main_place(self, caller, spec)
-        return InSession(caller, _session(caller), spec, self.sessions, self.accounts)
+        return InSession(self, caller, _session(caller), spec)
 
     def clear(self, caller: Caller, provider: str, tier: str = "all") -> tuple[list[str], Status]:
         """Delete the caller's own key, and return the tiers it was in and the provider's new status.
@@ -230,18 +198,14 @@ class Service:
         :param tier: ``session``, ``user`` or ``all``.
         :raises InvalidFieldError: it is another word.
         """
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
         self.set_limit.check(caller.counted_as)
-        ways: dict[Tier, Callable[[Caller, str], bool]] = {
-            Tier.SESSION: self._clear_session,
-            Tier.USER: self.accounts.clear,
-        }
+        ways = {Tier.SESSION: self._clear_session, Tier.USER: self.accounts.clear}
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
         cleared = [name.value for name in places if ways[name](caller, spec.id)]
         for name in cleared:
-            self._notify("key_cleared", {"provider": spec.id, "tier": name})
+            self.notify("key_cleared", {"provider": spec.id, "tier": name})
         return cleared, self.get_one(caller, spec.id)
 
     def _clear_session(self, caller: Caller, provider: str) -> bool:
@@ -261,13 +225,11 @@ class Service:
         # A promotion at the same moment that comes too late may have deleted the records.
         return bool(ended or own or left)
 
-    def _clear_waiting(
-        self, caller: Caller, session: SessionRef, providers: Sequence[str]
-    ) -> list[str]:
+    def _clear_waiting(self, caller: Caller, session: SessionRef, ids: list[str]) -> list[str]:
         """Delete the keys that a visitor saved before this caller signed in."""
         if not caller.authenticated:
             return []
-        return self.sessions.clear(session, caller.identity, providers, visitor=True)
+        return self.sessions.clear(session, caller.identity, ids, visitor=True)
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner whom the host deletes, and return the providers that had keys."""
@@ -283,17 +245,12 @@ class Service:
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a typed key or the one in use; only the verdict on a stored key is stored."""
-        self._require_login(caller)
-        spec = self.catalog.get(provider)
+        spec = self._spec(caller, provider)
         self.validate_limit.check(caller.counted_as)
-        if fields is not None:
-            typed = read_typed(spec, fields, base_url, self.settings)
-            return self.checks.of_typed(caller, spec, typed)
-        if base_url is not None:
-            raise MalformedApiKeyError(
-                "A key goes only to the address that it was saved with: type the key too.",
-                provider=spec.id,
-            )
+        if fields is not None or base_url is not None:
+            # A stored key goes only to the address that it was saved with: another one needs a typed key.
+            typed = read_typed(spec, fields or {}, base_url, self.settings)
+            return self.checks.validate(caller, spec, typed)
         credential = self.lookup.resolve(caller, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)
 
@@ -323,11 +280,9 @@ class Service:
             self._clear_waiting(caller, session, [spec.id for spec in specs])
         result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
-            raise UnreadableCredentialError(
-                "The key that was saved before signing in cannot be read. Save it again.",
-                provider=result.unreadable[0],
-                tier=Tier.SESSION,
-            )
+            text = "The key that was saved before signing in cannot be read. Save it again."
+            provider = result.unreadable[0]
+            raise UnreadableCredentialError(text, provider=provider, tier=Tier.SESSION)
         return {"promoted": result.promoted, "kept": result.kept}
 
     def signed_in(self, caller: Caller) -> None:
@@ -341,78 +296,54 @@ class Service:
             self._promote(caller, session, specs, replace=False, own=False)
 
     def _promote(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        specs: Sequence[ProviderSpec],
-        *,
-        replace: bool,
-        own: bool,
+        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
     ) -> Promotion:
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
         else:
             result = self._adopt_waiting(caller, session, specs, replace=replace)
         for provider in result.promoted:
-            self._notify("key_promoted", {"provider": provider})
+            self.notify("key_promoted", {"provider": provider})
         return result
 
     def _adopt_waiting(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        specs: Sequence[ProviderSpec],
-        *,
-        replace: bool,
+        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool
     ) -> Promotion:
         """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
         view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
         result = Promotion()
+        visitor, owner = session_owner(session, ""), session_owner(session, caller.identity)
         for spec in specs:
             waiting = view.visitor_records.get(spec.id)
             if waiting is None or self.lookup.locked(caller, spec):
                 continue
-            taken = spec.id in view.records and not replace
             try:
-                outcome = self._adopt(caller, session, waiting, replace=replace, taken=taken)
+                fields, base_url = self.keyring.open_record("session", visitor, waiting)
             except UnreadableCredentialError:
                 result.unreadable.append(spec.id)
                 continue
+            if replace or spec.id not in view.records:
+                self.accounts.note(caller, "promote", spec.id, fields)
+            sealed = self.keyring.seal_fields(Context("session", owner, spec.id), fields, base_url)
+            # The key is the same, so its version and its verdict stay.
+            adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
+            outcome = self.sessions.adopt(session, caller.identity, adopted, replace=replace)
             if outcome == "adopted":
                 result.promoted.append(spec.id)
             elif outcome == "kept":
                 result.kept.append(spec.id)
         return result
 
-    def _adopt(
-        self,
-        caller: Caller,
-        session: SessionRef,
-        record: CredentialRecord,
-        *,
-        replace: bool,
-        taken: bool,
-    ) -> Adoption:
-        provider, identity = record.provider, caller.identity
-        fields, base_url = self.keyring.open_record("session", session_owner(session, ""), record)
-        if not taken:
-            self.accounts.note(caller, "promote", provider, fields)
-        owner = session_owner(session, identity)
-        sealed = self.keyring.seal_fields(Context("session", owner, provider), fields, base_url)
-        # The key is the same, so its version and its verdict stay.
-        adopted = dataclasses.replace(record, owner=owner, ciphertext=sealed)
-        return self.sessions.adopt(session, identity, adopted, replace=replace)
-
     # shared steps
 
-    def _status(
-        self, caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate]
-    ) -> Status:
-        return build_status(
-            spec, candidates, caller=caller, lookup=self.lookup, keyring=self.keyring
-        )
+    def _status(self, caller: Caller, spec: ProviderSpec, found: Sequence[Candidate]) -> Status:
+        return build_status(spec, found, caller=caller, lookup=self.lookup, keyring=self.keyring)
+
+    def _spec(self, caller: Caller, provider: str) -> ProviderSpec:
+        self._require_login(caller)
+        return self.catalog.get(provider)
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:

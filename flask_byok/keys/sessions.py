@@ -18,13 +18,15 @@ never happens.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Literal, Protocol, TypeVar
 
 import msgspec
@@ -47,6 +49,10 @@ T = TypeVar("T")
 #: What became of a visitor's record that the user wanted to take over.
 Adoption = Literal["adopted", "kept", "gone"]
 Records = Mapping[str, CredentialRecord]
+#: A provider, and the version of its record.
+Version = tuple[str, str]
+#: Returns the record to store in place of one; None deletes it.
+Change = Callable[[CredentialRecord], CredentialRecord | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +129,23 @@ class _Document(msgspec.Struct, array_like=True):
         """Return the records of a signed-in identity, or the visitor's."""
         return self.own if identity and not visitor else self.left
 
-    def of_version(
-        self, provider: str, version: str
-    ) -> Iterator[tuple[dict[str, bytes], CredentialRecord]]:
-        """Yield the record of this version, if it is there, and the side that it is on."""
-        for side in (self.own, self.left):
-            if version and provider in side:
-                record = _decoded(side[provider], provider)
-                if record.version == version:
-                    yield side, record
-                    return
+    def edit(self, versions: Iterable[Version], change: Change) -> list[CredentialRecord]:
+        """Change the records of these versions, on whichever side they are, and return them as they were."""
+        found = []
+        for (provider, version), side in product(versions, (self.own, self.left)):
+            record = _record(side, provider)
+            if record is None or not version or record.version != version:
+                continue
+            if changed := change(record):
+                side[provider] = _encode_record(changed)
+            else:
+                del side[provider]
+            found.append(record)
+        return found
 
+
+#: Changes a document in memory, and returns what the caller wants to know.
+Edit = Callable[[_Document], T]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(_Document).decode
@@ -141,30 +153,27 @@ _encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(CredentialRecord).decode
 
 
+@dataclass(eq=False, repr=False)
 class Sessions:
     """The keys in sessions, on any store.
 
     :param ttl: lifetime after the last use; it slides in steps of a twentieth.
     :param max_age: lifetime after the session was established, however much it is used.
+    :param over: returns which of these versions of an identity's records are over; None without accounts to end them.
     """
 
-    #: Returns which of these versions of an identity's records are over; None without accounts to end them.
+    documents: Documents
+    ttl: timedelta
+    max_age: timedelta
+    clock: Callable[[], float] = time.time
     over: Callable[[str, Collection[str]], Collection[str]] | None = None
     #: Opens with the right encryption key only; None if that was made up for this run.
     canary: Canary | None = None
 
-    def __init__(
-        self,
-        documents: Documents,
-        *,
-        ttl: timedelta,
-        max_age: timedelta,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self.documents, self.name = documents, documents.name
-        self._counts = documents.apart()
-        self._ttl, self._max_age = ttl.total_seconds(), max_age.total_seconds()
-        self._clock = clock
+    def __post_init__(self) -> None:
+        self.name = self.documents.name
+        self._counts = self.documents.apart()
+        self._ttl, self._max_age = self.ttl.total_seconds(), self.max_age.total_seconds()
 
     # The session itself
 
@@ -176,9 +185,9 @@ class Sessions:
         held = self.documents.find(sid)
         if held is not None and held != dead and self._load(held) is not None:
             return held
-        ref, now = secrets.token_hex(16), self._clock()
+        ref, now = secrets.token_hex(16), self.clock()
         body = _encode(_Document(sid, "", now, now, {}, {}))
-        self.documents.swap(ref, None, _new_revision(), body, min(self._ttl, self._max_age))
+        self.documents.swap(ref, None, secrets.token_hex(8), body, min(self._ttl, self._max_age))
         won = self.documents.point(sid, ref, self._ttl, instead_of=held)
         if won != ref:
             self.documents.delete(ref)
@@ -236,13 +245,10 @@ class Sessions:
         if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False)
         document = loaded[1]
-        if self._may_slide(document):
-            with suppress(StoreError):  # the read itself was answered
-                self._change(session, identity, lambda _: True, claim=False)
-        records = _records(document.side(identity), providers)
-        if not identity:
-            return SessionView(records)
-        view = SessionView(records, _records(document.left, providers))
+        if (self.clock() - document.seen) * _SLIDE > self._ttl:
+            self._slide(session, identity)
+        left = document.left if identity else {}
+        view = SessionView(_records(document.side(identity), providers), _records(left, providers))
         return self._without_over(session, identity, view)
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
@@ -276,42 +282,30 @@ class Sessions:
     def mark_leaving(
         self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
     ) -> list[CredentialRecord]:
-        """Mark records as leaving, all in one step, and return those that are still there.
+        """Mark records as leaving, all in one step, and return those that are still there, as stored before.
 
         A record of another version is not marked. Nothing is without accounts or for a visitor.
         """
-        wanted = list(records)
-        if not wanted or not identity or self.over is None:
+        versions = [(one.provider, one.version) for one in records]
+        if not versions or not identity or self.over is None:
             return []
 
-        def mark(document: _Document) -> list[CredentialRecord]:
-            found = []
-            for record in wanted:
-                for side, stored in document.of_version(record.provider, record.version):
-                    side[record.provider] = _encode_record(replace(stored, leaving=True))
-                    found.append(record)
-            return found
+        def leave(record: CredentialRecord) -> CredentialRecord:
+            return dataclasses.replace(record, leaving=True)
 
-        return self._change(session, identity, mark) or []
+        return self._change(session, identity, lambda found: found.edit(versions, leave)) or []
 
-    def remove(
-        self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
-    ) -> None:
+    def remove(self, session: SessionRef, identity: str, ended: Iterable[CredentialRecord]) -> None:
         """Delete records of just these versions, all in one step.
 
         If the store does not answer they stay, but do not count.
         """
-        wanted = list(records)
+        versions = [(one.provider, one.version) for one in ended]
 
-        def drop(document: _Document) -> bool:
-            dropped = False
-            for record in wanted:
-                for side, _ in document.of_version(record.provider, record.version):
-                    del side[record.provider]
-                    dropped = True
-            return dropped
+        def drop(document: _Document) -> list[CredentialRecord]:
+            return document.edit(versions, lambda _: None)
 
-        if wanted:
+        if versions:
             with suppress(StoreError):
                 self._change(session, identity, drop, claim=False)
 
@@ -325,14 +319,14 @@ class Sessions:
         """
 
         def take(document: _Document) -> Adoption | None:
-            for side, left in document.of_version(record.provider, record.version):
-                if side is document.left:
-                    if record.provider in document.own and not replace:
-                        return "kept"
-                    del document.left[record.provider]
-                    document.own[record.provider] = _encode_record(_resealed(left, record))
-                    return "adopted"
-            return None
+            left = _record(document.left, record.provider)
+            if left is None or left.version != record.version:
+                return None
+            if record.provider in document.own and not replace:
+                return "kept"
+            del document.left[record.provider]
+            document.own[record.provider] = _encode_record(_resealed(left, record))
+            return "adopted"
 
         return self._change(session, identity, take) or "gone"
 
@@ -341,12 +335,10 @@ class Sessions:
 
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
+        version = (record.provider, record.version)
 
-        def put(document: _Document) -> bool:
-            for side, before in document.of_version(record.provider, record.version):
-                side[record.provider] = _encode_record(_resealed(before, record))
-                return True
-            return False
+        def put(document: _Document) -> list[CredentialRecord]:
+            return document.edit([version], lambda before: _resealed(before, record))
 
         return bool(self._change(session, identity, put))
 
@@ -363,9 +355,10 @@ class Sessions:
             known = record.validity
             if verdict.verdict.valid is None and known and known.verdict.valid is False:
                 return record
-            return record.with_validity(verdict)
+            return dataclasses.replace(record, validity=verdict)
 
-        self._learn(self.documents, session.ref, provider, verdict.version, learn)
+        version = (provider, verdict.version)
+        self._swap(session.ref, lambda document: document.edit([version], learn))
 
     def count(self, use: SessionUse) -> None:
         """Add uses to the count of the record of their version; as with a verdict nothing else changes.
@@ -375,10 +368,11 @@ class Sessions:
         at = datetime.fromtimestamp(use.last_used_at / 1000, UTC)
 
         def add(record: CredentialRecord) -> CredentialRecord:
-            last = max(record.last_used_at or at, at)
-            return replace(record, usage_count=record.usage_count + use.uses, last_used_at=last)
+            count, last = record.usage_count + use.uses, max(record.last_used_at or at, at)
+            return dataclasses.replace(record, usage_count=count, last_used_at=last)
 
-        self._learn(self._counts, use.ref, use.provider, use.version, add)
+        version = (use.provider, use.version)
+        self._swap(use.ref, lambda document: document.edit([version], add), self._counts)
 
     # Steps
 
@@ -397,10 +391,18 @@ class Sessions:
     def _left(self, document: _Document) -> float:
         """Return how long a document lives, in seconds."""
         end = min(document.seen + self._ttl, document.created + self._max_age)
-        return end - self._clock()
+        return end - self.clock()
 
-    def _may_slide(self, document: _Document) -> bool:
-        return (self._clock() - document.seen) * _SLIDE > self._ttl
+    def _slide(self, session: SessionRef, identity: str) -> None:
+        """Begin the lifetime of a session and its id again, if the store takes that now."""
+
+        def see(document: _Document) -> bool:
+            document.seen = self.clock()
+            return True
+
+        with suppress(StoreError):
+            if self._change(session, identity, see, claim=False):
+                self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
@@ -412,56 +414,24 @@ class Sessions:
         return False
 
     def _change(
-        self,
-        session: SessionRef,
-        identity: str,
-        change: Callable[[_Document], T],
-        *,
-        claim: bool = True,
+        self, session: SessionRef, identity: str, change: Edit[T], *, claim: bool = True
     ) -> T | None:
         """Change a living session and return the result; None if it is not theirs.
 
         :param claim: make the session the identity's if there was something to change.
         """
-        slid = False
 
         def guarded(document: _Document) -> T | None:
-            nonlocal slid
-            slid = False
             if not self._is_theirs(session, identity, document):
                 return None
             result = change(document)
             if result and claim:
                 document.owner = identity
-            if slid := self._may_slide(document):
-                document.seen = self._clock()
             return result
 
-        result = self._swap(session.ref, guarded)
-        if slid:
-            with suppress(StoreError):  # the change itself was acknowledged
-                self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
-        return result
+        return self._swap(session.ref, guarded)
 
-    def _learn(
-        self,
-        documents: Documents,
-        ref: str,
-        provider: str,
-        version: str,
-        learn: Callable[[CredentialRecord], CredentialRecord],
-    ) -> None:
-        """Change what is known about a version, on whichever side of the session it is."""
-
-        def find(document: _Document) -> None:
-            for side, record in document.of_version(provider, version):
-                side[provider] = _encode_record(learn(record))
-
-        self._swap(ref, find, documents)
-
-    def _swap(
-        self, ref: str, change: Callable[[_Document], T], documents: Documents | None = None
-    ) -> T | None:
+    def _swap(self, ref: str, change: Edit[T], documents: Documents | None = None) -> T | None:
         """Apply a change to a living document and return the result; None if there is none."""
         documents = documents or self.documents
         result: T | None = None
@@ -473,7 +443,7 @@ class Sessions:
             if seen == written:
                 return result  # only the answer was lost
             before = _encode(document)
-            result, written = change(document), _new_revision()
+            result, written = change(document), secrets.token_hex(8)
             body = _encode(document)
             if body == before or documents.swap(ref, seen, written, body, self._left(document)):
                 return result
@@ -484,7 +454,7 @@ class Sessions:
         """Return a view without the records whose version is over, and remove those."""
         both = (*view.records.values(), *view.visitor_records.values())
         leaving = [record for record in both if record.leaving]
-        if not leaving or self.over is None:
+        if not leaving or not identity or self.over is None:
             return view
         over = self.over(identity, [record.version for record in leaving])
         gone = [record for record in leaving if record.version in over]
@@ -492,46 +462,29 @@ class Sessions:
         return SessionView(_without(view.records, gone), _without(view.visitor_records, gone))
 
 
-def _new_revision() -> str:
-    return secrets.token_hex(8)
+def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None:
+    """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
+    if provider not in side:
+        return None
+    with suppress(ValueError):  # msgspec's errors are ValueErrors
+        record = _decode_record(side[provider])
+        if record.provider == provider:
+            return record
+    now = utcnow()
+    return CredentialRecord(
+        provider, owner="", ciphertext="", hint="", version="", created_at=now, updated_at=now
+    )
 
 
 def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
-    return {name: _decoded(side[name], name) for name in providers if name in side}
+    found = ((provider, _record(side, provider)) for provider in providers)
+    return {provider: record for provider, record in found if record is not None}
 
 
 def _without(records: Records, gone: Collection[CredentialRecord]) -> Records:
     return {name: record for name, record in records.items() if record not in gone}
 
 
-def _decoded(raw: bytes, provider: str) -> CredentialRecord:
-    """Return a record; one that does not open if it is damaged, or was moved here from another provider."""
-    try:
-        record = _decode_record(raw)
-    except ValueError:  # msgspec's errors are ValueErrors
-        return _unreadable(provider)
-    return record if record.provider == provider else _unreadable(provider)
-
-
-def _unreadable(provider: str) -> CredentialRecord:
-    now = utcnow()
-    return CredentialRecord(
-        provider=provider,
-        owner="",
-        ciphertext="",
-        hint="",
-        version="",
-        created_at=now,
-        updated_at=now,
-    )
-
-
 def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:
-    """Return a record with what is known about the one before it."""
-    return replace(
-        record,
-        validity=before.validity,
-        usage_count=before.usage_count,
-        last_used_at=before.last_used_at,
-        leaving=before.leaving,
-    )
+    """Return a record in another's sealing; what is known about it stays."""
+    return dataclasses.replace(before, owner=record.owner, ciphertext=record.ciphertext)

@@ -13,14 +13,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from datetime import date
-from functools import partial
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 from ..errors import StoreError
-from ..model.credential import Credential, Outcome, SessionUse, Use, Verdict
+from ..model.credential import Credential, Outcome, SessionUse, Use
 from ..model.owner import OPERATOR_TIERS, Caller, Tier
-from ..providers import Count, Report
+from ..providers import Count
 
 #: Seconds between two batches: what a crash loses.
 INTERVAL = 1.0
@@ -30,13 +30,14 @@ MAX_PENDING = 10_000
 _FAULTS = 3
 # Seconds that the end of the process waits for a batch that is being written.
 _PATIENCE = 2.0
-_EPOCH = date(1970, 1, 1).toordinal()
 
 _logger = logging.getLogger("flask_byok.usage")
 
-K = TypeVar("K", bound=tuple[Any, ...])
+T = TypeVar("T")
+_Key = tuple[Any, ...]
 
 
+@dataclass(eq=False)
 class Traffic:
     """Counts uses, and makes the callbacks of provider objects.
 
@@ -47,22 +48,18 @@ class Traffic:
     :param add: writes an owner's uses; None: they are not counted.
     :param interval: in seconds.
     :param count: writes the uses of a session's key; None: they are not counted.
-    :param rejected: called if a provider rejects a key in a call.
     """
 
-    def __init__(
-        self,
-        add: Callable[[Use], None] | None,
-        interval: float = INTERVAL,
-        *,
-        count: Callable[[SessionUse], None] | None = None,
-        rejected: Callable[[Caller, Credential, Verdict], None] | None = None,
-    ) -> None:
-        self._rejected = rejected
+    add: Callable[[Use], None] | None
+    interval: float = INTERVAL
+    count: Callable[[SessionUse], None] | None = None
+
+    def __post_init__(self) -> None:
         # Two, since one store may be away alone.
-        self._owners = None if add is None else _Tally(_owners_writer(add), interval)
-        self._sessions = None if count is None else _Tally(_sessions_writer(count), interval)
-        for tally in filter(None, (self._owners, self._sessions)):
+        self._owners = self.add and _Tally(Use, self.add, self.interval)
+        self._sessions = self.count and _Tally(SessionUse, self.count, self.interval)
+        self._tallies = [tally for tally in (self._owners, self._sessions) if tally is not None]
+        for tally in self._tallies:
             # Its thread keeps the tally alive, and ends after this object.
             weakref.finalize(self, tally.end).atexit = False
 
@@ -70,43 +67,35 @@ class Traffic:
         """Count one use by an owner, now."""
         if self._owners is not None:
             now = time.time()
-            self._owners.note((owner, provider, credential_id, int(now // 86_400), outcome), now)
+            day = datetime.fromtimestamp(now, UTC).date().isoformat()
+            self._owners.note((owner, provider, credential_id, day, outcome), now)
 
     def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
         """Count one use of a session's key, now, if the outcome is ``used``."""
         if self._sessions is not None and outcome == "used":
             self._sessions.note((ref, provider, version), time.time())
 
-    def counter(self, caller: Caller, credential: Credential) -> Count | None:
-        """Return the callback that counts the calls with a credential; None if they are not counted."""
-        counts: list[Count] = []
-        owner = counted_owner(caller, credential)
-        if self._owners is not None and owner is not None:
-            counts.append(partial(self.note, owner, credential.provider, credential.id))
-        session, version = caller.session, credential.version
-        if credential.source != Tier.SESSION:
-            session = None
-        if self._sessions is not None and session is not None and version is not None:
-            counts.append(partial(self.note_in_session, session.ref, credential.provider, version))
-        if len(counts) < 2:
-            return counts[0] if counts else None
+    def counter(self, caller: Caller, credential: Credential) -> Count:
+        """Return the callback that counts the calls with a credential."""
+        owner, session = counted_owner(caller, credential), caller.session
+        # Not the credential itself: the callback may outlive it.
+        provider, id, version = credential.provider, credential.id, credential.version
+        in_session = credential.source == Tier.SESSION
 
-        def count_all(outcome: Outcome) -> None:
-            for count in counts:
-                count(outcome)
+        def count(outcome: Outcome) -> None:
+            if owner is not None:
+                self.note(owner, provider, id, outcome)
+            if in_session and session is not None and version is not None:
+                self.note_in_session(session.ref, provider, version, outcome)
 
-        return count_all
-
-    def reporter(self, caller: Caller, credential: Credential) -> Report | None:
-        """Return the callback for a provider that rejects a credential in a call."""
-        return None if self._rejected is None else partial(self._rejected, caller, credential)
+        return count
 
     def flush(self) -> None:
         """Hand everything over now.
 
         :raises StoreError: a store does not answer; the rest is handed over later.
         """
-        for tally in filter(None, (self._owners, self._sessions)):
+        for tally in self._tallies:
             tally.flush()
 
 
@@ -115,37 +104,20 @@ def counted_owner(caller: Caller, credential: Credential) -> str | None:
 
     A visitor's session key counts for no owner, a user's session key for the user.
     """
-    if credential.source == "argument":
-        return None
     if credential.source == Tier.SESSION:
         return caller.identity or None
     return "system" if credential.source in OPERATOR_TIERS else credential.owner
 
 
-def _owners_writer(add: Callable[[Use], None]) -> Callable[..., None]:
-    def write(key: tuple[str, str, str, int, Outcome], uses: int, at: float) -> None:
-        owner, provider, credential_id, day, outcome = key
-        written = date.fromordinal(_EPOCH + day).isoformat()
-        add(Use(owner, provider, credential_id, written, outcome, uses, int(at * 1000)))
+class _Tally:
+    """Adds up uses of one kind, and writes them on a thread.
 
-    return write
-
-
-def _sessions_writer(count: Callable[[SessionUse], None]) -> Callable[..., None]:
-    def write(key: tuple[str, str, str], uses: int, at: float) -> None:
-        count(SessionUse(*key, uses, int(at * 1000)))
-
-    return write
-
-
-class _Tally(Generic[K]):
-    """Adds up uses of one kind by key, and writes them on a thread.
-
-    :param write: is given a key, how often it was used, and when last (seconds since 1970).
+    :param kind: makes a use of a key (a tuple), how often it was used, and when last (milliseconds since 1970).
+    :param write: writes one to its store.
     """
 
-    def __init__(self, write: Callable[[K, int, float], None], interval: float) -> None:
-        self._write = write
+    def __init__(self, kind: Callable[..., T], write: Callable[[T], None], interval: float) -> None:
+        self._write: Callable[..., None] = lambda *facts: write(kind(*facts))
         self._interval = interval
         self._ended = False
         self.forget()
@@ -154,9 +126,9 @@ class _Tally(Generic[K]):
     def forget(self) -> None:
         """Start from nothing, as a forked process must: its parent writes its own counts."""
         self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._pending: dict[K, tuple[int, float]] = {}
+        self._pending: dict[_Key, tuple[int, float]] = {}
         # Left by former batches; those that failed stand last, so that they do not delay the others.
-        self._left: dict[K, tuple[int, float]] = {}
+        self._left: dict[_Key, tuple[int, float]] = {}
         self._full = False
         self._running = False
 
@@ -164,14 +136,12 @@ class _Tally(Generic[K]):
         """Let the thread end after its next batch."""
         self._ended = True
 
-    def note(self, key: K, at: float) -> None:
+    def note(self, key: _Key, at: float) -> None:
         """Count one use, at a time in seconds since 1970."""
         with self._lock:
-            found = self._pending.get(key)
-            if found is not None:
-                self._pending[key] = (found[0] + 1, at)
-            elif len(self._pending) + len(self._left) < MAX_PENDING:
-                self._pending[key] = (1, at)
+            uses, _ = self._pending.get(key, (0, at))
+            if uses or len(self._pending) + len(self._left) < MAX_PENDING:
+                self._pending[key] = (uses + 1, at)
             elif not self._full:
                 self._full = True
                 _logger.warning("A store is away for too long: uses of keys are not counted.")
@@ -223,7 +193,7 @@ class _Tally(Generic[K]):
         for key in list(self._left):
             uses, at = self._left.pop(key)
             try:
-                self._write(key, uses, at)
+                self._write(*key, uses, int(at * 1000))
             except BaseException as error:
                 self._left[key] = (uses, at)  # at the end
                 faults += 1
@@ -234,7 +204,7 @@ class _Tally(Generic[K]):
         self._full = False
 
 
-_tallies: weakref.WeakSet[_Tally[Any]] = weakref.WeakSet()
+_tallies: weakref.WeakSet[_Tally] = weakref.WeakSet()
 
 
 @atexit.register

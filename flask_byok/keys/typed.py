@@ -18,8 +18,9 @@ from ..http import Endpoint, check_personal_base_url, endpoint_for
 from ..model.credential import CredentialRecord, Secret, clean_api_key
 from ..settings import Settings, ValidateOnSet
 
-_LONGEST_PLAIN = 500
+_HEADER_TEXT = re.compile(r"[ -~]{1,500}")
 _LONGEST_TEXT = {"label": 100, "description": 500}
+_SHORTEST_KEY = 8
 # Shorter words that begin as keys do ("sk-learn") are words.
 _SHORTEST_REAL_KEY = 20
 # Control characters, characters that change the direction of text or have no width, lone surrogates, line separators.
@@ -60,14 +61,9 @@ class NewSecret:
         return {name: text for name, text in self.fields.items() if text.reveal().strip()}
 
     @property
-    def moves(self) -> bool:
-        """True if the key is for another address."""
-        return bool(self.base_url) or "base_url" in self.given
-
-    @property
     def is_typed(self) -> bool:
         """True if a field or the address is replaced."""
-        return self.moves or bool(self.given)
+        return bool(self.base_url or self.given)
 
 
 class Changes(TypedDict, total=False):
@@ -123,10 +119,8 @@ def read_typed(
     if base_url and spec.personal_base_url:
         fields = {"base_url": Secret(base_url), **fields}
     elif base_url:
-        raise EndpointNotAllowedError(
-            f"Keys for {spec.name} go to its own address only: leave out the base URL.",
-            provider=spec.id,
-        )
+        text = f"Keys for {spec.name} go to its own address only: leave out the base URL."
+        raise EndpointNotAllowedError(text, provider=spec.id)
     if not fields.keys() <= {f.name for f in spec.fields}:
         raise InvalidFieldError(f"{spec.name} has no such field.", provider=spec.id)
     cleaned = {f.name: _clean(spec, f, fields.get(f.name)) for f in spec.fields}
@@ -150,12 +144,11 @@ def read_replacement(
         the address and the other plain fields that it was saved with.
     """
     given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
-    if secret.moves:
-        if not names & given.keys():
-            raise _retype("A key goes only to the address that it was saved with", spec)
+    moves = bool(secret.base_url) or "base_url" in given
+    if moves and not names & given.keys():
+        raise _retype("A key goes only to the address that it was saved with", spec)
+    if moves or (names <= given.keys() and not spec.personal_base_url):
         return read_typed(spec, given, secret.base_url, settings)
-    if names <= given.keys() and not spec.personal_base_url:
-        return read_typed(spec, given, None, settings)
     fields, base_url = stored()
     kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
     own = base_url if spec.personal_base_url else None
@@ -177,35 +170,22 @@ def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
     text = value.reveal().strip() if value is not None else ""
+    if not text and f.required:
+        kind = MalformedApiKeyError if f.secret else InvalidFieldError
+        raise kind(f"{f.label} is missing.", provider=spec.id)
     if not text:
-        if f.required:
-            kind = MalformedApiKeyError if f.secret else InvalidFieldError
-            raise kind(f"{f.label} is missing.", provider=spec.id)
         return None
-    if not f.secret:
-        return Secret(_clean_plain(spec, f, text))
-    try:
-        return Secret(clean_api_key(text))
-    except MalformedApiKeyError as error:
-        raise MalformedApiKeyError(str(error), provider=spec.id) from None
-
-
-def _clean_plain(spec: ProviderSpec, f: Field, text: str) -> str:
+    if f.secret:
+        return Secret(clean_api_key(text, spec.id))
     # It may travel in a header; a base URL is checked by its own rules.
-    if f.name != "base_url" and (
-        len(text) > _LONGEST_PLAIN or not all(" " <= char <= "~" for char in text)
-    ):
-        raise InvalidFieldError(
-            f"{f.label} has up to {_LONGEST_PLAIN} printable ASCII characters.", provider=spec.id
-        )
-    return text
+    if f.name != "base_url" and not _HEADER_TEXT.fullmatch(text):
+        raise InvalidFieldError(f"{f.label} has up to 500 ASCII characters.", provider=spec.id)
+    return Secret(text)
 
 
 def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
     if not settings.allow_custom_providers:
-        raise EndpointNotAllowedError(
-            "A base URL of your own is not allowed here.", provider=spec.id
-        )
+        raise EndpointNotAllowedError("A base URL of your own is not allowed.", provider=spec.id)
     try:
         return check_personal_base_url(base_url, allow_private=settings.allow_private_endpoints)
     except EndpointNotAllowedError as error:
@@ -254,9 +234,9 @@ def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
 
     :raises InvalidFieldError: it does.
     """
-    texts = {"label": record.label or "", "description": record.description or ""}
+    texts = {"label": record.label, "description": record.description}
     for name, text in {**texts, **_place(record.owner, record.slot)}.items():
-        _require_keyless(text, name, fields)
+        _require_keyless(text or "", name, fields)
 
 
 def _place(owner: str, slot: str) -> dict[str, str]:
@@ -270,8 +250,10 @@ def _has_invisible(text: str) -> bool:
 def _require_keyless(
     text: str, name: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
 ) -> None:
-    typed = (secret for field, secret in fields.items() if field != "base_url")
-    if _looks_like_key(text, specs) or any(_occurs(secret, text) for secret in typed):
+    values = [secret.reveal() for field, secret in fields.items() if field != "base_url"]
+    # Shorter ones, a region say, are words.
+    typed = any(len(value) >= _SHORTEST_KEY and value in text for value in values)
+    if typed or _looks_like_key(text, specs):
         raise InvalidFieldError(f"The field {name!r} seems to hold an API key, but it is shown.")
 
 
@@ -281,11 +263,3 @@ def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:
     prefixes = "|".join(map(re.escape, known))
     words = re.finditer(rf"(?<![A-Za-z0-9])(?:{prefixes})[\w.-]*", text) if known else ()
     return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
-
-
-def _occurs(secret: Secret, text: str) -> bool:
-    """Return True if a text holds a typed key as it would be stored."""
-    try:
-        return clean_api_key(secret.reveal()) in text
-    except MalformedApiKeyError:
-        return False

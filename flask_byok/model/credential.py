@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import secrets
 import time
 import weakref
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypedDict, overload
+from typing import Annotated, Any, Literal, NoReturn, Protocol, TypedDict, cast, overload
 
 import msgspec
 
@@ -24,8 +25,8 @@ EndpointTrust = Literal["catalog", "operator", "personal"]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
 
-#: Shortest and longest API key that is accepted, in characters. Real keys have 20 to about 200.
-API_KEY_LENGTH = (8, 4096)
+# What may be an API key. Real keys have 20 to about 200 characters.
+_API_KEY = re.compile(r"[!-~]{8,4096}")
 
 #: How long before it expires a key is said to expire soon.
 EXPIRES_SOON = timedelta(days=7)
@@ -36,6 +37,10 @@ _WRAPPING = _WHITE_SPACE + "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u
 
 # By id. Not a WeakSet: that cannot be read in one thread while another adds to it.
 _live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
+
+
+def _refuse_copy(self: object, *_: object) -> NoReturn:
+    raise TypeError(f"a {type(self).__name__} cannot be pickled or copied")
 
 
 class Secret:
@@ -68,11 +73,7 @@ class Secret:
 
     __hash__ = object.__hash__
 
-    def __getstate__(self) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled or copied")
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled or copied")
+    __getstate__ = __reduce_ex__ = _refuse_copy
 
 
 def all_alive() -> Iterator[Secret]:
@@ -81,21 +82,17 @@ def all_alive() -> Iterator[Secret]:
     return (secret for secret in secrets if secret is not None)
 
 
-def clean_api_key(text: str) -> str:
+def clean_api_key(text: str, provider: str | None = None) -> str:
     """Strip what pasting leaves around a key and return the key.
 
     :raises MalformedApiKeyError: it is not printable ASCII of 8 to 4,096 characters. Nothing of it is repeated.
     """
     api_key = text.strip(_WRAPPING)
-    shortest, longest = API_KEY_LENGTH
-    if not shortest <= len(api_key) <= longest:
+    if not _API_KEY.fullmatch(api_key):
         raise MalformedApiKeyError(
-            f"An API key has {shortest} to {longest:,} characters. Check what was pasted."
-        )
-    if not all("!" <= char <= "~" for char in api_key):
-        raise MalformedApiKeyError(
-            "An API key has only letters, digits and ASCII punctuation, and no spaces or line breaks inside. "
-            "Copy the key alone and paste it again."
+            "An API key has 8 to 4,096 characters: letters, digits and ASCII punctuation, and no spaces or line breaks "
+            "inside. Copy the key alone and paste it again.",
+            provider=provider,
         )
     return api_key
 
@@ -175,15 +172,10 @@ class Validation:
 
     def to_dict(self) -> ValidationFacts:
         """Return the JSON form."""
-        return {
-            "provider": self.provider,
-            "verdict": self.verdict,
-            "valid": self.valid,
-            "reason": self.reason,
-            "models_available": list(self.models_available),
-            "checked_at": isoformat(self.checked_at),
-            "latency_ms": self.latency_ms,
-        }
+        facts = dataclasses.asdict(self) | {"valid": self.valid}
+        facts["checked_at"] = isoformat(self.checked_at)
+        facts["models_available"] = list(self.models_available)
+        return cast(ValidationFacts, facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,10 +261,6 @@ class CredentialRecord:
         """Return True if it still works, but only for a few days."""
         return self.expires_at is not None and now < self.expires_at <= now + EXPIRES_SOON
 
-    def with_validity(self, validity: RecordedVerdict | None) -> CredentialRecord:
-        """Return a copy that carries this verdict."""
-        return dataclasses.replace(self, validity=validity)
-
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credential:
@@ -310,8 +298,7 @@ class Credential:
     def __repr__(self) -> str:
         return f"Credential(provider={self.provider!r}, source={str(self.source)!r}, hint={self.hint!r})"
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise TypeError("a Credential cannot be pickled or copied")
+    __reduce_ex__ = _refuse_copy
 
 
 #: The slot of a key that is saved without naming one.

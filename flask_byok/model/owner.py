@@ -24,8 +24,6 @@ class Tier(StrEnum):
 PERSONAL_TIERS = (Tier.SESSION, Tier.USER)
 #: The tiers that hold the operator's own keys.
 OPERATOR_TIERS = frozenset({Tier.SYSTEM, Tier.SECRET, Tier.ENV})
-#: The tiers whose keys several people use.
-SHARED_TIERS = OPERATOR_TIERS | {Tier.TEAM}
 #: The tiers that the database keeps, apart from sessions.
 ACCOUNT_TIERS = frozenset({Tier.USER, Tier.TEAM, Tier.SYSTEM})
 

@@ -56,9 +56,7 @@ def test_one_statement(world: World) -> None:
     calls = {
         "resolve": lambda: service.resolve(ANN, "openai"),
         "resolve one that is not there": lambda: service.missing(ANN, ["anthropic"]),
-        "several": lambda: service.resolve_many(
-            ANN, ["openai", "groq", "anthropic"], field="api_key"
-        ),
+        "several": lambda: service.resolve_many(ANN, ["openai", "groq", "anthropic"]),
         "list": lambda: service.get(ANN),
         "status of one": lambda: service.get_one(ANN, "openai"),
     }

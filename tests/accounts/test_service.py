@@ -205,7 +205,7 @@ def test_a_receiver_that_raises_changes_nothing(
             seen.append(world.status(ann)["state"])
             raise LookupError("CANARY")
 
-    world.service.checks._notify = receive
+    world.service.notify = receive
     provider = world.service.provider(ann, "openai", max_retries=0)
     if way == "client":
         with pytest.raises(Exception, match="401"):

@@ -188,7 +188,7 @@ def test_a_key_saved_meanwhile_stays(
         ({"created_at": FIRST}, "created_at is too far away."),
         ({"fields": {"api_key": "sk-admin-CANARY-0001"}}, "admin key"),
         ({"provider": "of-another-app"}, "This provider is not available here"),
-        ({"provider": "custom", "base_url": "https://x.example/v1"}, "is not allowed here."),
+        ({"provider": "custom", "base_url": "https://x.example/v1"}, "is not allowed."),
     ],
 )
 def test_keys_that_cannot_be_taken(place: Place, changes: dict[str, Any], reason: str) -> None:

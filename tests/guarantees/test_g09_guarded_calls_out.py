@@ -73,7 +73,7 @@ def _resolve_to(app: HostApp, *addresses: str) -> list[str]:
 
     service: Service = get_state(app).service
     # In place: whatever calls out shares this one.
-    service.outbound._resolver = resolve
+    service.outbound.resolver = resolve
     return asked
 
 

@@ -40,7 +40,7 @@ class Resolver:
 def fetch(outbound: Outbound, url: str, trust: Any = "personal", seconds: float = 5.0) -> Any:
     """Ask for the list of models, with a key."""
     headers = {"Authorization": "Bearer sk-secret"}
-    return outbound.fetch(Endpoint(url, trust), "GET", "/models", headers, seconds=seconds)
+    return outbound.fetch(Endpoint(url, trust), "/models", headers, seconds=seconds)
 
 
 def test_no_hostile_url_reaches_an_internal_address(dialled: Dialled) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def test_sign_in_is_asked_for(make_world: MakeWorld) -> None:
         lambda caller: world.service.get_one(caller, "openai"),
         lambda caller: world.set(caller, key(world)),
         lambda caller: world.service.resolve(caller, "openai"),
-        lambda caller: world.service.resolve_many(caller, ["openai"], field="api_key"),
+        lambda caller: world.service.resolve_many(caller, ["openai"]),
         lambda caller: world.service.validate(caller, "openai"),
         lambda caller: world.service.provider(caller, "openai"),
         lambda caller: world.service.clear(caller, "openai"),
@@ -206,7 +207,7 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     """A refusal that comes in after sign-out is reported, and harms nothing."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = world.service.traffic.reporter(ann, world.service.resolve(ann, "openai"))
+    report = partial(world.service.checks.rejected, ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
     report(Verdict.INVALID)

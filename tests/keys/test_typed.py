@@ -54,7 +54,7 @@ def take(
 
 def test_custom_is_off_by_default() -> None:
     """An address of one's own is refused unless the operator allows it."""
-    with pytest.raises(EndpointNotAllowedError, match="not allowed here"):
+    with pytest.raises(EndpointNotAllowedError, match="is not allowed"):
         take(CUSTOM, base_url="https://llm.example/v1", settings=Settings(), api_key=API_KEY)
 
 
