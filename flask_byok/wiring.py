@@ -56,7 +56,8 @@ def build_service(
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        sessions.canary = Canary(keyring, app_name(app.secret_key or ""), sessions.hold)
+        name = app_name(app.secret_key or "")
+        sessions.canary = Canary(keyring, name, sessions.documents.hold)
         _check_at_start(sessions.canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions)
     if isinstance(accounts, Wing):

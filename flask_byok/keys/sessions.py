@@ -104,7 +104,7 @@ class Documents(Protocol):
     def delete(self, ref: str) -> None:
         """Delete a document."""
 
-    def hold(self, name: str, text: str, *, replace: bool) -> str:
+    def hold(self, name: str, text: str, *, replace: bool = False) -> str:
         """Return the text kept under a name for ever; this one if there is none, or to ``replace`` it."""
 
     def occurrences(self, mark: bytes) -> int | None:
@@ -220,10 +220,6 @@ class Sessions:
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
             self.documents.forget(session.sid, session.ref)
-
-    def hold(self, name: str, text: str, *, replace: bool = False) -> str:
-        """Return the text kept under a name for ever; this one if there is none, or to ``replace`` it."""
-        return self.documents.hold(name, text, replace=replace)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.

@@ -213,7 +213,7 @@ class Canary:
 
     :param name: tells an app's canary from those of other apps in the same store.
     :param hold: returns the sealed text under a name, and keeps the given one if there is none or to
-        ``replace`` it; see ``Sessions.hold``.
+        ``replace`` it; see ``Documents.hold``.
     :param text: what is sealed at the first start.
     :param wrong: the message for an encryption key that does not open it.
     """

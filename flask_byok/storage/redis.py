@@ -146,7 +146,7 @@ class RedisDocuments:
         """Delete a document."""
         self._change(_DELETE, _document_key(ref))
 
-    def hold(self, name: str, text: str, *, replace: bool) -> str:
+    def hold(self, name: str, text: str, *, replace: bool = False) -> str:
         """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
         held: bytes = self._change(_HOLD, f"byok:canary:{name}", text, int(replace))
         return held.decode()

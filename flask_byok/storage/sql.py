@@ -276,7 +276,7 @@ class SqlDocuments:
         self._database.write(sa.delete(session_documents).where(_document.ref == ref))
         self._purge_if_due()
 
-    def hold(self, name: str, text: str, *, replace: bool) -> str:
+    def hold(self, name: str, text: str, *, replace: bool = False) -> str:
         """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
         return self._database.change(partial(keep_text, name=name, text=text, replace=replace))
 

@@ -14,6 +14,7 @@ from sqlalchemy import create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store import rows
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Unrecorded
 from flask_byok.errors import KeyExistsError, StoreError
@@ -243,9 +244,10 @@ def test_expired_keys_are_deleted_in_batches(
     assert left == {"p0", "p3", "p4", "p5", "p6", "p7", "openai"}
 
 
-def test_what_expires_soon(expiring: AccountStore) -> None:
+def test_what_expires_soon(expiring: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys that expire within some days are found in order, across pages and equal times."""
-    soon = [record.provider for record in expiring.expiring(NOW, NOW + 9 * DAY, batch=2)]
+    monkeypatch.setattr(rows, "BATCH", 2)
+    soon = [record.provider for record in expiring.expiring(NOW, NOW + 9 * DAY)]
     assert soon == ["p4", "p5", "p6", "p7"]
     assert [record.provider for record in expiring.expiring(NOW, NOW + 5 * DAY)] == soon[:3]
     assert all(record.owner != ANN for record in expiring.expiring(NOW, NOW + 99 * DAY))

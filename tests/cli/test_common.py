@@ -69,7 +69,7 @@ def test_only_commands_have_time(
     def note(connection: object) -> None:
         seen.append(limits.seconds())
 
-    monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts._database.run(note))
+    monkeypatch.setattr(type(accounts.canary), "secret", lambda self: accounts.database.run(note))
     run(app, "list")
     accounts.canary.secret()
     assert seen == [limits.LONG_LIMIT, limits.LIMIT]

@@ -29,7 +29,8 @@ def chat_model(
 ) -> Any:
     """Make a chat model at the fake provider."""
     credential = credential_for(fake, provider, api_key)
-    options = {name: kwargs.pop(name) for name in BaseProvider.allowed_options & kwargs.keys()}
+    names = {*BaseProvider.allowed_options, "count", "report"} & kwargs.keys()
+    options = {name: kwargs.pop(name) for name in names}
     made = make_provider(CATALOG.get(provider), credential, outbound, **options)
     return make_chat_model(made, "some-model", **kwargs)
 

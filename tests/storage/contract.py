@@ -182,7 +182,7 @@ class SessionContract:
         for trial in range(10):
             name = f"trial {trial}"
             assert len(set(at_once(16, lambda _, name=name: store.establish(name)))) == 1
-            texts = at_once(8, lambda number, name=name: store.hold(name, f"by {number}"))
+            texts = at_once(8, lambda number, name=name: store.documents.hold(name, f"by {number}"))
             assert len(set(texts)) == 1
 
     def test_ended_stays_ended(self, store: Sessions) -> None:
@@ -295,9 +295,9 @@ class SessionContract:
 
     def test_first_canary_stays(self, store: Sessions) -> None:
         """The first text under a name stays until it is replaced."""
-        assert store.hold("key", "first") == "first"
-        assert store.hold("key", "second") == "first"
-        assert store.hold("other", "second") == "second"
-        assert store.hold("key", "third", replace=True) == "third"
-        assert store.hold("new", "third", replace=True) == "third"
-        assert store.hold("key", "fourth") == "third"
+        assert store.documents.hold("key", "first") == "first"
+        assert store.documents.hold("key", "second") == "first"
+        assert store.documents.hold("other", "second") == "second"
+        assert store.documents.hold("key", "third", replace=True) == "third"
+        assert store.documents.hold("new", "third", replace=True) == "third"
+        assert store.documents.hold("key", "fourth") == "third"

@@ -150,10 +150,12 @@ class AccountSeals:
         self._audit.log_secret.reseal()
 
     def _due_batches(self) -> Iterator[Sequence[Any]]:
-        values = {"after": "", "prefix": self._prefix, "batch": _BATCH}
-        while found := self._all(_READ, values):
+        """Yield what is due, batch by batch; an empty one at the end, even of nothing."""
+        values, found = {"after": "", "prefix": self._prefix, "batch": _BATCH}, None
+        while found is None or found:
+            found = self._all(_READ, values)
             yield found
-            values["after"] = found[-1].id
+            values["after"] = found[-1].id if found else ""
 
     def _write(self, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
         def work(chain: Chain) -> int:
