@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
-from ..keys.expiry import capped_expiry
 from ..keys.ports import Promotion
 from ..keys.service import Service
 from ..keys.sessions import SessionView
-from ..keys.typed import check_place
+from ..keys.typed import capped_expiry, check_place
 from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring

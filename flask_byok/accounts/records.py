@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,18 +18,9 @@ from ..errors import (
     UnreadableCredentialError,
     VersionConflictError,
 )
-from ..keys.expiry import later_expiry, read_expiry, renewed_expiry
 from ..keys.lookup import locked_error
 from ..keys.service import Service
-from ..keys.typed import (
-    Changes,
-    NewKey,
-    NewSecret,
-    Typed,
-    check_shown,
-    clean_text,
-    read_replacement,
-)
+from ..keys.typed import NewKey, clean_text, read_expiry
 from ..model.credential import (
     Credential,
     CredentialRecord,
@@ -43,7 +33,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
-from ..sealing.keyring import Context
+from .changes import Changes, NewSecret, Replacement, later_expiry
 
 if TYPE_CHECKING:
     from .wing import Wing
@@ -288,7 +278,7 @@ class AccountRecords:
         spec = self.core.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)
         new = NewKey(fields={}, validate=secret.validate)
-        place = _Replacement(self, record, changes, secret, spec, if_version)
+        place = Replacement(self, record, changes, secret, spec, if_version)
         return self.core.saver.store(self.caller, spec, place.typed(record), new, place)
 
     def values(
@@ -389,56 +379,3 @@ class AccountRecords:
     def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
         tier = tier_of(record.owner)
         return self.wing.opener.credential(spec, tier, "account", record.owner, record)
-
-
-@dataclass
-class _Replacement:
-    """The place of a stored key whose secret is replaced: a destination of the recipe in ``keys.save``."""
-
-    records: AccountRecords
-    record: CredentialRecord
-    changes: Changes
-    secret: NewSecret
-    spec: ProviderSpec
-    if_version: int | None
-
-    def __post_init__(self) -> None:
-        record = self.record
-        self.context = Context("account", record.owner, record.provider, record.slot)
-        given = self.secret.given
-        self._is_new = any(field.secret and field.name in given for field in self.spec.fields)
-
-    def typed(self, record: CredentialRecord) -> Typed:
-        """Return the new key, completed by what stays of a record's."""
-        stored = partial(self.records.open, record)
-        return read_replacement(self.spec, self.secret, stored, self.records.core.settings)
-
-    def admit(self, typed: Typed) -> None:
-        """Refuse a change that cannot be stored, before the key goes to its provider."""
-        self._values(typed, self.record)
-
-    def refused(self, typed: Typed, verdict: str) -> None:
-        """Log that a check forbade storing the key."""
-        self.records.log(self.record, "set", typed.fields, verdict)
-
-    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
-        """Put the new key into the stored record.
-
-        :raises VersionConflictError: what stays of the stored key has changed since.
-        """
-        sealed = {name: getattr(record, name) for name in ("ciphertext", "hint", "validity")}
-
-        def values(now: CredentialRecord) -> dict[str, Any]:
-            if self.typed(now) != typed:
-                raise VersionConflictError(provider=self.spec.id)
-            return self._values(typed, now) | sealed
-
-        return self.records.write(self.record, "set", values, self.if_version)
-
-    def _values(self, typed: Typed, record: CredentialRecord) -> dict[str, Any]:
-        """Return the changed fields beside the new key, after checking that no shown text holds it."""
-        values = self.records.values(self.changes, record, is_new=self._is_new)
-        check_shown(dataclasses.replace(record, **values), typed.secrets)
-        if self._is_new:
-            values.setdefault("expires_at", renewed_expiry(record, self.records.core.settings))
-        return values | {"set_at": utcnow() if self._is_new else record.saved_at}

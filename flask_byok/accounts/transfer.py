@@ -22,11 +22,10 @@ from ..errors import (
     KeyExistsError,
     UnreadableCredentialError,
 )
-from ..keys.expiry import in_utc
 from ..keys.operator import EnvironmentKeys, OperatorTier, SecretFileKeys, variables
 from ..keys.ports import AuditEvent
 from ..keys.service import Service
-from ..keys.typed import NewKey, check_place
+from ..keys.typed import NewKey, check_place, in_utc
 from ..model.credential import (
     CredentialRecord,
     Moment,

@@ -21,8 +21,7 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring
-from .expiry import read_expiry
-from .typed import NewKey, Typed, clean_text, read_typed
+from .typed import NewKey, Typed, clean_text, read_expiry, read_typed
 
 if TYPE_CHECKING:
     from .service import Service

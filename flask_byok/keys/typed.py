@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Literal, TypedDict
+from datetime import UTC, datetime
+from typing import Literal
 
 from ..catalog import Field, ProviderSpec
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
-from ..model.credential import CredentialRecord, Secret, clean_api_key
+from ..model.credential import CredentialRecord, Secret, clean_api_key, utcnow
 from ..settings import Settings, ValidateOnSet
 
 _HEADER_TEXT = re.compile(r"[ -~]{1,500}")
@@ -45,34 +45,6 @@ class NewKey:
     validate: ValidateOnSet | None = None
     persist: bool = False
     imported: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewSecret:
-    """The secret part of a change: blank fields keep their stored values."""
-
-    fields: Mapping[str, Secret]
-    base_url: str | None = None
-    validate: ValidateOnSet | None = None
-
-    @property
-    def given(self) -> dict[str, Secret]:
-        """The fields that are not blank."""
-        return {name: text for name, text in self.fields.items() if text.reveal().strip()}
-
-    @property
-    def is_typed(self) -> bool:
-        """True if a field or the address is replaced."""
-        return bool(self.base_url or self.given)
-
-
-class Changes(TypedDict, total=False):
-    """Fields of a stored record to change; omitted fields keep their value."""
-
-    label: str | None
-    description: str | None
-    active: bool
-    expires_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,43 +101,6 @@ def read_typed(
     personal = None if own is None else _personal(spec, own.reveal(), settings)
     secrets = {f.name: given[f.name] for f in spec.fields if f.secret and f.name in given}
     return Typed(given, secrets, personal, endpoint_for(spec, settings.base_urls, personal))
-
-
-def read_replacement(
-    spec: ProviderSpec,
-    secret: NewSecret,
-    stored: Callable[[], tuple[Mapping[str, Secret], str | None]],
-    settings: Settings,
-) -> Typed:
-    """Clean a replacement, completed by what stays of the stored key.
-
-    :param stored: opens the stored key; called only if a part of it may stay.
-    :raises MalformedApiKeyError: the secret must be typed too, because a stored key is used only with
-        the address and the other plain fields that it was saved with.
-    """
-    given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
-    moves = bool(secret.base_url) or "base_url" in given
-    if moves and not names & given.keys():
-        raise _retype("A key goes only to the address that it was saved with", spec)
-    if moves or (names <= given.keys() and not spec.personal_base_url):
-        return read_typed(spec, given, secret.base_url, settings)
-    fields, base_url = stored()
-    kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
-    own = base_url if spec.personal_base_url else None
-    typed = read_typed(spec, {**kept, **given}, own, settings)
-    if typed.secrets.keys() & kept.keys() and _plain(spec, typed.fields) != _plain(spec, fields):
-        # A plain field may decide where the key is sent, and its editor may not know the key.
-        raise _retype("A key is used only with what it was saved with", spec)
-    return typed
-
-
-def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
-    return MalformedApiKeyError(f"{reason}: type the key too.", provider=spec.id)
-
-
-def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
-    plain = {f.name for f in spec.fields if not f.secret}
-    return {name: value.reveal() for name, value in fields.items() if name in plain}
 
 
 def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
@@ -263,3 +198,58 @@ def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:
     prefixes = "|".join(map(re.escape, known))
     words = re.finditer(rf"(?<![A-Za-z0-9])(?:{prefixes})[\w.-]*", text) if known else ()
     return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
+
+
+# when it expires
+
+
+def read_expiry(
+    wanted: datetime | None,
+    provider: str,
+    settings: Settings,
+    saved_at: datetime | None = None,
+    *,
+    past: bool = False,
+) -> datetime | None:
+    """Return when a key expires: as wanted, but at most ``BYOK_MAX_KEY_LIFETIME`` after it was saved.
+
+    :param saved_at: by default now.
+    :param past: a time that is past is no mistake.
+    :raises InvalidFieldError: the time is past or has no zone, or the key's longest lifetime is over.
+    """
+    now = utcnow()
+    if wanted is not None:
+        wanted = in_utc(wanted, "expires_at", provider)
+        if wanted <= now and not past:
+            raise InvalidFieldError("expires_at is in the past.", provider=provider)
+    ends = capped_expiry(wanted, settings, saved_at)
+    if ends is not None and ends <= now and not past:
+        text = "This key has been kept for as long as keys may be. Save a new one."
+        raise InvalidFieldError(text, provider=provider)
+    return ends
+
+
+def capped_expiry(
+    wanted: datetime | None, settings: Settings, saved_at: datetime | None = None
+) -> datetime | None:
+    """Return the earlier of a wanted expiry and the end of the longest lifetime; None if there is neither.
+
+    :param saved_at: when the lifetime began, by default now.
+    """
+    lifetime, now = settings.max_key_lifetime, utcnow()
+    latest = None if lifetime is None else min(saved_at or now, now) + lifetime
+    return min((moment for moment in (wanted, latest) if moment is not None), default=None)
+
+
+def in_utc(moment: object, name: str, provider: str) -> datetime:
+    """Return a time in UTC, in whole milliseconds, as it is stored.
+
+    :raises InvalidFieldError: it is no time, has no zone, or is out of range in UTC.
+    """
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidFieldError(f"{name} needs a time zone, such as Z.", provider=provider)
+    try:
+        there = moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidFieldError(f"{name} is too far away.", provider=provider) from None
+    return there.replace(microsecond=there.microsecond // 1000 * 1000)

@@ -13,9 +13,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from flask import Response, request, url_for
 
+from ..accounts.changes import Changes
 from ..accounts.records import Record
 from ..errors import InvalidFieldError, KeyNotFoundError
-from ..keys.typed import Changes, NewKey
+from ..keys.typed import NewKey
 from ..model.credential import Secret, Verdict, serving_order
 from ..model.owner import Tier
 from .caller import current_caller, get_state

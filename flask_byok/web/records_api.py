@@ -12,11 +12,11 @@ import msgspec
 from flask import request
 from msgspec import UNSET, Meta, UnsetType
 
+from ..accounts.changes import Changes, NewSecret
 from ..accounts.records import AccountRecords, Page, Record, Stats
 from ..errors import KeyNotFoundError, VersionConflictError
 from ..keys.service import Service
 from ..keys.status import ServiceFacts
-from ..keys.typed import Changes, NewSecret
 from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet

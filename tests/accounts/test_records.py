@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from sqlalchemy import literal_column, update
 
+from flask_byok.accounts.changes import Changes, NewSecret
 from flask_byok.accounts.records import AccountRecords
 from flask_byok.catalog import Field, ProviderSpec
 from flask_byok.errors import InvalidFieldError, VersionConflictError
-from flask_byok.keys.typed import Changes, NewKey, NewSecret
+from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import CredentialRecord, Secret, Validation, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.storage.tables import credentials

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flask_byok.accounts.changes import NewSecret, read_replacement
 from flask_byok.catalog import Catalog, Field, ProviderSpec
 from flask_byok.errors import (
     ByokError,
@@ -16,14 +17,12 @@ from flask_byok.errors import (
     InvalidFieldError,
     MalformedApiKeyError,
 )
-from flask_byok.keys.expiry import read_expiry
 from flask_byok.keys.typed import (
     NewKey,
-    NewSecret,
     Typed,
     check_place,
     clean_text,
-    read_replacement,
+    read_expiry,
     read_typed,
 )
 from flask_byok.model.credential import Secret, utcnow

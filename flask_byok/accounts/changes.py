@@ -1,0 +1,155 @@
+"""Change a stored key: what may change, and how a new secret is completed by what stays of the old one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ..catalog import ProviderSpec
+from ..errors import MalformedApiKeyError, VersionConflictError
+from ..keys.typed import Typed, capped_expiry, check_shown, read_expiry, read_typed
+from ..model.credential import CredentialRecord, Secret, utcnow
+from ..sealing.keyring import Context
+from ..settings import Settings, ValidateOnSet
+
+if TYPE_CHECKING:
+    from .records import AccountRecords
+
+
+class Changes(TypedDict, total=False):
+    """Fields of a stored record to change; omitted fields keep their value."""
+
+    label: str | None
+    description: str | None
+    active: bool
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSecret:
+    """The secret part of a change: blank fields keep their stored values."""
+
+    fields: Mapping[str, Secret]
+    base_url: str | None = None
+    validate: ValidateOnSet | None = None
+
+    @property
+    def given(self) -> dict[str, Secret]:
+        """The fields that are not blank."""
+        return {name: text for name, text in self.fields.items() if text.reveal().strip()}
+
+    @property
+    def is_typed(self) -> bool:
+        """True if a field or the address is replaced."""
+        return bool(self.base_url or self.given)
+
+
+def read_replacement(
+    spec: ProviderSpec,
+    secret: NewSecret,
+    stored: Callable[[], tuple[Mapping[str, Secret], str | None]],
+    settings: Settings,
+) -> Typed:
+    """Clean a replacement, completed by what stays of the stored key.
+
+    :param stored: opens the stored key; called only if a part of it may stay.
+    :raises MalformedApiKeyError: the secret must be typed too, because a stored key is used only with
+        the address and the other plain fields that it was saved with.
+    """
+    given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
+    moves = bool(secret.base_url) or "base_url" in given
+    if moves and not names & given.keys():
+        raise _retype("A key goes only to the address that it was saved with", spec)
+    if moves or (names <= given.keys() and not spec.personal_base_url):
+        return read_typed(spec, given, secret.base_url, settings)
+    fields, base_url = stored()
+    kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
+    own = base_url if spec.personal_base_url else None
+    typed = read_typed(spec, {**kept, **given}, own, settings)
+    if typed.secrets.keys() & kept.keys() and _plain(spec, typed.fields) != _plain(spec, fields):
+        # A plain field may decide where the key is sent, and its editor may not know the key.
+        raise _retype("A key is used only with what it was saved with", spec)
+    return typed
+
+
+def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
+    return MalformedApiKeyError(f"{reason}: type the key too.", provider=spec.id)
+
+
+def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
+    plain = {f.name for f in spec.fields if not f.secret}
+    return {name: value.reveal() for name, value in fields.items() if name in plain}
+
+
+def later_expiry(
+    wanted: datetime | None, record: CredentialRecord, settings: Settings
+) -> datetime | None:
+    """Return the new expiry of a stored key, whose lifetime began when it was saved; see ``read_expiry``."""
+    ends = capped_expiry(wanted, settings, record.saved_at)
+    if wanted == record.expires_at and (ends is None or ends <= utcnow()):
+        return wanted  # unchanged, so no mistake
+    return read_expiry(wanted, record.provider, settings, record.saved_at)
+
+
+def renewed_expiry(record: CredentialRecord, settings: Settings) -> datetime | None:
+    """Return a record's expiry for a new key in its place, unless it is past."""
+    ends = record.expires_at
+    is_past = ends is not None and ends <= utcnow()
+    return capped_expiry(None if is_past else ends, settings)
+
+
+@dataclass
+class Replacement:
+    """The place of a stored key whose secret is replaced: a destination of the recipe in ``keys.save``."""
+
+    records: AccountRecords
+    record: CredentialRecord
+    changes: Changes
+    secret: NewSecret
+    spec: ProviderSpec
+    if_version: int | None
+
+    def __post_init__(self) -> None:
+        record = self.record
+        self.context = Context("account", record.owner, record.provider, record.slot)
+        given = self.secret.given
+        self._is_new = any(field.secret and field.name in given for field in self.spec.fields)
+
+    def typed(self, record: CredentialRecord) -> Typed:
+        """Return the new key, completed by what stays of a record's."""
+        stored = partial(self.records.open, record)
+        return read_replacement(self.spec, self.secret, stored, self.records.core.settings)
+
+    def admit(self, typed: Typed) -> None:
+        """Refuse a change that cannot be stored, before the key goes to its provider."""
+        self._values(typed, self.record)
+
+    def refused(self, typed: Typed, verdict: str) -> None:
+        """Log that a check forbade storing the key."""
+        self.records.log(self.record, "set", typed.fields, verdict)
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Put the new key into the stored record.
+
+        :raises VersionConflictError: what stays of the stored key has changed since.
+        """
+        sealed = {name: getattr(record, name) for name in ("ciphertext", "hint", "validity")}
+
+        def values(now: CredentialRecord) -> dict[str, Any]:
+            if self.typed(now) != typed:
+                raise VersionConflictError(provider=self.spec.id)
+            return self._values(typed, now) | sealed
+
+        return self.records.write(self.record, "set", values, self.if_version)
+
+    def _values(self, typed: Typed, record: CredentialRecord) -> dict[str, Any]:
+        """Return the changed fields beside the new key, after checking that no shown text holds it."""
+        values = self.records.values(self.changes, record, is_new=self._is_new)
+        check_shown(dataclasses.replace(record, **values), typed.secrets)
+        if self._is_new:
+            values.setdefault("expires_at", renewed_expiry(record, self.records.core.settings))
+        return values | {"set_at": utcnow() if self._is_new else record.saved_at}
