@@ -85,7 +85,7 @@ def test_some_providers_only() -> None:
     with pytest.raises(UnknownProviderError):
         catalog.get("groq")
     misspelt = r"BYOK_PROVIDERS: there is no provider 'opnai'. .* 'openai'\?"
-    for name, words in (("opnai", misspelt), ("zzz", r"'zzz'\.$")):
+    for name, words in (("opnai", misspelt), ("zzz", r"'zzz'\. There are openai, .*custom\.$")):
         with pytest.raises(ConfigurationError, match=words):
             Catalog().only([name])
 

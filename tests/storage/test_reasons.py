@@ -15,6 +15,7 @@ from sqlalchemy import create_engine, make_url
 from flask_byok.accounts import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.engine import patiently
 from flask_byok.storage.reasons import reason_of
 from flask_byok.storage.redis import limited_client
 from tests import services
@@ -37,7 +38,7 @@ def strict_server() -> Iterator[services.PostgresServer]:
 def why(url: str) -> str | None:
     """Return why a store on this address fails."""
     store = open_accounts(url, KEYRING)
-    with pytest.raises(StoreError) as caught:
+    with patiently(), pytest.raises(StoreError) as caught:  # a resolver may take a second
         store.find(["system"])
     store.engine.dispose()
     reason = reason_of(caught.value)
@@ -75,7 +76,9 @@ def test_other_addresses_that_are_wrong(postgres_url: str, tmp_path: Path) -> No
 
 def test_file_that_is_read_only(tmp_path: Path) -> None:
     """A file that cannot be written is called read-only."""
-    open_accounts(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING).canary.secret()
+    store = open_accounts(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING)
+    store.canary.secret()
+    store.engine.dispose()
     copy = shutil.copy(tmp_path / "keys.sqlite", tmp_path / "copy.sqlite")
     with sqlite3.connect(copy) as connection:
         connection.execute("DELETE FROM byok_canary")
