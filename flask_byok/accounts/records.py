@@ -33,7 +33,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
-from .changes import Changes, NewSecret, Replacement, later_expiry
+from .changes import Changes, NewSecret, Replacement, Slot, Unrecorded, later_expiry
 
 if TYPE_CHECKING:
     from .wing import Wing
@@ -198,7 +198,7 @@ class AccountRecords:
             raise FreshLoginRequiredError(provider=record.provider)
         self._count_attempt()
         fields, base_url = self.open(record)
-        self.log(record, "reveal", fields)
+        self.log(record.owner, record, "reveal", fields)
         return fields if base_url is None else {**fields, "base_url": Secret(base_url)}
 
     # set
@@ -229,12 +229,12 @@ class AccountRecords:
         """Store a key, also in a locked provider and as often as wanted; for commands and imports.
 
         :param slot: None for the first free one.
-        :param options: those of ``wing.Slot``: ``replace``, ``action`` and ``created_at``.
+        :param options: those of ``Slot``: ``replace``, ``action`` and ``created_at``.
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
         spec = self.core.catalog.get(provider)
         owner = self.require_owner(owner)
-        place = self.wing.slot(self.core, self.caller, owner, spec, slot, **options)
+        place = Slot(self, owner, spec, slot, **options)
         return self.core.saver.save(self.caller, spec, new, place)
 
     def change(
@@ -345,14 +345,15 @@ class AccountRecords:
 
     def log(
         self,
-        record: CredentialRecord,
+        owner: str,
+        subject: CredentialRecord | Unrecorded,
         action: str,
         fields: Mapping[str, Secret],
         outcome: str = "done",
     ) -> None:
         """Log what changes nothing in the database."""
         event = self.wing.event(self.caller, action, fields, outcome)
-        self.wing.store.audit.note(record.owner, event, record)
+        self.wing.store.audit.note(owner, event, subject)
 
     def _count_attempt(self) -> None:
         if not self.caller.command:

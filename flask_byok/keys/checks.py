@@ -27,8 +27,6 @@ Notify = Callable[[str, Mapping[str, Any]], None]
 
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
-# A second try in less time than this cannot end well.
-_SHORTEST_TRY = 1.0
 #: How many models a check lists, and how long a model's name may be.
 MAX_MODELS = 200
 MAX_NAME_LENGTH = 200
@@ -98,24 +96,17 @@ class _Check:
 
     def _ask(self) -> Answer:
         """Ask, and once more if the provider failed; a refusal is final."""
-        check = self.spec.check
-        try:
-            answer = self._fetch(check.path)
-            if answer.status < 500 or self._seconds < _SHORTEST_TRY:
+        with suppress(ProviderUnavailableError):
+            answer = self._fetch(self.spec.check.path)
+            if answer.status < 500:
                 return answer
-        except ProviderUnavailableError:
-            if self._seconds < _SHORTEST_TRY:
-                raise
-        return self._fetch(check.path)
+        return self._fetch(self.spec.check.path)
 
     def _fetch(self, path: str) -> Answer:
         check = self.spec.check
         headers = {**check.headers, **check.auth.headers(self.fields)}
-        return self.outbound.fetch(self.endpoint, path, headers, seconds=self._seconds)
-
-    @property
-    def _seconds(self) -> float:
-        return self.ends - time.monotonic()
+        seconds = self.ends - time.monotonic()
+        return self.outbound.fetch(self.endpoint, path, headers, seconds=seconds)
 
 
 def read_models(answer: Answer) -> tuple[str, ...]:

@@ -339,7 +339,7 @@ class Service:
     # shared steps
 
     def _status(self, caller: Caller, spec: ProviderSpec, found: Sequence[Candidate]) -> Status:
-        return build_status(spec, found, caller=caller, lookup=self.lookup, keyring=self.keyring)
+        return build_status(spec, found, caller=caller, lookup=self.lookup)
 
     def _spec(self, caller: Caller, provider: str) -> ProviderSpec:
         self._require_login(caller)

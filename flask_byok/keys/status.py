@@ -10,7 +10,6 @@ from msgspec import Meta
 
 from ..catalog import ProviderSpec
 from ..catalog.spec import FieldFacts
-from ..errors import UnreadableCredentialError
 from ..model.credential import (
     CredentialRecord,
     State,
@@ -19,8 +18,7 @@ from ..model.credential import (
     isoformat,
     utcnow,
 )
-from ..model.owner import PERSONAL_TIERS, Caller, Tier, session_owner
-from ..sealing.keyring import Keyring
+from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup
 
@@ -28,9 +26,9 @@ from .lookup import Candidate, Lookup
 class Status(TypedDict):
     """Which key serves a provider's calls for the present caller.
 
-    ``promotable_hint`` is the hint of the key that can be kept in the account, and ``promotable_in_account`` is true if
-    the account already has that very key. ``operator_names`` are the environment variables and files with the
-    operator's keys, for admins only. A key ``expires_soon`` if it works, but expires within a week.
+    ``promotable_hint`` is the hint of the key that can be kept in the account. ``operator_names`` are the environment
+    variables and files with the operator's keys, for admins only. A key ``expires_soon`` if it works, but expires
+    within a week.
     """
 
     provider: str
@@ -53,7 +51,6 @@ class Status(TypedDict):
     usage_count: Annotated[int, Meta(ge=0)]
     promotable: bool
     promotable_hint: str | None
-    promotable_in_account: bool
     fields: list[FieldFacts]
     get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
     operator_names: NotRequired[list[str]]
@@ -85,12 +82,7 @@ class KeyList(TypedDict):
 
 
 def build_status(
-    spec: ProviderSpec,
-    candidates: Sequence[Candidate],
-    *,
-    caller: Caller,
-    lookup: Lookup,
-    keyring: Keyring,
+    spec: ProviderSpec, candidates: Sequence[Candidate], *, caller: Caller, lookup: Lookup
 ) -> Status:
     """Return the status of one provider.
 
@@ -126,7 +118,6 @@ def build_status(
         "usage_count": record.usage_count if record else 0,
         "promotable": offered is not None,
         "promotable_hint": offered.record.hint if offered and offered.record else None,
-        "promotable_in_account": _is_in_account(offered, candidates, caller, keyring),
         "fields": [f.to_dict() for f in spec.fields],
         "get_key_url": spec.get_key_url,
     }
@@ -145,21 +136,6 @@ def _own_in_session(
         return None
     mine = (c for c in candidates if c.tier is Tier.SESSION and c.state != "unreadable")
     return next(mine, None)
-
-
-def _is_in_account(
-    offered: Candidate | None, candidates: Sequence[Candidate], caller: Caller, keyring: Keyring
-) -> bool:
-    """Return True if the account has the session's promotable key already, in use."""
-    mine = [c.credential for c in candidates if c.tier is Tier.USER and c.state == "active"]
-    if offered is None or offered.record is None or caller.session is None or not any(mine):
-        return False
-    owner = session_owner(caller.session, "" if offered.state == "waiting" else caller.identity)
-    try:
-        fields, base_url = keyring.open_record("session", owner, offered.record)
-    except UnreadableCredentialError:
-        return False
-    return any(one.fields == fields and base_url in (None, one.base_url) for one in mine if one)
 
 
 def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:
@@ -206,9 +182,9 @@ def _kept(settings: Settings, caller: Caller, session_store: str) -> str | None:
 
 
 def _duration(span: timedelta) -> str:
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        count, rest = divmod(int(span.total_seconds()), size)
-        if count and not rest and (unit != "day" or count > 1):
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    count = int(span.total_seconds())
-    return f"{count} second{'s' if count > 1 else ''}"
+    """Write a time in the largest unit that it has whole, and more than one of."""
+    seconds = int(span.total_seconds())
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds % size == 0 and seconds > size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} seconds"
