@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 from ..catalog import ProviderSpec
 from ..errors import KeyExistsError, MalformedApiKeyError, VersionConflictError
 from ..keys.typed import Typed, capped_expiry, check_place, check_shown, read_expiry, read_typed
-from ..model.credential import CredentialRecord, Secret, free_slot, has_place, utcnow
+from ..model.credential import CredentialRecord, Secret, utcnow
 from ..sealing.keyring import Context
 from ..settings import Settings, ValidateOnSet
+from .store import free_slot, has_place
 
 if TYPE_CHECKING:
     from .records import AccountRecords
@@ -55,7 +56,7 @@ class _Place:
 
 
 class MainSlot(_Place):
-    """The caller's main slot for a provider, see ``model.credential.main_slot``; it replaces the session's own key."""
+    """The caller's main slot for a provider, see ``accounts.store.main_slot``; it replaces the session's own key."""
 
     def admit(self, typed: Typed) -> None:
         """Refuse a key that the name of one of the owner's slots holds: it may go there."""

@@ -19,9 +19,10 @@ from ..keys.ports import Promotion
 from ..keys.service import Service
 from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry, check_place
-from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
+from ..model.credential import CredentialRecord, Secret, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring
+from .store import main_slot
 
 if TYPE_CHECKING:
     from .store.keys import Decide, PromotionOutcome

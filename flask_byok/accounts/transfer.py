@@ -31,12 +31,12 @@ from ..model.credential import (
     Moment,
     Secret,
     make_hint,
-    serving_order,
     utcnow,
 )
 from ..model.owner import Caller, Tier
 from ..settings import Settings
 from .export_file import SealedFileError, decrypt, encrypt
+from .store import serving_order
 from .wing import Wing
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ from ..model.credential import (
     RecordedVerdict,
     Secret,
     Use,
-    main_slot,
 )
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
 from ..sealing.keyring import Keyring
@@ -25,6 +24,7 @@ from ..settings import Settings
 from .changes import MainSlot, Unrecorded
 from .promotion import promote
 from .records import AccountRecords
+from .store import main_slot
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore

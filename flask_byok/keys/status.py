@@ -147,38 +147,25 @@ def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> Credent
 
 def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:
     """Describe where this caller's keys are kept and for how long, from the configuration."""
-    kept = _kept(settings, caller, session_store)
-    if kept is None:
+    kept = []
+    if Tier.USER in settings.precedence and caller.authenticated:
+        longest = settings.max_key_lifetime
+        limit = "" if longest is None else f", for {_duration(longest)} at most"
+        kept.append(f"Keys in your account stay in the database until you remove them{limit}.")
+    if Tier.SESSION in settings.precedence:
+        unused = settings.session_ttl
+        kept.append(
+            f"Keys for this session are kept in {session_store}; they are deleted when you sign out, after "
+            f"{_duration(unused)} without use, and after {_duration(unused * MAX_SESSION_LIFETIMES)} at the latest."
+        )
+    if not kept:
         return "This site uses its own keys. It stores no keys of yours."
     elsewhere = settings.base_urls or settings.allow_custom_providers
     address = " or the address set for it" if elsewhere else ""
     return (
         "Your keys are stored encrypted on this site, and each is used only to call its own provider"
-        f"{address}. {kept}"
+        f"{address}. {' '.join(kept)}"
     )
-
-
-def _kept(settings: Settings, caller: Caller, session_store: str) -> str | None:
-    """Say where and for how long keys are kept; None if no tier keeps any."""
-    in_session = Tier.SESSION in settings.precedence
-    in_account = Tier.USER in settings.precedence and caller.authenticated
-    longest, unused = settings.max_key_lifetime, settings.session_ttl
-    limit = "" if longest is None else f", for {_duration(longest)} at most"
-    stay = f"until you remove them{limit}"
-    end = (
-        f"deleted when you sign out, after {_duration(unused)} without use, and after "
-        f"{_duration(unused * MAX_SESSION_LIFETIMES)} at the latest"
-    )
-    if in_session and in_account:
-        return (
-            f"Keys in your account stay in the database {stay}. Keys for this session are kept in {session_store}; "
-            f"they are {end}."
-        )
-    if in_account:
-        return f"They stay in the database {stay}."
-    if in_session:
-        return f"They are kept in {session_store} for this session: {end}."
-    return None
 
 
 def _duration(span: timedelta) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Engine, Executable, event
 
 from flask_byok.accounts.promotion import promotion_rule
+from flask_byok.accounts.store import main_slot
 from flask_byok.accounts.store.keys import AccountStore, Seat
 from flask_byok.keys.ports import AuditEvent
-from flask_byok.model.credential import CredentialRecord, Secret, main_slot, new_version, utcnow
+from flask_byok.model.credential import CredentialRecord, Secret, new_version, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ...errors import ConfigurationError
 from ...keys.ports import AuditEvent
-from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
+from ...model.credential import CredentialRecord, Secret, to_milliseconds, utcnow
 from ...storage.sql import Database, keep_text
 from ...storage.tables import audit, audit_heads, canaries, credentials
 
@@ -97,7 +97,7 @@ class LogSecret(Protocol):
     def fingerprint(self, fields: Mapping[str, Secret]) -> str:
         """Return a keyed hash of a key."""
 
-    def fingerprint_of(self, record: SealedRecord) -> str | None:
+    def fingerprint_of(self, record: CredentialRecord) -> str | None:
         """Return the fingerprint of a stored key, None if it does not open."""
 
 

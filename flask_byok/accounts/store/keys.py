@@ -26,13 +26,13 @@ from ...model.credential import (
     REFUSALS,
     CredentialRecord,
     RecordedVerdict,
-    has_place,
     to_milliseconds,
     utcnow,
 )
 from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
+from . import has_place
 from .audit import Chain, LogSecret, Subject
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
