@@ -218,13 +218,7 @@ class AccountRecords:
         return self.put(owner, provider, new, slot=slot)
 
     def put(
-        self,
-        owner: str,
-        provider: str,
-        new: NewKey,
-        *,
-        slot: str | None,
-        **options: Any,
+        self, owner: str, provider: str, new: NewKey, *, slot: str | None, **options: Any
     ) -> tuple[CredentialRecord, Validation | None]:
         """Store a key, also in a locked provider and as often as wanted; for commands and imports.
 
@@ -269,11 +263,7 @@ class AccountRecords:
         return self._replace(record, changes, secret, if_version)
 
     def _replace(
-        self,
-        record: CredentialRecord,
-        changes: Changes,
-        secret: NewSecret,
-        if_version: int | None,
+        self, record: CredentialRecord, changes: Changes, secret: NewSecret, if_version: int | None
     ) -> tuple[CredentialRecord, Validation | None]:
         spec = self.core.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)

@@ -16,23 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from ..catalog import ProviderSpec
-from ..errors import (
-    ByokError,
-    InvalidFieldError,
-    KeyExistsError,
-    UnreadableCredentialError,
-)
+from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
 from ..keys.operator import EnvironmentKeys, OperatorTier, SecretFileKeys, variables
 from ..keys.ports import AuditEvent
 from ..keys.service import Service
 from ..keys.typed import NewKey, check_place, in_utc
-from ..model.credential import (
-    CredentialRecord,
-    Moment,
-    Secret,
-    make_hint,
-    utcnow,
-)
+from ..model.credential import CredentialRecord, Moment, Secret, make_hint, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import Settings
 from .export_file import SealedFileError, decrypt, encrypt

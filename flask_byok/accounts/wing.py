@@ -11,13 +11,7 @@ from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts, AuditEvent
 from ..keys.service import Service
-from ..model.credential import (
-    Credential,
-    CredentialRecord,
-    RecordedVerdict,
-    Secret,
-    Use,
-)
+from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
 from ..sealing.keyring import Keyring
 from ..settings import Settings

@@ -10,14 +10,7 @@ from msgspec import Meta
 
 from ..catalog import ProviderSpec
 from ..catalog.spec import FieldFacts
-from ..model.credential import (
-    CredentialRecord,
-    State,
-    Timestamp,
-    ValidityFacts,
-    isoformat,
-    utcnow,
-)
+from ..model.credential import CredentialRecord, State, Timestamp, ValidityFacts, isoformat, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup

@@ -22,13 +22,7 @@ from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from ...keys.ports import AuditEvent
-from ...model.credential import (
-    REFUSALS,
-    CredentialRecord,
-    RecordedVerdict,
-    to_milliseconds,
-    utcnow,
-)
+from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
 from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage

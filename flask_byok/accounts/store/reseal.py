@@ -12,17 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Connection,
-    Text,
-    bindparam,
-    cast,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, cast, func, select, update
 
 from ...keys.ports import AuditEvent
 from ...model.credential import CredentialRecord
