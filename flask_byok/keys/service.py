@@ -23,7 +23,7 @@ from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup, Opener, SessionTier, Specs, TierReader, locked_error
+from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
@@ -70,7 +70,9 @@ class Service:
         specs = list(self.catalog)
         found = self.lookup.survey(caller, specs, need_session=need_session)
         return {
-            "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
+            "providers": [
+                build_status(caller, spec, found[spec.id], self.lookup) for spec in specs
+            ],
             "precedence": list(self.settings.precedence),
             "authenticated": caller.authenticated,
             "can_persist": Tier.USER in self.lookup.personal_tiers(caller),
@@ -80,7 +82,8 @@ class Service:
     def get_one(self, caller: Caller, provider: str) -> Status:
         """Return the status of one provider."""
         spec = self._spec(caller, provider)
-        return self._status(caller, spec, self.lookup.survey(caller, [spec])[spec.id])
+        found = self.lookup.survey(caller, [spec])[spec.id]
+        return build_status(caller, spec, found, self.lookup)
 
     def own_records(self, caller: Caller) -> Any:
         """Return the caller's own records in the account; see ``accounts.records``."""
@@ -276,8 +279,6 @@ class Service:
         # Once each, under any id or alias.
         named = self.catalog if providers is None else map(self.catalog.get, providers)
         specs = list({spec.id: spec for spec in named}.values())
-        if self.settings.promote == "never":
-            self._clear_waiting(caller, session, [spec.id for spec in specs])
         result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
             text = "The key that was saved before signing in cannot be read. Save it again."
@@ -287,17 +288,17 @@ class Service:
 
     def signed_in(self, caller: Caller) -> None:
         """Apply ``BYOK_PROMOTE`` to the keys that a visitor saved, when that visitor signs in."""
-        session, specs = caller.session, list(self.catalog)
-        if session is None or not caller.authenticated or self.settings.promote == "ask":
-            return
-        if self.settings.promote == "never":
-            self._clear_waiting(caller, session, [spec.id for spec in specs])
-        else:
-            self._promote(caller, session, specs, replace=False, own=False)
+        session = caller.session
+        if session is not None and caller.authenticated and self.settings.promote != "ask":
+            self._promote(caller, session, list(self.catalog), replace=False, own=False)
 
     def _promote(
         self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
     ) -> Promotion:
+        if self.settings.promote == "never":
+            self._clear_waiting(caller, session, [spec.id for spec in specs])
+            if not own:
+                return Promotion()
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
         else:
@@ -337,9 +338,6 @@ class Service:
         return result
 
     # shared steps
-
-    def _status(self, caller: Caller, spec: ProviderSpec, found: Sequence[Candidate]) -> Status:
-        return build_status(spec, found, caller=caller, lookup=self.lookup)
 
     def _spec(self, caller: Caller, provider: str) -> ProviderSpec:
         self._require_login(caller)

@@ -75,7 +75,7 @@ class KeyList(TypedDict):
 
 
 def build_status(
-    spec: ProviderSpec, candidates: Sequence[Candidate], *, caller: Caller, lookup: Lookup
+    caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], lookup: Lookup
 ) -> Status:
     """Return the status of one provider.
 

@@ -186,7 +186,7 @@ def test_what_is_shown_is_what_is_used(world: tuple[Settings, list[FixedTier]]) 
     except StoreError:
         # Nothing is shown at all. A call may still be served by a tier that comes before the broken one.
         return
-    status = build_status(OPENAI, candidates, caller=ANYBODY, lookup=resolver)
+    status = build_status(ANYBODY, OPENAI, candidates, resolver)
     assert not isinstance(served, StoreError)
     if isinstance(served, Credential):
         assert (status["source"], status["has_key"]) == (served.source, True)
@@ -208,7 +208,7 @@ def status_of(tier: Tier, caller: Caller) -> Status:
     credential = Credential("openai", tier, "system", fields, "https://x", hint="sk-…ator")
     found = [Candidate(tier, "active", credential, operator_name="OPENAI_API_KEY")]
     lookup = Lookup([], Settings())
-    return build_status(OPENAI, found, caller=caller, lookup=lookup)
+    return build_status(caller, OPENAI, found, lookup)
 
 
 @pytest.mark.parametrize("tier", sorted(OPERATOR_TIERS))
