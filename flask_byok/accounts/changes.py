@@ -6,15 +6,15 @@ Each place is a destination of the recipe in ``keys.save``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from ..catalog import ProviderSpec
-from ..errors import KeyExistsError, MalformedApiKeyError, VersionConflictError
-from ..keys.typed import Typed, capped_expiry, check_place, check_shown, read_expiry, read_typed
+from ..errors import InvalidFieldError, KeyExistsError, MalformedApiKeyError, VersionConflictError
+from ..keys.typed import Typed, capped_expiry, has_invisible, read_expiry, read_typed, refuse_key
 from ..model.credential import CredentialRecord, Secret, utcnow
 from ..sealing.keyring import Context
 from ..settings import Settings, ValidateOnSet
@@ -279,3 +279,30 @@ class Replacement:
         if self._is_new:
             values.setdefault("expires_at", renewed_expiry(record, self.records.core.settings))
         return values | {"set_at": utcnow() if self._is_new else record.saved_at}
+
+
+def check_place(
+    owner: str, slot: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
+) -> None:
+    """Refuse a slot or a team's id that cannot be shown; the host chooses its users' ids.
+
+    :raises InvalidFieldError: it has invisible characters or seems to hold a key.
+    """
+    for name, text in _place(owner, slot).items():
+        if has_invisible(text):
+            raise InvalidFieldError(f"The field {name!r} has printable characters only.")
+        refuse_key(text, name, fields, specs)
+
+
+def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
+    """Refuse a new key that occurs in a text shown beside it.
+
+    :raises InvalidFieldError: it does.
+    """
+    texts = {"label": record.label, "description": record.description}
+    for name, text in {**texts, **_place(record.owner, record.slot)}.items():
+        refuse_key(text or "", name, fields)
+
+
+def _place(owner: str, slot: str) -> dict[str, str]:
+    return {"slot": slot, "owner": owner} if owner.startswith("team:") else {"slot": slot}

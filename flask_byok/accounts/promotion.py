@@ -18,10 +18,11 @@ from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredenti
 from ..keys.ports import Promotion
 from ..keys.service import Service
 from ..keys.sessions import SessionView
-from ..keys.typed import capped_expiry, check_place
+from ..keys.typed import capped_expiry
 from ..model.credential import CredentialRecord, Secret, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring
+from .changes import check_place
 from .store import main_slot
 
 if TYPE_CHECKING:

@@ -38,9 +38,6 @@ from .changes import Changes, NewSecret, Replacement, Slot, Unrecorded, later_ex
 if TYPE_CHECKING:
     from .wing import Wing
 
-#: How often a partly replaced key is checked if others change the stored part meanwhile.
-_TRIES = 2
-
 
 NonNegative = Annotated[int, Meta(ge=0)]
 
@@ -253,14 +250,12 @@ class AccountRecords:
         if secret is None or not secret.is_typed:
             values = partial(self.values, changes)
             return self.write(record, "change", values, if_version), None
-        for _ in range(_TRIES - 1):
-            try:
-                return self._replace(record, changes, secret, if_version)
-            except VersionConflictError:
-                if if_version is not None:
-                    raise
-                record = self.wing.store.get(record.id, self.owners)
-        return self._replace(record, changes, secret, if_version)
+        try:
+            return self._replace(record, changes, secret, if_version)
+        except VersionConflictError:  # others changed the stored part during the check
+            if if_version is not None:
+                raise
+        return self._replace(self.get(record.id), changes, secret, None)
 
     def _replace(
         self, record: CredentialRecord, changes: Changes, secret: NewSecret, if_version: int | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ class Service:
     """Everything an app does with keys, for a caller whom the host has identified.
 
     :param accounts: the wing of accounts; without one see ``keys.ports``.
-    :param operator: the readers of the operator's own keys.
+    :param operator: reads the operator's own keys.
     """
 
     settings: Settings
@@ -46,14 +46,14 @@ class Service:
     sessions: Sessions
     accounts: Accounts
     outbound: Outbound
-    operator: Iterable[TierReader]
+    operator: TierReader
     validate_limit: RateLimiter
     set_limit: RateLimiter
     notify: Notify
 
     def __post_init__(self) -> None:
         session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
-        self.lookup = Lookup([session_tier, *self.operator, self.accounts], self.settings)
+        self.lookup = Lookup([session_tier, self.operator, self.accounts], self.settings)
         self.checks, self.saver = Checks(self), Saver(self)
         count = self.accounts.count if self.accounts.tiers else None
         self.traffic = Traffic(count, count=self.sessions.count)
