@@ -10,26 +10,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, KeyExistsError, MalformedApiKeyError, VersionConflictError
 from ..keys.typed import Typed, capped_expiry, has_invisible, read_expiry, read_typed, refuse_key
 from ..model.credential import CredentialRecord, Secret, utcnow
-from ..sealing.keyring import Context
+from ..sealing.keyring import Context, Keyring
 from ..settings import Settings, ValidateOnSet
-from .store import free_slot, has_place
+from .store import NoRecord, free_slot, has_place
 
 if TYPE_CHECKING:
     from .records import AccountRecords
-
-
-class Unrecorded(NamedTuple):
-    """The subject of an event that has no record in the database."""
-
-    provider: str
-    slot: str = ""
-    id: str = ""
 
 
 @dataclass
@@ -47,7 +39,7 @@ class _Place:
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log that a check forbade storing the key."""
-        subject = Unrecorded(self.context.provider, self.context.slot)
+        subject = NoRecord(self.context.provider, self.context.slot)
         self.records.log(self.owner, subject, "set", typed.fields, verdict)
 
     def _there(self) -> list[CredentialRecord]:
@@ -144,6 +136,18 @@ class Slot(_Place):
                 provider=self.spec.id,
             )
         self.context = self.context._replace(slot=slot)
+
+
+def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> CredentialRecord:
+    """Return an account's record, sealed for another slot.
+
+    :raises UnreadableCredentialError: it does not open.
+    """
+    if slot == record.slot:
+        return record
+    there = Context("account", record.owner, record.provider, slot)
+    plain = keyring.open(record.ciphertext, there._replace(slot=record.slot))
+    return dataclasses.replace(record, slot=slot, ciphertext=keyring.seal(plain, there))
 
 
 class Changes(TypedDict, total=False):

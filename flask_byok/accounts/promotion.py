@@ -74,7 +74,7 @@ def promotion_rule(
         if is_over:
             if there is None:
                 return "gone"
-            return "known" if keyring.same_key(seated, there) else "kept"
+            return "known" if _is_same_key(keyring, seated, there) else "kept"
         if there is not None and not replace:
             return "kept"
         try:
@@ -84,6 +84,15 @@ def promotion_rule(
         return "promoted"
 
     return decide
+
+
+def _is_same_key(keyring: Keyring, *records: CredentialRecord) -> bool:
+    """Return True if accounts' records open and hold the same key."""
+    try:
+        one, other = (keyring.open_record("account", r.owner, r) for r in records)
+    except UnreadableCredentialError:
+        return False
+    return one == other
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
-from .changes import Changes, NewSecret, Replacement, Slot, Unrecorded, later_expiry
+from .changes import Changes, NewSecret, Replacement, Slot, later_expiry
+from .store import Subject
 
 if TYPE_CHECKING:
     from .wing import Wing
@@ -331,7 +332,7 @@ class AccountRecords:
     def log(
         self,
         owner: str,
-        subject: CredentialRecord | Unrecorded,
+        subject: Subject,
         action: str,
         fields: Mapping[str, Secret],
         outcome: str = "done",

@@ -18,12 +18,13 @@ import msgspec
 
 from ..catalog import ProviderSpec
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
+from ..keys.checks import refuse_admin_key
 from ..keys.operator import OperatorKeys, variables
 from ..keys.ports import AuditEvent
 from ..keys.service import Service
 from ..keys.typed import NewKey, in_utc
 from ..model.credential import CredentialRecord, Moment, Secret, make_hint, utcnow
-from ..model.owner import Caller, Tier
+from ..model.owner import Tier
 from .changes import check_place
 from .export_file import SealedFileError, decrypt, encrypt
 from .store import serving_order
@@ -134,7 +135,8 @@ class KeyTransfer:
         if re.search(r"[\x00-\x1f\x7f]", key.owner):
             raise InvalidFieldError("The owner's id has characters that cannot be printed.")
         typed, new = core.saver.read(spec, key.new())
-        core.checks.before_set(Caller(command=True), spec, typed, None, ask=False)
+        if validation := refuse_admin_key(spec, typed.fields):
+            raise InvalidFieldError(validation.reason, provider=spec.id)
         check_place(key.owner, key.slot, typed.secrets, self.catalog)
         return dataclasses.replace(
             key,

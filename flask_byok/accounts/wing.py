@@ -15,10 +15,10 @@ from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Se
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
 from ..sealing.keyring import Keyring
 from ..settings import Settings
-from .changes import MainSlot, Unrecorded
+from .changes import MainSlot, in_slot
 from .promotion import promote
 from .records import AccountRecords
-from .store import main_slot
+from .store import NoRecord, main_slot
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
@@ -95,8 +95,8 @@ class Wing(Accounts):
             return set()
         event = self.event(caller, action, fields, outcome)
         if ended:
-            return self.store.end(caller.identity, ended, event, Unrecorded(provider))
-        self.store.audit.note(caller.identity, event, Unrecorded(provider))
+            return self.store.end(caller.identity, ended, event, NoRecord(provider))
+        self.store.audit.note(caller.identity, event, NoRecord(provider))
         return set()
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
@@ -112,7 +112,7 @@ class Wing(Accounts):
 
     def seat(self, record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
         """Return an account's record, sealed for the slot of the owner's main key."""
-        return self._keyring.in_slot(record, main_slot(taken, self._at_most))
+        return in_slot(self._keyring, record, main_slot(taken, self._at_most))
 
     def clear(self, caller: Caller, provider: str) -> bool:
         """Delete the caller's keys for a provider, and return True if there were any."""
@@ -132,7 +132,7 @@ class Wing(Accounts):
             self.store.record_verdict(credential.id, verdict.version, verdict, event)
             return
         if event is not None:
-            subject = Unrecorded(credential.provider, id=credential.id)
+            subject = NoRecord(credential.provider, id=credential.id)
             self.store.audit.note(credential.owner, event, subject)
 
     def count(self, use: Use) -> None:

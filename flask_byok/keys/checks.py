@@ -136,7 +136,7 @@ class Checks:
         spec: ProviderSpec,
         typed: Typed,
         asked: ValidateOnSet | None,
-        refused: Callable[[Typed, str], None] | None = None,
+        refused: Callable[[Typed, str], object],
         *,
         ask: bool = True,
     ) -> Validation | None:
@@ -147,9 +147,8 @@ class Checks:
         :raises InvalidFieldError: ``asked`` is another word.
         :raises KeyRefusedError: it must not be stored.
         """
-        if asked is not None:
-            require_word(asked, "validate", get_args(ValidateOnSet))
         mode = asked or self.core.settings.validate_on_set
+        require_word(mode, "validate", get_args(ValidateOnSet))
         if self.core.settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
         if not ask or mode == "off":
@@ -158,8 +157,7 @@ class Checks:
             validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
         forbidden = (False, None) if mode == "require" else (False,)
         if validation and validation.valid in forbidden:
-            if refused is not None:
-                refused(typed, validation.verdict)
+            refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 

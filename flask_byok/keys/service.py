@@ -27,7 +27,7 @@ from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
-from .status import KeyList, ServiceFacts, Status, build_status, storage_sentence
+from .status import KeyList, ServiceFacts, Status, build_status, provider_facts, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
@@ -55,8 +55,7 @@ class Service:
         session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
         self.lookup = Lookup([session_tier, self.operator, self.accounts], self.settings)
         self.checks, self.saver = Checks(self), Saver(self)
-        count = self.accounts.count if self.accounts.tiers else None
-        self.traffic = Traffic(count, count=self.sessions.count)
+        self.traffic = Traffic(self.accounts.count, count=self.sessions.count)
 
     # get
 
@@ -96,17 +95,7 @@ class Service:
     def services(self, caller: Caller) -> list[ServiceFacts]:
         """Return the providers that people may keep keys for."""
         self._require_login(caller)
-        return [
-            {
-                "provider": spec.id,
-                "name": spec.name,
-                "aliases": list(spec.aliases),
-                "standalone": spec.standalone,
-                "fields": [f.to_dict() for f in spec.fields],
-                "get_key_url": spec.get_key_url,
-            }
-            for spec in self.catalog
-        ]
+        return [{**provider_facts(spec), "aliases": list(spec.aliases)} for spec in self.catalog]
 
     # resolve
 

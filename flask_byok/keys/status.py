@@ -16,7 +16,23 @@ from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup
 
 
-class Status(TypedDict):
+class ProviderFacts(TypedDict):
+    """What people see of a provider."""
+
+    provider: str
+    name: str
+    standalone: bool
+    fields: list[FieldFacts]
+    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
+
+
+class ServiceFacts(ProviderFacts):
+    """A provider that people may keep keys for."""
+
+    aliases: list[str]
+
+
+class Status(ProviderFacts):
     """Which key serves a provider's calls for the present caller.
 
     ``promotable_hint`` is the hint of the key that can be kept in the account. ``operator_names`` are the environment
@@ -24,14 +40,11 @@ class Status(TypedDict):
     within a week.
     """
 
-    provider: str
-    name: str
     has_key: bool
     source: Tier | None
     tiers: list[Tier]
     can_override: bool
     locked: bool
-    standalone: bool
     hint: str | None
     label: str | None
     state: State | None
@@ -44,20 +57,7 @@ class Status(TypedDict):
     usage_count: Annotated[int, Meta(ge=0)]
     promotable: bool
     promotable_hint: str | None
-    fields: list[FieldFacts]
-    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
     operator_names: NotRequired[list[str]]
-
-
-class ServiceFacts(TypedDict):
-    """A provider that people may keep keys for."""
-
-    provider: str
-    name: str
-    aliases: list[str]
-    standalone: bool
-    fields: list[FieldFacts]
-    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
 
 
 class KeyList(TypedDict):
@@ -72,6 +72,17 @@ class KeyList(TypedDict):
     authenticated: bool
     can_persist: bool
     storage: str
+
+
+def provider_facts(spec: ProviderSpec) -> ProviderFacts:
+    """Return what people see of a provider."""
+    return {
+        "provider": spec.id,
+        "name": spec.name,
+        "standalone": spec.standalone,
+        "fields": [f.to_dict() for f in spec.fields],
+        "get_key_url": spec.get_key_url,
+    }
 
 
 def build_status(
@@ -91,14 +102,12 @@ def build_status(
     record = _shown_record(shown, waiting)
     validity = record.current_validity() if record else None
     status: Status = {
-        "provider": spec.id,
-        "name": spec.name,
+        **provider_facts(spec),  # type: ignore[typeddict-item]  # they have no operator_names
         "has_key": chosen is not None,
         "source": None if chosen is None else chosen.tier,
         "tiers": list(dict.fromkeys(c.tier for c in present)),
         "can_override": not locked and bool(lookup.personal_tiers(caller)),
         "locked": locked,
-        "standalone": spec.standalone,
         "hint": record.hint if record else None,
         "label": record.label if record else None,
         "state": None if shown is None else cast(State, shown.state),
@@ -111,8 +120,6 @@ def build_status(
         "usage_count": record.usage_count if record else 0,
         "promotable": offered is not None,
         "promotable_hint": offered.record.hint if offered and offered.record else None,
-        "fields": [f.to_dict() for f in spec.fields],
-        "get_key_url": spec.get_key_url,
     }
     if caller.admin:
         status["operator_names"] = [c.operator_name for c in present if c.operator_name]

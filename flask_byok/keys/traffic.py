@@ -45,34 +45,32 @@ class Traffic:
     counted since. A count may be off by one batch if a database went away in the moment of its COMMIT. While a store
     is away its uses wait, up to ``MAX_PENDING`` entries.
 
-    :param add: writes an owner's uses; None: they are not counted.
+    :param add: writes an owner's uses.
     :param interval: in seconds.
-    :param count: writes the uses of a session's key; None: they are not counted.
+    :param count: writes the uses of a session's key.
     """
 
-    add: Callable[[Use], None] | None
+    add: Callable[[Use], None]
     interval: float = INTERVAL
-    count: Callable[[SessionUse], None] | None = None
+    count: Callable[[SessionUse], None] = lambda use: None
 
     def __post_init__(self) -> None:
         # Two, since one store may be away alone.
-        self._owners = self.add and _Tally(Use, self.add, self.interval)
-        self._sessions = self.count and _Tally(SessionUse, self.count, self.interval)
-        self._tallies = [tally for tally in (self._owners, self._sessions) if tally is not None]
-        for tally in self._tallies:
+        self._owners = _Tally(Use, self.add, self.interval)
+        self._sessions = _Tally(SessionUse, self.count, self.interval)
+        for tally in (self._owners, self._sessions):
             # Its thread keeps the tally alive, and ends after this object.
             weakref.finalize(self, setattr, tally, "ended", True).atexit = False
 
     def note(self, owner: str, provider: str, credential_id: str, outcome: Outcome) -> None:
         """Count one use by an owner, now."""
-        if self._owners is not None:
-            now = time.time()
-            day = datetime.fromtimestamp(now, UTC).date().isoformat()
-            self._owners.note((owner, provider, credential_id, day, outcome), now)
+        now = time.time()
+        day = datetime.fromtimestamp(now, UTC).date().isoformat()
+        self._owners.note((owner, provider, credential_id, day, outcome), now)
 
     def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
         """Count one use of a session's key, now, if the outcome is ``used``."""
-        if self._sessions is not None and outcome == "used":
+        if outcome == "used":
             self._sessions.note((ref, provider, version), time.time())
 
     def counter(self, caller: Caller, credential: Credential) -> Count:
@@ -95,8 +93,8 @@ class Traffic:
 
         :raises StoreError: a store does not answer; the rest is handed over later.
         """
-        for tally in self._tallies:
-            tally.flush()
+        self._owners.flush()
+        self._sessions.flush()
 
 
 def counted_owner(caller: Caller, credential: Credential) -> str | None:

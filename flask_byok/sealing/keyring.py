@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -107,8 +107,6 @@ class Keyring:
         *,
         cipher: Cipher = "fernet",
     ) -> None:
-        if cipher not in _CODES:
-            raise ConfigurationError(f"BYOK_CIPHER is {cipher!r}; use 'fernet' or 'aes-256-gcm'.")
         current = _Key(parse_encryption_key(encryption_key, "BYOK_ENCRYPTION_KEY"))
         retired = [
             _Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks
@@ -178,17 +176,6 @@ class Keyring:
             raise UnreadableCredentialError(provider=record.provider) from None
         return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
 
-    def in_slot(self, record: CredentialRecord, slot: str) -> CredentialRecord:
-        """Return an account's record, sealed for another slot.
-
-        :raises UnreadableCredentialError: it does not open.
-        """
-        if slot == record.slot:
-            return record
-        there = Context("account", record.owner, record.provider, slot)
-        plain = self.open(record.ciphertext, there._replace(slot=record.slot))
-        return replace(record, slot=slot, ciphertext=self.seal(plain, there))
-
     def renewed(self, record: CredentialRecord) -> str | None:
         """Return an account's ciphertext, sealed with the current key; None if it does not open."""
         context = Context("account", record.owner, record.provider, record.slot)
@@ -196,14 +183,6 @@ class Keyring:
             return self.seal(self.open(record.ciphertext, context), context)
         except UnreadableCredentialError:
             return None
-
-    def same_key(self, *records: CredentialRecord) -> bool:
-        """Return True if accounts' records open and hold the same key."""
-        try:
-            first, *others = (self.open_record("account", one.owner, one) for one in records)
-        except UnreadableCredentialError:
-            return False
-        return all(other == first for other in others)
 
 
 @dataclass(eq=False, repr=False)

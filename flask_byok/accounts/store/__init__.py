@@ -1,6 +1,9 @@
 """What the wing keeps in the database: keys, their use and the audit log."""
 
 from collections.abc import Collection
+from typing import NamedTuple
+
+from ...model.credential import CredentialRecord
 
 #: The slot of a key that is saved without naming one.
 FIRST_SLOT = ""
@@ -34,3 +37,15 @@ def main_slot(taken: Collection[str], at_most: int | None) -> str:
     if has_place(FIRST_SLOT, taken, at_most):
         return FIRST_SLOT
     return min(taken, key=serving_order)
+
+
+class NoRecord(NamedTuple):
+    """The key that an event is about, if it has no record in the database."""
+
+    provider: str = ""
+    slot: str = ""
+    id: str = ""
+
+
+#: The key that an event is about.
+Subject = CredentialRecord | NoRecord

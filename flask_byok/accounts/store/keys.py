@@ -26,8 +26,8 @@ from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_
 from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
-from . import has_place
-from .audit import Chain, LogSecret, Subject
+from . import Subject, has_place
+from .audit import Chain, LogSecret
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
 from .rows import (
