@@ -20,7 +20,7 @@ from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
-from .keys.operator import EnvironmentKeys, SecretFileKeys
+from .keys.operator import OperatorKeys
 from .keys.ports import Accounts
 from .keys.service import Service
 from .keys.sessions import Sessions
@@ -72,7 +72,7 @@ def build_service(
         sessions=sessions,
         accounts=accounts,
         outbound=outbound,
-        operator=[SecretFileKeys(settings), EnvironmentKeys(settings)],
+        operator=OperatorKeys(settings),
         validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
         set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
         notify=partial(send_signal, app),

@@ -14,7 +14,7 @@ from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
-from flask_byok.keys.operator import EnvironmentKeys, SecretFileKeys
+from flask_byok.keys.operator import OperatorKeys
 from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.save import new_record
 from flask_byok.keys.service import Service
@@ -28,7 +28,6 @@ from flask_byok.storage.rates import RateLimiter, RateStorage
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
 
-OPERATOR_SOURCES = (SecretFileKeys, EnvironmentKeys)
 #: An operator's keys, which nobody may see.
 ENV_KEY, SECRET_KEY = "sk-proj-operators-ENVCANARY-0001", "sk-proj-operators-FILECANARY-0002"
 
@@ -131,7 +130,7 @@ class World:
             sessions=sessions,
             accounts=wing,
             outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
-            operator=[source(self.settings, self.environ) for source in OPERATOR_SOURCES],
+            operator=OperatorKeys(self.settings, self.environ),
             validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
             set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
             notify=lambda name, facts: self.events.append((name, dict(facts))),
@@ -162,7 +161,7 @@ def core_on(
         sessions=sessions,
         accounts=wing,
         outbound=Outbound(),
-        operator=[],
+        operator=OperatorKeys(settings, {}),
         validate_limit=limit,
         set_limit=limit,
         notify=lambda *_: None,

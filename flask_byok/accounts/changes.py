@@ -1,23 +1,153 @@
-"""Change a stored key: what may change, and how a new secret is completed by what stays of the old one."""
+"""Where a key goes in an account: a slot for a new one, or a stored key whose secret is replaced.
+
+Each place is a destination of the recipe in ``keys.save``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..catalog import ProviderSpec
-from ..errors import MalformedApiKeyError, VersionConflictError
-from ..keys.typed import Typed, capped_expiry, check_shown, read_expiry, read_typed
+from ..errors import InvalidFieldError, KeyExistsError, MalformedApiKeyError, VersionConflictError
+from ..keys.typed import Typed, capped_expiry, has_invisible, read_expiry, read_typed, refuse_key
 from ..model.credential import CredentialRecord, Secret, utcnow
-from ..sealing.keyring import Context
+from ..sealing.keyring import Context, Keyring
 from ..settings import Settings, ValidateOnSet
+from .store import NoRecord, free_slot, has_place
 
 if TYPE_CHECKING:
     from .records import AccountRecords
+
+
+@dataclass
+class _Place:
+    """One owner's place for a provider's key: a destination of the recipe in ``keys.save``."""
+
+    records: AccountRecords
+    owner: str
+    spec: ProviderSpec
+    slot: str | None = None
+
+    def __post_init__(self) -> None:
+        self.context = Context("account", self.owner, self.spec.id, self.slot or "")
+        self._at_most = self.records.core.settings.keys_per_provider
+
+    def refused(self, typed: Typed, verdict: str) -> None:
+        """Log that a check forbade storing the key."""
+        subject = NoRecord(self.context.provider, self.context.slot)
+        self.records.log(self.owner, subject, "set", typed.fields, verdict)
+
+    def _there(self) -> list[CredentialRecord]:
+        """Return the owner's records for the provider."""
+        return self.records.wing.store.find([self.owner], [self.spec.id])
+
+
+class MainSlot(_Place):
+    """The caller's main slot for a provider, see ``accounts.store.main_slot``; it replaces the session's own key."""
+
+    def admit(self, typed: Typed) -> None:
+        """Refuse a key that the name of one of the owner's slots holds: it may go there."""
+        for record in self._there():
+            check_place(record.owner, record.slot, typed.secrets)
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Store the key in the account, and remove the session's own, which would be used before it."""
+        wing, caller, sessions = self.records.wing, self.records.caller, self.records.core.sessions
+        session, identity = caller.session, record.owner
+        leaving: list[CredentialRecord] = []
+        if session is not None:
+            there = sessions.read(session, identity, [record.provider]).records
+            leaving = sessions.mark_leaving(session, identity, there.values())
+        stored = wing.store.keep(
+            record,
+            wing.event(caller, "set"),
+            seat=wing.seat,
+            ended=[one.version for one in leaving],
+            confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
+        )
+        if session is not None:
+            sessions.clear(session, identity, [record.provider])
+        return stored
+
+
+@dataclass
+class Slot(_Place):
+    """A slot that is named, or the first free one.
+
+    :param slot: None for the first free one.
+    :param replace: take the place of the key that is there.
+    :param action: the audit log's word.
+    :param created_at: when an imported key was first saved; by default now.
+    """
+
+    replace: bool = False
+    action: str = "set"
+    created_at: datetime | None = None
+
+    def admit(self, typed: Typed) -> None:
+        """Choose the slot, and refuse a key that its name holds, and a name that cannot be shown.
+
+        :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
+        """
+        catalog = self.records.core.catalog
+        check_place(self.owner, self.context.slot, typed.secrets, catalog)
+        self.choose()
+
+    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
+        """Store the key; if another request took the slot just now and none was named, in the next one.
+
+        :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
+        """
+        if self.created_at is not None:
+            # It is saved here now: its longest lifetime begins now.
+            record = dataclasses.replace(
+                record, created_at=self.created_at, set_at=record.created_at
+            )
+        records, store, at_most = self.records, self.records.wing.store, self._at_most
+        event = records.wing.event(records.caller, self.action)
+        if self.replace:
+            return store.put(record, event, at_most=at_most)
+        for _ in range(at_most):  # as often as others can be first
+            try:
+                return store.create(record, event, at_most=at_most)
+            except KeyExistsError:
+                self.choose()
+            keyring = records.core.keyring
+            sealed = keyring.seal_fields(self.context, typed.fields, typed.base_url)
+            record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
+        raise KeyExistsError(provider=self.spec.id)
+
+    def choose(self) -> None:
+        """Choose the slot.
+
+        :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
+        """
+        taken = {record.slot for record in self._there()}
+        slot = self.context.slot if self.slot is not None else free_slot(taken)
+        full = not has_place(slot, taken, self._at_most)
+        if (slot in taken and not self.replace) or full:
+            raise KeyExistsError(
+                f"There is a key for {self.spec.name} already. Change or delete that one.",
+                provider=self.spec.id,
+            )
+        self.context = self.context._replace(slot=slot)
+
+
+def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> CredentialRecord:
+    """Return an account's record, sealed for another slot.
+
+    :raises UnreadableCredentialError: it does not open.
+    """
+    if slot == record.slot:
+        return record
+    there = Context("account", record.owner, record.provider, slot)
+    plain = keyring.open(record.ciphertext, there._replace(slot=record.slot))
+    return dataclasses.replace(record, slot=slot, ciphertext=keyring.seal(plain, there))
 
 
 class Changes(TypedDict, total=False):
@@ -130,7 +260,7 @@ class Replacement:
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log that a check forbade storing the key."""
-        self.records.log(self.record, "set", typed.fields, verdict)
+        self.records.log(self.record.owner, self.record, "set", typed.fields, verdict)
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
         """Put the new key into the stored record.
@@ -153,3 +283,30 @@ class Replacement:
         if self._is_new:
             values.setdefault("expires_at", renewed_expiry(record, self.records.core.settings))
         return values | {"set_at": utcnow() if self._is_new else record.saved_at}
+
+
+def check_place(
+    owner: str, slot: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
+) -> None:
+    """Refuse a slot or a team's id that cannot be shown; the host chooses its users' ids.
+
+    :raises InvalidFieldError: it has invisible characters or seems to hold a key.
+    """
+    for name, text in _place(owner, slot).items():
+        if has_invisible(text):
+            raise InvalidFieldError(f"The field {name!r} has printable characters only.")
+        refuse_key(text, name, fields, specs)
+
+
+def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
+    """Refuse a new key that occurs in a text shown beside it.
+
+    :raises InvalidFieldError: it does.
+    """
+    texts = {"label": record.label, "description": record.description}
+    for name, text in {**texts, **_place(record.owner, record.slot)}.items():
+        refuse_key(text or "", name, fields)
+
+
+def _place(owner: str, slot: str) -> dict[str, str]:
+    return {"slot": slot, "owner": owner} if owner.startswith("team:") else {"slot": slot}

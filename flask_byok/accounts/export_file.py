@@ -90,10 +90,7 @@ def decrypt(content: bytes, passphrase: str) -> bytes:
         raise SealedFileError(_COSTLY) from None
     if not hmac.compare_digest(mac, _mac(file_key, header)):
         raise SealedFileError(_ALTERED)
-    return _open_payload(content[found.end() :], file_key)
-
-
-def _open_payload(payload: bytes, file_key: bytes) -> bytes:
+    payload = content[found.end() :]
     nonce, sealed = payload[:16], payload[16:]
     cipher = ChaCha20Poly1305(_derive(file_key, nonce, b"payload"))
     try:

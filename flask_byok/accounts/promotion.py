@@ -18,10 +18,12 @@ from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredenti
 from ..keys.ports import Promotion
 from ..keys.service import Service
 from ..keys.sessions import SessionView
-from ..keys.typed import capped_expiry, check_place
-from ..model.credential import CredentialRecord, Secret, main_slot, utcnow
+from ..keys.typed import capped_expiry
+from ..model.credential import CredentialRecord, Secret, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Context, Keyring
+from .changes import check_place
+from .store import main_slot
 
 if TYPE_CHECKING:
     from .store.keys import Decide, PromotionOutcome
@@ -72,7 +74,7 @@ def promotion_rule(
         if is_over:
             if there is None:
                 return "gone"
-            return "known" if keyring.same_key(seated, there) else "kept"
+            return "known" if _is_same_key(keyring, seated, there) else "kept"
         if there is not None and not replace:
             return "kept"
         try:
@@ -84,14 +86,22 @@ def promotion_rule(
     return decide
 
 
+def _is_same_key(keyring: Keyring, *records: CredentialRecord) -> bool:
+    """Return True if accounts' records open and hold the same key."""
+    try:
+        one, other = (keyring.open_record("account", r.owner, r) for r in records)
+    except UnreadableCredentialError:
+        return False
+    return one == other
+
+
 @dataclass(frozen=True, slots=True)
 class _Moved:
-    """A record sealed for the account, and the session's records that end with it, itself first."""
+    """A record sealed for the account, its secrets, and the session's records that end with it, itself first."""
 
     record: CredentialRecord
-    fields: Mapping[str, Secret]
+    secrets: Mapping[str, Secret]
     ending: list[CredentialRecord]
-    spec: ProviderSpec
 
 
 @dataclass
@@ -197,7 +207,8 @@ class _Move:
         )
         ending = self._mark(sources)
         versions = [one.version for one in ending]
-        return _Moved(record, fields, ending, spec) if first.version in versions else None
+        secrets = {f.name: fields[f.name] for f in spec.fields if f.secret and f.name in fields}
+        return _Moved(record, secrets, ending) if first.version in versions else None
 
     def _store(self, moves: Sequence[_Moved]) -> None:
         by_version = {move.record.version: move for move in moves}
@@ -209,7 +220,9 @@ class _Move:
             decide=promotion_rule(
                 keyring,
                 replace=self.replace,
-                confirm=lambda seated: _check_slot(seated, by_version[seated.version]),
+                confirm=lambda seated: check_place(
+                    seated.owner, seated.slot, by_version[seated.version].secrets
+                ),
             ),
             ended={
                 v: [record.version for record in move.ending[1:]] for v, move in by_version.items()
@@ -221,7 +234,7 @@ class _Move:
         result.promoted.extend(promoted)
         result.kept.extend(provider for provider in kept if provider not in result.kept)
         for move in moves:
-            if move.spec.id in promoted:
+            if move.record.provider in promoted:
                 self._remove(move.ending)
 
     # the session's records
@@ -244,10 +257,3 @@ class _Move:
 
     def _remove(self, records: Sequence[CredentialRecord]) -> None:
         self.core.sessions.remove(self.session, self.caller.identity, records)
-
-
-def _check_slot(seated: CredentialRecord, move: _Moved) -> None:
-    """Refuse a slot whose name holds the key."""
-    secret = [f.name for f in move.spec.fields if f.secret]
-    secrets = {name: move.fields[name] for name in secret if name in move.fields}
-    check_place(seated.owner, seated.slot, secrets)

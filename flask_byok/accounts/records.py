@@ -33,13 +33,11 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
-from .changes import Changes, NewSecret, Replacement, later_expiry
+from .changes import Changes, NewSecret, Replacement, Slot, later_expiry
+from .store import Subject
 
 if TYPE_CHECKING:
     from .wing import Wing
-
-#: How often a partly replaced key is checked if others change the stored part meanwhile.
-_TRIES = 2
 
 
 NonNegative = Annotated[int, Meta(ge=0)]
@@ -198,7 +196,7 @@ class AccountRecords:
             raise FreshLoginRequiredError(provider=record.provider)
         self._count_attempt()
         fields, base_url = self.open(record)
-        self.log(record, "reveal", fields)
+        self.log(record.owner, record, "reveal", fields)
         return fields if base_url is None else {**fields, "base_url": Secret(base_url)}
 
     # set
@@ -218,23 +216,17 @@ class AccountRecords:
         return self.put(owner, provider, new, slot=slot)
 
     def put(
-        self,
-        owner: str,
-        provider: str,
-        new: NewKey,
-        *,
-        slot: str | None,
-        **options: Any,
+        self, owner: str, provider: str, new: NewKey, *, slot: str | None, **options: Any
     ) -> tuple[CredentialRecord, Validation | None]:
         """Store a key, also in a locked provider and as often as wanted; for commands and imports.
 
         :param slot: None for the first free one.
-        :param options: those of ``wing.Slot``: ``replace``, ``action`` and ``created_at``.
+        :param options: those of ``Slot``: ``replace``, ``action`` and ``created_at``.
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
         spec = self.core.catalog.get(provider)
         owner = self.require_owner(owner)
-        place = self.wing.slot(self.core, self.caller, owner, spec, slot, **options)
+        place = Slot(self, owner, spec, slot, **options)
         return self.core.saver.save(self.caller, spec, new, place)
 
     def change(
@@ -259,21 +251,15 @@ class AccountRecords:
         if secret is None or not secret.is_typed:
             values = partial(self.values, changes)
             return self.write(record, "change", values, if_version), None
-        for _ in range(_TRIES - 1):
-            try:
-                return self._replace(record, changes, secret, if_version)
-            except VersionConflictError:
-                if if_version is not None:
-                    raise
-                record = self.wing.store.get(record.id, self.owners)
-        return self._replace(record, changes, secret, if_version)
+        try:
+            return self._replace(record, changes, secret, if_version)
+        except VersionConflictError:  # others changed the stored part during the check
+            if if_version is not None:
+                raise
+        return self._replace(self.get(record.id), changes, secret, None)
 
     def _replace(
-        self,
-        record: CredentialRecord,
-        changes: Changes,
-        secret: NewSecret,
-        if_version: int | None,
+        self, record: CredentialRecord, changes: Changes, secret: NewSecret, if_version: int | None
     ) -> tuple[CredentialRecord, Validation | None]:
         spec = self.core.catalog.get(record.provider)
         self._require_unlocked(record.owner, spec)
@@ -345,14 +331,15 @@ class AccountRecords:
 
     def log(
         self,
-        record: CredentialRecord,
+        owner: str,
+        subject: Subject,
         action: str,
         fields: Mapping[str, Secret],
         outcome: str = "done",
     ) -> None:
         """Log what changes nothing in the database."""
         event = self.wing.event(self.caller, action, fields, outcome)
-        self.wing.store.audit.note(record.owner, event, record)
+        self.wing.store.audit.note(owner, event, subject)
 
     def _count_attempt(self) -> None:
         if not self.caller.command:

@@ -11,32 +11,23 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from ..catalog import ProviderSpec
-from ..errors import (
-    ByokError,
-    InvalidFieldError,
-    KeyExistsError,
-    UnreadableCredentialError,
-)
-from ..keys.operator import EnvironmentKeys, OperatorTier, SecretFileKeys, variables
+from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
+from ..keys.checks import refuse_admin_key
+from ..keys.operator import OperatorKeys, variables
 from ..keys.ports import AuditEvent
 from ..keys.service import Service
-from ..keys.typed import NewKey, check_place, in_utc
-from ..model.credential import (
-    CredentialRecord,
-    Moment,
-    Secret,
-    make_hint,
-    serving_order,
-    utcnow,
-)
-from ..model.owner import Caller, Tier
-from ..settings import Settings
+from ..keys.typed import NewKey, in_utc
+from ..model.credential import CredentialRecord, Moment, Secret, make_hint, utcnow
+from ..model.owner import Tier
+from .changes import check_place
 from .export_file import SealedFileError, decrypt, encrypt
+from .store import serving_order
 from .wing import Wing
 
 if TYPE_CHECKING:
@@ -47,7 +38,6 @@ _NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
 # Keys that an export reads in one statement.
 _PAGE = 200
 
-Sources = Sequence[OperatorTier]
 #: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
 Copy = Literal["added", "kept", "skipped"]
 
@@ -145,7 +135,8 @@ class KeyTransfer:
         if re.search(r"[\x00-\x1f\x7f]", key.owner):
             raise InvalidFieldError("The owner's id has characters that cannot be printed.")
         typed, new = core.saver.read(spec, key.new())
-        core.checks.before_set(Caller(command=True), spec, typed, None, ask=False)
+        if validation := refuse_admin_key(spec, typed.fields):
+            raise InvalidFieldError(validation.reason, provider=spec.id)
         check_place(key.owner, key.slot, typed.secrets, self.catalog)
         return dataclasses.replace(
             key,
@@ -352,21 +343,8 @@ class Copied:
     expires_at: Moment | None = None
 
 
-def operator_sources(settings: Settings) -> Sources:
-    """Return the places of the operator's keys, in the order in which they serve."""
-    places: Sources = (SecretFileKeys(settings), EnvironmentKeys(settings))
-    sources = {source.tier: source for source in places}
-    order = dict.fromkeys([*settings.precedence, *sources])
-    return [sources[tier] for tier in order if tier in sources]
-
-
 def copy_keys(
-    transfer: KeyTransfer,
-    sources: Sources,
-    owner: str,
-    *,
-    replace: bool = False,
-    dry_run: bool = False,
+    transfer: KeyTransfer, owner: str, *, replace: bool = False, dry_run: bool = False
 ) -> Iterator[Copied]:
     """Copy each provider's first key to the owner's first slot; yield an outcome for every key found.
 
@@ -378,7 +356,7 @@ def copy_keys(
         is_active = record is not None and record.state(utcnow()) == "active"
         serving = transfer.open(record) if record and is_active else None
         is_first = True
-        for tier, name, key in _search(transfer, spec, sources, owner):
+        for tier, name, key in _search(transfer, spec, owner):
             if isinstance(key, ByokError):
                 yield Copied(spec.id, tier, name, "skipped", str(key))
                 continue
@@ -404,19 +382,19 @@ def copy_keys(
 
 
 def _search(
-    transfer: KeyTransfer, spec: ProviderSpec, sources: Sources, owner: str
+    transfer: KeyTransfer, spec: ProviderSpec, owner: str
 ) -> Iterator[tuple[Tier, str, MovedKey | ByokError]]:
-    """Yield each key, or the error that says why it cannot be stored."""
-    for source in sources:
-        for variable in variables(spec):
-            name = variable
-            try:
-                found = source.read(spec, variable)
-                if found is None:
-                    continue
-                name = found.name
-                fields = {field: secret.reveal() for field, secret in found.fields.items()}
-                key = MovedKey(owner=owner, provider=spec.id, fields=fields, created_at=utcnow())
-                yield source.tier, name, transfer.clean(key)
-            except ByokError as error:
-                yield source.tier, name, error
+    """Yield each key, or the error that says why it cannot be stored, in the order in which they serve."""
+    source = OperatorKeys(transfer.settings)
+    order = sorted(source.tiers, key=[*transfer.settings.precedence, *source.tiers].index)
+    for tier, name in product(order, variables(spec)):
+        try:
+            found = source.read(tier, spec, name)
+            if found is None:
+                continue
+            name = found.name
+            fields = {field: secret.reveal() for field, secret in found.fields.items()}
+            key = MovedKey(owner=owner, provider=spec.id, fields=fields, created_at=utcnow())
+            yield tier, name, transfer.clean(key)
+        except ByokError as error:
+            yield tier, name, error

@@ -2,45 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
-from ..errors import KeyExistsError, KeyNotFoundError
+from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
-from ..keys.ports import Accounts, AuditEvent, Promotion
+from ..keys.ports import Accounts, AuditEvent
 from ..keys.service import Service
-from ..keys.typed import Typed, check_place
-from ..model.credential import (
-    Credential,
-    CredentialRecord,
-    RecordedVerdict,
-    Secret,
-    Use,
-    free_slot,
-    has_place,
-    main_slot,
-)
-from ..model.owner import ACCOUNT_TIERS, Caller, SessionRef, Tier
-from ..sealing.keyring import Context, Keyring
+from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
+from ..model.owner import ACCOUNT_TIERS, Caller, Tier
+from ..sealing.keyring import Keyring
 from ..settings import Settings
+from .changes import MainSlot, in_slot
 from .promotion import promote
 from .records import AccountRecords
+from .store import NoRecord, main_slot
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
-
-
-class Unrecorded(NamedTuple):
-    """The subject of an event that has no record in the database."""
-
-    provider: str
-    slot: str = ""
-    id: str = ""
 
 
 class Wing(Accounts):
@@ -114,8 +95,8 @@ class Wing(Accounts):
             return set()
         event = self.event(caller, action, fields, outcome)
         if ended:
-            return self.store.end(caller.identity, ended, event, Unrecorded(provider))
-        self.store.audit.note(caller.identity, event, Unrecorded(provider))
+            return self.store.end(caller.identity, ended, event, NoRecord(provider))
+        self.store.audit.note(caller.identity, event, NoRecord(provider))
         return set()
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
@@ -126,11 +107,12 @@ class Wing(Accounts):
 
     def main_place(self, core: Service, caller: Caller, spec: ProviderSpec) -> MainSlot:
         """Return where a key goes that the caller keeps in the account."""
-        return MainSlot(self, core, caller, caller.identity, spec)
+        records = AccountRecords(self, core, caller, [caller.identity])
+        return MainSlot(records, caller.identity, spec)
 
     def seat(self, record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
         """Return an account's record, sealed for the slot of the owner's main key."""
-        return self._keyring.in_slot(record, main_slot(taken, self._at_most))
+        return in_slot(self._keyring, record, main_slot(taken, self._at_most))
 
     def clear(self, caller: Caller, provider: str) -> bool:
         """Delete the caller's keys for a provider, and return True if there were any."""
@@ -150,25 +132,14 @@ class Wing(Accounts):
             self.store.record_verdict(credential.id, verdict.version, verdict, event)
             return
         if event is not None:
-            subject = Unrecorded(credential.provider, id=credential.id)
+            subject = NoRecord(credential.provider, id=credential.id)
             self.store.audit.note(credential.owner, event, subject)
 
     def count(self, use: Use) -> None:
         """Add uses to the owner's statistics."""
         self.store.usage.add(use)
 
-    def promote(
-        self,
-        core: Service,
-        caller: Caller,
-        session: SessionRef,
-        specs: Sequence[ProviderSpec],
-        *,
-        replace: bool,
-        own: bool,
-    ) -> Promotion:
-        """Move keys from the session into the caller's account; see ``accounts.promotion``."""
-        return promote(self, core, caller, session, specs, replace=replace, own=own)
+    promote = promote
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner but the audit log, and return the providers that had keys."""
@@ -176,146 +147,19 @@ class Wing(Accounts):
 
     # records
 
-    def slot(
-        self,
-        core: Service,
-        caller: Caller,
-        owner: str,
-        spec: ProviderSpec,
-        slot: str | None,
-        **options: Any,
-    ) -> Slot:
-        """Return where a key of this owner goes; see ``Slot``."""
-        return Slot(self, core, caller, owner, spec, slot, **options)
-
-    def own(self, core: Service, caller: Caller) -> AccountRecords:
+    def own(self, core: Service, caller: Caller) -> Any:
         """Return the caller's own records."""
         if caller.authenticated and Tier.USER in self.tiers:
             return AccountRecords(self, core, caller, [caller.identity])
-        refused: AccountRecords = super().own(core, caller)
-        return refused
+        return super().own(core, caller)
 
-    def shared(self, core: Service, caller: Caller) -> AccountRecords:
+    def shared(self, core: Service, caller: Caller) -> Any:
         """Return all teams' and the system's records, for an admin."""
         kept = [tier.value for tier in (Tier.SYSTEM, Tier.TEAM) if tier in self.tiers]
         if caller.authenticated and caller.admin and kept:
             return AccountRecords(self, core, caller, kept)
-        refused: AccountRecords = super().shared(core, caller)
-        return refused
+        return super().shared(core, caller)
 
     def everything(self, core: Service) -> AccountRecords:
         """Return all records, for an operator's command."""
         return AccountRecords(self, core, Caller(command=True), None)
-
-
-@dataclass
-class _Place:
-    """One owner's place for a provider's key: a destination of the recipe in ``keys.save``."""
-
-    wing: Wing
-    core: Service
-    caller: Caller
-    owner: str
-    spec: ProviderSpec
-    slot: str | None = None
-
-    def __post_init__(self) -> None:
-        self.context = Context("account", self.owner, self.spec.id, self.slot or "")
-
-    def refused(self, typed: Typed, verdict: str) -> None:
-        """Log that a check forbade storing the key."""
-        event = self.wing.event(self.caller, "set", typed.fields, verdict)
-        subject = Unrecorded(self.context.provider, self.context.slot)
-        self.wing.store.audit.note(self.context.owner, event, subject)
-
-    def _there(self) -> list[CredentialRecord]:
-        """Return the owner's records for the provider."""
-        return self.wing.store.find([self.context.owner], [self.spec.id])
-
-
-class MainSlot(_Place):
-    """The caller's main slot for a provider, see ``model.credential.main_slot``; it replaces the session's own key."""
-
-    def admit(self, typed: Typed) -> None:
-        """Refuse a key that the name of one of the owner's slots holds: it may go there."""
-        for record in self._there():
-            check_place(record.owner, record.slot, typed.secrets)
-
-    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
-        """Store the key in the account, and remove the session's own, which would be used before it."""
-        session, identity, sessions = self.caller.session, record.owner, self.core.sessions
-        leaving: list[CredentialRecord] = []
-        if session is not None:
-            there = sessions.read(session, identity, [record.provider]).records
-            leaving = sessions.mark_leaving(session, identity, there.values())
-        stored = self.wing.store.keep(
-            record,
-            self.wing.event(self.caller, "set"),
-            seat=self.wing.seat,
-            ended=[one.version for one in leaving],
-            confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
-        )
-        if session is not None:
-            sessions.clear(session, identity, [record.provider])
-        return stored
-
-
-@dataclass
-class Slot(_Place):
-    """A slot that is named, or the first free one.
-
-    :param slot: None for the first free one.
-    :param replace: take the place of the key that is there.
-    :param action: the audit log's word.
-    :param created_at: when an imported key was first saved; by default now.
-    """
-
-    replace: bool = False
-    action: str = "set"
-    created_at: datetime | None = None
-
-    def admit(self, typed: Typed) -> None:
-        """Choose the slot, and refuse a key that its name holds, and a name that cannot be shown.
-
-        :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
-        """
-        check_place(self.context.owner, self.context.slot, typed.secrets, self.core.catalog)
-        self.choose()
-
-    def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
-        """Store the key; if another request took the slot just now and none was named, in the next one.
-
-        :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
-        """
-        if self.created_at is not None:
-            # It is saved here now: its longest lifetime begins now.
-            record = dataclasses.replace(
-                record, created_at=self.created_at, set_at=record.created_at
-            )
-        store, at_most = self.wing.store, self.core.settings.keys_per_provider
-        event = self.wing.event(self.caller, self.action)
-        if self.replace:
-            return store.put(record, event, at_most=at_most)
-        for _ in range(at_most):  # as often as others can be first
-            try:
-                return store.create(record, event, at_most=at_most)
-            except KeyExistsError:
-                self.choose()
-            sealed = self.core.keyring.seal_fields(self.context, typed.fields, typed.base_url)
-            record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
-        raise KeyExistsError(provider=self.spec.id)
-
-    def choose(self) -> None:
-        """Choose the slot.
-
-        :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
-        """
-        taken = {record.slot for record in self._there()}
-        slot = self.context.slot if self.slot is not None else free_slot(taken)
-        at_most = self.core.settings.keys_per_provider
-        if (slot in taken and not self.replace) or not has_place(slot, taken, at_most):
-            raise KeyExistsError(
-                f"There is a key for {self.spec.name} already. Change or delete that one.",
-                provider=self.spec.id,
-            )
-        self.context = self.context._replace(slot=slot)

@@ -35,7 +35,7 @@ OPENAI = ProviderSpec(
             Rule((401,), Verdict.DISABLED, _DISABLED, "account_deactivated"),
             Rule((429,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "insufficient_quota"),
             _TOO_MANY_CALLS,
-        ),
+        )
     ),
 )
 

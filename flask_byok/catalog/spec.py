@@ -211,11 +211,8 @@ def looks_like(api_key: str, spec: ProviderSpec) -> ProviderSpec | None:
     return owners[prefix]
 
 
-class Judgement(NamedTuple):
-    """The verdict on a key, and the reason in our own words."""
-
-    verdict: Verdict
-    reason: str
+#: The verdict on a key, and the reason in our own words.
+Judgement = tuple[Verdict, str]
 
 
 @dataclass(frozen=True, repr=False)
@@ -283,12 +280,12 @@ def judge_check(spec: ProviderSpec, answer: Answer, secrets: Iterable[str] = ())
         text = _comparable(answer.body, secrets)
         for rule in rules:
             if rule.contains in text:
-                return Judgement(rule.verdict, rule.reason)
+                return rule.verdict, rule.reason
     if answer.status != 200:
         return _in_general(spec, answer.status, _CHECK_REASONS, _CHECK_UNKNOWN)
     if isinstance(answer.data, dict | list):
-        return Judgement(Verdict.VALID, "The key works.")
-    return Judgement(Verdict.UNCHECKED, _NOT_A_PROVIDER)
+        return Verdict.VALID, "The key works."
+    return Verdict.UNCHECKED, _NOT_A_PROVIDER
 
 
 def judge_call(
@@ -304,8 +301,8 @@ def judge_call(
     for rule in spec.check.rules:
         if error.status in (0, *rule.status) and error.fits(rule, elsewhere):
             known = _CALL_VERDICTS.get(rule.verdict)
-            reason = known.format(name=spec.name) if known else general.reason
-            return Judgement(rule.verdict, reason)
+            reason = known.format(name=spec.name) if known else general[1]
+            return rule.verdict, reason
     return general
 
 
@@ -315,7 +312,7 @@ def _in_general(spec: ProviderSpec, status: int, reasons: dict[int, str], other:
         reason, verdict = _REDIRECT, Verdict.UNREACHABLE
     if status >= 500:
         reason, verdict = _FAULT, Verdict.UNREACHABLE
-    return Judgement(verdict, reason.format(name=spec.name))
+    return verdict, reason.format(name=spec.name)
 
 
 def _comparable(body: bytes, secrets: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from ..catalog.spec import Answer, ProviderSpec, judge_check, looks_like
+from ..catalog.spec import Answer, CheckSpec, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
 from ..http.outbound import Endpoint, Outbound, personal_slots
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
@@ -25,10 +25,11 @@ _logger = logging.getLogger(__name__)
 #: Called with an event's name and safe facts about it, after the event.
 Notify = Callable[[str, Mapping[str, Any]], None]
 
+#: Makes a GET on a path of the provider's.
+Fetch = Callable[[str], Answer]
+
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
-# A second try in less time than this cannot end well.
-_SHORTEST_TRY = 1.0
 #: How many models a check lists, and how long a model's name may be.
 MAX_MODELS = 200
 MAX_NAME_LENGTH = 200
@@ -47,13 +48,18 @@ def check_api_key(
     """
     if validation := refuse_admin_key(spec, typed.fields):
         return validation
-    started = time.monotonic()
-    check = _Check(spec, typed.revealed(), typed.endpoint, outbound, started + CHECK_SECONDS)
+    started, fields = time.monotonic(), typed.revealed()
+    headers = {**spec.check.headers, **spec.check.auth.headers(fields)}
+
+    def fetch(path: str) -> Answer:
+        seconds = started + CHECK_SECONDS - time.monotonic()
+        return outbound.fetch(typed.endpoint, path, headers, seconds=seconds)
+
     personal = typed.endpoint.trust == "personal"
     with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
-        verdict, reason, answer = check.run()
+        verdict, reason, answer = _judge(spec, fields, fetch)
         latency_ms = round((time.monotonic() - started) * 1000)
-        models = check.list_models(answer) if answer is not None and verdict.valid else ()
+        models = _list_models(spec.check, answer, fetch) if answer and verdict.valid else ()
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
@@ -65,57 +71,39 @@ def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, Secret]) -> Valida
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class _Check:
-    spec: ProviderSpec
-    fields: Mapping[str, str]
-    endpoint: Endpoint
-    outbound: Outbound
-    ends: float
+def _judge(
+    spec: ProviderSpec, fields: Mapping[str, str], fetch: Fetch
+) -> tuple[Verdict, str, Answer | None]:
+    """Return verdict, reason, and the answer if it was a success."""
+    try:
+        answer = _ask(spec.check.path, fetch)
+    except ProviderUnavailableError as error:
+        return Verdict.UNREACHABLE, str(error), None
+    verdict, reason = judge_check(spec, answer, fields.values())
+    other = looks_like(fields.get("api_key", ""), spec)
+    if verdict is Verdict.INVALID and other is not None:
+        reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
+        return Verdict.WRONG_PROVIDER, reason, None
+    return verdict, reason, answer if answer.status == 200 else None
 
-    def run(self) -> tuple[Verdict, str, Answer | None]:
-        """Return verdict, reason, and the answer if it was a success."""
-        try:
-            answer = self._ask()
-        except ProviderUnavailableError as error:
-            return Verdict.UNREACHABLE, str(error), None
-        verdict, reason = judge_check(self.spec, answer, self.fields.values())
-        other = looks_like(self.fields.get("api_key", ""), self.spec)
-        if verdict is Verdict.INVALID and other is not None:
-            reason = f"{self.spec.name} does not know this key: it looks like one for {other.name}."
-            return Verdict.WRONG_PROVIDER, reason, None
-        return verdict, reason, answer if answer.status == 200 else None
 
-    def list_models(self, answer: Answer) -> tuple[str, ...]:
-        """Return the models that the key may use, if the provider lists them."""
-        path = self.spec.check.models_path
-        with suppress(ProviderUnavailableError):
-            if path == self.spec.check.path:
-                return read_models(answer)
-            if path is not None:
-                return read_models(self._fetch(path))
-        return ()
+def _ask(path: str, fetch: Fetch) -> Answer:
+    """Ask, and once more if the provider failed; a refusal is final."""
+    with suppress(ProviderUnavailableError):
+        answer = fetch(path)
+        if answer.status < 500:
+            return answer
+    return fetch(path)
 
-    def _ask(self) -> Answer:
-        """Ask, and once more if the provider failed; a refusal is final."""
-        check = self.spec.check
-        try:
-            answer = self._fetch(check.path)
-            if answer.status < 500 or self._seconds < _SHORTEST_TRY:
-                return answer
-        except ProviderUnavailableError:
-            if self._seconds < _SHORTEST_TRY:
-                raise
-        return self._fetch(check.path)
 
-    def _fetch(self, path: str) -> Answer:
-        check = self.spec.check
-        headers = {**check.headers, **check.auth.headers(self.fields)}
-        return self.outbound.fetch(self.endpoint, path, headers, seconds=self._seconds)
-
-    @property
-    def _seconds(self) -> float:
-        return self.ends - time.monotonic()
+def _list_models(check: CheckSpec, answer: Answer, fetch: Fetch) -> tuple[str, ...]:
+    """Return the models that the key may use, if the provider lists them."""
+    with suppress(ProviderUnavailableError):
+        if check.models_path == check.path:
+            return read_models(answer)
+        if check.models_path is not None:
+            return read_models(fetch(check.models_path))
+    return ()
 
 
 def read_models(answer: Answer) -> tuple[str, ...]:
@@ -148,7 +136,7 @@ class Checks:
         spec: ProviderSpec,
         typed: Typed,
         asked: ValidateOnSet | None,
-        refused: Callable[[Typed, str], None] | None = None,
+        refused: Callable[[Typed, str], object],
         *,
         ask: bool = True,
     ) -> Validation | None:
@@ -159,9 +147,8 @@ class Checks:
         :raises InvalidFieldError: ``asked`` is another word.
         :raises KeyRefusedError: it must not be stored.
         """
-        if asked is not None:
-            require_word(asked, "validate", get_args(ValidateOnSet))
         mode = asked or self.core.settings.validate_on_set
+        require_word(mode, "validate", get_args(ValidateOnSet))
         if self.core.settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
         if not ask or mode == "off":
@@ -170,8 +157,7 @@ class Checks:
             validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
         forbidden = (False, None) if mode == "require" else (False,)
         if validation and validation.valid in forbidden:
-            if refused is not None:
-                refused(typed, validation.verdict)
+            refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 

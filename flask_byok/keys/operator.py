@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from ..catalog.spec import ProviderSpec
 from ..errors import EndpointNotAllowedError, MalformedApiKeyError, UnreadableCredentialError
@@ -30,95 +31,78 @@ class OperatorKey(NamedTuple):
     name: str
 
 
-class OperatorTier:
-    """Reads the operator's keys, by the names of variables that the catalog gives."""
+class OperatorKeys:
+    """Reads the operator's keys, by the names of variables that the catalog gives.
 
-    tier: ClassVar[Tier]
+    Docker and Kubernetes mount secrets as files: one in ``BYOK_SECRETS_DIR`` has the variable's name in lower case. A
+    variable with ``_FILE`` at its end names a file in another place, which comes first.
+    """
+
+    tiers = (Tier.SECRET, Tier.ENV)
 
     def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
-        self.tiers = (self.tier,)
         self._settings = settings
         self._environ = environ
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the operator's keys; they are the same for every caller."""
-        found = ((spec.id, self._candidate(spec)) for spec in specs)
-        return {(self.tier, provider): [one] for provider, one in found if one is not None}
+        places = product(self.tiers, specs)
+        return {(tier, spec.id): self._candidates(tier, spec) for tier, spec in places}
 
-    def _candidate(self, spec: ProviderSpec) -> Candidate | None:
+    def _candidates(self, tier: Tier, spec: ProviderSpec) -> Iterator[Candidate]:
         try:
-            key = self.key(spec)
+            key = self.key(tier, spec)
             if key is None:
-                return None
+                return
             endpoint = endpoint_for(spec, self._settings.base_urls)
         except (UnreadableCredentialError, EndpointNotAllowedError):
-            return Candidate(self.tier, "unreadable")
+            yield Candidate(tier, "unreadable")
+            return
         credential = Credential(
             provider=spec.id,
-            source=self.tier,
+            source=tier,
             owner="system",
             fields=key.fields,
             base_url=endpoint.base_url,
             trust=endpoint.trust,
         )
-        return Candidate(self.tier, "active", credential, operator_name=key.name)
+        yield Candidate(tier, "active", credential, operator_name=key.name)
 
-    def key(self, spec: ProviderSpec) -> OperatorKey | None:
-        """Return the operator's key for a provider: the first there is under the provider's variables.
+    def key(self, tier: Tier, spec: ProviderSpec) -> OperatorKey | None:
+        """Return the key that a tier has for a provider: the first there is under the provider's variables.
 
         :raises UnreadableCredentialError: a variable or file cannot be read, or holds no possible key; or a
             ``_FILE`` variable names no file.
         """
-        keys = (self.read(spec, variable) for variable in variables(spec))
+        keys = (self.read(tier, spec, variable) for variable in variables(spec))
         return next((key for key in keys if key is not None), None)
 
-    def read(self, spec: ProviderSpec, variable: str) -> OperatorKey | None:
+    def read(self, tier: Tier, spec: ProviderSpec, variable: str) -> OperatorKey | None:
         """Return the key under one of the provider's variables; a blank value counts as none.
 
         :raises UnreadableCredentialError: see ``key``.
         """
         try:
-            for name, text in self._values(variable):
+            for name, text in self._values(tier, variable):
                 if text.strip():
                     return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
         except (MalformedApiKeyError, OSError, ValueError):
             text = "The operator's API key for this provider cannot be used."
-            raise UnreadableCredentialError(text, provider=spec.id, tier=self.tier) from None
+            raise UnreadableCredentialError(text, provider=spec.id, tier=tier) from None
         return None
 
-    def _values(self, variable: str) -> Iterator[tuple[str, str]]:
-        """Yield the values under a variable's name, each with the name of its place."""
-        raise NotImplementedError
-
-
-class EnvironmentKeys(OperatorTier):
-    """Finds keys in environment variables."""
-
-    tier = Tier.ENV
-
-    def _values(self, variable: str) -> Iterator[tuple[str, str]]:
-        if variable in self._environ:
-            yield variable, self._environ[variable]
-
-
-class SecretFileKeys(OperatorTier):
-    """Finds keys in files, as Docker and Kubernetes mount them.
-
-    A file in ``BYOK_SECRETS_DIR`` has the variable's name in lower case. A variable with ``_FILE`` at its end names
-    a file in another place, which comes first.
-    """
-
-    tier = Tier.SECRET
-
-    def _values(self, variable: str) -> Iterator[tuple[str, str]]:
+    def _values(self, tier: Tier, variable: str) -> Iterator[tuple[str, str]]:
+        """Yield the values that a tier has under a variable's name, each with the name of its place."""
+        if tier is Tier.ENV:
+            yield variable, self._environ.get(variable, "")
+            return
         if named := self._environ.get(f"{variable}_FILE", "").strip():
             text = _read_secret(Path(named))
             if text is None:
                 raise FileNotFoundError
             yield f"{variable}_FILE", text
         path = self._settings.secrets_dir / variable.lower()
-        if (text := _read_secret(path)) is not None:
-            yield str(path), text
+        yield str(path), _read_secret(path) or ""
 
 
 def variables(spec: ProviderSpec) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,11 +23,11 @@ from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .lookup import Candidate, Lookup, Opener, SessionTier, Specs, TierReader, locked_error
+from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
-from .status import KeyList, ServiceFacts, Status, build_status, storage_sentence
+from .status import KeyList, ServiceFacts, Status, build_status, provider_facts, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
@@ -37,7 +37,7 @@ class Service:
     """Everything an app does with keys, for a caller whom the host has identified.
 
     :param accounts: the wing of accounts; without one see ``keys.ports``.
-    :param operator: the readers of the operator's own keys.
+    :param operator: reads the operator's own keys.
     """
 
     settings: Settings
@@ -46,17 +46,16 @@ class Service:
     sessions: Sessions
     accounts: Accounts
     outbound: Outbound
-    operator: Iterable[TierReader]
+    operator: TierReader
     validate_limit: RateLimiter
     set_limit: RateLimiter
     notify: Notify
 
     def __post_init__(self) -> None:
         session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
-        self.lookup = Lookup([session_tier, *self.operator, self.accounts], self.settings)
+        self.lookup = Lookup([session_tier, self.operator, self.accounts], self.settings)
         self.checks, self.saver = Checks(self), Saver(self)
-        count = self.accounts.count if self.accounts.tiers else None
-        self.traffic = Traffic(count, count=self.sessions.count)
+        self.traffic = Traffic(self.accounts.count, count=self.sessions.count)
 
     # get
 
@@ -70,7 +69,9 @@ class Service:
         specs = list(self.catalog)
         found = self.lookup.survey(caller, specs, need_session=need_session)
         return {
-            "providers": [self._status(caller, spec, found[spec.id]) for spec in specs],
+            "providers": [
+                build_status(caller, spec, found[spec.id], self.lookup) for spec in specs
+            ],
             "precedence": list(self.settings.precedence),
             "authenticated": caller.authenticated,
             "can_persist": Tier.USER in self.lookup.personal_tiers(caller),
@@ -80,7 +81,8 @@ class Service:
     def get_one(self, caller: Caller, provider: str) -> Status:
         """Return the status of one provider."""
         spec = self._spec(caller, provider)
-        return self._status(caller, spec, self.lookup.survey(caller, [spec])[spec.id])
+        found = self.lookup.survey(caller, [spec])[spec.id]
+        return build_status(caller, spec, found, self.lookup)
 
     def own_records(self, caller: Caller) -> Any:
         """Return the caller's own records in the account; see ``accounts.records``."""
@@ -93,17 +95,7 @@ class Service:
     def services(self, caller: Caller) -> list[ServiceFacts]:
         """Return the providers that people may keep keys for."""
         self._require_login(caller)
-        return [
-            {
-                "provider": spec.id,
-                "name": spec.name,
-                "aliases": list(spec.aliases),
-                "standalone": spec.standalone,
-                "fields": [f.to_dict() for f in spec.fields],
-                "get_key_url": spec.get_key_url,
-            }
-            for spec in self.catalog
-        ]
+        return [{**provider_facts(spec), "aliases": list(spec.aliases)} for spec in self.catalog]
 
     # resolve
 
@@ -276,8 +268,6 @@ class Service:
         # Once each, under any id or alias.
         named = self.catalog if providers is None else map(self.catalog.get, providers)
         specs = list({spec.id: spec for spec in named}.values())
-        if self.settings.promote == "never":
-            self._clear_waiting(caller, session, [spec.id for spec in specs])
         result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
             text = "The key that was saved before signing in cannot be read. Save it again."
@@ -287,17 +277,17 @@ class Service:
 
     def signed_in(self, caller: Caller) -> None:
         """Apply ``BYOK_PROMOTE`` to the keys that a visitor saved, when that visitor signs in."""
-        session, specs = caller.session, list(self.catalog)
-        if session is None or not caller.authenticated or self.settings.promote == "ask":
-            return
-        if self.settings.promote == "never":
-            self._clear_waiting(caller, session, [spec.id for spec in specs])
-        else:
-            self._promote(caller, session, specs, replace=False, own=False)
+        session = caller.session
+        if session is not None and caller.authenticated and self.settings.promote != "ask":
+            self._promote(caller, session, list(self.catalog), replace=False, own=False)
 
     def _promote(
         self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
     ) -> Promotion:
+        if self.settings.promote == "never":
+            self._clear_waiting(caller, session, [spec.id for spec in specs])
+            if not own:
+                return Promotion()
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
         else:
@@ -337,9 +327,6 @@ class Service:
         return result
 
     # shared steps
-
-    def _status(self, caller: Caller, spec: ProviderSpec, found: Sequence[Candidate]) -> Status:
-        return build_status(spec, found, caller=caller, lookup=self.lookup, keyring=self.keyring)
 
     def _spec(self, caller: Caller, provider: str) -> ProviderSpec:
         self._require_login(caller)

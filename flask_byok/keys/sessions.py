@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import product
 from typing import Literal, Protocol, TypeVar
 
@@ -285,10 +286,7 @@ class Sessions:
         versions = [(one.provider, one.version) for one in records]
         if not versions or not identity or self.over is None:
             return []
-
-        def leave(record: CredentialRecord) -> CredentialRecord:
-            return dataclasses.replace(record, leaving=True)
-
+        leave = partial(dataclasses.replace, leaving=True)
         return self._change(session, identity, lambda found: found.edit(versions, leave)) or []
 
     def remove(self, session: SessionRef, identity: str, ended: Iterable[CredentialRecord]) -> None:

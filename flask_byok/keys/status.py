@@ -10,37 +10,41 @@ from msgspec import Meta
 
 from ..catalog import ProviderSpec
 from ..catalog.spec import FieldFacts
-from ..errors import UnreadableCredentialError
-from ..model.credential import (
-    CredentialRecord,
-    State,
-    Timestamp,
-    ValidityFacts,
-    isoformat,
-    utcnow,
-)
-from ..model.owner import PERSONAL_TIERS, Caller, Tier, session_owner
-from ..sealing.keyring import Keyring
+from ..model.credential import CredentialRecord, State, Timestamp, ValidityFacts, isoformat, utcnow
+from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup
 
 
-class Status(TypedDict):
-    """Which key serves a provider's calls for the present caller.
-
-    ``promotable_hint`` is the hint of the key that can be kept in the account, and ``promotable_in_account`` is true if
-    the account already has that very key. ``operator_names`` are the environment variables and files with the
-    operator's keys, for admins only. A key ``expires_soon`` if it works, but expires within a week.
-    """
+class ProviderFacts(TypedDict):
+    """What people see of a provider."""
 
     provider: str
     name: str
+    standalone: bool
+    fields: list[FieldFacts]
+    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
+
+
+class ServiceFacts(ProviderFacts):
+    """A provider that people may keep keys for."""
+
+    aliases: list[str]
+
+
+class Status(ProviderFacts):
+    """Which key serves a provider's calls for the present caller.
+
+    ``promotable_hint`` is the hint of the key that can be kept in the account. ``operator_names`` are the environment
+    variables and files with the operator's keys, for admins only. A key ``expires_soon`` if it works, but expires
+    within a week.
+    """
+
     has_key: bool
     source: Tier | None
     tiers: list[Tier]
     can_override: bool
     locked: bool
-    standalone: bool
     hint: str | None
     label: str | None
     state: State | None
@@ -53,21 +57,7 @@ class Status(TypedDict):
     usage_count: Annotated[int, Meta(ge=0)]
     promotable: bool
     promotable_hint: str | None
-    promotable_in_account: bool
-    fields: list[FieldFacts]
-    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
     operator_names: NotRequired[list[str]]
-
-
-class ServiceFacts(TypedDict):
-    """A provider that people may keep keys for."""
-
-    provider: str
-    name: str
-    aliases: list[str]
-    standalone: bool
-    fields: list[FieldFacts]
-    get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
 
 
 class KeyList(TypedDict):
@@ -84,13 +74,19 @@ class KeyList(TypedDict):
     storage: str
 
 
+def provider_facts(spec: ProviderSpec) -> ProviderFacts:
+    """Return what people see of a provider."""
+    return {
+        "provider": spec.id,
+        "name": spec.name,
+        "standalone": spec.standalone,
+        "fields": [f.to_dict() for f in spec.fields],
+        "get_key_url": spec.get_key_url,
+    }
+
+
 def build_status(
-    spec: ProviderSpec,
-    candidates: Sequence[Candidate],
-    *,
-    caller: Caller,
-    lookup: Lookup,
-    keyring: Keyring,
+    caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], lookup: Lookup
 ) -> Status:
     """Return the status of one provider.
 
@@ -106,14 +102,12 @@ def build_status(
     record = _shown_record(shown, waiting)
     validity = record.current_validity() if record else None
     status: Status = {
-        "provider": spec.id,
-        "name": spec.name,
+        **provider_facts(spec),  # type: ignore[typeddict-item]  # they have no operator_names
         "has_key": chosen is not None,
         "source": None if chosen is None else chosen.tier,
         "tiers": list(dict.fromkeys(c.tier for c in present)),
         "can_override": not locked and bool(lookup.personal_tiers(caller)),
         "locked": locked,
-        "standalone": spec.standalone,
         "hint": record.hint if record else None,
         "label": record.label if record else None,
         "state": None if shown is None else cast(State, shown.state),
@@ -126,9 +120,6 @@ def build_status(
         "usage_count": record.usage_count if record else 0,
         "promotable": offered is not None,
         "promotable_hint": offered.record.hint if offered and offered.record else None,
-        "promotable_in_account": _is_in_account(offered, candidates, caller, keyring),
-        "fields": [f.to_dict() for f in spec.fields],
-        "get_key_url": spec.get_key_url,
     }
     if caller.admin:
         status["operator_names"] = [c.operator_name for c in present if c.operator_name]
@@ -147,21 +138,6 @@ def _own_in_session(
     return next(mine, None)
 
 
-def _is_in_account(
-    offered: Candidate | None, candidates: Sequence[Candidate], caller: Caller, keyring: Keyring
-) -> bool:
-    """Return True if the account has the session's promotable key already, in use."""
-    mine = [c.credential for c in candidates if c.tier is Tier.USER and c.state == "active"]
-    if offered is None or offered.record is None or caller.session is None or not any(mine):
-        return False
-    owner = session_owner(caller.session, "" if offered.state == "waiting" else caller.identity)
-    try:
-        fields, base_url = keyring.open_record("session", owner, offered.record)
-    except UnreadableCredentialError:
-        return False
-    return any(one.fields == fields and base_url in (None, one.base_url) for one in mine if one)
-
-
 def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:
     # Members see that a shared key exists, and nothing else about it.
     if shown is not None and shown.tier in PERSONAL_TIERS:
@@ -171,44 +147,31 @@ def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> Credent
 
 def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:
     """Describe where this caller's keys are kept and for how long, from the configuration."""
-    kept = _kept(settings, caller, session_store)
-    if kept is None:
+    kept = []
+    if Tier.USER in settings.precedence and caller.authenticated:
+        longest = settings.max_key_lifetime
+        limit = "" if longest is None else f", for {_duration(longest)} at most"
+        kept.append(f"Keys in your account stay in the database until you remove them{limit}.")
+    if Tier.SESSION in settings.precedence:
+        unused = settings.session_ttl
+        kept.append(
+            f"Keys for this session are kept in {session_store}; they are deleted when you sign out, after "
+            f"{_duration(unused)} without use, and after {_duration(unused * MAX_SESSION_LIFETIMES)} at the latest."
+        )
+    if not kept:
         return "This site uses its own keys. It stores no keys of yours."
     elsewhere = settings.base_urls or settings.allow_custom_providers
     address = " or the address set for it" if elsewhere else ""
     return (
         "Your keys are stored encrypted on this site, and each is used only to call its own provider"
-        f"{address}. {kept}"
+        f"{address}. {' '.join(kept)}"
     )
-
-
-def _kept(settings: Settings, caller: Caller, session_store: str) -> str | None:
-    """Say where and for how long keys are kept; None if no tier keeps any."""
-    in_session = Tier.SESSION in settings.precedence
-    in_account = Tier.USER in settings.precedence and caller.authenticated
-    longest, unused = settings.max_key_lifetime, settings.session_ttl
-    limit = "" if longest is None else f", for {_duration(longest)} at most"
-    stay = f"until you remove them{limit}"
-    end = (
-        f"deleted when you sign out, after {_duration(unused)} without use, and after "
-        f"{_duration(unused * MAX_SESSION_LIFETIMES)} at the latest"
-    )
-    if in_session and in_account:
-        return (
-            f"Keys in your account stay in the database {stay}. Keys for this session are kept in {session_store}; "
-            f"they are {end}."
-        )
-    if in_account:
-        return f"They stay in the database {stay}."
-    if in_session:
-        return f"They are kept in {session_store} for this session: {end}."
-    return None
 
 
 def _duration(span: timedelta) -> str:
-    for unit, size in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        count, rest = divmod(int(span.total_seconds()), size)
-        if count and not rest and (unit != "day" or count > 1):
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    count = int(span.total_seconds())
-    return f"{count} second{'s' if count > 1 else ''}"
+    """Write a time in the largest unit that it has whole, and more than one of."""
+    seconds = int(span.total_seconds())
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds % size == 0 and seconds > size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} seconds"

@@ -45,34 +45,32 @@ class Traffic:
     counted since. A count may be off by one batch if a database went away in the moment of its COMMIT. While a store
     is away its uses wait, up to ``MAX_PENDING`` entries.
 
-    :param add: writes an owner's uses; None: they are not counted.
+    :param add: writes an owner's uses.
     :param interval: in seconds.
-    :param count: writes the uses of a session's key; None: they are not counted.
+    :param count: writes the uses of a session's key.
     """
 
-    add: Callable[[Use], None] | None
+    add: Callable[[Use], None]
     interval: float = INTERVAL
-    count: Callable[[SessionUse], None] | None = None
+    count: Callable[[SessionUse], None] = lambda use: None
 
     def __post_init__(self) -> None:
         # Two, since one store may be away alone.
-        self._owners = self.add and _Tally(Use, self.add, self.interval)
-        self._sessions = self.count and _Tally(SessionUse, self.count, self.interval)
-        self._tallies = [tally for tally in (self._owners, self._sessions) if tally is not None]
-        for tally in self._tallies:
+        self._owners = _Tally(Use, self.add, self.interval)
+        self._sessions = _Tally(SessionUse, self.count, self.interval)
+        for tally in (self._owners, self._sessions):
             # Its thread keeps the tally alive, and ends after this object.
-            weakref.finalize(self, tally.end).atexit = False
+            weakref.finalize(self, setattr, tally, "ended", True).atexit = False
 
     def note(self, owner: str, provider: str, credential_id: str, outcome: Outcome) -> None:
         """Count one use by an owner, now."""
-        if self._owners is not None:
-            now = time.time()
-            day = datetime.fromtimestamp(now, UTC).date().isoformat()
-            self._owners.note((owner, provider, credential_id, day, outcome), now)
+        now = time.time()
+        day = datetime.fromtimestamp(now, UTC).date().isoformat()
+        self._owners.note((owner, provider, credential_id, day, outcome), now)
 
     def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
         """Count one use of a session's key, now, if the outcome is ``used``."""
-        if self._sessions is not None and outcome == "used":
+        if outcome == "used":
             self._sessions.note((ref, provider, version), time.time())
 
     def counter(self, caller: Caller, credential: Credential) -> Count:
@@ -95,8 +93,8 @@ class Traffic:
 
         :raises StoreError: a store does not answer; the rest is handed over later.
         """
-        for tally in self._tallies:
-            tally.flush()
+        self._owners.flush()
+        self._sessions.flush()
 
 
 def counted_owner(caller: Caller, credential: Credential) -> str | None:
@@ -119,7 +117,8 @@ class _Tally:
     def __init__(self, kind: Callable[..., T], write: Callable[[T], None], interval: float) -> None:
         self._write: Callable[..., None] = lambda *facts: write(kind(*facts))
         self._interval = interval
-        self._ended = False
+        #: Lets the thread end after its next batch.
+        self.ended = False
         self.forget()
         _tallies.add(self)
 
@@ -132,10 +131,6 @@ class _Tally:
         self._full = False
         self._running = False
 
-    def end(self) -> None:
-        """Let the thread end after its next batch."""
-        self._ended = True
-
     def note(self, key: _Key, at: float) -> None:
         """Count one use, at a time in seconds since 1970."""
         with self._lock:
@@ -146,18 +141,15 @@ class _Tally:
                 self._full = True
                 _logger.warning("A store is away for too long: uses of keys are not counted.")
             start, self._running = not self._running, True
-        if start:
-            self._start()
-
-    def _start(self) -> None:
         try:
-            threading.Thread(target=self._run, name="byok-usage", daemon=True).start()
+            if start:
+                threading.Thread(target=self._run, name="byok-usage", daemon=True).start()
         except RuntimeError:
             # The process is ending, and hands over by itself; or it has no room for a thread now.
             self._running = False
 
     def _run(self) -> None:
-        while not self._ended:
+        while not self.ended:
             time.sleep(self._interval)
             self.flush_quietly()
         self.flush_quietly()
@@ -165,22 +157,23 @@ class _Tally:
     def flush(self) -> None:
         """Write everything.
 
-        :raises StoreError: the store does not answer, or not for all.
+        :raises StoreError: the store does not answer, or not for all, or another batch takes too long.
         """
-        with self._flushing:
+        if not self._flushing.acquire(timeout=_PATIENCE):
+            raise StoreError
+        try:
             self._flush()
+        finally:
+            self._flushing.release()
 
     def flush_quietly(self) -> None:
         """Write as much as possible now; the rest waits for the next batch."""
-        if self._flushing.acquire(timeout=_PATIENCE):
-            try:
-                self._flush()
-            except StoreError:
-                pass  # the store has logged it
-            except Exception as error:
-                _logger.warning("Uses of keys wait to be written: %s", type(error).__name__)
-            finally:
-                self._flushing.release()
+        try:
+            self.flush()
+        except StoreError:
+            pass  # the store has logged it
+        except Exception as error:
+            _logger.warning("Uses of keys wait to be written: %s", type(error).__name__)
 
     def _flush(self) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ from typing import Literal
 from ..catalog import Field, ProviderSpec
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
-from ..model.credential import CredentialRecord, Secret, clean_api_key, utcnow
+from ..model.credential import Secret, clean_api_key, utcnow
 from ..settings import Settings, ValidateOnSet
 
 _HEADER_TEXT = re.compile(r"[ -~]{1,500}")
@@ -145,46 +145,24 @@ def clean_text(
     if value is not None and not isinstance(value, str):
         raise InvalidFieldError(f"The field {name!r} is text.")
     text, longest = (value or "").strip(), _LONGEST_TEXT[name]
-    if len(text) > longest or _has_invisible(text):
+    if len(text) > longest or has_invisible(text):
         raise InvalidFieldError(f"The field {name!r} has up to {longest} printable characters.")
-    _require_keyless(text, name, fields, specs)
+    refuse_key(text, name, fields, specs)
     return text or None
 
 
-def check_place(
-    owner: str, slot: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
-) -> None:
-    """Refuse a slot or a team's id that cannot be shown; the host chooses its users' ids.
-
-    :raises InvalidFieldError: it has invisible characters or seems to hold a key.
-    """
-    for name, text in _place(owner, slot).items():
-        if _has_invisible(text):
-            raise InvalidFieldError(f"The field {name!r} has printable characters only.")
-        _require_keyless(text, name, fields, specs)
-
-
-def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
-    """Refuse a new key that occurs in a text shown beside it.
-
-    :raises InvalidFieldError: it does.
-    """
-    texts = {"label": record.label, "description": record.description}
-    for name, text in {**texts, **_place(record.owner, record.slot)}.items():
-        _require_keyless(text or "", name, fields)
-
-
-def _place(owner: str, slot: str) -> dict[str, str]:
-    return {"slot": slot, "owner": owner} if owner.startswith("team:") else {"slot": slot}
-
-
-def _has_invisible(text: str) -> bool:
+def has_invisible(text: str) -> bool:
+    """Return True if a text has characters that no screen shows."""
     return any(unicodedata.category(char) in _INVISIBLE and char not in _JOINERS for char in text)
 
 
-def _require_keyless(
+def refuse_key(
     text: str, name: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
 ) -> None:
+    """Refuse a text that is shown and holds the key beside it, or seems to hold one of these providers'.
+
+    :raises InvalidFieldError: naming the field.
+    """
     values = [secret.reveal() for field, secret in fields.items() if field != "base_url"]
     # Shorter ones, a region say, are words.
     typed = any(len(value) >= _SHORTEST_KEY and value in text for value in values)

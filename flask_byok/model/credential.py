@@ -7,12 +7,12 @@ import re
 import secrets
 import time
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, Protocol, TypedDict, cast, overload
+from typing import Annotated, Any, Literal, NoReturn, TypedDict, cast, overload
 
 import msgspec
 
@@ -191,19 +191,6 @@ class RecordedVerdict:
         return {"verdict": self.verdict, "checked_at": isoformat(self.checked_at)}
 
 
-class SealedRecord(Protocol):
-    """What opening a stored key takes; records have it, and rows of the database."""
-
-    @property
-    def owner(self) -> str: ...
-    @property
-    def provider(self) -> str: ...
-    @property
-    def slot(self) -> str: ...
-    @property
-    def ciphertext(self) -> str: ...
-
-
 @dataclass(frozen=True, slots=True)
 class CredentialRecord:
     """A stored credential. Never plaintext.
@@ -299,40 +286,6 @@ class Credential:
         return f"Credential(provider={self.provider!r}, source={str(self.source)!r}, hint={self.hint!r})"
 
     __reduce_ex__ = _refuse_copy
-
-
-#: The slot of a key that is saved without naming one.
-FIRST_SLOT = ""
-
-
-def serving_order(slot: str) -> tuple[int, str]:
-    """Return a sort key for slots: ``""``, ``"2"``, ``"3"``, … ``"10"`` serve in this order."""
-    return len(slot), slot
-
-
-def has_place(slot: str, taken: Collection[str], at_most: int | None) -> bool:
-    """Return True if a key may be in a slot: one is there already, or there is room for one more.
-
-    :param taken: the slots that the owner has for the provider.
-    :param at_most: how many these may be.
-    """
-    return slot in taken or at_most is None or len(taken) < at_most
-
-
-def free_slot(taken: Collection[str]) -> str:
-    """Return the first slot that is not taken."""
-    names = (FIRST_SLOT, *map(str, range(2, len(taken) + 3)))
-    return next(name for name in names if name not in taken)
-
-
-def main_slot(taken: Collection[str], at_most: int | None) -> str:
-    """Return the slot of a key that replaces the owner's one for a provider.
-
-    This is the first slot, or, if that is missing and there is no room for it, the one that serves first.
-    """
-    if has_place(FIRST_SLOT, taken, at_most):
-        return FIRST_SLOT
-    return min(taken, key=serving_order)
 
 
 #: How a call with a key ended: the provider answered, rejected the key, or did neither.

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ..errors import ConfigurationError, UnreadableCredentialError
-from ..model.credential import CredentialRecord, SealedRecord, Secret
+from ..model.credential import CredentialRecord, Secret
 from ..settings import Cipher
 
 #: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
@@ -107,8 +107,6 @@ class Keyring:
         *,
         cipher: Cipher = "fernet",
     ) -> None:
-        if cipher not in _CODES:
-            raise ConfigurationError(f"BYOK_CIPHER is {cipher!r}; use 'fernet' or 'aes-256-gcm'.")
         current = _Key(parse_encryption_key(encryption_key, "BYOK_ENCRYPTION_KEY"))
         retired = [
             _Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks
@@ -163,10 +161,11 @@ class Keyring:
         return self.seal(_encoder.encode(plain), context)
 
     def open_record(
-        self, scope: str, owner: str, record: SealedRecord
+        self, scope: str, owner: str, record: CredentialRecord
     ) -> tuple[dict[str, Secret], str | None]:
         """Open a stored credential as this owner's; the owner that the record names is ignored.
 
+        :param record: or a row of the database with its provider, slot and ciphertext.
         :return: the fields by name, and the person's own base URL or None.
         :raises UnreadableCredentialError: it was sealed for something else, altered, or its key is gone.
         """
@@ -177,18 +176,7 @@ class Keyring:
             raise UnreadableCredentialError(provider=record.provider) from None
         return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
 
-    def in_slot(self, record: CredentialRecord, slot: str) -> CredentialRecord:
-        """Return an account's record, sealed for another slot.
-
-        :raises UnreadableCredentialError: it does not open.
-        """
-        if slot == record.slot:
-            return record
-        there = Context("account", record.owner, record.provider, slot)
-        plain = self.open(record.ciphertext, there._replace(slot=record.slot))
-        return replace(record, slot=slot, ciphertext=self.seal(plain, there))
-
-    def renewed(self, record: SealedRecord) -> str | None:
+    def renewed(self, record: CredentialRecord) -> str | None:
         """Return an account's ciphertext, sealed with the current key; None if it does not open."""
         context = Context("account", record.owner, record.provider, record.slot)
         try:
@@ -196,15 +184,8 @@ class Keyring:
         except UnreadableCredentialError:
             return None
 
-    def same_key(self, *records: CredentialRecord) -> bool:
-        """Return True if accounts' records open and hold the same key."""
-        try:
-            first, *others = (self.open_record("account", one.owner, one) for one in records)
-        except UnreadableCredentialError:
-            return False
-        return all(other == first for other in others)
 
-
+@dataclass(eq=False, repr=False)
 class Canary:
     """A sealed text in a store, which only the right encryption key opens: it shows a wrong one at the start.
 
@@ -218,20 +199,14 @@ class Canary:
     :param wrong: the message for an encryption key that does not open it.
     """
 
-    def __init__(
-        self,
-        keyring: Keyring,
-        name: str,
-        hold: Callable[..., str],
-        text: bytes = b"flask-byok",
-        wrong: str = _WRONG,
-    ) -> None:
-        self._keyring = keyring
-        self._name = name
-        self._hold = hold
-        self._text = text
-        self._wrong = wrong.format(name=name)
-        self._context = Context("canary", "system", name)
+    keyring: Keyring
+    name: str
+    hold: Callable[..., str]
+    text: bytes = b"flask-byok"
+    wrong: str = _WRONG
+
+    def __post_init__(self) -> None:
+        self._context = Context("canary", "system", self.name)
         self._opened: bytes | None = None
 
     def secret(self) -> bytes:
@@ -241,19 +216,19 @@ class Canary:
         :raises StoreError: the store does not answer.
         """
         if self._opened is None:
-            held = self._hold(self._name, self._keyring.seal(self._text, self._context))
+            held = self.hold(self.name, self.keyring.seal(self.text, self._context))
             try:
-                self._opened = self._keyring.open(held, self._context)
+                self._opened = self.keyring.open(held, self._context)
             except UnreadableCredentialError:
-                raise ConfigurationError(self._wrong) from None
+                raise ConfigurationError(self.wrong.format(name=self.name)) from None
         return self._opened
 
     def reseal(self) -> bool:
         """Seal the text with the current encryption key; return False if that has sealed it already."""
-        sealed = self._keyring.seal(self.secret(), self._context)
-        if not self._keyring.needs_rotation(self._hold(self._name, sealed)):
+        sealed = self.keyring.seal(self.secret(), self._context)
+        if not self.keyring.needs_rotation(self.hold(self.name, sealed)):
             return False
-        self._hold(self._name, sealed, replace=True)
+        self.hold(self.name, sealed, replace=True)
         return True
 
 
@@ -267,7 +242,7 @@ class AuditSecret(Canary):
     @property
     def seal_prefix(self) -> str:
         """The first characters of every ciphertext that is sealed now."""
-        return self._keyring.seal_prefix
+        return self.keyring.seal_prefix
 
     def fingerprint(self, fields: Mapping[str, Secret]) -> str:
         """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
@@ -275,10 +250,10 @@ class AuditSecret(Canary):
         message = b"fingerprint" + _encoder.encode(plain)
         return hmac.digest(self.secret(), message, "sha256").hex()
 
-    def fingerprint_of(self, record: SealedRecord) -> str | None:
+    def fingerprint_of(self, record: CredentialRecord) -> str | None:
         """Return the fingerprint of an account's stored key, None if it does not open."""
         try:
-            fields, _ = self._keyring.open_record("account", record.owner, record)
+            fields, _ = self.keyring.open_record("account", record.owner, record)
         except UnreadableCredentialError:
             return None
         return self.fingerprint(fields)

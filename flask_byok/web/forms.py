@@ -15,9 +15,10 @@ from flask import Response, request, url_for
 
 from ..accounts.changes import Changes
 from ..accounts.records import Record
+from ..accounts.store import serving_order
 from ..errors import InvalidFieldError, KeyNotFoundError
 from ..keys.typed import NewKey
-from ..model.credential import Secret, Verdict, serving_order
+from ..model.credential import Secret, Verdict
 from ..model.owner import Tier
 from .caller import current_caller, get_state
 from .text import OUTCOMES, REASONS, VERDICTS

@@ -46,12 +46,8 @@ _REPLACE = ("promote", "replace", "Use this key")
 OFFERS: Mapping[str, tuple[str, Sequence[tuple[str, str, str]]]] = {
     "waiting": (f"{_WAITING} Use it with this account?", [_USE]),
     "waiting_beside_user": (
-        f"{_WAITING} Your account has another key.",
+        f"{_WAITING} Your account has a key already.",
         [_REPLACE, ("confirm", "session", "Keep my account's key")],
-    ),
-    "waiting_in_account": (
-        f"{_WAITING} Your account already has it.",
-        [("promote", "keep", "Keep my account's key")],
     ),
     "waiting_beside_session": (f"{_WAITING} You have another key for this session.", [_REPLACE]),
     "own": ("This key is deleted when you sign out.", [("promote", "keep", "Keep in my account")]),

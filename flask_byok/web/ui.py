@@ -193,14 +193,11 @@ def _offered(status: Mapping[str, Any]) -> str | None:
     if not status["promotable"]:
         return None
     if "session" not in tiers:
-        beside = "waiting_beside_user" if "user" in tiers else "waiting"
-        return "waiting_in_account" if status["promotable_in_account"] else beside
+        return "waiting_beside_user" if "user" in tiers else "waiting"
     if status["promotable_hint"] != status["hint"]:
         return "waiting_beside_session"
     if status["source"] != "session" or status["state"] != "active":
         return None  # a key that does not work is not worth keeping
-    if status["promotable_in_account"]:
-        return None
     return "own_beside_user" if "user" in tiers else "own"
 
 

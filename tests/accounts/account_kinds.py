@@ -8,10 +8,12 @@ from typing import Any
 
 from sqlalchemy import Engine, Executable, event
 
+from flask_byok.accounts.changes import in_slot
 from flask_byok.accounts.promotion import promotion_rule
+from flask_byok.accounts.store import main_slot
 from flask_byok.accounts.store.keys import AccountStore, Seat
 from flask_byok.keys.ports import AuditEvent
-from flask_byok.model.credential import CredentialRecord, Secret, main_slot, new_version, utcnow
+from flask_byok.model.credential import CredentialRecord, Secret, new_version, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
@@ -56,7 +58,7 @@ def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
 
 def in_main_slot(at_most: int | None) -> Seat:
     """Return what seats records as the wing does."""
-    return lambda record, taken: KEYRING.in_slot(record, main_slot(taken, at_most))
+    return lambda record, taken: in_slot(KEYRING, record, main_slot(taken, at_most))
 
 
 def promote(

@@ -17,7 +17,7 @@ from flask_byok.accounts.store import reseal
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.store.reseal import Progress
 from flask_byok.errors import StoreError
-from flask_byok.model.credential import RecordedVerdict, SealedRecord, Verdict, utcnow
+from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.engine import open_engine
 from flask_byok.storage.sql import Transactions
@@ -180,7 +180,7 @@ def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStor
     """A key that is replaced, deleted or checked after it was read keeps what was done."""
     cleo = [store.create(make_record(owner), event_of()) for owner in (ANN, BEN, "user:cleo")][-1]
 
-    def seal_late(key: SealedRecord) -> str | None:
+    def seal_late(key: CredentialRecord) -> str | None:
         if key.owner == cleo.owner:
             assert store.record_verdict(cleo.id, cleo.version, VALID)
         if key.owner == ANN:
@@ -204,7 +204,7 @@ def test_sealing_holds_nothing(postgres_url: str) -> None:
     store.create(make_record(), event_of())
     held = text("SELECT count(*) FROM pg_locks WHERE mode LIKE 'Row%'")
 
-    def seal_watched(key: SealedRecord) -> str | None:
+    def seal_watched(key: CredentialRecord) -> str | None:
         with store.engine.connect() as connection:
             assert connection.execute(held).scalar() == 0
         return seal(key)

@@ -14,9 +14,8 @@ from sqlalchemy import create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from flask_byok.accounts import open_accounts
-from flask_byok.accounts.store import rows
+from flask_byok.accounts.store import NoRecord, rows
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.wing import Unrecorded
 from flask_byok.errors import KeyExistsError, StoreError
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.storage.sql import Database
@@ -193,7 +192,7 @@ def test_a_refusal_of_an_older_version_hinders_no_verdict(store: AccountStore) -
 def test_a_promotion_repeated_is_judged_by_the_key(store: AccountStore) -> None:
     """What is said of a record that is over goes by the very key that is there: hints of short ones are alike."""
     waiting = [make_record(api_key="bravo-key")]
-    store.end(ANN, [waiting[0].version], event_of("clear"), Unrecorded("openai"))
+    store.end(ANN, [waiting[0].version], event_of("clear"), NoRecord("openai"))
     store.put(make_record(api_key="alpha-key"), event_of("set"))
     for replace in (True, False):
         done = promote(store, waiting, replace=replace, event=event_of("promote"))

@@ -97,8 +97,6 @@ def test_the_very_key_of_the_account(world: World, own: bool, slot: str, promote
     user = world.caller("7") if own else sign_in(world, "openai")
     if own:
         world.set(user, WAITING)
-    if promote == "ask":
-        assert world.status(user)["promotable_in_account"]
     if own or promote == "ask":
         assert world.service.promote(user) == {"promoted": ["openai"], "kept": []}
     assert world.status(user)["label"] == "mine"
@@ -113,7 +111,6 @@ def test_the_very_key_beside_another(world: World) -> None:
     user = sign_in(world, "openai")
     world.set(user, OWN)
     world.keep("user:7", OWN)
-    assert not world.status(user)["promotable_in_account"]
     assert world.service.promote(user) == {"promoted": [], "kept": ["openai"]}
     assert in_session(world, user) == (["openai"], ["openai"])
 
@@ -135,7 +132,6 @@ def test_a_key_that_only_looks_the_same(world: World, why: str) -> None:
         world.accounts.change(record.id, ["user:7"], facts, AuditEvent("cli", "set"))
     hint = view(world, user).visitor_records["openai"].hint
     assert world.accounts.find(["user:7"])[0].hint == hint
-    assert not world.status(user)["promotable_in_account"]
     assert world.service.promote(user) == {"promoted": [], "kept": ["openai"]}
     assert in_session(world, user) == ([], ["openai"])
 

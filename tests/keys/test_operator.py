@@ -9,7 +9,8 @@ import pytest
 
 from flask_byok.catalog.spec import Field, ProviderSpec
 from flask_byok.errors import UnreadableCredentialError
-from flask_byok.keys.operator import MAX_SECRET_FILE, EnvironmentKeys, SecretFileKeys
+from flask_byok.keys.operator import MAX_SECRET_FILE, OperatorKeys
+from flask_byok.model.owner import Tier
 from flask_byok.settings import Settings
 
 KEY, OTHER = "sk-operator-0123456789", "sk-another-9876543210"
@@ -20,13 +21,13 @@ def env_key(gemini: str | None, google: str | None, spec: ProviderSpec = SPEC) -
     """Find the key in these variables."""
     named = {"GEMINI_API_KEY": gemini, "GOOGLE_API_KEY": google}
     environ = {name: value for name, value in named.items() if value is not None}
-    found = EnvironmentKeys(Settings(), environ).key(spec)
+    found = OperatorKeys(Settings(), environ).key(Tier.ENV, spec)
     return None if found is None else found.fields["api_key"].reveal()
 
 
 def file_key(directory: Path, **environ: str) -> tuple[str, str] | None:
     """Find the key in the directory's files, and say where it was."""
-    found = SecretFileKeys(Settings(secrets_dir=directory), environ).key(SPEC)
+    found = OperatorKeys(Settings(secrets_dir=directory), environ).key(Tier.SECRET, SPEC)
     return None if found is None else (found.fields["api_key"].reveal(), found.name)
 
 
@@ -59,12 +60,12 @@ def test_malformed_is_not_skipped(malformed: str) -> None:
 
 def test_name_is_known_and_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's own environment is read at each use; the repr has the variable's name and no key."""
-    keys = EnvironmentKeys(Settings())
+    keys = OperatorKeys(Settings())
     for name in SPEC.env:
         monkeypatch.delenv(name, raising=False)
-    assert keys.key(SPEC) is None
+    assert keys.key(Tier.ENV, SPEC) is None
     monkeypatch.setenv("GOOGLE_API_KEY", KEY)
-    found = keys.key(SPEC)
+    found = keys.key(Tier.ENV, SPEC)
     assert found is not None
     assert found.name == "GOOGLE_API_KEY"
     assert KEY not in repr(found)

@@ -129,7 +129,7 @@ def flush_in_vain(recorder: Traffic) -> None:
 
 def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
     """A failed use is tried again after all others each time, together with the later uses of its key."""
-    recorder = Traffic(None, HOURS, count=store.count)
+    recorder = Traffic(store.add, HOURS, count=store.count)
     held = [f"held-{number}" for number in range(5)]
     store.held = set(held)
     for number in range(3):

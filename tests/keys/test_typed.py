@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_byok.accounts.changes import NewSecret, read_replacement
+from flask_byok.accounts.changes import NewSecret, check_place, read_replacement
 from flask_byok.catalog import Catalog, Field, ProviderSpec
 from flask_byok.errors import (
     ByokError,
@@ -20,7 +20,6 @@ from flask_byok.errors import (
 from flask_byok.keys.typed import (
     NewKey,
     Typed,
-    check_place,
     clean_text,
     read_expiry,
     read_typed,

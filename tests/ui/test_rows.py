@@ -35,7 +35,6 @@ def row(
         "can_override": True,
         "promotable": False,
         "promotable_hint": None,
-        "promotable_in_account": False,
         "hint": "sk-…mine",
         "label": None,
         "validity": None,
@@ -51,7 +50,7 @@ def test_question_about_a_key_to_keep() -> None:
     for source, tiers, hint, words, actions in (
         (None, [], "sk-…wait", "before signing in", ["promote"]),
         ("team", ["team"], None, "before signing in", ["promote"]),
-        ("user", ["user"], "sk-…mine", "Your account has another", ["promote", "confirm"]),
+        ("user", ["user"], "sk-…mine", "Your account has a key already", ["promote", "confirm"]),
         ("session", ["session"], "sk-…mine", "another key for this session", ["promote"]),
         ("session", ["session", "user"], "sk-…mine", "another key for this session", ["promote"]),
         ("session", ["session"], "sk-…wait", "deleted when you sign out.", ["promote"]),
@@ -61,16 +60,6 @@ def test_question_about_a_key_to_keep() -> None:
         question, answers = row(source=source, tiers=tiers, hint=hint, **waits)["offer"]
         assert words in question, (source, tiers, hint)
         assert [action for action, _, _ in answers] == actions, (source, tiers, hint)
-
-
-def test_question_about_the_very_key_of_the_account() -> None:
-    """If the account has the waiting key, the row says so; the session's own copy is not asked about."""
-    same: dict[str, Any] = {"promotable": True, "promotable_in_account": True}
-    question, answers = row(promotable_hint="sk-…mine", **same)["offer"]
-    assert "Your account already has it." in question
-    assert [(action, value) for action, value, _ in answers] == [("promote", "keep")]
-    both = {"source": "session", "tiers": ["session", "user"], "promotable_hint": "sk-…mine"}
-    assert row(**both, **same)["offer"] is None
 
 
 def test_nothing_is_asked() -> None:

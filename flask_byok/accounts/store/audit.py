@@ -14,16 +14,17 @@ import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...errors import ConfigurationError
 from ...keys.ports import AuditEvent
-from ...model.credential import SealedRecord, Secret, to_milliseconds, utcnow
+from ...model.credential import CredentialRecord, Secret, to_milliseconds, utcnow
 from ...storage.sql import Database, keep_text
 from ...storage.tables import audit, audit_heads, canaries, credentials
+from . import NoRecord, Subject
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
@@ -97,30 +98,8 @@ class LogSecret(Protocol):
     def fingerprint(self, fields: Mapping[str, Secret]) -> str:
         """Return a keyed hash of a key."""
 
-    def fingerprint_of(self, record: SealedRecord) -> str | None:
+    def fingerprint_of(self, record: CredentialRecord) -> str | None:
         """Return the fingerprint of a stored key, None if it does not open."""
-
-
-class Subject(Protocol):
-    """The key that an event is about; a credential's record is one."""
-
-    @property
-    def provider(self) -> str: ...
-    @property
-    def slot(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-
-
-class _About(NamedTuple):
-    """The columns of a row that say what happened to which key."""
-
-    provider: str = ""
-    slot: str = ""
-    credential_id: str = ""
-    version: int | None = None
-    was: str | None = None
-    became: str | None = None
 
 
 class Chain:
@@ -152,8 +131,7 @@ class Chain:
 
     def append(self, event: AuditEvent, subject: Subject | None = None) -> None:
         """Add an event that changes no key; ``close`` writes it."""
-        key = () if subject is None else (subject.provider, subject.slot, subject.id)
-        self._add(event, _About(*key))
+        self._add(event, subject or NoRecord())
 
     def change(self, event: AuditEvent, was: Any, became: Any) -> None:
         """Add an event that changes a key.
@@ -165,25 +143,22 @@ class Chain:
         if became is not None and (was is None or was.ciphertext != became.ciphertext):
             known = self._fingerprint_of(became)
             event = event if known is None else replace(event, fingerprint=known)
-        about = _About(
-            key.provider,
-            key.slot,
-            key.id,
-            GONE if became is None else became.version,
-            None if was is None else record_hash(self.secret, was),
-            None if became is None else record_hash(self.secret, became),
+        self._add(
+            event,
+            key,
+            version=GONE if became is None else became.version,
+            was=None if was is None else record_hash(self.secret, was),
+            became=None if became is None else record_hash(self.secret, became),
         )
-        self._add(event, about)
 
     def restate(self, event: AuditEvent, row: Any, fingerprint: str | None) -> None:
         """Add a row that says of a key what an older row says, which is to be pruned.
 
         :param fingerprint: the key's, which may stand in a row before that.
         """
-        about = _About(
-            row.provider, row.slot, row.credential_id, row.version, row.became, row.became
-        )
-        self._add(replace(event, fingerprint=fingerprint), about)
+        event = replace(event, fingerprint=fingerprint)
+        key = NoRecord(row.provider, row.slot, row.credential_id)
+        self._add(event, key, version=row.version, was=row.became, became=row.became)
 
     def prune(self, last: Any) -> None:
         """Delete the rows up to this one, and make it the checkpoint."""
@@ -201,7 +176,7 @@ class Chain:
         values = {f"new_{name}": value for name, value in head.items() if name != "owner"}
         self.connection.execute(_MOVE_HEAD, {"of_owner": self.owner, **values})
 
-    def _add(self, event: AuditEvent, about: _About) -> None:
+    def _add(self, event: AuditEvent, subject: Subject, **about: Any) -> None:
         row: dict[str, Any] = {
             "owner": self.owner,
             "number": self.number + 1,
@@ -212,7 +187,10 @@ class Chain:
             "request_id": event.request_id,
             "fingerprint": event.fingerprint,
             "previous": self._head["hash"],
-            **about._asdict(),
+            "provider": subject.provider,
+            "slot": subject.slot,
+            "credential_id": subject.id,
+            **{"version": None, "was": None, "became": None, **about},
         }
         row["hash"] = row_hash(self.secret, row)
         self._head |= {"number": row["number"], "hash": row["hash"]}

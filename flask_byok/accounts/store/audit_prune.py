@@ -165,11 +165,7 @@ def _prune_chain(
 
 
 def _old_rows(chain: Chain, before: int) -> Sequence[Any]:
-    values = {
-        "of_owner": chain.owner,
-        "after": chain.checkpoint[0],
-        "batch": _BATCH,
-    }
+    values = {"of_owner": chain.owner, "after": chain.checkpoint[0], "batch": _BATCH}
     rows = chain.connection.execute(_FIRST, values)
     return list(takewhile(lambda row: whole_number(row.at, before) < before, rows.all()))
 

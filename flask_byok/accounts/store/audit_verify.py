@@ -20,16 +20,7 @@ from ...keys.ports import AuditEvent, Head
 from ...model.credential import from_milliseconds, to_milliseconds
 from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads, credentials
-from .audit import (
-    GONE,
-    RECORDED,
-    AuditWriter,
-    LogSecret,
-    head_seal,
-    is_mac,
-    record_hash,
-    row_hash,
-)
+from .audit import GONE, RECORDED, AuditWriter, LogSecret, head_seal, is_mac, record_hash, row_hash
 
 #: The outcome of the row that pruning writes after it has compared all keys.
 PRUNED = "pruned"

@@ -15,24 +15,19 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
+from functools import partialmethod
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from ...keys.ports import AuditEvent
-from ...model.credential import (
-    REFUSALS,
-    CredentialRecord,
-    RecordedVerdict,
-    has_place,
-    to_milliseconds,
-    utcnow,
-)
+from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
 from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
-from .audit import Chain, LogSecret, Subject
+from . import Subject, has_place
+from .audit import Chain, LogSecret
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
 from .rows import (
@@ -120,38 +115,32 @@ class AccountStore(KeyReader):
         self.usage = UsageStore(database)
         self.seals = AccountSeals(self.audit)
 
-    def create(
-        self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
+    def put(
+        self,
+        record: CredentialRecord,
+        event: AuditEvent,
+        *,
+        at_most: int | None = None,
+        replace: bool = True,
     ) -> CredentialRecord:
-        """Store a new record and return it with its id and version.
+        """Store a record and return it with its id and version.
 
         :param at_most: how many slots the owner may have for that provider.
-        :raises KeyExistsError: the slot is taken, or the owner has as many as allowed.
+        :param replace: in the place of the one for its owner, provider and slot.
+        :raises KeyExistsError: the slot is taken, unless ``replace``, or the owner has as many others as allowed.
         """
 
         def work(chain: Chain) -> CredentialRecord:
             taken = _slots(chain, record)
-            if record.slot in taken or not has_place(record.slot, taken, at_most):
-                raise KeyExistsError(provider=record.provider)
-            return _add(chain, record, event)
-
-        return self.audit.change(record.owner, work)
-
-    def put(
-        self, record: CredentialRecord, event: AuditEvent, *, at_most: int | None = None
-    ) -> CredentialRecord:
-        """Store a record, replacing the one for its owner, provider and slot.
-
-        :param at_most: how many slots the owner may have for that provider.
-        :raises KeyExistsError: nothing is in that slot, and the owner has as many others as allowed.
-        """
-
-        def work(chain: Chain) -> CredentialRecord:
-            if not has_place(record.slot, _slots(chain, record), at_most):
+            is_taken = record.slot in taken and not replace
+            if is_taken or not has_place(record.slot, taken, at_most):
                 raise KeyExistsError(provider=record.provider)
             return _put(chain, record, event)
 
         return self.audit.change(record.owner, work)
+
+    #: Stores a record in a slot that is not taken.
+    create = partialmethod(put, replace=False)
 
     def keep(
         self,

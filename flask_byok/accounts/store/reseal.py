@@ -12,20 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    Connection,
-    Text,
-    bindparam,
-    cast,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, cast, func, select, update
 
 from ...keys.ports import AuditEvent
-from ...model.credential import SealedRecord
+from ...model.credential import CredentialRecord
 from ...storage.engine import LONG_LIMIT
 from ...storage.tables import canaries, credentials
 from .audit import Chain
@@ -38,7 +28,7 @@ _ROUNDS, _PAUSE = 50, 0.2
 _BATCH = 500
 
 #: Returns a key's ciphertext under the current encryption key, None if it does not open.
-Seal = Callable[[SealedRecord], str | None]
+Seal = Callable[[CredentialRecord], str | None]
 
 _c = credentials.c
 

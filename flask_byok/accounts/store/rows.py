@@ -28,13 +28,13 @@ from ...model.credential import (
     RecordedVerdict,
     Verdict,
     from_milliseconds,
-    serving_order,
     to_milliseconds,
     utcnow,
 )
 from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions
+from . import serving_order
 
 #: Owners that a statement is confined to: whole names, or a bare ``team`` for every team (no owner
 #: is called that). None stands for all owners.

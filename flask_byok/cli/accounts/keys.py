@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from flask import current_app
 
+from ...accounts.changes import Slot
 from ...accounts.records import AccountRecords
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
@@ -96,7 +97,7 @@ def set_key(
     """
     service, wing = require_wing()
     spec, records = service.catalog.get(provider), wing.everything(service)
-    place = wing.slot(service, records.caller, owner, spec, slot or "", replace=replace)
+    place = Slot(records, owner, spec, slot or "", replace=replace)
     try:
         place.choose()  # before anyone types the key
         new = NewKey(fields=read_fields(spec), label=label, expires_at=expires, validate=validate)

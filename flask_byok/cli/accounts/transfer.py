@@ -18,7 +18,6 @@ from ...accounts.transfer import (
     copy_keys,
     export_keys,
     from_file,
-    operator_sources,
     to_file,
 )
 from ...keys.ports import AuditEvent
@@ -49,8 +48,7 @@ SHORTEST_PASSPHRASE = 12
 def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     """Copy the operator's keys from environment variables and secret files into the database."""
     transfer = KeyTransfer(*require_wing())
-    sources = operator_sources(transfer.settings)
-    copied = list(copy_keys(transfer, sources, owner, replace=replace, dry_run=dry_run))
+    copied = list(copy_keys(transfer, owner, replace=replace, dry_run=dry_run))
     for line in in_columns([_row(each, dry_run=dry_run) for each in copied]):
         click.echo(line)
     click.echo(_advice(copied, transfer.settings, owner, dry_run=dry_run))
