@@ -15,7 +15,7 @@ from flask import current_app
 from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
-from ..errors import ByokError, ConfigurationError
+from ..errors import ByokError
 from ..keys.service import Service
 from ..model.owner import Caller
 from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring, generate_encryption_key
@@ -201,10 +201,7 @@ def _examine_accounts(state: ByokState, report: _Report) -> None:
         revision = _known_revision(tables) or "of the host's own migrations"
         report.facts.append(("tables", f"{revision} (newest {migrations.head()})"))
         accounts.canary.secret()
-        if missing := ", ".join(migrations.missing_rights(tables)):
-            raise ConfigurationError(
-                f"The database's user lacks these rights: {missing}. Ask an administrator to GRANT them."
-            )
+        migrations.try_rights(tables)
 
 
 def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:

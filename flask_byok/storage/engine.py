@@ -6,7 +6,6 @@ connection yet, another thread waits for one, and the caller gives up in time.
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,9 +145,9 @@ def _options(url: URL) -> dict[str, Any]:
 
 def _connect_in_time(dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
     connection = within(_time_left(), lambda: _connect(dialect, args, options))
-    if _call.until is not None:
+    if (until := _until.get()) is not None:
         # SQLAlchemy asks a new connection about the server before we get it.
-        watchdog.watch(connection, _call.until)
+        watchdog.watch(connection, until)
     return connection
 
 
@@ -201,36 +201,29 @@ def _leave_parents_connections() -> None:
 
 os.register_at_fork(after_in_child=_leave_parents_connections)
 
-_patient = contextvars.ContextVar("flask_byok_patient", default=False)
+_given: ContextVar[float | None] = ContextVar("flask_byok_given", default=None)
+#: The end of this thread's call under way, in monotonic seconds.
+_until: ContextVar[float | None] = ContextVar("flask_byok_until", default=None)
 
 
 @contextmanager
-def patiently() -> Iterator[None]:
-    """Give every call the long time, as an operator's command can wait."""
-    before = _patient.set(True)
+def patiently(seconds: float = LONG_LIMIT) -> Iterator[None]:
+    """Give every call in a block this time, as nobody's request waits for it."""
+    before = _given.set(seconds)
     try:
         yield
     finally:
-        _patient.reset(before)
-
-
-class _Call(threading.local):
-    """This thread's call under way: its seconds, and its end in monotonic seconds."""
-
-    seconds: float | None = None
-    until: float | None = None
-
-
-_call = _Call()
+        _given.reset(before)
 
 
 def seconds() -> float:
-    """Return the seconds of the call under way."""
-    return _call.seconds or LIMIT
+    """Return the seconds that a call may take here."""
+    return _given.get() or LIMIT
 
 
 def _time_left() -> float:
-    return LIMIT if _call.until is None else _call.until - time.monotonic()
+    until = _until.get()
+    return LIMIT if until is None else until - time.monotonic()
 
 
 class Transactions:
@@ -253,22 +246,19 @@ class Transactions:
             # The statements rely on seeing what was committed while they waited for a row.
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
-    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
-        """Call a function that uses transactions, all of which together have ``limit`` seconds.
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function that uses transactions, all of which together have ``seconds()``.
 
-        None means ``LIMIT``, or ``LONG_LIMIT`` for a command. A nested call has its own budget, which is
-        not charged to the outer one.
+        A nested call has its own budget, which is not charged to the outer one.
         """
         if not self._is_limited:
-            return function(*args)
-        started, outer = time.monotonic(), (_call.seconds, _call.until)
-        _call.seconds = limit or (LONG_LIMIT if _patient.get() else LIMIT)
-        _call.until = started + _call.seconds
+            return function()
+        started, outer = time.monotonic(), _until.get()
+        _until.set(started + seconds())
         try:
-            return function(*args)
+            return function()
         finally:
-            _call.seconds, until = outer
-            _call.until = None if until is None else until + time.monotonic() - started
+            _until.set(None if outer is None else outer + time.monotonic() - started)
 
     def in_time(self) -> bool:
         """Return True if the call under way may still ask."""

@@ -290,23 +290,16 @@ def _single(client: Redis) -> Redis:
     pool = client.connection_pool
     options = _limits(pool.connection_kwargs) | {"connection_class": pool.connection_class}
     if isinstance(pool, SentinelConnectionPool):
-        return Redis(connection_pool=_sentinel_pool(pool, options))
+        sentinel = copy.copy(pool.sentinel_manager)
+        sentinel.sentinels = [_single(each) for each in sentinel.sentinels]
+        sentinel.connection_kwargs = options | {"max_connections": MAX_CONNECTIONS}
+        found: Redis = sentinel.master_for(
+            pool.service_name, check_connection=pool.check_connection
+        )
+        return found
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": POOL_TIMEOUT}
     bounded = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
     return Redis(connection_pool=bounded)
-
-
-def _sentinel_pool(pool: SentinelConnectionPool, options: dict[str, Any]) -> SentinelConnectionPool:
-    manager = copy.copy(pool.sentinel_manager)
-    manager.sentinels = [_single(sentinel) for sentinel in manager.sentinels]
-    return SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        pool.service_name,
-        manager,
-        is_master=True,
-        check_connection=pool.check_connection,
-        max_connections=MAX_CONNECTIONS,
-        **options,
-    )
 
 
 def _cluster(client: RedisCluster) -> RedisCluster:

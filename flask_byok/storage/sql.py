@@ -70,7 +70,7 @@ class Database:
         twin.breaker = Breaker()
         return twin
 
-    def run(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
+    def run(self, work: Callable[[Connection], T]) -> T:
         """Run a function on a connection whose statements each commit by themselves.
 
         It may run again: it may have happened although its answer was lost.
@@ -78,27 +78,21 @@ class Database:
         :raises StoreError: the database does not answer, or refuses.
         :raises ConfigurationError: its tables are older than this version, or may not be used.
         """
-        return self.call(lambda: self._try(self.transactions.single, work), limit=limit)
+        return self.call(lambda: self._try(self.transactions.single, work))
 
-    def read(
-        self, query: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
-    ) -> Sequence[Any]:
+    def read(self, query: Any, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Return all rows of a query; see ``run``."""
-        return self.run(lambda connection: connection.execute(query, values).all(), limit=limit)
+        return self.run(lambda connection: connection.execute(query, values).all())
 
-    def write(
-        self, statement: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
-    ) -> int:
+    def write(self, statement: Any, values: Mapping[str, Any] | None = None) -> int:
         """Run one statement and return how many rows it changed; see ``run``."""
-        return self.run(
-            lambda connection: connection.execute(statement, values).rowcount, limit=limit
-        )
+        return self.run(lambda connection: connection.execute(statement, values).rowcount)
 
-    def change(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
+    def change(self, work: Callable[[Connection], T]) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
-        return self.call(lambda: self._try(self.transactions.several, work), limit=limit)
+        return self.call(lambda: self._try(self.transactions.several, work))
 
-    def call(self, function: Callable[[], T], *, limit: float | None = None) -> T:
+    def call(self, function: Callable[[], T]) -> T:
         """Call a function that uses the transactions, even if there are no tables.
 
         :raises StoreError: the database does not answer, or refuses.
@@ -107,7 +101,7 @@ class Database:
         if not self.breaker.allow():
             raise StoreError(tier=self._tier)
         try:
-            result = self.transactions.call(function, limit=limit)
+            result = self.transactions.call(function)
         except (SQLAlchemyError, TimeoutError) as error:
             if isinstance(error, _FAULTS) and sql_state(error) not in (_HELD, _NO_RIGHT):
                 self.breaker.fault()

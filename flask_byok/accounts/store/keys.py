@@ -29,7 +29,6 @@ from ...model.credential import (
     to_milliseconds,
     utcnow,
 )
-from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
 from .audit import Chain, LogSecret, Subject
@@ -252,9 +251,7 @@ class AccountStore(KeyReader):
         """
         until = to_milliseconds(before)
         expired: dict[str, list[str]] = {}
-        for row in self.database.read(
-            _EXPIRED, {"before": until, "batch": limit}, limit=LONG_LIMIT
-        ):
+        for row in self.database.read(_EXPIRED, {"before": until, "batch": limit}):
             expired.setdefault(row.owner, []).append(row.id)
 
         def purge(owner: str, ids: list[str]) -> int:
@@ -344,7 +341,7 @@ class AccountStore(KeyReader):
         No session may have them any longer, so it has to be longer ago than a session can last.
         """
         values = {"before": to_milliseconds(before)}
-        return self.database.write(_FORGET_OVER, values, limit=LONG_LIMIT)
+        return self.database.write(_FORGET_OVER, values)
 
 
 def new_id() -> str:

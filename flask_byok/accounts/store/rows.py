@@ -32,7 +32,6 @@ from ...model.credential import (
     to_milliseconds,
     utcnow,
 )
-from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions
 
@@ -133,13 +132,13 @@ class KeyReader:
     def count_expired(self, before: datetime) -> int:
         """Return how many keys expired before a time."""
         values = {"before": to_milliseconds(before)}
-        return int(self.database.read(_COUNT_EXPIRED, values, limit=LONG_LIMIT)[0][0])
+        return int(self.database.read(_COUNT_EXPIRED, values)[0][0])
 
     def expiring(self, start: datetime, end: datetime) -> Iterator[CredentialRecord]:
         """Yield the keys that expire between two times, in the order that they expire in."""
         values: dict[str, Any] = {"start": to_milliseconds(start), "end": to_milliseconds(end)}
         values |= {"batch": BATCH, "after": ""}
-        while found := self.database.read(_EXPIRING, values, limit=LONG_LIMIT):
+        while found := self.database.read(_EXPIRING, values):
             yield from map(to_record, found)
             values |= {"start": found[-1].expires_at, "after": found[-1].id}
 

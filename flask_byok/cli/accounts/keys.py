@@ -220,10 +220,10 @@ def purge_expired(days: int, dry_run: bool) -> None:
 def _repeat(label: str, total: int, work: Callable[[], int]) -> int:
     """Work batch by batch until nothing is left, and return how much was done."""
     done = 0
-    with steps(label, total) as shown:
+    with steps(label, total) as reach:
         while count := work():
             done += count
-            shown.reach(done)
+            reach(done)
     return done
 
 
@@ -252,9 +252,9 @@ def rotate_keys() -> None:
     service, wing = require_wing()
     seals, keyring = wing.store.seals, service.keyring
     progress = Progress(seals.count_due())
-    with steps("Sealing again", progress.total) as shown:
+    with steps("Sealing again", progress.total) as reach:
         for progress in seals.rotate(keyring.renewed, AuditEvent("cli", "rotate")):
-            shown.reach(progress.done)
+            reach(progress.done)
     click.echo(f"{counted(progress.done, 'key')} sealed with {keyring.key_ids[0]}.")
     for role, key_id, use in count_sealed(service):
         if role != "current":

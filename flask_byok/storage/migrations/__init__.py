@@ -19,9 +19,9 @@ from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
 from ...errors import OutdatedTablesError
-from ..engine import LONG_LIMIT, Transactions
+from ..engine import Transactions, patiently
 from ..sql import Database, is_without_right
-from ..tables import canaries, metadata
+from ..tables import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -37,8 +37,6 @@ _OUTDATED = (
 _LOCK = 0x62796F6B
 #: Seconds for an operator's upgrade, which may have large tables to change.
 _UPGRADE_LIMIT = 3600
-#: What the app does with each table.
-_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 #: Alembic's ``op`` is the process's, so one thread at a time migrates.
 _alembic = threading.Lock()
 
@@ -55,7 +53,9 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
     wanted = metadata.sorted_tables if own_file else needed
     # Only a database that has just answered is given more time.
     if not _answers(transactions, wanted):
-        transactions.call(_complete, transactions, wanted, own_file, limit=LONG_LIMIT)
+        work = partial(_upgrade, if_older=own_file)
+        with patiently():
+            _require(transactions.call(lambda: _alone(transactions, work)), wanted)
 
 
 def upgrade(database: Database) -> None:
@@ -63,13 +63,14 @@ def upgrade(database: Database) -> None:
 
     :raises OutdatedTablesError: the database's user has not the rights, or the host's own Alembic made older tables.
     """
-    work = partial(_run, database.transactions, _upgrade)
-    _require(database.call(work, limit=_UPGRADE_LIMIT), metadata.sorted_tables)
+    with patiently(_UPGRADE_LIMIT):
+        present = database.call(lambda: _alone(database.transactions, _upgrade))
+    _require(present, metadata.sorted_tables)
 
 
 def current(database: Database) -> str | None:
     """Return the revision of the tables; None if there are none, or if the host's Alembic made them."""
-    return database.call(partial(_read, database.transactions, _revision), limit=LONG_LIMIT)
+    return database.call(lambda: _alone(database.transactions, _revision))
 
 
 def sql(dialect: str = "postgresql") -> str:
@@ -88,27 +89,21 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
-def missing_rights(database: Database) -> list[str]:
-    """Return the rights that the user lacks on PostgreSQL, such as ``INSERT on byok_usage``.
+def try_rights(database: Database) -> None:
+    """Use each right that the app needs on each table, and change nothing.
 
     :raises StoreError: the database is read-only.
+    :raises OutdatedTablesError: the database's user lacks a right.
     """
-    rights = [(right, table.name) for table in metadata.sorted_tables for right in _RIGHTS]
-    if database.transactions.dialect != "postgresql":
-        rights = []
 
-    def look() -> list[str]:
-        with database.transactions.several() as connection:
-            missing = [
-                f"{right} on {table}"
-                for right, table in rights
-                if not connection.scalar(sa.select(sa.func.has_table_privilege(table, right)))
-            ]
-            if not missing:
-                connection.execute(sa.delete(canaries).where(sa.false()))
-            return missing
+    def work(connection: Connection) -> None:
+        for table in metadata.sorted_tables:
+            none, columns = sa.select(table).where(sa.false()), table.columns
+            connection.execute(sa.insert(table).from_select(columns.keys(), none))
+            connection.execute(sa.update(table).where(sa.false()).values(dict(columns)))
+            connection.execute(sa.delete(table).where(sa.false()))
 
-    return database.call(look)
+    database.call(lambda: _alone(database.transactions, work))
 
 
 def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
@@ -124,19 +119,8 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
     return True
 
 
-def _complete(transactions: Transactions, wanted: Iterable[Table], own_file: bool) -> None:
-    present = _read(transactions, _tables)
-    if not present or own_file:
-        present = _run(transactions, partial(_upgrade, if_older=own_file))
-    _require(present, wanted)
-
-
-def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
-    with transactions.single() as connection:
-        return look(connection)
-
-
-def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
+def _alone(transactions: Transactions, work: Callable[[Connection], T]) -> T:
+    """Run a function in a transaction while no other process and no other thread migrates."""
     with _alembic, transactions.several() as connection:
         if transactions.dialect == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
