@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NoReturn
 
 from ..catalog.spec import ProviderSpec
@@ -16,7 +17,7 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, Secret, clean_api_key, make_hint
-from .outcomes import Count, Outcomes, Report, one_call
+from .outcomes import Count, Outcomes, Report, ignore, one_call
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
@@ -63,8 +64,8 @@ class BaseProvider(ABC):
         credential: Credential,
         outbound: Outbound,
         *,
-        report: Report | None = None,
-        count: Count | None = None,
+        report: Report = ignore,
+        count: Count = ignore,
         model: str | None = None,
         **options: Any,
     ) -> None:
@@ -79,7 +80,6 @@ class BaseProvider(ABC):
         self._outcomes = Outcomes(spec, credential, count, report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
-        self._client: Any = None
 
     @property
     def name(self) -> str:
@@ -138,7 +138,7 @@ class BaseProvider(ABC):
             hint=make_hint(cleaned, self._spec.prefixes),
             version=None,
         )
-        self._client = None
+        self.__dict__.pop("client", None)
         # Calls with this key say nothing about the stored one.
         self._outcomes = Outcomes(self._spec, self._credential, paths=self.paths)
 
@@ -152,15 +152,13 @@ class BaseProvider(ABC):
             "hint": self._credential.hint,
         }
 
-    @property
+    @cached_property
     def client(self) -> Any:
         """The provider's own SDK client, made on first use and kept by this object alone.
 
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed.
         """
-        if self._client is not None:
-            return self._client
         if not self.is_configured:
             raise MissingCredentialError(
                 f"No API key for {self.display_name} is configured.", provider=self.name
@@ -169,8 +167,7 @@ class BaseProvider(ABC):
         endpoint = Endpoint(self._credential.base_url, self._credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe)
         try:
-            self._client = self._make_client(http_client)
-            return self._client
+            return self._make_client(http_client)
         except ImportError:
             pass
         raise ConfigurationError(

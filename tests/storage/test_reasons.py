@@ -75,7 +75,9 @@ def test_other_addresses_that_are_wrong(postgres_url: str, tmp_path: Path) -> No
 
 def test_file_that_is_read_only(tmp_path: Path) -> None:
     """A file that cannot be written is called read-only."""
-    open_accounts(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING).canary.secret()
+    store = open_accounts(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING)
+    store.canary.secret()
+    store.engine.dispose()  # the file then has all that was written
     copy = shutil.copy(tmp_path / "keys.sqlite", tmp_path / "copy.sqlite")
     with sqlite3.connect(copy) as connection:
         connection.execute("DELETE FROM byok_canary")
