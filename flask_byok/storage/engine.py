@@ -318,42 +318,30 @@ class Watchdog:
 
     def watch(self, connection: Any, until: float) -> None:
         """Shut this driver's connection unless it is released until then (monotonic seconds)."""
-        self._watched[id(connection)] = (until, connection)
-        if not self._busy.is_set():
-            self._wake()
-
-    def release(self, connection: Any) -> bool:
-        """Stop watching; return False if the connection was shut."""
-        # Taking the entry out is one step and decides, so a connection that has gone on to the next
-        # caller is not shut.
-        if self._watched.pop(id(connection), None) is not None:
-            return True
-        with self._lock:  # not while it is being shut: its number would be another's once closed
-            return False
-
-    def _wake(self) -> None:
         with self._lock:
+            self._watched[id(connection)] = (until, connection)
             self._busy.set()
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="byok-watchdog", daemon=True).start()
 
+    def release(self, connection: Any) -> bool:
+        """Stop watching; return False if the connection was shut."""
+        # Not while it is being shut: once it is closed, its number would be another's.
+        with self._lock:
+            return self._watched.pop(id(connection), None) is not None
+
     def _run(self) -> None:
         while self._busy.wait():
             time.sleep(self._interval)
-            self._look(time.monotonic())
-            if not self._watched:
-                self._busy.clear()
-                # A connection that has come meanwhile is seen here, or its caller wakes this thread.
-                if self._watched:
-                    self._busy.set()
-
-    def _look(self, now: float) -> None:
-        for key, (until, connection) in list(self._watched.items()):
-            if until <= now:
-                with self._lock:
-                    if self._watched.pop(key, None) is not None:
+            with self._lock:
+                now = time.monotonic()
+                for key, (until, connection) in list(self._watched.items()):
+                    if until <= now:
+                        del self._watched[key]
                         _shut(connection)
+                if not self._watched:
+                    self._busy.clear()
 
 
 def _shut(connection: Any) -> None:

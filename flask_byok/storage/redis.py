@@ -268,21 +268,16 @@ def limited_client(client_or_url: Any) -> Redis | RedisCluster:
     :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
     """
     if isinstance(client_or_url, str):
-        try:
+        with suppress(ValueError):
             client_or_url = Redis.from_url(client_or_url)
-        except ValueError:
-            # Without the URL: it may hold a password.
-            raise ConfigurationError(
-                "BYOK_REDIS is not a Redis URL; use redis://, rediss:// or unix://, "
-                "and a client object for Sentinel and Cluster."
-            ) from None
     if isinstance(client_or_url, RedisCluster):
         return _cluster(client_or_url)
     if isinstance(client_or_url, Redis):
         return _single(client_or_url)
+    # Without the URL: it may hold a password.
     raise ConfigurationError(
-        f"BYOK_REDIS is a {type(client_or_url).__name__}; use a redis:// URL or a redis-py client "
-        "(Redis, a Sentinel's master_for(...), RedisCluster)."
+        "BYOK_REDIS is not a Redis: use a redis://, rediss:// or unix:// URL, or a redis-py client (Redis, a "
+        "Sentinel's master_for(...), RedisCluster)."
     )
 
 

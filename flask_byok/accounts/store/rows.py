@@ -68,7 +68,6 @@ _EXPIRING = (
     .limit(bindparam("batch"))
 )
 IS_EXPIRED = _c.expires_at < bindparam("before")
-_COUNT_EXPIRED = select(func.count()).select_from(credentials).where(IS_EXPIRED)
 
 
 class KeyReader:
@@ -128,11 +127,6 @@ class KeyReader:
         """
         values = {"of_owner": owner, "origins": list(versions)}
         return {row.origin for row in self.database.read(OVER, values)}
-
-    def count_expired(self, before: datetime) -> int:
-        """Return how many keys expired before a time."""
-        values = {"before": to_milliseconds(before)}
-        return int(self.database.read(_COUNT_EXPIRED, values)[0][0])
 
     def expiring(self, start: datetime, end: datetime) -> Iterator[CredentialRecord]:
         """Yield the keys that expire between two times, in the order that they expire in."""

@@ -79,7 +79,6 @@ _FOLDED = (
     .with_for_update(skip_locked=True)
 )
 _TAKE = delete(usage).where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
-_OLD = select(func.count()).select_from(usage).where(_IS_OLD)
 
 
 class UsageStore:
@@ -96,11 +95,6 @@ class UsageStore:
         If the server goes away in the moment of the commit, the use may be counted twice.
         """
         self._aside.change(lambda connection: self._write(connection, use))
-
-    def count_old(self, before: date) -> int:
-        """Return how many rows are about single days before a date."""
-        values = {"before": before.isoformat()}
-        return int(self._database.read(_OLD, values)[0][0])
 
     def fold(self, before: date, *, limit: int = 200) -> int:
         """Replace up to ``limit`` rows of days before a date by sums; return how many.
