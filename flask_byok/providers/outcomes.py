@@ -112,7 +112,9 @@ class Outcomes:
         """Return how a stream ended, by the latest answer, or by the exception if that answer was good or none."""
         if latest is not None and latest.reason:
             return latest
-        if fault := _network_fault(raised):
+        from ..http.transport import network_fault
+
+        if fault := network_fault(raised):
             return Ending("failed", fault)
         return self._judged(_answer_in(raised), elsewhere=False, is_ours=True)
 
@@ -170,18 +172,6 @@ def one_call() -> Iterator[_Call]:
             call.outcomes.count(call.latest.outcome)
             if call.latest.verdict is not None:
                 call.outcomes.report(call.latest.verdict)
-
-
-def _network_fault(error: BaseException) -> str | None:
-    """Return our own words for a fault of the network, which SDKs wrap; None for any other error."""
-    from ..http.transport import network_fault
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if fault := network_fault(cause):
-            return fault
-        cause = cause.__cause__
-    return None
 
 
 def _answer_in(error: Exception) -> Answer:

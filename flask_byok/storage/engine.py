@@ -180,16 +180,12 @@ def _make_file(name: str, own_file: bool) -> None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Readers and one writer at once; a crash of the machine loses no acknowledged write with the
     # default "full".
-    until = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
+    for _ in range(100 * BUSY_TIMEOUT):
+        with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode=WAL").close()
             return
-        except sqlite3.OperationalError:
-            # The first connections to a new file meet here, and SQLite does not let them wait by itself.
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.01)
+        # The first connections to a new file meet here, and SQLite does not let them wait by itself.
+        time.sleep(0.01)
 
 
 def _leave_parents_connections() -> None:

@@ -166,13 +166,8 @@ _PAUSE, _SHORT_PAUSE = 60, 1
 
 _document, _name, _canary = session_documents.c, session_names.c, canaries.c
 
-# Built once, as each call of the session tier needs one of these.
+# Built once, as each call of the session tier needs it.
 _LOAD = sa.select(_document.revision, _document.body).where(_document.ref == sa.bindparam("of_ref"))
-_SWAP = (
-    sa.update(session_documents)
-    .where(_document.ref == sa.bindparam("of_ref"), _document.revision == sa.bindparam("seen"))
-    .values({name: sa.bindparam(name) for name in ("revision", "body", "expires_at")})
-)
 
 
 def keep_text(connection: Connection, name: str, text: str, *, replace: bool) -> str:
@@ -260,7 +255,8 @@ class SqlDocuments:
             self._database.write(sa.insert(session_documents).values(ref=ref, **values))
             rows = 1  # of an INSERT the driver may not say it
         else:
-            rows = self._database.write(_SWAP, values | {"of_ref": ref, "seen": seen})
+            same = (_document.ref == ref) & (_document.revision == seen)
+            rows = self._database.write(sa.update(session_documents).where(same).values(values))
         if rows == 1:
             self._purge_if_due()
         return rows == 1
@@ -292,12 +288,9 @@ class SqlDocuments:
             return
         self._next_purge = now + _PAUSE
         with suppress(StoreError):  # the change itself was acknowledged
-            for table, key in _PURGED:
+            for table, key in (session_documents, _document.ref), (session_names, _name.sid):
                 # Several workers do this at once, each to other rows.
                 expired = sa.select(key).where(table.c.expires_at < now).limit(BATCH)
                 expired = expired.with_for_update(skip_locked=True)
                 if self._database.write(sa.delete(table).where(key.in_(expired))) == BATCH:
                     self._next_purge = now + _SHORT_PAUSE
-
-
-_PURGED = ((session_documents, _document.ref), (session_names, _name.sid))
