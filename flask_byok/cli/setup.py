@@ -34,17 +34,10 @@ _CAN_GO = "; it can go if it was replaced (keep it if it is the next one)"
 
 _PUT_BACK = "if it was taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS"
 
-_RATES = (
-    "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis counts for them all."
-)
-_SQLITE = (
-    "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
-)
 _DROPPED = (
     "Flask-Migrate is set up on this database, and nothing keeps our tables out of its migrations: 'flask db migrate' "
     "would write one that drops them. See 'Its tables' in the documentation on deployment."
 )
-_NOT_HTTPS = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
 
 
 @byok.command("generate-key", with_appcontext=False)
@@ -77,7 +70,6 @@ def database() -> None:
 def upgrade_database() -> None:
     """Bring the tables to this version."""
     tables = _tables()
-    _known_revision(tables)
     migrations.upgrade(tables)
     click.echo(f"The tables are at revision {migrations.current(tables)}.")
 
@@ -99,19 +91,6 @@ def _tables() -> Database:
     """Open the app's database without a look at its tables."""
     found = get_state().database
     return Database(found.place, (), own_file=found.own_file)
-
-
-def _known_revision(tables: Database) -> str | None:
-    """Return the revision of the tables, None if we did not create them.
-
-    :raises click.ClickException: a later version of flask-byok created them.
-    """
-    revision = migrations.current(tables)
-    if revision is not None and revision > migrations.head():
-        raise click.ClickException(
-            f"The tables are at revision {revision}, which a later version of flask-byok has created: install that one."
-        )
-    return revision
 
 
 # check
@@ -170,7 +149,7 @@ def _trial(unsafe: list[str]) -> Iterator[None]:
     """Add the reason why a trial of a store fails."""
     try:
         yield
-    except (ByokError, click.ClickException) as error:
+    except ByokError as error:
         unsafe.append(sentence_of(error))
 
 
@@ -180,7 +159,7 @@ def _show_accounts(wing: object) -> None:
         return
     _show("accounts", f"{wing.store.name} ({wing.store.engine.dialect.name})")
     tables = _tables()
-    revision = _known_revision(tables) or "of the host's own migrations"
+    revision = migrations.current(tables) or "of the host's own migrations"
     _show("tables", f"{revision} (newest {migrations.head()})")
     wing.store.canary.secret()
     migrations.try_rights(tables)
@@ -190,11 +169,11 @@ def _notes(state: ByokState) -> Iterator[str]:
     """Yield what is right for some apps and wrong for others."""
     wing = state.service.accounts
     if getattr(state.service.sessions.documents, "client", None) is None:
-        yield _RATES
+        yield "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis counts for them all."
     if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
-        yield _NOT_HTTPS
+        yield "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
     if isinstance(wing, Wing) and wing.store.engine.dialect.name == "sqlite":
-        yield _SQLITE
+        yield "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
     if isinstance(wing, Wing) and _would_be_dropped(state.database):
         yield _DROPPED
 

@@ -315,14 +315,14 @@ def test_start_leaves_older_tables(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_tables_of_a_later_version(tmp_path: Path) -> None:
-    """Tables that a later version has made are left alone; which version that is for can be seen."""
+    """Tables that a later version has made are left alone, and every look at them says so."""
     app = make_app(tmp_path, **SAFE)
     engine = create_engine(f"sqlite:///{tmp_path / 'byok.sqlite3'}")
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE byok_alembic_version SET version_num = '0099'")
     engine.dispose()
-    assert run(app, "db", "current").output == "tables  0099\nnewest  0001\n"
-    assert "at revision 0099, which a later version" in refused(run(app, "db", "upgrade"))
+    for command in ("current", "upgrade"):
+        assert "at revision 0099, which a later version" in refused(run(app, "db", command))
     result = run(app, "check")
     assert result.exit_code == 1
     assert "unsafe: The tables are at revision 0099" in result.stderr

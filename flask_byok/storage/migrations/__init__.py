@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from ...errors import OutdatedTablesError
+from ...errors import ConfigurationError, OutdatedTablesError
 from ..engine import Transactions, patiently
 from ..sql import Database, is_without_right
 from ..tables import metadata
@@ -69,7 +69,10 @@ def upgrade(database: Database) -> None:
 
 
 def current(database: Database) -> str | None:
-    """Return the revision of the tables; None if there are none, or if the host's Alembic made them."""
+    """Return the revision of the tables; None if there are none, or if the host's Alembic made them.
+
+    :raises ConfigurationError: a later version of flask-byok created them.
+    """
     return database.call(lambda: _alone(database.transactions, _revision))
 
 
@@ -164,6 +167,10 @@ def _revision(connection: Connection) -> str | None:
 
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     revision: str | None = context.get_current_revision()
+    if revision is not None and revision > head():
+        raise ConfigurationError(
+            f"The tables are at revision {revision}, which a later version of flask-byok has created: install that one."
+        )
     return revision
 
 
