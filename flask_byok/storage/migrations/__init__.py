@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
@@ -53,9 +52,8 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
     wanted = metadata.sorted_tables if own_file else needed
     # Only a database that has just answered is given more time.
     if not _answers(transactions, wanted):
-        work = partial(_upgrade, if_older=own_file)
         with patiently():
-            _require(transactions.call(lambda: _alone(transactions, work)), wanted)
+            _require(transactions.call(lambda: _complete(transactions, own_file)), wanted)
 
 
 def upgrade(database: Database) -> None:
@@ -73,7 +71,7 @@ def current(database: Database) -> str | None:
 
     :raises ConfigurationError: a later version of flask-byok created them.
     """
-    return database.call(lambda: _alone(database.transactions, _revision))
+    return database.call(lambda: _read(database.transactions, _revision))
 
 
 def sql(dialect: str = "postgresql") -> str:
@@ -122,6 +120,17 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
     return True
 
 
+def _complete(transactions: Transactions, own_file: bool) -> _Columns:
+    present = _read(transactions, _tables)
+    # Older tables are no reason to wait for an upgrade that is under way.
+    return present if present and not own_file else _alone(transactions, _upgrade)
+
+
+def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
+    with transactions.single() as connection:
+        return look(connection)
+
+
 def _alone(transactions: Transactions, work: Callable[[Connection], T]) -> T:
     """Run a function in a transaction while no other process and no other thread migrates."""
     with _alembic, transactions.several() as connection:
@@ -130,8 +139,8 @@ def _alone(transactions: Transactions, work: Callable[[Connection], T]) -> T:
         return work(connection)
 
 
-def _upgrade(connection: Connection, *, if_older: bool = True) -> _Columns:
-    """Make the tables if there are none, else upgrade them ``if_older``; return their columns."""
+def _upgrade(connection: Connection) -> _Columns:
+    """Make the tables if there are none, else upgrade them; return their columns."""
     from alembic import command
 
     config, present = _config(connection=connection), _tables(connection)
@@ -139,7 +148,7 @@ def _upgrade(connection: Connection, *, if_older: bool = True) -> _Columns:
         metadata.create_all(connection, checkfirst=False)
         # Even if the version table says otherwise.
         command.stamp(config, "head", purge=True)
-    elif if_older:
+    else:
         if _revision(connection) is None and _suffice(present, metadata.sorted_tables):
             command.stamp(config, "head")  # the host's own Alembic made them
         command.upgrade(config, "head")
