@@ -94,9 +94,7 @@ class Commands(AppGroup):
         except KeyboardInterrupt:
             raise Interrupted("Interrupted.") from None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command; an unknown one, or an option before it, is not repeated: it may be a pasted key."""
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail("There is no such command. If this was a key, replace it at the provider.")

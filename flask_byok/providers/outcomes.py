@@ -92,7 +92,10 @@ class Outcomes:
         if ending.verdict is not None:
             self.report(ending.verdict)
         # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
-        raise self._error(ending)
+        if ending.outcome == "rejected":
+            tier = str(self.credential.source)
+            raise RejectedCredentialError(ending.reason, provider=self.spec.id, tier=tier)
+        raise ProviderUnavailableError(ending.reason, provider=self.spec.id)
 
     def _ending(self, request: Request, status: int, body: bytes, *, of_stream: bool) -> Ending:
         if 200 <= status < 300:
@@ -124,12 +127,6 @@ class Outcomes:
         if verdict.valid is not False:
             return Ending("failed", reason)
         return Ending("rejected", reason, verdict if is_ours else None)
-
-    def _error(self, ending: Ending) -> ByokError:
-        provider, tier = self.spec.id, str(self.credential.source)
-        if ending.outcome == "rejected":
-            return RejectedCredentialError(ending.reason, provider=provider, tier=tier)
-        return ProviderUnavailableError(ending.reason, provider=provider)
 
 
 @dataclass(slots=True, eq=False)

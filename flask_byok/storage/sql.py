@@ -227,9 +227,8 @@ class SqlDocuments:
         free = (_name.ref == (instead_of or "")) | (_name.expires_at <= now)
 
         def work(connection: Connection) -> str:
-            if connection.execute(
-                sa.update(session_names).where(there, free).values(values)
-            ).rowcount:
+            pointed = sa.update(session_names).where(there, free).values(values)
+            if connection.execute(pointed).rowcount:
                 return ref
             held = connection.execute(sa.select(_name.ref).where(there)).scalar()
             if held is None:
