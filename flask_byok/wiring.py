@@ -27,7 +27,7 @@ from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
 from .settings import MAX_SESSION_LIFETIMES, Settings
-from .storage.rates import RateLimiter, RateStorage
+from .storage.rates import RateLimiter
 from .web.caller import send_signal
 from .web.host_database import FoundDatabase
 from .web.session_binding import app_name
@@ -64,7 +64,7 @@ def build_service(
         sessions.over = accounts.over
         _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
-    rates = RateStorage.beside(sessions.documents)
+    place = sessions.documents
     return Service(
         settings=settings,
         catalog=catalog,
@@ -73,8 +73,8 @@ def build_service(
         accounts=accounts,
         outbound=outbound,
         operator=OperatorKeys(settings),
-        validate_limit=RateLimiter(settings.validate_rate, rates, setting="BYOK_VALIDATE_RATE"),
-        set_limit=RateLimiter(settings.set_rate, rates, setting="BYOK_SET_RATE"),
+        validate_limit=RateLimiter(settings.validate_rate, place, setting="BYOK_VALIDATE_RATE"),
+        set_limit=RateLimiter(settings.set_rate, place, setting="BYOK_SET_RATE"),
         notify=partial(send_signal, app),
     )
 

@@ -24,7 +24,7 @@ from flask_byok.model.credential import CredentialRecord, Secret, Validation
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
 from flask_byok.settings import Settings
-from flask_byok.storage.rates import RateLimiter, RateStorage
+from flask_byok.storage.rates import RateLimiter
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
 
@@ -120,7 +120,6 @@ class World:
 
     def _make_service(self) -> Service:
         sessions = self.store if self.other_store is None else self.other_store
-        rates = RateStorage()
         wing = Wing(self.accounts, self.keyring, self.settings)
         sessions.over = wing.over
         return Service(
@@ -131,8 +130,8 @@ class World:
             accounts=wing,
             outbound=Outbound(allow_private=self.settings.allow_private_endpoints),
             operator=OperatorKeys(self.settings, self.environ),
-            validate_limit=RateLimiter(self.settings.validate_rate, rates, setting="VALIDATE"),
-            set_limit=RateLimiter(self.settings.set_rate, rates, setting="SET"),
+            validate_limit=RateLimiter(self.settings.validate_rate, setting="VALIDATE"),
+            set_limit=RateLimiter(self.settings.set_rate, setting="SET"),
             notify=lambda name, facts: self.events.append((name, dict(facts))),
         )
 
@@ -151,9 +150,9 @@ def core_on(
     """Return a service on this database of accounts, with sessions in memory, and its wing."""
     lifetime = timedelta(hours=1)
     sessions = Sessions(SqlDocuments("sqlite://"), ttl=lifetime, max_age=lifetime)
-    wing, rates = Wing(accounts, keyring, settings), RateStorage()
+    wing = Wing(accounts, keyring, settings)
     sessions.over = wing.over
-    limit = RateLimiter("20/minute", rates, setting="X")
+    limit = RateLimiter("20/minute", setting="X")
     service = Service(
         settings=settings,
         catalog=catalog,

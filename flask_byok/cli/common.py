@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, TextIO
@@ -29,8 +26,6 @@ from ..web.caller import get_state
 
 #: Longest input for a key or a passphrase, in bytes.
 _MAX_INPUT = 64 * 1024
-#: Columns that a bar with percentage and remaining time needs.
-_WIDE = 60
 
 _NEVER_AN_ARGUMENT = (
     "This command does not have these arguments or options. A key is never an argument, since arguments show in lists "
@@ -99,9 +94,7 @@ class Commands(AppGroup):
         except KeyboardInterrupt:
             raise Interrupted("Interrupted.") from None
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command; an unknown one, or an option before it, is not repeated: it may be a pasted key."""
         if args and self.get_command(ctx, args[0]) is None:
             ctx.fail("There is no such command. If this was a key, replace it at the provider.")
@@ -223,42 +216,18 @@ def _ask(label: str, *, hidden: bool, twice: bool = False) -> str:
 # Output
 
 
-@dataclass
-class Steps:
-    """Shows a bar on a terminal, else a line for each tenth."""
-
-    total: int
-    done: int = 0
-    bar: Any = None
-
-    def reach(self, done: int) -> None:
-        """Show that ``done`` of all are done."""
-        tenth = max(self.total / 10, 1)
-        if self.bar is not None:
-            self.bar.update(done - self.done)
-        elif done // tenth > self.done // tenth:
-            click.echo(f"{done:,} of {self.total:,}")
-        self.done = done
-
-
 @contextmanager
-def steps(label: str, total: int) -> Iterator[Steps]:
-    """Show the progress of a command with ``total`` steps; after Ctrl-C, say how far it is."""
-    shown = Steps(total)
-    wide = shutil.get_terminal_size().columns >= _WIDE
-    can_draw = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-    try:
-        if not (total and can_draw and is_terminal(sys.stdout)):
-            click.echo(f"{label}: {total:,}")
-            yield shown
-            return
-        with click.progressbar(
-            length=total, label=label, width=0, show_pos=True, show_eta=wide, show_percent=wide
-        ) as shown.bar:
-            yield shown
-    except KeyboardInterrupt:
-        done = f"{shown.done:,} of {total:,} are done"
-        raise Interrupted(f"Interrupted: {done}. Run it again to go on.") from None
+def steps(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that shows how many steps of all are done; after Ctrl-C, say how many were.
+
+    A terminal has a bar; elsewhere there is one line with the number of all.
+    """
+    with click.progressbar(length=total, label=f"{label}: {total:,}", width=0) as bar:
+        try:
+            yield lambda done: bar.update(done - bar.pos)
+        except KeyboardInterrupt:
+            done = f"{bar.pos:,} of {total:,} are done"
+            raise Interrupted(f"Interrupted: {done}. Run it again to go on.") from None
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,7 +15,7 @@ from flask import current_app
 from flask.cli import ScriptInfo
 
 from ..accounts.wing import Wing
-from ..errors import ByokError, ConfigurationError
+from ..errors import ByokError
 from ..keys.service import Service
 from ..model.owner import Caller
 from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring, generate_encryption_key
@@ -34,17 +34,10 @@ _CAN_GO = "; it can go if it was replaced (keep it if it is the next one)"
 
 _PUT_BACK = "if it was taken away too early, put it back into BYOK_ENCRYPTION_KEY_FALLBACKS"
 
-_RATES = (
-    "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis counts for them all."
-)
-_SQLITE = (
-    "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
-)
 _DROPPED = (
     "Flask-Migrate is set up on this database, and nothing keeps our tables out of its migrations: 'flask db migrate' "
     "would write one that drops them. See 'Its tables' in the documentation on deployment."
 )
-_NOT_HTTPS = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
 
 
 @byok.command("generate-key", with_appcontext=False)
@@ -77,7 +70,6 @@ def database() -> None:
 def upgrade_database() -> None:
     """Bring the tables to this version."""
     tables = _tables()
-    _known_revision(tables)
     migrations.upgrade(tables)
     click.echo(f"The tables are at revision {migrations.current(tables)}.")
 
@@ -101,49 +93,7 @@ def _tables() -> Database:
     return Database(found.place, (), own_file=found.own_file)
 
 
-def _known_revision(tables: Database) -> str | None:
-    """Return the revision of the tables, None if we did not create them.
-
-    :raises click.ClickException: a later version of flask-byok created them.
-    """
-    revision = migrations.current(tables)
-    if revision is not None and revision > migrations.head():
-        raise click.ClickException(
-            f"The tables are at revision {revision}, which a later version of flask-byok has created: install that one."
-        )
-    return revision
-
-
 # check
-
-
-@dataclass(slots=True)
-class _Report:
-    """What to show after the settings."""
-
-    facts: list[tuple[str, ...]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    unsafe: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def trial(self) -> Iterator[None]:
-        """Report why a trial of a store fails."""
-        try:
-            yield
-        except (ByokError, click.ClickException) as error:
-            self.unsafe.append(sentence_of(error))
-
-    def show(self) -> None:
-        click.echo()
-        for fact in self.facts:
-            click.echo(padded(fact, _WIDTHS))
-        for note in self.notes:
-            click.echo(f"note: {note}")
-        # Sessions and accounts may fail for the same reason.
-        for sentence in dict.fromkeys(self.unsafe):
-            click.echo(f"unsafe: {sentence}", err=True)
-        if self.unsafe:
-            raise click.exceptions.Exit(1)
 
 
 @byok.command("check", with_appcontext=False)
@@ -159,52 +109,73 @@ def check(ctx: click.Context) -> None:
 
 
 def _check(state: ByokState) -> None:
-    for name, value in shown_settings(state.settings, state.service.keyring).items():
-        source = source_of(name, current_app.config, os.environ)
-        click.echo(padded((f"BYOK_{name.upper()}", value, source), _WIDTHS))
-    report = _Report([("providers", str(len(state.service.catalog)))])
-    report.unsafe += unsafe_settings(current_app.config, debug=current_app.debug)
-    report.unsafe += unsafe_choices(state.settings)
+    service, sessions, wing = state.service, state.service.sessions, state.service.accounts
+    for name, value in shown_settings(state.settings, service.keyring).items():
+        _show(f"BYOK_{name.upper()}", value, source_of(name, current_app.config, os.environ))
+    unsafe = unsafe_settings(current_app.config, debug=current_app.debug)
+    unsafe += unsafe_choices(state.settings)
+    click.echo()
+    _show("providers", str(len(service.catalog)))
     if state.uses_database:
-        found = state.database
-        report.facts.append(("database", shown_address(found.place), found.source))
-        report.unsafe += [LATE_ENGINE] if is_late(current_app, found) else []
-    sessions = state.service.sessions
-    report.facts.append(("session keys", sessions.name))
-    report.notes += [_RATES] if getattr(sessions.documents, "client", None) is None else []
-    if sessions.canary is not None:
-        with report.trial():
+        _show("database", shown_address(state.database.place), state.database.source)
+        unsafe += [LATE_ENGINE] if is_late(current_app, state.database) else []
+    _show("session keys", sessions.name)
+    with _trial(unsafe):
+        if sessions.canary is not None:
             sessions.canary.reseal()
-    if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
-        report.notes.append(_NOT_HTTPS)
-    _examine_accounts(state, report)
-    with report.trial():
-        for role, key_id, use in count_sealed(state.service):
+    with _trial(unsafe):
+        _show_accounts(wing)
+    with _trial(unsafe):
+        for role, key_id, use in count_sealed(service):
             if role == "unknown":
-                report.unsafe.append(f"there is no encryption key with the id {key_id}: {use}")
+                unsafe.append(f"there is no encryption key with the id {key_id}: {use}")
             else:
-                report.facts.append((f"{role} key id {key_id}", use))
-    report.show()
+                _show(f"{role} key id {key_id}", use)
+    for note in _notes(state):
+        click.echo(f"note: {note}")
+    # Sessions and accounts may fail for the same reason.
+    for sentence in dict.fromkeys(unsafe):
+        click.echo(f"unsafe: {sentence}", err=True)
+    if unsafe:
+        raise click.exceptions.Exit(1)
 
 
-def _examine_accounts(state: ByokState, report: _Report) -> None:
-    wing = state.service.accounts
+def _show(*cells: str) -> None:
+    click.echo(padded(cells, _WIDTHS))
+
+
+@contextmanager
+def _trial(unsafe: list[str]) -> Iterator[None]:
+    """Add the reason why a trial of a store fails."""
+    try:
+        yield
+    except ByokError as error:
+        unsafe.append(sentence_of(error))
+
+
+def _show_accounts(wing: object) -> None:
     if not isinstance(wing, Wing):
-        report.facts.append(("accounts", "-"))
+        _show("accounts", "-")
         return
-    accounts, dialect = wing.store, wing.store.engine.dialect.name
-    report.facts.append(("accounts", f"{accounts.name} ({dialect})"))
-    report.notes += [_SQLITE] if dialect == "sqlite" else []
-    report.notes += [_DROPPED] if _would_be_dropped(state.database) else []
-    with report.trial():
-        tables = _tables()
-        revision = _known_revision(tables) or "of the host's own migrations"
-        report.facts.append(("tables", f"{revision} (newest {migrations.head()})"))
-        accounts.canary.secret()
-        if missing := ", ".join(migrations.missing_rights(tables)):
-            raise ConfigurationError(
-                f"The database's user lacks these rights: {missing}. Ask an administrator to GRANT them."
-            )
+    _show("accounts", f"{wing.store.name} ({wing.store.engine.dialect.name})")
+    tables = _tables()
+    revision = migrations.current(tables) or "of the host's own migrations"
+    _show("tables", f"{revision} (newest {migrations.head()})")
+    wing.store.canary.secret()
+    migrations.try_rights(tables)
+
+
+def _notes(state: ByokState) -> Iterator[str]:
+    """Yield what is right for some apps and wrong for others."""
+    wing = state.service.accounts
+    if getattr(state.service.sessions.documents, "client", None) is None:
+        yield "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis counts for them all."
+    if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
+        yield "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
+    if isinstance(wing, Wing) and wing.store.engine.dialect.name == "sqlite":
+        yield "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
+    if isinstance(wing, Wing) and _would_be_dropped(state.database):
+        yield _DROPPED
 
 
 def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:

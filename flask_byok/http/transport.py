@@ -334,7 +334,7 @@ def _was_sent(error: BaseException) -> bool:
 
 
 def network_fault(error: BaseException) -> str | None:
-    """Return our own words for an error of the network, or None for any other error."""
+    """Return our own words for an error of the network, which SDKs wrap; None for any other error."""
     if isinstance(error, httpx2.TimeoutException):
         return "The provider took too long to answer. Try again in a moment."
     if isinstance(error, AnswerRefused):
@@ -343,4 +343,4 @@ def network_fault(error: BaseException) -> str | None:
         return "The connection to the provider broke off. Try again."
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | httpx2.StreamError):
         return "The provider's server cannot be reached, or its address may not be called."
-    return None
+    return None if error.__cause__ is None else network_fault(error.__cause__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, NoReturn
 
 from ..catalog.spec import ProviderSpec
@@ -16,7 +17,7 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, Secret, clean_api_key, make_hint
-from .outcomes import Count, Outcomes, Report, one_call
+from .outcomes import Count, Outcomes, Report, ignore, one_call
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
@@ -63,8 +64,8 @@ class BaseProvider(ABC):
         credential: Credential,
         outbound: Outbound,
         *,
-        report: Report | None = None,
-        count: Count | None = None,
+        report: Report = ignore,
+        count: Count = ignore,
         model: str | None = None,
         **options: Any,
     ) -> None:
@@ -73,39 +74,28 @@ class BaseProvider(ABC):
                 f"{', '.join(sorted(others))}: not an option here. There are "
                 f"{', '.join(sorted(self.allowed_options))}; endpoints are set with BYOK_BASE_URLS."
             )
+        #: The provider's id.
+        self.name = spec.id
+        #: The provider's name as people read it.
+        self.display_name = spec.name
+        #: The present credential of this object; it does not show the key.
+        self.credential = credential
         self._spec = spec
-        self._credential = credential
         self._outbound = outbound
         self._outcomes = Outcomes(spec, credential, count, report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
-        self._client: Any = None
-
-    @property
-    def name(self) -> str:
-        """The provider's id."""
-        return self._spec.id
-
-    @property
-    def display_name(self) -> str:
-        """The provider's name as people read it."""
-        return self._spec.name
-
-    @property
-    def credential(self) -> Credential:
-        """The present credential of this object; it does not show the key."""
-        return self._credential
 
     @property
     def source(self) -> str:
         """The tier that the credential came from, or ``argument``."""
-        return str(self._credential.source)
+        return str(self.credential.source)
 
     @property
     def is_configured(self) -> bool:
         """True if every field that the provider requires has a value."""
         return all(
-            self._credential.reveal(field.name) or field.name == "base_url"
+            self.credential.reveal(field.name) or field.name == "base_url"
             for field in self._spec.fields
             if field.required
         )
@@ -113,7 +103,7 @@ class BaseProvider(ABC):
     @property
     def api_key(self) -> str:
         """The API key. Setting it changes this object only."""
-        return self._credential.api_key
+        return self.credential.api_key
 
     @api_key.setter
     def api_key(self, api_key: str) -> None:
@@ -125,22 +115,22 @@ class BaseProvider(ABC):
         :raises MalformedApiKeyError: this cannot be a key.
         :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
         """
-        if self._credential.trust == "personal":
+        if self.credential.trust == "personal":
             raise EndpointNotAllowedError(
                 "This address was given with a key of its own, and gets no other.",
                 provider=self.name,
             )
         cleaned = clean_api_key(api_key)
-        self._credential = dataclasses.replace(
-            self._credential,
+        self.credential = dataclasses.replace(
+            self.credential,
             source="argument",
-            fields={**self._credential.fields, "api_key": Secret(cleaned)},
+            fields={**self.credential.fields, "api_key": Secret(cleaned)},
             hint=make_hint(cleaned, self._spec.prefixes),
             version=None,
         )
-        self._client = None
+        self.__dict__.pop("client", None)
         # Calls with this key say nothing about the stored one.
-        self._outcomes = Outcomes(self._spec, self._credential, paths=self.paths)
+        self._outcomes = Outcomes(self._spec, self.credential, paths=self.paths)
 
     def to_dict(self) -> dict[str, Any]:
         """Return safe facts, never the key."""
@@ -149,28 +139,25 @@ class BaseProvider(ABC):
             "name": self.display_name,
             "is_configured": self.is_configured,
             "source": self.source,
-            "hint": self._credential.hint,
+            "hint": self.credential.hint,
         }
 
-    @property
+    @cached_property
     def client(self) -> Any:
         """The provider's own SDK client, made on first use and kept by this object alone.
 
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed.
         """
-        if self._client is not None:
-            return self._client
         if not self.is_configured:
             raise MissingCredentialError(
                 f"No API key for {self.display_name} is configured.", provider=self.name
             )
         # Checks the endpoint again: the rules can have changed since the key was saved.
-        endpoint = Endpoint(self._credential.base_url, self._credential.trust)
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe)
         try:
-            self._client = self._make_client(http_client)
-            return self._client
+            return self._make_client(http_client)
         except ImportError:
             pass
         raise ConfigurationError(
@@ -194,7 +181,7 @@ class BaseProvider(ABC):
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
-        base_url = self._credential.base_url
+        base_url = self.credential.base_url
         fixed = {"api_key": self.api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
@@ -210,7 +197,7 @@ class BaseProvider(ABC):
         """Yield the answer; the SDK's errors pass."""
 
     def __repr__(self) -> str:
-        hint = self._credential.hint
+        hint = self.credential.hint
         return f"<{type(self).__name__} {self.name} source={self.source} hint={hint!r}>"
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:

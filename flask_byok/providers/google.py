@@ -32,7 +32,7 @@ class GoogleProvider(BaseProvider):
             vertexai=False,
             debug_config=DebugConfig(client_mode=None, replays_directory=None, replay_id=None),
             http_options=HttpOptions(
-                base_url=self._credential.base_url,
+                base_url=self.credential.base_url,
                 api_version="v1beta",
                 timeout=int((self._options.get("timeout") or TIMEOUT) * 1000),
                 retry_options=HttpRetryOptions(attempts=1 + self._options.get("max_retries", 0)),

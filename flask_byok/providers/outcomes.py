@@ -38,6 +38,10 @@ class Ending:
     verdict: Verdict | None = None
 
 
+def ignore(_: object) -> None:
+    """Take the place of a callback that was not given."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Outcomes:
     """Counts the calls that are made with one credential, and reports when its provider rejects it.
@@ -45,33 +49,22 @@ class Outcomes:
     It observes every request of its client. A request by itself is a call; the requests of an SDK's call with its
     retries, or of our own stream, have one outcome together.
 
-    :param on_call: called with the outcome of each call.
-    :param on_rejection: called with the verdict when the provider rejects the key.
+    :param count: called with the outcome of each call.
+    :param report: called with the verdict when the provider rejects the key.
     :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
 
     spec: ProviderSpec
     credential: Credential
-    on_call: Count | None = None
-    on_rejection: Report | None = None
+    count: Count = ignore
+    report: Report = ignore
     paths: Collection[str] = ()
 
     def observe(self, request: Request, status: int, body: bytes) -> None:
         """Take in a request's end: its status (0 if no answer came), and the body of a refusal."""
-        call, ending = _call.get(), self._ending(request, status, body)
-        if call is None or not call.take(self, ending):
-            self.count(ending.outcome)
-            self.report(ending.verdict)
-
-    def count(self, outcome: Outcome) -> None:
-        """Count a call."""
-        if self.on_call is not None:
-            self.on_call(outcome)
-
-    def report(self, verdict: Verdict | None) -> None:
-        """Report a verdict on the key, if there is one."""
-        if verdict is not None and self.on_rejection is not None:
-            self.on_rejection(verdict)
+        with one_call() as call:
+            call.outcomes = self
+            call.latest = self._ending(request, status, body, of_stream=call.streams)
 
     def follow(self, pieces: Iterator[str]) -> Iterator[str]:
         """Yield the pieces of our own stream. The key was used with the first of them, or at a good end.
@@ -79,29 +72,32 @@ class Outcomes:
         :raises RejectedCredentialError: the provider rejected the key.
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
         """
-        call = Call(self, streams=True)
+        call, ending, used = _Call(streams=True), Ending("failed"), False
         try:
-            while (piece := call.step(pieces)) is not None:
-                call.end("used")
+            piece, used = call.step(pieces), True
+            self.count("used")
+            while piece is not None:
                 yield piece
-            call.end("used")
+                piece = call.step(pieces)
             return
         except ByokError:
             raise
         except Exception as raised:
             ending = self._ending_of(raised, call.latest)
-        except BaseException:
-            call.failed("failed")
-            raise
         finally:
+            if call.latest is not None and not used:
+                self.count(ending.outcome)
             if (close := getattr(pieces, "close", None)) is not None:
                 close()
-        call.failed(ending.outcome)
-        self.report(ending.verdict)
+        if ending.verdict is not None:
+            self.report(ending.verdict)
         # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
-        raise self._error(ending)
+        if ending.outcome == "rejected":
+            tier = str(self.credential.source)
+            raise RejectedCredentialError(ending.reason, provider=self.spec.id, tier=tier)
+        raise ProviderUnavailableError(ending.reason, provider=self.spec.id)
 
-    def _ending(self, request: Request, status: int, body: bytes) -> Ending:
+    def _ending(self, request: Request, status: int, body: bytes, *, of_stream: bool) -> Ending:
         if 200 <= status < 300:
             return Ending("used")
         if not status:
@@ -109,8 +105,7 @@ class Outcomes:
         from ..http.transport import carries, path_below
 
         base_url, api_key = self.credential.base_url, self.credential.api_key
-        call, paths = _call.get(), {*self.paths, self.spec.check.path.partition("?")[0]}
-        of_stream = call is not None and call.streams and call.outcomes is self
+        paths = {*self.paths, self.spec.check.path.partition("?")[0]}
         elsewhere = not of_stream and path_below(request.url, base_url) not in paths
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
         is_ours = bool(api_key) and carries(request, api_key, base_url)
@@ -120,7 +115,9 @@ class Outcomes:
         """Return how a stream ended, by the latest answer, or by the exception if that answer was good or none."""
         if latest is not None and latest.reason:
             return latest
-        if fault := _network_fault(raised):
+        from ..http.transport import network_fault
+
+        if fault := network_fault(raised):
             return Ending("failed", fault)
         return self._judged(_answer_in(raised), elsewhere=False, is_ours=True)
 
@@ -131,45 +128,18 @@ class Outcomes:
             return Ending("failed", reason)
         return Ending("rejected", reason, verdict if is_ours else None)
 
-    def _error(self, ending: Ending) -> ByokError:
-        provider, tier = self.spec.id, str(self.credential.source)
-        if ending.outcome == "rejected":
-            return RejectedCredentialError(ending.reason, provider=provider, tier=tier)
-        return ProviderUnavailableError(ending.reason, provider=provider)
-
 
 @dataclass(slots=True, eq=False)
-class Call:
+class _Call:
     """One call, however many requests it takes.
 
-    :param outcomes: those that count it; by default those of its first request.
     :param streams: it is our own stream, whose path takes any key of the provider's.
-    :param latest: how its latest request ended; None before the first.
+    :param latest: how its latest request ended, and in ``outcomes`` who counts it; None before the first.
     """
 
-    outcomes: Outcomes | None = None
     streams: bool = False
+    outcomes: Outcomes | None = None
     latest: Ending | None = None
-    counted: bool = False
-
-    def take(self, outcomes: Outcomes, ending: Ending) -> bool:
-        """Take in how a request ended. Return True if it was one of this call's."""
-        self.outcomes = self.outcomes or outcomes
-        if self.outcomes is not outcomes:
-            return False
-        self.latest = ending
-        return True
-
-    def end(self, outcome: Outcome) -> None:
-        """Count the call, once."""
-        if self.outcomes is not None and not self.counted:
-            self.counted = True
-            self.outcomes.count(outcome)
-
-    def failed(self, outcome: Outcome) -> None:
-        """Count a call that raised, if it came as far as a request."""
-        if self.latest is not None:
-            self.end(outcome)
 
     def step(self, pieces: Iterator[str]) -> str | None:
         """Return the next piece of a stream; None at its end."""
@@ -181,38 +151,24 @@ class Call:
             _call.reset(reset)
 
 
-_call: ContextVar[Call | None] = ContextVar("flask_byok_call", default=None)
+_call: ContextVar[_Call | None] = ContextVar("flask_byok_call", default=None)
 
 
 @contextmanager
-def one_call() -> Iterator[None]:
+def one_call() -> Iterator[_Call]:
     """Count all requests of this block as one call, which ends as the last of them does."""
-    if _call.get() is not None:
-        yield
+    if (call := _call.get()) is not None:
+        yield call
         return
-    call = Call()
-    reset = _call.set(call)
+    reset = _call.set(call := _Call())
     try:
-        yield
+        yield call
     finally:
         _call.reset(reset)
         if call.outcomes is not None and call.latest is not None:
-            call.end(call.latest.outcome)
-            call.outcomes.report(call.latest.verdict)
-
-
-def _network_fault(error: BaseException) -> str | None:
-    """Return our own words for a fault of the network, which SDKs wrap; None for any other error."""
-    from ..http.transport import network_fault
-
-    seen: set[int] = set()
-    cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if fault := network_fault(cause):
-            return fault
-        cause = cause.__cause__
-    return None
+            call.outcomes.count(call.latest.outcome)
+            if call.latest.verdict is not None:
+                call.outcomes.report(call.latest.verdict)
 
 
 def _answer_in(error: Exception) -> Answer:

@@ -21,37 +21,34 @@ class Breaker:
         self._clock = clock
         self._lock = threading.Lock()
         self._faults = 0
-        self._open_until: float | None = None
+        self._open_until = 0.0
 
     @property
     def is_open(self) -> bool:
         """Return True if calls fail at once."""
-        return self._open_until is not None
+        return self._faults >= _FAULTS
 
     def allow(self) -> bool:
         """Return True if this caller may ask the store; it must report the outcome afterwards."""
         # Without the lock: a caller that has just missed the opening only asks once more.
-        if self._open_until is None:
+        if not self.is_open:
             return True
         with self._lock:
             now = self._clock()
-            if self._open_until is not None:
-                if now < self._open_until:
-                    return False
-                # If this caller never reports, another one may probe after the same time.
-                self._open_until = now + _OPEN_FOR
+            if now < self._open_until:
+                return False
+            # If this caller never reports, another one may probe after the same time.
+            self._open_until = now + _OPEN_FOR
             return True
 
     def success(self) -> None:
         """Note that the store answered."""
         if self._faults:
             with self._lock:
-                self._faults = 0
-                self._open_until = None
+                self._faults, self._open_until = 0, 0.0
 
     def fault(self) -> None:
         """Note that the store did not answer."""
         with self._lock:
             self._faults += 1
-            if self._faults >= _FAULTS:
-                self._open_until = self._clock() + _OPEN_FOR
+            self._open_until = self._clock() + _OPEN_FOR

@@ -6,7 +6,6 @@ connection yet, another thread waits for one, and the caller gives up in time.
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import os
 import socket
@@ -18,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,9 +145,9 @@ def _options(url: URL) -> dict[str, Any]:
 
 def _connect_in_time(dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
     connection = within(_time_left(), lambda: _connect(dialect, args, options))
-    if _call.until is not None:
+    if (until := _until.get()) is not None:
         # SQLAlchemy asks a new connection about the server before we get it.
-        watchdog.watch(connection, _call.until)
+        watchdog.watch(connection, until)
     return connection
 
 
@@ -180,16 +180,12 @@ def _make_file(name: str, own_file: bool) -> None:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     # Readers and one writer at once; a crash of the machine loses no acknowledged write with the
     # default "full".
-    until = time.monotonic() + BUSY_TIMEOUT
-    while True:
-        try:
+    for _ in range(100 * BUSY_TIMEOUT):
+        with suppress(sqlite3.OperationalError):
             connection.execute("PRAGMA journal_mode=WAL").close()
             return
-        except sqlite3.OperationalError:
-            # The first connections to a new file meet here, and SQLite does not let them wait by itself.
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.01)
+        # The first connections to a new file meet here, and SQLite does not let them wait by itself.
+        time.sleep(0.01)
 
 
 def _leave_parents_connections() -> None:
@@ -201,36 +197,29 @@ def _leave_parents_connections() -> None:
 
 os.register_at_fork(after_in_child=_leave_parents_connections)
 
-_patient = contextvars.ContextVar("flask_byok_patient", default=False)
+_given: ContextVar[float | None] = ContextVar("flask_byok_given", default=None)
+#: The end of this thread's call under way, in monotonic seconds.
+_until: ContextVar[float | None] = ContextVar("flask_byok_until", default=None)
 
 
 @contextmanager
-def patiently() -> Iterator[None]:
-    """Give every call the long time, as an operator's command can wait."""
-    before = _patient.set(True)
+def patiently(seconds: float = LONG_LIMIT) -> Iterator[None]:
+    """Give every call in a block this time, as nobody's request waits for it."""
+    before = _given.set(seconds)
     try:
         yield
     finally:
-        _patient.reset(before)
-
-
-class _Call(threading.local):
-    """This thread's call under way: its seconds, and its end in monotonic seconds."""
-
-    seconds: float | None = None
-    until: float | None = None
-
-
-_call = _Call()
+        _given.reset(before)
 
 
 def seconds() -> float:
-    """Return the seconds of the call under way."""
-    return _call.seconds or LIMIT
+    """Return the seconds that a call may take here."""
+    return _given.get() or LIMIT
 
 
 def _time_left() -> float:
-    return LIMIT if _call.until is None else _call.until - time.monotonic()
+    until = _until.get()
+    return LIMIT if until is None else until - time.monotonic()
 
 
 class Transactions:
@@ -253,22 +242,19 @@ class Transactions:
             # The statements rely on seeing what was committed while they waited for a row.
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
-    def call(self, function: Callable[..., T], *args: Any, limit: float | None = None) -> T:
-        """Call a function that uses transactions, all of which together have ``limit`` seconds.
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function that uses transactions, all of which together have ``seconds()``.
 
-        None means ``LIMIT``, or ``LONG_LIMIT`` for a command. A nested call has its own budget, which is
-        not charged to the outer one.
+        A nested call has its own budget, which is not charged to the outer one.
         """
         if not self._is_limited:
-            return function(*args)
-        started, outer = time.monotonic(), (_call.seconds, _call.until)
-        _call.seconds = limit or (LONG_LIMIT if _patient.get() else LIMIT)
-        _call.until = started + _call.seconds
+            return function()
+        started, outer = time.monotonic(), _until.get()
+        _until.set(started + seconds())
         try:
-            return function(*args)
+            return function()
         finally:
-            _call.seconds, until = outer
-            _call.until = None if until is None else until + time.monotonic() - started
+            _until.set(None if outer is None else outer + time.monotonic() - started)
 
     def in_time(self) -> bool:
         """Return True if the call under way may still ask."""
@@ -328,42 +314,30 @@ class Watchdog:
 
     def watch(self, connection: Any, until: float) -> None:
         """Shut this driver's connection unless it is released until then (monotonic seconds)."""
-        self._watched[id(connection)] = (until, connection)
-        if not self._busy.is_set():
-            self._wake()
-
-    def release(self, connection: Any) -> bool:
-        """Stop watching; return False if the connection was shut."""
-        # Taking the entry out is one step and decides, so a connection that has gone on to the next
-        # caller is not shut.
-        if self._watched.pop(id(connection), None) is not None:
-            return True
-        with self._lock:  # not while it is being shut: its number would be another's once closed
-            return False
-
-    def _wake(self) -> None:
         with self._lock:
+            self._watched[id(connection)] = (until, connection)
             self._busy.set()
             if not self._runs:
                 self._runs = True
                 threading.Thread(target=self._run, name="byok-watchdog", daemon=True).start()
 
+    def release(self, connection: Any) -> bool:
+        """Stop watching; return False if the connection was shut."""
+        # Not while it is being shut: once it is closed, its number would be another's.
+        with self._lock:
+            return self._watched.pop(id(connection), None) is not None
+
     def _run(self) -> None:
         while self._busy.wait():
             time.sleep(self._interval)
-            self._look(time.monotonic())
-            if not self._watched:
-                self._busy.clear()
-                # A connection that has come meanwhile is seen here, or its caller wakes this thread.
-                if self._watched:
-                    self._busy.set()
-
-    def _look(self, now: float) -> None:
-        for key, (until, connection) in list(self._watched.items()):
-            if until <= now:
-                with self._lock:
-                    if self._watched.pop(key, None) is not None:
+            with self._lock:
+                now = time.monotonic()
+                for key, (until, connection) in list(self._watched.items()):
+                    if until <= now:
+                        del self._watched[key]
                         _shut(connection)
+                if not self._watched:
+                    self._busy.clear()
 
 
 def _shut(connection: Any) -> None:

@@ -6,13 +6,12 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from operator import call
 from typing import Any
 
 from limits import RateLimitItem, parse
-from limits.storage import MemoryStorage, RedisStorage, Storage
+from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 
 from ..errors import ConfigurationError, RateLimitedError
@@ -24,46 +23,27 @@ OVERALL = 50
 _VISITOR = "address:"
 
 
-@dataclass(frozen=True, slots=True)
-class RateStorage:
-    """A storage for attempts, and a function that guards its calls against hanging.
-
-    By default it is this process's memory; each worker then counts for itself.
-    """
-
-    storage: Storage = field(default_factory=MemoryStorage)
-    guarded: Callable[..., Any] = call
-
-    @classmethod
-    def beside(cls, store: Any) -> RateStorage:
-        """Count in a session store's Redis, or in this process if the store is another one."""
-        client = getattr(store, "client", None)
-        if client is None:
-            return cls()
-        # By itself the storage makes a client for an address; ours has the right time limits, and may be a cluster.
-        storage = RedisStorage("redis://", connection_pool=None, key_prefix="byok:r")
-        storage.storage = client
-        storage.initialize_storage("redis://")
-        return cls(storage, store.guarded)
-
-
 class RateLimiter:
     """Rejects an owner who asks too often, and visitors if all of them together do.
 
     Users have no common limit: otherwise visitors, who come and go as they like, could lock users out.
 
     :param rate: such as ``"20/minute"``.
+    :param store: the store of session keys. Attempts are counted in its Redis; beside any other store in this
+        process's memory, so each worker counts for itself.
     :param setting: the config key that it came from; limiters of different settings count apart.
     :raises ConfigurationError: the rate cannot be read.
     """
 
-    def __init__(self, rate: str, storage: RateStorage, *, setting: str) -> None:
+    def __init__(self, rate: str, store: Any = None, *, setting: str) -> None:
         self._setting = setting
         self._each = _parse(rate, setting)
         self._overall = type(self._each)(self._each.amount * OVERALL, self._each.multiples)
         # Not a moving window: limits' memory storage keeps an empty list for each who ever asked.
-        self._limiter = FixedWindowRateLimiter(storage.storage)
-        self._guarded = storage.guarded
+        client = getattr(store, "client", None)
+        storage = MemoryStorage() if client is None else _redis_storage(client)
+        self._limiter = FixedWindowRateLimiter(storage)
+        self._guarded: Callable[..., Any] = call if client is None else store.guarded
 
     def check(self, owner: str) -> None:
         """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network address>``.
@@ -82,6 +62,14 @@ class RateLimiter:
         if not self._guarded(ask, rate, self._setting, who):
             stats = self._guarded(self._limiter.get_window_stats, rate, self._setting, who)
             raise RateLimitedError(retry_after=max(1, math.ceil(stats.reset_time - time.time())))
+
+
+def _redis_storage(client: Any) -> RedisStorage:
+    # By itself the storage makes a client for an address; ours has the right time limits, and may be a cluster.
+    storage = RedisStorage("redis://", connection_pool=None, key_prefix="byok:r")
+    storage.storage = client
+    storage.initialize_storage("redis://")
+    return storage
 
 
 def _network(address: str) -> str:

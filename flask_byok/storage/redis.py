@@ -268,21 +268,16 @@ def limited_client(client_or_url: Any) -> Redis | RedisCluster:
     :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
     """
     if isinstance(client_or_url, str):
-        try:
+        with suppress(ValueError):
             client_or_url = Redis.from_url(client_or_url)
-        except ValueError:
-            # Without the URL: it may hold a password.
-            raise ConfigurationError(
-                "BYOK_REDIS is not a Redis URL; use redis://, rediss:// or unix://, "
-                "and a client object for Sentinel and Cluster."
-            ) from None
     if isinstance(client_or_url, RedisCluster):
         return _cluster(client_or_url)
     if isinstance(client_or_url, Redis):
         return _single(client_or_url)
+    # Without the URL: it may hold a password.
     raise ConfigurationError(
-        f"BYOK_REDIS is a {type(client_or_url).__name__}; use a redis:// URL or a redis-py client "
-        "(Redis, a Sentinel's master_for(...), RedisCluster)."
+        "BYOK_REDIS is not a Redis: use a redis://, rediss:// or unix:// URL, or a redis-py client (Redis, a "
+        "Sentinel's master_for(...), RedisCluster)."
     )
 
 
@@ -290,23 +285,16 @@ def _single(client: Redis) -> Redis:
     pool = client.connection_pool
     options = _limits(pool.connection_kwargs) | {"connection_class": pool.connection_class}
     if isinstance(pool, SentinelConnectionPool):
-        return Redis(connection_pool=_sentinel_pool(pool, options))
+        sentinel = copy.copy(pool.sentinel_manager)
+        sentinel.sentinels = [_single(each) for each in sentinel.sentinels]
+        sentinel.connection_kwargs = options | {"max_connections": MAX_CONNECTIONS}
+        found: Redis = sentinel.master_for(
+            pool.service_name, check_connection=pool.check_connection
+        )
+        return found
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": POOL_TIMEOUT}
     bounded = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
     return Redis(connection_pool=bounded)
-
-
-def _sentinel_pool(pool: SentinelConnectionPool, options: dict[str, Any]) -> SentinelConnectionPool:
-    manager = copy.copy(pool.sentinel_manager)
-    manager.sentinels = [_single(sentinel) for sentinel in manager.sentinels]
-    return SentinelConnectionPool(  # type: ignore[no-untyped-call]
-        pool.service_name,
-        manager,
-        is_master=True,
-        check_connection=pool.check_connection,
-        max_connections=MAX_CONNECTIONS,
-        **options,
-    )
 
 
 def _cluster(client: RedisCluster) -> RedisCluster:

@@ -70,7 +70,7 @@ class Database:
         twin.breaker = Breaker()
         return twin
 
-    def run(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
+    def run(self, work: Callable[[Connection], T]) -> T:
         """Run a function on a connection whose statements each commit by themselves.
 
         It may run again: it may have happened although its answer was lost.
@@ -78,27 +78,21 @@ class Database:
         :raises StoreError: the database does not answer, or refuses.
         :raises ConfigurationError: its tables are older than this version, or may not be used.
         """
-        return self.call(lambda: self._try(self.transactions.single, work), limit=limit)
+        return self.call(lambda: self._try(self.transactions.single, work))
 
-    def read(
-        self, query: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
-    ) -> Sequence[Any]:
+    def read(self, query: Any, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Return all rows of a query; see ``run``."""
-        return self.run(lambda connection: connection.execute(query, values).all(), limit=limit)
+        return self.run(lambda connection: connection.execute(query, values).all())
 
-    def write(
-        self, statement: Any, values: Mapping[str, Any] | None = None, *, limit: float | None = None
-    ) -> int:
+    def write(self, statement: Any, values: Mapping[str, Any] | None = None) -> int:
         """Run one statement and return how many rows it changed; see ``run``."""
-        return self.run(
-            lambda connection: connection.execute(statement, values).rowcount, limit=limit
-        )
+        return self.run(lambda connection: connection.execute(statement, values).rowcount)
 
-    def change(self, work: Callable[[Connection], T], *, limit: float | None = None) -> T:
+    def change(self, work: Callable[[Connection], T]) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
-        return self.call(lambda: self._try(self.transactions.several, work), limit=limit)
+        return self.call(lambda: self._try(self.transactions.several, work))
 
-    def call(self, function: Callable[[], T], *, limit: float | None = None) -> T:
+    def call(self, function: Callable[[], T]) -> T:
         """Call a function that uses the transactions, even if there are no tables.
 
         :raises StoreError: the database does not answer, or refuses.
@@ -107,7 +101,7 @@ class Database:
         if not self.breaker.allow():
             raise StoreError(tier=self._tier)
         try:
-            result = self.transactions.call(function, limit=limit)
+            result = self.transactions.call(function)
         except (SQLAlchemyError, TimeoutError) as error:
             if isinstance(error, _FAULTS) and sql_state(error) not in (_HELD, _NO_RIGHT):
                 self.breaker.fault()
@@ -172,13 +166,8 @@ _PAUSE, _SHORT_PAUSE = 60, 1
 
 _document, _name, _canary = session_documents.c, session_names.c, canaries.c
 
-# Built once, as each call of the session tier needs one of these.
+# Built once, as each call of the session tier needs it.
 _LOAD = sa.select(_document.revision, _document.body).where(_document.ref == sa.bindparam("of_ref"))
-_SWAP = (
-    sa.update(session_documents)
-    .where(_document.ref == sa.bindparam("of_ref"), _document.revision == sa.bindparam("seen"))
-    .values({name: sa.bindparam(name) for name in ("revision", "body", "expires_at")})
-)
 
 
 def keep_text(connection: Connection, name: str, text: str, *, replace: bool) -> str:
@@ -238,9 +227,8 @@ class SqlDocuments:
         free = (_name.ref == (instead_of or "")) | (_name.expires_at <= now)
 
         def work(connection: Connection) -> str:
-            if connection.execute(
-                sa.update(session_names).where(there, free).values(values)
-            ).rowcount:
+            pointed = sa.update(session_names).where(there, free).values(values)
+            if connection.execute(pointed).rowcount:
                 return ref
             held = connection.execute(sa.select(_name.ref).where(there)).scalar()
             if held is None:
@@ -266,7 +254,8 @@ class SqlDocuments:
             self._database.write(sa.insert(session_documents).values(ref=ref, **values))
             rows = 1  # of an INSERT the driver may not say it
         else:
-            rows = self._database.write(_SWAP, values | {"of_ref": ref, "seen": seen})
+            same = (_document.ref == ref) & (_document.revision == seen)
+            rows = self._database.write(sa.update(session_documents).where(same).values(values))
         if rows == 1:
             self._purge_if_due()
         return rows == 1
@@ -298,12 +287,9 @@ class SqlDocuments:
             return
         self._next_purge = now + _PAUSE
         with suppress(StoreError):  # the change itself was acknowledged
-            for table, key in _PURGED:
+            for table, key in (session_documents, _document.ref), (session_names, _name.sid):
                 # Several workers do this at once, each to other rows.
                 expired = sa.select(key).where(table.c.expires_at < now).limit(BATCH)
                 expired = expired.with_for_update(skip_locked=True)
                 if self._database.write(sa.delete(table).where(key.in_(expired))) == BATCH:
                     self._next_purge = now + _SHORT_PAUSE
-
-
-_PURGED = ((session_documents, _document.ref), (session_names, _name.sid))

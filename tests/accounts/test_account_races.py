@@ -19,7 +19,7 @@ from flask_byok.accounts.store.reseal import Progress
 from flask_byok.errors import StoreError
 from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.storage.engine import open_engine
+from flask_byok.storage.engine import open_engine, patiently
 from flask_byok.storage.sql import Transactions
 from flask_byok.storage.tables import audit_heads, credentials
 from tests.patience import everyday_limits, in_time
@@ -114,9 +114,9 @@ def test_long_calls_may_wait(postgres_url: str) -> None:
             names = ("statement_timeout", "lock_timeout")
             return [connection.execute(text(f"SHOW {name}")).scalar() for name in names]
 
-    with everyday_limits():
-        transactions.call(sleep, limit=5)
-        assert transactions.call(limits, limit=5) == ["5s", "5s"]
+    with everyday_limits(), patiently(5):
+        transactions.call(sleep)
+        assert transactions.call(limits) == ["5s", "5s"]
     assert transactions.call(limits) == ["350ms", "300ms"]
     engine.dispose()
 
@@ -126,12 +126,14 @@ def test_long_call_within_a_call(postgres_url: str) -> None:
     transactions = Transactions(open_engine(postgres_url))
 
     def outer() -> bool:
-        transactions.call(time.sleep, 1.1, limit=5)
+        with patiently(5):
+            transactions.call(lambda: time.sleep(1.1))
         before = transactions.in_time()
         time.sleep(1.05)
         return before and not transactions.in_time()
 
-    assert transactions.call(outer, limit=1)
+    with patiently(1):
+        assert transactions.call(outer)
 
 
 # sealing again

@@ -157,7 +157,7 @@ MISPLACED = [
     *(["check", CANARY], ["check", f"--{CANARY}"], ["db", CANARY], ["db", f"--{CANARY}"]),
     *(["db", "current", CANARY], ["db", "sql", CANARY], ["db", "upgrade", CANARY]),
     *(["rotate", CANARY], ["rotate", "--retire", CANARY], ["purge-expired", CANARY]),
-    *(["purge-expired", "--days", CANARY], ["purge-expired", f"--dry-run={CANARY}"]),
+    *(["purge-expired", "--days", CANARY], ["purge-expired", f"--{CANARY}"]),
     *(["audit", CANARY], ["audit", f"--{CANARY}"], ["audit", "list", CANARY]),
     *(["audit", "list", "--limit", CANARY], ["audit", "list", "--before", CANARY]),
     *(["audit", "verify", CANARY], ["audit", "verify", "--owner", CANARY]),

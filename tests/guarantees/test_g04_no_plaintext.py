@@ -249,7 +249,7 @@ def test_public_objects_do_not_show_a_key(app: HostApp, fake: FakeProviders, nam
         credential = app.byok.resolve("openai")
         model = get_chat_model_with_api_key("openai", "gpt-4o-mini")
         given = get_provider_with_api_key("openai", canary)
-        objects.extend([provider, provider.to_dict(), provider._credential, given, model])
+        objects.extend([provider, provider.to_dict(), provider.credential, given, model])
         objects.extend([credential, credential.fields, app.extensions["byok"], app.byok])
         objects.extend([app.byok.list_keys(), app.byok.validate("openai")])
         return "ok"

@@ -11,7 +11,7 @@ import pytest
 from redis.cluster import ClusterNode, RedisCluster
 
 from flask_byok.errors import ConfigurationError, RateLimitedError, StoreError
-from flask_byok.storage.rates import OVERALL, RateLimiter, RateStorage
+from flask_byok.storage.rates import OVERALL, RateLimiter
 from flask_byok.storage.redis import RedisDocuments
 from flask_byok.storage.sql import SqlDocuments
 from tests.services import RedisServer
@@ -21,40 +21,39 @@ SETTING = "BYOK_VALIDATE_RATE"
 
 
 @pytest.fixture
-def in_cluster() -> Iterator[RateStorage]:
+def in_cluster() -> Iterator[Any]:
     """Count in a Cluster."""
     with ClusterServer() as server:
         with RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client:
             store = RedisDocuments(client)
-        yield RateStorage.beside(store)
+        yield store
 
 
 @pytest.fixture
-def in_redis(redis_url: str) -> RateStorage:
+def in_redis(redis_url: str) -> Any:
     """Count in Redis."""
-    return RateStorage.beside(RedisDocuments(redis_url))
+    return RedisDocuments(redis_url)
 
 
 @pytest.fixture
-def in_memory(sqlite_url: str) -> RateStorage:
+def in_memory(sqlite_url: str) -> Any:
     """Count in this process, as beside a database."""
-    return RateStorage.beside(SqlDocuments(sqlite_url))
+    return SqlDocuments(sqlite_url)
 
 
 @pytest.fixture(params=["in_memory", "in_redis", "in_cluster"])
-def storage(request: pytest.FixtureRequest) -> RateStorage:
+def storage(request: pytest.FixtureRequest) -> Any:
     """Count in each place in turn."""
-    place: RateStorage = request.getfixturevalue(request.param)
-    return place
+    return request.getfixturevalue(request.param)
 
 
-def _counted(storage: RateStorage) -> list[str]:
+def _counted(limiter: RateLimiter) -> list[str]:
     """Return the names of all that takes up memory."""
-    parts = vars(storage.storage)
+    parts = vars(limiter._limiter.storage)
     return [*parts["storage"], *parts["events"]]
 
 
-def test_owner_is_refused_after_the_rate(storage: RateStorage) -> None:
+def test_owner_is_refused_after_the_rate(storage: Any) -> None:
     """An owner may do so many, then waits some seconds; another owner and another setting count apart."""
     limiter = RateLimiter("3/minute", storage, setting=SETTING)
     for _ in range(3):
@@ -66,7 +65,7 @@ def test_owner_is_refused_after_the_rate(storage: RateStorage) -> None:
     assert 50 <= caught.value.retry_after <= 60
 
 
-def test_visitors_together_are_limited(storage: RateStorage) -> None:
+def test_visitors_together_are_limited(storage: Any) -> None:
     """Many visitors together may do fifty times what one may; users neither count with them nor are refused."""
     limiter = RateLimiter("1/minute", storage, setting=SETTING)
     for number in range(OVERALL):
@@ -79,19 +78,19 @@ def test_visitors_together_are_limited(storage: RateStorage) -> None:
     limiter.check("user:ann")
 
 
-def test_refusal_of_all_costs_an_address_nothing(in_memory: RateStorage) -> None:
+def test_refusal_of_all_costs_an_address_nothing(in_memory: Any) -> None:
     """An attempt that is refused because of others is not counted as the visitor's own, nor remembered."""
     limiter = RateLimiter("1/hour", in_memory, setting=SETTING)
     for number in range(OVERALL):
         limiter.check(f"address:192.0.2.{number}")
-    counted = set(_counted(in_memory))
+    counted = set(_counted(limiter))
     for number in range(256):
         with pytest.raises(RateLimitedError):
             limiter.check(f"address:198.51.100.{number}")
-    assert set(_counted(in_memory)) == counted
+    assert set(_counted(limiter)) == counted
 
 
-def test_counts_leave_the_memory(in_memory: RateStorage) -> None:
+def test_counts_leave_the_memory(in_memory: Any) -> None:
     """A count that is over is forgotten: memory does not grow with those who were here once."""
     limiter = RateLimiter("1/second", in_memory, setting=SETTING)
     for number in range(40):
@@ -99,7 +98,7 @@ def test_counts_leave_the_memory(in_memory: RateStorage) -> None:
     time.sleep(1.1)
     limiter.check("user:last")
     time.sleep(0.1)  # the storage tidies up 10 ms after an attempt
-    assert len(_counted(in_memory)) == 1
+    assert len(_counted(limiter)) == 1
 
 
 def test_what_counts_as_one_address() -> None:
@@ -114,7 +113,7 @@ def test_what_counts_as_one_address() -> None:
         ("", "", True),
         ("unix:", "192.0.2.1", False),
     ):
-        limiter = RateLimiter("1/minute", RateStorage(), setting=SETTING)
+        limiter = RateLimiter("1/minute", setting=SETTING)
         limiter.check(f"address:{first}")
         with pytest.raises(RateLimitedError) if together else nullcontext():
             limiter.check(f"address:{second}")
@@ -123,8 +122,7 @@ def test_what_counts_as_one_address() -> None:
 def test_workers_share_the_count_in_redis(redis_url: str) -> None:
     """Two workers on one Redis count together."""
     one, other = (
-        RateLimiter("1/minute", RateStorage.beside(RedisDocuments(redis_url)), setting=SETTING)
-        for _ in range(2)
+        RateLimiter("1/minute", RedisDocuments(redis_url), setting=SETTING) for _ in range(2)
     )
     one.check("user:ann")
     with pytest.raises(RateLimitedError):
@@ -135,7 +133,7 @@ def test_killed_redis_is_a_store_error() -> None:
     """A Redis that does not answer refuses by StoreError, through the store's own breaker."""
     with RedisServer() as server:
         store = RedisDocuments(server.url)
-        limiter = RateLimiter("9/minute", RateStorage.beside(store), setting=SETTING)
+        limiter = RateLimiter("9/minute", store, setting=SETTING)
         limiter.check("user:ann")
         server.kill()
         for _ in range(3):
@@ -149,4 +147,4 @@ def test_unusable_rate() -> None:
     unusable: list[Any] = ["", "often", "0/minute", "-1/minute", "5", None, 5]
     for rate in unusable:
         with pytest.raises(ConfigurationError, match=SETTING):
-            RateLimiter(rate, RateStorage(), setting=SETTING)
+            RateLimiter(rate, setting=SETTING)

@@ -78,7 +78,7 @@ def test_file_that_is_read_only(tmp_path: Path) -> None:
     """A file that cannot be written is called read-only."""
     store = open_accounts(f"sqlite:///{tmp_path / 'keys.sqlite'}", KEYRING)
     store.canary.secret()
-    store.engine.dispose()
+    store.engine.dispose()  # the file then has all that was written
     copy = shutil.copy(tmp_path / "keys.sqlite", tmp_path / "copy.sqlite")
     with sqlite3.connect(copy) as connection:
         connection.execute("DELETE FROM byok_canary")

@@ -102,17 +102,15 @@ class TestSentinel(SessionContract):
 def test_kept_connections_follow_sentinel() -> None:
     """Once a connection has found the new primary server, those kept to the old one are used no more."""
 
-    class Named:
+    class Named(Sentinel):
         """Stands for Sentinels that name another server."""
-
-        sentinels = ()
 
         def discover_master(self, name: str) -> tuple[str, int]:
             return "127.0.0.1", port
 
     with TunedRedis() as old, TunedRedis() as new:
         port = old.port
-        pool = SentinelConnectionPool("keys", Named())
+        pool = SentinelConnectionPool("keys", Named([]))
         documents = RedisDocuments(redis.Redis(connection_pool=pool))
         own = documents.client.connection_pool
         first = own.get_connection()

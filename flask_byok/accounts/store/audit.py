@@ -211,7 +211,7 @@ class AuditWriter:
         self.log_secret = log_secret
         self.fingerprint = log_secret.fingerprint
 
-    def change(self, owner: str, work: Callable[[Chain], T], *, limit: float | None = None) -> T:
+    def change(self, owner: str, work: Callable[[Chain], T]) -> T:
         """Run a function in a transaction that holds the owner's chain, and write what it adds to that."""
         self.log_secret.secret()  # before the transaction, as it may have to be read
 
@@ -221,7 +221,7 @@ class AuditWriter:
             chain.close()
             return result
 
-        return self.database.change(within, limit=limit)
+        return self.database.change(within)
 
     def note(self, owner: str, event: AuditEvent, subject: Subject | None = None) -> None:
         """Write an event that changes nothing in the database."""

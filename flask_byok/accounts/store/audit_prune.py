@@ -19,7 +19,6 @@ from sqlalchemy import Integer, and_, bindparam, func, select
 
 from ...keys.ports import AuditEvent
 from ...model.credential import to_milliseconds, utcnow
-from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads
 from .audit import Chain
 from .audit_verify import PRUNED, AuditLog, Finding, Follower, Said, whole_number
@@ -161,7 +160,7 @@ def _prune_chain(
         chain.prune(old[-1])
         return len(old)
 
-    return log.change(owner, work, limit=LONG_LIMIT)
+    return log.change(owner, work)
 
 
 def _old_rows(chain: Chain, before: int) -> Sequence[Any]:

@@ -18,7 +18,6 @@ from sqlalchemy import cast as as_type
 
 from ...keys.ports import AuditEvent, Head
 from ...model.credential import from_milliseconds, to_milliseconds
-from ...storage.engine import LONG_LIMIT
 from ...storage.tables import audit, audit_heads, credentials
 from .audit import GONE, RECORDED, AuditWriter, LogSecret, head_seal, is_mac, record_hash, row_hash
 
@@ -92,7 +91,7 @@ class AuditLog(AuditWriter):
         query = _of(owner, select(audit)).order_by(audit.c.at.desc(), audit.c.number.desc())
         if before is not None:
             query = query.where(audit.c.at < to_milliseconds(before))
-        return [_entry(row) for row in self.read(query.limit(limit), patient=False)]
+        return [_entry(row) for row in self.read(query.limit(limit))]
 
     def count(self, owner: str | None = None) -> int:
         """Return how many entries there are, of one owner or all."""
@@ -164,9 +163,9 @@ class AuditLog(AuditWriter):
             report(rows, done)
         return findings + self._finish([*chains, *empty.values()])
 
-    def read(self, query: Any, *, patient: bool = True) -> Sequence[Any]:
+    def read(self, query: Any) -> Sequence[Any]:
         """Return all rows of a query."""
-        return self.database.read(query, limit=LONG_LIMIT if patient else None)
+        return self.database.read(query)
 
     def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)

@@ -23,7 +23,6 @@ from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from ...keys.ports import AuditEvent
 from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
-from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
 from . import Subject, has_place
@@ -241,9 +240,7 @@ class AccountStore(KeyReader):
         """
         until = to_milliseconds(before)
         expired: dict[str, list[str]] = {}
-        for row in self.database.read(
-            _EXPIRED, {"before": until, "batch": limit}, limit=LONG_LIMIT
-        ):
+        for row in self.database.read(_EXPIRED, {"before": until, "batch": limit}):
             expired.setdefault(row.owner, []).append(row.id)
 
         def purge(owner: str, ids: list[str]) -> int:
@@ -333,7 +330,7 @@ class AccountStore(KeyReader):
         No session may have them any longer, so it has to be longer ago than a session can last.
         """
         values = {"before": to_milliseconds(before)}
-        return self.database.write(_FORGET_OVER, values, limit=LONG_LIMIT)
+        return self.database.write(_FORGET_OVER, values)
 
 
 def new_id() -> str:

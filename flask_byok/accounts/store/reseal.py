@@ -16,7 +16,6 @@ from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, cast, fun
 
 from ...keys.ports import AuditEvent
 from ...model.credential import CredentialRecord
-from ...storage.engine import LONG_LIMIT
 from ...storage.tables import canaries, credentials
 from .audit import Chain
 from .audit_verify import AuditLog
@@ -154,7 +153,7 @@ class AccountSeals:
                 chain.append(event)
             return done
 
-        return self._audit.change("system", work, limit=LONG_LIMIT)
+        return self._audit.change("system", work)
 
     def _all(self, query: Any, values: dict[str, Any]) -> Sequence[Any]:
         return self._audit.read(query.params(**values))

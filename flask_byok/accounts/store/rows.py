@@ -31,7 +31,6 @@ from ...model.credential import (
     to_milliseconds,
     utcnow,
 )
-from ...storage.engine import LONG_LIMIT
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions
 from . import serving_order
@@ -69,7 +68,6 @@ _EXPIRING = (
     .limit(bindparam("batch"))
 )
 IS_EXPIRED = _c.expires_at < bindparam("before")
-_COUNT_EXPIRED = select(func.count()).select_from(credentials).where(IS_EXPIRED)
 
 
 class KeyReader:
@@ -130,16 +128,11 @@ class KeyReader:
         values = {"of_owner": owner, "origins": list(versions)}
         return {row.origin for row in self.database.read(OVER, values)}
 
-    def count_expired(self, before: datetime) -> int:
-        """Return how many keys expired before a time."""
-        values = {"before": to_milliseconds(before)}
-        return int(self.database.read(_COUNT_EXPIRED, values, limit=LONG_LIMIT)[0][0])
-
     def expiring(self, start: datetime, end: datetime) -> Iterator[CredentialRecord]:
         """Yield the keys that expire between two times, in the order that they expire in."""
         values: dict[str, Any] = {"start": to_milliseconds(start), "end": to_milliseconds(end)}
         values |= {"batch": BATCH, "after": ""}
-        while found := self.database.read(_EXPIRING, values, limit=LONG_LIMIT):
+        while found := self.database.read(_EXPIRING, values):
             yield from map(to_record, found)
             values |= {"start": found[-1].expires_at, "after": found[-1].id}
 

@@ -8,6 +8,7 @@ key's version stays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import date, timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ...model.credential import Use, from_milliseconds, isoformat, to_milliseconds, utcnow
 from ...model.owner import ACCOUNT_TIERS
-from ...storage.engine import LONG_LIMIT
+from ...storage.engine import patiently
 from ...storage.sql import Database
 from ...storage.tables import credentials, usage
 from .rows import Owners, confine
@@ -78,7 +79,6 @@ _FOLDED = (
     .with_for_update(skip_locked=True)
 )
 _TAKE = delete(usage).where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
-_OLD = select(func.count()).select_from(usage).where(_IS_OLD)
 
 
 class UsageStore:
@@ -95,11 +95,6 @@ class UsageStore:
         If the server goes away in the moment of the commit, the use may be counted twice.
         """
         self._aside.change(lambda connection: self._write(connection, use))
-
-    def count_old(self, before: date) -> int:
-        """Return how many rows are about single days before a date."""
-        values = {"before": before.isoformat()}
-        return int(self._database.read(_OLD, values, limit=LONG_LIMIT)[0][0])
 
     def fold(self, before: date, *, limit: int = 200) -> int:
         """Replace up to ``limit`` rows of days before a date by sums; return how many.
@@ -118,7 +113,7 @@ class UsageStore:
                 self._increase(connection, use)
             return len(rows)
 
-        return self._aside.change(work, limit=LONG_LIMIT)
+        return self._aside.change(work)
 
     def stats(self, owners: Owners) -> dict[str, Any]:
         """Return how many keys these owners have and how often they were used, as a JSON-able mapping.
@@ -127,13 +122,13 @@ class UsageStore:
         has those of the last ``DAYS`` days (UTC) that had calls. Uses of deleted keys still count.
         """
         whole = owners is None or any(":" not in owner for owner in owners)
-        limit = LONG_LIMIT if whole else None
         now = utcnow()
         since = (now - timedelta(days=DAYS - 1)).date().isoformat()
         queries = (_keys(owners, to_milliseconds(now)), _uses(owners), _daily(owners, since))
-        keys, uses, daily = self._database.run(
-            lambda connection: [connection.execute(query).all() for query in queries], limit=limit
-        )
+        with patiently() if whole else nullcontext():
+            keys, uses, daily = self._database.run(
+                lambda connection: [connection.execute(query).all() for query in queries]
+            )
         return {
             "total": sum(row.keys for row in keys),
             "active": sum(row.active for row in keys),

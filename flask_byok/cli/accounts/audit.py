@@ -77,9 +77,9 @@ def verify(owner: str | None, against: Path | None) -> None:
     def report(done: int, whole: int) -> None:
         nonlocal rows, chains
         rows, chains = done, whole
-        shown.reach(rows)
+        reach(rows)
 
-    with steps("Verifying", log.count(owner)) as shown:
+    with steps("Verifying", log.count(owner)) as reach:
         findings = log.verify(owner, report)
     mine = [head for head in heads if owner in (None, head.owner)]
     missing, pruned = log.missing(mine)
@@ -121,9 +121,9 @@ def prune_entries(before: datetime, yes: bool) -> None:
     entries = counted(total, "entry", "entries")
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
     confirm("Delete them?", yes)
-    with steps("Deleting", total) as shown:
+    with steps("Deleting", total) as reach:
         for state in prune(log, before, AuditEvent("cli", ACTION)):
-            shown.reach(state.done)
+            reach(state.done)
     click.echo(f"{counted(state.done, 'entry', 'entries')} deleted.")
     if state.broken:
         chains, owner = counted(len(state.broken), "chain"), printable(state.broken[0])

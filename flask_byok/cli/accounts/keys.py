@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ from ..common import (
     byok,
     confirm,
     counted,
-    dry_run_option,
     for_owner,
     matching,
     only_owner,
@@ -191,8 +190,7 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 @byok.command("purge-expired")
 @click.option("--days", type=click.IntRange(0, 36500), default=0, help="Days to keep expired keys.")
-@dry_run_option
-def purge_expired(days: int, dry_run: bool) -> None:
+def purge_expired(days: int) -> None:
     """Delete accounts' keys that have expired, and signal those that soon will.
 
     It sends the signal key_expiring for each key that expires within a week, and sums up old daily counts
@@ -203,29 +201,13 @@ def purge_expired(days: int, dry_run: bool) -> None:
     service, wing = require_wing()
     accounts, now, event = wing.store, utcnow(), AuditEvent("cli", "purge")
     before, kept_since = now - timedelta(days=days), (now - timedelta(days=KEPT_DAYS - 1)).date()
-    total, old = accounts.count_expired(before), accounts.usage.count_old(kept_since)
-    if dry_run:
-        soon = sum(1 for _ in accounts.expiring(now, now + EXPIRES_SOON))
-        expired = counted(total, "expired key")
-        click.echo(f"{expired} would be deleted, {soon:,} will expire within a week.")
-        click.echo(f"{counted(old, 'old daily count')} would be summed up.")
-        return
-    done = _repeat("Deleting", total, lambda: accounts.purge_expired(before, event, limit=200))
-    click.echo(f"{counted(done, 'expired key')} deleted.")
+    # Batch by batch, until one has nothing.
+    deleted = sum(iter(lambda: accounts.purge_expired(before, event, limit=200), 0))
+    click.echo(f"{counted(deleted, 'expired key')} deleted.")
     accounts.forget_over(now - service.settings.session_ttl * MAX_SESSION_LIFETIMES)
-    folded = _repeat("Summing up", old, lambda: accounts.usage.fold(kept_since))
+    folded = sum(iter(lambda: accounts.usage.fold(kept_since), 0))
     click.echo(f"{counted(folded, 'old daily count')} summed up.")
     _signal(accounts, now)
-
-
-def _repeat(label: str, total: int, work: Callable[[], int]) -> int:
-    """Work batch by batch until nothing is left, and return how much was done."""
-    done = 0
-    with steps(label, total) as shown:
-        while count := work():
-            done += count
-            shown.reach(done)
-    return done
 
 
 def _signal(accounts: AccountStore, now: datetime) -> None:
@@ -253,9 +235,9 @@ def rotate_keys() -> None:
     service, wing = require_wing()
     seals, keyring = wing.store.seals, service.keyring
     progress = Progress(seals.count_due())
-    with steps("Sealing again", progress.total) as shown:
+    with steps("Sealing again", progress.total) as reach:
         for progress in seals.rotate(keyring.renewed, AuditEvent("cli", "rotate")):
-            shown.reach(progress.done)
+            reach(progress.done)
     click.echo(f"{counted(progress.done, 'key')} sealed with {keyring.key_ids[0]}.")
     for role, key_id, use in count_sealed(service):
         if role != "current":

@@ -108,8 +108,8 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     except OSError as error:
         raise click.ClickException(f"The file cannot be read: {error.strerror}.") from None
     keys = from_file(content, read_passphrase(twice=False))
-    with steps("Importing", len(keys)) as shown:
-        result = importer.run(keys, shown.reach)
+    with steps("Importing", len(keys)) as reach:
+        result = importer.run(keys, reach)
     click.echo(
         f"{'Would have added' if dry_run else 'Added'} {result.added:,}, replaced {result.replaced:,}; "
         f"unchanged {result.unchanged:,}, kept though different {result.kept:,}."

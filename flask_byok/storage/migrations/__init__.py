@@ -11,17 +11,16 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Table
 from sqlalchemy.exc import DBAPIError
 
-from ...errors import OutdatedTablesError
-from ..engine import LONG_LIMIT, Transactions
+from ...errors import ConfigurationError, OutdatedTablesError
+from ..engine import Transactions, patiently
 from ..sql import Database, is_without_right
-from ..tables import canaries, metadata
+from ..tables import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -37,8 +36,6 @@ _OUTDATED = (
 _LOCK = 0x62796F6B
 #: Seconds for an operator's upgrade, which may have large tables to change.
 _UPGRADE_LIMIT = 3600
-#: What the app does with each table.
-_RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 #: Alembic's ``op`` is the process's, so one thread at a time migrates.
 _alembic = threading.Lock()
 
@@ -55,7 +52,8 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
     wanted = metadata.sorted_tables if own_file else needed
     # Only a database that has just answered is given more time.
     if not _answers(transactions, wanted):
-        transactions.call(_complete, transactions, wanted, own_file, limit=LONG_LIMIT)
+        with patiently():
+            _require(transactions.call(lambda: _complete(transactions, own_file)), wanted)
 
 
 def upgrade(database: Database) -> None:
@@ -63,13 +61,17 @@ def upgrade(database: Database) -> None:
 
     :raises OutdatedTablesError: the database's user has not the rights, or the host's own Alembic made older tables.
     """
-    work = partial(_run, database.transactions, _upgrade)
-    _require(database.call(work, limit=_UPGRADE_LIMIT), metadata.sorted_tables)
+    with patiently(_UPGRADE_LIMIT):
+        present = database.call(lambda: _alone(database.transactions, _upgrade))
+    _require(present, metadata.sorted_tables)
 
 
 def current(database: Database) -> str | None:
-    """Return the revision of the tables; None if there are none, or if the host's Alembic made them."""
-    return database.call(partial(_read, database.transactions, _revision), limit=LONG_LIMIT)
+    """Return the revision of the tables; None if there are none, or if the host's Alembic made them.
+
+    :raises ConfigurationError: a later version of flask-byok created them.
+    """
+    return database.call(lambda: _read(database.transactions, _revision))
 
 
 def sql(dialect: str = "postgresql") -> str:
@@ -88,27 +90,21 @@ def head() -> str:
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
 
 
-def missing_rights(database: Database) -> list[str]:
-    """Return the rights that the user lacks on PostgreSQL, such as ``INSERT on byok_usage``.
+def try_rights(database: Database) -> None:
+    """Use each right that the app needs on each table, and change nothing.
 
     :raises StoreError: the database is read-only.
+    :raises OutdatedTablesError: the database's user lacks a right.
     """
-    rights = [(right, table.name) for table in metadata.sorted_tables for right in _RIGHTS]
-    if database.transactions.dialect != "postgresql":
-        rights = []
 
-    def look() -> list[str]:
-        with database.transactions.several() as connection:
-            missing = [
-                f"{right} on {table}"
-                for right, table in rights
-                if not connection.scalar(sa.select(sa.func.has_table_privilege(table, right)))
-            ]
-            if not missing:
-                connection.execute(sa.delete(canaries).where(sa.false()))
-            return missing
+    def work(connection: Connection) -> None:
+        for table in metadata.sorted_tables:
+            none, columns = sa.select(table).where(sa.false()), table.columns
+            connection.execute(sa.insert(table).from_select(columns.keys(), none))
+            connection.execute(sa.update(table).where(sa.false()).values(dict(columns)))
+            connection.execute(sa.delete(table).where(sa.false()))
 
-    return database.call(look)
+    database.call(lambda: _alone(database.transactions, work))
 
 
 def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
@@ -124,11 +120,10 @@ def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
     return True
 
 
-def _complete(transactions: Transactions, wanted: Iterable[Table], own_file: bool) -> None:
+def _complete(transactions: Transactions, own_file: bool) -> _Columns:
     present = _read(transactions, _tables)
-    if not present or own_file:
-        present = _run(transactions, partial(_upgrade, if_older=own_file))
-    _require(present, wanted)
+    # Older tables are no reason to wait for an upgrade that is under way.
+    return present if present and not own_file else _alone(transactions, _upgrade)
 
 
 def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
@@ -136,15 +131,16 @@ def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
         return look(connection)
 
 
-def _run(transactions: Transactions, work: Callable[[Connection], T]) -> T:
+def _alone(transactions: Transactions, work: Callable[[Connection], T]) -> T:
+    """Run a function in a transaction while no other process and no other thread migrates."""
     with _alembic, transactions.several() as connection:
         if transactions.dialect == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         return work(connection)
 
 
-def _upgrade(connection: Connection, *, if_older: bool = True) -> _Columns:
-    """Make the tables if there are none, else upgrade them ``if_older``; return their columns."""
+def _upgrade(connection: Connection) -> _Columns:
+    """Make the tables if there are none, else upgrade them; return their columns."""
     from alembic import command
 
     config, present = _config(connection=connection), _tables(connection)
@@ -152,7 +148,7 @@ def _upgrade(connection: Connection, *, if_older: bool = True) -> _Columns:
         metadata.create_all(connection, checkfirst=False)
         # Even if the version table says otherwise.
         command.stamp(config, "head", purge=True)
-    elif if_older:
+    else:
         if _revision(connection) is None and _suffice(present, metadata.sorted_tables):
             command.stamp(config, "head")  # the host's own Alembic made them
         command.upgrade(config, "head")
@@ -180,6 +176,10 @@ def _revision(connection: Connection) -> str | None:
 
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     revision: str | None = context.get_current_revision()
+    if revision is not None and revision > head():
+        raise ConfigurationError(
+            f"The tables are at revision {revision}, which a later version of flask-byok has created: install that one."
+        )
     return revision
 
 
