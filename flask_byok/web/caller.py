@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context, request
 
@@ -31,6 +31,7 @@ SOURCE_HEADER = "X-BYOK-Source"
 REQUEST_ID = "flask_byok.request_id"
 
 _logger = logging.getLogger("flask_byok.web")
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _USED = "flask_byok.used"
@@ -110,10 +111,12 @@ def current_caller(state: ByokState) -> Caller:
     return _caller(state, state.binding.current)
 
 
-def service_and_caller() -> tuple[Service, Caller]:
-    """Return the current app's service, and the caller of the present request."""
+def for_caller(
+    verb: Callable[Concatenate[Service, Caller, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Call a verb, such as ``Service.clear``, of the current app's service for the present caller."""
     state = get_state()
-    return state.service, current_caller(state)
+    return verb(state.service, current_caller(state), *args, **kwargs)
 
 
 def in_session(state: ByokState, act: Callable[[Caller], _T]) -> _T:

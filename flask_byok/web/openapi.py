@@ -37,13 +37,6 @@ _INCLUDE_VALUE = (
     *("query", "include_value", "boolean"),
     "Show the key itself: only if BYOK_ALLOW_REVEAL is set, and after a recent sign-in.",
 )
-#: Status, code and description of the problems that no error of our own stands for.
-_REQUEST_PROBLEMS = (
-    (400, "csrf", "The CSRF token is missing or stale, or the request came from another site"),
-    (400, "bad_request", "The body is not JSON"),
-    (413, "too_large", "The body has more than 64 KiB"),
-    (415, "unsupported_media_type", "Send application/json"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +131,13 @@ def _operation(route: Route, problems: _Schema) -> _Schema:
 
 def _parameters(route: Route) -> list[_Schema]:
     found = [
-        {"name": name, "in": place, "schema": {"type": kind}, "description": description}
-        | ({"required": True} if place == "path" else {})
+        {
+            "name": name,
+            "in": place,
+            "required": place == "path",
+            "schema": {"type": kind},
+            "description": description,
+        }
         for is_taken, (place, name, kind, description) in (
             ("<id>" in route.path, _ID),
             (route.reveals, _INCLUDE_VALUE),
@@ -162,25 +160,19 @@ def _answer(answer: Any) -> _Schema:
 
 
 def _problem_responses() -> dict[str, _Schema]:
-    """Return an answer for each status that a problem has, with all its codes; any call may bring it."""
-    ours = [(kind.status, kind.code, kind.title) for kind in ALL_ERRORS if kind.status != 500]
-    problems: dict[int, dict[str, str]] = {}
-    for status, code, description in (*_REQUEST_PROBLEMS, *ours):
-        problems.setdefault(status, {})[code] = description
+    """Return an answer for each status that a problem has; any call may bring it."""
+    statuses = {400, 413, 415, *(kind.status for kind in ALL_ERRORS)} - {500}
     return {
-        str(status): {
-            "description": "; ".join(f"`{code}`: {words}" for code, words in codes.items()) + ".",
-            **_content(Problem, properties={"code": {"enum": list(codes)}}),
-        }
-        for status, codes in sorted(problems.items())
+        str(status): {"description": HTTPStatus(status).phrase, **_content(Problem)}
+        for status in sorted(statuses)
     }
 
 
-def _content(kind: type, **narrower: Any) -> _Schema:
+def _content(kind: type) -> _Schema:
     """Return the content of a body that has a type's schema, or is any object."""
     schema = {"$ref": _REF.format(name=kind.__name__)} if _has_fields(kind) else {"type": "object"}
     form = "problem+json" if kind is Problem else "json"
-    return {"content": {f"application/{form}": {"schema": schema | narrower}}}
+    return {"content": {f"application/{form}": {"schema": schema}}}
 
 
 def _first_line(documented: Any) -> str:
