@@ -94,9 +94,7 @@ def _redact_within(value: Any, depth: int = 0) -> Any:
     if isinstance(value, bytes) or depth > DEEPEST:  # a list may hold itself
         text = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
         redacted = redact(text)
-        if redacted is text:
-            return value
-        return redacted.encode() if isinstance(value, bytes) else redacted
+        return value if redacted is text else redacted
     inner = partial(_redact_within, depth=depth + 1)
     if isinstance(value, Mapping):
         parts: Any = {inner(name): inner(part) for name, part in value.items()}

@@ -183,13 +183,11 @@ def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> Non
     """
     try:
         open_canary()
-    except OutdatedTablesError as error:
-        # The command that upgrades them needs the app; each use of the store raises this again.
-        _logger.error("%s", error)
     except ConfigurationError as error:
-        if not tolerant:
+        # The command that upgrades tables needs the app; each use of the store raises this again.
+        if not tolerant and not isinstance(error, OutdatedTablesError):
             raise
-        _logger.warning("%s", error)
+        _logger.error("%s", error)
     except StoreError:
         _logger.warning("A store does not answer: the encryption key could not be checked.")
 

@@ -118,26 +118,23 @@ class SessionBinding:
             # The signal, which all apps share, holds this method and the app weakly.
             user_logged_out.connect(self.end, app)
 
-    def current(self, identity: str) -> SessionRef | None:
-        """Return the established session of this request, or None; ask the store only if a race lost the ref."""
+    def current(
+        self, identity: str, *, establish: bool = False, replace: bool = False
+    ) -> SessionRef | None:
+        """Return the session of this request, or None; ask the store only if a race lost the ref.
+
+        :param establish: make a session if there is none.
+        :param replace: make another one, as the store says that this one has ended.
+        """
         seen = self._caught_up()
         if seen is None:
             return None
-        if seen.marker is None and seen.keys and (ref := self._known_ref(seen)):
+        if not establish and seen.marker is None and (ref := self._known_ref(seen)):
             seen.remember(ref)
         self._confirm(seen, identity)
-        return None if seen.marker is None else self._ref(seen, seen.marker)
-
-    def establish(self, identity: str, *, replace: bool = False) -> SessionRef | None:
-        """Return the session of this request, established if there is none; ``replace`` replaces an ended one."""
-        seen = self._caught_up()
-        if seen is None:
-            return None
-        self._confirm(seen, identity)
-        if seen.marker is None or replace:
+        if replace or (establish and seen.marker is None):
             seen.remember(self.store.establish(self._hash(seen.sid), seen.marker))
-            self._confirm(seen, identity)
-        return self._ref(seen, seen.marker or "")
+        return None if seen.marker is None else self._ref(seen, seen.marker)
 
     def claim(self, identity: str) -> bool:
         """Note that this user uses the session; return True if ``BYOK_PROMOTE`` has yet to be applied."""
