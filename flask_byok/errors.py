@@ -44,11 +44,15 @@ class ByokError(Exception):
     status: ClassVar[int] = 500
     #: Short human title of the problem (RFC 9457 ``title``).
     title: ClassVar[str] = "flask-byok failed"
+    #: Sentence that follows the title if there is no message.
+    advice: ClassVar[str] = ""
+    #: Seconds to wait before another try, or None.
+    retry_after: int | None = None
 
     def __init__(
         self, message: str | None = None, *, provider: str | None = None, tier: str | None = None
     ) -> None:
-        super().__init__(message or self.title)
+        super().__init__(message or (f"{self.title}. {self.advice}" if self.advice else self.title))
         #: Id of the provider concerned, or None.
         self.provider = provider
         #: Tier concerned, or None.
@@ -186,7 +190,7 @@ class ProviderUnavailableError(ByokError):
 
 
 class RateLimitedError(ByokError):
-    """Raised when a caller exceeds a rate limit; ``retry_after`` is in seconds."""
+    """Raised when a caller exceeds a rate limit."""
 
     code, status, title = "rate_limited", 429, "Too many attempts"
 
@@ -197,15 +201,11 @@ class RateLimitedError(ByokError):
 
 
 class StoreError(ByokError):
-    """Raised when a key store does not answer; ``retry_after`` is in seconds."""
+    """Raised when a key store does not answer."""
 
     code, status, title = "store_unavailable", 503, "The key store is not available right now"
-
-    def __init__(
-        self, message: str | None = None, *, tier: str | None = None, retry_after: int = 1
-    ) -> None:
-        super().__init__(message or f"{self.title}. Please try again in a moment.", tier=tier)
-        self.retry_after = retry_after
+    advice = "Please try again in a moment."
+    retry_after = 1
 
 
 _CLASSES = [kind for kind in globals().values() if isinstance(kind, type)]

@@ -13,6 +13,7 @@ from flask import Flask
 from .catalog import Catalog, ProviderSpec
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from .factory import stream_response
+from .keys.service import Service
 from .keys.status import Status
 from .keys.typed import NewKey
 from .model.credential import Credential, Secret, Validation
@@ -24,15 +25,15 @@ from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
+    for_caller,
     get_state,
     in_session,
     name_sources,
     note_use,
-    service_and_caller,
 )
 from .web.guards import limit_body
 from .web.host_database import find_database, warn_if_late
-from .web.keys_api import typed_fields
+from .web.keys_api import TypedKey
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key
 from .web.ui import UI
@@ -54,9 +55,6 @@ class BYOK:
         if app is not None:
             self.init_app(app)
 
-    def __repr__(self) -> str:
-        return f"BYOK({len(self._catalogs)} apps)"
-
     def init_app(self, app: Flask) -> None:
         """Set up an app: read its settings, build its parts, add routes, hooks and the template global.
 
@@ -68,28 +66,24 @@ class BYOK:
             )
         settings = Settings.from_config(app.config)
         check_session_interface(app)
-        state = self._build_state(app, settings)
+        if not app.secret_key:
+            raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
+        database, loaders = find_database(app, settings), self._loaders
+        service = build_service(app, settings, self._registered, database)
+        binding = SessionBinding(service.sessions, index_key(app.secret_key), loaders.identity)
+        state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
-        self._catalogs.add(state.service.catalog)
-        state.binding.init_app(app)
+        self._catalogs.add(service.catalog)
+        binding.init_app(app)
         if state.uses_database:
-            warn_if_late(app, state.database)
+            warn_if_late(app, database)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         # First of all hooks: the one that opens the body decides how much of it is read.
         app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
         app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
-        app.jinja_env.globals["byok"] = UI(state)
+        app.jinja_env.globals["byok"] = UI()
         install_log_redaction()
-
-    def _build_state(self, app: Flask, settings: Settings) -> ByokState:
-        if not app.secret_key:
-            raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
-        database, loaders = find_database(app, settings), self._loaders
-        service = build_service(app, settings, self._registered, database)
-        index = index_key(app.secret_key)
-        binding = SessionBinding(service.sessions, index, loaders.identity)
-        return ByokState(settings, service, binding, loaders, database)
 
     # what the host tells us
 
@@ -142,8 +136,7 @@ class BYOK:
         :raises RejectedCredentialError: the provider rejected the key that would be used.
         :raises UnreadableCredentialError: the key that would be used does not open.
         """
-        service, caller = service_and_caller()
-        return note_use(service.resolve(caller, provider))
+        return note_use(for_caller(Service.resolve, provider))
 
     def get_api_key(self, provider: str) -> str:
         """Return the API key itself; empty if the provider works without. See ``resolve`` for the errors.
@@ -163,8 +156,7 @@ class BYOK:
         :raises RejectedCredentialError: a provider rejected the key that would be used.
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
-        service, caller = service_and_caller()
-        found = service.resolve_many(caller, list(providers))
+        found = for_caller(Service.resolve_many, list(providers))
         return {provider: note_use(one).api_key for provider, one in found.items()}
 
     def get_service_config(self, provider: str) -> Mapping[str, str]:
@@ -181,8 +173,7 @@ class BYOK:
         :raises RejectedCredentialError: a provider rejected the key that would be used.
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
-        service, caller = service_and_caller()
-        return service.missing(caller, list(providers))
+        return for_caller(Service.missing, list(providers))
 
     def require_keys(self, *providers: str) -> Callable[[_F], _F]:
         """Decorate a view: without a key for each of the providers it answers 409 ``key_missing``."""
@@ -203,8 +194,7 @@ class BYOK:
 
     def list_keys(self) -> list[Status]:
         """Return the status of every provider for the present caller."""
-        service, caller = service_and_caller()
-        return service.get(caller, need_session=False)["providers"]
+        return for_caller(Service.get, need_session=False)["providers"]
 
     def set(
         self,
@@ -244,7 +234,7 @@ class BYOK:
             persist=persist,
         )
         status, found = in_session(state, lambda caller: state.service.set(caller, provider, new))
-        return {**status, "validation": None if found is None else found.to_dict()}
+        return {**status, "validation": found.to_dict() if found else None}
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
         """Remove the present caller's key and return the tiers it was in.
@@ -252,8 +242,7 @@ class BYOK:
         :param tier: ``"session"``, ``"user"`` (the account) or ``"all"``.
         :raises InvalidFieldError: it is another word.
         """
-        service, caller = service_and_caller()
-        return service.clear(caller, provider, tier)[0]
+        return for_caller(Service.clear, provider, tier)[0]
 
     def forget_user(self, user_id: str) -> list[str]:
         """Delete all data of a user whom you delete, so that a later user with the same id does not inherit the keys.
@@ -263,8 +252,7 @@ class BYOK:
 
         :return: the providers of the deleted keys.
         """
-        service, caller = service_and_caller()
-        return service.forget(caller, identity_of(user_id))
+        return for_caller(Service.forget, identity_of(user_id))
 
     def validate(
         self,
@@ -275,8 +263,7 @@ class BYOK:
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a key, by default the one in use."""
-        service, caller = service_and_caller()
-        return service.validate(caller, provider, _typed(api_key, fields), base_url)
+        return for_caller(Service.validate, provider, _typed(api_key, fields), base_url)
 
     def promote(
         self, providers: list[str] | None = None, on_conflict: str = "keep"
@@ -287,8 +274,7 @@ class BYOK:
         :return: the providers under ``promoted`` and ``kept``.
         :raises InvalidFieldError: ``on_conflict`` is another word.
         """
-        service, caller = service_and_caller()
-        return service.promote(caller, providers, on_conflict)
+        return for_caller(Service.promote, providers, on_conflict)
 
     def end_session(self) -> None:
         """Delete the present session's keys; call it where you sign a user out.
@@ -301,7 +287,7 @@ class BYOK:
 
 
 def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:
-    return typed_fields(
-        None if api_key is None else Secret(api_key),
-        None if fields is None else {name: Secret(value) for name, value in fields.items()},
-    )
+    return TypedKey(
+        api_key=None if api_key is None else Secret(api_key),
+        fields=None if fields is None else {name: Secret(value) for name, value in fields.items()},
+    ).typed()

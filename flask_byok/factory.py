@@ -10,10 +10,12 @@ import msgspec
 from flask import Response, current_app, has_app_context
 
 from .catalog.spec import Catalog
-from .errors import ByokError, EndpointNotAllowedError, ProviderUnavailableError
-from .http.outbound import check_personal_base_url, default_outbound, endpoint_for
-from .model.credential import Credential, Secret, clean_api_key, make_hint
+from .errors import ByokError, ProviderUnavailableError
+from .http.outbound import default_outbound
+from .keys.typed import read_typed
+from .model.credential import Credential, Secret, make_hint
 from .providers import BaseProvider, make_chat_model, make_provider
+from .settings import Settings
 from .web.caller import EXTENSION, SOURCE_HEADER, ByokState, current_caller, get_state, note_use
 from .web.problems import problem
 
@@ -65,19 +67,16 @@ def _on_explicit_key(
     state: ByokState | None = current_app.extensions.get(EXTENSION) if has_app_context() else None
     spec = (Catalog() if state is None else state.service.catalog).get(provider)
     outbound = default_outbound() if state is None else state.service.outbound
-    if base_url and not spec.personal_base_url:
-        raise EndpointNotAllowedError(f"{spec.name} has its own address.", provider=spec.id)
-    own = base_url and check_personal_base_url(base_url, allow_private=outbound.allow_private)
-    endpoint = endpoint_for(spec, {} if state is None else state.settings.base_urls, own or None)
-    cleaned = clean_api_key(api_key)
+    settings = Settings(allow_custom_providers=True) if state is None else state.settings
+    typed = read_typed(spec, {"api_key": Secret(api_key)}, base_url, settings)
     credential = Credential(
         provider=spec.id,
         source="argument",
         owner="argument",
-        fields={"api_key": Secret(cleaned)},
-        base_url=endpoint.base_url,
-        trust=endpoint.trust,
-        hint=make_hint(cleaned, spec.prefixes),
+        fields=typed.fields,
+        base_url=typed.endpoint.base_url,
+        trust=typed.endpoint.trust,
+        hint=make_hint(typed.revealed().get("api_key", ""), spec.prefixes),
     )
     return make_provider(spec, note_use(credential), outbound, **options)
 

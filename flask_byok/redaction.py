@@ -8,9 +8,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import operator
 import traceback
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -19,28 +19,15 @@ from .model.credential import Secret, all_alive
 REDACTED = "[redacted]"
 #: Shorter values are not looked for: they would redact ordinary words.
 SHORTEST_SECRET = 8
-#: From this many secrets on, texts of up to LONG_TEXT characters are indexed before the search.
-MANY_SECRETS = 10
-LONG_TEXT = 10_000
 #: How many levels of lists and mappings are searched one by one.
 DEEPEST = 20
-
-#: Anchors, one of which is in every text that holds the secret; and the forms that it is written in.
-_Written = tuple[frozenset[str], frozenset[str]]
 
 
 def redact(text: str) -> str:
     """Return a text without the secrets that are alive, whether plain, URL-, JSON- or base64-encoded."""
     # No form is shorter than the value itself.
     secrets = [s for s in all_alive() if SHORTEST_SECRET <= len(s.reveal()) <= len(text)]
-    if not secrets:
-        return text
-    written = list(map(_written, secrets))
-    # Many secrets with all their forms take long to look for: anchors of eight characters rule out most.
-    if len(written) >= MANY_SECRETS and len(text) <= LONG_TEXT:
-        eights = {text[i : i + SHORTEST_SECRET] for i in range(len(text) - SHORTEST_SECRET + 1)}
-        written = [one for one in written if not eights.isdisjoint(one[0])]
-    found = {form for _, forms in written for form in forms if form in text}
+    found = {form for secret in secrets for form in _written(secret) if form in text}
     for form in sorted(found, key=len, reverse=True):  # one may hold another
         text = text.replace(form, REDACTED)
     return text
@@ -49,8 +36,8 @@ def redact(text: str) -> str:
 def install_log_redaction() -> None:
     """Redact every log record of the process as it is made. Calling it again changes nothing."""
     make_record = logging.getLogRecordFactory()
-    if not isinstance(make_record, _RedactingFactory):
-        logging.setLogRecordFactory(_RedactingFactory(make_record))
+    if getattr(make_record, "func", None) is not _make_redacted:
+        logging.setLogRecordFactory(partial(_make_redacted, make_record))
 
 
 def sentry_before_send(event: Any, hint: Any) -> Any:
@@ -58,18 +45,13 @@ def sentry_before_send(event: Any, hint: Any) -> Any:
     return _redact_within(event)
 
 
-class _RedactingFactory:
-    """Makes log records with the factory before it, and redacts them."""
-
-    def __init__(self, make_record: Any) -> None:
-        self._make_record = make_record
-
-    def __call__(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        record: logging.LogRecord = self._make_record(*args, **kwargs)
-        if any(True for _ in all_alive()):
-            _redact_record(record)
-            record.__dict__ = _Redacting(record.__dict__)
-        return record
+def _make_redacted(make_record: Any, *args: Any, **kwargs: Any) -> logging.LogRecord:
+    """Make a log record with the factory that was there before, and redact it."""
+    record: logging.LogRecord = make_record(*args, **kwargs)
+    if any(True for _ in all_alive()):
+        _redact_record(record)
+        record.__dict__ = _Redacting(record.__dict__)
+    return record
 
 
 class _Redacting(dict[str, Any]):
@@ -112,38 +94,25 @@ def _redact_within(value: Any, depth: int = 0) -> Any:
     if isinstance(value, bytes) or depth > DEEPEST:  # a list may hold itself
         text = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
         redacted = redact(text)
-        if redacted is text:
-            return value
-        return redacted.encode() if isinstance(value, bytes) else redacted
+        return value if redacted is text else redacted
+    inner = partial(_redact_within, depth=depth + 1)
     if isinstance(value, Mapping):
-        names = [_redact_within(name, depth + 1) for name in value]
-        inner = [_redact_within(value[name], depth + 1) for name in value]
-        same = all(map(operator.is_, [*names, *inner], [*value, *value.values()]))
-        return value if same else dict(zip(names, inner, strict=True))
-    if isinstance(value, list | tuple):
-        parts = [_redact_within(inner, depth + 1) for inner in value]
-        if all(map(operator.is_, parts, value)):
-            return value
-        return tuple(parts) if isinstance(value, tuple) else parts
-    return value
+        parts: Any = {inner(name): inner(part) for name, part in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = (list if isinstance(value, list) else tuple)(map(inner, value))
+    else:
+        return value
+    return value if parts == value else parts
 
 
-def _written(secret: Secret) -> _Written:
-    """Return a secret's anchors and forms. Anchors are out of the middle: many keys share their beginnings."""
-    if secret.written_forms is None:
-        forms = _forms(secret.reveal())
-        middles = ((form, len(form) // 2 - SHORTEST_SECRET // 2) for form in forms)
-        anchors = frozenset(form[i : i + SHORTEST_SECRET] for form, i in middles)
-        secret.written_forms = anchors, forms
-    written: _Written = secret.written_forms
-    return written
-
-
-def _forms(secret: str) -> frozenset[str]:
+def _written(secret: Secret) -> frozenset[str]:
     """Return the ways in which a secret may be written."""
-    forms = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
-    forms |= {json.dumps(secret)[1:-1], repr(secret)[1:-1], *_base64_forms(secret.encode())}
-    return frozenset(forms)
+    if secret.written_forms is None:
+        text = secret.reveal()
+        forms = {text, quote(text), quote(text, safe=""), quote_plus(text)}
+        forms |= {json.dumps(text)[1:-1], repr(text)[1:-1], *_base64_forms(text.encode())}
+        secret.written_forms = frozenset(forms)
+    return secret.written_forms
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:

@@ -93,7 +93,7 @@ class Settings:
     require_login: _Flag = False
     base_urls: _Urls = field(default_factory=dict)
     locked_providers: Annotated[frozenset[str], _NAMES] = frozenset()
-    session_store: Any = None
+    session_store: Any = "database"
     redis: Any = field(default=None, repr=False)
     redis_wait: Annotated[int, msgspec.Meta(ge=0), "a whole number from 0 up"] = 0
     secrets_dir: Annotated[Path, "the path of a directory"] = Path("/run/secrets")
@@ -129,6 +129,8 @@ class Settings:
         read["encryption_key"] = _encryption_key(config, environ)
         read["encryption_key_fallbacks"] = _encryption_key_fallbacks(config, environ)
         read["redis"] = config.get("BYOK_REDIS") or config.get("SESSION_REDIS")
+        store = "redis" if read["redis"] else "database"
+        read["session_store"] = config.get("BYOK_SESSION_STORE") or store
         return cls(**read)
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
 import click
 from flask import Flask
@@ -51,7 +50,8 @@ def build_service(
     """
     # In debug mode and tests encryption keys come and go.
     throw_away = app.debug or app.testing
-    tolerant = throw_away or _shows_wrong_key()
+    command = click.get_current_context(silent=True)
+    tolerant = throw_away or (command is not None and SHOWS_WRONG_KEY in command.meta)
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
     sessions = build_sessions(settings, database)
@@ -104,22 +104,19 @@ def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Cat
     """
     others = [entry.load() for entry in entry_points(group="flask_byok.providers")]
     catalog = Catalog([*PROVIDERS, *others, *registered])
-    for setting, ids in (
-        ("BYOK_LOCKED_PROVIDERS", settings.locked_providers),
-        ("BYOK_BASE_URLS", settings.base_urls),
-    ):
+    urls, locked = settings.base_urls, settings.locked_providers
+    for setting, ids in (("BYOK_LOCKED_PROVIDERS", locked), ("BYOK_BASE_URLS", urls)):
         if unknown := sorted(name for name in ids if name not in catalog):
             raise ConfigurationError(f"{setting} names unknown providers: {', '.join(unknown)}.")
-    for name in settings.base_urls:
+    for name in urls:
         if (spec := catalog.get(name)).id != name:
             # Read by id; under an alias it would be ignored, and keys would go elsewhere.
             raise ConfigurationError(f"BYOK_BASE_URLS names {name!r}, an alias: use {spec.id!r}.")
     if settings.providers is not None:
         catalog = catalog.only(settings.providers)
-    catalog = Catalog(_at_operators_address(spec, settings) for spec in catalog)
-    if settings.allow_custom_providers:
-        return catalog
-    return Catalog(spec for spec in catalog if not spec.personal_base_url)
+    specs = [_at_operators_address(spec, settings) for spec in catalog]
+    own = settings.allow_custom_providers
+    return Catalog(spec for spec in specs if own or not spec.personal_base_url)
 
 
 def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:
@@ -134,9 +131,8 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
 
     :raises ConfigurationError: the setting names no store.
     """
-    documents: Any
-    chosen = documents = _session_store(settings)
-    if chosen == "redis":
+    documents = settings.session_store
+    if documents == "redis":
         if not settings.redis:
             raise ConfigurationError(
                 "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
@@ -144,20 +140,16 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
         from .storage.redis import RedisDocuments
 
         documents = RedisDocuments(settings.redis, wait=settings.redis_wait)
-    elif chosen == "database":
+    elif documents == "database":
         from .storage.sql import SqlDocuments
 
         documents = SqlDocuments(database.place, own_file=database.own_file)
-    elif isinstance(chosen, str):
+    elif isinstance(documents, str):
         raise ConfigurationError(
-            f"BYOK_SESSION_STORE is {chosen!r}; use 'redis', 'database' or a store object."
+            f"BYOK_SESSION_STORE is {documents!r}; use 'redis', 'database' or a store object."
         )
     max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
     return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)
-
-
-def _session_store(settings: Settings) -> Any:
-    return settings.session_store or ("redis" if settings.redis else "database")
 
 
 def build_accounts(
@@ -175,10 +167,10 @@ def build_accounts(
     else:
         if database.own_file:
             _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
-        # Our own session store on the same database shares its connections.
-        is_ours = _session_store(settings) == "database"
-        engine = getattr(sessions.documents, "engine", None) if is_ours else None
-        store = open_accounts(engine or database.place, keyring, own_file=database.own_file)
+        place = database.place
+        if settings.session_store == "database":  # the same one: share its connections
+            place = getattr(sessions.documents, "engine", place)
+        store = open_accounts(place, keyring, own_file=database.own_file)
     return Wing(store, keyring, settings)
 
 
@@ -191,20 +183,13 @@ def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> Non
     """
     try:
         open_canary()
-    except OutdatedTablesError as error:
-        # The command that upgrades them needs the app; each use of the store raises this again.
-        _logger.error("%s", error)
     except ConfigurationError as error:
-        if not tolerant:
+        # The command that upgrades tables needs the app; each use of the store raises this again.
+        if not tolerant and not isinstance(error, OutdatedTablesError):
             raise
-        _logger.warning("%s", error)
+        _logger.error("%s", error)
     except StoreError:
         _logger.warning("A store does not answer: the encryption key could not be checked.")
-
-
-def _shows_wrong_key() -> bool:
-    context = click.get_current_context(silent=True)
-    return context is not None and SHOWS_WRONG_KEY in context.meta
 
 
 def _require_writable(folder: Path) -> None:

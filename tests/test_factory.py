@@ -11,6 +11,7 @@ import pytest
 from flask_byok import (
     ConfigurationError,
     EndpointNotAllowedError,
+    InvalidFieldError,
     MalformedApiKeyError,
     get_chat_model_with_api_key,
     get_provider_with_api_key,
@@ -81,14 +82,11 @@ def test_a_base_url_of_ones_own() -> None:
         "custom", "key-0123456789", base_url="https://llm.example.com/v1/"
     )
     assert str(provider.client.base_url) == "https://llm.example.com/v1/"
-    for address in (
-        "https://127.0.0.1/v1",
-        "http://llm.example.com/v1",
-        "https://localhost/v1",
-        None,
-    ):
+    for address in ("https://127.0.0.1/v1", "http://llm.example.com/v1", "https://localhost/v1"):
         with pytest.raises(EndpointNotAllowedError):
             get_provider_with_api_key("custom", "key-0123456789", base_url=address)
+    with pytest.raises(InvalidFieldError, match="Base URL is missing"):
+        get_provider_with_api_key("custom", "key-0123456789")
     with pytest.raises(EndpointNotAllowedError):
         get_provider_with_api_key("openai", "key-0123456789", base_url="https://llm.example.com/v1")
 

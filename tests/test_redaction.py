@@ -76,23 +76,14 @@ def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
     alive = Secret(value)
     for text in encodings(value).values():
         assert redact(text) != text
-    # Among many, and in a long text, keys are looked for in other ways.
-    others = [Secret(f"other-{number:02}-0123456789") for number in range(20)]
-    for text in encodings(value).values():
-        assert redact(text) != text
-        long = f"{text} {'x' * 20_000}"
-        assert redact(long) != long
-    del alive, others
+    del alive
 
 
 def test_what_is_redacted_of_several_keys() -> None:
     """The longer of two keys is redacted whole; a short value, which would blot out words, and a dead one are left."""
     short = "sk-proj-0123456789"
     alive = [Secret(short), Secret(short + "-and-more"), Secret("the")]
-    for _ in range(2):
-        assert redact(f"the {short}-and-more {short}") == f"the {REDACTED} {REDACTED}"
-        # Among many, keys are looked for in other ways.
-        alive += [Secret("x" * 20) for _ in range(20)]
+    assert redact(f"the {short}-and-more {short}") == f"the {REDACTED} {REDACTED}"
     del alive
     gc.collect()
     assert redact(short) == short

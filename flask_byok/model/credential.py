@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NoReturn, TypedDict, cast, overload
+from typing import Annotated, Literal, NoReturn, TypedDict, cast, overload
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
         #: What the redactor looks for, made at first need and gone with the secret.
-        self.written_forms: Any = None
+        self.written_forms: frozenset[str] | None = None
         _live[id(self)] = self
 
     def reveal(self) -> str:

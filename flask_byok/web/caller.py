@@ -7,8 +7,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from flask import Flask, Response, current_app, has_request_context, request
 
@@ -16,7 +15,7 @@ from .. import signals
 from ..errors import ConfigurationError, SessionRequiredError, StoreError
 from ..keys.service import Service
 from ..model.credential import Credential
-from ..model.owner import LONGEST_ID, Caller, SessionRef, identity_of
+from ..model.owner import LONGEST_ID, Caller, identity_of
 from ..settings import Settings
 from .host_database import FoundDatabase
 from .session_binding import SessionBinding
@@ -31,6 +30,7 @@ SOURCE_HEADER = "X-BYOK-Source"
 REQUEST_ID = "flask_byok.request_id"
 
 _logger = logging.getLogger("flask_byok.web")
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _USED = "flask_byok.used"
@@ -107,21 +107,23 @@ def current_caller(state: ByokState) -> Caller:
     """Return the caller of the present request; outside a request, one who finds only the operator's keys."""
     if not has_request_context():
         return Caller()
-    return _caller(state, state.binding.current)
+    return _caller(state)
 
 
-def service_and_caller() -> tuple[Service, Caller]:
-    """Return the current app's service, and the caller of the present request."""
+def for_caller(
+    verb: Callable[Concatenate[Service, Caller, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Call a verb, such as ``Service.clear``, of the current app's service for the present caller."""
     state = get_state()
-    return state.service, current_caller(state)
+    return verb(state.service, current_caller(state), *args, **kwargs)
 
 
 def in_session(state: ByokState, act: Callable[[Caller], _T]) -> _T:
     """Act for the present caller in a session that keys can be written to; if it has ended, in another."""
     try:
-        return act(_caller(state, state.binding.establish))
+        return act(_caller(state, establish=True))
     except SessionRequiredError:
-        return act(_caller(state, partial(state.binding.establish, replace=True)))
+        return act(_caller(state, establish=True, replace=True))
 
 
 def note_use(credential: Credential) -> Credential:
@@ -131,15 +133,14 @@ def note_use(credential: Credential) -> Credential:
     recognizes only while the credential is alive.
     """
     if has_request_context():
-        used = request.environ.setdefault(_USED, {})
-        used[credential.provider, credential.source, credential.version] = credential
+        request.environ.setdefault(_USED, []).append(credential)
     return credential
 
 
 def name_sources(response: Response) -> Response:
     """Name in ``X-BYOK-Source`` the tiers of the keys that served this request."""
-    used: dict[Any, Credential] = request.environ.get(_USED, {})
-    sources = dict.fromkeys(str(credential.source) for credential in used.values())
+    used: list[Credential] = request.environ.get(_USED, [])
+    sources = dict.fromkeys(str(credential.source) for credential in used)
     if sources and SOURCE_HEADER not in response.headers:
         response.headers[SOURCE_HEADER] = ", ".join(sources)
     return response
@@ -179,10 +180,10 @@ def _teams_of(loaders: Loaders) -> tuple[str, ...]:
     return kept
 
 
-def _caller(state: ByokState, look_up: Callable[[str], SessionRef | None]) -> Caller:
+def _caller(state: ByokState, *, establish: bool = False, replace: bool = False) -> Caller:
     user = user_of(state.loaders)
     try:
-        session = look_up(identity_of(user))
+        session = state.binding.current(identity_of(user), establish=establish, replace=replace)
     except StoreError:
         if state.settings.on_store_failure == "fail":
             raise

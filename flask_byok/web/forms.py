@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from http import HTTPStatus
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from flask import Response, request, url_for
@@ -17,14 +17,14 @@ from ..accounts.changes import Changes
 from ..accounts.records import Record
 from ..accounts.store import serving_order
 from ..errors import InvalidFieldError, KeyNotFoundError
+from ..keys.service import Service
 from ..keys.typed import NewKey
 from ..model.credential import Secret, Verdict
 from ..model.owner import Tier
-from .caller import current_caller, get_state
+from .caller import for_caller, get_state
 from .text import OUTCOMES, REASONS, VERDICTS
 
-Kind = Literal["success", "warning", "error"]
-_KINDS: dict[bool | None, Kind] = {True: "success", False: "error", None: "warning"}
+_KINDS = {True: "success", False: "error", None: "warning"}
 
 #: The query's parameters for an outcome: its code (a key of ``OUTCOMES`` or ``validated``), the provider's id, the
 #: verdict of a check, and the code of the error.
@@ -39,19 +39,18 @@ def settings_action(action: str) -> Response:
 
 
 def _save(provider: str) -> Response:
-    state, persist = get_state(), "persist" in request.form
-    in_account = persist or Tier.SESSION not in state.settings.precedence
+    persist = "persist" in request.form
+    in_account = persist or Tier.SESSION not in get_state().settings.precedence
     place = Tier.USER if in_account else Tier.SESSION
     # What the row showed beside a key in another place is not about this one.
     details = _details(changed_only=request.form.get("described") != place)
     new = NewKey(fields=_typed_fields(provider), persist=persist, **details)
-    _, validation = state.service.set(current_caller(state), provider, new)
+    _, validation = for_caller(Service.set, provider, new)
     return _go_back("saved", provider, validation.verdict if validation else "")
 
 
 def _change(provider: str) -> Response:
-    state = get_state()
-    keys = state.service.own_records(current_caller(state))
+    keys = for_caller(Service.own_records)
     record = keys.get(_shown(keys.page(provider=provider)["keys"], provider))
     keys.change(record, _details(changed_only=True))
     return _go_back("changed", provider)
@@ -67,20 +66,18 @@ def _shown(keys: Sequence[Record], provider: str) -> str:
 
 
 def _validate(provider: str) -> Response:
-    state, typed = get_state(), _typed_fields(provider)
-    found = state.service.validate(current_caller(state), provider, typed or None)
+    found = for_caller(Service.validate, provider, _typed_fields(provider) or None)
     return _go_back("validated", provider, found.verdict)
 
 
 def _clear(provider: str) -> Response:
-    state, tier = get_state(), request.form.get("tier", "all")
-    cleared, _ = state.service.clear(current_caller(state), provider, tier)
+    cleared, _ = for_caller(Service.clear, provider, request.form.get("tier", "all"))
     return _go_back("cleared" if cleared else "nothing_cleared", provider)
 
 
 def _promote(provider: str) -> Response:
-    state, on_conflict = get_state(), request.form.get("on_conflict", "keep")
-    done = state.service.promote(current_caller(state), [provider], on_conflict)
+    on_conflict = request.form.get("on_conflict", "keep")
+    done = for_caller(Service.promote, [provider], on_conflict)
     return _go_back("promoted" if done["promoted"] else "kept", provider)
 
 
@@ -168,7 +165,7 @@ def with_outcome(url: str, *outcome: str) -> str:
 class Notice(NamedTuple):
     """A message to show."""
 
-    kind: Kind
+    kind: str
     text: str
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
-from flask import Response, current_app, g, request
+from flask import Response, current_app, request
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
 from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 from werkzeug.urls import uri_to_iri
@@ -71,7 +71,11 @@ def refuse_cross_site() -> None:
     if not _same_origin():
         raise CSRFError("The request came from another site.")
     if not is_safe and _csrf_enabled():
-        _require_token()
+        # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
+        try:
+            validate_csrf(_sent_token())
+        except ValidationError as error:
+            raise CSRFError(str(error)) from None
 
 
 def csrf_token() -> str | None:
@@ -111,15 +115,6 @@ def _same_origin() -> bool:
     schemes = ("https",) if request.is_secure else ("https", "http")
     own = [f"{scheme}://{request.host}".lower() for scheme in schemes]
     return request.headers.get("Origin", own[0]).lower() in own
-
-
-def _require_token() -> None:
-    # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
-    try:
-        validate_csrf(_sent_token())
-    except ValidationError as error:
-        raise CSRFError(str(error)) from None
-    g.csrf_valid = True
 
 
 def _sent_token() -> str | None:

@@ -13,11 +13,12 @@ from flask import Response, request
 from msgspec import Meta
 
 from ..errors import InvalidFieldError, RevealDisabledError
+from ..keys.service import Service
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
 from ..model.credential import Secret, ValidationFacts
 from ..settings import ValidateOnSet
-from .caller import get_state, in_session, service_and_caller
+from .caller import for_caller, get_state, in_session
 from .guards import asks_for_value, csrf_token, expect_no_body, read_body, read_query
 from .openapi import Route
 
@@ -30,23 +31,37 @@ Label = Annotated[str, Meta(extra_json_schema={"maxLength": 100})]
 Description = Annotated[str, Meta(extra_json_schema={"maxLength": 500})]
 
 
-class NewKeyRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A key to store: ``api_key``, or ``fields`` for providers that need several."""
+class TypedKey(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a person typed: ``api_key``, or ``fields`` for providers that need several."""
 
-    provider: ProviderName
     api_key: Secret | None = None
     fields: dict[str, Secret] | None = None
+    base_url: str | None = None
+
+    def typed(self) -> dict[str, Secret] | None:
+        """Return the secrets by field name; None if none was sent.
+
+        :raises InvalidFieldError: both were sent.
+        """
+        if self.api_key is not None and self.fields is not None:
+            raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
+        return {"api_key": self.api_key} if self.api_key is not None else self.fields
+
+
+class NewKeyRequest(TypedKey, kw_only=True):
+    """A key to store."""
+
+    provider: ProviderName
     label: Label | None = None
     description: Description | None = None
     expires_at: datetime | None = None
-    base_url: str | None = None
     validate: ValidateOnSet | None = None
 
     def new_key(self) -> NewKey:
         """Return what the service stores: the fields of the same names, and the secrets as typed."""
         names = {each.name for each in dataclasses.fields(NewKey)} & set(self.__struct_fields__)
         given = {name: getattr(self, name) for name in names}
-        return NewKey(**given | {"fields": typed_fields(self.api_key, self.fields) or {}})
+        return NewKey(**given | {"fields": self.typed() or {}})
 
 
 class SetRequest(NewKeyRequest, kw_only=True):
@@ -62,13 +77,10 @@ class ClearRequest(msgspec.Struct, forbid_unknown_fields=True):
     tier: Literal["session", "user", "all"] = "all"
 
 
-class ValidateRequest(msgspec.Struct, forbid_unknown_fields=True):
+class ValidateRequest(TypedKey, kw_only=True):
     """A key to check; without ``api_key`` and ``fields`` the one in use."""
 
     provider: ProviderName
-    api_key: Secret | None = None
-    fields: dict[str, Secret] | None = None
-    base_url: str | None = None
 
 
 class PromoteRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,46 +127,25 @@ def list_keys() -> Keys:
 
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
-    service, caller = service_and_caller()
-    status, validation = service.set(caller, body.provider, body.new_key())
-    return {
-        "success": True,
-        "provider": status,
-        "validation": None if validation is None else validation.to_dict(),
-    }
+    status, found = for_caller(Service.set, body.provider, body.new_key())
+    return {"success": True, "provider": status, "validation": found.to_dict() if found else None}
 
 
 def clear_key(body: ClearRequest) -> ClearResponse:
     """Remove the caller's own key; it is no error if there is none."""
-    service, caller = service_and_caller()
-    cleared, status = service.clear(caller, body.provider, body.tier)
+    cleared, status = for_caller(Service.clear, body.provider, body.tier)
     return {"success": True, "cleared": cleared, "provider": status}
 
 
 def validate_key(body: ValidateRequest) -> ValidationFacts:
     """Ask the provider about a typed key, or about the one in use."""
-    service, caller = service_and_caller()
-    typed = typed_fields(body.api_key, body.fields)
-    return service.validate(caller, body.provider, typed, body.base_url).to_dict()
+    return for_caller(Service.validate, body.provider, body.typed(), body.base_url).to_dict()
 
 
 def promote_keys(body: PromoteRequest) -> PromoteResponse:
     """Keep in the signed-in user's account what was saved before signing in."""
-    service, caller = service_and_caller()
-    done = service.promote(caller, body.providers, body.on_conflict)
+    done = for_caller(Service.promote, body.providers, body.on_conflict)
     return {"promoted": done["promoted"], "kept": done["kept"]}
-
-
-def typed_fields(
-    api_key: Secret | None, fields: dict[str, Secret] | None
-) -> dict[str, Secret] | None:
-    """Return the secrets as typed, by field name; None if none was sent.
-
-    :raises InvalidFieldError: both were sent.
-    """
-    if api_key is not None and fields is not None:
-        raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
-    return {"api_key": api_key} if api_key is not None else fields
 
 
 def make_view(route: Route) -> Callable[..., Response]:

@@ -23,27 +23,13 @@ _ABOUT = {
     "description": "Every answer has `Cache-Control: no-store`. Times are UTC, ISO 8601 with `Z`. "
     "A key's value is in no answer, unless the operator allows people to read back their own.",
 }
-#: Place, name, type and description of parameters that no query type has.
-_ID = ("path", "id", "string", "The record's id.")
-_CSRF_TOKEN = (
-    *("header", "X-CSRFToken", "string"),
-    "The `csrf_token` of the list. Needed unless the host has switched CSRF protection off.",
-)
-_IF_MATCH = (
-    *("header", "If-Match", "string"),
-    "The ETag that was seen, or `*`; if the record has changed since, the call changes nothing.",
-)
-_INCLUDE_VALUE = (
-    *("query", "include_value", "boolean"),
-    "Show the key itself: only if BYOK_ALLOW_REVEAL is set, and after a recent sign-in.",
-)
-#: Status, code and description of the problems that no error of our own stands for.
-_REQUEST_PROBLEMS = (
-    (400, "csrf", "The CSRF token is missing or stale, or the request came from another site"),
-    (400, "bad_request", "The body is not JSON"),
-    (413, "too_large", "The body has more than 64 KiB"),
-    (415, "unsupported_media_type", "Send application/json"),
-)
+#: Place, type and description of the parameters that no query type has.
+_PARAMETERS = {
+    "id": ("path", "string", "The record's id."),
+    "include_value": ("query", "boolean", "Show the key itself, if BYOK_ALLOW_REVEAL is set."),
+    "X-CSRFToken": ("header", "string", "The list's `csrf_token`; null if none is needed."),
+    "If-Match": ("header", "string", "The ETag that was seen: change nothing else. Or `*`."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +82,11 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     for schema in schemas.values():
         if "properties" in schema:
             schema["additionalProperties"] = False
-    problems = _problem_responses()
+    statuses = {400, 413, 415, *(kind.status for kind in ALL_ERRORS)} - {500}
+    problems = {
+        str(status): _content(Problem) | {"description": HTTPStatus(status).phrase}
+        for status in sorted(statuses)
+    }
     paths: dict[str, _Schema] = {}
     for route in routes:
         path = route.path.replace("<", "{").replace(">", "}")
@@ -127,7 +117,7 @@ def _operation(route: Route, problems: _Schema) -> _Schema:
         "tags": [route.tag],
         "parameters": _parameters(route),
         "responses": {
-            str(route.status.value): _answer(route.types["return"]),
+            str(route.status.value): _content(route.types["return"]),
             **{status: {"$ref": f"#/components/responses/{status}"} for status in problems},
         },
     }
@@ -137,17 +127,17 @@ def _operation(route: Route, problems: _Schema) -> _Schema:
 
 
 def _parameters(route: Route) -> list[_Schema]:
-    found = [
-        {"name": name, "in": place, "schema": {"type": kind}, "description": description}
-        | ({"required": True} if place == "path" else {})
-        for is_taken, (place, name, kind, description) in (
-            ("<id>" in route.path, _ID),
-            (route.reveals, _INCLUDE_VALUE),
-            (route.changes, _CSRF_TOKEN),
-            (route.method in ("PATCH", "PUT", "DELETE"), _IF_MATCH),
-        )
-        if is_taken
-    ]
+    taken = {
+        "id": "<id>" in route.path,
+        "include_value": route.reveals,
+        "X-CSRFToken": route.changes,
+        "If-Match": route.method in ("PATCH", "PUT", "DELETE"),
+    }
+    found: list[_Schema] = []
+    for name in filter(taken.get, taken):
+        place, kind, text = _PARAMETERS[name]
+        schema = {"type": kind, "description": text}
+        found.append({"name": name, "in": place, "required": place == "path", "schema": schema})
     if query := route.types.get("query"):
         _, schemas = msgspec.json.schema_components([query])
         for name, schema in schemas[query.__name__]["properties"].items():
@@ -155,32 +145,14 @@ def _parameters(route: Route) -> list[_Schema]:
     return found
 
 
-def _answer(answer: Any) -> _Schema:
-    if answer is type(None):
+def _content(kind: type) -> _Schema:
+    """Describe a body that has a type's schema, or is any object."""
+    if kind is type(None):
         return {"description": "Deleted."}
-    return {"description": _first_line(answer), **_content(answer)}
-
-
-def _problem_responses() -> dict[str, _Schema]:
-    """Return an answer for each status that a problem has, with all its codes; any call may bring it."""
-    ours = [(kind.status, kind.code, kind.title) for kind in ALL_ERRORS if kind.status != 500]
-    problems: dict[int, dict[str, str]] = {}
-    for status, code, description in (*_REQUEST_PROBLEMS, *ours):
-        problems.setdefault(status, {})[code] = description
-    return {
-        str(status): {
-            "description": "; ".join(f"`{code}`: {words}" for code, words in codes.items()) + ".",
-            **_content(Problem, properties={"code": {"enum": list(codes)}}),
-        }
-        for status, codes in sorted(problems.items())
-    }
-
-
-def _content(kind: type, **narrower: Any) -> _Schema:
-    """Return the content of a body that has a type's schema, or is any object."""
     schema = {"$ref": _REF.format(name=kind.__name__)} if _has_fields(kind) else {"type": "object"}
     form = "problem+json" if kind is Problem else "json"
-    return {"content": {f"application/{form}": {"schema": schema | narrower}}}
+    content = {f"application/{form}": {"schema": schema}}
+    return {"description": _first_line(kind), "content": content}
 
 
 def _first_line(documented: Any) -> str:

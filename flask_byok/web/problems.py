@@ -11,7 +11,7 @@ from flask import Response, current_app, has_app_context
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
-from ..errors import ByokError, ConfigurationError, KeyRefusedError, RateLimitedError, StoreError
+from ..errors import ByokError, ConfigurationError, KeyRefusedError
 from ..model.credential import ValidationFacts
 
 #: Where each problem type is described.
@@ -58,8 +58,7 @@ def problem(error: ByokError) -> Problem:
 def problem_response(error: ByokError) -> Response:
     """Return the HTTP answer for one of our errors."""
     response = _response(problem(error))
-    if isinstance(error, StoreError | RateLimitedError):
-        response.headers["Retry-After"] = str(error.retry_after)
+    response.retry_after = error.retry_after
     if error.status == HTTPStatus.UNAUTHORIZED:
         # RFC 9110, 15.5.2 asks for a challenge; the host's sign-in is a page, so none of the schemes fits.
         response.headers["WWW-Authenticate"] = "Session"

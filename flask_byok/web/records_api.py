@@ -17,12 +17,12 @@ from ..accounts.records import AccountRecords, Page, Record, Stats
 from ..errors import KeyNotFoundError, VersionConflictError
 from ..keys.service import Service
 from ..keys.status import ServiceFacts
-from ..model.credential import CredentialRecord, Secret, Validation, ValidationFacts
+from ..model.credential import CredentialRecord, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
-from .caller import get_state, service_and_caller
+from .caller import for_caller, get_state
 from .guards import asks_for_value, keep_from_logs
-from .keys_api import Description, Label, NewKeyRequest, ProviderName, typed_fields
+from .keys_api import Description, Label, NewKeyRequest, ProviderName, TypedKey
 from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
@@ -47,16 +47,16 @@ class NewSharedRecord(NewRecord, kw_only=True):
     owner: Annotated[str, _OWNER] = "system"
 
 
-class RecordChanges(msgspec.Struct, forbid_unknown_fields=True):
-    """Fields to change; omitted fields keep their value, and so does a blank key or field."""
+class RecordChanges(TypedKey, kw_only=True):
+    """Fields to change; omitted fields keep their value, and so does a blank key or field.
+
+    ``base_url`` changes only together with the key.
+    """
 
     label: Label | UnsetType | None = UNSET
     description: Description | UnsetType | None = UNSET
     active: bool | UnsetType = UNSET
     expires_at: datetime | UnsetType | None = UNSET
-    api_key: Secret | None = None
-    fields: dict[str, Secret] | None = None
-    base_url: Annotated[str | None, Meta(description="Only together with the key.")] = None
     validate: ValidateOnSet | None = None
 
 
@@ -95,8 +95,7 @@ class Services(TypedDict):
 
 def list_services() -> Services:
     """List the providers that keys can be kept for."""
-    service, caller = service_and_caller()
-    return {"services": service.services(caller)}
+    return {"services": for_caller(Service.services)}
 
 
 def list_own(records: AccountRecords, query: PageQuery) -> Page:
@@ -129,16 +128,14 @@ def show(records: AccountRecords, record: CredentialRecord) -> ShownRecord:
 
 def create_own(records: AccountRecords, body: NewRecord) -> CheckedRecord:
     """Store a new key."""
-    return _create(records, records.caller.identity, body)
+    owner = records.caller.identity
+    made = records.create(owner, body.provider, body.new_key(), slot=body.slot)
+    return _checked(records, *made)
 
 
 def create_shared(records: AccountRecords, body: NewSharedRecord) -> CheckedRecord:
     """Store a new key of a team or of the system."""
-    return _create(records, body.owner, body)
-
-
-def _create(records: AccountRecords, owner: str, body: NewRecord) -> CheckedRecord:
-    made = records.create(owner, body.provider, body.new_key(), slot=body.slot)
+    made = records.create(body.owner, body.provider, body.new_key(), slot=body.slot)
     return _checked(records, *made)
 
 
@@ -146,8 +143,7 @@ def change(records: AccountRecords, record: CredentialRecord, body: RecordChange
     """Change a key, or the facts beside it; omitted fields keep their value."""
     sent = {name: getattr(body, name) for name in Changes.__annotations__}
     changes = cast(Changes, {name: value for name, value in sent.items() if value is not UNSET})
-    fields = typed_fields(body.api_key, body.fields) or {}
-    secret = NewSecret(fields=fields, base_url=body.base_url, validate=body.validate)
+    secret = NewSecret(fields=body.typed() or {}, base_url=body.base_url, validate=body.validate)
     changed = records.change(record, changes, secret, if_version=_if_match(record))
     return _checked(records, *changed)
 
@@ -165,7 +161,7 @@ def validate(records: AccountRecords, record: CredentialRecord) -> ValidationFac
 def _checked(
     records: AccountRecords, record: CredentialRecord, validation: Validation | None
 ) -> CheckedRecord:
-    found = None if validation is None else validation.to_dict()
+    found = validation.to_dict() if validation else None
     return {**records.describe(record), "validation": found}
 
 
@@ -190,7 +186,7 @@ def _open(find: Callable[[Service, Caller], Any], id: str | None = None) -> list
 
     Who asks, and for what, is looked at first: a caller who may not see the record learns nothing else.
     """
-    records = find(*service_and_caller())
+    records = for_caller(find)
     if id is None:
         return [records]
     if not _ID.fullmatch(id):

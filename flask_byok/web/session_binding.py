@@ -67,8 +67,6 @@ class _Seen:
     emptied: bool = False
     unfinished: bool = False
     failed: bool = False
-    #: The established session as the store names it, kept because hashing is the costliest step here.
-    ref: SessionRef | None = None
 
     @classmethod
     def now(cls, session: Any) -> _Seen:
@@ -95,7 +93,6 @@ class _Seen:
 
     def remember(self, ref: str) -> None:
         self.session[MARKER] = self.marker = ref
-        self.ref = None
 
 
 @dataclass(eq=False, repr=False)
@@ -121,26 +118,23 @@ class SessionBinding:
             # The signal, which all apps share, holds this method and the app weakly.
             user_logged_out.connect(self.end, app)
 
-    def current(self, identity: str) -> SessionRef | None:
-        """Return the established session of this request, or None; ask the store only if a race lost the ref."""
+    def current(
+        self, identity: str, *, establish: bool = False, replace: bool = False
+    ) -> SessionRef | None:
+        """Return the session of this request, or None; ask the store only if a race lost the ref.
+
+        :param establish: make a session if there is none.
+        :param replace: make another one, as the store says that this one has ended.
+        """
         seen = self._caught_up()
         if seen is None:
             return None
-        if seen.marker is None and seen.keys and (ref := self._known_ref(seen)):
+        if not establish and seen.marker is None and (ref := self._known_ref(seen)):
             seen.remember(ref)
         self._confirm(seen, identity)
-        return None if seen.marker is None else self._ref(seen, seen.marker)
-
-    def establish(self, identity: str, *, replace: bool = False) -> SessionRef | None:
-        """Return the session of this request, established if there is none; ``replace`` replaces an ended one."""
-        seen = self._caught_up()
-        if seen is None:
-            return None
-        self._confirm(seen, identity)
-        if seen.marker is None or replace:
+        if replace or (establish and seen.marker is None):
             seen.remember(self.store.establish(self._hash(seen.sid), seen.marker))
-            self._confirm(seen, identity)
-        return self._ref(seen, seen.marker or "")
+        return None if seen.marker is None else self._ref(seen, seen.marker)
 
     def claim(self, identity: str) -> bool:
         """Note that this user uses the session; return True if ``BYOK_PROMOTE`` has yet to be applied."""
@@ -233,22 +227,20 @@ class SessionBinding:
         for ours in {MARKER, OWNER, DUE} & dict.keys(seen.session):
             del seen.session[ours]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
-        seen.sid, seen.keys, seen.ref = seen.session.sid, _keys(seen.session), None
+        seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
 
     def _renew(self, seen: _Seen) -> None:
         if ref := self._known_ref(seen):
             self.store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
             seen.remember(ref)
-        seen.sid, seen.ref = seen.session.sid, None
+        seen.sid = seen.session.sid
 
     def _known_ref(self, seen: _Seen) -> str | None:
         # A session that arrived empty is new: the store cannot know it.
         return seen.marker or (self.store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
-        if seen.ref is None or seen.ref.ref != ref:
-            seen.ref = SessionRef(self._hash(seen.sid), ref)
-        return seen.ref
+        return SessionRef(self._hash(seen.sid), ref)
 
     def _hash(self, sid: str) -> str:
         return hmac.digest(self.index_key, sid.encode(), "sha256").hex()

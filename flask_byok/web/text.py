@@ -72,7 +72,7 @@ VERDICTS: Mapping[str, str] = {
 
 #: Why an action failed, by the error's code: a page that was loaded again has only the code.
 REASONS: Mapping[str, str] = {
-    **{kind.code: f"{kind.title}." for kind in ALL_ERRORS},
+    **{kind.code: f"{kind.title}. {kind.advice}".strip() for kind in ALL_ERRORS},
     "csrf": "The page was open for too long. Please try again.",
     "key_not_found": "This key no longer exists.",
     "key_unreadable": "The stored key cannot be read. Save it again.",
@@ -80,7 +80,6 @@ REASONS: Mapping[str, str] = {
     "provider_locked": "This provider is managed by your administrator.",
     "rate_limited": "Too many attempts. Please wait a moment and try again.",
     "session_required": "Your session was not ready. Please try again.",
-    "store_unavailable": "The key store is not available right now. Please try again in a moment.",
 }
 
 #: The result of an action, by the code that the form leaves in the next page's query.

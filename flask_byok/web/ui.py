@@ -11,15 +11,15 @@ from importlib.resources import files
 from typing import Any
 
 from flask import Response, current_app, request, url_for
-from jinja2 import Environment, FunctionLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..errors import ByokError, RateLimitedError, StoreError
+from ..errors import ByokError
 from ..model.credential import utcnow
 from ..model.owner import PERSONAL_TIERS, Tier
 from ..settings import Settings
 from . import keys_api, text
-from .caller import ByokState, get_state
+from .caller import get_state
 from .forms import local_path, notice, with_outcome
 
 #: The standalone page may load one script and one style sheet, and call its own server.
@@ -30,10 +30,7 @@ _PAGE_POLICY = (
 
 
 class UI:
-    """The template global ``byok``: ``head``, ``button``, ``dialog`` and ``page`` of one app."""
-
-    def __init__(self, state: ByokState) -> None:
-        self._settings = state.settings
+    """The template global ``byok``: ``head``, ``button``, ``dialog`` and ``page``."""
 
     def head(self) -> Markup:
         """Return the style sheet's and the script's tags for a page's head."""
@@ -67,9 +64,9 @@ class UI:
             **content,
         )
         error: ByokError | None = content["error"]
-        response = Response(html, status=200 if error is None else error.status)
-        if isinstance(error, StoreError | RateLimitedError):
-            response.headers["Retry-After"] = str(error.retry_after)
+        response = Response(html)
+        if error is not None:
+            response.status_code, response.retry_after = error.status, error.retry_after
         response.headers["Content-Security-Policy"] = _PAGE_POLICY.format(nonce=nonce)
         return response
 
@@ -80,7 +77,8 @@ class UI:
         except ByokError as error:
             failure, said = text.REASONS[error.code], notice(request.args, {})
             return {"error": error, "failure": failure, "rows": [], "notice": said}
-        settings, now, asked = self._settings, utcnow(), get_state().service.lookup.tiers
+        state, now = get_state(), utcnow()
+        settings, asked = state.settings, state.service.lookup.tiers
         longest = settings.max_key_lifetime
         names = {status["provider"]: status["name"] for status in found["providers"]}
         return {
@@ -96,7 +94,8 @@ class UI:
         }
 
     def _nonce(self) -> str | None:
-        return self._settings.csp_nonce() if self._settings.csp_nonce else None
+        make_nonce = get_state().settings.csp_nonce
+        return make_nonce() if make_nonce else None
 
     def _render(self, name: str, **context: Any) -> Markup:
         page_url = url_for("byok.settings_page")
@@ -117,7 +116,7 @@ class UI:
 
 def settings_page() -> Response:
     """Answer the settings as a page of their own."""
-    return UI(get_state()).document()
+    return UI().document()
 
 
 def _present_url() -> str:
@@ -128,9 +127,7 @@ def _present_url() -> str:
 def _templates() -> Environment:
     """Return our own environment: the host can neither shadow our templates nor switch off escaping."""
     return Environment(
-        loader=FunctionLoader(
-            lambda name: files("flask_byok.templates").joinpath(name).read_text("utf-8")
-        ),
+        loader=PackageLoader("flask_byok.templates", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
