@@ -62,7 +62,7 @@ class Outcomes:
 
     def observe(self, request: Request, status: int, body: bytes) -> None:
         """Take in a request's end: its status (0 if no answer came), and the body of a refusal."""
-        with one_call() as call:
+        with one_call(self) as call:
             call.outcomes = self
             call.latest = self._ending(request, status, body, of_stream=call.streams)
 
@@ -72,7 +72,7 @@ class Outcomes:
         :raises RejectedCredentialError: the provider rejected the key.
         :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
         """
-        call, ending, used = _Call(streams=True), Ending("failed"), False
+        call, ending, used = _Call(streams=True, outcomes=self), Ending("failed"), False
         try:
             piece, used = call.step(pieces), True
             self.count("used")
@@ -155,9 +155,13 @@ _call: ContextVar[_Call | None] = ContextVar("flask_byok_call", default=None)
 
 
 @contextmanager
-def one_call() -> Iterator[_Call]:
-    """Count all requests of this block as one call, which ends as the last of them does."""
-    if (call := _call.get()) is not None:
+def one_call(by: Outcomes | None = None) -> Iterator[_Call]:
+    """Count all requests of this block as one call, which ends as the last of them does.
+
+    :param by: who counts it. Within another key's call it is a call of its own.
+    """
+    call = _call.get()
+    if call is not None and (by is None or call.outcomes in (None, by)):
         yield call
         return
     reset = _call.set(call := _Call())

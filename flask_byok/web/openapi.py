@@ -82,11 +82,7 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     for schema in schemas.values():
         if "properties" in schema:
             schema["additionalProperties"] = False
-    statuses = {400, 413, 415, *(kind.status for kind in ALL_ERRORS)} - {500}
-    problems = {
-        str(status): _content(Problem) | {"description": HTTPStatus(status).phrase}
-        for status in sorted(statuses)
-    }
+    problems = _problems()
     paths: dict[str, _Schema] = {}
     for route in routes:
         path = route.path.replace("<", "{").replace(">", "}")
@@ -97,6 +93,18 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
         "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
         "paths": paths,
         "components": {"responses": problems, "schemas": schemas},
+    }
+
+
+def _problems() -> _Schema:
+    """Return an answer for each status that a problem has, with all its codes; any call may bring it."""
+    codes = {400: ["csrf", "bad_request"], 413: ["too_large"], 415: ["unsupported_media_type"]}
+    for kind in ALL_ERRORS:
+        codes.setdefault(kind.status, []).append(kind.code)
+    return {
+        str(status): _content(Problem) | {"description": f"The code is {' or '.join(names)}."}
+        for status, names in sorted(codes.items())
+        if status != HTTPStatus.INTERNAL_SERVER_ERROR
     }
 
 

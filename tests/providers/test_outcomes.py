@@ -160,18 +160,21 @@ def test_a_client_outlives_what_made_it(fake: FakeProviders) -> None:
     assert counted == ["used", "used"]
 
 
-def test_a_call_within_a_call_is_part_of_it(fake: FakeProviders) -> None:
-    """Requests that are made within a call have one outcome together: that of the last."""
-    counted: list[str] = []
-    credential = credential_for(fake, "openai", "sk-12345678")
-    outcomes = Outcomes(CATALOG.get("openai"), credential, counted.append)
+def test_calls_within_a_call_count_for_themselves(fake: FakeProviders) -> None:
+    """Another key's request within a call is another call."""
+    spec = CATALOG.get("openai")
+    counted: dict[str, list[str]] = {"a": [], "b": []}
+    a, b = (
+        Outcomes(spec, credential_for(fake, "openai", "sk-12345678"), counted[name].append)
+        for name in counted
+    )
     request = httpx2.Request("POST", "https://x/v1")
     with one_call():
-        outcomes.observe(request, 500, b"")
+        a.observe(request, 500, b"")
+        b.observe(request, 0, b"")
         with one_call():
-            outcomes.observe(request, 200, b"")
-        assert counted == []
-    assert counted == ["used"]
+            a.observe(request, 200, b"")
+    assert counted == {"a": ["used"], "b": ["failed"]}
 
 
 def test_quoted_words_are_no_verdict(fake: FakeProviders, make: Make) -> None:
