@@ -32,7 +32,7 @@ from .web.caller import (
     note_use,
 )
 from .web.guards import limit_body
-from .web.host_database import find_database, warn_if_late
+from .web.host_setup import find_database, warn_if_late
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key

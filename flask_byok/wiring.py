@@ -28,7 +28,7 @@ from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encrypti
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
-from .web.host_database import FoundDatabase
+from .web.host_setup import FoundDatabase
 from .web.session_binding import app_name
 
 _MISSING_ENCRYPTION_KEY = (

@@ -111,7 +111,7 @@ import sys, warnings
 from pathlib import Path
 from flask_byok import BYOK
 from flask_session import Session
-from flask_byok.keys.ports import AuditEvent
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import make_record
 from tests.app import bare

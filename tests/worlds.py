@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from flask_byok.accounts import open_accounts
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Outbound
 from flask_byok.keys.operator import OperatorKeys
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.save import new_record
 from flask_byok.keys.service import Service
 from flask_byok.keys.sessions import Sessions

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from ..errors import UnreadableCredentialError
+from ..model.credential import CredentialRecord, Secret
+from ..sealing.keyring import Canary, Keyring
+
 if TYPE_CHECKING:
-    from ..sealing.keyring import Keyring
     from .store.keys import AccountStore
+
+_WRONG_KEY = (
+    "BYOK_ENCRYPTION_KEY is not the one that this database's keys are sealed with. Set the right one, or add it to "
+    "BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, none of these keys opens any more, and the audit log cannot go on: "
+    "set BYOK_DATABASE_URL to a new database."
+)
 
 
 def open_accounts(engine_or_url: Any, keyring: Keyring, *, own_file: bool = False) -> AccountStore:
@@ -16,7 +30,6 @@ def open_accounts(engine_or_url: Any, keyring: Keyring, *, own_file: bool = Fals
     :param own_file: nothing else uses the file at this address; an older version's tables in it are
         upgraded at the first use.
     """
-    from ..sealing.keyring import AuditSecret
     from ..storage.sql import Database
     from ..storage.tables import metadata
     from .store.audit import hold_secret
@@ -24,3 +37,30 @@ def open_accounts(engine_or_url: Any, keyring: Keyring, *, own_file: bool = Fals
 
     database = Database(engine_or_url, metadata.sorted_tables, own_file=own_file)
     return AccountStore(database, AuditSecret(keyring, hold_secret(database)))
+
+
+class AuditSecret(Canary):
+    """The canary of the accounts' database: 32 random bytes that key the audit log and the fingerprints of keys."""
+
+    def __init__(self, keyring: Keyring, hold: Callable[..., str]) -> None:
+        # The canaries of apps have names of 16 hex digits.
+        super().__init__(keyring, "audit", hold, secrets.token_bytes(32), _WRONG_KEY)
+
+    @property
+    def seal_prefix(self) -> str:
+        """The first characters of every ciphertext that is sealed now."""
+        return self.keyring.seal_prefix
+
+    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
+        """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
+        plain = sorted((name, one.reveal()) for name, one in fields.items())
+        message = b"fingerprint" + msgspec.json.encode(plain)
+        return hmac.digest(self.secret(), message, "sha256").hex()
+
+    def fingerprint_of(self, record: CredentialRecord) -> str | None:
+        """Return the fingerprint of an account's stored key, None if it does not open."""
+        try:
+            fields, _ = self.keyring.open_record("account", record.owner, record)
+        except UnreadableCredentialError:
+            return None
+        return self.fingerprint(fields)

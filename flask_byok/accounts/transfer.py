@@ -20,14 +20,13 @@ from ..catalog import ProviderSpec
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
 from ..keys.checks import refuse_admin_key
 from ..keys.operator import OperatorKeys, variables
-from ..keys.ports import AuditEvent
 from ..keys.service import Service
 from ..keys.typed import NewKey, in_utc
 from ..model.credential import CredentialRecord, Moment, Secret, make_hint, utcnow
 from ..model.owner import Tier
 from .changes import check_place
 from .export_file import SealedFileError, decrypt, encrypt
-from .store import serving_order
+from .store import AuditEvent, serving_order
 from .wing import Wing
 
 if TYPE_CHECKING:

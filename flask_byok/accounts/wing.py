@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..catalog import ProviderSpec
 from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
-from ..keys.ports import Accounts, AuditEvent
+from ..keys.ports import Accounts
 from ..keys.service import Service
 from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
@@ -18,7 +18,7 @@ from ..settings import Settings
 from .changes import MainSlot, in_slot
 from .promotion import promote
 from .records import AccountRecords
-from .store import NoRecord, main_slot
+from .store import AuditEvent, NoRecord, main_slot
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore

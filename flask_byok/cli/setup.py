@@ -23,8 +23,14 @@ from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of
 from ..storage import migrations
 from ..storage.sql import Database
 from ..web.caller import ByokState, get_state
-from ..web.host_database import LATE_ENGINE, FoundDatabase, host_engine, is_late
-from ..web.safety import unsafe_choices, unsafe_settings
+from ..web.host_setup import (
+    LATE_ENGINE,
+    FoundDatabase,
+    host_engine,
+    is_late,
+    unsafe_choices,
+    unsafe_settings,
+)
 from .common import Commands, byok, padded, printable, sentence_of
 
 _WIDTHS = (33, 40, 0)

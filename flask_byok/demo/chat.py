@@ -48,9 +48,7 @@ def answer() -> Response:
 def keys_to_try() -> str:
     """Show keys for the demo provider, and what each is good for."""
     return render_template(
-        "keys_to_try.html",
-        api_keys=current_app.config["DEMO_API_KEYS"],
-        expectations=EXPECTATIONS,
+        "keys_to_try.html", api_keys=current_app.config["DEMO_API_KEYS"], expectations=EXPECTATIONS
     )
 
 

@@ -9,12 +9,7 @@ from flask_byok import CheckSpec, Field, ProviderSpec, Rule, Verdict
 _RULES = (
     Rule((401, 403), Verdict.VALID_RESTRICTED, "Its permissions are narrow.", "missing scopes"),
     Rule((401,), Verdict.DISABLED, "The provider has disabled this key.", "account_deactivated"),
-    Rule(
-        (401,),
-        Verdict.INVALID,
-        "The provider rejected this key.",
-        "invalid_api_key",
-    ),
+    Rule((401,), Verdict.INVALID, "The provider rejected this key.", "invalid_api_key"),
     Rule((429,), Verdict.VALID_NO_CREDIT, "The account has no credit.", "insufficient_quota"),
     Rule((429,), Verdict.VALID_RATE_LIMITED, "The account is over its rate limit right now."),
 )

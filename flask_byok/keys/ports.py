@@ -33,29 +33,6 @@ class Promotion:
     unreadable: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEvent:
-    """Who did what, and what came of it.
-
-    ``actor`` is ``user:<id>``, ``system`` or ``cli``. ``fingerprint`` tells keys apart, never shows one.
-    """
-
-    actor: str
-    action: str
-    outcome: str = "done"
-    request_id: str | None = None
-    fingerprint: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Where a chain of the audit log ended: its last row's number and hash."""
-
-    owner: str
-    number: int
-    hash: str
-
-
 class Accounts:
     """Keys that outlive the session, with their audit log and usage counts.
 

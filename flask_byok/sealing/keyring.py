@@ -10,10 +10,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import hmac
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -46,11 +44,6 @@ _WRONG = (
     "purpose, put the old one into BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, no key stored so far opens any more; "
     "to start with empty sessions, delete the canary {name!r}: 'byok:canary:{name}' in Redis, or its row in the table "
     "byok_canary."
-)
-_WRONG_FOR_ACCOUNTS = (
-    "BYOK_ENCRYPTION_KEY is not the one that this database's keys are sealed with. Set the right one, or add it to "
-    "BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, none of these keys opens any more, and the audit log cannot go on: "
-    "set BYOK_DATABASE_URL to a new database."
 )
 #: Set in click's context by a command that shows a wrong encryption key, so needs an app in spite of it.
 SHOWS_WRONG_KEY = "flask_byok.shows_wrong_encryption_key"
@@ -230,33 +223,6 @@ class Canary:
             return False
         self.hold(self.name, sealed, replace=True)
         return True
-
-
-class AuditSecret(Canary):
-    """The canary of the accounts' database: 32 random bytes that key the audit log."""
-
-    def __init__(self, keyring: Keyring, hold: Callable[..., str]) -> None:
-        # The canaries of apps have names of 16 hex digits.
-        super().__init__(keyring, "audit", hold, secrets.token_bytes(32), _WRONG_FOR_ACCOUNTS)
-
-    @property
-    def seal_prefix(self) -> str:
-        """The first characters of every ciphertext that is sealed now."""
-        return self.keyring.seal_prefix
-
-    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
-        """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
-        plain = sorted((name, one.reveal()) for name, one in fields.items())
-        message = b"fingerprint" + _encoder.encode(plain)
-        return hmac.digest(self.secret(), message, "sha256").hex()
-
-    def fingerprint_of(self, record: CredentialRecord) -> str | None:
-        """Return the fingerprint of an account's stored key, None if it does not open."""
-        try:
-            fields, _ = self.keyring.open_record("account", record.owner, record)
-        except UnreadableCredentialError:
-            return None
-        return self.fingerprint(fields)
 
 
 class _Key:

@@ -197,11 +197,7 @@ class SqlDocuments:
     name = "the database"
 
     def __init__(
-        self,
-        engine_or_url: Any,
-        *,
-        clock: Callable[[], float] = time.time,
-        own_file: bool = False,
+        self, engine_or_url: Any, *, clock: Callable[[], float] = time.time, own_file: bool = False
     ) -> None:
         needed = (session_documents, session_names, canaries)
         self._database = Database(engine_or_url, needed, tier="session", own_file=own_file)

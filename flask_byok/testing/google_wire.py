@@ -65,10 +65,7 @@ def error(status: int, name: str, reason: str, message: str) -> Answer:
             "message": message,
         }
         metadata = {"service": HOST}
-        body["details"] = [
-            {**info, "domain": "googleapis.com", "metadata": metadata},
-            localized,
-        ]
+        body["details"] = [{**info, "domain": "googleapis.com", "metadata": metadata}, localized]
     return json_answer(status, {"error": body})
 
 

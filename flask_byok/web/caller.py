@@ -17,7 +17,7 @@ from ..keys.service import Service
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, identity_of
 from ..settings import Settings
-from .host_database import FoundDatabase
+from .host_setup import FoundDatabase
 from .session_binding import SessionBinding
 
 #: The state's name in ``app.extensions``.

@@ -10,9 +10,8 @@ from sqlalchemy import Engine, Executable, event
 
 from flask_byok.accounts.changes import in_slot
 from flask_byok.accounts.promotion import promotion_rule
-from flask_byok.accounts.store import main_slot
+from flask_byok.accounts.store import AuditEvent, main_slot
 from flask_byok.accounts.store.keys import AccountStore, Seat
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import CredentialRecord, Secret, new_version, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 

@@ -9,10 +9,9 @@ import pytest
 from sqlalchemy import delete, insert, select, text, update
 
 from flask_byok.accounts import open_accounts
-from flask_byok.accounts.store import audit_verify
+from flask_byok.accounts.store import AuditEvent, Head, audit_verify
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.keys.ports import AuditEvent, Head
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials

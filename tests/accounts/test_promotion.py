@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.errors import StoreError
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.sessions import SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.errors import (
     ByokError,
     InvalidFieldError,
@@ -21,7 +22,6 @@ from flask_byok.errors import (
 )
 from flask_byok.keys import checks as verdicts
 from flask_byok.keys.checks import check_api_key
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.credential import Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.worlds import World

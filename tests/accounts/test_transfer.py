@@ -14,6 +14,7 @@ import pytest
 
 from flask_byok.accounts import export_file, open_accounts
 from flask_byok.accounts.export_file import SealedFileError, decrypt, encrypt
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.transfer import (
     Imported,
     Importer,
@@ -24,7 +25,6 @@ from flask_byok.accounts.transfer import (
 )
 from flask_byok.catalog import Catalog
 from flask_byok.errors import StoreError
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.keys.save import new_record
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.sealing.keyring import Context, Keyring

@@ -12,8 +12,8 @@ from pathlib import Path
 from cryptography.fernet import Fernet
 from sqlalchemy import create_engine, select
 
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.catalog import Catalog, ProviderSpec
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.storage.tables import credentials

@@ -13,9 +13,9 @@ from flask_session import Session
 from sqlalchemy import select, update
 
 from flask_byok import BYOK
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.store.audit import Chain
 from flask_byok.cli import byok as group
-from flask_byok.keys.ports import AuditEvent
 from flask_byok.sealing.keyring import generate_encryption_key
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders

@@ -148,7 +148,7 @@ def test_what_is_in_the_way(tmp_path: Path, sqlite_url: str) -> None:
 
 _WORK = """
 import click
-from flask_byok.cli.common import steps
+from flask_byok.cli.accounts.common import steps
 with steps("Sealing again", 100_000) as reach:
     for done in range(10_000, 100_001, 10_000):
         reach(done)

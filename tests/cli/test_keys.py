@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import ProviderSpec
-from flask_byok.cli.common import read_fields
+from flask_byok.cli.accounts.common import read_fields
 from flask_byok.model.credential import Secret, Verdict
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp

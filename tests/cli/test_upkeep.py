@@ -11,8 +11,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import delete, select, text, update
 
-from flask_byok.accounts.store import audit_prune, reseal
-from flask_byok.keys.ports import AuditEvent
+from flask_byok.accounts.store import AuditEvent, audit_prune, reseal
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.signals import key_expiring
@@ -305,7 +304,7 @@ def test_prune(app: Flask, tmp_path: Path) -> None:
 
 def test_prune_asks(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a terminal it asks, and no is no."""
-    monkeypatch.setattr("flask_byok.cli.common.is_terminal", lambda stream: True)
+    monkeypatch.setattr("flask_byok.cli.accounts.common.is_terminal", lambda stream: True)
     args = ["audit", "prune", "--before", IN_A_WHILE]
     assert run(app, *args, input="n\n").exit_code == 1
     assert accounts_of(app).audit.count() == 4

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from flask_byok import Field, ProviderSpec
-from flask_byok.keys.ports import AuditEvent
+from flask_byok.accounts.store import AuditEvent
 from flask_byok.model.credential import isoformat
 from flask_byok.storage.rates import RateLimiter
 from flask_byok.testing import FakeProviders

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from flask_byok.settings import Settings
-from flask_byok.web.safety import WIDE_SESSION, unsafe_choices, unsafe_settings
+from flask_byok.web.host_setup import WIDE_SESSION, unsafe_choices, unsafe_settings
 
 
 def test_each_unsafe_setting_is_named() -> None:

@@ -1,6 +1,9 @@
 """What the wing keeps in the database: keys, their use and the audit log."""
 
+from __future__ import annotations
+
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...model.credential import CredentialRecord
@@ -49,3 +52,26 @@ class NoRecord(NamedTuple):
 
 #: The key that an event is about.
 Subject = CredentialRecord | NoRecord
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Who did what, and what came of it.
+
+    ``actor`` is ``user:<id>``, ``system`` or ``cli``. ``fingerprint`` tells keys apart, never shows one.
+    """
+
+    actor: str
+    action: str
+    outcome: str = "done"
+    request_id: str | None = None
+    fingerprint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a chain of the audit log ended: its last row's number and hash."""
+
+    owner: str
+    number: int
+    hash: str

@@ -20,11 +20,10 @@ from sqlalchemy import Connection, bindparam, delete, func, insert, select, upda
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...errors import ConfigurationError
-from ...keys.ports import AuditEvent
 from ...model.credential import CredentialRecord, Secret, to_milliseconds, utcnow
 from ...storage.sql import Database, keep_text
 from ...storage.tables import audit, audit_heads, canaries, credentials
-from . import NoRecord, Subject
+from . import AuditEvent, NoRecord, Subject
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "

@@ -17,9 +17,9 @@ from typing import Any
 
 from sqlalchemy import Integer, and_, bindparam, func, select
 
-from ...keys.ports import AuditEvent
 from ...model.credential import to_milliseconds, utcnow
 from ...storage.tables import audit, audit_heads
+from . import AuditEvent
 from .audit import Chain
 from .audit_verify import PRUNED, AuditLog, Finding, Follower, Said, whole_number
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import and_, func, null, or_, select, tuple_, union_all
 from sqlalchemy import cast as as_type
 
-from ...keys.ports import AuditEvent, Head
 from ...model.credential import from_milliseconds, to_milliseconds
 from ...storage.tables import audit, audit_heads, credentials
+from . import AuditEvent, Head
 from .audit import GONE, RECORDED, AuditWriter, LogSecret, head_seal, is_mac, record_hash, row_hash
 
 #: The outcome of the row that pruning writes after it has compared all keys.

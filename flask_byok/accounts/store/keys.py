@@ -21,11 +21,10 @@ from typing import Any, Literal, TypeVar
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
-from ...keys.ports import AuditEvent
 from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
-from . import Subject, has_place
+from . import AuditEvent, Subject, has_place
 from .audit import Chain, LogSecret
 from .audit_verify import AuditLog
 from .reseal import AccountSeals

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, cast, func, select, update
 
-from ...keys.ports import AuditEvent
 from ...model.credential import CredentialRecord
 from ...storage.tables import canaries, credentials
+from . import AuditEvent
 from .audit import Chain
 from .audit_verify import AuditLog
 from .rows import key_columns
@@ -94,20 +94,20 @@ class AccountSeals:
     def __init__(self, audit: AuditLog) -> None:
         self._audit = audit
 
-    @property
-    def _prefix(self) -> str:
-        return self._audit.log_secret.seal_prefix
-
     def count_by_key_id(self) -> dict[str, int]:
         """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
-        counts = Counter({row.key_id: row.count for row in self._all(_BY_KEY_ID, {})})
-        secret = self._all(_SECRET, {})
+        counts = Counter(
+            {row.key_id: row.count for row in self._audit.database.read(_BY_KEY_ID, {})}
+        )
+        secret = self._audit.database.read(_SECRET, {})
         counts.update(key_columns(row.sealed)["key_id"] for row in secret)
         return dict(counts)
 
     def count_due(self) -> int:
         """Return how many keys the current encryption key and cipher have not sealed."""
-        return int(self._all(_DUE, {"prefix": self._prefix})[0][0])
+        return int(
+            self._audit.database.read(_DUE, {"prefix": self._audit.log_secret.seal_prefix})[0][0]
+        )
 
     def rotate(self, seal: Seal, event: AuditEvent) -> Iterator[Progress]:
         """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
@@ -140,9 +140,12 @@ class AccountSeals:
 
     def _due_batches(self) -> Iterator[Sequence[Any]]:
         """Yield what is due, batch by batch; an empty one at the end, even of nothing."""
-        values, found = {"after": "", "prefix": self._prefix, "batch": _BATCH}, None
+        values, found = (
+            {"after": "", "prefix": self._audit.log_secret.seal_prefix, "batch": _BATCH},
+            None,
+        )
         while found is None or found:
-            found = self._all(_READ, values)
+            found = self._audit.database.read(_READ, values)
             yield found
             values["after"] = found[-1].id if found else ""
 
@@ -154,9 +157,6 @@ class AccountSeals:
             return done
 
         return self._audit.change("system", work)
-
-    def _all(self, query: Any, values: dict[str, Any]) -> Sequence[Any]:
-        return self._audit.read(query.params(**values))
 
 
 def _update(connection: Connection, sealed: Sequence[tuple[Any, str]]) -> int:

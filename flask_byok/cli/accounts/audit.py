@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from ...keys.ports import AuditEvent, Head
+from ...accounts.store import AuditEvent, Head
 from ...model.credential import isoformat
-from ..common import (
-    Commands,
-    byok,
+from ..common import Commands, byok, printable
+from .common import (
     confirm,
     counted,
     in_columns,
     only_owner,
-    printable,
     require_wing,
     steps,
     time_option,

@@ -12,32 +12,30 @@ from flask import current_app
 
 from ...accounts.changes import Slot
 from ...accounts.records import AccountRecords
+from ...accounts.store import AuditEvent
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
 from ...errors import KeyExistsError, KeyRefusedError
-from ...keys.ports import AuditEvent
 from ...keys.service import Service
 from ...keys.typed import NewKey
 from ...model.credential import EXPIRES_SOON, CredentialRecord, utcnow
 from ...model.owner import Caller, Tier, tier_of
 from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
 from ...signals import key_expiring
-from ..common import (
-    byok,
+from ..common import byok, padded, printable
+from ..setup import count_sealed
+from .common import (
     confirm,
     counted,
     for_owner,
     matching,
     only_owner,
-    padded,
-    printable,
     read_fields,
     require_wing,
     steps,
     time_option,
     yes_option,
 )
-from ..setup import count_sealed
 
 if TYPE_CHECKING:
     from ...accounts.store.keys import AccountStore

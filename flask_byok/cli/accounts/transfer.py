@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ...accounts.export_file import LARGEST_FILE
+from ...accounts.store import AuditEvent
 from ...accounts.transfer import (
     Copied,
     Importer,
@@ -20,18 +21,16 @@ from ...accounts.transfer import (
     from_file,
     to_file,
 )
-from ...keys.ports import AuditEvent
 from ...model.credential import isoformat
 from ...model.owner import Tier
 from ...settings import Settings
-from ..common import (
-    byok,
+from ..common import byok, printable
+from .common import (
     counted,
     dry_run_option,
     for_owner,
     in_columns,
     only_owner,
-    printable,
     read_passphrase,
     require_wing,
     steps,

@@ -1,0 +1,124 @@
+"""What the host has set up: its database, and settings that put keys at risk, the host's and our own.
+
+The database is the one that is set, else the host's own, else a SQLite file in the instance folder. Unsafe settings
+are for the log and for ``flask byok check``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from ..settings import MAX_SESSION_LIFETIMES, Settings
+
+#: The warning if the host's engine comes too late.
+LATE_ENGINE = (
+    "This app has Flask-SQLAlchemy, but keys are in a SQLite file in the instance folder: BYOK was set up before the "
+    "engine was there. Call db.init_app(app) before byok.init_app(app), or set BYOK_DATABASE_URL."
+)
+_INSTANCE = "a file in the instance folder"
+
+#: From this lifetime on, an unattended browser is a risk.
+WIDE_SESSION = timedelta(days=7)
+
+#: Settings of Flask's and its CSRF protection: the default, the safe values, and the risk of another.
+_OF_FLASK = (
+    ("SESSION_COOKIE_SECURE", False, (True,), "the session cookie also travels over plain HTTP"),
+    ("SESSION_COOKIE_HTTPONLY", True, (True,), "scripts can read the session cookie"),
+    ("SESSION_COOKIE_SAMESITE", None, ("Lax", "Strict"), "requests of other sites have the cookie"),
+    ("WTF_CSRF_ENABLED", True, (True,), "other sites can change keys"),
+)
+
+_logger = logging.getLogger("flask_byok")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDatabase:
+    """Where the database is (an engine or an address), and the setting or extension that says so."""
+
+    place: Any
+    source: str
+    #: True for the file in the instance folder, which nothing else uses.
+    own_file: bool = False
+
+
+def find_database(app: Flask, settings: Settings) -> FoundDatabase:
+    """Return the database of an app that is being set up."""
+    file = f"sqlite:///{Path(app.instance_path) / 'byok.sqlite3'}"
+    if url := settings.database_url:
+        return FoundDatabase(url, "BYOK_DATABASE_URL", own_file=url == file)
+    if (engine := host_engine(app)) is not None:
+        return FoundDatabase(engine, "the app's Flask-SQLAlchemy")
+    return FoundDatabase(file, _INSTANCE, own_file=True)
+
+
+def host_engine(app: Flask) -> Any:
+    """Return the engine of the host's Flask-SQLAlchemy or Flask-SQLAlchemy-Lite, or None if there is none (yet)."""
+    extension = app.extensions.get("sqlalchemy")
+    if extension is None:
+        return None
+    with app.app_context():
+        try:
+            return extension.engine
+        except (AttributeError, KeyError):
+            return None  # asynchronous engines only
+
+
+def is_late(app: Flask, found: FoundDatabase) -> bool:
+    """Return True if keys are in the file although the host has a database, which was set up after us."""
+    return found.source == _INSTANCE and host_engine(app) is not None
+
+
+def warn_if_late(app: Flask, found: FoundDatabase) -> None:
+    """Log, at the first request only, that the host's database was set up after us."""
+
+    @cache
+    def look() -> None:
+        if is_late(app, found):
+            _logger.warning(LATE_ENGINE)
+
+    if found.source == _INSTANCE:
+        app.before_request(look)
+
+
+def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
+    """Return a sentence with advice for each unsafe setting of the host."""
+    found = ["Debug mode is on: error pages show local variables. Turn it off."] if debug else []
+    for name, default, safe, risk in _OF_FLASK:
+        value = config.get(name, default)
+        if value not in safe and not (value and True in safe):
+            found.append(f"{name} is {value!r}: {risk}. Set it to {' or '.join(map(repr, safe))}.")
+    return found
+
+
+def unsafe_choices(settings: Settings) -> list[str]:
+    """Return a sentence with advice for each unsafe setting of our own."""
+    found = []
+    if settings.encryption_key is None:
+        found.append(
+            "BYOK_ENCRYPTION_KEY is not set: stored keys are lost at the next start. Make one with "
+            "'flask byok generate-key'."
+        )
+    if settings.session_ttl > WIDE_SESSION:
+        longest = settings.session_ttl * MAX_SESSION_LIFETIMES
+        found.append(
+            f"BYOK_SESSION_TTL is wide: a session's keys can be used for {settings.session_ttl.days} days "
+            f"after their last use, and for {longest.days} days in all. Set it to a day or less."
+        )
+    if settings.allow_reveal:
+        found.append(
+            "BYOK_ALLOW_REVEAL is on: an attacker who signs in as a user can read that user's keys. Set it to False."
+        )
+    if settings.allow_private_endpoints:
+        found.append(
+            "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can make your server call addresses in your own "
+            "network. Set it to False."
+        )
+    return found
