@@ -215,14 +215,17 @@ def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
     return {name: value.reveal() for name, value in fields.items() if name in plain}
 
 
-def later_expiry(
-    wanted: datetime | None, record: CredentialRecord, settings: Settings
+def changed_expiry(
+    wanted: datetime | None, record: CredentialRecord, settings: Settings, *, is_new: bool
 ) -> datetime | None:
-    """Return the new expiry of a stored key, whose lifetime began when it was saved; see ``read_expiry``."""
+    """Return the new expiry of a stored key; see ``read_expiry``.
+
+    :param is_new: the key is replaced too, so that its lifetime begins now, and not when it was saved.
+    """
     ends = capped_expiry(wanted, settings, record.saved_at)
-    if wanted == record.expires_at and (ends is None or ends <= utcnow()):
+    if not is_new and wanted == record.expires_at and (ends is None or ends <= utcnow()):
         return wanted  # unchanged, so no mistake
-    return read_expiry(wanted, record.provider, settings, record.saved_at)
+    return read_expiry(wanted, record.provider, settings, None if is_new else record.saved_at)
 
 
 def renewed_expiry(record: CredentialRecord, settings: Settings) -> datetime | None:

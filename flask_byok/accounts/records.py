@@ -20,7 +20,7 @@ from ..errors import (
 )
 from ..keys.lookup import locked_error
 from ..keys.service import Service
-from ..keys.typed import NewKey, clean_text, read_expiry
+from ..keys.typed import NewKey, clean_text
 from ..model.credential import (
     Credential,
     CredentialRecord,
@@ -33,7 +33,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
-from .changes import Changes, NewSecret, Replacement, Slot, later_expiry
+from .changes import Changes, NewSecret, Replacement, Slot, changed_expiry
 from .store import Subject
 
 if TYPE_CHECKING:
@@ -276,12 +276,8 @@ class AccountRecords:
         """
         values: dict[str, Any] = {**changes, **self._texts(record, changes)}
         if "expires_at" in changes:
-            wanted, settings = changes["expires_at"], self.core.settings
-            values["expires_at"] = (
-                read_expiry(wanted, record.provider, settings)
-                if is_new
-                else later_expiry(wanted, record, settings)
-            )
+            settings, wanted = self.core.settings, changes["expires_at"]
+            values["expires_at"] = changed_expiry(wanted, record, settings, is_new=is_new)
         return values
 
     def _texts(self, record: CredentialRecord, changes: Changes) -> dict[str, str | None]:

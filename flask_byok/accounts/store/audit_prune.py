@@ -94,7 +94,7 @@ class Pruning:
 
 def count_prunable(log: AuditLog, before: datetime) -> int:
     """Return how many rows are older than a time and not the last ones of their chains."""
-    return int(log.read(_DUE.params(before=to_milliseconds(before)))[0][0])
+    return int(log.database.read(_DUE.params(before=to_milliseconds(before)))[0][0])
 
 
 def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Pruning]:
@@ -108,7 +108,7 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
     state = Pruning()
     log.note("system", event)
     after = ""
-    while owners := log.read(_OWNERS.params(before=until, after=after)):
+    while owners := log.database.read(_OWNERS.params(before=until, after=after)):
         for (owner,) in owners:
             verifier = _Verifier()
             while deleted := _prune_chain(log, owner, until, event, verifier):

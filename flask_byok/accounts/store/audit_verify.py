@@ -91,19 +91,21 @@ class AuditLog(AuditWriter):
         query = _of(owner, select(audit)).order_by(audit.c.at.desc(), audit.c.number.desc())
         if before is not None:
             query = query.where(audit.c.at < to_milliseconds(before))
-        return [_entry(row) for row in self.read(query.limit(limit))]
+        return [_entry(row) for row in self.database.read(query.limit(limit))]
 
     def count(self, owner: str | None = None) -> int:
         """Return how many entries there are, of one owner or all."""
-        return int(self.read(_of(owner, select(func.count()).select_from(audit)))[0][0])
+        return int(self.database.read(_of(owner, select(func.count()).select_from(audit)))[0][0])
 
     def heads(self, owner: str | None = None) -> Iterator[Head]:
         """Yield the end of each chain, to be kept where the database's users cannot write."""
         query = _of(owner, select(audit_heads), audit_heads).order_by(audit_heads.c.owner)
-        page = self.read(query.limit(_PAGE))
+        page = self.database.read(query.limit(_PAGE))
         while page:
             yield from (Head(row.owner, row.number, row.hash) for row in page if row.hash)
-            page = self.read(query.where(audit_heads.c.owner > page[-1].owner).limit(_PAGE))
+            page = self.database.read(
+                query.where(audit_heads.c.owner > page[-1].owner).limit(_PAGE)
+            )
 
     def missing(self, heads: Iterable[Head]) -> tuple[list[Finding], int]:
         """Find chains that do not contain what was once their head.
@@ -117,9 +119,11 @@ class AuditLog(AuditWriter):
             rows = select(audit.c.owner, audit.c.number, audit.c.hash)
             rows = rows.where(place.in_([(head.owner, head.number) for head in batch]))
             ends = select(h.owner, h.checkpoint, h.checkpoint_hash)
-            checkpoints = self.read(ends.where(h.owner.in_([head.owner for head in batch])))
+            checkpoints = self.database.read(
+                ends.where(h.owner.in_([head.owner for head in batch]))
+            )
             pruned_until = {owner: number for owner, number, _ in checkpoints}
-            known = {tuple(row[:2]): row[2] for row in (*self.read(rows), *checkpoints)}
+            known = {tuple(row[:2]): row[2] for row in (*self.database.read(rows), *checkpoints)}
             for head in batch:
                 if known.get((head.owner, head.number)) == head.hash:
                     continue
@@ -141,7 +145,7 @@ class AuditLog(AuditWriter):
         :param report: called after each page and at the end with the number of rows and of chains.
         """
         problem = "there are keys, but no chain"
-        headless = self.read(_of(owner, _OWNERS_WITHOUT_HEAD, credentials))
+        headless = self.database.read(_of(owner, _OWNERS_WITHOUT_HEAD, credentials))
         findings = [Finding(row.owner, None, problem) for row in headless]
         empty = {chain.owner: chain for chain in self._rowless(owner, findings)}
         chains: list[Follower] = []
@@ -163,31 +167,29 @@ class AuditLog(AuditWriter):
             report(rows, done)
         return findings + self._finish([*chains, *empty.values()])
 
-    def read(self, query: Any) -> Sequence[Any]:
-        """Return all rows of a query."""
-        return self.database.read(query)
-
     def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
         findings, chains = list[Finding](), iter(chains)
         while batch := list(islice(chains, _BATCH)):
             for chain in batch:
                 findings += chain.finish()
-            findings += compare_keys(batch, self.read(_keys_and_news(batch)), self.log_secret)
+            findings += compare_keys(
+                batch, self.database.read(_keys_and_news(batch)), self.log_secret
+            )
         return findings
 
     def _rows(self, owner: str | None) -> Iterator[Any]:
         query = _of(owner, _ROWS).limit(_PAGE)
-        page = self.read(query)
+        page = self.database.read(query)
         while page:
             yield from page
             last = page[-1]
             same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
-            page = self.read(query.where(or_(audit.c.owner > last.owner, same)))
+            page = self.database.read(query.where(or_(audit.c.owner > last.owner, same)))
 
     def _rowless(self, owner: str | None, findings: list[Finding]) -> list[Follower]:
         """Find chains whose rows are all gone, and return those that never had any."""
         secret, empty = self.log_secret.secret(), []
-        for head in self.read(_of(owner, _HEADS_WITHOUT_ROWS, audit_heads)):
+        for head in self.database.read(_of(owner, _HEADS_WITHOUT_ROWS, audit_heads)):
             if head.number == 0 and is_mac(head.seal, head_seal(secret, head._mapping)):
                 empty.append(Follower(head.owner, secret))
             else:

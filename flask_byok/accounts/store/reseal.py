@@ -92,22 +92,17 @@ class AccountSeals:
     """Counts what each encryption key has sealed, and renews ciphertexts in batches."""
 
     def __init__(self, audit: AuditLog) -> None:
-        self._audit = audit
+        self._audit, self._read = audit, audit.database.read
 
     def count_by_key_id(self) -> dict[str, int]:
         """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
-        counts = Counter(
-            {row.key_id: row.count for row in self._audit.database.read(_BY_KEY_ID, {})}
-        )
-        secret = self._audit.database.read(_SECRET, {})
-        counts.update(key_columns(row.sealed)["key_id"] for row in secret)
+        counts = Counter({row.key_id: row.count for row in self._read(_BY_KEY_ID)})
+        counts.update(key_columns(row.sealed)["key_id"] for row in self._read(_SECRET))
         return dict(counts)
 
     def count_due(self) -> int:
         """Return how many keys the current encryption key and cipher have not sealed."""
-        return int(
-            self._audit.database.read(_DUE, {"prefix": self._audit.log_secret.seal_prefix})[0][0]
-        )
+        return int(self._read(_DUE, {"prefix": self._audit.log_secret.seal_prefix})[0][0])
 
     def rotate(self, seal: Seal, event: AuditEvent) -> Iterator[Progress]:
         """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
@@ -140,14 +135,11 @@ class AccountSeals:
 
     def _due_batches(self) -> Iterator[Sequence[Any]]:
         """Yield what is due, batch by batch; an empty one at the end, even of nothing."""
-        values, found = (
-            {"after": "", "prefix": self._audit.log_secret.seal_prefix, "batch": _BATCH},
-            None,
-        )
-        while found is None or found:
-            found = self._audit.database.read(_READ, values)
+        values = {"after": "", "prefix": self._audit.log_secret.seal_prefix, "batch": _BATCH}
+        while found := self._read(_READ, values):
             yield found
-            values["after"] = found[-1].id if found else ""
+            values["after"] = found[-1].id
+        yield found
 
     def _write(self, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
         def work(chain: Chain) -> int:
