@@ -19,15 +19,23 @@ from .model.credential import Secret, all_alive
 REDACTED = "[redacted]"
 #: Shorter values are not looked for: they would redact ordinary words.
 SHORTEST_SECRET = 8
+#: From this many secrets on, texts of up to LONG_TEXT characters are indexed before the search.
+MANY_SECRETS, LONG_TEXT = 10, 10_000
 #: How many levels of lists and mappings are searched one by one.
 DEEPEST = 20
 
 
 def redact(text: str) -> str:
     """Return a text without the secrets that are alive, whether plain, URL-, JSON- or base64-encoded."""
+    if len(text) < SHORTEST_SECRET:
+        return text
     # No form is shorter than the value itself.
     secrets = [s for s in all_alive() if SHORTEST_SECRET <= len(s.reveal()) <= len(text)]
-    found = {form for secret in secrets for form in _written(secret) if form in text}
+    # Many secrets with all their forms take long to look for: anchors of eight characters rule out most.
+    if len(secrets) >= MANY_SECRETS and len(text) <= LONG_TEXT:
+        eights = {text[i : i + SHORTEST_SECRET] for i in range(len(text) - SHORTEST_SECRET + 1)}
+        secrets = [secret for secret in secrets if not eights.isdisjoint(_written(secret)[0])]
+    found = {form for secret in secrets for form in _written(secret)[1] if form in text}
     for form in sorted(found, key=len, reverse=True):  # one may hold another
         text = text.replace(form, REDACTED)
     return text
@@ -94,7 +102,9 @@ def _redact_within(value: Any, depth: int = 0) -> Any:
     if isinstance(value, bytes) or depth > DEEPEST:  # a list may hold itself
         text = value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
         redacted = redact(text)
-        return value if redacted is text else redacted
+        if redacted is text:
+            return value
+        return redacted.encode() if isinstance(value, bytes) else redacted
     inner = partial(_redact_within, depth=depth + 1)
     if isinstance(value, Mapping):
         parts: Any = {inner(name): inner(part) for name, part in value.items()}
@@ -105,13 +115,16 @@ def _redact_within(value: Any, depth: int = 0) -> Any:
     return value if parts == value else parts
 
 
-def _written(secret: Secret) -> frozenset[str]:
-    """Return the ways in which a secret may be written."""
+def _written(secret: Secret) -> tuple[frozenset[str], frozenset[str]]:
+    """Return a secret's anchors, one of which is in every text that holds it, and the forms that it is written in."""
     if secret.written_forms is None:
         text = secret.reveal()
         forms = {text, quote(text), quote(text, safe=""), quote_plus(text)}
         forms |= {json.dumps(text)[1:-1], repr(text)[1:-1], *_base64_forms(text.encode())}
-        secret.written_forms = frozenset(forms)
+        # Out of the middle, as many keys share their beginnings.
+        middles = ((form, len(form) // 2 - SHORTEST_SECRET // 2) for form in forms)
+        anchors = frozenset(form[i : i + SHORTEST_SECRET] for form, i in middles)
+        secret.written_forms = anchors, frozenset(forms)
     return secret.written_forms
 
 

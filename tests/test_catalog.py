@@ -114,7 +114,7 @@ def check(status: int, body: bytes, *secrets: str) -> Verdict:
     """Judge an answer to a check by one rule."""
     rule = Rule((401, 403), Verdict.INVALID, "Bad.", '"code":"invalid_api_key"')
     spec = ProviderSpec(id="mine", name="Mine", check=CheckSpec(rules=(rule,)))
-    return judge_check(spec, Answer(status, body), secrets).verdict
+    return judge_check(spec, Answer(status, body), secrets)[0]
 
 
 def test_a_rule_fits_by_status_and_text() -> None:
@@ -132,8 +132,8 @@ def test_no_body_breaks_the_judge() -> None:
             assert check(status, body).valid is None
             for spec in PROVIDERS:
                 judged = judge_call(spec, Answer(status, body), elsewhere=True)
-                assert judged.verdict.valid is not False
-                assert judged.reason.endswith(".")
+                assert judged[0].valid is not False
+                assert judged[1].endswith(".")
 
 
 @given(api_key=st.text("abcXYZ019-_", min_size=8, max_size=40))
@@ -143,5 +143,5 @@ def test_a_key_does_not_decide_its_own_verdict(api_key: str) -> None:
     spec = ProviderSpec(id="mine", name="Mine", check=CheckSpec(rules=(rule,)))
     answer = Answer(400, f'{{"message": "{api_key}"}}'.encode())
     for judge in (judge_check, judge_call):
-        assert judge(spec, answer).verdict is Verdict.INVALID
-        assert judge(spec, answer, [api_key, ""]).verdict is Verdict.UNCHECKED
+        assert judge(spec, answer)[0] is Verdict.INVALID
+        assert judge(spec, answer, [api_key, ""])[0] is Verdict.UNCHECKED

@@ -272,3 +272,14 @@ def test_the_sdks_and_the_http_client_log_no_key_at_debug(
     for text in encodings(api_key).values():
         assert text not in written
     assert api_key[12:] not in written
+
+
+def test_among_many_keys() -> None:
+    """A key is found among many that are alive, in short texts and in long ones, plain and encoded."""
+    alive = [Secret(f"sk-many-{number:04}-abcdefgh") for number in range(30)]
+    for filler in ("", "word " * 3000):
+        for secret in alive[::7]:
+            plain = secret.reveal()
+            encoded = base64.b64encode(plain.encode()).decode()
+            for written in (plain, quote(plain, safe=""), encoded):
+                assert written[3:-3] not in redact(f"{filler}it is {written}, {filler}")

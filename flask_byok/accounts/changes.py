@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, KeyExistsError, MalformedApiKeyError, VersionConflictError
-from ..keys.typed import Typed, capped_expiry, has_invisible, read_expiry, read_typed, refuse_key
+from ..keys.typed import (
+    Typed,
+    capped_expiry,
+    has_invisible,
+    in_utc,
+    read_expiry,
+    read_typed,
+    refuse_key,
+)
 from ..model.credential import CredentialRecord, Secret, utcnow
 from ..sealing.keyring import Context, Keyring
 from ..settings import Settings, ValidateOnSet
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
     from .records import AccountRecords
 
 
-@dataclass
+@dataclass(repr=False)
 class _Place:
     """One owner's place for a provider's key: a destination of the recipe in ``keys.save``."""
 
@@ -75,7 +83,7 @@ class MainSlot(_Place):
         return stored
 
 
-@dataclass
+@dataclass(repr=False)
 class Slot(_Place):
     """A slot that is named, or the first free one.
 
@@ -222,6 +230,7 @@ def changed_expiry(
 
     :param is_new: the key is replaced too, so that its lifetime begins now, and not when it was saved.
     """
+    wanted = wanted and in_utc(wanted, "expires_at", record.provider)
     ends = capped_expiry(wanted, settings, record.saved_at)
     if not is_new and wanted == record.expires_at and (ends is None or ends <= utcnow()):
         return wanted  # unchanged, so no mistake
@@ -235,7 +244,7 @@ def renewed_expiry(record: CredentialRecord, settings: Settings) -> datetime | N
     return capped_expiry(None if is_past else ends, settings)
 
 
-@dataclass
+@dataclass(repr=False)
 class Replacement:
     """The place of a stored key whose secret is replaced: a destination of the recipe in ``keys.save``."""
 

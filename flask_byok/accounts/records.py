@@ -105,7 +105,7 @@ class Stats(TypedDict):
     daily: list[DayUses]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AccountRecords:
     """The records of some owners, for a caller who may see and change them.
 

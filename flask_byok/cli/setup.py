@@ -22,15 +22,8 @@ from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring, generate_encryption_key
 from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of
 from ..storage import migrations
 from ..storage.sql import Database
+from ..web import host_setup
 from ..web.caller import ByokState, get_state
-from ..web.host_setup import (
-    LATE_ENGINE,
-    FoundDatabase,
-    host_engine,
-    is_late,
-    unsafe_choices,
-    unsafe_settings,
-)
 from .common import Commands, byok, padded, printable, sentence_of
 
 _WIDTHS = (33, 40, 0)
@@ -118,13 +111,15 @@ def _check(state: ByokState) -> None:
     service, sessions, wing = state.service, state.service.sessions, state.service.accounts
     for name, value in shown_settings(state.settings, service.keyring).items():
         _show(f"BYOK_{name.upper()}", value, source_of(name, current_app.config, os.environ))
-    unsafe = unsafe_settings(current_app.config, debug=current_app.debug)
-    unsafe += unsafe_choices(state.settings)
+    unsafe = host_setup.unsafe_settings(current_app.config, debug=current_app.debug)
+    unsafe += host_setup.unsafe_choices(state.settings)
     click.echo()
     _show("providers", str(len(service.catalog)))
     if state.uses_database:
         _show("database", shown_address(state.database.place), state.database.source)
-        unsafe += [LATE_ENGINE] if is_late(current_app, state.database) else []
+        unsafe += (
+            [host_setup.LATE_ENGINE] if host_setup.is_late(current_app, state.database) else []
+        )
     _show("session keys", sessions.name)
     with _trial(unsafe):
         if sessions.canary is not None:
@@ -216,9 +211,9 @@ def _advice(accounts: int, sessions: int | None, days: int) -> str:
     return _CAN_GO
 
 
-def _would_be_dropped(found: FoundDatabase) -> bool:
+def _would_be_dropped(found: host_setup.FoundDatabase) -> bool:
     """Return True if the host's next migration would drop our tables."""
-    migrate, host = current_app.extensions.get("migrate"), host_engine(current_app)
+    migrate, host = current_app.extensions.get("migrate"), host_setup.host_engine(current_app)
     if migrate is None or host is None or shown_address(host) != shown_address(found.place):
         return False
     if migrate.configure_args.keys() & {"include_name", "include_object"}:

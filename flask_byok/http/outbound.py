@@ -151,6 +151,8 @@ class Outbound:
                 limit = {transport.LONGEST: longest}
                 response = client.get(url, headers=headers, extensions=limit)
                 return Answer(response.status_code, response.content)
+        except transport.AnswerRefused:
+            return Answer(0, b"")  # it is too long, or compressed, and tells nothing about the key
         except Exception as error:
             fault = transport.network_fault(error)
             if fault is None:

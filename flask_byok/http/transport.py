@@ -15,7 +15,7 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import httpcore2
 import httpx2
@@ -136,6 +136,9 @@ class GuardedBackend(httpcore2.SyncBackend):
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 fault = error
         raise fault
+
+    def connect_unix_socket(self, *args: Any, **options: Any) -> NoReturn:
+        raise httpcore2.ConnectError("sockets of this machine may not be called")
 
     def _passes(self, host: str, port: int, address: str) -> bool:
         origins = (("https", host, port), ("http", host, port))
@@ -333,7 +336,7 @@ def _was_sent(error: BaseException) -> bool:
     return isinstance(error, httpx2.RequestError) or not isinstance(error, Exception)
 
 
-def network_fault(error: BaseException) -> str | None:
+def network_fault(error: BaseException, depth: int = 0) -> str | None:
     """Return our own words for an error of the network, which SDKs wrap; None for any other error."""
     if isinstance(error, httpx2.TimeoutException):
         return "The provider took too long to answer. Try again in a moment."
@@ -343,4 +346,6 @@ def network_fault(error: BaseException) -> str | None:
         return "The connection to the provider broke off. Try again."
     if isinstance(error, httpx2.HTTPError | httpx2.InvalidURL | httpx2.StreamError):
         return "The provider's server cannot be reached, or its address may not be called."
-    return None if error.__cause__ is None else network_fault(error.__cause__)
+    # An error may be its own cause.
+    cause = error.__cause__ if depth < 20 else None
+    return None if cause is None else network_fault(cause, depth + 1)

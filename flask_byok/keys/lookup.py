@@ -211,7 +211,7 @@ class Lookup:
         return fault in self._settings.fallback_on
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class SessionTier:
     """Reads the caller's own keys in the session."""
 
@@ -253,7 +253,7 @@ class SessionTier:
             yield Candidate(Tier.SESSION, "waiting", record=left)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Opener:
     """Opens stored records."""
 

@@ -125,7 +125,7 @@ def new_record(
     )
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class InSession:
     """The caller's session as a destination."""
 

@@ -51,7 +51,7 @@ class Secret:
     def __init__(self, value: str) -> None:
         self._value = value
         #: What the redactor looks for, made at first need and gone with the secret.
-        self.written_forms: frozenset[str] | None = None
+        self.written_forms: tuple[frozenset[str], frozenset[str]] | None = None
         _live[id(self)] = self
 
     def reveal(self) -> str:

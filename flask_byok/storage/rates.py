@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
-from operator import call
+from threading import Lock
 from typing import Any
 
 from limits import RateLimitItem, parse
@@ -43,7 +43,8 @@ class RateLimiter:
         client = getattr(store, "client", None)
         storage = MemoryStorage() if client is None else _redis_storage(client)
         self._limiter = FixedWindowRateLimiter(storage)
-        self._guarded: Callable[..., Any] = call if client is None else store.guarded
+        self._lock = Lock()
+        self._guarded: Callable[..., Any] = self._alone if client is None else store.guarded
 
     def check(self, owner: str) -> None:
         """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network address>``.
@@ -57,6 +58,11 @@ class RateLimiter:
             self._require(self._limiter.test, self._each, owner)
             self._require(self._limiter.hit, self._overall, "*")
         self._require(self._limiter.hit, self._each, owner)
+
+    def _alone(self, function: Callable[..., Any], *args: Any) -> Any:
+        # Two threads that start the storage's timer at once would raise an error.
+        with self._lock:
+            return function(*args)
 
     def _require(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> None:
         if not self._guarded(ask, rate, self._setting, who):

@@ -23,6 +23,8 @@ from .tables import canaries, session_documents, session_names
 
 #: Two workers that add the same row at once meet in the database; this many tries are plenty.
 _TRIES = 8
+#: Seconds after which no further one begins: a database that is away must not hold a request for all of them.
+_PATIENCE = 1
 
 _FAULTS = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, TimeoutError)
 #: PostgreSQL's lock_not_available and insufficient_privilege.
@@ -124,6 +126,7 @@ class Database:
         connect: Callable[[], AbstractContextManager[Connection]],
         work: Callable[[Connection], T],
     ) -> T:
+        until = time.monotonic() + _PATIENCE
         for attempt in range(_TRIES):
             ended = False
             try:
@@ -141,7 +144,8 @@ class Database:
                 lost = error.connection_invalidated and attempt == 0
                 # Other workers are making the tables, or one has added the same row.
                 met = not self._ready or isinstance(error, IntegrityError)
-                late = attempt == _TRIES - 1 or not self.transactions.in_time()
+                late = attempt == _TRIES - 1 or time.monotonic() > until
+                late = late or not self.transactions.in_time()
                 # A commit that failed may have happened: the caller has to look.
                 if ended or late or not (lost or met):
                     raise

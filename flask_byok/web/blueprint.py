@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from flask import Blueprint, url_for
+from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
@@ -33,7 +34,8 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
     blueprint.register_error_handler(ByokError, forms.shown_on_page(problem_response))
-    blueprint.register_error_handler(HTTPException, forms.shown_on_page(http_problem_response))
+    for kind in (HTTPException, CSRFError):  # a host may have a handler of its own for the second
+        blueprint.register_error_handler(kind, forms.shown_on_page(http_problem_response))
     for route in ROUTES:
         blueprint.add_url_rule(route.path, route.name, make_view(route), methods=[route.method])
     blueprint.add_url_rule("/providers/settings", "settings_page", ui.settings_page)

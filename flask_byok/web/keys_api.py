@@ -35,7 +35,7 @@ class TypedKey(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a person typed: ``api_key``, or ``fields`` for providers that need several."""
 
     api_key: Secret | None = None
-    fields: dict[str, Secret] | None = None
+    fields: Annotated[dict[str, Secret], Meta(max_length=16)] | None = None
     base_url: str | None = None
 
     def typed(self) -> dict[str, Secret] | None:

@@ -180,7 +180,7 @@ class SessionBinding:
             return None
         seen: _Seen | None = request.environ.get(_ENVIRON)
         if seen is None:
-            if isinstance(_session_of_request(), UnavailableSession):
+            if isinstance(_session_of_request(), _LostSession):
                 raise StoreError(tier=Tier.SESSION)
             return None
         if seen.unfinished and not seen.failed:

@@ -75,7 +75,7 @@ class UI:
         try:
             found = keys_api.list_keys()
         except ByokError as error:
-            failure, said = text.REASONS[error.code], notice(request.args, {})
+            failure, said = text.REASONS.get(error.code, error.title), notice(request.args, {})
             return {"error": error, "failure": failure, "rows": [], "notice": said}
         state, now = get_state(), utcnow()
         settings, asked = state.settings, state.service.lookup.tiers

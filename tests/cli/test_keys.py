@@ -341,7 +341,7 @@ def test_clear_leaves_what_was_not_shown(
     other, asked = good(fake, owner="other"), []
     run(host, "set", "openai", "--validate", "off", input=good(fake))
     monkeypatch.setattr("flask_byok.cli.accounts.keys.confirm", ask_slowly)
-    assert "The key has changed in the meantime" in refused(run(host, "clear", "openai"))
+    assert "was changed or deleted meanwhile" in refused(run(host, "clear", "openai"))
     assert stored(host) == {"openai": other}
     assert asked == [f"Delete sk-proj-…{good(fake)[-4:]}?"]
 

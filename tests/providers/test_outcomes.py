@@ -12,6 +12,7 @@ import pytest
 
 from flask_byok.errors import ByokError, InvalidFieldError
 from flask_byok.http import Endpoint, Outbound
+from flask_byok.http.transport import network_fault
 from flask_byok.model.credential import Verdict
 from flask_byok.providers import make_provider
 from flask_byok.providers.outcomes import Outcomes, one_call
@@ -241,3 +242,10 @@ def test_another_keys_refusal_is_not_reported(fake: FakeProviders, make: Make) -
     with pytest.raises(Exception, match=r"401"):
         call_client("openai", made.client.with_options(timeout=5))
     assert reported == [Verdict.INVALID]
+
+
+def test_an_error_that_is_its_own_cause() -> None:
+    """Causes that lead in a circle end the search for a fault of the network."""
+    error = ValueError("odd")
+    error.__cause__ = error
+    assert network_fault(error) is None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
+from limits.storage import MemoryStorage
 from redis.cluster import ClusterNode, RedisCluster
 
 from flask_byok.errors import ConfigurationError, RateLimitedError, StoreError
@@ -99,6 +101,24 @@ def test_counts_leave_the_memory(in_memory: Any) -> None:
     limiter.check("user:last")
     time.sleep(0.1)  # the storage tidies up 10 ms after an attempt
     assert len(_counted(limiter)) == 1
+
+
+def test_memory_counts_one_by_one(in_memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads never meet in the storage in memory, where two that start its timer at once would raise an error."""
+    inside, most, count = [0], [0], MemoryStorage.incr
+
+    def watched(*args: Any, **options: Any) -> int:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        inside[0] -= 1
+        return count(*args, **options)
+
+    monkeypatch.setattr(MemoryStorage, "incr", watched)
+    limiter = RateLimiter("1000/minute", in_memory, setting=SETTING)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: limiter.check(f"user:{number}"), range(16)))
+    assert most == [1]
 
 
 def test_what_counts_as_one_address() -> None:

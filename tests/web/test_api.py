@@ -36,6 +36,12 @@ REFUSED_BODIES: list[tuple[Any, int, str, str]] = [
     *((TYPED | {"api_key": k}, 422, "invalid_field", "") for k in (12345678, ["k-12345678"])),
     (TYPED | {"fields": {}}, 422, "invalid_field", ""),
     (BARE | {"fields": {"other": "k-12345678"}}, 422, "invalid_field", ""),
+    (
+        BARE | {"fields": {f"f{n}": "k-12345678" for n in range(17)}},
+        422,
+        "invalid_field",
+        "'fields'",
+    ),
     (BARE | {"fields": {"api_key": 1}}, 422, "invalid_field", "The field 'fields' has an invalid"),
     (
         TYPED | {"owner": "user:a"},

@@ -17,7 +17,7 @@ from flask_byok.web.problems import (
     problem_response,
 )
 from flask_byok.web.text import REASONS
-from tests.app import Browser, HostApp, browser
+from tests.app import KEYS, Browser, HostApp, browser
 
 CODES = {
     errors.UnknownProviderError: (404, "unknown_provider"),
@@ -131,3 +131,11 @@ def test_a_wrong_setting_is_told_to_the_operator_alone(caplog: pytest.LogCapture
     body = problem(errors.ConfigurationError("BYOK_SECRET_THING is '/etc/secret'."))
     assert (body["code"], body["detail"]) == ("configuration", NOT_SET_UP)
     assert "BYOK_SECRET_THING" in caplog.text
+
+
+def test_a_hosts_own_page_for_csrf_errors(app: HostApp, visitor: Browser) -> None:
+    """A host's handler for CSRF errors, as Flask-WTF's documentation has it, does not take ours."""
+    app.register_error_handler(CSRFError, lambda error: ("<h1>Sorry</h1>", 400))
+    app.config["WTF_CSRF_ENABLED"] = True
+    answer = visitor.post(f"{KEYS}/set", json={"provider": "openai", "api_key": "sk-12345678"})
+    assert (answer.status_code, answer.get_json()["code"]) == (400, "csrf")

@@ -110,6 +110,9 @@ def test_expiry(make_host: MakeHost, fake: FakeProviders) -> None:
         capped = ann.ask("PATCH", path, {"expires_at": wanted}).get_json()["expires_at"]
         left = datetime.fromisoformat(capped) - datetime.now(UTC)
         assert timedelta(days=29) < left <= timedelta(days=30)
+    for body in ({}, {"api_key": fake.api_key("openai")}):
+        answer = ann.ask("PATCH", path, {"expires_at": "2999-01-01T00:00:00", **body})
+        assert problem_of(answer) == (422, "invalid_field"), body
 
 
 def test_a_new_key_for_an_expired_one(host: HostApp, ann: Keeper, fake: FakeProviders) -> None:

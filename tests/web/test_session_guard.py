@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Request, Response, session
+from flask import Flask, Request, Response, session, stream_with_context
 from flask.sessions import SessionInterface
 from flask_session.base import ServerSideSession
 
@@ -48,7 +49,7 @@ def app(tmp_path: Path, interface: BrokenInterface) -> Flask:
     """Make a host on the breakable store."""
     app = bare(tmp_path, WTF_CSRF_ENABLED=False)
     app.session_interface = interface
-    BYOK(app)
+    byok = BYOK(app)
 
     @app.get("/plain")
     def plain() -> str:
@@ -57,6 +58,16 @@ def app(tmp_path: Path, interface: BrokenInterface) -> Flask:
     @app.get("/look")
     def look() -> str:
         return str(session.get("user"))
+
+    @app.get("/stream")
+    def stream() -> Response:
+        def pieces() -> Iterator[str]:
+            try:
+                yield byok.resolve("openai").api_key
+            except StoreError:
+                yield "away"
+
+        return Response(stream_with_context(pieces()))
 
     @app.post("/write")
     def write() -> Response:
@@ -158,3 +169,12 @@ def test_every_way_to_touch_it_refuses() -> None:
             touch()
     refusing.let_go(Response())
     assert "a" not in refusing
+
+
+def test_no_other_key_serves_after_the_view(
+    app: Flask, interface: BrokenInterface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the session's store is away, a stream that asks after the view is not served the operator's key."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-operators-own-key")
+    interface.open_error = ConnectionError("down")
+    assert app.test_client().get("/stream").text == "away"

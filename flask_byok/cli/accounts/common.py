@@ -142,12 +142,13 @@ def steps(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
     A terminal has a bar; elsewhere there is one line with the number of all.
     """
-    with click.progressbar(length=total, label=f"{label}: {total:,}", width=0) as bar:
-        try:
+    bar = click.progressbar(length=total, label=f"{label}: {total:,}", width=0)
+    try:
+        with bar:
             yield lambda done: bar.update(done - bar.pos)
-        except KeyboardInterrupt:
-            done = f"{bar.pos:,} of {total:,} are done"
-            raise Interrupted(f"Interrupted: {done}. Run it again to go on.") from None
+    except KeyboardInterrupt:
+        done = f"{bar.pos:,} of {total:,} are done"
+        raise Interrupted(f"Interrupted: {done}. Run it again to go on.") from None
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

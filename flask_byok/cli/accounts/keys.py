@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from flask import current_app
@@ -15,7 +15,7 @@ from ...accounts.records import AccountRecords
 from ...accounts.store import AuditEvent
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
-from ...errors import KeyExistsError, KeyRefusedError
+from ...errors import KeyExistsError, KeyNotFoundError, KeyRefusedError, VersionConflictError
 from ...keys.service import Service
 from ...keys.typed import NewKey
 from ...model.credential import EXPIRES_SOON, CredentialRecord, utcnow
@@ -36,9 +36,6 @@ from .common import (
     time_option,
     yes_option,
 )
-
-if TYPE_CHECKING:
-    from ...accounts.store.keys import AccountStore
 
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
@@ -139,11 +136,16 @@ def clear_key(
         click.echo("There is no such key.")
         return
     confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
-    records = wing.everything(service)
+    records, stayed = wing.everything(service), False
     for record in found:
-        # By its version: a key that has replaced it since stays.
-        records.delete(record, if_version=int(record.version))
-        click.echo(f"Cleared {record.hint}.")
+        try:
+            # By its version: a key that has replaced it since stays.
+            records.delete(record, if_version=int(record.version))
+            click.echo(f"Cleared {record.hint}.")
+        except (KeyNotFoundError, VersionConflictError):
+            stayed = True
+    if stayed:
+        raise click.ClickException("A key was changed or deleted meanwhile. Look and try again.")
 
 
 def _pages(
@@ -199,19 +201,24 @@ def purge_expired(days: int) -> None:
     service, wing = require_wing()
     accounts, now, event = wing.store, utcnow(), AuditEvent("cli", "purge")
     before, kept_since = now - timedelta(days=days), (now - timedelta(days=KEPT_DAYS - 1)).date()
-    # Batch by batch, until one has nothing.
-    deleted = sum(iter(lambda: accounts.purge_expired(before, event, limit=200), 0))
+    deleted = _repeat("Deleting", lambda: accounts.purge_expired(before, event, limit=200))
     click.echo(f"{counted(deleted, 'expired key')} deleted.")
     accounts.forget_over(now - service.settings.session_ttl * MAX_SESSION_LIFETIMES)
-    folded = sum(iter(lambda: accounts.usage.fold(kept_since), 0))
+    folded = _repeat("Summing up", lambda: accounts.usage.fold(kept_since))
     click.echo(f"{counted(folded, 'old daily count')} summed up.")
-    _signal(accounts, now)
+    _signal(wing, now)
 
 
-def _signal(accounts: AccountStore, now: datetime) -> None:
+def _repeat(label: str, batch: Callable[[], int]) -> int:
+    """Work batch by batch until one has nothing, and return how much was done."""
+    with click.progressbar(iter(batch, 0), label=label) as batches:
+        return sum(batches)
+
+
+def _signal(wing: Wing, now: datetime) -> None:
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # signals compare senders
     soon = 0
-    for record in accounts.expiring(now, now + EXPIRES_SOON):
+    for record in wing.store.expiring(now, now + EXPIRES_SOON):
         facts = {name: getattr(record, name) for name in ("owner", "provider", "id", "expires_at")}
         key_expiring.send(app, **facts)
         soon += 1
