@@ -222,13 +222,13 @@ def test_set_by_a_race(
         run(host, "set", "openai", input=good(fake, owner=first))
 
     def read_slowly(spec: ProviderSpec) -> dict[str, Secret]:
-        monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_fields)
+        monkeypatch.setattr("flask_byok.cli.accounts.common.read_fields", read_fields)
         for command, *options in meanwhile:
             result = run(host, command, "openai", *options, input=good(fake, owner="other"))
             assert result.exit_code == 0, result.output
         return {"api_key": Secret(good(fake, owner="mine"))}
 
-    monkeypatch.setattr("flask_byok.cli.accounts.keys.read_fields", read_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.common.read_fields", read_slowly)
     result = run(host, "set", "openai", *args)
     assert (result.exit_code, refusal in result.output) == (1 if refusal else 0, True)
     assert stored(host) == {slot: good(fake, owner=owner) for slot, owner in expected.items()}
@@ -340,7 +340,7 @@ def test_clear_leaves_what_was_not_shown(
 
     other, asked = good(fake, owner="other"), []
     run(host, "set", "openai", "--validate", "off", input=good(fake))
-    monkeypatch.setattr("flask_byok.cli.accounts.keys.confirm", ask_slowly)
+    monkeypatch.setattr("flask_byok.cli.accounts.common.confirm", ask_slowly)
     assert "was changed or deleted meanwhile" in refused(run(host, "clear", "openai"))
     assert stored(host) == {"openai": other}
     assert asked == [f"Delete sk-proj-…{good(fake)[-4:]}?"]

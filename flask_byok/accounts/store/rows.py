@@ -9,18 +9,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, cast
 
-from sqlalchemy import (
-    ColumnElement,
-    Select,
-    Table,
-    and_,
-    bindparam,
-    false,
-    func,
-    or_,
-    select,
-    union_all,
-)
+import sqlalchemy as sa
 
 from ...errors import KeyNotFoundError
 from ...model.credential import (
@@ -53,21 +42,21 @@ _place_of: Callable[[Any], tuple[str, str]] = itemgetter(
 _IMPOSSIBLE = (TypeError, ValueError, OverflowError, OSError)
 _NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
 
-OVER: Select[str] = select(promotions.c.origin).where(
-    promotions.c.owner == bindparam("of_owner"),
-    promotions.c.origin.in_(bindparam("origins", expanding=True)),
+OVER: sa.Select[str] = sa.select(promotions.c.origin).where(
+    promotions.c.owner == sa.bindparam("of_owner"),
+    promotions.c.origin.in_(sa.bindparam("origins", expanding=True)),
 )
 _EXPIRING = (
-    select(credentials)
+    sa.select(credentials)
     .where(
-        _c.expires_at >= bindparam("start"),
-        _c.expires_at <= bindparam("end"),
-        or_(_c.expires_at > bindparam("start"), _c.id > bindparam("after")),
+        _c.expires_at >= sa.bindparam("start"),
+        _c.expires_at <= sa.bindparam("end"),
+        sa.or_(_c.expires_at > sa.bindparam("start"), _c.id > sa.bindparam("after")),
     )
     .order_by(_c.expires_at, _c.id)
-    .limit(bindparam("batch"))
+    .limit(sa.bindparam("batch"))
 )
-IS_EXPIRED = _c.expires_at < bindparam("before")
+IS_EXPIRED = _c.expires_at < sa.bindparam("before")
 
 
 class KeyReader:
@@ -144,15 +133,15 @@ class KeyReader:
 
 
 @lru_cache(256)
-def _query(owners: int, providers: int | None) -> Select[Any]:
+def _query(owners: int, providers: int | None) -> sa.Select[Any]:
     # With a parameter each: SQLAlchemy's expanding ones cost a fifth of the whole look-up.
-    query = select(credentials).where(
-        _c.owner.in_([bindparam(f"owner_{number}") for number in range(owners)])
+    query = sa.select(credentials).where(
+        _c.owner.in_([sa.bindparam(f"owner_{number}") for number in range(owners)])
     )
     if providers is None:
         return query
     return query.where(
-        _c.provider.in_([bindparam(f"provider_{number}") for number in range(providers)])
+        _c.provider.in_([sa.bindparam(f"provider_{number}") for number in range(providers)])
     )
 
 
@@ -162,44 +151,48 @@ def _kind(owner: str) -> str:
 
 
 @lru_cache(64)
-def _page(kinds: tuple[str, ...] | None, one_provider: bool) -> Select[Any]:
-    query = select(credentials).where(_c.id > bindparam("after"))
+def _page(kinds: tuple[str, ...] | None, one_provider: bool) -> sa.Select[Any]:
+    query = sa.select(credentials).where(_c.id > sa.bindparam("after"))
     if one_provider:
-        query = query.where(_c.provider == bindparam("of_provider"))
+        query = query.where(_c.provider == sa.bindparam("of_provider"))
     if kinds is None:
-        return query.order_by(_c.id).limit(bindparam("limit"))
-    named = _c.owner.in_(bindparam("named", expanding=True))
+        return query.order_by(_c.id).limit(sa.bindparam("limit"))
+    named = _c.owner.in_(sa.bindparam("named", expanding=True))
     # Each tier, and the named owners, from their own index: SQLite would sort all keys if it was asked
     # for them at once.
-    confined = [named if kind == ":" else _whole(credentials, kind) for kind in kinds] or [false()]
-    parts = [query.where(each).order_by(_c.id).limit(bindparam("limit")) for each in confined]
+    confined = [named if kind == ":" else _whole(credentials, kind) for kind in kinds] or [
+        sa.false()
+    ]
+    parts = [query.where(each).order_by(_c.id).limit(sa.bindparam("limit")) for each in confined]
     if len(parts) == 1:
         return parts[0]
-    found = union_all(*(select(part.subquery()) for part in parts)).subquery()
-    return select(found).order_by(found.c.id).limit(bindparam("limit"))
+    found = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
+    return sa.select(found).order_by(found.c.id).limit(sa.bindparam("limit"))
 
 
-def by_id(id: str, owners: Owners) -> Select[Any]:
+def by_id(id: str, owners: Owners) -> sa.Select[Any]:
     """Return the query of one record, if these owners have it."""
-    return confine(select(credentials).where(_c.id == id), owners)
+    return confine(sa.select(credentials).where(_c.id == id), owners)
 
 
-def confine(query: Select[Any], owners: Owners, table: Table = credentials) -> Select[Any]:
+def confine(query: sa.Select[Any], owners: Owners, table: sa.Table = credentials) -> sa.Select[Any]:
     """Return a query, confined to these owners, of a table with their name and its tier."""
-    return query if owners is None else query.where(or_(*_confined(owners, table)))
+    return query if owners is None else query.where(sa.or_(*_confined(owners, table)))
 
 
-def _confined(owners: Collection[str], table: Table = credentials) -> list[ColumnElement[bool]]:
+def _confined(
+    owners: Collection[str], table: sa.Table = credentials
+) -> list[sa.ColumnElement[bool]]:
     named = [owner for owner in owners if ":" in owner]
     whole = [_whole(table, owner) for owner in owners if ":" not in owner]
-    return [*whole, table.c.owner.in_(named)] if named else whole or [false()]
+    return [*whole, table.c.owner.in_(named)] if named else whole or [sa.false()]
 
 
-def _whole(table: Table, tier: str) -> ColumnElement[bool]:
+def _whole(table: sa.Table, tier: str) -> sa.ColumnElement[bool]:
     """Return the condition for a tier's rows: an owner of another tier has none, even if its column says so."""
     start = "system" if tier == "system" else f"{tier}:"
     # Not by LIKE: that is without regard to case on some databases.
-    return and_(table.c.tier == tier, func.substr(table.c.owner, 1, len(start)) == start)
+    return sa.and_(table.c.tier == tier, sa.func.substr(table.c.owner, 1, len(start)) == start)
 
 
 def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:

@@ -12,20 +12,7 @@ from contextlib import nullcontext
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    Column,
-    ColumnElement,
-    Connection,
-    Integer,
-    and_,
-    bindparam,
-    case,
-    delete,
-    func,
-    or_,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...model.credential import Use, from_milliseconds, isoformat, to_milliseconds, utcnow
@@ -46,8 +33,8 @@ _u, _c = usage.c, credentials.c
 _KEY = (_u.owner, _u.provider, _u.credential_id, _u.day, _u.outcome)
 
 
-def _later(column: Column[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
-    return case((column > other, column), else_=other)
+def _later(column: sa.Column[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.case((column > other, column), else_=other)
 
 
 def _upsert(dialect: Any) -> Any:
@@ -63,22 +50,26 @@ def _upsert(dialect: Any) -> Any:
 
 _UPSERT = {"postgresql": _upsert(postgresql), "sqlite": _upsert(sqlite)}
 _COUNT = (
-    update(credentials)
-    .where(_c.id == bindparam("of_id"))
+    sa.update(credentials)
+    .where(_c.id == sa.bindparam("of_id"))
     .values(
-        usage_count=_c.usage_count + bindparam("more"),
-        last_used_at=_later(_c.last_used_at, bindparam("at")),
+        usage_count=_c.usage_count + sa.bindparam("more"),
+        last_used_at=_later(_c.last_used_at, sa.bindparam("at")),
     )
 )
-_IS_OLD = and_(_u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < bindparam("before"))
+_IS_OLD = sa.and_(
+    _u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < sa.bindparam("before")
+)
 # Rows that another worker folds, or adds to at this moment, are left for later.
 _FOLDED = (
-    select(usage)
+    sa.select(usage)
     .where(_IS_OLD)
-    .limit(bindparam("batch", type_=Integer))
+    .limit(sa.bindparam("batch", type_=sa.Integer))
     .with_for_update(skip_locked=True)
 )
-_TAKE = delete(usage).where(and_(*(column == bindparam(f"of_{column.name}") for column in _KEY)))
+_TAKE = sa.delete(usage).where(
+    sa.and_(*(column == sa.bindparam(f"of_{column.name}") for column in _KEY))
+)
 
 
 class UsageStore:
@@ -103,7 +94,7 @@ class UsageStore:
         process that is killed in the middle has changed nothing.
         """
 
-        def work(connection: Connection) -> int:
+        def work(connection: sa.Connection) -> int:
             values = {"before": before.isoformat(), "batch": limit}
             rows = connection.execute(_FOLDED, values).all()
             if rows:
@@ -137,13 +128,13 @@ class UsageStore:
             "daily": _by_day(daily),
         }
 
-    def _write(self, connection: Connection, use: Use) -> None:
+    def _write(self, connection: sa.Connection, use: Use) -> None:
         self._increase(connection, use)
         if use.credential_id and use.outcome == "used":
             values = {"of_id": use.credential_id, "more": use.uses, "at": use.last_used_at}
             connection.execute(_COUNT, values)
 
-    def _increase(self, connection: Connection, use: Use) -> None:
+    def _increase(self, connection: sa.Connection, use: Use) -> None:
         key = {column.name: getattr(use, column.name) for column in _KEY}
         tier = use.owner.partition(":")[0]
         row = key | {"tier": tier, "uses": use.uses, "last_used_at": use.last_used_at}
@@ -151,33 +142,33 @@ class UsageStore:
 
 
 def _keys(owners: Owners, now: int) -> Any:
-    expired = and_(_c.expires_at.is_not(None), _c.expires_at <= now)
-    alive = and_(_c.active, or_(_c.expires_at.is_(None), _c.expires_at > now))
-    query = select(
+    expired = sa.and_(_c.expires_at.is_not(None), _c.expires_at <= now)
+    alive = sa.and_(_c.active, sa.or_(_c.expires_at.is_(None), _c.expires_at > now))
+    query = sa.select(
         _c.provider,
-        func.count().label("keys"),
+        sa.func.count().label("keys"),
         _number(alive).label("active"),
         _number(expired).label("expired"),
     )
     return confine(query, owners).group_by(_c.provider)
 
 
-def _number(condition: ColumnElement[bool]) -> ColumnElement[int]:
-    return func.count(case((condition, 1)))
+def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
+    return sa.func.count(sa.case((condition, 1)))
 
 
 def _uses(owners: Owners) -> Any:
-    query = select(
+    query = sa.select(
         _u.provider,
         _u.outcome,
-        func.sum(_u.uses).label("uses"),
-        func.max(_u.last_used_at).label("last_used_at"),
+        sa.func.sum(_u.uses).label("uses"),
+        sa.func.max(_u.last_used_at).label("last_used_at"),
     )
     return confine(query, owners, usage).group_by(_u.provider, _u.outcome)
 
 
 def _daily(owners: Owners, since: str) -> Any:
-    query = select(_u.day, _u.outcome, func.sum(_u.uses).label("uses")).where(_u.day >= since)
+    query = sa.select(_u.day, _u.outcome, sa.func.sum(_u.uses).label("uses")).where(_u.day >= since)
     return confine(query, owners, usage).group_by(_u.day, _u.outcome).order_by(_u.day)
 
 

@@ -14,16 +14,7 @@ import msgspec
 from ...accounts.store import AuditEvent, Head
 from ...model.credential import isoformat
 from ..common import Commands, byok, printable
-from .common import (
-    confirm,
-    counted,
-    in_columns,
-    only_owner,
-    require_wing,
-    steps,
-    time_option,
-    yes_option,
-)
+from . import common
 
 if TYPE_CHECKING:
     from ...accounts.store.audit_verify import AuditEntry, AuditLog
@@ -44,19 +35,19 @@ def audit() -> None:
 
 
 @audit.command("list")
-@only_owner
+@common.only_owner
 @click.option("--limit", type=click.IntRange(1, 1_000_000), default=50, help="At most so many.")
-@time_option("--before", "Only what is older than a time (UTC)")
+@common.time_option("--before", "Only what is older than a time (UTC)")
 def list_entries(owner: str | None, limit: int, before: datetime | None) -> None:
     """Show what was done to keys, newest first; never a key."""
     until = None if before is None else _in_utc(before)
     entries = _log().entries(owner, before=until, limit=limit)
-    for line in in_columns([_HEADS, *map(_cells, entries)]):
+    for line in common.in_columns([_HEADS, *map(_cells, entries)]):
         click.echo(line)
 
 
 @audit.command("verify")
-@only_owner
+@common.only_owner
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -77,7 +68,7 @@ def verify(owner: str | None, against: Path | None) -> None:
         rows, chains = done, whole
         reach(rows)
 
-    with steps("Verifying", log.count(owner)) as reach:
+    with common.steps("Verifying", log.count(owner)) as reach:
         findings = log.verify(owner, report)
     mine = [head for head in heads if owner in (None, head.owner)]
     missing, pruned = log.missing(mine)
@@ -85,15 +76,19 @@ def verify(owner: str | None, against: Path | None) -> None:
     for finding in findings:
         number = "" if finding.number is None else f" row {finding.number}"
         click.echo(printable(f"{finding.owner}{number}: {finding.problem}"), err=True)
-    click.echo(f"Verified {counted(rows, 'row')} in {counted(chains, 'chain')}.")
+    click.echo(f"Verified {common.counted(rows, 'row')} in {common.counted(chains, 'chain')}.")
     if against is not None:
-        click.echo(f"Looked for {counted(len(mine), 'head')}, {pruned:,} of them pruned since.")
+        click.echo(
+            f"Looked for {common.counted(len(mine), 'head')}, {pruned:,} of them pruned since."
+        )
     if findings:
-        raise click.ClickException(f"The log is not whole: {counted(len(findings), 'finding')}.")
+        raise click.ClickException(
+            f"The log is not whole: {common.counted(len(findings), 'finding')}."
+        )
 
 
 @audit.command("heads")
-@only_owner
+@common.only_owner
 def print_heads(owner: str | None) -> None:
     """Print the end of each chain, one JSON object a line: keep them where the database's users cannot write."""
     for head in _log().heads(owner):
@@ -102,8 +97,8 @@ def print_heads(owner: str | None) -> None:
 
 
 @audit.command("prune")
-@time_option("--before", "Delete what is older than a time (UTC)", required=True)
-@yes_option
+@common.time_option("--before", "Delete what is older than a time (UTC)", required=True)
+@common.yes_option
 def prune_entries(before: datetime, yes: bool) -> None:
     """Delete old entries; the rest stays verifiable.
 
@@ -116,20 +111,20 @@ def prune_entries(before: datetime, yes: bool) -> None:
     if not total:
         click.echo("There is nothing to delete.")
         return
-    entries = counted(total, "entry", "entries")
+    entries = common.counted(total, "entry", "entries")
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
-    confirm("Delete them?", yes)
-    with steps("Deleting", total) as reach:
+    common.confirm("Delete them?", yes)
+    with common.steps("Deleting", total) as reach:
         for state in prune(log, before, AuditEvent("cli", ACTION)):
             reach(state.done)
-    click.echo(f"{counted(state.done, 'entry', 'entries')} deleted.")
+    click.echo(f"{common.counted(state.done, 'entry', 'entries')} deleted.")
     if state.broken:
-        chains, owner = counted(len(state.broken), "chain"), printable(state.broken[0])
+        chains, owner = common.counted(len(state.broken), "chain"), printable(state.broken[0])
         raise click.ClickException(_NOT_WHOLE.format(chains, owner))
 
 
 def _log() -> AuditLog:
-    return require_wing()[1].store.audit
+    return common.require_wing()[1].store.audit
 
 
 def _read_heads(path: Path) -> list[Head]:

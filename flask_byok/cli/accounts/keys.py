@@ -24,34 +24,23 @@ from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
 from ...signals import key_expiring
 from ..common import byok, padded, printable
 from ..setup import count_sealed
-from .common import (
-    confirm,
-    counted,
-    for_owner,
-    matching,
-    only_owner,
-    read_fields,
-    require_wing,
-    steps,
-    time_option,
-    yes_option,
-)
+from . import common
 
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
 _PAGE = 200
 _HINT = "{} --replace puts another in its place; BYOK_KEYS_PER_PROVIDER is {}."
 
-_slot = matching("[A-Za-z0-9_-]{1,40}")
+_slot = common.matching("[A-Za-z0-9_-]{1,40}")
 
 
 @byok.command("list")
-@only_owner
+@common.only_owner
 @click.option("--provider", help="Only for this provider.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on each line.")
 def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     """List the stored keys of users, teams and the system; never a key itself."""
-    service, wing = require_wing()
+    service, wing = common.require_wing()
     if not as_json:
         click.echo(padded(_COLUMNS, _WIDTHS))
     for record in _pages(wing.everything(service), owner, provider):
@@ -64,12 +53,12 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
 
 @byok.command("set")
 @click.argument("provider")
-@for_owner
+@common.for_owner
 @click.option(
     "--slot", type=_slot, metavar="SLOT", help="A second key's name: up to 40 of A-Z a-z 0-9 _ -."
 )
 @click.option("--label", help="Its label.")
-@time_option("--expires", "When it expires")
+@common.time_option("--expires", "When it expires")
 @click.option("--replace", is_flag=True, help="Replace the key that is there.")
 @click.option(
     "--validate",
@@ -89,12 +78,14 @@ def set_key(
 
     For a provider with several fields stdin holds a JSON object.
     """
-    service, wing = require_wing()
+    service, wing = common.require_wing()
     spec, records = service.catalog.get(provider), wing.everything(service)
     place = Slot(records, owner, spec, slot or "", replace=replace)
     try:
         place.choose()  # before anyone types the key
-        new = NewKey(fields=read_fields(spec), label=label, expires_at=expires, validate=validate)
+        new = NewKey(
+            fields=common.read_fields(spec), label=label, expires_at=expires, validate=validate
+        )
         record, validation = records.put(owner, spec.id, new, slot=slot or "", replace=replace)
     except KeyExistsError as error:
         limit = service.settings.keys_per_provider
@@ -113,19 +104,19 @@ def set_key(
 
 @byok.command("clear")
 @click.argument("provider", required=False)
-@for_owner
+@common.for_owner
 @click.option("--slot", type=_slot, metavar="SLOT", help="Only this one of several keys.")
 @click.option(
     "--all", "everything", is_flag=True, help="All of the owner's keys, and their usage counts."
 )
-@yes_option
+@common.yes_option
 def clear_key(
     provider: str | None, owner: str, slot: str | None, everything: bool, yes: bool
 ) -> None:
     """Delete the stored keys for a provider, or with --all everything of an owner."""
     if everything == (provider is not None) or (everything and slot is not None):
         raise click.UsageError("Name a provider, or give --all without one.")
-    service, wing = require_wing()
+    service, wing = common.require_wing()
     if provider is None:
         _forget(service, wing, owner, yes)
         return
@@ -135,7 +126,7 @@ def clear_key(
     if not found:
         click.echo("There is no such key.")
         return
-    confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
+    common.confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
     records, stayed = wing.everything(service), False
     for record in found:
         try:
@@ -173,8 +164,8 @@ def _find(service: Service, wing: Wing, owner: str, provider: str) -> list[Crede
 
 def _forget(service: Service, wing: Wing, owner: str, yes: bool) -> None:
     """Delete everything of an owner, even if only usage counts are left."""
-    count = counted(len(wing.store.find([owner])), "key")
-    confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
+    count = common.counted(len(wing.store.find([owner])), "key")
+    common.confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
     for provider in service.forget(Caller(command=True), owner):
         click.echo(f"Cleared the keys for {printable(provider)}.")
     click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
@@ -198,14 +189,14 @@ def purge_expired(days: int) -> None:
     """
     from ...accounts.store.usage import KEPT_DAYS
 
-    service, wing = require_wing()
+    service, wing = common.require_wing()
     accounts, now, event = wing.store, utcnow(), AuditEvent("cli", "purge")
     before, kept_since = now - timedelta(days=days), (now - timedelta(days=KEPT_DAYS - 1)).date()
     deleted = _repeat("Deleting", lambda: accounts.purge_expired(before, event, limit=200))
-    click.echo(f"{counted(deleted, 'expired key')} deleted.")
+    click.echo(f"{common.counted(deleted, 'expired key')} deleted.")
     accounts.forget_over(now - service.settings.session_ttl * MAX_SESSION_LIFETIMES)
     folded = _repeat("Summing up", lambda: accounts.usage.fold(kept_since))
-    click.echo(f"{counted(folded, 'old daily count')} summed up.")
+    click.echo(f"{common.counted(folded, 'old daily count')} summed up.")
     _signal(wing, now)
 
 
@@ -224,7 +215,9 @@ def _signal(wing: Wing, now: datetime) -> None:
         soon += 1
     heard = key_expiring.has_receivers_for(app)
     told = "signalled by" if heard else "but nothing listens to"
-    click.echo(f"{counted(soon, 'key expires', 'keys expire')} within a week, {told} key_expiring.")
+    click.echo(
+        f"{common.counted(soon, 'key expires', 'keys expire')} within a week, {told} key_expiring."
+    )
 
 
 # rotate
@@ -237,21 +230,21 @@ def rotate_keys() -> None:
     The app may go on meanwhile. If it is interrupted, run it again to go on. 'flask byok check' shows, as
     this command does at its end, which encryption keys can go.
     """
-    service, wing = require_wing()
+    service, wing = common.require_wing()
     seals, keyring = wing.store.seals, service.keyring
     progress = Progress(seals.count_due())
-    with steps("Sealing again", progress.total) as reach:
+    with common.steps("Sealing again", progress.total) as reach:
         for progress in seals.rotate(keyring.renewed, AuditEvent("cli", "rotate")):
             reach(progress.done)
-    click.echo(f"{counted(progress.done, 'key')} sealed with {keyring.key_ids[0]}.")
+    click.echo(f"{common.counted(progress.done, 'key')} sealed with {keyring.key_ids[0]}.")
     for role, key_id, use in count_sealed(service):
         if role != "current":
             click.echo(f"{key_id}  {use}.")
     if progress.unreadable:
         raise click.ClickException(
-            f"{counted(progress.unreadable, 'key does', 'keys do')} not open with any configured encryption key. "
-            "Put back what was taken away too early, and run this again; else their owners have to save them once more."
+            f"{common.counted(progress.unreadable, 'key does', 'keys do')} not open with any configured encryption "
+            "key. Put back what was taken away too early, and run this again; else their owners must save them again."
         )
     if progress.held:
-        held = counted(progress.held, "key was", "keys were")
+        held = common.counted(progress.held, "key was", "keys were")
         raise click.ClickException(f"{held} being changed all the time. Run it again.")

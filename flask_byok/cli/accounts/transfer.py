@@ -25,30 +25,21 @@ from ...model.credential import isoformat
 from ...model.owner import Tier
 from ...settings import Settings
 from ..common import byok, printable
-from .common import (
-    counted,
-    dry_run_option,
-    for_owner,
-    in_columns,
-    only_owner,
-    read_passphrase,
-    require_wing,
-    steps,
-)
+from . import common
 
 #: A person with the file can try passphrases for years.
 SHORTEST_PASSPHRASE = 12
 
 
 @byok.command("import-env")
-@for_owner
+@common.for_owner
 @click.option("--replace", is_flag=True, help="Put them in the place of different ones.")
-@dry_run_option
+@common.dry_run_option
 def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
     """Copy the operator's keys from environment variables and secret files into the database."""
-    transfer = KeyTransfer(*require_wing())
+    transfer = KeyTransfer(*common.require_wing())
     copied = list(copy_keys(transfer, owner, replace=replace, dry_run=dry_run))
-    for line in in_columns([_row(each, dry_run=dry_run) for each in copied]):
+    for line in common.in_columns([_row(each, dry_run=dry_run) for each in copied]):
         click.echo(line)
     click.echo(_advice(copied, transfer.settings, owner, dry_run=dry_run))
     if any(each.outcome == "skipped" for each in copied):
@@ -57,19 +48,19 @@ def import_environment(owner: str, replace: bool, dry_run: bool) -> None:
 
 @byok.command("export")
 @click.argument("file", type=click.Path(path_type=Path))
-@only_owner
+@common.only_owner
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 def export_file(file: Path, owner: str | None, force: bool) -> None:
     """Write the stored keys to a file that is encrypted with a passphrase.
 
     The passphrase is asked for at a terminal; otherwise it is read from stdin.
     """
-    transfer = KeyTransfer(*require_wing())
+    transfer = KeyTransfer(*common.require_wing())
     if owner is not None and not transfer.accounts.page([owner], limit=1)[0]:
         raise click.ClickException("This owner has no keys here.")
     if file.exists() and not force:
         raise click.ClickException("The file exists: pass --force to replace it.")
-    passphrase = read_passphrase(twice=True)
+    passphrase = common.read_passphrase(twice=True)
     if len("".join(passphrase.split())) < SHORTEST_PASSPHRASE:
         raise click.ClickException(
             f"A passphrase has {SHORTEST_PASSPHRASE} characters or more, blanks not counted: several words "
@@ -78,7 +69,7 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     keys, unreadable = export_keys(transfer, owner)
     _write_new(file, to_file(keys, passphrase), force=force)
     transfer.accounts.audit.note("system", AuditEvent("cli", "export"))  # the file is there
-    click.echo(f"Exported {counted(len(keys), 'key')}.")
+    click.echo(f"Exported {common.counted(len(keys), 'key')}.")
     for place in unreadable:
         click.echo(f"left out, as it does not open: {printable(' '.join(place))}", err=True)
     if unreadable:
@@ -93,21 +84,21 @@ def export_file(file: Path, owner: str | None, force: bool) -> None:
     default="keep",
     help="If a different key is stored, keep or replace it.",
 )
-@dry_run_option
+@common.dry_run_option
 def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     """Store the keys of a file that 'flask byok export' has written.
 
     The passphrase is asked for at a terminal; otherwise it is read from stdin. If this is interrupted, run it again.
     """
-    transfer = KeyTransfer(*require_wing())
+    transfer = KeyTransfer(*common.require_wing())
     importer = Importer(transfer, replace=on_conflict == "replace", dry_run=dry_run)
     try:
         with file.open("rb") as source:
             content = source.read(LARGEST_FILE + 1)
     except OSError as error:
         raise click.ClickException(f"The file cannot be read: {error.strerror}.") from None
-    keys = from_file(content, read_passphrase(twice=False))
-    with steps("Importing", len(keys)) as reach:
+    keys = from_file(content, common.read_passphrase(twice=False))
+    with common.steps("Importing", len(keys)) as reach:
         result = importer.run(keys, reach)
     click.echo(
         f"{'Would have added' if dry_run else 'Added'} {result.added:,}, replaced {result.replaced:,}; "
@@ -115,7 +106,8 @@ def import_file(file: Path, on_conflict: str, dry_run: bool) -> None:
     )
     for (provider, problem), count in sorted(result.left_out.items()):
         click.echo(
-            f"left out: {counted(count, 'key')} for {printable(provider)}: {problem}", err=True
+            f"left out: {common.counted(count, 'key')} for {printable(provider)}: {problem}",
+            err=True,
         )
     for place in result.without_room:
         click.echo(f"left out, as there is no room: {printable(' '.join(place))}", err=True)
