@@ -1,4 +1,4 @@
-"""The wing's side of ``keys.ports``: what the core asks of accounts, and the slots that take a key."""
+"""The wing's side of ``keys.ports``: what the core asks of accounts."""
 
 from __future__ import annotations
 

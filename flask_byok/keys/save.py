@@ -68,7 +68,7 @@ class Saver:
     def store(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey, to: Destination
     ) -> tuple[CredentialRecord, Validation | None]:
-        """Store a key that ``read``, or another function of ``keys.typed``, has cleaned; see ``save``."""
+        """Store a key that was cleaned, by ``read`` or for a replacement; see ``save``."""
         to.admit(typed)
         checks, ask = self.core.checks, not new.imported
         validation = checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)

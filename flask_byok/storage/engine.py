@@ -204,7 +204,7 @@ _until: ContextVar[float | None] = ContextVar("flask_byok_until", default=None)
 
 @contextmanager
 def patiently(seconds: float = LONG_LIMIT) -> Iterator[None]:
-    """Give every call in a block this time, as nobody's request waits for it."""
+    """Give every call in a block this many seconds: no request waits for it."""
     before = _given.set(seconds)
     try:
         yield

@@ -177,7 +177,7 @@ def test_no_argument_is_repeated(host: HostApp) -> None:
 
 
 def test_a_key_as_an_argument(host: HostApp) -> None:
-    """After a key as an argument the message says why not, and what to do now; a bad value is told by its option."""
+    """After a key as an argument the message says why not and what to do; an option's help explains a bad value."""
     for args in ([CANARY], ["--api-key", CANARY]):
         result = run(host, "set", "openai", *args)
         assert result.exit_code == 2

@@ -90,7 +90,7 @@ def test_a_refused_key_is_reported(fake: FakeProviders, make: Make, provider: st
         assert reported == [Verdict.INVALID]
 
 
-#: What a person is told of a provider's refusals; none of these says that the key is bad.
+#: The sentences for a provider's refusals; none of these says that the key is bad.
 SENTENCES = [
     ("restricted", "permissions", "openai anthropic google groq custom"),
     ("service_disabled", "permissions", "google"),
@@ -176,7 +176,7 @@ def test_a_stream_that_breaks_off_says_so(fake: FakeProviders, make: Make, provi
 def test_answers_are_explained_by_their_status(
     fake: FakeProviders, make: Make, provider: str
 ) -> None:
-    """An unknown model, a bad request, a long conversation and a redirect are told apart."""
+    """An unknown model, a bad request, a long conversation and a redirect have sentences of their own."""
     for status, words in ((404, "model"), (400, "request"), (413, "long"), (302, "redirect")):
         fake.answer_next(provider, status, {"error": {"message": "no", "code": "x"}})
         error, reported = fail(make, provider, fake.api_key(provider))
