@@ -28,4 +28,5 @@ apt_install() {
 
 have_redis() { have redis-server; }
 have_postgres() { have initdb || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null; }
+have_pgbouncer() { have pgbouncer || [ -x /usr/sbin/pgbouncer ]; }
 have_chromium() { have chromium && have chromedriver; }
