@@ -35,7 +35,7 @@ from .web.guards import limit_body
 from .web.host_setup import find_database, warn_if_late
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
-from .web.session_binding import SessionBinding, check_session_interface, index_key
+from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
 from .web.ui import UI
 from .wiring import build_service
 
@@ -70,7 +70,8 @@ class BYOK:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
         database, loaders = find_database(app, settings), self._loaders
         service = build_service(app, settings, self._registered, database)
-        binding = SessionBinding(service.sessions, index_key(app.secret_key), loaders.identity)
+        index_keys = [index_key(one) for one in secret_keys(app)]
+        binding = SessionBinding(service.sessions, index_keys, loaders.identity)
         state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
         self._catalogs.add(service.catalog)
@@ -218,7 +219,7 @@ class BYOK:
         :param validate: how to check it: ``"off"``, ``"warn"`` or ``"require"``; by default ``BYOK_VALIDATE_ON_SET``,
             which a call cannot loosen if it is ``"require"``.
         :return: the provider's status, as in ``list_keys``, with the check's result (``Validation.to_dict``) or None
-            under ``validation``.
+            under ``validation``. If a store is away that the status needs and the saving did not: ``validation`` alone.
         :raises InvalidFieldError: a value is invalid, or the label or description contains the key.
         :raises MalformedApiKeyError: the text cannot be a key.
         :raises KeyRefusedError: the check forbids storing it; the key that was there stays.
@@ -234,7 +235,7 @@ class BYOK:
             persist=persist,
         )
         status, found = in_session(state, lambda caller: state.service.set(caller, provider, new))
-        return {**status, "validation": found.to_dict() if found else None}
+        return {**(status or {}), "validation": found.to_dict() if found else None}
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
         """Remove the present caller's key and return the tiers it was in.

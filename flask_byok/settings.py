@@ -76,6 +76,10 @@ _Reasons = Annotated[
     frozenset[FallbackReason], f"a sequence of reasons out of {', '.join(get_args(FallbackReason))}"
 ]
 _Urls = Annotated[Mapping[str, str], _http_urls, "a mapping of provider ids to http or https URLs"]
+_Seconds = Annotated[
+    float | None, msgspec.Meta(ge=0.05, le=60), "a number of seconds from 0.05 to 60"
+]
+_Count = Annotated[int | None, msgspec.Meta(ge=1), "a whole number from 1 up"]
 _UrlPath = Annotated[
     str, msgspec.Meta(pattern="^(/|$)"), _without_slash, "a path that starts with '/'"
 ]
@@ -96,8 +100,12 @@ class Settings:
     session_store: Any = "database"
     redis: Any = field(default=None, repr=False)
     redis_wait: Annotated[int, msgspec.Meta(ge=0), "a whole number from 0 up"] = 0
+    #: None here and below: the default of ``storage.redis`` or ``storage.engine``.
+    redis_timeout: _Seconds = None
     secrets_dir: Annotated[Path, "the path of a directory"] = Path("/run/secrets")
     database_url: Any = field(default=None, repr=False)
+    database_timeout: _Seconds = None
+    database_connections: _Count = None
     session_ttl: Annotated[timedelta, _within_limits, _SPAN] = timedelta(hours=24)
     validate_on_set: ValidateOnSet = "warn"
     promote: Promote = "ask"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import click
 from flask import Flask
@@ -29,7 +30,7 @@ from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
 from .web.host_setup import FoundDatabase
-from .web.session_binding import app_name
+from .web.session_binding import app_name, secret_keys
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
@@ -54,17 +55,20 @@ def build_service(
     tolerant = throw_away or (command is not None and SHOWS_WRONG_KEY in command.meta)
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
+    names = [app_name(one) for one in secret_keys(app)]
     sessions = build_sessions(settings, database)
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
-        name = app_name(app.secret_key or "")
-        sessions.canary = Canary(keyring, name, sessions.documents.hold)
-        _check_at_start(sessions.canary.reseal, tolerant=tolerant)
-    accounts = build_accounts(settings, keyring, database, sessions)
+        # That of the oldest SECRET_KEY first: the new one's may not be there yet.
+        for name in reversed(names):
+            sessions.canary = Canary(keyring, name, sessions.documents.hold, tolerant=tolerant)
+            _check_at_start(sessions.canary.reseal, tolerant=tolerant)
+    accounts = build_accounts(settings, keyring, database, sessions, tolerant=tolerant)
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
         _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
-    place = sessions.documents
+    # The oldest SECRET_KEY's name: workers of before and after its rotation count together.
+    limiter = partial(RateLimiter, store=sessions.documents, app=names[-1])
     return Service(
         settings=settings,
         catalog=catalog,
@@ -73,8 +77,8 @@ def build_service(
         accounts=accounts,
         outbound=outbound,
         operator=OperatorKeys(settings),
-        validate_limit=RateLimiter(settings.validate_rate, place, setting="BYOK_VALIDATE_RATE"),
-        set_limit=RateLimiter(settings.set_rate, place, setting="BYOK_SET_RATE"),
+        validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
+        set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
         notify=partial(send_signal, app),
     )
 
@@ -139,11 +143,12 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
             )
         from .storage.redis import RedisDocuments
 
-        documents = RedisDocuments(settings.redis, wait=settings.redis_wait)
+        wait, timeout = settings.redis_wait, settings.redis_timeout
+        documents = RedisDocuments(settings.redis, wait=wait, timeout=timeout)
     elif documents == "database":
         from .storage.sql import SqlDocuments
 
-        documents = SqlDocuments(database.place, own_file=database.own_file)
+        documents = SqlDocuments(database.place, **_opening(settings, database))
     elif isinstance(documents, str):
         raise ConfigurationError(
             f"BYOK_SESSION_STORE is {documents!r}; use 'redis', 'database' or a store object."
@@ -153,9 +158,16 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
 
 
 def build_accounts(
-    settings: Settings, keyring: Keyring, database: FoundDatabase, sessions: Sessions
+    settings: Settings,
+    keyring: Keyring,
+    database: FoundDatabase,
+    sessions: Sessions,
+    *,
+    tolerant: bool,
 ) -> Accounts:
     """Return the wing for keys that outlive the session, or its stand-in if no tier is kept in the database.
+
+    :param tolerant: a wrong encryption key is only logged.
 
     :raises ConfigurationError: there is no place for it.
     """
@@ -170,8 +182,18 @@ def build_accounts(
         place = database.place
         if settings.session_store == "database":  # the same one: share its connections
             place = getattr(sessions.documents, "engine", place)
-        store = open_accounts(place, keyring, own_file=database.own_file)
+        opening = _opening(settings, database)
+        store = open_accounts(place, keyring, tolerant=tolerant, **opening)
     return Wing(store, keyring, settings)
+
+
+def _opening(settings: Settings, database: FoundDatabase) -> dict[str, Any]:
+    """Return how the database is opened; see ``storage.engine.open_engine``."""
+    return {
+        "own_file": database.own_file,
+        "timeout": settings.database_timeout,
+        "connections": settings.database_connections,
+    }
 
 
 def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> None:

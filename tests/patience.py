@@ -1,6 +1,6 @@
-"""Time for a busy machine: an app gives a store less than half a second, tests give it 20 seconds.
+"""Time for a busy machine: an app gives a store two seconds at most, tests give it 20.
 
-So no test fails because the machine was slow. Tests about being late set the limits of apps again.
+So no test fails because the machine was slow. Tests about being late set limits that are shorter than those of apps.
 """
 
 from __future__ import annotations
@@ -13,15 +13,8 @@ from typing import Any
 
 from flask_byok.storage import engine, redis
 
-_MUCH = 20
-_PATIENT: Mapping[tuple[Any, str], Any] = {
-    (engine, "LIMIT"): _MUCH,
-    (redis, "CONNECT_TIMEOUT"): _MUCH,
-    (redis, "READ_TIMEOUT"): _MUCH,
-    (redis, "POOL_TIMEOUT"): _MUCH,
-    (redis, "CLUSTER_READ_TIMEOUT"): _MUCH,
-}
-_EVERYDAY = {(module, name): getattr(module, name) for module, name in _PATIENT}
+_PATIENT: Mapping[tuple[Any, str], Any] = {(engine, "LIMIT"): 20, (redis, "TIMEOUT"): 20}
+_SHORT: Mapping[tuple[Any, str], Any] = {(engine, "LIMIT"): 0.4, (redis, "TIMEOUT"): 0.25}
 
 #: Seconds within which a wait of less than one second has ended, on a busy machine too. Without a limit it
 #: would last for ``services.AWAY``.
@@ -34,10 +27,10 @@ def give_time() -> None:
 
 
 @contextmanager
-def everyday_limits(*stores: ModuleType) -> Iterator[None]:
-    """Set the limits of apps for the time of a block, by default of both kinds of store."""
+def short_limits(*stores: ModuleType) -> Iterator[None]:
+    """Set short limits for the time of a block, by default of both kinds of store."""
     before = {(module, name): getattr(module, name) for module, name in _PATIENT}
-    _set({place: value for place, value in _EVERYDAY.items() if not stores or place[0] in stores})
+    _set({place: value for place, value in _SHORT.items() if not stores or place[0] in stores})
     try:
         yield
     finally:
@@ -54,8 +47,8 @@ def soon(seconds: float = IN_TIME) -> Iterator[None]:
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Use the limits of apps during a block, and fail unless it ends soon."""
-    with soon(), everyday_limits():
+    """Use short limits during a block, and fail unless it ends soon."""
+    with soon(), short_limits():
         yield
 
 

@@ -69,6 +69,11 @@ def postgres_binary(name: str) -> str | None:
     return str(packaged[0]) if packaged else shutil.which(name)
 
 
+def pgbouncer_binary() -> str | None:
+    """Return the path of PgBouncer, or None."""
+    return shutil.which("pgbouncer") or shutil.which("/usr/sbin/pgbouncer")
+
+
 class Server(ABC):
     """One server process with a folder and a port of its own; a context manager."""
 
@@ -336,6 +341,56 @@ class PostgresServer(Server):
                 group=user,
                 extra_groups=[] if user else None,
             )
+
+
+class PgBouncer(Server):
+    """A PgBouncer in transaction mode in front of one database, with two connections to its server.
+
+    :param settings: Further settings of the pooler.
+    """
+
+    name = "pgbouncer"
+
+    def __init__(self, server: PostgresServer, database_url: str, **settings: str) -> None:
+        super().__init__()
+        self.server, self.database = server, make_url(database_url).database
+        self.settings = settings
+
+    @property
+    def url(self) -> str:
+        """The address of the database through the pooler, for SQLAlchemy with psycopg."""
+        return f"postgresql+psycopg://byok@127.0.0.1:{self.port}/{self.database}"
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        binary = pgbouncer_binary()
+        if binary is None:
+            raise FileNotFoundError("PgBouncer is not installed")
+        settings = {
+            "listen_addr": "127.0.0.1",
+            "listen_port": str(self.port),
+            "unix_socket_dir": "",
+            "auth_type": "any",
+            "pool_mode": "transaction",
+            "default_pool_size": "2",
+            "max_client_conn": "500",
+            **self.settings,
+        }
+        target = f"host=127.0.0.1 port={self.server.port} user=byok"
+        lines = ["[databases]", f"{self.database} = {target}", "[pgbouncer]"]
+        lines += [f"{name} = {value}" for name, value in settings.items()]
+        (self.directory / "conf").write_text("\n".join([*lines, ""]))
+        user = "postgres" if os.geteuid() == 0 else None  # it refuses to run as root
+        if user:
+            self.directory.chmod(0o755)
+        with (self.directory / "log").open("ab") as log:
+            command = [binary, str(self.directory / "conf")]
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, user=user, extra_groups=[] if user else None
+            )
+
+    def ready(self) -> bool:
+        with psycopg.connect(_conninfo(make_url(self.url)), connect_timeout=1):
+            return True
 
 
 def _content(directory: Path) -> bytes:

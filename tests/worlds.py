@@ -54,7 +54,7 @@ class World:
         self.store = Sessions(self.documents, ttl=timedelta(hours=1), max_age=timedelta(days=1))
         config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
         self.settings = Settings.from_config(config | dict(self.config), {})
-        self.accounts = open_accounts(self.documents.engine, self.keyring)
+        self.accounts = open_accounts(self.documents.engine, self.keyring, tolerant=True)
         self.service = self._make_service()
 
     def with_keyring(self, keyring: Keyring) -> World:

@@ -23,28 +23,33 @@ _WRONG_KEY = (
 )
 
 
-def open_accounts(engine_or_url: Any, keyring: Keyring, *, own_file: bool = False) -> AccountStore:
+def open_accounts(
+    engine_or_url: Any, keyring: Keyring, *, tolerant: bool = False, **opening: Any
+) -> AccountStore:
     """Return the store of accounts' keys in a database.
 
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
-    :param own_file: nothing else uses the file at this address; an older version's tables in it are
-        upgraded at the first use.
+    :param tolerant: read keys without a look at the canary.
+    :param opening: how to open a URL, see ``storage.sql.Database``.
     """
     from ..storage.sql import Database
     from ..storage.tables import metadata
     from .store.audit import hold_secret
     from .store.keys import AccountStore
 
-    database = Database(engine_or_url, metadata.sorted_tables, own_file=own_file)
-    return AccountStore(database, AuditSecret(keyring, hold_secret(database)))
+    database = Database(engine_or_url, metadata.sorted_tables, **opening)
+    return AccountStore(database, AuditSecret(keyring, hold_secret(database), tolerant=tolerant))
 
 
 class AuditSecret(Canary):
     """The canary of the accounts' database: 32 random bytes that key the audit log and the fingerprints of keys."""
 
-    def __init__(self, keyring: Keyring, hold: Callable[..., str]) -> None:
+    def __init__(
+        self, keyring: Keyring, hold: Callable[..., str], *, tolerant: bool = False
+    ) -> None:
         # The canaries of apps have names of 16 hex digits.
-        super().__init__(keyring, "audit", hold, secrets.token_bytes(32), _WRONG_KEY)
+        text = secrets.token_bytes(32)
+        super().__init__(keyring, "audit", hold, text, _WRONG_KEY, tolerant)
 
     @property
     def seal_prefix(self) -> str:

@@ -307,7 +307,8 @@ class AccountRecords:
 
         :raises VersionConflictError: it was changed since that version.
         """
-        self._count_attempt()
+        if not self.caller.command:
+            self.core.set_limit.check_removal(self.caller.counted_as)
         event = self.wing.event(self.caller, "clear")
         self.wing.store.delete(record.id, self.owners, event, if_version=if_version)
         self.core.saver.tell("key_cleared", record)

@@ -44,6 +44,7 @@ class Wing(Accounts):
         owners = [(tier, owner) for tier, owner in caller.account_owners() if tier in self.tiers]
         if not owners or not specs:
             return {}
+        self.store.canary.confirm()
         kept = self.store.places([owner for _, owner in owners], [spec.id for spec in specs])
         return {
             (tier, spec.id): self._candidates(spec, tier, owners, kept)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..catalog.spec import Answer, CheckSpec, ProviderSpec, judge_check, looks_like
-from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError
+from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError, StoreError
 from ..http.outbound import Endpoint, Outbound, personal_slots
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
@@ -201,4 +201,5 @@ class Checks:
         if credential.id:
             self.core.accounts.record_verdict(credential, recorded, caller if asked else None)
         elif caller.session is not None and credential.source == Tier.SESSION:
-            self.core.sessions.record_verdict(caller.session, credential.provider, recorded)
+            with suppress(StoreError):  # the answer is the verdict itself
+                self.core.sessions.record_verdict(caller.session, credential.provider, recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from ..errors import (
     InvalidFieldError,
     OwnerRequiredError,
     SessionRequiredError,
+    StoreError,
     UnreadableCredentialError,
 )
 from ..http import Outbound
@@ -155,18 +157,26 @@ class Service:
 
     # set and clear
 
-    def set(self, caller: Caller, provider: str, new: NewKey) -> tuple[Status, Validation | None]:
+    def set(
+        self, caller: Caller, provider: str, new: NewKey
+    ) -> tuple[Status | None, Validation | None]:
         """Store a key in the caller's session or account; see ``Saver.save``.
 
         A key kept in the account replaces the session's own, which would otherwise be used before it.
 
-        :return: the provider's new status, and the result of the check.
+        :return: the provider's new status, see ``_status_after``, and the result of the check.
         """
         spec = self._spec(caller, provider)
         destination = self._destination(caller, spec, new.persist)
         self.set_limit.check(caller.counted_as)
         _, validation = self.saver.save(caller, spec, new, destination)
-        return self.get_one(caller, spec.id), validation
+        return self._status_after(caller, spec), validation
+
+    def _status_after(self, caller: Caller, spec: ProviderSpec) -> Status | None:
+        """Return a provider's status after a change; None if a store is away that only the status needs."""
+        with suppress(StoreError):
+            return self.get_one(caller, spec.id)
+        return None
 
     def _destination(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Destination:
         """Return where the caller's key goes, if the caller may set it."""
@@ -184,21 +194,23 @@ class Service:
             return self.accounts.main_place(self, caller, spec)
         return InSession(self, caller, _session(caller), spec)
 
-    def clear(self, caller: Caller, provider: str, tier: str = "all") -> tuple[list[str], Status]:
-        """Delete the caller's own key, and return the tiers it was in and the provider's new status.
+    def clear(
+        self, caller: Caller, provider: str, tier: str = "all"
+    ) -> tuple[list[str], Status | None]:
+        """Delete the caller's own key; return the tiers it was in and the provider's status, see ``_status_after``.
 
         :param tier: ``session``, ``user`` or ``all``.
         :raises InvalidFieldError: it is another word.
         """
         spec = self._spec(caller, provider)
         require_word(tier, "tier", [*map(str, PERSONAL_TIERS), "all"])
-        self.set_limit.check(caller.counted_as)
+        self.set_limit.check_removal(caller.counted_as)
         ways = {Tier.SESSION: self._clear_session, Tier.USER: self.accounts.clear}
         places = [name for name in PERSONAL_TIERS if tier in (name, "all")]
         cleared = [name.value for name in places if ways[name](caller, spec.id)]
         for name in cleared:
             self.notify("key_cleared", {"provider": spec.id, "tier": name})
-        return cleared, self.get_one(caller, spec.id)
+        return cleared, self._status_after(caller, spec)
 
     def _clear_session(self, caller: Caller, provider: str) -> bool:
         """Delete the session's key crash-safely: mark it, log it, delete it."""

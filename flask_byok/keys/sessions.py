@@ -5,6 +5,9 @@ revive keys there. Keys therefore live beside it. A session has two names: ``sid
 the host's session id, and ``ref``, a random name for the document, which stays when the host renews
 the id. A document is valid for one ``sid`` at a time and belongs to one identity.
 
+While the host's ``SECRET_KEY`` is rotated, a session id has a hash for each of its keys: a ``sid`` is then all of them,
+with spaces between. Workers that have only the old key and those that have both know one of them in common.
+
 What a session may do is decided here, once for every store: a document is read, changed in memory
 and written back only if it was not changed since. A session without a document has ended,
 and a request still under way cannot bring it back.
@@ -168,7 +171,8 @@ class Sessions:
     max_age: timedelta
     clock: Callable[[], float] = time.time
     over: Callable[[str, Collection[str]], Collection[str]] | None = None
-    #: Opens with the right encryption key only; None if that was made up for this run.
+    #: Opens with the right encryption key only; None if that was made up for this run. It is looked at before records
+    #: are read or written.
     canary: Canary | None = None
 
     def __post_init__(self) -> None:
@@ -183,20 +187,20 @@ class Sessions:
 
         Concurrent first callers get the same ref.
         """
-        held = self.documents.find(sid)
+        held = self._lead(sid)
         if held is not None and held != dead and self._load(held) is not None:
             return held
         ref, now = secrets.token_hex(16), self.clock()
         body = _encode(_Document(sid, "", now, now, {}, {}))
         self.documents.swap(ref, None, secrets.token_hex(8), body, min(self._ttl, self._max_age))
-        won = self.documents.point(sid, ref, self._ttl, instead_of=held)
+        won = self._point(sid, ref, instead_of=held)
         if won != ref:
             self.documents.delete(ref)
         return won
 
     def find(self, sid: str) -> str | None:
         """Return the ref of the living session that a session id leads to, or None."""
-        ref = self.documents.find(sid)
+        ref = self._lead(sid)
         return None if ref is None or self._load(ref) is None else ref
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
@@ -204,23 +208,22 @@ class Sessions:
         if new_sid == session.sid:
             return
         # The new id leads here before the old one stops, so one of them does at any moment.
-        before = self.documents.find(new_sid)
-        self.documents.point(new_sid, session.ref, self._ttl, instead_of=before)
+        self._point(new_sid, session.ref, instead_of=self._lead(new_sid))
 
         def move(document: _Document) -> bool:
-            if document.sid not in (session.sid, new_sid):
+            if not _share(document.sid, f"{session.sid} {new_sid}"):
                 return False
             document.sid = new_sid
             return True
 
         moved = self._swap(session.ref, move)
-        self.documents.forget(session.sid if moved else new_sid, session.ref)
+        self._forget(session.sid if moved else new_sid, session.ref)
 
     def end(self, session: SessionRef) -> None:
         """Delete everything in a session; writes still under way are refused."""
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
-            self.documents.forget(session.sid, session.ref)
+            self._forget(session.sid, session.ref)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.
@@ -238,6 +241,7 @@ class Sessions:
         One round trip; one query of the accounts more if a record is leaving. A session that belongs to
         another identity is ended.
         """
+        self._confirm_key()
         loaded = self._load(session.ref)
         if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False)
@@ -259,6 +263,7 @@ class Sessions:
             document.side(identity)[record.provider] = _encode_record(record)
             return True
 
+        self._confirm_key()
         if not self._change(session, identity, put):
             raise SessionRequiredError(provider=record.provider, tier="session")
 
@@ -322,6 +327,7 @@ class Sessions:
             document.own[record.provider] = _encode_record(_resealed(left, record))
             return "adopted"
 
+        self._confirm_key()
         return self._change(session, identity, take) or "gone"
 
     def reseal(self, session: SessionRef, identity: str, record: CredentialRecord) -> bool:
@@ -334,6 +340,7 @@ class Sessions:
         def put(document: _Document) -> list[CredentialRecord]:
             return document.edit([version], lambda before: _resealed(before, record))
 
+        self._confirm_key()
         return bool(self._change(session, identity, put))
 
     # What becomes known about them
@@ -370,6 +377,10 @@ class Sessions:
 
     # Steps
 
+    def _confirm_key(self) -> None:
+        if self.canary is not None:
+            self.canary.confirm()
+
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
         """Return a living document and its revision."""
         loaded = (documents or self.documents).load(ref)
@@ -387,20 +398,38 @@ class Sessions:
         end = min(document.seen + self._ttl, document.created + self._max_age)
         return end - self.clock()
 
+    def _lead(self, sid: str) -> str | None:
+        """Return the ref that a session id leads to, by its first hash that leads anywhere."""
+        return next(filter(None, map(self.documents.find, sid.split())), None)
+
+    def _point(self, sid: str, ref: str, *, instead_of: str | None) -> str:
+        """Let all hashes of a session id lead to a ref, or to the one that another caller has set."""
+        # The last is of the oldest key, which all workers have, so it decides.
+        for one in reversed(sid.split()):
+            ref = self.documents.point(one, ref, self._ttl, instead_of=instead_of)
+        return ref
+
+    def _forget(self, sid: str, ref: str) -> None:
+        for one in sid.split():
+            self.documents.forget(one, ref)
+
     def _slide(self, session: SessionRef, identity: str) -> None:
         """Begin the lifetime of a session and its id again, if the store takes that now."""
 
         def see(document: _Document) -> bool:
             document.seen = self.clock()
+            # Of a rotation of SECRET_KEY too: workers that have only the old key go on, and later those with the new.
+            both = (*session.sid.split(), *document.sid.split())
+            document.sid = " ".join(dict.fromkeys(both))
             return True
 
         with suppress(StoreError):
             if self._change(session, identity, see, claim=False):
-                self.documents.point(session.sid, session.ref, self._ttl, instead_of=session.ref)
+                self._point(session.sid, session.ref, instead_of=session.ref)
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
-        if document.sid != session.sid:
+        if not _share(document.sid, session.sid):
             return False
         if document.owner in ("", identity):
             return True
@@ -454,6 +483,10 @@ class Sessions:
         gone = [record for record in leaving if record.version in over]
         self.remove(session, identity, gone)
         return SessionView(_without(view.records, gone), _without(view.visitor_records, gone))
+
+
+def _share(sids: str, others: str) -> bool:
+    return sids == others or not set(sids.split()).isdisjoint(others.split())
 
 
 def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None:

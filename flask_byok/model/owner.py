@@ -36,8 +36,9 @@ LONGEST_ID = 250
 class SessionRef:
     """A server-side session as the session store knows it.
 
-    ``sid`` is a keyed hash of the host's session id, never the id itself. ``ref`` names what is stored for
-    the session; it stays the same when the session id is renewed.
+    ``sid`` is a keyed hash of the host's session id, never the id itself; while the host's secret key is rotated
+    one for each key, with spaces between. ``ref`` names what is stored for the session; it stays the same when the
+    session id is renewed.
     """
 
     sid: str

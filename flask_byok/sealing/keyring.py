@@ -180,7 +180,8 @@ class Keyring:
 
 @dataclass(eq=False, repr=False)
 class Canary:
-    """A sealed text in a store, which only the right encryption key opens: it shows a wrong one at the start.
+    """A sealed text in a store, which only the right encryption key opens: it shows a wrong one at the start, or at
+    the first use of a store that was away then.
 
     That of a session store is fixed. That of the accounts' database is random, and keys the audit log: the log
     therefore outlives a change of the encryption key, as rotation seals this one text again.
@@ -190,6 +191,7 @@ class Canary:
         ``replace`` it; see ``Documents.hold``.
     :param text: what is sealed at the first start.
     :param wrong: the message for an encryption key that does not open it.
+    :param tolerant: do not look again at the first use.
     """
 
     keyring: Keyring
@@ -197,6 +199,7 @@ class Canary:
     hold: Callable[..., str]
     text: bytes = b"flask-byok"
     wrong: str = _WRONG
+    tolerant: bool = False
 
     def __post_init__(self) -> None:
         self._context = Context("canary", "system", self.name)
@@ -215,6 +218,11 @@ class Canary:
             except UnreadableCredentialError:
                 raise ConfigurationError(self.wrong.format(name=self.name)) from None
         return self._opened
+
+    def confirm(self) -> None:
+        """Look at the text if that was not possible at the start; see ``secret``."""
+        if self._opened is None and not self.tolerant:
+            self.secret()
 
     def reseal(self) -> bool:
         """Seal the text with the current encryption key; return False if that has sealed it already."""

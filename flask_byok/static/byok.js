@@ -248,8 +248,9 @@ class ByokSettings extends HTMLElement {
   async _confirm(provider, row, tier) {
     const { cleared, provider: status } = await clearProviderKey(provider, tier);
     const message = cleared.length ? this.dataset.textCleared : this.dataset.textNothingCleared;
-    const now = status.source === "user" ? this.dataset.textAccountNow : this.dataset.textSharedNow;
-    return { kind: "success", message: status.has_key ? `${message}. ${now}` : message };
+    // Without a status the key is gone all the same: a store was away that only the status needs.
+    const now = status?.source === "user" ? this.dataset.textAccountNow : this.dataset.textSharedNow;
+    return { kind: "success", message: status?.has_key ? `${message}. ${now}` : message };
   }
 
   async _promote(provider, row, onConflict) {

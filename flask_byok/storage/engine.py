@@ -1,13 +1,16 @@
 """Open databases, and keep PostgreSQL to time limits, as its drivers wait for an answer without end.
 
 A connection in use may be shut from outside: its driver then raises at once. If there is no
-connection yet, another thread waits for one, and the caller gives up in time.
+connection yet, another thread waits for one, and the caller gives up in time. Only time in which the
+server owes an answer counts: a process that waits for the CPU blames no store.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import select
 import socket
 import sqlite3
 import stat
@@ -15,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -29,22 +33,35 @@ from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
 
-#: Seconds that a call may take, including the wait for a connection.
-LIMIT = 0.4
+#: Seconds that a call may wait for the server, connecting included, where the settings do not say it. A serverless
+#: PostgreSQL wakes up in 1.5.
+LIMIT = 2.0
 #: Seconds for what takes longer and keeps no request waiting: making tables, batches, reports.
 LONG_LIMIT = 30
 #: Seconds that a SQLite writer queues behind others.
 BUSY_TIMEOUT = 5
-#: Connections of one process that stay open, and how many more it may have for a moment.
-_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 48}
-#: Execution option of our own engines, whose connections commit each statement by default: True if their
-#: calls have a time limit.
+#: Connections of one process to a server, where the settings do not say it; PostgreSQL has 100 for all.
+CONNECTIONS = 16
+#: Connections of one process to a SQLite file that stay open, and how many more it may have for a moment.
+_FILE_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 48}
+#: Execution option of our own engines, whose connections commit each statement by default: the seconds of
+#: their calls, 0 for ``LIMIT``; None if their calls have no limit.
 _LIMITED = "flask_byok_limited"
 #: Parts of a call's time after which PostgreSQL itself ends the wait for a lock (our pool that for a
 #: connection) and a statement: so nothing goes on there that no caller waits for.
 _FOR_LOCK, _FOR_STATEMENT = 0.75, 0.875
 # Seconds after which a connecting thread that no caller waits for ends; libpq knows no shorter time.
 _CONNECT_TIMEOUT = 2
+#: Parameters that people write into an address, but that are not libpq's: psycopg's own, which it wants as other
+#: types than text, and what other languages' drivers want to know of a pooler.
+_NOT_LIBPQ = (
+    *("prepare_threshold", "autocommit", "row_factory", "cursor_factory", "context"),
+    *("pgbouncer", "connection_limit", "pool_timeout"),
+)
+#: libpq's number for a connection whose command has no answer yet, the same in both drivers.
+_ACTIVE = 1
+#: Seconds between two looks at a connection under way.
+_SHORT_WAIT = 0.05
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 
 # For one transaction.
@@ -60,7 +77,13 @@ _forked_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 _parents_pools: list[Pool] = []
 
 
-def open_engine(engine_or_url: Any, *, own_file: bool = False) -> Engine:
+def open_engine(
+    engine_or_url: Any,
+    *,
+    own_file: bool = False,
+    timeout: float | None = None,
+    connections: int | None = None,
+) -> Engine:
     """Return the host's engine, or make one for a URL.
 
     A SQLite file and its folder are made as needed, readable for this user only. SQLite in memory
@@ -68,6 +91,8 @@ def open_engine(engine_or_url: Any, *, own_file: bool = False) -> Engine:
     transactions.
 
     :param own_file: do not log that there was no SQLite file, as nothing else uses it.
+    :param timeout: seconds that a call may wait for a server of our own address; by default ``LIMIT``.
+    :param connections: how many there may be to it; by default ``CONNECTIONS``.
     :raises ConfigurationError: neither an engine nor a URL that SQLAlchemy knows.
     """
     host = engine_or_url if isinstance(engine_or_url, Engine) else None
@@ -75,7 +100,10 @@ def open_engine(engine_or_url: Any, *, own_file: bool = False) -> Engine:
     is_sqlite = url.get_backend_name() == "sqlite"
     # For the host's SQLite too: hosts often begin transactions in ways of their own, which ours would
     # collide with.
-    engine = _own_engine(url) if host is None or is_sqlite else host
+    if host is None or is_sqlite:
+        engine = _own_engine(url, timeout, connections or CONNECTIONS)
+    else:
+        engine = host
     if _in_memory(url):
         return engine
     if is_sqlite:
@@ -104,15 +132,17 @@ def _in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
-def _own_engine(url: URL) -> Engine:
+def _own_engine(url: URL, timeout: float | None, connections: int) -> Engine:
     is_limited = url.drivername in _LIBPQ
+    if is_limited:
+        url = url.difference_update_query(_NOT_LIBPQ)
     try:
         engine = create_engine(
             url,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
-            execution_options={_LIMITED: is_limited},
-            **_options(url),
+            execution_options={_LIMITED: (timeout or 0) if is_limited else None},
+            **_options(url, timeout or LIMIT, connections),
         )
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigurationError(
@@ -120,11 +150,11 @@ def _own_engine(url: URL) -> Engine:
             f"{type(error).__name__}. For PostgreSQL install 'flask-byok[postgres]'."
         ) from None
     if is_limited:
-        event.listen(engine, "do_connect", _connect_in_time)
+        event.listen(engine, "do_connect", _Connector())
     return engine
 
 
-def _options(url: URL) -> dict[str, Any]:
+def _options(url: URL, timeout: float, connections: int) -> dict[str, Any]:
     """Return the options of our own engine: its pool, and how long it waits."""
     if _in_memory(url):
         # One connection for all threads, which queue for it.
@@ -132,34 +162,58 @@ def _options(url: URL) -> dict[str, Any]:
         threads = {"check_same_thread": False}
         return one | {"pool_timeout": BUSY_TIMEOUT, "connect_args": threads}
     if url.get_backend_name() == "sqlite":
-        return _POOL | {"pool_timeout": BUSY_TIMEOUT, "connect_args": {"timeout": BUSY_TIMEOUT}}
+        return _FILE_POOL | {
+            "pool_timeout": BUSY_TIMEOUT,
+            "connect_args": {"timeout": BUSY_TIMEOUT},
+        }
     if url.drivername not in _LIBPQ:
         return {}
-    lock, statement = (int(LIMIT * 1000 * part) for part in (_FOR_LOCK, _FOR_STATEMENT))
+    lock, statement = (int(timeout * 1000 * part) for part in (_FOR_LOCK, _FOR_STATEMENT))
     limits = f"-c lock_timeout={lock} -c statement_timeout={statement}"
     # The options in the address come last and count.
     options = " ".join((limits, *url.normalized_query.get("options", ())))
-    connecting = {"connect_timeout": _CONNECT_TIMEOUT, "options": options}
-    return _POOL | {"pool_timeout": LIMIT * _FOR_LOCK, "connect_args": connecting}
+    connecting: dict[str, Any] = {
+        "connect_timeout": max(_CONNECT_TIMEOUT, math.ceil(timeout)),
+        "options": options,
+    }
+    if url.drivername == "postgresql+psycopg":
+        # A pooler may give each transaction another connection of the server, which knows other statements, or none,
+        # by the names that we prepared them under. Planned each time, our small statements take hardly longer.
+        connecting["prepare_threshold"] = None
+    # Connections above those that are kept would be made and thrown away all the time.
+    return {
+        "pool_size": connections,
+        "max_overflow": 0,
+        "pool_timeout": timeout * _FOR_LOCK,
+        "connect_args": connecting,
+    }
 
 
-def _connect_in_time(dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
-    connection = within(_time_left(), lambda: _connect(dialect, args, options))
-    if (until := _until.get()) is not None:
-        # SQLAlchemy asks a new connection about the server before we get it.
-        watchdog.watch(connection, until)
-    return connection
+class _Connector:
+    """Connects one engine, and remembers if a pooler is in between that takes no settings."""
 
+    def __init__(self) -> None:
+        self._sends_limits = True
 
-def _connect(dialect: Any, args: Any, options: dict[str, Any]) -> Any:
-    try:
-        return dialect.connect(*args, **options)
-    except dialect.loaded_dbapi.OperationalError as error:
-        if "startup parameter" not in str(error):
-            raise
-    # PgBouncer and its like refuse settings; then the watchdog alone has to do.
-    given = options["options"].split(" ", 4)[4:]  # after our two
-    return dialect.connect(*args, **options | {"options": "".join(given)})
+    def __call__(self, dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
+        connection = within(_budget.get(), lambda: self._connect(dialect, args, options))
+        if (budget := _budget.get()) is not None:
+            # SQLAlchemy asks a new connection about the server before we get it.
+            watchdog.watch(connection, budget)
+        return connection
+
+    def _connect(self, dialect: Any, args: Any, options: dict[str, Any]) -> Any:
+        given = "".join(options["options"].split(" ", 4)[4:])  # after our two
+        if self._sends_limits:
+            try:
+                return dialect.connect(*args, **options)
+            except dialect.loaded_dbapi.OperationalError as error:
+                if "startup parameter" not in str(error):
+                    raise
+        # PgBouncer and its like refuse settings; then the watchdog alone has to do.
+        connection = dialect.connect(*args, **options | {"options": given})
+        self._sends_limits = False
+        return connection
 
 
 def _make_file(name: str, own_file: bool) -> None:
@@ -198,8 +252,19 @@ def _leave_parents_connections() -> None:
 os.register_at_fork(after_in_child=_leave_parents_connections)
 
 _given: ContextVar[float | None] = ContextVar("flask_byok_given", default=None)
-#: The end of this thread's call under way, in monotonic seconds.
-_until: ContextVar[float | None] = ContextVar("flask_byok_until", default=None)
+
+
+class Budget:
+    """The seconds that a call may still wait for the server."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, seconds: float) -> None:
+        self.left = seconds
+
+
+#: That of this thread's call under way.
+_budget: ContextVar[Budget | None] = ContextVar("flask_byok_budget", default=None)
 
 
 @contextmanager
@@ -212,28 +277,24 @@ def patiently(seconds: float = LONG_LIMIT) -> Iterator[None]:
         _given.reset(before)
 
 
-def seconds() -> float:
-    """Return the seconds that a call may take here."""
-    return _given.get() or LIMIT
-
-
-def _time_left() -> float:
-    until = _until.get()
-    return LIMIT if until is None else until - time.monotonic()
+def seconds(limit: float | None = None) -> float:
+    """Return the seconds that a call may take here, of an engine with this limit."""
+    return _given.get() or limit or LIMIT
 
 
 class Transactions:
     """The two ways of using an engine: one statement at a time, and several as one.
 
     Isolation is set for our own connections only; the host's setting stays. On an engine of our own
-    PostgreSQL has ``LIMIT`` to answer, and a connection that did not is closed. A host's engine
+    PostgreSQL has a time to answer, and a connection that did not is closed. A host's engine
     keeps the host's limits.
     """
 
     def __init__(self, engine: Engine) -> None:
         options = engine.get_execution_options()
         self.dialect = engine.dialect.name
-        self._is_limited: bool = options.get(_LIMITED, False)
+        self._limit: float | None = options.get(_LIMITED)
+        self._is_limited = self._limit is not None
         self._single: Engine = engine
         if _LIMITED not in options:
             self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -243,22 +304,22 @@ class Transactions:
             self._several = engine.execution_options(isolation_level="READ COMMITTED")
 
     def call(self, function: Callable[[], T]) -> T:
-        """Call a function that uses transactions, all of which together have ``seconds()``.
+        """Call a function that uses transactions, all of which together wait for ``seconds()``.
 
         A nested call has its own budget, which is not charged to the outer one.
         """
         if not self._is_limited:
             return function()
-        started, outer = time.monotonic(), _until.get()
-        _until.set(started + seconds())
+        outer = _budget.set(Budget(seconds(self._limit)))
         try:
             return function()
         finally:
-            _until.set(None if outer is None else outer + time.monotonic() - started)
+            _budget.reset(outer)
 
     def in_time(self) -> bool:
         """Return True if the call under way may still ask."""
-        return not self._is_limited or _time_left() > 0
+        budget = _budget.get()
+        return budget is None or budget.left > 0
 
     def single(self) -> AbstractContextManager[Connection]:
         """Return a connection, as a context, whose statements each commit by themselves."""
@@ -272,22 +333,22 @@ class Transactions:
             if self.dialect == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             elif self._is_long():
-                connection.execute(_RAISE_LIMITS, {"limit": f"{seconds():.0f}s"})
+                connection.execute(_RAISE_LIMITS, {"limit": f"{seconds(self._limit):.0f}s"})
             yield connection
 
     def _is_long(self) -> bool:
         """Return True if the call under way has more time than the server gives by itself."""
-        return self._is_limited and seconds() > LIMIT
+        return self._is_limited and seconds(self._limit) > (self._limit or LIMIT)
 
     @contextmanager
     def _watched(self, engine: Engine) -> Iterator[Connection]:
-        """Yield a connection that the watchdog shuts if it is still in use when the call should have ended."""
+        """Yield a connection that the watchdog shuts if the server takes longer than the call may wait."""
         with engine.connect() as connection:
             if not self._is_limited:
                 yield connection
                 return
             driver = connection.connection.dbapi_connection
-            watchdog.watch(driver, time.monotonic() + _time_left())
+            watchdog.watch(driver, _budget.get() or Budget(seconds(self._limit)))
             try:
                 yield connection
             finally:
@@ -296,26 +357,30 @@ class Transactions:
 
 
 class Watchdog:
-    """Shuts the sockets of connections that are in use past their deadline.
+    """Shuts the sockets of connections whose server owes an answer for too long.
+
+    Each look charges a connection for the time since the last one, unless the answer is there to be read or nothing
+    was asked: then it is we who are slow. A look that comes late, because the process had no CPU or was stopped,
+    charges for two intervals at most.
 
     :param interval: seconds between two looks.
     """
 
-    def __init__(self, interval: float = 0.05) -> None:
+    def __init__(self, interval: float = _SHORT_WAIT) -> None:
         self._interval = interval
         self.forget()
 
     def forget(self) -> None:
         """Watch nothing, as in a forked process, which has none of its parent's threads."""
-        self._watched: dict[int, tuple[float, Any]] = {}
+        self._watched: dict[int, tuple[Budget, Any]] = {}
         self._lock = threading.Lock()
         self._busy = threading.Event()
         self._runs = False
 
-    def watch(self, connection: Any, until: float) -> None:
-        """Shut this driver's connection unless it is released until then (monotonic seconds)."""
+    def watch(self, connection: Any, budget: Budget) -> None:
+        """Shut this driver's connection, unless it is released before, once the budget is used up."""
         with self._lock:
-            self._watched[id(connection)] = (until, connection)
+            self._watched[id(connection)] = (budget, connection)
             self._busy.set()
             if not self._runs:
                 self._runs = True
@@ -329,15 +394,31 @@ class Watchdog:
 
     def _run(self) -> None:
         while self._busy.wait():
+            started = time.monotonic()
             time.sleep(self._interval)
             with self._lock:
-                now = time.monotonic()
-                for key, (until, connection) in list(self._watched.items()):
-                    if until <= now:
+                passed = min(time.monotonic() - started, 2 * self._interval)
+                for key, (budget, connection) in list(self._watched.items()):
+                    if not _owes_answer(connection):
+                        continue
+                    budget.left -= passed
+                    if budget.left <= 0:
                         del self._watched[key]
                         _shut(connection)
                 if not self._watched:
                     self._busy.clear()
+
+
+def _owes_answer(connection: Any) -> bool:
+    """Return True if a command is under way whose answer has not come yet."""
+    # Drivers raise errors of their own for a connection that is closed by now.
+    with suppress(Exception):
+        if connection.info.transaction_status != _ACTIVE:
+            return False
+        look = select.poll()  # select() itself knows no number above 1023
+        look.register(connection.fileno(), select.POLLIN)
+        return not look.poll(0)
+    return False
 
 
 def _shut(connection: Any) -> None:
@@ -346,11 +427,12 @@ def _shut(connection: Any) -> None:
         ours.shutdown(socket.SHUT_RDWR)
 
 
-def within(seconds: float, connect: Callable[[], Any]) -> Any:
+def within(budget: Budget | None, connect: Callable[[], Any]) -> Any:
     """Return the connection that a function makes, on another thread.
 
     :raises TimeoutError: it takes longer; a connection that it makes later is closed.
     """
+    budget = budget or Budget(LIMIT)
     outcome: Future[Any] = Future()
 
     def work() -> None:
@@ -361,11 +443,13 @@ def within(seconds: float, connect: Callable[[], Any]) -> Any:
 
     # Not of an executor: the process may end, and may still connect while it ends.
     threading.Thread(target=work, name="byok-connect", daemon=True).start()
-    try:
-        return outcome.result(max(seconds, 0))
-    except TimeoutError:
-        outcome.add_done_callback(_close)
-        raise TimeoutError("The database gave no connection in time.") from None
+    while budget.left > 0:
+        # In short waits, so that time without CPU hardly counts.
+        if futures.wait((outcome,), _SHORT_WAIT).done:
+            return outcome.result()
+        budget.left -= _SHORT_WAIT
+    outcome.add_done_callback(_close)
+    raise TimeoutError("The database gave no connection in time.")
 
 
 def _close(late: Future[Any]) -> None:

@@ -5,11 +5,26 @@ A driver's own text may contain an address, a user's name or what was sent, so n
 
 from __future__ import annotations
 
+import logging
+import threading
+
 _READ_ONLY = "The database is read-only: give the primary server's address, or let the app write file and folder."
 _FULL = "The database's disk is full: make room there."
 _NO_DATABASE = "The database server has no database of this name: make one, or mend the address."
 _NO_ENTRY = "The database server does not let this user in: mend user and password, or the server's pg_hba.conf."
 _NO_HOST = "The database's host is not known: mend its name in the address."
+_NO_CONNECTION = (
+    "The database server has no connection left: raise max_connections, or lower BYOK_DATABASE_CONNECTIONS, which "
+    "counts for each worker."
+)
+_STARTING = "The database server is starting or stopping: wait for it."
+_SLOW = "The database did not answer within BYOK_DATABASE_TIMEOUT, or the connection was lost: is it overloaded?"
+_NO_ROUTE = "The database's address cannot be reached: mend it, or the network's rules."
+_TLS = "The database server's TLS does not fit: mend sslmode and certificates in the address."
+_LOCKED = (
+    "Another connection holds what is to be changed for too long: look for a long transaction."
+)
+_PARAMETER = "The database's address has a parameter that libpq does not know: take it out."
 _REFUSED = "Nothing listens at the database's address: is the server up, and is the port right?"
 
 #: By PostgreSQL's SQLSTATE (its documentation, appendix A), or the beginning of one.
@@ -18,35 +33,123 @@ _BY_STATE = {
     "28": _NO_ENTRY,
     "25006": _READ_ONLY,
     "53100": _FULL,
-    "53300": "The database server has no connection left: raise max_connections, or use fewer workers.",
+    "53300": _NO_CONNECTION,
+    "55P03": _LOCKED,
+    "57014": _SLOW,
+    "57P": _STARTING,
 }
 #: While connecting libpq has a text only, the server's own in the server's language.
 _BY_TEXT = {
+    "too many connections": _NO_CONNECTION,
+    "too many clients": _NO_CONNECTION,
+    "connection slots are reserved": _NO_CONNECTION,
+    "no more connections allowed": _NO_CONNECTION,  # PgBouncer
+    "the database system is": _STARTING,
+    "invalid connection option": _PARAMETER,
+    "invalid URI query parameter": _PARAMETER,
+    "query_wait_timeout": _SLOW,  # PgBouncer
     "password authentication failed": _NO_ENTRY,
     "no password supplied": _NO_ENTRY,
     "no pg_hba.conf entry": _NO_ENTRY,
+    "is not permitted to log in": _NO_ENTRY,
+    "authentication failed": _NO_ENTRY,
     'role "': _NO_ENTRY,
+    "no such database": _NO_DATABASE,  # PgBouncer
+    "no such user": _NO_ENTRY,
     '" does not exist': _NO_DATABASE,
     "failed to resolve host": _NO_HOST,
     "could not translate host name": _NO_HOST,
     "Connection refused": _REFUSED,
+    "No route to host": _NO_ROUTE,
+    "is unreachable": _NO_ROUTE,
+    "SSL": _TLS,
+    "certificate": _TLS,
+    "timeout expired": _SLOW,
+    "timed out": _SLOW,
+    "connection is lost": _SLOW,
+    "closed the connection": _SLOW,
 }
 #: By SQLite's primary result code (sqlite.org/rescode.html).
 _BY_SQLITE_CODE = {
+    5: _LOCKED,
+    6: _LOCKED,
     8: _READ_ONLY,
     11: "The SQLite file is damaged: restore it from a backup.",
     13: _FULL,
     14: "The SQLite file cannot be opened: mend its path, or the rights on the file and its folder.",
     26: "The file is not a SQLite database: mend its path.",
 }
+_REDIS_FULL = "Redis is full: raise its maxmemory."
+_REDIS_READ_ONLY = "This Redis is a read-only replica: give the address of the primary server."
+_REDIS_FORBIDS = "Redis does not let this user do what is needed: mend its ACL."
 #: By redis-py's name of the error.
 _BY_REDIS_ERROR = {
     "AuthenticationError": "Redis refuses this user or password: mend the address.",
-    "NoPermissionError": "Redis does not let this user do what is needed: mend its ACL.",
-    "ReadOnlyError": "This Redis is a read-only replica: give the address of the primary server.",
-    "OutOfMemoryError": "Redis is full: raise its maxmemory.",
+    "NoPermissionError": _REDIS_FORBIDS,
+    "ReadOnlyError": _REDIS_READ_ONLY,
+    "OutOfMemoryError": _REDIS_FULL,
+    "TimeoutError": "Redis did not answer within BYOK_REDIS_TIMEOUT: is it overloaded, or too far away?",
+    "BusyLoadingError": "Redis is still loading its data: wait for it.",
+    "MasterNotFoundError": "Sentinel names no primary server: are name and addresses right, and is one up?",
+    "ClusterDownError": "The Redis Cluster does not serve all slots: is a node without a replica down?",
 }
+#: By the code within Redis's text; Redis 6.2 puts that of a command before its script's.
+_BY_REDIS_CODE = {
+    "OOM ": _REDIS_FULL,
+    "READONLY ": _REDIS_READ_ONLY,
+    "NOPERM ": _REDIS_FORBIDS,
+    "NOREPLICAS": "Redis takes no writes without its replicas (min-replicas-to-write): start them again.",
+    "MISCONF": "Redis takes no writes, as it cannot save to its disk: make room there.",
+}
+TOO_FEW_REPLICAS = (
+    "Too few replicas acknowledge a write, so changes of keys fail. After a failover this lasts until a replica is "
+    "back: for BYOK_REDIS_WAIT=1 run two replicas for each primary server."
+)
 _REDIS = "Redis does not answer, or refuses: is it up, and is its address right?"
+#: What keeps a store from changes, and not from reading.
+_ONLY_CHANGES = (_READ_ONLY, _FULL, _LOCKED)
+
+_logger = logging.getLogger("flask_byok.stores")
+
+
+class Reporter:
+    """Logs once why a store fails, and once that it is over.
+
+    :param name: the store's, at the beginning of a sentence.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        #: Reasons that keep changes away, and an empty one if the store does not answer at all.
+        self._said: set[str] = set()
+
+    def failed(self, error: BaseException, *, answered: bool = False) -> None:
+        """Note a fault.
+
+        :param answered: the store answers, and may do other things.
+        """
+        reason = reason_of(error)
+        self.fault(reason or type(error).__name__, answered=answered or reason in _ONLY_CHANGES)
+
+    def fault(self, reason: str, *, answered: bool) -> None:
+        """Note a fault for a reason; see ``failed``."""
+        key = reason if answered else ""
+        with self._lock:
+            if key in self._said:
+                return
+            self._said.add(key)
+        _logger.warning("%s failed: %s", self._name, reason)
+
+    def success(self, *, changed: bool) -> None:
+        """Note that the store answered, or did a change too."""
+        if not self._said:  # without the lock, as this is in every call
+            return
+        with self._lock:
+            before, self._said = self._said, set() if changed else self._said - {""}
+            if self._said or not before:
+                return
+        _logger.warning("%s works again.", self._name)
 
 
 def reason_of(error: BaseException | None) -> str | None:
@@ -61,13 +164,18 @@ def reason_of(error: BaseException | None) -> str | None:
 
 def _reason(error: BaseException) -> str | None:
     if type(error).__module__.startswith("redis."):
-        return _BY_REDIS_ERROR.get(type(error).__name__, _REDIS)
+        if reason := _BY_REDIS_ERROR.get(type(error).__name__):
+            return reason
+        text = str(error)
+        return next((reason for code, reason in _BY_REDIS_CODE.items() if code in text), _REDIS)
+    if isinstance(error, TimeoutError):
+        return _SLOW
     code = getattr(error, "sqlite_errorcode", None)
     if code is not None:
         return _BY_SQLITE_CODE.get(code & 0xFF)
     state = getattr(error, "sqlstate", None)
     if state is not None:
-        return _BY_STATE.get(state) or _BY_STATE.get(state[:2])
+        return next((_BY_STATE[state[:n]] for n in (5, 3, 2) if state[:n] in _BY_STATE), None)
     if type(error).__module__.startswith("psycopg"):
         text = str(error)
         return next((reason for words, reason in _BY_TEXT.items() if words in text), None)

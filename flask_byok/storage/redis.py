@@ -7,7 +7,6 @@ The clients are our own: the host's address and credentials with our limits. By 
 from __future__ import annotations
 
 import copy
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -24,31 +23,38 @@ from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
 from .breaker import Breaker
+from .reasons import TOO_FEW_REPLICAS, Reporter
 
-#: Seconds to connect, to wait for an answer, and to wait for a free connection; together under 0.5.
-CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1
-#: A Cluster client that got no answer asks for the nodes before it gives up: twice as many waits.
-CLUSTER_READ_TIMEOUT = 0.2
+#: Seconds to connect, to wait for an answer, and to wait for a free connection, where the settings do not say it.
+TIMEOUT = 0.5
 #: Connections of one process to one server.
 MAX_CONNECTIONS = 64
 #: Of these, connections that are kept at hand, out of the pool.
 _KEPT = 16
-#: Milliseconds that replicas have to acknowledge a change, on a Cluster and elsewhere. Redis ends such
-#: a wait up to 100 ms late, which must still be within the read timeout.
-_CLUSTER_WAIT_LIMIT, _WAIT_LIMIT = 50, 100
+#: Milliseconds that replicas have to acknowledge a change, and the part of the timeout that this may be. Redis ends
+#: such a wait up to 100 ms late, which must still be within the timeout.
+_WAIT_LIMIT, _FOR_WAIT = 100, 0.4
+#: Bytes by which a document may grow in a full Redis: as much as marking records as leaving adds, and less than a key.
+_SMALL_GROWTH = 256
 
 _FAILURES = (RedisError, exceptions.RedisClusterException, exceptions.ChildDeadlockedError, OSError)
 _REVISION = 16
 
-_logger = logging.getLogger("flask_byok.stores")
-
 T = TypeVar("T")
 
 #: Each script touches one key, so it runs on a Cluster too.
-#: On a document. ARGV: the revision that was seen or nothing, revision and body, lifetime.
+#: On a document. ARGV: the revision that was seen or nothing, revision and body, lifetime, small growth. A full Redis
+#: must still take the removal of a key: a script that has deleted something may write, from Redis 6.2 on.
 _SWAP = """
 if redis.call('GETRANGE', KEYS[1], 0, 15) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+local done = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if done.err then
+    if not string.find(done.err, 'OOM') or #ARGV[2] > redis.call('STRLEN', KEYS[1]) + tonumber(ARGV[4]) then
+        return done
+    end
+    redis.call('DEL', KEYS[1])
+    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+end
 return 1
 """
 #: On a session id. ARGV: the ref to lead to, the one that it may replace or nothing, lifetime.
@@ -71,6 +77,8 @@ redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]
 """
 _DELETE = "return redis.call('DEL', KEYS[1])"
+#: What a full Redis does as well, so that its success does not tell that others would.
+_NO_MEMORY = (_FORGET, _DELETE)
 
 
 class RedisDocuments:
@@ -79,18 +87,20 @@ class RedisDocuments:
     :param client_or_url: see :func:`limited_client`.
     :param wait: replicas that must acknowledge a change. Each change then waits for them (Redis
         ``WAIT``) and fails with ``StoreError`` if too few answer in time.
+    :param timeout: seconds to connect, and to wait for an answer; by default ``TIMEOUT``.
     """
 
     name = "Redis"
 
-    def __init__(self, client_or_url: Any, *, wait: int = 0) -> None:
+    def __init__(self, client_or_url: Any, *, wait: int = 0, timeout: float | None = None) -> None:
+        timeout = timeout or TIMEOUT
         #: The client with our own time limits.
-        self.client = limited_client(client_or_url)
-        self.breaker = Breaker()
+        self.client = limited_client(client_or_url, timeout)
+        self.breaker, self._reporter = Breaker(), Reporter("Redis")
         self._execute: Callable[..., Any] = self.client.execute_command
         if not isinstance(self.client, RedisCluster):
             self._execute = _Line(self.client.connection_pool)
-        self._wait = wait
+        self._wait, self._wait_limit = wait, min(_WAIT_LIMIT, int(timeout * 1000 * _FOR_WAIT))
 
     def apart(self) -> RedisDocuments:
         """Return the same store for counts: behind a breaker of its own, and no replica must know."""
@@ -98,9 +108,10 @@ class RedisDocuments:
         twin.breaker, twin._wait = Breaker(), 0
         return twin
 
-    def guarded(self, function: Callable[..., T], *args: Any) -> T:
+    def guarded(self, function: Callable[..., T], *args: Any, changes: bool = False) -> T:
         """Call a function that asks Redis.
 
+        :param changes: its success tells that Redis takes changes.
         :raises StoreError: Redis does not answer, or did not just before.
         """
         if not self.breaker.allow():
@@ -110,10 +121,10 @@ class RedisDocuments:
         except _FAILURES as error:
             answered = isinstance(error, ResponseError)
             (self.breaker.success if answered else self.breaker.fault)()
-            # The error's own text may hold an address, or what was sent.
-            _logger.warning("Redis failed: %s", type(error).__name__)
+            self._reporter.failed(error, answered=answered)
             raise StoreError(tier="session") from None
         self.breaker.success()
+        self._reporter.success(changed=changes)
         return result
 
     def find(self, sid: str) -> str | None:
@@ -139,7 +150,7 @@ class RedisDocuments:
     def swap(self, ref: str, seen: str | None, revision: str, body: bytes, ttl: float) -> bool:
         """Replace a document if its revision is still ``seen`` (None: if there is none)."""
         written = revision.encode() + body
-        args = (seen or "", written, _milliseconds(ttl))
+        args = (seen or "", written, _milliseconds(ttl), _SMALL_GROWTH)
         return bool(self._change(_SWAP, _document_key(ref), *args))
 
     def delete(self, ref: str) -> None:
@@ -161,12 +172,15 @@ class RedisDocuments:
             return self._run(script, key, *args)
         result, replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
         if replicas < self._wait:
+            self._reporter.fault(TOO_FEW_REPLICAS, answered=True)
             raise StoreError("Too few Redis replicas have acknowledged the change.", tier="session")
+        self._reporter.success(changed=script not in _NO_MEMORY)
         return result
 
     def _run(self, script: str, key: str, *args: Any) -> Any:
         # The scripts are short: their names (EVALSHA) would save little, and the server may not know them.
-        return self.guarded(self._execute, "EVAL", script, 1, key, *args)
+        changes = script not in _NO_MEMORY
+        return self.guarded(self._execute, "EVAL", script, 1, key, *args, changes=changes)
 
     def _evaluate_and_wait(self, script: str, key: str, *args: Any) -> list[Any]:
         answers = self._pipelined(script, key, *args)
@@ -179,14 +193,14 @@ class RedisDocuments:
         return answers
 
     def _pipelined(self, script: str, key: str, *args: Any) -> list[Any]:
-        node, limit = self.client, _WAIT_LIMIT
+        node = self.client
         if isinstance(node, RedisCluster):
             owner = node.get_node_from_key(key)  # type: ignore[no-untyped-call]
-            node, limit = node.get_redis_connection(owner), _CLUSTER_WAIT_LIMIT
+            node = node.get_redis_connection(owner)
         # WAIT counts for the connection that wrote, so both go through one pipeline.
         pipeline = node.pipeline(transaction=False)
         pipeline.execute_command("EVAL", script, 1, key, *args)  # type: ignore[no-untyped-call]
-        pipeline.execute_command("WAIT", self._wait, limit)  # type: ignore[no-untyped-call]
+        pipeline.execute_command("WAIT", self._wait, self._wait_limit)  # type: ignore[no-untyped-call]
         answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
 
@@ -259,21 +273,23 @@ _OURS = re.compile(
 )
 
 
-def limited_client(client_or_url: Any) -> Redis | RedisCluster:
+def limited_client(client_or_url: Any, timeout: float | None = None) -> Redis | RedisCluster:
     """Make a client of our own for the same Redis.
 
     :param client_or_url: a URL, or a redis-py client: ``Redis``, a Sentinel's master,
         ``RedisCluster``.
+    :param timeout: seconds to connect, and to wait for an answer; by default ``TIMEOUT``.
     :raises ConfigurationError: it is neither.
     :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
     """
     if isinstance(client_or_url, str):
         with suppress(ValueError):
             client_or_url = Redis.from_url(client_or_url)
+    timeout = timeout or TIMEOUT
     if isinstance(client_or_url, RedisCluster):
-        return _cluster(client_or_url)
+        return _cluster(client_or_url, timeout)
     if isinstance(client_or_url, Redis):
-        return _single(client_or_url)
+        return _single(client_or_url, timeout)
     # Without the URL: it may hold a password.
     raise ConfigurationError(
         "BYOK_REDIS is not a Redis: use a redis://, rediss:// or unix:// URL, or a redis-py client (Redis, a "
@@ -281,26 +297,25 @@ def limited_client(client_or_url: Any) -> Redis | RedisCluster:
     )
 
 
-def _single(client: Redis) -> Redis:
+def _single(client: Redis, timeout: float) -> Redis:
     pool = client.connection_pool
-    options = _limits(pool.connection_kwargs) | {"connection_class": pool.connection_class}
+    options = _limits(pool.connection_kwargs, timeout) | {"connection_class": pool.connection_class}
     if isinstance(pool, SentinelConnectionPool):
         sentinel = copy.copy(pool.sentinel_manager)
-        sentinel.sentinels = [_single(each) for each in sentinel.sentinels]
+        sentinel.sentinels = [_single(each, timeout) for each in sentinel.sentinels]
         sentinel.connection_kwargs = options | {"max_connections": MAX_CONNECTIONS}
         found: Redis = sentinel.master_for(
             pool.service_name, check_connection=pool.check_connection
         )
         return found
-    options |= {"max_connections": MAX_CONNECTIONS, "timeout": POOL_TIMEOUT}
+    options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
     bounded = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
     return Redis(connection_pool=bounded)
 
 
-def _cluster(client: RedisCluster) -> RedisCluster:
-    options = _limits(client.get_connection_kwargs())  # type: ignore[no-untyped-call]
+def _cluster(client: RedisCluster, timeout: float) -> RedisCluster:
+    options = _limits(client.get_connection_kwargs(), timeout)  # type: ignore[no-untyped-call]
     options = {name: value for name, value in options.items() if name not in ("host", "port", "db")}
-    options["socket_timeout"] = CLUSTER_READ_TIMEOUT
     known = client.get_nodes()  # type: ignore[no-untyped-call]
     nodes = [ClusterNode(node.host, node.port) for node in known]  # type: ignore[no-untyped-call]
     try:
@@ -315,11 +330,11 @@ def _cluster(client: RedisCluster) -> RedisCluster:
         raise StoreError(message, tier="session") from None
 
 
-def _limits(options: dict[str, Any]) -> dict[str, Any]:
+def _limits(options: dict[str, Any], timeout: float) -> dict[str, Any]:
     kept = {name: value for name, value in options.items() if not _OURS.match(name)}
     return kept | {
-        "socket_connect_timeout": CONNECT_TIMEOUT,
-        "socket_timeout": READ_TIMEOUT,
+        "socket_connect_timeout": timeout,
+        "socket_timeout": timeout,
         "retry": Retry(NoBackoff(), 0),
         "decode_responses": False,
         # RESP3 can push messages that raise the time limits.

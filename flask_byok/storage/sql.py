@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,13 +11,13 @@ from functools import partial
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy import Connection, Table, exc
+from sqlalchemy import Connection, Engine, Table, exc
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
 from .breaker import Breaker
 from .engine import Transactions, open_engine
-from .reasons import reason_of
+from .reasons import Reporter
 from .tables import canaries, session_documents, session_names
 
 #: Two workers that add the same row at once meet in the database; this many tries are plenty.
@@ -33,7 +32,8 @@ _REFUSED = (
     "The database's user may not make tables, or not use those that begin with byok_: let an administrator run "
     "what 'flask byok db sql' prints, and grant it SELECT, INSERT, UPDATE and DELETE on them."
 )
-_logger = logging.getLogger("flask_byok.stores")
+#: Sessions and accounts may share an engine, whose faults are then logged once.
+_reporters: weakref.WeakKeyDictionary[Engine, Reporter] = weakref.WeakKeyDictionary()
 
 T = TypeVar("T")
 
@@ -46,7 +46,8 @@ class Database:
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
     :param tables: the tables that must be there.
     :param tier: the tier that a ``StoreError`` names.
-    :param own_file: nothing else uses the SQLite file, so an older version's tables are upgraded.
+    :param opening: how to open a URL, see ``open_engine``. With ``own_file`` nothing else uses the SQLite file, so an
+        older version's tables are upgraded.
     """
 
     def __init__(
@@ -55,15 +56,17 @@ class Database:
         tables: Iterable[Table],
         *,
         tier: str | None = None,
-        own_file: bool = False,
+        **opening: Any,
     ) -> None:
-        self.engine = open_engine(engine_or_url, own_file=own_file)
+        self.engine = open_engine(engine_or_url, **opening)
         self.transactions = Transactions(self.engine)
         if self.engine is not engine_or_url:
             # Our connections end with us and our twins; the host's stay the host's.
             weakref.finalize(self.transactions, self.engine.dispose)
         self.breaker = Breaker()
-        self._tables, self._tier, self._own_file = tuple(tables), tier, own_file
+        self._reporter = _reporters.setdefault(self.engine, Reporter("The database"))
+        self._tables, self._tier = tuple(tables), tier
+        self._own_file: bool = opening.get("own_file", False)
         self._ready = False
 
     def apart(self) -> Database:
@@ -88,15 +91,20 @@ class Database:
 
     def write(self, statement: Any, values: Mapping[str, Any] | None = None) -> int:
         """Run one statement and return how many rows it changed; see ``run``."""
-        return self.run(lambda connection: connection.execute(statement, values).rowcount)
+
+        def work(connection: Connection) -> int:
+            return connection.execute(statement, values).rowcount
+
+        return self.call(lambda: self._try(self.transactions.single, work), changes=True)
 
     def change(self, work: Callable[[Connection], T]) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
-        return self.call(lambda: self._try(self.transactions.several, work))
+        return self.call(lambda: self._try(self.transactions.several, work), changes=True)
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], T], *, changes: bool = False) -> T:
         """Call a function that uses the transactions, even if there are no tables.
 
+        :param changes: its success tells that the database takes changes.
         :raises StoreError: the database does not answer, or refuses.
         :raises ConfigurationError: its user has not the rights.
         """
@@ -112,13 +120,13 @@ class Database:
             self._ready = False
             if is_without_right(error):
                 raise OutdatedTablesError(_REFUSED) from None
-            # The error's own text may hold an address, or what was sent.
-            _logger.warning("The database failed: %s", reason_of(error) or type(error).__name__)
+            self._reporter.failed(error)
             raise StoreError(tier=self._tier) from None
         except ByokError:
             self.breaker.success()  # what it answered was refused
             raise
         self.breaker.success()
+        self._reporter.success(changed=changes)
         return result
 
     def _try(
@@ -194,17 +202,16 @@ class SqlDocuments:
     writers queue for it for 5 seconds.
 
     :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
-    :param own_file: nothing else uses the SQLite file, so an older version's tables in it are upgraded
-        at first use.
+    :param opening: how to open a URL, see ``Database``.
     """
 
     name = "the database"
 
     def __init__(
-        self, engine_or_url: Any, *, clock: Callable[[], float] = time.time, own_file: bool = False
+        self, engine_or_url: Any, *, clock: Callable[[], float] = time.time, **opening: Any
     ) -> None:
         needed = (session_documents, session_names, canaries)
-        self._database = Database(engine_or_url, needed, tier="session", own_file=own_file)
+        self._database = Database(engine_or_url, needed, tier="session", **opening)
         self.engine = self._database.engine
         self._clock = clock
         self._next_purge = 0.0

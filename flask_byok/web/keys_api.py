@@ -97,19 +97,19 @@ class Keys(KeyList):
 
 
 class SetResponse(TypedDict):
-    """The key is stored, and effective at once."""
+    """The key is stored, and effective at once; ``provider`` is null if a store is away that only the status needs."""
 
     success: Literal[True]
-    provider: Status
+    provider: Status | None
     validation: ValidationFacts | None
 
 
 class ClearResponse(TypedDict):
-    """The key is removed; ``cleared`` is empty if there was none."""
+    """The key is removed; ``cleared`` is empty if there was none. For ``provider`` see ``SetResponse``."""
 
     success: Literal[True]
     cleared: list[Annotated[str, Meta(extra_json_schema={"enum": ["session", "user"]})]]
-    provider: Status
+    provider: Status | None
 
 
 class PromoteResponse(TypedDict):

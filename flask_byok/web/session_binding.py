@@ -14,7 +14,7 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -99,12 +99,12 @@ class _Seen:
 class SessionBinding:
     """Follow the host's session of one app through each request.
 
-    :param index_key: hashes session ids.
+    :param index_keys: hash session ids; the present key first, then those of ``SECRET_KEY_FALLBACKS``.
     :param identity: names the present user, or a visitor.
     """
 
     store: Sessions
-    index_key: bytes
+    index_keys: Sequence[bytes]
     identity: Callable[[], str]
 
     def init_app(self, app: Flask) -> None:
@@ -243,13 +243,19 @@ class SessionBinding:
         return SessionRef(self._hash(seen.sid), ref)
 
     def _hash(self, sid: str) -> str:
-        return hmac.digest(self.index_key, sid.encode(), "sha256").hex()
+        return " ".join(hmac.digest(key, sid.encode(), "sha256").hex() for key in self.index_keys)
 
 
 def index_key(secret_key: str | bytes) -> bytes:
     """Derive the key that hashes session ids; a rotation of the encryption key does not change it."""
     raw = secret_key.encode() if isinstance(secret_key, str) else secret_key
     return hmac.digest(raw, b"flask-byok session index", "sha256")
+
+
+def secret_keys(app: Flask) -> list[str | bytes]:
+    """Return the host's secret keys, the present one first."""
+    keys = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
+    return [key for key in keys if key]
 
 
 def app_name(secret_key: str | bytes) -> str:

@@ -22,7 +22,7 @@ from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.engine import open_engine, patiently
 from flask_byok.storage.sql import Transactions
 from flask_byok.storage.tables import audit_heads, credentials
-from tests.patience import everyday_limits, in_time
+from tests.patience import in_time, short_limits
 
 from .account_kinds import ANN, BEN, KEYRING, event_of, make_record, open_key
 
@@ -82,7 +82,7 @@ def test_worker_that_dies_within_a_change(postgres_url: str) -> None:
 
 def test_held_chain(postgres_url: str) -> None:
     """An owner whose chain another transaction holds is refused in time; reading and other owners go on."""
-    with everyday_limits():
+    with short_limits():
         store = open_accounts(postgres_url, KEYRING)
     store.create(make_record(), event_of())
     other = create_engine(postgres_url)
@@ -101,7 +101,7 @@ def test_held_chain(postgres_url: str) -> None:
 
 def test_long_calls_may_wait(postgres_url: str) -> None:
     """What is given a longer time gets it from the server too, and nothing after it does."""
-    with everyday_limits():
+    with short_limits():
         engine = open_engine(postgres_url)
     transactions = Transactions(engine)
 
@@ -114,7 +114,7 @@ def test_long_calls_may_wait(postgres_url: str) -> None:
             names = ("statement_timeout", "lock_timeout")
             return [connection.execute(text(f"SHOW {name}")).scalar() for name in names]
 
-    with everyday_limits(), patiently(5):
+    with short_limits(), patiently(5):
         transactions.call(sleep)
         assert transactions.call(limits) == ["5s", "5s"]
     assert transactions.call(limits) == ["350ms", "300ms"]

@@ -17,7 +17,7 @@ from flask_byok import ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, HostApp, fingerprint, make_app
 from tests.keeper import OWN, SHARED, Keeper, close, keeper
-from tests.patience import everyday_limits, in_time
+from tests.patience import in_time, short_limits
 from tests.services import PostgresServer, wait_until
 
 
@@ -187,7 +187,7 @@ def _outages(harmed: PostgresServer, app: HostApp, times: int) -> list[Changer]:
     try:
         for number in range(times):
             time.sleep(0.5 + 0.1 * number)
-            with everyday_limits():
+            with short_limits():
                 harmed.harm(("killed", "frozen")[number % 2])
                 time.sleep(0.6)
                 harmed.revive()

@@ -14,7 +14,7 @@ from flask_byok import BYOK, ConfigurationError
 from flask_byok.cli import byok
 from flask_byok.testing import FakeProviders
 from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
-from tests.patience import everyday_limits, soon
+from tests.patience import short_limits, soon
 from tests.services import RedisServer, wait_until
 
 
@@ -161,7 +161,7 @@ def _assert_refused(client: Browser) -> None:
 
 
 def _hosts(where: str, tmp_path: Path, fake: FakeProviders, url: str) -> HostApp:
-    with everyday_limits():
+    with short_limits():
         if where == "sessions on disk":
             return make_app(tmp_path, fake, byok_redis_url=url)
         return make_app(tmp_path, fake, redis_url=url)

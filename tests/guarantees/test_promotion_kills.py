@@ -15,7 +15,7 @@ from flask_byok.errors import StoreError
 from flask_byok.model.owner import Caller
 from flask_byok.storage import engine, redis
 from flask_byok.testing import FakeProviders
-from tests.patience import everyday_limits
+from tests.patience import short_limits
 from tests.services import PostgresServer, Server, create_database
 from tests.storage.redis_kinds import TunedRedis
 from tests.worlds import World
@@ -192,7 +192,7 @@ def interrupted_at(
     world = place.world()
     caller = begin(world, f"{place.folder.name}-{at}")
     close(world)
-    with everyday_limits(redis) if interrupt is frozen else nullcontext():
+    with short_limits(redis) if interrupt is frozen else nullcontext():
         world = place.world()
     revive: list[Callable[[], object]] = []
     points = Points(at, lambda: revive.append(interrupt(server)), labels, inside=inside)
@@ -219,7 +219,7 @@ def killed(server: Server) -> Callable[[], object]:
 def frozen(server: Server) -> Callable[[], object]:
     """Stop a server; what this returns lets it go on."""
     frozen = ExitStack()
-    frozen.enter_context(everyday_limits(engine))
+    frozen.enter_context(short_limits(engine))
     frozen.enter_context(server.frozen())
     return frozen.close
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,10 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, select, text
 from flask_byok.errors import StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
-from flask_byok.storage.engine import Watchdog, within
+from flask_byok.storage.engine import Budget, Watchdog, within
 from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import session_documents
-from tests.patience import IN_TIME, everyday_limits, in_time, soon
+from tests.patience import IN_TIME, in_time, short_limits, soon
 from tests.services import PostgresServer, wait_until
 
 from .contract import DAY, VISITOR, begin, inside, make_record
@@ -48,8 +49,8 @@ def store(server: PostgresServer) -> Iterator[Sessions]:
 
 
 def make_store(engine_or_url: Engine | URL | str) -> Sessions:
-    """Make a store with the limits that apps have where it is the server that keeps them."""
-    with everyday_limits():
+    """Make a store with short limits where it is the server that keeps them."""
+    with short_limits():
         return Sessions(SqlDocuments(engine_or_url), ttl=DAY, max_age=30 * DAY)
 
 
@@ -137,7 +138,7 @@ def test_a_hosts_engine_keeps_its_limits(server: PostgresServer) -> None:
         host.execute(text("SELECT pg_sleep(0.8)"))
         assert host.execute(text("SHOW statement_timeout")).scalar() == "0"
     slow = Database(engine, ())
-    with everyday_limits():
+    with short_limits():
         slow.run(lambda connection: connection.execute(text("SELECT pg_sleep(0.8)")))
     engine.dispose()
 
@@ -205,7 +206,9 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
 
 
 class _Line:
-    """A connection of a driver, as the watchdog sees it."""
+    """A connection of a driver with a command under way, as the watchdog sees it."""
+
+    info = SimpleNamespace(transaction_status=1)  # libpq's PQTRANS_ACTIVE
 
     def __init__(self) -> None:
         self.ours, self.theirs = socket.socketpair()
@@ -225,7 +228,7 @@ def test_watchdog() -> None:
     dog, (late, released, closed) = Watchdog(interval=0.01), (_Line() for _ in range(3))
     closed.close()
     for line, seconds in ((closed, 0.0), (released, 0.05), (late, 0.05)):
-        dog.watch(line, time.monotonic() + seconds)
+        dog.watch(line, Budget(seconds))
     assert dog.release(released)
     late.ours.settimeout(1)
     assert late.ours.recv(1) == b""
@@ -246,7 +249,7 @@ def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
         if pid == 0:
             started = time.monotonic()
             try:
-                with everyday_limits():
+                with short_limits():
                     store.read(session, VISITOR, READ)
             except StoreError:
                 os._exit(0 if time.monotonic() - started < IN_TIME else 3)
@@ -265,7 +268,7 @@ def test_late_result_is_closed() -> None:
         return line
 
     with pytest.raises(Exception, match="in time"):
-        within(0.05, connect)
+        within(Budget(0.05), connect)
     go.set()
     wait_until(lambda: line.closed, "close", timeout=2)
 
@@ -273,4 +276,4 @@ def test_late_result_is_closed() -> None:
         raise OSError("refused")
 
     with pytest.raises(OSError, match="refused"):
-        within(5, refuse)
+        within(Budget(5), refuse)

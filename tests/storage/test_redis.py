@@ -16,7 +16,7 @@ from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import redis as storage
 from flask_byok.storage.redis import RedisDocuments
-from tests.patience import everyday_limits, in_time, soon
+from tests.patience import in_time, short_limits, soon
 from tests.services import RedisServer, free_port, wait_until
 
 from .contract import (
@@ -151,14 +151,14 @@ def test_commands(redis_url: str, identity: str) -> None:
 def test_host_client_lends_its_address_only(redis_url: str) -> None:
     """A host's patient, decoding client keeps its settings, and ours has our own."""
     host = redis.Redis.from_url(redis_url, socket_timeout=30, decode_responses=True)
-    with everyday_limits():
+    with short_limits():
         store = store_on(host)
     session = begin(store)
     store.write(session, VISITOR, record := make_record())
     assert store.read(session, VISITOR, SOME).records == {"openai": record}
     assert host.get(f"byok:m:{{{session.sid}}}") == session.ref
     ours = inside(store).client.connection_pool.connection_kwargs
-    assert (ours["socket_connect_timeout"], ours["socket_timeout"]) == (0.1, 0.25)
+    assert (ours["socket_connect_timeout"], ours["socket_timeout"]) == (0.25, 0.25)
     assert host.connection_pool.connection_kwargs["socket_timeout"] == 30
     host.close()
 
@@ -228,7 +228,7 @@ def test_stopped_cluster() -> None:
     with ClusterServer() as server:
         with (
             RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", server.port)]) as client,
-            everyday_limits(),
+            short_limits(),
         ):
             store = store_on(client)
         session = begin(store)
@@ -244,7 +244,7 @@ def test_stopped_sentinel() -> None:
     """A master and a Sentinel that do not answer fail fast and come back."""
     with TunedRedis() as master, SentinelServer(master) as server:
         sentinel = Sentinel([("127.0.0.1", server.port)])
-        with sentinel.master_for("keys") as client, everyday_limits():
+        with sentinel.master_for("keys") as client, short_limits():
             store = store_on(client)
         sentinel.close()
         session = begin(store)
@@ -334,7 +334,7 @@ def test_counts_that_fail_keep_no_request_from_redis(monkeypatch: pytest.MonkeyP
         with redis.Redis.from_url(server.url) as first:
             first.config_set("cluster-node-timeout", 60_000)  # until then it serves what it has
         second.stop_process()
-        monkeypatch.setattr(storage, "CLUSTER_READ_TIMEOUT", 1)
+        monkeypatch.setattr(storage, "TIMEOUT", 1)
         hasty = store_on(inside(store).client)
         for _ in range(3):
             for _ in range(2):

@@ -91,6 +91,9 @@ class LogSecret(Protocol):
         :raises ConfigurationError: the encryption key is the wrong one.
         """
 
+    def confirm(self) -> None:
+        """Look for a wrong encryption key if that was not possible at the start; see ``secret``."""
+
     def reseal(self) -> bool:
         """Seal the secret with the current encryption key; return False if that has sealed it already."""
 
