@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
-import psycopg
 import pytest
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import text
 
+from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
 from tests.app import Browser, HostApp, browser, fingerprint, make_app
+from tests.keeper import close
 from tests.services import PgBouncer, PostgresServer, pgbouncer_binary
-from tests.storage.test_reasons import why
 
 PEOPLE = 20
+_REFUSAL = "unsupported startup parameter"
+
 if pgbouncer_binary() is None:
     pytest.skip("PgBouncer is not installed", allow_module_level=True)
 
@@ -56,21 +60,63 @@ def _trial(app: HostApp, rounds: int) -> list[str]:
     """Let 20 people work at once, each in a browser of their own."""
     with ThreadPoolExecutor(PEOPLE) as pool:
         names = [f"person-{number}" for number in range(PEOPLE)]
-        return sum(pool.map(lambda name: _work(browser(app), name, rounds), names), [])
+        found = pool.map(lambda name: _work(browser(app), name, rounds), names)
+        return list(chain.from_iterable(found))
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(6, marks=pytest.mark.stress)])
+@pytest.mark.parametrize(
+    ("rounds", "settings"),
+    [
+        (1, {}),
+        (1, {"ignore_startup_parameters": "options"}),
+        pytest.param(9, {}, marks=pytest.mark.stress),
+    ],
+)
 def test_people_behind_pgbouncer(
     server: PostgresServer,
     tmp_path: Path,
     fake: FakeProviders,
     rounds: int,
+    settings: dict[str, str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """20 people over two connections of the server: every answer is a success, and every key its owner's."""
-    with PgBouncer(server, server.create_database()) as pooler:
+    with PgBouncer(server, server.create_database(), **settings) as pooler:
         app = make_app(tmp_path, fake, BYOK_DATABASE_URL=pooler.url)
-        caplog.clear()
         assert _trial(app, rounds) == []
         assert "failed" not in caplog.text
-        app.byok_engine = None  # type: ignore[attr-defined]
+        close(app)
+        log = pooler.directory / "log"
+        before = log.read_text().count(_REFUSAL)
+        engine = get_state(app).service.sessions.documents.engine  # type: ignore[attr-defined]
+        for _ in range(3):
+            engine.dispose()
+            with engine.connect() as connection:
+                connection.execute(text("SELECT 1"))
+        engine.dispose()
+        assert log.read_text().count(_REFUSAL) == before, "what was refused once is not sent again"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "prepare_threshold=0",
+        "prepare_threshold=5",
+        "autocommit=1",
+        "row_factory=x",
+        "pgbouncer=true",
+    ],
+)
+def test_parameters_in_the_address(server: PostgresServer, query: str) -> None:
+    """Parameters of psycopg itself, and those for other languages' drivers, may be in the address."""
+    with PgBouncer(server, server.create_database()) as pooler:
+        documents = SqlDocuments(f"{pooler.url}?{query}&application_name=theirs")
+        for number in range(8):
+            assert documents.swap(f"ref-{number}", None, "1" * 16, b"body", 60)
+            assert documents.load(f"ref-{number}") == ("1" * 16, b"body")
+        lent = documents.engine.raw_connection()
+        driver: Any = lent.driver_connection
+        assert driver.info.get_parameters()["application_name"] == "theirs"
+        assert driver.prepare_threshold is None
+        lent.close()
+        documents.engine.dispose()
