@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, create_engine, event, make_url, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, select, text
 
 from flask_byok.errors import StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
+from flask_byok.storage import engine
 from flask_byok.storage.engine import Budget, Watchdog, within
 from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import session_documents
+from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
+from tests.app import KEYS, browser, make_app
+from tests.keeper import close
 from tests.patience import IN_TIME, in_time, short_limits, soon
 from tests.services import PostgresServer, wait_until
 
@@ -277,3 +286,108 @@ def test_late_result_is_closed() -> None:
 
     with pytest.raises(OSError, match="refused"):
         within(Budget(5), refuse)
+
+
+def _backend(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT pg_backend_pid()")).scalar_one())
+
+
+def test_own_slowness_is_no_fault(server: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dawdles or lets no thread run for longer than the limit blames no server."""
+    monkeypatch.setattr(engine, "LIMIT", 1.0)
+    database = Database(server.create_database(), ())
+    before = database.run(_backend)
+
+    def dawdle(connection: Connection) -> int:
+        connection.execute(text("SELECT 1"))
+        time.sleep(1.3)
+        return _backend(connection)
+
+    assert database.change(dawdle) == before
+
+    def hold_the_lock() -> None:
+        started = time.monotonic()
+        while time.monotonic() - started < 1.5:
+            sum(range(20_000_000))  # one call of the interpreter, within which no other thread runs
+
+    holder = threading.Thread(target=hold_the_lock)
+    holder.start()
+    while holder.is_alive():
+        assert database.run(_backend) == before
+    assert not database.breaker.is_open
+    database.engine.dispose()
+
+
+_ASKS = """
+import sys, time
+from sqlalchemy import text
+from flask_byok.storage import engine, redis
+from flask_byok.storage.sql import Database
+engine.LIMIT = redis.TIMEOUT = 1.0
+database, documents = Database(sys.argv[1], ()), redis.RedisDocuments(sys.argv[2])
+backends = set()
+ends = time.monotonic() + float(sys.argv[3])
+print("ready", flush=True)
+while time.monotonic() < ends:
+    backends.add(database.run(lambda one: one.execute(text("SELECT pg_backend_pid(), pg_sleep(0.02)")).scalar()))
+    documents.find("sid")
+print(len(backends))
+"""
+
+
+def test_stopped_process_blames_no_store(server: PostgresServer, redis_url: str) -> None:
+    """A worker that was stopped for longer than the limit, with a question under way, goes on where it was."""
+    command = [sys.executable, "-c", _ASKS, server.create_database(), redis_url, "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
+        for _ in range(2):
+            time.sleep(0.3)
+            worker.send_signal(signal.SIGSTOP)
+            time.sleep(1.4)
+            worker.send_signal(signal.SIGCONT)
+        out, err = worker.communicate()
+    assert (out, worker.returncode) == (b"1\n", 0), err
+
+
+@pytest.mark.stress
+def test_busy_machine_makes_no_store_error(
+    server: PostgresServer, redis_url: str, tmp_path: Path, fake: FakeProviders
+) -> None:
+    """On a machine at three times its capacity 1,000 requests of an app with the limits of apps find their stores."""
+    count = 3 * (os.cpu_count() or 1)
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        app = make_app(
+            tmp_path,
+            fake,
+            byok_redis_url=redis_url,
+            BYOK_DATABASE_URL=server.create_database(),
+            BYOK_VALIDATE_ON_SET="off",
+            BYOK_DATABASE_TIMEOUT=2.0,
+            BYOK_REDIS_TIMEOUT=0.5,
+        )
+
+        def work(number: int) -> list[int]:
+            person = browser(app)
+            person.post(f"/sign-in/person-{number}")
+            answers = []
+            for _ in range(25):
+                answers.append(person.get(KEYS).status_code)
+                person.load()
+                api_key = fake.api_key("openai")
+                saved = person.call("set", provider="openai", api_key=api_key, persist=True)
+                answers.append(saved.status_code)
+                answers.append(person.get("/used/openai").status_code)
+                answers.append(person.call("clear", provider="openai").status_code)
+            return answers
+
+        with ThreadPoolExecutor(10) as pool:
+            answers = [status for each in pool.map(work, range(10)) for status in each]
+        assert answers == [200] * 1000
+        close(app)
+        get_state(app).service.accounts.store.engine.dispose()  # type: ignore[attr-defined]
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
