@@ -77,9 +77,9 @@ _Reasons = Annotated[
 ]
 _Urls = Annotated[Mapping[str, str], _http_urls, "a mapping of provider ids to http or https URLs"]
 _Seconds = Annotated[
-    float | None, msgspec.Meta(ge=0.05, le=60), "a number of seconds from 0.05 to 60"
+    Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None, "a number of seconds from 0.05 to 60"
 ]
-_Count = Annotated[int | None, msgspec.Meta(ge=1), "a whole number from 1 up"]
+_Count = Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "a whole number from 1 up"]
 _UrlPath = Annotated[
     str, msgspec.Meta(pattern="^(/|$)"), _without_slash, "a path that starts with '/'"
 ]

@@ -1,8 +1,7 @@
 """Open databases, and keep PostgreSQL to time limits, as its drivers wait for an answer without end.
 
 A connection in use may be shut from outside: its driver then raises at once. If there is no
-connection yet, another thread waits for one, and the caller gives up in time. Only time in which the
-server owes an answer counts: a process that waits for the CPU blames no store.
+connection yet, another thread waits for one, and the caller gives up in time: see ``storage.watchdog``.
 """
 
 from __future__ import annotations
@@ -10,16 +9,11 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
-import socket
 import sqlite3
 import stat
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent import futures
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from importlib.util import find_spec
@@ -32,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import Pool, QueuePool
 
 from ..errors import ConfigurationError
+from .watchdog import Budget, budget_of_call, watchdog, within
 
 #: Seconds that a call may wait for the server, connecting included, where the settings do not say it. A serverless
 #: PostgreSQL wakes up in 1.5.
@@ -58,10 +53,6 @@ _NOT_LIBPQ = (
     *("prepare_threshold", "autocommit", "row_factory", "cursor_factory", "context"),
     *("pgbouncer", "connection_limit", "pool_timeout"),
 )
-#: libpq's number for a connection whose command has no answer yet, the same in both drivers.
-_ACTIVE = 1
-#: Seconds between two looks at a connection under way.
-_SHORT_WAIT = 0.05
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 
 # For one transaction.
@@ -100,10 +91,7 @@ def open_engine(
     is_sqlite = url.get_backend_name() == "sqlite"
     # For the host's SQLite too: hosts often begin transactions in ways of their own, which ours would
     # collide with.
-    if host is None or is_sqlite:
-        engine = _own_engine(url, timeout, connections or CONNECTIONS)
-    else:
-        engine = host
+    engine = host if host and not is_sqlite else _own_engine(url, timeout, connections)
     if _in_memory(url):
         return engine
     if is_sqlite:
@@ -132,7 +120,7 @@ def _in_memory(url: URL) -> bool:
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
-def _own_engine(url: URL, timeout: float | None, connections: int) -> Engine:
+def _own_engine(url: URL, timeout: float | None, connections: int | None) -> Engine:
     is_limited = url.drivername in _LIBPQ
     if is_limited:
         url = url.difference_update_query(_NOT_LIBPQ)
@@ -142,7 +130,7 @@ def _own_engine(url: URL, timeout: float | None, connections: int) -> Engine:
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,
             execution_options={_LIMITED: (timeout or 0) if is_limited else None},
-            **_options(url, timeout or LIMIT, connections),
+            **_options(url, timeout or LIMIT, connections or CONNECTIONS),
         )
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigurationError(
@@ -196,8 +184,10 @@ class _Connector:
         self._sends_limits = True
 
     def __call__(self, dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
-        connection = within(_budget.get(), lambda: self._connect(dialect, args, options))
-        if (budget := _budget.get()) is not None:
+        connection = within(
+            budget_of_call.get() or Budget(LIMIT), lambda: self._connect(dialect, args, options)
+        )
+        if (budget := budget_of_call.get()) is not None:
             # SQLAlchemy asks a new connection about the server before we get it.
             watchdog.watch(connection, budget)
         return connection
@@ -254,19 +244,6 @@ os.register_at_fork(after_in_child=_leave_parents_connections)
 _given: ContextVar[float | None] = ContextVar("flask_byok_given", default=None)
 
 
-class Budget:
-    """The seconds that a call may still wait for the server."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, seconds: float) -> None:
-        self.left = seconds
-
-
-#: That of this thread's call under way.
-_budget: ContextVar[Budget | None] = ContextVar("flask_byok_budget", default=None)
-
-
 @contextmanager
 def patiently(seconds: float = LONG_LIMIT) -> Iterator[None]:
     """Give every call in a block this many seconds: no request waits for it."""
@@ -310,16 +287,16 @@ class Transactions:
         """
         if not self._is_limited:
             return function()
-        outer = _budget.set(Budget(seconds(self._limit)))
+        outer = budget_of_call.set(Budget(seconds(self._limit)))
         try:
             return function()
         finally:
-            _budget.reset(outer)
+            budget_of_call.reset(outer)
 
-    def in_time(self) -> bool:
-        """Return True if the call under way may still ask."""
-        budget = _budget.get()
-        return budget is None or budget.left > 0
+    def in_time(self, until: float) -> bool:
+        """Return True if the call under way may still ask; without a limit of ours, until then (monotonic seconds)."""
+        budget = budget_of_call.get()
+        return time.monotonic() < until if budget is None else budget.left > 0
 
     def single(self) -> AbstractContextManager[Connection]:
         """Return a connection, as a context, whose statements each commit by themselves."""
@@ -348,116 +325,9 @@ class Transactions:
                 yield connection
                 return
             driver = connection.connection.dbapi_connection
-            watchdog.watch(driver, _budget.get() or Budget(seconds(self._limit)))
+            watchdog.watch(driver, budget_of_call.get() or Budget(seconds(self._limit)))
             try:
                 yield connection
             finally:
                 if not watchdog.release(driver):
                     connection.invalidate()
-
-
-class Watchdog:
-    """Shuts the sockets of connections whose server owes an answer for too long.
-
-    Each look charges a connection for the time since the last one, unless the answer is there to be read or nothing
-    was asked: then it is we who are slow. A look that comes late, because the process had no CPU or was stopped,
-    charges for two intervals at most.
-
-    :param interval: seconds between two looks.
-    """
-
-    def __init__(self, interval: float = _SHORT_WAIT) -> None:
-        self._interval = interval
-        self.forget()
-
-    def forget(self) -> None:
-        """Watch nothing, as in a forked process, which has none of its parent's threads."""
-        self._watched: dict[int, tuple[Budget, Any]] = {}
-        self._lock = threading.Lock()
-        self._busy = threading.Event()
-        self._runs = False
-
-    def watch(self, connection: Any, budget: Budget) -> None:
-        """Shut this driver's connection, unless it is released before, once the budget is used up."""
-        with self._lock:
-            self._watched[id(connection)] = (budget, connection)
-            self._busy.set()
-            if not self._runs:
-                self._runs = True
-                threading.Thread(target=self._run, name="byok-watchdog", daemon=True).start()
-
-    def release(self, connection: Any) -> bool:
-        """Stop watching; return False if the connection was shut."""
-        # Not while it is being shut: once it is closed, its number would be another's.
-        with self._lock:
-            return self._watched.pop(id(connection), None) is not None
-
-    def _run(self) -> None:
-        while self._busy.wait():
-            started = time.monotonic()
-            time.sleep(self._interval)
-            with self._lock:
-                passed = min(time.monotonic() - started, 2 * self._interval)
-                for key, (budget, connection) in list(self._watched.items()):
-                    if not _owes_answer(connection):
-                        continue
-                    budget.left -= passed
-                    if budget.left <= 0:
-                        del self._watched[key]
-                        _shut(connection)
-                if not self._watched:
-                    self._busy.clear()
-
-
-def _owes_answer(connection: Any) -> bool:
-    """Return True if a command is under way whose answer has not come yet."""
-    # Drivers raise errors of their own for a connection that is closed by now.
-    with suppress(Exception):
-        if connection.info.transaction_status != _ACTIVE:
-            return False
-        look = select.poll()  # select() itself knows no number above 1023
-        look.register(connection.fileno(), select.POLLIN)
-        return not look.poll(0)
-    return False
-
-
-def _shut(connection: Any) -> None:
-    # Drivers raise errors of their own for a connection that is closed by now.
-    with suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as ours:
-        ours.shutdown(socket.SHUT_RDWR)
-
-
-def within(budget: Budget | None, connect: Callable[[], Any]) -> Any:
-    """Return the connection that a function makes, on another thread.
-
-    :raises TimeoutError: it takes longer; a connection that it makes later is closed.
-    """
-    budget = budget or Budget(LIMIT)
-    outcome: Future[Any] = Future()
-
-    def work() -> None:
-        try:
-            outcome.set_result(connect())
-        except BaseException as error:
-            outcome.set_exception(error)
-
-    # Not of an executor: the process may end, and may still connect while it ends.
-    threading.Thread(target=work, name="byok-connect", daemon=True).start()
-    while budget.left > 0:
-        # In short waits, so that time without CPU hardly counts.
-        if futures.wait((outcome,), _SHORT_WAIT).done:
-            return outcome.result()
-        budget.left -= _SHORT_WAIT
-    outcome.add_done_callback(_close)
-    raise TimeoutError("The database gave no connection in time.")
-
-
-def _close(late: Future[Any]) -> None:
-    # Connecting may have failed, and drivers raise errors of their own.
-    with suppress(Exception):
-        late.result().close()
-
-
-#: One for the process.
-watchdog = Watchdog()
-os.register_at_fork(after_in_child=watchdog.forget)

@@ -22,7 +22,8 @@ from .tables import canaries, session_documents, session_names
 
 #: Two workers that add the same row at once meet in the database; this many tries are plenty.
 _TRIES = 8
-#: Seconds after which no further one begins: a database that is away must not hold a request for all of them.
+#: Seconds after which no further one begins, on engines without a limit of ours: a database that is away must not hold
+#: a request for all of them.
 _PATIENCE = 1
 
 _FAULTS = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError, TimeoutError)
@@ -152,8 +153,7 @@ class Database:
                 lost = error.connection_invalidated and attempt == 0
                 # Other workers are making the tables, or one has added the same row.
                 met = not self._ready or isinstance(error, IntegrityError)
-                late = attempt == _TRIES - 1 or time.monotonic() > until
-                late = late or not self.transactions.in_time()
+                late = attempt == _TRIES - 1 or not self.transactions.in_time(until)
                 # A commit that failed may have happened: the caller has to look.
                 if ended or late or not (lost or met):
                     raise

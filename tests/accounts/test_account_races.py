@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import create_engine, event, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import reseal
@@ -125,12 +126,17 @@ def test_long_call_within_a_call(postgres_url: str) -> None:
     """The time of a longer call within a call does not count against the outer one."""
     transactions = Transactions(open_engine(postgres_url))
 
+    def ask(seconds: float) -> None:
+        with transactions.single() as connection:
+            connection.execute(text(f"SELECT pg_sleep({seconds})"))
+
     def outer() -> bool:
         with patiently(5):
-            transactions.call(lambda: time.sleep(1.1))
-        before = transactions.in_time()
-        time.sleep(1.05)
-        return before and not transactions.in_time()
+            transactions.call(lambda: ask(1.1))
+        before = transactions.in_time(0)
+        with pytest.raises(DBAPIError):
+            ask(3)
+        return before and not transactions.in_time(0)
 
     with patiently(1):
         assert transactions.call(outer)

@@ -24,9 +24,9 @@ from flask_byok.errors import StoreError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage import engine
-from flask_byok.storage.engine import Budget, Watchdog, within
 from flask_byok.storage.sql import Database, SqlDocuments
 from flask_byok.storage.tables import session_documents
+from flask_byok.storage.watchdog import Budget, Watchdog, within
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
 from tests.app import KEYS, browser, make_app
