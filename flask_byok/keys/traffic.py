@@ -26,7 +26,7 @@ from ..providers import Count
 INTERVAL = 1.0
 #: How many different entries of one kind wait at most while their store is away; they take about 5 MB.
 MAX_PENDING = 10_000
-# A batch ends after this many faults: the store may be down, and each may then take half a second.
+# A batch ends after this many faults: the store may be down, and each may then take seconds.
 _FAULTS = 3
 # Seconds that the end of the process waits for a batch that is being written.
 _PATIENCE = 2.0

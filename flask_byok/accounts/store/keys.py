@@ -97,7 +97,7 @@ class AccountStore(KeyReader):
     """Keeps credentials by owner, provider and slot.
 
     Every method raises ``StoreError`` if the database does not answer; a change has then happened
-    wholly or not at all. PostgreSQL has half a second, and longer for what no request waits for:
+    wholly or not at all. PostgreSQL has its time limit, and longer for what no request waits for:
     batches, counts of all keys and the verification of the log.
 
     :param log_secret: keys the audit log, and tells what keys the records hold.
