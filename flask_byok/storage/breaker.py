@@ -1,13 +1,18 @@
-"""Stop asking a store that does not answer, for a while."""
+"""Stop asking a store that does not answer, for a while, and say in the log why it failed."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 
+from .reasons import ONLY_CHANGES, reason_of
+
 #: Faults in a row that open a breaker, and the seconds that it is open for.
 _FAULTS, _OPEN_FOR = 2, 1.0
+
+_logger = logging.getLogger("flask_byok.stores")
 
 
 class Breaker:
@@ -52,3 +57,43 @@ class Breaker:
         with self._lock:
             self._faults += 1
             self._open_until = self._clock() + _OPEN_FOR
+
+
+class Reporter:
+    """Logs once why a store fails, and once that it is over.
+
+    :param name: the store's, at the beginning of a sentence.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        #: Reasons that keep changes away, and an empty one if the store does not answer at all.
+        self._said: set[str] = set()
+
+    def failed(self, error: BaseException, *, answered: bool = False) -> None:
+        """Note a fault.
+
+        :param answered: the store answers, and may do other things.
+        """
+        reason = reason_of(error)
+        self.fault(reason or type(error).__name__, answered=answered or reason in ONLY_CHANGES)
+
+    def fault(self, reason: str, *, answered: bool) -> None:
+        """Note a fault for a reason; see ``failed``."""
+        key = reason if answered else ""
+        with self._lock:
+            if key in self._said:
+                return
+            self._said.add(key)
+        _logger.warning("%s failed: %s", self._name, reason)
+
+    def success(self, *, changed: bool) -> None:
+        """Note that the store answered, or did a change too."""
+        if not self._said:  # without the lock, as this is in every call
+            return
+        with self._lock:
+            before, self._said = self._said, set() if changed else self._said - {""}
+            if self._said or not before:
+                return
+        _logger.warning("%s works again.", self._name)

@@ -5,9 +5,6 @@ A driver's own text may contain an address, a user's name or what was sent, so n
 
 from __future__ import annotations
 
-import logging
-import threading
-
 _READ_ONLY = "The database is read-only: give the primary server's address, or let the app write file and folder."
 _FULL = "The database's disk is full: make room there."
 _NO_DATABASE = "The database server has no database of this name: make one, or mend the address."
@@ -107,49 +104,7 @@ TOO_FEW_REPLICAS = (
 )
 _REDIS = "Redis does not answer, or refuses: is it up, and is its address right?"
 #: What keeps a store from changes, and not from reading.
-_ONLY_CHANGES = (_READ_ONLY, _FULL, _LOCKED)
-
-_logger = logging.getLogger("flask_byok.stores")
-
-
-class Reporter:
-    """Logs once why a store fails, and once that it is over.
-
-    :param name: the store's, at the beginning of a sentence.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        #: Reasons that keep changes away, and an empty one if the store does not answer at all.
-        self._said: set[str] = set()
-
-    def failed(self, error: BaseException, *, answered: bool = False) -> None:
-        """Note a fault.
-
-        :param answered: the store answers, and may do other things.
-        """
-        reason = reason_of(error)
-        self.fault(reason or type(error).__name__, answered=answered or reason in _ONLY_CHANGES)
-
-    def fault(self, reason: str, *, answered: bool) -> None:
-        """Note a fault for a reason; see ``failed``."""
-        key = reason if answered else ""
-        with self._lock:
-            if key in self._said:
-                return
-            self._said.add(key)
-        _logger.warning("%s failed: %s", self._name, reason)
-
-    def success(self, *, changed: bool) -> None:
-        """Note that the store answered, or did a change too."""
-        if not self._said:  # without the lock, as this is in every call
-            return
-        with self._lock:
-            before, self._said = self._said, set() if changed else self._said - {""}
-            if self._said or not before:
-                return
-        _logger.warning("%s works again.", self._name)
+ONLY_CHANGES = (_READ_ONLY, _FULL, _LOCKED)
 
 
 def reason_of(error: BaseException | None) -> str | None:

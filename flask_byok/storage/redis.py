@@ -22,8 +22,8 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
-from .breaker import Breaker
-from .reasons import TOO_FEW_REPLICAS, Reporter
+from .breaker import Breaker, Reporter
+from .reasons import TOO_FEW_REPLICAS
 
 #: Seconds to connect, to wait for an answer, and to wait for a free connection, where the settings do not say it.
 TIMEOUT = 0.5

@@ -15,9 +15,8 @@ from sqlalchemy import Connection, Engine, Table, exc
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
-from .breaker import Breaker
+from .breaker import Breaker, Reporter
 from .engine import Transactions, open_engine
-from .reasons import Reporter
 from .tables import canaries, session_documents, session_names
 
 #: Two workers that add the same row at once meet in the database; this many tries are plenty.
