@@ -23,7 +23,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
-from .breaker import Breaker
+from .breaker import Breaker, measured
 
 #: Seconds to connect, to wait for an answer, and to wait for a free connection; together under 0.5.
 CONNECT_TIMEOUT, READ_TIMEOUT, POOL_TIMEOUT = 0.1, 0.25, 0.1
@@ -82,6 +82,7 @@ class RedisDocuments:
     """
 
     name = "Redis"
+    measured_as = "sessions"
 
     def __init__(self, client_or_url: Any, *, wait: int = 0) -> None:
         #: The client with our own time limits.
@@ -95,9 +96,10 @@ class RedisDocuments:
     def apart(self) -> RedisDocuments:
         """Return the same store for counts: behind a breaker of its own, and no replica must know."""
         twin = copy.copy(self)
-        twin.breaker, twin._wait = Breaker(), 0
+        twin.breaker, twin.measured_as, twin._wait = Breaker(), "counts", 0
         return twin
 
+    @measured
     def guarded(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function that asks Redis.
 

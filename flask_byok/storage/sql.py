@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Table, exc
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
-from .breaker import Breaker
+from .breaker import Breaker, measured
 from .engine import Transactions, open_engine
 from .reasons import reason_of
 from .tables import canaries, session_documents, session_names
@@ -63,13 +63,14 @@ class Database:
             # Our connections end with us and our twins; the host's stay the host's.
             weakref.finalize(self.transactions, self.engine.dispose)
         self.breaker = Breaker()
+        self.measured_as = "sessions" if tier == "session" else "accounts"
         self._tables, self._tier, self._own_file = tuple(tables), tier, own_file
         self._ready = False
 
     def apart(self) -> Database:
         """Return the same database for work that no request waits for; its faults keep no request away."""
         twin = copy(self)
-        twin.breaker = Breaker()
+        twin.breaker, twin.measured_as = Breaker(), "counts"
         return twin
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -94,6 +95,7 @@ class Database:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
         return self.call(lambda: self._try(self.transactions.several, work))
 
+    @measured
     def call(self, function: Callable[[], T]) -> T:
         """Call a function that uses the transactions, even if there are no tables.
 

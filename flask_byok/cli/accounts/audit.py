@@ -104,20 +104,31 @@ def prune_entries(before: datetime, yes: bool) -> None:
 
     The app may go on meanwhile. If it is interrupted, run it again to go on.
     """
-    from ...accounts.store.audit_prune import ACTION, Pruning, count_prunable, prune
+    from ...accounts.store.audit_prune import count_prunable
 
     log, before = _log(), _in_utc(before)
-    total, state = count_prunable(log, before), Pruning()
+    total = count_prunable(log, before)
     if not total:
         click.echo("There is nothing to delete.")
         return
     entries = common.counted(total, "entry", "entries")
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
     common.confirm("Delete them?", yes)
+    prune_log(log, before, total)
+
+
+def prune_log(log: AuditLog, before: datetime, total: int) -> None:
+    """Delete old entries, and say how many; fail if a chain is not whole.
+
+    :param total: how many there are.
+    """
+    from ...accounts.store.audit_prune import ACTION, Pruning, prune
+
+    state = Pruning()
     with common.steps("Deleting", total) as reach:
         for state in prune(log, before, AuditEvent("cli", ACTION)):
             reach(state.done)
-    click.echo(f"{common.counted(state.done, 'entry', 'entries')} deleted.")
+    click.echo(f"{common.counted(state.done, 'log entry', 'log entries')} deleted.")
     if state.broken:
         chains, owner = common.counted(len(state.broken), "chain"), printable(state.broken[0])
         raise click.ClickException(_NOT_WHOLE.format(chains, owner))
