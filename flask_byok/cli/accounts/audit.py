@@ -23,6 +23,10 @@ _PRUNE = (
     "This deletes {entries} from before {time}. The last entry of each chain stays, and what the others say of keys "
     "that are still there. To keep the old ones, copy byok_audit first; nothing can verify them afterwards."
 )
+_RESTORED = (
+    "If an older backup was restored: changes since then are undone for the owners with missing ends, and keys that "
+    "they removed since serve again. Remove these again ('flask byok clear'), and have them revoked at the provider."
+)
 _NOT_WHOLE = "Left, as not whole: {}; the first is {}'s. 'flask byok audit verify' shows why."
 _HEADS = ("when", "owner", "who", "action", "provider", "slot", "outcome", "request", "fingerprint")
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
@@ -76,6 +80,8 @@ def verify(owner: str | None, against: Path | None) -> None:
     for finding in findings:
         number = "" if finding.number is None else f" row {finding.number}"
         click.echo(printable(f"{finding.owner}{number}: {finding.problem}"), err=True)
+    if missing:
+        click.echo(_RESTORED, err=True)
     click.echo(f"Verified {common.counted(rows, 'row')} in {common.counted(chains, 'chain')}.")
     if against is not None:
         click.echo(
