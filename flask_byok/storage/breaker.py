@@ -65,12 +65,12 @@ def measured(ask: _F) -> _F:
     """Measure a store's method that asks it behind its ``breaker``; ``measured_as`` is the store's name."""
 
     @wraps(ask)
-    def timed(self: Any, *args: Any) -> Any:
+    def timed(self: Any, *args: Any, **options: Any) -> Any:
         if not metrics.sinks:
-            return ask(self, *args)
+            return ask(self, *args, **options)
         started, was_open, outcome = time.perf_counter(), self.breaker.is_open, "ok"
         try:
-            return ask(self, *args)
+            return ask(self, *args, **options)
         except (StoreError, OutdatedTablesError) as error:
             # Only a driver's error was met while the store was asked.
             met = error.__context__ is not None and not isinstance(error.__context__, ByokError)
