@@ -34,7 +34,7 @@ from .web.caller import (
     note_use,
 )
 from .web.guards import limit_body
-from .web.health import answer_health
+from .web.health import without_session
 from .web.host_setup import find_database, warn_if_late
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
@@ -79,8 +79,7 @@ class BYOK:
         state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
         self._catalogs.add(service.catalog)
-        binding.init_app(app)
-        answer_health(app, settings.url_prefix)
+        binding.init_app(app, without_session(app, settings.url_prefix))
         if state.uses_database:
             warn_if_late(app, database)
         app.register_blueprint(create_blueprint(settings.url_prefix))

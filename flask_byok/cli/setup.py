@@ -175,6 +175,8 @@ def _notes(state: ByokState) -> Iterator[str]:
         yield "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
     if isinstance(wing, Wing) and wing.store.engine.dialect.name == "sqlite":
         yield "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
+    if isinstance(wing, Wing) and state.settings.audit_retention is None:
+        yield "BYOK_AUDIT_RETENTION is not set, so the audit log grows without end."
     if isinstance(wing, Wing) and _would_be_dropped(state.database):
         yield _DROPPED
 

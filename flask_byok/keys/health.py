@@ -41,19 +41,22 @@ class Health:
 
     def look(self) -> HealthFacts:
         """Return the present state. While one caller waits for a frozen store the others do not."""
-        facts = self._facts
-        if facts is not None and (
-            time.monotonic() < self._until or not self._lock.acquire(blocking=False)
-        ):
-            return facts
-        if facts is None:
+        known = self._facts
+        if known is not None and (self._is_fresh() or not self._lock.acquire(blocking=False)):
+            return known
+        if known is None:
             self._lock.acquire()
         try:
-            self._facts = self._ask()
-            self._until = time.monotonic() + KEPT
-            return self._facts
+            facts = self._facts
+            if facts is None or not self._is_fresh():
+                facts = self._facts = self._ask()
+                self._until = time.monotonic() + KEPT
+            return facts
         finally:
             self._lock.release()
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() < self._until
 
     def _ask(self) -> HealthFacts:
         core = self._core

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from flask import Flask, Response
@@ -13,6 +13,9 @@ from ..keys.health import Health, HealthFacts
 from .caller import get_state
 from .guards import HEADERS
 from .openapi import Route
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def health() -> HealthFacts:
@@ -28,16 +31,13 @@ def health_view() -> Response:
     return _response(get_state().service.health)
 
 
-def answer_health(app: Flask, url_prefix: str) -> None:
-    """Let the app answer before everything that a request may wait for, or be refused by."""
-    inner, path = app.wsgi_app, f"{url_prefix}{HEALTH.path}"
+def without_session(app: Flask, url_prefix: str) -> dict[str, WSGIApplication]:
+    """Return what answers by path before everything that a request may wait for, or be refused by."""
 
-    def wsgi_app(environ: Any, start_response: Callable[..., Any]) -> Any:
-        if environ["PATH_INFO"] == path and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return _response(get_state(app).service.health)(environ, start_response)
-        return inner(environ, start_response)
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        return _response(get_state(app).service.health)(environ, start_response)
 
-    app.wsgi_app = wsgi_app  # type: ignore[method-assign]  # as Flask documents for middleware
+    return {f"{url_prefix}{HEALTH.path}": answer}
 
 
 def _response(health: Health) -> Response:

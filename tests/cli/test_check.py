@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +146,10 @@ def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     """A choice that is right for one machine or one worker is a note, not unsafe."""
     small = run(make_app(tmp_path, **SAFE), "check")
     assert small.exit_code == 0
-    for words in ("allows BYOK_SET_RATE", "SQLite file", "PREFERRED_URL_SCHEME"):
+    for words in ("allows BYOK_SET_RATE", "SQLite file", "PREFERRED_URL_SCHEME", "audit log grows"):
         assert words in small.output
     config = {"BYOK_REDIS": redis_url, "BYOK_DATABASE_URL": postgres_url}
+    config["BYOK_AUDIT_RETENTION"] = timedelta(days=365)
     large = run(make_app(tmp_path, PREFERRED_URL_SCHEME="https", **config, **SAFE), "check")
     assert large.exit_code == 0
     assert "note:" not in large.output

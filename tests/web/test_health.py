@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from flask import redirect
 from sqlalchemy import create_engine, event
 from werkzeug.wrappers import Response
 
+from flask_byok import StoreError
 from flask_byok.keys import health
 from flask_byok.sealing.keyring import generate_encryption_key
 from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
 from tests.app import HostApp, browser, make_app
 from tests.keeper import accounts_of, close
 from tests.patience import in_time
@@ -128,9 +132,11 @@ def test_outdated_tables(tmp_path: Path, fake: FakeProviders, postgres_url: str)
     engine = create_engine(postgres_url)
     made_by_an_older_version(engine)
     engine.dispose()
-    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=postgres_url)
+    skip = {"BYOK_ON_STORE_FAILURE": "skip"}
+    app = make_app(tmp_path, fake, BYOK_DATABASE_URL=postgres_url, **skip)
     stores = {"sessions": "outdated", "accounts": "outdated"}
     assert ask(app) == (503, {"status": "down", "stores": stores})
+    assert browser(app).get("/used/openai").status_code == 500
     close(app)
 
 
@@ -155,3 +161,23 @@ def test_many_calls_are_one_look(app: HostApp, monkeypatch: pytest.MonkeyPatch) 
     event.listen(engine, "before_cursor_execute", lambda *facts: looks.append(facts[2]))
     assert {ask(app)[0] for _ in range(50)} == {200}
     assert len(looks) == 1
+
+
+def test_a_frozen_store_holds_one_caller(app: HostApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one caller waits for a store, the others get the last answer."""
+    assert ask(app) == (200, ALL_OK)
+    asked, answered = threading.Event(), threading.Event()
+    sessions = get_state(app).service.sessions
+
+    def find(sid: str) -> None:
+        asked.set()
+        answered.wait()
+        raise StoreError
+
+    monkeypatch.setattr(sessions.documents, "find", find)
+    with ThreadPoolExecutor(1) as other:
+        first = other.submit(ask, app)
+        asked.wait()
+        assert [ask(app) for _ in range(10)] == [(200, ALL_OK)] * 10
+        answered.set()
+        assert first.result()[0] == 503
