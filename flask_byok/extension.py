@@ -85,7 +85,8 @@ class BYOK:
         app.register_blueprint(create_blueprint(settings.url_prefix))
         # First of all hooks: the one that opens the body decides how much of it is read.
         app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
-        app.register_error_handler(ByokError, problem_response)
+        if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
+            app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI()
         install_log_redaction()

@@ -157,6 +157,14 @@ class RedisDocuments:
         """Return None: Redis would have to look at every key that it has."""
         return None
 
+    def eviction(self) -> str | None:
+        """Return the policy by which Redis deletes keys that have not expired when it is full; None if it does not."""
+        found: Any = self.guarded(self.client.info, "memory")
+        if isinstance(self.client, RedisCluster):
+            found = next(iter(found.values()), {})  # by node
+        policy = found.get("maxmemory_policy", "noeviction")
+        return policy if found.get("maxmemory") and policy != "noeviction" else None
+
     def _change(self, script: str, key: str, *args: Any) -> Any:
         """Run a script, and see that enough replicas know what it has changed."""
         if not self._wait:

@@ -22,8 +22,8 @@ from ...model.credential import EXPIRES_SOON, CredentialRecord, utcnow
 from ...model.owner import Caller, Tier, tier_of
 from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
 from ...signals import key_expiring
+from ..check import count_sealed
 from ..common import byok, padded, printable
-from ..setup import count_sealed
 from . import common
 from .audit import prune_log
 
