@@ -53,6 +53,7 @@ from .model.credential import (
 )
 from .providers import BaseProvider as BaseProvider
 from .redaction import sentry_before_send as sentry_before_send
+from .web.problems import problem_response as problem_response
 from .signals import (
     key_cleared as key_cleared,
     key_expiring as key_expiring,

@@ -13,9 +13,11 @@ from flask import Flask
 from .catalog import Catalog, ProviderSpec
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from .factory import stream_response
+from .keys.health import HealthFacts
 from .keys.service import Service
 from .keys.status import Status
 from .keys.typed import NewKey
+from .metrics import switch_on
 from .model.credential import Credential, Secret, Validation
 from .model.owner import identity_of
 from .redaction import install_log_redaction
@@ -32,6 +34,7 @@ from .web.caller import (
     note_use,
 )
 from .web.guards import limit_body
+from .web.health import without_session
 from .web.host_setup import find_database, warn_if_late
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
@@ -68,6 +71,8 @@ class BYOK:
         check_session_interface(app)
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
+        if settings.metrics:
+            switch_on(settings.metrics)
         database, loaders = find_database(app, settings), self._loaders
         service = build_service(app, settings, self._registered, database)
         index_keys = [index_key(one) for one in secret_keys(app)]
@@ -75,13 +80,14 @@ class BYOK:
         state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
         self._catalogs.add(service.catalog)
-        binding.init_app(app)
+        binding.init_app(app, without_session(app, settings.url_prefix))
         if state.uses_database:
             warn_if_late(app, database)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         # First of all hooks: the one that opens the body decides how much of it is read.
         app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
-        app.register_error_handler(ByokError, problem_response)
+        if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
+            app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
         app.jinja_env.globals["byok"] = UI()
         install_log_redaction()
@@ -283,6 +289,13 @@ class BYOK:
         Flask-Login's ``logout_user()``, ``session.clear()`` and a changed owner are noticed without it.
         """
         get_state().binding.end()
+
+    def health(self) -> HealthFacts:
+        """Return if keys can be found here, and the state of each store; asked at most once a second.
+
+        ``status`` is ``"ok"``, ``"degraded"`` or ``"down"``. See :ref:`health`.
+        """
+        return get_state().service.health.look()
 
     stream_response = staticmethod(stream_response)
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from .errors import ConfigurationError
+from .metrics import Library
 from .model.owner import Tier
 
 Cipher = Literal["fernet", "aes-256-gcm"]
@@ -123,6 +124,9 @@ class Settings:
         default=None, repr=False
     )
     labels: Labels = "default"
+    metrics: Annotated[Library | None, "'prometheus' or 'opentelemetry'"] = None
+    audit_retention: Annotated[timedelta | None, _within_limits, _SPAN] = None
+    usage_retention: Annotated[timedelta, _within_limits, _SPAN] = timedelta(days=90)
 
     @classmethod
     def from_config(

@@ -36,6 +36,11 @@ class Wing(Accounts):
 
     # look up
 
+    def probe(self) -> None:
+        """Raise if keys cannot be found here; see ``keys.ports``."""
+        self.store.canary.secret()
+        self.store.places([""], [""])
+
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the keys of these tiers that may serve the caller, read in one statement.
 

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from .. import metrics
 from ..catalog.spec import Answer, CheckSpec, ProviderSpec, judge_check, looks_like
 from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError, StoreError
 from ..http.outbound import Endpoint, Outbound, personal_slots
@@ -46,8 +47,15 @@ def check_api_key(
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
-    if validation := refuse_admin_key(spec, typed.fields):
-        return validation
+    validation = refuse_admin_key(spec, typed.fields) or _ask_provider(spec, typed, outbound, owner)
+    if metrics.sinks:
+        metrics.record("checks", 1, spec.id, validation.verdict)
+    return validation
+
+
+def _ask_provider(
+    spec: ProviderSpec, typed: Typed, outbound: Outbound, owner: str | None
+) -> Validation:
     started, fields = time.monotonic(), typed.revealed()
     headers = {**spec.check.headers, **spec.check.auth.headers(fields)}
 
@@ -186,6 +194,8 @@ class Checks:
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
         facts = {"provider": credential.provider, "source": str(credential.source)}
+        if metrics.sinks:
+            metrics.record("refusals", 1, *facts.values())
         try:
             self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on

@@ -44,6 +44,12 @@ class Accounts:
     #: The tiers that are kept here.
     tiers: tuple[Tier, ...] = ()
 
+    def probe(self) -> None:
+        """Raise if keys cannot be found here.
+
+        :raises ConfigurationError: the encryption key is a wrong one, or the tables are outdated.
+        """
+
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the keys of these tiers that may serve the caller, read in one statement."""
         return {}

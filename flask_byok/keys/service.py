@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from .. import metrics
 from ..catalog import Catalog, ProviderSpec
 from ..errors import (
+    ByokError,
     InvalidFieldError,
     OwnerRequiredError,
     SessionRequiredError,
@@ -25,6 +27,7 @@ from ..sealing.keyring import Context, Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
+from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
@@ -57,6 +60,7 @@ class Service:
         session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
         self.lookup = Lookup([session_tier, self.operator, self.accounts], self.settings)
         self.checks, self.saver = Checks(self), Saver(self)
+        self.health = Health(self)
         self.traffic = Traffic(self.accounts.count, count=self.sessions.count)
 
     # get
@@ -112,7 +116,12 @@ class Service:
 
     def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
         """Return the credential and a callback that counts each call's outcome."""
-        credential = self.lookup.resolve(caller, self._spec(caller, provider))
+        spec = self._spec(caller, provider)
+        try:
+            credential = self.lookup.resolve(caller, spec)
+        except ByokError as error:
+            _measure_failure([spec], error)
+            raise
         return credential, self._counter(caller, credential)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -143,15 +152,21 @@ class Service:
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
-        found = self.lookup.survey(caller, list(specs.values()))
         credentials = {}
-        for name, spec in specs.items():
-            if chosen := self.lookup.choose(found[spec.id]):
-                credentials[name] = self.lookup.settle(chosen, spec)
+        try:
+            found = self.lookup.survey(caller, list(specs.values()))
+            for name, spec in specs.items():
+                if chosen := self.lookup.choose(found[spec.id]):
+                    credentials[name] = self.lookup.settle(chosen, spec)
+        except ByokError as error:
+            _measure_failure(specs.values(), error)
+            raise
         return credentials
 
     def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
+        if metrics.sinks:
+            metrics.record("resolves", 1, *facts.values(), "served")
         self.notify("key_used", facts)
         return self.traffic.counter(caller, credential)
 
@@ -347,6 +362,13 @@ class Service:
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not caller.authenticated:
             raise OwnerRequiredError("Sign in to use API keys here.")
+
+
+def _measure_failure(specs: Iterable[ProviderSpec], error: ByokError) -> None:
+    """Measure look-ups that failed: of the provider that an error names, else of all."""
+    for spec in specs if metrics.sinks else ():
+        if error.provider in (None, spec.id):
+            metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
 
 
 def _session(caller: Caller) -> SessionRef:

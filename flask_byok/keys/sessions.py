@@ -180,6 +180,16 @@ class Sessions:
         self._counts = self.documents.apart()
         self._ttl, self._max_age = self.ttl.total_seconds(), self.max_age.total_seconds()
 
+    def probe(self) -> None:
+        """Raise if session keys cannot be found here.
+
+        :raises ConfigurationError: the encryption key is a wrong one, or the tables are outdated.
+        :raises StoreError: the store does not answer.
+        """
+        if self.canary is not None:
+            self.canary.secret()
+        self.documents.find("")
+
     # The session itself
 
     def establish(self, sid: str, dead: str | None = None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NoReturn
 
+from .. import metrics
 from ..catalog.spec import ProviderSpec
 from ..errors import (
     ConfigurationError,
@@ -177,7 +178,13 @@ class BaseProvider(ABC):
             raise InvalidFieldError(
                 f"{self.display_name} has no default model: name one.", provider=self.name
             )
-        yield from self._outcomes.follow(self._stream(client, messages, chosen))
+        if metrics.sinks:
+            metrics.record("streams_open", 1, self.name)
+        try:
+            yield from self._outcomes.follow(self._stream(client, messages, chosen))
+        finally:
+            if metrics.sinks:
+                metrics.record("streams_open", -1, self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""

@@ -6,13 +6,18 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
+from .. import metrics
+from ..errors import ByokError, OutdatedTablesError, StoreError
 from .reasons import ONLY_CHANGES, reason_of
 
 #: Faults in a row that open a breaker, and the seconds that it is open for.
 _FAULTS, _OPEN_FOR = 2, 1.0
 
 _logger = logging.getLogger("flask_byok.stores")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Breaker:
@@ -97,3 +102,27 @@ class Reporter:
             if self._said or not before:
                 return
         _logger.warning("%s works again.", self._name)
+
+
+def measured(ask: _F) -> _F:
+    """Measure a store's method that asks it behind its ``breaker``; ``measured_as`` is the store's name."""
+
+    @wraps(ask)
+    def timed(self: Any, *args: Any, **options: Any) -> Any:
+        if not metrics.sinks:
+            return ask(self, *args, **options)
+        started, was_open, outcome = time.perf_counter(), self.breaker.is_open, "ok"
+        try:
+            return ask(self, *args, **options)
+        except (StoreError, OutdatedTablesError) as error:
+            # Only a driver's error was met while the store was asked.
+            met = error.__context__ is not None and not isinstance(error.__context__, ByokError)
+            outcome = "fault" if met or isinstance(error, OutdatedTablesError) else "skipped"
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            metrics.record("store_call_seconds", seconds, self.measured_as, outcome)
+            if self.breaker.is_open is not was_open:
+                metrics.record("breaker_open", float(not was_open), self.measured_as)
+
+    return cast(_F, timed)

@@ -22,7 +22,7 @@ from redis.retry import Retry
 from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
-from .breaker import Breaker, Reporter
+from .breaker import Breaker, Reporter, measured
 from .reasons import TOO_FEW_REPLICAS
 
 #: Seconds to connect, to wait for an answer, and to wait for a free connection, where the settings do not say it.
@@ -91,6 +91,7 @@ class RedisDocuments:
     """
 
     name = "Redis"
+    measured_as = "sessions"
 
     def __init__(self, client_or_url: Any, *, wait: int = 0, timeout: float | None = None) -> None:
         timeout = timeout or TIMEOUT
@@ -105,9 +106,10 @@ class RedisDocuments:
     def apart(self) -> RedisDocuments:
         """Return the same store for counts: behind a breaker of its own, and no replica must know."""
         twin = copy.copy(self)
-        twin.breaker, twin._wait = Breaker(), 0
+        twin.breaker, twin.measured_as, twin._wait = Breaker(), "counts", 0
         return twin
 
+    @measured
     def guarded(self, function: Callable[..., T], *args: Any, changes: bool = False) -> T:
         """Call a function that asks Redis.
 
@@ -165,6 +167,14 @@ class RedisDocuments:
     def occurrences(self, mark: bytes) -> int | None:
         """Return None: Redis would have to look at every key that it has."""
         return None
+
+    def eviction(self) -> str | None:
+        """Return the policy by which Redis deletes keys that have not expired when it is full; None if it does not."""
+        found: Any = self.guarded(self.client.info, "memory")
+        if isinstance(self.client, RedisCluster):
+            found = next(iter(found.values()), {})  # by node
+        policy = found.get("maxmemory_policy", "noeviction")
+        return policy if found.get("maxmemory") and policy != "noeviction" else None
 
     def _change(self, script: str, key: str, *args: Any) -> Any:
         """Run a script, and see that enough replicas know what it has changed."""

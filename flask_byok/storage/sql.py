@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Table, exc
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
-from .breaker import Breaker, Reporter
+from .breaker import Breaker, Reporter, measured
 from .engine import Transactions, open_engine
 from .tables import canaries, session_documents, session_names
 
@@ -65,6 +65,7 @@ class Database:
             weakref.finalize(self.transactions, self.engine.dispose)
         self.breaker = Breaker()
         self._reporter = _reporters.setdefault(self.engine, Reporter("The database"))
+        self.measured_as = "sessions" if tier == "session" else "accounts"
         self._tables, self._tier = tuple(tables), tier
         self._own_file: bool = opening.get("own_file", False)
         self._ready = False
@@ -72,7 +73,7 @@ class Database:
     def apart(self) -> Database:
         """Return the same database for work that no request waits for; its faults keep no request away."""
         twin = copy(self)
-        twin.breaker = Breaker()
+        twin.breaker, twin.measured_as = Breaker(), "counts"
         return twin
 
     def run(self, work: Callable[[Connection], T]) -> T:
@@ -101,6 +102,7 @@ class Database:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
         return self.call(lambda: self._try(self.transactions.several, work), changes=True)
 
+    @measured
     def call(self, function: Callable[[], T], *, changes: bool = False) -> T:
         """Call a function that uses the transactions, even if there are no tables.
 

@@ -27,7 +27,8 @@ _MOST_HIDDEN = 20
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-_HEADERS = {
+#: On each of our answers.
+HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     # Not "no-referrer": Flask-WTF compares the referrer of HTTPS requests with the host.
@@ -201,7 +202,7 @@ def secure(response: Response) -> Response:
             response.headers["X-Content-Type-Options"] = "nosniff"
         return response
     keep_from_logs(_query_as_logged())
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
     )

@@ -98,6 +98,20 @@ def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
     return found
 
 
+def unsafe_sessions(app: Flask) -> list[str]:
+    """Return a sentence with advice if the host's session store forgets sessions when it has many of them.
+
+    cachelib's stores keep 500 entries by default, and drop others, of people who are signed in, for the next visitor.
+    """
+    cache = getattr(app.session_interface, "cache", None)
+    if not (most := getattr(cache, "_threshold", 0)):
+        return []
+    return [
+        f"The session store {type(cache).__name__} keeps {most} sessions: with more visitors people are signed out, "
+        "and their sessions' keys are lost. Use FileSystemCache(..., threshold=0), Redis or a database."
+    ]
+
+
 def unsafe_choices(settings: Settings) -> list[str]:
     """Return a sentence with advice for each unsafe setting of our own."""
     found = []

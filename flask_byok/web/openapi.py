@@ -49,6 +49,8 @@ class Route:
     open: Callable[..., list[Any]] = list
     #: The answer may contain a key, if the request asks for it.
     reveals: bool = False
+    #: Its answer may come with 503 too.
+    may_fail: bool = False
 
     @property
     def types(self) -> dict[str, Any]:
@@ -129,6 +131,8 @@ def _operation(route: Route, problems: _Schema) -> _Schema:
             **{status: {"$ref": f"#/components/responses/{status}"} for status in problems},
         },
     }
+    if route.may_fail:
+        operation["responses"]["503"] = _content(route.types["return"])
     if body := route.types.get("body"):
         operation["requestBody"] = {"required": True, **_content(body)}
     return operation

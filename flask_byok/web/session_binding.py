@@ -14,10 +14,10 @@ from __future__ import annotations
 import hmac
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
 from flask.globals import request_ctx
@@ -34,6 +34,9 @@ from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
 from ..storage.breaker import Breaker
 from .problems import problem_response
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 #: Our entries in the host's session data: the ref, the identity of its signed-in user, and whether ``BYOK_PROMOTE``
 #: has yet to be applied to what that user saved as a visitor.
@@ -107,9 +110,12 @@ class SessionBinding:
     index_keys: Sequence[bytes]
     identity: Callable[[], str]
 
-    def init_app(self, app: Flask) -> None:
-        """Put our hooks outermost: first before a request, last after it."""
-        guard_sessions(app)
+    def init_app(self, app: Flask, without_session: Mapping[str, WSGIApplication]) -> None:
+        """Put our hooks outermost: first before a request, last after it.
+
+        :param without_session: answers GET by path, before Flask knows of the request.
+        """
+        guard_sessions(app, without_session)
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
         with suppress(ImportError):
@@ -366,11 +372,14 @@ class SessionGuard:
             self._breaker.success()
 
 
-def guard_sessions(app: Flask) -> None:
+def guard_sessions(app: Flask, without_session: Mapping[str, WSGIApplication]) -> None:
     """Wrap the app's session interface, no matter when the host sets it."""
     inner_wsgi_app = app.wsgi_app
 
     def wsgi_app(environ: Any, start_response: Any) -> Any:
+        answer = without_session.get(environ.get("PATH_INFO", ""))
+        if answer is not None and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return answer(environ, start_response)
         # At each request, since Session(app) may be called after byok.init_app(app).
         if not isinstance(app.session_interface, SessionGuard):
             app.session_interface = cast(SessionInterface, SessionGuard(app.session_interface))

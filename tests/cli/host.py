@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cachelib import SimpleCache
+from cachelib import FileSystemCache
 from click.testing import Result
 from flask import Flask
 from flask_session import Session
@@ -38,7 +38,7 @@ def make_app(tmp_path: Path, *, before: Callable[[Flask], object] = id, **config
     app.config |= {
         "SECRET_KEY": "session secret",
         "SESSION_TYPE": "cachelib",
-        "SESSION_CACHELIB": SimpleCache(),
+        "SESSION_CACHELIB": FileSystemCache(str(tmp_path / "sessions"), threshold=0),
         "BYOK_ENCRYPTION_KEY": generate_encryption_key(),
         "BYOK_SECRETS_DIR": str(tmp_path),
     } | config

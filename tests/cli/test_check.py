@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,21 @@ import flask_migrate
 import flask_sqlalchemy
 import pytest
 import redis
+from cachelib import FileSystemCache
 from click.testing import CliRunner, Result
 from flask import Flask
 from flask.cli import ScriptInfo
 from sqlalchemy import create_engine, make_url
 
 from flask_byok.cli import byok as group
-from flask_byok.cli.setup import shown_address, shown_settings
+from flask_byok.cli.check import shown_address, shown_settings
 from flask_byok.model.owner import SessionRef
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import Settings
 from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import event_of, make_record
 from tests.keeper import close
-from tests.services import free_port
+from tests.services import RedisServer, free_port
 from tests.storage.contract import make_record as session_record
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
@@ -145,9 +147,10 @@ def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     """A choice that is right for one machine or one worker is a note, not unsafe."""
     small = run(make_app(tmp_path, **SAFE), "check")
     assert small.exit_code == 0
-    for words in ("allows BYOK_SET_RATE", "SQLite file", "PREFERRED_URL_SCHEME"):
+    for words in ("allows BYOK_SET_RATE", "SQLite file", "PREFERRED_URL_SCHEME", "audit log grows"):
         assert words in small.output
     config = {"BYOK_REDIS": redis_url, "BYOK_DATABASE_URL": postgres_url}
+    config["BYOK_AUDIT_RETENTION"] = timedelta(days=365)
     large = run(make_app(tmp_path, PREFERRED_URL_SCHEME="https", **config, **SAFE), "check")
     assert large.exit_code == 0
     assert "note:" not in large.output
@@ -192,6 +195,33 @@ def test_encryption_keys_that_can_go(tmp_path: Path, sqlite_url: str, redis_url:
     assert gone in run(app, "check").output
     on_redis = run(make_app(tmp_path, BYOK_REDIS=redis_url, **config), "check").output
     assert "sessions from before that have ended (30 days at most)" in on_redis
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl"])
+def test_redis_that_evicts(tmp_path: Path, policy: str) -> None:
+    """A Redis that deletes keys when it is full is unsafe; without a limit of memory it deletes none."""
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        client.config_set("maxmemory-policy", policy)
+        config = {"BYOK_REDIS": server.url, "BYOK_PRECEDENCE": ["session", "env"], **SAFE}
+        app = make_app(tmp_path, **config)
+        assert run(app, "check").exit_code == 0
+        client.config_set("maxmemory", "100mb")
+        result = run(app, "check")
+    assert result.exit_code == 1
+    assert (
+        f"unsafe: Redis deletes session keys when it is full (maxmemory-policy {policy})"
+        in result.stderr
+    )
+    assert "Set maxmemory-policy to noeviction" in result.stderr
+
+
+def test_session_store_with_a_limit(tmp_path: Path) -> None:
+    """A session store that forgets sessions from 500 on is unsafe, as cachelib makes it by default."""
+    store = FileSystemCache(str(tmp_path / "few"))
+    result = run(make_app(tmp_path, SESSION_CACHELIB=store, **SAFE), "check")
+    assert result.exit_code == 1
+    assert "unsafe: The session store FileSystemCache keeps 500 sessions" in result.stderr
+    assert "threshold=0" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -294,7 +294,7 @@ def test_prune(app: Flask, tmp_path: Path) -> None:
     result = run(app, *args, "--yes")
     assert result.exit_code == 0, result.output
     assert "This deletes 2 entries from before" in result.output
-    assert result.output.splitlines()[-1] == "2 entries deleted."
+    assert result.output.splitlines()[-1] == "2 log entries deleted."
     verified = run(app, "audit", "verify", "--against", str(kept))
     assert verified.exit_code == 0, verified.output
     assert "Looked for 2 heads, 1 of them pruned since." in verified.output

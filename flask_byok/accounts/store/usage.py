@@ -24,8 +24,6 @@ from .rows import Owners, confine
 
 #: Days that statistics show one by one, today included.
 DAYS = 30
-#: Days that are kept one by one; ``fold`` sums up those before.
-KEPT_DAYS = 90
 #: The day of a row for all days that were folded.
 LONG_AGO = "1970-01-01"
 

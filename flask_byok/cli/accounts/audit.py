@@ -23,6 +23,10 @@ _PRUNE = (
     "This deletes {entries} from before {time}. The last entry of each chain stays, and what the others say of keys "
     "that are still there. To keep the old ones, copy byok_audit first; nothing can verify them afterwards."
 )
+_RESTORED = (
+    "If an older backup was restored: changes since then are undone for the owners with missing ends, and keys that "
+    "they removed since serve again. Remove these again ('flask byok clear'), and have them revoked at the provider."
+)
 _NOT_WHOLE = "Left, as not whole: {}; the first is {}'s. 'flask byok audit verify' shows why."
 _HEADS = ("when", "owner", "who", "action", "provider", "slot", "outcome", "request", "fingerprint")
 #: Digits of a fingerprint that are shown: enough to see which keys are the same.
@@ -76,6 +80,8 @@ def verify(owner: str | None, against: Path | None) -> None:
     for finding in findings:
         number = "" if finding.number is None else f" row {finding.number}"
         click.echo(printable(f"{finding.owner}{number}: {finding.problem}"), err=True)
+    if missing:
+        click.echo(_RESTORED, err=True)
     click.echo(f"Verified {common.counted(rows, 'row')} in {common.counted(chains, 'chain')}.")
     if against is not None:
         click.echo(
@@ -104,20 +110,31 @@ def prune_entries(before: datetime, yes: bool) -> None:
 
     The app may go on meanwhile. If it is interrupted, run it again to go on.
     """
-    from ...accounts.store.audit_prune import ACTION, Pruning, count_prunable, prune
+    from ...accounts.store.audit_prune import count_prunable
 
     log, before = _log(), _in_utc(before)
-    total, state = count_prunable(log, before), Pruning()
+    total = count_prunable(log, before)
     if not total:
         click.echo("There is nothing to delete.")
         return
     entries = common.counted(total, "entry", "entries")
     click.echo(_PRUNE.format(entries=entries, time=isoformat(before)), err=True)
     common.confirm("Delete them?", yes)
+    prune_log(log, before, total)
+
+
+def prune_log(log: AuditLog, before: datetime, total: int) -> None:
+    """Delete old entries, and say how many; fail if a chain is not whole.
+
+    :param total: how many there are.
+    """
+    from ...accounts.store.audit_prune import ACTION, Pruning, prune
+
+    state = Pruning()
     with common.steps("Deleting", total) as reach:
         for state in prune(log, before, AuditEvent("cli", ACTION)):
             reach(state.done)
-    click.echo(f"{common.counted(state.done, 'entry', 'entries')} deleted.")
+    click.echo(f"{common.counted(state.done, 'log entry', 'log entries')} deleted.")
     if state.broken:
         chains, owner = common.counted(len(state.broken), "chain"), printable(state.broken[0])
         raise click.ClickException(_NOT_WHOLE.format(chains, owner))

@@ -22,9 +22,10 @@ from ...model.credential import EXPIRES_SOON, CredentialRecord, utcnow
 from ...model.owner import Caller, Tier, tier_of
 from ...settings import MAX_SESSION_LIFETIMES, ValidateOnSet
 from ...signals import key_expiring
+from ..check import count_sealed
 from ..common import byok, padded, printable
-from ..setup import count_sealed
 from . import common
+from .audit import prune_log
 
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
@@ -184,20 +185,31 @@ def _cells(record: Mapping[str, Any]) -> tuple[str, ...]:
 def purge_expired(days: int) -> None:
     """Delete accounts' keys that have expired, and signal those that soon will.
 
-    It sends the signal key_expiring for each key that expires within a week, and sums up old daily counts
-    of uses. Run it once a day.
+    It sends the signal key_expiring for each key that expires within a week. It sums up daily counts of uses that
+    are older than BYOK_USAGE_RETENTION, and deletes entries of the audit log that are older than
+    BYOK_AUDIT_RETENTION. Run it once a day; if it is interrupted, run it again to go on.
     """
-    from ...accounts.store.usage import KEPT_DAYS
-
     service, wing = common.require_wing()
     accounts, now, event = wing.store, utcnow(), AuditEvent("cli", "purge")
-    before, kept_since = now - timedelta(days=days), (now - timedelta(days=KEPT_DAYS - 1)).date()
+    before = now - timedelta(days=days)
+    # Today counts as one of the days.
+    kept_since = min(now, now - service.settings.usage_retention + timedelta(days=1)).date()
     deleted = _repeat("Deleting", lambda: accounts.purge_expired(before, event, limit=200))
     click.echo(f"{common.counted(deleted, 'expired key')} deleted.")
     accounts.forget_over(now - service.settings.session_ttl * MAX_SESSION_LIFETIMES)
     folded = _repeat("Summing up", lambda: accounts.usage.fold(kept_since))
     click.echo(f"{common.counted(folded, 'old daily count')} summed up.")
     _signal(wing, now)
+    if service.settings.audit_retention is not None:
+        _prune(wing, now - service.settings.audit_retention)
+
+
+def _prune(wing: Wing, before: datetime) -> None:
+    from ...accounts.store.audit_prune import count_prunable
+
+    # Each run that deletes something is in the log itself.
+    if total := count_prunable(wing.store.audit, before):
+        prune_log(wing.store.audit, before, total)
 
 
 def _repeat(label: str, batch: Callable[[], int]) -> int:

@@ -1,0 +1,87 @@
+"""Tell if keys can be found here, without a key and without a session."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+
+from ..errors import ConfigurationError, OutdatedTablesError, StoreError
+from ..model.owner import Tier
+
+if TYPE_CHECKING:
+    from .service import Service
+
+#: Seconds for which each process gives an answer again, so that strangers who ask cause no load on the stores.
+KEPT = 1.0
+
+Status = Literal["ok", "degraded", "down"]
+StoreState = Literal["ok", "unavailable", "outdated", "wrong_key"]
+
+
+class HealthFacts(TypedDict):
+    """The state of the stores, and if keys can be found."""
+
+    status: Status
+    stores: dict[Literal["sessions", "accounts"], StoreState]
+
+
+class Health:
+    """Asks the stores at most once in ``KEPT`` seconds; who asks meanwhile gets the last answer.
+
+    ``down``: looking up a key fails here. ``degraded``: a store does not answer, and ``BYOK_ON_STORE_FAILURE`` is
+    ``skip``, so that the keys in the others still serve.
+    """
+
+    def __init__(self, core: Service) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._facts: HealthFacts | None = None
+        self._until = 0.0
+
+    def look(self) -> HealthFacts:
+        """Return the present state. While one caller waits for a frozen store the others do not."""
+        known = self._facts
+        if known is not None and (self._is_fresh() or not self._lock.acquire(blocking=False)):
+            return known
+        if known is None:
+            self._lock.acquire()
+        try:
+            facts = self._facts
+            if facts is None or not self._is_fresh():
+                facts = self._facts = self._ask()
+                self._until = time.monotonic() + KEPT
+            return facts
+        finally:
+            self._lock.release()
+
+    def _is_fresh(self) -> bool:
+        return time.monotonic() < self._until
+
+    def _ask(self) -> HealthFacts:
+        core = self._core
+        stores: dict[Literal["sessions", "accounts"], StoreState] = {}
+        if Tier.SESSION in core.settings.precedence:
+            stores["sessions"] = _state(core.sessions)
+        if core.accounts.tiers:
+            stores["accounts"] = _state(core.accounts)
+        faults = set(stores.values()) - {"ok"}
+        skipped = faults <= {"unavailable"} and core.settings.on_store_failure == "skip"
+        status: Status = "ok" if not faults else "degraded" if skipped else "down"
+        return {"status": status, "stores": stores}
+
+
+class _Store(Protocol):
+    def probe(self) -> None: ...
+
+
+def _state(store: _Store) -> StoreState:
+    try:
+        store.probe()
+    except StoreError:
+        return "unavailable"
+    except OutdatedTablesError:
+        return "outdated"
+    except ConfigurationError:
+        return "wrong_key"
+    return "ok"

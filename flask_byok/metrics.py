@@ -1,0 +1,131 @@
+"""Measure what happens to keys and stores, for Prometheus or OpenTelemetry, if the operator switches it on.
+
+The other rooms call ``record`` with the name of an instrument below. Labels are ids of providers in the catalog, tiers,
+verdicts, error codes and names of stores: words of ours, few in number, and never an owner, a key or a hint.
+All apps of a process are measured together, as both libraries do by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from .errors import ConfigurationError
+
+Library = Literal["prometheus", "opentelemetry"]
+#: Takes an instrument's name, a value and the values of its labels.
+Sink = Callable[[str, float, tuple[str, ...]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Instrument:
+    """One measure. A ``level`` goes up and down by its values; a ``state`` is its last value."""
+
+    kind: Literal["count", "seconds", "level", "state"]
+    labels: tuple[str, ...]
+    about: str
+
+
+INSTRUMENTS = {
+    "resolves": Instrument(
+        "count", ("provider", "source", "outcome"), "Keys looked up for use, by what came of it."
+    ),
+    "checks": Instrument("count", ("provider", "verdict"), "Keys checked with their provider."),
+    "refusals": Instrument(
+        "count", ("provider", "source"), "Keys that their provider rejected in real calls."
+    ),
+    "streams_open": Instrument("level", ("provider",), "Answers being streamed."),
+    "store_call_seconds": Instrument(
+        "seconds", ("store", "outcome"), "Time of calls of a store: ok, fault, or skipped."
+    ),
+    "breaker_open": Instrument(
+        "state", ("store",), "1 while a store that does not answer is not asked."
+    ),
+}
+#: Upper bounds in seconds: our own connections give a store less than half a second.
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+#: Where measures go; empty unless an app of this process has ``BYOK_METRICS``.
+sinks: list[Sink] = []
+
+
+def record(name: str, value: float, *labels: str) -> None:
+    """Give a value to each sink."""
+    # A named endpoint is "custom/" and what a person typed: only the catalog's id is a label.
+    labels = tuple(label.partition("/")[0] for label in labels)
+    for sink in sinks:
+        sink(name, value, labels)
+
+
+def switch_on(library: Library) -> None:
+    """Measure from now on with a library.
+
+    :raises ConfigurationError: it is not installed.
+    """
+    try:
+        sink = _open_sink(library)
+    except ImportError:
+        extra = "otel" if library == "opentelemetry" else library
+        raise ConfigurationError(
+            f"BYOK_METRICS is {library!r}, which is not installed: pip install 'flask-byok[{extra}]'."
+        ) from None
+    if sink not in sinks:
+        sinks.append(sink)
+
+
+@cache
+def _open_sink(library: Library) -> Sink:
+    """Return the sink of a library, always the same: instruments are registered once."""
+    return _prometheus() if library == "prometheus" else _opentelemetry()
+
+
+def _prometheus() -> Sink:
+    from prometheus_client import Counter, Gauge, Histogram
+
+    def instrument(name: str, one: Instrument) -> Callable[..., Callable[[float], object]]:
+        name = f"flask_byok_{name}"
+        if one.kind == "count":
+            counter = Counter(name, one.about, one.labels)
+            return lambda *labels: counter.labels(*labels).inc
+        if one.kind == "seconds":
+            histogram = Histogram(name, one.about, one.labels, buckets=BUCKETS)
+            return lambda *labels: histogram.labels(*labels).observe
+        # Of several processes: the sum of those that live.
+        gauge = Gauge(name, one.about, one.labels, multiprocess_mode="livesum")
+        if one.kind == "level":
+            return lambda *labels: gauge.labels(*labels).inc
+        return lambda *labels: gauge.labels(*labels).set
+
+    made = {name: instrument(name, one) for name, one in INSTRUMENTS.items()}
+
+    def sink(name: str, value: float, labels: tuple[str, ...]) -> None:
+        made[name](*labels)(value)
+
+    return sink
+
+
+def _opentelemetry() -> Sink:
+    from opentelemetry.metrics import get_meter
+
+    meter = get_meter("flask_byok")
+
+    def instrument(name: str, one: Instrument) -> Callable[[float, dict[str, str]], object]:
+        name = f"flask_byok.{name}"
+        if one.kind == "count":
+            return meter.create_counter(name, description=one.about).add
+        if one.kind == "seconds":
+            return meter.create_histogram(
+                name, "s", one.about, explicit_bucket_boundaries_advisory=BUCKETS
+            ).record
+        if one.kind == "level":
+            return meter.create_up_down_counter(name, description=one.about).add
+        return meter.create_gauge(name, description=one.about).set
+
+    made = {name: instrument(name, one) for name, one in INSTRUMENTS.items()}
+
+    def sink(name: str, value: float, labels: tuple[str, ...]) -> None:
+        made[name](value, dict(zip(INSTRUMENTS[name].labels, labels, strict=True)))
+
+    return sink

@@ -1,0 +1,1 @@
+"""Hosts on other frameworks and behind other servers, as the documentation shows them."""

@@ -1,0 +1,181 @@
+"""The hosts of "In your framework" in the documentation: each runs, keeps keys and tells errors in its own way."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cachelib import FileSystemCache
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_session import Session
+from werkzeug.test import TestResponse
+
+from flask_byok import BYOK, ByokError
+from flask_byok.testing import FakeProviders
+from tests.app import ENCRYPTION_KEY, KEYS, bare, problem_of
+
+EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "hosts"
+SITE = "https://host.example"
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def _host(name: str, directory: Path, fake: FakeProviders) -> Flask:
+    """Return the app of an example, made afresh: some frameworks keep what belongs to one app in the module."""
+    spec = importlib.util.spec_from_file_location(f"host_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    app: Flask = module.create_app(
+        {
+            "SECRET_KEY": "a host's own secret",
+            "SESSION_TYPE": "cachelib",
+            "SESSION_CACHELIB": FileSystemCache(str(directory / "sessions"), threshold=0),
+            "BYOK_ENCRYPTION_KEY": ENCRYPTION_KEY,
+            "BYOK_DATABASE_URL": f"sqlite:///{directory / 'byok.sqlite'}",
+            "BYOK_BASE_URLS": {"openai": fake.base_urls["openai"]},
+            "SQLALCHEMY_DATABASE_URI": f"sqlite:///{directory / 'host.db'}",
+        }
+    )
+    return app
+
+
+class _Visitor:
+    """A browser's side of a host, with the token that the list of keys brings.
+
+    :param under: the path that the app is under.
+    """
+
+    def __init__(self, client: FlaskClient, under: str = "") -> None:
+        self.client, self.under = client, under
+
+    def get(self, path: str) -> TestResponse:
+        return self.client.get(f"{self.under}{path}", base_url=SITE)
+
+    @property
+    def token(self) -> str:
+        return str(self.get(KEYS).get_json()["csrf_token"])
+
+    def post(self, path: str, **options: Any) -> TestResponse:
+        headers = {"X-CSRFToken": self.token, "Referer": f"{SITE}/"}
+        return self.client.post(f"{self.under}{path}", base_url=SITE, headers=headers, **options)
+
+    def save(self, api_key: str, **options: Any) -> TestResponse:
+        body = {"provider": "openai", "api_key": api_key, **options}
+        return self.post(f"{KEYS}/set", json=body)
+
+
+def _said(answer: TestResponse) -> str:
+    """Return the text of a chat's answer, whole or in events."""
+    if answer.is_json:
+        return str(answer.get_json()["answer"])
+    return "".join(re.findall(r'(?<="text":")[^"]*', answer.text))
+
+
+@pytest.mark.parametrize(
+    ("name", "under", "path"),
+    [
+        ("restx", "", "/chat"),
+        ("smorest", "", "/chat"),
+        ("apiflask_host", "", "/chat"),
+        ("appbuilder", "", "/api/v1/chat/"),
+        ("async_views", "", "/chat"),
+        ("talisman", "", "/chat"),
+        ("several_apps", "", "/chat"),
+        ("several_apps", "/desk", "/chat"),
+    ],
+)
+def test_framework_tells_problems_and_uses_the_persons_key(
+    name: str, under: str, path: str, tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """Without a key a chat is 409 with our code, with one it runs on it, whatever handlers a framework has."""
+    fake = byok_fake_providers
+    visitor = _Visitor(_host(name, tmp_path, fake).test_client(), under)
+    missing = visitor.post(path, json=HELLO)
+    assert (missing.status_code, missing.get_json()["code"]) == (409, "key_missing")
+    api_key = fake.api_key("openai", "good")
+    assert visitor.save(api_key).status_code == 200
+    answer = visitor.post(path, json=HELLO)
+    assert (answer.status_code, answer.headers["X-BYOK-Source"]) == (200, "session")
+    assert fake.reply_text("openai", "hello") in _said(answer)
+    assert fake.calls_for("openai")[-1].api_key == api_key
+    unknown = visitor.post(f"{KEYS}/set", json={"provider": "nobody", "api_key": api_key})
+    assert problem_of(unknown) == (404, "unknown_provider")
+
+
+def test_two_apps_at_one_address_keep_their_own_keys(
+    tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """A key saved in one app is not there in the other one, which the same browser visits."""
+    shop = _Visitor(_host("several_apps", tmp_path, byok_fake_providers).test_client())
+    desk = _Visitor(shop.client, "/desk")
+    assert shop.save(byok_fake_providers.api_key("openai", "good")).status_code == 200
+    assert desk.post("/chat", json=HELLO).status_code == 409
+    assert shop.post("/chat", json=HELLO).status_code == 200
+
+
+def test_talisman_page_names_its_nonce(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """Under Flask-Talisman the page's script has the nonce of the policy in the same answer's header."""
+    page = _Visitor(_host("talisman", tmp_path, byok_fake_providers).test_client()).get("/")
+    nonce = re.search(r"'nonce-([^']+)'", page.headers["Content-Security-Policy"])
+    assert nonce is not None
+    assert f'nonce="{nonce[1]}"' in page.text
+
+
+def test_form_host_flashes_the_problem(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """A host of plain forms shows the sentence on its page."""
+    visitor = _Visitor(_host("forms", tmp_path, byok_fake_providers).test_client())
+    answer = visitor.post("/chat", data={"question": "hello"}, follow_redirects=True)
+    assert answer.status_code == 200
+    assert "No API key for OpenAI is configured." in answer.text
+
+
+def test_handler_of_the_hosts_own_stays(tmp_path: Path) -> None:
+    """A host that handles ByokError itself does so whether it says so before or after BYOK(app)."""
+
+    def before(error: ByokError) -> tuple[str, int]:
+        return f"ours: {error.code}", 418
+
+    app = bare(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'byok.sqlite'}")
+    Session(app)
+    app.register_error_handler(ByokError, before)
+    byok = BYOK(app)
+    app.add_url_rule("/used", view_func=lambda: byok.get_api_key("openai"))
+    assert app.test_client().get("/used").text == "ours: key_missing"
+
+
+def test_subpath_is_in_every_address(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
+    """Behind a proxy that strips a path, script, style and calls of the page are below that path."""
+    app = _host("subpath", tmp_path, byok_fake_providers)
+    page = app.test_client().get("/", headers={"X-Forwarded-Prefix": "/chat"}).text
+    ours = re.findall(r'(?:src|href|action)="([^"]*providers[^"]*)"', page)
+    assert ours
+    assert [address for address in ours if not address.startswith("/chat/api/")] == []
+
+
+def test_appbuilders_user_has_an_account(
+    tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """A person who signs in to Flask-AppBuilder keeps a key in the account, and another person does not have it."""
+    app = _host("appbuilder", tmp_path, byok_fake_providers)
+    with app.app_context():
+        security = app.appbuilder.sm  # type: ignore[attr-defined]  # set by Flask-AppBuilder
+        role = security.find_role("Admin")
+        for name in ("ada", "grace"):
+            security.add_user(name, name, "X", f"{name}@host.example", role, "a password")
+
+    def signed_in(name: str) -> _Visitor:
+        visitor = _Visitor(app.test_client())
+        form = {"username": name, "password": "a password", "csrf_token": visitor.token}
+        visitor.post("/login/", data=form)
+        assert visitor.get(KEYS).get_json()["authenticated"]
+        return visitor
+
+    ada, grace = signed_in("ada"), signed_in("grace")
+    assert ada.save(byok_fake_providers.api_key("openai", "good"), persist=True).status_code == 200
+    assert signed_in("ada").post("/api/v1/chat/", json=HELLO).headers["X-BYOK-Source"] == "user"
+    assert grace.post("/api/v1/chat/", json=HELLO).status_code == 409
