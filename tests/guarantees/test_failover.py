@@ -18,7 +18,6 @@ from redis.sentinel import Sentinel
 
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, browser, fingerprint, make_app
-from tests.patience import everyday_limits
 from tests.services import free_port, wait_until
 from tests.storage.redis_kinds import ReplicaOf, SentinelServer, TunedRedis
 
@@ -153,8 +152,8 @@ def test_nothing_acknowledged_is_lost_in_a_failover(
     servers: Any, tmp_path: Path, fake: FakeProviders
 ) -> None:
     """Keys that were acknowledged before, during and after three failovers are all there, and saving goes on."""
-    with everyday_limits():
-        app = make_app(tmp_path, fake, BYOK_REDIS=servers.client, BYOK_REDIS_WAIT=1)
+    config = {"BYOK_REDIS": servers.client, "BYOK_REDIS_WAIT": 1, "BYOK_REDIS_TIMEOUT": 0.5}
+    app = make_app(tmp_path, fake, **config)
     for _ in range(3):
         stop = threading.Event()
         people = [Person(app, stop) for _ in range(WRITERS)]
