@@ -24,7 +24,13 @@ from .keys.ports import Accounts
 from .keys.service import Service
 from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS
-from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
+from .sealing.keyring import (
+    SHOWS_WRONG_KEY,
+    Canary,
+    Keyring,
+    generate_encryption_key,
+    is_guessable,
+)
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
@@ -82,7 +88,9 @@ def build_service(
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
     """Return the keyring; with ``throw_away`` (debug, testing) a missing encryption key is made up for this run.
 
-    :raises ConfigurationError: there is no encryption key, or one is malformed.
+    A current key that is no secret is refused. A fallback still opens what it sealed, so it is only warned of.
+
+    :raises ConfigurationError: there is no encryption key, it is no secret, or one is malformed.
     """
     encryption_key = settings.encryption_key
     if encryption_key is None:
@@ -94,6 +102,13 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
             stacklevel=5,
         )
         encryption_key = generate_encryption_key()
+    weak = "{} is no secret: {} is easy to guess. Make another with 'flask byok generate-key'."
+    if is_guessable(encryption_key):
+        advice = " If keys were stored with it, put it into BYOK_ENCRYPTION_KEY_FALLBACKS and run 'flask byok rotate'."
+        raise ConfigurationError(weak.format("BYOK_ENCRYPTION_KEY", "it") + advice)
+    if any(map(is_guessable, settings.encryption_key_fallbacks)):
+        text = weak.format("BYOK_ENCRYPTION_KEY_FALLBACKS", "one of them")
+        _logger.warning("%s Run 'flask byok rotate', then remove it.", text)
     return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
 
 

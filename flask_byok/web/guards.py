@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import msgspec
 from flask import Response, current_app, request
-from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
+from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf, validate_csrf
 from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
 from ..errors import InvalidFieldError
 from ..model.credential import Secret
-from .caller import REQUEST_ID
+from .caller import REQUEST_ID, get_state
 from .problems import http_problem_response
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
@@ -25,12 +25,13 @@ MAX_BODY = 64 * 1024
 # Each hidden piece costs time whenever anything is logged.
 _MOST_HIDDEN = 20
 
+_TOKEN_HEADERS = ("X-CSRFToken", "X-CSRF-Token")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # Not "no-referrer": Flask-WTF compares the referrer of HTTPS requests with the host.
+    # Not "no-referrer": a form would then send "Origin: null", which browsers without Sec-Fetch-Site are judged by.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -54,10 +55,21 @@ _Model = TypeVar("_Model", bound=msgspec.Struct)
 # where requests come from
 
 
-def limit_body() -> None:
-    """Read no more than ``MAX_BODY``. Runs before the host's own ``CSRFProtect`` opens the body."""
+class ForeignOriginError(CSRFError):
+    """Raised when a page of another origin called, which a fresh token does not help; says what may."""
+
+
+def go_first() -> None:
+    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
+
+    That checks the same token, and on HTTPS the referrer, which a host's page may keep back on purpose. What the
+    referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
+    """
     if request.blueprint == "byok":
         request.max_content_length = MAX_BODY
+        protect = current_app.extensions.get("csrf")
+        if isinstance(protect, CSRFProtect):
+            protect.exempt(current_app.blueprints["byok"])
 
 
 def refuse_cross_site() -> None:
@@ -68,8 +80,8 @@ def refuse_cross_site() -> None:
     is_safe = request.method in _SAFE_METHODS
     if is_safe and not asks_for_value():
         return
-    if not _same_origin():
-        raise CSRFError("The request came from another site.")
+    if not (_same_origin() or _trusted_origin()):
+        raise ForeignOriginError(_advice())
     if not is_safe and _csrf_enabled():
         # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
         try:
@@ -108,17 +120,38 @@ def asks_for_value() -> bool:
 
 def _same_origin() -> bool:
     """Judge by ``Sec-Fetch-Site``, else by ``Origin``; a client that sends neither is no browser."""
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site in ("same-origin", "none")
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if (
+        site != "none"
+    ):  # "none" means a person, not a page; no page can send it beside its own origin
+        return site == "same-origin"
     # If the request says http, a proxy may have ended the https: then the scheme tells nothing.
     schemes = ("https",) if request.is_secure else ("https", "http")
     own = [f"{scheme}://{request.host}".lower() for scheme in schemes]
     return request.headers.get("Origin", own[0]).lower() in own
 
 
+def _trusted_origin() -> str | None:
+    """Return the origin of the page that called if ``BYOK_TRUSTED_ORIGINS`` has it."""
+    origin = request.headers.get("Origin", "").lower()
+    return origin if origin in get_state().settings.trusted_origins else None
+
+
+def _advice() -> str:
+    scheme, _, host = request.headers.get("Origin", "").lower().partition("://")
+    if host == request.host.lower() and scheme == "http" and request.is_secure:
+        return (
+            "The page came over http and the call over https. Open the page over https. If it was, the proxy in "
+            "front of this site does not say so: set up Werkzeug's ProxyFix, and X-Forwarded-Proto in the proxy."
+        )
+    return (
+        "The request came from a page of another origin. If that is a front end of this site, its operator can add it "
+        "to BYOK_TRUSTED_ORIGINS; behind a proxy, this site's own pages need Werkzeug's ProxyFix."
+    )
+
+
 def _sent_token() -> str | None:
-    names = current_app.config.get("WTF_CSRF_HEADERS", ["X-CSRFToken", "X-CSRF-Token"])
+    names = current_app.config.get("WTF_CSRF_HEADERS", _TOKEN_HEADERS)
     sent = (request.headers.get(name) for name in names)
     field = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
     return next((token for token in sent if token), None) or request.form.get(field)
@@ -202,12 +235,29 @@ def secure(response: Response) -> Response:
         return response
     keep_from_logs(_query_as_logged())
     response.headers.update(_HEADERS)
+    if origin := _trusted_origin():
+        _allow_reading(response, origin)
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
     )
     if request_id := request.environ.get(REQUEST_ID):
         response.headers["X-BYOK-Request-ID"] = request_id
     return response
+
+
+def _allow_reading(response: Response, origin: str) -> None:
+    """Let a trusted front end read the answer and send what the calls need (Fetch Standard, CORS protocol)."""
+    headers = response.headers
+    headers["Access-Control-Allow-Origin"], headers["Access-Control-Allow-Credentials"] = (
+        origin,
+        "true",
+    )
+    headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, X-BYOK-Request-ID, X-BYOK-Source"
+    if request.method == "OPTIONS":
+        headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
+        names = current_app.config.get("WTF_CSRF_HEADERS", _TOKEN_HEADERS)
+        headers["Access-Control-Allow-Headers"] = ", ".join(["Content-Type", "If-Match", *names])
+    response.vary.add("Origin")
 
 
 def keep_from_logs(texts: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -15,6 +16,7 @@ from flask_wtf.csrf import generate_csrf
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
+from flask_byok import ConfigurationError
 from flask_byok.model.credential import all_alive
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, Browser, HostApp, browser, make_app
@@ -86,6 +88,98 @@ def test_other_sites_are_refused(host: HostApp) -> None:
     for site in ("same-origin", "none"):
         assert _clear(client, client.token, Sec_Fetch_Site=site) == (200, None), site
     assert _clear(client, client.token, Origin="http://localhost") == (200, None)
+
+
+def test_a_page_is_no_person(host: HostApp) -> None:
+    """A request that a browser calls a person's own, but that names a foreign page, is refused."""
+    client = browser(host)
+    client.load()
+    for origin in ("https://evil.example", "null", "http://localhost:8080"):
+        refused = _clear(client, client.token, Sec_Fetch_Site="none", Origin=origin)
+        assert refused == (400, "csrf"), origin
+    own = _clear(client, client.token, Sec_Fetch_Site="none", Origin="http://localhost")
+    assert own == (200, None)
+
+
+FRONT = "https://app.example.org"
+
+
+def test_a_trusted_front_end_may_call(tmp_path: Path, fake: FakeProviders) -> None:
+    """A page of an origin in BYOK_TRUSTED_ORIGINS calls and reads, also after a preflight; no other origin does."""
+    config = {"BYOK_TRUSTED_ORIGINS": ["HTTPS://app.example.org/"], "WTF_CSRF_SSL_STRICT": True}
+    client = browser(make_app(tmp_path, fake, **config))
+    site = {"Origin": FRONT, "Sec-Fetch-Site": "cross-site", "Referer": f"{FRONT}/page"}
+    listed = client.get(KEYS, headers=site, base_url="https://localhost")
+    assert listed.headers["Access-Control-Allow-Origin"] == FRONT
+    assert listed.headers["Access-Control-Allow-Credentials"] == "true"
+    asked = {**site, "Access-Control-Request-Method": "POST"}
+    preflight = client.options(f"{KEYS}/clear", headers=asked, base_url="https://localhost")
+    assert preflight.status_code == 200
+    assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+    assert {"Content-Type", "X-CSRFToken", "If-Match"} <= set(
+        preflight.headers["Access-Control-Allow-Headers"].split(", ")
+    )
+    sent = {**site, "X-CSRFToken": listed.get_json()["csrf_token"]}
+    for origin, status in ((FRONT, 200), (FRONT + ".evil.example", 400), ("null", 400)):
+        headers = {**sent, "Origin": origin}
+        answer = client.post(
+            f"{KEYS}/clear", json=BODY, headers=headers, base_url="https://localhost"
+        )
+        assert answer.status_code == status, origin
+        assert ("Access-Control-Allow-Origin" in answer.headers) is (status == 200)
+        assert "Origin" in answer.vary or status == 400
+    without = client.post(f"{KEYS}/clear", json=BODY, headers=site, base_url="https://localhost")
+    assert without.status_code == 400, "a trusted origin needs the token too"
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["*", ["null"], ["https://a.example/path"], ["app.example.org"], ["https://*.a.example"]],
+)
+def test_an_origin_is_written_whole(tmp_path: Path, fake: FakeProviders, origins: Any) -> None:
+    """Patterns, paths and names without a scheme are refused at the start, with an example."""
+    with pytest.raises(
+        ConfigurationError, match=r"BYOK_TRUSTED_ORIGINS .*https://app\.example\.org"
+    ):
+        make_app(tmp_path, fake, BYOK_TRUSTED_ORIGINS=origins)
+
+
+def test_a_page_without_a_referrer_saves(host: HostApp) -> None:
+    """Over https a page with `Referrer-Policy: no-referrer` works, by script and by form."""
+    client = browser(host)
+    token = client.get(KEYS, base_url="https://localhost").get_json()["csrf_token"]
+    headers = {"X-CSRFToken": token, "Sec-Fetch-Site": "same-origin"}
+    options: dict[str, Any] = {"headers": headers, "base_url": "https://localhost"}
+    assert client.post(f"{KEYS}/clear", json=BODY, **options).status_code == 200
+    headers = {"Origin": "null", "Sec-Fetch-Site": "same-origin"}
+    form = {"provider": "openai", "tier": "all", "csrf_token": token}
+    answer = client.post(
+        "/api/providers/settings/clear", data=form, headers=headers, base_url="https://localhost"
+    )
+    assert answer.status_code == 303
+    assert client.post("/sign-out", base_url="https://localhost").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("served", "headers", "advice"),
+    [
+        ("http://localhost", {"Origin": "https://app.example.org"}, "BYOK_TRUSTED_ORIGINS"),
+        ("http://localhost", {"Sec-Fetch-Site": "same-site"}, "BYOK_TRUSTED_ORIGINS"),
+        ("https://localhost", {"Origin": "http://localhost"}, "ProxyFix"),
+        ("https://localhost", {"Sec-Fetch-Site": "same-origin"}, "session cookie"),
+    ],
+)
+def test_the_refusal_names_what_helps(
+    host: HostApp, served: str, headers: dict[str, str], advice: str
+) -> None:
+    """Another origin, a scheme that a proxy hides and a frame without the cookie each get their own advice."""
+    answer = browser(host).post(
+        f"{KEYS}/clear", json=BODY, headers={"X-CSRFToken": "x", **headers}, base_url=served
+    )
+    problem = answer.get_json()
+    assert (answer.status_code, problem["code"]) == (400, "csrf")
+    assert advice in problem["detail"]
+    assert "fresh token" not in problem["detail"]
 
 
 @pytest.mark.parametrize(
