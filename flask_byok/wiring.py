@@ -24,6 +24,7 @@ from .keys.ports import Accounts
 from .keys.service import Service
 from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS
+from .providers import load_sdks
 from .sealing.keyring import (
     SHOWS_WRONG_KEY,
     Canary,
@@ -69,6 +70,10 @@ def build_service(
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
         _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
+    if command is None and not throw_away:
+        # 1 to 3 seconds of CPU, at the start and not in a worker's first call, where all its threads would wait. Not in
+        # a thread: a server that forks meanwhile (gunicorn --preload) would leave its children a locked import.
+        load_sdks(catalog)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     place = sessions.documents
     return Service(

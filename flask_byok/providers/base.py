@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar, NoReturn
 
@@ -36,6 +37,17 @@ def make_provider(
     make = spec.provider_class or ADAPTERS[spec.adapter]
     provider: BaseProvider = make(spec, credential, outbound, **options)
     return provider
+
+
+def load_sdks(specs: Iterable[ProviderSpec]) -> None:
+    """Import the SDKs of these providers, as far as they are installed.
+
+    One whose import fails is left to the first call, which says what is wrong.
+    """
+    makers = {spec.provider_class or ADAPTERS[spec.adapter] for spec in specs}
+    for load in filter(None, (getattr(maker, "load_sdk", None) for maker in makers)):
+        with suppress(Exception):
+            load()
 
 
 class BaseProvider(ABC):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import dropwhile, islice
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from flask import Response, current_app, request
@@ -24,6 +25,11 @@ MAX_BODY = 64 * 1024
 
 # Each hidden piece costs time whenever anything is logged.
 _MOST_HIDDEN = 20
+
+# A record's id, the version in an asset's address, and what is too short for a key of any provider.
+_RECORD = re.compile("[0-9a-f]{32}")
+_VERSION = re.compile("v=[0-9a-f]{12}|[0-9a-f]{12}")
+_SHORT = re.compile("https?:|[^/]{0,15}")
 
 _TOKEN_HEADERS = ("X-CSRFToken", "X-CSRF-Token")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -55,7 +61,7 @@ _Model = TypeVar("_Model", bound=msgspec.Struct)
 # where requests come from
 
 
-class ForeignOriginError(CSRFError):
+class ForeignOriginError(CSRFError):  # type: ignore[misc]  # Flask-WTF is untyped
     """Raised when a page of another origin called, which a fresh token does not help; says what may."""
 
 
@@ -66,6 +72,7 @@ def go_first() -> None:
     referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
     """
     if request.blueprint == "byok":
+        hide_address()
         request.max_content_length = MAX_BODY
         protect = current_app.extensions.get("csrf")
         if isinstance(protect, CSRFProtect):
@@ -103,11 +110,12 @@ def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
 
     def refuse() -> Response | None:
         error, path = request.routing_exception, f"{request.path}/"
-        below = next((path[len(root) :] for root in roots if path.startswith(f"{root}/")), None)
-        if not isinstance(error, NotFound | MethodNotAllowed) or below is None:
+        is_ours = any(path.startswith(f"{root}/") for root in roots)
+        if error is None or not is_ours:
             return None
-        if isinstance(error, NotFound):
-            keep_from_logs(below.split("/"))
+        hide_address()
+        if not isinstance(error, NotFound | MethodNotAllowed):
+            return None  # a redirect to the address without doubled slashes
         return secure(http_problem_response(error))
 
     return refuse
@@ -233,7 +241,6 @@ def secure(response: Response) -> Response:
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
             response.headers["X-Content-Type-Options"] = "nosniff"
         return response
-    keep_from_logs(_query_as_logged())
     response.headers.update(_HEADERS)
     if origin := _trusted_origin():
         _allow_reading(response, origin)
@@ -260,15 +267,48 @@ def _allow_reading(response: Response, origin: str) -> None:
     response.vary.add("Origin")
 
 
+def hide_address() -> None:
+    """Redact in logs, until the request ends, what its address and its referrer hold beside our own words.
+
+    People put keys there: in the query, as a segment of the path, or on the host's page that calls us.
+    """
+    raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "")
+    root, words = request.script_root, _own_words()
+    query = request.query_string.decode("latin-1")
+    address, _, asked = request.headers.get("Referer", "").partition("?")
+    paths = [
+        _from_odd(path.removeprefix(root), words) for path in (request.path, raw.partition("?")[0])
+    ]
+    # A page of the host's has words of its own; keys are longer.
+    paths += [_from_odd(path, words, _SHORT) for path in (address, unquote(address))]
+    values = [value or name for name, value in request.args.items(multi=True)]
+    # First what servers log as one piece, raw or partly decoded: only so many pieces are looked for.
+    wholes = [*("/".join(path) for path in paths), *_as_logged(query), *_as_logged(asked)]
+    texts = [*wholes, *(part for path in paths for part in path), *values]
+    if request.endpoint == "byok.static":  # the digest of a release; alone it is no key
+        texts = [text for text in texts if not _VERSION.fullmatch(text)]
+    keep_from_logs(texts)
+
+
 def keep_from_logs(texts: Iterable[str]) -> None:
     """Redact these texts in logs of the address until the request ends: they may contain a key."""
     hidden = request.environ.setdefault("flask_byok.hidden", [])
     hidden.extend(Secret(text) for text in islice(filter(None, texts), _MOST_HIDDEN))
 
 
-def _query_as_logged() -> Iterator[str]:
-    """Yield the query as servers log it, raw or partly decoded, and its values as views see them."""
-    query = request.query_string.decode("latin-1")
+def _own_words() -> set[str]:
+    rules = current_app.url_map.iter_rules()
+    ours = (rule.rule for rule in rules if rule.endpoint.startswith("byok."))
+    return {"", "byok.js", "byok.css"}.union(*(rule.split("/") for rule in ours))
+
+
+def _from_odd(path: str, words: set[str], harmless: re.Pattern[str] = _RECORD) -> list[str]:
+    """Return a path's segments from the first one on that is neither a word of ours nor harmless."""
+    parts = path.split("/")
+    return list(dropwhile(lambda part: part in words or harmless.fullmatch(part), parts))
+
+
+def _as_logged(query: str) -> Iterator[str]:
+    """Yield a query as servers log it, raw or partly decoded."""
     yield query
     yield uri_to_iri(f"?{query}")[1:]
-    yield from (value or name for name, value in request.args.items(multi=True))

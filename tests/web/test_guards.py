@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,6 +17,8 @@ import pytest
 from flask import Response, g, stream_with_context
 from flask_login import current_user
 from flask_wtf.csrf import generate_csrf
+from gunicorn.config import Config
+from gunicorn.glogging import Logger, SafeAtoms
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
@@ -300,6 +306,15 @@ def test_an_abandoned_stream_gives_nothing_to_the_next_person(
         "/api/providers/settings?label=a+b%20c&api_key={key}",
         f"{KEYS}/{{key}}",
         f"{KEYS}/{{escaped}}/clear?label=%C3%A9",
+        f"{KEYS}/set/" + "a/" * 30 + "{key}",
+        f"{KEYS}/set?" + "a=1&" * 30 + "api_key={key}",
+        "/api/providers/static/{key}",
+        "/api/providers/static/{escaped}/byok.js",
+        "/api/providers/static/byok.js?api_key={key}",
+        "/api/providers/static/byok.css?v=012345678901&{escaped}",
+        "/api/keys/{key}",
+        "/api/keys/{escaped}/validate?x=1",
+        "/api/providers/keys//{key}",
     ],
 )
 def test_a_key_in_the_address_is_not_logged(
@@ -311,8 +326,57 @@ def test_a_key_in_the_address_is_not_logged(
     with served(host) as port:
         Wire(port).send("GET", address.format(key=key, escaped="%73" + key[1:]))
     logged = [record.getMessage() for record in caplog.records if record.name == "werkzeug"]
-    assert any('"' in line and "GET /api/providers/" in line for line in logged)
+    assert any('"' in line and "GET /api/" in line for line in logged)
     assert not any(key[4:] in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    "referrer",
+    [
+        "http://localhost/page?api_key={key}",
+        "http://localhost/page?label=%C3%A9&api_key={escaped}",
+        "http://localhost/chat/{key}",
+        "http://localhost/chat/{escaped}/more",
+        "http://user:{key}@localhost/",
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [KEYS, "/api/providers/static/byok.js", "/api/providers/nothing", "/api/keys/none"]
+)
+def test_gunicorn_logs_no_key_of_an_address(host: HostApp, referrer: str, path: str) -> None:
+    """A line of gunicorn's access log, and its parts for formatters of their own, have no key of referrer or path."""
+    key = "sk-proj-ABCDEFGHIJKLMNOP0123456789"
+    names = {"key": key, "escaped": "%73" + key[1:]}
+    raw = f"{path}/{key}?x={names['escaped']}" if path.endswith("nothing") else f"{path}?x={key}"
+    builder = EnvironBuilder(path=raw, headers={"Referer": referrer.format(**names)})
+    environ = {**builder.get_environ(), "RAW_URI": raw}
+    with closing(host(environ, lambda *args: None)) as answer:  # type: ignore[type-var]  # werkzeug's
+        list(answer)
+    atoms = Logger(Config()).atoms(
+        SimpleNamespace(status="200 OK", headers=[], sent=1), [], environ, timedelta(0)
+    )
+    args = (SafeAtoms({**atoms, "{referer}i": environ["HTTP_REFERER"]}),)
+    record = logging.getLogRecordFactory()(
+        "gunicorn.access", 20, "f", 1, Config().access_log_format, args, None
+    )
+    assert record.getMessage().count(" ") > 5
+    assert record.args["{missing}i"] == "-"  # type: ignore[index, call-overload]  # gunicorn's
+    assert key[4:] not in f"{record.getMessage()} {vars(record)}"
+
+
+def test_our_own_addresses_stay_readable(host: HostApp, caplog: pytest.LogCaptureFixture) -> None:
+    """An access log still shows which of our calls was made, also if it failed, and the page that it was made from."""
+    caplog.set_level("INFO", logger="werkzeug")
+    paths = [
+        f"{KEYS}/set",
+        "/api/providers/static/byok.js?v=012345678901",
+        "/api/providers/settings",
+    ]
+    with served(host) as port:
+        for path in paths:
+            Wire(port).send("GET", path, Referer="http://localhost/api/providers/settings")
+    lines = " ".join(record.getMessage() for record in caplog.records if record.name == "werkzeug")
+    assert all(f" {path} " in lines for path in paths)
 
 
 def test_hiding_an_address_costs_little(host: HostApp) -> None:
