@@ -11,7 +11,13 @@ from urllib.parse import unquote
 import msgspec
 from flask import Response, current_app, request
 from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf, validate_csrf
-from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
+from werkzeug.exceptions import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
 from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
@@ -175,10 +181,13 @@ def _csrf_enabled() -> bool:
 def read_body(model: type[_Model]) -> _Model:
     """Return the request's JSON body; the errors repeat nothing that was sent.
 
+    :raises RequestEntityTooLarge: the body is longer than ``MAX_BODY``.
     :raises UnsupportedMediaType: the body is not ``application/json``.
     :raises BadRequest: it is not JSON.
     :raises InvalidFieldError: a field is unknown, missing, or has an invalid value.
     """
+    if (request.content_length or 0) > MAX_BODY:
+        raise RequestEntityTooLarge
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
     try:
