@@ -33,7 +33,7 @@ from .web.caller import (
     name_sources,
     note_use,
 )
-from .web.guards import limit_body
+from .web.guards import go_first
 from .web.health import without_session
 from .web.host_setup import find_database, warn_if_late
 from .web.keys_api import TypedKey
@@ -85,7 +85,7 @@ class BYOK:
             warn_if_late(app, database)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         # First of all hooks: the one that opens the body decides how much of it is read.
-        app.before_request_funcs.setdefault(None, []).insert(0, limit_body)
+        app.before_request_funcs.setdefault(None, []).insert(0, go_first)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)

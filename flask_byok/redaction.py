@@ -10,6 +10,8 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
+from copy import copy
+from datetime import date, time, timedelta
 from functools import partial
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -21,6 +23,8 @@ REDACTED = "[redacted]"
 SHORTEST_SECRET = 8
 #: From this many secrets on, texts of up to LONG_TEXT characters are indexed before the search.
 MANY_SECRETS, LONG_TEXT = 10, 10_000
+# Values whose text holds no key.
+_PLAIN = (int, float, complex, type(None), date, time, timedelta, type)
 #: How many levels of lists and mappings are searched one by one.
 DEEPEST = 20
 
@@ -77,11 +81,13 @@ class _Redacting(dict[str, Any]):
 
 
 def _redact_record(record: logging.LogRecord) -> None:
+    # Formatters may write the arguments by themselves, such as gunicorn's parts of an access line.
+    given, record.args = record.args, _redact_within(record.args)
     try:
         message = record.getMessage()
     except Exception:
         # logging prints the parts of such a record to stderr, so they are redacted too.
-        message = f"{record.msg!r} {record.args!r}"
+        message = f"{record.msg!r} {given!r}"
     redacted = redact(message)
     if redacted != message:
         record.msg, record.args = redacted, None
@@ -111,8 +117,25 @@ def _redact_within(value: Any, depth: int = 0) -> Any:
     elif isinstance(value, list | tuple):
         parts = (list if isinstance(value, list) else tuple)(map(inner, value))
     else:
+        return value if isinstance(value, _PLAIN) else _redact_object(value)
+    if parts == value:
         return value
-    return value if parts == value else parts
+    if isinstance(value, dict) and type(value) is not dict:
+        parts, found = copy(value), parts  # gunicorn's has an answer for every name
+        parts.clear()
+        parts.update(found)
+    return parts
+
+
+def _redact_object(value: Any) -> Any:
+    """Return an object's text, redacted, if a formatter would write a key; else the object itself."""
+    try:
+        for text in (str(value), repr(value)):
+            if (redacted := redact(text)) != text:
+                return redacted
+    except Exception:  # a formatter would meet the same
+        return value
+    return value
 
 
 def _written(secret: Secret) -> tuple[frozenset[str], frozenset[str]]:

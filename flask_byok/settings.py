@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
@@ -58,6 +59,13 @@ def _http_urls(urls: Mapping[str, str]) -> Mapping[str, str]:
     return urls
 
 
+def _plain_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    plain = tuple(origin.lower().removesuffix("/") for origin in origins)
+    if not all(re.fullmatch(r"https?://[^\s/?#@*,]+", origin) for origin in plain):
+        raise ValueError
+    return plain
+
+
 def _without_slash(path: str) -> str:
     return path.rstrip("/")
 
@@ -81,6 +89,9 @@ _Seconds = Annotated[
     Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None, "a number of seconds from 0.05 to 60"
 ]
 _Count = Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "a whole number from 1 up"]
+_Origins = Annotated[
+    tuple[str, ...], _plain_origins, "a sequence of origins such as 'https://app.example.org'"
+]
 _UrlPath = Annotated[
     str, msgspec.Meta(pattern="^(/|$)"), _without_slash, "a path that starts with '/'"
 ]
@@ -119,6 +130,7 @@ class Settings:
     allow_reveal: _Flag = False
     validate_rate: _Rate = "20/minute"
     set_rate: _Rate = "20/minute"
+    trusted_origins: _Origins = ()
     url_prefix: _UrlPath = "/api"
     csp_nonce: Annotated[Callable[[], str] | None, "a function without arguments"] = field(
         default=None, repr=False

@@ -25,7 +25,14 @@ from .keys.ports import Accounts
 from .keys.service import Service
 from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS
-from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key
+from .providers import load_sdks
+from .sealing.keyring import (
+    SHOWS_WRONG_KEY,
+    Canary,
+    Keyring,
+    generate_encryption_key,
+    is_guessable,
+)
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
@@ -66,6 +73,10 @@ def build_service(
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
         _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
+    if command is None and not throw_away:
+        # 1 to 3 seconds of CPU, at the start and not in a worker's first call, where all its threads would wait. Not in
+        # a thread: a server that forks meanwhile (gunicorn --preload) would leave its children a locked import.
+        load_sdks(catalog)
     outbound = Outbound(allow_private=settings.allow_private_endpoints)
     # The oldest SECRET_KEY's name: workers of before and after its rotation count together.
     limiter = partial(RateLimiter, store=sessions.documents, app=names[-1])
@@ -86,7 +97,9 @@ def build_service(
 def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
     """Return the keyring; with ``throw_away`` (debug, testing) a missing encryption key is made up for this run.
 
-    :raises ConfigurationError: there is no encryption key, or one is malformed.
+    A current key that is no secret is refused. A fallback still opens what it sealed, so it is only warned of.
+
+    :raises ConfigurationError: there is no encryption key, it is no secret, or one is malformed.
     """
     encryption_key = settings.encryption_key
     if encryption_key is None:
@@ -98,6 +111,13 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
             stacklevel=5,
         )
         encryption_key = generate_encryption_key()
+    weak = "{} is no secret: {} is easy to guess. Make another with 'flask byok generate-key'."
+    if is_guessable(encryption_key):
+        advice = " If keys were stored with it, put it into BYOK_ENCRYPTION_KEY_FALLBACKS and run 'flask byok rotate'."
+        raise ConfigurationError(weak.format("BYOK_ENCRYPTION_KEY", "it") + advice)
+    if any(map(is_guessable, settings.encryption_key_fallbacks)):
+        text = weak.format("BYOK_ENCRYPTION_KEY_FALLBACKS", "one of them")
+        _logger.warning("%s Run 'flask byok rotate', then remove it.", text)
     return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
 
 

@@ -21,7 +21,8 @@ from flask_byok import BYOK, get_provider_with_api_key
 from flask_byok.testing import FakeProviders
 
 KEYS = "/api/providers/keys"
-ENCRYPTION_KEY = "5a" * 32
+ENCRYPTION_KEY = "6c43df135a998cf74c2277557c6c3f42a25a3912305ca537963fcd68fcd7660b"
+OTHER_ENCRYPTION_KEY = "539406eaf2954061138c5ba822e52a42f54b2f6a085ac9df191bb304c28acbba"
 
 
 class User:

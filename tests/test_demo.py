@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from tests import services
+from tests.app import OTHER_ENCRYPTION_KEY
 from tests.demo import Demo, Visitor, read_events, run_demo, start_demo
 from tests.patience import soon
 
@@ -204,7 +205,10 @@ def test_redis_is_used_where_it_is_named() -> None:
 def test_database_is_used_where_it_is_named(postgres_url: str) -> None:
     """With DATABASE_URL keys are in that database, at the next start too, also where its URL names no driver."""
     plain = postgres_url.replace("postgresql+psycopg:", "postgresql:")
-    environ = {"DATABASE_URL": plain, "BYOK_ENCRYPTION_KEY": "ab" * 32}
+    environ = {
+        "DATABASE_URL": plain,
+        "BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY,
+    }
     for already in (False, True):
         with run_demo(**environ) as running:
             assert running.banner.count("the database at DATABASE_URL") == 2

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,27 @@ def test_import_is_light(code: str, loaded: set[str]) -> None:
     command = [sys.executable, "-c", f"{code}\n{report}"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert set(run.stdout.split()) == loaded
+
+
+START = """
+import sys
+from pathlib import Path
+from flask import Flask
+from flask_byok import BYOK
+from tests.app import bare
+before = {name for name in sys.modules if name in ("openai", "anthropic", "google.genai")}
+app = bare(Path(sys.argv[1]), TESTING=sys.argv[2] == "testing", BYOK_PROVIDERS=["groq", "anthropic"])
+BYOK(app)
+print(before, *(name for name in ("openai", "anthropic", "google.genai") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(("mode", "loaded"), [("serving", "openai anthropic"), ("testing", "")])
+def test_a_start_loads_the_sdks(tmp_path: Path, mode: str, loaded: str) -> None:
+    """An app that starts to serve has loaded the SDKs of its providers, and no others; one under test loads none."""
+    command = [sys.executable, "-c", START, str(tmp_path), mode]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["set()", *loaded.split()]
 
 
 TREE = errors.__doc__ or ""

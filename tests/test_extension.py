@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import gc
+import hashlib
 import subprocess
 import sys
 import weakref
@@ -457,3 +459,31 @@ def test_longest_times(tmp_path: Path, fake: FakeProviders) -> None:
     client = browser(app)
     assert client.save(fake.api_key("openai")).status_code == 200
     assert client.status("openai")["source"] == "session"
+
+
+WEAK_KEYS = [
+    "00" * 32,
+    "5a" * 32,
+    base64.urlsafe_b64encode(b"a" * 32).decode(),
+    "0123456789abcdef" * 4,
+    bytes(range(32)).hex(),
+    bytes(range(255, 223, -1)).hex(),
+    bytes(range(0, 256, 8)).hex(),
+    b"secretsecretsecretsecretsecretse".hex(),
+    hashlib.sha256(b"").hexdigest(),
+    hashlib.sha256(b"\n").hexdigest(),
+    "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4=",
+]
+
+
+@pytest.mark.parametrize("weak", WEAK_KEYS)
+def test_an_encryption_key_that_is_no_secret_is_refused(
+    tmp_path: Path, weak: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guessable encryption key stops the start and names the command for another; as a fallback it is warned of."""
+    with pytest.raises(ConfigurationError, match="flask byok generate-key") as caught:
+        BYOK(bare(tmp_path, BYOK_ENCRYPTION_KEY=weak))
+    assert weak not in str(caught.value)
+    BYOK(bare(tmp_path, BYOK_ENCRYPTION_KEY_FALLBACKS=[weak]))
+    assert "BYOK_ENCRYPTION_KEY_FALLBACKS is no secret" in caplog.text
+    assert weak not in caplog.text

@@ -44,7 +44,7 @@ app.config.update(
     SECRET_KEY="made up for this test",
     SESSION_TYPE="cachelib",
     SESSION_CACHELIB=FileSystemCache(str(here / "sessions")),
-    BYOK_ENCRYPTION_KEY="00" * 32,
+    BYOK_ENCRYPTION_KEY="f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e",
 )
 Session(app)
 flask_byok.BYOK(app)

@@ -30,6 +30,7 @@ from flask_byok.settings import Settings
 from flask_byok.testing import FakeProviders
 from flask_byok.web.problems import TYPE_PREFIX, http_problem_response
 from tests import services
+from tests.app import OTHER_ENCRYPTION_KEY
 from tests.demo import Visitor, read_events
 
 ROOT = Path(__file__).parent.parent
@@ -135,7 +136,7 @@ def host(tmp_path: Path, byok_fake_providers: FakeProviders) -> tuple[Flask, BYO
         SECRET_KEY="made up for this test",
         SESSION_TYPE="cachelib",
         SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions")),
-        BYOK_ENCRYPTION_KEY="00" * 32,
+        BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY,
         BYOK_BASE_URLS=byok_fake_providers.base_urls,
         BYOK_PRECEDENCE=("session",),
     )
@@ -240,7 +241,11 @@ def test_example_for_production_is_safe(
 ) -> None:
     """The example for deployment keeps everything in Redis, and `flask byok check` finds nothing unsafe."""
     shutil.copy(EXAMPLES / "production.py", tmp_path / "app.py")
-    environ = {"SECRET_KEY": "made up", "REDIS_URL": redis_url, "BYOK_ENCRYPTION_KEY": "00" * 32}
+    environ = {
+        "SECRET_KEY": "made up",
+        "REDIS_URL": redis_url,
+        "BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY,
+    }
     done = subprocess.run(
         [sys.executable, "-m", "flask", "byok", "check"],
         cwd=tmp_path,

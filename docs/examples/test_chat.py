@@ -1,3 +1,5 @@
+import secrets
+
 import pytest
 from app import create_app
 from cachelib import FileSystemCache
@@ -10,7 +12,7 @@ def app(byok_fake_providers, tmp_path):
         SESSION_TYPE="cachelib",
         SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions")),
         BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite3'}",
-        BYOK_ENCRYPTION_KEY="00" * 32,
+        BYOK_ENCRYPTION_KEY=secrets.token_hex(32),
         BYOK_PRECEDENCE=("session",),
         BYOK_BASE_URLS=byok_fake_providers.base_urls,
     )

@@ -7,12 +7,11 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -23,7 +22,7 @@ from ..model.credential import EndpointTrust
 if TYPE_CHECKING:
     import httpx2
 
-    from .transport import AddressRule, KeylessClient, Observe, Origin, Resolver
+    from .transport import AddressRule, Enter, KeylessClient, Limits, Observe, Origin, Resolver
 
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1 MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
@@ -108,10 +107,13 @@ class Outbound:
         # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
         self._shared: dict[int, KeylessClient] = {}
 
-    def client_for(self, endpoint: Endpoint, observe: Observe | None = None) -> httpx2.Client:
+    def client_for(
+        self, endpoint: Endpoint, observe: Observe | None = None, owner: str | None = None
+    ) -> httpx2.Client:
         """Return the client through which an endpoint is called.
 
         :param observe: called after each request of the returned client, which still shares the pool.
+        :param owner: who calls. Calls of people's own servers are limited, for each owner and in all.
         :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
         """
         transport = self._transport
@@ -119,10 +121,11 @@ class Outbound:
             base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
             rule = is_public_or_private if self.allow_private else is_public
             rules: dict[Origin, AddressRule] = {transport.origin_of(base_url): rule}
-            return self._make_client(rules, transport.MAX_PERSONAL_LINE_BYTES).observed(observe)
+            enter = partial(personal_slots.take, owner)
+            return self._make_client(rules, transport.PERSONAL, enter).observed(observe)
         client = self._shared.get(os.getpid())
         if client is None:
-            made = self._make_client({}, transport.MAX_LINE_BYTES)
+            made = self._make_client({}, transport.SHARED, _without_slot)
             client = self._shared.setdefault(os.getpid(), made)
         if endpoint.trust == "operator":
             client.rules[transport.origin_of(endpoint.base_url)] = is_any
@@ -133,18 +136,25 @@ class Outbound:
         return client.observed(observe)
 
     def fetch(
-        self, endpoint: Endpoint, path: str, headers: Mapping[str, str], *, seconds: float
+        self,
+        endpoint: Endpoint,
+        path: str,
+        headers: Mapping[str, str],
+        *,
+        seconds: float,
+        owner: str | None = None,
     ) -> Answer:
         """Make one plain GET and read its answer whole, within a time and a size.
 
         :param path: relative to the endpoint's base URL, with its query.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
+        :raises RateLimitedError: too many calls of people's own servers are running.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
         url = endpoint.base_url.rstrip("/") + path
         headers = {"Accept": "application/json", **headers}
-        client = self.client_for(endpoint)
+        client = self.client_for(endpoint, owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
             with transport.until(time.monotonic() + seconds):
@@ -160,9 +170,11 @@ class Outbound:
         # Raised out here, so that the request with its headers does not hang on the error.
         raise ProviderUnavailableError(fault)
 
-    def _make_client(self, rules: dict[Origin, AddressRule], longest_line: int) -> KeylessClient:
+    def _make_client(
+        self, rules: dict[Origin, AddressRule], limits: Limits, enter: Enter
+    ) -> KeylessClient:
         backend = self._transport.GuardedBackend(rules, self.resolver)
-        guarded = self._transport.GuardedTransport(backend, self.tls, longest_line)
+        guarded = self._transport.GuardedTransport(backend, self.tls, limits, enter)
         return self._transport.KeylessClient(guarded)
 
 
@@ -182,30 +194,43 @@ class Slots:
 
     overall: int
     each: int
-    _lock: Lock = field(default_factory=Lock)
+    # Reentrant: garbage collection, which gives slots back, can run in the midst of `take`.
+    _lock: RLock = field(default_factory=RLock)
     _running: list[str | None] = field(default_factory=list)
 
-    @contextmanager
-    def take(self, owner: str | None, *, seconds: float) -> Iterator[None]:
-        """Hold a slot for this block; without an owner only the whole is limited.
+    def take(self, owner: str | None) -> Callable[[], None]:
+        """Take a slot and return what gives it back; without an owner only the whole is limited.
 
-        :param seconds: how long such a call may run: when to try again.
         :raises RateLimitedError: none is left.
         """
         with self._lock:
             full = len(self._running) >= self.overall
             if full or (owner is not None and self._running.count(owner) >= self.each):
-                raise RateLimitedError(retry_after=round(seconds))
+                text = (
+                    "Too many calls to people's own servers are running. Try again in {} seconds."
+                )
+                raise RateLimitedError(text.format(RETRY_SECONDS), retry_after=RETRY_SECONDS)
             self._running.append(owner)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running.remove(owner)
+        return partial(self._give_back, owner)
+
+    def _give_back(self, owner: str | None) -> None:
+        with self._lock:
+            self._running.remove(owner)
 
 
-#: The process's slots for personal endpoints.
-personal_slots = Slots(16, 2)
+#: When to try again if no slot was left, in seconds: most answers have ended by then.
+RETRY_SECONDS = 10
+#: The process's slots for personal endpoints. WSGI servers do not tell how many threads they have; a worker with 8 of
+#: them, as our examples give it, keeps half.
+personal_slots = Slots(4, 2)
+
+
+def _without_slot() -> Callable[[], None]:
+    return _nothing
+
+
+def _nothing() -> None:
+    """Give nothing back."""
 
 
 def check_personal_base_url(url: str, *, allow_private: bool) -> str:

@@ -12,13 +12,15 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
 from typing import Any, NoReturn, cast
 
 import httpcore2
 import httpx2
+
+from ..errors import RateLimitedError
 
 #: Returns True if an address may be connected to.
 AddressRule = Callable[[str], bool]
@@ -31,24 +33,49 @@ Request = httpx2.Request
 #: Called after a request with it, the answer's status (0 if none came), and the body of a refusal.
 Observe = Callable[[Request, int, bytes], None]
 
+#: Takes a slot for a request, and returns what gives it back.
+Enter = Callable[[], Callable[[], None]]
+
 #: Seconds. Long answers stream; "read" limits the time between two of their pieces.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=300.0, write=30.0, pool=5.0)
-#: Seconds from a request to the end of its answer, however the bytes drip in.
-MAX_SECONDS = 600.0
-#: Longest answer, in bytes; files and images are the longest.
-MAX_BYTES = 64 * 1024 * 1024
 #: Longest refusal, in bytes: SDKs read it whole, and more than once.
 MAX_REFUSAL_BYTES = 256 * 1024
-#: Longest line of a stream of events, in bytes, as SDKs keep it until it ends. An image is one line.
-MAX_LINE_BYTES = 16 * 1024 * 1024
-#: The same for a server that a person named.
-MAX_PERSONAL_LINE_BYTES = 1024 * 1024
 #: The extension of a request whose answer has a longest size of its own, in bytes.
 LONGEST = "flask_byok_longest"
+#: The extension of a request whose answer an SDK reads as events, whatever the answer calls itself.
+STREAMED = "flask_byok_streamed"
+#: The extension of an answer that we made ourselves: the error that it stands for.
+REFUSED = "flask_byok_refused"
 # How many of a name's addresses are tried, so that a long list does not use up a worker.
 MAX_ADDRESSES = 4
 
+_BLANK_LINES = (b"\n\n", b"\r\r", b"\n\r\n")
+
 _deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long and how large the answers of a server may be.
+
+    :param seconds: from a request to the end of its answer, however the bytes drip in.
+    :param silence: seconds between two pieces; None: what the client says.
+    :param longest: bytes of an answer; files and images are the longest.
+    :param event: bytes of one event of a stream. SDKs keep it until it ends. An image is one event.
+    """
+
+    seconds: float = 600.0
+    silence: float | None = None
+    longest: int = 64 * 1024 * 1024
+    event: int = 16 * 1024 * 1024
+
+
+#: For the servers of the catalog and the operator.
+SHARED = Limits()
+#: For a server that a person named, which can be slow and endless on purpose while it holds a thread. A model that is
+#: loaded says something within 30 seconds; 120 seconds are 2,400 tokens at 20 a second. A token's event has about 300
+#: bytes, and an SDK's time for one event grows with the square of its size: a second for 256 KiB of short lines.
+PERSONAL = Limits(seconds=120.0, silence=30.0, longest=4 * 1024 * 1024, event=256 * 1024)
 
 
 class AnswerRefused(httpx2.RemoteProtocolError):
@@ -165,23 +192,37 @@ class GuardedBackend(httpcore2.SyncBackend):
 
 @dataclass(eq=False)
 class _BoundedStream(httpx2.SyncByteStream):
-    """A body that raises if it is too long."""
+    """A body that raises if it is too long.
+
+    :param let_go: called once, when the body has ended, was closed or is garbage.
+    """
 
     stream: httpx2.SyncByteStream
     end: float
     longest: int
-    longest_line: int
+    longest_event: int
+    let_go: InitVar[Callable[[], None]]
+
+    def __post_init__(self, let_go: Callable[[], None]) -> None:
+        self._let_go = weakref.finalize(self, let_go)
+        self._let_go.atexit = False
 
     def __iter__(self) -> Iterator[bytes]:
-        pieces = iter(self.stream)
-        total = line = 0
-        while (piece := self._next(pieces)) is not None:
-            total += len(piece)
-            last_break = piece.rfind(b"\n")
-            line = line + len(piece) if last_break < 0 else len(piece) - last_break
-            if total > self.longest or line > self.longest_line:
-                raise AnswerRefused("the answer is too long")
-            yield piece
+        pieces, before = iter(self.stream), b""
+        total = event = 0
+        try:
+            while (piece := self._next(pieces)) is not None:
+                total += len(piece)
+                # A blank line ends an event; it may lie across two pieces.
+                before += piece
+                blank = max(map(before.rfind, _BLANK_LINES))
+                event = event + len(piece) if blank < 0 else len(before) - blank
+                if total > self.longest or event > self.longest_event:
+                    raise AnswerRefused("the answer is too long")
+                before = before[-3:]
+                yield piece
+        finally:
+            self.close()
 
     def _next(self, pieces: Iterator[bytes]) -> bytes | None:
         # The deadline holds for this one step: the next may run in another context.
@@ -189,18 +230,25 @@ class _BoundedStream(httpx2.SyncByteStream):
             return next(pieces, None)
 
     def close(self) -> None:
-        self.stream.close()
+        try:
+            self.stream.close()
+        finally:
+            self._let_go()
 
 
 class GuardedTransport(httpx2.HTTPTransport):
     """Calls the origins in the backend's rules and no other.
 
-    :param longest_line: in bytes, in a stream of events.
+    :param enter: called before each request, to limit how many run at once: it returns what to call when the answer
+        has ended, or raises ``RateLimitedError``.
     """
 
-    def __init__(self, backend: GuardedBackend, tls: ssl.SSLContext, longest_line: int) -> None:
+    def __init__(
+        self, backend: GuardedBackend, tls: ssl.SSLContext, limits: Limits, enter: Enter
+    ) -> None:
         self.rules = backend.rules
-        self._longest_line = longest_line
+        self._limits = limits
+        self._enter = enter
         # The parent's __init__ offers no way to bring a network backend. It only builds this pool.
         self._pool = httpcore2.ConnectionPool(
             ssl_context=tls,
@@ -218,20 +266,33 @@ class GuardedTransport(httpx2.HTTPTransport):
         """
         if origin_of(request.url) not in self.rules:
             raise httpx2.UnsupportedProtocol("flask-byok: keys may not be sent to this address")
+        let_go = self._enter()
+        try:
+            return self._send(request, let_go)
+        except BaseException:
+            let_go()
+            raise
+
+    def _send(self, request: httpx2.Request, let_go: Callable[[], None]) -> httpx2.Response:
+        limits, timeout = self._limits, request.extensions.get("timeout", {})
+        if limits.silence is not None:
+            silence = min(timeout.get("read") or limits.silence, limits.silence)
+            request.extensions["timeout"] = {**timeout, "read": silence}
         request.headers["Accept-Encoding"] = "identity"
-        end = time.monotonic() + MAX_SECONDS
+        end = time.monotonic() + limits.seconds
         with until(end):
             response = super().handle_request(request)
         encoding = response.headers.get("content-encoding", "").strip().lower()
         if encoding not in ("", "identity"):
             response.close()
             raise AnswerRefused("the answer is compressed")
-        general = MAX_BYTES if response.status_code < 300 else MAX_REFUSAL_BYTES
-        streams_events = response.headers.get("content-type", "").startswith("text/event-stream")
-        line = self._longest_line if streams_events else MAX_BYTES
+        general = limits.longest if response.status_code < 300 else MAX_REFUSAL_BYTES
+        says_events = response.headers.get("content-type", "").startswith("text/event-stream")
+        is_read_so = limits is PERSONAL and STREAMED in request.extensions
+        event = limits.event if says_events or is_read_so else general
         stream = cast(httpx2.SyncByteStream, response.stream)
         longest = request.extensions.get(LONGEST) or general
-        response.stream = _BoundedStream(stream, end, longest, line)
+        response.stream = _BoundedStream(stream, end, longest, event, let_go)
         return response
 
 
@@ -270,9 +331,13 @@ class KeylessClient(httpx2.Client):
         options["follow_redirects"] = False
         if self._observe is None:
             return super().send(request, **options)
+        if options.get("stream"):
+            request.extensions[STREAMED] = True
         try:
             response = super().send(request, **options)
             body = response.read() if response.status_code >= 300 else b""
+        except RateLimitedError as refused:
+            return _refusal(request, refused)
         except BaseException as error:
             if _was_sent(error):
                 self._observe(request, 0, b"")
@@ -288,6 +353,17 @@ class KeylessClient(httpx2.Client):
 
     def __exit__(self, *raised: Any) -> None:
         """Do nothing, see the class."""
+
+
+def _refusal(request: httpx2.Request, refused: RateLimitedError) -> httpx2.Response:
+    """Return an answer that says so to an SDK, which would wait and ask again if an error were raised."""
+    return httpx2.Response(
+        refused.status,
+        headers={"Retry-After": str(refused.retry_after), "x-should-retry": "false"},
+        json={"error": {"message": str(refused), "type": refused.code, "code": refused.code}},
+        extensions={REFUSED: refused},
+        request=request,
+    )
 
 
 class _NoTransport(httpx2.AsyncBaseTransport):

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
 from ..catalog.spec import Answer, CheckSpec, ProviderSpec, judge_check, looks_like
-from ..errors import ByokError, KeyRefusedError, ProviderUnavailableError, StoreError
-from ..http.outbound import Endpoint, Outbound, personal_slots
+from ..errors import (
+    ByokError,
+    KeyRefusedError,
+    ProviderUnavailableError,
+    RateLimitedError,
+    StoreError,
+)
+from ..http.outbound import Endpoint, Outbound
 from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import ValidateOnSet
@@ -61,13 +67,11 @@ def _ask_provider(
 
     def fetch(path: str) -> Answer:
         seconds = started + CHECK_SECONDS - time.monotonic()
-        return outbound.fetch(typed.endpoint, path, headers, seconds=seconds)
+        return outbound.fetch(typed.endpoint, path, headers, seconds=seconds, owner=owner)
 
-    personal = typed.endpoint.trust == "personal"
-    with personal_slots.take(owner, seconds=CHECK_SECONDS) if personal else nullcontext():
-        verdict, reason, answer = _judge(spec, fields, fetch)
-        latency_ms = round((time.monotonic() - started) * 1000)
-        models = _list_models(spec.check, answer, fetch) if answer and verdict.valid else ()
+    verdict, reason, answer = _judge(spec, fields, fetch)
+    latency_ms = round((time.monotonic() - started) * 1000)
+    models = _list_models(spec.check, answer, fetch) if answer and verdict.valid else ()
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
@@ -106,7 +110,7 @@ def _ask(path: str, fetch: Fetch) -> Answer:
 
 def _list_models(check: CheckSpec, answer: Answer, fetch: Fetch) -> tuple[str, ...]:
     """Return the models that the key may use, if the provider lists them."""
-    with suppress(ProviderUnavailableError):
+    with suppress(ProviderUnavailableError, RateLimitedError):
         if check.models_path == check.path:
             return read_models(answer)
         if check.models_path is not None:

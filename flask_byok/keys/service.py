@@ -147,7 +147,8 @@ class Service:
         """Return a new provider object on the credential that serves this caller."""
         credential, count = self.take(caller, provider)
         spec, report = self.catalog.get(provider), partial(self.checks.rejected, caller, credential)
-        return make_provider(spec, credential, self.outbound, report=report, count=count, **options)
+        told = {"report": report, "count": count, "counted_as": caller.counted_as}
+        return make_provider(spec, credential, self.outbound, **told, **options)
 
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)

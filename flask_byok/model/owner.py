@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
 
 
 class Tier(StrEnum):
@@ -79,14 +80,26 @@ class Caller:
 
     @property
     def counted_as(self) -> str:
-        """Name whose attempts are counted: the user's, else the address's, as a visitor can always start again."""
-        return self.identity or f"address:{self.address}"
+        """Name whose attempts and calls are counted: the user's, else the network address's.
+
+        A visitor can always start again.
+        """
+        return self.identity or f"address:{_network(self.address)}"
 
     def account_owners(self) -> list[tuple[Tier, str]]:
         """Name the owners whose keys in the database may serve this caller, with their tiers, in order."""
         mine = [(Tier.USER, self.identity)] if self.authenticated else []
         teams = [(Tier.TEAM, f"team:{team}") for team in self.teams]
         return [*mine, *teams, (Tier.SYSTEM, "system")]
+
+
+def _network(address: str) -> str:
+    """Return the unit that is counted: for IPv6 the first 64 bits, as each network has 2**64 addresses to use up."""
+    try:
+        ipv6 = IPv6Address(address)
+    except AddressValueError:
+        return address
+    return str(ipv6.ipv4_mapped or IPv6Network((int(ipv6), 64), strict=False))
 
 
 def identity_of(user: str | None) -> str:

@@ -1,7 +1,7 @@
 """Provider objects: one credential each, on the provider's own SDK and our shared keyless pool."""
 
 from .anthropic import AnthropicProvider
-from .base import ADAPTERS, BaseProvider, make_provider
+from .base import ADAPTERS, BaseProvider, load_sdks, make_provider
 from .google import GoogleProvider
 from .langchain import make_chat_model
 from .openai import OpenAIProvider
@@ -9,4 +9,4 @@ from .outcomes import Count, Report
 
 ADAPTERS.update(anthropic=AnthropicProvider, google=GoogleProvider, openai=OpenAIProvider)
 
-__all__ = ["BaseProvider", "Count", "Report", "make_chat_model", "make_provider"]
+__all__ = ["BaseProvider", "Count", "Report", "load_sdks", "make_chat_model", "make_provider"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar, NoReturn
 
@@ -18,7 +19,7 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, Secret, clean_api_key, make_hint
-from .outcomes import Count, Outcomes, Report, ignore, one_call
+from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
@@ -39,11 +40,23 @@ def make_provider(
     return provider
 
 
+def load_sdks(specs: Iterable[ProviderSpec]) -> None:
+    """Import the SDKs of these providers, as far as they are installed.
+
+    One whose import fails is left to the first call, which says what is wrong.
+    """
+    makers = {spec.provider_class or ADAPTERS[spec.adapter] for spec in specs}
+    for load in filter(None, (getattr(maker, "load_sdk", None) for maker in makers)):
+        with suppress(Exception):
+            load()
+
+
 class BaseProvider(ABC):
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider rejects the key, in calls with ``client`` too.
     :param count: called with the outcome of each call, once; also of calls with ``client``.
+    :param counted_as: who calls, as :attr:`Caller.counted_as` names people: calls of their own servers are limited.
     :param model: the default model of this object, instead of the catalog's.
     :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries``, ``default_headers``, and
         others that ``allowed_options`` names. The rest could decide where the key goes, and raises an error.
@@ -67,6 +80,7 @@ class BaseProvider(ABC):
         *,
         report: Report = ignore,
         count: Count = ignore,
+        counted_as: str | None = None,
         model: str | None = None,
         **options: Any,
     ) -> None:
@@ -83,6 +97,7 @@ class BaseProvider(ABC):
         self.credential = credential
         self._spec = spec
         self._outbound = outbound
+        self._counted_as = counted_as
         self._outcomes = Outcomes(spec, credential, count, report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
@@ -156,7 +171,7 @@ class BaseProvider(ABC):
             )
         # Checks the endpoint again: the rules can have changed since the key was saved.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
-        http_client = self._outbound.client_for(endpoint, self._outcomes.observe)
+        http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
         try:
             return self._make_client(http_client)
         except ImportError:
@@ -272,9 +287,18 @@ class IsolatedClient:
         self._secret = Secret(str(self.api_key))
 
     def request(self, *args: Any, **options: Any) -> Any:
-        """Make a call; with all its retries it counts once."""
+        """Make a call; with all its retries it counts once.
+
+        :raises RateLimitedError: too many calls of people's own servers are running.
+        """
         with one_call():
-            return super().request(*args, **options)  # type: ignore[misc]  # the SDK's
+            try:
+                return super().request(*args, **options)  # type: ignore[misc]  # the SDK's
+            except Exception as error:
+                if (refused := refused_by_us(error)) is None:
+                    raise
+        # Raised out here, so that the SDK's error, which holds the request and its key, does not hang on it.
+        raise refused
 
 
 def refuse_web_socket(*args: Any, **options: Any) -> NoReturn:

@@ -19,6 +19,10 @@ class GoogleProvider(BaseProvider):
 
     extra = "google"
 
+    @staticmethod
+    def load_sdk() -> None:
+        import google.genai.client  # noqa: F401
+
     def _make_client(self, http_client: Any) -> Any:
         from google.genai import Client
         from google.genai.client import DebugConfig

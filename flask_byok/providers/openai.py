@@ -17,6 +17,10 @@ class OpenAIProvider(BaseProvider):
     paths = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
 
+    @staticmethod
+    def load_sdk() -> None:
+        _client_class()
+
     def _make_client(self, http_client: Any) -> Any:
         return _client_class()(**self._client_options(http_client))
 

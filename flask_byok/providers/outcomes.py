@@ -175,6 +175,15 @@ def one_call(by: Outcomes | None = None) -> Iterator[_Call]:
                 call.outcomes.report(call.latest.verdict)
 
 
+def refused_by_us(error: Exception) -> ByokError | None:
+    """Return the error that our own HTTP client gave an SDK as an answer; None if another server answered."""
+    from ..http.transport import REFUSED
+
+    answer = getattr(error, "response", None)
+    refused: ByokError | None = getattr(answer, "extensions", {}).get(REFUSED)
+    return refused
+
+
 def _answer_in(error: Exception) -> Answer:
     """Return the error that an SDK met inside a stream; empty for an exception of another kind."""
     body = getattr(error, "body", None) or getattr(error, "details", None)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -297,6 +298,33 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
             "64 hex digits. Make one with 'flask byok generate-key'."
         )
     return material
+
+
+# What has stood in documentation (the specification of Fernet), and the SHA-256 of nothing and of an empty line, which
+# a script makes of a variable that is not set.
+_WELL_KNOWN = frozenset(
+    {
+        "730ff4c7af3d46923e8ed451ee813c87f790b0a226bc96a92de49b5e9c05e1ee",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b",
+    }
+)
+
+
+def is_guessable(text: str | bytes) -> bool:
+    """Return True if a well-formed encryption key is plainly no secret.
+
+    That is a pattern that repeats, a sequence, fewer than 8 different bytes, or a known example. A random key is so
+    once in 10**36.
+    """
+    try:
+        material = parse_encryption_key(text, "")
+    except ConfigurationError:
+        return False
+    steps = {(after - before) % 256 for before, after in pairwise(material)}
+    repeats = any(material[period:] == material[:-period] for period in range(1, 17))
+    few = len(steps) == 1 or len(set(material)) < 8
+    return few or repeats or material.hex() in _WELL_KNOWN
 
 
 def _decode(payload: str) -> bytes:

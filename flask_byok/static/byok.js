@@ -47,7 +47,10 @@ function changed(action, provider, answer) {
   return answer;
 }
 
-const base = () => document.querySelector("[data-byok-base]")?.dataset.byokBase ?? "/api/providers";
+// The server's address is that of this file. It is not read from the page, as people's HTML may stand there, and it is a
+// whole URL, as a <base> in such HTML would redirect a path. A file on another origin, such as a CDN, gets no key.
+const above = new URL("..", import.meta.url);
+const base = above.origin === location.origin ? above.href.slice(0, -1) : `${location.origin}/api/providers`;
 
 function failure(code, message = "", facts = {}) {
   return Object.assign(new Error(message), { code }, facts);
@@ -56,7 +59,7 @@ function failure(code, message = "", facts = {}) {
 async function request(path, body, method = body ? "POST" : "GET") {
   let response;
   try {
-    response = await fetch(base() + path, {
+    response = await fetch(base + path, {
       method,
       headers: body && { "Content-Type": "application/json", "X-CSRFToken": token ?? "" },
       body: body && JSON.stringify(body),
@@ -98,7 +101,7 @@ async function changeDetails(provider, details) {
 function rendered() {
   return new Promise((resolve, reject) => {
     const xhr = new XMLHttpRequest();
-    xhr.open("GET", `${base()}/settings`);
+    xhr.open("GET", `${base}/settings`);
     xhr.responseType = "document";
     xhr.onerror = () => reject(failure("network"));
     xhr.onload = () => {
@@ -423,7 +426,7 @@ customElements.define("byok-settings", ByokSettings);
 const dialog = () => document.querySelector("#byok-dialog");
 
 function openDialog(provider) {
-  if (!dialog()) return location.assign(`${base()}/settings`);
+  if (!dialog()) return location.assign(`${base}/settings`);
   if (!dialog().open) dialog().showModal();
   if (provider) dialog().querySelector("byok-settings").focusProvider(provider);
 }

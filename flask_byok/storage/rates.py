@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from random import sample
 from threading import Lock
 from typing import Any
@@ -52,13 +51,12 @@ class RateLimiter:
         self._guarded: Callable[..., Any] = store.guarded if self._is_remote else self._alone
 
     def check(self, owner: str) -> None:
-        """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network address>``.
+        """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network>``, see ``Caller.counted_as``.
 
         :raises RateLimitedError: too many within the time; this attempt is not counted.
         :raises StoreError: Redis does not answer.
         """
         if owner.startswith(_VISITOR):
-            owner = _VISITOR + _network(owner.removeprefix(_VISITOR))
             # In this order neither count grows by an attempt that the other rejects.
             self._require(self._limiter.test, self._each, owner)
             self._require_of_all()
@@ -108,15 +106,6 @@ def _redis_storage(client: Any, app: str) -> RedisStorage:
     storage.storage = client
     storage.initialize_storage("redis://")
     return storage
-
-
-def _network(address: str) -> str:
-    """Return the unit that is counted: for IPv6 the first 64 bits, as each network has 2**64 addresses to use up."""
-    try:
-        ipv6 = IPv6Address(address)
-    except AddressValueError:
-        return address
-    return str(ipv6.ipv4_mapped or IPv6Network((int(ipv6), 64), strict=False))
 
 
 def _parse(rate: str, setting: str) -> RateLimitItem:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import dropwhile, islice
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 from flask import Response, current_app, request
-from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
-from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
+from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf, validate_csrf
+from werkzeug.exceptions import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+    UnsupportedMediaType,
+)
 from werkzeug.urls import uri_to_iri
 from wtforms.validators import ValidationError
 
 from ..errors import InvalidFieldError
 from ..model.credential import Secret
-from .caller import REQUEST_ID
+from .caller import REQUEST_ID, get_state
 from .problems import http_problem_response
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
@@ -25,13 +32,19 @@ MAX_BODY = 64 * 1024
 # Each hidden piece costs time whenever anything is logged.
 _MOST_HIDDEN = 20
 
+# A record's id, the version in an asset's address, and what is too short for a key of any provider.
+_RECORD = re.compile("[0-9a-f]{32}")
+_VERSION = re.compile("v=[0-9a-f]{12}|[0-9a-f]{12}")
+_SHORT = re.compile("https?:|[^/]{0,15}")
+
+_TOKEN_HEADERS = ("X-CSRFToken", "X-CSRF-Token")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 #: On each of our answers.
 HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # Not "no-referrer": Flask-WTF compares the referrer of HTTPS requests with the host.
+    # Not "no-referrer": a form would then send "Origin: null", which browsers without Sec-Fetch-Site are judged by.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
@@ -55,10 +68,22 @@ _Model = TypeVar("_Model", bound=msgspec.Struct)
 # where requests come from
 
 
-def limit_body() -> None:
-    """Read no more than ``MAX_BODY``. Runs before the host's own ``CSRFProtect`` opens the body."""
+class ForeignOriginError(CSRFError):  # type: ignore[misc]  # Flask-WTF is untyped
+    """Raised when a page of another origin called, which a fresh token does not help; says what may."""
+
+
+def go_first() -> None:
+    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
+
+    That checks the same token, and on HTTPS the referrer, which a host's page may keep back on purpose. What the
+    referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
+    """
     if request.blueprint == "byok":
+        hide_address()
         request.max_content_length = MAX_BODY
+        protect = current_app.extensions.get("csrf")
+        if isinstance(protect, CSRFProtect):
+            protect.exempt(current_app.blueprints["byok"])
 
 
 def refuse_cross_site() -> None:
@@ -69,8 +94,8 @@ def refuse_cross_site() -> None:
     is_safe = request.method in _SAFE_METHODS
     if is_safe and not asks_for_value():
         return
-    if not _same_origin():
-        raise CSRFError("The request came from another site.")
+    if not (_same_origin() or _trusted_origin()):
+        raise ForeignOriginError(_advice())
     if not is_safe and _csrf_enabled():
         # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
         try:
@@ -92,11 +117,12 @@ def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
 
     def refuse() -> Response | None:
         error, path = request.routing_exception, f"{request.path}/"
-        below = next((path[len(root) :] for root in roots if path.startswith(f"{root}/")), None)
-        if not isinstance(error, NotFound | MethodNotAllowed) or below is None:
+        is_ours = any(path.startswith(f"{root}/") for root in roots)
+        if error is None or not is_ours:
             return None
-        if isinstance(error, NotFound):
-            keep_from_logs(below.split("/"))
+        hide_address()
+        if not isinstance(error, NotFound | MethodNotAllowed):
+            return None  # a redirect to the address without doubled slashes
         return secure(http_problem_response(error))
 
     return refuse
@@ -109,17 +135,38 @@ def asks_for_value() -> bool:
 
 def _same_origin() -> bool:
     """Judge by ``Sec-Fetch-Site``, else by ``Origin``; a client that sends neither is no browser."""
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is not None:
-        return site in ("same-origin", "none")
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    if (
+        site != "none"
+    ):  # "none" means a person, not a page; no page can send it beside its own origin
+        return site == "same-origin"
     # If the request says http, a proxy may have ended the https: then the scheme tells nothing.
     schemes = ("https",) if request.is_secure else ("https", "http")
     own = [f"{scheme}://{request.host}".lower() for scheme in schemes]
     return request.headers.get("Origin", own[0]).lower() in own
 
 
+def _trusted_origin() -> str | None:
+    """Return the origin of the page that called if ``BYOK_TRUSTED_ORIGINS`` has it."""
+    origin = request.headers.get("Origin", "").lower()
+    return origin if origin in get_state().settings.trusted_origins else None
+
+
+def _advice() -> str:
+    scheme, _, host = request.headers.get("Origin", "").lower().partition("://")
+    if host == request.host.lower() and scheme == "http" and request.is_secure:
+        return (
+            "The page came over http and the call over https. Open the page over https. If it was, the proxy in "
+            "front of this site does not say so: set up Werkzeug's ProxyFix, and X-Forwarded-Proto in the proxy."
+        )
+    return (
+        "The request came from a page of another origin. If that is a front end of this site, its operator can add it "
+        "to BYOK_TRUSTED_ORIGINS; behind a proxy, this site's own pages need Werkzeug's ProxyFix."
+    )
+
+
 def _sent_token() -> str | None:
-    names = current_app.config.get("WTF_CSRF_HEADERS", ["X-CSRFToken", "X-CSRF-Token"])
+    names = current_app.config.get("WTF_CSRF_HEADERS", _TOKEN_HEADERS)
     sent = (request.headers.get(name) for name in names)
     field = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
     return next((token for token in sent if token), None) or request.form.get(field)
@@ -135,10 +182,13 @@ def _csrf_enabled() -> bool:
 def read_body(model: type[_Model]) -> _Model:
     """Return the request's JSON body; the errors repeat nothing that was sent.
 
+    :raises RequestEntityTooLarge: the body is longer than ``MAX_BODY``.
     :raises UnsupportedMediaType: the body is not ``application/json``.
     :raises BadRequest: it is not JSON.
     :raises InvalidFieldError: a field is unknown, missing, or has an invalid value.
     """
+    if (request.content_length or 0) > MAX_BODY:
+        raise RequestEntityTooLarge
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as application/json.")
     try:
@@ -201,8 +251,9 @@ def secure(response: Response) -> Response:
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
             response.headers["X-Content-Type-Options"] = "nosniff"
         return response
-    keep_from_logs(_query_as_logged())
     response.headers.update(HEADERS)
+    if origin := _trusted_origin():
+        _allow_reading(response, origin)
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
     )
@@ -211,15 +262,63 @@ def secure(response: Response) -> Response:
     return response
 
 
+def _allow_reading(response: Response, origin: str) -> None:
+    """Let a trusted front end read the answer and send what the calls need (Fetch Standard, CORS protocol)."""
+    headers = response.headers
+    headers["Access-Control-Allow-Origin"], headers["Access-Control-Allow-Credentials"] = (
+        origin,
+        "true",
+    )
+    headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, X-BYOK-Request-ID, X-BYOK-Source"
+    if request.method == "OPTIONS":
+        headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
+        names = current_app.config.get("WTF_CSRF_HEADERS", _TOKEN_HEADERS)
+        headers["Access-Control-Allow-Headers"] = ", ".join(["Content-Type", "If-Match", *names])
+    response.vary.add("Origin")
+
+
+def hide_address() -> None:
+    """Redact in logs, until the request ends, what its address and its referrer hold beside our own words.
+
+    People put keys there: in the query, as a segment of the path, or on the host's page that calls us.
+    """
+    raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "")
+    root, words = request.script_root, _own_words()
+    query = request.query_string.decode("latin-1")
+    address, _, asked = request.headers.get("Referer", "").partition("?")
+    paths = [
+        _from_odd(path.removeprefix(root), words) for path in (request.path, raw.partition("?")[0])
+    ]
+    # A page of the host's has words of its own; keys are longer.
+    paths += [_from_odd(path, words, _SHORT) for path in (address, unquote(address))]
+    values = [value or name for name, value in request.args.items(multi=True)]
+    # First what servers log as one piece, raw or partly decoded: only so many pieces are looked for.
+    wholes = [*("/".join(path) for path in paths), *_as_logged(query), *_as_logged(asked)]
+    texts = [*wholes, *(part for path in paths for part in path), *values]
+    if request.endpoint == "byok.static":  # the digest of a release; alone it is no key
+        texts = [text for text in texts if not _VERSION.fullmatch(text)]
+    keep_from_logs(texts)
+
+
 def keep_from_logs(texts: Iterable[str]) -> None:
     """Redact these texts in logs of the address until the request ends: they may contain a key."""
     hidden = request.environ.setdefault("flask_byok.hidden", [])
     hidden.extend(Secret(text) for text in islice(filter(None, texts), _MOST_HIDDEN))
 
 
-def _query_as_logged() -> Iterator[str]:
-    """Yield the query as servers log it, raw or partly decoded, and its values as views see them."""
-    query = request.query_string.decode("latin-1")
+def _own_words() -> set[str]:
+    rules = current_app.url_map.iter_rules()
+    ours = (rule.rule for rule in rules if rule.endpoint.startswith("byok."))
+    return {"", "byok.js", "byok.css"}.union(*(rule.split("/") for rule in ours))
+
+
+def _from_odd(path: str, words: set[str], harmless: re.Pattern[str] = _RECORD) -> list[str]:
+    """Return a path's segments from the first one on that is neither a word of ours nor harmless."""
+    parts = path.split("/")
+    return list(dropwhile(lambda part: part in words or harmless.fullmatch(part), parts))
+
+
+def _as_logged(query: str) -> Iterator[str]:
+    """Yield a query as servers log it, raw or partly decoded."""
     yield query
     yield uri_to_iri(f"?{query}")[1:]
-    yield from (value or name for name, value in request.args.items(multi=True))

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, NotRequired, TypedDict
 
 import msgspec
-from flask import Response, current_app, has_app_context
+from flask import Response, current_app, has_app_context, has_request_context, request
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
@@ -71,7 +71,7 @@ def http_problem_response(error: HTTPException) -> Response:
     title = HTTPStatus(status).phrase
     code, detail = title.lower().replace(" ", "_"), error.description or title
     if isinstance(error, CSRFError):
-        code, detail = "csrf", f"{detail} Load the list of keys for a fresh token, then try again."
+        code, detail = "csrf", _csrf_detail(error, detail)
     body = _body(status, "too_large" if status == 413 else code, title, detail)
     if status not in _DOCUMENTED:
         body["type"] = "about:blank"  # the host raised it: RFC 9457, 4.2.1
@@ -79,6 +79,21 @@ def http_problem_response(error: HTTPException) -> Response:
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response
+
+
+def _csrf_detail(error: CSRFError, detail: str) -> str:
+    if type(error) is not CSRFError:  # our own, which says what to do
+        return detail
+    if has_request_context() and not _has_session_cookie():
+        return (
+            "The browser did not send the session cookie, as in a frame of another site, or with cookies blocked. "
+            "Open this page in a tab of its own. A program loads the list of keys first and keeps its cookies."
+        )
+    return f"{detail} Load the list of keys for a fresh token, then try again."
+
+
+def _has_session_cookie() -> bool:
+    return current_app.session_interface.get_cookie_name(current_app) in request.cookies
 
 
 def _body(status: int, code: str, title: str, detail: str) -> Problem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +33,7 @@ from flask.sessions import (
 from ..errors import ConfigurationError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import SessionRef, Tier
-from ..storage.breaker import Breaker
+from ..storage.breaker import Breaker, is_away
 from .problems import problem_response
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ _ENVIRON = "flask_byok.session"
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
 _logger = logging.getLogger("flask_byok.web")
+
+# What a browser keeps (RFC 6265, sections 4.1.1 and 6.1): a driver may take a second to refuse a NUL.
+_SESSION_ID = re.compile("[ -~]{0,4096}")
 
 #: A session store that takes longer to fail, in seconds, is left alone for a while.
 SLOW_FAULT = 0.05
@@ -340,6 +344,7 @@ class SessionGuard:
         if not self._breaker.allow():
             return UnavailableSession()
         started = time.monotonic()
+        _drop_impossible_id(request, self._inner.get_cookie_name(app))
         try:
             session = self._inner.open_session(app, request)
         except Exception as error:
@@ -365,11 +370,21 @@ class SessionGuard:
     def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
         # Log the type alone: a driver's text may contain the store's URL with its password.
         app.logger.error("The session could not be %s: %s", what, type(error).__name__)
-        # A quick fault costs other requests nothing, and may concern one session only.
+        # What one request brought itself says nothing about the store.
+        if not is_away(error):
+            return
+        # A quick fault costs other requests nothing.
         if time.monotonic() - started > SLOW_FAULT:
             self._breaker.fault()
         else:
             self._breaker.success()
+
+
+def _drop_impossible_id(request: Any, cookie: str) -> None:
+    """Take a cookie that can be no session's id off the request: the host makes a new session."""
+    if not _SESSION_ID.fullmatch(request.cookies.get(cookie, "")):
+        left = [pair for pair in request.cookies.items(multi=True) if pair[0] != cookie]
+        request.cookies = request.dict_storage_class(left)
 
 
 def guard_sessions(app: Flask, without_session: Mapping[str, WSGIApplication]) -> None:

@@ -98,14 +98,12 @@ class UI:
         return make_nonce() if make_nonce else None
 
     def _render(self, name: str, **context: Any) -> Markup:
-        page_url = url_for("byok.settings_page")
         everywhere = {
             "messages": text.MESSAGES,
             "nonce": self._nonce(),
             "style_url": _asset_url("byok.css"),
             "script_url": _asset_url("byok.js"),
-            "page_url": page_url,
-            "base_url": page_url.removesuffix("/settings"),
+            "page_url": url_for("byok.settings_page"),
             "action_url": lambda action: url_for("byok.settings_action", action=action),
             "csrf_field": current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"),
             "collapsible": False,

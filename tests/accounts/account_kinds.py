@@ -16,7 +16,7 @@ from flask_byok.model.credential import CredentialRecord, Secret, new_version, u
 from flask_byok.sealing.keyring import Context, Keyring
 
 ANN, BEN, TEAM, SYSTEM = "user:ann", "user:ben", "team:red", "system"
-KEYRING = Keyring("00" * 32)
+KEYRING = Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e")
 
 
 def event_of(action: str = "set", **options: Any) -> AuditEvent:

@@ -146,7 +146,10 @@ def test_long_call_within_a_call(postgres_url: str) -> None:
 
 
 VALID = RecordedVerdict(Verdict.VALID, utcnow(), "")
-NEW = Keyring("11" * 32, ["00" * 32])
+NEW = Keyring(
+    "4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
+    ["f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e"],
+)
 ROTATE = event_of("rotate")
 
 
@@ -155,7 +158,16 @@ def store(database_url: str) -> Iterator[AccountStore]:
     """Make a store on each kind of database, of a worker that has the old encryption key alone."""
     store = open_accounts(database_url, KEYRING)
     yield store
-    knows_all = open_accounts(store.engine.url, Keyring("11" * 32, ["00" * 32, "22" * 32]))
+    knows_all = open_accounts(
+        store.engine.url,
+        Keyring(
+            "4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
+            [
+                "f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e",
+                "785f3ec7eb32f30b90cd0fcf3657d388b5ff4297f2f9716ff66e9b69c05ddd09",
+            ],
+        ),
+    )
     assert knows_all.audit.verify() == []
     knows_all.engine.dispose()
     store.engine.dispose()
@@ -175,7 +187,9 @@ seal = NEW.renewed
 def test_other_cipher_is_due(store: AccountStore) -> None:
     """Another cipher is a reason to seal again although the encryption key is the same."""
     store.create(make_record(), event_of())
-    other = Keyring("00" * 32, cipher="aes-256-gcm")
+    other = Keyring(
+        "f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e", cipher="aes-256-gcm"
+    )
     rotating = open_accounts(store.engine.url, other)
     assert rotating.seals.count_due() == 1
     assert next(rotating.seals.rotate(other.renewed, ROTATE)).done == 1

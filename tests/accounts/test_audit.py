@@ -214,10 +214,19 @@ def test_canaries_of_apps_are_their_own(store: AccountStore) -> None:
     """An app's canary lies in the same table, and what becomes of the log's secret is nothing to it."""
     sessions = SqlDocuments(store.engine.url)
     assert sessions.hold("app", "sealed", replace=False) == "sealed"
-    assert open_accounts(store.engine.url, Keyring("11" * 32, ["00" * 32])).canary.reseal()
+    assert open_accounts(
+        store.engine.url,
+        Keyring(
+            "4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
+            ["f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e"],
+        ),
+    ).canary.reseal()
     assert sessions.hold("app", "other", replace=False) == "sealed"
     sessions.hold("app", "other", replace=True)
-    assert open_accounts(store.engine.url, Keyring("11" * 32)).canary.secret()
+    assert open_accounts(
+        store.engine.url,
+        Keyring("4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8"),
+    ).canary.secret()
     sessions.engine.dispose()
 
 

@@ -19,7 +19,10 @@ from flask_byok.storage.tables import audit, audit_heads, credentials
 from .account_kinds import ANN, BEN, KEYRING, event_of, fingerprint_of, make_record, promote, tamper
 
 OF_ANN = audit.c.owner == ANN
-NEW = Keyring("11" * 32, ["00" * 32])
+NEW = Keyring(
+    "4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
+    ["f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e"],
+)
 LATER = 4_000_000_000_000
 #: What an attacker may want a key's record to be.
 FORGED: list[dict[str, Any]] = [
@@ -334,7 +337,10 @@ def test_what_changes_without_an_event(log: AccountStore) -> None:
     log.usage.add(used)
     rotating = open_accounts(log.engine.url, NEW)
     assert list(rotating.seals.rotate(NEW.renewed, AuditEvent("cli", "rotate")))[-1].done == 2
-    for keyring in (NEW, Keyring("11" * 32)):
+    for keyring in (
+        NEW,
+        Keyring("4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8"),
+    ):
         assert open_accounts(log.engine.url, keyring).audit.verify() == []
     rotating.change(record.id, [ANN], {"label": "after it"}, event_of("change"))
     assert rotating.audit.verify() == []

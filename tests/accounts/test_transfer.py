@@ -29,6 +29,7 @@ from flask_byok.keys.save import new_record
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.settings import Settings
+from tests.app import OTHER_ENCRYPTION_KEY
 from tests.worlds import core_on
 
 from .account_kinds import open_key
@@ -84,7 +85,7 @@ class Place:
 @pytest.fixture
 def place(sqlite_url: str) -> Iterator[Place]:
     """Make an empty database."""
-    place = Place(sqlite_url, "aa" * 32)
+    place = Place(sqlite_url, "961b6dd3ede3cb8ecbaacbd68de040cd78eb2ed5889130cceb4c49268ea4d506")
     yield place
     assert place.accounts.audit.verify() == []
     place.accounts.engine.dispose()
@@ -103,7 +104,10 @@ def old(place: Place) -> Place:
 @pytest.fixture
 def new(tmp_path: Any) -> Iterator[Place]:
     """Make an empty database elsewhere, with another encryption key."""
-    place = Place(f"sqlite:///{tmp_path / 'new.sqlite'}", "bb" * 32)
+    place = Place(
+        f"sqlite:///{tmp_path / 'new.sqlite'}",
+        OTHER_ENCRYPTION_KEY,
+    )
     yield place
     assert place.accounts.audit.verify() == []
     place.accounts.engine.dispose()

@@ -26,7 +26,10 @@ from tests.app import make_app as make_accounts_app
 from tests.keeper import accounts_of as accounts_of
 
 SAFE = {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": "Lax"}
-OLD, NEW = "00" * 32, "11" * 32
+OLD, NEW = (
+    "f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e",
+    "4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
+)
 
 
 def make_app(tmp_path: Path, *, before: Callable[[Flask], object] = id, **config: Any) -> Flask:

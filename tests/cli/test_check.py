@@ -169,7 +169,7 @@ def test_encryption_keys_in_use(tmp_path: Path, sqlite_url: str) -> None:
     assert f"current key id {NEW_ID} 0 sealed in accounts, 0 in sessions" in lines
     used = "4 sealed in accounts, 0 in sessions; in use: 'flask byok rotate' seals them again"
     assert f"fallback key id {OLD_ID} {used}" in lines
-    strange = Keyring("22" * 32)
+    strange = Keyring("785f3ec7eb32f30b90cd0fcf3657d388b5ff4297f2f9716ff66e9b69c05ddd09")
     accounts_of(app).create(make_record(keyring=strange), event_of())
     result = run(app, "check")
     assert result.exit_code == 1

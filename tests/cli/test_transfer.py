@@ -14,7 +14,7 @@ from flask_byok.accounts import export_file, transfer
 from flask_byok.accounts.transfer import KeyTransfer
 from flask_byok.testing import FakeProviders
 from tests.accounts.account_kinds import fingerprint_of
-from tests.app import HostApp
+from tests.app import OTHER_ENCRYPTION_KEY, HostApp
 
 from .host import accounts_of, actions, close, forge, make_host, refused, run, stored
 from .terminal import Terminal
@@ -34,7 +34,12 @@ def _cheap(monkeypatch: pytest.MonkeyPatch) -> None:
 def other(tmp_path: Path, fake: FakeProviders) -> Iterator[HostApp]:
     """Make another host, with another database and encryption key, and one slot for each provider."""
     url = f"sqlite:///{tmp_path / 'other.sqlite'}"
-    app = make_host(tmp_path, fake, url, BYOK_ENCRYPTION_KEY="bb" * 32)
+    app = make_host(
+        tmp_path,
+        fake,
+        url,
+        BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY,
+    )
     yield app
     close(app)
 

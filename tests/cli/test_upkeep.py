@@ -28,7 +28,7 @@ from tests.accounts.account_kinds import (
 
 from .host import NEW, OLD, SAFE, accounts_of, make_app, refused, run
 
-STRANGE = Keyring("22" * 32)
+STRANGE = Keyring("785f3ec7eb32f30b90cd0fcf3657d388b5ff4297f2f9716ff66e9b69c05ddd09")
 OLD_ID, NEW_ID = Keyring(OLD).key_ids[0], Keyring(NEW).key_ids[0]
 NOW = utcnow()
 IN_A_WHILE = (NOW + timedelta(hours=1)).isoformat()

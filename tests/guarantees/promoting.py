@@ -25,7 +25,7 @@ from flask_byok.storage.redis import RedisDocuments
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
 
-KEYRING = Keyring("22" * 32)
+KEYRING = Keyring("785f3ec7eb32f30b90cd0fcf3657d388b5ff4297f2f9716ff66e9b69c05ddd09")
 #: What a visitor saved, and what the user saved after signing in; two keys for groq.
 WAITING = {"openai": "sk-visitors-openai-0001", "groq": "gsk_visitors-groq-0002"}
 OWN = {"groq": "gsk_users-own-groq-0003", "xai": "xai-users-own-xai-00004"}

@@ -29,7 +29,10 @@ from flask_byok.storage.tables import credentials
 from tests.accounts.account_kinds import event_of, make_record, open_key
 from tests.patience import give_time
 
-OLD, NEW = "00" * 32, "11" * 32
+OLD, NEW = (
+    "f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e",
+    "4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
+)
 #: Of a worker before the new encryption key is the current one, and after.
 BEFORE, AFTER = Keyring(OLD, [NEW]), Keyring(NEW, [OLD])
 

@@ -25,7 +25,7 @@ def create_app(folder: Path, redis_url: str | None, database_url: str | None) ->
     app = Flask("sessions_host", instance_path=str(folder))
     app.config.update(
         SECRET_KEY="overlap" * 5,
-        BYOK_ENCRYPTION_KEY="77" * 32,
+        BYOK_ENCRYPTION_KEY="a88a7902cb4ef697ba0b6759c50e8c10297ff58f942243de19b984841bfe1f73",
         BYOK_SET_RATE="1000000/minute",
         WTF_CSRF_ENABLED=False,
     )

@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from flask_byok import ConfigurationError, StoreError
 from flask_byok.testing import FakeProviders
-from tests.app import KEYS, HostApp, fingerprint, make_app
+from tests.app import KEYS, OTHER_ENCRYPTION_KEY, HostApp, fingerprint, make_app
 from tests.keeper import OWN, SHARED, Keeper, close, keeper
 from tests.patience import in_time, short_limits
 from tests.services import PostgresServer, wait_until
@@ -260,7 +260,7 @@ def test_a_wrong_encryption_key_is_refused(
     # Sessions begin anew at another index of Redis, so only the accounts can tell.
     here = {"BYOK_DATABASE_URL": request.getfixturevalue(kind), "byok_redis_url": redis_url}
     there: dict[str, Any] = {**here, "byok_redis_url": f"{redis_url.removesuffix('/0')}/1"}
-    wrong = {"BYOK_ENCRYPTION_KEY": "6b" * 32}
+    wrong = {"BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY}
     first = make_app(tmp_path, fake, **here)
     keeper(first, "ann").keep(fake.api_key("openai"))
     with pytest.raises(ConfigurationError) as caught:

@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, text
 
 from flask_byok.accounts import export_file
 from flask_byok.testing import FakeProviders
-from tests.app import ENCRYPTION_KEY, KEYS, HostApp, make_app
+from tests.app import ENCRYPTION_KEY, KEYS, OTHER_ENCRYPTION_KEY, HostApp, make_app
 from tests.cli.host import run
 from tests.guarantees.leaks import files_below, leaks
 from tests.guarantees.test_g04_no_plaintext import add_routes, wrong_bodies
@@ -204,7 +204,10 @@ def by_command(
     file = str(directory / "keys.byok")
     command(app, "export", file, input=f"{WORDS}\n")
     command(app, "import", file, "--on-conflict", "replace", input=f"{WORDS}\n")
-    replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY]}
+    replaced = {
+        "BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY,
+        "BYOK_ENCRYPTION_KEY_FALLBACKS": [ENCRYPTION_KEY],
+    }
     successor = make_host(database, directory, fake, **replaced)
     command(successor, "rotate")
     command(successor, "audit", "list")

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, select, update
 
 from flask_byok.storage.tables import credentials, session_documents
 from flask_byok.testing import FakeProviders
-from tests.app import KEYS, HostApp, make_app
+from tests.app import KEYS, OTHER_ENCRYPTION_KEY, HostApp, make_app
 from tests.documents import change_records, records
 from tests.keeper import OWN, SHARED, Keeper, close, keeper
 
@@ -196,7 +196,7 @@ def test_an_encryption_key_that_is_gone(
     """Without its encryption key every key is listed as unreadable, and none of the operator's replaces it."""
     keeper(app, "ann").keep(fake.api_key("openai"))
     # Elsewhere it would not even start.
-    other = make_host(tmp_path, fake, url, TESTING=True, BYOK_ENCRYPTION_KEY="6b" * 32)
+    other = make_host(tmp_path, fake, url, TESTING=True, BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY)
     client = keeper(other, "ann")
     assert [record["state"] for record in client.records()] == ["unreadable"]
     assert_unreadable(client, "openai", "user")

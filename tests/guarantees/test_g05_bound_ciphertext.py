@@ -15,7 +15,15 @@ import redis
 
 from flask_byok.cli import byok
 from flask_byok.testing import FakeProviders
-from tests.app import ENCRYPTION_KEY, Browser, HostApp, browser, fingerprint, make_app
+from tests.app import (
+    ENCRYPTION_KEY,
+    OTHER_ENCRYPTION_KEY,
+    Browser,
+    HostApp,
+    browser,
+    fingerprint,
+    make_app,
+)
 from tests.documents import Place, records, with_record
 
 
@@ -222,7 +230,7 @@ def test_an_encryption_key_retired_too_early(
     person = _people(app, vault, fake)[0]
     cookie = person.client.get_cookie("session")
     assert cookie is not None
-    successor = {"BYOK_ENCRYPTION_KEY": "6b" * 32}
+    successor = {"BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY}
     rotating = host(BYOK_ENCRYPTION_KEY_FALLBACKS=[ENCRYPTION_KEY], **successor)
     # Seals accounts anew; sessions are only when they are used.
     assert rotating.test_cli_runner().invoke(byok, ["rotate"]).exit_code == 0

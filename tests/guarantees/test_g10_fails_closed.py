@@ -13,7 +13,16 @@ from werkzeug.test import TestResponse
 from flask_byok import BYOK, ConfigurationError
 from flask_byok.cli import byok
 from flask_byok.testing import FakeProviders
-from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, browser, fingerprint, make_app
+from tests.app import (
+    ENCRYPTION_KEY,
+    KEYS,
+    OTHER_ENCRYPTION_KEY,
+    Browser,
+    HostApp,
+    browser,
+    fingerprint,
+    make_app,
+)
 from tests.patience import short_limits, soon
 from tests.services import RedisServer, wait_until
 
@@ -84,13 +93,13 @@ def test_a_wrong_encryption_key_is_refused(
     make_app(tmp_path, fake, byok_redis_url=url)
     make_app(tmp_path, fake, byok_redis_url=url)
     with pytest.raises(ConfigurationError, match=FALLBACKS):
-        make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
-    replaced = {"BYOK_ENCRYPTION_KEY": "6b" * 32, FALLBACKS: [ENCRYPTION_KEY]}
+        make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY)
+    replaced = {"BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY, FALLBACKS: [ENCRYPTION_KEY]}
     rotating = make_app(tmp_path, fake, byok_redis_url=url, **replaced)
     with pytest.raises(ConfigurationError):
-        make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
+        make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY)
     assert rotating.test_cli_runner().invoke(byok, ["rotate"]).exit_code == 0
-    make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY="6b" * 32)
+    make_app(tmp_path, fake, byok_redis_url=url, BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY)
     with pytest.raises(ConfigurationError):
         make_app(tmp_path, fake, byok_redis_url=url)
 
@@ -100,7 +109,7 @@ def test_apps_of_other_secrets_share_a_store(
 ) -> None:
     """Another app in the same store for sessions has an encryption key of its own, and a database."""
     make_app(tmp_path / "one", fake, byok_redis_url=redis_url)
-    other = {"SECRET_KEY": "another app's", "BYOK_ENCRYPTION_KEY": "6b" * 32}
+    other = {"SECRET_KEY": "another app's", "BYOK_ENCRYPTION_KEY": OTHER_ENCRYPTION_KEY}
     make_app(tmp_path / "other", fake, byok_redis_url=redis_url, **other)
 
 
@@ -109,11 +118,11 @@ def test_in_tests_encryption_keys_come_and_go(
 ) -> None:
     """With TESTING another encryption key is logged, not refused."""
     make_app(tmp_path, fake)
-    make_app(tmp_path, fake, TESTING=True, BYOK_ENCRYPTION_KEY="6b" * 32)
+    make_app(tmp_path, fake, TESTING=True, BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY)
     assert "BYOK_ENCRYPTION_KEY is not the one" in caplog.text
 
 
-@pytest.mark.parametrize("encryption_key", [None, "6b" * 32])
+@pytest.mark.parametrize("encryption_key", [None, OTHER_ENCRYPTION_KEY])
 @pytest.mark.parametrize("first", ["debug", "production"])
 @pytest.mark.filterwarnings("ignore:BYOK_ENCRYPTION_KEY is not set")
 def test_a_debug_start_does_not_spoil_the_next(

@@ -11,11 +11,11 @@ import pytest
 
 from flask_byok.http import Endpoint, Outbound, transport
 from flask_byok.http.transport import (
-    MAX_BYTES,
-    MAX_LINE_BYTES,
-    MAX_PERSONAL_LINE_BYTES,
     MAX_REFUSAL_BYTES,
+    PERSONAL,
+    SHARED,
     AnswerRefused,
+    Limits,
 )
 from tests.patience import IN_TIME
 
@@ -40,16 +40,20 @@ def read(origin: str, trust: Any = "personal") -> bytes:
     [
         (head(400), BLOCK, "personal", MAX_REFUSAL_BYTES),
         (head(302), BLOCK, "operator", MAX_REFUSAL_BYTES),
-        (head(200, EVENTS), BLOCK, "personal", MAX_PERSONAL_LINE_BYTES),
-        (head(200, EVENTS), BLOCK, "operator", MAX_LINE_BYTES),
-        (head(200, EVENTS), b"data: x\n\n" * 5000, "personal", MAX_BYTES),
-        (head(200), BLOCK, "operator", MAX_BYTES),
+        (head(200, EVENTS), BLOCK, "personal", PERSONAL.event),
+        (head(200, EVENTS), b"data: x\n" * 8_000, "personal", PERSONAL.event),
+        (head(200, EVENTS), b": x\r\n" * 8_000, "personal", PERSONAL.event),
+        (head(200, EVENTS), b"data: x\n\n" * 5_000, "personal", PERSONAL.longest),
+        (head(200), BLOCK, "personal", PERSONAL.longest),
+        (head(200, EVENTS), BLOCK, "operator", SHARED.event),
+        (head(200, EVENTS), b"data: x\n" * 8_000, "operator", SHARED.event),
+        (head(200), BLOCK, "operator", SHARED.longest),
     ],
 )
 def test_an_answer_without_end_is_given_up(
     first: bytes, block: bytes, trust: str, limit: int
 ) -> None:
-    """Refusals, lines of events and whole answers each have a longest size."""
+    """Refusals, events, however many lines they have, and whole answers each have a longest size."""
     with hostile(lambda: endless(first, block)) as server:
         with pytest.raises(AnswerRefused):
             read(server.origin, trust)
@@ -59,6 +63,10 @@ def test_an_answer_without_end_is_given_up(
 def test_long_answers_with_an_end_are_read() -> None:
     """A stream of many lines, and an image in one line, are no attack."""
     body = b"data: x\n\n" * 200_000
+    for ending in (b"\r\n", b"\r"):
+        lines = body.replace(b"\n", ending)
+        with hostile(lambda lines=lines: iter([head(200, EVENTS), lines])) as server:
+            assert read(server.origin) == lines
     with hostile(lambda: iter([head(200, EVENTS), body])) as server:
         assert read(server.origin) == body
     image = b"data: " + b"x" * (4 * MIB) + b"\n\n"
@@ -90,7 +98,7 @@ def test_compressed_answers_are_refused(status: int) -> None:
 )
 def test_a_drip_ends(monkeypatch: pytest.MonkeyPatch, first: bytes, piece: bytes) -> None:
     """Bytes that keep coming, in a head, a body or between its pieces, do not outlast the time for an answer."""
-    monkeypatch.setattr(transport, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(transport, "PERSONAL", Limits(seconds=0.5))
     with hostile(lambda: drip(first, piece)) as server:
         started = time.monotonic()
         with pytest.raises(httpx2.ReadTimeout):

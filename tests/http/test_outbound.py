@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from contextlib import ExitStack
 
 import httpx2
 import pytest
 
 from flask_byok.errors import RateLimitedError
-from flask_byok.http.outbound import Endpoint, Outbound, Slots
+from flask_byok.http.outbound import RETRY_SECONDS, Endpoint, Outbound, Slots
 from flask_byok.testing import FakeProviders
 
 OPENAI = Endpoint("https://api.openai.com/v1", "catalog")
@@ -88,20 +87,15 @@ def test_a_forked_process_opens_its_own_connections(fake: FakeProviders) -> None
 def test_an_owner_has_a_few_slots_and_all_have_some() -> None:
     """The third of one owner and the fifth of all are rejected; a call that ended counts no more."""
     slots = Slots(4, 2)
-    with ExitStack() as running:
-        for owner in ("a", "a", "b", None):
-            running.enter_context(slots.take(owner, seconds=10))
-        for owner in ("a", "c", None):
-            with pytest.raises(RateLimitedError) as caught, slots.take(owner, seconds=10):
-                pass
-            assert caught.value.retry_after == 10
+    taken = [slots.take(owner) for owner in ("a", "a", "b", None)]
+    for owner in ("a", "c", None):
+        with pytest.raises(RateLimitedError) as caught:
+            slots.take(owner)
+        assert caught.value.retry_after == RETRY_SECONDS
+    for give_back in taken:
+        give_back()
     for owner in ("a", "b"):
-        with ExitStack() as running:
-            for _ in range(2):
-                running.enter_context(slots.take(owner, seconds=10))
-            with pytest.raises(RateLimitedError), slots.take(owner, seconds=10):
-                pass
-    for _ in range(5):
-        with pytest.raises(ValueError, match="x"), slots.take("a", seconds=10):
-            raise ValueError("x")
-    assert not slots._running
+        taken = [slots.take(owner) for _ in range(2)]
+        with pytest.raises(RateLimitedError):
+            slots.take(owner)
+    assert len(slots._running) == 4

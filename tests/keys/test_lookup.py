@@ -35,7 +35,7 @@ from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import FallbackReason, Settings
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
-KEYRING = Keyring("00" * 32)
+KEYRING = Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e")
 OPENAI, GROQ = Catalog().get("openai"), Catalog().get("groq")
 REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)
 ANYBODY = Caller(user="1")

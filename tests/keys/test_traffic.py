@@ -203,13 +203,16 @@ def test_a_fault_that_nobody_foresaw_is_survived(
 
 def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     """What waits when the interpreter ends is written."""
-    store = open_accounts(f"sqlite:///{tmp_path / 'byok.sqlite'}", Keyring("00" * 32))
+    store = open_accounts(
+        f"sqlite:///{tmp_path / 'byok.sqlite'}",
+        Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e"),
+    )
     assert store.usage.stats(["user:1"])["by_provider"] == {}
     script = f"""
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.accounts import open_accounts
 from flask_byok.keys.traffic import Traffic
-store = open_accounts("{store.engine.url}", Keyring("00" * 32))
+store = open_accounts("{store.engine.url}", Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e"))
 recorder = Traffic(store.usage.add, 3600)
 for _ in range(7):
     recorder.note("user:1", "openai", "", "used")

@@ -15,6 +15,7 @@ import pytest
 
 from flask_byok.errors import ConfigurationError, ProviderUnavailableError
 from flask_byok.http import Outbound, transport
+from flask_byok.http.transport import Limits
 from flask_byok.providers import make_provider
 from flask_byok.providers.base import IsolatedClient
 from flask_byok.providers.google import close_web_sockets
@@ -42,7 +43,7 @@ def test_a_chat_ends(
     fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, provider: str, script: str
 ) -> None:
     """A server without end takes neither memory nor a worker: the call fails as if nothing were there."""
-    monkeypatch.setattr(transport, "MAX_SECONDS", 2.0)
+    monkeypatch.setattr(transport, "SHARED", Limits(seconds=2.0))
     with hostile(SCRIPTS[script]) as server:
         credential = credential_for(fake, provider, "sk-0123456789abcdef")
         credential = dataclasses.replace(credential, base_url=server.origin)

@@ -13,6 +13,7 @@ from limits.storage import MemoryStorage
 from redis.cluster import ClusterNode, RedisCluster
 
 from flask_byok.errors import ConfigurationError, RateLimitedError, StoreError
+from flask_byok.model.owner import Caller
 from flask_byok.storage.rates import OVERALL, RateLimiter
 from flask_byok.storage.redis import RedisDocuments
 from flask_byok.storage.sql import SqlDocuments
@@ -134,9 +135,9 @@ def test_what_counts_as_one_address() -> None:
         ("unix:", "192.0.2.1", False),
     ):
         limiter = RateLimiter("1/minute", setting=SETTING)
-        limiter.check(f"address:{first}")
+        limiter.check(Caller(address=first).counted_as)
         with pytest.raises(RateLimitedError) if together else nullcontext():
-            limiter.check(f"address:{second}")
+            limiter.check(Caller(address=second).counted_as)
 
 
 def test_workers_share_the_count_in_redis(redis_url: str) -> None:

@@ -20,7 +20,7 @@ from flask_byok.storage.reasons import reason_of
 from flask_byok.storage.redis import limited_client
 from tests import services
 
-KEYRING = Keyring("00" * 32)
+KEYRING = Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e")
 
 
 @pytest.fixture(scope="module")

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from flask import Response, g, stream_with_context
 from flask_login import current_user
 from flask_wtf.csrf import generate_csrf
+from gunicorn.config import Config
+from gunicorn.glogging import Logger, SafeAtoms
 from itsdangerous import TimestampSigner
 from werkzeug.test import EnvironBuilder
 
+from flask_byok import ConfigurationError
 from flask_byok.model.credential import all_alive
 from flask_byok.testing import FakeProviders
 from tests.app import KEYS, Browser, HostApp, browser, make_app
@@ -86,6 +94,98 @@ def test_other_sites_are_refused(host: HostApp) -> None:
     for site in ("same-origin", "none"):
         assert _clear(client, client.token, Sec_Fetch_Site=site) == (200, None), site
     assert _clear(client, client.token, Origin="http://localhost") == (200, None)
+
+
+def test_a_page_is_no_person(host: HostApp) -> None:
+    """A request that a browser calls a person's own, but that names a foreign page, is refused."""
+    client = browser(host)
+    client.load()
+    for origin in ("https://evil.example", "null", "http://localhost:8080"):
+        refused = _clear(client, client.token, Sec_Fetch_Site="none", Origin=origin)
+        assert refused == (400, "csrf"), origin
+    own = _clear(client, client.token, Sec_Fetch_Site="none", Origin="http://localhost")
+    assert own == (200, None)
+
+
+FRONT = "https://app.example.org"
+
+
+def test_a_trusted_front_end_may_call(tmp_path: Path, fake: FakeProviders) -> None:
+    """A page of an origin in BYOK_TRUSTED_ORIGINS calls and reads, also after a preflight; no other origin does."""
+    config = {"BYOK_TRUSTED_ORIGINS": ["HTTPS://app.example.org/"], "WTF_CSRF_SSL_STRICT": True}
+    client = browser(make_app(tmp_path, fake, **config))
+    site = {"Origin": FRONT, "Sec-Fetch-Site": "cross-site", "Referer": f"{FRONT}/page"}
+    listed = client.get(KEYS, headers=site, base_url="https://localhost")
+    assert listed.headers["Access-Control-Allow-Origin"] == FRONT
+    assert listed.headers["Access-Control-Allow-Credentials"] == "true"
+    asked = {**site, "Access-Control-Request-Method": "POST"}
+    preflight = client.options(f"{KEYS}/clear", headers=asked, base_url="https://localhost")
+    assert preflight.status_code == 200
+    assert "POST" in preflight.headers["Access-Control-Allow-Methods"]
+    assert {"Content-Type", "X-CSRFToken", "If-Match"} <= set(
+        preflight.headers["Access-Control-Allow-Headers"].split(", ")
+    )
+    sent = {**site, "X-CSRFToken": listed.get_json()["csrf_token"]}
+    for origin, status in ((FRONT, 200), (FRONT + ".evil.example", 400), ("null", 400)):
+        headers = {**sent, "Origin": origin}
+        answer = client.post(
+            f"{KEYS}/clear", json=BODY, headers=headers, base_url="https://localhost"
+        )
+        assert answer.status_code == status, origin
+        assert ("Access-Control-Allow-Origin" in answer.headers) is (status == 200)
+        assert "Origin" in answer.vary or status == 400
+    without = client.post(f"{KEYS}/clear", json=BODY, headers=site, base_url="https://localhost")
+    assert without.status_code == 400, "a trusted origin needs the token too"
+
+
+@pytest.mark.parametrize(
+    "origins",
+    ["*", ["null"], ["https://a.example/path"], ["app.example.org"], ["https://*.a.example"]],
+)
+def test_an_origin_is_written_whole(tmp_path: Path, fake: FakeProviders, origins: Any) -> None:
+    """Patterns, paths and names without a scheme are refused at the start, with an example."""
+    with pytest.raises(
+        ConfigurationError, match=r"BYOK_TRUSTED_ORIGINS .*https://app\.example\.org"
+    ):
+        make_app(tmp_path, fake, BYOK_TRUSTED_ORIGINS=origins)
+
+
+def test_a_page_without_a_referrer_saves(host: HostApp) -> None:
+    """Over https a page with `Referrer-Policy: no-referrer` works, by script and by form."""
+    client = browser(host)
+    token = client.get(KEYS, base_url="https://localhost").get_json()["csrf_token"]
+    headers = {"X-CSRFToken": token, "Sec-Fetch-Site": "same-origin"}
+    options: dict[str, Any] = {"headers": headers, "base_url": "https://localhost"}
+    assert client.post(f"{KEYS}/clear", json=BODY, **options).status_code == 200
+    headers = {"Origin": "null", "Sec-Fetch-Site": "same-origin"}
+    form = {"provider": "openai", "tier": "all", "csrf_token": token}
+    answer = client.post(
+        "/api/providers/settings/clear", data=form, headers=headers, base_url="https://localhost"
+    )
+    assert answer.status_code == 303
+    assert client.post("/sign-out", base_url="https://localhost").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("served", "headers", "advice"),
+    [
+        ("http://localhost", {"Origin": "https://app.example.org"}, "BYOK_TRUSTED_ORIGINS"),
+        ("http://localhost", {"Sec-Fetch-Site": "same-site"}, "BYOK_TRUSTED_ORIGINS"),
+        ("https://localhost", {"Origin": "http://localhost"}, "ProxyFix"),
+        ("https://localhost", {"Sec-Fetch-Site": "same-origin"}, "session cookie"),
+    ],
+)
+def test_the_refusal_names_what_helps(
+    host: HostApp, served: str, headers: dict[str, str], advice: str
+) -> None:
+    """Another origin, a scheme that a proxy hides and a frame without the cookie each get their own advice."""
+    answer = browser(host).post(
+        f"{KEYS}/clear", json=BODY, headers={"X-CSRFToken": "x", **headers}, base_url=served
+    )
+    problem = answer.get_json()
+    assert (answer.status_code, problem["code"]) == (400, "csrf")
+    assert advice in problem["detail"]
+    assert "fresh token" not in problem["detail"]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +306,15 @@ def test_an_abandoned_stream_gives_nothing_to_the_next_person(
         "/api/providers/settings?label=a+b%20c&api_key={key}",
         f"{KEYS}/{{key}}",
         f"{KEYS}/{{escaped}}/clear?label=%C3%A9",
+        f"{KEYS}/set/" + "a/" * 30 + "{key}",
+        f"{KEYS}/set?" + "a=1&" * 30 + "api_key={key}",
+        "/api/providers/static/{key}",
+        "/api/providers/static/{escaped}/byok.js",
+        "/api/providers/static/byok.js?api_key={key}",
+        "/api/providers/static/byok.css?v=012345678901&{escaped}",
+        "/api/keys/{key}",
+        "/api/keys/{escaped}/validate?x=1",
+        "/api/providers/keys//{key}",
     ],
 )
 def test_a_key_in_the_address_is_not_logged(
@@ -217,8 +326,57 @@ def test_a_key_in_the_address_is_not_logged(
     with served(host) as port:
         Wire(port).send("GET", address.format(key=key, escaped="%73" + key[1:]))
     logged = [record.getMessage() for record in caplog.records if record.name == "werkzeug"]
-    assert any('"' in line and "GET /api/providers/" in line for line in logged)
+    assert any('"' in line and "GET /api/" in line for line in logged)
     assert not any(key[4:] in line for line in logged)
+
+
+@pytest.mark.parametrize(
+    "referrer",
+    [
+        "http://localhost/page?api_key={key}",
+        "http://localhost/page?label=%C3%A9&api_key={escaped}",
+        "http://localhost/chat/{key}",
+        "http://localhost/chat/{escaped}/more",
+        "http://user:{key}@localhost/",
+    ],
+)
+@pytest.mark.parametrize(
+    "path", [KEYS, "/api/providers/static/byok.js", "/api/providers/nothing", "/api/keys/none"]
+)
+def test_gunicorn_logs_no_key_of_an_address(host: HostApp, referrer: str, path: str) -> None:
+    """A line of gunicorn's access log, and its parts for formatters of their own, have no key of referrer or path."""
+    key = "sk-proj-ABCDEFGHIJKLMNOP0123456789"
+    names = {"key": key, "escaped": "%73" + key[1:]}
+    raw = f"{path}/{key}?x={names['escaped']}" if path.endswith("nothing") else f"{path}?x={key}"
+    builder = EnvironBuilder(path=raw, headers={"Referer": referrer.format(**names)})
+    environ = {**builder.get_environ(), "RAW_URI": raw}
+    with closing(host(environ, lambda *args: None)) as answer:  # type: ignore[type-var]  # werkzeug's
+        list(answer)
+    atoms = Logger(Config()).atoms(
+        SimpleNamespace(status="200 OK", headers=[], sent=1), [], environ, timedelta(0)
+    )
+    args = (SafeAtoms({**atoms, "{referer}i": environ["HTTP_REFERER"]}),)
+    record = logging.getLogRecordFactory()(
+        "gunicorn.access", 20, "f", 1, Config().access_log_format, args, None
+    )
+    assert record.getMessage().count(" ") > 5
+    assert record.args["{missing}i"] == "-"  # type: ignore[index, call-overload]  # gunicorn's
+    assert key[4:] not in f"{record.getMessage()} {vars(record)}"
+
+
+def test_our_own_addresses_stay_readable(host: HostApp, caplog: pytest.LogCaptureFixture) -> None:
+    """An access log still shows which of our calls was made, also if it failed, and the page that it was made from."""
+    caplog.set_level("INFO", logger="werkzeug")
+    paths = [
+        f"{KEYS}/set",
+        "/api/providers/static/byok.js?v=012345678901",
+        "/api/providers/settings",
+    ]
+    with served(host) as port:
+        for path in paths:
+            Wire(port).send("GET", path, Referer="http://localhost/api/providers/settings")
+    lines = " ".join(record.getMessage() for record in caplog.records if record.name == "werkzeug")
+    assert all(f" {path} " in lines for path in paths)
 
 
 def test_hiding_an_address_costs_little(host: HostApp) -> None:

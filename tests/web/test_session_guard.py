@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+import sqlalchemy.exc
 from flask import Flask, Request, Response, session, stream_with_context
 from flask.sessions import SessionInterface
+from flask_session import Session
 from flask_session.base import ServerSideSession
+from flask_sqlalchemy import SQLAlchemy
 
 from flask_byok import BYOK, StoreError
 from flask_byok.web.session_binding import SLOW_FAULT, UnavailableSession
-from tests.app import KEYS, bare
+from tests.app import KEYS, bare, limited_redis
 
 
 class BrokenInterface(SessionInterface):
@@ -145,6 +150,103 @@ def test_a_quick_fault_is_forgotten_at_once(app: Flask, interface: BrokenInterfa
         assert app.test_client().get("/look").status_code == 503
         interface.open_error = None
         assert app.test_client().get("/look").status_code == 200
+
+
+# The kinds of cookies that a driver, a store or a file system may choke on, as they travel.
+BAD_COOKIES = [
+    r'"a\000b"',
+    r'"\000"',
+    r'"a\012\015b"',
+    r'"\303\050"',
+    r'"\355\240\200"',
+    "a\x80b",
+    "a%00b",
+    "../../../etc/passwd",
+    "x" * 5_000,
+    "x" * 300,
+    "' OR 1=1 --",
+    r'"\177"',
+]
+
+
+def _on_postgres(app: Flask, url: str) -> None:
+    app.config.update(SESSION_TYPE="sqlalchemy", SQLALCHEMY_DATABASE_URI=url)
+    app.config["SESSION_SQLALCHEMY"] = SQLAlchemy(app)
+
+
+def _on_redis(app: Flask, url: str) -> None:
+    app.config.update(SESSION_TYPE="redis", SESSION_REDIS=limited_redis(url))
+
+
+def _in_files(app: Flask, url: str) -> None:
+    """Keep the files that ``bare`` sets up."""
+
+
+@pytest.mark.parametrize(
+    ("keep", "url"),
+    [(_on_postgres, "postgres_url"), (_on_redis, "redis_url"), (_in_files, "sqlite_url")],
+)
+def test_bad_cookies_take_nothing_from_others(
+    tmp_path: Path, keep: Any, url: str, request: pytest.FixtureRequest
+) -> None:
+    """On each kind of store a request with an impossible session id gets a new session, and the others keep theirs."""
+    app = bare(tmp_path, BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'byok.sqlite'}")
+    keep(app, request.getfixturevalue(url))
+    Session(app)
+    BYOK(app)
+
+    @app.get("/visit")
+    def visit() -> str:
+        session["visits"] = session.get("visits", 0) + 1
+        return str(session["visits"])
+
+    other = app.test_client()
+    assert other.get("/visit").text == "1"
+    for visits, cookie in enumerate(BAD_COOKIES, start=2):
+        answer = app.test_client(use_cookies=False).get(
+            "/visit", headers={"Cookie": f"session={cookie}"}
+        )
+        assert (answer.status_code, answer.text) == (200, "1"), cookie
+        assert other.get("/visit").text == str(visits)
+    if "SESSION_SQLALCHEMY" in app.config:
+        with app.app_context():
+            app.config["SESSION_SQLALCHEMY"].engine.dispose()
+
+
+class DataError(Exception):
+    """What a driver says of a value that it cannot send."""
+
+
+class OperationalError(Exception):
+    """What a driver says of a connection, and of a value that is too long for an index."""
+
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__("text")
+        self.sqlstate = sqlstate
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (DataError(), 6),
+        (ValueError(), 6),
+        (FileNotFoundError(), 6),
+        (OperationalError("54000"), 6),
+        (OperationalError("57P03"), 2),
+        (OperationalError(None), 2),
+        (OSError(errno.EHOSTUNREACH, "no route"), 2),
+        (redis.exceptions.BusyLoadingError(), 2),
+        (sqlalchemy.exc.TimeoutError(), 2),
+    ],
+)
+def test_only_faults_of_the_connection_count(
+    app: Flask, interface: BrokenInterface, error: Exception, asked: int
+) -> None:
+    """However slow, what one request brought is no fault of the store; a connection or a time limit that fails is."""
+    interface.open_error, interface.seconds = error, SLOW_FAULT * 1.5
+    for _ in range(6):
+        app.test_client().get("/plain")
+    assert interface.opened == asked
 
 
 def test_every_way_to_touch_it_refuses() -> None:

@@ -16,7 +16,17 @@ from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import get_state
 from flask_byok.web.session_binding import MARKER, index_key
-from tests.app import ENCRYPTION_KEY, KEYS, Browser, HostApp, bare, browser, fingerprint, make_app
+from tests.app import (
+    ENCRYPTION_KEY,
+    KEYS,
+    OTHER_ENCRYPTION_KEY,
+    Browser,
+    HostApp,
+    bare,
+    browser,
+    fingerprint,
+    make_app,
+)
 
 
 class CountingStore:
@@ -300,7 +310,7 @@ def test_a_rotated_encryption_key_keeps_sessions(tmp_path: Path, fake: FakeProvi
     rotated = make_app(
         tmp_path,
         fake,
-        BYOK_ENCRYPTION_KEY="6b" * 32,
+        BYOK_ENCRYPTION_KEY=OTHER_ENCRYPTION_KEY,
         BYOK_ENCRYPTION_KEY_FALLBACKS=[ENCRYPTION_KEY],
     )
     later = browser(rotated)
