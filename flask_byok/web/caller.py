@@ -164,6 +164,9 @@ def naming(caller: Caller) -> Iterator[None]:
         # A generator that holds the block open may be closed elsewhere, where this is not set.
         if _named.get() is named:
             _named.set(outer)
+        # A job's process may end without a word, as RQ's do, and a job may wait for the store.
+        if not has_request_context():
+            named.state.service.traffic.flush_quietly()
 
 
 def person(user_id: Any, teams: Any) -> Caller:
