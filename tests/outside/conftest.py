@@ -60,7 +60,7 @@ def place(
     with app.app_context(), app.byok.acting_for("ada"):
         assert app.byok.set("openai", adas)["source"] == "user"
     fake.clear_calls()
-    yield Place(tmp_path, os.environ | settings, app, fake, redis_url, adas, operators)
+    return Place(tmp_path, os.environ | settings, app, fake, redis_url, adas, operators)
 
 
 @pytest.fixture

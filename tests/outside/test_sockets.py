@@ -20,7 +20,7 @@ from tests.outside.conftest import Place
 
 
 @pytest.fixture(params=[True, False])
-def server(imported: Place, request: pytest.FixtureRequest) -> Iterator[Server]:
+def server(imported: Place, request: pytest.FixtureRequest) -> Server:
     """Serve the example, with a session that Flask-SocketIO manages and one that Flask does."""
     import sockets
 
@@ -33,7 +33,7 @@ def server(imported: Place, request: pytest.FixtureRequest) -> Iterator[Server]:
     sockets.socketio.on_event("keep", lambda key: sockets.byok.set("openai", key)["source"])
     sockets.socketio.server_options["manage_session"] = request.param
     sockets.socketio.manage_session = request.param
-    yield Server(app, imported)
+    return Server(app, imported)
 
 
 class Server:

@@ -165,9 +165,12 @@ def _named(place: Place) -> Found:
 
 
 def _named_in_a_bare_request(place: Place) -> Found:
-    with place.app.app_context(), place.app.byok.acting_for("ada"):
-        with place.app.test_request_context():
-            return _used(place)
+    with (
+        place.app.app_context(),
+        place.app.byok.acting_for("ada"),
+        place.app.test_request_context(),
+    ):
+        return _used(place)
 
 
 def _named_in_a_view(place: Place) -> Found:
