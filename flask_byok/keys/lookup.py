@@ -231,9 +231,10 @@ class SessionTier:
             return {}
         ids = [spec.id for spec in specs]
         view = self.sessions.read(session, caller.identity, ids)
-        if view.lost:
-            if session.saved is not None:
-                session.saved.note(None)
+        telling = session.saved is not None and session.saved.telling
+        if session.saved and (telling if view.lost else not view.alive):
+            session.saved.note(None)
+        if view.lost and telling:
             raise KeysLostError
         if not view.alive:
             raise SessionRequiredError

@@ -47,6 +47,9 @@ _logger = logging.getLogger("flask_byok.stores")
 
 _LOST = "The keys saved in this session are gone: the session store no longer has them. Save them again."
 
+#: Where the id of a session leads that was ended, not lost.
+_ENDED = "ended"
+
 T = TypeVar("T")
 
 #: What became of a visitor's record that the user wanted to take over.
@@ -231,7 +234,7 @@ class Sessions:
         """Delete everything in a session; writes still under way are refused."""
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
-            self.documents.forget(session.sid, session.ref)
+            self.documents.point(session.sid, _ENDED, self._ttl, instead_of=session.ref)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.
@@ -253,7 +256,7 @@ class Sessions:
         saved_in = session.saved.ref if session.saved else None
         elsewhere = saved_in not in (None, session.ref)
         if loaded is None:
-            return SessionView(alive=False, lost=saved_in is not None)
+            return SessionView(alive=False, lost=saved_in is not None and self._is_lost(session))
         if not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False)
         document = loaded[1]
@@ -387,6 +390,10 @@ class Sessions:
         self._swap(use.ref, lambda document: document.edit([version], add), self._counts)
 
     # Steps
+
+    def _is_lost(self, session: SessionRef) -> bool:
+        """Return True if a session's document is gone, and nothing has ended it."""
+        return self.documents.find(session.sid) in (None, session.ref)
 
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
         """Return a living document and its revision."""

@@ -37,11 +37,12 @@ LONGEST_ID = 250
 class Saved:
     """Under which ref the session's keys were saved, as the host's session knows; None if there are none.
 
-    ``write`` changes the entry of the host's session.
+    ``write`` changes the entry of the host's session. ``telling`` is False if a loss is for a later call to tell.
     """
 
     ref: str | None
     write: Callable[[str | None], None]
+    telling: bool = True
 
     def note(self, ref: str | None) -> None:
         """Take in where keys are saved now."""

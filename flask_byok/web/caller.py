@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from flask import Flask, Response, current_app, has_app_context, has_request_context, request
@@ -238,8 +238,8 @@ def in_session(state: ByokState, act: Callable[[Caller], _T], *, telling: bool =
 
     def attempt(*, again: bool = False) -> _T:
         caller = _caller(state, establish=True, replace=again)
-        if caller.session is not None and not telling:
-            caller = replace(caller, session=replace(caller.session, saved=None))
+        if caller.session is not None and caller.session.saved is not None:
+            caller.session.saved.telling = telling
         return act(caller)
 
     try:
