@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import wraps
 from typing import Any, TypeVar
@@ -19,7 +20,7 @@ from .keys.status import Status
 from .keys.typed import NewKey
 from .metrics import switch_on
 from .model.credential import Credential, Secret, Validation
-from .model.owner import identity_of
+from .model.owner import Caller, identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
 from .web.blueprint import create_blueprint
@@ -27,11 +28,15 @@ from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
+    actor,
     for_caller,
     get_state,
     in_session,
     name_sources,
+    naming,
     note_use,
+    person,
+    shut_out,
 )
 from .web.guards import go_first
 from .web.health import without_session
@@ -85,7 +90,7 @@ class BYOK:
             warn_if_late(app, database)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         # First of all hooks: the one that opens the body decides how much of it is read.
-        app.before_request_funcs.setdefault(None, []).insert(0, go_first)
+        app.before_request_funcs.setdefault(None, [])[:0] = [go_first, shut_out]
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
@@ -134,6 +139,24 @@ class BYOK:
             catalog.register(spec)
         self._registered.append(spec)
 
+    # whose keys, where no request tells
+
+    def acting_for(self, user_id: str, teams: Iterable[str] = ()) -> AbstractContextManager[None]:
+        """Use this user's account keys within a ``with`` block, then the shared ones.
+
+        For jobs, threads and commands; it needs an app context. Uses are counted and logged as this user's. It wins
+        over the present request, and an inner block over an outer one. Keys in sessions are not found.
+
+        :param user_id: as the owner loader returns it.
+        :param teams: as the team loader returns them.
+        :raises ConfigurationError: the id or the list of teams is invalid, or there is no app context.
+        """
+        return naming(person(user_id, teams))
+
+    def as_operator(self) -> AbstractContextManager[None]:
+        """Use the operator's own keys within a ``with`` block; see ``acting_for``."""
+        return naming(Caller(named=True))
+
     # the verbs
 
     def resolve(self, provider: str) -> Credential:
@@ -142,6 +165,8 @@ class BYOK:
         :raises MissingCredentialError: no tier has a key.
         :raises RejectedCredentialError: the provider rejected the key that would be used.
         :raises UnreadableCredentialError: the key that would be used does not open.
+        :raises SessionRequiredError: the session store has lost the session's keys; the next call goes on without.
+        :raises OwnerRequiredError: there is no request, and neither ``acting_for`` nor ``as_operator``.
         """
         return note_use(for_caller(Service.resolve, provider))
 
@@ -259,7 +284,8 @@ class BYOK:
 
         :return: the providers of the deleted keys.
         """
-        return for_caller(Service.forget, identity_of(user_id))
+        state = get_state()
+        return state.service.forget(actor(state), identity_of(user_id))
 
     def validate(
         self,
@@ -271,6 +297,16 @@ class BYOK:
     ) -> Validation:
         """Ask the provider about a key, by default the one in use."""
         return for_caller(Service.validate, provider, _typed(api_key, fields), base_url)
+
+    def report_rejected(self, provider: str) -> Validation | None:
+        """Say that a call of your own, with the key from ``get_api_key``, was refused for its key.
+
+        The provider is asked before the key is marked as rejected.
+
+        :return: what the provider says of the key; None if it was asked too often (``BYOK_VALIDATE_RATE``).
+        :raises MissingCredentialError: no tier has a key.
+        """
+        return for_caller(Service.report_rejected, provider)
 
     def promote(
         self, providers: list[str] | None = None, on_conflict: str = "keep"

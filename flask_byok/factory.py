@@ -39,9 +39,7 @@ def get_provider_with_api_key(
     """
     if api_key is None:
         state = get_state()
-        made = state.service.provider(current_caller(state), provider, **options)
-        note_use(made.credential)
-        return made
+        return note_use(state.service.provider(current_caller(state), provider, **options))
     return _on_explicit_key(provider, api_key, **options)
 
 
@@ -78,7 +76,7 @@ def _on_explicit_key(
         trust=typed.endpoint.trust,
         hint=make_hint(typed.revealed().get("api_key", ""), spec.prefixes),
     )
-    return make_provider(spec, note_use(credential), outbound, **options)
+    return note_use(make_provider(spec, credential, outbound, **options))
 
 
 def stream_response(

@@ -261,12 +261,12 @@ def test_require_keys(app: HostApp, visitor: Browser, fake: FakeProviders) -> No
     assert both.__doc__ == "Keep this docstring."
 
 
-def test_outside_of_a_request_only_the_operators_keys_are_found(
+def test_the_operators_keys_serve_code_that_says_so(
     app: HostApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outside of a request the operator's keys serve, and no personal key."""
+    """Within `as_operator` the operator's keys serve, and no personal key."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-operator-0123456789")
-    with app.app_context():
+    with app.app_context(), app.byok.as_operator():
         assert app.byok.resolve("openai").source == "env"
         with pytest.raises(MissingCredentialError):
             app.byok.resolve("groq")
@@ -389,7 +389,7 @@ def test_validate_takes_what_set_takes(tmp_path: Path, fake: FakeProviders) -> N
         tmp_path, fake, BYOK_ALLOW_CUSTOM_PROVIDERS=True, BYOK_ALLOW_PRIVATE_ENDPOINTS=True
     )
     fields = {"api_key": fake.api_key("custom", "good")}
-    with app.test_request_context():
+    with app.app_context(), app.byok.as_operator():
         found = app.byok.validate("custom", fields=fields, base_url=fake.base_url("custom"))
     assert found.verdict == "valid"
 

@@ -30,7 +30,7 @@ def test_an_explicit_key_needs_no_app() -> None:
     assert (provider.name, provider.display_name) == ("openai", "OpenAI")
     assert (provider.source, provider.is_configured) == ("argument", True)
     assert str(provider.client.base_url) == "https://api.openai.com/v1/"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ConfigurationError, match="before the stream starts"):
         get_provider_with_api_key("openai")
 
 
@@ -72,7 +72,11 @@ def test_no_option_moves_a_stored_key(
     """No option changes where a resolved key goes."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-operator-0123456789")
     options: dict[str, Any] = {option: "https://elsewhere.example/v1"}
-    with app.app_context(), pytest.raises(ConfigurationError, match=option):
+    with (
+        app.app_context(),
+        app.byok.as_operator(),
+        pytest.raises(ConfigurationError, match=option),
+    ):
         get_provider_with_api_key("openai", **options)
 
 
@@ -152,7 +156,7 @@ def test_a_key_is_redacted_while_its_client_lives(
     key = "sk-operator-0123456789"
     for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY"):
         monkeypatch.setenv(name, key)
-    with app.app_context():
+    with app.app_context(), app.byok.as_operator():
         kept = use()
         gc.collect()
         assert redact(f"bad key {key}") == f"bad key {REDACTED}"
@@ -169,7 +173,7 @@ def test_a_key_is_redacted_for_the_length_of_the_request(
     """What a view makes of a provider object, even the plain string alone, is known until the request ends."""
     key = "sk-operator-0123456789"
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with app.test_request_context():
+    with app.test_request_context(), app.byok.as_operator():
         plain = get_provider_with_api_key("openai", explicit).api_key
         gc.collect()
         assert redact(plain) == REDACTED

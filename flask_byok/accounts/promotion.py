@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
-from ..keys.ports import Promotion
+from ..keys.ports import Promotion, may_move
 from ..keys.service import Service
 from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
@@ -42,7 +43,8 @@ def promote(
 ) -> Promotion:
     """Promote the session's keys for these providers, except those that only the operator may set.
 
-    Keys that do not open stay; with ``BYOK_PROMOTE="never"`` a visitor's keys stay too.
+    Keys that do not open or work stay; so does one with an address of its own, unless the user asks (``own``). With
+    ``BYOK_PROMOTE="never"`` a visitor's keys stay too.
 
     :param replace: in the place of a key that the account has already.
     :param own: promote the user's own session keys too. With ``replace`` the visitor's come before them, else
@@ -154,11 +156,17 @@ class _Move:
         """Return the records that leave the session: the one to promote, then those that it replaces."""
         mine = self.view.records.get(provider)
         left = self.view.visitor_records.get(provider)
-        own = [mine] if mine and self.own else []
-        waiting = [left] if left else []
+        own = [mine] if mine and self.own and self._may_move(mine) else []
+        waiting = [left] if left and self._may_move(left) else []
         if self.replace:
             return waiting + own
         return own if mine else waiting
+
+    def _may_move(self, record: CredentialRecord) -> bool:
+        base_url = None
+        with suppress(UnreadableCredentialError):  # which is found out again when it is to move
+            base_url = self._open(record)[1]
+        return may_move(record, base_url, asked=self.own)
 
     def _all_leave(self, provider: str, sources: Sequence[CredentialRecord]) -> bool:
         """Return True if these include the visitor's record, or there is none."""

@@ -192,11 +192,21 @@ class Checks:
         typed = Typed(credential.fields, credential.fields, None, endpoint)
         return self.validate(caller, spec, typed, credential)
 
+    def of_refused(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
+        """Check a key that a host's own call was refused with; if the provider agrees, it is marked, and told."""
+        validation = self.of_stored(caller, spec, credential)
+        if validation.valid is False:
+            self._tell_rejected(credential)
+        return validation
+
     def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         """Mark a key that its provider rejected in a real call."""
         found = Validation(credential.provider, verdict, "", utcnow())
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
+        self._tell_rejected(credential)
+
+    def _tell_rejected(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
         if metrics.sinks:
             metrics.record("refusals", 1, *facts.values())

@@ -35,7 +35,7 @@ from ..model.owner import (
 )
 from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
 from ..settings import Settings
-from .sessions import Sessions, SessionView
+from .sessions import KeysLostError, Sessions, SessionView
 
 _logger = logging.getLogger("flask_byok.keys")
 
@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
     """A key that a tier has for a provider.
 
     ``credential`` is None if the key does not open, is inactive or expired, or is ``waiting``: saved by a
-    visitor and not yet kept by the user who signed in.
+    visitor and not yet kept by the user who signed in. ``offered`` is True if such a key works.
     """
 
     tier: Tier
@@ -55,6 +55,7 @@ class Candidate(NamedTuple):
     credential: Credential | None = None
     record: CredentialRecord | None = None
     operator_name: str | None = None
+    offered: bool = False
 
 
 #: Candidates by tier and provider id. Each may be iterated once; keys that are not reached are not opened.
@@ -192,8 +193,8 @@ class Lookup:
     def _ask(self, reader: TierReader, caller: Caller, specs: Specs, need_session: bool) -> Found:
         try:
             return reader.find(caller, specs)
-        except SessionRequiredError:
-            if need_session:
+        except SessionRequiredError as error:
+            if need_session or isinstance(error, KeysLostError):
                 raise
         except StoreError:
             if self._settings.on_store_failure != "skip":
@@ -223,16 +224,22 @@ class SessionTier:
         """Return the session's keys; a visitor's wait, unused, until the user who signed in keeps them.
 
         :raises SessionRequiredError: the session has ended.
+        :raises KeysLostError: the store has lost its keys, and no call has said so yet.
         """
-        if caller.session is None or not specs:
+        session = caller.session
+        if session is None or not specs:
             return {}
         ids = [spec.id for spec in specs]
-        view = self.sessions.read(caller.session, caller.identity, ids)
+        view = self.sessions.read(session, caller.identity, ids)
+        telling = session.saved is not None and session.saved.telling
+        if session.saved and (telling if view.lost else not view.alive):
+            session.saved.note(None)
+        if view.lost and telling:
+            raise KeysLostError
         if not view.alive:
             raise SessionRequiredError
         return {
-            (Tier.SESSION, spec.id): self._candidates(spec, caller, caller.session, view)
-            for spec in specs
+            (Tier.SESSION, spec.id): self._candidates(spec, caller, session, view) for spec in specs
         }
 
     def _candidates(
@@ -250,7 +257,9 @@ class SessionTier:
                     self.sessions.reseal(session, caller.identity, replace(mine, ciphertext=sealed))
             yield candidate
         if left is not None:
-            yield Candidate(Tier.SESSION, "waiting", record=left)
+            owner = session_owner(session, "")
+            works = self.opener.open(spec, Tier.SESSION, "session", owner, left).state == "active"
+            yield Candidate(Tier.SESSION, "waiting", record=left, offered=works)
 
 
 @dataclass(eq=False, repr=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
 from ..errors import NotAllowedError, OwnerRequiredError
-from ..model.credential import Credential, RecordedVerdict, Secret
+from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, utcnow
 from ..model.owner import Caller, SessionRef, Tier
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ class Promotion:
     promoted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+
+
+def may_move(record: CredentialRecord, base_url: str | None, *, asked: bool) -> bool:
+    """Return True if a key may be promoted: it works, and if nobody asked, it brings no address of its own.
+
+    A stranger may have prepared the session, to read at that address what the user sends.
+    """
+    return record.state(utcnow()) == "active" and (asked or base_url is None)
 
 
 class Accounts:
@@ -110,7 +118,7 @@ class Accounts:
         """Move keys from the session into the caller's account.
 
         :param replace: also in the place of a key that the account has already.
-        :param own: also what the caller saved in the session since signing in.
+        :param own: the caller asks for it: also what was saved in the session since signing in.
         """
         raise NotAllowedError(_NO_ACCOUNTS)
 

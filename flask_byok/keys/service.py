@@ -14,7 +14,9 @@ from ..catalog import Catalog, ProviderSpec
 from ..errors import (
     ByokError,
     InvalidFieldError,
+    NotAllowedError,
     OwnerRequiredError,
+    RateLimitedError,
     SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
@@ -29,7 +31,7 @@ from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
-from .ports import Accounts, Promotion
+from .ports import Accounts, Promotion, may_move
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
 from .status import KeyList, ServiceFacts, Status, build_status, provider_facts, storage_sentence
@@ -197,10 +199,15 @@ class Service:
     def _destination(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Destination:
         """Return where the caller's key goes, if the caller may set it."""
         precedence = self.settings.precedence
-        if persist and Tier.USER not in precedence and Tier.SESSION in precedence:
+        lasting = persist or caller.named
+        if lasting and Tier.USER not in precedence and Tier.SESSION in precedence:
             text = "Keys are kept for the session only here: leave out 'persist'."
+            if caller.named:
+                text = "Keys are kept in sessions only here, so acting_for has no place for one."
             raise InvalidFieldError(text, provider=spec.id)
-        tier = Tier.USER if persist or Tier.SESSION not in precedence else Tier.SESSION
+        if caller.named and not caller.authenticated:
+            raise NotAllowedError("The operator's keys are set with 'flask byok set'.")
+        tier = Tier.USER if lasting or Tier.SESSION not in precedence else Tier.SESSION
         if tier not in precedence or self.lookup.locked(caller, spec, tier):
             raise locked_error(spec)
         if tier is Tier.USER and not caller.authenticated:
@@ -274,6 +281,16 @@ class Service:
         credential = self.lookup.resolve(caller, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)
 
+    def report_rejected(self, caller: Caller, provider: str) -> Validation | None:
+        """Check the key in use, which a host's own call was refused with; None if that was done too often."""
+        spec = self._spec(caller, provider)
+        credential = self.lookup.resolve(caller, spec, rejected=True)
+        try:
+            self.validate_limit.check(caller.counted_as)
+        except RateLimitedError:
+            return None
+        return self.checks.of_refused(caller, spec, credential)
+
     # promote
 
     def promote(
@@ -281,7 +298,7 @@ class Service:
     ) -> dict[str, list[str]]:
         """Make the keys saved before signing in the user's own, and return ``promoted`` and ``kept`` provider ids.
 
-        A key that only the operator may set, or that does not open, stays where it is. With
+        A key that only the operator may set, or that does not work or open, stays where it is. With
         ``BYOK_PROMOTE="never"`` a visitor's keys are deleted, and only the user's own are promoted.
 
         :param on_conflict: if the user has another key already, ``keep`` or ``replace`` it.
@@ -291,6 +308,8 @@ class Service:
         require_word(on_conflict, "on_conflict", ("keep", "replace"))
         if not caller.authenticated:
             raise OwnerRequiredError("Sign in first; your saved keys can then be kept for you.")
+        if caller.named:  # has no session to promote from
+            return {"promoted": [], "kept": []}
         session = _session(caller)
         self.set_limit.check(caller.counted_as)
         # Once each, under any id or alias.
@@ -319,13 +338,13 @@ class Service:
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
         else:
-            result = self._adopt_waiting(caller, session, specs, replace=replace)
+            result = self._adopt_waiting(caller, session, specs, replace=replace, asked=own)
         for provider in result.promoted:
             self.notify("key_promoted", {"provider": provider})
         return result
 
     def _adopt_waiting(
-        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool
+        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, asked: bool
     ) -> Promotion:
         """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
         view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
@@ -341,6 +360,9 @@ class Service:
                 fields, base_url = self.keyring.open_record("session", visitor, waiting)
             except UnreadableCredentialError:
                 result.unreadable.append(spec.id)
+                continue
+            if not may_move(waiting, base_url, asked=asked):
+                result.kept.append(spec.id)
                 continue
             if replace or spec.id not in view.records:
                 self.accounts.note(caller, "promote", spec.id, fields)
@@ -361,7 +383,7 @@ class Service:
         return self.catalog.get(provider)
 
     def _require_login(self, caller: Caller) -> None:
-        if self.settings.require_login and not caller.authenticated:
+        if self.settings.require_login and not (caller.authenticated or caller.named):
             raise OwnerRequiredError("Sign in to use API keys here.")
 
 

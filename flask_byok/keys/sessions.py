@@ -48,6 +48,11 @@ _TRIES, _LONGEST_PAUSE = 100, 0.05
 
 _logger = logging.getLogger("flask_byok.stores")
 
+_LOST = "The keys saved in this session are gone: the session store no longer has them. Save them again."
+
+#: Where the id of a session leads that was ended, not lost.
+_ENDED = "ended"
+
 T = TypeVar("T")
 
 #: What became of a visitor's record that the user wanted to take over.
@@ -65,12 +70,21 @@ class SessionView:
 
     ``records`` are the identity's own. ``visitor_records`` were saved in this session before the user
     signed in; for a visitor the mapping is empty. ``alive`` is False if the session has ended, was
-    renewed under another id, or belonged to another identity: it then holds nothing and takes nothing.
+    renewed under another id, or belonged to another identity: it then holds nothing and takes nothing. ``lost`` is
+    True if the store has lost keys that were saved in it.
     """
 
     records: Records = field(default_factory=dict)
     visitor_records: Records = field(default_factory=dict)
     alive: bool = True
+    lost: bool = False
+
+
+class KeysLostError(SessionRequiredError):
+    """Raised once if the store has lost a session's keys; afterwards the session has none."""
+
+    def __init__(self) -> None:
+        super().__init__(_LOST, tier="session")
 
 
 class Documents(Protocol):
@@ -233,7 +247,7 @@ class Sessions:
         """Delete everything in a session; writes still under way are refused."""
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
-            self._forget(session.sid, session.ref)
+            self._point(session.sid, _ENDED, instead_of=session.ref)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.
@@ -253,13 +267,20 @@ class Sessions:
         """
         self._confirm_key()
         loaded = self._load(session.ref)
-        if loaded is None or not self._is_theirs(session, identity, loaded[1]):
+        saved_in = session.saved.ref if session.saved else None
+        elsewhere = saved_in not in (None, session.ref)
+        if loaded is None:
+            return SessionView(alive=False, lost=saved_in is not None and self._is_lost(session))
+        if not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False)
         document = loaded[1]
+        if not elsewhere:
+            _note(session, document)
         if (self.clock() - document.seen) * _SLIDE > self._ttl:
             self._slide(session, identity)
         left = document.left if identity else {}
-        view = SessionView(_records(document.side(identity), providers), _records(left, providers))
+        own = _records(document.side(identity), providers)
+        view = SessionView(own, _records(left, providers), lost=elsewhere)
         return self._without_over(session, identity, view)
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
@@ -391,6 +412,10 @@ class Sessions:
         if self.canary is not None:
             self.canary.confirm()
 
+    def _is_lost(self, session: SessionRef) -> bool:
+        """Return True if a session's document is gone, and nothing has ended it."""
+        return self._lead(session.sid) in (None, session.ref)
+
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
         """Return a living document and its revision."""
         loaded = (documents or self.documents).load(ref)
@@ -460,9 +485,14 @@ class Sessions:
             result = change(document)
             if result and claim:
                 document.owner = identity
+            changed[:] = [document]
             return result
 
-        return self._swap(session.ref, guarded)
+        changed: list[_Document] = []
+        result = self._swap(session.ref, guarded)
+        if changed:
+            _note(session, changed[0])
+        return result
 
     def _swap(self, ref: str, change: Edit[T], documents: Documents | None = None) -> T | None:
         """Apply a change to a living document and return the result; None if there is none."""
@@ -492,7 +522,14 @@ class Sessions:
         over = self.over(identity, [record.version for record in leaving])
         gone = [record for record in leaving if record.version in over]
         self.remove(session, identity, gone)
-        return SessionView(_without(view.records, gone), _without(view.visitor_records, gone))
+        own, left = _without(view.records, gone), _without(view.visitor_records, gone)
+        return dataclasses.replace(view, records=own, visitor_records=left)
+
+
+def _note(session: SessionRef, document: _Document) -> None:
+    """Let the host's session know if keys are saved in this document."""
+    if session.saved is not None:
+        session.saved.note(session.ref if document.own or document.left else None)
 
 
 def _share(sids: str, others: str) -> bool:

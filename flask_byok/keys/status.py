@@ -98,7 +98,8 @@ def build_status(
     present = [c for c in candidates if c.state != "waiting"]
     shown = chosen or (present[0] if present else None)
     locked = lookup.locked(caller, spec, candidates=candidates)
-    offered = waiting or _own_in_session(caller, spec, candidates, lookup)
+    offered = waiting if waiting and waiting.offered else None
+    offered = offered or _own_in_session(caller, spec, candidates, lookup)
     record = _shown_record(shown, waiting)
     validity = record.current_validity() if record else None
     status: Status = {
@@ -129,12 +130,12 @@ def build_status(
 def _own_in_session(
     caller: Caller, spec: ProviderSpec, candidates: Sequence[Candidate], lookup: Lookup
 ) -> Candidate | None:
-    """Return the user's own session key if it could be kept in the account."""
+    """Return the user's own session key if it works and could be kept in the account."""
     if Tier.USER not in lookup.personal_tiers(caller):
         return None
     if lookup.locked(caller, spec, Tier.USER, candidates):
         return None
-    mine = (c for c in candidates if c.tier is Tier.SESSION and c.state != "unreadable")
+    mine = (c for c in candidates if c.tier is Tier.SESSION and c.state == "active")
     return next(mine, None)
 
 

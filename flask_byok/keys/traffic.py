@@ -96,6 +96,11 @@ class Traffic:
         self._owners.flush()
         self._sessions.flush()
 
+    def flush_quietly(self) -> None:
+        """Hand over as much as possible now; the rest is handed over later."""
+        self._owners.flush_quietly()
+        self._sessions.flush_quietly()
+
 
 def counted_owner(caller: Caller, credential: Credential) -> str | None:
     """Return the owner whose statistics count a use, or None.

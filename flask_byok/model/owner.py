@@ -5,7 +5,8 @@ An owner is written as one string: ``session:<id>``, ``user:<id>``, ``team:<id>`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 
@@ -33,6 +34,24 @@ ACCOUNT_TIERS = frozenset({Tier.USER, Tier.TEAM, Tier.SYSTEM})
 LONGEST_ID = 250
 
 
+@dataclass(slots=True)
+class Saved:
+    """Under which ref the session's keys were saved, as the host's session knows; None if there are none.
+
+    ``write`` changes the entry of the host's session. ``telling`` is False if a loss is for a later call to tell.
+    """
+
+    ref: str | None
+    write: Callable[[str | None], None]
+    telling: bool = True
+
+    def note(self, ref: str | None) -> None:
+        """Take in where keys are saved now."""
+        if ref != self.ref:
+            self.ref = ref
+            self.write(ref)
+
+
 @dataclass(frozen=True, slots=True)
 class SessionRef:
     """A server-side session as the session store knows it.
@@ -44,6 +63,7 @@ class SessionRef:
 
     sid: str
     ref: str
+    saved: Saved | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +72,8 @@ class Caller:
 
     ``user`` is the host's user id, None for a visitor. ``session`` is None if no session is established.
     ``address`` is the network address that a visitor's attempts are counted by. ``request_id`` links the audit
-    log's rows of one request; it never comes from the client. ``command`` marks an operator's command.
+    log's rows of one request; it never comes from the client. ``command`` marks an operator's command, and ``named``
+    a caller whom the host's code names: one without a session, and without a user the operator.
     """
 
     user: str | None = None
@@ -62,6 +83,7 @@ class Caller:
     address: str = ""
     request_id: str | None = None
     command: bool = False
+    named: bool = False
 
     @property
     def actor(self) -> str:

@@ -18,7 +18,7 @@ from ..errors import (
     MissingCredentialError,
 )
 from ..http import Endpoint, Outbound
-from ..model.credential import Credential, Secret, clean_api_key, make_hint
+from ..model.credential import Credential, Outcome, Secret, clean_api_key, make_hint
 from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
@@ -95,10 +95,13 @@ class BaseProvider(ABC):
         self.display_name = spec.name
         #: The present credential of this object; it does not show the key.
         self.credential = credential
+        #: The sources of the keys that calls were made with, in order.
+        self.served: dict[str, None] = {}
+        self._former: list[Credential] = []
         self._spec = spec
         self._outbound = outbound
         self._counted_as = counted_as
-        self._outcomes = Outcomes(spec, credential, count, report, self.paths)
+        self._outcomes = Outcomes(spec, credential, self._noting(count), report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
 
@@ -137,6 +140,7 @@ class BaseProvider(ABC):
                 provider=self.name,
             )
         cleaned = clean_api_key(api_key)
+        self._former.append(self.credential)  # the log redactor knows a key while this lives
         self.credential = dataclasses.replace(
             self.credential,
             source="argument",
@@ -146,7 +150,17 @@ class BaseProvider(ABC):
         )
         self.__dict__.pop("client", None)
         # Calls with this key say nothing about the stored one.
-        self._outcomes = Outcomes(self._spec, self.credential, paths=self.paths)
+        self._outcomes = Outcomes(self._spec, self.credential, self._noting(), paths=self.paths)
+
+    def _noting(self, count: Count = ignore) -> Count:
+        """Return a callback that notes the present source as one that served, and counts."""
+        served, source = self.served, self.source  # not this object: the callback may outlive it
+
+        def note(outcome: Outcome) -> None:
+            served[source] = None
+            count(outcome)
+
+        return note
 
     def to_dict(self) -> dict[str, Any]:
         """Return safe facts, never the key."""

@@ -5,20 +5,29 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from flask import Flask, Response, current_app, has_request_context, request
+from flask import Flask, Response, current_app, has_app_context, has_request_context, request
 
 from .. import signals
-from ..errors import ConfigurationError, SessionRequiredError, StoreError
+from ..errors import (
+    ConfigurationError,
+    OwnerRequiredError,
+    SessionRequiredError,
+    StoreError,
+)
 from ..keys.service import Service
+from ..keys.sessions import KeysLostError
 from ..model.credential import Credential
 from ..model.owner import LONGEST_ID, Caller, identity_of
+from ..providers import BaseProvider
 from ..settings import Settings
 from .host_setup import FoundDatabase
-from .session_binding import SessionBinding
+from .session_binding import SAY_WHOSE, SessionBinding, kept
 
 #: The state's name in ``app.extensions``.
 EXTENSION = "byok"
@@ -33,10 +42,21 @@ _logger = logging.getLogger("flask_byok.web")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_USED = "flask_byok.used"
+_USED, _OUTER = "flask_byok.used", "flask_byok.outer"
 # No database stores NUL or a surrogate.
 _STORABLE = re.compile(f"[^\0\ud800-\udfff]{{0,{LONGEST_ID}}}")
 _ALLOWED = f"a number, or text of up to {LONGEST_ID} characters without NUL and surrogates"
+_NO_APP = (
+    "There is no Flask app here, so it is not known whose keys are meant. In a stream: make the provider object in the "
+    "view, before the stream starts. In a job, a thread or a command: write 'with app.app_context():', and in it "
+    "'with byok.acting_for(user_id):'."
+)
+_NO_ID = (
+    "Flask-Login's get_id() returns something else than the user's id for your users. If it can change, the keys would "
+    "be lost with it; if it cannot, it is an id of another kind. Say which of them is to own the keys: "
+    "'byok.owner_loader(lambda: current_user.is_authenticated and current_user.id)', or the same with "
+    "'current_user.get_id()'."
+)
 
 
 # Flask-Login, if the host uses it
@@ -48,7 +68,23 @@ def signed_in_user() -> str | None:
         return None
     from flask_login import current_user
 
-    return str(current_user.get_id()) if current_user.is_authenticated else None
+    return (
+        _lasting_id(current_user._get_current_object()) if current_user.is_authenticated else None
+    )
+
+
+def _lasting_id(user: Any) -> str:
+    """Return the id of Flask-Login's user that stays the same for ever.
+
+    :raises ConfigurationError: ``get_id`` is overridden, and may return a token that changes.
+    """
+    given, mapper = str(user.get_id()), getattr(type(user), "__mapper__", None)
+    ids = mapper.primary_key_from_instance(user) if mapper else [getattr(user, "id", None)]
+    own = str(ids[0]) if len(ids) == 1 and ids[0] is not None else given
+    # Flask-Security's, which is new with each password.
+    if given != own and given != str(getattr(user, "fs_uniquifier", None)):
+        raise ConfigurationError(_NO_ID)
+    return own
 
 
 def is_login_fresh() -> bool:
@@ -93,8 +129,10 @@ class ByokState:
 def get_state(app: Any = None) -> ByokState:
     """Return the state of the app, by default of the current one.
 
-    :raises ConfigurationError: flask-byok was not set up for it.
+    :raises ConfigurationError: flask-byok was not set up for it, or there is none.
     """
+    if app is None and not has_app_context():
+        raise ConfigurationError(_NO_APP)
     state: ByokState | None = (app or current_app).extensions.get(EXTENSION)
     if state is None:
         raise ConfigurationError(
@@ -103,11 +141,83 @@ def get_state(app: Any = None) -> ByokState:
     return state
 
 
+# Who is asking
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Named:
+    state: ByokState
+    caller: Caller
+
+
+_named: ContextVar[_Named | None] = ContextVar("flask_byok_named", default=None)
+
+
+@contextmanager
+def naming(caller: Caller) -> Iterator[None]:
+    """Let this caller ask within a block, in the current app."""
+    named, outer = _Named(get_state(), caller), _named.get()
+    _named.set(named)
+    try:
+        yield
+    finally:
+        # A generator that holds the block open may be closed elsewhere, where this is not set.
+        if _named.get() is named:
+            _named.set(outer)
+        # A job's process may end without a word, as RQ's do, and a job may wait for the store.
+        if not has_request_context():
+            named.state.service.traffic.flush_quietly()
+
+
+def person(user_id: Any, teams: Any) -> Caller:
+    """Return the caller for a user whom the host's code names.
+
+    :raises ConfigurationError: this is no id, or no list of teams.
+    """
+    loaders = Loaders(owner=lambda: user_id, team=lambda: teams)
+    user = user_of(loaders)
+    if user is None:
+        raise ConfigurationError(f"acting_for got no user id. Give {_ALLOWED}.")
+    return Caller(user, teams=_teams_of(loaders), request_id=secrets.token_hex(8), named=True)
+
+
+def shut_out() -> None:
+    """Before a request: do not let it act for the caller whom code around it has named.
+
+    That is a test's client, or a stream before it on this thread whose block is still open.
+    """
+    if (outer := _named.get()) is not None:
+        request.environ[_OUTER] = outer
+
+
 def current_caller(state: ByokState) -> Caller:
-    """Return the caller of the present request; outside a request, one who finds only the operator's keys."""
+    """Return the caller whom the code names, else the one of the present request.
+
+    :raises OwnerRequiredError: there is neither.
+    """
+    if caller := _named_caller(state):
+        return caller
     if not has_request_context():
-        return Caller()
+        raise OwnerRequiredError(SAY_WHOSE)
     return _caller(state)
+
+
+def _named_caller(state: ByokState) -> Caller | None:
+    named = _named.get()
+    # The same id is another person in another app.
+    if named is None or named.state is not state:
+        return None
+    if has_request_context() and request.environ.get(_OUTER) is named:
+        return None
+    return named.caller
+
+
+def actor(state: ByokState) -> Caller:
+    """Return the caller, or the app itself where there is none."""
+    try:
+        return current_caller(state)
+    except OwnerRequiredError:
+        return Caller()
 
 
 def for_caller(
@@ -118,29 +228,54 @@ def for_caller(
     return verb(state.service, current_caller(state), *args, **kwargs)
 
 
-def in_session(state: ByokState, act: Callable[[Caller], _T]) -> _T:
-    """Act for the present caller in a session that keys can be written to; if it has ended, in another."""
+def in_session(state: ByokState, act: Callable[[Caller], _T], *, telling: bool = True) -> _T:
+    """Act for the present caller in a session that keys can be written to; if it has ended, in another.
+
+    :param telling: off: leave it to a later call to say that the session's keys were lost.
+    """
+    if not has_request_context() or _named_caller(state):
+        return act(current_caller(state))
+
+    def attempt(*, again: bool = False) -> _T:
+        caller = _caller(state, establish=True, replace=again)
+        if caller.session is not None and caller.session.saved is not None:
+            caller.session.saved.telling = telling
+        return act(caller)
+
     try:
-        return act(_caller(state, establish=True))
+        return attempt()
+    except KeysLostError:
+        raise
     except SessionRequiredError:
-        return act(_caller(state, establish=True, replace=True))
+        return attempt(again=True)
 
 
-def note_use(credential: Credential) -> Credential:
-    """Keep a credential until the request ends, and return it.
+_Used = TypeVar("_Used", Credential, BaseProvider)
+
+
+def note_use(used: _Used) -> _Used:
+    """Keep a credential, or a provider object with its own, until the request ends, and return it.
 
     The answer's header names its tier. And a view that fails may hold the key as a plain string, which the log redactor
     recognizes only while the credential is alive.
     """
     if has_request_context():
-        request.environ.setdefault(_USED, []).append(credential)
-    return credential
+        kept().setdefault(_USED, []).append(used)
+    return used
 
 
 def name_sources(response: Response) -> Response:
-    """Name in ``X-BYOK-Source`` the tiers of the keys that served this request."""
-    used: list[Credential] = request.environ.get(_USED, [])
-    sources = dict.fromkeys(str(credential.source) for credential in used)
+    """Name in ``X-BYOK-Source`` the tiers of the keys that served this request.
+
+    A provider object counts if it made a call; in a stream also if it was not used yet, since that may come.
+    """
+    used: list[Credential | BaseProvider] = kept().get(_USED, [])
+    sources: dict[str, None] = {}
+    for each in used:
+        served = each.served if isinstance(each, BaseProvider) else None
+        sources |= served or {}
+        if served is None or response.is_streamed:
+            sources[str(each.source)] = None
     if sources and SOURCE_HEADER not in response.headers:
         response.headers[SOURCE_HEADER] = ", ".join(sources)
     return response
@@ -197,7 +332,7 @@ def _caller(state: ByokState, *, establish: bool = False, replace: bool = False)
         teams=_teams_of(state.loaders),
         admin=bool(state.loaders.admin()),
         address=address,
-        request_id=request.environ.setdefault(REQUEST_ID, secrets.token_hex(8)),
+        request_id=kept().setdefault(REQUEST_ID, secrets.token_hex(8)),
     )
     # Noted first: if the next step fails, the session is this user's all the same.
     if session is not None and state.binding.claim(caller.identity):

@@ -25,6 +25,7 @@ from ..errors import InvalidFieldError
 from ..model.credential import Secret
 from .caller import REQUEST_ID, get_state
 from .problems import http_problem_response
+from .session_binding import kept
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
@@ -257,7 +258,7 @@ def secure(response: Response) -> Response:
     response.headers.setdefault(
         "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
     )
-    if request_id := request.environ.get(REQUEST_ID):
+    if request_id := kept().get(REQUEST_ID):
         response.headers["X-BYOK-Request-ID"] = request_id
     return response
 

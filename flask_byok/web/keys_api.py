@@ -119,10 +119,11 @@ class PromoteResponse(TypedDict):
     kept: list[str]
 
 
-def list_keys() -> Keys:
+def list_keys(*, telling: bool = True) -> Keys:
     """Return for each provider whether there is a key, and whose it is; establish the session."""
     state = get_state()
-    return {**in_session(state, state.service.get), "csrf_token": csrf_token()}
+    found = in_session(state, state.service.get, telling=telling)
+    return {**found, "csrf_token": csrf_token()}
 
 
 def set_key(body: SetRequest) -> SetResponse:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
@@ -30,18 +31,18 @@ from flask.sessions import (
     SessionMixin,
 )
 
-from ..errors import ConfigurationError, StoreError
+from ..errors import ConfigurationError, OwnerRequiredError, StoreError
 from ..keys.sessions import Sessions
-from ..model.owner import SessionRef, Tier
+from ..model.owner import Saved, SessionRef, Tier
 from ..storage.breaker import Breaker, is_away
 from .problems import problem_response
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
-#: Our entries in the host's session data: the ref, the identity of its signed-in user, and whether ``BYOK_PROMOTE``
-#: has yet to be applied to what that user saved as a visitor.
-MARKER, OWNER, DUE = "_byok", "_byok_owner", "_byok_due"
+#: Our entries in the host's session data: the ref, the identity of its signed-in user, whether ``BYOK_PROMOTE`` has
+#: yet to be applied to what that user saved as a visitor, and the ref under which keys were saved.
+MARKER, OWNER, DUE, SAVED = "_byok", "_byok_owner", "_byok_due", "_byok_saved"
 # The marker of a session that was emptied while the store was down.
 _TO_END = "to end"
 _ENVIRON = "flask_byok.session"
@@ -57,6 +58,13 @@ SLOW_FAULT = 0.05
 
 _UNAVAILABLE = "The session store is not available right now. Please try again in a moment."
 
+#: The advice wherever it is not known whose keys are meant.
+SAY_WHOSE = (
+    "It is not known whose keys are meant here. Write 'with byok.acting_for(user_id):' around the call for a person's "
+    "keys, or 'with byok.as_operator():' for your own."
+)
+_RECONNECT = "The session has changed since this connection began. Load the page and connect again."
+
 SERVER_SIDE_HELP = (
     "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
     "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
@@ -65,12 +73,17 @@ SERVER_SIDE_HELP = (
 
 @dataclass(slots=True)
 class _Seen:
-    """The session as the store last saw it in this request."""
+    """The session as the store last saw it in this request.
+
+    ``late`` is True if our hooks did not run, as in a socket's event: the session is then read, and never written.
+    """
 
     session: Any
     sid: str
     marker: str | None
     keys: frozenset[str]
+    late: bool = False
+    filled: frozenset[str] = frozenset()
     emptied: bool = False
     unfinished: bool = False
     failed: bool = False
@@ -79,7 +92,7 @@ class _Seen:
     def now(cls, session: Any) -> _Seen:
         """Read the session without marking it as accessed."""
         marker = dict.get(session, MARKER)
-        seen = cls(session, session.sid, marker, _keys(session))
+        seen = cls(session, session.sid, marker, _keys(session), filled=_filled(session))
         if marker == _TO_END:
             seen.marker, seen.unfinished = None, True
         if seen.marker is None and seen.keys:
@@ -139,6 +152,8 @@ class SessionBinding:
         seen = self._caught_up()
         if seen is None:
             return None
+        if seen.late:
+            return self._current_late(seen, identity)
         if not establish and seen.marker is None and (ref := self._known_ref(seen)):
             seen.remember(ref)
         self._confirm(seen, identity)
@@ -148,23 +163,29 @@ class SessionBinding:
 
     def claim(self, identity: str) -> bool:
         """Note that this user uses the session; return True if ``BYOK_PROMOTE`` has yet to be applied."""
-        data = request.environ[_ENVIRON].session
+        seen = kept()[_ENVIRON]
+        return not seen.late and self._claim(seen.session, identity)
+
+    def _claim(self, data: Any, identity: str) -> bool:
         if OWNER not in dict.keys(data):
             data[OWNER], data[DUE] = identity, True
         return DUE in dict.keys(data)
 
     def settle(self) -> None:
         """Note that ``BYOK_PROMOTE`` was applied."""
-        request.environ[_ENVIRON].session.pop(DUE, None)
+        kept()[_ENVIRON].session.pop(DUE, None)
 
     def end(self, sender: Flask | None = None, **facts: Any) -> None:
         """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
+        if not has_request_context() or _ENVIRON not in request.environ:
+            return  # such as a socket's event, which has a copy of the session
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
             self._end(seen)
 
     def _before_request(self) -> None:
         _shed_stale_context()
+        request.environ[_ENVIRON] = None
         session = _session_of_request()
         if isinstance(session, NullSession) and request.blueprint != "byok":
             return  # the host's interface keeps no session for this path
@@ -179,6 +200,7 @@ class SessionBinding:
             if seen := request.environ.get(_ENVIRON):
                 self._follow(seen)
                 self._end_if_owner_left(seen)
+                self._claim_if_signed_in(seen)
         except StoreError as error:
             # A sign-out or renewal failed: the person must learn that.
             return problem_response(error)
@@ -188,11 +210,15 @@ class SessionBinding:
         """Carry over to the store what this request has done to the session so far."""
         if not has_request_context():
             return None
-        seen: _Seen | None = request.environ.get(_ENVIRON)
+        if _ENVIRON not in kept():
+            kept()[_ENVIRON] = _read_late()
+        seen: _Seen | None = kept()[_ENVIRON]
         if seen is None:
             if isinstance(_session_of_request(), _LostSession):
                 raise StoreError(tier=Tier.SESSION)
             return None
+        if seen.late:
+            return seen
         if seen.unfinished and not seen.failed:
             self._end(seen)
         self._follow(seen)
@@ -213,10 +239,31 @@ class SessionBinding:
         if owner is not None and owner != identity:
             self._end(seen)
 
+    def _current_late(self, seen: _Seen, identity: str) -> SessionRef | None:
+        """Return the session of a request that our hooks did not see.
+
+        :raises OwnerRequiredError: it has none, and no user; or the host's user is not the session's.
+        """
+        if dict.get(seen.session, OWNER, identity) != identity:
+            raise OwnerRequiredError(_RECONNECT)
+        if not identity and not seen.keys:
+            raise OwnerRequiredError(SAY_WHOSE)
+        ref = self._known_ref(seen) if seen.sid else None
+        return None if ref is None else self._ref(seen, ref)
+
+    def _claim_if_signed_in(self, seen: _Seen) -> None:
+        """Note whose a visitor's session has become, also if that user touches none of our routes."""
+        if seen.marker is None or OWNER in dict.keys(seen.session):
+            return
+        # The loader may need what only some views prepare: then a later request tells.
+        with suppress(Exception):
+            if identity := self.identity():
+                self._claim(seen.session, identity)
+
     def _end_if_owner_left(self, seen: _Seen) -> None:
         """Notice a host that signs people out by only removing their id from the session."""
-        # Only if an entry was removed: otherwise the host may not know the user yet.
-        if seen.marker is None or not seen.keys - _keys(seen.session):
+        # Only if an entry was removed or emptied: otherwise the host may not know the user yet.
+        if seen.marker is None or not seen.filled - _filled(seen.session):
             return
         try:
             identity = self.identity()
@@ -234,10 +281,11 @@ class SessionBinding:
             seen.session[MARKER] = _TO_END
             seen.failed = True
             raise
-        for ours in {MARKER, OWNER, DUE} & dict.keys(seen.session):
+        for ours in {MARKER, OWNER, DUE, SAVED} & dict.keys(seen.session):
             del seen.session[ours]
         seen.marker, seen.emptied, seen.unfinished = None, False, False
         seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
+        seen.filled = _filled(seen.session)
 
     def _renew(self, seen: _Seen) -> None:
         if ref := self._known_ref(seen):
@@ -250,7 +298,9 @@ class SessionBinding:
         return seen.marker or (self.store.find(self._hash(seen.sid)) if seen.keys else None)
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
-        return SessionRef(self._hash(seen.sid), ref)
+        # A late session is a copy, which is not written back.
+        saved = Saved(dict.get(seen.session, SAVED), partial(_write_saved, seen.session))
+        return SessionRef(self._hash(seen.sid), ref, saved)
 
     def _hash(self, sid: str) -> str:
         return " ".join(hmac.digest(key, sid.encode(), "sha256").hex() for key in self.index_keys)
@@ -284,7 +334,53 @@ def check_session_interface(app: Flask) -> None:
 
 
 def _keys(session: Any) -> frozenset[str]:
-    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER, DUE}
+    return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER, DUE, SAVED}
+
+
+def _filled(session: Any) -> frozenset[str]:
+    """Return the entries that hold something: some hosts sign out by setting the id to None."""
+    return frozenset(name for name in _keys(session) if dict.get(session, name))
+
+
+def _write_saved(session: Any, ref: str | None) -> None:
+    if ref is None:
+        session.pop(SAVED, None)
+    else:
+        session[SAVED] = ref
+
+
+def kept() -> dict[str, Any]:
+    """Return the place for what lasts as long as this request.
+
+    It is the environ, except where our hooks did not run: all events of a socket have one environ.
+    """
+    environ: dict[str, Any] = request.environ
+    return environ if _ENVIRON in environ else cast(Any, request)._get_current_object().__dict__
+
+
+def _read_late() -> _Seen | None:
+    """Read the session of a request that our hooks did not see.
+
+    :raises OwnerRequiredError: the session was one when the connection began, and is none now.
+    """
+    app, session = cast(Any, current_app)._get_current_object(), _session_of_request()
+    there = session
+    if isinstance(session, _LostSession):
+        return None
+    if not hasattr(session, "sid"):
+        # Flask-SocketIO puts a copy in its place, made when the connection began.
+        guard_interface(app)
+        session = app.session_interface.open_session(app, request) or {}
+        if isinstance(session, _LostSession):
+            raise StoreError(tier=Tier.SESSION)
+    arrived = app.session_interface.get_cookie_name(app) in request.cookies
+    keys = _keys(session) if arrived else frozenset()
+    if there is not session and _keys(there) and not keys:
+        raise OwnerRequiredError(_RECONNECT)
+    sid, marker = getattr(session, "sid", ""), dict.get(session, MARKER)
+    if marker == _TO_END:
+        sid, marker = "", None
+    return _Seen(dict(dict.items(session)), sid, marker, keys, late=True)
 
 
 def _require_server_side(session: Any) -> None:
@@ -396,11 +492,16 @@ def guard_sessions(app: Flask, without_session: Mapping[str, WSGIApplication]) -
         if answer is not None and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return answer(environ, start_response)
         # At each request, since Session(app) may be called after byok.init_app(app).
-        if not isinstance(app.session_interface, SessionGuard):
-            app.session_interface = cast(SessionInterface, SessionGuard(app.session_interface))
+        guard_interface(app)
         return inner_wsgi_app(environ, start_response)
 
     app.wsgi_app = wsgi_app  # type: ignore[method-assign]  # as Flask documents for middleware
+
+
+def guard_interface(app: Flask) -> None:
+    """Wrap the app's session interface, if it is not yet."""
+    if not isinstance(app.session_interface, SessionGuard):
+        app.session_interface = cast(SessionInterface, SessionGuard(app.session_interface))
 
 
 def _become_unavailable(response: Response) -> None:

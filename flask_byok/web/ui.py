@@ -73,7 +73,8 @@ class UI:
     def _content(self) -> dict[str, Any]:
         """Return the facts that the templates show, or the reason why there are none."""
         try:
-            found = keys_api.list_keys()
+            # The dialog is closed at first: that keys were lost is for a call to say.
+            found = keys_api.list_keys(telling=False)
         except ByokError as error:
             failure, said = text.REASONS.get(error.code, error.title), notice(request.args, {})
             return {"error": error, "failure": failure, "rows": [], "notice": said}
@@ -207,4 +208,7 @@ def _clear_tier(status: Mapping[str, Any]) -> str | None:
     own = [tier for tier in ("session", "user") if tier in status["tiers"]]
     if status["source"] in own:
         return str(status["source"])
-    return "session" if status["promotable"] else next(iter(own), None)
+    if status["promotable"]:
+        return "session"
+    # A hint without a key of one's own is that of a waiting key, which does not work.
+    return next(iter(own), "session" if status["hint"] else None)

@@ -230,8 +230,7 @@ def test_a_refusal_after_signing_in_ends_nothing(make_world: MakeWorld) -> None:
         with pytest.raises(Exception, match=r"."):
             call()
         assert world.status(user, "groq")["source"] == "session"
-    world.service.promote(user)
-    assert world.status(user)["state"] == "rejected"
+    assert world.status(user)["validity"]["verdict"] == "invalid"
 
 
 def sign_in(world: World, *providers: str) -> tuple[Caller, Caller]:
@@ -250,7 +249,7 @@ def test_promote_leaves_what_does_not_open(world: World) -> None:
     world.tamper(visitor, ciphertext=world.record(visitor, "groq").ciphertext)
     user = dataclasses.replace(visitor, user="7")
     assert world.service.promote(user) == {"promoted": ["groq"], "kept": []}
-    assert world.status(user)["promotable"]
+    assert not world.status(user)["promotable"]
     with pytest.raises(UnreadableCredentialError):
         world.service.promote(user)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flask_byok.model.owner import Caller
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import current_caller, get_state
 from tests.app import browser, make_app
@@ -22,10 +23,11 @@ def test_the_loader_may_return_any_id(tmp_path: Path, returned: Any, user: str |
     app.byok.owner_loader(lambda: returned)
     app.byok.team_loader(lambda: [1, "b"])  # type: ignore[list-item]  # hosts do
     app.byok.admin_loader(lambda: True)
-    with app.test_request_context():
-        caller = current_caller(get_state())
+    seen: list[Caller] = []
+    app.add_url_rule("/who", view_func=lambda: str(seen.append(current_caller(get_state()))))
+    browser(app).get("/who")
     expected = (user, ("1", "b"), True) if user else (None, (), False)
-    assert (caller.user, caller.teams, caller.admin) == expected
+    assert [(who.user, who.teams, who.admin) for who in seen] == [expected]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Calls that come from no view: jobs, threads, sockets, commands."""
