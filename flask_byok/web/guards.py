@@ -12,6 +12,7 @@ from flask import Response, current_app, request
 from flask_wtf.csrf import CSRFError, generate_csrf, validate_csrf
 from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound, UnsupportedMediaType
 from werkzeug.urls import uri_to_iri
+from werkzeug.wsgi import get_input_stream
 from wtforms.validators import ValidationError
 
 from ..errors import InvalidFieldError
@@ -57,7 +58,8 @@ _Model = TypeVar("_Model", bound=msgspec.Struct)
 def limit_body() -> None:
     """Read no more than ``MAX_BODY``. Runs before the host's own ``CSRFProtect`` opens the body."""
     if request.blueprint == "byok":
-        request.max_content_length = MAX_BODY
+        # Not request.max_content_length, which Flask 3.0 does not let us set.
+        request.stream = get_input_stream(request.environ, max_content_length=MAX_BODY)
 
 
 def refuse_cross_site() -> None:

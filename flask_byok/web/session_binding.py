@@ -52,7 +52,8 @@ _UNAVAILABLE = "The session store is not available right now. Please try again i
 
 SERVER_SIDE_HELP = (
     "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
-    "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
+    "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app); or leave 'session' out of "
+    "BYOK_PRECEDENCE, so that keys are kept in accounts only."
 )
 
 
@@ -101,11 +102,13 @@ class SessionBinding:
 
     :param index_key: hashes session ids.
     :param identity: names the present user, or a visitor.
+    :param is_required: False if no keys are kept in sessions: then Flask's cookie session will do, and is left alone.
     """
 
     store: Sessions
     index_key: bytes
     identity: Callable[[], str]
+    is_required: bool = True
 
     def init_app(self, app: Flask) -> None:
         """Put our hooks outermost: first before a request, last after it."""
@@ -161,7 +164,10 @@ class SessionBinding:
         if isinstance(session, UnavailableSession):
             after_this_request(session.let_go)
             return
-        _require_server_side(session)
+        if not _is_server_side(session):
+            if self.is_required:
+                raise ConfigurationError(SERVER_SIDE_HELP)
+            return
         request.environ[_ENVIRON] = _Seen.now(session)
 
     def _after_request(self, response: Response) -> Response:
@@ -271,16 +277,15 @@ def _keys(session: Any) -> frozenset[str]:
     return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER, DUE}
 
 
-def _require_server_side(session: Any) -> None:
-    if isinstance(session, SecureCookieSession) or not isinstance(
-        getattr(session, "sid", None), str
-    ):
-        raise ConfigurationError(SERVER_SIDE_HELP)
+def _is_server_side(session: Any) -> bool:
+    in_cookie = isinstance(session, SecureCookieSession)
+    return not in_cookie and isinstance(getattr(session, "sid", None), str)
 
 
 def _session_of_request() -> Any:
     # flask.session would mark the session as accessed, and every page would then say "Vary: Cookie".
-    return request_ctx._session
+    context = vars(cast(Any, request_ctx)._get_current_object())
+    return context["_session" if "_session" in context else "session"]  # Flask before 3.1.3
 
 
 def _shed_stale_context() -> None:
