@@ -112,7 +112,7 @@ def test_routes_at_our_addresses(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     app = bare(tmp_path / "2", BYOK_URL_PREFIX="/byok")
     taken_route(app)
     assert BYOK(app)
-    app = bare(tmp_path / "3")
+    app = bare(tmp_path / "3", BYOK_PRECEDENCE=ACCOUNTS)
     assert BYOK(app)
     taken_route(app)
     app.jinja_env.globals["byok"] = "another"
