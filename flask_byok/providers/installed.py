@@ -17,7 +17,11 @@ NEEDED: dict[str, dict[str, str]] = {
     "openai": {"openai": "3"},
     "anthropic": {"anthropic": "2.10"},
     "google": {"google-genai": "3.3"},
-    "langchain": {"langchain-core": "1", "langchain-openai": "1", "langchain-anthropic": "1"},
+    "langchain": {
+        "langchain-core": "1.6.10",
+        "langchain-openai": "1.5",
+        "langchain-anthropic": "1.7.7",
+    },
 }
 
 

@@ -119,12 +119,12 @@ def test_kept_connections_follow_sentinel() -> None:
         pool = SentinelConnectionPool("keys", Named([]))
         documents = RedisDocuments(redis.Redis(connection_pool=pool))
         own = documents.client.connection_pool
-        first = own.get_connection()
+        first = own.get_connection(*storage._NAME)
         assert documents.swap("r", None, "1" * 16, b"old", 60)
         own.release(first)
         port = new.port
         own.reset()
-        own.release(own.get_connection())
+        own.release(own.get_connection(*storage._NAME))
         assert documents.load("r") is None
         assert documents.swap("r", None, "2" * 16, b"new", 60)
         with redis.Redis(port=new.port) as client:
