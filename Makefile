@@ -14,6 +14,7 @@ test: ## every check and the whole test suite, with real services
 	scripts/provide
 	$(MAKE) check
 	scripts/test
+	scripts/lowest
 
 check: .venv/.dev ## what can be told without running the code
 	$(BIN)/ruff check .
@@ -35,12 +36,13 @@ stress: ## the long trials, one after the other, each with its time
 	scripts/provide
 	$(MAKE) .venv/.dev
 	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
+	scripts/lowest all
 
 lock: ## choose new versions of everything
 	scripts/lock
 
 clean:
-	rm -rf .venv build dist *.egg-info docs/_build tests/axe/node_modules
+	rm -rf .venv .venv-lowest .venv-lowest-all build dist *.egg-info docs/_build tests/axe/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.runtime: $(LOCKED)

@@ -20,7 +20,7 @@ from .keys.status import Status
 from .keys.typed import NewKey
 from .metrics import switch_on
 from .model.credential import Credential, Secret, Validation
-from .model.owner import Caller, identity_of
+from .model.owner import Caller, Tier, identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
 from .web.blueprint import create_blueprint
@@ -40,7 +40,12 @@ from .web.caller import (
 )
 from .web.guards import go_first
 from .web.health import without_session
-from .web.host_setup import find_database, warn_if_late
+from .web.host_setup import (
+    collisions,
+    find_database,
+    look_at_first_request,
+    refuse_taken_names,
+)
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
@@ -68,12 +73,11 @@ class BYOK:
 
         :raises ConfigurationError: a setting is missing, invalid or unsafe; the message says what to do.
         """
-        if EXTENSION in app.extensions:
-            raise ConfigurationError(
-                "flask-byok is already set up for this app: call init_app once."
-            )
+        refuse_taken_names(app, EXTENSION)
         settings = Settings.from_config(app.config)
-        check_session_interface(app)
+        keeps_sessions = Tier.SESSION in settings.precedence
+        if keeps_sessions:
+            check_session_interface(app)
         if not app.secret_key:
             raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
         if settings.metrics:
@@ -81,20 +85,21 @@ class BYOK:
         database, loaders = find_database(app, settings), self._loaders
         service = build_service(app, settings, self._registered, database)
         index_keys = [index_key(one) for one in secret_keys(app)]
-        binding = SessionBinding(service.sessions, index_keys, loaders.identity)
+        binding = SessionBinding(service.sessions, index_keys, loaders.identity, keeps_sessions)
         state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
         self._catalogs.add(service.catalog)
         binding.init_app(app, without_session(app, settings.url_prefix))
-        if state.uses_database:
-            warn_if_late(app, database)
+        ui = app.jinja_env.globals["byok"] = UI()
+        look_at_first_request(app, database if state.uses_database else None, ui)
         app.register_blueprint(create_blueprint(settings.url_prefix))
+        for sentence in collisions(app, ui):
+            raise ConfigurationError(sentence)
         # First of all hooks: the one that opens the body decides how much of it is read.
         app.before_request_funcs.setdefault(None, [])[:0] = [go_first, shut_out]
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
-        app.jinja_env.globals["byok"] = UI()
         install_log_redaction()
 
     # what the host tells us

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -39,6 +42,13 @@ LONGEST = timedelta(days=36_500)
 
 _FROM_ENVIRONMENT = ("encryption_key", "encryption_key_fallbacks")
 
+_FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True)
+_FLAGS |= dict.fromkeys(("false", "no", "off", "0"), False)
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_SPAN_TEXT = re.compile(r"(\d{1,9}) ?([smhd])")
+
+_logger = logging.getLogger("flask_byok")
+
 
 def _within_limits(span: timedelta | None) -> timedelta | None:
     if span is not None and not timedelta(seconds=1) <= span <= LONGEST:
@@ -70,8 +80,8 @@ def _without_slash(path: str) -> str:
     return path.rstrip("/")
 
 
-_NAMES = "a sequence of names"
-_SPAN = "a timedelta, or seconds, from 1 second to 100 years"
+_NAMES = "a sequence of names, or a text with commas"
+_SPAN = "a timedelta, or seconds, from 1 second to 100 years, or a text such as '24h' or '30d'"
 
 # What msgspec converts to; then functions that check or finish the value; last, what the operator should write.
 _Flag = Annotated[bool, "True or False"]
@@ -146,16 +156,44 @@ class Settings:
     ) -> Settings:
         """Read the settings from a Flask config and the environment.
 
-        :raises ConfigurationError: a value is invalid; the message names the config key and says what to write.
+        A text may be what people write in the environment: JSON, ``yes``, ``openai,groq``, ``24h``.
+
+        :raises ConfigurationError: a value is invalid, or there is no such setting; the message names the config key
+            and says what to write.
         """
         keys = {each.name: f"BYOK_{each.name.upper()}" for each in fields(cls)}
+        _refuse_unknown(config, [*keys.values(), "BYOK_ENCRYPTION_KEY_FILE"])
+        _warn_of_unread(keys, config, environ)
         read = {name: _read(name, config[key]) for name, key in keys.items() if key in config}
         read["encryption_key"] = _encryption_key(config, environ)
         read["encryption_key_fallbacks"] = _encryption_key_fallbacks(config, environ)
-        read["redis"] = config.get("BYOK_REDIS") or config.get("SESSION_REDIS")
-        store = "redis" if read["redis"] else "database"
-        read["session_store"] = config.get("BYOK_SESSION_STORE") or store
+        read["redis"] = _unquoted(config.get("BYOK_REDIS")) or config.get("SESSION_REDIS")
+        store = _unquoted(config.get("BYOK_SESSION_STORE"))
+        store = store.lower() if isinstance(store, str) else store
+        read["session_store"] = store or ("redis" if read["redis"] else "database")
         return cls(**read)
+
+
+def _refuse_unknown(config: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in config:
+        if str(name).startswith("BYOK_") and name not in known:
+            (nearest,) = get_close_matches(name, known, 1, cutoff=0)
+            raise ConfigurationError(
+                f"There is no setting {name}; did you mean {nearest}? All are described on the documentation's page "
+                "'Configuration'."
+            )
+
+
+def _warn_of_unread(
+    keys: Mapping[str, str], config: Mapping[str, Any], environ: Mapping[str, str]
+) -> None:
+    for name, key in keys.items():
+        if key in environ and key not in config and name not in _FROM_ENVIRONMENT:
+            _logger.warning(
+                "%s in the environment is not read. Call app.config.from_prefixed_env(), and name it FLASK_%s.",
+                key,
+                key,
+            )
 
 
 def source_of(name: str, config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -185,16 +223,46 @@ def _read(name: str, value: Any) -> Any:
     hint = _hints()[name]
     details = getattr(hint, "__metadata__", ())
     if not details and get_origin(hint) is not Literal:
-        return value
-    preset = PRECEDENCES.get(value) if name == "precedence" and isinstance(value, str) else None
-    lax = _within_limits in details  # a number of seconds is a duration too
-    try:
-        read = msgspec.convert(preset or value, hint, strict=not lax, dec_hook=_as_path)
-        for finish in filter(callable, details):
-            read = finish(read)
-    except ValueError:
-        raise ConfigurationError(_complaint(name, value, hint)) from None
-    return read
+        return _unquoted(value)
+    is_span = _within_limits in details
+    for meant in _meanings(_unquoted(value), is_span=is_span):
+        preset = PRECEDENCES.get(meant) if name == "precedence" and str(meant) == meant else None
+        with suppress(ValueError, msgspec.ValidationError):  # msgspec 0.18's is no ValueError
+            read = msgspec.convert(preset or meant, hint, strict=not is_span, dec_hook=_as_path)
+            for finish in filter(callable, details):
+                read = finish(read)
+            return read
+    raise ConfigurationError(_complaint(name, value, hint))
+
+
+def _unquoted(value: Any) -> Any:
+    """Return a text without the quotes and spaces that files of environment variables leave around it."""
+    return value.strip().strip("\"'") if isinstance(value, str) else value
+
+
+def _meanings(value: Any, *, is_span: bool) -> Iterator[Any]:
+    """Yield what a value can mean; the first one of the setting's type counts."""
+    yield value
+    text = str(value).lower()
+    if text in _FLAGS and not isinstance(value, float) and not is_span:
+        yield _FLAGS[text]
+    if not isinstance(value, str):
+        return
+    yield text
+    with suppress(msgspec.DecodeError):
+        yield msgspec.json.decode(value)
+    if is_span and (span := _SPAN_TEXT.fullmatch(text)):
+        yield timedelta(**{_UNITS[span[2]]: int(span[1])})
+    if is_span and text == "none":
+        yield None
+    yield _names(value)
+
+
+def _names(text: str) -> list[str]:
+    """Return the names in a text, with commas or spaces between them; or those in a JSON list."""
+    with suppress(msgspec.DecodeError, msgspec.ValidationError):
+        return msgspec.json.decode(text, type=list[str])
+    return text.replace(",", " ").split()
 
 
 def _as_path(kind: type, value: Any) -> Any:
@@ -212,7 +280,7 @@ def _complaint(name: str, value: Any, hint: Any) -> str:
 
 def _encryption_key(config: Mapping[str, Any], environ: Mapping[str, str]) -> str | bytes | None:
     key = "BYOK_ENCRYPTION_KEY"
-    text: str | bytes | None = config.get(key) or environ.get(key)
+    text: str | bytes | None = _unquoted(config.get(key) or environ.get(key))
     path = config.get(f"{key}_FILE") or environ.get(f"{key}_FILE")
     if text or not path:
         return text or None
@@ -237,7 +305,7 @@ def _encryption_key_fallbacks(
     if isinstance(value, bytes):
         return (value,)
     if isinstance(value, str):
-        return tuple(value.replace(",", " ").split())
+        return tuple(_names(_unquoted(value)))
     if not isinstance(value, Sequence):
         raise ConfigurationError(
             f"{key} cannot be used; use a sequence of encryption keys, newest first."

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import click
@@ -87,7 +85,7 @@ def build_service(
         sessions=sessions,
         accounts=accounts,
         outbound=outbound,
-        operator=OperatorKeys(settings),
+        operator=OperatorKeys(settings, config=app.config),
         validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
         set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
         notify=partial(send_signal, app),
@@ -197,8 +195,6 @@ def build_accounts(
         # A real database, and its audit log, are not for what a made-up key seals.
         store = open_accounts("sqlite://", keyring)
     else:
-        if database.own_file:
-            _require_writable(Path(database.place.removeprefix("sqlite:///")).parent)
         place = database.place
         if settings.session_store == "database":  # the same one: share its connections
             place = getattr(sessions.documents, "engine", place)
@@ -232,12 +228,3 @@ def _check_at_start(open_canary: Callable[[], object], *, tolerant: bool) -> Non
         _logger.error("%s", error)
     except StoreError:
         _logger.warning("A store does not answer: the encryption key could not be checked.")
-
-
-def _require_writable(folder: Path) -> None:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ConfigurationError(
-            f"Keys in accounts need a database, and {folder} cannot be written. Set BYOK_DATABASE_URL, or leave user, "
-            "team and system out of BYOK_PRECEDENCE."
-        )

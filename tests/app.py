@@ -64,7 +64,7 @@ def make_app(
     :param byok_redis_url: keep the keys alone there.
     :param csrf_protect: let the host protect its own forms too.
     :param session_after: call ``Session(app)`` after ``BYOK(app)``.
-    :param config: further settings; they win.
+    :param config: further settings; they win. ``SESSION_TYPE=None`` leaves Flask's own cookie session.
     """
     app = HostApp("host", instance_path=str(directory))
     app.config.update(
@@ -81,7 +81,7 @@ def make_app(
         }
         app.config["BYOK_BASE_URLS"] = offered
     app.config.update(config)
-    if not session_after:
+    if not session_after and app.config["SESSION_TYPE"]:
         Session(app)
     app.byok = BYOK(app)
     if session_after:

@@ -75,6 +75,50 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("BYOK_ENCRYPTION_KEY_FALLBACKS", b"a", (b"a",)),
 ]
 
+#: config key, what people write in the environment or a file of it, what it becomes
+WRITTEN: list[tuple[str, Any, Any]] = [
+    *(
+        ("BYOK_REQUIRE_LOGIN", yes, True)
+        for yes in ("True", "true", " YES ", "on", "1", 1, '"true"')
+    ),
+    *(("BYOK_REQUIRE_LOGIN", no, False) for no in ("False", "false", "no", "Off", "0", 0, "'no'")),
+    *(
+        ("BYOK_PROVIDERS", names, ("openai", "groq"))
+        for names in (
+            "openai,groq",
+            "openai, groq",
+            "openai groq",
+            '["openai", "groq"]',
+            "'openai,groq'",
+        )
+    ),
+    ("BYOK_PROVIDERS", "openai", ("openai",)),
+    ("BYOK_LOCKED_PROVIDERS", "openai", frozenset({"openai"})),
+    ("BYOK_FALLBACK_ON", "rejected,no_credit", frozenset({"rejected", "no_credit"})),
+    ("BYOK_PRECEDENCE", "session,user", (Tier.SESSION, Tier.USER)),
+    ("BYOK_PRECEDENCE", "ENV_FIRST", PRECEDENCES["env_first"]),
+    (
+        "BYOK_BASE_URLS",
+        '{"openai": "https://llm.example/v1"}',
+        {"openai": "https://llm.example/v1"},
+    ),
+    ("BYOK_SESSION_TTL", "3600", timedelta(hours=1)),
+    ("BYOK_SESSION_TTL", "24h", timedelta(hours=24)),
+    ("BYOK_MAX_KEY_LIFETIME", "30d", timedelta(days=30)),
+    ("BYOK_MAX_KEY_LIFETIME", "None", None),
+    ("BYOK_MAX_KEY_LIFETIME", "null", None),
+    ("BYOK_KEYS_PER_PROVIDER", "3", 3),
+    ("BYOK_REDIS_WAIT", "'1'", 1),
+    ("BYOK_VALIDATE_ON_SET", "Require", "require"),
+    ("BYOK_VALIDATE_ON_SET", "off", "off"),
+    ("BYOK_SET_RATE", '"5/hour"', "5/hour"),
+    ("BYOK_SECRETS_DIR", "'/etc/secrets'", Path("/etc/secrets")),
+    ("BYOK_REDIS", '"redis://localhost"', "redis://localhost"),
+    ("BYOK_SESSION_STORE", "Database", "database"),
+    ("BYOK_ENCRYPTION_KEY", f'"{ENCRYPTION_KEY}"', ENCRYPTION_KEY),
+    ("BYOK_ENCRYPTION_KEY_FALLBACKS", '["a", "b"]', ("a", "b")),
+]
+
 #: config key, a bad value, what the message tells the operator to do
 BAD: list[tuple[str, Any, str]] = [
     ("BYOK_CIPHER", "rot13", "use one of 'fernet', 'aes-256-gcm'"),
@@ -82,15 +126,13 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_PRECEDENCE", ["session", "session"], "different tiers"),
     ("BYOK_PRECEDENCE", ["session", "mine"], "session, user, team, system, secret, env"),
     ("BYOK_PRECEDENCE", [], "use 'user_first'"),
-    ("BYOK_PROVIDERS", "openai", "use a sequence"),
     ("BYOK_PROVIDERS", [7], "use a sequence"),
-    ("BYOK_REQUIRE_LOGIN", "yes", "use True or False"),
+    ("BYOK_REQUIRE_LOGIN", "perhaps", "use True or False"),
     ("BYOK_BASE_URLS", ["http://localhost"], "use a mapping of provider ids to http or https URLs"),
     ("BYOK_BASE_URLS", {"openai": "localhost:8000"}, "use a mapping of provider ids"),
     ("BYOK_BASE_URLS", {"openai": "ftp://localhost"}, "use a mapping of provider ids"),
     ("BYOK_BASE_URLS", {"openai": "http://[::1"}, "use a mapping of provider ids"),
     ("BYOK_BASE_URLS", {"openai": "http://localhost:http"}, "use a mapping of provider ids"),
-    ("BYOK_LOCKED_PROVIDERS", "openai", "use a sequence"),
     ("BYOK_REDIS_WAIT", -1, "use a whole number from 0 up"),
     ("BYOK_REDIS_WAIT", True, "use a whole number"),
     ("BYOK_REDIS_TIMEOUT", 0, "use a number of seconds from 0.05 to 60"),
@@ -113,11 +155,12 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_PROMOTE", "always", "use one of 'ask', 'on_login', 'never'"),
     ("BYOK_MAX_KEY_LIFETIME", timedelta(0), "use a timedelta"),
     ("BYOK_FALLBACK_ON", ["expired"], "use a sequence of reasons out of rejected, unreadable"),
-    ("BYOK_FALLBACK_ON", "rejected", "use a sequence"),
     ("BYOK_ON_STORE_FAILURE", "ignore", "use one of 'fail', 'skip'"),
-    ("BYOK_ALLOW_CUSTOM_PROVIDERS", "no", "use True or False"),
+    ("BYOK_ALLOW_CUSTOM_PROVIDERS", "", "use True or False"),
     ("BYOK_ALLOW_PRIVATE_ENDPOINTS", None, "use True or False"),
-    ("BYOK_ALLOW_REVEAL", 0, "use True or False"),
+    ("BYOK_ALLOW_REVEAL", 2, "use True or False"),
+    ("BYOK_ALLOW_REVEAL", 1.0, "use True or False"),
+    ("BYOK_SESSION_TTL", "24 hours", "a text such as '24h'"),
     ("BYOK_VALIDATE_RATE", 20, "use a rate such as '20/minute'"),
     ("BYOK_SET_RATE", None, "use a rate such as '20/minute'"),
     ("BYOK_URL_PREFIX", "api", "use a path that starts with '/'"),
@@ -135,6 +178,38 @@ def test_good_values(name: str, value: Any, becomes: Any) -> None:
     """Each key takes its value, and the attribute has the key's name."""
     settings = read(**{name: value})
     assert getattr(settings, name.removeprefix("BYOK_").lower()) == becomes
+
+
+@pytest.mark.parametrize(("name", "value", "meant"), WRITTEN)
+def test_values_as_people_write_them(name: str, value: Any, meant: Any) -> None:
+    """A text is read by the setting's type, as JSON or plain, and without quotes around it."""
+    assert getattr(read(**{name: value}), name.removeprefix("BYOK_").lower()) == meant
+
+
+@pytest.mark.parametrize(
+    ("written", "nearest"),
+    [
+        ("BYOK_REQURE_LOGIN", "BYOK_REQUIRE_LOGIN"),
+        ("BYOK_ENCRYPTION_KEYS", "BYOK_ENCRYPTION_KEY"),
+        ("BYOK_ENCRYPTION_KEY_FALLBACK", "BYOK_ENCRYPTION_KEY_FALLBACKS"),
+        ("BYOK_PROVIDER", "BYOK_PROVIDERS"),
+    ],
+)
+def test_misspelt_settings(written: str, nearest: str) -> None:
+    """A setting that does not exist is refused, with the nearest one that does."""
+    with pytest.raises(
+        ConfigurationError, match=rf"no setting {written}; did you mean {nearest}\?"
+    ):
+        read(**{written: "x"})
+
+
+def test_settings_that_only_the_environment_has(caplog: pytest.LogCaptureFixture) -> None:
+    """A setting in the environment that is not read there is named in the log, with what to do."""
+    assert read({"BYOK_REQUIRE_LOGIN": "true"}).require_login is False
+    assert "name it FLASK_BYOK_REQUIRE_LOGIN" in caplog.text
+    caplog.clear()
+    read({"BYOK_REQUIRE_LOGIN": "true", "BYOK_ENCRYPTION_KEY": "k"}, BYOK_REQUIRE_LOGIN=True)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(("name", "value", "advice"), BAD)

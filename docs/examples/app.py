@@ -9,9 +9,8 @@ byok = BYOK()
 
 def create_app(**config):
     app = Flask(__name__)
-    app.config.update(
-        SESSION_TYPE="cachelib", SESSION_CACHELIB=FileSystemCache("instance/sessions")
-    )
+    sessions = FileSystemCache("instance/sessions", threshold=0)
+    app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=sessions)
     app.config.from_prefixed_env()
     app.config.update(config)
     Session(app)

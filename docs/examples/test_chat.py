@@ -10,7 +10,7 @@ def app(byok_fake_providers, tmp_path):
     return create_app(
         SECRET_KEY="made up",
         SESSION_TYPE="cachelib",
-        SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions")),
+        SESSION_CACHELIB=FileSystemCache(str(tmp_path / "sessions"), threshold=0),
         BYOK_DATABASE_URL=f"sqlite:///{tmp_path / 'keys.sqlite3'}",
         BYOK_ENCRYPTION_KEY=secrets.token_hex(32),
         BYOK_PRECEDENCE=("session",),

@@ -46,7 +46,7 @@ def app_config(environ: Mapping[str, str], folder: Path, demo_url: str) -> dict[
         _require_encryption_key(environ)
     if url := environ.get("REDIS_URL"):
         return config | {"SESSION_TYPE": "redis", "SESSION_REDIS": redis_client(url)}
-    sessions = FileSystemCache(str(folder / "sessions"), mode=0o600)
+    sessions = FileSystemCache(str(folder / "sessions"), threshold=0, mode=0o600)
     return config | {"SESSION_TYPE": "cachelib", "SESSION_CACHELIB": sessions}
 
 

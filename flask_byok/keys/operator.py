@@ -1,21 +1,23 @@
-"""The operator's own keys, in environment variables and secret files.
+"""The operator's own keys, in the app's config, environment variables and secret files.
 
 They are read at each use, so a rotated key serves at once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from ..catalog.spec import ProviderSpec
 from ..errors import EndpointNotAllowedError, MalformedApiKeyError, UnreadableCredentialError
 from ..http import endpoint_for
-from ..model.credential import Credential, Secret, clean_api_key
+from ..model.credential import Credential, Secret, clean_api_key, is_placeholder
 from ..model.owner import Caller, Tier
 from ..settings import Settings
 from .lookup import Candidate, Found
@@ -23,9 +25,11 @@ from .lookup import Candidate, Found
 #: Longest secret file that is read, in bytes.
 MAX_SECRET_FILE = 64 * 1024
 
+_logger = logging.getLogger("flask_byok")
+
 
 class OperatorKey(NamedTuple):
-    """A key of the operator, and the variable or file that held it, which only admins may see."""
+    """A key of the operator, and the variable, entry of the config or file that held it, which only admins may see."""
 
     fields: Mapping[str, Secret]
     name: str
@@ -36,13 +40,22 @@ class OperatorKeys:
 
     Docker and Kubernetes mount secrets as files: one in ``BYOK_SECRETS_DIR`` has the variable's name in lower case. A
     variable with ``_FILE`` at its end names a file in another place, which comes first.
+
+    :param config: the host's, whose entries of these names come before the environment.
     """
 
     tiers = (Tier.SECRET, Tier.ENV)
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str] = os.environ,
+        config: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self._settings = settings
         self._environ = environ
+        self._config = config
+        self._placeholders: set[str] = set()
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the operator's keys; they are the same for every caller."""
@@ -78,13 +91,15 @@ class OperatorKeys:
         return next((key for key in keys if key is not None), None)
 
     def read(self, tier: Tier, spec: ProviderSpec, variable: str) -> OperatorKey | None:
-        """Return the key under one of the provider's variables; a blank value counts as none.
+        """Return the key under one of the provider's variables; a blank value or placeholder counts as none.
 
         :raises UnreadableCredentialError: see ``key``.
         """
         try:
             for name, text in self._values(tier, variable):
-                if text.strip():
+                if is_placeholder(text):
+                    self._warn_once(name, text)
+                else:
                     return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
         except (MalformedApiKeyError, OSError, ValueError):
             text = "The operator's API key for this provider cannot be used."
@@ -94,6 +109,8 @@ class OperatorKeys:
     def _values(self, tier: Tier, variable: str) -> Iterator[tuple[str, str]]:
         """Yield the values that a tier has under a variable's name, each with the name of its place."""
         if tier is Tier.ENV:
+            if isinstance(entry := self._config.get(variable), str):
+                yield f"app.config[{variable!r}]", entry
             yield variable, self._environ.get(variable, "")
             return
         if named := self._environ.get(f"{variable}_FILE", "").strip():
@@ -103,6 +120,11 @@ class OperatorKeys:
             yield f"{variable}_FILE", text
         path = self._settings.secrets_dir / variable.lower()
         yield str(path), _read_secret(path) or ""
+
+    def _warn_once(self, name: str, text: str) -> None:
+        if text.strip() and name not in self._placeholders:
+            self._placeholders.add(name)
+            _logger.warning("%s holds a placeholder, not a key: it counts as unset.", name)
 
 
 def variables(spec: ProviderSpec) -> tuple[str, ...]:

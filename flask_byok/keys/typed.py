@@ -15,7 +15,7 @@ from typing import Literal
 from ..catalog import Field, ProviderSpec
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
-from ..model.credential import Secret, clean_api_key, utcnow
+from ..model.credential import Secret, clean_api_key, is_placeholder, utcnow
 from ..settings import Settings, ValidateOnSet
 
 _HEADER_TEXT = re.compile(r"[ -~]{1,500}")
@@ -110,6 +110,10 @@ def _clean(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
         raise kind(f"{f.label} is missing.", provider=spec.id)
     if not text:
         return None
+    # A server of one's own may want any word.
+    if f.secret and is_placeholder(text) and not spec.personal_base_url:
+        said = f"This is a placeholder, not an API key. Copy your own key from {spec.name}."
+        raise MalformedApiKeyError(said, provider=spec.id)
     if f.secret:
         return Secret(clean_api_key(text, spec.id))
     # It may travel in a header; a base URL is checked by its own rules.

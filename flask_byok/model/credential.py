@@ -35,6 +35,30 @@ EXPIRES_SOON = timedelta(days=7)
 _WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
 _WRAPPING = _WHITE_SPACE + "\"'`“”‘’«»\u200b\u200c\u200d\u2060\ufeff\u00ad"
 
+# Words that examples and templates put in the place of a key.
+_PLACEHOLDER_WORDS = (
+    "your my our the an a openai anthropic claude google gemini groq xai grok openrouter llm api apikey keys key token "
+    "secret here goes insert replace enter put add paste fill set change update me this it in with real own actual "
+    "valid value text string to do todo tbd fixme none null nil n/a undefined unset empty missing placeholder dummy "
+    "example redacted hidden removed required not no sk proj svcacct ant api03 or v1 gsk aizasy aiza"
+)
+_ONE_WORD = "|".join(sorted(_PLACEHOLDER_WORDS.split(), key=len, reverse=True))
+# Those words alone, fillers, and variables that were not filled in. "++": no backtracking, which could take for ever.
+_PLACEHOLDER = re.compile(
+    rf"""
+    (?: {_ONE_WORD} | x{{3,}} | [*\#]{{3,}} | [-_\s/.:!?] )++
+    | (?:[a-z0-9]{{1,8}}[-_])* your [-_\s] [a-z]{{1,20}} [-_\s] (?:api[-_\s]?)? key (?:[-_\s]?(?:here|\d))?
+    | (?:[a-z0-9]{{1,8}}[-_])+ x{{3,}}
+    | [a-z0-9_-]{{0,30}} (?:\.{{3,}}|…|[•●*]{{3,}}) [a-z0-9_-]{{0,8}}
+    | <.*> | \[.*\] | \{{.*\}} | %\w+%
+    | \$\{{.*\}} | \$\(.*\) | (?-i:\$[A-Z][A-Z0-9_]*)
+    | (?:process\.env|os\.environ|os\.getenv|import\.meta\.env) .*
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+#: Longest text that is compared with it: placeholders are short, and most keys are longer.
+_LONGEST_PLACEHOLDER = 60
+
 # By id. Not a WeakSet: that cannot be read in one thread while another adds to it.
 _live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
 
@@ -95,6 +119,14 @@ def clean_api_key(text: str, provider: str | None = None) -> str:
             provider=provider,
         )
     return api_key
+
+
+def is_placeholder(text: str) -> bool:
+    """Return True if a text stands in the place of a key, such as ``your_api_key_here``; also if it is blank."""
+    stripped = text.strip(_WRAPPING)
+    return len(stripped) <= _LONGEST_PLACEHOLDER and (
+        not stripped or _PLACEHOLDER.fullmatch(stripped) is not None
+    )
 
 
 def make_hint(api_key: str, prefixes: tuple[str, ...] = ()) -> str:

@@ -19,6 +19,7 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, Outcome, Secret, clean_api_key, make_hint
+from .installed import require_sdk
 from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
@@ -177,7 +178,7 @@ class BaseProvider(ABC):
         """The provider's own SDK client, made on first use and kept by this object alone.
 
         :raises MissingCredentialError: there is no key.
-        :raises ConfigurationError: the SDK is not installed.
+        :raises ConfigurationError: the SDK is not installed, or too old.
         """
         if not self.is_configured:
             raise MissingCredentialError(
@@ -186,12 +187,14 @@ class BaseProvider(ABC):
         # Checks the endpoint again: the rules can have changed since the key was saved.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
+        require_sdk(self.extra, self.name)
         try:
             return self._make_client(http_client)
-        except ImportError:
-            pass
+        except (ImportError, TypeError) as error:
+            fault = type(error).__name__
         raise ConfigurationError(
-            f"The SDK for {self.display_name} is not installed: pip install 'flask-byok[{self.extra}]'.",
+            f"The SDK for {self.display_name} cannot be used as it is installed ({fault}): "
+            f"pip install 'flask-byok[{self.extra}]'.",
             provider=self.name,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from ..errors import ConfigurationError
 from .base import BaseProvider
+from .installed import require_sdk
 
 if TYPE_CHECKING:
     from langchain_core.language_models.chat_models import BaseChatModel
@@ -20,8 +21,8 @@ def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseCh
     """Return a new LangChain chat model on a provider object's client; its synchronous methods only.
 
     :param kwargs: passed to the chat model (``temperature``, …).
-    :raises ConfigurationError: LangChain's package for the provider is not installed, or cannot be installed beside
-        the provider's SDK.
+    :raises ConfigurationError: LangChain's package for the provider is not installed, is too old, or cannot be
+        installed beside the provider's SDK.
     """
     if ours := [name for name in kwargs if _OURS.fullmatch(name)]:
         raise ConfigurationError(
@@ -37,11 +38,16 @@ def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseCh
         )
     # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
     fixed = {"api_key": provider.api_key, "base_url": provider.credential.base_url}
+    client = provider.client
+    other = {"openai": "anthropic", "anthropic": "openai"}[provider.extra]
+    require_sdk("langchain", provider.name, f"langchain-{other}")
     try:
-        return make(provider.client, {**kwargs, "model": model, **fixed})
+        return make(client, {**kwargs, "model": model, **fixed})
     except ImportError:
         pass
-    raise ConfigurationError("LangChain is not installed: pip install 'flask-byok[langchain]'.")
+    raise ConfigurationError(
+        "LangChain cannot be used as it is installed: pip install 'flask-byok[langchain]'."
+    )
 
 
 def _make_openai(client: Any, fields: dict[str, Any]) -> BaseChatModel:

@@ -6,6 +6,7 @@ connection yet, another thread waits for one, and the caller gives up in time: s
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 import os
@@ -54,6 +55,11 @@ _NOT_LIBPQ = (
     *("pgbouncer", "connection_limit", "pool_timeout"),
 )
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
+
+_UNWRITABLE = (
+    "Keys need a database, and the SQLite file {path} cannot be written ({fault}). Let this user write the file and "
+    "its folder, or set BYOK_DATABASE_URL."
+)
 
 # For one transaction.
 _RAISE_LIMITS = text(
@@ -111,6 +117,8 @@ def _parse(url: Any) -> URL:
             "BYOK_DATABASE_URL is not a database URL; use for example "
             "postgresql+psycopg://user@host/name or sqlite:///path/to/file, or a SQLAlchemy engine."
         ) from None
+    if parsed.drivername.partition("+")[0] == "postgres":  # as Heroku and libpq write it
+        parsed = parsed.set(drivername=parsed.drivername.replace("postgres", "postgresql", 1))
     # A bare postgresql:// means psycopg2 to SQLAlchemy; the extra "postgres" installs psycopg 3.
     bare = parsed.drivername == "postgresql" and find_spec("psycopg2") is None
     return parsed.set(drivername="postgresql+psycopg") if bare else parsed
@@ -210,6 +218,19 @@ def _make_file(name: str, own_file: bool) -> None:
     if name.startswith("file:"):
         return
     path = Path(name)
+    try:
+        made = _touch(path)
+    except OSError as error:
+        raise ConfigurationError(_UNWRITABLE.format(path=path, fault=error.strerror)) from None
+    if made and not own_file:
+        _logger.warning("There was no SQLite file %s: an empty one was made.", path)
+
+
+def _touch(path: Path) -> bool:
+    """Make a file, and its folder, if there is none; return True if it was made.
+
+    :raises OSError: the file or its folder cannot be made or written.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # An existing file is not opened: closing it would end the locks of this process's other connections to it
     # (sqlite.org/howtocorrupt.html, 2.2), and another process might then take the journal away under them.
@@ -217,8 +238,14 @@ def _make_file(name: str, own_file: bool) -> None:
     with suppress(FileExistsError):
         # SQLite gives its journal files the permissions of this one.
         os.close(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR))
-        if not own_file:
-            _logger.warning("There was no SQLite file %s: an empty one was made.", path)
+        return True
+    effective = os.access in os.supports_effective_ids
+    for place in (path, path.parent):  # the journal is beside the file
+        if not os.access(place, os.W_OK, effective_ids=effective):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return False
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from redis import Redis, exceptions
+from redis import VERSION, Redis, exceptions
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode, RedisCluster
 from redis.connection import BlockingConnectionPool, ConnectionPool
@@ -39,6 +39,8 @@ _SMALL_GROWTH = 256
 
 _FAILURES = (RedisError, exceptions.RedisClusterException, exceptions.ChildDeadlockedError, OSError)
 _REVISION = 16
+# What pools want to know of a connection's use: before 5.3 a name, and later nothing.
+_NAME = ("",) if VERSION < (5, 3) else ()
 
 T = TypeVar("T")
 
@@ -234,7 +236,7 @@ class _Line:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self._ask(self._pool.get_connection(), command)
+                return self._ask(self._pool.get_connection(*_NAME), command)
             if not self._pool.owns_connection(connection):
                 self._pool.release(connection)  # Sentinel has named another primary server
                 continue

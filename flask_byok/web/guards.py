@@ -19,6 +19,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 from werkzeug.urls import uri_to_iri
+from werkzeug.wsgi import get_input_stream
 from wtforms.validators import ValidationError
 
 from ..errors import InvalidFieldError
@@ -81,7 +82,8 @@ def go_first() -> None:
     """
     if request.blueprint == "byok":
         hide_address()
-        request.max_content_length = MAX_BODY
+        # Not request.max_content_length, which Flask 3.0 does not let us set.
+        request.stream = get_input_stream(request.environ, max_content_length=MAX_BODY)
         protect = current_app.extensions.get("csrf")
         if isinstance(protect, CSRFProtect):
             protect.exempt(current_app.blueprints["byok"])

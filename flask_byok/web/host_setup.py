@@ -1,4 +1,4 @@
-"""What the host has set up: its database, and settings that put keys at risk, the host's and our own.
+"""What the host has set up: its database, what has our names, and settings that put keys at risk, its own and ours.
 
 The database is the one that is set, else the host's own, else a SQLite file in the instance folder. Unsafe settings
 are for the log and for ``flask byok check``.
@@ -7,7 +7,8 @@ are for the log and for ``flask byok check``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from flask import Flask
+from werkzeug.routing import Rule
 
+from ..errors import ConfigurationError
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 
 #: The warning if the host's engine comes too late.
@@ -35,6 +38,9 @@ _OF_FLASK = (
     ("SESSION_COOKIE_SAMESITE", None, ("Lax", "Strict"), "requests of other sites have the cookie"),
     ("WTF_CSRF_ENABLED", True, (True,), "other sites can change keys"),
 )
+
+#: Methods that Flask adds to routes.
+_IMPLIED = {"HEAD", "OPTIONS"}
 
 _logger = logging.getLogger("flask_byok")
 
@@ -76,16 +82,61 @@ def is_late(app: Flask, found: FoundDatabase) -> bool:
     return found.source == _INSTANCE and host_engine(app) is not None
 
 
-def warn_if_late(app: Flask, found: FoundDatabase) -> None:
-    """Log, at the first request only, that the host's database was set up after us."""
+def refuse_taken_names(app: Flask, extension: str) -> None:
+    """Refuse an app in which something else has the name ``byok``.
+
+    :raises ConfigurationError: naming it.
+    """
+    for what, names in (
+        ("an extension in app.extensions", app.extensions),
+        ("a blueprint", app.blueprints),
+        ("a global of Jinja's", app.jinja_env.globals),
+    ):
+        if extension in names:
+            raise ConfigurationError(
+                f"The app has {what} named {extension!r} already, a name that flask-byok needs: rename it, or call "
+                "init_app once."
+            )
+
+
+def collisions(app: Flask, ui: object) -> Iterator[str]:
+    """Yield a sentence for each address of ours that is the host's too, and if templates have another ``byok``.
+
+    :param ui: our global for templates.
+    """
+    rules = [(each, _shape(each), each.methods or set()) for each in app.url_map.iter_rules()]
+    ours = [rule for rule in rules if rule[0].endpoint.startswith("byok.")]
+    for theirs, shape, methods in rules:
+        shared = {m for _, s, mine in ours if s == shape for m in mine & methods} - _IMPLIED
+        if shared and not theirs.endpoint.startswith("byok."):
+            yield (
+                f"The app has a route of its own at {theirs.rule} ({', '.join(sorted(shared))}), endpoint "
+                f"{theirs.endpoint!r}, which is an address of flask-byok: only one of them is reached. Move it, or set "
+                "BYOK_URL_PREFIX."
+            )
+    if app.jinja_env.globals.get("byok") is not ui:
+        yield "Another 'byok' has taken the place of flask-byok's among the globals of Jinja: rename it."
+
+
+def _shape(rule: Rule) -> tuple[str | None, str | None, str]:
+    """Return a route's host and its path without the names of its variables."""
+    return rule.subdomain, rule.host, re.sub("<[^>]*>", "<>", rule.rule)
+
+
+def look_at_first_request(app: Flask, found: FoundDatabase | None, ui: object) -> None:
+    """Log, at the first request only, what the host has set up after us and that does not go with ours.
+
+    :param found: the database, or None if none is used.
+    """
 
     @cache
     def look() -> None:
-        if is_late(app, found):
+        if found is not None and is_late(app, found):
             _logger.warning(LATE_ENGINE)
+        for sentence in collisions(app, ui):
+            _logger.error("%s", sentence)
 
-    if found.source == _INSTANCE:
-        app.before_request(look)
+    app.before_request(look)
 
 
 def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:

@@ -26,6 +26,9 @@ _PROVIDER = Meta(
     description="Id or alias of a provider, such as openai.", extra_json_schema={"maxLength": 100}
 )
 
+# Not Literal[True], of which msgspec before 0.21 makes no schema.
+_Done = Annotated[bool, Meta(extra_json_schema={"const": True})]
+
 ProviderName = Annotated[str, _PROVIDER]
 Label = Annotated[str, Meta(extra_json_schema={"maxLength": 100})]
 Description = Annotated[str, Meta(extra_json_schema={"maxLength": 500})]
@@ -99,7 +102,7 @@ class Keys(KeyList):
 class SetResponse(TypedDict):
     """The key is stored, and effective at once; ``provider`` is null if a store is away that only the status needs."""
 
-    success: Literal[True]
+    success: _Done
     provider: Status | None
     validation: ValidationFacts | None
 
@@ -107,7 +110,7 @@ class SetResponse(TypedDict):
 class ClearResponse(TypedDict):
     """The key is removed; ``cleared`` is empty if there was none. For ``provider`` see ``SetResponse``."""
 
-    success: Literal[True]
+    success: _Done
     cleared: list[Annotated[str, Meta(extra_json_schema={"enum": ["session", "user"]})]]
     provider: Status | None
 

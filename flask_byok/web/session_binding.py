@@ -67,7 +67,8 @@ _RECONNECT = "The session has changed since this connection began. Load the page
 
 SERVER_SIDE_HELP = (
     "flask-byok needs a server-side session: Flask's own session is a cookie that anyone can read. Configure "
-    "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app)."
+    "Flask-Session (for example SESSION_TYPE='redis' or 'cachelib') and call Session(app); or leave 'session' out of "
+    "BYOK_PRECEDENCE, so that keys are kept in accounts only."
 )
 
 
@@ -121,11 +122,13 @@ class SessionBinding:
 
     :param index_keys: hash session ids; the present key first, then those of ``SECRET_KEY_FALLBACKS``.
     :param identity: names the present user, or a visitor.
+    :param is_required: False if no keys are kept in sessions: then Flask's cookie session will do, and is left alone.
     """
 
     store: Sessions
     index_keys: Sequence[bytes]
     identity: Callable[[], str]
+    is_required: bool = True
 
     def init_app(self, app: Flask, without_session: Mapping[str, WSGIApplication]) -> None:
         """Put our hooks outermost: first before a request, last after it.
@@ -192,7 +195,10 @@ class SessionBinding:
         if isinstance(session, UnavailableSession):
             after_this_request(session.let_go)
             return
-        _require_server_side(session)
+        if not _is_server_side(session):
+            if self.is_required:
+                raise ConfigurationError(SERVER_SIDE_HELP)
+            return
         request.environ[_ENVIRON] = _Seen.now(session)
 
     def _after_request(self, response: Response) -> Response:
@@ -383,16 +389,15 @@ def _read_late() -> _Seen | None:
     return _Seen(dict(dict.items(session)), sid, marker, keys, late=True)
 
 
-def _require_server_side(session: Any) -> None:
-    if isinstance(session, SecureCookieSession) or not isinstance(
-        getattr(session, "sid", None), str
-    ):
-        raise ConfigurationError(SERVER_SIDE_HELP)
+def _is_server_side(session: Any) -> bool:
+    in_cookie = isinstance(session, SecureCookieSession)
+    return not in_cookie and isinstance(getattr(session, "sid", None), str)
 
 
 def _session_of_request() -> Any:
     # flask.session would mark the session as accessed, and every page would then say "Vary: Cookie".
-    return request_ctx._session
+    context = vars(cast(Any, request_ctx)._get_current_object())
+    return context["_session" if "_session" in context else "session"]  # Flask before 3.1.3
 
 
 def _shed_stale_context() -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import random
+import string
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from flask_byok.catalog import PROVIDERS
 from flask_byok.catalog.spec import Field, ProviderSpec
 from flask_byok.errors import UnreadableCredentialError
 from flask_byok.keys.operator import MAX_SECRET_FILE, OperatorKeys
+from flask_byok.model.credential import is_placeholder
 from flask_byok.model.owner import Tier
 from flask_byok.settings import Settings
+from flask_byok.testing.api_keys import SHAPES, make_api_key
 
 KEY, OTHER = "sk-operator-0123456789", "sk-another-9876543210"
 SPEC = ProviderSpec(id="google", name="Google", env=("GEMINI_API_KEY", "GOOGLE_API_KEY"))
@@ -56,6 +62,69 @@ def test_malformed_is_not_skipped(malformed: str) -> None:
     assert (caught.value.provider, caught.value.tier) == ("google", "env")
     assert malformed not in str(caught.value)
     assert "GEMINI" not in str(caught.value)
+
+
+PLACEHOLDERS = [
+    "your_openai_api_key_here", "YOUR-API-KEY", "YourApiKeyHere", "your_mistral_key", "changeme", "change-me",
+    "${OPENAI_API_KEY}", "$OPENAI_API_KEY", "%OPENAI_API_KEY%", "{{ openai_api_key }}", "$(cat key.txt)", "<your key>",
+    "[your key]", "sk-...", "sk-proj-…", "sk-your-key-here", "xxx", "sk-xxxxxxxxxxxxxxxx", "sk-ant-api03-xxxx",
+    "AIzaXXXXXXXX", "********", "TODO", "TODO: add key", "None", "null", "undefined", "n/a", '""', "''", "placeholder",
+    "insert key here", "REPLACE_WITH_YOUR_KEY", "OPENAI_API_KEY", "process.env.OPENAI_API_KEY", "<redacted>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("placeholder", PLACEHOLDERS)
+def test_placeholders_are_no_keys(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, placeholder: str
+) -> None:
+    """A placeholder in a variable or a file counts as unset; the log names the variable once, and not the value."""
+    keys = OperatorKeys(Settings(secrets_dir=tmp_path), {"GEMINI_API_KEY": placeholder})
+    (tmp_path / "gemini_api_key").write_text(placeholder)
+    for _ in range(2):
+        assert keys.key(Tier.ENV, SPEC) is None
+        assert keys.key(Tier.SECRET, SPEC) is None
+    said = [
+        f"{name} holds a placeholder" for name in ("GEMINI_API_KEY", tmp_path / "gemini_api_key")
+    ]
+    assert [record.message.split(",")[0] for record in caplog.records] == said
+    assert env_key(placeholder, KEY) == KEY
+
+
+def test_no_real_key_is_a_placeholder() -> None:
+    """Keys of every provider's shape, of few letters or many, are keys."""
+    letters = string.ascii_letters + string.digits + "-_"
+    prefixes = {"", *(prefix for spec in PROVIDERS for prefix in spec.prefixes)}
+    chance = random.Random(8)
+    for prefix, length, alphabet in product(
+        prefixes, (12, 20, 32, 48), (letters, string.ascii_lowercase)
+    ):
+        for _ in range(50):
+            key = prefix + "".join(chance.choices(alphabet, k=length))
+            assert not is_placeholder(key), key
+    fakes = [make_api_key(provider, "good", n) for provider in SHAPES for n in range(50)]
+    assert not any(map(is_placeholder, fakes))
+
+
+@pytest.mark.parametrize(
+    "evil", ["a-" * 29 + "!", "sk" * 30, "your_" + "a_" * 27, "aan" * 19 + "?", "no" * 29 + "q"]
+)
+def test_placeholders_are_told_quickly(evil: str) -> None:
+    """No text takes long to compare: a pattern that tries every division of it into words would not end."""
+    for text in (evil, evil + "9", evil[1:]):
+        is_placeholder(text)
+
+
+def test_the_apps_config_holds_keys_too() -> None:
+    """A key in the app's config is the operator's, before the environment's; other entries of the name are not."""
+    config: dict[str, object] = {"GOOGLE_API_KEY": KEY}
+    keys = OperatorKeys(Settings(), {"GOOGLE_API_KEY": OTHER}, config)
+    found = keys.key(Tier.ENV, SPEC)
+    assert found is not None
+    assert (found.fields["api_key"].reveal(), found.name) == (KEY, "app.config['GOOGLE_API_KEY']")
+    config["GOOGLE_API_KEY"] = None
+    found = keys.key(Tier.ENV, SPEC)
+    assert found is not None
+    assert found.name == "GOOGLE_API_KEY"
 
 
 def test_name_is_known_and_key_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,18 +173,18 @@ def test_counts_that_fail_keep_no_request_from_the_database(database_url: str) -
     session = begin(store)
     store.write(session, VISITOR, record)
 
-    def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
+    def fail(_cursor: Any, statement: str, *_: Any) -> None:
         if statement.startswith("UPDATE byok_session_documents"):
             raise inside(store).engine.dialect.loaded_dbapi.OperationalError("out of order")
 
-    event.listen(inside(store).engine, "before_cursor_execute", fail)
+    event.listen(inside(store).engine, "do_execute", fail)
     for _ in range(3):
         for _ in range(2):
             with pytest.raises(StoreError):
                 store.count(use_of(session, record))
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
     assert not inside(store)._database.breaker.is_open
-    event.remove(inside(store).engine, "before_cursor_execute", fail)
+    event.remove(inside(store).engine, "do_execute", fail)
     inside(store).engine.dispose()
 
 
