@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from flask import request, session, stream_with_context
 from flask_session import Session
 
@@ -405,13 +405,16 @@ def test_a_host_may_keep_no_session_for_some_paths(tmp_path: Path, fake: FakePro
     assert visitor.load()["providers"]
 
 
-def test_set_in_python_works_after_expiry(tmp_path: Path, fake: FakeProviders) -> None:
+def test_set_in_python_works_after_expiry(
+    tmp_path: Path, fake: FakeProviders, redis_url: str
+) -> None:
     """A host that never loads the list can save a key again once the session's keys have expired."""
-    app = make_app(tmp_path, fake, csrf_protect=False, BYOK_SESSION_TTL=1)
+    app = make_app(tmp_path, fake, csrf_protect=False, byok_redis_url=redis_url)
     app.add_url_rule(
         "/keep", view_func=lambda: app.byok.set("openai", _key(fake), validate="off")["source"]
     )
     visitor = browser(app)
     assert visitor.get("/keep").text == "session"
-    time.sleep(1.2)
+    with redis.Redis.from_url(redis_url) as store:
+        store.flushdb()
     assert visitor.get("/keep").text == "session"
