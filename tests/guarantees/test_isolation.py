@@ -80,6 +80,7 @@ MATRIX: dict[tuple[str, str], tuple[Status, Any]] = {
     ("POST", "/api/providers/keys/validate"): (EVERYBODY, NEW),
     ("POST", "/api/providers/keys/promote"): (plain(401, 200, 200), {}),
     ("GET", "/api/providers/openapi.json"): (EVERYBODY, None),
+    ("GET", "/api/providers/health"): (EVERYBODY, None),
     ("GET", "/api/providers/settings"): (EVERYBODY, None),
     ("POST", "/api/providers/settings/<action>"): (plain(303, 303, 303), None),
     ("GET", "/api/providers/static/<filename>"): (EVERYBODY, None),
