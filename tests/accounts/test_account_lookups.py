@@ -183,8 +183,9 @@ def _plan(store: AccountStore, read: Callable[[AccountStore], object]) -> str:
 class CarelessStore:
     """A store on a database that compares without regard to case."""
 
-    def __init__(self, *records: CredentialRecord) -> None:
+    def __init__(self, accounts: AccountStore, *records: CredentialRecord) -> None:
         self._records = records
+        self.canary = accounts.canary
 
     def places(
         self, owners: list[str], providers: list[str]
@@ -200,7 +201,7 @@ def test_owners_are_told_apart_by_every_letter(tmp_path: Path, fake: FakeProvide
     world = World(tmp_path, fake)
     theirs = world.keep("user:Ann", fake.api_key("openai"))
     mine = replace(theirs, owner="user:ann")
-    reader = Wing(CarelessStore(theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
+    reader = Wing(CarelessStore(world.accounts, theirs, mine), world.keyring, world.settings)  # type: ignore[arg-type]
     openai = world.catalog.get("openai")
     found = list(reader.find(Caller(user="Ann"), [openai])[Tier.USER, "openai"])
     assert [each.credential.owner for each in found if each.credential] == ["user:Ann"]

@@ -29,7 +29,7 @@ def good(fake: FakeProviders, provider: str = "openai", owner: str = "system") -
 
 
 def test_set_from_stdin(host: HostApp, fake: FakeProviders) -> None:
-    """A key from stdin is checked and stored for the system, shown by its hint only, and serves a visitor."""
+    """A key from stdin is checked and stored for the system, shown by its hint only, and serves the operator."""
     api_key = good(fake)
     result = run(host, "set", "openai", input=f"  {api_key}\n")
     assert result.exit_code == 0
@@ -41,7 +41,7 @@ def test_set_from_stdin(host: HostApp, fake: FakeProviders) -> None:
     assert record.validity is not None
     assert record.validity.verdict == Verdict.VALID
     assert actions(host) == [("cli", "set")]
-    with host.test_request_context():
+    with host.app_context(), host.byok.as_operator():
         credential = host.byok.resolve("openai")
     assert (credential.source, credential.api_key) == ("system", api_key)
 
