@@ -56,6 +56,12 @@ def _within_limits(span: timedelta | None) -> timedelta | None:
     return span
 
 
+def _of_days(span: timedelta | None) -> timedelta | None:
+    if span is not None and span < timedelta(days=1):
+        raise ValueError
+    return span
+
+
 def _different(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
     if not tiers or len(set(tiers)) != len(tiers):
         raise ValueError
@@ -81,6 +87,8 @@ def _without_slash(path: str) -> str:
 
 
 _NAMES = "a sequence of names, or a text with commas"
+# Who writes 90 means days, and would lose nearly everything.
+_DAYS = "a timedelta of at least a day, or a text such as '90d'"
 _SPAN = "a timedelta, or seconds, from 1 second to 100 years, or a text such as '24h' or '30d'"
 
 # What msgspec converts to; then functions that check or finish the value; last, what the operator should write.
@@ -147,8 +155,8 @@ class Settings:
     )
     labels: Labels = "default"
     metrics: Annotated[Library | None, "'prometheus' or 'opentelemetry'"] = None
-    audit_retention: Annotated[timedelta | None, _within_limits, _SPAN] = None
-    usage_retention: Annotated[timedelta, _within_limits, _SPAN] = timedelta(days=90)
+    audit_retention: Annotated[timedelta | None, _within_limits, _of_days, _DAYS] = None
+    usage_retention: Annotated[timedelta, _within_limits, _of_days, _DAYS] = timedelta(days=90)
 
     @classmethod
     def from_config(
