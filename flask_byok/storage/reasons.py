@@ -85,7 +85,7 @@ _BY_REDIS_ERROR = {
     "NoPermissionError": _REDIS_FORBIDS,
     "ReadOnlyError": _REDIS_READ_ONLY,
     "OutOfMemoryError": _REDIS_FULL,
-    "TimeoutError": "Redis did not answer within BYOK_REDIS_TIMEOUT: is it overloaded, or too far away?",
+    "TimeoutError": "Redis did not answer in time (for keys: BYOK_REDIS_TIMEOUT): is it overloaded, or too far away?",
     "BusyLoadingError": "Redis is still loading its data: wait for it.",
     "MasterNotFoundError": "Sentinel names no primary server: are name and addresses right, and is one up?",
     "ClusterDownError": "The Redis Cluster does not serve all slots: is a node without a replica down?",

@@ -34,7 +34,7 @@ from flask.sessions import (
 from ..errors import ConfigurationError, OwnerRequiredError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import Saved, SessionRef, Tier
-from ..storage.breaker import Breaker, is_away
+from ..storage.breaker import Breaker, Reporter, is_away
 from .problems import problem_response
 
 if TYPE_CHECKING:
@@ -343,6 +343,10 @@ def _keys(session: Any) -> frozenset[str]:
     return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER, DUE, SAVED}
 
 
+def _has_data(session: Any) -> bool:
+    return isinstance(session, dict) and bool(_keys(session))
+
+
 def _filled(session: Any) -> frozenset[str]:
     """Return the entries that hold something: some hosts sign out by setting the id to None."""
     return frozenset(name for name in _keys(session) if dict.get(session, name))
@@ -435,7 +439,7 @@ class SessionGuard:
 
     def __init__(self, inner: SessionInterface) -> None:
         self._inner = inner
-        self._breaker = Breaker()
+        self._breaker, self._reporter = Breaker(), Reporter("The session store")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -452,28 +456,35 @@ class SessionGuard:
             self._note(app, error, "opened", started)
             return UnavailableSession()
         self._breaker.success()
+        # For a person without a session no store is asked; only what it had shows that it works.
+        if _has_data(session):
+            self._reporter.success(changed=False)
         return session
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
         """Save the host's session; if a change cannot be saved, the answer becomes a 503."""
         if isinstance(session, _LostSession):
             return
-        started = time.monotonic()
+        started, changed = time.monotonic(), session.modified
         try:
             self._inner.save_session(app, session, response)
         except (TypeError, ValueError):
             raise  # a value cannot be serialized: the host's developer needs to see that
         except Exception as error:
             self._note(app, error, "saved", started)
-            if session.modified:
+            if changed:
                 _become_unavailable(response)
+            return
+        if changed:
+            self._reporter.success(changed=True)
 
     def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
-        # Log the type alone: a driver's text may contain the store's URL with its password.
-        app.logger.error("The session could not be %s: %s", what, type(error).__name__)
         # What one request brought itself says nothing about the store.
         if not is_away(error):
+            # Log the type alone: a driver's text may contain the store's URL with its password.
+            app.logger.error("The session could not be %s: %s", what, type(error).__name__)
             return
+        self._reporter.failed(error)
         # A quick fault costs other requests nothing.
         if time.monotonic() - started > SLOW_FAULT:
             self._breaker.fault()

@@ -11,6 +11,7 @@ import pytest
 from cachelib import FileSystemCache
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_security.utils import hash_password
 from flask_session import Session
 from werkzeug.test import TestResponse
 
@@ -23,8 +24,11 @@ SITE = "https://host.example"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 
 
-def _host(name: str, directory: Path, fake: FakeProviders) -> Flask:
-    """Return the app of an example, made afresh: some frameworks keep what belongs to one app in the module."""
+def _host(name: str, directory: Path, fake: FakeProviders, **config: Any) -> Flask:
+    """Return the app of an example, made afresh: some frameworks keep what belongs to one app in the module.
+
+    :param config: settings that the framework needs.
+    """
     spec = importlib.util.spec_from_file_location(f"host_{name}", EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -39,6 +43,7 @@ def _host(name: str, directory: Path, fake: FakeProviders) -> Flask:
             "BYOK_DATABASE_URL": f"sqlite:///{directory / 'byok.sqlite'}",
             "BYOK_BASE_URLS": {"openai": fake.base_urls["openai"]},
             "SQLALCHEMY_DATABASE_URI": f"sqlite:///{directory / 'host.db'}",
+            **config,
         }
     )
     return app
@@ -179,3 +184,41 @@ def test_appbuilders_user_has_an_account(
     assert ada.save(byok_fake_providers.api_key("openai", "good"), persist=True).status_code == 200
     assert signed_in("ada").post("/api/v1/chat/", json=HELLO).headers["X-BYOK-Source"] == "user"
     assert grace.post("/api/v1/chat/", json=HELLO).status_code == 409
+
+
+def test_new_password_of_flask_security_keeps_the_account(
+    tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """A person of Flask-Security keeps a key in the account, changes the password, and signs in to the same key."""
+    app = _host(
+        "security",
+        tmp_path,
+        byok_fake_providers,
+        SECURITY_PASSWORD_SALT="made up",
+        SECURITY_PASSWORD_HASH="pbkdf2_sha512",
+        SECURITY_CHANGEABLE=True,
+        SECURITY_SEND_PASSWORD_CHANGE_EMAIL=False,
+    )
+    with app.app_context():
+        app.extensions["sqlalchemy"].create_all()
+        users = app.extensions["security"].datastore
+        for name in ("ada", "grace"):
+            users.create_user(email=f"{name}@example.com", password=hash_password("long enough"))
+        users.commit()
+
+    def signed_in(name: str, password: str) -> _Visitor:
+        visitor = _Visitor(app.test_client())
+        form = {"email": f"{name}@example.com", "password": password, "csrf_token": visitor.token}
+        visitor.post("/login", data=form)
+        assert visitor.get(KEYS).get_json()["authenticated"]
+        return visitor
+
+    ada = signed_in("ada", "long enough")
+    assert ada.save(byok_fake_providers.api_key("openai", "good"), persist=True).status_code == 200
+    change = {"password": "long enough", "csrf_token": ada.token}
+    change |= dict.fromkeys(("new_password", "new_password_confirm"), "another one")
+    assert ada.post("/change", data=change).status_code == 302
+    for person in (ada, signed_in("ada", "another one")):
+        assert person.post("/chat", json=HELLO).headers["X-BYOK-Source"] == "user"
+    grace = signed_in("grace", "long enough")
+    assert problem_of(grace.post("/chat", json=HELLO)) == (409, "key_missing")

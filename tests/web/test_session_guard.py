@@ -109,6 +109,38 @@ def test_routes_with_a_session_answer_503(
     assert "password" not in caplog.text + answer.text
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (redis.ConnectionError("redis://:password@host is down"), "Redis does not answer"),
+        (redis.TimeoutError("redis://:password@host"), "Redis did not answer in time"),
+        (ConnectionError("password"), "ConnectionError"),
+    ],
+)
+def test_log_has_the_fault_once_and_the_recovery_once(
+    app: Flask,
+    interface: BrokenInterface,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    reason: str,
+) -> None:
+    """The log says once why the session store fails, and once that it works, as soon as a session was saved."""
+    interface.open_error = error
+    for _ in range(3):
+        assert app.test_client().get("/look").status_code == 503
+    interface.open_error = None
+    assert app.test_client().get("/look").status_code == 200
+    fault = [record.getMessage() for record in caplog.records]
+    assert len(fault) == 1
+    assert fault[0].startswith(f"The session store failed: {reason}")
+    for _ in range(2):
+        assert app.test_client().post("/write").status_code == 200
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "The session store works again."
+    ]
+    assert "password" not in caplog.text
+
+
 def test_a_change_that_cannot_be_saved_is_no_success(
     app: Flask, interface: BrokenInterface
 ) -> None:

@@ -19,6 +19,7 @@ class User(db.Model, fsqla_v3.FsUserMixin):
     pass
 
 
+# begin
 def create_app(config):
     app = Flask(__name__)
     app.config.from_mapping(config)
@@ -34,3 +35,6 @@ def create_app(config):
         return byok.stream_response(provider, request.get_json()["messages"])
 
     return app
+
+
+# end
