@@ -195,9 +195,10 @@ def unread(config: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[st
     for name, value in environ.items():
         # FLASK_BYOK_BASE_URLS__openai is a part of BYOK_BASE_URLS.
         key = name.removeprefix("FLASK_").partition("__")[0]
-        if not key.startswith("BYOK_") or key in config or name in read or not value:
+        if not key.startswith("BYOK_") or name in read or not value:
             continue
-        for nearest in get_close_matches(key, _known(), 1, cutoff=0.8):  # others are the host's own
+        # Others are the host's own, as are those that it reads by itself.
+        for nearest in set(get_close_matches(key, _known(), 1, cutoff=0.8)) - config.keys():
             advice = f"Call app.config.from_prefixed_env(), and name it FLASK_{nearest}."
             yield f"{name} in the environment is not read. {advice}"
 

@@ -47,7 +47,7 @@ _DROPPED = (
 )
 _PREPARES = (
     "A pooler (PgBouncer, or one like it) is in front of PostgreSQL, and the app's engine prepares statements, which "
-    "it loses. Set SQLALCHEMY_ENGINE_OPTIONS = {'connect_args': {'prepare_threshold': None}}, or give create_engine "
+    "fail there. Set SQLALCHEMY_ENGINE_OPTIONS = {'connect_args': {'prepare_threshold': None}}, or give create_engine "
     "these connect_args."
 )
 _POOLED = (
@@ -63,7 +63,7 @@ _NO_PROXY_FIX = (
     "ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)."
 )
 _NO_SDK = "{} Until then keys for it are kept and handed out, and its clients and streams fail."
-_APART = "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; with sessions in BYOK_REDIS all do."
+_APART = "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis (BYOK_REDIS) counts for all."
 _ONE_MACHINE = "accounts are in a SQLite file, for one machine; for several set BYOK_DATABASE_URL to PostgreSQL."
 _ENDLESS = "BYOK_AUDIT_RETENTION is not set, so the audit log grows without end. Set it, for example to '365d'."
 _HTTP = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not. Set it to 'https'."
@@ -131,9 +131,6 @@ def _host(state: ByokState) -> Iterator[str]:
     yield from host_setup.collisions(current_app, ui if isinstance(ui, UI) else None)
     if state.uses_database and host_setup.is_late(current_app, state.database):
         yield host_setup.LATE_ENGINE
-
-
-def _operator(state: ByokState) -> Iterator[str]:
     if isinstance(keys := state.service.operator, OperatorKeys):
         yield from keys.faults(state.service.catalog)
 
@@ -208,10 +205,7 @@ def _https(state: ByokState) -> Iterator[str]:
 
 
 _Look = Callable[[ByokState], Iterator[str]]
-_LOOKS: tuple[_Look, ...] = (
-    *(_host, _https, _operator, _sdks),
-    *(_sessions, _accounts, _tables, _encryption_keys),
-)
+_LOOKS: list[_Look] = [_host, _https, _sdks, _sessions, _accounts, _tables, _encryption_keys]
 
 
 def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:

@@ -28,7 +28,9 @@ LATE_ENGINE = (
     "engine was there. Call db.init_app(app) before byok.init_app(app), or set BYOK_DATABASE_URL."
 )
 #: The warning if a retired encryption key is no secret.
-GUESSABLE_FALLBACK = "BYOK_ENCRYPTION_KEY_FALLBACKS is no secret, or one of it. Run 'flask byok rotate', then drop it."
+GUESSABLE_FALLBACK = (
+    "One of BYOK_ENCRYPTION_KEY_FALLBACKS is no secret. Run 'flask byok rotate', then remove it."
+)
 _INSTANCE = "a file in the instance folder"
 
 #: From this lifetime on, an unattended browser is a risk.

@@ -415,6 +415,7 @@ def test_a_right_host(world: World) -> None:
     """Of a host in which all is right nothing is said."""
     world.setenv("OPENAI_API_KEY", f"sk-{SECRET}")
     world.setenv("BYOK_OF_THE_HOST", "yes")
+    world.setenv("BYOK_REDIS_URL", "which the host reads by itself")
     result = checked(lambda: world.host(BYOK_AUDIT_RETENTION=timedelta(days=365)))
     assert result.exit_code == 0
     assert result.stderr == ""
