@@ -170,8 +170,9 @@ class Settings:
             and says what to write.
         """
         keys = {each.name: f"BYOK_{each.name.upper()}" for each in fields(cls)}
-        _refuse_unknown(config, [*keys.values(), "BYOK_ENCRYPTION_KEY_FILE"])
-        _warn_of_unread(keys, config, environ)
+        _refuse_unknown(config)
+        for sentence in unread(config, environ):
+            _logger.warning("%s", sentence)
         read = {name: _read(name, config[key]) for name, key in keys.items() if key in config}
         read["encryption_key"] = _encryption_key(config, environ)
         read["encryption_key_fallbacks"] = _encryption_key_fallbacks(config, environ)
@@ -182,26 +183,32 @@ class Settings:
         return cls(**read)
 
 
-def _refuse_unknown(config: Mapping[str, Any], known: Sequence[str]) -> None:
+def _known() -> list[str]:
+    return [*(f"BYOK_{each.name.upper()}" for each in fields(Settings)), "BYOK_ENCRYPTION_KEY_FILE"]
+
+
+def _refuse_unknown(config: Mapping[str, Any]) -> None:
     for name in config:
-        if str(name).startswith("BYOK_") and name not in known:
-            (nearest,) = get_close_matches(name, known, 1, cutoff=0)
+        if str(name).startswith("BYOK_") and name not in _known():
+            (nearest,) = get_close_matches(name, _known(), 1, cutoff=0)
             raise ConfigurationError(
                 f"There is no setting {name}; did you mean {nearest}? All are described on the documentation's page "
                 "'Configuration'."
             )
 
 
-def _warn_of_unread(
-    keys: Mapping[str, str], config: Mapping[str, Any], environ: Mapping[str, str]
-) -> None:
-    for name, key in keys.items():
-        if key in environ and key not in config and name not in _FROM_ENVIRONMENT:
-            _logger.warning(
-                "%s in the environment is not read. Call app.config.from_prefixed_env(), and name it FLASK_%s.",
-                key,
-                key,
-            )
+def unread(config: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield a sentence with advice for each variable that was meant as a setting and is not read."""
+    read = {f"BYOK_{name.upper()}" for name in _FROM_ENVIRONMENT} | {"BYOK_ENCRYPTION_KEY_FILE"}
+    for name, value in environ.items():
+        # FLASK_BYOK_BASE_URLS__openai is a part of BYOK_BASE_URLS.
+        key = name.removeprefix("FLASK_").partition("__")[0]
+        if not key.startswith("BYOK_") or name in read or not value:
+            continue
+        # Others are the host's own, as are those that it reads by itself.
+        for nearest in set(get_close_matches(key, _known(), 1, cutoff=0.8)) - config.keys():
+            advice = f"Call app.config.from_prefixed_env(), and name it FLASK_{nearest}."
+            yield f"{name} in the environment is not read. {advice}"
 
 
 def source_of(name: str, config: Mapping[str, Any], environ: Mapping[str, str]) -> str:

@@ -34,12 +34,16 @@ from .sealing.keyring import (
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
-from .web.host_setup import FoundDatabase
+from .web.host_setup import GUESSABLE_FALLBACK, FoundDatabase
 from .web.session_binding import app_name, secret_keys
 
 _MISSING_ENCRYPTION_KEY = (
     "BYOK_ENCRYPTION_KEY is not set. Make one with 'flask byok generate-key', and set it in the app's config, in the "
     "environment, or in a file named by BYOK_ENCRYPTION_KEY_FILE. Keep a copy: without it no stored key opens."
+)
+_GUESSABLE = (
+    "BYOK_ENCRYPTION_KEY is no secret: it is easy to guess. Make another with 'flask byok generate-key'. If keys were "
+    "stored with it, put it into BYOK_ENCRYPTION_KEY_FALLBACKS and run 'flask byok rotate'."
 )
 
 _logger = logging.getLogger("flask_byok")
@@ -109,13 +113,10 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
             stacklevel=5,
         )
         encryption_key = generate_encryption_key()
-    weak = "{} is no secret: {} is easy to guess. Make another with 'flask byok generate-key'."
     if is_guessable(encryption_key):
-        advice = " If keys were stored with it, put it into BYOK_ENCRYPTION_KEY_FALLBACKS and run 'flask byok rotate'."
-        raise ConfigurationError(weak.format("BYOK_ENCRYPTION_KEY", "it") + advice)
+        raise ConfigurationError(_GUESSABLE)
     if any(map(is_guessable, settings.encryption_key_fallbacks)):
-        text = weak.format("BYOK_ENCRYPTION_KEY_FALLBACKS", "one of them")
-        _logger.warning("%s Run 'flask byok rotate', then remove it.", text)
+        _logger.warning(GUESSABLE_FALLBACK)
     return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
 
 
@@ -169,7 +170,7 @@ def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
         documents = SqlDocuments(database.place, **_opening(settings, database))
     elif isinstance(documents, str):
         raise ConfigurationError(
-            f"BYOK_SESSION_STORE is {documents!r}; use 'redis', 'database' or a store object."
+            "BYOK_SESSION_STORE names no store; use 'redis', 'database' or a store object. An address is BYOK_REDIS."
         )
     max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
     return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)

@@ -11,7 +11,7 @@ import pytest
 
 from flask_byok import ConfigurationError, get_chat_model_with_api_key, get_provider_with_api_key
 from flask_byok.providers import installed
-from flask_byok.providers.installed import NEEDED, sdk_states
+from flask_byok.providers.installed import NEEDED, sdk_faults
 from flask_byok.testing import FakeProviders
 from tests.app import HostApp, browser, fingerprint, make_app, problem_of
 
@@ -95,7 +95,7 @@ def test_an_sdk_that_is_too_old(
     assert '"code":"configuration"' in visitor.get(f"/chat/{provider}").text
     assert said in caplog.text
     assert api_key not in caplog.text
-    assert (package, found, needed, said.split(":")[0]) in list(sdk_states())
+    assert list(sdk_faults(provider)) == [said]
 
 
 def test_lowest_releases_are_those_of_the_extras() -> None:

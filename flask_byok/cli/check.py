@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,15 +13,20 @@ from urllib.parse import urlsplit
 import click
 from flask import current_app
 from flask.cli import ScriptInfo
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ..accounts.wing import Wing
 from ..errors import ByokError
+from ..keys.operator import OperatorKeys
 from ..keys.service import Service
+from ..providers.installed import sdk_faults
 from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring
-from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of
+from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of, unread
 from ..storage import migrations
+from ..storage.reasons import TOO_FEW_REPLICAS
 from ..web import host_setup
 from ..web.caller import ByokState, get_state
+from ..web.ui import UI
 from .common import byok, padded, printable, sentence_of
 from .setup import tables_alone
 
@@ -40,6 +45,28 @@ _DROPPED = (
     "Flask-Migrate is set up on this database, and nothing keeps our tables out of its migrations: 'flask db migrate' "
     "would write one that drops them. See 'Its tables' in the documentation on deployment."
 )
+_PREPARES = (
+    "A pooler (PgBouncer, or one like it) is in front of PostgreSQL, and the app's engine prepares statements, which "
+    "fail there. Set SQLALCHEMY_ENGINE_OPTIONS = {'connect_args': {'prepare_threshold': None}}, or give create_engine "
+    "these connect_args."
+)
+_POOLED = (
+    "a pooler (PgBouncer, or one like it) is in front of PostgreSQL. Keys need no setting for it, as no statement is "
+    "prepared; other engines of yours need connect_args={'prepare_threshold': None}."
+)
+_JUST_ENOUGH = (
+    "a primary server of Redis has no more replicas than BYOK_REDIS_WAIT ({}): after a failover no key can be changed "
+    "until another replica is there. Run {} for each."
+)
+_NO_PROXY_FIX = (
+    "there is no ProxyFix. Behind a proxy every request seems to come from it, over plain HTTP: set app.wsgi_app = "
+    "ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)."
+)
+_NO_SDK = "{} Until then keys for it are kept and handed out, and its clients and streams fail."
+_APART = "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis (BYOK_REDIS) counts for all."
+_ONE_MACHINE = "accounts are in a SQLite file, for one machine; for several set BYOK_DATABASE_URL to PostgreSQL."
+_ENDLESS = "BYOK_AUDIT_RETENTION is not set, so the audit log grows without end. Set it, for example to '365d'."
+_HTTP = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not. Set it to 'https'."
 
 
 @byok.command("check", with_appcontext=False)
@@ -54,82 +81,131 @@ def check(ctx: click.Context) -> None:
         _check(get_state())
 
 
+class _Note(str):
+    """A sentence about what is right for some apps and wrong for others."""
+
+    __slots__ = ()
+
+
 def _check(state: ByokState) -> None:
-    service, sessions, wing = state.service, state.service.sessions, state.service.accounts
-    for name, value in shown_settings(state.settings, service.keyring).items():
+    for name, value in shown_settings(state.settings, state.service.keyring).items():
         _show(f"BYOK_{name.upper()}", value, source_of(name, current_app.config, os.environ))
-    unsafe = host_setup.unsafe_settings(current_app.config, debug=current_app.debug)
-    unsafe += host_setup.unsafe_choices(state.settings) + host_setup.unsafe_sessions(current_app)
     click.echo()
-    _show("providers", str(len(service.catalog)))
+    _show("providers", str(len(state.service.catalog)))
     if state.uses_database:
         _show("database", shown_address(state.database.place), state.database.source)
-        unsafe += (
-            [host_setup.LATE_ENGINE] if host_setup.is_late(current_app, state.database) else []
-        )
-    _show("session keys", sessions.name)
-    with _trial(unsafe):
-        if sessions.canary is not None:
-            sessions.canary.reseal()
-    with _trial(unsafe):
-        eviction = getattr(sessions.documents, "eviction", None)  # of Redis
-        if eviction and (policy := eviction()):
-            unsafe.append(_EVICTS.format(policy))
-    with _trial(unsafe):
-        _show_accounts(wing)
-    with _trial(unsafe):
-        for role, key_id, use in count_sealed(service):
-            if role == "unknown":
-                unsafe.append(f"there is no encryption key with the id {key_id}: {use}")
-            else:
-                _show(f"{role} key id {key_id}", use)
-    for note in _notes(state):
-        click.echo(f"note: {note}")
-    # Sessions and accounts may fail for the same reason.
-    for sentence in dict.fromkeys(unsafe):
+    _show("session keys", state.service.sessions.name)
+    # Several looks may fail for the same reason.
+    found = dict.fromkeys(sentence for look in _LOOKS for sentence in _tried(look, state))
+    unsafe = [sentence for sentence in found if not isinstance(sentence, _Note)]
+    for sentence in found:
+        if sentence not in unsafe:
+            click.echo(f"note: {sentence}")
+    for sentence in unsafe:
         click.echo(f"unsafe: {sentence}", err=True)
     if unsafe:
         raise click.exceptions.Exit(1)
+
+
+def _tried(look: _Look, state: ByokState) -> Iterator[str]:
+    """Yield what a look finds, and the reason why it fails."""
+    try:
+        yield from look(state)
+    except ByokError as error:
+        yield sentence_of(error)
 
 
 def _show(*cells: str) -> None:
     click.echo(padded(cells, _WIDTHS))
 
 
-@contextmanager
-def _trial(unsafe: list[str]) -> Iterator[None]:
-    """Add the reason why a trial of a store fails."""
-    try:
-        yield
-    except ByokError as error:
-        unsafe.append(sentence_of(error))
+# Looks: each shows what it sees, and yields a sentence for each fault, with the line that mends it.
 
 
-def _show_accounts(wing: object) -> None:
+def _host(state: ByokState) -> Iterator[str]:
+    config, ui = current_app.config, current_app.jinja_env.globals.get("byok")
+    yield from host_setup.unsafe_settings(config, debug=current_app.debug)
+    yield from unread(config, os.environ)
+    yield from host_setup.unsafe_choices(state.settings)
+    yield from host_setup.unsafe_sessions(current_app)
+    yield from host_setup.collisions(current_app, ui if isinstance(ui, UI) else None)
+    if state.uses_database and host_setup.is_late(current_app, state.database):
+        yield host_setup.LATE_ENGINE
+    if isinstance(keys := state.service.operator, OperatorKeys):
+        yield from keys.faults(state.service.catalog)
+
+
+def _sessions(state: ByokState) -> Iterator[str]:
+    if (canary := state.service.sessions.canary) is not None:
+        canary.reseal()
+    documents: Any = state.service.sessions.documents
+    wait = state.settings.redis_wait
+    if not hasattr(documents, "eviction"):  # it is not Redis
+        yield _Note(_APART)
+        return
+    if policy := documents.eviction():
+        yield _EVICTS.format(policy)
+    if wait and (fewest := documents.fewest_replicas()) <= wait:
+        yield TOO_FEW_REPLICAS if fewest < wait else _Note(_JUST_ENOUGH.format(wait, wait + 1))
+
+
+def _accounts(state: ByokState) -> Iterator[str]:
+    wing = state.service.accounts
     if not isinstance(wing, Wing):
         _show("accounts", "-")
         return
-    _show("accounts", f"{wing.store.name} ({wing.store.engine.dialect.name})")
-    tables = tables_alone()
+    dialect = wing.store.engine.dialect.name
+    _show("accounts", f"{wing.store.name} ({dialect})")
+    if dialect == "sqlite":
+        yield _Note(_ONE_MACHINE)
+    if state.settings.audit_retention is None:
+        yield _Note(_ENDLESS)
+    if _would_be_dropped(state.database):
+        yield _Note(_DROPPED)
+
+
+def _tables(state: ByokState) -> Iterator[str]:
+    if not state.uses_database:
+        return
+    tables, wing = tables_alone(), state.service.accounts
     revision = migrations.current(tables) or "of the host's own migrations"
     _show("tables", f"{revision} (newest {migrations.head()})")
-    wing.store.canary.secret()
+    if isinstance(wing, Wing):
+        wing.store.canary.secret()
+    elif (canary := state.service.sessions.canary) is not None:
+        canary.reseal()
     migrations.try_rights(tables)
+    pooled, prepares = tables.call(tables.transactions.pooler)
+    if pooled:
+        yield _PREPARES if prepares else _Note(_POOLED)
 
 
-def _notes(state: ByokState) -> Iterator[str]:
-    """Yield what is right for some apps and wrong for others."""
-    wing = state.service.accounts
-    if getattr(state.service.sessions.documents, "client", None) is None:
-        yield "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis counts for them all."
+def _encryption_keys(state: ByokState) -> Iterator[str]:
+    for role, key_id, use in count_sealed(state.service):
+        if role == "unknown":
+            yield f"there is no encryption key with the id {key_id}: {use}"
+        else:
+            _show(f"{role} key id {key_id}", use)
+
+
+def _sdks(state: ByokState) -> Iterator[str]:
+    own = {spec.adapter for spec in state.service.catalog if spec.provider_class is None}
+    for fault in chain.from_iterable(map(sdk_faults, sorted(own))):
+        yield _Note(_NO_SDK.format(fault))
+
+
+def _https(state: ByokState) -> Iterator[str]:
     if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
-        yield "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not."
-    if isinstance(wing, Wing) and wing.store.engine.dialect.name == "sqlite":
-        yield "accounts are in a SQLite file, for the workers of one machine; for several use PostgreSQL."
-    if isinstance(wing, Wing) and state.settings.audit_retention is None:
-        yield "BYOK_AUDIT_RETENTION is not set, so the audit log grows without end."
-    if isinstance(wing, Wing) and _would_be_dropped(state.database):
-        yield _DROPPED
+        yield _Note(_HTTP)
+    layer: Any = current_app.wsgi_app
+    while layer is not None and not isinstance(layer, ProxyFix):
+        layer = getattr(layer, "app", None) or getattr(layer, "application", None)
+    if layer is None:
+        yield _Note(_NO_PROXY_FIX)
+
+
+_Look = Callable[[ByokState], Iterator[str]]
+_LOOKS: list[_Look] = [_host, _https, _sdks, _sessions, _accounts, _tables, _encryption_keys]
 
 
 def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:

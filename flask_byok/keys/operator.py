@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +24,10 @@ from .lookup import Candidate, Found
 
 #: Longest secret file that is read, in bytes.
 MAX_SECRET_FILE = 64 * 1024
+
+_PLACEHOLDER = (
+    "{} holds a placeholder, not a key: it counts as unset. Replace it by a key, or remove it."
+)
 
 _logger = logging.getLogger("flask_byok")
 
@@ -106,6 +110,22 @@ class OperatorKeys:
             raise UnreadableCredentialError(text, provider=spec.id, tier=tier) from None
         return None
 
+    def faults(self, specs: Iterable[ProviderSpec]) -> Iterator[str]:
+        """Yield a sentence with advice for each place that holds something other than a key."""
+        tiers = [tier for tier in self.tiers if tier in self._settings.precedence]
+        for tier, variable in product(tiers, chain.from_iterable(map(variables, specs))):
+            name = f"The secret file of {variable}"
+            try:
+                for name, text in self._values(tier, variable):
+                    if not is_placeholder(text):
+                        clean_api_key(text)
+                    elif text.strip():
+                        yield _PLACEHOLDER.format(name)
+            except MalformedApiKeyError:
+                yield f"{name} holds no possible API key: copy the key alone, on one line, into it."
+            except (OSError, ValueError):
+                yield f"{name} cannot be read: mend its path ({variable}_FILE), its rights or its content."
+
     def _values(self, tier: Tier, variable: str) -> Iterator[tuple[str, str]]:
         """Yield the values that a tier has under a variable's name, each with the name of its place."""
         if tier is Tier.ENV:
@@ -124,7 +144,7 @@ class OperatorKeys:
     def _warn_once(self, name: str, text: str) -> None:
         if text.strip() and name not in self._placeholders:
             self._placeholders.add(name)
-            _logger.warning("%s holds a placeholder, not a key: it counts as unset.", name)
+            _logger.warning("%s", _PLACEHOLDER.format(name))
 
 
 def variables(spec: ProviderSpec) -> tuple[str, ...]:

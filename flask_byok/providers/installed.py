@@ -31,26 +31,19 @@ def require_sdk(extra: str, provider: str, *others: str) -> None:
     :param others: packages of the extra that this provider does without.
     :raises ConfigurationError: one is missing or too old; the message has the line to run.
     """
-    packages = [package for package in NEEDED.get(extra, ()) if package not in others]
-    if fault := next(filter(None, map(_fault, packages)), None):
-        raise ConfigurationError(f"{fault}: pip install 'flask-byok[{extra}]'.", provider=provider)
+    for fault in sdk_faults(extra, *others):
+        raise ConfigurationError(fault, provider=provider)
 
 
-def sdk_states() -> Iterator[tuple[str, str | None, str, str | None]]:
-    """Yield each package, its installed release or None, the lowest that works, and what is wrong with it or None."""
-    for packages in NEEDED.values():
-        for package, needed in packages.items():
-            yield package, _installed(package), needed, _fault(package)
-
-
-def _fault(package: str) -> str | None:
-    installed = _installed(package)
-    needed = next(packages[package] for packages in NEEDED.values() if package in packages)
-    if installed is None:
-        return f"{package} is not installed"
-    if _numbers(installed) < _numbers(needed):
-        return f"{package} {installed} is installed, and flask-byok needs {needed} or newer"
-    return None
+def sdk_faults(extra: str, *others: str) -> Iterator[str]:
+    """Yield a sentence, with the line to run, for each package of an extra that is missing or too old."""
+    for package, needed in NEEDED.get(extra, {}).items():
+        installed = _installed(package)
+        if package in others or (installed and _numbers(installed) >= _numbers(needed)):
+            continue
+        is_old = f"{installed} is installed, and flask-byok needs {needed} or newer"
+        fault = is_old if installed else "is not installed"
+        yield f"{package} {fault}: pip install 'flask-byok[{extra}]'."
 
 
 @cache  # 0.3 ms otherwise, for each client

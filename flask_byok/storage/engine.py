@@ -325,6 +325,19 @@ class Transactions:
         budget = budget_of_call.get()
         return time.monotonic() < until if budget is None else budget.left > 0
 
+    def pooler(self) -> tuple[bool, bool]:
+        """Return if a pooler answers in PostgreSQL's place, and if the driver prepares statements over it.
+
+        A pooler serves over changing processes of the server, and gives its clients another number than theirs.
+        """
+        if self.dialect != "postgresql":
+            return False, False
+        with self.single() as connection:
+            driver = connection.connection.dbapi_connection
+            number = connection.scalar(text("SELECT pg_backend_pid()"))
+        told = getattr(getattr(driver, "info", None), "backend_pid", number)  # libpq's drivers only
+        return told != number, getattr(driver, "prepare_threshold", None) is not None
+
     def single(self) -> AbstractContextManager[Connection]:
         """Return a connection, as a context, whose statements each commit by themselves."""
         # Only within a transaction are the server's limits raised.

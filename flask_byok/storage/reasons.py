@@ -102,6 +102,7 @@ TOO_FEW_REPLICAS = (
     "Too few replicas acknowledge a write, so changes of keys fail. After a failover this lasts until a replica is "
     "back: for BYOK_REDIS_WAIT=1 run two replicas for each primary server."
 )
+_BY_REDIS_CODE["TOO_FEW_REPLICAS"] = TOO_FEW_REPLICAS  # our own
 _REDIS = "Redis does not answer, or refuses: is it up, and is its address right?"
 #: What keeps a store from changes, and not from reading.
 ONLY_CHANGES = (_READ_ONLY, _FULL, _LOCKED)

@@ -178,6 +178,12 @@ class RedisDocuments:
         policy = found.get("maxmemory_policy", "noeviction")
         return policy if found.get("maxmemory") and policy != "noeviction" else None
 
+    def fewest_replicas(self) -> int:
+        """Return how many replicas the primary server has; of several servers the one with the fewest."""
+        found: Any = self.guarded(self.client.info, "replication")
+        nodes = found.values() if isinstance(self.client, RedisCluster) else [found]
+        return min(int(node["connected_slaves"]) for node in nodes if node["role"] == "master")
+
     def _change(self, script: str, key: str, *args: Any) -> Any:
         """Run a script, and see that enough replicas know what it has changed."""
         if not self._wait:
@@ -185,7 +191,8 @@ class RedisDocuments:
         result, replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
         if replicas < self._wait:
             self._reporter.fault(TOO_FEW_REPLICAS, answered=True)
-            raise StoreError("Too few Redis replicas have acknowledged the change.", tier="session")
+            text = "Too few Redis replicas have acknowledged the change."
+            raise StoreError(text, tier="session") from RedisError("TOO_FEW_REPLICAS")
         self._reporter.success(changed=script not in _NO_MEMORY)
         return result
 

@@ -19,12 +19,17 @@ from flask import Flask
 from werkzeug.routing import Rule
 
 from ..errors import ConfigurationError
+from ..sealing.keyring import is_guessable
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 
 #: The warning if the host's engine comes too late.
 LATE_ENGINE = (
     "This app has Flask-SQLAlchemy, but keys are in a SQLite file in the instance folder: BYOK was set up before the "
     "engine was there. Call db.init_app(app) before byok.init_app(app), or set BYOK_DATABASE_URL."
+)
+#: The warning if a retired encryption key is no secret.
+GUESSABLE_FALLBACK = (
+    "One of BYOK_ENCRYPTION_KEY_FALLBACKS is no secret. Run 'flask byok rotate', then remove it."
 )
 _INSTANCE = "a file in the instance folder"
 
@@ -171,6 +176,8 @@ def unsafe_choices(settings: Settings) -> list[str]:
             "BYOK_ENCRYPTION_KEY is not set: stored keys are lost at the next start. Make one with "
             "'flask byok generate-key'."
         )
+    if any(map(is_guessable, settings.encryption_key_fallbacks)):
+        found.append(GUESSABLE_FALLBACK)
     if settings.session_ttl > WIDE_SESSION:
         longest = settings.session_ttl * MAX_SESSION_LIFETIMES
         found.append(

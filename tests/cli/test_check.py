@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from flask import Flask
 from flask.cli import ScriptInfo
 from sqlalchemy import create_engine, make_url
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_byok.cli import byok as group
 from flask_byok.cli.check import shown_address, shown_settings
@@ -151,7 +152,9 @@ def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
         assert words in small.output
     config = {"BYOK_REDIS": redis_url, "BYOK_DATABASE_URL": postgres_url}
     config["BYOK_AUDIT_RETENTION"] = timedelta(days=365)
-    large = run(make_app(tmp_path, PREFERRED_URL_SCHEME="https", **config, **SAFE), "check")
+    app = make_app(tmp_path, PREFERRED_URL_SCHEME="https", **config, **SAFE)
+    app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+    large = run(app, "check")
     assert large.exit_code == 0
     assert "note:" not in large.output
 
