@@ -269,12 +269,14 @@ def test_examples_for_testing_pass(tmp_path: Path) -> None:
 
 
 def test_every_example_is_used() -> None:
-    """Each file of examples is shown in the documentation and run here."""
+    """Each file of examples is shown in the documentation, and run here or beside what it is an example of."""
     pages = "".join(page.read_text() for page in DOCS.glob("*.rst"))
-    here = Path(__file__).read_text()
+    outside = (ROOT / "tests" / "outside").glob("test_*.py")
+    here = "".join(place.read_text() for place in (Path(__file__), *outside))
     for example in EXAMPLES.glob("*.py"):
+        stem, ways = example.stem, ('"{}.py"', '_example("{}")', "import {}\n")
         assert f"examples/{example.name}" in pages
-        assert example.name in here or f'_example("{example.stem}")' in here, example.name
+        assert any(way.format(stem) in here for way in ways), stem
 
 
 def test_every_setting_is_described() -> None:
