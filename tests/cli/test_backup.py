@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 
 from flask_byok.testing import FakeProviders
 from tests.app import fingerprint
-from tests.keeper import accounts_of, keeper
+from tests.keeper import close, keeper
 from tests.services import postgres_binary
 
 from .host import make_host, refused, run
@@ -72,7 +72,7 @@ def test_a_restored_backup(
     assert ann.get("/used/openai").status_code == 409
     newer = tmp_path / "newer-heads"
     newer.write_text(run(app, "audit", "heads").output)
-    accounts_of(app).engine.dispose()
+    close(app)
     restore()
 
     again = make_host(tmp_path, fake, database_url)
@@ -89,4 +89,4 @@ def test_a_restored_backup(
     run(again, "clear", "openai", "--owner", "user:ann", "--yes")
     assert keeper(again, "ann").get("/used/openai").status_code == 409
     assert keeper(again, "ben").get("/used/openai").get_json()["fingerprint"] == fingerprint(kept)
-    accounts_of(again).engine.dispose()
+    close(again)
