@@ -69,7 +69,8 @@ def build_service(
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
         # That of the oldest SECRET_KEY first: the new one's may not be there yet.
         for name in reversed(names):
-            sessions.canary = Canary(keyring, name, sessions.documents.hold, tolerant=tolerant)
+            hold, before = sessions.documents.hold, sessions.canary
+            sessions.canary = Canary(keyring, name, hold, tolerant=tolerant, before=before)
             _check_at_start(sessions.canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, sessions, tolerant=tolerant)
     if isinstance(accounts, Wing):

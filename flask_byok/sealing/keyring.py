@@ -193,6 +193,8 @@ class Canary:
     :param text: what is sealed at the first start.
     :param wrong: the message for an encryption key that does not open it.
     :param tolerant: do not look again at the first use.
+    :param before: one that is looked at first: while ``SECRET_KEY`` is rotated, that of its old value, as this one may
+        not be there yet.
     """
 
     keyring: Keyring
@@ -201,6 +203,7 @@ class Canary:
     text: bytes = b"flask-byok"
     wrong: str = _WRONG
     tolerant: bool = False
+    before: Canary | None = None
 
     def __post_init__(self) -> None:
         self._context = Context("canary", "system", self.name)
@@ -213,6 +216,8 @@ class Canary:
         :raises StoreError: the store does not answer.
         """
         if self._opened is None:
+            if self.before is not None:
+                self.before.secret()
             held = self.hold(self.name, self.keyring.seal(self.text, self._context))
             try:
                 self._opened = self.keyring.open(held, self._context)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from flask import Flask, Response, current_app, has_app_context, has_request_context, request
@@ -27,7 +28,7 @@ from ..model.owner import LONGEST_ID, Caller, identity_of
 from ..providers import BaseProvider
 from ..settings import Settings
 from .host_setup import FoundDatabase
-from .session_binding import SAY_WHOSE, SessionBinding, kept
+from .session_binding import SAY_WHOSE, SessionBinding, in_request, kept
 
 #: The state's name in ``app.extensions``.
 EXTENSION = "byok"
@@ -42,7 +43,7 @@ _logger = logging.getLogger("flask_byok.web")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_USED, _OUTER = "flask_byok.used", "flask_byok.outer"
+_USED, _BEGAN = "flask_byok.used", "flask_byok.began"
 # No database stores NUL or a surrogate.
 _STORABLE = re.compile(f"[^\0\ud800-\udfff]{{0,{LONGEST_ID}}}")
 _ALLOWED = f"a number, or text of up to {LONGEST_ID} characters without NUL and surrogates"
@@ -144,10 +145,18 @@ def get_state(app: Any = None) -> ByokState:
 # Who is asking
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Blocks and requests, in the order in which they began.
+_order = count(1)
+
+
+@dataclass(slots=True, eq=False)
 class _Named:
     state: ByokState
     caller: Caller
+    outer: _Named | None
+    number: int
+    #: Off when the block has ended, which may be elsewhere: in another thread, or between two blocks of generators.
+    is_open: bool = True
 
 
 _named: ContextVar[_Named | None] = ContextVar("flask_byok_named", default=None)
@@ -156,14 +165,13 @@ _named: ContextVar[_Named | None] = ContextVar("flask_byok_named", default=None)
 @contextmanager
 def naming(caller: Caller) -> Iterator[None]:
     """Let this caller ask within a block, in the current app."""
-    named, outer = _Named(get_state(), caller), _named.get()
+    named = _Named(get_state(), caller, _innermost(), next(_order))
     _named.set(named)
     try:
         yield
     finally:
-        # A generator that holds the block open may be closed elsewhere, where this is not set.
-        if _named.get() is named:
-            _named.set(outer)
+        named.is_open = False
+        _named.set(_innermost())
         # A job's process may end without a word, as RQ's do, and a job may wait for the store.
         if not has_request_context():
             named.state.service.traffic.flush_quietly()
@@ -186,8 +194,7 @@ def shut_out() -> None:
 
     That is a test's client, or a stream before it on this thread whose block is still open.
     """
-    if (outer := _named.get()) is not None:
-        request.environ[_OUTER] = outer
+    request.environ[_BEGAN] = next(_order)
 
 
 def current_caller(state: ByokState) -> Caller:
@@ -197,19 +204,27 @@ def current_caller(state: ByokState) -> Caller:
     """
     if caller := _named_caller(state):
         return caller
-    if not has_request_context():
+    if not in_request():
         raise OwnerRequiredError(SAY_WHOSE)
     return _caller(state)
 
 
 def _named_caller(state: ByokState) -> Caller | None:
-    named = _named.get()
+    named = _innermost()
     # The same id is another person in another app.
     if named is None or named.state is not state:
         return None
-    if has_request_context() and request.environ.get(_OUTER) is named:
+    if has_request_context() and named.number < request.environ.get(_BEGAN, 0):
         return None
     return named.caller
+
+
+def _innermost() -> _Named | None:
+    """Return the innermost block that has not ended."""
+    named = _named.get()
+    while named is not None and not named.is_open:
+        named = named.outer
+    return named
 
 
 def actor(state: ByokState) -> Caller:
@@ -233,7 +248,7 @@ def in_session(state: ByokState, act: Callable[[Caller], _T], *, telling: bool =
 
     :param telling: off: leave it to a later call to say that the session's keys were lost.
     """
-    if not has_request_context() or _named_caller(state):
+    if not in_request() or _named_caller(state):
         return act(current_caller(state))
 
     def attempt(*, again: bool = False) -> _T:

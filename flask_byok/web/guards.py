@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import dropwhile, islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -27,6 +27,9 @@ from ..model.credential import Secret
 from .caller import REQUEST_ID, get_state
 from .problems import http_problem_response
 from .session_binding import kept
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
@@ -300,12 +303,18 @@ def hide_address() -> None:
     texts = [*wholes, *(part for path in paths for part in path), *values]
     if request.endpoint == "byok.static":  # the digest of a release; alone it is no key
         texts = [text for text in texts if not _VERSION.fullmatch(text)]
-    keep_from_logs(texts)
+    keep_from_logs(request.environ, texts)
 
 
-def keep_from_logs(texts: Iterable[str]) -> None:
+def hide_query(environ: WSGIEnvironment) -> None:
+    """Do the same before Flask knows of the request, for an address with no word but ours in its path."""
+    query, page = environ.get("QUERY_STRING", ""), environ.get("HTTP_REFERER", "")
+    keep_from_logs(environ, [*_as_logged(query), page])
+
+
+def keep_from_logs(environ: WSGIEnvironment, texts: Iterable[str]) -> None:
     """Redact these texts in logs of the address until the request ends: they may contain a key."""
-    hidden = request.environ.setdefault("flask_byok.hidden", [])
+    hidden = environ.setdefault("flask_byok.hidden", [])
     hidden.extend(Secret(text) for text in islice(filter(None, texts), _MOST_HIDDEN))
 
 

@@ -180,7 +180,7 @@ class SessionBinding:
 
     def end(self, sender: Flask | None = None, **facts: Any) -> None:
         """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
-        if not has_request_context() or _ENVIRON not in request.environ:
+        if not in_request() or _ENVIRON not in request.environ:
             return  # such as a socket's event, which has a copy of the session
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
@@ -214,7 +214,7 @@ class SessionBinding:
 
     def _caught_up(self) -> _Seen | None:
         """Carry over to the store what this request has done to the session so far."""
-        if not has_request_context():
+        if not in_request():
             return None
         if _ENVIRON not in kept():
             kept()[_ENVIRON] = _read_late()
@@ -357,6 +357,11 @@ def _write_saved(session: Any, ref: str | None) -> None:
         session.pop(SAVED, None)
     else:
         session[SAVED] = ref
+
+
+def in_request() -> bool:
+    """Return True in a request of the current app: code in another app's may have pushed this one's context."""
+    return has_request_context() and request_ctx.app is cast(Any, current_app)._get_current_object()
 
 
 def kept() -> dict[str, Any]:

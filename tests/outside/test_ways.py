@@ -76,6 +76,41 @@ def _after_a_block(place: Place) -> Found:
         return tried(place.app.byok)
 
 
+def _interleaved_streams(place: Place) -> Found:
+    with place.app.app_context():
+        streams = [_stream_for(place, user) for user in ("ada", "bob")]
+        assert [next(stream) for stream in streams] == ["first", "first"]
+        for stream in streams:
+            stream.close()
+        return tried(place.app.byok)
+
+
+def _stream_for(place: Place, user: str) -> Iterator[str]:
+    with place.app.byok.acting_for(user):
+        yield "first"
+
+
+def _context_copied_in_a_block(place: Place) -> Found:
+    # Greenlets begin in a copy of the context that starts them, those of a pool too, which do other work later.
+    with place.app.app_context(), place.app.byok.acting_for("ada"):
+        copied = contextvars.copy_context()
+    return copied.run(_app_context, place)
+
+
+def _request_of_another_app(place: Place) -> Found:
+    from tests.app import make_app
+
+    other = make_app(place.directory / "other", place.fake)
+    with other.app_context(), other.byok.acting_for("ada"):
+        other.byok.set("openai", place.fake.api_key("openai"), validate="off")
+
+    def view() -> Found:
+        with other.app_context():
+            return tried(other.byok)
+
+    return _in_view(place, view)
+
+
 def _another_app(place: Place) -> Found:
     from tests.app import make_app
 
@@ -106,7 +141,10 @@ def _signed_in(place: Place) -> Browser:
         _task_of_an_async_view,
         _generator_after_the_request,
         _after_a_block,
+        _interleaved_streams,
+        _context_copied_in_a_block,
         _another_app,
+        _request_of_another_app,
     ],
 )
 def test_no_key_serves_where_it_is_not_known_whose(
@@ -218,6 +256,19 @@ def test_a_request_does_not_act_for_whom_code_around_it_names(place: Place) -> N
     next(stream)
     assert visitor.get("/used/openai").get_json()["source"] == "env"
     stream.close()
+
+
+def test_streams_of_others_name_nobody_in_a_view(place: Place) -> None:
+    """Two streams that end in the order in which they began leave the view to its own caller."""
+
+    def view() -> Found:
+        streams = [_stream_for(place, user) for user in ("ada", "ada")]
+        assert [next(stream) for stream in streams] == ["first", "first"]
+        assert [list(stream) for stream in streams] == [[], []]
+        return _used(place)
+
+    place.app.add_url_rule("/view", "view", view)
+    assert browser(place.app).get("/view").get_json() == {"source": "env"}
 
 
 @pytest.mark.parametrize("user", [None, "", False, True, b"7", "a\0b", "x" * 251])

@@ -191,6 +191,27 @@ def test_wrong_encryption_key_is_noticed_later(
 # rotation of the host's secret key
 
 
+def test_a_new_secret_key_hides_no_wrong_encryption_key(
+    own_redis: RedisServer, tmp_path: Path, fake: FakeProviders
+) -> None:
+    """A worker that starts with both, while Redis is away, seals nothing, and keeps no other worker from starting."""
+    config: dict[str, Any] = {
+        "byok_redis_url": own_redis.url,
+        "BYOK_PRECEDENCE": ["session", "env"],
+    }
+    right = make_app(tmp_path, fake, **config)
+    person = browser(right)
+    assert person.save(fake.api_key("openai")).status_code == 200
+    rotated = {"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": [right.secret_key]}
+    wrong_key = generate_encryption_key()
+    with own_redis.frozen(), short_limits():
+        wrong = make_app(tmp_path, fake, **config, **rotated, BYOK_ENCRYPTION_KEY=wrong_key)
+    late = browser(wrong)
+    wait_until(lambda: late.get(KEYS).status_code != 503, "Redis")
+    assert late.get(KEYS).status_code == 500
+    make_app(tmp_path, fake, **config, **rotated)
+
+
 def test_session_keys_survive_a_new_secret_key(
     redis_url: str, tmp_path: Path, fake: FakeProviders
 ) -> None:

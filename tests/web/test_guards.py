@@ -315,6 +315,8 @@ def test_an_abandoned_stream_gives_nothing_to_the_next_person(
         "/api/keys/{key}",
         "/api/keys/{escaped}/validate?x=1",
         "/api/providers/keys//{key}",
+        "/api/providers/health?api_key={key}",
+        "/api/providers/health?label=%C3%A9&{escaped}",
     ],
 )
 def test_a_key_in_the_address_is_not_logged(
@@ -341,7 +343,14 @@ def test_a_key_in_the_address_is_not_logged(
     ],
 )
 @pytest.mark.parametrize(
-    "path", [KEYS, "/api/providers/static/byok.js", "/api/providers/nothing", "/api/keys/none"]
+    "path",
+    [
+        KEYS,
+        "/api/providers/static/byok.js",
+        "/api/providers/nothing",
+        "/api/keys/none",
+        "/api/providers/health",
+    ],
 )
 def test_gunicorn_logs_no_key_of_an_address(host: HostApp, referrer: str, path: str) -> None:
     """A line of gunicorn's access log, and its parts for formatters of their own, have no key of referrer or path."""
