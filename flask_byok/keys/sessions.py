@@ -269,10 +269,8 @@ class Sessions:
         loaded = self._load(session.ref)
         saved_in = session.saved.ref if session.saved else None
         elsewhere = saved_in not in (None, session.ref)
-        if loaded is None:
+        if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False, lost=saved_in is not None and self._is_lost(session))
-        if not self._is_theirs(session, identity, loaded[1]):
-            return SessionView(alive=False)
         document = loaded[1]
         if not elsewhere:
             _note(session, document)
@@ -413,7 +411,7 @@ class Sessions:
             self.canary.confirm()
 
     def _is_lost(self, session: SessionRef) -> bool:
-        """Return True if a session's document is gone, and nothing has ended it."""
+        """Return True if a session has no document, and nothing has ended it."""
         return self._lead(session.sid) in (None, session.ref)
 
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
