@@ -34,7 +34,8 @@ from flask.sessions import (
 from ..errors import ConfigurationError, OwnerRequiredError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import Saved, SessionRef, Tier
-from ..storage.breaker import Breaker, is_away
+from ..storage.breaker import Breaker, Reporter, is_away
+from ..storage.reasons import reason_of
 from .problems import problem_response
 
 if TYPE_CHECKING:
@@ -435,7 +436,7 @@ class SessionGuard:
 
     def __init__(self, inner: SessionInterface) -> None:
         self._inner = inner
-        self._breaker = Breaker()
+        self._breaker, self._reporter = Breaker(), Reporter("The host's session store")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -444,14 +445,19 @@ class SessionGuard:
         """Open the host's session, or an unavailable one."""
         if not self._breaker.allow():
             return UnavailableSession()
-        started = time.monotonic()
-        _drop_impossible_id(request, self._inner.get_cookie_name(app))
+        started, cookie = time.monotonic(), self._inner.get_cookie_name(app)
+        _drop_impossible_id(request, cookie)
         try:
             session = self._inner.open_session(app, request)
         except Exception as error:
             self._note(app, error, "opened", started)
             return UnavailableSession()
-        self._breaker.success()
+        was_asked = cookie in request.cookies or bool(session)
+        # A visitor's new session takes back no fault: the store was not asked.
+        if was_asked or self._breaker.is_open:
+            self._breaker.success()
+        if was_asked:
+            self._reporter.success(changed=False)
         return session
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
@@ -467,12 +473,20 @@ class SessionGuard:
             self._note(app, error, "saved", started)
             if session.modified:
                 _become_unavailable(response)
+            return
+        if session.modified:
+            self._reporter.success(changed=True)
 
     def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
-        # Log the type alone: a driver's text may contain the store's URL with its password.
-        app.logger.error("The session could not be %s: %s", what, type(error).__name__)
+        away = is_away(error)
+        # The type alone: a driver's text may contain the store's URL with its password.
+        reason = type(error).__name__ if away else reason_of(error)
+        if reason:
+            self._reporter.fault(reason, answered=not away)
+        else:
+            app.logger.error("The session could not be %s: %s", what, type(error).__name__)
         # What one request brought itself says nothing about the store.
-        if not is_away(error):
+        if not away:
             return
         # A quick fault costs other requests nothing.
         if time.monotonic() - started > SLOW_FAULT:
