@@ -341,7 +341,15 @@ def test_a_key_in_the_address_is_not_logged(
     ],
 )
 @pytest.mark.parametrize(
-    "path", [KEYS, "/api/providers/static/byok.js", "/api/providers/nothing", "/api/keys/none"]
+    "path",
+    [
+        KEYS,
+        "/api/providers/static/byok.js",
+        "/api/providers/nothing",
+        "/api//providers/nothing",
+        "/api/keys/none",
+        "/api/providers/health",
+    ],
 )
 def test_gunicorn_logs_no_key_of_an_address(host: HostApp, referrer: str, path: str) -> None:
     """A line of gunicorn's access log, and its parts for formatters of their own, have no key of referrer or path."""
