@@ -50,7 +50,7 @@ _logger = logging.getLogger("flask_byok.stores")
 
 _LOST = "The keys saved in this session are gone: the session store no longer has them. Save them again."
 
-#: Where the id of a session leads that was ended, not lost.
+#: Where the id of a session leads that was ended or renewed, not lost.
 _ENDED = "ended"
 
 T = TypeVar("T")
@@ -241,7 +241,10 @@ class Sessions:
             return True
 
         moved = self._swap(session.ref, move)
-        self._forget(session.sid if moved else new_sid, session.ref)
+        if moved:
+            self._point(session.sid, _ENDED, instead_of=session.ref)
+        else:
+            self._forget(new_sid, session.ref)
 
     def end(self, session: SessionRef) -> None:
         """Delete everything in a session; writes still under way are refused."""
