@@ -188,7 +188,6 @@ def build_accounts(
     """Return the wing for keys that outlive the session, or its stand-in if no tier is kept in the database.
 
     :param tolerant: a wrong encryption key is only logged.
-
     :raises ConfigurationError: there is no place for it.
     """
     if ACCOUNT_TIERS.isdisjoint(settings.precedence):

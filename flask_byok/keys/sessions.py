@@ -50,7 +50,7 @@ _logger = logging.getLogger("flask_byok.stores")
 
 _LOST = "The keys saved in this session are gone: the session store no longer has them. Save them again."
 
-#: Where the id of a session leads that was ended, not lost.
+#: Where the id of a session leads that was ended or renewed, not lost.
 _ENDED = "ended"
 
 T = TypeVar("T")
@@ -241,7 +241,10 @@ class Sessions:
             return True
 
         moved = self._swap(session.ref, move)
-        self._forget(session.sid if moved else new_sid, session.ref)
+        if moved:
+            self._point(session.sid, _ENDED, instead_of=session.ref)
+        else:
+            self._forget(new_sid, session.ref)
 
     def end(self, session: SessionRef) -> None:
         """Delete everything in a session; writes still under way are refused."""
@@ -269,10 +272,8 @@ class Sessions:
         loaded = self._load(session.ref)
         saved_in = session.saved.ref if session.saved else None
         elsewhere = saved_in not in (None, session.ref)
-        if loaded is None:
+        if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False, lost=saved_in is not None and self._is_lost(session))
-        if not self._is_theirs(session, identity, loaded[1]):
-            return SessionView(alive=False)
         document = loaded[1]
         if not elsewhere:
             _note(session, document)
@@ -413,7 +414,7 @@ class Sessions:
             self.canary.confirm()
 
     def _is_lost(self, session: SessionRef) -> bool:
-        """Return True if a session's document is gone, and nothing has ended it."""
+        """Return True if a session has no document, and nothing has ended it."""
         return self._lead(session.sid) in (None, session.ref)
 
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:

@@ -332,7 +332,7 @@ class Transactions:
         """
         if self.dialect != "postgresql":
             return False, False
-        with self.single() as connection:
+        with self._single.connect() as connection:
             driver = connection.connection.dbapi_connection
             number = connection.scalar(text("SELECT pg_backend_pid()"))
         told = getattr(getattr(driver, "info", None), "backend_pid", number)  # libpq's drivers only
@@ -362,7 +362,8 @@ class Transactions:
         """Yield a connection that the watchdog shuts if the server takes longer than the call may wait."""
         with engine.connect() as connection:
             if not self._is_limited:
-                yield connection
+                with _unprepared(connection.connection.dbapi_connection):
+                    yield connection
                 return
             driver = connection.connection.dbapi_connection
             watchdog.watch(driver, budget_of_call.get() or Budget(seconds(self._limit)))
@@ -371,3 +372,17 @@ class Transactions:
             finally:
                 if not watchdog.release(driver):
                     connection.invalidate()
+
+
+@contextmanager
+def _unprepared(driver: Any) -> Iterator[None]:
+    """Keep psycopg from preparing our statements on a connection of the host's, see ``_options``."""
+    before = getattr(driver, "prepare_threshold", None)
+    if before is None:
+        yield
+        return
+    driver.prepare_threshold = None
+    try:
+        yield
+    finally:
+        driver.prepare_threshold = before

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from flask import Response, current_app, request
+from flask import Flask, Request, Response, current_app, request
 from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf, validate_csrf
 from werkzeug.exceptions import (
     BadRequest,
@@ -29,7 +29,7 @@ from .problems import http_problem_response
 from .session_binding import kept
 
 if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+    pass
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
@@ -122,7 +122,7 @@ def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
     """
 
     def refuse() -> Response | None:
-        error, path = request.routing_exception, f"{request.path}/"
+        error, path = request.routing_exception, re.sub("/+", "/", f"{request.path}/")
         is_ours = any(path.startswith(f"{root}/") for root in roots)
         if error is None or not is_ours:
             return None
@@ -283,43 +283,37 @@ def _allow_reading(response: Response, origin: str) -> None:
     response.vary.add("Origin")
 
 
-def hide_address() -> None:
+def hide_address(asked: Request = request, app: Flask = current_app) -> None:
     """Redact in logs, until the request ends, what its address and its referrer hold beside our own words.
 
     People put keys there: in the query, as a segment of the path, or on the host's page that calls us.
     """
-    raw = str(request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or "")
-    root, words = request.script_root, _own_words()
-    query = request.query_string.decode("latin-1")
-    address, _, asked = request.headers.get("Referer", "").partition("?")
+    raw = str(asked.environ.get("RAW_URI") or asked.environ.get("REQUEST_URI") or "")
+    root, words = asked.script_root, _own_words(app)
+    query = asked.query_string.decode("latin-1")
+    address, _, referred = asked.headers.get("Referer", "").partition("?")
     paths = [
-        _from_odd(path.removeprefix(root), words) for path in (request.path, raw.partition("?")[0])
+        _from_odd(path.removeprefix(root), words) for path in (asked.path, raw.partition("?")[0])
     ]
     # A page of the host's has words of its own; keys are longer.
     paths += [_from_odd(path, words, _SHORT) for path in (address, unquote(address))]
-    values = [value or name for name, value in request.args.items(multi=True)]
+    values = [value or name for name, value in asked.args.items(multi=True)]
     # First what servers log as one piece, raw or partly decoded: only so many pieces are looked for.
-    wholes = [*("/".join(path) for path in paths), *_as_logged(query), *_as_logged(asked)]
+    wholes = [*("/".join(path) for path in paths), *_as_logged(query), *_as_logged(referred)]
     texts = [*wholes, *(part for path in paths for part in path), *values]
-    if request.endpoint == "byok.static":  # the digest of a release; alone it is no key
+    if asked.endpoint == "byok.static":  # the digest of a release; alone it is no key
         texts = [text for text in texts if not _VERSION.fullmatch(text)]
-    keep_from_logs(request.environ, texts)
+    keep_from_logs(texts, asked)
 
 
-def hide_query(environ: WSGIEnvironment) -> None:
-    """Do the same before Flask knows of the request, for an address with no word but ours in its path."""
-    query, page = environ.get("QUERY_STRING", ""), environ.get("HTTP_REFERER", "")
-    keep_from_logs(environ, [*_as_logged(query), page])
-
-
-def keep_from_logs(environ: WSGIEnvironment, texts: Iterable[str]) -> None:
+def keep_from_logs(texts: Iterable[str], asked: Request = request) -> None:
     """Redact these texts in logs of the address until the request ends: they may contain a key."""
-    hidden = environ.setdefault("flask_byok.hidden", [])
+    hidden = asked.environ.setdefault("flask_byok.hidden", [])
     hidden.extend(Secret(text) for text in islice(filter(None, texts), _MOST_HIDDEN))
 
 
-def _own_words() -> set[str]:
-    rules = current_app.url_map.iter_rules()
+def _own_words(app: Flask) -> set[str]:
+    rules = app.url_map.iter_rules()
     ours = (rule.rule for rule in rules if rule.endpoint.startswith("byok."))
     return {"", "byok.js", "byok.css"}.union(*(rule.split("/") for rule in ours))
 

@@ -11,7 +11,7 @@ from flask import Flask, Response
 
 from ..keys.health import Health, HealthFacts
 from .caller import get_state
-from .guards import HEADERS, hide_query
+from .guards import HEADERS, hide_address
 from .openapi import Route
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def without_session(app: Flask, url_prefix: str) -> dict[str, WSGIApplication]:
     """Return what answers by path before everything that a request may wait for, or be refused by."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        hide_query(environ)
+        hide_address(app.request_class(environ), app)
         return _response(get_state(app).service.health)(environ, start_response)
 
     return {f"{url_prefix}{HEALTH.path}": answer}

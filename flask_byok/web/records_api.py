@@ -121,7 +121,7 @@ def show(records: AccountRecords, record: CredentialRecord) -> ShownRecord:
     if asks_for_value():
         fields = records.reveal(record, fresh=get_state().loaders.fresh_login)
         plain = {name: secret.reveal() for name, secret in fields.items()}
-        keep_from_logs(request.environ, plain.values())
+        keep_from_logs(plain.values())
         shown |= {"value": plain.get("api_key"), "fields": plain}
     return shown
 
@@ -190,7 +190,7 @@ def _open(find: Callable[[Service, Caller], Any], id: str | None = None) -> list
     if id is None:
         return [records]
     if not _ID.fullmatch(id):
-        keep_from_logs(request.environ, [id])  # it may be a pasted key
+        keep_from_logs([id])  # it may be a pasted key
         raise KeyNotFoundError
     return [records, records.get(id)]
 

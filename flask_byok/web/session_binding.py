@@ -35,6 +35,7 @@ from ..errors import ConfigurationError, OwnerRequiredError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import Saved, SessionRef, Tier
 from ..storage.breaker import Breaker, Reporter, is_away
+from ..storage.reasons import reason_of
 from .problems import problem_response
 
 if TYPE_CHECKING:
@@ -343,10 +344,6 @@ def _keys(session: Any) -> frozenset[str]:
     return frozenset(dict.keys(session)) - {_KEPT_ON_CLEAR, OWNER, DUE, SAVED}
 
 
-def _has_data(session: Any) -> bool:
-    return isinstance(session, dict) and bool(_keys(session))
-
-
 def _filled(session: Any) -> frozenset[str]:
     """Return the entries that hold something: some hosts sign out by setting the id to None."""
     return frozenset(name for name in _keys(session) if dict.get(session, name))
@@ -444,7 +441,7 @@ class SessionGuard:
 
     def __init__(self, inner: SessionInterface) -> None:
         self._inner = inner
-        self._breaker, self._reporter = Breaker(), Reporter("The session store")
+        self._breaker, self._reporter = Breaker(), Reporter("The host's session store")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -453,16 +450,18 @@ class SessionGuard:
         """Open the host's session, or an unavailable one."""
         if not self._breaker.allow():
             return UnavailableSession()
-        started = time.monotonic()
-        _drop_impossible_id(request, self._inner.get_cookie_name(app))
+        started, cookie = time.monotonic(), self._inner.get_cookie_name(app)
+        _drop_impossible_id(request, cookie)
         try:
             session = self._inner.open_session(app, request)
         except Exception as error:
             self._note(app, error, "opened", started)
             return UnavailableSession()
-        self._breaker.success()
-        # For a person without a session no store is asked; only what it had shows that it works.
-        if _has_data(session):
+        was_asked = cookie in request.cookies or bool(session)
+        # A visitor's new session takes back no fault: the store was not asked.
+        if was_asked or self._breaker.is_open:
+            self._breaker.success()
+        if was_asked:
             self._reporter.success(changed=False)
         return session
 
@@ -484,12 +483,15 @@ class SessionGuard:
             self._reporter.success(changed=True)
 
     def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
-        # What one request brought itself says nothing about the store.
-        if not is_away(error):
-            # Log the type alone: a driver's text may contain the store's URL with its password.
+        away = is_away(error)
+        if away or reason_of(error):
+            self._reporter.failed(error, answered=not away)
+        else:
+            # The type alone: a driver's text may contain the store's URL with its password.
             app.logger.error("The session could not be %s: %s", what, type(error).__name__)
+        # What one request brought itself says nothing about the store.
+        if not away:
             return
-        self._reporter.failed(error)
         # A quick fault costs other requests nothing.
         if time.monotonic() - started > SLOW_FAULT:
             self._breaker.fault()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from flask_byok.storage.sql import SqlDocuments
 from flask_byok.testing import FakeProviders
@@ -120,3 +120,24 @@ def test_parameters_in_the_address(server: PostgresServer, query: str) -> None:
         assert driver.prepare_threshold is None
         lent.close()
         documents.engine.dispose()
+
+
+def test_a_hosts_engine(server: PostgresServer) -> None:
+    """Over an engine of the host's, whose driver prepares statements, ours are not, and its setting stays."""
+    with PgBouncer(server, server.create_database()) as pooler:
+        engine = create_engine(pooler.url, pool_size=20)
+        documents = SqlDocuments(engine)
+
+        def work(person: int) -> None:
+            for number in range(8):
+                ref = f"ref-{person}-{number}"
+                assert documents.swap(ref, None, "1" * 16, b"body", 60)
+                assert documents.load(ref) == ("1" * 16, b"body")
+
+        with ThreadPoolExecutor(PEOPLE) as pool:
+            list(pool.map(work, range(PEOPLE)))
+        lent = engine.raw_connection()
+        driver: Any = lent.driver_connection
+        assert driver.prepare_threshold == 5
+        lent.close()
+        engine.dispose()

@@ -348,6 +348,7 @@ def test_a_key_in_the_address_is_not_logged(
         KEYS,
         "/api/providers/static/byok.js",
         "/api/providers/nothing",
+        "/api//providers/nothing",
         "/api/keys/none",
         "/api/providers/health",
     ],

@@ -99,3 +99,18 @@ def test_what_was_no_loss_is_not_told(
     _lose(redis_url)
     assert visitor.get("/used/openai").get_json()["source"] == "env"
     assert visitor.get(KEYS).status_code == 200
+
+
+def test_another_secret_key_is_a_loss(
+    tmp_path: Path, fake: FakeProviders, redis_url: str, host: HostApp
+) -> None:
+    """Without SECRET_KEY_FALLBACKS a new SECRET_KEY no longer finds the keys: that is told once too."""
+    visitor = browser(host)
+    assert visitor.save(fake.api_key("openai")).status_code == 200
+    after = make_app(
+        tmp_path, fake, byok_redis_url=redis_url, csrf_protect=False, SECRET_KEY="another"
+    )
+    later = browser(after)
+    later.set_cookie("session", visitor.session_id)
+    assert _told(later.get("/used/openai"))
+    assert later.get("/used/openai").get_json()["source"] == "env"

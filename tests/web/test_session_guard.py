@@ -29,13 +29,14 @@ class BrokenInterface(SessionInterface):
         self.open_error: Exception | None = None
         self.save_error: Exception | None = None
         self.seconds = 0.0
-        self.opened = 0
+        self.opened = self.opened_at_once = 0
 
     def open_session(self, app: Flask, request: Request) -> Any:
         self.opened += 1
         if self.open_error is not None:
             time.sleep(self.seconds)
             raise self.open_error
+        self.opened_at_once += 1
         return ServerSideSession(sid="the-sid")
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
@@ -132,11 +133,11 @@ def test_log_has_the_fault_once_and_the_recovery_once(
     assert app.test_client().get("/look").status_code == 200
     fault = [record.getMessage() for record in caplog.records]
     assert len(fault) == 1
-    assert fault[0].startswith(f"The session store failed: {reason}")
+    assert fault[0].startswith(f"The host's session store failed: {reason}")
     for _ in range(2):
         assert app.test_client().post("/write").status_code == 200
     assert [record.getMessage() for record in caplog.records][1:] == [
-        "The session store works again."
+        "The host's session store works again."
     ]
     assert "password" not in caplog.text
 
@@ -182,6 +183,50 @@ def test_a_quick_fault_is_forgotten_at_once(app: Flask, interface: BrokenInterfa
         assert app.test_client().get("/look").status_code == 503
         interface.open_error = None
         assert app.test_client().get("/look").status_code == 200
+
+
+def test_new_visitors_take_no_fault_back(app: Flask, interface: BrokenInterface) -> None:
+    """Requests without a cookie, for which no store is asked, do not let the others wait for a slow one each time."""
+    error, interface.seconds = TimeoutError(), SLOW_FAULT * 1.5
+    for _ in range(6):
+        interface.open_error = None
+        app.test_client().get("/plain")
+        interface.open_error = error
+        known = app.test_client()
+        known.set_cookie("session", "the-sid")
+        known.get("/plain")
+    assert interface.opened - interface.opened_at_once == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionRefusedError(), "ConnectionRefusedError"),
+        (redis.exceptions.ReadOnlyError(), "read-only"),
+        (redis.exceptions.OutOfMemoryError(), "full"),
+    ],
+)
+def test_faults_are_logged_once(
+    app: Flask,
+    interface: BrokenInterface,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    words: str,
+) -> None:
+    """A session store that is away, or takes no changes, is one line, and another one when it works again."""
+    interface.save_error = error
+    interface.open_error = error if isinstance(error, OSError) else None
+    known = app.test_client()
+    known.set_cookie("session", "the-sid")
+    for _ in range(4):
+        assert known.post("/write").status_code == 503
+    interface.save_error = interface.open_error = None
+    for _ in range(3):
+        assert known.post("/write").status_code == 200
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("The host's session store failed: ")
+    assert words in first
+    assert second == "The host's session store works again."
 
 
 # The kinds of cookies that a driver, a store or a file system may choke on, as they travel.
