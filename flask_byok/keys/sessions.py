@@ -540,7 +540,7 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
     """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
     if provider not in side:
         return None
-    with suppress(ValueError, msgspec.DecodeError):  # the second is a ValueError in new releases only
+    with suppress(ValueError, msgspec.DecodeError):  # one alone in new releases
         record = _decode_record(side[provider])
         if record.provider == provider:
             return record
