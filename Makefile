@@ -36,13 +36,14 @@ stress: ## the long trials, one after the other, each with its time
 	scripts/provide
 	$(MAKE) .venv/.dev
 	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
+	scripts/lowest hosts
 	scripts/lowest all
 
 lock: ## choose new versions of everything
 	scripts/lock
 
 clean:
-	rm -rf .venv .venv-lowest .venv-lowest-all build dist *.egg-info docs/_build tests/axe/node_modules
+	rm -rf .venv .venv-lowest* build dist *.egg-info docs/_build tests/axe/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.runtime: $(LOCKED)

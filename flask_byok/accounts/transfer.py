@@ -216,7 +216,7 @@ def from_file(content: bytes, passphrase: str) -> list[MovedKey]:
     plaintext = decrypt(content, passphrase)
     try:
         return msgspec.json.Decoder(MovedKey).decode_lines(plaintext)
-    except ValueError:  # its text could show a part of a key
+    except (ValueError, msgspec.DecodeError):  # its text could show a part of a key
         raise SealedFileError(_NO_KEY) from None
 
 

@@ -424,7 +424,7 @@ class Sessions:
             return None
         try:
             document = _decode(loaded[1])
-        except ValueError:
+        except (ValueError, msgspec.DecodeError):
             _logger.warning("A session in %s cannot be read: it counts as ended.", self.name)
             return None
         return (loaded[0], document) if self._left(document) > 0 else None
@@ -541,7 +541,7 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
     """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
     if provider not in side:
         return None
-    with suppress(ValueError):  # msgspec's errors are ValueErrors
+    with suppress(ValueError, msgspec.DecodeError):  # one alone in new releases
         record = _decode_record(side[provider])
         if record.provider == provider:
             return record

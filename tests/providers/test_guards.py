@@ -8,6 +8,7 @@ import gzip
 import socket
 import threading
 from collections.abc import Callable
+from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,11 +136,24 @@ def test_openais_web_sockets_are_closed(fake: FakeProviders, make: Make, opened:
     client = make("openai", fake.api_key("openai")).client
     copied = client.with_options(websocket_base_url="ws://evil.example", timeout=5)
     copied.websocket_base_url = "ws://evil.example"
-    for enter in ENTRANCES:
-        for each in (client, copied):
+    for each in (client, copied):
+        there = [enter for enter in ENTRANCES if _has(enter, each)]
+        # The lowest release has half of them.
+        assert len(there) == len(ENTRANCES) or version("openai").startswith("3.0")
+        for enter in there:
             with pytest.raises(ConfigurationError, match="not offered"):
                 enter(each).enter()
     assert opened == []
+
+
+def _has(enter: Callable[[Any], Any], client: Any) -> bool:
+    try:
+        enter(client)
+    except AttributeError:
+        return False
+    except ConfigurationError:
+        pass
+    return True
 
 
 @pytest.mark.filterwarnings("ignore:Realtime music")

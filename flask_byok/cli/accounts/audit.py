@@ -148,7 +148,7 @@ def _read_heads(path: Path) -> list[Head]:
     try:
         lines = path.read_bytes().splitlines()
         return [msgspec.json.decode(line, type=Head) for line in lines]
-    except (OSError, ValueError):
+    except (OSError, ValueError, msgspec.DecodeError):
         raise click.UsageError(
             "--against: use a file with what 'flask byok audit heads' printed."
         ) from None

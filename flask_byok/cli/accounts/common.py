@@ -98,7 +98,7 @@ def read_fields(spec: ProviderSpec) -> dict[str, Secret]:
         return {names[0]: Secret(text)}
     try:
         fields = msgspec.json.decode(text, type=dict[str, str])
-    except ValueError:
+    except (ValueError, msgspec.DecodeError):
         raise click.ClickException(
             f"{spec.name} has several fields: write a JSON object with {', '.join(names)} to stdin."
         ) from None
