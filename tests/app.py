@@ -60,7 +60,7 @@ def make_app(
     Sessions and keys are in files (SQLite for keys).
 
     :param fake: stands for every provider.
-    :param redis_url: keep sessions and keys there, the sessions over a client that waits 0.1 s at most.
+    :param redis_url: keep sessions and keys there, the sessions over a client that waits half a second at most.
     :param byok_redis_url: keep the keys alone there.
     :param csrf_protect: let the host protect its own forms too.
     :param session_after: call ``Session(app)`` after ``BYOK(app)``.
@@ -103,9 +103,9 @@ def bare(directory: Path, **config: Any) -> Flask:
 
 
 def limited_redis(url: str) -> redis.Redis:
-    """Return a client as a careful host makes it: no retries, a tenth of a second to connect and to wait."""
+    """Return a client as a careful host makes it: no retries, half a second to connect and to wait."""
     return redis.Redis.from_url(
-        url, socket_timeout=0.1, socket_connect_timeout=0.1, retry=Retry(NoBackoff(), 0)
+        url, socket_timeout=0.5, socket_connect_timeout=0.5, retry=Retry(NoBackoff(), 0)
     )
 
 

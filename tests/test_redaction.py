@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flask_byok.catalog import Catalog
@@ -73,6 +73,7 @@ def encodings(value: str) -> dict[str, str]:
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60))
 def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
     """Every encoding of every printable key is redacted."""
+    assume(value != REDACTED)
     alive = Secret(value)
     for text in encodings(value).values():
         assert redact(text) != text

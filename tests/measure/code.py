@@ -65,7 +65,7 @@ def measure_code() -> Iterator[Figure]:
         if path.name != "__init__.py" and source.count("\n") < 50
     )
     yield Figure("Lines of code", sum(sizes.values()), 11_000, rooms)
-    yield Figure("… of the core", sum(sizes.values()) - wing, 7_800)
+    yield Figure("… of the core", sum(sizes.values()) - wing, 7_900)
     yield Figure("… of the wing (accounts)", wing)
     yield Figure("Modules", len(sources), 90)
     yield Figure("… at the top", len(top), 12)
@@ -76,7 +76,7 @@ def measure_code() -> Iterator[Figure]:
 def measure_tests() -> Figure:
     """Return how many lines the test suite has, blank ones included."""
     files = (ROOT / "tests").rglob("*.py")
-    return Figure("Lines of tests", sum(path.read_text().count("\n") for path in files), 31_000)
+    return Figure("Lines of tests", sum(path.read_text().count("\n") for path in files), 33_000)
 
 
 def _measure_functions(sources: dict[Path, str]) -> Iterator[Figure]:
