@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -194,9 +195,15 @@ class Slots:
 
     overall: int
     each: int
-    # Reentrant: garbage collection, which gives slots back, can run in the midst of `take`.
-    _lock: RLock = field(default_factory=RLock)
-    _running: list[str | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Start with all slots free, as in a forked process, in which none of its parent's calls run."""
+        # Reentrant: garbage collection, which gives slots back, can run in the midst of `take`.
+        self._lock = RLock()
+        self._running: list[str | None] = []
 
     def take(self, owner: str | None) -> Callable[[], None]:
         """Take a slot and return what gives it back; without an owner only the whole is limited.
@@ -214,7 +221,7 @@ class Slots:
         return partial(self._give_back, owner)
 
     def _give_back(self, owner: str | None) -> None:
-        with self._lock:
+        with self._lock, suppress(ValueError):  # it may be a parent's
             self._running.remove(owner)
 
 
@@ -223,6 +230,7 @@ RETRY_SECONDS = 10
 #: The process's slots for personal endpoints. WSGI servers do not tell how many threads they have; a worker with 8 of
 #: them, as our examples give it, keeps half.
 personal_slots = Slots(4, 2)
+os.register_at_fork(after_in_child=personal_slots.forget)
 
 
 def _without_slot() -> Callable[[], None]:

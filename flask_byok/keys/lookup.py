@@ -224,19 +224,19 @@ class SessionTier:
         """Return the session's keys; a visitor's wait, unused, until the user who signed in keeps them.
 
         :raises SessionRequiredError: the session has ended.
-        :raises KeysLostError: the store has lost its keys, and no call has said so yet.
+        :raises KeysLostError: the store has lost the key for one of these providers, and no call has said so yet.
         """
         session = caller.session
         if session is None or not specs:
             return {}
         ids = [spec.id for spec in specs]
         view = self.sessions.read(session, caller.identity, ids)
-        telling = session.saved is not None and session.saved.telling
-        if session.saved and (telling if view.lost else not view.alive):
-            session.saved.note(None)
-        if view.lost and telling:
+        if (saved := session.saved) and saved.telling and not view.lost.isdisjoint(ids):
+            saved.note(None)
             raise KeysLostError
         if not view.alive:
+            if saved and not view.lost:
+                saved.note(None)
             raise SessionRequiredError
         return {
             (Tier.SESSION, spec.id): self._candidates(spec, caller, session, view) for spec in specs

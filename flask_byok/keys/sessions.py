@@ -70,14 +70,14 @@ class SessionView:
 
     ``records`` are the identity's own. ``visitor_records`` were saved in this session before the user
     signed in; for a visitor the mapping is empty. ``alive`` is False if the session has ended, was
-    renewed under another id, or belonged to another identity: it then holds nothing and takes nothing. ``lost`` is
-    True if the store has lost keys that were saved in it.
+    renewed under another id, or belonged to another identity: it then holds nothing and takes nothing. ``lost``
+    names the providers whose keys the store has lost, and no call has said so.
     """
 
     records: Records = field(default_factory=dict)
     visitor_records: Records = field(default_factory=dict)
     alive: bool = True
-    lost: bool = False
+    lost: frozenset[str] = frozenset()
 
 
 class KeysLostError(SessionRequiredError):
@@ -270,18 +270,15 @@ class Sessions:
         """
         self._confirm_key()
         loaded = self._load(session.ref)
-        saved_in = session.saved.ref if session.saved else None
-        elsewhere = saved_in not in (None, session.ref)
         if loaded is None or not self._is_theirs(session, identity, loaded[1]):
-            return SessionView(alive=False, lost=saved_in is not None and self._is_lost(session))
+            return SessionView(alive=False, lost=self._lost(session))
         document = loaded[1]
-        if not elsewhere:
-            _note(session, document)
+        lost = _note(session, document)
         if (self.clock() - document.seen) * _SLIDE > self._ttl:
             self._slide(session, identity)
         left = document.left if identity else {}
         own = _records(document.side(identity), providers)
-        view = SessionView(own, _records(left, providers), lost=elsewhere)
+        view = SessionView(own, _records(left, providers), lost=lost)
         return self._without_over(session, identity, view)
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
@@ -413,9 +410,12 @@ class Sessions:
         if self.canary is not None:
             self.canary.confirm()
 
-    def _is_lost(self, session: SessionRef) -> bool:
-        """Return True if a session has no document, and nothing has ended it."""
-        return self._lead(session.sid) in (None, session.ref)
+    def _lost(self, session: SessionRef) -> frozenset[str]:
+        """Return the providers with keys in a session that has no document though nothing has ended it."""
+        saved = session.saved
+        if not saved or not saved.providers or self._lead(session.sid) not in (None, session.ref):
+            return frozenset()
+        return saved.providers
 
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
         """Return a living document and its revision."""
@@ -527,10 +527,17 @@ class Sessions:
         return dataclasses.replace(view, records=own, visitor_records=left)
 
 
-def _note(session: SessionRef, document: _Document) -> None:
-    """Let the host's session know if keys are saved in this document."""
-    if session.saved is not None:
-        session.saved.note(session.ref if document.own or document.left else None)
+def _note(session: SessionRef, document: _Document) -> frozenset[str]:
+    """Let the host's session know of the keys in this document; return the providers whose keys were in a lost one."""
+    if (saved := session.saved) is None:
+        return frozenset()
+    here = frozenset((*document.own, *document.left))
+    lost = saved.providers - here if saved.ref not in (None, session.ref) else frozenset()
+    if lost:
+        saved.note(saved.ref, lost)
+    else:
+        saved.note(session.ref if here else None, here)
+    return lost
 
 
 def _share(sids: str, others: str) -> bool:

@@ -36,20 +36,22 @@ LONGEST_ID = 250
 
 @dataclass(slots=True)
 class Saved:
-    """Under which ref the session's keys were saved, as the host's session knows; None if there are none.
+    """What the host's session knows of its keys: under which ref (None: there are none), and for which providers.
 
-    ``write`` changes the entry of the host's session. ``telling`` is False if a loss is for a later call to tell.
+    If the store has lost keys, it still has those that no call has told of. ``write`` changes the entry of the host's
+    session. ``telling`` is False if a loss is for a later call to tell.
     """
 
     ref: str | None
-    write: Callable[[str | None], None]
+    providers: frozenset[str]
+    write: Callable[[str | None, frozenset[str]], None]
     telling: bool = True
 
-    def note(self, ref: str | None) -> None:
-        """Take in where keys are saved now."""
-        if ref != self.ref:
-            self.ref = ref
-            self.write(ref)
+    def note(self, ref: str | None, providers: frozenset[str] = frozenset()) -> None:
+        """Take in where keys are saved now, and for which providers."""
+        if (ref, providers) != (self.ref, self.providers):
+            self.ref, self.providers = ref, providers
+            self.write(ref, providers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 #: Our entries in the host's session data: the ref, the identity of its signed-in user, whether ``BYOK_PROMOTE`` has
-#: yet to be applied to what that user saved as a visitor, and the ref under which keys were saved.
+#: yet to be applied to what that user saved as a visitor, and under which ref keys were saved, for which providers.
 MARKER, OWNER, DUE, SAVED = "_byok", "_byok_owner", "_byok_due", "_byok_saved"
 # The marker of a session that was emptied while the store was down.
 _TO_END = "to end"
@@ -306,7 +306,9 @@ class SessionBinding:
 
     def _ref(self, seen: _Seen, ref: str) -> SessionRef:
         # A late session is a copy, which is not written back.
-        saved = Saved(dict.get(seen.session, SAVED), partial(_write_saved, seen.session))
+        under, _, providers = str(dict.get(seen.session, SAVED, "")).partition(" ")
+        write = partial(_write_saved, seen.session)
+        saved = Saved(under or None, frozenset(providers.split()), write)
         return SessionRef(self._hash(seen.sid), ref, saved)
 
     def _hash(self, sid: str) -> str:
@@ -349,11 +351,11 @@ def _filled(session: Any) -> frozenset[str]:
     return frozenset(name for name in _keys(session) if dict.get(session, name))
 
 
-def _write_saved(session: Any, ref: str | None) -> None:
+def _write_saved(session: Any, ref: str | None, providers: frozenset[str]) -> None:
     if ref is None:
         session.pop(SAVED, None)
     else:
-        session[SAVED] = ref
+        session[SAVED] = " ".join((ref, *sorted(providers)))
 
 
 def in_request() -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import tracemalloc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from flask_byok.catalog import Catalog
 from flask_byok.errors import ProviderUnavailableError, RateLimitedError
 from flask_byok.http import Outbound, transport
-from flask_byok.http.outbound import Slots
+from flask_byok.http.outbound import Slots, personal_slots
 from flask_byok.http.transport import PERSONAL, Limits
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.model.owner import Caller
@@ -142,6 +144,26 @@ def test_a_slot_comes_back_however_a_call_ends(slots: Slots, answer: bytes) -> N
     with suppress(ProviderUnavailableError):
         list(provider(server.origin, max_retries=0).stream_chat(HELLO))
     assert not slots._running
+
+
+def test_a_forked_process_begins_with_all_slots() -> None:
+    """A worker that is forked while calls run has none of these: they go on in its parent alone."""
+    running = [personal_slots.take(name) for name in ("ann", "ann", "ben", "ben")]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore"
+            )  # Python 3.12 warns of threads; the child uses none of them
+            child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                personal_slots.take("ann")
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        for give_back in running:
+            give_back()
 
 
 def test_silence_ends(slots: Slots, monkeypatch: pytest.MonkeyPatch, quiet: HostileServer) -> None:

@@ -62,6 +62,34 @@ def test_a_loss_is_told_once(
     assert visitor.get("/used/openai").get_json()["source"] == "session"
 
 
+@pytest.mark.parametrize("way", ["over HTTP", "in Python"])
+def test_a_key_saved_before_the_telling_hides_no_loss(
+    host: HostApp, fake: FakeProviders, redis_url: str, way: str
+) -> None:
+    """Who saves another key first learns of the loss all the same; who saves the lost one again need not."""
+    host.add_url_rule(
+        "/keep",
+        "keep",
+        lambda: {"source": host.byok.set("groq", fake.api_key("groq"), validate="off")["source"]},
+    )
+    visitor = browser(host)
+    visitor.save(fake.api_key("openai"))
+    visitor.save(fake.api_key("xai"), "xai")
+    _lose(redis_url)
+    if way == "over HTTP":
+        visitor.get("/page")
+        assert visitor.call("set", provider="groq", api_key=fake.api_key("groq")).status_code == 200
+    else:
+        assert visitor.get("/keep").get_json() == {"source": "session"}
+    assert visitor.get("/used/groq").get_json()["source"] == "session"
+    again = visitor.call("set", provider="xai", api_key=fake.api_key("xai"))
+    assert again.get_json()["provider"]["source"] == "session"
+    assert visitor.get("/used/xai").get_json()["source"] == "session"
+    assert _told(visitor.get("/used/openai"))
+    assert visitor.get("/used/openai").get_json()["source"] == "env"
+    assert visitor.get("/used/groq").get_json()["source"] == "session"
+
+
 def _only_established(visitor: Browser, fake: FakeProviders) -> None:
     visitor.load()
 
