@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -43,8 +43,8 @@ from .web.health import without_session
 from .web.host_setup import (
     collisions,
     find_database,
-    look_at_first_request,
     refuse_taken_names,
+    warn_of_late_setup,
 )
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
@@ -89,9 +89,10 @@ class BYOK:
         state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
         self._catalogs.add(service.catalog)
-        binding.init_app(app, without_session(app, settings.url_prefix))
         ui = app.jinja_env.globals["byok"] = UI()
-        look_at_first_request(app, database if state.uses_database else None, ui)
+        used = database if state.uses_database else None
+        first = partial(warn_of_late_setup, app, used, ui)
+        binding.init_app(app, without_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         for sentence in collisions(app, ui):
             raise ConfigurationError(sentence)

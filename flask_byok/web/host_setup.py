@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,20 +127,15 @@ def _shape(rule: Rule) -> tuple[str | None, str | None, str]:
     return rule.subdomain, rule.host, re.sub("<[^>]*>", "<>", rule.rule)
 
 
-def look_at_first_request(app: Flask, found: FoundDatabase | None, ui: object) -> None:
-    """Log, at the first request only, what the host has set up after us and that does not go with ours.
+def warn_of_late_setup(app: Flask, found: FoundDatabase | None, ui: object) -> None:
+    """Log what the host has set up after us and that does not go with ours; for the first request.
 
     :param found: the database, or None if none is used.
     """
-
-    @cache
-    def look() -> None:
-        if found is not None and is_late(app, found):
-            _logger.warning(LATE_ENGINE)
-        for sentence in collisions(app, ui):
-            _logger.error("%s", sentence)
-
-    app.before_request(look)
+    if found is not None and is_late(app, found):
+        _logger.warning(LATE_ENGINE)
+    for sentence in collisions(app, ui):
+        _logger.error("%s", sentence)
 
 
 def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:

@@ -131,12 +131,18 @@ class SessionBinding:
     identity: Callable[[], str]
     is_required: bool = True
 
-    def init_app(self, app: Flask, without_session: Mapping[str, WSGIApplication]) -> None:
+    def init_app(
+        self,
+        app: Flask,
+        without_session: Mapping[str, WSGIApplication],
+        first: Callable[[], object],
+    ) -> None:
         """Put our hooks outermost: first before a request, last after it.
 
         :param without_session: answers GET by path, before Flask knows of the request.
+        :param first: is called at the first request.
         """
-        guard_sessions(app, without_session)
+        guard_sessions(app, without_session, [first])
         app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
         app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
         with suppress(ImportError):
@@ -508,14 +514,21 @@ def _drop_impossible_id(request: Any, cookie: str) -> None:
         request.cookies = request.dict_storage_class(left)
 
 
-def guard_sessions(app: Flask, without_session: Mapping[str, WSGIApplication]) -> None:
-    """Wrap the app's session interface, no matter when the host sets it."""
+def guard_sessions(
+    app: Flask,
+    without_session: Mapping[str, WSGIApplication],
+    first: list[Callable[[], object]],
+) -> None:
+    """Wrap the app's session interface, no matter when the host sets it; see ``SessionBinding.init_app``."""
     inner_wsgi_app = app.wsgi_app
 
     def wsgi_app(environ: Any, start_response: Any) -> Any:
         answer = without_session.get(environ.get("PATH_INFO", ""))
         if answer is not None and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return answer(environ, start_response)
+        if first:
+            with suppress(IndexError):  # another thread was quicker
+                first.pop()()
         # At each request, since Session(app) may be called after byok.init_app(app).
         guard_interface(app)
         return inner_wsgi_app(environ, start_response)

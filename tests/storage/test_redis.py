@@ -170,7 +170,7 @@ def test_host_client_lends_its_address_only(redis_url: str) -> None:
 
 
 def test_everything_expires(redis_url: str) -> None:
-    """Nothing of a session stays in Redis for longer than a lifetime; of an ended or renewed one no key, but that it has ended."""
+    """Nothing of a session stays in Redis for longer than a lifetime; of an ended one only that it has ended."""
     store = store_on(redis_url, ttl=timedelta(minutes=10), max_age=timedelta(minutes=5))
     for number in range(3):
         session = begin(store, f"sid-{number}")
