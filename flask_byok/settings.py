@@ -68,12 +68,6 @@ def _different(tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
     return tiers
 
 
-def _some(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if names == ():
-        raise ValueError
-    return names
-
-
 def _http_urls(urls: Mapping[str, str]) -> Mapping[str, str]:
     for parts in map(urlsplit, urls.values()):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
@@ -129,7 +123,7 @@ class Settings:
     encryption_key_fallbacks: tuple[str | bytes, ...] = field(default=(), repr=False)
     cipher: Cipher = "fernet"
     precedence: _Lookup = PRECEDENCES["user_first"]
-    providers: Annotated[tuple[str, ...] | None, _some, _NAMES] = None
+    providers: Annotated[tuple[str, ...] | None, _NAMES] = None
     require_login: _Flag = False
     base_urls: _Urls = field(default_factory=dict)
     locked_providers: Annotated[frozenset[str], _NAMES] = frozenset()

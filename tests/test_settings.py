@@ -145,7 +145,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_KEYS_PER_PROVIDER", 0, "use a whole number from 1 up"),
     ("BYOK_SECRETS_DIR", None, "use the path of a directory"),
     ("BYOK_SECRETS_DIR", "", "use the path of a directory"),
-    ("BYOK_PROVIDERS", "", "use a sequence of names"),
     ("BYOK_SESSION_TTL", 0, "use a timedelta, or seconds, from 1 second to 100 years"),
     ("BYOK_SESSION_TTL", None, "use a timedelta"),
     ("BYOK_SESSION_TTL", "1 day", "use a timedelta"),
