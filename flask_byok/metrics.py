@@ -44,7 +44,7 @@ INSTRUMENTS = {
         "state", ("store",), "1 while a store that does not answer is not asked."
     ),
 }
-#: Upper bounds in seconds: our own connections give a store less than half a second.
+#: Upper bounds in seconds: our own connections give a store 0.5 (Redis) or 2 seconds by default.
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
 #: Where measures go; empty unless an app of this process has ``BYOK_METRICS``.
