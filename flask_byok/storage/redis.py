@@ -33,7 +33,7 @@ MAX_CONNECTIONS = 64
 _KEPT = 16
 #: Milliseconds that replicas have to acknowledge a change, and the part of the timeout that this may be. Redis ends
 #: such a wait up to 100 ms late, which must still be within the timeout.
-_WAIT_LIMIT, _FOR_WAIT = 100, 0.4
+_WAIT_LIMIT, _FOR_WAIT = 400, 0.4
 #: Bytes by which a document may grow in a full Redis: as much as marking records as leaving adds, and less than a key.
 _SMALL_GROWTH = 256
 
