@@ -34,7 +34,7 @@ class Promotion:
 
 
 def may_move(record: CredentialRecord, base_url: str | None, *, asked: bool) -> bool:
-    """Return True if a key may be promoted: it works, and if nobody asked, it brings no address of its own.
+    """Return True if a key may be promoted: it works, and unless the user asked, it has no address of its own.
 
     A stranger may have prepared the session, to read at that address what the user sends.
     """

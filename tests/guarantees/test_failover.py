@@ -53,7 +53,7 @@ class Person(threading.Thread):
         self.look()
 
     def look(self) -> None:
-        """Wait until the key in use is told, and note if it is none of those that it may be."""
+        """Wait for an answer that names the key in use, and note if that key was lost."""
         while (answer := self.browser.get("/used/openai")).status_code == 503:
             time.sleep(0.05)
         if answer.get_json().get("fingerprint") not in map(fingerprint, self.may_be):

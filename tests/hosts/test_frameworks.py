@@ -97,7 +97,7 @@ def _said(answer: TestResponse) -> str:
 def test_framework_tells_problems_and_uses_the_persons_key(
     name: str, under: str, path: str, tmp_path: Path, byok_fake_providers: FakeProviders
 ) -> None:
-    """Without a key a chat is 409 with our code, with one it runs on it, whatever handlers a framework has."""
+    """Without a key a chat answers 409 with our code, with a key it uses that, in every framework."""
     fake = byok_fake_providers
     visitor = _Visitor(_host(name, tmp_path, fake).test_client(), under)
     missing = visitor.post(path, json=HELLO)

@@ -73,7 +73,7 @@ def start(made: BaseProvider) -> Iterator[str]:
 
 
 def test_chats_of_one_owner_and_of_all_are_limited(slots: Slots, quiet: HostileServer) -> None:
-    """Two chats of an owner and four of all may run on people's own servers; the next is refused and calls nobody."""
+    """Two chats of an owner and four of all may run on people's own servers; the next is refused without a call."""
     running = [start(provider(quiet.origin, owner)) for owner in ("a", "a", "b")]
     with pytest.raises(RateLimitedError) as caught:
         next(provider(quiet.origin, "a").stream_chat(HELLO))
