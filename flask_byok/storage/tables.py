@@ -69,6 +69,7 @@ credentials = sa.Table(
     sa.Column("set_at", sa.BigInteger, nullable=True),
     sa.UniqueConstraint("owner", "provider", "slot", name="uq_byok_credentials_owner"),
     sa.Index("ix_byok_credentials_tier", "tier", "id"),
+    sa.Index("ix_byok_credentials_provider", "provider", "tier", "id"),
 )
 
 #: What has come out of a session once never does so again, and counts there no longer: ``origin`` is

@@ -92,10 +92,12 @@ class KeyReader:
         provider: str | None = None,
     ) -> tuple[list[CredentialRecord], str | None]:
         """Return up to ``limit`` records after a cursor, oldest first, and the next cursor or None."""
-        kinds = None if owners is None else tuple(dict.fromkeys(map(_kind, owners)))
+        # ":" for all owners with a name, which are found together.
+        kinds = {":" if ":" in owner else owner for owner in owners or ":"}
         values = {"after": after or "", "limit": limit + 1, "of_provider": provider}
         values["named"] = [owner for owner in owners or () if ":" in owner]
-        rows = self.database.read(_page(kinds, provider is not None), values)
+        query = _page(None if owners is None else frozenset(kinds), provider is not None)
+        rows = self.database.read(query, values)
         found = list(map(to_record, rows))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
 
@@ -145,34 +147,37 @@ def _query(owners: int, providers: int | None) -> sa.Select[Any]:
     )
 
 
-def _kind(owner: str) -> str:
-    """Return a whole tier's name, or ":" for an owner with a name: all those are found together."""
-    return ":" if ":" in owner else owner
-
-
 # Written into the statement, as is the tier: for parameters PostgreSQL soon makes one plan, which for a rare tier
 # reads all keys.
 _LIMIT = sa.bindparam("limit", type_=sa.Integer, literal_execute=True)
+_AFTER = sa.bindparam("after", type_=sa.String)
 
 
 @lru_cache(64)
-def _page(kinds: tuple[str, ...] | None, one_provider: bool) -> sa.Select[Any]:
-    query = sa.select(credentials).where(_c.id > sa.bindparam("after"))
+def _page(kinds: frozenset[str] | None, one_provider: bool) -> sa.Select[Any]:
+    query = sa.select(credentials).limit(_LIMIT)
     if one_provider:
         query = query.where(_c.provider == sa.bindparam("of_provider"))
     if kinds is None:
-        return query.order_by(_c.id).limit(_LIMIT)
-    named = _c.owner.in_(sa.bindparam("named", expanding=True))
+        return query.where(_c.id > _AFTER).order_by(_c.id)
     # Each tier, and the named owners, from their own index: SQLite would sort all keys if it was asked
     # for them at once.
-    confined = [named if kind == ":" else _whole(credentials, kind) for kind in kinds] or [
-        sa.false()
-    ]
-    parts = [query.where(each).order_by(_c.id).limit(_LIMIT) for each in confined]
+    parts = [_part(query, kind) for kind in kinds]
     if len(parts) == 1:
         return parts[0]
     found = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
     return sa.select(found).order_by(found.c.id).limit(_LIMIT)
+
+
+def _part(query: sa.Select[Any], kind: str) -> sa.Select[Any]:
+    if kind == ":":
+        named = _c.owner.in_(sa.bindparam("named", expanding=True))
+        return query.where(named, _c.id > _AFTER).order_by(_c.id)
+    # In an order that only the tier's index has. With an equal tier, PostgreSQL may take the primary key's, and read
+    # all the older keys of other tiers.
+    tier = sa.literal(kind, literal_execute=True)
+    following = sa.tuple_(_c.tier, _c.id) > sa.tuple_(tier, _AFTER)
+    return query.where(following, _c.tier <= tier, _has(_c, kind)).order_by(_c.tier, _c.id)
 
 
 def by_id(id: str, owners: Owners) -> sa.Select[Any]:
@@ -182,23 +187,23 @@ def by_id(id: str, owners: Owners) -> sa.Select[Any]:
 
 def confine(query: sa.Select[Any], owners: Owners, table: sa.Table = credentials) -> sa.Select[Any]:
     """Return a query, confined to these owners, of a table with their name and its tier."""
-    return query if owners is None else query.where(sa.or_(*_confined(owners, table)))
-
-
-def _confined(
-    owners: Collection[str], table: sa.Table = credentials
-) -> list[sa.ColumnElement[bool]]:
+    if owners is None:
+        return query
     named = [owner for owner in owners if ":" in owner]
-    whole = [_whole(table, owner) for owner in owners if ":" not in owner]
-    return [*whole, table.c.owner.in_(named)] if named else whole or [sa.false()]
+    theirs = [_whole(table.c, owner) for owner in owners if ":" not in owner]
+    return query.where(sa.or_(sa.false(), *theirs, *([table.c.owner.in_(named)] if named else ())))
 
 
-def _whole(table: sa.Table, tier: str) -> sa.ColumnElement[bool]:
-    """Return the condition for a tier's rows: an owner of another tier has none, even if its column says so."""
+def _whole(columns: Any, tier: str) -> sa.ColumnElement[bool]:
+    return sa.and_(columns.tier == sa.literal(tier, literal_execute=True), _has(columns, tier))
+
+
+def _has(columns: Any, tier: str) -> sa.ColumnElement[bool]:
+    """Return the condition that a tier has the owner: one of another tier has no row, even if the column says so."""
     start = "system" if tier == "system" else f"{tier}:"
-    # Not by LIKE: that is without regard to case on some databases.
-    whose = sa.func.substr(table.c.owner, 1, len(start)) == start
-    return sa.and_(table.c.tier == sa.literal(tier, literal_execute=True), whose)
+    # Not by LIKE: that is without regard to case on some databases. Without coalesce() PostgreSQL expects one row in
+    # 200 to pass, and sorts all of a tier for a page of it.
+    return sa.func.coalesce(sa.func.substr(columns.owner, 1, len(start)) == start, sa.false())
 
 
 def _in_order(rows: Iterable[Any]) -> Iterator[CredentialRecord]:
