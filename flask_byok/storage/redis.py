@@ -44,43 +44,41 @@ _NAME = ("",) if VERSION < (5, 3) else ()
 
 T = TypeVar("T")
 
-#: Each script touches one key, so it runs on a Cluster too.
+#: Each script touches one key, so it runs on a Cluster too. It returns 1 if it has written something, so that Redis
+#: has room, and its result.
 #: On a document. ARGV: the revision that was seen or nothing, revision and body, lifetime, small growth. A full Redis
 #: must still take the removal of a key: a script that has deleted something may write, from Redis 6.2 on.
 _SWAP = """
-if redis.call('GETRANGE', KEYS[1], 0, 15) ~= ARGV[1] then return 0 end
+if redis.call('GETRANGE', KEYS[1], 0, 15) ~= ARGV[1] then return {0, 0} end
 local done = redis.pcall('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-if done.err then
-    if not string.find(done.err, 'OOM') or #ARGV[2] > redis.call('STRLEN', KEYS[1]) + tonumber(ARGV[4]) then
-        return done
-    end
-    redis.call('DEL', KEYS[1])
-    redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+if not done.err then return {1, 1} end
+if not string.find(done.err, 'OOM') or #ARGV[2] > redis.call('STRLEN', KEYS[1]) + tonumber(ARGV[4]) then
+    return done
 end
-return 1
+redis.call('DEL', KEYS[1])
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return {0, 1}
 """
 #: On a session id. ARGV: the ref to lead to, the one that it may replace or nothing, lifetime.
 _POINT = """
 local ref = redis.call('GET', KEYS[1])
-if ref and ref ~= ARGV[2] then return ref end
+if ref and ref ~= ARGV[2] then return {0, ref} end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
-return ARGV[1]
+return {1, ARGV[1]}
 """
 #: On a session id. ARGV: the ref that it must lead to.
 _FORGET = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+return {0, 0}
 """
 #: On a canary. ARGV: text, 1 to replace what is there.
 _HOLD = """
 local held = redis.call('GET', KEYS[1])
-if held and ARGV[2] == '0' then return held end
+if held and ARGV[2] == '0' then return {0, held} end
 redis.call('SET', KEYS[1], ARGV[1])
-return ARGV[1]
+return {1, ARGV[1]}
 """
-_DELETE = "return redis.call('DEL', KEYS[1])"
-#: What a full Redis does as well, so that its success does not tell that others would.
-_NO_MEMORY = (_FORGET, _DELETE)
+_DELETE = "return {0, redis.call('DEL', KEYS[1])}"
 
 
 class RedisDocuments:
@@ -188,18 +186,19 @@ class RedisDocuments:
         """Run a script, and see that enough replicas know what it has changed."""
         if not self._wait:
             return self._run(script, key, *args)
-        result, replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
+        (wrote, result), replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
         if replicas < self._wait:
             self._reporter.fault(TOO_FEW_REPLICAS, answered=True)
             text = "Too few Redis replicas have acknowledged the change."
             raise StoreError(text, tier="session") from RedisError("TOO_FEW_REPLICAS")
-        self._reporter.success(changed=script not in _NO_MEMORY)
+        self._reporter.success(changed=bool(wrote))
         return result
 
     def _run(self, script: str, key: str, *args: Any) -> Any:
         # The scripts are short: their names (EVALSHA) would save little, and the server may not know them.
-        changes = script not in _NO_MEMORY
-        return self.guarded(self._execute, "EVAL", script, 1, key, *args, changes=changes)
+        wrote, result = self.guarded(self._execute, "EVAL", script, 1, key, *args)
+        self._reporter.success(changed=bool(wrote))
+        return result
 
     def _evaluate_and_wait(self, script: str, key: str, *args: Any) -> list[Any]:
         answers = self._pipelined(script, key, *args)

@@ -102,9 +102,13 @@ def test_the_works_answer_counts(
 
 @pytest.mark.parametrize("user", [None, "ann"])
 def test_full_redis_takes_removals(
-    own_redis: RedisServer, tmp_path: Path, fake: FakeProviders, user: str | None
+    own_redis: RedisServer,
+    tmp_path: Path,
+    fake: FakeProviders,
+    user: str | None,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """While Redis can store nothing more, a session's key is removed beside others, which stay, and none is saved."""
+    """A full Redis lets a session's key be removed beside others, which stay, saves none, and is full in one line."""
     app = make_app(tmp_path, fake, byok_redis_url=own_redis.url, BYOK_VALIDATE_ON_SET="off")
     person = browser(app)
     if user:
@@ -119,6 +123,11 @@ def test_full_redis_takes_removals(
     assert person.get("/used/groq").get_json()["source"] == "session"
     assert person.call("clear", provider="groq").get_json()["cleared"] == ["session"]
     assert person.call("set", provider="groq", api_key="sk-one-more").status_code == 503
+    with redis.Redis.from_url(own_redis.url) as client:
+        client.config_set("maxmemory", 0)
+    assert person.call("set", provider="groq", api_key="sk-one-more").status_code == 200
+    first, second = (line for line in _lines(caplog) if line.startswith("Redis"))
+    assert ("full" in first, second) == (True, "Redis works again.")
     close(app)
 
 
