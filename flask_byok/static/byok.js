@@ -119,6 +119,7 @@ const rowOf = (root, provider) => root.querySelector(`[data-byok-provider="${CSS
 
 class ByokSettings extends HTMLElement {
   #retry = null;
+  #stale = "";
   #refreshed = null;
   #refreshes = 0;
   #gone = null;
@@ -139,7 +140,7 @@ class ByokSettings extends HTMLElement {
     on(root, "toggle", (event) => this.#onToggle(event), true);
     on(root, "invalid", (event) => (event.target.closest("details") ?? {}).open = true, true);
     on(root, "input", (event) => event.target.removeAttribute("aria-invalid"));
-    on(document, "byok:change", ({ detail }) => (this.#refreshed = this.#refresh(detail.provider)));
+    on(document, "byok:change", ({ detail }) => (this.#refreshed = this.#refresh(detail.provider, true)));
     on(window, "pagehide", () => wipe(root));
     on(window, "pageshow", (event) => event.persisted && this.#refresh());
     const dialog = this.closest("dialog");
@@ -218,7 +219,8 @@ class ByokSettings extends HTMLElement {
     try {
       const { kind, message } = await this[`_${action}`](provider, row, value);
       await this.#refreshed;
-      this.#say(kind, message);
+      if (this.#stale) this.#say("warning", `${message.replace(/\.?$/, ".")} ${this.#stale}`, () => this.#load());
+      else this.#say(kind, message);
     } catch (error) {
       this.#fail(action === "confirm" ? "clear" : action, error, row, () => this.#act(provider, action, value));
     } finally {
@@ -261,14 +263,18 @@ class ByokSettings extends HTMLElement {
     return { kind: "success", message: promoted.length ? this.dataset.textPromoted : this.dataset.textKept };
   }
 
-  #fail(action, error, row, again) {
+  #failed(action, error) {
     const { textNetwork: network, textUnexpected: unexpected, textGone: gone } = this.dataset;
     const known = { network, unexpected, key_not_found: gone };
     // Details name fields as programs know them.
     const reason = (known[error.code] ?? error.message).replace("expires_at", `“${this.dataset.textExpires}”`);
     const failed = this.dataset[`text${action[0].toUpperCase()}${action.slice(1)}Failed`];
+    return reason ? `${failed}: ${reason}` : failed;
+  }
+
+  #fail(action, error, row, again) {
     const passing = error.code === "network" || error.status === 429 || error.status >= 500;
-    this.#say("error", reason ? `${failed}: ${reason}` : failed, passing ? again : null);
+    this.#say("error", this.#failed(action, error), passing ? again : null);
     if (error.status !== 422) return;
     const note = error.message.includes("expires_at") ? "expires_at" : action === "change" && "label";
     markInvalid(row, note ? `[name=${note}]` : "[part=input]");
@@ -287,7 +293,7 @@ class ByokSettings extends HTMLElement {
 
   async #load() {
     this.#say("busy", this.dataset.textWorking);
-    if (await this.#refresh()) this.#say("", "");
+    if (await this.#refresh(null, true)) this.#say("", "");
   }
 
   // The present settings. An answer to a request from before a later refresh may be older than the change behind that
@@ -308,6 +314,7 @@ class ByokSettings extends HTMLElement {
     const fresh = await this.#latest().catch(() => null);
     this.ariaBusy = null;
     if (!fresh) return;
+    this.#stale = "";
     const content = this.shadowRoot.querySelector("[data-byok-content]");
     const rows = [...content.querySelectorAll("[data-byok-provider]")];
     if (!rows.some(isTouched)) swap(content, fresh);
@@ -320,19 +327,26 @@ class ByokSettings extends HTMLElement {
     this.#readToken(this.shadowRoot);
   }
 
-  // Replace the provider's row, or without a provider all rows, by the server's fresh one.
-  async #refresh(provider) {
+  // Replace the provider's row, or without a provider all rows, by the server's fresh one. Where rows are to `stay`, they
+  // do if the server has none, with the reason.
+  async #refresh(provider, stay = false) {
+    const root = this.shadowRoot;
+    const rows = root.querySelector("[data-byok-provider]");
+    let failed;
     try {
       const fresh = await this.#latest();
-      const [old, now] = [this.shadowRoot, fresh].map((root) => provider && rowOf(root, provider));
+      failed = stay && rows && fresh.querySelector("[data-byok-failure] p")?.textContent;
+      const [old, now] = [root, fresh].map((one) => provider && rowOf(one, provider));
       if (old && now) swap(old, now);
-      else swap(this.shadowRoot.querySelector("[data-byok-content]"), fresh);
-      this.#readToken(this.shadowRoot);
-      return true;
+      else if (!failed) swap(root.querySelector("[data-byok-content]"), fresh);
+      this.#readToken(root);
     } catch (error) {
-      this.#fail("load", error, null, () => this.#load());
-      return false;
+      failed = this.#failed("load", error);
     }
+    const { textLoadFailed, textStale } = this.dataset;
+    this.#stale = failed && rows ? failed.replace(textLoadFailed, textStale) : "";
+    if (failed) this.#say("error", this.#stale || failed, () => this.#load());
+    return !failed;
   }
 }
 

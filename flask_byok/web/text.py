@@ -106,6 +106,7 @@ MESSAGES: Mapping[str, str] = {
     "gone": REASONS["key_not_found"],
     "expires": "Expires after",
     "load_failed": "Failed to load API keys",
+    "stale": "The list is out of date",
     "network": "No connection to the server. Please try again.",
     "unexpected": "The server gave an unexpected answer.",
     "working": "Working…",

@@ -8,7 +8,7 @@ from selenium.webdriver.common.by import By
 
 from flask_byok.testing import FakeProviders
 from flask_byok.web.text import VERDICTS
-from tests.services import RedisServer
+from tests.services import PostgresServer, RedisServer
 
 from .browser import SettingsPage
 from .conftest import ServeHost, ShowHost
@@ -97,6 +97,48 @@ def test_store_that_is_down(show: ShowHost, fake: FakeProviders) -> None:
         settings.wait(lambda: try_again(settings), "the rows are back")
         assert settings.badge("openai") == "NOT SET"
         assert settings.focused() == "api_key"
+
+
+@pytest.mark.parametrize("how", ["no network", "no database"])
+def test_rows_stay_after_a_change(
+    serve: ServeHost, browser: Chrome, fake: FakeProviders, redis_url: str, how: str
+) -> None:
+    """If the rows cannot be loaded after a save, they and what is typed stay, and Try again loads them."""
+    with PostgresServer() as server:
+        settings = SettingsPage(
+            browser, serve(BYOK_REDIS=redis_url, BYOK_DATABASE_URL=server.url).url
+        )
+        settings.open()
+        settings.type("groq", "gsk-typed")
+        _harm(how, server, browser)
+        settings.save("openai", fake.api_key("openai"))
+        settings.wait(lambda: settings.message.startswith("Key saved. The list is out of "), "told")
+        assert (settings.source("openai"), settings.typed("groq")) == ("", "gsk-typed")
+        settings.find("button[data-byok-action=retry]").click()
+        settings.wait(lambda: settings.message.startswith("The list is out of date: "), "still")
+        assert settings.badge("openai") == "NOT SET"
+        _mend(how, server, browser)
+
+        def again() -> bool:
+            settings.find("button[data-byok-action=retry]").click()
+            settings.wait(lambda: settings.message != "Working…", "an answer")
+            return settings.message == ""
+
+        settings.wait(again, "loaded")
+        assert settings.badge("openai") == "YOUR KEY"
+
+
+def _harm(how: str, server: PostgresServer, driver: Chrome) -> None:
+    if how == "no database":
+        return server.kill()
+    driver.execute_cdp_cmd("Network.enable", {})
+    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": ["*/providers/settings"]})
+
+
+def _mend(how: str, server: PostgresServer, driver: Chrome) -> None:
+    if how == "no database":
+        return server.start()
+    driver.execute_cdp_cmd("Network.setBlockedURLs", {"urls": []})
 
 
 def try_again(settings: SettingsPage) -> bool:
