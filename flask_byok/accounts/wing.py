@@ -100,10 +100,7 @@ class Wing(Accounts):
         if not caller.authenticated:
             return set()
         event = self.event(caller, action, fields, outcome)
-        if ended:
-            return self.store.end(caller.identity, ended, event, NoRecord(provider))
-        self.store.audit.note(caller.identity, event, NoRecord(provider))
-        return set()
+        return self.store.end(caller.identity, ended, event, NoRecord(provider))
 
     def over(self, owner: str, versions: Collection[str]) -> set[str]:
         """Return those versions of the owner's session records that are over."""

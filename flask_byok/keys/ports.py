@@ -76,13 +76,13 @@ class Accounts:
         outcome: str = "done",
         ended: Collection[str] = (),
     ) -> set[str]:
-        """Log what a signed-in caller does in the session or at a provider, before it is done.
+        """Log what a signed-in caller does in the session or at a provider, before it is done; a removal afterwards.
 
         A visitor has no name that a log could keep, so visitors' actions are not logged.
 
         :param ended: versions of session records that are over with this event.
         :return: those of them that were not over before.
-        :raises StoreError: the event could not be written; the action must not go ahead.
+        :raises StoreError: the event could not be written; an action that is not yet done must not go ahead.
         """
         return set()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..errors import (
     ByokError,
     InvalidFieldError,
     NotAllowedError,
+    OutdatedTablesError,
     OwnerRequiredError,
     RateLimitedError,
     SessionRequiredError,
@@ -37,6 +39,8 @@ from .sessions import Sessions
 from .status import KeyList, ServiceFacts, Status, build_status, provider_facts, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
+
+_logger = logging.getLogger("flask_byok.keys")
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -192,7 +196,7 @@ class Service:
 
     def _status_after(self, caller: Caller, spec: ProviderSpec) -> Status | None:
         """Return a provider's status after a change; None if a store is away that only the status needs."""
-        with suppress(StoreError):
+        with suppress(StoreError, OutdatedTablesError):
             return self.get_one(caller, spec.id)
         return None
 
@@ -236,21 +240,28 @@ class Service:
         return cleared, self._status_after(caller, spec)
 
     def _clear_session(self, caller: Caller, provider: str) -> bool:
-        """Delete the session's key crash-safely: mark it, log it, delete it."""
+        """Delete the session's key, then log it: a removal waits for no other store than that of the key."""
         session, identity = caller.session, caller.identity
         if session is None:
             return False
+        gone = self.sessions.clear(session, identity, [provider])
+        gone += self._clear_waiting(caller, session, [provider])
         view = self.sessions.read(session, identity, [provider])
-        there = [*view.records.values(), *view.visitor_records.values()]
-        if not there:
-            return False
-        leaving = self.sessions.mark_leaving(session, identity, there)
-        versions = [record.version for record in leaving]
-        ended = self.accounts.note(caller, "clear", provider, ended=versions)
-        own = self.sessions.clear(session, identity, [provider])
-        left = self._clear_waiting(caller, session, [provider])
-        # A promotion at the same moment that comes too late may have deleted the records.
-        return bool(ended or own or left)
+        both = (*view.records.values(), *view.visitor_records.values())
+        # A promotion moves such a key into the account, now or later: only the database can stop it.
+        leaving = [record for record in both if record.leaving]
+        ended: set[str] = set()
+        try:
+            if gone or leaving:
+                versions = [record.version for record in leaving]
+                ended = self.accounts.note(caller, "clear", provider, ended=versions)
+        except ByokError:
+            if leaving:
+                raise
+            text = "The audit log lacks a row, as the database failed: %s removed the session's key for %s."
+            _logger.warning(text, caller.actor, provider)
+        self.sessions.remove(session, identity, leaving)
+        return bool(gone or ended)
 
     def _clear_waiting(self, caller: Caller, session: SessionRef, ids: list[str]) -> list[str]:
         """Delete the keys that a visitor saved before this caller signed in."""

@@ -12,11 +12,11 @@ What a session may do is decided here, once for every store: a document is read,
 and written back only if it was not changed since. A session without a document has ended,
 and a request still under way cannot bring it back.
 
-A key that leaves a session (promoted, replaced by an account's key, or cleared) is in two stores, and
+A key that leaves a session for an account (promoted, or replaced by the account's) is in two stores, and
 the process that moves it may be killed between any two steps. So it leaves in three: the session's
 record is marked as ``leaving``; the account's transaction notes that the record's version is over; the
 record is removed. A record that is leaving counts until its version is over, even if the last step
-never happens.
+never happens; to clear it is to note that too. Any other record is cleared in one step.
 """
 
 from __future__ import annotations
@@ -299,14 +299,15 @@ class Sessions:
     def clear(
         self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
     ) -> list[str]:
-        """Delete the records for these providers and return the providers of those that were there.
+        """Delete the records for these providers, except those that are leaving, and return their providers.
 
         :param visitor: delete what the visitor left instead of the identity's own records.
         """
 
         def drop(document: _Document) -> list[str]:
             side = document.side(identity, visitor=visitor)
-            return [name for name in providers if side.pop(name, None) is not None]
+            there = [name for name, one in _records(side, providers).items() if not one.leaving]
+            return [name for name in there if side.pop(name) is not None]
 
         return self._change(session, identity, drop, claim=False) or []
 

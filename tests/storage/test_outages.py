@@ -97,6 +97,32 @@ def test_the_works_answer_counts(
     close(app)
 
 
+def test_a_session_key_is_removed_without_the_database(
+    own_redis: RedisServer, own_postgres: PostgresServer, tmp_path: Path, fake: FakeProviders
+) -> None:
+    """Signed-in users remove a session's key while PostgreSQL, which logs it, is away, but not one that it may have."""
+    place = own_postgres.create_database()
+    with short_limits():
+        app = make_app(tmp_path, fake, byok_redis_url=own_redis.url, BYOK_DATABASE_URL=place)
+        person = browser(app)
+        person.post("/sign-in/ann")
+        for provider in ("openai", "groq"):
+            assert person.save(fake.api_key(provider), provider).status_code == 200
+        own_postgres.kill()
+        try:
+            answer = person.call("clear", provider="openai", tier="session")
+            assert (answer.status_code, answer.get_json()["cleared"]) == (200, ["session"])
+            promoted = person.call("promote", providers=["groq"], on_conflict="replace")
+            again = person.call("clear", provider="groq", tier="session")
+            assert (promoted.status_code, again.status_code) == (503, 503)
+        finally:
+            own_postgres.revive()
+        wait_until(lambda: person.get(KEYS).status_code == 200, "database")
+        assert person.status()["has_key"] is False
+        assert person.call("clear", provider="groq").get_json()["cleared"] == ["session"]
+    close(app)
+
+
 # a full Redis
 
 
