@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
-from flask.globals import request_ctx
+from flask.globals import app_ctx, request_ctx
 from flask.sessions import (
     NullSession,
     SecureCookieSession,
@@ -365,8 +365,18 @@ def _write_saved(session: Any, ref: str | None, providers: frozenset[str]) -> No
 
 
 def in_request() -> bool:
-    """Return True in a request of the current app: code in another app's may have pushed this one's context."""
-    return has_request_context() and request_ctx.app is cast(Any, current_app)._get_current_object()
+    """Return True in a request of the current app, and not in an app context that code within it has pushed.
+
+    Such code is another app's, or a job's that Celery runs eagerly: it finds what it would find in a worker.
+    """
+    if (
+        not has_request_context()
+        or request_ctx.app is not cast(Any, current_app)._get_current_object()
+    ):
+        return False
+    # From Flask 3.2 on such a context has no request.
+    pushed = [context for _, context in getattr(request_ctx, "_cv_tokens", ()) if context]
+    return not pushed or cast(Any, app_ctx)._get_current_object() in pushed
 
 
 def kept() -> dict[str, Any]:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from celery import Celery
+from flask import jsonify
 from redis import Redis
 from rq import Queue
 
+from tests.app import Browser
 from tests.keeper import accounts_of, logged
 from tests.outside.calls import CALLS
 from tests.outside.conftest import Place
@@ -45,6 +47,25 @@ def test_celery(place: Place) -> None:
         assert silent.get(timeout=120) == UNKNOWN
     assert place.used() == {place.adas}
     _is_adas(place)
+
+
+def test_an_eager_task_is_as_in_a_worker(imported: Place) -> None:
+    """Run within a visitor's request, a task acts for the user whom it names, and finds no key if it names no one."""
+    from jobs import app, celery, summarise
+
+    from tests.outside.worker import tried_in_celery
+
+    celery.conf.task_always_eager = True
+    tasks = {"named": lambda: summarise.delay("ada", "hello"), "silent": tried_in_celery.delay}
+    app.add_url_rule("/run/<name>", "run", lambda name: jsonify(tasks[name]().get()))
+    visitor = Browser(app, use_cookies=True)
+    visitor.save(imported.fake.api_key("openai", owner="visitor"))
+    imported.fake.clear_calls()
+    assert visitor.get("/run/named").status_code == 200
+    assert imported.used() == {imported.adas}
+    assert visitor.get("/run/silent").get_json() == UNKNOWN
+    assert visitor.status()["source"] == "session"
+    assert imported.used() == {imported.adas}
 
 
 def test_rq(place: Place) -> None:
