@@ -187,7 +187,7 @@ class SessionBinding:
 
     def end(self, sender: Flask | None = None, **facts: Any) -> None:
         """Delete this session's keys, at sign-out; Flask-Login's signal calls it too."""
-        if not in_request() or _ENVIRON not in request.environ:
+        if not _has_request() or _ENVIRON not in request.environ:
             return  # such as a socket's event, which has a copy of the session
         seen = self._caught_up()
         if seen is not None and (seen.marker or seen.keys):
@@ -221,7 +221,7 @@ class SessionBinding:
 
     def _caught_up(self) -> _Seen | None:
         """Carry over to the store what this request has done to the session so far."""
-        if not in_request():
+        if not _has_request():
             return None
         if _ENVIRON not in kept():
             kept()[_ENVIRON] = _read_late()
@@ -367,16 +367,18 @@ def _write_saved(session: Any, ref: str | None, providers: frozenset[str]) -> No
 def in_request() -> bool:
     """Return True in a request of the current app, and not in an app context that code within it has pushed.
 
-    Such code is another app's, or a job's that Celery runs eagerly: it finds what it would find in a worker.
+    Such code is a job's that Celery runs eagerly: it finds what it would find in a worker.
     """
-    if (
-        not has_request_context()
-        or request_ctx.app is not cast(Any, current_app)._get_current_object()
-    ):
+    if not _has_request():
         return False
     # From Flask 3.2 on such a context has no request.
     pushed = [context for _, context in getattr(request_ctx, "_cv_tokens", ()) if context]
     return not pushed or cast(Any, app_ctx)._get_current_object() in pushed
+
+
+def _has_request() -> bool:
+    # Code in another app's request may have pushed this app's context.
+    return has_request_context() and request_ctx.app is cast(Any, current_app)._get_current_object()
 
 
 def kept() -> dict[str, Any]:

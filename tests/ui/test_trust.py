@@ -76,6 +76,22 @@ def evil() -> Iterator[Evil]:
     server.server_close()
 
 
+def test_base_of_the_host_does_not_get_the_key(
+    tmp_path: Path, fake: FakeProviders, browser: Chrome, evil: Evil
+) -> None:
+    """With a <base> to another origin below ``byok.head()``, the dialog sends a typed key to its own server."""
+    head, api_key = "{{ byok.head() }}", fake.api_key("openai")
+    page = PAGE.replace(head, f'{head}<base href="{evil.url}/">')
+    app = create_host(tmp_path, BYOK_BASE_URLS={"openai": fake.base_url("openai")})
+    app.add_url_rule("/based", "based", lambda: render_template_string(page))
+    with Host(app) as host:
+        settings = SettingsPage(browser, host.url)
+        settings.open("/based")
+        settings.store("openai", api_key)
+        assert settings.badge("openai") == "YOUR KEY"
+    assert not any(api_key in one for one in evil.taken)
+
+
 def test_html_of_people_does_not_get_the_key(
     tmp_path: Path, fake: FakeProviders, browser: Chrome, evil: Evil
 ) -> None:
