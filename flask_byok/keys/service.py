@@ -245,7 +245,6 @@ class Service:
         if session is None:
             return False
         gone = self.sessions.clear(session, identity, [provider])
-        gone += self._clear_waiting(caller, session, [provider])
         view = self.sessions.read(session, identity, [provider])
         both = (*view.records.values(), *view.visitor_records.values())
         # A promotion moves such a key into the account, now or later: only the database can stop it.
@@ -262,12 +261,6 @@ class Service:
             _logger.warning(text, caller.actor, provider)
         self.sessions.remove(session, identity, leaving)
         return bool(gone or ended)
-
-    def _clear_waiting(self, caller: Caller, session: SessionRef, ids: list[str]) -> list[str]:
-        """Delete the keys that a visitor saved before this caller signed in."""
-        if not caller.authenticated:
-            return []
-        return self.sessions.clear(session, caller.identity, ids, visitor=True)
 
     def forget(self, caller: Caller, owner: str) -> list[str]:
         """Delete everything of an owner whom the host deletes, and return the providers that had keys."""
@@ -343,7 +336,8 @@ class Service:
         self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
     ) -> Promotion:
         if self.settings.promote == "never":
-            self._clear_waiting(caller, session, [spec.id for spec in specs])
+            waiting = [spec.id for spec in specs]
+            self.sessions.clear(session, caller.identity, waiting, visitor=True)
             if not own:
                 return Promotion()
         if Tier.USER in self.accounts.tiers:
@@ -381,10 +375,8 @@ class Service:
             # The key is the same, so its version and its verdict stay.
             adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
             outcome = self.sessions.adopt(session, caller.identity, adopted, replace=replace)
-            if outcome == "adopted":
-                result.promoted.append(spec.id)
-            elif outcome == "kept":
-                result.kept.append(spec.id)
+            if outcome != "gone":
+                (result.promoted if outcome == "adopted" else result.kept).append(spec.id)
         return result
 
     # shared steps

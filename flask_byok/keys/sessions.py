@@ -143,9 +143,9 @@ class _Document(msgspec.Struct, array_like=True):
     #: What a visitor saved, before or without a sign-in.
     left: dict[str, bytes]
 
-    def side(self, identity: str, *, visitor: bool = False) -> dict[str, bytes]:
+    def side(self, identity: str) -> dict[str, bytes]:
         """Return the records of a signed-in identity, or the visitor's."""
-        return self.own if identity and not visitor else self.left
+        return self.own if identity else self.left
 
     def edit(self, versions: Iterable[Version], change: Change) -> list[CredentialRecord]:
         """Change the records of these versions, on whichever side they are, and return them as they were."""
@@ -240,8 +240,7 @@ class Sessions:
             document.sid = new_sid
             return True
 
-        moved = self._swap(session.ref, move)
-        if moved:
+        if self._swap(session.ref, move):
             self._point(session.sid, _ENDED, instead_of=session.ref)
         else:
             self._forget(new_sid, session.ref)
@@ -299,15 +298,18 @@ class Sessions:
     def clear(
         self, session: SessionRef, identity: str, providers: Sequence[str], *, visitor: bool = False
     ) -> list[str]:
-        """Delete the records for these providers, except those that are leaving, and return their providers.
+        """Delete all records for these providers, except those that are leaving, and return their providers.
 
-        :param visitor: delete what the visitor left instead of the identity's own records.
+        :param visitor: delete only what the visitor left.
         """
 
         def drop(document: _Document) -> list[str]:
-            side = document.side(identity, visitor=visitor)
-            there = [name for name, one in _records(side, providers).items() if not one.leaving]
-            return [name for name in there if side.pop(name) is not None]
+            gone = []
+            for side in (document.left,) if visitor else (document.own, document.left):
+                for name in [n for n, one in _records(side, providers).items() if not one.leaving]:
+                    del side[name]
+                    gone.append(name)
+            return gone
 
         return self._change(session, identity, drop, claim=False) or []
 
@@ -330,12 +332,9 @@ class Sessions:
         If the store does not answer they stay, but do not count.
         """
         versions = [(one.provider, one.version) for one in ended]
-
-        def drop(document: _Document) -> list[CredentialRecord]:
-            return document.edit(versions, lambda _: None)
-
         if versions:
             with suppress(StoreError):
+                drop = partial(_Document.edit, versions=versions, change=lambda _: None)
                 self._change(session, identity, drop, claim=False)
 
     def adopt(
@@ -365,13 +364,9 @@ class Sessions:
 
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
-        version = (record.provider, record.version)
-
-        def put(document: _Document) -> list[CredentialRecord]:
-            return document.edit([version], lambda before: _resealed(before, record))
-
+        versions, put = [(record.provider, record.version)], partial(_resealed, record=record)
         self._confirm_key()
-        return bool(self._change(session, identity, put))
+        return bool(self._change(session, identity, lambda found: found.edit(versions, put)))
 
     # What becomes known about them
 
@@ -432,8 +427,7 @@ class Sessions:
 
     def _left(self, document: _Document) -> float:
         """Return how long a document lives, in seconds."""
-        end = min(document.seen + self._ttl, document.created + self._max_age)
-        return end - self.clock()
+        return min(document.seen + self._ttl, document.created + self._max_age) - self.clock()
 
     def _lead(self, sid: str) -> str | None:
         """Return the ref that a session id leads to, by its first hash that leads anywhere."""
@@ -456,8 +450,7 @@ class Sessions:
         def see(document: _Document) -> bool:
             document.seen = self.clock()
             # Of a rotation of SECRET_KEY too: workers that have only the old key go on, and later those with the new.
-            both = (*session.sid.split(), *document.sid.split())
-            document.sid = " ".join(dict.fromkeys(both))
+            document.sid = " ".join(dict.fromkeys(f"{session.sid} {document.sid}".split()))
             return True
 
         with suppress(StoreError):

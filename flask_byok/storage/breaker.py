@@ -91,12 +91,8 @@ class Reporter:
 
         :param answered: the store answers, and may do other things.
         """
-        reason = reason_of(error)
-        self.fault(reason or type(error).__name__, answered=answered or reason in ONLY_CHANGES)
-
-    def fault(self, reason: str, *, answered: bool) -> None:
-        """Note a fault for a reason; see ``failed``."""
-        key = reason if answered else ""
+        reason = reason_of(error) or type(error).__name__
+        key = reason if answered or reason in ONLY_CHANGES else ""
         with self._lock:
             if key in self._said:
                 return

@@ -23,7 +23,6 @@ from redis.sentinel import SentinelConnectionPool
 
 from ..errors import ConfigurationError, StoreError
 from .breaker import Breaker, Reporter, measured
-from .reasons import TOO_FEW_REPLICAS
 
 #: Seconds to connect, to wait for an answer, and to wait for a free connection, where the settings do not say it.
 TIMEOUT = 0.5
@@ -137,8 +136,7 @@ class RedisDocuments:
     def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
         """Let a session id lead to a ref if it leads nowhere or to ``instead_of``; return what it leads to."""
         args = (ref, instead_of or "", _milliseconds(ttl))
-        found: bytes = self._run(_POINT, _name_key(sid), *args)
-        return found.decode()
+        return str(self._run(_POINT, _name_key(sid), *args), "utf-8")
 
     def forget(self, sid: str, ref: str) -> None:
         """Let a session id lead nowhere if it leads to this ref."""
@@ -161,8 +159,7 @@ class RedisDocuments:
 
     def hold(self, name: str, text: str, *, replace: bool = False) -> str:
         """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
-        held: bytes = self._change(_HOLD, f"byok:canary:{name}", text, int(replace))
-        return held.decode()
+        return str(self._change(_HOLD, f"byok:canary:{name}", text, int(replace)), "utf-8")
 
     def occurrences(self, mark: bytes) -> int | None:
         """Return None: Redis would have to look at every key that it has."""
@@ -188,9 +185,9 @@ class RedisDocuments:
             return self._run(script, key, *args)
         (wrote, result), replicas = self.guarded(self._evaluate_and_wait, script, key, *args)
         if replicas < self._wait:
-            self._reporter.fault(TOO_FEW_REPLICAS, answered=True)
+            self._reporter.failed(few := RedisError("TOO_FEW_REPLICAS"), answered=True)
             text = "Too few Redis replicas have acknowledged the change."
-            raise StoreError(text, tier="session") from RedisError("TOO_FEW_REPLICAS")
+            raise StoreError(text, tier="session") from few
         self._reporter.success(changed=bool(wrote))
         return result
 
@@ -291,19 +288,18 @@ _OURS = re.compile(
 )
 
 
-def limited_client(client_or_url: Any, timeout: float | None = None) -> Redis | RedisCluster:
+def limited_client(client_or_url: Any, timeout: float = TIMEOUT) -> Redis | RedisCluster:
     """Make a client of our own for the same Redis.
 
     :param client_or_url: a URL, or a redis-py client: ``Redis``, a Sentinel's master,
         ``RedisCluster``.
-    :param timeout: seconds to connect, and to wait for an answer; by default ``TIMEOUT``.
+    :param timeout: seconds to connect, and to wait for an answer.
     :raises ConfigurationError: it is neither.
     :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
     """
     if isinstance(client_or_url, str):
         with suppress(ValueError):
             client_or_url = Redis.from_url(client_or_url)
-    timeout = timeout or TIMEOUT
     if isinstance(client_or_url, RedisCluster):
         return _cluster(client_or_url, timeout)
     if isinstance(client_or_url, Redis):
