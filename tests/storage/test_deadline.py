@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -246,6 +248,22 @@ def test_watchdog() -> None:
     assert released.ours.recv(1) == b"x"
     for line in (late, released):
         line.close()
+
+
+def test_connection_that_was_never_ours(server: PostgresServer) -> None:
+    """Nothing keeps a connection whose first questions to the server failed."""
+    database, made = Database(server.create_database(), ()), []
+
+    def fail(connection: Any, _record: Any) -> None:
+        made.append(weakref.ref(connection))
+        raise OSError("no answer")
+
+    event.listen(database.engine, "connect", fail)
+    with pytest.raises(OSError, match="no answer"):
+        database.run(_backend)
+    gc.collect()
+    assert [connection() for connection in made] == [None]
+    database.engine.dispose()
 
 
 def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
