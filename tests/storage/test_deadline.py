@@ -73,7 +73,7 @@ def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
 
 def assert_recovers(store: Sessions, session: SessionRef) -> None:
     """Fail unless the store answers again by itself, with what it had."""
-    wait_until(lambda: store.read(session, VISITOR, READ).records, "store", timeout=5)
+    wait_until(lambda: store.read(session, VISITOR, READ).records, "store")
     store.write(session, VISITOR, make_record("groq"))
     assert not inside(store)._database.breaker.is_open
 
@@ -82,7 +82,7 @@ def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
     """Each call to a frozen server ends in time: a first use, on open connections and on new ones."""
     with server.frozen():
         assert_refused_in_time(store.find, "sid-1")
-    wait_until(lambda: store.establish("sid-1"), "store", timeout=5)
+    wait_until(lambda: store.establish("sid-1"), "store")
     session = begin(store)
     store.write(session, VISITOR, make_record())
     with server.frozen():
@@ -297,7 +297,7 @@ def test_late_result_is_closed() -> None:
     with pytest.raises(Exception, match="in time"):
         within(Budget(0.05), connect)
     go.set()
-    wait_until(lambda: line.closed, "close", timeout=2)
+    wait_until(lambda: line.closed, "close")
 
     def refuse() -> _Line:
         raise OSError("refused")
