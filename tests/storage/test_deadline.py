@@ -170,6 +170,7 @@ class _Pooler(socketserver.BaseRequestHandler):
     """Refuses settings as PgBouncer does, and passes the rest on to the server."""
 
     target: tuple[str, int]
+    refused: list[bytes]
 
     def handle(self) -> None:
         first = self.request.recv(4096)
@@ -177,6 +178,7 @@ class _Pooler(socketserver.BaseRequestHandler):
             self.request.sendall(b"N")
             first = self.request.recv(4096)
         if b"statement_timeout" in first:
+            self.refused.append(first)
             words = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
             self.request.sendall(b"E" + (len(words) + 4).to_bytes(4, "big") + words)
             return
@@ -200,9 +202,10 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
 
 
 def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
-    """Behind a pooler that takes no settings the store works, and the watchdog ends its waiting."""
-    url = make_url(server.create_database())
-    handler = type("Handler", (_Pooler,), {"target": ("127.0.0.1", server.port)})
+    """Behind a pooler that takes no settings, which is found out once, the watchdog ends the store's waiting."""
+    url, refused = make_url(server.create_database()), list[bytes]()
+    place = {"target": ("127.0.0.1", server.port), "refused": refused}
+    handler = type("Handler", (_Pooler,), place)
     with _Pool(("127.0.0.1", 0), handler) as pooler:
         threading.Thread(target=pooler.serve_forever, args=(0.02,), daemon=True).start()
         url = url.set(port=pooler.server_address[1])
@@ -212,6 +215,7 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
         with server.frozen():
             assert_refused_in_time(store.read, session, VISITOR, READ)
         assert_recovers(store, session)
+        assert len(refused) == 1
         inside(store).engine.dispose()
         pooler.shutdown()
 
