@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 from flask import Flask
-from flask.cli import ScriptInfo
 from werkzeug.serving import is_running_from_reloader
 
 from .accounts import open_accounts
@@ -81,10 +80,10 @@ def build_service(
     operator = OperatorKeys(settings, config=app.config)
     for sentence in operator.faults(catalog):
         _logger.warning("%s", sentence)
-    # Of Flask's commands only run serves, and not in the process that watches files; those of others do (uvicorn).
-    serves = not command or not command.find_object(ScriptInfo) or command.info_name == "run"
+    # Of the commands only Flask's run serves, and not in the process that watches files for it.
     watches = command and command.params.get("reload") and not is_running_from_reloader()
-    if serves and not watches and not throw_away:
+    serves = command is None or (command.info_name == "run" and not watches)
+    if serves and not throw_away:
         # 1 to 3 seconds of CPU, at the start and not in a worker's first call, where all its threads would wait. Not in
         # a thread: a server that forks meanwhile (gunicorn --preload) would leave its children a locked import.
         load_sdks(catalog)

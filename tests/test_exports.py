@@ -86,7 +86,7 @@ else:
         ("flask run --reload", False, ""),
         ("flask run --reload", True, "openai anthropic"),
         ("flask mine", False, ""),
-        ("click", False, "openai anthropic"),
+        ("click", False, ""),
     ],
 )
 def test_a_start_loads_the_sdks(tmp_path: Path, mode: str, is_child: bool, loaded: str) -> None:
