@@ -63,7 +63,8 @@ def _run_as_told(directory: Path, fake: FakeProviders) -> Iterator[_ReadmeVisito
     ):
         try:
             visitor = _ReadmeVisitor(f"http://127.0.0.1:{port}")
-            services.wait_until(lambda: visitor.open("/api/providers/keys"), "flask run")
+            # It loads the SDKs first: seconds of CPU, of which a busy machine has little.
+            services.wait_until(lambda: visitor.open("/api/providers/keys"), "flask run", 120)
             yield visitor
         finally:
             process.terminate()
