@@ -9,7 +9,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from flask import Flask
+from flask import Flask, before_render_template
 
 from .catalog import Catalog, ProviderSpec
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
@@ -44,6 +44,7 @@ from .web.host_setup import (
     collisions,
     find_database,
     refuse_taken_names,
+    warn_of_hidden,
     warn_of_late_setup,
 )
 from .web.keys_api import TypedKey
@@ -89,18 +90,19 @@ class BYOK:
         state = ByokState(settings, service, binding, loaders, database)
         app.extensions[EXTENSION] = state
         self._catalogs.add(service.catalog)
-        ui = app.jinja_env.globals["byok"] = UI()
+        app.jinja_env.globals["byok"] = UI()
         used = database if state.uses_database else None
-        first = partial(warn_of_late_setup, app, used, ui)
+        first = partial(warn_of_late_setup, app, used)
         binding.init_app(app, without_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
-        for sentence in collisions(app, ui):
+        for sentence in collisions(app):
             raise ConfigurationError(sentence)
         # First of all hooks: the one that opens the body decides how much of it is read.
         app.before_request_funcs.setdefault(None, [])[:0] = [go_first, shut_out]
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         app.after_request(name_sources)
+        before_render_template.connect(warn_of_hidden, app)
         install_log_redaction()
 
     # what the host tells us

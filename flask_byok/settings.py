@@ -11,10 +11,12 @@ from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
 from functools import cache
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
 
+import idna
 import msgspec
 
 from .errors import ConfigurationError
@@ -44,8 +46,13 @@ _FROM_ENVIRONMENT = ("encryption_key", "encryption_key_fallbacks")
 
 _FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True)
 _FLAGS |= dict.fromkeys(("false", "no", "off", "0"), False)
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_SPAN_TEXT = re.compile(r"(\d{1,9}) ?([smhd])")
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+_SPAN_TEXT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?) ?(ms|[smhd])")
+
+# Scheme, host (of labels with dots between them, or an IPv6 address) and port.
+_LABEL = r"[^\0-,./:-@\[-^`{-\x7f]+"
+_ORIGIN = re.compile(rf"(https?)://({_LABEL}(?:\.{_LABEL})*\.?|\[[\da-f:.]+\])(?::(\d{{1,5}}))?/?")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _logger = logging.getLogger("flask_byok")
 
@@ -75,44 +82,39 @@ def _http_urls(urls: Mapping[str, str]) -> Mapping[str, str]:
     return urls
 
 
-def _plain_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    plain = tuple(origin.lower().removesuffix("/") for origin in origins)
-    if not all(re.fullmatch(r"https?://[^\s/?#@*,]+", origin) for origin in plain):
+def _as_browsers_send(text: str) -> str:
+    """Return an origin in the form of the header ``Origin``: in lower case and ASCII, without the default port."""
+    match = _ORIGIN.fullmatch(text.strip().lower())
+    if match is None or (port := int(match[3] or _DEFAULT_PORTS[match[1]])) > 65_535:
         raise ValueError
-    return plain
-
-
-def _without_slash(path: str) -> str:
-    return path.rstrip("/")
+    # Python's own codec is of 2003: browsers write other names for some letters.
+    host = match[2] if match[2].isascii() else idna.encode(match[2], uts46=True).decode()
+    if host.startswith("["):
+        host = f"[{IPv6Address(host[1:-1])}]"
+    return f"{match[1]}://{host}" + ("" if port == _DEFAULT_PORTS[match[1]] else f":{port}")
 
 
 _NAMES = "a sequence of names, or a text with commas"
 # Who writes 90 means days, and would lose nearly everything.
 _DAYS = "a timedelta of at least a day, or a text such as '90d'"
+_SECONDS = "a number of seconds from 0.05 to 60, or a text such as '2s' or '500ms'"
+_ORIGINS = "a sequence of origins such as 'https://app.example.org': scheme, host and port, no path, no pattern"
+_PATH = "a path that starts with '/'"
+_TIERS = f"'user_first', 'env_first', or a sequence of different tiers out of {', '.join(Tier)}"
+_REASONS = f"a sequence of reasons out of {', '.join(get_args(FallbackReason))}"
 _SPAN = "a timedelta, or seconds, from 1 second to 100 years, or a text such as '24h' or '30d'"
 
 # What msgspec converts to; then functions that check or finish the value; last, what the operator should write.
 _Flag = Annotated[bool, "True or False"]
+_Nonce = Annotated[Callable[[], str] | None, "a function without arguments"]
 _Rate = Annotated[str, "a rate such as '20/minute'"]
-_Lookup = Annotated[
-    tuple[Tier, ...],
-    _different,
-    f"'user_first', 'env_first', or a sequence of different tiers out of {', '.join(Tier)}",
-]
-_Reasons = Annotated[
-    frozenset[FallbackReason], f"a sequence of reasons out of {', '.join(get_args(FallbackReason))}"
-]
+_Lookup = Annotated[tuple[Tier, ...], _different, _TIERS]
+_Reasons = Annotated[frozenset[FallbackReason], _REASONS]
 _Urls = Annotated[Mapping[str, str], _http_urls, "a mapping of provider ids to http or https URLs"]
-_Seconds = Annotated[
-    Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None, "a number of seconds from 0.05 to 60"
-]
+_Seconds = Annotated[Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None, _SECONDS]
 _Count = Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "a whole number from 1 up"]
-_Origins = Annotated[
-    tuple[str, ...], _plain_origins, "a sequence of origins such as 'https://app.example.org'"
-]
-_UrlPath = Annotated[
-    str, msgspec.Meta(pattern="^(/|$)"), _without_slash, "a path that starts with '/'"
-]
+_Origins = Annotated[tuple[str, ...], lambda each: tuple(map(_as_browsers_send, each)), _ORIGINS]
+_UrlPath = Annotated[str, msgspec.Meta(pattern="^/"), lambda path: path.rstrip("/"), _PATH]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,9 +152,7 @@ class Settings:
     set_rate: _Rate = "20/minute"
     trusted_origins: _Origins = ()
     url_prefix: _UrlPath = "/api"
-    csp_nonce: Annotated[Callable[[], str] | None, "a function without arguments"] = field(
-        default=None, repr=False
-    )
+    csp_nonce: _Nonce = field(default=None, repr=False)
     labels: Labels = "default"
     metrics: Annotated[Library | None, "'prometheus' or 'opentelemetry'"] = None
     audit_retention: Annotated[timedelta | None, _within_limits, _of_days, _DAYS] = None
@@ -164,18 +164,20 @@ class Settings:
     ) -> Settings:
         """Read the settings from a Flask config and the environment.
 
-        A text may be what people write in the environment: JSON, ``yes``, ``openai,groq``, ``24h``.
+        A text may be what people write in the environment: JSON, ``yes``, ``openai,groq``, ``24h``. An empty one counts
+        as unset.
 
         :raises ConfigurationError: a value is invalid, or there is no such setting; the message names the config key
             and says what to write.
         """
         keys = {each.name: f"BYOK_{each.name.upper()}" for each in fields(cls)}
         _refuse_unknown(config)
-        for sentence in unread(config, environ):
+        for _, sentence in unread(config, environ):
             _logger.warning("%s", sentence)
-        read = {name: _read(name, config[key]) for name, key in keys.items() if key in config}
+        given = {n: key for n, key in keys.items() if _unquoted(config.get(key, "")) != ""}
+        read = {name: _read(name, config[key]) for name, key in given.items()}
         read["encryption_key"] = _encryption_key(config, environ)
-        read["encryption_key_fallbacks"] = _encryption_key_fallbacks(config, environ)
+        read["encryption_key_fallbacks"] = _fallbacks(config, environ)
         read["redis"] = _unquoted(config.get("BYOK_REDIS")) or config.get("SESSION_REDIS")
         store = _unquoted(config.get("BYOK_SESSION_STORE"))
         store = store.lower() if isinstance(store, str) else store
@@ -197,18 +199,23 @@ def _refuse_unknown(config: Mapping[str, Any]) -> None:
             )
 
 
-def unread(config: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield a sentence with advice for each variable that was meant as a setting and is not read."""
-    read = {f"BYOK_{name.upper()}" for name in _FROM_ENVIRONMENT} | {"BYOK_ENCRYPTION_KEY_FILE"}
+def unread(config: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[tuple[bool, str]]:
+    """Yield a sentence with advice for each variable that is named as a setting and is not read.
+
+    Before it stands True if a setting was meant: the variable may be the host's own.
+    """
     for name, value in environ.items():
         # FLASK_BYOK_BASE_URLS__openai is a part of BYOK_BASE_URLS.
         key = name.removeprefix("FLASK_").partition("__")[0]
-        if not key.startswith("BYOK_") or name in read or not value:
+        is_read = "ENCRYPTION_KEY" in name and name in _known()
+        if not key.startswith("BYOK_") or is_read or not value:
             continue
-        # Others are the host's own, as are those that it reads by itself.
-        for nearest in set(get_close_matches(key, _known(), 1, cutoff=0.8)) - config.keys():
+        meant = get_close_matches(key, _known(), 1, cutoff=0.8)
+        advice = "There is no such setting. If it is your app's own, give it another name."
+        for nearest in meant:
             advice = f"Call app.config.from_prefixed_env(), and name it FLASK_{nearest}."
-            yield f"{name} in the environment is not read. {advice}"
+        if config.keys().isdisjoint(meant):  # otherwise the host reads it by itself
+            yield bool(meant), f"{name} in the environment is not read. {advice}"
 
 
 def source_of(name: str, config: Mapping[str, Any], environ: Mapping[str, str]) -> str:
@@ -217,8 +224,9 @@ def source_of(name: str, config: Mapping[str, Any], environ: Mapping[str, str]) 
     :param name: the attribute's name in ``Settings``.
     """
     key = f"BYOK_{name.upper()}"
-    # For these two an empty value counts as unset.
-    if config.get(key) or (config.get(key) is not None and name not in _FROM_ENVIRONMENT):
+    value = _unquoted(config.get(key))
+    # For these two every empty value counts as unset.
+    if value or (value not in (None, "") and name not in _FROM_ENVIRONMENT):
         return "config"
     if name == "redis" and config.get("SESSION_REDIS"):
         return "config: SESSION_REDIS"
@@ -239,7 +247,7 @@ def _read(name: str, value: Any) -> Any:
     details = getattr(hint, "__metadata__", ())
     if not details and get_origin(hint) is not Literal:
         return _unquoted(value)
-    is_span = _within_limits in details
+    is_span = _within_limits in details or hint == _Seconds
     for meant in _meanings(_unquoted(value), is_span=is_span):
         preset = PRECEDENCES.get(meant) if name == "precedence" and str(meant) == meant else None
         with suppress(ValueError, msgspec.ValidationError):  # msgspec 0.18's is no ValueError
@@ -261,16 +269,19 @@ def _meanings(value: Any, *, is_span: bool) -> Iterator[Any]:
     text = str(value).lower()
     if text in _FLAGS and not isinstance(value, float) and not is_span:
         yield _FLAGS[text]
+    if is_span and isinstance(value, timedelta):
+        yield value.total_seconds()
     if not isinstance(value, str):
         return
     yield text
     with suppress(msgspec.DecodeError):
         yield msgspec.json.decode(value)
     if is_span and (span := _SPAN_TEXT.fullmatch(text)):
-        yield timedelta(**{_UNITS[span[2]]: int(span[1])})
+        yield float(span[1]) * _UNITS[span[2]]
     if is_span and text == "none":
         yield None
-    yield _names(value)
+    if value.strip(", "):
+        yield _names(value)
 
 
 def _names(text: str) -> list[str]:
@@ -312,9 +323,7 @@ def _encryption_key(config: Mapping[str, Any], environ: Mapping[str, str]) -> st
     return content
 
 
-def _encryption_key_fallbacks(
-    config: Mapping[str, Any], environ: Mapping[str, str]
-) -> tuple[str | bytes, ...]:
+def _fallbacks(config: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[str | bytes, ...]:
     key = "BYOK_ENCRYPTION_KEY_FALLBACKS"
     value: Any = config.get(key) or environ.get(key) or ()
     if isinstance(value, bytes):
@@ -322,7 +331,5 @@ def _encryption_key_fallbacks(
     if isinstance(value, str):
         return tuple(_names(_unquoted(value)))
     if not isinstance(value, Sequence):
-        raise ConfigurationError(
-            f"{key} cannot be used; use a sequence of encryption keys, newest first."
-        )
+        raise ConfigurationError(f"{key}: use a sequence of encryption keys, newest first.")
     return tuple(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 from flask import Flask
+from werkzeug.serving import is_running_from_reloader
 
 from .accounts import open_accounts
 from .accounts.wing import Wing
@@ -76,7 +77,13 @@ def build_service(
     if isinstance(accounts, Wing):
         sessions.over = accounts.over
         _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
-    if command is None and not throw_away:
+    operator = OperatorKeys(settings, config=app.config)
+    for sentence in operator.faults(catalog):
+        _logger.warning("%s", sentence)
+    # Of the commands only Flask's run serves, and not in the process that watches files for it.
+    watches = command and command.params.get("reload") and not is_running_from_reloader()
+    serves = command is None or (command.info_name == "run" and not watches)
+    if serves and not throw_away:
         # 1 to 3 seconds of CPU, at the start and not in a worker's first call, where all its threads would wait. Not in
         # a thread: a server that forks meanwhile (gunicorn --preload) would leave its children a locked import.
         load_sdks(catalog)
@@ -90,7 +97,7 @@ def build_service(
         sessions=sessions,
         accounts=accounts,
         outbound=outbound,
-        operator=OperatorKeys(settings, config=app.config),
+        operator=operator,
         validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
         set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
         notify=partial(send_signal, app),
@@ -199,8 +206,7 @@ def build_accounts(
         place = database.place
         if settings.session_store == "database":  # the same one: share its connections
             place = getattr(sessions.documents, "engine", place)
-        opening = _opening(settings, database)
-        store = open_accounts(place, keyring, tolerant=tolerant, **opening)
+        store = open_accounts(place, keyring, tolerant=tolerant, **_opening(settings, database))
     return Wing(store, keyring, settings)
 
 

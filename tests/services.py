@@ -41,7 +41,7 @@ def free_port() -> int:
             return port
 
 
-def wait_until(ready: Callable[[], object], what: str, timeout: float = 15.0) -> None:
+def wait_until(ready: Callable[[], object], what: str, timeout: float = 60.0) -> None:
     """Poll `ready` until it returns a true value; an exception counts as "not yet".
 
     :raises TimeoutError: after `timeout` seconds, with the last exception as its cause.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -50,22 +51,50 @@ def test_import_is_light(code: str, loaded: set[str]) -> None:
 START = """
 import sys
 from pathlib import Path
+import click
+import flask.cli
 from flask import Flask
 from flask_byok import BYOK
 from tests.app import bare
 before = {name for name in sys.modules if name in ("openai", "anthropic", "google.genai")}
-app = bare(Path(sys.argv[1]), TESTING=sys.argv[2] == "testing", BYOK_PROVIDERS=["groq", "anthropic"])
-BYOK(app)
-print(before, *(name for name in ("openai", "anthropic", "google.genai") if name in sys.modules))
+folder, mode, *command = sys.argv[1:]
+
+def make():
+    app = bare(Path(folder), TESTING=mode == "testing", BYOK_PROVIDERS=["groq", "anthropic"])
+    app.cli.command("mine")(report)
+    BYOK(app)
+    return app
+
+def report(*_, **__):
+    print(before, *(name for name in ("openai", "anthropic", "google.genai") if name in sys.modules))
+
+flask.cli.run_simple = report
+if mode == "flask":
+    flask.cli.FlaskGroup(create_app=make).main(command)
+elif mode == "click":
+    click.Command("server", callback=lambda: report(make())).main([])
+else:
+    report(make())
 """
 
 
-@pytest.mark.parametrize(("mode", "loaded"), [("serving", "openai anthropic"), ("testing", "")])
-def test_a_start_loads_the_sdks(tmp_path: Path, mode: str, loaded: str) -> None:
-    """An app that starts to serve has loaded the SDKs of its providers, and no others; one under test loads none."""
-    command = [sys.executable, "-c", START, str(tmp_path), mode]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["set()", *loaded.split()]
+@pytest.mark.parametrize(
+    ("mode", "is_child", "loaded"),
+    [
+        ("serving", False, "openai anthropic"),
+        ("testing", False, ""),
+        ("flask run --reload", False, ""),
+        ("flask run --reload", True, "openai anthropic"),
+        ("flask mine", False, ""),
+        ("click", False, ""),
+    ],
+)
+def test_a_start_loads_the_sdks(tmp_path: Path, mode: str, is_child: bool, loaded: str) -> None:
+    """An app that starts to serve has loaded the SDKs of its providers, and no others; tests and commands load none."""
+    command = [sys.executable, "-c", START, str(tmp_path), *mode.split()]
+    environ = {**os.environ, **({"WERKZEUG_RUN_MAIN": "true"} if is_child else {})}
+    run = subprocess.run(command, capture_output=True, text=True, check=True, env=environ)
+    assert run.stdout.splitlines()[-1].split() == ["set()", *loaded.split()]
 
 
 TREE = errors.__doc__ or ""

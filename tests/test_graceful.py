@@ -32,7 +32,7 @@ def gunicorn(tmp_path: Path, fake: FakeProviders) -> Iterator[tuple[subprocess.P
         command = [sys.executable, "-m", "gunicorn", *bound, *served]
         process = subprocess.Popen(command, env=environ, stdout=log, stderr=log)
     try:
-        wait_until(lambda: httpx2.get(f"{origin}/plain").status_code == 200, "gunicorn", 60)
+        wait_until(lambda: httpx2.get(f"{origin}/plain").status_code == 200, "gunicorn")
         yield process, origin
     finally:
         process.kill()
@@ -69,7 +69,7 @@ def test_restart_and_stop(
             process.send_signal(sent)
             assert "event: done" in stream.result().text
             if sent is signal.SIGHUP:
-                wait_until(lambda: uses(client) == 6, "the counts of the worker that left", 60)
+                wait_until(lambda: uses(client) == 6, "the counts of the worker that left")
         assert process.wait() == 0
     app = make_app(tmp_path, fake)
     assert accounts_of(app).usage.stats(["user:ann"])["by_provider"]["openai"]["uses"] == 12

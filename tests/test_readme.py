@@ -16,11 +16,13 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from cachelib import FileSystemCache
 from flask import Flask, render_template_string, session
 from flask_session import Session
+from markupsafe import Markup
 from werkzeug.exceptions import default_exceptions
 
 import flask_byok
@@ -30,7 +32,7 @@ from flask_byok.settings import Settings
 from flask_byok.testing import FakeProviders
 from flask_byok.web.problems import TYPE_PREFIX, http_problem_response
 from tests import services
-from tests.app import OTHER_ENCRYPTION_KEY
+from tests.app import OTHER_ENCRYPTION_KEY, browser, make_app
 from tests.demo import Visitor, read_events
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +63,8 @@ def _run_as_told(directory: Path, fake: FakeProviders) -> Iterator[_ReadmeVisito
     ):
         try:
             visitor = _ReadmeVisitor(f"http://127.0.0.1:{port}")
-            services.wait_until(lambda: visitor.open("/api/providers/keys"), "flask run")
+            # It loads the SDKs first: seconds of CPU, of which a busy machine has little.
+            services.wait_until(lambda: visitor.open("/api/providers/keys"), "flask run", 120)
             yield visitor
         finally:
             process.terminate()
@@ -76,9 +79,11 @@ class _ReadmeVisitor(Visitor):
 
 
 def test_quick_start_runs_as_written(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
-    """The README's app, saved and run by its commands, serves the dialog, keeps a key and streams with it."""
-    (tmp_path / "app.py").write_text(BLOCKS[0][1])
+    """The README's app, saved and run by its commands, keeps a key and streams with it; its forms need no token."""
+    form = '\n\n@app.post("/form")\ndef form():\n    return "saved"\n'
+    (tmp_path / "app.py").write_text(BLOCKS[0][1] + form)
     with _run_as_told(tmp_path, byok_fake_providers) as visitor:
+        assert visitor.open("/form", b"a=1").read() == b"saved"
         assert '<dialog id="byok-dialog"' in visitor.page()
         assert visitor.post("/chat", HELLO)[1]["code"] == "key_missing"
         api_key = byok_fake_providers.api_key("openai")
@@ -277,6 +282,50 @@ def test_every_example_is_used() -> None:
         stem, ways = example.stem, ('"{}.py"', '_example("{}")', "import {}\n")
         assert f"examples/{example.name}" in pages
         assert any(way.format(stem) in here for way in ways), stem
+
+
+def test_no_example_signs_people_out() -> None:
+    """No example has a store of sessions that drops them once there are 500, as cachelib makes it by default."""
+    pages = [page for page in DOCS.rglob("*") if page.suffix in (".py", ".rst")]
+    calls = re.findall(r"FileSystemCache\((?!\.).*", README + "".join(map(Path.read_text, pages)))
+    assert calls
+    assert [call for call in calls if "threshold=0" not in call] == []
+
+
+def test_what_adopting_sessions_costs(redis_url: str, tmp_path: Path) -> None:
+    """A cookie of Flask's names no session on the server, and values come back or are refused as the page says."""
+    costs = (DOCS / "quickstart.rst").read_text().partition("adopting-sessions:")[2]
+    values = {
+        "a tuple comes back as a list": ((1, 2), [1, 2]),
+        "a ``UUID`` as text": (UUID(int=1), str(UUID(int=1))),
+    }
+    given: dict[str, Any] = {words: value for words, (value, _) in values.items()}
+    visitors = []
+    for name, config in (
+        ("cookie", {"SESSION_TYPE": None, "BYOK_PRECEDENCE": ["user"]}),
+        ("server", {"redis_url": redis_url}),
+    ):
+        app = make_app(tmp_path / name, csrf_protect=False, **config)
+        app.add_url_rule("/keep", "keep", lambda: session.update(given) or "")
+        app.add_url_rule(
+            "/kept", "kept", lambda: {words: repr(session.get(words)) for words in given}
+        )
+        app.add_url_rule("/markup", "markup", lambda: session.update(one=Markup("<b>")) or "")
+        visitors.append(browser(app))
+    for index, visitor in enumerate(visitors):
+        visitor.get("/keep")
+        assert visitor.get("/kept").get_json() == {
+            words: repr(pair[index]) for words, pair in values.items()
+        }
+    assert [visitor.get("/markup").status_code for visitor in visitors] == [200, 500]
+    visitors[1].set_cookie("session", visitors[0].session_id)
+    assert set(visitors[1].get("/kept").get_json().values()) == {"None"}
+    for words in (
+        "Everybody is signed out",
+        *values,
+        "``Markup`` and objects of your own are refused",
+    ):
+        assert words in " ".join(costs.split())
 
 
 def test_every_setting_is_described() -> None:

@@ -1,4 +1,4 @@
-"""What other tests rely on: servers that say why they do not start and hide nothing, and no silent skips."""
+"""What other tests rely on: servers that say why they do not start and hide nothing, no silent skips, quiet runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import psycopg
 import pytest
 
 from tests import services
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_server_that_cannot_start_says_why() -> None:
@@ -54,10 +56,20 @@ def test_skip_is_a_failure_in_ci(ci: str, fails: bool, text: str, tmp_path: Path
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-rs", tmp_path],
         env=os.environ | {"CI": ci, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert bool(done.returncode) is fails
     assert "no browser" in done.stdout
     assert ("nothing may be skipped" in done.stdout) is fails
+
+
+def test_nothing_is_printed_beside_the_tests() -> None:
+    """What we log where pytest catches no log is dropped, and long trials set off no dump of stacks."""
+    code = "import logging, tests.conftest; logging.getLogger('flask_byok.stores').warning('It is away.')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = subprocess.run(["make", "-n", "stress"], cwd=ROOT, capture_output=True, text=True)
+    (trials,) = (line for line in told.stdout.splitlines() if "-m stress" in line)
+    assert "-o faulthandler_timeout=0" in trials

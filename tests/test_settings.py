@@ -62,7 +62,7 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("BYOK_SET_RATE", "5/hour", "5/hour"),
     ("BYOK_TRUSTED_ORIGINS", ["https://a.example"], ("https://a.example",)),
     ("BYOK_URL_PREFIX", "/keys/", "/keys"),
-    ("BYOK_URL_PREFIX", "", ""),
+    ("BYOK_URL_PREFIX", "/", ""),
     ("BYOK_CSP_NONCE", nonce, nonce),
     ("BYOK_LABELS", "env", "env"),
     ("BYOK_METRICS", "prometheus", "prometheus"),
@@ -106,6 +106,33 @@ WRITTEN: list[tuple[str, Any, Any]] = [
     ("BYOK_SESSION_TTL", "3600", timedelta(hours=1)),
     ("BYOK_SESSION_TTL", "24h", timedelta(hours=24)),
     ("BYOK_MAX_KEY_LIFETIME", "30d", timedelta(days=30)),
+    ("BYOK_SESSION_TTL", "1.5h", timedelta(minutes=90)),
+    *(
+        (name, text, seconds)
+        for name in ("BYOK_DATABASE_TIMEOUT", "BYOK_REDIS_TIMEOUT")
+        for text, seconds in (
+            ("2s", 2),
+            ("500ms", 0.5),
+            ("0.5 s", 0.5),
+            ("1m", 60),
+            ("0.5", 0.5),
+            (timedelta(seconds=3), 3),
+            ("None", None),
+        )
+    ),
+    *(
+        ("BYOK_TRUSTED_ORIGINS", text, (origin,))
+        for text, origin in (
+            ("https://a.example:443", "https://a.example"),
+            ("HTTP://A.example:080/", "http://a.example"),
+            ("https://a.example:0444", "https://a.example:444"),
+            ("https://bücher.example", "https://xn--bcher-kva.example"),
+            ("https://straße.example:8443", "https://xn--strae-oqa.example:8443"),
+            ("https://हिन्दी.example", "https://xn--j2bd4cyah0f.example"),
+            ("http://[0:0::1]:3000", "http://[::1]:3000"),
+            ([" https://a.example\n"], "https://a.example"),
+        )
+    ),
     ("BYOK_MAX_KEY_LIFETIME", "None", None),
     ("BYOK_MAX_KEY_LIFETIME", "null", None),
     ("BYOK_KEYS_PER_PROVIDER", "3", 3),
@@ -128,6 +155,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_PRECEDENCE", ["session", "mine"], "session, user, team, system, secret, env"),
     ("BYOK_PRECEDENCE", [], "use 'user_first'"),
     ("BYOK_PROVIDERS", [7], "use a sequence"),
+    ("BYOK_PROVIDERS", ",", "use a sequence"),
     ("BYOK_REQUIRE_LOGIN", "perhaps", "use True or False"),
     ("BYOK_BASE_URLS", ["http://localhost"], "use a mapping of provider ids to http or https URLs"),
     ("BYOK_BASE_URLS", {"openai": "localhost:8000"}, "use a mapping of provider ids"),
@@ -138,13 +166,15 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_REDIS_WAIT", True, "use a whole number"),
     ("BYOK_REDIS_TIMEOUT", 0, "use a number of seconds from 0.05 to 60"),
     ("BYOK_DATABASE_TIMEOUT", 100, "use a number of seconds from 0.05 to 60"),
+    ("BYOK_DATABASE_TIMEOUT", "2m", "use a number of seconds from 0.05 to 60"),
+    ("BYOK_REDIS_TIMEOUT", "1ms", "or a text such as '2s' or '500ms'"),
+    ("BYOK_REDIS_TIMEOUT", True, "use a number of seconds"),
     ("BYOK_DATABASE_CONNECTIONS", 0, "use a whole number from 1 up"),
     ("BYOK_METRICS", "statsd", "use 'prometheus' or 'opentelemetry'"),
     ("BYOK_AUDIT_RETENTION", 90, "use a timedelta of at least a day"),
     ("BYOK_USAGE_RETENTION", None, "use a timedelta of at least a day"),
     ("BYOK_KEYS_PER_PROVIDER", 0, "use a whole number from 1 up"),
     ("BYOK_SECRETS_DIR", None, "use the path of a directory"),
-    ("BYOK_SECRETS_DIR", "", "use the path of a directory"),
     ("BYOK_SESSION_TTL", 0, "use a timedelta, or seconds, from 1 second to 100 years"),
     ("BYOK_SESSION_TTL", None, "use a timedelta"),
     ("BYOK_SESSION_TTL", "1 day", "use a timedelta"),
@@ -157,7 +187,6 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_MAX_KEY_LIFETIME", timedelta(0), "use a timedelta"),
     ("BYOK_FALLBACK_ON", ["expired"], "use a sequence of reasons out of rejected, unreadable"),
     ("BYOK_ON_STORE_FAILURE", "ignore", "use one of 'fail', 'skip'"),
-    ("BYOK_ALLOW_CUSTOM_PROVIDERS", "", "use True or False"),
     ("BYOK_ALLOW_PRIVATE_ENDPOINTS", None, "use True or False"),
     ("BYOK_ALLOW_REVEAL", 2, "use True or False"),
     ("BYOK_ALLOW_REVEAL", 1.0, "use True or False"),
@@ -185,6 +214,17 @@ def test_good_values(name: str, value: Any, becomes: Any) -> None:
 def test_values_as_people_write_them(name: str, value: Any, meant: Any) -> None:
     """A text is read by the setting's type, as JSON or plain, and without quotes around it."""
     assert getattr(read(**{name: value}), name.removeprefix("BYOK_").lower()) == meant
+
+
+@pytest.mark.parametrize("blank", ["", "  ", '""'])
+def test_an_empty_text_is_unset(blank: str) -> None:
+    """An empty text is the default of every setting, as a variable without a value is; an empty list is a list."""
+    names = {name for name, _, _ in GOOD}
+    assert read(**dict.fromkeys(names, blank)) == Settings()
+    assert {source_of(name[5:].lower(), dict.fromkeys(names, blank), {}) for name in names} == {
+        "default"
+    }
+    assert read(BYOK_PROVIDERS="[]").providers == ()
 
 
 @pytest.mark.parametrize(

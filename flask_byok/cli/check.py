@@ -26,7 +26,6 @@ from ..storage import migrations
 from ..storage.reasons import TOO_FEW_REPLICAS
 from ..web import host_setup
 from ..web.caller import ByokState, get_state
-from ..web.ui import UI
 from .common import byok, padded, printable, sentence_of
 from .setup import tables_alone
 
@@ -98,9 +97,8 @@ def _check(state: ByokState) -> None:
     # Several looks may fail for the same reason.
     found = dict.fromkeys(sentence for look in _LOOKS for sentence in _tried(look, state))
     unsafe = [sentence for sentence in found if not isinstance(sentence, _Note)]
-    for sentence in found:
-        if sentence not in unsafe:
-            click.echo(f"note: {sentence}")
+    for note in (sentence for sentence in found if isinstance(sentence, _Note)):
+        click.echo(f"note: {note}")
     for sentence in unsafe:
         click.echo(f"unsafe: {sentence}", err=True)
     if unsafe:
@@ -123,12 +121,13 @@ def _show(*cells: str) -> None:
 
 
 def _host(state: ByokState) -> Iterator[str]:
-    config, ui = current_app.config, current_app.jinja_env.globals.get("byok")
-    yield from host_setup.unsafe_settings(config, debug=current_app.debug)
-    yield from unread(config, os.environ)
+    yield from host_setup.unsafe_settings(current_app.config, debug=current_app.debug)
+    for is_meant, sentence in unread(current_app.config, os.environ):
+        yield sentence if is_meant else _Note(sentence)
     yield from host_setup.unsafe_choices(state.settings)
     yield from host_setup.unsafe_sessions(current_app)
-    yield from host_setup.collisions(current_app, ui if isinstance(ui, UI) else None)
+    yield from host_setup.collisions(current_app)
+    yield from host_setup.hidden_in_templates(current_app)
     if state.uses_database and host_setup.is_late(current_app, state.database):
         yield host_setup.LATE_ENGINE
     if isinstance(keys := state.service.operator, OperatorKeys):
@@ -263,12 +262,8 @@ def shown_settings(settings: Settings, keyring: Keyring) -> dict[str, str]:
         "database_url": shown_address(settings.database_url),
         "base_urls": ", ".join(f"{id}={shown_address(url)}" for id, url in urls),
     }
-    return {
-        each.name: printable(
-            known.get(each.name) or _shown(getattr(settings, each.name), each.repr)
-        )
-        for each in fields(settings)
-    }
+    texts = {f.name: _shown(getattr(settings, f.name), f.repr) for f in fields(settings)}
+    return {name: printable(known.get(name) or text) for name, text in texts.items()}
 
 
 def _shown(value: Any, may_be_shown: bool) -> str:

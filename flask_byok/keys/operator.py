@@ -5,7 +5,6 @@ They are read at each use, so a rotated key serves at once.
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,11 +24,7 @@ from .lookup import Candidate, Found
 #: Longest secret file that is read, in bytes.
 MAX_SECRET_FILE = 64 * 1024
 
-_PLACEHOLDER = (
-    "{} holds a placeholder, not a key: it counts as unset. Replace it by a key, or remove it."
-)
-
-_logger = logging.getLogger("flask_byok")
+_PLACEHOLDER = "{} holds a placeholder, or a reference to a key: it counts as unset. Replace it by a key, or remove it."
 
 
 class OperatorKey(NamedTuple):
@@ -59,7 +54,6 @@ class OperatorKeys:
         self._settings = settings
         self._environ = environ
         self._config = config
-        self._placeholders: set[str] = set()
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the operator's keys; they are the same for every caller."""
@@ -101,9 +95,7 @@ class OperatorKeys:
         """
         try:
             for name, text in self._values(tier, variable):
-                if is_placeholder(text):
-                    self._warn_once(name, text)
-                else:
+                if not is_placeholder(text):
                     return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
         except (MalformedApiKeyError, OSError, ValueError):
             text = "The operator's API key for this provider cannot be used."
@@ -140,11 +132,6 @@ class OperatorKeys:
             yield f"{variable}_FILE", text
         path = self._settings.secrets_dir / variable.lower()
         yield str(path), _read_secret(path) or ""
-
-    def _warn_once(self, name: str, text: str) -> None:
-        if text.strip() and name not in self._placeholders:
-            self._placeholders.add(name)
-            _logger.warning("%s", _PLACEHOLDER.format(name))
 
 
 def variables(spec: ProviderSpec) -> tuple[str, ...]:

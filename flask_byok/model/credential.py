@@ -40,24 +40,26 @@ _PLACEHOLDER_WORDS = (
     "your my our the an a openai anthropic claude google gemini groq xai grok openrouter llm api apikey keys key token "
     "secret here goes insert replace enter put add paste fill set change update me this it in with real own actual "
     "valid value text string to do todo tbd fixme none null nil n/a undefined unset empty missing placeholder dummy "
-    "example redacted hidden removed required not no sk proj svcacct ant api03 or v1 gsk aizasy aiza"
+    "example redacted hidden removed required needed used unused ollama vllm lmstudio lm-studio not no sk proj svcacct "
+    "ant api03 or v1 gsk aizasy aiza"
 )
 _ONE_WORD = "|".join(sorted(_PLACEHOLDER_WORDS.split(), key=len, reverse=True))
-# Those words alone, fillers, and variables that were not filled in. "++": no backtracking, which could take for ever.
+# Those words alone, and fillers, in up to 60 characters: placeholders are short, most keys are longer. "++": no
+# backtracking, which could take for ever. Then variables that were not filled in, and references not looked up.
 _PLACEHOLDER = re.compile(
     rf"""
-    (?: {_ONE_WORD} | x{{3,}} | [*\#]{{3,}} | [-_\s/.:!?] )++
-    | (?:[a-z0-9]{{1,8}}[-_])* your [-_\s] [a-z]{{1,20}} [-_\s] (?:api[-_\s]?)? key (?:[-_\s]?(?:here|\d))?
-    | (?:[a-z0-9]{{1,8}}[-_])+ x{{3,}}
-    | [a-z0-9_-]{{0,30}} (?:\.{{3,}}|…|[•●*]{{3,}}) [a-z0-9_-]{{0,8}}
-    | <.*> | \[.*\] | \{{.*\}} | %\w+%
-    | \$\{{.*\}} | \$\(.*\) | (?-i:\$[A-Z][A-Z0-9_]*)
-    | (?:process\.env|os\.environ|os\.getenv|import\.meta\.env) .*
+    (?= .{{,60}} \Z ) (?:
+        (?: {_ONE_WORD} | x{{3,}} | [*\#]{{3,}} | [-_\s/.:!?] )++
+        | (?:[a-z0-9]{{1,8}}[-_])* your [-_\s] [a-z]{{1,20}} [-_\s] (?:api[-_\s]?)? key (?:[-_\s]?(?:here|\d))?
+        | (?:[a-z0-9]{{1,8}}[-_])+ x{{3,}} | [a-z0-9_-]{{0,30}} (?:\.{{3,}}|…|[•●*]{{3,}}) [a-z0-9_-]{{0,8}} )
+    | <.*> | \[.*\] | \#?\{{.*\}}\#? | \$\w*\{{.*\}} | \$\(.*\) | @[\w.]+\(.*\) | %\w+% | (?-i:\$[A-Z][A-Z0-9_]*)
+    | (?: process\.env | os\.environ | os\.getenv | import\.meta\.env | [a-z][a-z0-9+.-]*:// | projects/.*/secrets/
+        | enc[\[(] | (?: ~ | \.\.? | /(?:aws|etc|home|mnt|opt|run|secrets?|usr|var) )/
+        | (?: arn | vault | secrets? | secretref | keyvaultref | ssm | (?:aws|azure|gcp)[\w-]* | akv | bws | gsm | op
+            | doppler | infisical | k8s | keyring | keychain | env | file | encrypted ) : ) .*
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-#: Longest text that is compared with it: placeholders are short, and most keys are longer.
-_LONGEST_PLACEHOLDER = 60
 
 # By id. Not a WeakSet: that cannot be read in one thread while another adds to it.
 _live: weakref.WeakValueDictionary[int, Secret] = weakref.WeakValueDictionary()
@@ -122,11 +124,9 @@ def clean_api_key(text: str, provider: str | None = None) -> str:
 
 
 def is_placeholder(text: str) -> bool:
-    """Return True if a text stands in the place of a key, such as ``your_api_key_here``; also if it is blank."""
+    """Return True if a text stands in the place of a key: ``your_api_key_here``, ``op://…``; also if it is blank."""
     stripped = text.strip(_WRAPPING)
-    return len(stripped) <= _LONGEST_PLACEHOLDER and (
-        not stripped or _PLACEHOLDER.fullmatch(stripped) is not None
-    )
+    return not stripped or _PLACEHOLDER.fullmatch(stripped) is not None
 
 
 def make_hint(api_key: str, prefixes: tuple[str, ...] = ()) -> str:

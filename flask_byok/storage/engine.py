@@ -314,9 +314,13 @@ class Transactions:
         """
         if not self._is_limited:
             return function()
-        outer = budget_of_call.set(Budget(seconds(self._limit)))
+        budget = Budget(seconds(self._limit))
+        outer = budget_of_call.set(budget)
         try:
             return function()
+        except BaseException:
+            watchdog.leave(budget)  # of a connection that failed before we got it
+            raise
         finally:
             budget_of_call.reset(outer)
 

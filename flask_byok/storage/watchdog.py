@@ -72,6 +72,15 @@ class Watchdog:
         with self._lock:
             return self._watched.pop(id(connection), None) is not None
 
+    def leave(self, budget: Budget) -> None:
+        """Close what still has this budget: older versions of SQLAlchemy do not."""
+        with self._lock:
+            left = [held for held in self._watched.values() if held[0] is budget]
+        for _, connection in left:
+            self.release(connection)
+            with suppress(Exception):
+                connection.close()
+
     def _run(self) -> None:
         while self._busy.wait():
             started = time.monotonic()

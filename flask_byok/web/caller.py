@@ -55,9 +55,12 @@ _NO_APP = (
 _NO_ID = (
     "Flask-Login's get_id() returns something else than the user's id for your users. If it can change, the keys would "
     "be lost with it; if it cannot, it is an id of another kind. Say which of them is to own the keys: "
-    "'byok.owner_loader(lambda: current_user.is_authenticated and current_user.id)', or the same with "
-    "'current_user.get_id()'."
+    "'byok.owner_loader(lambda: current_user.is_authenticated and current_user.id)', or the same with the attribute "
+    "that never changes, or with 'current_user.get_id()'."
 )
+# What classes of users call an id: first the keys of databases, then others, which are ids if get_id() returns them.
+_KEYS = ("id", "pk", "_pk", "_id")
+_IDS = ("uid", "uuid", "oid", "sub", "dn", "user_id", "username", "login", "email", "name")
 
 
 # Flask-Login, if the host uses it
@@ -69,23 +72,33 @@ def signed_in_user() -> str | None:
         return None
     from flask_login import current_user
 
-    return (
-        _lasting_id(current_user._get_current_object()) if current_user.is_authenticated else None
-    )
+    user = current_user._get_current_object()
+    return _lasting_id(user) if user.is_authenticated else None
 
 
 def _lasting_id(user: Any) -> str:
     """Return the id of Flask-Login's user that stays the same for ever.
 
-    :raises ConfigurationError: ``get_id`` is overridden, and may return a token that changes.
+    :raises ConfigurationError: ``get_id`` returns something else than the user's key; or, without a key, something that
+        is no id by its name, although there are other attributes. It may be a token that changes.
     """
     given, mapper = str(user.get_id()), getattr(type(user), "__mapper__", None)
-    ids = mapper.primary_key_from_instance(user) if mapper else [getattr(user, "id", None)]
-    own = str(ids[0]) if len(ids) == 1 and ids[0] is not None else given
+    ids = mapper.primary_key_from_instance(user) if mapper else _values(user, _KEYS)[:1]
+    if len(ids) != 1:
+        own = {*getattr(user, "__dict__", ()), *getattr(user, "__slots__", ())}
+        ids = [one for one in _values(user, _IDS) if str(one) == given] or _values(user, own)
+    if all(str(one) == given for one in ids):
+        return given
     # Flask-Security's, which is new with each password.
-    if given != own and given != str(getattr(user, "fs_uniquifier", None)):
-        raise ConfigurationError(_NO_ID)
-    return own
+    if len(ids) == 1 and given == str(getattr(user, "fs_uniquifier", None)):
+        return str(ids[0])
+    raise ConfigurationError(_NO_ID)
+
+
+def _values(user: Any, names: Iterable[str]) -> list[Any]:
+    """Return the attributes of these names that have a value; flags have none."""
+    values = (getattr(user, name, None) for name in names)
+    return [value for value in values if value is not None and not isinstance(value, bool)]
 
 
 def is_login_fresh() -> bool:

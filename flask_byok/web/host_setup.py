@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from flask import Flask
+from flask import Flask, before_render_template
 from werkzeug.routing import Rule
 
 from ..errors import ConfigurationError
@@ -30,6 +32,7 @@ LATE_ENGINE = (
 GUESSABLE_FALLBACK = (
     "One of BYOK_ENCRYPTION_KEY_FALLBACKS is no secret. Run 'flask byok rotate', then remove it."
 )
+_HIDDEN = "Another 'byok' has taken the place of flask-byok's in templates: rename it."
 _INSTANCE = "a file in the instance folder"
 
 #: From this lifetime on, an unattended browser is a risk.
@@ -103,11 +106,8 @@ def refuse_taken_names(app: Flask, extension: str) -> None:
             )
 
 
-def collisions(app: Flask, ui: object) -> Iterator[str]:
-    """Yield a sentence for each address of ours that is the host's too, and if templates have another ``byok``.
-
-    :param ui: our global for templates.
-    """
+def collisions(app: Flask) -> Iterator[str]:
+    """Yield a sentence for each address of ours that is the host's too, and if Jinja has another ``byok``."""
     rules = [(each, _shape(each), each.methods or set()) for each in app.url_map.iter_rules()]
     ours = [rule for rule in rules if rule[0].endpoint.startswith("byok.")]
     for theirs, shape, methods in rules:
@@ -118,8 +118,29 @@ def collisions(app: Flask, ui: object) -> Iterator[str]:
                 f"{theirs.endpoint!r}, which is an address of flask-byok: only one of them is reached. Move it, or set "
                 "BYOK_URL_PREFIX."
             )
-    if app.jinja_env.globals.get("byok") is not ui:
-        yield "Another 'byok' has taken the place of flask-byok's among the globals of Jinja: rename it."
+    if _hides(app.jinja_env.globals):
+        yield _HIDDEN
+
+
+def hidden_in_templates(app: Flask) -> Iterator[str]:
+    """Yield a sentence if a context processor gives templates another ``byok``; each is called, in a request."""
+    for processor in chain.from_iterable(app.template_context_processors.values()):
+        with suppress(Exception), app.test_request_context():
+            if _hides(app.ensure_sync(processor)()):
+                yield _HIDDEN
+
+
+def warn_of_hidden(app: Flask, context: Mapping[str, Any], **_: object) -> None:
+    """Log once that a template is rendered with another ``byok``; for Flask's ``before_render_template``."""
+    if _hides(context):
+        before_render_template.disconnect(warn_of_hidden, app)
+        _logger.error("%s", _HIDDEN)
+
+
+def _hides(names: Mapping[str, Any]) -> bool:
+    from .ui import UI
+
+    return "byok" in names and not isinstance(names["byok"], UI)
 
 
 def _shape(rule: Rule) -> tuple[str | None, str | None, str]:
@@ -127,14 +148,14 @@ def _shape(rule: Rule) -> tuple[str | None, str | None, str]:
     return rule.subdomain, rule.host, re.sub("<[^>]*>", "<>", rule.rule)
 
 
-def warn_of_late_setup(app: Flask, found: FoundDatabase | None, ui: object) -> None:
+def warn_of_late_setup(app: Flask, found: FoundDatabase | None) -> None:
     """Log what the host has set up after us and that does not go with ours; for the first request.
 
     :param found: the database, or None if none is used.
     """
     if found is not None and is_late(app, found):
         _logger.warning(LATE_ENGINE)
-    for sentence in collisions(app, ui):
+    for sentence in collisions(app):
         _logger.error("%s", sentence)
 
 
@@ -148,18 +169,17 @@ def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
     return found
 
 
-def unsafe_sessions(app: Flask) -> list[str]:
-    """Return a sentence with advice if the host's session store forgets sessions when it has many of them.
+def unsafe_sessions(app: Flask) -> Iterator[str]:
+    """Yield a sentence with advice if the host's session store forgets sessions when it has many of them.
 
     cachelib's stores keep 500 entries by default, and drop others, of people who are signed in, for the next visitor.
     """
     cache = getattr(app.session_interface, "cache", None)
-    if not (most := getattr(cache, "_threshold", 0)):
-        return []
-    return [
-        f"The session store {type(cache).__name__} keeps {most} sessions: with more visitors people are signed out, "
-        "and their sessions' keys are lost. Use FileSystemCache(..., threshold=0), Redis or a database."
-    ]
+    if most := getattr(cache, "_threshold", 0):
+        yield (
+            f"The session store {type(cache).__name__} keeps {most} sessions: with more visitors people are signed "
+            "out, and their sessions' keys are lost. Use FileSystemCache(..., threshold=0), Redis or a database."
+        )
 
 
 def unsafe_choices(settings: Settings) -> list[str]:
@@ -184,7 +204,6 @@ def unsafe_choices(settings: Settings) -> list[str]:
         )
     if settings.allow_private_endpoints:
         found.append(
-            "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can make your server call addresses in your own "
-            "network. Set it to False."
+            "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can make your server call your own network. Set it to False."
         )
     return found

@@ -70,7 +70,7 @@ def test_a_dead_key_is_neither_promoted_nor_offered(world: World, how: str) -> N
     user = dataclasses.replace(visitor, user="7")
     world.service.signed_in(user)
     status = world.status(user)
-    assert (status["has_key"], status["promotable"]) == (False, False)
+    assert (status["has_key"], status["promotable"], status["tiers"]) == (False, False, [])
     assert status["hint"]
     world.set(user, GOOD, persist="user" in world.settings.precedence)
     assert world.status(user)["promotable"] is False

@@ -10,7 +10,7 @@ from typing import Any
 import flask_sqlalchemy
 import pytest
 from click.testing import CliRunner, Result
-from flask import Flask
+from flask import Flask, g
 from flask.cli import ScriptInfo
 from flask.sessions import SecureCookieSessionInterface
 from sqlalchemy import create_engine, make_url
@@ -175,6 +175,16 @@ def the_name_taken_later(world: World) -> Flask:
     return world.host(lambda app: app.jinja_env.globals.update(byok=1))
 
 
+def a_context_processor_of_the_name(world: World) -> Flask:
+    """Values for all templates, one of them named byok, behind others that need a real request."""
+
+    def after(app: Flask) -> None:
+        app.context_processor(lambda: {"user": g.user})
+        app.context_processor(lambda: {"byok": app.extensions["byok"]})
+
+    return world.host(after)
+
+
 def a_weak_fallback(world: World) -> Flask:
     """A retired encryption key of zeros."""
     return world.host(BYOK_ENCRYPTION_KEY_FALLBACKS=[WEAK])
@@ -201,6 +211,12 @@ def a_misspelt_variable(world: World) -> Flask:
 def a_placeholder_in_a_variable(world: World) -> Flask:
     """A variable as the template of an .env file has it."""
     world.setenv("OPENAI_API_KEY", "your_api_key_here")
+    return world.host()
+
+
+def a_reference_in_a_variable(world: World) -> Flask:
+    """A variable that only another program could look up."""
+    world.setenv("OPENAI_API_KEY", f"op://vault/openai/{SECRET}")
     return world.host()
 
 
@@ -297,11 +313,13 @@ STOPPED: list[tuple[Host, str, str]] = [
 UNSAFE: list[tuple[Host, str, str]] = [
     (a_route_that_came_later, "a route of its own at /api/keys (GET)", "set BYOK_URL_PREFIX"),
     (the_name_taken_later, "Another 'byok' has taken the place", "rename it"),
+    (a_context_processor_of_the_name, "Another 'byok' has taken the place", "rename it"),
     (a_weak_fallback, "BYOK_ENCRYPTION_KEY_FALLBACKS is no secret", "Run 'flask byok rotate'"),
     (a_setting_in_the_environment_only, "BYOK_REQUIRE_LOGIN in the env", f"{PREFIXED}BYOK_REQ"),
     (a_prefixed_setting_that_is_not_read, "FLASK_BYOK_BASE_URLS__openai in", f"{PREFIXED}BYOK_B"),
     (a_misspelt_variable, "KEY_FALBACKS in the env", f"{PREFIXED}BYOK_ENCRYPTION_KEY_FALLBACKS"),
     (a_placeholder_in_a_variable, "OPENAI_API_KEY holds a placeholder", "Replace it by a key"),
+    (a_reference_in_a_variable, "OPENAI_API_KEY holds a placeholder, or a ref", "Replace it by"),
     (a_placeholder_in_the_config, "app.config['OPENAI_API_KEY'] holds a placeholder", "Replace it"),
     (a_placeholder_in_a_file, "groq_api_key holds a placeholder", "Replace it by a key"),
     (two_keys_in_a_variable, "OPENAI_API_KEY holds no possible API key", "copy the key alone"),
@@ -334,6 +352,12 @@ def no_sdk(world: World) -> Flask:
     """No SDK."""
     world.get("monkeypatch").setattr(installed, "_installed", lambda package: None)
     return world.host(BYOK_PROVIDERS=["google"])
+
+
+def a_variable_of_an_unknown_name(world: World) -> Flask:
+    """A variable that is named as settings are, and like none of them."""
+    world.setenv("BYOK_TEMPERATURE", SECRET)
+    return world.host()
 
 
 def no_proxy_fix(world: World) -> Flask:
@@ -373,6 +397,7 @@ POOLED = ("a pooler (PgBouncer, or one like it) is in front", "prepare_threshold
 NOTES: list[tuple[Host, str, str]] = [
     (old_sdk, "anthropic 1.2.3 is installed, and", "pip install 'flask-byok[anthropic]'"),
     (no_sdk, "google-genai is not installed", "pip install 'flask-byok[google]'"),
+    (a_variable_of_an_unknown_name, "BYOK_TEMPERATURE in the env", "give it another name"),
     (no_proxy_fix, "there is no ProxyFix", "set app.wsgi_app = ProxyFix("),
     (no_https_outside_of_requests, "PREFERRED_URL_SCHEME is not 'https'", "Set it to 'https'"),
     (no_retention, "BYOK_AUDIT_RETENTION is not set", "for example to '365d'"),
@@ -411,10 +436,32 @@ def test_wrong_hosts(
         assert secret not in result.output
 
 
+@pytest.mark.parametrize(
+    ("host", "fault"),
+    [
+        (a_placeholder_in_a_variable, "OPENAI_API_KEY holds a placeholder"),
+        (a_reference_in_a_variable, "OPENAI_API_KEY holds a placeholder"),
+        (two_keys_in_a_variable, "OPENAI_API_KEY holds no possible API key"),
+        (a_misspelt_variable, "BYOK_ENCRYPTION_KEY_FALBACKS in the environment is not read"),
+        (a_variable_of_an_unknown_name, "BYOK_TEMPERATURE in the environment is not read"),
+    ],
+)
+def test_faults_in_the_log_at_start(
+    world: World, caplog: pytest.LogCaptureFixture, host: Host, fault: str
+) -> None:
+    """The log of a start names what the environment holds in vain, once and without its value."""
+    client = host(world).test_client()
+    client.get("/api/providers/keys")
+    assert [record.message for record in caplog.records if fault in record.message] != []
+    assert caplog.text.count(fault) == 1
+    for secret in (SECRET, NEW):
+        assert secret not in caplog.text
+
+
 def test_a_right_host(world: World) -> None:
     """Of a host in which all is right nothing is said."""
     world.setenv("OPENAI_API_KEY", f"sk-{SECRET}")
-    world.setenv("BYOK_OF_THE_HOST", "yes")
+    world.setenv("BYOK_EMPTY", "")
     world.setenv("BYOK_REDIS_URL", "which the host reads by itself")
     result = checked(lambda: world.host(BYOK_AUDIT_RETENTION=timedelta(days=365)))
     assert result.exit_code == 0

@@ -27,6 +27,7 @@ def gunicorn(folder: Path, *, workers: int = 3, threads: int = 6, **environ: str
         *("--bind", f"127.0.0.1:{port}", "--workers", str(workers), "--threads", str(threads)),
         # A busy machine leaves connections idle for longer than gunicorn's two seconds.
         *("--log-level", "error", "--worker-tmp-dir", str(folder), "--keep-alive", "30"),
+        *("--graceful-timeout", "5"),
     ]
     env = {**os.environ, "SESSIONS_HOST_FOLDER": str(folder), **environ}
     with (folder / "gunicorn.log").open("wb") as log:
@@ -37,7 +38,7 @@ def gunicorn(folder: Path, *, workers: int = 3, threads: int = 6, **environ: str
         yield origin
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        process.wait()
 
 
 class Browser:

@@ -20,8 +20,8 @@ from tests.services import free_port, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 EVENTS = head(200, "Content-Type: text/event-stream")
-#: Seconds after which a person gives up; what waits for an attacker's server waits for longer.
-PATIENCE = 20.0
+#: Seconds after which a person gives up; what waits for a silent server waits for 30 (`transport.PERSONAL`).
+PATIENCE = 28.0
 
 
 @contextmanager

@@ -67,26 +67,32 @@ def test_malformed_is_not_skipped(malformed: str) -> None:
 PLACEHOLDERS = [
     "your_openai_api_key_here", "YOUR-API-KEY", "YourApiKeyHere", "your_mistral_key", "changeme", "change-me",
     "${OPENAI_API_KEY}", "$OPENAI_API_KEY", "%OPENAI_API_KEY%", "{{ openai_api_key }}", "$(cat key.txt)", "<your key>",
-    "[your key]", "sk-...", "sk-proj-…", "sk-your-key-here", "xxx", "sk-xxxxxxxxxxxxxxxx", "sk-ant-api03-xxxx",
+    "[your key]", "ollama", "EMPTY", "none", "dummy", "sk-no-key-required", "not-needed", "lm-studio",
+    "sk-...", "sk-proj-…", "sk-your-key-here", "xxx", "sk-xxxxxxxxxxxxxxxx", "sk-ant-api03-xxxx",
     "AIzaXXXXXXXX", "********", "TODO", "TODO: add key", "None", "null", "undefined", "n/a", '""', "''", "placeholder",
     "insert key here", "REPLACE_WITH_YOUR_KEY", "OPENAI_API_KEY", "process.env.OPENAI_API_KEY", "<redacted>",
+    "op://vault/openai/api key", "ref+vault://secret/openai#/key", "sm://project/openai", "env://OPENAI_API_KEY",
+    "arn:aws:secretsmanager:eu-central-1:123456789012:secret:production/openai-AbCdEf", "aws-sm:openai",
+    "@Microsoft.KeyVault(SecretUri=https://a-rather-long-name.vault.azure.net/secrets/openai/)", "secretref:openai-key",
+    "ENC[AES256_GCM,data:p673w7b0dPKxaZwmMcTuVJFnEDg=,iv:Tx2,tag:sRt=,type:str]", "ENC(G6N718UuyPE5bHyWKy02auQPUtm)",
+    "vault:secret/data/openai#OPENAI_API_KEY", "encrypted:BDqDBibm4wsYqMpCjTQ6BsDHm9K3dAt", "file:/run/secrets/openai",
+    "projects/123456789/secrets/openai-api-key/versions/latest", "{{ op://vault/openai/credential }}", "#{OPENAI_KEY}#",
+    '{{ with secret "secret/data/openai" }}{{ .Data.data.api_key }}{{ end }}', "$__file{/run/secrets/openai}",
+    '{"OPENAI_API_KEY": "sk-proj-0123456789-0123456789-0123456789-0123456789"}', "/run/secrets/openai_api_key",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("placeholder", PLACEHOLDERS)
-def test_placeholders_are_no_keys(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, placeholder: str
-) -> None:
-    """A placeholder in a variable or a file counts as unset; the log names the variable once, and not the value."""
+def test_placeholders_are_no_keys(tmp_path: Path, placeholder: str) -> None:
+    """A placeholder in a variable or a file, or a reference to a secret, counts as unset and is named as a fault."""
     keys = OperatorKeys(Settings(secrets_dir=tmp_path), {"GEMINI_API_KEY": placeholder})
     (tmp_path / "gemini_api_key").write_text(placeholder)
-    for _ in range(2):
-        assert keys.key(Tier.ENV, SPEC) is None
-        assert keys.key(Tier.SECRET, SPEC) is None
+    assert keys.key(Tier.ENV, SPEC) is None
+    assert keys.key(Tier.SECRET, SPEC) is None
     said = [
-        f"{name} holds a placeholder" for name in ("GEMINI_API_KEY", tmp_path / "gemini_api_key")
+        f"{name} holds a placeholder" for name in (tmp_path / "gemini_api_key", "GEMINI_API_KEY")
     ]
-    assert [record.message.split(",")[0] for record in caplog.records] == said
+    assert [fault.split(",")[0] for fault in keys.faults([SPEC])] == said
     assert env_key(placeholder, KEY) == KEY
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -71,7 +73,7 @@ def assert_refused_in_time(call: Callable[..., object], *args: Any) -> None:
 
 def assert_recovers(store: Sessions, session: SessionRef) -> None:
     """Fail unless the store answers again by itself, with what it had."""
-    wait_until(lambda: store.read(session, VISITOR, READ).records, "store", timeout=5)
+    wait_until(lambda: store.read(session, VISITOR, READ).records, "store")
     store.write(session, VISITOR, make_record("groq"))
     assert not inside(store)._database.breaker.is_open
 
@@ -80,7 +82,7 @@ def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
     """Each call to a frozen server ends in time: a first use, on open connections and on new ones."""
     with server.frozen():
         assert_refused_in_time(store.find, "sid-1")
-    wait_until(lambda: store.establish("sid-1"), "store", timeout=5)
+    wait_until(lambda: store.establish("sid-1"), "store")
     session = begin(store)
     store.write(session, VISITOR, make_record())
     with server.frozen():
@@ -168,6 +170,7 @@ class _Pooler(socketserver.BaseRequestHandler):
     """Refuses settings as PgBouncer does, and passes the rest on to the server."""
 
     target: tuple[str, int]
+    refused: list[bytes]
 
     def handle(self) -> None:
         first = self.request.recv(4096)
@@ -175,6 +178,7 @@ class _Pooler(socketserver.BaseRequestHandler):
             self.request.sendall(b"N")
             first = self.request.recv(4096)
         if b"statement_timeout" in first:
+            self.refused.append(first)
             words = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
             self.request.sendall(b"E" + (len(words) + 4).to_bytes(4, "big") + words)
             return
@@ -198,9 +202,10 @@ def _pass(source: socket.socket, target: socket.socket) -> None:
 
 
 def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
-    """Behind a pooler that takes no settings the store works, and the watchdog ends its waiting."""
-    url = make_url(server.create_database())
-    handler = type("Handler", (_Pooler,), {"target": ("127.0.0.1", server.port)})
+    """Behind a pooler that takes no settings, which is found out once, the watchdog ends the store's waiting."""
+    url, refused = make_url(server.create_database()), list[bytes]()
+    place = {"target": ("127.0.0.1", server.port), "refused": refused}
+    handler = type("Handler", (_Pooler,), place)
     with _Pool(("127.0.0.1", 0), handler) as pooler:
         threading.Thread(target=pooler.serve_forever, args=(0.02,), daemon=True).start()
         url = url.set(port=pooler.server_address[1])
@@ -210,6 +215,7 @@ def test_pooler_that_refuses_settings(server: PostgresServer) -> None:
         with server.frozen():
             assert_refused_in_time(store.read, session, VISITOR, READ)
         assert_recovers(store, session)
+        assert len(refused) == 1
         inside(store).engine.dispose()
         pooler.shutdown()
 
@@ -248,6 +254,22 @@ def test_watchdog() -> None:
         line.close()
 
 
+def test_connection_that_was_never_ours(server: PostgresServer) -> None:
+    """Nothing keeps a connection whose first questions to the server failed."""
+    database, made = Database(server.create_database(), ()), []
+
+    def fail(connection: Any, _record: Any) -> None:
+        made.append(weakref.ref(connection))
+        raise OSError("no answer")
+
+    event.listen(database.engine, "connect", fail)
+    with pytest.raises(OSError, match="no answer"):
+        database.run(_backend)
+    gc.collect()
+    assert [connection() for connection in made] == [None]
+    database.engine.dispose()
+
+
 def test_forked_process_has_a_watchdog(server: PostgresServer) -> None:
     """A worker that was forked from a process in use ends its waiting too."""
     store = make_store(server.create_database())
@@ -279,7 +301,7 @@ def test_late_result_is_closed() -> None:
     with pytest.raises(Exception, match="in time"):
         within(Budget(0.05), connect)
     go.set()
-    wait_until(lambda: line.closed, "close", timeout=2)
+    wait_until(lambda: line.closed, "close")
 
     def refuse() -> _Line:
         raise OSError("refused")

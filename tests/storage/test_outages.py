@@ -21,7 +21,7 @@ from flask_byok.web.caller import get_state
 from tests.app import KEYS, HostApp, browser, fingerprint, make_app
 from tests.keeper import OWN, SHARED, keeper
 from tests.keeper import close as close_keeper
-from tests.patience import short_limits
+from tests.patience import short_limits, soon
 from tests.services import PostgresServer, RedisServer, wait_until
 
 from .redis_kinds import ReplicaOf, TunedRedis
@@ -120,6 +120,26 @@ def test_a_session_key_is_removed_without_the_database(
         wait_until(lambda: person.get(KEYS).status_code == 200, "database")
         assert person.status()["has_key"] is False
         assert person.call("clear", provider="groq").get_json()["cleared"] == ["session"]
+    close(app)
+
+
+@pytest.mark.parametrize("kind", ["database", "redis"])
+def test_the_time_to_wait_is_as_set(
+    own_redis: RedisServer,
+    own_postgres: PostgresServer,
+    tmp_path: Path,
+    fake: FakeProviders,
+    kind: str,
+) -> None:
+    """A store that does not answer is given up after the time that is set for it, not before and not long after."""
+    place = {"byok_redis_url": own_redis.url, "BYOK_DATABASE_URL": own_postgres.create_database()}
+    app = make_app(tmp_path, fake, **place, BYOK_DATABASE_TIMEOUT=1, BYOK_REDIS_TIMEOUT=1)
+    ann = keeper(app, "ann")
+    ann.load()
+    with (own_redis if kind == "redis" else own_postgres).frozen(), soon():
+        started = time.monotonic()
+        assert ann.get("/used/openai").status_code == 503
+        assert time.monotonic() - started > 0.9
     close(app)
 
 

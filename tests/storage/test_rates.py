@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import redis
 from limits.storage import MemoryStorage
 from redis.cluster import ClusterNode, RedisCluster
 
@@ -79,6 +80,15 @@ def test_visitors_together_are_limited(storage: Any) -> None:
     with pytest.raises(RateLimitedError):
         limiter.check("address:198.51.100.1")
     limiter.check("user:ann")
+
+
+def test_visitors_together_are_no_hot_key(redis_url: str) -> None:
+    """Redis counts all visitors together under several keys."""
+    limiter = RateLimiter("1/minute", RedisDocuments(redis_url), setting=SETTING)
+    for number in range(OVERALL):
+        limiter.check(f"address:192.0.2.{number}")
+    with redis.Redis.from_url(redis_url) as client:
+        assert len([key for key in client.scan_iter() if b"address" not in key]) > 4
 
 
 def test_refusal_of_all_costs_an_address_nothing(in_memory: Any) -> None:

@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -25,11 +26,12 @@ KEYRING = Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f3
 
 @pytest.fixture(scope="module")
 def strict_server() -> Iterator[services.PostgresServer]:
-    """Run a PostgreSQL that asks Ann for a password, and lets in no unknown user."""
+    """Run a PostgreSQL that asks Ann for a password, has no connection for Cid, and lets in no unknown user."""
     with services.PostgresServer() as server:
         with psycopg.connect(server.url.replace("+psycopg", ""), autocommit=True) as connection:
             connection.execute("CREATE ROLE ann LOGIN PASSWORD 'hunter23'")
-        rules = "host all ann 127.0.0.1/32 scram-sha-256\nhost all byok 127.0.0.1/32 trust\n"
+            connection.execute("CREATE ROLE cid LOGIN CONNECTION LIMIT 0")
+        rules = "host all ann 127.0.0.1/32 scram-sha-256\nhost all byok,cid 127.0.0.1/32 trust\n"
         (server.directory / "data" / "pg_hba.conf").write_text(rules)
         server.restart()
         yield server
@@ -55,13 +57,16 @@ def why(url: str) -> str | None:
         ({"username": "ben", "password": "hunter22"}, "does not let this user in"),
         ({"host": "hunter22.invalid"}, "host is not known"),
         ({"port": services.free_port(), "password": "hunter22"}, "Nothing listens"),
+        ({"username": "cid"}, "no connection left"),
+        ({"query": {"sslmode": "require"}}, "TLS does not fit"),
+        ({"query": {"hunter22": "1"}}, "parameter that libpq does not know"),
     ],
 )
 def test_postgres_that_refuses(
-    strict_server: services.PostgresServer, changes: dict[str, str], words: str
+    strict_server: services.PostgresServer, changes: dict[str, Any], words: str
 ) -> None:
     """Each part of an address that is wrong has a sentence of its own."""
-    url = make_url(strict_server.url).set(**changes)  # type: ignore[arg-type]  # one of several
+    url = make_url(strict_server.url).set(**changes)
     assert words in str(why(url.render_as_string(hide_password=False)))
 
 

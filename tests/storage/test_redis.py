@@ -244,7 +244,7 @@ def test_stopped_cluster() -> None:
         with in_time(), pytest.raises(StoreError):
             store_on(client)
         server.cont()
-        wait_until(lambda: store.find(session.sid), "store", timeout=5)
+        wait_until(lambda: store.find(session.sid), "store")
 
 
 def test_stopped_sentinel() -> None:
@@ -260,7 +260,7 @@ def test_stopped_sentinel() -> None:
         assert_fails_fast(store, session)
         for process in (master, server):
             process.cont()
-        wait_until(lambda: store.find(session.sid), "store", timeout=5)
+        wait_until(lambda: store.find(session.sid), "store")
 
 
 def test_replica_acknowledges() -> None:

@@ -15,6 +15,7 @@ from werkzeug.serving import make_server
 
 from flask_byok import BYOK
 from flask_byok.catalog import ProviderSpec
+from tests.keeper import close
 
 POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}' 'strict-dynamic'; style-src 'self'; "
@@ -151,3 +152,4 @@ class Host:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        close(self.app)

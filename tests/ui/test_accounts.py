@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -362,7 +362,15 @@ def test_box_asks_for_an_account_that_is_still_there(show: ShowHost, make_key: M
     assert settings.typed("openai") == api_key
 
 
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """Run a PostgreSQL that may be killed; it outlives the hosts."""
+    with PostgresServer() as server:
+        yield server
+
+
 def test_accounts_that_are_away(
+    own_postgres: PostgresServer,
     serve: ServeHost,
     browser: Chrome,
     make_key: MakeKey,
@@ -370,21 +378,20 @@ def test_accounts_that_are_away(
 ) -> None:
     """Without its database the dialog says so and keeps what is typed; Try again saves it once it is back."""
     api_key = make_key("ada")
-    with PostgresServer() as server:
-        host = serve(BYOK_REDIS=redis_url, BYOK_DATABASE_URL=server.url)
-        settings = SettingsPage(browser, host.url)
-        settings.open("/sign-in/ada")
-        server.kill()
-        settings.save("openai", api_key)
-        settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
-        assert "not answer" in settings.message or "not available" in settings.message
-        assert settings.typed("openai") == api_key
-        server.start()
+    host = serve(BYOK_REDIS=redis_url, BYOK_DATABASE_URL=own_postgres.url)
+    settings = SettingsPage(browser, host.url)
+    settings.open("/sign-in/ada")
+    own_postgres.kill()
+    settings.save("openai", api_key)
+    settings.wait(lambda: settings.message.startswith("Failed to save key: "), "refused")
+    assert "not answer" in settings.message or "not available" in settings.message
+    assert settings.typed("openai") == api_key
+    own_postgres.start()
 
-        def again() -> bool:
-            settings.find("button[data-byok-action=retry]").click()
-            settings.wait(lambda: settings.message != "Working…", "an answer")
-            return settings.message == "Key saved"
+    def again() -> bool:
+        settings.find("button[data-byok-action=retry]").click()
+        settings.wait(lambda: settings.message != "Working…", "an answer")
+        return settings.message == "Key saved"
 
-        settings.wait(again, "saved")
-        assert settings.source("openai") == "user"
+    settings.wait(again, "saved")
+    assert settings.source("openai") == "user"

@@ -107,16 +107,22 @@ def test_a_page_is_no_person(host: HostApp) -> None:
     assert own == (200, None)
 
 
-FRONT = "https://app.example.org"
-
-
-def test_a_trusted_front_end_may_call(tmp_path: Path, fake: FakeProviders) -> None:
+@pytest.mark.parametrize(
+    ("written", "front"),
+    [
+        ("HTTPS://app.example.org:443/", "https://app.example.org"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+    ],
+)
+def test_a_trusted_front_end_may_call(
+    tmp_path: Path, fake: FakeProviders, written: str, front: str
+) -> None:
     """A page of an origin in BYOK_TRUSTED_ORIGINS calls and reads, also after a preflight; no other origin does."""
-    config = {"BYOK_TRUSTED_ORIGINS": ["HTTPS://app.example.org/"], "WTF_CSRF_SSL_STRICT": True}
+    config = {"BYOK_TRUSTED_ORIGINS": [written], "WTF_CSRF_SSL_STRICT": True}
     client = browser(make_app(tmp_path, fake, **config))
-    site = {"Origin": FRONT, "Sec-Fetch-Site": "cross-site", "Referer": f"{FRONT}/page"}
+    site = {"Origin": front, "Sec-Fetch-Site": "cross-site", "Referer": f"{front}/page"}
     listed = client.get(KEYS, headers=site, base_url="https://localhost")
-    assert listed.headers["Access-Control-Allow-Origin"] == FRONT
+    assert listed.headers["Access-Control-Allow-Origin"] == front
     assert listed.headers["Access-Control-Allow-Credentials"] == "true"
     asked = {**site, "Access-Control-Request-Method": "POST"}
     preflight = client.options(f"{KEYS}/clear", headers=asked, base_url="https://localhost")
@@ -126,7 +132,7 @@ def test_a_trusted_front_end_may_call(tmp_path: Path, fake: FakeProviders) -> No
         preflight.headers["Access-Control-Allow-Headers"].split(", ")
     )
     sent = {**site, "X-CSRFToken": listed.get_json()["csrf_token"]}
-    for origin, status in ((FRONT, 200), (FRONT + ".evil.example", 400), ("null", 400)):
+    for origin, status in ((front, 200), (front + ".evil.example", 400), ("null", 400)):
         headers = {**sent, "Origin": origin}
         answer = client.post(
             f"{KEYS}/clear", json=BODY, headers=headers, base_url="https://localhost"
@@ -140,10 +146,24 @@ def test_a_trusted_front_end_may_call(tmp_path: Path, fake: FakeProviders) -> No
 
 @pytest.mark.parametrize(
     "origins",
-    ["*", ["null"], ["https://a.example/path"], ["app.example.org"], ["https://*.a.example"]],
+    [
+        "*",
+        "null",
+        ["https://a.example/path"],
+        ["app.example.org"],
+        ["https://*.a.example"],
+        ["https://a\0.example"],
+        ["https://a .example"],
+        ["https://a..example"],
+        ["https://a.example:99999"],
+        ["https://ann@a.example"],
+        ["https://a.example?x"],
+        ["http://[::1::]"],
+        ["https://b\u0378cher.example"],
+    ],
 )
 def test_an_origin_is_written_whole(tmp_path: Path, fake: FakeProviders, origins: Any) -> None:
-    """Patterns, paths and names without a scheme are refused at the start, with an example."""
+    """What no browser sends is refused at the start, with an example."""
     with pytest.raises(
         ConfigurationError, match=r"BYOK_TRUSTED_ORIGINS .*https://app\.example\.org"
     ):

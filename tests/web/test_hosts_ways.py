@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, render_template_string, request
 from flask.sessions import SecureCookieSessionInterface
 
 from flask_byok import BYOK, ConfigurationError
@@ -122,6 +122,29 @@ def test_routes_at_our_addresses(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert len(said) == 2
     assert "endpoint 'hosts'" in said[0]
     assert "Another 'byok'" in said[1]
+
+
+@pytest.mark.parametrize("hide", ["a processor", "a blueprint's processor", "a view"])
+def test_another_byok_in_templates(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hide: str
+) -> None:
+    """A template that is given another `byok` is named in the log, once; one that is given ours is not."""
+    app = bare(tmp_path, BYOK_PRECEDENCE=ACCOUNTS)
+    byok = BYOK(app)
+    pages = Blueprint("pages", __name__)
+    app.context_processor(lambda: {"byok": app.jinja_env.globals["byok"]})
+    given = {"byok": byok} if hide == "a view" else {}
+    pages.add_url_rule("/", "page", lambda: render_template_string("", **given))
+    app.add_url_rule("/ours", "ours", lambda: render_template_string(""))
+    if hide == "a blueprint's processor":
+        pages.context_processor(lambda: {"byok": byok})
+    elif hide == "a processor":
+        app.context_processor(lambda: {"byok": byok} if request.path == "/" else {})
+    app.register_blueprint(pages)
+    client = app.test_client()
+    for path, times in (("/ours", 0), ("/", 1), ("/", 1)):
+        assert client.get(path).status_code == 200
+        assert caplog.text.count("Another 'byok' has taken the place") == times
 
 
 # folders and files

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Response
 
-from flask_byok import get_chat_model_with_api_key, get_provider_with_api_key
+from flask_byok import get_chat_model_with_api_key, get_provider_with_api_key, key_rejected
 from flask_byok.testing import FakeProviders
 from tests.app import Browser, HostApp
 
@@ -111,14 +111,17 @@ def test_the_header_names_the_key_that_served(
 def test_a_reported_refusal_is_checked_first(
     app: HostApp, visitor: Browser, fake: FakeProviders
 ) -> None:
-    """`report_rejected` marks the key that serves only if its provider refuses it too."""
+    """`report_rejected` marks the key that serves, and sends the signal, only if its provider refuses it too."""
+    told: list[Any] = []
     app.add_url_rule("/report", "report", lambda: app.byok.report_rejected("openai").to_dict())
     api_key = fake.api_key("openai")
     visitor.save(api_key)
-    assert visitor.get("/report").get_json()["verdict"] == "valid"
-    assert visitor.status()["state"] == "active"
-    fake.revoke("openai", api_key)
-    assert visitor.get("/report").get_json()["valid"] is False
+    with key_rejected.connected_to(lambda _, **facts: told.append(facts["source"]), app):
+        assert visitor.get("/report").get_json()["verdict"] == "valid"
+        assert visitor.status()["state"] == "active"
+        fake.revoke("openai", api_key)
+        assert visitor.get("/report").get_json()["valid"] is False
+    assert told == ["session"]
     assert visitor.status()["state"] == "rejected"
     assert visitor.get("/used/openai").get_json()["code"] == "key_rejected"
 

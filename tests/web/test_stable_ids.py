@@ -105,6 +105,12 @@ def _visitor(directory: Path, user: _User) -> tuple[Browser, BYOK]:
         ("admin-5", {"id": 5}),
         ("user-5", {"id": 5}),
         ("ada@example.com", {"id": uuid.UUID(int=5)}),
+        ("token-6f1b", {"_id": 5}),
+        ("token-6f1b", {"user_id": 5, "username": "ada"}),
+        ("token-6f1b", {"member_no": 5, "session_token": "token-6f1b"}),
+        ("token-6f1b", {"email": "ada@example.com", "alternative_id": "token-6f1b"}),
+        ("token-6f1b", {"row": {"number": 5, "token": "token-6f1b"}}),
+        ("token-6f1b", {"fs_uniquifier": "token-6f1b", "number": 5}),
     ],
 )
 def test_a_get_id_that_may_change(
@@ -124,7 +130,14 @@ def test_a_get_id_that_may_change(
 
 @pytest.mark.parametrize(
     ("given", "own"),
-    [("5", {"id": 5}), ("ada", {}), (str(uuid.UUID(int=5)), {"id": uuid.UUID(int=5)})],
+    [
+        ("5", {"id": 5}),
+        ("ada", {}),
+        (str(uuid.UUID(int=5)), {"id": uuid.UUID(int=5)}),
+        ("5", {"_id": 5, "token": "token-6f1b"}),
+        ("ada", {"username": "ada", "email": "ada@example.com", "active": True}),
+        ("5", {"user_id": 5, "session_token": "token-6f1b"}),
+    ],
 )
 def test_a_get_id_that_stays(tmp_path: Path, given: str, own: dict[str, Any]) -> None:
     """The user's own id, or the only one that there is, is taken."""
