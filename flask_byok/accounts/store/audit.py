@@ -14,16 +14,19 @@ import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...errors import ConfigurationError
-from ...model.credential import CredentialRecord, Secret, to_milliseconds, utcnow
+from ...model.credential import to_milliseconds, utcnow
 from ...storage.sql import Database, keep_text
 from ...storage.tables import audit, audit_heads, canaries, credentials
 from . import AuditEvent, NoRecord, Subject
+
+if TYPE_CHECKING:
+    from .. import AuditSecret
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
@@ -78,36 +81,10 @@ _PRUNE = delete(audit).where(
 T = TypeVar("T")
 
 
-class LogSecret(Protocol):
-    """What the store takes from the keyring."""
-
-    @property
-    def seal_prefix(self) -> str:
-        """The first characters of every ciphertext that is sealed now."""
-
-    def secret(self) -> bytes:
-        """Return the secret that keys the log.
-
-        :raises ConfigurationError: the encryption key is the wrong one.
-        """
-
-    def confirm(self) -> None:
-        """Look for a wrong encryption key if that was not possible at the start; see ``secret``."""
-
-    def reseal(self) -> bool:
-        """Seal the secret with the current encryption key; return False if that has sealed it already."""
-
-    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
-        """Return a keyed hash of a key."""
-
-    def fingerprint_of(self, record: CredentialRecord) -> str | None:
-        """Return the fingerprint of a stored key, None if it does not open."""
-
-
 class Chain:
     """One owner's chain, held until the transaction ends: changes of an owner's keys wait for each other."""
 
-    def __init__(self, connection: Connection, owner: str, log_secret: LogSecret) -> None:
+    def __init__(self, connection: Connection, owner: str, log_secret: AuditSecret) -> None:
         self.connection = connection
         self.owner = owner
         self.secret = log_secret.secret()
@@ -208,7 +185,7 @@ class Chain:
 class AuditWriter:
     """Opens chains for writing."""
 
-    def __init__(self, database: Database, log_secret: LogSecret) -> None:
+    def __init__(self, database: Database, log_secret: AuditSecret) -> None:
         self.database = database
         self.log_secret = log_secret
         self.fingerprint = log_secret.fingerprint

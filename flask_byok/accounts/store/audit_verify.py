@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import and_, func, null, or_, select, tuple_, union_all
 from sqlalchemy import cast as as_type
@@ -19,7 +19,10 @@ from sqlalchemy import cast as as_type
 from ...model.credential import from_milliseconds, to_milliseconds
 from ...storage.tables import audit, audit_heads, credentials
 from . import AuditEvent, Head
-from .audit import GONE, RECORDED, AuditWriter, LogSecret, head_seal, is_mac, record_hash, row_hash
+from .audit import GONE, RECORDED, AuditWriter, head_seal, is_mac, record_hash, row_hash
+
+if TYPE_CHECKING:
+    from .. import AuditSecret
 
 #: The outcome of the row that pruning writes after it has compared all keys.
 PRUNED = "pruned"
@@ -296,7 +299,7 @@ class Follower:
 
 
 def compare_keys(
-    chains: Sequence[Follower], found: Iterable[Any], log_secret: LogSecret
+    chains: Sequence[Follower], found: Iterable[Any], log_secret: AuditSecret
 ) -> Iterator[Finding]:
     """Find keys that their owners' chains do not explain, in what ``_keys_and_news`` finds."""
     keys: dict[str, dict[str, Any]] = {chain.owner: {} for chain in chains}
@@ -320,7 +323,7 @@ def whole_number(stored: Any, otherwise: int = 0) -> int:
 
 
 def _compare(
-    keys: Mapping[str, Any], said: Mapping[str, Said], log_secret: LogSecret
+    keys: Mapping[str, Any], said: Mapping[str, Said], log_secret: AuditSecret
 ) -> Iterator[str]:
     for id, key in keys.items():
         expected = said.get(id)
@@ -338,7 +341,7 @@ def _compare(
             yield f"the key {id} is gone, and no row says so"
 
 
-def _differences(key: Any, said: Said, log_secret: LogSecret) -> Iterator[str]:
+def _differences(key: Any, said: Said, log_secret: AuditSecret) -> Iterator[str]:
     """Compare a key with what rows say of this version."""
     if not is_mac(said.row.became, record_hash(log_secret.secret(), key)):
         yield f"the key {key.id} is not what its last row says, though it has that version"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partialmethod
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
@@ -25,7 +25,7 @@ from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
 from . import AuditEvent, Subject, has_place
-from .audit import Chain, LogSecret
+from .audit import Chain
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
 from .rows import (
@@ -40,6 +40,9 @@ from .rows import (
     verdict_values,
 )
 from .usage import UsageStore
+
+if TYPE_CHECKING:
+    from .. import AuditSecret
 
 #: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider.
 Seat = Callable[[CredentialRecord, Collection[str]], CredentialRecord]
@@ -105,7 +108,7 @@ class AccountStore(KeyReader):
 
     name = "the database"
 
-    def __init__(self, database: Database, log_secret: LogSecret) -> None:
+    def __init__(self, database: Database, log_secret: AuditSecret) -> None:
         super().__init__(database)
         self.engine, self.breaker = database.engine, database.breaker
         self.canary = log_secret
