@@ -40,12 +40,7 @@ from .web.caller import (
 )
 from .web.guards import go_first
 from .web.health import without_session
-from .web.host_setup import (
-    collisions,
-    find_database,
-    refuse_taken_names,
-    warn_of_late_setup,
-)
+from .web.host_setup import collisions, find_database, refuse_taken_names, warn_of_late_setup
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
