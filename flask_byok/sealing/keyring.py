@@ -8,7 +8,6 @@ derived with HKDF-SHA256 (RFC 5869); AES-256-GCM also takes the context as assoc
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import re
@@ -101,10 +100,8 @@ class Keyring:
         *,
         cipher: Cipher = "fernet",
     ) -> None:
-        current = _Key(parse_encryption_key(encryption_key, "BYOK_ENCRYPTION_KEY"))
-        retired = [
-            _Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks
-        ]
+        current = _Key(encryption_key, "BYOK_ENCRYPTION_KEY")
+        retired = [_Key(key, "BYOK_ENCRYPTION_KEY_FALLBACKS") for key in fallbacks]
         #: Names of all keys, the current one first.
         self.key_ids = tuple(dict.fromkeys(key.key_id for key in (current, *retired)))
         self.cipher: Cipher = cipher
@@ -230,21 +227,19 @@ class Canary:
         if self._opened is None and not self.tolerant:
             self.secret()
 
-    def reseal(self) -> bool:
-        """Seal the text with the current encryption key; return False if that has sealed it already."""
+    def reseal(self) -> None:
+        """Seal the text with the current encryption key, unless that has sealed it already."""
         sealed = self.keyring.seal(self.secret(), self._context)
-        if not self.keyring.needs_rotation(self.hold(self.name, sealed)):
-            return False
-        self.hold(self.name, sealed, replace=True)
-        return True
+        if self.keyring.needs_rotation(self.hold(self.name, sealed)):
+            self.hold(self.name, sealed, replace=True)
 
 
 class _Key:
     """One encryption key and what is derived from it."""
 
-    def __init__(self, material: bytes) -> None:
-        self._material = material
-        self.key_id = hashlib.sha256(b"flask-byok key id" + material).hexdigest()[:12]
+    def __init__(self, text: str | bytes, setting: str) -> None:
+        self._material = parse_encryption_key(text, setting)
+        self.key_id = hashlib.sha256(b"flask-byok key id" + self._material).hexdigest()[:12]
         # One person's calls come in rows, and deriving takes as long as decrypting.
         self._fernet = lru_cache(DERIVED_KEYS)(self._derive_fernet)
 
@@ -261,10 +256,8 @@ class _Key:
         if code == "f":
             return self._fernet(context).decrypt(payload)
         if code == "g":
-            info = context.encode()
-            return AESGCM(self._derive(b"gcm" + info)).decrypt(
-                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], info
-            )
+            info, nonce, sealed = context.encode(), raw[:_NONCE_BYTES], raw[_NONCE_BYTES:]
+            return AESGCM(self._derive(b"gcm" + info)).decrypt(nonce, sealed, info)
         raise ValueError("unknown cipher")
 
     def _derive_fernet(self, context: Context) -> Fernet:
@@ -295,7 +288,7 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
         return bytes.fromhex(stripped)
     try:
         material = base64.b64decode(stripped.encode(), altchars=b"-_", validate=True)
-    except (binascii.Error, UnicodeEncodeError, ValueError):
+    except ValueError:
         material = b""
     if len(material) != 32:
         raise ConfigurationError(
@@ -307,12 +300,10 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
 
 # What has stood in documentation (the specification of Fernet), and the SHA-256 of nothing and of an empty line, which
 # a script makes of a variable that is not set.
-_WELL_KNOWN = frozenset(
-    {
-        "730ff4c7af3d46923e8ed451ee813c87f790b0a226bc96a92de49b5e9c05e1ee",
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b",
-    }
+_WELL_KNOWN = (
+    "730ff4c7af3d46923e8ed451ee813c87f790b0a226bc96a92de49b5e9c05e1ee",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b",
 )
 
 
