@@ -292,19 +292,18 @@ _OURS = re.compile(
 )
 
 
-def limited_client(client_or_url: Any, timeout: float | None = None) -> Redis | RedisCluster:
+def limited_client(client_or_url: Any, timeout: float = TIMEOUT) -> Redis | RedisCluster:
     """Make a client of our own for the same Redis.
 
     :param client_or_url: a URL, or a redis-py client: ``Redis``, a Sentinel's master,
         ``RedisCluster``.
-    :param timeout: seconds to connect, and to wait for an answer; by default ``TIMEOUT``.
+    :param timeout: seconds to connect, and to wait for an answer.
     :raises ConfigurationError: it is neither.
     :raises StoreError: the Cluster does not answer; unlike the others it is asked for its nodes at once.
     """
     if isinstance(client_or_url, str):
         with suppress(ValueError):
             client_or_url = Redis.from_url(client_or_url)
-    timeout = timeout or TIMEOUT
     if isinstance(client_or_url, RedisCluster):
         return _cluster(client_or_url, timeout)
     if isinstance(client_or_url, Redis):
@@ -323,9 +322,8 @@ def _single(client: Redis, timeout: float) -> Redis:
         sentinel = copy.copy(pool.sentinel_manager)
         sentinel.sentinels = [_single(each, timeout) for each in sentinel.sentinels]
         sentinel.connection_kwargs = options | {"max_connections": MAX_CONNECTIONS}
-        found: Redis = sentinel.master_for(
-            pool.service_name, check_connection=pool.check_connection
-        )
+        checks = pool.check_connection
+        found: Redis = sentinel.master_for(pool.service_name, check_connection=checks)
         return found
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
     bounded = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]
