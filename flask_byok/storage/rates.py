@@ -47,8 +47,7 @@ class RateLimiter:
         self._limiter = FixedWindowRateLimiter(storage)
         self._overall = _parts(self._each, 1 if client is None else _PARTS)
         self._lock = Lock()
-        self._is_remote = client is not None
-        self._guarded: Callable[..., Any] = store.guarded if self._is_remote else self._alone
+        self._guarded: Callable[..., Any] = self._alone if client is None else store.guarded
 
     def check(self, owner: str) -> None:
         """Count one attempt of ``user:<id>`` or, for a visitor, ``address:<network>``, see ``Caller.counted_as``.
@@ -78,14 +77,13 @@ class RateLimiter:
                 return
         self._require(self._limiter.hit, *parts[-1])
 
-    def _alone(self, function: Callable[..., Any], *args: Any) -> Any:
+    def _alone(self, function: Callable[..., Any], *args: Any, changes: bool = False) -> Any:
         # Two threads that start the storage's timer at once would raise an error.
         with self._lock:
             return function(*args)
 
     def _ask(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> bool:
-        changes = {"changes": True} if ask == self._limiter.hit and self._is_remote else {}
-        return bool(self._guarded(ask, rate, self._setting, who, **changes))
+        return bool(self._guarded(ask, rate, self._setting, who, changes=ask == self._limiter.hit))
 
     def _require(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> None:
         if not self._ask(ask, rate, who):
