@@ -258,10 +258,6 @@ class Service:
             return []
         return self.sessions.clear(session, caller.identity, ids, visitor=True)
 
-    def forget(self, caller: Caller, owner: str) -> list[str]:
-        """Delete everything of an owner whom the host deletes, and return the providers that had keys."""
-        return self.accounts.forget(caller, owner)
-
     # validate
 
     def validate(

@@ -119,7 +119,7 @@ def clear_key(
         raise click.UsageError("Name a provider, or give --all without one.")
     service, wing = common.require_wing()
     if provider is None:
-        _forget(service, wing, owner, yes)
+        _forget(wing, owner, yes)
         return
     found = _find(service, wing, owner, provider)
     if slot is not None:
@@ -163,11 +163,11 @@ def _find(service: Service, wing: Wing, owner: str, provider: str) -> list[Crede
     return found
 
 
-def _forget(service: Service, wing: Wing, owner: str, yes: bool) -> None:
+def _forget(wing: Wing, owner: str, yes: bool) -> None:
     """Delete everything of an owner, even if only usage counts are left."""
     count = common.counted(len(wing.store.find([owner])), "key")
     common.confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
-    for provider in service.forget(Caller(command=True), owner):
+    for provider in wing.forget(Caller(command=True), owner):
         click.echo(f"Cleared the keys for {printable(provider)}.")
     click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
 
