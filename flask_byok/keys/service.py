@@ -86,12 +86,6 @@ class Service:
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
-    def get_one(self, caller: Caller, provider: str) -> Status:
-        """Return the status of one provider."""
-        spec = self._spec(caller, provider)
-        found = self.lookup.survey(caller, [spec])[spec.id]
-        return build_status(caller, spec, found, self.lookup)
-
     def own_records(self, caller: Caller) -> Any:
         """Return the caller's own records in the account; see ``accounts.records``."""
         return self.accounts.own(self, caller)
@@ -193,7 +187,8 @@ class Service:
     def _status_after(self, caller: Caller, spec: ProviderSpec) -> Status | None:
         """Return a provider's status after a change; None if a store is away that only the status needs."""
         with suppress(StoreError):
-            return self.get_one(caller, spec.id)
+            found = self.lookup.survey(caller, [spec])[spec.id]
+            return build_status(caller, spec, found, self.lookup)
         return None
 
     def _destination(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Destination:
