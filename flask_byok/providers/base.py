@@ -210,13 +210,11 @@ class BaseProvider(ABC):
             raise InvalidFieldError(
                 f"{self.display_name} has no default model: name one.", provider=self.name
             )
-        if metrics.sinks:
-            metrics.record("streams_open", 1, self.name)
+        metrics.record("streams_open", 1, self.name)
         try:
             yield from self._outcomes.follow(self._stream(client, messages, chosen))
         finally:
-            if metrics.sinks:
-                metrics.record("streams_open", -1, self.name)
+            metrics.record("streams_open", -1, self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
