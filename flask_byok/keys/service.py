@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -113,11 +113,8 @@ class Service:
     def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
         """Return the credential and a callback that counts each call's outcome."""
         spec = self._spec(caller, provider)
-        try:
+        with _failures_measured([spec]):
             credential = self.lookup.resolve(caller, spec)
-        except ByokError as error:
-            _measure_failure([spec], error)
-            raise
         return credential, self._counter(caller, credential)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -150,14 +147,11 @@ class Service:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
         credentials = {}
-        try:
+        with _failures_measured(specs.values()):
             found = self.lookup.survey(caller, list(specs.values()))
             for name, spec in specs.items():
                 if chosen := self.lookup.choose(found[spec.id]):
                     credentials[name] = self.lookup.settle(chosen, spec)
-        except ByokError as error:
-            _measure_failure(specs.values(), error)
-            raise
         return credentials
 
     def _counter(self, caller: Caller, credential: Credential) -> Count:
@@ -377,11 +371,16 @@ class Service:
             raise OwnerRequiredError("Sign in to use API keys here.")
 
 
-def _measure_failure(specs: Iterable[ProviderSpec], error: ByokError) -> None:
-    """Measure look-ups that failed: of the provider that an error names, else of all."""
-    for spec in specs:
-        if error.provider in (None, spec.id):
-            metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
+@contextmanager
+def _failures_measured(specs: Iterable[ProviderSpec]) -> Iterator[None]:
+    """Measure look-ups that fail: of the provider that an error names, else of all."""
+    try:
+        yield
+    except ByokError as error:
+        for spec in specs:
+            if error.provider in (None, spec.id):
+                metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
+        raise
 
 
 def _session(caller: Caller) -> SessionRef:
