@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 class Destination(Protocol):
     """A place that takes a key."""
 
-    @property
-    def context(self) -> Context:
-        """What the key is sealed for."""
+    #: What the key is sealed for.
+    context: Context
 
     def admit(self, typed: Typed) -> None:
         """Refuse the key before its provider is asked, if it cannot be stored here."""
@@ -121,11 +120,9 @@ class InSession:
     session: SessionRef
     spec: ProviderSpec
 
-    @property
-    def context(self) -> Context:
-        """What the key is sealed for."""
+    def __post_init__(self) -> None:
         owner = session_owner(self.session, self.caller.identity)
-        return Context("session", owner, self.spec.id)
+        self.context = Context("session", owner, self.spec.id)
 
     def admit(self, typed: Typed) -> None:
         """Take every key."""
