@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..http.outbound import sync_only_client
 from ..model.credential import Secret
 from .base import BaseProvider, Message, refuse_web_socket, split_system
 
@@ -27,8 +28,6 @@ class GoogleProvider(BaseProvider):
         from google.genai import Client
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions
-
-        from ..http.transport import sync_only_client
 
         # Everything is named: the SDK looks into the environment for each omitted argument.
         client = Client(
