@@ -65,7 +65,7 @@ class AuditSecret(Canary):
     def fingerprint_of(self, record: CredentialRecord) -> str | None:
         """Return the fingerprint of an account's stored key, None if it does not open."""
         try:
-            fields, _ = self.keyring.open_record("account", record.owner, record)
+            fields, _ = self.keyring.open_record(record.owner, record)
         except UnreadableCredentialError:
             return None
         return self.fingerprint(fields)

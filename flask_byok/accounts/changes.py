@@ -24,7 +24,7 @@ from ..keys.typed import (
     refuse_key,
 )
 from ..model.credential import CredentialRecord, Secret, utcnow
-from ..sealing.keyring import Context, Keyring
+from ..sealing.keyring import Keyring, Opened, context_of
 from ..settings import Settings, ValidateOnSet
 from .store import NoRecord, free_slot, has_place
 
@@ -42,7 +42,7 @@ class _Place:
     slot: str | None = None
 
     def __post_init__(self) -> None:
-        self.context = Context("account", self.owner, self.spec.id, self.slot or "")
+        self.context = context_of(self.owner, self.spec.id, self.slot or "")
         self._at_most = self.records.core.settings.keys_per_provider
 
     def refused(self, typed: Typed, verdict: str) -> None:
@@ -153,7 +153,7 @@ def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> Credential
     """
     if slot == record.slot:
         return record
-    there = Context("account", record.owner, record.provider, slot)
+    there = context_of(record.owner, record.provider, slot)
     plain = keyring.open(record.ciphertext, there._replace(slot=record.slot))
     return dataclasses.replace(record, slot=slot, ciphertext=keyring.seal(plain, there))
 
@@ -189,7 +189,7 @@ class NewSecret:
 def read_replacement(
     spec: ProviderSpec,
     secret: NewSecret,
-    stored: Callable[[], tuple[Mapping[str, Secret], str | None]],
+    stored: Callable[[], Opened],
     settings: Settings,
 ) -> Typed:
     """Clean a replacement, completed by what stays of the stored key.
@@ -257,7 +257,7 @@ class Replacement:
 
     def __post_init__(self) -> None:
         record = self.record
-        self.context = Context("account", record.owner, record.provider, record.slot)
+        self.context = context_of(record.owner, record.provider, record.slot)
         given = self.secret.given
         self._is_new = any(field.secret and field.name in given for field in self.spec.fields)
 

@@ -22,7 +22,7 @@ from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
 from ..model.credential import CredentialRecord, Secret, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
-from ..sealing.keyring import Context, Keyring
+from ..sealing.keyring import Keyring, Opened, context_of
 from .changes import check_place
 from .store import main_slot
 
@@ -91,7 +91,7 @@ def promotion_rule(
 def _is_same_key(keyring: Keyring, *records: CredentialRecord) -> bool:
     """Return True if accounts' records open and hold the same key."""
     try:
-        one, other = (keyring.open_record("account", r.owner, r) for r in records)
+        one, other = (keyring.open_record(r.owner, r) for r in records)
     except UnreadableCredentialError:
         return False
     return one == other
@@ -180,7 +180,7 @@ class _Move:
         alike = [r for r in there if r.hint == source.hint and r.state(utcnow()) == "active"]
         try:
             key = self._open(source)
-            kept = [self.core.keyring.open_record("account", r.owner, r) for r in alike]
+            kept = [self.core.keyring.open_record(r.owner, r) for r in alike]
         except UnreadableCredentialError:
             return False
         return key in kept
@@ -204,7 +204,7 @@ class _Move:
         except UnreadableCredentialError:
             self.result.unreadable.append(spec.id)
             return None
-        context = Context("account", identity, spec.id)
+        context = context_of(identity, spec.id)
         record = dataclasses.replace(
             first,
             owner=identity,
@@ -247,10 +247,10 @@ class _Move:
 
     # the session's records
 
-    def _open(self, source: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+    def _open(self, source: CredentialRecord) -> Opened:
         is_left = self.view.visitor_records.get(source.provider) is source
         owner = session_owner(self.session, "" if is_left else self.caller.identity)
-        return self.core.keyring.open_record("session", owner, source)
+        return self.core.keyring.open_record(owner, source)
 
     def _mark(self, sources: Sequence[CredentialRecord]) -> list[CredentialRecord]:
         """Mark records as leaving, and return those that were still there.

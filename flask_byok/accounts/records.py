@@ -22,7 +22,6 @@ from ..keys.lookup import locked_error
 from ..keys.service import Service
 from ..keys.typed import NewKey, clean_text
 from ..model.credential import (
-    Credential,
     CredentialRecord,
     Secret,
     State,
@@ -33,6 +32,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
+from ..sealing.keyring import Opened
 from .changes import Changes, NewSecret, Replacement, Slot, changed_expiry
 from .store import Subject
 
@@ -322,7 +322,8 @@ class AccountRecords:
         """
         spec = self.core.catalog.get(record.provider)
         self.core.validate_limit.check(self.caller.counted_as)
-        return self.core.checks.of_stored(self.caller, spec, self._credential(record, spec))
+        credential = self.wing.opener.credential(spec, record.owner, record)
+        return self.core.checks.of_stored(self.caller, spec, credential)
 
     # steps, also of a replacement
 
@@ -349,17 +350,12 @@ class AccountRecords:
         ):
             raise locked_error(spec)
 
-    def open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+    def open(self, record: CredentialRecord) -> Opened:
         """Return a stored key's fields, and the person's own base URL or None."""
-        return self.core.keyring.open_record("account", record.owner, record)
+        return self.core.keyring.open_record(record.owner, record)
 
     def _state(self, record: CredentialRecord) -> State:
         if record.provider not in self.core.catalog:
             return record.state(utcnow())
         spec = self.core.catalog.get(record.provider)
-        tier = tier_of(record.owner)
-        return cast(State, self.wing.opener.open(spec, tier, "account", record.owner, record).state)
-
-    def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
-        tier = tier_of(record.owner)
-        return self.wing.opener.credential(spec, tier, "account", record.owner, record)
+        return cast(State, self.wing.opener.open(spec, record.owner, record).state)

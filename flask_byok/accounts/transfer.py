@@ -109,7 +109,7 @@ class KeyTransfer:
     def open(self, record: CredentialRecord) -> MovedKey | None:
         """Decrypt a stored key; return None if it does not open."""
         try:
-            fields, base_url = self._core.keyring.open_record("account", record.owner, record)
+            fields, base_url = self._core.keyring.open_record(record.owner, record)
         except UnreadableCredentialError:
             return None
         return MovedKey(

@@ -67,7 +67,7 @@ class Wing(Accounts):
         for owner in (owner for its_tier, owner in owners if its_tier is tier):
             # By exact name: some databases compare without regard to case, and Ann's key is not ann's.
             for record in kept.get((owner, spec.id), ()):
-                yield self.opener.open(spec, tier, "account", owner, record)
+                yield self.opener.open(spec, owner, record)
 
     # the audit log
 

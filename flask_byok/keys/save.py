@@ -18,7 +18,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, SessionRef, session_owner, tier_of
-from ..sealing.keyring import Context, Keyring
+from ..sealing.keyring import Context, Keyring, context_of
 from .typed import NewKey, Typed, clean_text, read_expiry, read_typed
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class InSession:
 
     def __post_init__(self) -> None:
         owner = session_owner(self.session, self.caller.identity)
-        self.context = Context("session", owner, self.spec.id)
+        self.context = context_of(owner, self.spec.id)
 
     def admit(self, typed: Typed) -> None:
         """Take every key."""

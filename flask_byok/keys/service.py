@@ -25,7 +25,7 @@ from ..http import Outbound
 from ..model.credential import Credential, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, Count, make_provider
-from ..sealing.keyring import Context, Keyring
+from ..sealing.keyring import Keyring, context_of
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
@@ -341,7 +341,7 @@ class Service:
             if waiting is None or self.lookup.locked(caller, spec):
                 continue
             try:
-                fields, base_url = self.keyring.open_record("session", visitor, waiting)
+                fields, base_url = self.keyring.open_record(visitor, waiting)
             except UnreadableCredentialError:
                 result.unreadable.append(spec.id)
                 continue
@@ -350,7 +350,7 @@ class Service:
                 continue
             if replace or spec.id not in view.records:
                 self.accounts.note(caller, "promote", spec.id, fields)
-            sealed = self.keyring.seal_fields(Context("session", owner, spec.id), fields, base_url)
+            sealed = self.keyring.seal_fields(context_of(owner, spec.id), fields, base_url)
             # The key is the same, so its version and its verdict stay.
             adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
             outcome = self.sessions.adopt(session, caller.identity, adopted, replace=replace)

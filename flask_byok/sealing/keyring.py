@@ -63,6 +63,16 @@ class Context(NamedTuple):
         return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
 
 
+def context_of(owner: str, provider: str, slot: str = "") -> Context:
+    """Return what an owner's key is bound to; the name of the owner says if it is kept in a session."""
+    scope = "session" if owner.startswith("session:") else "account"
+    return Context(scope, owner, provider, slot)
+
+
+#: The fields of an opened credential by name, and the person's own base URL or None.
+Opened = tuple[dict[str, Secret], str | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Sealed:
     """What a ciphertext holds: the fields of a credential by name, and the base URL that the person gave."""
@@ -151,25 +161,25 @@ class Keyring:
         plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
         return self.seal(_encoder.encode(plain), context)
 
-    def open_record(
-        self, scope: str, owner: str, record: CredentialRecord
-    ) -> tuple[dict[str, Secret], str | None]:
+    def open_record(self, owner: str, record: CredentialRecord) -> Opened:
         """Open a stored credential as this owner's; the owner that the record names is ignored.
 
         :param record: or a row of the database with its provider, slot and ciphertext.
-        :return: the fields by name, and the person's own base URL or None.
         :raises UnreadableCredentialError: it was sealed for something else, altered, or its key is gone.
         """
-        context = Context(scope, owner, record.provider, record.slot)
+        context = context_of(owner, record.provider, record.slot)
         try:
             plain = _decoder.decode(self.open(record.ciphertext, context))
         except msgspec.DecodeError:
             raise UnreadableCredentialError(provider=record.provider) from None
         return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
 
-    def renewed(self, record: CredentialRecord) -> str | None:
-        """Return an account's ciphertext, sealed with the current key; None if it does not open."""
-        context = Context("account", record.owner, record.provider, record.slot)
+    def renewed(self, record: CredentialRecord, owner: str | None = None) -> str | None:
+        """Return a record's ciphertext, sealed with the current key; None if it does not open.
+
+        :param owner: see ``open_record``; by default the one that the record names.
+        """
+        context = context_of(owner or record.owner, record.provider, record.slot)
         try:
             return self.seal(self.open(record.ciphertext, context), context)
         except UnreadableCredentialError:

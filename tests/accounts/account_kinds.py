@@ -51,7 +51,7 @@ def make_record(
 
 def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
     """Return the key in a record."""
-    fields, _ = keyring.open_record("account", record.owner, record)
+    fields, _ = keyring.open_record(record.owner, record)
     return fields["api_key"].reveal()
 
 

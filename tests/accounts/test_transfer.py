@@ -128,7 +128,7 @@ def test_facts_move(old: Place, new: Place) -> None:
     record = new.accounts.find([ANN], ["custom"])[0]
     assert (record.expires_at, record.created_at) == (ends, began)
     assert (record.usage_count, record.validity, record.version) == (0, None, "1")
-    assert new.keyring.open_record("account", ANN, record)[1] == own
+    assert new.keyring.open_record(ANN, record)[1] == own
     first, second = new.accounts.find([ANN], ["openai"])
     assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
     assert (second.slot, second.active) == ("2", False)
