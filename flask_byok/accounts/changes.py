@@ -6,7 +6,7 @@ Each place is a destination of the recipe in ``keys.save``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ from ..keys.typed import (
     read_typed,
     refuse_key,
 )
-from ..model.credential import CredentialRecord, Secret, utcnow
+from ..model.credential import CredentialRecord, Fields, Secret, utcnow
 from ..sealing.keyring import Keyring, Opened, context_of
 from ..settings import Settings, ValidateOnSet
 from .store import NoRecord, free_slot, has_place
@@ -171,7 +171,7 @@ class Changes(TypedDict, total=False):
 class NewSecret:
     """The secret part of a change: blank fields keep their stored values."""
 
-    fields: Mapping[str, Secret]
+    fields: Fields
     base_url: str | None = None
     validate: ValidateOnSet | None = None
 
@@ -218,7 +218,7 @@ def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
     return MalformedApiKeyError(f"{reason}: type the key too.", provider=spec.id)
 
 
-def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
+def _plain(spec: ProviderSpec, fields: Fields) -> dict[str, str]:
     plain = {f.name for f in spec.fields if not f.secret}
     return {name: value.reveal() for name, value in fields.items() if name in plain}
 
@@ -297,9 +297,7 @@ class Replacement:
         return values | {"set_at": utcnow() if self._is_new else record.saved_at}
 
 
-def check_place(
-    owner: str, slot: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
-) -> None:
+def check_place(owner: str, slot: str, fields: Fields, specs: Iterable[ProviderSpec] = ()) -> None:
     """Refuse a slot or a team's id that cannot be shown; the host chooses its users' ids.
 
     :raises InvalidFieldError: it has invisible characters or seems to hold a key.
@@ -310,7 +308,7 @@ def check_place(
         refuse_key(text, name, fields, specs)
 
 
-def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
+def check_shown(record: CredentialRecord, fields: Fields) -> None:
     """Refuse a new key that occurs in a text shown beside it.
 
     :raises InvalidFieldError: it does.

@@ -9,7 +9,7 @@ whether the last step happens or not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ from ..keys.ports import Promotion, may_move
 from ..keys.service import Service
 from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
-from ..model.credential import CredentialRecord, Secret, utcnow
+from ..model.credential import CredentialRecord, Fields, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
 from ..sealing.keyring import Keyring, Opened, context_of
 from .changes import check_place
@@ -102,7 +102,7 @@ class _Moved:
     """A record sealed for the account, its secrets, and the session's records that end with it, itself first."""
 
     record: CredentialRecord
-    secrets: Mapping[str, Secret]
+    secrets: Fields
     ending: list[CredentialRecord]
 
 

@@ -23,6 +23,7 @@ from ..keys.service import Service
 from ..keys.typed import NewKey, clean_text
 from ..model.credential import (
     CredentialRecord,
+    Fields,
     Secret,
     State,
     Timestamp,
@@ -180,9 +181,7 @@ class AccountRecords:
         """Return the number of keys and of their uses; see ``UsageStore.stats``."""
         return cast(Stats, self.wing.store.usage.stats(self.owners))
 
-    def reveal(
-        self, record: CredentialRecord, *, fresh: Callable[[], bool]
-    ) -> Mapping[str, Secret]:
+    def reveal(self, record: CredentialRecord, *, fresh: Callable[[], bool]) -> Fields:
         """Return the caller's own key in plain, after logging that.
 
         :param fresh: returns True if the caller has just signed in; asked only if keys may be shown at all.
@@ -284,7 +283,7 @@ class AccountRecords:
         """Return the changed label and description as they are stored, without the stored key in them."""
         names: tuple[Literal["label", "description"], ...] = ("label", "description")
         given = [name for name in names if changes.get(name) is not None]
-        fields: Mapping[str, Secret] = {}
+        fields: Fields = {}
         with suppress(UnreadableCredentialError):
             fields = self.open(record)[0] if given else {}
         return {name: clean_text(changes[name], name, fields, self.core.catalog) for name in given}
@@ -328,12 +327,7 @@ class AccountRecords:
     # steps, also of a replacement
 
     def log(
-        self,
-        owner: str,
-        subject: Subject,
-        action: str,
-        fields: Mapping[str, Secret],
-        outcome: str = "done",
+        self, owner: str, subject: Subject, action: str, fields: Fields, outcome: str = "done"
     ) -> None:
         """Log what changes nothing in the database."""
         event = self.wing.event(self.caller, action, fields, outcome)

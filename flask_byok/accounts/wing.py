@@ -11,7 +11,7 @@ from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts
 from ..keys.service import Service
-from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
+from ..model.credential import Credential, CredentialRecord, Fields, RecordedVerdict, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
 from ..sealing.keyring import Keyring
 from ..settings import Settings
@@ -72,11 +72,7 @@ class Wing(Accounts):
     # the audit log
 
     def event(
-        self,
-        caller: Caller,
-        action: str,
-        fields: Mapping[str, Secret] | None = None,
-        outcome: str = "done",
+        self, caller: Caller, action: str, fields: Fields | None = None, outcome: str = "done"
     ) -> AuditEvent:
         """Return an event for the log.
 
@@ -91,7 +87,7 @@ class Wing(Accounts):
         caller: Caller,
         action: str,
         provider: str,
-        fields: Mapping[str, Secret] | None = None,
+        fields: Fields | None = None,
         *,
         outcome: str = "done",
         ended: Collection[str] = (),

@@ -19,7 +19,7 @@ from ..errors import (
     StoreError,
 )
 from ..http.outbound import Endpoint, Outbound
-from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
+from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import ValidateOnSet
 from .typed import Typed, require_word
@@ -74,7 +74,7 @@ def _ask_provider(
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
-def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, Secret]) -> Validation | None:
+def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
     api_key = fields.get("api_key")
     if api_key is None or not api_key.reveal().startswith(spec.refused_prefixes):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
 from ..errors import NotAllowedError, OwnerRequiredError
-from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, utcnow
+from ..model.credential import Credential, CredentialRecord, Fields, RecordedVerdict, utcnow
 from ..model.owner import Caller, SessionRef, Tier
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Accounts:
         caller: Caller,
         action: str,
         provider: str,
-        fields: Mapping[str, Secret] | None = None,
+        fields: Fields | None = None,
         *,
         outcome: str = "done",
         ended: Collection[str] = (),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from ..errors import (
     UnreadableCredentialError,
 )
 from ..http import Outbound
-from ..model.credential import Credential, Secret, Validation
+from ..model.credential import Credential, Fields, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
 from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Keyring, context_of
@@ -252,7 +252,7 @@ class Service:
         self,
         caller: Caller,
         provider: str,
-        fields: Mapping[str, Secret] | None = None,
+        fields: Fields | None = None,
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a typed key or the one in use; only the verdict on a stored key is stored."""

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ..errors import ConfigurationError, UnreadableCredentialError
-from ..model.credential import CredentialRecord, Secret
+from ..model.credential import CredentialRecord, Fields, Secret
 from ..settings import Cipher
 
 #: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
@@ -154,9 +154,7 @@ class Keyring:
         """Return the first characters of every ciphertext that is sealed now."""
         return f"{prefix_of(self._current.key_id)}{_CODES[self.cipher]}."
 
-    def seal_fields(
-        self, context: Context, fields: Mapping[str, Secret], base_url: str | None
-    ) -> str:
+    def seal_fields(self, context: Context, fields: Fields, base_url: str | None) -> str:
         """Seal the fields of a credential, bound to the context."""
         plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
         return self.seal(_encoder.encode(plain), context)
