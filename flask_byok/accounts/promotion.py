@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
+from ..keys.lookup import Specs
 from ..keys.ports import Promotion, may_move
 from ..keys.service import Service
 from ..keys.sessions import SessionView
@@ -32,14 +33,7 @@ if TYPE_CHECKING:
 
 
 def promote(
-    wing: Wing,
-    core: Service,
-    caller: Caller,
-    session: SessionRef,
-    specs: Sequence[ProviderSpec],
-    *,
-    replace: bool,
-    own: bool,
+    wing: Wing, core: Service, caller: Caller, specs: Specs, *, replace: bool, own: bool
 ) -> Promotion:
     """Promote the session's keys for these providers, except those that only the operator may set.
 
@@ -51,6 +45,7 @@ def promote(
         they come before the visitor's.
     :raises SessionRequiredError: the session has ended.
     """
+    session = caller.require_session()
     view = core.sessions.read(session, caller.identity, [spec.id for spec in specs])
     if not view.alive:
         raise SessionRequiredError
@@ -119,7 +114,7 @@ class _Move:
     own: bool
     result: Promotion = field(default_factory=Promotion)
 
-    def run(self, specs: Sequence[ProviderSpec]) -> Promotion:
+    def run(self, specs: Specs) -> Promotion:
         """Promote what the session has for these providers, all in one transaction."""
         there = self._in_account([spec.id for spec in specs])
         moves = []

@@ -17,7 +17,7 @@ from ..model.credential import (
     new_version,
     utcnow,
 )
-from ..model.owner import Caller, SessionRef, session_owner, tier_of
+from ..model.owner import Caller, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring, context_of
 from .typed import NewKey, Typed, clean_text, read_expiry, read_typed
 
@@ -113,14 +113,17 @@ def new_record(
 
 @dataclass(eq=False, repr=False)
 class InSession:
-    """The caller's session as a destination."""
+    """The caller's session as a destination.
+
+    :raises SessionRequiredError: none is established.
+    """
 
     core: Service
     caller: Caller
-    session: SessionRef
     spec: ProviderSpec
 
     def __post_init__(self) -> None:
+        self.session = self.caller.require_session()
         owner = session_owner(self.session, self.caller.identity)
         self.context = context_of(owner, self.spec.id)
 

@@ -203,7 +203,7 @@ class Service:
             raise OwnerRequiredError(text, provider=spec.id)
         if tier is Tier.USER:
             return self.accounts.main_place(self, caller, spec)
-        return InSession(self, caller, _session(caller), spec)
+        return InSession(self, caller, spec)
 
     def clear(
         self, caller: Caller, provider: str, tier: str = "all"
@@ -294,12 +294,11 @@ class Service:
             raise OwnerRequiredError("Sign in first; your saved keys can then be kept for you.")
         if caller.named:  # has no session to promote from
             return {"promoted": [], "kept": []}
-        session = _session(caller)
         self.set_limit.check(caller.counted_as)
         # Once each, under any id or alias.
         named = self.catalog if providers is None else map(self.catalog.get, providers)
         specs = list({spec.id: spec for spec in named}.values())
-        result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
+        result = self._promote(caller, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
             text = "The key that was saved before signing in cannot be read. Save it again."
             provider = result.unreadable[0]
@@ -308,29 +307,28 @@ class Service:
 
     def signed_in(self, caller: Caller) -> None:
         """Apply ``BYOK_PROMOTE`` to the keys that a visitor saved, when that visitor signs in."""
-        session = caller.session
-        if session is not None and caller.authenticated and self.settings.promote != "ask":
-            self._promote(caller, session, list(self.catalog), replace=False, own=False)
+        if caller.session and caller.authenticated and self.settings.promote != "ask":
+            self._promote(caller, list(self.catalog), replace=False, own=False)
 
-    def _promote(
-        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
-    ) -> Promotion:
+    def _promote(self, caller: Caller, specs: Specs, *, replace: bool, own: bool) -> Promotion:
+        session = caller.require_session()
         if self.settings.promote == "never":
             self._clear_waiting(caller, session, [spec.id for spec in specs])
             if not own:
                 return Promotion()
         if Tier.USER in self.accounts.tiers:
-            result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
+            result = self.accounts.promote(self, caller, specs, replace=replace, own=own)
         else:
-            result = self._adopt_waiting(caller, session, specs, replace=replace, asked=own)
+            result = self._adopt_waiting(caller, specs, replace=replace, asked=own)
         for provider in result.promoted:
             self.notify("key_promoted", {"provider": provider})
         return result
 
     def _adopt_waiting(
-        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, asked: bool
+        self, caller: Caller, specs: Specs, *, replace: bool, asked: bool
     ) -> Promotion:
         """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
+        session = caller.require_session()
         view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
@@ -381,9 +379,3 @@ def _failures_measured(specs: Iterable[ProviderSpec]) -> Iterator[None]:
             if error.provider in (None, spec.id):
                 metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
         raise
-
-
-def _session(caller: Caller) -> SessionRef:
-    if caller.session is None:
-        raise SessionRequiredError
-    return caller.session
