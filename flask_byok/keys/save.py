@@ -64,14 +64,13 @@ class Saver:
     ) -> tuple[CredentialRecord, Validation | None]:
         """Store a key that was cleaned, by ``read`` or for a replacement; see ``save``."""
         to.admit(typed)
-        checks, ask = self.core.checks, not new.imported
-        validation = checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
+        validation = self.core.checks.before_set(caller, spec, typed, new, to)
         record = new_record(self.core.keyring, to.context, spec, typed, new)
         if validation is not None:
             verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
             record = replace(record, validity=verdict)
         stored = to.store(record, typed)
-        if ask:
+        if not new.imported:
             self.tell("key_set", stored)
         return stored, validation
 
