@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from importlib import import_module
 from typing import Any, ClassVar, NoReturn
 
 from .. import metrics
@@ -47,9 +48,9 @@ def load_sdks(specs: Iterable[ProviderSpec]) -> None:
     One whose import fails is left to the first call, which says what is wrong.
     """
     makers = {spec.provider_class or ADAPTERS[spec.adapter] for spec in specs}
-    for load in filter(None, (getattr(maker, "load_sdk", None) for maker in makers)):
+    for module in filter(None, {getattr(maker, "sdk", "") for maker in makers}):
         with suppress(Exception):
-            load()
+            import_module(module)
 
 
 class BaseProvider(ABC):
@@ -65,6 +66,8 @@ class BaseProvider(ABC):
 
     #: How the SDK is installed, for the message if it is missing.
     extra: ClassVar[str]
+    #: The SDK's module, to import at the start; empty to import nothing before the first call.
+    sdk: ClassVar[str] = ""
     #: The paths below the base URL that answer conversations: 401 there means a bad key. Elsewhere a call may want
     #: another kind of key, and only an answer that names the key's fault counts.
     paths: ClassVar[frozenset[str]] = frozenset()

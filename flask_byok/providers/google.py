@@ -18,11 +18,7 @@ TIMEOUT = 300.0
 class GoogleProvider(BaseProvider):
     """Google's generateContent format."""
 
-    extra = "google"
-
-    @staticmethod
-    def load_sdk() -> None:
-        import google.genai.client  # noqa: F401
+    extra, sdk = "google", "google.genai.client"
 
     def _make_client(self, http_client: Any) -> Any:
         from google.genai import Client
@@ -53,9 +49,7 @@ class GoogleProvider(BaseProvider):
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)
         roles = {"assistant": "model", "user": "user"}
-        contents = [
-            {"role": roles[turn["role"]], "parts": [{"text": turn["content"]}]} for turn in turns
-        ]
+        contents = [{"role": roles[t["role"]], "parts": [{"text": t["content"]}]} for t in turns]
         config = {"system_instruction": system} if system else None
         generate = client.models.generate_content_stream
         with closing(generate(model=model, contents=contents, config=config)) as stream:
