@@ -139,10 +139,8 @@ class BaseProvider(ABC):
         :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
         """
         if self.credential.trust == "personal":
-            raise EndpointNotAllowedError(
-                "This address was given with a key of its own, and gets no other.",
-                provider=self.name,
-            )
+            text = "This address was given with a key of its own, and gets no other."
+            raise EndpointNotAllowedError(text, provider=self.name)
         cleaned = clean_api_key(api_key)
         self._former.append(self.credential)  # the log redactor knows a key while this lives
         self.credential = dataclasses.replace(
@@ -184,9 +182,8 @@ class BaseProvider(ABC):
         :raises ConfigurationError: the SDK is not installed, or too old.
         """
         if not self.is_configured:
-            raise MissingCredentialError(
-                f"No API key for {self.display_name} is configured.", provider=self.name
-            )
+            text = f"No API key for {self.display_name} is configured."
+            raise MissingCredentialError(text, provider=self.name)
         # Checks the endpoint again: the rules can have changed since the key was saved.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
@@ -210,9 +207,8 @@ class BaseProvider(ABC):
         """
         client, chosen = self.client, model or self._default_model
         if not chosen:
-            raise InvalidFieldError(
-                f"{self.display_name} has no default model: name one.", provider=self.name
-            )
+            text = f"{self.display_name} has no default model: name one."
+            raise InvalidFieldError(text, provider=self.name)
         metrics.record("streams_open", 1, self.name)
         try:
             yield from self._outcomes.follow(self._stream(client, messages, chosen))
