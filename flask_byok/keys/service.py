@@ -74,15 +74,13 @@ class Service:
         :raises SessionRequiredError: the caller's session has ended and must be established again.
         """
         self._require_login(caller)
-        specs = list(self.catalog)
-        found = self.lookup.survey(caller, specs, need_session=need_session)
+        specs, lookup = list(self.catalog), self.lookup
+        found = lookup.survey(caller, specs, need_session=need_session)
         return {
-            "providers": [
-                build_status(caller, spec, found[spec.id], self.lookup) for spec in specs
-            ],
+            "providers": [build_status(caller, spec, found[spec.id], lookup) for spec in specs],
             "precedence": list(self.settings.precedence),
             "authenticated": caller.authenticated,
-            "can_persist": Tier.USER in self.lookup.personal_tiers(caller),
+            "can_persist": Tier.USER in lookup.personal_tiers(caller),
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
 
