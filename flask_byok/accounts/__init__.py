@@ -51,11 +51,6 @@ class AuditSecret(Canary):
         text = secrets.token_bytes(32)
         super().__init__(keyring, "audit", hold, text, _WRONG_KEY, tolerant)
 
-    @property
-    def seal_prefix(self) -> str:
-        """The first characters of every ciphertext that is sealed now."""
-        return self.keyring.seal_prefix
-
     def fingerprint(self, fields: Fields) -> str:
         """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
         plain = sorted((name, one.reveal()) for name, one in fields.items())

@@ -79,7 +79,7 @@ class Wing(Accounts):
         :param fields: the key that an event is about which stores none; the log itself adds a stored key's
             fingerprint.
         """
-        fingerprint = self.store.audit.fingerprint(fields) if fields else None
+        fingerprint = self.store.canary.fingerprint(fields) if fields else None
         return AuditEvent(caller.actor, action, str(outcome), caller.request_id, fingerprint)
 
     def note(

@@ -81,7 +81,7 @@ def promote(
 
 def fingerprint_of(store: AccountStore, api_key: str = "sk-1") -> str:
     """Return what the log calls a key."""
-    return store.audit.fingerprint({"api_key": Secret(api_key)})
+    return store.canary.fingerprint({"api_key": Secret(api_key)})
 
 
 def tamper(store: AccountStore, *statements: Executable) -> None:

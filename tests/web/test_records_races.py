@@ -139,7 +139,7 @@ def _race(folder: Path, url: str, steps: int) -> None:
     assert {id: int(record.version) for id, record in found.items()} == dict(versions)
     for id, record in found.items():
         fields, _ = keyring.open_record(ANN, record)
-        assert store.audit.fingerprint(fields) == keys[id]
+        assert store.canary.fingerprint(fields) == keys[id]
     assert max(Counter(record.provider for record in found.values()).values(), default=0) <= 2
     assert store.audit.verify() == []
     close(app)

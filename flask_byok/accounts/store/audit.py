@@ -188,7 +188,6 @@ class AuditWriter:
     def __init__(self, database: Database, log_secret: AuditSecret) -> None:
         self.database = database
         self.log_secret = log_secret
-        self.fingerprint = log_secret.fingerprint
 
     def change(self, owner: str, work: Callable[[Chain], T]) -> T:
         """Run a function in a transaction that holds the owner's chain, and write what it adds to that."""
