@@ -64,20 +64,14 @@ _MOVE_HEAD = (
     .where(_OF_OWNER)
     .values({c.name: bindparam(f"new_{c.name}") for c in _h if c is not _h.owner})
 )
+_ROWS = audit.c.owner == bindparam("of_owner")
+_KEYS = credentials.c.owner == bindparam("of_owner")
 #: The number of the last row, and the id of some key.
 _REMAINS = select(
-    select(func.max(audit.c.number))
-    .where(audit.c.owner == bindparam("of_owner"))
-    .scalar_subquery()
-    .label("number"),
-    select(func.min(credentials.c.id))
-    .where(credentials.c.owner == bindparam("of_owner"))
-    .scalar_subquery()
-    .label("key"),
+    select(func.max(audit.c.number)).where(_ROWS).scalar_subquery().label("number"),
+    select(func.min(credentials.c.id)).where(_KEYS).scalar_subquery().label("key"),
 )
-_PRUNE = delete(audit).where(
-    audit.c.owner == bindparam("of_owner"), audit.c.number <= bindparam("last")
-)
+_PRUNE = delete(audit).where(_ROWS, audit.c.number <= bindparam("last"))
 T = TypeVar("T")
 
 
@@ -211,9 +205,8 @@ def hold_secret(database: Database) -> Callable[..., str]:
 
     def hold(name: str, sealed: str, *, replace: bool = False) -> str:
         def work(connection: Connection) -> str:
-            kept = connection.execute(
-                select(canaries.c.name).where(canaries.c.name == name)
-            ).first()
+            this = select(canaries.c.name).where(canaries.c.name == name)
+            kept = connection.execute(this).first()
             if kept is None and connection.execute(select(_h.owner).limit(1)).first():
                 raise ConfigurationError(_ROW_IS_GONE.format(name=name))
             return keep_text(connection, name, sealed, replace=replace)

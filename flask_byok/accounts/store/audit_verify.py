@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, func, null, or_, select, tuple_, union_all
+from sqlalchemy import and_, func, null, or_, select, true, tuple_, union_all
 from sqlalchemy import cast as as_type
 
 from ...model.credential import from_milliseconds, to_milliseconds
@@ -102,13 +102,11 @@ class AuditLog(AuditWriter):
 
     def heads(self, owner: str | None = None) -> Iterator[Head]:
         """Yield the end of each chain, to be kept where the database's users cannot write."""
-        query = _of(owner, select(audit_heads), audit_heads).order_by(audit_heads.c.owner)
-        page = self.database.read(query.limit(_PAGE))
-        while page:
+        h, after = audit_heads.c, ""
+        query = _of(owner, select(audit_heads), audit_heads).order_by(h.owner).limit(_PAGE)
+        while page := self.database.read(query.where(h.owner > after)):
             yield from (Head(row.owner, row.number, row.hash) for row in page if row.hash)
-            page = self.database.read(
-                query.where(audit_heads.c.owner > page[-1].owner).limit(_PAGE)
-            )
+            after = page[-1].owner
 
     def missing(self, heads: Iterable[Head]) -> tuple[list[Finding], int]:
         """Find chains that do not contain what was once their head.
@@ -122,9 +120,8 @@ class AuditLog(AuditWriter):
             rows = select(audit.c.owner, audit.c.number, audit.c.hash)
             rows = rows.where(place.in_([(head.owner, head.number) for head in batch]))
             ends = select(h.owner, h.checkpoint, h.checkpoint_hash)
-            checkpoints = self.database.read(
-                ends.where(h.owner.in_([head.owner for head in batch]))
-            )
+            owners = [head.owner for head in batch]
+            checkpoints = self.database.read(ends.where(h.owner.in_(owners)))
             pruned_until = {owner: number for owner, number, _ in checkpoints}
             known = {tuple(row[:2]): row[2] for row in (*self.database.read(rows), *checkpoints)}
             for head in batch:
@@ -175,19 +172,18 @@ class AuditLog(AuditWriter):
         while batch := list(islice(chains, _BATCH)):
             for chain in batch:
                 findings += chain.finish()
-            findings += compare_keys(
-                batch, self.database.read(_keys_and_news(batch)), self.log_secret
-            )
+            found = self.database.read(_keys_and_news(batch))
+            findings += compare_keys(batch, found, self.log_secret)
         return findings
 
     def _rows(self, owner: str | None) -> Iterator[Any]:
         query = _of(owner, _ROWS).limit(_PAGE)
-        page = self.database.read(query)
-        while page:
+        after: Any = true()
+        while page := self.database.read(query.where(after)):
             yield from page
             last = page[-1]
             same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
-            page = self.database.read(query.where(or_(audit.c.owner > last.owner, same)))
+            after = or_(audit.c.owner > last.owner, same)
 
     def _rowless(self, owner: str | None, findings: list[Finding]) -> list[Follower]:
         """Find chains whose rows are all gone, and return those that never had any."""
@@ -251,9 +247,8 @@ class Follower:
 
     def fits(self, row: Any) -> bool:
         """Take a row about a key from further on; return False if it does not fit what is said of that."""
-        fits = is_mac(row.hash, row_hash(self._secret, row._mapping)) and not any(
-            self._compare(row)
-        )
+        is_whole = is_mac(row.hash, row_hash(self._secret, row._mapping))
+        fits = is_whole and not any(self._compare(row))
         self.take(row.credential_id, row)
         return fits
 
