@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,13 +29,8 @@ from .export_file import SealedFileError, decrypt, encrypt
 from .store import AuditEvent, serving_order
 from .wing import Wing
 
-if TYPE_CHECKING:
-    from .store.keys import AccountStore
-
 _NO_KEY = "The file holds something that is not a key: was it made by a later version?"
 _NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
-# Keys that an export reads in one statement.
-_PAGE = 200
 
 #: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
 Copy = Literal["added", "kept", "skipped"]
@@ -180,7 +175,7 @@ def export_keys(
     note("system", event)
     logged = {"system"}
     keys, unreadable = list[MovedKey](), list[Place]()
-    for record in _records(transfer.accounts, owner):
+    for record in transfer.accounts.every(owner):
         if record.owner not in logged:
             note(record.owner, event)
             logged.add(record.owner)
@@ -190,14 +185,6 @@ def export_keys(
         else:
             keys.append(key)
     return keys, unreadable
-
-
-def _records(accounts: AccountStore, owner: str | None) -> Iterator[CredentialRecord]:
-    owners = None if owner is None else [owner]
-    after: str | None = ""
-    while after is not None:
-        page, after = accounts.page(owners, after=after, limit=_PAGE)
-        yield from page
 
 
 def to_file(keys: Sequence[MovedKey], passphrase: str) -> bytes:

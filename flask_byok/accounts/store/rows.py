@@ -29,7 +29,7 @@ from . import serving_order
 Owners = Collection[str] | None
 
 #: Keys that are read at once.
-BATCH = 500
+BATCH = 200
 
 _c = credentials.c
 # SQLAlchemy's own rows take ten times as long to give a column by its name.
@@ -103,6 +103,16 @@ class KeyReader:
         rows = self.database.read(_page(kinds, provider is not None), values)
         found = list(map(to_record, rows))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def every(
+        self, owner: str | None = None, provider: str | None = None
+    ) -> Iterator[CredentialRecord]:
+        """Yield all records, or one owner's, or those for one provider, oldest first."""
+        owners = None if owner is None else [owner]
+        after: str | None = ""
+        while after is not None:
+            found, after = self.page(owners, after=after, limit=BATCH, provider=provider)
+            yield from found
 
     def get(self, id: str, owners: Owners) -> CredentialRecord:
         """Return one record.
