@@ -42,6 +42,9 @@ _LATER = "another variable or file of this provider comes first"
 _NO_ROOM_LEFT = "another key was saved meanwhile, or BYOK_KEYS_PER_PROVIDER leaves no room"
 
 
+#: What is moved beside the key itself.
+_BESIDE = ("label", "description", "active", "expires_at")
+
 #: ``system``, ``user:<id>`` or ``team:<id>``.
 OwnerName = Annotated[str, msgspec.Meta(pattern=r"(?s)^(system|(user|team):.+)\Z", max_length=255)]
 SlotName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{0,40}\Z")]
@@ -72,15 +75,9 @@ class MovedKey:
 
     def new(self) -> NewKey:
         """Return the key as one to store."""
-        return NewKey(
-            fields={name: Secret(value) for name, value in self.fields.items()},
-            base_url=self.base_url,
-            label=self.label,
-            description=self.description,
-            expires_at=self.expires_at,
-            active=self.active,
-            imported=True,
-        )
+        fields = {name: Secret(value) for name, value in self.fields.items()}
+        beside = {name: getattr(self, name) for name in ("base_url", *_BESIDE)}
+        return NewKey(fields=fields, imported=True, **beside)
 
     def is_idle(self) -> bool:
         """Return True if the key is switched off or has expired."""
@@ -107,18 +104,10 @@ class KeyTransfer:
             fields, base_url = self._core.keyring.open_record(record.owner, record)
         except UnreadableCredentialError:
             return None
-        return MovedKey(
-            owner=record.owner,
-            provider=record.provider,
-            slot=record.slot,
-            fields={name: secret.reveal() for name, secret in fields.items()},
-            base_url=base_url,
-            label=record.label,
-            description=record.description,
-            active=record.active,
-            expires_at=record.expires_at,
-            created_at=record.created_at,
-        )
+        plain = {name: secret.reveal() for name, secret in fields.items()}
+        names = ("owner", "provider", "slot", "created_at", *_BESIDE)
+        facts = {name: getattr(record, name) for name in names}
+        return MovedKey(fields=plain, base_url=base_url, **facts)
 
     def clean(self, key: MovedKey) -> MovedKey:
         """Return a key as it would be, had a person typed it in this app.
