@@ -293,7 +293,7 @@ class BYOK:
         :return: the providers of the deleted keys.
         """
         state = get_state()
-        return state.service.forget(actor(state), identity_of(user_id))
+        return state.service.accounts.forget(actor(state), identity_of(user_id))
 
     def validate(
         self,

@@ -313,7 +313,7 @@ def open_record(ciphertext: str, owner: str = CONTEXT.owner) -> tuple[dict[str, 
     now = utcnow()
     facts = {"hint": "…", "version": "v1", "created_at": now, "updated_at": now}
     record = CredentialRecord("openai", owner, ciphertext, **facts)
-    fields, base_url = KEYRING.open_record("session", CONTEXT.owner, record)
+    fields, base_url = KEYRING.open_record(CONTEXT.owner, record)
     return {name: secret.reveal() for name, secret in fields.items()}, base_url
 
 

@@ -14,12 +14,12 @@ from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.wing import Wing
 from flask_byok.catalog import Catalog, ProviderSpec
-from flask_byok.http import Outbound
+from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys.operator import OperatorKeys
 from flask_byok.keys.save import new_record
 from flask_byok.keys.service import Service
 from flask_byok.keys.sessions import Sessions
-from flask_byok.keys.typed import NewKey
+from flask_byok.keys.typed import NewKey, Typed
 from flask_byok.model.credential import CredentialRecord, Secret, Validation
 from flask_byok.model.owner import Caller, SessionRef
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
@@ -105,8 +105,9 @@ class World:
         """Store a key in the database for an owner, as an admin does for teams and the system."""
         spec = self.catalog.get(provider)
         context = Context("account", owner, spec.id, slot)
-        new = NewKey(fields={"api_key": Secret(api_key)}, **facts)
-        record = new_record(self.keyring, context, spec, new.fields, None, new=new)
+        fields = {"api_key": Secret(api_key)}
+        typed = Typed(fields, fields, None, Endpoint(spec.base_url, "catalog"))
+        record = new_record(self.keyring, context, spec, typed, NewKey(fields=fields, **facts))
         return self.accounts.put(record, AuditEvent("cli", "set"))
 
     def logged(self, owner: str) -> list[tuple[str, str, str]]:

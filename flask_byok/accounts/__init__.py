@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from ..errors import UnreadableCredentialError
-from ..model.credential import CredentialRecord, Secret
+from ..model.credential import CredentialRecord, Fields
 from ..sealing.keyring import Canary, Keyring
 
 if TYPE_CHECKING:
@@ -51,12 +51,7 @@ class AuditSecret(Canary):
         text = secrets.token_bytes(32)
         super().__init__(keyring, "audit", hold, text, _WRONG_KEY, tolerant)
 
-    @property
-    def seal_prefix(self) -> str:
-        """The first characters of every ciphertext that is sealed now."""
-        return self.keyring.seal_prefix
-
-    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
+    def fingerprint(self, fields: Fields) -> str:
         """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
         plain = sorted((name, one.reveal()) for name, one in fields.items())
         message = b"fingerprint" + msgspec.json.encode(plain)
@@ -65,7 +60,7 @@ class AuditSecret(Canary):
     def fingerprint_of(self, record: CredentialRecord) -> str | None:
         """Return the fingerprint of an account's stored key, None if it does not open."""
         try:
-            fields, _ = self.keyring.open_record("account", record.owner, record)
+            fields, _ = self.keyring.open_record(record.owner, record)
         except UnreadableCredentialError:
             return None
         return self.fingerprint(fields)

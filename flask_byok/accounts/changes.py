@@ -6,7 +6,7 @@ Each place is a destination of the recipe in ``keys.save``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -23,8 +23,8 @@ from ..keys.typed import (
     read_typed,
     refuse_key,
 )
-from ..model.credential import CredentialRecord, Secret, utcnow
-from ..sealing.keyring import Context, Keyring
+from ..model.credential import CredentialRecord, Fields, Secret, utcnow
+from ..sealing.keyring import Keyring, Opened, context_of
 from ..settings import Settings, ValidateOnSet
 from .store import NoRecord, free_slot, has_place
 
@@ -42,7 +42,7 @@ class _Place:
     slot: str | None = None
 
     def __post_init__(self) -> None:
-        self.context = Context("account", self.owner, self.spec.id, self.slot or "")
+        self.context = context_of(self.owner, self.spec.id, self.slot or "")
         self._at_most = self.records.core.settings.keys_per_provider
 
     def refused(self, typed: Typed, verdict: str) -> None:
@@ -153,7 +153,7 @@ def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> Credential
     """
     if slot == record.slot:
         return record
-    there = Context("account", record.owner, record.provider, slot)
+    there = context_of(record.owner, record.provider, slot)
     plain = keyring.open(record.ciphertext, there._replace(slot=record.slot))
     return dataclasses.replace(record, slot=slot, ciphertext=keyring.seal(plain, there))
 
@@ -171,7 +171,7 @@ class Changes(TypedDict, total=False):
 class NewSecret:
     """The secret part of a change: blank fields keep their stored values."""
 
-    fields: Mapping[str, Secret]
+    fields: Fields
     base_url: str | None = None
     validate: ValidateOnSet | None = None
 
@@ -189,7 +189,7 @@ class NewSecret:
 def read_replacement(
     spec: ProviderSpec,
     secret: NewSecret,
-    stored: Callable[[], tuple[Mapping[str, Secret], str | None]],
+    stored: Callable[[], Opened],
     settings: Settings,
 ) -> Typed:
     """Clean a replacement, completed by what stays of the stored key.
@@ -218,7 +218,7 @@ def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
     return MalformedApiKeyError(f"{reason}: type the key too.", provider=spec.id)
 
 
-def _plain(spec: ProviderSpec, fields: Mapping[str, Secret]) -> dict[str, str]:
+def _plain(spec: ProviderSpec, fields: Fields) -> dict[str, str]:
     plain = {f.name for f in spec.fields if not f.secret}
     return {name: value.reveal() for name, value in fields.items() if name in plain}
 
@@ -257,7 +257,7 @@ class Replacement:
 
     def __post_init__(self) -> None:
         record = self.record
-        self.context = Context("account", record.owner, record.provider, record.slot)
+        self.context = context_of(record.owner, record.provider, record.slot)
         given = self.secret.given
         self._is_new = any(field.secret and field.name in given for field in self.spec.fields)
 
@@ -297,9 +297,7 @@ class Replacement:
         return values | {"set_at": utcnow() if self._is_new else record.saved_at}
 
 
-def check_place(
-    owner: str, slot: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
-) -> None:
+def check_place(owner: str, slot: str, fields: Fields, specs: Iterable[ProviderSpec] = ()) -> None:
     """Refuse a slot or a team's id that cannot be shown; the host chooses its users' ids.
 
     :raises InvalidFieldError: it has invisible characters or seems to hold a key.
@@ -310,7 +308,7 @@ def check_place(
         refuse_key(text, name, fields, specs)
 
 
-def check_shown(record: CredentialRecord, fields: Mapping[str, Secret]) -> None:
+def check_shown(record: CredentialRecord, fields: Fields) -> None:
     """Refuse a new key that occurs in a text shown beside it.
 
     :raises InvalidFieldError: it does.

@@ -9,20 +9,21 @@ whether the last step happens or not.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
+from ..keys.lookup import Specs
 from ..keys.ports import Promotion, may_move
 from ..keys.service import Service
 from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
-from ..model.credential import CredentialRecord, Secret, utcnow
+from ..model.credential import CredentialRecord, Fields, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
-from ..sealing.keyring import Context, Keyring
+from ..sealing.keyring import Keyring, Opened, context_of
 from .changes import check_place
 from .store import main_slot
 
@@ -32,14 +33,7 @@ if TYPE_CHECKING:
 
 
 def promote(
-    wing: Wing,
-    core: Service,
-    caller: Caller,
-    session: SessionRef,
-    specs: Sequence[ProviderSpec],
-    *,
-    replace: bool,
-    own: bool,
+    wing: Wing, core: Service, caller: Caller, specs: Specs, *, replace: bool, own: bool
 ) -> Promotion:
     """Promote the session's keys for these providers, except those that only the operator may set.
 
@@ -51,6 +45,7 @@ def promote(
         they come before the visitor's.
     :raises SessionRequiredError: the session has ended.
     """
+    session = caller.require_session()
     view = core.sessions.read(session, caller.identity, [spec.id for spec in specs])
     if not view.alive:
         raise SessionRequiredError
@@ -91,7 +86,7 @@ def promotion_rule(
 def _is_same_key(keyring: Keyring, *records: CredentialRecord) -> bool:
     """Return True if accounts' records open and hold the same key."""
     try:
-        one, other = (keyring.open_record("account", r.owner, r) for r in records)
+        one, other = (keyring.open_record(r.owner, r) for r in records)
     except UnreadableCredentialError:
         return False
     return one == other
@@ -102,7 +97,7 @@ class _Moved:
     """A record sealed for the account, its secrets, and the session's records that end with it, itself first."""
 
     record: CredentialRecord
-    secrets: Mapping[str, Secret]
+    secrets: Fields
     ending: list[CredentialRecord]
 
 
@@ -119,7 +114,7 @@ class _Move:
     own: bool
     result: Promotion = field(default_factory=Promotion)
 
-    def run(self, specs: Sequence[ProviderSpec]) -> Promotion:
+    def run(self, specs: Specs) -> Promotion:
         """Promote what the session has for these providers, all in one transaction."""
         there = self._in_account([spec.id for spec in specs])
         moves = []
@@ -180,7 +175,7 @@ class _Move:
         alike = [r for r in there if r.hint == source.hint and r.state(utcnow()) == "active"]
         try:
             key = self._open(source)
-            kept = [self.core.keyring.open_record("account", r.owner, r) for r in alike]
+            kept = [self.core.keyring.open_record(r.owner, r) for r in alike]
         except UnreadableCredentialError:
             return False
         return key in kept
@@ -204,7 +199,7 @@ class _Move:
         except UnreadableCredentialError:
             self.result.unreadable.append(spec.id)
             return None
-        context = Context("account", identity, spec.id)
+        context = context_of(identity, spec.id)
         record = dataclasses.replace(
             first,
             owner=identity,
@@ -247,10 +242,10 @@ class _Move:
 
     # the session's records
 
-    def _open(self, source: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+    def _open(self, source: CredentialRecord) -> Opened:
         is_left = self.view.visitor_records.get(source.provider) is source
         owner = session_owner(self.session, "" if is_left else self.caller.identity)
-        return self.core.keyring.open_record("session", owner, source)
+        return self.core.keyring.open_record(owner, source)
 
     def _mark(self, sources: Sequence[CredentialRecord]) -> list[CredentialRecord]:
         """Mark records as leaving, and return those that were still there.

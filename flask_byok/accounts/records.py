@@ -22,8 +22,8 @@ from ..keys.lookup import locked_error
 from ..keys.service import Service
 from ..keys.typed import NewKey, clean_text
 from ..model.credential import (
-    Credential,
     CredentialRecord,
+    Fields,
     Secret,
     State,
     Timestamp,
@@ -33,6 +33,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..model.owner import Caller, Tier, tier_of
+from ..sealing.keyring import Opened
 from .changes import Changes, NewSecret, Replacement, Slot, changed_expiry
 from .store import Subject
 
@@ -180,9 +181,7 @@ class AccountRecords:
         """Return the number of keys and of their uses; see ``UsageStore.stats``."""
         return cast(Stats, self.wing.store.usage.stats(self.owners))
 
-    def reveal(
-        self, record: CredentialRecord, *, fresh: Callable[[], bool]
-    ) -> Mapping[str, Secret]:
+    def reveal(self, record: CredentialRecord, *, fresh: Callable[[], bool]) -> Fields:
         """Return the caller's own key in plain, after logging that.
 
         :param fresh: returns True if the caller has just signed in; asked only if keys may be shown at all.
@@ -284,7 +283,7 @@ class AccountRecords:
         """Return the changed label and description as they are stored, without the stored key in them."""
         names: tuple[Literal["label", "description"], ...] = ("label", "description")
         given = [name for name in names if changes.get(name) is not None]
-        fields: Mapping[str, Secret] = {}
+        fields: Fields = {}
         with suppress(UnreadableCredentialError):
             fields = self.open(record)[0] if given else {}
         return {name: clean_text(changes[name], name, fields, self.core.catalog) for name in given}
@@ -322,17 +321,13 @@ class AccountRecords:
         """
         spec = self.core.catalog.get(record.provider)
         self.core.validate_limit.check(self.caller.counted_as)
-        return self.core.checks.of_stored(self.caller, spec, self._credential(record, spec))
+        credential = self.wing.opener.credential(spec, record.owner, record)
+        return self.core.checks.of_stored(self.caller, spec, credential)
 
     # steps, also of a replacement
 
     def log(
-        self,
-        owner: str,
-        subject: Subject,
-        action: str,
-        fields: Mapping[str, Secret],
-        outcome: str = "done",
+        self, owner: str, subject: Subject, action: str, fields: Fields, outcome: str = "done"
     ) -> None:
         """Log what changes nothing in the database."""
         event = self.wing.event(self.caller, action, fields, outcome)
@@ -349,17 +344,12 @@ class AccountRecords:
         ):
             raise locked_error(spec)
 
-    def open(self, record: CredentialRecord) -> tuple[dict[str, Secret], str | None]:
+    def open(self, record: CredentialRecord) -> Opened:
         """Return a stored key's fields, and the person's own base URL or None."""
-        return self.core.keyring.open_record("account", record.owner, record)
+        return self.core.keyring.open_record(record.owner, record)
 
     def _state(self, record: CredentialRecord) -> State:
         if record.provider not in self.core.catalog:
             return record.state(utcnow())
         spec = self.core.catalog.get(record.provider)
-        tier = tier_of(record.owner)
-        return cast(State, self.wing.opener.open(spec, tier, "account", record.owner, record).state)
-
-    def _credential(self, record: CredentialRecord, spec: ProviderSpec) -> Credential:
-        tier = tier_of(record.owner)
-        return self.wing.opener.credential(spec, tier, "account", record.owner, record)
+        return cast(State, self.wing.opener.open(spec, record.owner, record).state)

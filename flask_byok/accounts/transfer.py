@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -29,13 +29,8 @@ from .export_file import SealedFileError, decrypt, encrypt
 from .store import AuditEvent, serving_order
 from .wing import Wing
 
-if TYPE_CHECKING:
-    from .store.keys import AccountStore
-
 _NO_KEY = "The file holds something that is not a key: was it made by a later version?"
 _NO_ROOM = "There is no room for another one: BYOK_KEYS_PER_PROVIDER is {}."
-# Keys that an export reads in one statement.
-_PAGE = 200
 
 #: ``added``: it is stored now. ``kept``: what is stored stays. ``skipped``: it cannot be stored.
 Copy = Literal["added", "kept", "skipped"]
@@ -46,6 +41,9 @@ _OTHER = "a key that differs, or does not serve, is stored; --replace puts this 
 _LATER = "another variable or file of this provider comes first"
 _NO_ROOM_LEFT = "another key was saved meanwhile, or BYOK_KEYS_PER_PROVIDER leaves no room"
 
+
+#: What is moved beside the key itself.
+_BESIDE = ("label", "description", "active", "expires_at")
 
 #: ``system``, ``user:<id>`` or ``team:<id>``.
 OwnerName = Annotated[str, msgspec.Meta(pattern=r"(?s)^(system|(user|team):.+)\Z", max_length=255)]
@@ -77,15 +75,9 @@ class MovedKey:
 
     def new(self) -> NewKey:
         """Return the key as one to store."""
-        return NewKey(
-            fields={name: Secret(value) for name, value in self.fields.items()},
-            base_url=self.base_url,
-            label=self.label,
-            description=self.description,
-            expires_at=self.expires_at,
-            active=self.active,
-            imported=True,
-        )
+        fields = {name: Secret(value) for name, value in self.fields.items()}
+        beside = {name: getattr(self, name) for name in ("base_url", *_BESIDE)}
+        return NewKey(fields=fields, imported=True, **beside)
 
     def is_idle(self) -> bool:
         """Return True if the key is switched off or has expired."""
@@ -109,21 +101,13 @@ class KeyTransfer:
     def open(self, record: CredentialRecord) -> MovedKey | None:
         """Decrypt a stored key; return None if it does not open."""
         try:
-            fields, base_url = self._core.keyring.open_record("account", record.owner, record)
+            fields, base_url = self._core.keyring.open_record(record.owner, record)
         except UnreadableCredentialError:
             return None
-        return MovedKey(
-            owner=record.owner,
-            provider=record.provider,
-            slot=record.slot,
-            fields={name: secret.reveal() for name, secret in fields.items()},
-            base_url=base_url,
-            label=record.label,
-            description=record.description,
-            active=record.active,
-            expires_at=record.expires_at,
-            created_at=record.created_at,
-        )
+        plain = {name: secret.reveal() for name, secret in fields.items()}
+        names = ("owner", "provider", "slot", "created_at", *_BESIDE)
+        facts = {name: getattr(record, name) for name in names}
+        return MovedKey(fields=plain, base_url=base_url, **facts)
 
     def clean(self, key: MovedKey) -> MovedKey:
         """Return a key as it would be, had a person typed it in this app.
@@ -180,7 +164,7 @@ def export_keys(
     note("system", event)
     logged = {"system"}
     keys, unreadable = list[MovedKey](), list[Place]()
-    for record in _records(transfer.accounts, owner):
+    for record in transfer.accounts.every(owner):
         if record.owner not in logged:
             note(record.owner, event)
             logged.add(record.owner)
@@ -190,14 +174,6 @@ def export_keys(
         else:
             keys.append(key)
     return keys, unreadable
-
-
-def _records(accounts: AccountStore, owner: str | None) -> Iterator[CredentialRecord]:
-    owners = None if owner is None else [owner]
-    after: str | None = ""
-    while after is not None:
-        page, after = accounts.page(owners, after=after, limit=_PAGE)
-        yield from page
 
 
 def to_file(keys: Sequence[MovedKey], passphrase: str) -> bytes:

@@ -11,7 +11,7 @@ from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts
 from ..keys.service import Service
-from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, Use
+from ..model.credential import Credential, CredentialRecord, Fields, RecordedVerdict, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
 from ..sealing.keyring import Keyring
 from ..settings import Settings
@@ -67,23 +67,19 @@ class Wing(Accounts):
         for owner in (owner for its_tier, owner in owners if its_tier is tier):
             # By exact name: some databases compare without regard to case, and Ann's key is not ann's.
             for record in kept.get((owner, spec.id), ()):
-                yield self.opener.open(spec, tier, "account", owner, record)
+                yield self.opener.open(spec, owner, record)
 
     # the audit log
 
     def event(
-        self,
-        caller: Caller,
-        action: str,
-        fields: Mapping[str, Secret] | None = None,
-        outcome: str = "done",
+        self, caller: Caller, action: str, fields: Fields | None = None, outcome: str = "done"
     ) -> AuditEvent:
         """Return an event for the log.
 
         :param fields: the key that an event is about which stores none; the log itself adds a stored key's
             fingerprint.
         """
-        fingerprint = self.store.audit.fingerprint(fields) if fields else None
+        fingerprint = self.store.canary.fingerprint(fields) if fields else None
         return AuditEvent(caller.actor, action, str(outcome), caller.request_id, fingerprint)
 
     def note(
@@ -91,7 +87,7 @@ class Wing(Accounts):
         caller: Caller,
         action: str,
         provider: str,
-        fields: Mapping[str, Secret] | None = None,
+        fields: Fields | None = None,
         *,
         outcome: str = "done",
         ended: Collection[str] = (),

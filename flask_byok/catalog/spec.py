@@ -168,12 +168,10 @@ class Catalog:
 
         :raises ConfigurationError: an id is unknown.
         """
-        if unknown := [name for name in ids if name not in self]:
-            near = difflib.get_close_matches(unknown[0], self._specs, n=1)
+        if (wrong := next((name for name in ids if name not in self), None)) is not None:
+            near = difflib.get_close_matches(wrong, self._specs, n=1)
             guess = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(self._specs)}."
-            raise ConfigurationError(
-                f"BYOK_PROVIDERS: there is no provider {unknown[0]!r}. {guess}"
-            )
+            raise ConfigurationError(f"BYOK_PROVIDERS: there is no provider {wrong!r}. {guess}")
         return Catalog(map(self.get, ids))
 
     def get(self, provider: str) -> ProviderSpec:

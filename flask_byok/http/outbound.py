@@ -77,10 +77,12 @@ def endpoint_for(
     raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
 
 
+@cache
 def _default_tls() -> ssl.SSLContext:
-    from .transport import default_tls
+    """Return the process's one TLS context: reading the certificate authorities takes 15 ms."""
+    import httpx2
 
-    return default_tls()
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 @dataclass(eq=False)
@@ -180,9 +182,29 @@ class Outbound:
 
 
 @cache
+def sync_only_client() -> httpx2.AsyncClient:
+    """Return an async client that rejects every call, for SDKs that insist on having one."""
+    import httpx2
+
+    class NoTransport(httpx2.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+            text = "flask-byok: calls with people's keys are synchronous"
+            raise httpx2.UnsupportedProtocol(text)
+
+    return httpx2.AsyncClient(transport=NoTransport(), trust_env=False)
+
+
+@cache
 def default_outbound() -> Outbound:
     """Return the process's Outbound for calls made without an app."""
     return Outbound()
+
+
+#: When to try again if no slot was left, in seconds: most answers have ended by then.
+RETRY_SECONDS = 10
+_TOO_MANY = (
+    f"Too many calls to people's own servers are running. Try again in {RETRY_SECONDS} seconds."
+)
 
 
 @dataclass(eq=False)
@@ -205,7 +227,7 @@ class Slots:
         self._lock = RLock()
         self._running: list[str | None] = []
 
-    def take(self, owner: str | None) -> Callable[[], None]:
+    def take(self, owner: str | None) -> Callable[[], object]:
         """Take a slot and return what gives it back; without an owner only the whole is limited.
 
         :raises RateLimitedError: none is left.
@@ -213,10 +235,7 @@ class Slots:
         with self._lock:
             full = len(self._running) >= self.overall
             if full or (owner is not None and self._running.count(owner) >= self.each):
-                text = (
-                    "Too many calls to people's own servers are running. Try again in {} seconds."
-                )
-                raise RateLimitedError(text.format(RETRY_SECONDS), retry_after=RETRY_SECONDS)
+                raise RateLimitedError(_TOO_MANY, retry_after=RETRY_SECONDS)
             self._running.append(owner)
         return partial(self._give_back, owner)
 
@@ -225,20 +244,14 @@ class Slots:
             self._running.remove(owner)
 
 
-#: When to try again if no slot was left, in seconds: most answers have ended by then.
-RETRY_SECONDS = 10
 #: The process's slots for personal endpoints. WSGI servers do not tell how many threads they have; a worker with 8 of
 #: them, as our examples give it, keeps half.
 personal_slots = Slots(4, 2)
 os.register_at_fork(after_in_child=personal_slots.forget)
 
 
-def _without_slot() -> Callable[[], None]:
-    return _nothing
-
-
-def _nothing() -> None:
-    """Give nothing back."""
+def _without_slot() -> Callable[[], object]:
+    return tuple  # which does nothing, as nothing is to be given back
 
 
 def check_personal_base_url(url: str, *, allow_private: bool) -> str:

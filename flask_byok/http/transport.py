@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from copy import copy
 from dataclasses import InitVar, dataclass
-from functools import cache
 from http.cookiejar import Cookie, CookieJar
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import httpcore2
 import httpx2
@@ -34,7 +33,7 @@ Request = httpx2.Request
 Observe = Callable[[Request, int, bytes], None]
 
 #: Takes a slot for a request, and returns what gives it back.
-Enter = Callable[[], Callable[[], None]]
+Enter = Callable[[], Callable[[], object]]
 
 #: Seconds. Long answers stream; "read" limits the time between two of their pieces.
 TIMEOUT = httpx2.Timeout(connect=5.0, read=300.0, write=30.0, pool=5.0)
@@ -164,9 +163,6 @@ class GuardedBackend(httpcore2.SyncBackend):
                 fault = error
         raise fault
 
-    def connect_unix_socket(self, *args: Any, **options: Any) -> NoReturn:
-        raise httpcore2.ConnectError("sockets of this machine may not be called")
-
     def _passes(self, host: str, port: int, address: str) -> bool:
         origins = (("https", host, port), ("http", host, port))
         rules = [self.rules[origin] for origin in origins if origin in self.rules]
@@ -201,9 +197,9 @@ class _BoundedStream(httpx2.SyncByteStream):
     end: float
     longest: int
     longest_event: int
-    let_go: InitVar[Callable[[], None]]
+    let_go: InitVar[Callable[[], object]]
 
-    def __post_init__(self, let_go: Callable[[], None]) -> None:
+    def __post_init__(self, let_go: Callable[[], object]) -> None:
         self._let_go = weakref.finalize(self, let_go)
         self._let_go.atexit = False
 
@@ -273,7 +269,7 @@ class GuardedTransport(httpx2.HTTPTransport):
             let_go()
             raise
 
-    def _send(self, request: httpx2.Request, let_go: Callable[[], None]) -> httpx2.Response:
+    def _send(self, request: httpx2.Request, let_go: Callable[[], object]) -> httpx2.Response:
         limits, timeout = self._limits, request.extensions.get("timeout", {})
         if limits.silence is not None:
             silence = min(timeout.get("read") or limits.silence, limits.silence)
@@ -366,35 +362,11 @@ def _refusal(request: httpx2.Request, refused: RateLimitedError) -> httpx2.Respo
     )
 
 
-class _NoTransport(httpx2.AsyncBaseTransport):
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        raise httpx2.UnsupportedProtocol("flask-byok: calls with people's keys are synchronous")
-
-
-@cache
-def sync_only_client() -> httpx2.AsyncClient:
-    """Return an async client that rejects every call, for SDKs that insist on having one."""
-    return httpx2.AsyncClient(transport=_NoTransport(), trust_env=False)
-
-
-@cache
-def default_tls() -> ssl.SSLContext:
-    """Return the process's one TLS context: reading the certificate authorities takes 15 ms."""
-    return httpx2.create_ssl_context(trust_env=False)
-
-
 def origin_of(url: httpx2.URL | str) -> Origin:
     """Return a URL's scheme, host and port."""
     parsed = httpx2.URL(url)
     default = 80 if parsed.scheme == "http" else 443
     return parsed.scheme, parsed.raw_host.decode(), parsed.port or default
-
-
-def carries(request: httpx2.Request, secret: str, base_url: str) -> bool:
-    """Return True if a request took a secret to this address or below it, as the whole of a header but for a scheme."""
-    values = request.headers.values()
-    carried = any(secret in (value, value.partition(" ")[2]) for value in values)
-    return carried and path_below(request.url, base_url) is not None
 
 
 def path_below(url: httpx2.URL, base_url: str) -> str | None:

@@ -19,12 +19,13 @@ from ..errors import (
     StoreError,
 )
 from ..http.outbound import Endpoint, Outbound
-from ..model.credential import Credential, RecordedVerdict, Secret, Validation, Verdict, utcnow
+from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import ValidateOnSet
-from .typed import Typed, require_word
+from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
+    from .save import Destination
     from .service import Service
 
 _logger = logging.getLogger(__name__)
@@ -54,8 +55,7 @@ def check_api_key(
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
     validation = refuse_admin_key(spec, typed.fields) or _ask_provider(spec, typed, outbound, owner)
-    if metrics.sinks:
-        metrics.record("checks", 1, spec.id, validation.verdict)
+    metrics.record("checks", 1, spec.id, validation.verdict)
     return validation
 
 
@@ -75,7 +75,7 @@ def _ask_provider(
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
-def refuse_admin_key(spec: ProviderSpec, fields: Mapping[str, Secret]) -> Validation | None:
+def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
     api_key = fields.get("api_key")
     if api_key is None or not api_key.reveal().startswith(spec.refused_prefixes):
@@ -143,33 +143,27 @@ class Checks:
     core: Service
 
     def before_set(
-        self,
-        caller: Caller,
-        spec: ProviderSpec,
-        typed: Typed,
-        asked: ValidateOnSet | None,
-        refused: Callable[[Typed, str], object],
-        *,
-        ask: bool = True,
+        self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey, to: Destination
     ) -> Validation | None:
         """Check a key before it is stored, as strictly as asked; None if it is stored unchecked.
 
-        :param refused: logs that the check forbade storing the key.
-        :param ask: off: only recognise admin keys, without a call.
-        :raises InvalidFieldError: ``asked`` is another word.
+        An imported key is not sent to its provider: only an admin key is recognised.
+
+        :param to: logs that the check forbade storing the key.
+        :raises InvalidFieldError: ``new.validate`` is another word.
         :raises KeyRefusedError: it must not be stored.
         """
-        mode = asked or self.core.settings.validate_on_set
+        mode = new.validate or self.core.settings.validate_on_set
         require_word(mode, "validate", get_args(ValidateOnSet))
         if self.core.settings.validate_on_set == "require":
             mode = "require"  # the operator's rule; a request may ask for more, not for less
-        if not ask or mode == "off":
+        if new.imported or mode == "off":
             validation = refuse_admin_key(spec, typed.fields)
         else:
             validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
         forbidden = (False, None) if mode == "require" else (False,)
         if validation and validation.valid in forbidden:
-            refused(typed, validation.verdict)
+            to.refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
@@ -208,8 +202,7 @@ class Checks:
 
     def _tell_rejected(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        if metrics.sinks:
-            metrics.record("refusals", 1, *facts.values())
+        metrics.record("refusals", 1, *facts.values())
         try:
             self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on

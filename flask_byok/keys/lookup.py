@@ -32,8 +32,9 @@ from ..model.owner import (
     SessionRef,
     Tier,
     session_owner,
+    tier_of,
 )
-from ..sealing.keyring import Context, Keyring, UnknownKeyIdError
+from ..sealing.keyring import Keyring, UnknownKeyIdError
 from ..settings import Settings
 from .sessions import KeysLostError, Sessions, SessionView
 
@@ -248,17 +249,14 @@ class SessionTier:
         owner = session_owner(session, caller.identity)
         mine, left = view.records.get(spec.id), view.visitor_records.get(spec.id)
         if mine is not None:
-            candidate = self.opener.open(spec, Tier.SESSION, "session", owner, mine)
-            keyring = self.opener.keyring
-            if candidate.credential and keyring.needs_rotation(mine.ciphertext):
-                context = Context("session", owner, spec.id)
-                sealed = keyring.seal(keyring.open(mine.ciphertext, context), context)
+            candidate, keyring = self.opener.open(spec, owner, mine), self.opener.keyring
+            if keyring.needs_rotation(mine.ciphertext) and (new := keyring.renewed(mine, owner)):
                 with suppress(StoreError):  # it stays as it was
-                    self.sessions.reseal(session, caller.identity, replace(mine, ciphertext=sealed))
+                    self.sessions.reseal(session, caller.identity, replace(mine, ciphertext=new))
             yield candidate
         if left is not None:
             owner = session_owner(session, "")
-            works = self.opener.open(spec, Tier.SESSION, "session", owner, left).state == "active"
+            works = self.opener.open(spec, owner, left).state == "active"
             yield Candidate(Tier.SESSION, "waiting", record=left, offered=works)
 
 
@@ -269,15 +267,13 @@ class Opener:
     keyring: Keyring
     settings: Settings
 
-    def open(
-        self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
-    ) -> Candidate:
+    def open(self, spec: ProviderSpec, owner: str, record: CredentialRecord) -> Candidate:
         """Return a record's credential, or the state that explains why there is none."""
-        state = record.state(utcnow())
+        tier, state = tier_of(owner), record.state(utcnow())
         if state in ("inactive", "expired"):
             return Candidate(tier, state, record=record)
         try:
-            credential = self.credential(spec, tier, scope, owner, record)
+            credential = self.credential(spec, owner, record)
         except UnreadableCredentialError as error:
             if isinstance(error, UnknownKeyIdError):  # only the operator can mend this one
                 _logger.warning(
@@ -286,21 +282,19 @@ class Opener:
             return Candidate(tier, "unreadable", record=record)
         return Candidate(tier, state, credential, record)
 
-    def credential(
-        self, spec: ProviderSpec, tier: Tier, scope: str, owner: str, record: CredentialRecord
-    ) -> Credential:
+    def credential(self, spec: ProviderSpec, owner: str, record: CredentialRecord) -> Credential:
         """Return a record's credential in any state.
 
         :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
         """
-        fields, base_url = self.keyring.open_record(scope, owner, record)
+        fields, base_url = self.keyring.open_record(owner, record)
         with suppress(EndpointNotAllowedError):
             endpoint = endpoint_for(spec, self.settings.base_urls, base_url)
             # If the operator has set an address since, the key stays: it was for the person's own.
             if base_url in (None, endpoint.base_url):
                 return Credential(
                     provider=spec.id,
-                    source=tier,
+                    source=tier_of(owner),
                     owner=owner,
                     fields=fields,
                     base_url=endpoint.base_url,

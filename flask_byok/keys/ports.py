@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
 from ..errors import NotAllowedError, OwnerRequiredError
-from ..model.credential import Credential, CredentialRecord, RecordedVerdict, Secret, utcnow
-from ..model.owner import Caller, SessionRef, Tier
+from ..model.credential import Credential, CredentialRecord, Fields, RecordedVerdict, utcnow
+from ..model.owner import Caller, Tier
 
 if TYPE_CHECKING:
-    from .lookup import Found
+    from .lookup import Found, Specs
     from .save import Destination
     from .service import Service
 
@@ -58,7 +58,7 @@ class Accounts:
         :raises ConfigurationError: the encryption key is a wrong one, or the tables are outdated.
         """
 
-    def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
+    def find(self, caller: Caller, specs: Specs) -> Found:
         """Return the keys of these tiers that may serve the caller, read in one statement."""
         return {}
 
@@ -71,7 +71,7 @@ class Accounts:
         caller: Caller,
         action: str,
         provider: str,
-        fields: Mapping[str, Secret] | None = None,
+        fields: Fields | None = None,
         *,
         outcome: str = "done",
         ended: Collection[str] = (),
@@ -106,16 +106,9 @@ class Accounts:
         """Add uses to the owner's statistics."""
 
     def promote(
-        self,
-        core: Service,
-        caller: Caller,
-        session: SessionRef,
-        specs: Sequence[ProviderSpec],
-        *,
-        replace: bool,
-        own: bool,
+        self, core: Service, caller: Caller, specs: Specs, *, replace: bool, own: bool
     ) -> Promotion:
-        """Move keys from the session into the caller's account.
+        """Move keys from the caller's session into the account.
 
         :param replace: also in the place of a key that the account has already.
         :param own: the caller asks for it: also what was saved in the session since signing in.

@@ -5,7 +5,6 @@ Sessions, accounts, records, commands and imports all use it; they differ only i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,29 +12,24 @@ from ..catalog import ProviderSpec
 from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
-    Secret,
     Validation,
     make_hint,
     new_version,
     utcnow,
 )
-from ..model.owner import Caller, SessionRef, session_owner, tier_of
-from ..sealing.keyring import Context, Keyring
+from ..model.owner import Caller, session_owner, tier_of
+from ..sealing.keyring import Context, Keyring, context_of
 from .typed import NewKey, Typed, clean_text, read_expiry, read_typed
 
 if TYPE_CHECKING:
     from .service import Service
 
-# Without texts and expiry.
-_PLAIN = NewKey(fields={})
-
 
 class Destination(Protocol):
     """A place that takes a key."""
 
-    @property
-    def context(self) -> Context:
-        """What the key is sealed for."""
+    #: What the key is sealed for.
+    context: Context
 
     def admit(self, typed: Typed) -> None:
         """Refuse the key before its provider is asked, if it cannot be stored here."""
@@ -70,12 +64,13 @@ class Saver:
     ) -> tuple[CredentialRecord, Validation | None]:
         """Store a key that was cleaned, by ``read`` or for a replacement; see ``save``."""
         to.admit(typed)
-        checks, ask = self.core.checks, not new.imported
-        validation = checks.before_set(caller, spec, typed, new.validate, to.refused, ask=ask)
-        fields, base_url = typed.fields, typed.base_url
-        record = new_record(self.core.keyring, to.context, spec, fields, base_url, validation, new)
+        validation = self.core.checks.before_set(caller, spec, typed, new, to)
+        record = new_record(self.core.keyring, to.context, spec, typed, new)
+        if validation is not None:
+            verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
+            record = replace(record, validity=verdict)
         stored = to.store(record, typed)
-        if ask:
+        if not new.imported:
             self.tell("key_set", stored)
         return stored, validation
 
@@ -95,50 +90,41 @@ class Saver:
 
 
 def new_record(
-    keyring: Keyring,
-    context: Context,
-    spec: ProviderSpec,
-    fields: Mapping[str, Secret],
-    base_url: str | None,
-    validation: Validation | None = None,
-    new: NewKey = _PLAIN,
+    keyring: Keyring, context: Context, spec: ProviderSpec, typed: Typed, new: NewKey
 ) -> CredentialRecord:
-    """Return the sealed record of a key, with its hint, version, times and the verdict of its check."""
-    now, version, api_key = utcnow(), new_version(), fields.get("api_key")
-    verdict = None
-    if validation is not None:
-        verdict = RecordedVerdict(validation.verdict, validation.checked_at, version)
+    """Return the sealed record of a key, with its hint, version and times."""
+    now, api_key = utcnow(), typed.fields.get("api_key")
     return CredentialRecord(
         provider=spec.id,
         owner=context.owner,
         slot=context.slot,
-        ciphertext=keyring.seal_fields(context, fields, base_url),
+        ciphertext=keyring.seal_fields(context, typed.fields, typed.base_url),
         hint=make_hint(api_key.reveal() if api_key else "", spec.prefixes),
-        version=version,
+        version=new_version(),
         created_at=now,
         updated_at=now,
         expires_at=new.expires_at,
         label=new.label,
         description=new.description,
         active=new.active,
-        validity=verdict,
     )
 
 
 @dataclass(eq=False, repr=False)
 class InSession:
-    """The caller's session as a destination."""
+    """The caller's session as a destination.
+
+    :raises SessionRequiredError: none is established.
+    """
 
     core: Service
     caller: Caller
-    session: SessionRef
     spec: ProviderSpec
 
-    @property
-    def context(self) -> Context:
-        """What the key is sealed for."""
+    def __post_init__(self) -> None:
+        self.session = self.caller.require_session()
         owner = session_owner(self.session, self.caller.identity)
-        return Context("session", owner, self.spec.id)
+        self.context = context_of(owner, self.spec.id)
 
     def admit(self, typed: Typed) -> None:
         """Take every key."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,10 +24,10 @@ from ..errors import (
     UnreadableCredentialError,
 )
 from ..http import Outbound
-from ..model.credential import Credential, Secret, Validation
-from ..model.owner import PERSONAL_TIERS, Caller, SessionRef, Tier, session_owner
+from ..model.credential import Credential, Fields, Validation
+from ..model.owner import PERSONAL_TIERS, Caller, Tier, session_owner
 from ..providers import BaseProvider, Count, make_provider
-from ..sealing.keyring import Context, Keyring
+from ..sealing.keyring import Keyring, context_of
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
@@ -78,23 +78,15 @@ class Service:
         :raises SessionRequiredError: the caller's session has ended and must be established again.
         """
         self._require_login(caller)
-        specs = list(self.catalog)
-        found = self.lookup.survey(caller, specs, need_session=need_session)
+        specs, lookup = list(self.catalog), self.lookup
+        found = lookup.survey(caller, specs, need_session=need_session)
         return {
-            "providers": [
-                build_status(caller, spec, found[spec.id], self.lookup) for spec in specs
-            ],
+            "providers": [build_status(caller, spec, found[spec.id], lookup) for spec in specs],
             "precedence": list(self.settings.precedence),
             "authenticated": caller.authenticated,
-            "can_persist": Tier.USER in self.lookup.personal_tiers(caller),
+            "can_persist": Tier.USER in lookup.personal_tiers(caller),
             "storage": storage_sentence(self.settings, caller, self.sessions.name),
         }
-
-    def get_one(self, caller: Caller, provider: str) -> Status:
-        """Return the status of one provider."""
-        spec = self._spec(caller, provider)
-        found = self.lookup.survey(caller, [spec])[spec.id]
-        return build_status(caller, spec, found, self.lookup)
 
     def own_records(self, caller: Caller) -> Any:
         """Return the caller's own records in the account; see ``accounts.records``."""
@@ -123,11 +115,8 @@ class Service:
     def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
         """Return the credential and a callback that counts each call's outcome."""
         spec = self._spec(caller, provider)
-        try:
+        with _failures_measured([spec]):
             credential = self.lookup.resolve(caller, spec)
-        except ByokError as error:
-            _measure_failure([spec], error)
-            raise
         return credential, self._counter(caller, credential)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -160,20 +149,16 @@ class Service:
         self._require_login(caller)
         specs = {provider: self.catalog.get(provider) for provider in providers}
         credentials = {}
-        try:
+        with _failures_measured(specs.values()):
             found = self.lookup.survey(caller, list(specs.values()))
             for name, spec in specs.items():
                 if chosen := self.lookup.choose(found[spec.id]):
                     credentials[name] = self.lookup.settle(chosen, spec)
-        except ByokError as error:
-            _measure_failure(specs.values(), error)
-            raise
         return credentials
 
     def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        if metrics.sinks:
-            metrics.record("resolves", 1, *facts.values(), "served")
+        metrics.record("resolves", 1, *facts.values(), "served")
         self.notify("key_used", facts)
         return self.traffic.counter(caller, credential)
 
@@ -197,7 +182,8 @@ class Service:
     def _status_after(self, caller: Caller, spec: ProviderSpec) -> Status | None:
         """Return a provider's status after a change; None if a store is away that only the status needs."""
         with suppress(StoreError, OutdatedTablesError):
-            return self.get_one(caller, spec.id)
+            found = self.lookup.survey(caller, [spec])[spec.id]
+            return build_status(caller, spec, found, self.lookup)
         return None
 
     def _destination(self, caller: Caller, spec: ProviderSpec, persist: bool) -> Destination:
@@ -219,7 +205,7 @@ class Service:
             raise OwnerRequiredError(text, provider=spec.id)
         if tier is Tier.USER:
             return self.accounts.main_place(self, caller, spec)
-        return InSession(self, caller, _session(caller), spec)
+        return InSession(self, caller, spec)
 
     def clear(
         self, caller: Caller, provider: str, tier: str = "all"
@@ -262,17 +248,13 @@ class Service:
         self.sessions.remove(session, identity, leaving)
         return bool(gone or ended)
 
-    def forget(self, caller: Caller, owner: str) -> list[str]:
-        """Delete everything of an owner whom the host deletes, and return the providers that had keys."""
-        return self.accounts.forget(caller, owner)
-
     # validate
 
     def validate(
         self,
         caller: Caller,
         provider: str,
-        fields: Mapping[str, Secret] | None = None,
+        fields: Fields | None = None,
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a typed key or the one in use; only the verdict on a stored key is stored."""
@@ -314,12 +296,11 @@ class Service:
             raise OwnerRequiredError("Sign in first; your saved keys can then be kept for you.")
         if caller.named:  # has no session to promote from
             return {"promoted": [], "kept": []}
-        session = _session(caller)
         self.set_limit.check(caller.counted_as)
         # Once each, under any id or alias.
         named = self.catalog if providers is None else map(self.catalog.get, providers)
         specs = list({spec.id: spec for spec in named}.values())
-        result = self._promote(caller, session, specs, replace=on_conflict == "replace", own=True)
+        result = self._promote(caller, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
             text = "The key that was saved before signing in cannot be read. Save it again."
             provider = result.unreadable[0]
@@ -328,30 +309,29 @@ class Service:
 
     def signed_in(self, caller: Caller) -> None:
         """Apply ``BYOK_PROMOTE`` to the keys that a visitor saved, when that visitor signs in."""
-        session = caller.session
-        if session is not None and caller.authenticated and self.settings.promote != "ask":
-            self._promote(caller, session, list(self.catalog), replace=False, own=False)
+        if caller.session and caller.authenticated and self.settings.promote != "ask":
+            self._promote(caller, list(self.catalog), replace=False, own=False)
 
-    def _promote(
-        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, own: bool
-    ) -> Promotion:
+    def _promote(self, caller: Caller, specs: Specs, *, replace: bool, own: bool) -> Promotion:
+        session = caller.require_session()
         if self.settings.promote == "never":
             waiting = [spec.id for spec in specs]
             self.sessions.clear(session, caller.identity, waiting, visitor=True)
             if not own:
                 return Promotion()
         if Tier.USER in self.accounts.tiers:
-            result = self.accounts.promote(self, caller, session, specs, replace=replace, own=own)
+            result = self.accounts.promote(self, caller, specs, replace=replace, own=own)
         else:
-            result = self._adopt_waiting(caller, session, specs, replace=replace, asked=own)
+            result = self._adopt_waiting(caller, specs, replace=replace, asked=own)
         for provider in result.promoted:
             self.notify("key_promoted", {"provider": provider})
         return result
 
     def _adopt_waiting(
-        self, caller: Caller, session: SessionRef, specs: Specs, *, replace: bool, asked: bool
+        self, caller: Caller, specs: Specs, *, replace: bool, asked: bool
     ) -> Promotion:
         """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
+        session = caller.require_session()
         view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
         if not view.alive:
             raise SessionRequiredError
@@ -362,7 +342,7 @@ class Service:
             if waiting is None or self.lookup.locked(caller, spec):
                 continue
             try:
-                fields, base_url = self.keyring.open_record("session", visitor, waiting)
+                fields, base_url = self.keyring.open_record(visitor, waiting)
             except UnreadableCredentialError:
                 result.unreadable.append(spec.id)
                 continue
@@ -371,7 +351,7 @@ class Service:
                 continue
             if replace or spec.id not in view.records:
                 self.accounts.note(caller, "promote", spec.id, fields)
-            sealed = self.keyring.seal_fields(Context("session", owner, spec.id), fields, base_url)
+            sealed = self.keyring.seal_fields(context_of(owner, spec.id), fields, base_url)
             # The key is the same, so its version and its verdict stay.
             adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
             outcome = self.sessions.adopt(session, caller.identity, adopted, replace=replace)
@@ -390,14 +370,13 @@ class Service:
             raise OwnerRequiredError("Sign in to use API keys here.")
 
 
-def _measure_failure(specs: Iterable[ProviderSpec], error: ByokError) -> None:
-    """Measure look-ups that failed: of the provider that an error names, else of all."""
-    for spec in specs if metrics.sinks else ():
-        if error.provider in (None, spec.id):
-            metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
-
-
-def _session(caller: Caller) -> SessionRef:
-    if caller.session is None:
-        raise SessionRequiredError
-    return caller.session
+@contextmanager
+def _failures_measured(specs: Iterable[ProviderSpec]) -> Iterator[None]:
+    """Measure look-ups that fail: of the provider that an error names, else of all."""
+    try:
+        yield
+    except ByokError as error:
+        for spec in specs:
+            if error.provider in (None, spec.id):
+                metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
+        raise

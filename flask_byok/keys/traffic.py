@@ -68,23 +68,18 @@ class Traffic:
         day = datetime.fromtimestamp(now, UTC).date().isoformat()
         self._owners.note((owner, provider, credential_id, day, outcome), now)
 
-    def note_in_session(self, ref: str, provider: str, version: str, outcome: Outcome) -> None:
-        """Count one use of a session's key, now, if the outcome is ``used``."""
-        if outcome == "used":
-            self._sessions.note((ref, provider, version), time.time())
-
     def counter(self, caller: Caller, credential: Credential) -> Count:
         """Return the callback that counts the calls with a credential."""
         owner, session = counted_owner(caller, credential), caller.session
         # Not the credential itself: the callback may outlive it.
         provider, id, version = credential.provider, credential.id, credential.version
-        in_session = credential.source == Tier.SESSION
+        in_session = credential.source == Tier.SESSION and version is not None
 
         def count(outcome: Outcome) -> None:
             if owner is not None:
                 self.note(owner, provider, id, outcome)
-            if in_session and session is not None and version is not None:
-                self.note_in_session(session.ref, provider, version, outcome)
+            if in_session and session is not None and outcome == "used":
+                self._sessions.note((session.ref, provider, version), time.time())
 
         return count
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 from ..catalog import Field, ProviderSpec
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
-from ..model.credential import Secret, clean_api_key, is_placeholder, utcnow
+from ..model.credential import Fields, Secret, clean_api_key, is_placeholder, utcnow
 from ..settings import Settings, ValidateOnSet
 
 _HEADER_TEXT = re.compile(r"[ -~]{1,500}")
@@ -36,7 +36,7 @@ class NewKey:
     ``imported``: it was stored elsewhere before, so its provider is not asked and its expiry may be past.
     """
 
-    fields: Mapping[str, Secret]
+    fields: Fields
     base_url: str | None = None
     label: str | None = None
     description: str | None = None
@@ -54,8 +54,8 @@ class Typed:
     ``secrets`` are the fields that must never be shown; ``base_url`` is the person's own, or None.
     """
 
-    fields: Mapping[str, Secret]
-    secrets: Mapping[str, Secret]
+    fields: Fields
+    secrets: Fields
     base_url: str | None
     endpoint: Endpoint
 
@@ -77,7 +77,7 @@ def require_word(word: object, name: str, words: Collection[str]) -> None:
 
 
 def read_typed(
-    spec: ProviderSpec, fields: Mapping[str, Secret], base_url: str | None, settings: Settings
+    spec: ProviderSpec, fields: Fields, base_url: str | None, settings: Settings
 ) -> Typed:
     """Clean a typed credential.
 
@@ -137,7 +137,7 @@ def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
 def clean_text(
     value: str | None,
     name: Literal["label", "description"],
-    fields: Mapping[str, Secret],
+    fields: Fields,
     specs: Iterable[ProviderSpec],
 ) -> str | None:
     """Return a label or description as it is stored; None if it is blank.
@@ -160,9 +160,7 @@ def has_invisible(text: str) -> bool:
     return any(unicodedata.category(char) in _INVISIBLE and char not in _JOINERS for char in text)
 
 
-def refuse_key(
-    text: str, name: str, fields: Mapping[str, Secret], specs: Iterable[ProviderSpec] = ()
-) -> None:
+def refuse_key(text: str, name: str, fields: Fields, specs: Iterable[ProviderSpec] = ()) -> None:
     """Refuse a text that is shown and holds the key beside it, or seems to hold one of these providers'.
 
     :raises InvalidFieldError: naming the field.

@@ -102,6 +102,10 @@ class Secret:
     __getstate__ = __reduce_ex__ = _refuse_copy
 
 
+#: What a credential consists of, by the names of its fields.
+Fields = Mapping[str, Secret]
+
+
 def all_alive() -> Iterator[Secret]:
     """Yield all secrets that are alive in this process, for redaction only."""
     secrets = (reference() for reference in _live.valuerefs())
@@ -293,7 +297,7 @@ class Credential:
     provider: str
     source: Tier | Literal["argument"]
     owner: str
-    fields: Mapping[str, Secret]
+    fields: Fields
     base_url: str
     trust: EndpointTrust = "catalog"
     hint: str = ""

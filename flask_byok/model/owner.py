@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 
+from ..errors import SessionRequiredError
+
 
 class Tier(StrEnum):
     """A place in the lookup order."""
@@ -109,6 +111,15 @@ class Caller:
         A visitor can always start again.
         """
         return self.identity or f"address:{_network(self.address)}"
+
+    def require_session(self) -> SessionRef:
+        """Return the established session.
+
+        :raises SessionRequiredError: there is none.
+        """
+        if self.session is None:
+            raise SessionRequiredError
+        return self.session
 
     def account_owners(self) -> list[tuple[Tier, str]]:
         """Name the owners whose keys in the database may serve this caller, with their tiers, in order."""

@@ -16,12 +16,8 @@ MAX_TOKENS = 4096
 class AnthropicProvider(BaseProvider):
     """Anthropic's messages format."""
 
-    extra = "anthropic"
+    extra = sdk = "anthropic"
     paths = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
-
-    @staticmethod
-    def load_sdk() -> None:
-        _client_class()
 
     def _make_client(self, http_client: Any) -> Any:
         return _client_class()(**self._client_options(http_client), open_telemetry=False)

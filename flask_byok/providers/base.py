@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
+from importlib import import_module
 from typing import Any, ClassVar, NoReturn
 
 from .. import metrics
@@ -47,9 +48,9 @@ def load_sdks(specs: Iterable[ProviderSpec]) -> None:
     One whose import fails is left to the first call, which says what is wrong.
     """
     makers = {spec.provider_class or ADAPTERS[spec.adapter] for spec in specs}
-    for load in filter(None, (getattr(maker, "load_sdk", None) for maker in makers)):
+    for module in filter(None, {getattr(maker, "sdk", "") for maker in makers}):
         with suppress(Exception):
-            load()
+            import_module(module)
 
 
 class BaseProvider(ABC):
@@ -65,6 +66,8 @@ class BaseProvider(ABC):
 
     #: How the SDK is installed, for the message if it is missing.
     extra: ClassVar[str]
+    #: The SDK's module, to import at the start; empty to import nothing before the first call.
+    sdk: ClassVar[str] = ""
     #: The paths below the base URL that answer conversations: 401 there means a bad key. Elsewhere a call may want
     #: another kind of key, and only an answer that names the key's fault counts.
     paths: ClassVar[frozenset[str]] = frozenset()
@@ -136,10 +139,8 @@ class BaseProvider(ABC):
         :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
         """
         if self.credential.trust == "personal":
-            raise EndpointNotAllowedError(
-                "This address was given with a key of its own, and gets no other.",
-                provider=self.name,
-            )
+            text = "This address was given with a key of its own, and gets no other."
+            raise EndpointNotAllowedError(text, provider=self.name)
         cleaned = clean_api_key(api_key)
         self._former.append(self.credential)  # the log redactor knows a key while this lives
         self.credential = dataclasses.replace(
@@ -181,9 +182,8 @@ class BaseProvider(ABC):
         :raises ConfigurationError: the SDK is not installed, or too old.
         """
         if not self.is_configured:
-            raise MissingCredentialError(
-                f"No API key for {self.display_name} is configured.", provider=self.name
-            )
+            text = f"No API key for {self.display_name} is configured."
+            raise MissingCredentialError(text, provider=self.name)
         # Checks the endpoint again: the rules can have changed since the key was saved.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
@@ -207,16 +207,13 @@ class BaseProvider(ABC):
         """
         client, chosen = self.client, model or self._default_model
         if not chosen:
-            raise InvalidFieldError(
-                f"{self.display_name} has no default model: name one.", provider=self.name
-            )
-        if metrics.sinks:
-            metrics.record("streams_open", 1, self.name)
+            text = f"{self.display_name} has no default model: name one."
+            raise InvalidFieldError(text, provider=self.name)
+        metrics.record("streams_open", 1, self.name)
         try:
             yield from self._outcomes.follow(self._stream(client, messages, chosen))
         finally:
-            if metrics.sinks:
-                metrics.record("streams_open", -1, self.name)
+            metrics.record("streams_open", -1, self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from ..errors import ConfigurationError
+from ..http.outbound import sync_only_client
 from ..model.credential import Secret
 from .base import BaseProvider, Message, refuse_web_socket, split_system
 
@@ -17,18 +18,12 @@ TIMEOUT = 300.0
 class GoogleProvider(BaseProvider):
     """Google's generateContent format."""
 
-    extra = "google"
-
-    @staticmethod
-    def load_sdk() -> None:
-        import google.genai.client  # noqa: F401
+    extra, sdk = "google", "google.genai.client"
 
     def _make_client(self, http_client: Any) -> Any:
         from google.genai import Client
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions
-
-        from ..http.transport import sync_only_client
 
         # Everything is named: the SDK looks into the environment for each omitted argument.
         client = Client(
@@ -54,9 +49,7 @@ class GoogleProvider(BaseProvider):
     def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
         system, turns = split_system(messages)
         roles = {"assistant": "model", "user": "user"}
-        contents = [
-            {"role": roles[turn["role"]], "parts": [{"text": turn["content"]}]} for turn in turns
-        ]
+        contents = [{"role": roles[t["role"]], "parts": [{"text": t["content"]}]} for t in turns]
         config = {"system_instruction": system} if system else None
         generate = client.models.generate_content_stream
         with closing(generate(model=model, contents=contents, config=config)) as stream:

@@ -13,13 +13,9 @@ from .base import BaseProvider, IsolatedClient, Message, refuse_web_socket
 class OpenAIProvider(BaseProvider):
     """A provider that speaks OpenAI's chat completions format."""
 
-    extra = "openai"
+    extra = sdk = "openai"
     paths = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
-
-    @staticmethod
-    def load_sdk() -> None:
-        _client_class()
 
     def _make_client(self, http_client: Any) -> Any:
         return _client_class()(**self._client_options(http_client))

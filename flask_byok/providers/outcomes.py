@@ -102,13 +102,13 @@ class Outcomes:
             return Ending("used")
         if not status:
             return Ending("failed")
-        from ..http.transport import carries, path_below
+        from ..http.transport import path_below
 
-        base_url, api_key = self.credential.base_url, self.credential.api_key
+        path = path_below(request.url, self.credential.base_url)
         paths = {*self.paths, self.spec.check.path.partition("?")[0]}
-        elsewhere = not of_stream and path_below(request.url, base_url) not in paths
+        elsewhere = not of_stream and path not in paths
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
-        is_ours = bool(api_key) and carries(request, api_key, base_url)
+        is_ours = path is not None and _carries(request, self.credential.api_key)
         return self._judged(Answer(status, body), elsewhere=elsewhere, is_ours=is_ours)
 
     def _ending_of(self, raised: Exception, latest: Ending | None) -> Ending:
@@ -182,6 +182,12 @@ def refused_by_us(error: Exception) -> ByokError | None:
     answer = getattr(error, "response", None)
     refused: ByokError | None = getattr(answer, "extensions", {}).get(REFUSED)
     return refused
+
+
+def _carries(request: Request, api_key: str) -> bool:
+    """Return True if a request has this key, if there is one, as the whole of a header but for a scheme."""
+    values = request.headers.values()
+    return bool(api_key) and any(api_key in (v, v.partition(" ")[2]) for v in values)
 
 
 def _answer_in(error: Exception) -> Answer:

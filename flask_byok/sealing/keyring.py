@@ -8,11 +8,10 @@ derived with HKDF-SHA256 (RFC 5869); AES-256-GCM also takes the context as assoc
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from ..errors import ConfigurationError, UnreadableCredentialError
-from ..model.credential import CredentialRecord, Secret
+from ..model.credential import CredentialRecord, Fields, Secret
 from ..settings import Cipher
 
 #: Plaintexts are padded to a multiple of this many bytes; a Fernet token's length would tell the provider's family.
@@ -62,6 +61,16 @@ class Context(NamedTuple):
         """Return an injective encoding: each part with its length in front, so no two contexts are equal."""
         parts = (part.encode() for part in self)
         return _DOMAIN + b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+
+
+def context_of(owner: str, provider: str, slot: str = "") -> Context:
+    """Return what an owner's key is bound to; the name of the owner says if it is kept in a session."""
+    scope = "session" if owner.startswith("session:") else "account"
+    return Context(scope, owner, provider, slot)
+
+
+#: The fields of an opened credential by name, and the person's own base URL or None.
+Opened = tuple[dict[str, Secret], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +110,8 @@ class Keyring:
         *,
         cipher: Cipher = "fernet",
     ) -> None:
-        current = _Key(parse_encryption_key(encryption_key, "BYOK_ENCRYPTION_KEY"))
-        retired = [
-            _Key(parse_encryption_key(k, "BYOK_ENCRYPTION_KEY_FALLBACKS")) for k in fallbacks
-        ]
+        current = _Key(encryption_key, "BYOK_ENCRYPTION_KEY")
+        retired = [_Key(key, "BYOK_ENCRYPTION_KEY_FALLBACKS") for key in fallbacks]
         #: Names of all keys, the current one first.
         self.key_ids = tuple(dict.fromkeys(key.key_id for key in (current, *retired)))
         self.cipher: Cipher = cipher
@@ -147,32 +154,30 @@ class Keyring:
         """Return the first characters of every ciphertext that is sealed now."""
         return f"{prefix_of(self._current.key_id)}{_CODES[self.cipher]}."
 
-    def seal_fields(
-        self, context: Context, fields: Mapping[str, Secret], base_url: str | None
-    ) -> str:
+    def seal_fields(self, context: Context, fields: Fields, base_url: str | None) -> str:
         """Seal the fields of a credential, bound to the context."""
         plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
         return self.seal(_encoder.encode(plain), context)
 
-    def open_record(
-        self, scope: str, owner: str, record: CredentialRecord
-    ) -> tuple[dict[str, Secret], str | None]:
+    def open_record(self, owner: str, record: CredentialRecord) -> Opened:
         """Open a stored credential as this owner's; the owner that the record names is ignored.
 
         :param record: or a row of the database with its provider, slot and ciphertext.
-        :return: the fields by name, and the person's own base URL or None.
         :raises UnreadableCredentialError: it was sealed for something else, altered, or its key is gone.
         """
-        context = Context(scope, owner, record.provider, record.slot)
+        context = context_of(owner, record.provider, record.slot)
         try:
             plain = _decoder.decode(self.open(record.ciphertext, context))
         except msgspec.DecodeError:
             raise UnreadableCredentialError(provider=record.provider) from None
         return {name: Secret(value) for name, value in plain.fields.items()}, plain.base_url
 
-    def renewed(self, record: CredentialRecord) -> str | None:
-        """Return an account's ciphertext, sealed with the current key; None if it does not open."""
-        context = Context("account", record.owner, record.provider, record.slot)
+    def renewed(self, record: CredentialRecord, owner: str | None = None) -> str | None:
+        """Return a record's ciphertext, sealed with the current key; None if it does not open.
+
+        :param owner: see ``open_record``; by default the one that the record names.
+        """
+        context = context_of(owner or record.owner, record.provider, record.slot)
         try:
             return self.seal(self.open(record.ciphertext, context), context)
         except UnreadableCredentialError:
@@ -230,21 +235,19 @@ class Canary:
         if self._opened is None and not self.tolerant:
             self.secret()
 
-    def reseal(self) -> bool:
-        """Seal the text with the current encryption key; return False if that has sealed it already."""
+    def reseal(self) -> None:
+        """Seal the text with the current encryption key, unless that has sealed it already."""
         sealed = self.keyring.seal(self.secret(), self._context)
-        if not self.keyring.needs_rotation(self.hold(self.name, sealed)):
-            return False
-        self.hold(self.name, sealed, replace=True)
-        return True
+        if self.keyring.needs_rotation(self.hold(self.name, sealed)):
+            self.hold(self.name, sealed, replace=True)
 
 
 class _Key:
     """One encryption key and what is derived from it."""
 
-    def __init__(self, material: bytes) -> None:
-        self._material = material
-        self.key_id = hashlib.sha256(b"flask-byok key id" + material).hexdigest()[:12]
+    def __init__(self, text: str | bytes, setting: str) -> None:
+        self._material = parse_encryption_key(text, setting)
+        self.key_id = hashlib.sha256(b"flask-byok key id" + self._material).hexdigest()[:12]
         # One person's calls come in rows, and deriving takes as long as decrypting.
         self._fernet = lru_cache(DERIVED_KEYS)(self._derive_fernet)
 
@@ -261,10 +264,8 @@ class _Key:
         if code == "f":
             return self._fernet(context).decrypt(payload)
         if code == "g":
-            info = context.encode()
-            return AESGCM(self._derive(b"gcm" + info)).decrypt(
-                raw[:_NONCE_BYTES], raw[_NONCE_BYTES:], info
-            )
+            info, nonce, sealed = context.encode(), raw[:_NONCE_BYTES], raw[_NONCE_BYTES:]
+            return AESGCM(self._derive(b"gcm" + info)).decrypt(nonce, sealed, info)
         raise ValueError("unknown cipher")
 
     def _derive_fernet(self, context: Context) -> Fernet:
@@ -295,7 +296,7 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
         return bytes.fromhex(stripped)
     try:
         material = base64.b64decode(stripped.encode(), altchars=b"-_", validate=True)
-    except (binascii.Error, UnicodeEncodeError, ValueError):
+    except ValueError:
         material = b""
     if len(material) != 32:
         raise ConfigurationError(
@@ -307,12 +308,10 @@ def parse_encryption_key(text: str | bytes, setting: str) -> bytes:
 
 # What has stood in documentation (the specification of Fernet), and the SHA-256 of nothing and of an empty line, which
 # a script makes of a variable that is not set.
-_WELL_KNOWN = frozenset(
-    {
-        "730ff4c7af3d46923e8ed451ee813c87f790b0a226bc96a92de49b5e9c05e1ee",
-        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-        "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b",
-    }
+_WELL_KNOWN = (
+    "730ff4c7af3d46923e8ed451ee813c87f790b0a226bc96a92de49b5e9c05e1ee",
+    "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+    "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b",
 )
 
 

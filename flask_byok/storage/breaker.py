@@ -6,13 +6,13 @@ import errno
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
 from .. import metrics
 from ..errors import ByokError, OutdatedTablesError, StoreError
-from .reasons import ONLY_CHANGES, reason_of
+from .reasons import ONLY_CHANGES, chain, reason_of
 
 #: Faults in a row that open a breaker, and the seconds that it is open for.
 _FAULTS, _OPEN_FOR = 2, 1.0
@@ -139,15 +139,7 @@ def is_away(error: BaseException) -> bool:
 
     What a request brought itself, such as an id that a driver cannot send, is no such error.
     """
-    return any(map(_says_away, _chain(error)))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    return any(map(_says_away, chain(error)))
 
 
 def _says_away(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +41,8 @@ BUSY_TIMEOUT = 5
 CONNECTIONS = 16
 #: Connections of one process to a SQLite file that stay open, and how many more it may have for a moment.
 _FILE_POOL: dict[str, Any] = {"pool_size": 16, "max_overflow": 48}
+#: In memory all threads queue for one.
+_ONE_CONNECTION: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
 #: Execution option of our own engines, whose connections commit each statement by default: the seconds of
 #: their calls, 0 for ``LIMIT``; None if their calls have no limit.
 _LIMITED = "flask_byok_limited"
@@ -152,26 +155,18 @@ def _own_engine(url: URL, timeout: float | None, connections: int | None) -> Eng
 
 def _options(url: URL, timeout: float, connections: int) -> dict[str, Any]:
     """Return the options of our own engine: its pool, and how long it waits."""
-    if _in_memory(url):
-        # One connection for all threads, which queue for it.
-        one: dict[str, Any] = {"poolclass": QueuePool, "pool_size": 1, "max_overflow": 0}
-        threads = {"check_same_thread": False}
-        return one | {"pool_timeout": BUSY_TIMEOUT, "connect_args": threads}
     if url.get_backend_name() == "sqlite":
-        return _FILE_POOL | {
-            "pool_timeout": BUSY_TIMEOUT,
-            "connect_args": {"timeout": BUSY_TIMEOUT},
-        }
+        arguments = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
+        pool = _ONE_CONNECTION if _in_memory(url) else _FILE_POOL
+        return pool | {"pool_timeout": BUSY_TIMEOUT, "connect_args": arguments}
     if url.drivername not in _LIBPQ:
         return {}
     lock, statement = (int(timeout * 1000 * part) for part in (_FOR_LOCK, _FOR_STATEMENT))
     limits = f"-c lock_timeout={lock} -c statement_timeout={statement}"
     # The options in the address come last and count.
     options = " ".join((limits, *url.normalized_query.get("options", ())))
-    connecting: dict[str, Any] = {
-        "connect_timeout": max(_CONNECT_TIMEOUT, math.ceil(timeout)),
-        "options": options,
-    }
+    longest = max(_CONNECT_TIMEOUT, math.ceil(timeout))
+    connecting = {"connect_timeout": longest, "options": options}
     if url.drivername == "postgresql+psycopg":
         # A pooler may give each transaction another connection of the server, which knows other statements, or none,
         # by the names that we prepared them under. Planned each time, our small statements take hardly longer.
@@ -192,10 +187,10 @@ class _Connector:
         self._sends_limits = True
 
     def __call__(self, dialect: Any, _record: Any, args: Any, options: dict[str, Any]) -> Any:
-        connection = within(
-            budget_of_call.get() or Budget(LIMIT), lambda: self._connect(dialect, args, options)
-        )
-        if (budget := budget_of_call.get()) is not None:
+        budget = budget_of_call.get()
+        connect = partial(self._connect, dialect, args, options)
+        connection = within(budget or Budget(LIMIT), connect)
+        if budget is not None:
             # SQLAlchemy asks a new connection about the server before we get it.
             watchdog.watch(connection, budget)
         return connection

@@ -83,8 +83,7 @@ class RateLimiter:
             return function(*args)
 
     def _ask(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> bool:
-        changes = ask == self._limiter.hit
-        return bool(self._guarded(ask, rate, self._setting, who, changes=changes))
+        return bool(self._guarded(ask, rate, self._setting, who, changes=ask == self._limiter.hit))
 
     def _require(self, ask: Callable[..., bool], rate: RateLimitItem, who: str) -> None:
         if not self._ask(ask, rate, who):

@@ -5,6 +5,8 @@ A driver's own text may contain an address, a user's name or what was sent, so n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 _READ_ONLY = "The database is read-only: give the primary server's address, or let the app write file and folder."
 _FULL = "The database's disk is full: make room there."
 _NO_DATABASE = "The database server has no database of this name: make one, or mend the address."
@@ -90,6 +92,10 @@ _BY_REDIS_ERROR = {
     "MasterNotFoundError": "Sentinel names no primary server: are name and addresses right, and is one up?",
     "ClusterDownError": "The Redis Cluster does not serve all slots: is a node without a replica down?",
 }
+TOO_FEW_REPLICAS = (
+    "Too few replicas acknowledge a write, so changes of keys fail. After a failover this lasts until a replica is "
+    "back: for BYOK_REDIS_WAIT=1 run two replicas for each primary server."
+)
 #: By the code within Redis's text; Redis 6.2 puts that of a command before its script's.
 _BY_REDIS_CODE = {
     "OOM ": _REDIS_FULL,
@@ -97,12 +103,8 @@ _BY_REDIS_CODE = {
     "NOPERM ": _REDIS_FORBIDS,
     "NOREPLICAS": "Redis takes no writes without its replicas (min-replicas-to-write): start them again.",
     "MISCONF": "Redis takes no writes, as it cannot save to its disk: make room there.",
+    "TOO_FEW_REPLICAS": TOO_FEW_REPLICAS,  # our own
 }
-TOO_FEW_REPLICAS = (
-    "Too few replicas acknowledge a write, so changes of keys fail. After a failover this lasts until a replica is "
-    "back: for BYOK_REDIS_WAIT=1 run two replicas for each primary server."
-)
-_BY_REDIS_CODE["TOO_FEW_REPLICAS"] = TOO_FEW_REPLICAS  # our own
 _REDIS = "Redis does not answer, or refuses: is it up, and is its address right?"
 #: What keeps a store from changes, and not from reading.
 ONLY_CHANGES = (_READ_ONLY, _FULL, _LOCKED)
@@ -110,12 +112,16 @@ ONLY_CHANGES = (_READ_ONLY, _FULL, _LOCKED)
 
 def reason_of(error: BaseException | None) -> str | None:
     """Return why a store failed, and what to do; None where nothing more is known."""
-    while error is not None:
-        if reason := _reason(error):
-            return reason
-        # What SQLAlchemy has wrapped, and what our own error was raised for.
+    return next(filter(None, map(_reason, chain(error))), None)
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what it was raised for or has wrapped."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
         error = error.__cause__ or error.__context__
-    return None
 
 
 def _reason(error: BaseException) -> str | None:

@@ -318,9 +318,8 @@ def _single(client: Redis, timeout: float) -> Redis:
         sentinel = copy.copy(pool.sentinel_manager)
         sentinel.sentinels = [_single(each, timeout) for each in sentinel.sentinels]
         sentinel.connection_kwargs = options | {"max_connections": MAX_CONNECTIONS}
-        found: Redis = sentinel.master_for(
-            pool.service_name, check_connection=pool.check_connection
-        )
+        checks = pool.check_connection
+        found: Redis = sentinel.master_for(pool.service_name, check_connection=checks)
         return found
     options |= {"max_connections": MAX_CONNECTIONS, "timeout": timeout}
     bounded = BlockingConnectionPool(**options)  # type: ignore[no-untyped-call]

@@ -36,6 +36,8 @@ _REFUSED = (
 _reporters: weakref.WeakKeyDictionary[Engine, Reporter] = weakref.WeakKeyDictionary()
 
 T = TypeVar("T")
+#: Opens a connection, with a transaction or without.
+Connect = Callable[[], AbstractContextManager[Connection]]
 
 
 class Database:
@@ -76,27 +78,24 @@ class Database:
         twin.breaker, twin.measured_as = Breaker(), "counts"
         return twin
 
-    def run(self, work: Callable[[Connection], T]) -> T:
+    def run(self, work: Callable[[Connection], T], *, changes: bool = False) -> T:
         """Run a function on a connection whose statements each commit by themselves.
 
         It may run again: it may have happened although its answer was lost.
 
+        :param changes: see ``call``.
         :raises StoreError: the database does not answer, or refuses.
         :raises ConfigurationError: its tables are older than this version, or may not be used.
         """
-        return self.call(lambda: self._try(self.transactions.single, work))
+        return self.call(lambda: self._try(self.transactions.single, work), changes=changes)
 
     def read(self, query: Any, values: Mapping[str, Any] | None = None) -> Sequence[Any]:
         """Return all rows of a query; see ``run``."""
-        return self.run(lambda connection: connection.execute(query, values).all())
+        return self.run(lambda one: one.execute(query, values).all())
 
     def write(self, statement: Any, values: Mapping[str, Any] | None = None) -> int:
         """Run one statement and return how many rows it changed; see ``run``."""
-
-        def work(connection: Connection) -> int:
-            return connection.execute(statement, values).rowcount
-
-        return self.call(lambda: self._try(self.transactions.single, work), changes=True)
+        return self.run(lambda one: one.execute(statement, values).rowcount, changes=True)
 
     def change(self, work: Callable[[Connection], T]) -> T:
         """Run a function within a transaction, and again only if nothing of it can have stayed."""
@@ -131,11 +130,7 @@ class Database:
         self._reporter.success(changed=changes)
         return result
 
-    def _try(
-        self,
-        connect: Callable[[], AbstractContextManager[Connection]],
-        work: Callable[[Connection], T],
-    ) -> T:
+    def _try(self, connect: Connect, work: Callable[[Connection], T]) -> T:
         until = time.monotonic() + _PATIENCE
         for attempt in range(_TRIES):
             ended = False

@@ -11,12 +11,13 @@ from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
-from . import forms, keys_api, records_api, ui
+from . import forms, keys_api, records_api
 from .guards import refuse_cross_site, refuse_unrouted, secure
 from .health import HEALTH, health_view
 from .keys_api import make_view
 from .openapi import Route, describe
 from .problems import http_problem_response, problem_response
+from .ui import UI
 
 _OPENAPI = "/providers/openapi.json"
 
@@ -27,9 +28,8 @@ class Document(dict[str, Any]):
 
 def create_blueprint(url_prefix: str) -> Blueprint:
     """Return the blueprint with all routes, hooks and error handlers."""
-    blueprint = Blueprint(
-        "byok", "flask_byok", "static", "/providers/static", url_prefix=url_prefix or None
-    )
+    prefix = url_prefix or None
+    blueprint = Blueprint("byok", "flask_byok", "static", "/providers/static", url_prefix=prefix)
     roots = (f"{url_prefix}{path}" for path in ("/providers", "/keys", "/admin/keys"))
     blueprint.before_app_request(refuse_unrouted(*roots))
     blueprint.before_request(refuse_cross_site)
@@ -40,7 +40,7 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     for route in ROUTES:
         view = health_view if route is HEALTH else make_view(route)
         blueprint.add_url_rule(route.path, route.name, view, methods=[route.method])
-    blueprint.add_url_rule("/providers/settings", "settings_page", ui.settings_page)
+    blueprint.add_url_rule("/providers/settings", "settings_page", UI().document)
     actions = f"/providers/settings/<any({', '.join(forms.ACTIONS)}):action>"
     blueprint.add_url_rule(actions, "settings_action", forms.settings_action, methods=["POST"])
     return blueprint
@@ -56,9 +56,5 @@ def _document(url: str) -> Document:
     return Document(describe(ROUTES, url=url, version=version("flask-byok")))
 
 
-ROUTES = (
-    *keys_api.ROUTES,
-    *records_api.ROUTES,
-    HEALTH,
-    Route("GET", _OPENAPI, "openapi", "keys", openapi),
-)
+_DESCRIPTION = Route("GET", _OPENAPI, "openapi", "keys", openapi)
+ROUTES = (*keys_api.ROUTES, *records_api.ROUTES, HEALTH, _DESCRIPTION)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import dropwhile, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -27,9 +27,6 @@ from ..model.credential import Secret
 from .caller import REQUEST_ID, get_state
 from .problems import http_problem_response
 from .session_binding import kept
-
-if TYPE_CHECKING:
-    pass
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
@@ -53,6 +50,9 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+#: On each of our answers that has no policy of its own.
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
 
 #: What fields contain whose type does not say everything.
 _FORMS = {
@@ -141,10 +141,9 @@ def asks_for_value() -> bool:
 
 def _same_origin() -> bool:
     """Judge by ``Sec-Fetch-Site``, else by ``Origin``; a client that sends neither is no browser."""
+    # "none" means a person, not a page; no page can send it beside its own origin.
     site = request.headers.get("Sec-Fetch-Site", "none")
-    if (
-        site != "none"
-    ):  # "none" means a person, not a page; no page can send it beside its own origin
+    if site != "none":
         return site == "same-origin"
     # If the request says http, a proxy may have ended the https: then the scheme tells nothing.
     schemes = ("https",) if request.is_secure else ("https", "http")
@@ -260,9 +259,7 @@ def secure(response: Response) -> Response:
     response.headers.update(HEADERS)
     if origin := _trusted_origin():
         _allow_reading(response, origin)
-    response.headers.setdefault(
-        "Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"
-    )
+    response.headers.setdefault("Content-Security-Policy", _POLICY)
     if request_id := kept().get(REQUEST_ID):
         response.headers["X-BYOK-Request-ID"] = request_id
     return response
@@ -271,10 +268,8 @@ def secure(response: Response) -> Response:
 def _allow_reading(response: Response, origin: str) -> None:
     """Let a trusted front end read the answer and send what the calls need (Fetch Standard, CORS protocol)."""
     headers = response.headers
-    headers["Access-Control-Allow-Origin"], headers["Access-Control-Allow-Credentials"] = (
-        origin,
-        "true",
-    )
+    headers["Access-Control-Allow-Origin"] = origin
+    headers["Access-Control-Allow-Credentials"] = "true"
     headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, X-BYOK-Request-ID, X-BYOK-Source"
     if request.method == "OPTIONS":
         headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
@@ -292,9 +287,8 @@ def hide_address(asked: Request = request, app: Flask = current_app) -> None:
     root, words = asked.script_root, _own_words(app)
     query = asked.query_string.decode("latin-1")
     address, _, referred = asked.headers.get("Referer", "").partition("?")
-    paths = [
-        _from_odd(path.removeprefix(root), words) for path in (asked.path, raw.partition("?")[0])
-    ]
+    called = (asked.path, raw.partition("?")[0])
+    paths = [_from_odd(path.removeprefix(root), words) for path in called]
     # A page of the host's has words of its own; keys are longer.
     paths += [_from_odd(path, words, _SHORT) for path in (address, unquote(address))]
     values = [value or name for name, value in asked.args.items(multi=True)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, get_type_hints
 
-import msgspec
+from msgspec.json import schema_components
 
 from ..errors import ALL_ERRORS
 from ..model.credential import Secret
@@ -78,9 +78,7 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     """
     found = [route.types.get(part) for route in routes for part in ("body", "return")]
     kinds = [Problem, *filter(_has_fields, found)]
-    _, schemas = msgspec.json.schema_components(
-        kinds, schema_hook=_secret_schema, ref_template=_REF
-    )
+    _, schemas = schema_components(kinds, schema_hook=_secret_schema, ref_template=_REF)
     for schema in schemas.values():
         if "properties" in schema:
             schema["additionalProperties"] = False
@@ -151,7 +149,7 @@ def _parameters(route: Route) -> list[_Schema]:
         schema = {"type": kind, "description": text}
         found.append({"name": name, "in": place, "required": place == "path", "schema": schema})
     if query := route.types.get("query"):
-        _, schemas = msgspec.json.schema_components([query])
+        _, schemas = schema_components([query])
         for name, schema in schemas[query.__name__]["properties"].items():
             found.append({"name": name, "in": "query", "schema": schema})
     return found

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, NotRequired, TypedDict
 
 import msgspec
-from flask import Response, current_app, has_app_context, has_request_context, request
+from flask import Response, current_app, has_app_context, request
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
@@ -84,7 +84,8 @@ def http_problem_response(error: HTTPException) -> Response:
 def _csrf_detail(error: CSRFError, detail: str) -> str:
     if type(error) is not CSRFError:  # our own, which says what to do
         return detail
-    if has_request_context() and not _has_session_cookie():
+    cookie = current_app.session_interface.get_cookie_name(current_app)
+    if cookie not in request.cookies:
         return (
             "The browser did not send the session cookie, as in a frame of another site, or with cookies blocked. "
             "Open this page in a tab of its own. A program loads the list of keys first and keeps its cookies."
@@ -92,18 +93,9 @@ def _csrf_detail(error: CSRFError, detail: str) -> str:
     return f"{detail} Load the list of keys for a fresh token, then try again."
 
 
-def _has_session_cookie() -> bool:
-    return current_app.session_interface.get_cookie_name(current_app) in request.cookies
-
-
 def _body(status: int, code: str, title: str, detail: str) -> Problem:
-    return {
-        "type": TYPE_PREFIX + code,
-        "title": title,
-        "status": status,
-        "detail": detail,
-        "code": code,
-    }
+    kind = TYPE_PREFIX + code
+    return {"type": kind, "title": title, "status": status, "detail": detail, "code": code}
 
 
 def _response(body: Problem) -> Response:

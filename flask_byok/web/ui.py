@@ -113,11 +113,6 @@ class UI:
         return Markup(_templates().get_template(name).render(everywhere | context))  # noqa: S704  (escaped by the template)
 
 
-def settings_page() -> Response:
-    """Answer the settings as a page of their own."""
-    return UI().document()
-
-
 def _present_url() -> str:
     return with_outcome(request.script_root + request.full_path)
 

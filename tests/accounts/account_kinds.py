@@ -51,7 +51,7 @@ def make_record(
 
 def open_key(record: CredentialRecord, keyring: Keyring = KEYRING) -> str:
     """Return the key in a record."""
-    fields, _ = keyring.open_record("account", record.owner, record)
+    fields, _ = keyring.open_record(record.owner, record)
     return fields["api_key"].reveal()
 
 
@@ -81,7 +81,7 @@ def promote(
 
 def fingerprint_of(store: AccountStore, api_key: str = "sk-1") -> str:
     """Return what the log calls a key."""
-    return store.audit.fingerprint({"api_key": Secret(api_key)})
+    return store.canary.fingerprint({"api_key": Secret(api_key)})
 
 
 def tamper(store: AccountStore, *statements: Executable) -> None:

@@ -58,7 +58,6 @@ def test_one_statement(world: World) -> None:
         "resolve one that is not there": lambda: service.missing(ANN, ["anthropic"]),
         "several": lambda: service.resolve_many(ANN, ["openai", "groq", "anthropic"]),
         "list": lambda: service.get(ANN),
-        "status of one": lambda: service.get_one(ANN, "openai"),
     }
     counted = {name: count_statements(engine, call) for name, call in calls.items()}
     assert counted == dict.fromkeys(calls, 1)

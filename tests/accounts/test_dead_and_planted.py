@@ -95,5 +95,5 @@ def test_a_dead_key_of_ones_own_replaces_no_good_one(world: World) -> None:
     assert world.status(user)["promotable"] is False
     world.service.promote(user, ["openai"], "replace")
     (kept,) = world.accounts.find(["user:7"])
-    fields = world.keyring.open_record("account", "user:7", kept)[0]
+    fields = world.keyring.open_record("user:7", kept)[0]
     assert fields["api_key"].reveal() == GOOD

@@ -204,7 +204,7 @@ def test_promotion_is_logged_with_fingerprints(world: World) -> None:
     assert [(e.provider, e.credential_id) for e in events] == [
         ("openai", kept(world, user)["openai"].id)
     ]
-    expected = world.accounts.audit.fingerprint({"api_key": Secret(WAITING)})
+    expected = world.accounts.canary.fingerprint({"api_key": Secret(WAITING)})
     assert (events[0].event.fingerprint, events[0].event.request_id) == (expected, "r1")
     assert events[0].event.actor == "user:7"
 

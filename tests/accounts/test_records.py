@@ -242,6 +242,6 @@ def test_what_changes_without_end(
     typed = NewSecret(fields={"api_key": Secret("k-abcdefgh")}, validate="off")
     with pytest.raises(VersionConflictError):
         records.change(record, {}, typed, if_version=if_version)
-    fields, _ = world.keyring.open_record("account", "user:ann", records.get(record.id))
+    fields, _ = world.keyring.open_record("user:ann", records.get(record.id))
     assert fields["api_key"].reveal() == "k-87654321"
     assert len(list(changes)) == left

@@ -25,7 +25,9 @@ from flask_byok.accounts.transfer import (
 )
 from flask_byok.catalog import Catalog
 from flask_byok.errors import StoreError
+from flask_byok.http import Endpoint
 from flask_byok.keys.save import new_record
+from flask_byok.keys.typed import NewKey, Typed
 from flask_byok.model.credential import CredentialRecord, Secret, utcnow
 from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.settings import Settings
@@ -55,7 +57,9 @@ class Place:
         context = Context("account", owner, provider, slot)
         own = facts.pop("base_url", None)
         fields = {"api_key": Secret(api_key)}
-        record = new_record(self.keyring, context, CATALOG.get(provider), fields, own)
+        typed = Typed(fields, fields, own, Endpoint(own or "", "catalog"))
+        spec, new = CATALOG.get(provider), NewKey(fields=fields)
+        record = new_record(self.keyring, context, spec, typed, new)
         self.accounts.put(replace(record, **facts), AuditEvent("cli", "set"))
 
     def destination(self, settings: Settings = SETTINGS) -> KeyTransfer:
@@ -124,7 +128,7 @@ def test_facts_move(old: Place, new: Place) -> None:
     record = new.accounts.find([ANN], ["custom"])[0]
     assert (record.expires_at, record.created_at) == (ends, began)
     assert (record.usage_count, record.validity, record.version) == (0, None, "1")
-    assert new.keyring.open_record("account", ANN, record)[1] == own
+    assert new.keyring.open_record(ANN, record)[1] == own
     first, second = new.accounts.find([ANN], ["openai"])
     assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
     assert (second.slot, second.active) == ("2", False)

@@ -9,7 +9,9 @@ from typing import Any
 from sqlalchemy import URL, Connection, create_engine, text
 
 from flask_byok.accounts.store.rows import new_values
+from flask_byok.http import Endpoint
 from flask_byok.keys.save import new_record
+from flask_byok.keys.typed import NewKey, Typed
 from flask_byok.model.credential import Secret
 from flask_byok.sealing.keyring import Context, Keyring
 from flask_byok.storage.tables import credentials
@@ -38,7 +40,8 @@ def rows(count: int, keyring: Keyring, opening: int = 0) -> Iterator[dict[str, A
     def sealed(owner: str, provider: str) -> dict[str, Any]:
         context = Context("account", owner, provider)
         fields = {"api_key": Secret(f"sk-proj-of-{owner}")}
-        return new_values(new_record(keyring, context, spec, fields, None))
+        typed = Typed(fields, fields, None, Endpoint(spec.base_url, "catalog"))
+        return new_values(new_record(keyring, context, spec, typed, NewKey(fields=fields)))
 
     template = sealed("user:0", "openai")
     for number in range(count):

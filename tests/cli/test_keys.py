@@ -273,7 +273,7 @@ def test_list_of_some(host: HostApp, fake: FakeProviders) -> None:
 
 def test_list_in_pages(host: HostApp, fake: FakeProviders, monkeypatch: Any) -> None:
     """More keys than are read at a time are all listed."""
-    monkeypatch.setattr("flask_byok.cli.accounts.keys._PAGE", 2)
+    monkeypatch.setattr("flask_byok.accounts.store.rows.BATCH", 2)
     for number in range(5):
         args = ["--owner", f"user:{number}", "--validate", "off"]
         run(host, "set", "openai", *args, input=good(fake))

@@ -194,7 +194,7 @@ def kept(world: World, caller: Caller) -> dict[str, str]:
     """Return the keys in the account, one for each provider."""
     keys: dict[str, str] = {}
     for record in world.accounts.find([caller.identity]):
-        fields, _ = KEYRING.open_record("account", caller.identity, record)
+        fields, _ = KEYRING.open_record(caller.identity, record)
         assert record.provider not in keys, "a key is there twice"
         keys[record.provider] = fields["api_key"].reveal()
     return keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,8 +42,10 @@ class SqliteVault:
         query = "SELECT body FROM byok_session_documents WHERE ref=?"
         (body,) = self._connection.execute(query, place[:1]).fetchone()
         changed = with_record(body, place, json.dumps(record).encode())
-        statement = "UPDATE byok_session_documents SET body=? WHERE ref=?"
-        assert self._connection.execute(statement, (changed, place[0])).rowcount == 1
+        statement = "UPDATE byok_session_documents SET body=?, revision=? WHERE ref=?"
+        # A new revision, or a count of uses that is under way would put back what it has read.
+        values = (changed, secrets.token_hex(8), place[0])
+        assert self._connection.execute(statement, values).rowcount == 1
 
     def close(self) -> None:
         self._connection.close()
@@ -64,7 +67,8 @@ class RedisVault:
     def write(self, place: Place, record: dict[str, Any]) -> None:
         value = self._client.get(place[0])
         changed = with_record(value[16:], place, json.dumps(record).encode())
-        assert self._client.set(place[0], value[:16] + changed, keepttl=True, xx=True)
+        written = secrets.token_hex(8).encode() + changed
+        assert self._client.set(place[0], written, keepttl=True, xx=True)
 
     def close(self) -> None:
         self._client.close()

@@ -12,9 +12,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from flask_byok.catalog import Catalog
 from flask_byok.errors import EndpointNotAllowedError, ProviderUnavailableError
 from flask_byok.http import Endpoint, Outbound
-from flask_byok.http.transport import carries
+from flask_byok.model.credential import Credential, Secret
+from flask_byok.providers.outcomes import Outcomes
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
 
@@ -212,11 +214,20 @@ def test_certificates_are_checked_by_name(
         ("https://gw.example/tenant1/v1", "Bearer", False),
     ],
 )
-def test_what_carries_a_key(url: str, header: str, does: bool) -> None:
+def test_which_refusals_say_something_of_a_key(url: str, header: str, does: bool) -> None:
     """The very key went to its address, or below it: no other key, and no neighbour of the address."""
     request = httpx2.Request("GET", url, headers={"Authorization": header})
     for base_url in ("https://gw.example/tenant1", "https://gw.example/tenant1/"):
-        assert carries(request, "sk-A", base_url) is does
+        assert rejects_key(request, base_url) is does
     request = httpx2.Request("GET", "https://gw.example/v1/models", headers={"x-api-key": "sk-A"})
     for base_url in ("https://gw.example", "https://gw.example/"):
-        assert carries(request, "sk-A", base_url)
+        assert rejects_key(request, base_url)
+
+
+def rejects_key(request: httpx2.Request, base_url: str) -> bool:
+    """Return True if this request's refusal counts as one of the key ``sk-A`` at this address."""
+    told: list[object] = []
+    credential = Credential("openai", "argument", "argument", {"api_key": Secret("sk-A")}, base_url)
+    outcomes = Outcomes(Catalog().get("openai"), credential, report=told.append)
+    outcomes.observe(request, 401, b'{"error": {"code": "invalid_api_key"}}')
+    return bool(told)

@@ -98,7 +98,6 @@ def test_sign_in_is_asked_for(make_world: MakeWorld) -> None:
     world = make_world(BYOK_REQUIRE_LOGIN=True)
     verbs: list[Callable[[Caller], Any]] = [
         world.service.get,
-        lambda caller: world.service.get_one(caller, "openai"),
         lambda caller: world.set(caller, key(world)),
         lambda caller: world.service.resolve(caller, "openai"),
         lambda caller: world.service.resolve_many(caller, ["openai"]),

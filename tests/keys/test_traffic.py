@@ -127,6 +127,12 @@ def flush_in_vain(recorder: Traffic) -> None:
         recorder.flush()
 
 
+def use_in_session(recorder: Traffic, ref: str) -> None:
+    """Use a visitor's key once, in the session of this ref."""
+    key = Credential("openai", Tier.SESSION, f"session:{ref}", {}, "", version="v1")
+    recorder.counter(Caller(session=SessionRef("sid", ref)), key)("used")
+
+
 def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -> None:
     """A failed use is tried again after all others each time, together with the later uses of its key."""
     recorder = Traffic(store.add, HOURS, count=store.count)
@@ -134,7 +140,7 @@ def test_a_session_that_cannot_be_written_keeps_no_other_waiting(store: Store) -
     store.held = set(held)
     for number in range(3):
         for ref in (*held, "a", f"b-{number}"):
-            recorder.note_in_session(ref, "openai", "v1", "used")
+            use_in_session(recorder, ref)
         for _ in range(2):
             flush_in_vain(recorder)
         assert sum(use.uses for use in store.session_uses) == 2 * (number + 1)
@@ -149,7 +155,7 @@ def test_a_store_that_is_away_is_asked_a_few_times(store: Store) -> None:
     recorder = Traffic(store.add, HOURS, count=store.count)
     store.sessions_away = True
     for number in range(500):
-        recorder.note_in_session(f"ref-{number}", "openai", "v1", "used")
+        use_in_session(recorder, f"ref-{number}")
     for rounds in range(1, 4):
         flush_in_vain(recorder)
         assert len(store.asked) == rounds * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from flask import abort
+from flask import Flask, abort
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import Forbidden, MethodNotAllowed
 
@@ -95,7 +95,8 @@ def test_http_errors_are_problems_too() -> None:
     assert answer.get_json()["detail"] == "Not today."
     answer = http_problem_response(MethodNotAllowed(["GET"]))
     assert (answer.get_json()["code"], answer.headers["Allow"]) == ("method_not_allowed", "GET")
-    assert http_problem_response(CSRFError("…")).get_json()["code"] == "csrf"
+    with Flask(__name__).test_request_context():
+        assert http_problem_response(CSRFError("…")).get_json()["code"] == "csrf"
 
 
 def test_a_hosts_hook_that_aborts(app: HostApp, visitor: Browser) -> None:

@@ -327,6 +327,6 @@ def test_what_is_kept_is_of_the_version_that_is_written(
     monkeypatch.setattr(state.service.checks, "before_set", replace_meanwhile)
     assert replace(api_key="late-12345678") == 200
     (record,) = accounts_of(host).find(["user:ann"])
-    stored, _ = state.service.keyring.open_record("account", "user:ann", record)
+    stored, _ = state.service.keyring.open_record("user:ann", record)
     found = {name: secret.reveal() for name, secret in stored.items()}
     assert found == fields | {"secret": "replaced-12345678", "api_key": "late-12345678"}

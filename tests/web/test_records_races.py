@@ -138,8 +138,8 @@ def _race(folder: Path, url: str, steps: int) -> None:
     versions, keys = _replay(store)
     assert {id: int(record.version) for id, record in found.items()} == dict(versions)
     for id, record in found.items():
-        fields, _ = keyring.open_record("account", ANN, record)
-        assert store.audit.fingerprint(fields) == keys[id]
+        fields, _ = keyring.open_record(ANN, record)
+        assert store.canary.fingerprint(fields) == keys[id]
     assert max(Counter(record.provider for record in found.values()).values(), default=0) <= 2
     assert store.audit.verify() == []
     close(app)

@@ -14,16 +14,19 @@ import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ...errors import ConfigurationError
-from ...model.credential import CredentialRecord, Secret, to_milliseconds, utcnow
+from ...model.credential import to_milliseconds, utcnow
 from ...storage.sql import Database, keep_text
 from ...storage.tables import audit, audit_heads, canaries, credentials
 from . import AuditEvent, NoRecord, Subject
+
+if TYPE_CHECKING:
+    from .. import AuditSecret
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
@@ -61,53 +64,21 @@ _MOVE_HEAD = (
     .where(_OF_OWNER)
     .values({c.name: bindparam(f"new_{c.name}") for c in _h if c is not _h.owner})
 )
+_ROWS = audit.c.owner == bindparam("of_owner")
+_KEYS = credentials.c.owner == bindparam("of_owner")
 #: The number of the last row, and the id of some key.
 _REMAINS = select(
-    select(func.max(audit.c.number))
-    .where(audit.c.owner == bindparam("of_owner"))
-    .scalar_subquery()
-    .label("number"),
-    select(func.min(credentials.c.id))
-    .where(credentials.c.owner == bindparam("of_owner"))
-    .scalar_subquery()
-    .label("key"),
+    select(func.max(audit.c.number)).where(_ROWS).scalar_subquery().label("number"),
+    select(func.min(credentials.c.id)).where(_KEYS).scalar_subquery().label("key"),
 )
-_PRUNE = delete(audit).where(
-    audit.c.owner == bindparam("of_owner"), audit.c.number <= bindparam("last")
-)
+_PRUNE = delete(audit).where(_ROWS, audit.c.number <= bindparam("last"))
 T = TypeVar("T")
-
-
-class LogSecret(Protocol):
-    """What the store takes from the keyring."""
-
-    @property
-    def seal_prefix(self) -> str:
-        """The first characters of every ciphertext that is sealed now."""
-
-    def secret(self) -> bytes:
-        """Return the secret that keys the log.
-
-        :raises ConfigurationError: the encryption key is the wrong one.
-        """
-
-    def confirm(self) -> None:
-        """Look for a wrong encryption key if that was not possible at the start; see ``secret``."""
-
-    def reseal(self) -> bool:
-        """Seal the secret with the current encryption key; return False if that has sealed it already."""
-
-    def fingerprint(self, fields: Mapping[str, Secret]) -> str:
-        """Return a keyed hash of a key."""
-
-    def fingerprint_of(self, record: CredentialRecord) -> str | None:
-        """Return the fingerprint of a stored key, None if it does not open."""
 
 
 class Chain:
     """One owner's chain, held until the transaction ends: changes of an owner's keys wait for each other."""
 
-    def __init__(self, connection: Connection, owner: str, log_secret: LogSecret) -> None:
+    def __init__(self, connection: Connection, owner: str, log_secret: AuditSecret) -> None:
         self.connection = connection
         self.owner = owner
         self.secret = log_secret.secret()
@@ -208,10 +179,9 @@ class Chain:
 class AuditWriter:
     """Opens chains for writing."""
 
-    def __init__(self, database: Database, log_secret: LogSecret) -> None:
+    def __init__(self, database: Database, log_secret: AuditSecret) -> None:
         self.database = database
         self.log_secret = log_secret
-        self.fingerprint = log_secret.fingerprint
 
     def change(self, owner: str, work: Callable[[Chain], T]) -> T:
         """Run a function in a transaction that holds the owner's chain, and write what it adds to that."""
@@ -235,9 +205,8 @@ def hold_secret(database: Database) -> Callable[..., str]:
 
     def hold(name: str, sealed: str, *, replace: bool = False) -> str:
         def work(connection: Connection) -> str:
-            kept = connection.execute(
-                select(canaries.c.name).where(canaries.c.name == name)
-            ).first()
+            this = select(canaries.c.name).where(canaries.c.name == name)
+            kept = connection.execute(this).first()
             if kept is None and connection.execute(select(_h.owner).limit(1)).first():
                 raise ConfigurationError(_ROW_IS_GONE.format(name=name))
             return keep_text(connection, name, sealed, replace=replace)

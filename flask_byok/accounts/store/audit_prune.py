@@ -36,52 +36,24 @@ def _last(owner: Any) -> Any:
     """Return the query of the number of a chain's last row that pruning did not write."""
     rows = audit.alias()
     found = select(rows.c.number).where(rows.c.owner == owner, rows.c.action != ACTION)
-    return found.order_by(rows.c.number.desc()).limit(1)
+    return found.order_by(rows.c.number.desc()).limit(1).scalar_subquery()
 
 
-_DUE = (
-    select(func.count())
-    .select_from(audit)
-    .where(_a.at < bindparam("before"), _a.number < _last(_a.owner).scalar_subquery())
-)
+_IS_DUE = and_(_a.at < bindparam("before"), _a.number < _last(_a.owner))
+_DUE = select(func.count()).select_from(audit).where(_IS_DUE)
 _OWNERS = (
     select(_h.owner)
-    .select_from(
-        audit_heads.join(audit, and_(_a.owner == _h.owner, _a.number == _h.checkpoint + 1))
-    )
-    .where(
-        _a.at < bindparam("before"),
-        _a.number < _last(_a.owner).scalar_subquery(),
-        _h.owner > bindparam("after"),
-    )
+    .join(audit, and_(_a.owner == _h.owner, _a.number == _h.checkpoint + 1))
+    .where(_IS_DUE, _h.owner > bindparam("after"))
     .order_by(_h.owner)
     .limit(_CHAINS)
 )
-_FIRST = (
-    select(audit)
-    .where(
-        _a.owner == bindparam("of_owner"),
-        _a.number > bindparam("after"),
-        _a.number < _last(bindparam("of_owner")).scalar_subquery(),
-    )
-    .order_by(_a.number)
-    .limit(bindparam("batch", type_=Integer))
-)
-_REST = (
-    select(audit)
-    .where(_a.owner == bindparam("of_owner"), _a.number > bindparam("after"))
-    .order_by(_a.number)
-)
-_LATER = (
-    select(audit)
-    .where(
-        _a.owner == bindparam("of_owner"),
-        _a.number > bindparam("after"),
-        _a.version.is_not(None),
-        _a.credential_id.in_(bindparam("ids", expanding=True)),
-    )
-    .order_by(_a.number)
-)
+_OF_OWNER = _a.owner == bindparam("of_owner")
+_REST = select(audit).where(_OF_OWNER, _a.number > bindparam("after")).order_by(_a.number)
+_BEFORE_LAST = _a.number < _last(bindparam("of_owner"))
+_FIRST = _REST.where(_BEFORE_LAST).limit(bindparam("batch", type_=Integer))
+_OF_KEYS = _a.credential_id.in_(bindparam("ids", expanding=True))
+_LATER = _REST.where(_a.version.is_not(None), _OF_KEYS)
 
 
 @dataclass(slots=True)

@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import and_, func, null, or_, select, tuple_, union_all
+from sqlalchemy import and_, func, null, or_, select, true, tuple_, union_all
 from sqlalchemy import cast as as_type
 
 from ...model.credential import from_milliseconds, to_milliseconds
 from ...storage.tables import audit, audit_heads, credentials
 from . import AuditEvent, Head
-from .audit import GONE, RECORDED, AuditWriter, LogSecret, head_seal, is_mac, record_hash, row_hash
+from .audit import GONE, RECORDED, AuditWriter, head_seal, is_mac, record_hash, row_hash
+
+if TYPE_CHECKING:
+    from .. import AuditSecret
 
 #: The outcome of the row that pruning writes after it has compared all keys.
 PRUNED = "pruned"
@@ -99,13 +102,11 @@ class AuditLog(AuditWriter):
 
     def heads(self, owner: str | None = None) -> Iterator[Head]:
         """Yield the end of each chain, to be kept where the database's users cannot write."""
-        query = _of(owner, select(audit_heads), audit_heads).order_by(audit_heads.c.owner)
-        page = self.database.read(query.limit(_PAGE))
-        while page:
+        h, after = audit_heads.c, ""
+        query = _of(owner, select(audit_heads), audit_heads).order_by(h.owner).limit(_PAGE)
+        while page := self.database.read(query.where(h.owner > after)):
             yield from (Head(row.owner, row.number, row.hash) for row in page if row.hash)
-            page = self.database.read(
-                query.where(audit_heads.c.owner > page[-1].owner).limit(_PAGE)
-            )
+            after = page[-1].owner
 
     def missing(self, heads: Iterable[Head]) -> tuple[list[Finding], int]:
         """Find chains that do not contain what was once their head.
@@ -119,9 +120,8 @@ class AuditLog(AuditWriter):
             rows = select(audit.c.owner, audit.c.number, audit.c.hash)
             rows = rows.where(place.in_([(head.owner, head.number) for head in batch]))
             ends = select(h.owner, h.checkpoint, h.checkpoint_hash)
-            checkpoints = self.database.read(
-                ends.where(h.owner.in_([head.owner for head in batch]))
-            )
+            owners = [head.owner for head in batch]
+            checkpoints = self.database.read(ends.where(h.owner.in_(owners)))
             pruned_until = {owner: number for owner, number, _ in checkpoints}
             known = {tuple(row[:2]): row[2] for row in (*self.database.read(rows), *checkpoints)}
             for head in batch:
@@ -172,19 +172,18 @@ class AuditLog(AuditWriter):
         while batch := list(islice(chains, _BATCH)):
             for chain in batch:
                 findings += chain.finish()
-            findings += compare_keys(
-                batch, self.database.read(_keys_and_news(batch)), self.log_secret
-            )
+            found = self.database.read(_keys_and_news(batch))
+            findings += compare_keys(batch, found, self.log_secret)
         return findings
 
     def _rows(self, owner: str | None) -> Iterator[Any]:
         query = _of(owner, _ROWS).limit(_PAGE)
-        page = self.database.read(query)
-        while page:
+        after: Any = true()
+        while page := self.database.read(query.where(after)):
             yield from page
             last = page[-1]
             same = and_(audit.c.owner == last.owner, audit.c.number > last.number)
-            page = self.database.read(query.where(or_(audit.c.owner > last.owner, same)))
+            after = or_(audit.c.owner > last.owner, same)
 
     def _rowless(self, owner: str | None, findings: list[Finding]) -> list[Follower]:
         """Find chains whose rows are all gone, and return those that never had any."""
@@ -248,9 +247,8 @@ class Follower:
 
     def fits(self, row: Any) -> bool:
         """Take a row about a key from further on; return False if it does not fit what is said of that."""
-        fits = is_mac(row.hash, row_hash(self._secret, row._mapping)) and not any(
-            self._compare(row)
-        )
+        is_whole = is_mac(row.hash, row_hash(self._secret, row._mapping))
+        fits = is_whole and not any(self._compare(row))
         self.take(row.credential_id, row)
         return fits
 
@@ -296,7 +294,7 @@ class Follower:
 
 
 def compare_keys(
-    chains: Sequence[Follower], found: Iterable[Any], log_secret: LogSecret
+    chains: Sequence[Follower], found: Iterable[Any], log_secret: AuditSecret
 ) -> Iterator[Finding]:
     """Find keys that their owners' chains do not explain, in what ``_keys_and_news`` finds."""
     keys: dict[str, dict[str, Any]] = {chain.owner: {} for chain in chains}
@@ -320,7 +318,7 @@ def whole_number(stored: Any, otherwise: int = 0) -> int:
 
 
 def _compare(
-    keys: Mapping[str, Any], said: Mapping[str, Said], log_secret: LogSecret
+    keys: Mapping[str, Any], said: Mapping[str, Said], log_secret: AuditSecret
 ) -> Iterator[str]:
     for id, key in keys.items():
         expected = said.get(id)
@@ -338,7 +336,7 @@ def _compare(
             yield f"the key {id} is gone, and no row says so"
 
 
-def _differences(key: Any, said: Said, log_secret: LogSecret) -> Iterator[str]:
+def _differences(key: Any, said: Said, log_secret: AuditSecret) -> Iterator[str]:
     """Compare a key with what rows say of this version."""
     if not is_mac(said.row.became, record_hash(log_secret.secret(), key)):
         yield f"the key {key.id} is not what its last row says, though it has that version"

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from functools import partialmethod
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
@@ -25,7 +25,7 @@ from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
 from . import AuditEvent, Subject, has_place
-from .audit import Chain, LogSecret
+from .audit import Chain
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
 from .rows import (
@@ -41,6 +41,9 @@ from .rows import (
 )
 from .usage import UsageStore
 
+if TYPE_CHECKING:
+    from .. import AuditSecret
+
 #: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider.
 Seat = Callable[[CredentialRecord, Collection[str]], CredentialRecord]
 #: Looks at a record in its slot, within the transaction; raises to store nothing.
@@ -52,14 +55,9 @@ PromotionOutcome = Literal["promoted", "known", "kept", "gone"]
 Decide = Callable[[CredentialRecord, CredentialRecord | None, bool], PromotionOutcome]
 
 _c = credentials.c
-_PLACE = select(credentials).where(
-    _c.owner == bindparam("of_owner"),
-    _c.provider == bindparam("of_provider"),
-    _c.slot == bindparam("of_slot"),
-)
-_SLOTS = select(_c.slot).where(
-    _c.owner == bindparam("of_owner"), _c.provider == bindparam("of_provider")
-)
+_THEIRS = (_c.owner == bindparam("of_owner"), _c.provider == bindparam("of_provider"))
+_PLACE = select(credentials).where(*_THEIRS, _c.slot == bindparam("of_slot"))
+_SLOTS = select(_c.slot).where(*_THEIRS)
 _ADD = insert(credentials)
 _DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
 #: A verdict that comes late leaves a newer version and its own verdict alone.
@@ -105,7 +103,7 @@ class AccountStore(KeyReader):
 
     name = "the database"
 
-    def __init__(self, database: Database, log_secret: LogSecret) -> None:
+    def __init__(self, database: Database, log_secret: AuditSecret) -> None:
         super().__init__(database)
         self.engine, self.breaker = database.engine, database.breaker
         self.canary = log_secret
@@ -259,11 +257,8 @@ class AccountStore(KeyReader):
         A verdict that says nothing of the key leaves a refusal of that version. An event is written
         in any case: a person asked for the check.
         """
-        values = {
-            "of_id": id,
-            "of_version": int(version),
-            **_new_parameters(verdict_values(verdict)),
-        }
+        values = _new_parameters(verdict_values(verdict))
+        values |= {"of_id": id, "of_version": int(version)}
         statement = _OPEN_VERDICT if verdict.verdict.valid is None else _VERDICT
         if event is None:
             return self.database.write(statement, values) == 1
@@ -298,11 +293,8 @@ class AccountStore(KeyReader):
             for record in records:
                 seated, version = seat(record, _slots(chain, record)), record.version
                 there = _in_place(chain, seated)
-                outcome = decide(
-                    seated,
-                    None if there is None else to_record(there),
-                    bool(_over(chain, [version])),
-                )
+                known, is_over = there and to_record(there), bool(_over(chain, [version]))
+                outcome = decide(seated, known, is_over)
                 if outcome == "promoted":
                     _end(chain, {version, *ended[version]})
                     _put(chain, seated, event)
@@ -328,8 +320,7 @@ class AccountStore(KeyReader):
 
         No session may have them any longer, so it has to be longer ago than a session can last.
         """
-        values = {"before": to_milliseconds(before)}
-        return self.database.write(_FORGET_OVER, values)
+        return self.database.write(_FORGET_OVER, {"before": to_milliseconds(before)})
 
 
 def new_id() -> str:
@@ -359,16 +350,12 @@ def _require(chain: Chain, id: str, owners: Owners, if_version: int | None) -> A
     return row
 
 
-def _add(chain: Chain, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
-    id = new_id()
-    chain.connection.execute(_ADD, {"id": id, **new_values(record)})
-    return _written(chain, id, None, event)
-
-
 def _put(chain: Chain, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
     was = _in_place(chain, record)
     if was is None:
-        return _add(chain, record, event)
+        id = new_id()
+        chain.connection.execute(_ADD, {"id": id, **new_values(record)})
+        return _written(chain, id, None, event)
     names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
     wanted = {name: getattr(record, name) for name in names} | {"set_at": record.saved_at}
     return _set(chain, was, changed_values(wanted), event)

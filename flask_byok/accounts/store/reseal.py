@@ -93,6 +93,7 @@ class AccountSeals:
 
     def __init__(self, audit: AuditLog) -> None:
         self._audit, self._read = audit, audit.database.read
+        self._prefix = audit.log_secret.keyring.seal_prefix
 
     def count_by_key_id(self) -> dict[str, int]:
         """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
@@ -102,7 +103,7 @@ class AccountSeals:
 
     def count_due(self) -> int:
         """Return how many keys the current encryption key and cipher have not sealed."""
-        return int(self._read(_DUE, {"prefix": self._audit.log_secret.seal_prefix})[0][0])
+        return int(self._read(_DUE, {"prefix": self._prefix})[0][0])
 
     def rotate(self, seal: Seal, event: AuditEvent) -> Iterator[Progress]:
         """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
@@ -135,7 +136,7 @@ class AccountSeals:
 
     def _due_batches(self) -> Iterator[Sequence[Any]]:
         """Yield what is due, batch by batch; an empty one at the end, even of nothing."""
-        values = {"after": "", "prefix": self._audit.log_secret.seal_prefix, "batch": _BATCH}
+        values = {"after": "", "prefix": self._prefix, "batch": _BATCH}
         while found := self._read(_READ, values):
             yield found
             values["after"] = found[-1].id

@@ -29,7 +29,7 @@ from . import serving_order
 Owners = Collection[str] | None
 
 #: Keys that are read at once.
-BATCH = 500
+BATCH = 200
 
 _c = credentials.c
 # SQLAlchemy's own rows take ten times as long to give a column by its name.
@@ -40,7 +40,12 @@ _place_of: Callable[[Any], tuple[str, str]] = itemgetter(
 )
 #: Raised by a column with a value that this package never writes.
 _IMPOSSIBLE = (TypeError, ValueError, OverflowError, OSError)
-_NO_VERDICT = {"verdict": None, "verdict_at": None, "verdict_version": None}
+#: Columns that a record has under their names: as they are, and as times.
+_SAME = (
+    *("provider", "owner", "slot", "ciphertext", "hint", "label", "description"),
+    *("active", "usage_count"),
+)
+_TIMES = ("created_at", "updated_at", "expires_at", "set_at", "last_used_at")
 
 OVER: sa.Select[str] = sa.select(promotions.c.origin).where(
     promotions.c.owner == sa.bindparam("of_owner"),
@@ -100,6 +105,16 @@ class KeyReader:
         rows = self.database.read(query, values)
         found = list(map(to_record, rows))
         return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    def every(
+        self, owner: str | None = None, provider: str | None = None
+    ) -> Iterator[CredentialRecord]:
+        """Yield all records, or one owner's, or those for one provider, oldest first."""
+        owners = None if owner is None else [owner]
+        after: str | None = ""
+        while after is not None:
+            found, after = self.page(owners, after=after, limit=BATCH, provider=provider)
+            yield from found
 
     def get(self, id: str, owners: Owners) -> CredentialRecord:
         """Return one record.
@@ -228,28 +243,14 @@ def to_record(row: Any) -> CredentialRecord:
 
 
 def _as_written(row: Any) -> CredentialRecord:
-    return CredentialRecord(
-        provider=row.provider,
-        owner=row.owner,
-        ciphertext=row.ciphertext,
-        hint=row.hint,
-        version=str(row.version),
-        created_at=from_milliseconds(row.created_at),
-        updated_at=from_milliseconds(row.updated_at),
-        expires_at=_moment(row.expires_at),
-        label=row.label,
-        description=row.description,
-        slot=row.slot,
-        active=row.active,
-        last_used_at=_moment(row.last_used_at),
-        usage_count=row.usage_count,
-        validity=None if row.verdict is None else _verdict(row),
-        id=row.id,
-        set_at=_moment(row.set_at),
-    )
+    facts = {name: getattr(row, name) for name in _SAME}
+    facts |= {name: _moment(getattr(row, name)) for name in _TIMES}
+    return CredentialRecord(id=row.id, version=str(row.version), validity=_verdict(row), **facts)
 
 
 def _verdict(row: Any) -> RecordedVerdict | None:
+    if row.verdict is None:
+        return None
     try:
         verdict = Verdict(row.verdict)
     except ValueError:
@@ -265,23 +266,14 @@ def new_values(record: CredentialRecord) -> dict[str, Any]:
     """Return the columns of a new row, except its id."""
     verdict = record.validity
     return {
-        "owner": record.owner,
-        "tier": record.owner.partition(":")[0],
-        "provider": record.provider,
-        "slot": record.slot,
-        "hint": record.hint,
-        "label": record.label,
-        "description": record.description,
-        "active": record.active,
-        "created_at": to_milliseconds(record.created_at),
-        "updated_at": to_milliseconds(record.updated_at),
-        "expires_at": _stored(record.expires_at),
-        "set_at": to_milliseconds(record.saved_at),
-        "last_used_at": _stored(record.last_used_at),
-        "usage_count": record.usage_count,
-        "version": 1,
+        **{name: getattr(record, name) for name in _SAME},
+        **{name: _stored(getattr(record, name)) for name in _TIMES},
+        **verdict_values(verdict),
         **key_columns(record.ciphertext),
-        **(_NO_VERDICT if verdict is None else verdict_values(verdict) | {"verdict_version": 1}),
+        "set_at": to_milliseconds(record.saved_at),
+        "tier": record.owner.partition(":")[0],
+        "version": 1,
+        "verdict_version": None if verdict is None else 1,
     }
 
 
@@ -291,10 +283,7 @@ def changed_values(changes: Mapping[str, Any]) -> dict[str, Any]:
     values = {**changes, **times, "updated_at": to_milliseconds(utcnow())}
     verdict = values.pop("validity", None)
     if "ciphertext" in changes:
-        found = (
-            {"verdict": None, "verdict_at": None} if verdict is None else verdict_values(verdict)
-        )
-        values |= key_columns(changes["ciphertext"]) | found
+        values |= key_columns(changes["ciphertext"]) | verdict_values(verdict)
         values.setdefault("set_at", values["updated_at"])
     return values
 
@@ -305,8 +294,10 @@ def key_columns(ciphertext: str) -> dict[str, str]:
     return {"ciphertext": ciphertext, "key_id": parts[1] if len(parts) == 4 else ""}
 
 
-def verdict_values(verdict: RecordedVerdict) -> dict[str, Any]:
+def verdict_values(verdict: RecordedVerdict | None) -> dict[str, Any]:
     """Return the columns of a verdict, except the version that it is about."""
+    if verdict is None:
+        return {"verdict": None, "verdict_at": None}
     return {"verdict": verdict.verdict.value, "verdict_at": to_milliseconds(verdict.checked_at)}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,7 +11,6 @@ import click
 from flask import current_app
 
 from ...accounts.changes import Slot
-from ...accounts.records import AccountRecords
 from ...accounts.store import AuditEvent
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
@@ -29,7 +28,6 @@ from .audit import prune_log
 
 _COLUMNS = ("id", "owner", "provider", "slot", "hint", "state", "expires", "uses")
 _WIDTHS = (32, 24, 12, 8, 16, 10, 24, 0)
-_PAGE = 200
 _HINT = "{} --replace puts another in its place; BYOK_KEYS_PER_PROVIDER is {}."
 
 _slot = common.matching("[A-Za-z0-9_-]{1,40}")
@@ -44,7 +42,8 @@ def list_keys(owner: str | None, provider: str | None, as_json: bool) -> None:
     service, wing = common.require_wing()
     if not as_json:
         click.echo(padded(_COLUMNS, _WIDTHS))
-    for record in _pages(wing.everything(service), owner, provider):
+    records, name = wing.everything(service), provider and service.catalog.get(provider).id
+    for record in map(records.describe, wing.store.every(owner, name)):
         if as_json:
             # In ASCII: ids and labels cannot steer the terminal.
             click.echo(json.dumps(record, separators=(",", ":")))
@@ -119,7 +118,7 @@ def clear_key(
         raise click.UsageError("Name a provider, or give --all without one.")
     service, wing = common.require_wing()
     if provider is None:
-        _forget(service, wing, owner, yes)
+        _forget(wing, owner, yes)
         return
     found = _find(service, wing, owner, provider)
     if slot is not None:
@@ -140,16 +139,6 @@ def clear_key(
         raise click.ClickException("A key was changed or deleted meanwhile. Look and try again.")
 
 
-def _pages(
-    records: AccountRecords, owner: str | None, provider: str | None
-) -> Iterator[Mapping[str, Any]]:
-    after: str | None = ""
-    while after is not None:
-        page = records.page(owner=owner, after=after, limit=_PAGE, provider=provider)
-        yield from page["keys"]
-        after = page["next"]
-
-
 def _find(service: Service, wing: Wing, owner: str, provider: str) -> list[CredentialRecord]:
     """Return an owner's keys for a provider, which may have been switched off since.
 
@@ -163,11 +152,11 @@ def _find(service: Service, wing: Wing, owner: str, provider: str) -> list[Crede
     return found
 
 
-def _forget(service: Service, wing: Wing, owner: str, yes: bool) -> None:
+def _forget(wing: Wing, owner: str, yes: bool) -> None:
     """Delete everything of an owner, even if only usage counts are left."""
     count = common.counted(len(wing.store.find([owner])), "key")
     common.confirm(f"Delete {count} of {printable(owner)}, and their usage counts?", yes)
-    for provider in service.forget(Caller(command=True), owner):
+    for provider in wing.forget(Caller(command=True), owner):
         click.echo(f"Cleared the keys for {printable(provider)}.")
     click.echo(f"Nothing is left of {printable(owner)} but the audit log.")
 
