@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
-from flask import Flask
+from flask import Flask, Request, Response, request
 
 from .catalog import Catalog, ProviderSpec
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
@@ -39,16 +39,21 @@ from .web.caller import (
     shut_out,
 )
 from .web.guards import go_first
-from .web.health import without_session
 from .web.host_setup import (
     collisions,
     find_database,
     refuse_taken_names,
     warn_of_late_setup,
 )
-from .web.keys_api import TypedKey
+from .web.keys_api import TypedKey, before_session
 from .web.problems import problem_response
-from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
+from .web.session_binding import (
+    SessionBinding,
+    check_session_interface,
+    index_key,
+    kept,
+    secret_keys,
+)
 from .web.ui import UI
 from .wiring import build_service
 
@@ -92,15 +97,13 @@ class BYOK:
         ui = app.jinja_env.globals["byok"] = UI()
         used = database if state.uses_database else None
         first = partial(warn_of_late_setup, app, used, ui)
-        binding.init_app(app, without_session(app, settings.url_prefix), first)
+        binding.init_app(app, before_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         for sentence in collisions(app, ui):
             raise ConfigurationError(sentence)
-        # First of all hooks: the one that opens the body decides how much of it is read.
-        app.before_request_funcs.setdefault(None, [])[:0] = [go_first, shut_out]
+        _follow_requests(app, binding)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
-        app.after_request(name_sources)
         install_log_redaction()
 
     # what the host tells us
@@ -340,6 +343,26 @@ class BYOK:
         return get_state().service.health.look()
 
     stream_response = staticmethod(stream_response)
+
+
+def _follow_requests(app: Flask, binding: SessionBinding) -> None:
+    """Put our hooks outermost: before a request the one that opens the body decides how much of it is read.
+
+    They are one before and one after, since Flask takes a few microseconds for each.
+    """
+
+    def begin() -> None:
+        asked: Request = cast(Any, request)._get_current_object()
+        go_first(asked)
+        shut_out(asked)
+        binding.begin(asked)
+
+    def finish(response: Response) -> Response:
+        place = kept()
+        return binding.finish(name_sources(response, place), place)
+
+    app.before_request_funcs.setdefault(None, []).insert(0, begin)
+    app.after_request_funcs.setdefault(None, []).insert(0, finish)
 
 
 def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:

@@ -25,7 +25,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -211,46 +211,48 @@ class Sessions:
 
         Concurrent first callers get the same ref.
         """
-        held = self._lead(sid)
-        if held is not None and held != dead and self._load(held) is not None:
+        leads = self._leads(sid)
+        if held := next((ref for ref in self._living(sid, leads) if ref != dead), None):
             return held
         ref, now = secrets.token_hex(16), self.clock()
         body = _encode(_Document(sid, "", now, now, {}, {}))
         self.documents.swap(ref, None, secrets.token_hex(8), body, min(self._ttl, self._max_age))
-        won = self._point(sid, ref, instead_of=held)
+        won = self._point(leads, ref)
         if won != ref:
             self.documents.delete(ref)
         return won
 
     def find(self, sid: str) -> str | None:
         """Return the ref of the living session that a session id leads to, or None."""
-        ref = self._lead(sid)
-        return None if ref is None or self._load(ref) is None else ref
+        return next(self._living(sid, self._leads(sid)), None)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Move a session to another session id; the old id ends."""
         if new_sid == session.sid:
             return
         # The new id leads here before the old one stops, so one of them does at any moment.
-        self._point(new_sid, session.ref, instead_of=self._lead(new_sid))
+        self._point(self._leads(new_sid), session.ref)
 
-        def move(document: _Document) -> bool:
-            if not _share(document.sid, f"{session.sid} {new_sid}"):
-                return False
+        def move(document: _Document) -> str | None:
+            before = document.sid
+            if not _share(before, f"{session.sid} {new_sid}"):
+                return None
             document.sid = new_sid
-            return True
+            return before
 
-        moved = self._swap(session.ref, move)
-        if moved:
-            self._point(session.sid, _ENDED, instead_of=session.ref)
+        if before := self._swap(session.ref, move):
+            # What other workers know it by ends too.
+            old = {*session.sid.split(), *before.split()} - {*new_sid.split()}
+            self._point(dict.fromkeys(old, session.ref), _ENDED)
         else:
-            self._forget(new_sid, session.ref)
+            for one in new_sid.split():
+                self.documents.forget(one, session.ref)
 
     def end(self, session: SessionRef) -> None:
         """Delete everything in a session; writes still under way are refused."""
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
-            self._point(session.sid, _ENDED, instead_of=session.ref)
+            self._point(dict.fromkeys(session.sid.split(), session.ref), _ENDED)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.
@@ -321,7 +323,7 @@ class Sessions:
         if not versions or not identity or self.over is None:
             return []
         leave = partial(dataclasses.replace, leaving=True)
-        return self._change(session, identity, lambda found: found.edit(versions, leave)) or []
+        return self._change(session, identity, _editing(versions, leave)) or []
 
     def remove(self, session: SessionRef, identity: str, ended: Iterable[CredentialRecord]) -> None:
         """Delete records of just these versions, all in one step.
@@ -330,12 +332,9 @@ class Sessions:
         """
         versions = [(one.provider, one.version) for one in ended]
 
-        def drop(document: _Document) -> list[CredentialRecord]:
-            return document.edit(versions, lambda _: None)
-
-        if versions:
-            with suppress(StoreError):
-                self._change(session, identity, drop, claim=False)
+        with suppress(StoreError):
+            if versions:
+                self._change(session, identity, _editing(versions, lambda _: None), claim=False)
 
     def adopt(
         self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
@@ -364,12 +363,9 @@ class Sessions:
 
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
-        version = (record.provider, record.version)
-
-        def put(document: _Document) -> list[CredentialRecord]:
-            return document.edit([version], lambda before: _resealed(before, record))
-
         self._confirm_key()
+        reseal = partial(_resealed, record=record)
+        put = _editing([(record.provider, record.version)], reseal)
         return bool(self._change(session, identity, put))
 
     # What becomes known about them
@@ -387,8 +383,7 @@ class Sessions:
                 return record
             return dataclasses.replace(record, validity=verdict)
 
-        version = (provider, verdict.version)
-        self._swap(session.ref, lambda document: document.edit([version], learn))
+        self._swap(session.ref, _editing([(provider, verdict.version)], learn))
 
     def count(self, use: SessionUse) -> None:
         """Add uses to the count of the record of their version; as with a verdict nothing else changes.
@@ -401,8 +396,7 @@ class Sessions:
             count, last = record.usage_count + use.uses, max(record.last_used_at or at, at)
             return dataclasses.replace(record, usage_count=count, last_used_at=last)
 
-        version = (use.provider, use.version)
-        self._swap(use.ref, lambda document: document.edit([version], add), self._counts)
+        self._swap(use.ref, _editing([(use.provider, use.version)], add), self._counts)
 
     # Steps
 
@@ -412,10 +406,10 @@ class Sessions:
 
     def _lost(self, session: SessionRef) -> frozenset[str]:
         """Return the providers with keys in a session that has no document though nothing has ended it."""
-        saved = session.saved
-        if not saved or not saved.providers or self._lead(session.sid) not in (None, session.ref):
-            return frozenset()
-        return saved.providers
+        if not (lost := session.saved.providers if session.saved else frozenset()):
+            return lost
+        ended = {*self._leads(session.sid).values()} - {None, session.ref}
+        return frozenset() if ended else lost
 
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
         """Return a living document and its revision."""
@@ -434,20 +428,25 @@ class Sessions:
         end = min(document.seen + self._ttl, document.created + self._max_age)
         return end - self.clock()
 
-    def _lead(self, sid: str) -> str | None:
-        """Return the ref that a session id leads to, by its first hash that leads anywhere."""
-        return next(filter(None, map(self.documents.find, sid.split())), None)
+    def _leads(self, sid: str) -> dict[str, str | None]:
+        """Return where each hash of a session id leads."""
+        return {one: self.documents.find(one) for one in sid.split()}
 
-    def _point(self, sid: str, ref: str, *, instead_of: str | None) -> str:
-        """Let all hashes of a session id lead to a ref, or to the one that another caller has set."""
+    def _living(self, sid: str, leads: Mapping[str, str | None]) -> Iterator[str]:
+        """Yield the living sessions that are a session id's own: others have been renewed under another one."""
+        for ref in filter(None, leads.values()):
+            if (loaded := self._load(ref)) and _share(loaded[1].sid, sid):
+                yield ref
+
+    def _point(self, leads: Mapping[str, str | None], ref: str) -> str:
+        """Let all hashes of a session id lead to a ref, or to the one that another caller has set.
+
+        :param leads: where they lead now, or the ref that they may lead to.
+        """
         # The last is of the oldest key, which all workers have, so it decides.
-        for one in reversed(sid.split()):
-            ref = self.documents.point(one, ref, self._ttl, instead_of=instead_of)
+        for one in reversed([*leads]):
+            ref = self.documents.point(one, ref, self._ttl, instead_of=leads[one])
         return ref
-
-    def _forget(self, sid: str, ref: str) -> None:
-        for one in sid.split():
-            self.documents.forget(one, ref)
 
     def _slide(self, session: SessionRef, identity: str) -> None:
         """Begin the lifetime of a session and its id again, if the store takes that now."""
@@ -461,7 +460,7 @@ class Sessions:
 
         with suppress(StoreError):
             if self._change(session, identity, see, claim=False):
-                self._point(session.sid, session.ref, instead_of=session.ref)
+                self._point(dict.fromkeys(session.sid.split(), session.ref), session.ref)
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
@@ -516,15 +515,19 @@ class Sessions:
 
     def _without_over(self, session: SessionRef, identity: str, view: SessionView) -> SessionView:
         """Return a view without the records whose version is over, and remove those."""
-        both = (*view.records.values(), *view.visitor_records.values())
-        leaving = [record for record in both if record.leaving]
+        sides = view.records, view.visitor_records
+        leaving = [one for side in sides for one in side.values() if one.leaving]
         if not leaving or not identity or self.over is None:
             return view
-        over = self.over(identity, [record.version for record in leaving])
-        gone = [record for record in leaving if record.version in over]
+        over = self.over(identity, [one.version for one in leaving])
+        gone = [one for one in leaving if one.version in over]
         self.remove(session, identity, gone)
-        own, left = _without(view.records, gone), _without(view.visitor_records, gone)
+        own, left = ({k: one for k, one in side.items() if one not in gone} for side in sides)
         return dataclasses.replace(view, records=own, visitor_records=left)
+
+
+def _editing(versions: Iterable[Version], change: Change) -> Edit[list[CredentialRecord]]:
+    return lambda document: document.edit(versions, change)
 
 
 def _note(session: SessionRef, document: _Document) -> frozenset[str]:
@@ -548,10 +551,12 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
     """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
     if provider not in side:
         return None
-    with suppress(ValueError, msgspec.DecodeError):  # one alone in new releases
+    try:
         record = _decode_record(side[provider])
         if record.provider == provider:
             return record
+    except (ValueError, msgspec.DecodeError):  # one alone in new releases
+        pass
     now = utcnow()
     return CredentialRecord(
         provider, owner="", ciphertext="", hint="", version="", created_at=now, updated_at=now
@@ -559,12 +564,7 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
 
 
 def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
-    found = ((provider, _record(side, provider)) for provider in providers)
-    return {provider: record for provider, record in found if record is not None}
-
-
-def _without(records: Records, gone: Collection[CredentialRecord]) -> Records:
-    return {name: record for name, record in records.items() if record not in gone}
+    return {provider: found for provider in providers if (found := _record(side, provider))}
 
 
 def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:

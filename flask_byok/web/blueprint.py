@@ -13,7 +13,6 @@ from werkzeug.exceptions import HTTPException
 from ..errors import ByokError
 from . import forms, keys_api, records_api, ui
 from .guards import refuse_cross_site, refuse_unrouted, secure
-from .health import HEALTH, health_view
 from .keys_api import make_view
 from .openapi import Route, describe
 from .problems import http_problem_response, problem_response
@@ -38,8 +37,7 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     for kind in (HTTPException, CSRFError):  # a host may have a handler of its own for the second
         blueprint.register_error_handler(kind, forms.shown_on_page(http_problem_response))
     for route in ROUTES:
-        view = health_view if route is HEALTH else make_view(route)
-        blueprint.add_url_rule(route.path, route.name, view, methods=[route.method])
+        blueprint.add_url_rule(route.path, route.name, make_view(route), methods=[route.method])
     blueprint.add_url_rule("/providers/settings", "settings_page", ui.settings_page)
     actions = f"/providers/settings/<any({', '.join(forms.ACTIONS)}):action>"
     blueprint.add_url_rule(actions, "settings_action", forms.settings_action, methods=["POST"])
@@ -59,6 +57,5 @@ def _document(url: str) -> Document:
 ROUTES = (
     *keys_api.ROUTES,
     *records_api.ROUTES,
-    HEALTH,
     Route("GET", _OPENAPI, "openapi", "keys", openapi),
 )

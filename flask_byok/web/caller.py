@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from flask import Flask, Response, current_app, has_app_context, has_request_context, request
+from flask import (
+    Flask,
+    Request,
+    Response,
+    current_app,
+    has_app_context,
+    has_request_context,
+    request,
+)
 
 from .. import signals
 from ..errors import (
@@ -189,12 +197,12 @@ def person(user_id: Any, teams: Any) -> Caller:
     return Caller(user, teams=_teams_of(loaders), request_id=secrets.token_hex(8), named=True)
 
 
-def shut_out() -> None:
+def shut_out(asked: Request) -> None:
     """Before a request: do not let it act for the caller whom code around it has named.
 
     That is a test's client, or a stream before it on this thread whose block is still open.
     """
-    request.environ[_BEGAN] = next(_order)
+    asked.environ[_BEGAN] = next(_order)
 
 
 def current_caller(state: ByokState) -> Caller:
@@ -279,12 +287,14 @@ def note_use(used: _Used) -> _Used:
     return used
 
 
-def name_sources(response: Response) -> Response:
+def name_sources(response: Response, place: Mapping[str, Any]) -> Response:
     """Name in ``X-BYOK-Source`` the tiers of the keys that served this request.
 
     A provider object counts if it made a call; in a stream also if it was not used yet, since that may come.
+
+    :param place: see ``kept``.
     """
-    used: list[Credential | BaseProvider] = kept().get(_USED, [])
+    used: Iterable[Credential | BaseProvider] = place.get(_USED, ())
     sources: dict[str, None] = {}
     for each in used:
         served = each.served if isinstance(each, BaseProvider) else None

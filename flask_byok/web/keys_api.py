@@ -1,26 +1,38 @@
-"""The calls of ``/api/providers/keys``: the verbs over HTTP, for the present caller."""
+"""The calls of ``/api/providers/keys``: the verbs over HTTP, for the present caller; and health, for everyone."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import msgspec
-from flask import Response, request
+from flask import Flask, Response, request
 from msgspec import Meta
 
 from ..errors import InvalidFieldError, RevealDisabledError
+from ..keys.health import HealthFacts
 from ..keys.service import Service
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
 from ..model.credential import Secret, ValidationFacts
 from ..settings import ValidateOnSet
 from .caller import for_caller, get_state, in_session
-from .guards import asks_for_value, csrf_token, expect_no_body, read_body, read_query
+from .guards import (
+    HEADERS,
+    asks_for_value,
+    csrf_token,
+    expect_no_body,
+    hide_address,
+    read_body,
+    read_query,
+)
 from .openapi import Route
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PROVIDER = Meta(
     description="Id or alias of a provider, such as openai.", extra_json_schema={"maxLength": 100}
@@ -152,12 +164,29 @@ def promote_keys(body: PromoteRequest) -> PromoteResponse:
     return {"promoted": done["promoted"], "kept": done["kept"]}
 
 
+def health(app: Flask | None = None) -> HealthFacts:
+    """Return if keys can be found here, and the state of each store; no key and no session is needed."""
+    return get_state(app).service.health.look()
+
+
+def before_session(app: Flask, url_prefix: str) -> dict[str, WSGIApplication]:
+    """Return what answers by path before everything that a request may wait for, or be refused by: health."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        hide_address(app.request_class(environ), app)
+        response = _answer(HEALTH, health(app))
+        response.headers.update(HEADERS)
+        return response(environ, start_response)
+
+    return {f"{url_prefix}{HEALTH.path}": answer}
+
+
 def make_view(route: Route) -> Callable[..., Response]:
     """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer.
 
     :raises RevealDisabledError: the request asks for the key itself, of a call that never shows it.
     """
-    types, status, changes = route.types, route.status, route.changes
+    types, changes = route.types, route.changes
 
     def view(**path: str) -> Response:
         arguments = route.open(**path)
@@ -169,25 +198,33 @@ def make_view(route: Route) -> Callable[..., Response]:
             arguments.append(read_body(types["body"]))
         elif changes:
             expect_no_body()
-        answer = route.call(*arguments)
-        if answer is None:
-            response = Response(status=status)
-            del response.headers["Content-Type"]
-            return response
-        response = Response(msgspec.json.encode(answer), status, mimetype="application/json")
-        if "version" in answer:
-            response.set_etag(str(answer["version"]))
-        if status == HTTPStatus.CREATED:
-            response.headers["Location"] = f"{request.script_root}{request.path}/{answer['id']}"
-        return response
+        return _answer(route, route.call(*arguments))
 
     return view
 
 
+def _answer(route: Route, answer: Any) -> Response:
+    status = route.status
+    if answer is None:
+        response = Response(status=status)
+        del response.headers["Content-Type"]
+        return response
+    if route.may_fail and answer["status"] == "down":
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+    response = Response(msgspec.json.encode(answer), status, mimetype="application/json")
+    if "version" in answer:
+        response.set_etag(str(answer["version"]))
+    if status == HTTPStatus.CREATED:
+        response.headers["Location"] = f"{request.script_root}{request.path}/{answer['id']}"
+    return response
+
+
+HEALTH = Route("GET", "/providers/health", "health", "operations", health, may_fail=True)
 ROUTES = (
     Route("GET", "/providers/keys", "get", "keys", list_keys),
     Route("POST", "/providers/keys/set", "set", "keys", set_key),
     Route("POST", "/providers/keys/clear", "clear", "keys", clear_key),
     Route("POST", "/providers/keys/validate", "validate", "keys", validate_key),
     Route("POST", "/providers/keys/promote", "promote", "keys", promote_keys),
+    HEALTH,
 )
