@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial, wraps
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from weakref import WeakSet
 
-from flask import Flask, Request, Response, request
+from flask import Flask
 
 from .catalog import Catalog, ProviderSpec
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
@@ -23,20 +23,19 @@ from .model.credential import Credential, Secret, Validation
 from .model.owner import Caller, Tier, identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
-from .web.blueprint import create_blueprint
+from .web.blueprint import before_session, create_blueprint
 from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
     actor,
+    follow_requests,
     for_caller,
     get_state,
     in_session,
-    name_sources,
     naming,
     note_use,
     person,
-    shut_out,
 )
 from .web.guards import go_first
 from .web.host_setup import (
@@ -45,15 +44,10 @@ from .web.host_setup import (
     refuse_taken_names,
     warn_of_late_setup,
 )
-from .web.keys_api import TypedKey, before_session
+from .web.keys_api import TypedKey
 from .web.problems import problem_response
-from .web.session_binding import (
-    SessionBinding,
-    check_session_interface,
-    index_key,
-    kept,
-    secret_keys,
-)
+from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
+from .web.session_guard import guard_sessions
 from .web.ui import UI
 from .wiring import build_service
 
@@ -97,11 +91,11 @@ class BYOK:
         ui = app.jinja_env.globals["byok"] = UI()
         used = database if state.uses_database else None
         first = partial(warn_of_late_setup, app, used, ui)
-        binding.init_app(app, before_session(app, settings.url_prefix), first)
+        guard_sessions(app, before_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         for sentence in collisions(app, ui):
             raise ConfigurationError(sentence)
-        _follow_requests(app, binding)
+        follow_requests(app, binding, go_first)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         install_log_redaction()
@@ -343,26 +337,6 @@ class BYOK:
         return get_state().service.health.look()
 
     stream_response = staticmethod(stream_response)
-
-
-def _follow_requests(app: Flask, binding: SessionBinding) -> None:
-    """Put our hooks outermost: before a request the one that opens the body decides how much of it is read.
-
-    They are one before and one after, since Flask takes a few microseconds for each.
-    """
-
-    def begin() -> None:
-        asked: Request = cast(Any, request)._get_current_object()
-        go_first(asked)
-        shut_out(asked)
-        binding.begin(asked)
-
-    def finish(response: Response) -> Response:
-        place = kept()
-        return binding.finish(name_sources(response, place), place)
-
-    app.before_request_funcs.setdefault(None, []).insert(0, begin)
-    app.after_request_funcs.setdefault(None, []).insert(0, finish)
 
 
 def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:

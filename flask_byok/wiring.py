@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 import click
 from flask import Flask
@@ -24,13 +24,7 @@ from .keys.service import Service
 from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS
 from .providers import load_sdks
-from .sealing.keyring import (
-    SHOWS_WRONG_KEY,
-    Canary,
-    Keyring,
-    generate_encryption_key,
-    is_guessable,
-)
+from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key, is_guessable
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
@@ -72,8 +66,6 @@ def build_service(
             canary = Canary(keyring, name, documents.hold, tolerant=tolerant, before=canary)
             _check_at_start(canary.reseal, tolerant=tolerant)
     accounts = build_accounts(settings, keyring, database, documents, tolerant=tolerant)
-    if isinstance(accounts, Wing):
-        _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
     sessions = Sessions(
         documents,
         ttl=settings.session_ttl,
@@ -85,7 +77,6 @@ def build_service(
         # 1 to 3 seconds of CPU, at the start and not in a worker's first call, where all its threads would wait. Not in
         # a thread: a server that forks meanwhile (gunicorn --preload) would leave its children a locked import.
         load_sdks(catalog)
-    outbound = Outbound(allow_private=settings.allow_private_endpoints)
     # The oldest SECRET_KEY's name: workers of before and after its rotation count together.
     limiter = partial(RateLimiter, store=documents, app=names[-1])
     return Service(
@@ -94,7 +85,7 @@ def build_service(
         keyring=keyring,
         sessions=sessions,
         accounts=accounts,
-        outbound=outbound,
+        outbound=Outbound(allow_private=settings.allow_private_endpoints),
         operator=OperatorKeys(settings, config=app.config),
         validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
         set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
@@ -168,8 +159,9 @@ def open_documents(settings: Settings, database: FoundDatabase) -> Documents:
             )
         from .storage.redis import RedisDocuments
 
-        wait, timeout = settings.redis_wait, settings.redis_timeout
-        return RedisDocuments(settings.redis, wait=wait, timeout=timeout)
+        return RedisDocuments(
+            settings.redis, wait=settings.redis_wait, timeout=settings.redis_timeout
+        )
     if store == "database":
         from .storage.sql import SqlDocuments
 
@@ -178,8 +170,7 @@ def open_documents(settings: Settings, database: FoundDatabase) -> Documents:
         raise ConfigurationError(
             "BYOK_SESSION_STORE names no store; use 'redis', 'database' or a store object. An address is BYOK_REDIS."
         )
-    documents: Documents = store
-    return documents
+    return cast(Documents, store)
 
 
 def build_accounts(
@@ -204,8 +195,8 @@ def build_accounts(
         place = database.place
         if settings.session_store == "database":  # the same one: share its connections
             place = getattr(documents, "engine", place)
-        opening = _opening(settings, database)
-        store = open_accounts(place, keyring, tolerant=tolerant, **opening)
+        store = open_accounts(place, keyring, tolerant=tolerant, **_opening(settings, database))
+    _check_at_start(store.canary.secret, tolerant=tolerant)
     return Wing(store, keyring, settings)
 
 

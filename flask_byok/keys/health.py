@@ -37,16 +37,15 @@ class Health:
     def __init__(self, core: Service) -> None:
         self._core = core
         self._lock = threading.Lock()
-        self._facts: HealthFacts | None = None
+        self._facts: HealthFacts = {"status": "down", "stores": {}}
         self._until = 0.0
 
     def look(self) -> HealthFacts:
         """Return the present state. While one caller waits for a frozen store the others do not."""
-        known = self._facts
-        if not self._lock.acquire(blocking=known is None) and known is not None:
-            return known
+        if not self._lock.acquire(blocking=self._until == 0.0):  # the first answer is waited for
+            return self._facts
         try:
-            if self._facts is None or time.monotonic() >= self._until:
+            if time.monotonic() >= self._until:
                 self._facts = self._ask()
                 self._until = time.monotonic() + KEPT
             return self._facts

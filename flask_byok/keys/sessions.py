@@ -94,9 +94,8 @@ class Documents(Protocol):
     raises ``StoreError`` if the store does not answer.
     """
 
-    @property
-    def name(self) -> str:
-        """The noun for the storage sentence: "Redis", "the database"."""
+    #: The noun for the storage sentence: "Redis", "the database".
+    name: str
 
     def find(self, sid: str) -> str | None:
         """Return the ref that a session id leads to, or None."""
@@ -192,6 +191,7 @@ class Sessions:
     def __post_init__(self) -> None:
         self.name = self.documents.name
         self._counts = self.documents.apart()
+        self._confirm_key: Callable[[], object] = self.canary.confirm if self.canary else bool
         self._ttl, self._max_age = self.ttl.total_seconds(), self.max_age.total_seconds()
 
     def probe(self) -> None:
@@ -278,10 +278,17 @@ class Sessions:
         lost = _note(session, document)
         if (self.clock() - document.seen) * _SLIDE > self._ttl:
             self._slide(session, identity)
-        left = document.left if identity else {}
         own = _records(document.side(identity), providers)
-        view = SessionView(own, _records(left, providers), lost=lost)
-        return self._without_over(session, identity, view)
+        left = _records(document.left, providers) if identity else {}
+        leaving = [one for one in (*own.values(), *left.values()) if one.leaving]
+        if leaving and identity and self.over is not None:
+            over = self.over(identity, [one.version for one in leaving])
+            gone = [one for one in leaving if one.version in over]
+            self.remove(session, identity, gone)
+            own, left = (
+                {name: one for name, one in side.items() if one not in gone} for side in (own, left)
+            )
+        return SessionView(own, left, lost=lost)
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
         """Store a record under its provider, replacing the one before it.
@@ -313,28 +320,27 @@ class Sessions:
         return self._change(session, identity, drop, claim=False) or []
 
     def mark_leaving(
-        self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
+        self, session: SessionRef, identity: str, records: Collection[CredentialRecord]
     ) -> list[CredentialRecord]:
         """Mark records as leaving, all in one step, and return those that are still there, as stored before.
 
         A record of another version is not marked. Nothing is without accounts or for a visitor.
         """
-        versions = [(one.provider, one.version) for one in records]
-        if not versions or not identity or self.over is None:
+        if not records or not identity or self.over is None:
             return []
-        leave = partial(dataclasses.replace, leaving=True)
-        return self._change(session, identity, _editing(versions, leave)) or []
+        leave = _editing(records, partial(dataclasses.replace, leaving=True))
+        return self._change(session, identity, leave) or []
 
-    def remove(self, session: SessionRef, identity: str, ended: Iterable[CredentialRecord]) -> None:
+    def remove(
+        self, session: SessionRef, identity: str, ended: Collection[CredentialRecord]
+    ) -> None:
         """Delete records of just these versions, all in one step.
 
         If the store does not answer they stay, but do not count.
         """
-        versions = [(one.provider, one.version) for one in ended]
-
-        with suppress(StoreError):
-            if versions:
-                self._change(session, identity, _editing(versions, lambda _: None), claim=False)
+        if ended:
+            with suppress(StoreError):
+                self._change(session, identity, _editing(ended, lambda _: None), claim=False)
 
     def adopt(
         self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
@@ -364,8 +370,7 @@ class Sessions:
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
         self._confirm_key()
-        reseal = partial(_resealed, record=record)
-        put = _editing([(record.provider, record.version)], reseal)
+        put = _editing([record], partial(_resealed, record=record))
         return bool(self._change(session, identity, put))
 
     # What becomes known about them
@@ -383,7 +388,7 @@ class Sessions:
                 return record
             return dataclasses.replace(record, validity=verdict)
 
-        self._swap(session.ref, _editing([(provider, verdict.version)], learn))
+        self._swap(session.ref, lambda found: found.edit([(provider, verdict.version)], learn))
 
     def count(self, use: SessionUse) -> None:
         """Add uses to the count of the record of their version; as with a verdict nothing else changes.
@@ -396,13 +401,10 @@ class Sessions:
             count, last = record.usage_count + use.uses, max(record.last_used_at or at, at)
             return dataclasses.replace(record, usage_count=count, last_used_at=last)
 
-        self._swap(use.ref, _editing([(use.provider, use.version)], add), self._counts)
+        version = (use.provider, use.version)
+        self._swap(use.ref, lambda found: found.edit([version], add), self._counts)
 
     # Steps
-
-    def _confirm_key(self) -> None:
-        if self.canary is not None:
-            self.canary.confirm()
 
     def _lost(self, session: SessionRef) -> frozenset[str]:
         """Return the providers with keys in a session that has no document though nothing has ended it."""
@@ -464,11 +466,10 @@ class Sessions:
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
-        if not _share(document.sid, session.sid):
-            return False
-        if document.owner in ("", identity):
-            return True
-        self.end(session)
+        if _share(document.sid, session.sid):
+            if document.owner in ("", identity):
+                return True
+            self.end(session)
         return False
 
     def _change(
@@ -513,20 +514,9 @@ class Sessions:
             time.sleep(secrets.randbelow(1000) / 1000 * min(_LONGEST_PAUSE, 0.001 * 1.5**attempt))
         raise StoreError(tier="session")
 
-    def _without_over(self, session: SessionRef, identity: str, view: SessionView) -> SessionView:
-        """Return a view without the records whose version is over, and remove those."""
-        sides = view.records, view.visitor_records
-        leaving = [one for side in sides for one in side.values() if one.leaving]
-        if not leaving or not identity or self.over is None:
-            return view
-        over = self.over(identity, [one.version for one in leaving])
-        gone = [one for one in leaving if one.version in over]
-        self.remove(session, identity, gone)
-        own, left = ({k: one for k, one in side.items() if one not in gone} for side in sides)
-        return dataclasses.replace(view, records=own, visitor_records=left)
 
-
-def _editing(versions: Iterable[Version], change: Change) -> Edit[list[CredentialRecord]]:
+def _editing(records: Iterable[CredentialRecord], change: Change) -> Edit[list[CredentialRecord]]:
+    versions = [(one.provider, one.version) for one in records]
     return lambda document: document.edit(versions, change)
 
 

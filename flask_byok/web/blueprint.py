@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from flask import Blueprint, url_for
+from flask import Blueprint, Flask, url_for
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
 from . import forms, keys_api, records_api, ui
-from .guards import refuse_cross_site, refuse_unrouted, secure
+from .guards import HEADERS, hide_address, refuse_cross_site, refuse_unrouted, secure
 from .keys_api import make_view
 from .openapi import Route, describe
 from .problems import http_problem_response, problem_response
@@ -44,6 +45,18 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     return blueprint
 
 
+def before_session(app: Flask, url_prefix: str) -> dict[str, Callable[..., Iterable[bytes]]]:
+    """Return what answers by path before everything that a request may wait for, or be refused by: health."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        hide_address(app.request_class(environ), app)
+        response = keys_api.respond(keys_api.HEALTH, keys_api.health(app))
+        response.headers.update(HEADERS)
+        return response(environ, start_response)
+
+    return {f"{url_prefix}{keys_api.HEALTH.path}": answer}
+
+
 def openapi() -> Document:
     """Return this description."""
     return _document(url_for("byok.openapi").removesuffix(_OPENAPI) or "/")
@@ -54,8 +67,4 @@ def _document(url: str) -> Document:
     return Document(describe(ROUTES, url=url, version=version("flask-byok")))
 
 
-ROUTES = (
-    *keys_api.ROUTES,
-    *records_api.ROUTES,
-    Route("GET", _OPENAPI, "openapi", "keys", openapi),
-)
+ROUTES = (*keys_api.ROUTES, *records_api.ROUTES, Route("GET", _OPENAPI, "openapi", "keys", openapi))

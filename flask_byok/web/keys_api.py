@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from flask import Flask, Response, request
@@ -20,19 +20,8 @@ from ..keys.typed import NewKey
 from ..model.credential import Secret, ValidationFacts
 from ..settings import ValidateOnSet
 from .caller import for_caller, get_state, in_session
-from .guards import (
-    HEADERS,
-    asks_for_value,
-    csrf_token,
-    expect_no_body,
-    hide_address,
-    read_body,
-    read_query,
-)
+from .guards import asks_for_value, csrf_token, expect_no_body, read_body, read_query
 from .openapi import Route
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PROVIDER = Meta(
     description="Id or alias of a provider, such as openai.", extra_json_schema={"maxLength": 100}
@@ -169,18 +158,6 @@ def health(app: Flask | None = None) -> HealthFacts:
     return get_state(app).service.health.look()
 
 
-def before_session(app: Flask, url_prefix: str) -> dict[str, WSGIApplication]:
-    """Return what answers by path before everything that a request may wait for, or be refused by: health."""
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        hide_address(app.request_class(environ), app)
-        response = _answer(HEALTH, health(app))
-        response.headers.update(HEADERS)
-        return response(environ, start_response)
-
-    return {f"{url_prefix}{HEALTH.path}": answer}
-
-
 def make_view(route: Route) -> Callable[..., Response]:
     """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer.
 
@@ -198,12 +175,13 @@ def make_view(route: Route) -> Callable[..., Response]:
             arguments.append(read_body(types["body"]))
         elif changes:
             expect_no_body()
-        return _answer(route, route.call(*arguments))
+        return respond(route, route.call(*arguments))
 
     return view
 
 
-def _answer(route: Route, answer: Any) -> Response:
+def respond(route: Route, answer: Any) -> Response:
+    """Return the answer of a route's call as a response."""
     status = route.status
     if answer is None:
         response = Response(status=status)

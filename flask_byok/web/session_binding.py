@@ -11,21 +11,10 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from flask import (
-    Flask,
-    Request,
-    Response,
-    after_this_request,
-    current_app,
-    g,
-    has_request_context,
-    request,
-)
+from flask import Flask, Request, Response, current_app, g, has_request_context, request
 from flask.globals import request_ctx
 from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
@@ -33,10 +22,7 @@ from ..errors import ConfigurationError, OwnerRequiredError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import Saved, SessionRef, Tier
 from .problems import problem_response
-from .session_guard import LostSession, UnavailableSession, guard_interface, guard_sessions
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+from .session_guard import LostSession, UnavailableSession, guard_interface
 
 #: Our entries in the host's session data: the ref, the identity of its signed-in user, whether ``BYOK_PROMOTE`` has
 #: yet to be applied to what that user saved as a visitor, and under which ref keys were saved, for which providers.
@@ -47,6 +33,10 @@ _ENVIRON = "flask_byok.session"
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
 _logger = logging.getLogger("flask_byok.web")
+# Flask's, which mypy takes for what they stand for.
+_app: Any = current_app
+_context: Any = request_ctx
+_request: Any = request
 
 #: The advice wherever it is not known whose keys are meant.
 SAY_WHOSE = (
@@ -101,9 +91,9 @@ class _Seen:
         return seen
 
     def was_cleared(self) -> bool:
-        if self.marker is not None:
-            return dict.get(self.session, MARKER) != self.marker
-        return self.emptied
+        return (
+            self.emptied if self.marker is None else dict.get(self.session, MARKER) != self.marker
+        )
 
     def remember(self, ref: str) -> None:
         self.session[MARKER] = self.marker = ref
@@ -123,43 +113,26 @@ class SessionBinding:
     identity: Callable[[], str]
     is_required: bool = True
 
-    def init_app(
-        self,
-        app: Flask,
-        before_session: Mapping[str, WSGIApplication],
-        first: Callable[[], object],
-    ) -> None:
-        """Guard the host's sessions, and follow its sign-outs; ``begin`` and ``finish`` follow the requests.
-
-        :param before_session: answers GET by path, before Flask knows of the request.
-        :param first: is called at the first request.
-        """
-        guard_sessions(app, before_session, [first])
-        with suppress(ImportError):
-            from flask_login import user_logged_out
-
-            # The signal, which all apps share, holds this method and the app weakly.
-            user_logged_out.connect(self.end, app)
-
     def current(
-        self, identity: str, *, establish: bool = False, replace: bool = False
+        self, identity: str, *, establish: bool = False, replace: bool = False, telling: bool = True
     ) -> SessionRef | None:
         """Return the session of this request, or None; ask the store only if a race lost the ref.
 
         :param establish: make a session if there is none.
         :param replace: make another one, as the store says that this one has ended.
+        :param telling: off: leave it to a later call to say that the session's keys were lost.
         """
         seen = self._caught_up()
         if seen is None:
             return None
         if seen.late:
-            return self._current_late(seen, identity)
+            return self._current_late(seen, identity, telling)
         if not establish and seen.marker is None and (ref := self._known_ref(seen)):
             seen.remember(ref)
         self._confirm(seen, identity)
         if replace or (establish and seen.marker is None):
             seen.remember(self.store.establish(self._hash(seen.sid), seen.marker))
-        return None if seen.marker is None else self._ref(seen, seen.marker)
+        return None if seen.marker is None else self._ref(seen, seen.marker, telling)
 
     def claim(self, identity: str) -> bool:
         """Note that this user uses the session; return True if ``BYOK_PROMOTE`` has yet to be applied."""
@@ -187,13 +160,14 @@ class SessionBinding:
         _shed_stale_context()
         asked.environ[_ENVIRON] = None
         session = _session_of_request()
-        if isinstance(session, NullSession) and asked.blueprint != "byok":
-            return  # the host's interface keeps no session for this path
         if isinstance(session, UnavailableSession):
-            after_this_request(session.let_go)
-        elif _is_server_side(session):
+            session.until_answered()
+        elif not isinstance(session, SecureCookieSession) and hasattr(session, "sid"):
             asked.environ[_ENVIRON] = _Seen.now(session)
-        elif self.is_required:
+        # The host's interface may keep no session for some paths.
+        elif self.is_required and (
+            asked.blueprint == "byok" or not isinstance(session, NullSession)
+        ):
             raise ConfigurationError(SERVER_SIDE_HELP)
 
     def finish(self, response: Response, place: Mapping[str, Any]) -> Response:
@@ -202,16 +176,14 @@ class SessionBinding:
         :param place: see ``kept``.
         """
         seen: _Seen | None = place.get(_ENVIRON)
-        if seen is None or seen.late or not (seen.marker or seen.keys):
-            return response
-        try:
-            self._follow(seen)
-            if seen.marker is not None:
-                self._end_if_owner_left(seen)
-                self._claim_if_signed_in(seen)
-        except StoreError as error:
-            # A sign-out or renewal failed: the person must learn that.
-            return problem_response(error)
+        if seen is not None and not seen.late and (seen.marker or seen.keys):
+            try:
+                self._follow(seen)
+                if seen.marker is not None:
+                    self._follow_owner(seen)
+            except StoreError as error:
+                # A sign-out or renewal failed: the person must learn that.
+                return problem_response(error)
         return response
 
     def _caught_up(self) -> _Seen | None:
@@ -242,11 +214,10 @@ class SessionBinding:
 
     def _confirm(self, seen: _Seen, identity: str) -> None:
         """End the session if it belongs to another signed-in user."""
-        owner = dict.get(seen.session, OWNER)
-        if owner is not None and owner != identity:
+        if dict.get(seen.session, OWNER, identity) != identity:
             self._end(seen)
 
-    def _current_late(self, seen: _Seen, identity: str) -> SessionRef | None:
+    def _current_late(self, seen: _Seen, identity: str, telling: bool) -> SessionRef | None:
         """Return the session of a request that our hooks did not see.
 
         :raises OwnerRequiredError: it has none, and no user; or the host's user is not the session's.
@@ -256,28 +227,27 @@ class SessionBinding:
         if not identity and not seen.keys:
             raise OwnerRequiredError(SAY_WHOSE)
         ref = self._known_ref(seen) if seen.sid else None
-        return None if ref is None else self._ref(seen, ref)
+        return None if ref is None else self._ref(seen, ref, telling)
 
-    def _claim_if_signed_in(self, seen: _Seen) -> None:
-        """Note whose a visitor's session has become, also if that user touches none of our routes."""
-        if OWNER in dict.keys(seen.session):
-            return
-        # The loader may need what only some views prepare: then a later request tells.
-        with suppress(Exception):
-            if identity := self.identity():
-                self.claim(identity)
+    def _follow_owner(self, seen: _Seen) -> None:
+        """Notice a host that signs people out by only removing their id from the session.
 
-    def _end_if_owner_left(self, seen: _Seen) -> None:
-        """Notice a host that signs people out by only removing their id from the session."""
+        And note whose a visitor's session has become, also if that user touches none of our routes.
+        """
+        is_owned = OWNER in dict.keys(seen.session)
         # Only if an entry was removed or emptied: otherwise the host may not know the user yet.
-        if not seen.filled - _filled(seen.session):
+        if is_owned and not seen.filled - _filled(seen.session):
             return
         try:
             identity = self.identity()
         except Exception:
-            _logger.exception("The owner loader failed after a request; its session stays.")
-            return
-        self._confirm(seen, identity)
+            if is_owned:
+                _logger.exception("The owner loader failed after a request; its session stays.")
+            return  # it may need what only some views prepare: then a later request tells
+        if is_owned:
+            self._confirm(seen, identity)
+        elif identity:
+            self.claim(identity)
 
     def _end(self, seen: _Seen) -> None:
         try:
@@ -304,15 +274,18 @@ class SessionBinding:
         # A session that arrived empty is new: the store cannot know it.
         return seen.marker or (self.store.find(self._hash(seen.sid)) if seen.keys else None)
 
-    def _ref(self, seen: _Seen, ref: str) -> SessionRef:
+    def _ref(self, seen: _Seen, ref: str, telling: bool = True) -> SessionRef:
         if seen.named is None or seen.named.ref != ref:
             under, _, providers = str(dict.get(seen.session, SAVED, "")).partition(" ")
-            # A late session is a copy, which is not written back.
-            write = partial(_write_saved, seen.session)
+
+            def write(now_under: str | None, those: frozenset[str]) -> None:
+                # A late session is a copy, which is not written back.
+                seen.session[SAVED] = " ".join((now_under or "", *sorted(those)))
+
             saved = Saved(under or None, frozenset(providers.split()), write)
             seen.named = SessionRef(self._hash(seen.sid), ref, saved)
-        elif seen.named.saved is not None:
-            seen.named.saved.telling = True
+        if seen.named.saved is not None:
+            seen.named.saved.telling = telling
         return seen.named
 
     def _hash(self, sid: str) -> str:
@@ -327,8 +300,7 @@ def index_key(secret_key: str | bytes) -> bytes:
 
 def secret_keys(app: Flask) -> list[str | bytes]:
     """Return the host's secret keys, the present one first."""
-    keys = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
-    return [key for key in keys if key]
+    return [*filter(None, [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())])]
 
 
 def app_name(secret_key: str | bytes) -> str:
@@ -355,16 +327,9 @@ def _filled(session: Any) -> frozenset[str]:
     return frozenset(name for name in _keys(session) if dict.get(session, name))
 
 
-def _write_saved(session: Any, ref: str | None, providers: frozenset[str]) -> None:
-    if ref is None:
-        session.pop(SAVED, None)
-    else:
-        session[SAVED] = " ".join((ref, *sorted(providers)))
-
-
 def in_request() -> bool:
     """Return True in a request of the current app: code in another app's may have pushed this one's context."""
-    return has_request_context() and request_ctx.app is cast(Any, current_app)._get_current_object()
+    return has_request_context() and _context.app is _app._get_current_object()
 
 
 def kept() -> dict[str, Any]:
@@ -372,19 +337,18 @@ def kept() -> dict[str, Any]:
 
     It is the environ, except where our hooks did not run: all events of a socket have one environ.
     """
-    asked: Request = cast(Any, request)._get_current_object()
+    asked: Request = _request._get_current_object()
     return asked.environ if _ENVIRON in asked.environ else vars(asked)
 
 
-def _read_late() -> _Seen | None:
+def _read_late() -> _Seen:
     """Read the session of a request that our hooks did not see.
 
     :raises OwnerRequiredError: the session was one when the connection began, and is none now.
+    :raises StoreError: the store of the host's sessions does not answer.
     """
-    app, session = cast(Any, current_app)._get_current_object(), _session_of_request()
-    there = session
-    if isinstance(session, LostSession):
-        return None
+    app, there = _app._get_current_object(), _session_of_request()
+    session = there
     if not hasattr(session, "sid"):
         # Flask-SocketIO puts a copy in its place, made when the connection began.
         guard_interface(app)
@@ -401,14 +365,9 @@ def _read_late() -> _Seen | None:
     return _Seen(dict(dict.items(session)), sid, marker, keys, late=True)
 
 
-def _is_server_side(session: Any) -> bool:
-    in_cookie = isinstance(session, SecureCookieSession)
-    return not in_cookie and isinstance(getattr(session, "sid", None), str)
-
-
 def _session_of_request() -> Any:
     # flask.session would mark the session as accessed, and every page would then say "Vary: Cookie".
-    context = vars(cast(Any, request_ctx)._get_current_object())
+    context = vars(_context._get_current_object())
     return context["_session" if "_session" in context else "session"]  # Flask before 3.1.3
 
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn, cast
 
-from flask import Flask, Request, Response
+from flask import Flask, Request, Response, after_this_request
 from flask.sessions import SessionInterface, SessionMixin
 
 from ..errors import StoreError
 from ..storage.breaker import Breaker, Reporter, is_away
 from ..storage.reasons import reason_of
 from .problems import problem_response
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
 
 #: A session store that takes longer to fail, in seconds, is left alone for a while.
 SLOW_FAULT = 0.05
@@ -49,8 +46,12 @@ class UnavailableSession(LostSession):
     get = pop = popitem = setdefault = update = clear = keys = values = items = _refuse
     sid = property(_refuse)
 
+    def until_answered(self) -> None:
+        """Refuse until the view has answered: after it only hooks read the session."""
+        after_this_request(self.let_go)
+
     def let_go(self, response: Response) -> Response:
-        """Become an empty session: the view has answered, and only hooks still read it."""
+        """Become an empty session."""
         self.__class__ = LostSession  # type: ignore[assignment]  # of the same layout
         return response
 
@@ -118,18 +119,24 @@ class SessionGuard:
 
 
 def guard_sessions(
-    app: Flask, before_session: Mapping[str, WSGIApplication], first: list[Callable[[], object]]
+    app: Flask,
+    before_session: Mapping[str, Callable[..., Iterable[bytes]]],
+    first: Callable[[], object],
 ) -> None:
-    """Wrap the app's session interface, no matter when the host sets it; see ``SessionBinding.init_app``."""
-    inner_wsgi_app = app.wsgi_app
+    """Wrap the app's session interface, no matter when the host sets it.
+
+    :param before_session: answers GET by path, before Flask knows of the request.
+    :param first: is called at the first request.
+    """
+    inner_wsgi_app, steps = app.wsgi_app, [first]
 
     def wsgi_app(environ: Any, start_response: Any) -> Any:
         answer = before_session.get(environ.get("PATH_INFO", ""))
         if answer is not None and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
             return answer(environ, start_response)
-        if first:
+        if steps:
             with suppress(IndexError):  # another thread was quicker
-                first.pop()()
+                steps.pop()()
         # At each request, since Session(app) may be called after byok.init_app(app).
         guard_interface(app)
         return inner_wsgi_app(environ, start_response)
