@@ -204,7 +204,7 @@ def follow_requests(
     def finish(response: Response) -> Response:
         place = kept()
         if _USED in place:
-            _name_sources(response, place[_USED])
+            _name_sources(response, place[_USED].values())
         return binding.finish(response, place)
 
     app.before_request_funcs.setdefault(None, []).insert(0, begin)
@@ -288,7 +288,8 @@ def note_use(used: _Used) -> _Used:
     recognizes only while the credential is alive.
     """
     if has_request_context():
-        kept().setdefault(_USED, []).append(used)
+        # What is asked for many times in a request is kept once.
+        kept().setdefault(_USED, {})[getattr(used, "version", None) or id(used)] = used
     return used
 
 
