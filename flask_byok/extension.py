@@ -23,23 +23,21 @@ from .model.credential import Credential, Secret, Validation
 from .model.owner import Caller, Tier, identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
-from .web.blueprint import create_blueprint
+from .web.blueprint import before_session, create_blueprint
 from .web.caller import (
     EXTENSION,
     ByokState,
     Loaders,
     actor,
+    follow_requests,
     for_caller,
     get_state,
     in_session,
-    name_sources,
     naming,
     note_use,
     person,
-    shut_out,
 )
 from .web.guards import go_first
-from .web.health import without_session
 from .web.host_setup import (
     collisions,
     find_database,
@@ -50,6 +48,7 @@ from .web.host_setup import (
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
+from .web.session_guard import guard_sessions
 from .web.ui import UI
 from .wiring import build_service
 
@@ -93,15 +92,13 @@ class BYOK:
         app.jinja_env.globals["byok"] = UI()
         used = database if state.uses_database else None
         first = partial(warn_of_late_setup, app, used)
-        binding.init_app(app, without_session(app, settings.url_prefix), first)
+        guard_sessions(app, before_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         for sentence in collisions(app):
             raise ConfigurationError(sentence)
-        # First of all hooks: the one that opens the body decides how much of it is read.
-        app.before_request_funcs.setdefault(None, [])[:0] = [go_first, shut_out]
+        follow_requests(app, binding, go_first)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
-        app.after_request(name_sources)
         before_render_template.connect(warn_of_hidden, app)
         install_log_redaction()
 

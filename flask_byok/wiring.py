@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, cast
 
 import click
 from flask import Flask
@@ -22,16 +22,10 @@ from .http import Outbound
 from .keys.operator import OperatorKeys
 from .keys.ports import Accounts
 from .keys.service import Service
-from .keys.sessions import Sessions
+from .keys.sessions import Documents, Sessions
 from .model.owner import ACCOUNT_TIERS
 from .providers import load_sdks
-from .sealing.keyring import (
-    SHOWS_WRONG_KEY,
-    Canary,
-    Keyring,
-    generate_encryption_key,
-    is_guessable,
-)
+from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key, is_guessable
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
 from .web.caller import send_signal
@@ -66,17 +60,20 @@ def build_service(
     keyring = build_keyring(settings, throw_away=throw_away)
     catalog = build_catalog(settings, registered)
     names = [app_name(one) for one in secret_keys(app)]
-    sessions = build_sessions(settings, database)
+    documents, canary = open_documents(settings, database), None
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
         # That of the oldest SECRET_KEY first: the new one's may not be there yet.
         for name in reversed(names):
-            hold, before = sessions.documents.hold, sessions.canary
-            sessions.canary = Canary(keyring, name, hold, tolerant=tolerant, before=before)
-            _check_at_start(sessions.canary.reseal, tolerant=tolerant)
-    accounts = build_accounts(settings, keyring, database, sessions, tolerant=tolerant)
-    if isinstance(accounts, Wing):
-        sessions.over = accounts.over
-        _check_at_start(accounts.store.canary.secret, tolerant=tolerant)
+            canary = Canary(keyring, name, documents.hold, tolerant=tolerant, before=canary)
+            _check_at_start(canary.reseal, tolerant=tolerant)
+    accounts = build_accounts(settings, keyring, database, documents, tolerant=tolerant)
+    sessions = Sessions(
+        documents,
+        ttl=settings.session_ttl,
+        max_age=settings.session_ttl * MAX_SESSION_LIFETIMES,
+        over=accounts.over if accounts.tiers else None,
+        canary=canary,
+    )
     operator = OperatorKeys(settings, config=app.config)
     for sentence in operator.faults(catalog):
         _logger.warning("%s", sentence)
@@ -87,16 +84,15 @@ def build_service(
         # 1 to 3 seconds of CPU, at the start and not in a worker's first call, where all its threads would wait. Not in
         # a thread: a server that forks meanwhile (gunicorn --preload) would leave its children a locked import.
         load_sdks(catalog)
-    outbound = Outbound(allow_private=settings.allow_private_endpoints)
     # The oldest SECRET_KEY's name: workers of before and after its rotation count together.
-    limiter = partial(RateLimiter, store=sessions.documents, app=names[-1])
+    limiter = partial(RateLimiter, store=documents, app=names[-1])
     return Service(
         settings=settings,
         catalog=catalog,
         keyring=keyring,
         sessions=sessions,
         accounts=accounts,
-        outbound=outbound,
+        outbound=Outbound(allow_private=settings.allow_private_endpoints),
         operator=operator,
         validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
         set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
@@ -157,38 +153,38 @@ def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpe
     return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
 
 
-def build_sessions(settings: Settings, database: FoundDatabase) -> Sessions:
-    """Return the session keys, on the store that is set, else on Redis if it is configured, else the database.
+def open_documents(settings: Settings, database: FoundDatabase) -> Documents:
+    """Return the store for session keys: the one that is set, else Redis if it is configured, else the database.
 
     :raises ConfigurationError: the setting names no store.
     """
-    documents = settings.session_store
-    if documents == "redis":
+    store = settings.session_store
+    if store == "redis":
         if not settings.redis:
             raise ConfigurationError(
                 "BYOK_SESSION_STORE is 'redis', but neither BYOK_REDIS nor SESSION_REDIS is set."
             )
         from .storage.redis import RedisDocuments
 
-        wait, timeout = settings.redis_wait, settings.redis_timeout
-        documents = RedisDocuments(settings.redis, wait=wait, timeout=timeout)
-    elif documents == "database":
+        return RedisDocuments(
+            settings.redis, wait=settings.redis_wait, timeout=settings.redis_timeout
+        )
+    if store == "database":
         from .storage.sql import SqlDocuments
 
-        documents = SqlDocuments(database.place, **_opening(settings, database))
-    elif isinstance(documents, str):
+        return SqlDocuments(database.place, **_opening(settings, database))
+    if isinstance(store, str):
         raise ConfigurationError(
             "BYOK_SESSION_STORE names no store; use 'redis', 'database' or a store object. An address is BYOK_REDIS."
         )
-    max_age = settings.session_ttl * MAX_SESSION_LIFETIMES
-    return Sessions(documents, ttl=settings.session_ttl, max_age=max_age)
+    return cast(Documents, store)
 
 
 def build_accounts(
     settings: Settings,
     keyring: Keyring,
     database: FoundDatabase,
-    sessions: Sessions,
+    documents: Documents,
     *,
     tolerant: bool,
 ) -> Accounts:
@@ -205,8 +201,9 @@ def build_accounts(
     else:
         place = database.place
         if settings.session_store == "database":  # the same one: share its connections
-            place = getattr(sessions.documents, "engine", place)
+            place = getattr(documents, "engine", place)
         store = open_accounts(place, keyring, tolerant=tolerant, **_opening(settings, database))
+    _check_at_start(store.canary.secret, tolerant=tolerant)
     return Wing(store, keyring, settings)
 
 

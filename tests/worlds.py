@@ -51,10 +51,11 @@ class World:
     def __post_init__(self) -> None:
         url = self.database_url or f"sqlite:///{self.directory / 'byok.sqlite'}"
         self.documents = SqlDocuments(url)
-        self.store = Sessions(self.documents, ttl=timedelta(hours=1), max_age=timedelta(days=1))
         config = {"BYOK_BASE_URLS": self.fake.base_urls, "BYOK_SECRETS_DIR": str(self.directory)}
         self.settings = Settings.from_config(config | dict(self.config), {})
         self.accounts = open_accounts(self.documents.engine, self.keyring, tolerant=True)
+        lifetimes = {"ttl": timedelta(hours=1), "max_age": timedelta(days=1)}
+        self.store = Sessions(self.documents, **lifetimes, over=self.accounts.over)
         self.service = self._make_service()
 
     def with_keyring(self, keyring: Keyring) -> World:
@@ -120,9 +121,9 @@ class World:
         return [name for name, _ in self.events]
 
     def _make_service(self) -> Service:
-        sessions = self.store if self.other_store is None else self.other_store
-        wing = Wing(self.accounts, self.keyring, self.settings)
-        sessions.over = wing.over
+        sessions, wing = self.store, Wing(self.accounts, self.keyring, self.settings)
+        if self.other_store is not None:
+            sessions = dataclasses.replace(self.other_store, over=wing.over)
         return Service(
             settings=self.settings,
             catalog=self.catalog,
@@ -149,10 +150,9 @@ def core_on(
     accounts: AccountStore, keyring: Keyring, catalog: Catalog, settings: Settings
 ) -> tuple[Service, Wing]:
     """Return a service on this database of accounts, with sessions in memory, and its wing."""
-    lifetime = timedelta(hours=1)
-    sessions = Sessions(SqlDocuments("sqlite://"), ttl=lifetime, max_age=lifetime)
-    wing = Wing(accounts, keyring, settings)
-    sessions.over = wing.over
+    lifetime, wing = timedelta(hours=1), Wing(accounts, keyring, settings)
+    documents = SqlDocuments("sqlite://")
+    sessions = Sessions(documents, ttl=lifetime, max_age=lifetime, over=wing.over)
     limit = RateLimiter("20/minute", setting="X")
     service = Service(
         settings=settings,

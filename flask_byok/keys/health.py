@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from ..errors import ConfigurationError, OutdatedTablesError, StoreError
 from ..model.owner import Tier
@@ -36,48 +37,37 @@ class Health:
     def __init__(self, core: Service) -> None:
         self._core = core
         self._lock = threading.Lock()
-        self._facts: HealthFacts | None = None
+        self._facts: HealthFacts = {"status": "down", "stores": {}}
         self._until = 0.0
 
     def look(self) -> HealthFacts:
         """Return the present state. While one caller waits for a frozen store the others do not."""
-        known = self._facts
-        if known is not None and (self._is_fresh() or not self._lock.acquire(blocking=False)):
-            return known
-        if known is None:
-            self._lock.acquire()
+        if not self._lock.acquire(blocking=self._until == 0.0):  # the first answer is waited for
+            return self._facts
         try:
-            facts = self._facts
-            if facts is None or not self._is_fresh():
-                facts = self._facts = self._ask()
+            if time.monotonic() >= self._until:
+                self._facts = self._ask()
                 self._until = time.monotonic() + KEPT
-            return facts
+            return self._facts
         finally:
             self._lock.release()
-
-    def _is_fresh(self) -> bool:
-        return time.monotonic() < self._until
 
     def _ask(self) -> HealthFacts:
         core = self._core
         stores: dict[Literal["sessions", "accounts"], StoreState] = {}
         if Tier.SESSION in core.settings.precedence:
-            stores["sessions"] = _state(core.sessions)
+            stores["sessions"] = _state(core.sessions.probe)
         if core.accounts.tiers:
-            stores["accounts"] = _state(core.accounts)
+            stores["accounts"] = _state(core.accounts.probe)
         faults = set(stores.values()) - {"ok"}
         skipped = faults <= {"unavailable"} and core.settings.on_store_failure == "skip"
         status: Status = "ok" if not faults else "degraded" if skipped else "down"
         return {"status": status, "stores": stores}
 
 
-class _Store(Protocol):
-    def probe(self) -> None: ...
-
-
-def _state(store: _Store) -> StoreState:
+def _state(probe: Callable[[], None]) -> StoreState:
     try:
-        store.probe()
+        probe()
     except StoreError:
         return "unavailable"
     except OutdatedTablesError:

@@ -25,7 +25,7 @@ import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -94,9 +94,8 @@ class Documents(Protocol):
     raises ``StoreError`` if the store does not answer.
     """
 
-    @property
-    def name(self) -> str:
-        """The noun for the storage sentence: "Redis", "the database"."""
+    #: The noun for the storage sentence: "Redis", "the database".
+    name: str
 
     def find(self, sid: str) -> str | None:
         """Return the ref that a session id leads to, or None."""
@@ -192,6 +191,7 @@ class Sessions:
     def __post_init__(self) -> None:
         self.name = self.documents.name
         self._counts = self.documents.apart()
+        self._confirm_key: Callable[[], object] = self.canary.confirm if self.canary else bool
         self._ttl, self._max_age = self.ttl.total_seconds(), self.max_age.total_seconds()
 
     def probe(self) -> None:
@@ -211,45 +211,48 @@ class Sessions:
 
         Concurrent first callers get the same ref.
         """
-        held = self._lead(sid)
-        if held is not None and held != dead and self._load(held) is not None:
+        leads = self._leads(sid)
+        if held := next((ref for ref in self._living(sid, leads) if ref != dead), None):
             return held
         ref, now = secrets.token_hex(16), self.clock()
         body = _encode(_Document(sid, "", now, now, {}, {}))
         self.documents.swap(ref, None, secrets.token_hex(8), body, min(self._ttl, self._max_age))
-        won = self._point(sid, ref, instead_of=held)
+        won = self._point(leads, ref)
         if won != ref:
             self.documents.delete(ref)
         return won
 
     def find(self, sid: str) -> str | None:
         """Return the ref of the living session that a session id leads to, or None."""
-        ref = self._lead(sid)
-        return None if ref is None or self._load(ref) is None else ref
+        return next(self._living(sid, self._leads(sid)), None)
 
     def renew(self, session: SessionRef, new_sid: str) -> None:
         """Move a session to another session id; the old id ends."""
         if new_sid == session.sid:
             return
         # The new id leads here before the old one stops, so one of them does at any moment.
-        self._point(new_sid, session.ref, instead_of=self._lead(new_sid))
+        self._point(self._leads(new_sid), session.ref)
 
-        def move(document: _Document) -> bool:
-            if not _share(document.sid, f"{session.sid} {new_sid}"):
-                return False
+        def move(document: _Document) -> str | None:
+            before = document.sid
+            if not _share(before, f"{session.sid} {new_sid}"):
+                return None
             document.sid = new_sid
-            return True
+            return before
 
-        if self._swap(session.ref, move):
-            self._point(session.sid, _ENDED, instead_of=session.ref)
+        if before := self._swap(session.ref, move):
+            # What other workers know it by ends too.
+            old = {*session.sid.split(), *before.split()} - {*new_sid.split()}
+            self._point(dict.fromkeys(old, session.ref), _ENDED)
         else:
-            self._forget(new_sid, session.ref)
+            for one in new_sid.split():
+                self.documents.forget(one, session.ref)
 
     def end(self, session: SessionRef) -> None:
         """Delete everything in a session; writes still under way are refused."""
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
-            self._point(session.sid, _ENDED, instead_of=session.ref)
+            self._point(dict.fromkeys(session.sid.split(), session.ref), _ENDED)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.
@@ -275,10 +278,17 @@ class Sessions:
         lost = _note(session, document)
         if (self.clock() - document.seen) * _SLIDE > self._ttl:
             self._slide(session, identity)
-        left = document.left if identity else {}
         own = _records(document.side(identity), providers)
-        view = SessionView(own, _records(left, providers), lost=lost)
-        return self._without_over(session, identity, view)
+        left = _records(document.left, providers) if identity else {}
+        leaving = [one for one in (*own.values(), *left.values()) if one.leaving]
+        if leaving and identity and self.over is not None:
+            over = self.over(identity, [one.version for one in leaving])
+            gone = [one for one in leaving if one.version in over]
+            self.remove(session, identity, gone)
+            own, left = (
+                {name: one for name, one in side.items() if one not in gone} for side in (own, left)
+            )
+        return SessionView(own, left, lost=lost)
 
     def write(self, session: SessionRef, identity: str, record: CredentialRecord) -> None:
         """Store a record under its provider, replacing the one before it.
@@ -314,28 +324,27 @@ class Sessions:
         return self._change(session, identity, drop, claim=False) or []
 
     def mark_leaving(
-        self, session: SessionRef, identity: str, records: Iterable[CredentialRecord]
+        self, session: SessionRef, identity: str, records: Collection[CredentialRecord]
     ) -> list[CredentialRecord]:
         """Mark records as leaving, all in one step, and return those that are still there, as stored before.
 
         A record of another version is not marked. Nothing is without accounts or for a visitor.
         """
-        versions = [(one.provider, one.version) for one in records]
-        if not versions or not identity or self.over is None:
+        if not records or not identity or self.over is None:
             return []
-        leave = partial(dataclasses.replace, leaving=True)
-        return self._change(session, identity, lambda found: found.edit(versions, leave)) or []
+        leave = _editing(records, partial(dataclasses.replace, leaving=True))
+        return self._change(session, identity, leave) or []
 
-    def remove(self, session: SessionRef, identity: str, ended: Iterable[CredentialRecord]) -> None:
+    def remove(
+        self, session: SessionRef, identity: str, ended: Collection[CredentialRecord]
+    ) -> None:
         """Delete records of just these versions, all in one step.
 
         If the store does not answer they stay, but do not count.
         """
-        versions = [(one.provider, one.version) for one in ended]
-        if versions:
+        if ended:
             with suppress(StoreError):
-                drop = partial(_Document.edit, versions=versions, change=lambda _: None)
-                self._change(session, identity, drop, claim=False)
+                self._change(session, identity, _editing(ended, lambda _: None), claim=False)
 
     def adopt(
         self, session: SessionRef, identity: str, record: CredentialRecord, *, replace: bool
@@ -364,9 +373,9 @@ class Sessions:
 
         The version's verdict and count stay, and what is leaving goes on leaving.
         """
-        versions, put = [(record.provider, record.version)], partial(_resealed, record=record)
         self._confirm_key()
-        return bool(self._change(session, identity, lambda found: found.edit(versions, put)))
+        put = _editing([record], partial(_resealed, record=record))
+        return bool(self._change(session, identity, put))
 
     # What becomes known about them
 
@@ -383,8 +392,7 @@ class Sessions:
                 return record
             return dataclasses.replace(record, validity=verdict)
 
-        version = (provider, verdict.version)
-        self._swap(session.ref, lambda document: document.edit([version], learn))
+        self._swap(session.ref, lambda found: found.edit([(provider, verdict.version)], learn))
 
     def count(self, use: SessionUse) -> None:
         """Add uses to the count of the record of their version; as with a verdict nothing else changes.
@@ -398,20 +406,16 @@ class Sessions:
             return dataclasses.replace(record, usage_count=count, last_used_at=last)
 
         version = (use.provider, use.version)
-        self._swap(use.ref, lambda document: document.edit([version], add), self._counts)
+        self._swap(use.ref, lambda found: found.edit([version], add), self._counts)
 
     # Steps
 
-    def _confirm_key(self) -> None:
-        if self.canary is not None:
-            self.canary.confirm()
-
     def _lost(self, session: SessionRef) -> frozenset[str]:
         """Return the providers with keys in a session that has no document though nothing has ended it."""
-        saved = session.saved
-        if not saved or not saved.providers or self._lead(session.sid) not in (None, session.ref):
-            return frozenset()
-        return saved.providers
+        if not (lost := session.saved.providers if session.saved else frozenset()):
+            return lost
+        ended = {*self._leads(session.sid).values()} - {None, session.ref}
+        return frozenset() if ended else lost
 
     def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
         """Return a living document and its revision."""
@@ -429,20 +433,25 @@ class Sessions:
         """Return how long a document lives, in seconds."""
         return min(document.seen + self._ttl, document.created + self._max_age) - self.clock()
 
-    def _lead(self, sid: str) -> str | None:
-        """Return the ref that a session id leads to, by its first hash that leads anywhere."""
-        return next(filter(None, map(self.documents.find, sid.split())), None)
+    def _leads(self, sid: str) -> dict[str, str | None]:
+        """Return where each hash of a session id leads."""
+        return {one: self.documents.find(one) for one in sid.split()}
 
-    def _point(self, sid: str, ref: str, *, instead_of: str | None) -> str:
-        """Let all hashes of a session id lead to a ref, or to the one that another caller has set."""
+    def _living(self, sid: str, leads: Mapping[str, str | None]) -> Iterator[str]:
+        """Yield the living sessions that are a session id's own: others have been renewed under another one."""
+        for ref in filter(None, leads.values()):
+            if (loaded := self._load(ref)) and _share(loaded[1].sid, sid):
+                yield ref
+
+    def _point(self, leads: Mapping[str, str | None], ref: str) -> str:
+        """Let all hashes of a session id lead to a ref, or to the one that another caller has set.
+
+        :param leads: where they lead now, or the ref that they may lead to.
+        """
         # The last is of the oldest key, which all workers have, so it decides.
-        for one in reversed(sid.split()):
-            ref = self.documents.point(one, ref, self._ttl, instead_of=instead_of)
+        for one in reversed([*leads]):
+            ref = self.documents.point(one, ref, self._ttl, instead_of=leads[one])
         return ref
-
-    def _forget(self, sid: str, ref: str) -> None:
-        for one in sid.split():
-            self.documents.forget(one, ref)
 
     def _slide(self, session: SessionRef, identity: str) -> None:
         """Begin the lifetime of a session and its id again, if the store takes that now."""
@@ -455,15 +464,14 @@ class Sessions:
 
         with suppress(StoreError):
             if self._change(session, identity, see, claim=False):
-                self._point(session.sid, session.ref, instead_of=session.ref)
+                self._point(dict.fromkeys(session.sid.split(), session.ref), session.ref)
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
-        if not _share(document.sid, session.sid):
-            return False
-        if document.owner in ("", identity):
-            return True
-        self.end(session)
+        if _share(document.sid, session.sid):
+            if document.owner in ("", identity):
+                return True
+            self.end(session)
         return False
 
     def _change(
@@ -508,17 +516,10 @@ class Sessions:
             time.sleep(secrets.randbelow(1000) / 1000 * min(_LONGEST_PAUSE, 0.001 * 1.5**attempt))
         raise StoreError(tier="session")
 
-    def _without_over(self, session: SessionRef, identity: str, view: SessionView) -> SessionView:
-        """Return a view without the records whose version is over, and remove those."""
-        both = (*view.records.values(), *view.visitor_records.values())
-        leaving = [record for record in both if record.leaving]
-        if not leaving or not identity or self.over is None:
-            return view
-        over = self.over(identity, [record.version for record in leaving])
-        gone = [record for record in leaving if record.version in over]
-        self.remove(session, identity, gone)
-        own, left = _without(view.records, gone), _without(view.visitor_records, gone)
-        return dataclasses.replace(view, records=own, visitor_records=left)
+
+def _editing(records: Iterable[CredentialRecord], change: Change) -> Edit[list[CredentialRecord]]:
+    versions = [(one.provider, one.version) for one in records]
+    return lambda document: document.edit(versions, change)
 
 
 def _note(session: SessionRef, document: _Document) -> frozenset[str]:
@@ -542,10 +543,12 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
     """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
     if provider not in side:
         return None
-    with suppress(ValueError, msgspec.DecodeError):  # one alone in new releases
+    try:
         record = _decode_record(side[provider])
         if record.provider == provider:
             return record
+    except (ValueError, msgspec.DecodeError):  # one alone in new releases
+        pass
     now = utcnow()
     return CredentialRecord(
         provider, owner="", ciphertext="", hint="", version="", created_at=now, updated_at=now
@@ -553,12 +556,7 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
 
 
 def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
-    found = ((provider, _record(side, provider)) for provider in providers)
-    return {provider: record for provider, record in found if record is not None}
-
-
-def _without(records: Records, gone: Collection[CredentialRecord]) -> Records:
-    return {name: record for name, record in records.items() if record not in gone}
+    return {provider: found for provider in providers if (found := _record(side, provider))}
 
 
 def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:

@@ -67,6 +67,11 @@ class Breaker:
             with self._lock:
                 self._faults, self._open_until = 0, 0.0
 
+    def unasked(self) -> None:
+        """Note that the store was not asked after all: the next caller may ask."""
+        with self._lock:
+            self._open_until = 0.0
+
     def fault(self) -> None:
         """Note that the store did not answer."""
         with self._lock:

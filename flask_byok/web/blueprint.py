@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from flask import Blueprint, url_for
+from flask import Blueprint, Flask, url_for
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
 from . import forms, keys_api, records_api
-from .guards import refuse_cross_site, refuse_unrouted, secure
-from .health import HEALTH, health_view
+from .guards import HEADERS, hide_address, refuse_cross_site, refuse_unrouted, secure
 from .keys_api import make_view
 from .openapi import Route, describe
 from .problems import http_problem_response, problem_response
@@ -38,12 +38,23 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     for kind in (HTTPException, CSRFError):  # a host may have a handler of its own for the second
         blueprint.register_error_handler(kind, forms.shown_on_page(http_problem_response))
     for route in ROUTES:
-        view = health_view if route is HEALTH else make_view(route)
-        blueprint.add_url_rule(route.path, route.name, view, methods=[route.method])
+        blueprint.add_url_rule(route.path, route.name, make_view(route), methods=[route.method])
     blueprint.add_url_rule("/providers/settings", "settings_page", UI().document)
     actions = f"/providers/settings/<any({', '.join(forms.ACTIONS)}):action>"
     blueprint.add_url_rule(actions, "settings_action", forms.settings_action, methods=["POST"])
     return blueprint
+
+
+def before_session(app: Flask, url_prefix: str) -> dict[str, Callable[..., Iterable[bytes]]]:
+    """Return what answers by path before everything that a request may wait for, or be refused by: health."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        hide_address(app.request_class(environ), app)
+        response = keys_api.respond(keys_api.HEALTH, keys_api.health(app))
+        response.headers.update(HEADERS)
+        return response(environ, start_response)
+
+    return {f"{url_prefix}{keys_api.HEALTH.path}": answer}
 
 
 def openapi() -> Document:
@@ -56,5 +67,4 @@ def _document(url: str) -> Document:
     return Document(describe(ROUTES, url=url, version=version("flask-byok")))
 
 
-_DESCRIPTION = Route("GET", _OPENAPI, "openapi", "keys", openapi)
-ROUTES = (*keys_api.ROUTES, *records_api.ROUTES, HEALTH, _DESCRIPTION)
+ROUTES = (*keys_api.ROUTES, *records_api.ROUTES, Route("GET", _OPENAPI, "openapi", "keys", openapi))

@@ -6,21 +6,17 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from flask import Flask, Response, current_app, has_app_context, has_request_context, request
+from flask import Flask, Request, Response, current_app, has_request_context, request
 
 from .. import signals
-from ..errors import (
-    ConfigurationError,
-    OwnerRequiredError,
-    SessionRequiredError,
-    StoreError,
-)
+from ..errors import ConfigurationError, OwnerRequiredError, SessionRequiredError, StoreError
 from ..keys.service import Service
 from ..keys.sessions import KeysLostError
 from ..model.credential import Credential
@@ -145,9 +141,10 @@ def get_state(app: Any = None) -> ByokState:
 
     :raises ConfigurationError: flask-byok was not set up for it, or there is none.
     """
-    if app is None and not has_app_context():
+    app = app or current_app
+    if not app:
         raise ConfigurationError(_NO_APP)
-    state: ByokState | None = (app or current_app).extensions.get(EXTENSION)
+    state: ByokState | None = app.extensions.get(EXTENSION)
     if state is None:
         raise ConfigurationError(
             "flask-byok is not set up for this app; did you forget to call byok.init_app(app)?"
@@ -202,12 +199,35 @@ def person(user_id: Any, teams: Any) -> Caller:
     return Caller(user, teams=_teams_of(loaders), request_id=secrets.token_hex(8), named=True)
 
 
-def shut_out() -> None:
-    """Before a request: do not let it act for the caller whom code around it has named.
+def follow_requests(
+    app: Flask, binding: SessionBinding, go_first: Callable[[Request], None]
+) -> None:
+    """Put our hooks outermost, one before a request and one after it: Flask takes a microsecond for each.
 
-    That is a test's client, or a stream before it on this thread whose block is still open.
+    :param go_first: opens the body, which decides how much of it is read, and so comes before all others.
     """
-    request.environ[_BEGAN] = next(_order)
+
+    def begin() -> None:
+        asked = cast(Any, request)._get_current_object()
+        go_first(asked)
+        # It does not act for the caller whom code around it has named: that is a test's client, or a stream before it
+        # on this thread whose block is still open.
+        asked.environ[_BEGAN] = next(_order)
+        binding.begin(asked)
+
+    def finish(response: Response) -> Response:
+        place = kept()
+        if _USED in place:
+            _name_sources(response, place[_USED].values())
+        return binding.finish(response, place)
+
+    app.before_request_funcs.setdefault(None, []).insert(0, begin)
+    app.after_request_funcs.setdefault(None, []).insert(0, finish)
+    with suppress(ImportError):
+        from flask_login import user_logged_out
+
+        # The signal, which all apps share, holds this method and the app weakly.
+        user_logged_out.connect(binding.end, app)
 
 
 def current_caller(state: ByokState) -> Caller:
@@ -242,10 +262,9 @@ def _innermost() -> _Named | None:
 
 def actor(state: ByokState) -> Caller:
     """Return the caller, or the app itself where there is none."""
-    try:
+    with suppress(OwnerRequiredError):
         return current_caller(state)
-    except OwnerRequiredError:
-        return Caller()
+    return Caller()
 
 
 def for_caller(
@@ -264,18 +283,13 @@ def in_session(state: ByokState, act: Callable[[Caller], _T], *, telling: bool =
     if not in_request() or _named_caller(state):
         return act(current_caller(state))
 
-    def attempt(*, again: bool = False) -> _T:
-        caller = _caller(state, establish=True, replace=again)
-        if caller.session is not None and caller.session.saved is not None:
-            caller.session.saved.telling = telling
-        return act(caller)
-
+    enter = partial(_caller, state, establish=True, telling=telling)
     try:
-        return attempt()
+        return act(enter())
     except KeysLostError:
         raise
     except SessionRequiredError:
-        return attempt(again=True)
+        return act(enter(replace=True))
 
 
 _Used = TypeVar("_Used", Credential, BaseProvider)
@@ -288,16 +302,16 @@ def note_use(used: _Used) -> _Used:
     recognizes only while the credential is alive.
     """
     if has_request_context():
-        kept().setdefault(_USED, []).append(used)
+        # What is asked for many times in a request is kept once.
+        kept().setdefault(_USED, {})[getattr(used, "version", None) or id(used)] = used
     return used
 
 
-def name_sources(response: Response) -> Response:
+def _name_sources(response: Response, used: Iterable[Credential | BaseProvider]) -> None:
     """Name in ``X-BYOK-Source`` the tiers of the keys that served this request.
 
     A provider object counts if it made a call; in a stream also if it was not used yet, since that may come.
     """
-    used: list[Credential | BaseProvider] = kept().get(_USED, [])
     sources: dict[str, None] = {}
     for each in used:
         served = each.served if isinstance(each, BaseProvider) else None
@@ -306,7 +320,6 @@ def name_sources(response: Response) -> Response:
             sources[str(each.source)] = None
     if sources and SOURCE_HEADER not in response.headers:
         response.headers[SOURCE_HEADER] = ", ".join(sources)
-    return response
 
 
 def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
@@ -343,10 +356,14 @@ def _teams_of(loaders: Loaders) -> tuple[str, ...]:
     return kept
 
 
-def _caller(state: ByokState, *, establish: bool = False, replace: bool = False) -> Caller:
+def _caller(state: ByokState, **options: bool) -> Caller:
+    """Return the caller of the present request.
+
+    :param options: see ``SessionBinding.current``.
+    """
     user = user_of(state.loaders)
     try:
-        session = state.binding.current(identity_of(user), establish=establish, replace=replace)
+        session = state.binding.current(identity_of(user), **options)
     except StoreError:
         if state.settings.on_store_failure == "fail":
             raise
@@ -354,14 +371,9 @@ def _caller(state: ByokState, *, establish: bool = False, replace: bool = False)
     address = request.remote_addr or ""
     if user is None:
         return Caller(session=session, address=address)
-    caller = Caller(
-        user=user,
-        session=session,
-        teams=_teams_of(state.loaders),
-        admin=bool(state.loaders.admin()),
-        address=address,
-        request_id=kept().setdefault(REQUEST_ID, secrets.token_hex(8)),
-    )
+    teams, admin = _teams_of(state.loaders), bool(state.loaders.admin())
+    request_id = kept().setdefault(REQUEST_ID, secrets.token_hex(8))
+    caller = Caller(user, session, teams, admin, address, request_id)
     # Noted first: if the next step fails, the session is this user's all the same.
     if session is not None and state.binding.claim(caller.identity):
         _sign_in(state, caller)

@@ -77,16 +77,16 @@ class ForeignOriginError(CSRFError):  # type: ignore[misc]  # Flask-WTF is untyp
     """Raised when a page of another origin called, which a fresh token does not help; says what may."""
 
 
-def go_first() -> None:
+def go_first(asked: Request) -> None:
     """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
 
     That checks the same token, and on HTTPS the referrer, which a host's page may keep back on purpose. What the
     referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
     """
-    if request.blueprint == "byok":
-        hide_address()
+    if asked.blueprint == "byok":
+        hide_address(asked)
         # Not request.max_content_length, which Flask 3.0 does not let us set.
-        request.stream = get_input_stream(request.environ, max_content_length=MAX_BODY)
+        asked.stream = get_input_stream(asked.environ, max_content_length=MAX_BODY)
         protect = current_app.extensions.get("csrf")
         if isinstance(protect, CSRFProtect):
             protect.exempt(current_app.blueprints["byok"])
@@ -122,9 +122,10 @@ def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
     """
 
     def refuse() -> Response | None:
-        error, path = request.routing_exception, re.sub("/+", "/", f"{request.path}/")
-        is_ours = any(path.startswith(f"{root}/") for root in roots)
-        if error is None or not is_ours:
+        if (error := request.routing_exception) is None:
+            return None
+        path = re.sub("/+", "/", f"{request.path}/")
+        if not any(path.startswith(f"{root}/") for root in roots):
             return None
         hide_address()
         if not isinstance(error, NotFound | MethodNotAllowed):

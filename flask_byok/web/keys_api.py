@@ -1,4 +1,4 @@
-"""The calls of ``/api/providers/keys``: the verbs over HTTP, for the present caller."""
+"""The calls of ``/api/providers/keys``: the verbs over HTTP, for the present caller; and health, for everyone."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Callable
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
-from flask import Response, request
+from flask import Flask, Response, request
 from msgspec import Meta
 
 from ..errors import InvalidFieldError, RevealDisabledError
+from ..keys.health import HealthFacts
 from ..keys.service import Service
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
@@ -152,12 +153,17 @@ def promote_keys(body: PromoteRequest) -> PromoteResponse:
     return {"promoted": done["promoted"], "kept": done["kept"]}
 
 
+def health(app: Flask | None = None) -> HealthFacts:
+    """Return if keys can be found here, and the state of each store; no key and no session is needed."""
+    return get_state(app).service.health.look()
+
+
 def make_view(route: Route) -> Callable[..., Response]:
     """Return the view that answers a route: it reads body and query as the call's types, and encodes its answer.
 
     :raises RevealDisabledError: the request asks for the key itself, of a call that never shows it.
     """
-    types, status, changes = route.types, route.status, route.changes
+    types, changes = route.types, route.changes
 
     def view(**path: str) -> Response:
         arguments = route.open(**path)
@@ -169,25 +175,34 @@ def make_view(route: Route) -> Callable[..., Response]:
             arguments.append(read_body(types["body"]))
         elif changes:
             expect_no_body()
-        answer = route.call(*arguments)
-        if answer is None:
-            response = Response(status=status)
-            del response.headers["Content-Type"]
-            return response
-        response = Response(msgspec.json.encode(answer), status, mimetype="application/json")
-        if "version" in answer:
-            response.set_etag(str(answer["version"]))
-        if status == HTTPStatus.CREATED:
-            response.headers["Location"] = f"{request.script_root}{request.path}/{answer['id']}"
-        return response
+        return respond(route, route.call(*arguments))
 
     return view
 
 
+def respond(route: Route, answer: Any) -> Response:
+    """Return the answer of a route's call as a response."""
+    status = route.status
+    if answer is None:
+        response = Response(status=status)
+        del response.headers["Content-Type"]
+        return response
+    if route.may_fail and answer["status"] == "down":
+        status = HTTPStatus.SERVICE_UNAVAILABLE
+    response = Response(msgspec.json.encode(answer), status, mimetype="application/json")
+    if "version" in answer:
+        response.set_etag(str(answer["version"]))
+    if status == HTTPStatus.CREATED:
+        response.headers["Location"] = f"{request.script_root}{request.path}/{answer['id']}"
+    return response
+
+
+HEALTH = Route("GET", "/providers/health", "health", "operations", health, may_fail=True)
 ROUTES = (
     Route("GET", "/providers/keys", "get", "keys", list_keys),
     Route("POST", "/providers/keys/set", "set", "keys", set_key),
     Route("POST", "/providers/keys/clear", "clear", "keys", clear_key),
     Route("POST", "/providers/keys/validate", "validate", "keys", validate_key),
     Route("POST", "/providers/keys/promote", "promote", "keys", promote_keys),
+    HEALTH,
 )

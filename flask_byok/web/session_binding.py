@@ -1,45 +1,28 @@
-"""Bind the session store to the host's server-side session, and keep the host up while that session's store is down.
+"""Bind the session store to the host's server-side session.
 
 The host's session data holds one entry: the ``ref``, a random name for the session's document. If it is there at
 the start of a request and gone at the end, the session was cleared; if the session id has changed, it was renewed.
-Other requests that use no keys cost no round trip.
-
-Flask opens the session first, outside of every error handler, so a dead session store turns each route with a session
-cookie into a 500 after a long wait. Behind our guard the request goes on, with a session that raises ``StoreError``
-when it is touched: routes that need no session work as before, the others answer 503.
+Other requests that use no keys cost no round trip. How the host stays up while the store of its sessions is down:
+see ``session_guard``.
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any
 
-from flask import Flask, Response, after_this_request, current_app, g, has_request_context, request
+from flask import Flask, Request, Response, current_app, g, has_request_context, request
 from flask.globals import app_ctx, request_ctx
-from flask.sessions import (
-    NullSession,
-    SecureCookieSession,
-    SecureCookieSessionInterface,
-    SessionInterface,
-    SessionMixin,
-)
+from flask.sessions import NullSession, SecureCookieSession, SecureCookieSessionInterface
 
 from ..errors import ConfigurationError, OwnerRequiredError, StoreError
 from ..keys.sessions import Sessions
 from ..model.owner import Saved, SessionRef, Tier
-from ..storage.breaker import Breaker, Reporter, is_away
-from ..storage.reasons import reason_of
 from .problems import problem_response
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIApplication
+from .session_guard import LostSession, UnavailableSession, guard_interface
 
 #: Our entries in the host's session data: the ref, the identity of its signed-in user, whether ``BYOK_PROMOTE`` has
 #: yet to be applied to what that user saved as a visitor, and under which ref keys were saved, for which providers.
@@ -50,14 +33,11 @@ _ENVIRON = "flask_byok.session"
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
 _logger = logging.getLogger("flask_byok.web")
-
-# What a browser keeps (RFC 6265, sections 4.1.1 and 6.1): a driver may take a second to refuse a NUL.
-_SESSION_ID = re.compile("[ -~]{0,4096}")
-
-#: A session store that takes longer to fail, in seconds, is left alone for a while.
-SLOW_FAULT = 0.05
-
-_UNAVAILABLE = "The session store is not available right now. Please try again in a moment."
+# Flask's, which mypy takes for what they stand for.
+_app: Any = current_app
+_app_context: Any = app_ctx
+_context: Any = request_ctx
+_request: Any = request
 
 #: The advice wherever it is not known whose keys are meant.
 SAY_WHOSE = (
@@ -89,15 +69,18 @@ class _Seen:
     emptied: bool = False
     unfinished: bool = False
     failed: bool = False
+    named: SessionRef | None = None
 
     @classmethod
     def now(cls, session: Any) -> _Seen:
         """Read the session without marking it as accessed."""
-        marker = dict.get(session, MARKER)
-        seen = cls(session, session.sid, marker, _keys(session), filled=_filled(session))
-        if marker == _TO_END:
+        seen = cls(session, session.sid, None, _keys(session))
+        if not seen.keys:  # new, or without anything of ours
+            return seen
+        seen.marker, seen.filled = dict.get(session, MARKER), _filled(session)
+        if seen.marker == _TO_END:
             seen.marker, seen.unfinished = None, True
-        if seen.marker is None and seen.keys:
+        if seen.marker is None:
             # Notice session.clear() even if a race has lost the marker.
             clear = session.clear
 
@@ -109,9 +92,9 @@ class _Seen:
         return seen
 
     def was_cleared(self) -> bool:
-        if self.marker is not None:
-            return dict.get(self.session, MARKER) != self.marker
-        return self.emptied
+        return (
+            self.emptied if self.marker is None else dict.get(self.session, MARKER) != self.marker
+        )
 
     def remember(self, ref: str) -> None:
         self.session[MARKER] = self.marker = ref
@@ -131,55 +114,35 @@ class SessionBinding:
     identity: Callable[[], str]
     is_required: bool = True
 
-    def init_app(
-        self,
-        app: Flask,
-        without_session: Mapping[str, WSGIApplication],
-        first: Callable[[], object],
-    ) -> None:
-        """Put our hooks outermost: first before a request, last after it.
-
-        :param without_session: answers GET by path, before Flask knows of the request.
-        :param first: is called at the first request.
-        """
-        guard_sessions(app, without_session, [first])
-        app.before_request_funcs.setdefault(None, []).insert(0, self._before_request)
-        app.after_request_funcs.setdefault(None, []).insert(0, self._after_request)
-        with suppress(ImportError):
-            from flask_login import user_logged_out
-
-            # The signal, which all apps share, holds this method and the app weakly.
-            user_logged_out.connect(self.end, app)
-
     def current(
-        self, identity: str, *, establish: bool = False, replace: bool = False
+        self, identity: str, *, establish: bool = False, replace: bool = False, telling: bool = True
     ) -> SessionRef | None:
         """Return the session of this request, or None; ask the store only if a race lost the ref.
 
         :param establish: make a session if there is none.
         :param replace: make another one, as the store says that this one has ended.
+        :param telling: off: leave it to a later call to say that the session's keys were lost.
         """
         seen = self._caught_up()
         if seen is None:
             return None
         if seen.late:
-            return self._current_late(seen, identity)
+            return self._current_late(seen, identity, telling)
         if not establish and seen.marker is None and (ref := self._known_ref(seen)):
             seen.remember(ref)
         self._confirm(seen, identity)
         if replace or (establish and seen.marker is None):
             seen.remember(self.store.establish(self._hash(seen.sid), seen.marker))
-        return None if seen.marker is None else self._ref(seen, seen.marker)
+        return None if seen.marker is None else self._ref(seen, seen.marker, telling)
 
     def claim(self, identity: str) -> bool:
         """Note that this user uses the session; return True if ``BYOK_PROMOTE`` has yet to be applied."""
         seen = kept()[_ENVIRON]
-        return not seen.late and self._claim(seen.session, identity)
-
-    def _claim(self, data: Any, identity: str) -> bool:
-        if OWNER not in dict.keys(data):
-            data[OWNER], data[DUE] = identity, True
-        return DUE in dict.keys(data)
+        if seen.late:
+            return False
+        if OWNER not in dict.keys(seen.session):
+            seen.session[OWNER], seen.session[DUE] = identity, True
+        return DUE in dict.keys(seen.session)
 
     def settle(self) -> None:
         """Note that ``BYOK_PROMOTE`` was applied."""
@@ -193,41 +156,45 @@ class SessionBinding:
         if seen is not None and (seen.marker or seen.keys):
             self._end(seen)
 
-    def _before_request(self) -> None:
+    def begin(self, asked: Request) -> None:
+        """Look at the session before anything of the host's does."""
         _shed_stale_context()
-        request.environ[_ENVIRON] = None
+        asked.environ[_ENVIRON] = None
         session = _session_of_request()
-        if isinstance(session, NullSession) and request.blueprint != "byok":
-            return  # the host's interface keeps no session for this path
         if isinstance(session, UnavailableSession):
-            after_this_request(session.let_go)
-            return
-        if not _is_server_side(session):
-            if self.is_required:
-                raise ConfigurationError(SERVER_SIDE_HELP)
-            return
-        request.environ[_ENVIRON] = _Seen.now(session)
+            session.until_answered()
+        elif not isinstance(session, SecureCookieSession) and hasattr(session, "sid"):
+            asked.environ[_ENVIRON] = _Seen.now(session)
+        # The host's interface may keep no session for some paths.
+        elif self.is_required and (
+            asked.blueprint == "byok" or not isinstance(session, NullSession)
+        ):
+            raise ConfigurationError(SERVER_SIDE_HELP)
 
-    def _after_request(self, response: Response) -> Response:
-        try:
-            if seen := request.environ.get(_ENVIRON):
+    def finish(self, response: Response, place: Mapping[str, Any]) -> Response:
+        """Follow what the host has done to the session.
+
+        :param place: see ``kept``.
+        """
+        seen: _Seen | None = place.get(_ENVIRON)
+        if seen is not None and not seen.late and (seen.marker or seen.keys):
+            try:
                 self._follow(seen)
-                self._end_if_owner_left(seen)
-                self._claim_if_signed_in(seen)
-        except StoreError as error:
-            # A sign-out or renewal failed: the person must learn that.
-            return problem_response(error)
+                if seen.marker is not None:
+                    self._follow_owner(seen)
+            except StoreError as error:
+                # A sign-out or renewal failed: the person must learn that.
+                return problem_response(error)
         return response
 
     def _caught_up(self) -> _Seen | None:
         """Carry over to the store what this request has done to the session so far."""
-        if not _has_request():
-            return None
-        if _ENVIRON not in kept():
-            kept()[_ENVIRON] = _read_late()
-        seen: _Seen | None = kept()[_ENVIRON]
+        place = kept()
+        if _ENVIRON not in place:
+            place[_ENVIRON] = _read_late()
+        seen: _Seen | None = place[_ENVIRON]
         if seen is None:
-            if isinstance(_session_of_request(), _LostSession):
+            if isinstance(_session_of_request(), LostSession):
                 raise StoreError(tier=Tier.SESSION)
             return None
         if seen.late:
@@ -248,11 +215,10 @@ class SessionBinding:
 
     def _confirm(self, seen: _Seen, identity: str) -> None:
         """End the session if it belongs to another signed-in user."""
-        owner = dict.get(seen.session, OWNER)
-        if owner is not None and owner != identity:
+        if dict.get(seen.session, OWNER, identity) != identity:
             self._end(seen)
 
-    def _current_late(self, seen: _Seen, identity: str) -> SessionRef | None:
+    def _current_late(self, seen: _Seen, identity: str, telling: bool) -> SessionRef | None:
         """Return the session of a request that our hooks did not see.
 
         :raises OwnerRequiredError: it has none, and no user; or the host's user is not the session's.
@@ -262,28 +228,27 @@ class SessionBinding:
         if not identity and not seen.keys:
             raise OwnerRequiredError(SAY_WHOSE)
         ref = self._known_ref(seen) if seen.sid else None
-        return None if ref is None else self._ref(seen, ref)
+        return None if ref is None else self._ref(seen, ref, telling)
 
-    def _claim_if_signed_in(self, seen: _Seen) -> None:
-        """Note whose a visitor's session has become, also if that user touches none of our routes."""
-        if seen.marker is None or OWNER in dict.keys(seen.session):
-            return
-        # The loader may need what only some views prepare: then a later request tells.
-        with suppress(Exception):
-            if identity := self.identity():
-                self._claim(seen.session, identity)
+    def _follow_owner(self, seen: _Seen) -> None:
+        """Notice a host that signs people out by only removing their id from the session.
 
-    def _end_if_owner_left(self, seen: _Seen) -> None:
-        """Notice a host that signs people out by only removing their id from the session."""
+        And note whose a visitor's session has become, also if that user touches none of our routes.
+        """
+        is_owned = OWNER in dict.keys(seen.session)
         # Only if an entry was removed or emptied: otherwise the host may not know the user yet.
-        if seen.marker is None or not seen.filled - _filled(seen.session):
+        if is_owned and not seen.filled - _filled(seen.session):
             return
         try:
             identity = self.identity()
         except Exception:
-            _logger.exception("The owner loader failed after a request; its session stays.")
-            return
-        self._confirm(seen, identity)
+            if is_owned:
+                _logger.exception("The owner loader failed after a request; its session stays.")
+            return  # it may need what only some views prepare: then a later request tells
+        if is_owned:
+            self._confirm(seen, identity)
+        elif identity:
+            self.claim(identity)
 
     def _end(self, seen: _Seen) -> None:
         try:
@@ -296,7 +261,7 @@ class SessionBinding:
             raise
         for ours in {MARKER, OWNER, DUE, SAVED} & dict.keys(seen.session):
             del seen.session[ours]
-        seen.marker, seen.emptied, seen.unfinished = None, False, False
+        seen.marker, seen.emptied, seen.unfinished, seen.named = None, False, False, None
         seen.sid, seen.keys = seen.session.sid, _keys(seen.session)
         seen.filled = _filled(seen.session)
 
@@ -304,18 +269,25 @@ class SessionBinding:
         if ref := self._known_ref(seen):
             self.store.renew(self._ref(seen, ref), self._hash(seen.session.sid))
             seen.remember(ref)
-        seen.sid = seen.session.sid
+        seen.sid, seen.named = seen.session.sid, None
 
     def _known_ref(self, seen: _Seen) -> str | None:
         # A session that arrived empty is new: the store cannot know it.
         return seen.marker or (self.store.find(self._hash(seen.sid)) if seen.keys else None)
 
-    def _ref(self, seen: _Seen, ref: str) -> SessionRef:
-        # A late session is a copy, which is not written back.
-        under, _, providers = str(dict.get(seen.session, SAVED, "")).partition(" ")
-        write = partial(_write_saved, seen.session)
-        saved = Saved(under or None, frozenset(providers.split()), write)
-        return SessionRef(self._hash(seen.sid), ref, saved)
+    def _ref(self, seen: _Seen, ref: str, telling: bool = True) -> SessionRef:
+        if seen.named is None or seen.named.ref != ref:
+            under, _, providers = str(dict.get(seen.session, SAVED, "")).partition(" ")
+
+            def write(now_under: str | None, those: frozenset[str]) -> None:
+                # A late session is a copy, which is not written back.
+                seen.session[SAVED] = " ".join((now_under or "", *sorted(those)))
+
+            saved = Saved(under or None, frozenset(providers.split()), write)
+            seen.named = SessionRef(self._hash(seen.sid), ref, saved)
+        if seen.named.saved is not None:
+            seen.named.saved.telling = telling
+        return seen.named
 
     def _hash(self, sid: str) -> str:
         return " ".join(hmac.digest(key, sid.encode(), "sha256").hex() for key in self.index_keys)
@@ -329,8 +301,7 @@ def index_key(secret_key: str | bytes) -> bytes:
 
 def secret_keys(app: Flask) -> list[str | bytes]:
     """Return the host's secret keys, the present one first."""
-    keys = [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())]
-    return [key for key in keys if key]
+    return [*filter(None, [app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())])]
 
 
 def app_name(secret_key: str | bytes) -> str:
@@ -357,13 +328,6 @@ def _filled(session: Any) -> frozenset[str]:
     return frozenset(name for name in _keys(session) if dict.get(session, name))
 
 
-def _write_saved(session: Any, ref: str | None, providers: frozenset[str]) -> None:
-    if ref is None:
-        session.pop(SAVED, None)
-    else:
-        session[SAVED] = " ".join((ref, *sorted(providers)))
-
-
 def in_request() -> bool:
     """Return True in a request of the current app, and not in an app context that code within it has pushed.
 
@@ -372,13 +336,13 @@ def in_request() -> bool:
     if not _has_request():
         return False
     # From Flask 3.2 on such a context has no request.
-    pushed = [context for _, context in getattr(request_ctx, "_cv_tokens", ()) if context]
-    return not pushed or cast(Any, app_ctx)._get_current_object() in pushed
+    pushed = [context for _, context in getattr(_context, "_cv_tokens", ()) if context]
+    return not pushed or _app_context._get_current_object() in pushed
 
 
 def _has_request() -> bool:
     # Code in another app's request may have pushed this app's context.
-    return has_request_context() and request_ctx.app is cast(Any, current_app)._get_current_object()
+    return has_request_context() and _context.app is _app._get_current_object()
 
 
 def kept() -> dict[str, Any]:
@@ -386,24 +350,23 @@ def kept() -> dict[str, Any]:
 
     It is the environ, except where our hooks did not run: all events of a socket have one environ.
     """
-    environ: dict[str, Any] = request.environ
-    return environ if _ENVIRON in environ else cast(Any, request)._get_current_object().__dict__
+    asked: Request = _request._get_current_object()
+    return asked.environ if _ENVIRON in asked.environ else vars(asked)
 
 
-def _read_late() -> _Seen | None:
+def _read_late() -> _Seen:
     """Read the session of a request that our hooks did not see.
 
     :raises OwnerRequiredError: the session was one when the connection began, and is none now.
+    :raises StoreError: the store of the host's sessions does not answer.
     """
-    app, session = cast(Any, current_app)._get_current_object(), _session_of_request()
-    there = session
-    if isinstance(session, _LostSession):
-        return None
+    app, there = _app._get_current_object(), _session_of_request()
+    session = there
     if not hasattr(session, "sid"):
         # Flask-SocketIO puts a copy in its place, made when the connection began.
         guard_interface(app)
         session = app.session_interface.open_session(app, request) or {}
-        if isinstance(session, _LostSession):
+        if isinstance(session, LostSession):
             raise StoreError(tier=Tier.SESSION)
     arrived = app.session_interface.get_cookie_name(app) in request.cookies
     keys = _keys(session) if arrived else frozenset()
@@ -415,14 +378,9 @@ def _read_late() -> _Seen | None:
     return _Seen(dict(dict.items(session)), sid, marker, keys, late=True)
 
 
-def _is_server_side(session: Any) -> bool:
-    in_cookie = isinstance(session, SecureCookieSession)
-    return not in_cookie and isinstance(getattr(session, "sid", None), str)
-
-
 def _session_of_request() -> Any:
     # flask.session would mark the session as accessed, and every page would then say "Vary: Cookie".
-    context = vars(cast(Any, request_ctx)._get_current_object())
+    context = vars(_context._get_current_object())
     return context["_session" if "_session" in context else "session"]  # Flask before 3.1.3
 
 
@@ -432,132 +390,3 @@ def _shed_stale_context() -> None:
         token = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
         for name in ("_login_user", "csrf_valid", token):
             left.pop(name, None)
-
-
-class _LostSession(dict[str, Any], SessionMixin):
-    """An empty session that is not saved."""
-
-    modified = accessed = False
-
-
-class UnavailableSession(_LostSession):
-    """A session whose store does not answer: reading or writing it raises ``StoreError``."""
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise StoreError(_UNAVAILABLE)
-
-    __getitem__ = __setitem__ = __delitem__ = __contains__ = __len__ = __iter__ = _refuse
-    get = pop = popitem = setdefault = update = clear = keys = values = items = _refuse
-    sid = property(_refuse)
-
-    def let_go(self, response: Response) -> Response:
-        """Become an empty session: the view has answered, and only hooks still read it."""
-        self.__class__ = _LostSession  # type: ignore[assignment]  # of the same layout
-        return response
-
-
-class SessionGuard:
-    """Wrap the host's session interface; all but opening and saving goes straight to it."""
-
-    def __init__(self, inner: SessionInterface) -> None:
-        self._inner = inner
-        self._breaker, self._reporter = Breaker(), Reporter("The host's session store")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-    def open_session(self, app: Flask, request: Any) -> SessionMixin | None:
-        """Open the host's session, or an unavailable one."""
-        if not self._breaker.allow():
-            return UnavailableSession()
-        started, cookie = time.monotonic(), self._inner.get_cookie_name(app)
-        _drop_impossible_id(request, cookie)
-        try:
-            session = self._inner.open_session(app, request)
-        except Exception as error:
-            self._note(app, error, "opened", started)
-            return UnavailableSession()
-        was_asked = cookie in request.cookies or bool(session)
-        # A visitor's new session takes back no fault: the store was not asked.
-        if was_asked or self._breaker.is_open:
-            self._breaker.success()
-        if was_asked:
-            self._reporter.success(changed=False)
-        return session
-
-    def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:
-        """Save the host's session; if a change cannot be saved, the answer becomes a 503."""
-        if isinstance(session, _LostSession):
-            return
-        started, changed = time.monotonic(), session.modified
-        try:
-            self._inner.save_session(app, session, response)
-        except (TypeError, ValueError):
-            raise  # a value cannot be serialized: the host's developer needs to see that
-        except Exception as error:
-            self._note(app, error, "saved", started)
-            if changed:
-                _become_unavailable(response)
-            return
-        if changed:
-            self._reporter.success(changed=True)
-
-    def _note(self, app: Flask, error: Exception, what: str, started: float) -> None:
-        away = is_away(error)
-        if away or reason_of(error):
-            self._reporter.failed(error, answered=not away)
-        else:
-            # The type alone: a driver's text may contain the store's URL with its password.
-            app.logger.error("The session could not be %s: %s", what, type(error).__name__)
-        # What one request brought itself says nothing about the store.
-        if not away:
-            return
-        # A quick fault costs other requests nothing.
-        if time.monotonic() - started > SLOW_FAULT:
-            self._breaker.fault()
-        else:
-            self._breaker.success()
-
-
-def _drop_impossible_id(request: Any, cookie: str) -> None:
-    """Take a cookie that can be no session's id off the request: the host makes a new session."""
-    if not _SESSION_ID.fullmatch(request.cookies.get(cookie, "")):
-        left = [pair for pair in request.cookies.items(multi=True) if pair[0] != cookie]
-        request.cookies = request.dict_storage_class(left)
-
-
-def guard_sessions(
-    app: Flask,
-    without_session: Mapping[str, WSGIApplication],
-    first: list[Callable[[], object]],
-) -> None:
-    """Wrap the app's session interface, no matter when the host sets it; see ``SessionBinding.init_app``."""
-    inner_wsgi_app = app.wsgi_app
-
-    def wsgi_app(environ: Any, start_response: Any) -> Any:
-        answer = without_session.get(environ.get("PATH_INFO", ""))
-        if answer is not None and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return answer(environ, start_response)
-        if first:
-            with suppress(IndexError):  # another thread was quicker
-                first.pop()()
-        # At each request, since Session(app) may be called after byok.init_app(app).
-        guard_interface(app)
-        return inner_wsgi_app(environ, start_response)
-
-    app.wsgi_app = wsgi_app  # type: ignore[method-assign]  # as Flask documents for middleware
-
-
-def guard_interface(app: Flask) -> None:
-    """Wrap the app's session interface, if it is not yet."""
-    if not isinstance(app.session_interface, SessionGuard):
-        app.session_interface = cast(SessionInterface, SessionGuard(app.session_interface))
-
-
-def _become_unavailable(response: Response) -> None:
-    """Replace an answer that reports success."""
-    problem = problem_response(StoreError(_UNAVAILABLE))
-    response.close()
-    response.direct_passthrough = False
-    response.status_code, response.headers = problem.status_code, problem.headers
-    response.response = problem.response

@@ -85,8 +85,8 @@ STRANGERS = [
 @pytest.mark.parametrize("claimed_by", ["write", "mark_leaving"])
 def test_strangers(store: Sessions, claimed_by: str, stranger: str, by: str) -> None:
     """A session that a user has written or marked in ends when another identity does anything there."""
+    store = dataclasses.replace(store, over=lambda _identity, _versions: set())
     session, record = begin(store), make_record()
-    store.over = lambda _identity, _versions: set()
     store.write(session, ANN if claimed_by == "write" else VISITOR, record)
     if claimed_by == "mark_leaving":
         assert store.mark_leaving(session, ANN, [record])
@@ -143,7 +143,7 @@ def test_marks_of_what_is_leaving(store: Sessions) -> None:
     session, left, own = begin(store), make_record(label='"leaving":true'), make_record("groq")
     store.write(session, VISITOR, left)
     assert store.mark_leaving(session, ANN, [left]) == []
-    store.over = lambda _identity, _versions: set()
+    store = dataclasses.replace(store, over=lambda _identity, _versions: set())
     assert store.mark_leaving(session, VISITOR, [left]) == []
     store.write(session, ANN, own)
     late = dataclasses.replace(own, version="another")

@@ -18,7 +18,9 @@ from flask_session.base import ServerSideSession
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_byok import BYOK, StoreError
-from flask_byok.web.session_binding import SLOW_FAULT, UnavailableSession
+from flask_byok.storage.breaker import Breaker
+from flask_byok.web import session_guard
+from flask_byok.web.session_guard import SLOW_FAULT, UnavailableSession
 from tests.app import KEYS, bare, limited_redis
 
 
@@ -196,6 +198,29 @@ def test_new_visitors_take_no_fault_back(app: Flask, interface: BrokenInterface)
         known.set_cookie("session", "the-sid")
         known.get("/plain")
     assert interface.opened - interface.opened_at_once == 2
+
+
+def test_new_visitors_decide_nothing_after_the_pause(
+    app: Flask, interface: BrokenInterface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the store may be asked again, requests for which it is not asked leave that to others; a saved one tells."""
+    now, asked = 0.0, 0
+    monkeypatch.setattr(session_guard, "Breaker", lambda: Breaker(lambda: now))
+    error, interface.seconds = TimeoutError(), SLOW_FAULT * 1.5
+    known = app.test_client()
+    known.set_cookie("session", "the-sid")
+    for path, more in ((None, 2), ("/plain", 1), ("/plain", 1), ("/write", 2)):
+        if path:
+            interface.open_error = None
+            method = "POST" if path == "/write" else "GET"
+            answers = [app.test_client().open(path, method=method) for _ in range(2)]
+            assert [answer.status_code for answer in answers] == [200, 200]
+        interface.open_error = error
+        for _ in range(3):
+            known.get("/plain")
+        asked += more
+        assert interface.opened - interface.opened_at_once == asked
+        now += 1.1
 
 
 @pytest.mark.parametrize(

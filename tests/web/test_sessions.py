@@ -319,6 +319,54 @@ def test_a_rotated_encryption_key_keeps_sessions(tmp_path: Path, fake: FakeProvi
     assert index_key("a") == index_key(b"a") != index_key("b")
 
 
+@pytest.fixture
+def rotating(tmp_path: Path, fake: FakeProviders) -> list[HostApp]:
+    """Make two workers on the same stores: one with the old SECRET_KEY, and one with both."""
+    config = {"csrf_protect": False, "WTF_CSRF_ENABLED": False, "BYOK_VALIDATE_ON_SET": "off"}
+    keys = ("old", []), ("new", ["old"])
+    return [
+        make_app(tmp_path, fake, SECRET_KEY=key, SECRET_KEY_FALLBACKS=fallbacks, **config)
+        for key, fallbacks in keys
+    ]
+
+
+def _at(app: HostApp, client: Browser) -> Browser:
+    """Return a browser in the same session at another worker."""
+    other = browser(app)
+    other.set_cookie("session", client.session_id)
+    return other
+
+
+def test_an_old_id_ends_nothing_at_another_worker(
+    rotating: list[HostApp], fake: FakeProviders
+) -> None:
+    """While SECRET_KEY is rotated too, an id that was renewed at one worker cannot end the session at the other."""
+    old, both = rotating
+    person = browser(both)
+    person.save(_key(fake))
+    thief, person = person.twin(), _at(old, person)
+    person.post("/renew")
+    # As an overlapping request does that ends after the renewal.
+    both.config["SESSION_CACHELIB"].set(f"session:{thief.session_id}", {"visits": 1})
+    assert _used(thief) is None
+    thief.post("/empty")
+    for app in rotating:
+        assert _used(_at(app, person)) == fingerprint(_key(fake))
+
+
+def test_an_end_hides_no_later_session(rotating: list[HostApp], fake: FakeProviders) -> None:
+    """What ended at the worker with both keys, and began again at the one with the old key, is found at both."""
+    old, both = rotating
+    person = browser(both)
+    person.save(_key(fake))
+    person.post("/empty?then=1")
+    person = _at(old, person)
+    person.save(_key(fake, "later"))
+    for app in rotating:
+        _edit(app, person, **{MARKER: None})
+        assert _used(_at(app, person)) == fingerprint(_key(fake, "later"))
+
+
 def test_the_stores_names_do_not_tell_the_session_id(
     app: HostApp, visitor: Browser, fake: FakeProviders, tmp_path: Path
 ) -> None:
