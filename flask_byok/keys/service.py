@@ -158,7 +158,8 @@ class Service:
 
     def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        metrics.record("resolves", 1, *facts.values(), "served")
+        if metrics.sinks:
+            metrics.record("resolves", 1, *facts.values(), "served")
         self.notify("key_used", facts)
         return self.traffic.counter(caller, credential)
 
@@ -376,7 +377,7 @@ def _failures_measured(specs: Iterable[ProviderSpec]) -> Iterator[None]:
     try:
         yield
     except ByokError as error:
-        for spec in specs:
+        for spec in specs if metrics.sinks else ():
             if error.provider in (None, spec.id):
                 metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
         raise

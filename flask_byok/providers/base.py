@@ -209,11 +209,13 @@ class BaseProvider(ABC):
         if not chosen:
             text = f"{self.display_name} has no default model: name one."
             raise InvalidFieldError(text, provider=self.name)
-        metrics.record("streams_open", 1, self.name)
+        if metrics.sinks:
+            metrics.record("streams_open", 1, self.name)
         try:
             yield from self._outcomes.follow(self._stream(client, messages, chosen))
         finally:
-            metrics.record("streams_open", -1, self.name)
+            if metrics.sinks:
+                metrics.record("streams_open", -1, self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""

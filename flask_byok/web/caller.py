@@ -209,7 +209,8 @@ def follow_requests(
 
     def begin() -> None:
         asked = cast(Any, request)._get_current_object()
-        go_first(asked)
+        if asked.blueprint == "byok":
+            go_first(asked)
         # It does not act for the caller whom code around it has named: that is a test's client, or a stream before it
         # on this thread whose block is still open.
         asked.environ[_BEGAN] = next(_order)

@@ -78,18 +78,17 @@ class ForeignOriginError(CSRFError):  # type: ignore[misc]  # Flask-WTF is untyp
 
 
 def go_first(asked: Request) -> None:
-    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
+    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs on them before the host's own ``CSRFProtect``.
 
     That checks the same token, and on HTTPS the referrer, which a host's page may keep back on purpose. What the
     referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
     """
-    if asked.blueprint == "byok":
-        hide_address(asked)
-        # Not request.max_content_length, which Flask 3.0 does not let us set.
-        asked.stream = get_input_stream(asked.environ, max_content_length=MAX_BODY)
-        protect = current_app.extensions.get("csrf")
-        if isinstance(protect, CSRFProtect):
-            protect.exempt(current_app.blueprints["byok"])
+    hide_address(asked)
+    # Not request.max_content_length, which Flask 3.0 does not let us set.
+    asked.stream = get_input_stream(asked.environ, max_content_length=MAX_BODY)
+    protect = current_app.extensions.get("csrf")
+    if isinstance(protect, CSRFProtect):
+        protect.exempt(current_app.blueprints["byok"])
 
 
 def refuse_cross_site() -> None:

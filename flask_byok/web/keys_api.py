@@ -163,7 +163,7 @@ def make_view(route: Route) -> Callable[..., Response]:
 
     :raises RevealDisabledError: the request asks for the key itself, of a call that never shows it.
     """
-    types, changes = route.types, route.changes
+    types, status, changes = route.types, route.status, route.changes
 
     def view(**path: str) -> Response:
         arguments = route.open(**path)
@@ -175,14 +175,13 @@ def make_view(route: Route) -> Callable[..., Response]:
             arguments.append(read_body(types["body"]))
         elif changes:
             expect_no_body()
-        return respond(route, route.call(*arguments))
+        return respond(route, route.call(*arguments), status)
 
     return view
 
 
-def respond(route: Route, answer: Any) -> Response:
+def respond(route: Route, answer: Any, status: HTTPStatus = HTTPStatus.OK) -> Response:
     """Return the answer of a route's call as a response."""
-    status = route.status
     if answer is None:
         response = Response(status=status)
         del response.headers["Content-Type"]
