@@ -37,7 +37,7 @@ from .web.caller import (
     note_use,
     person,
 )
-from .web.guards import go_first
+from .web.guards import go_first, refuse_unrouted
 from .web.host_setup import (
     collisions,
     find_database,
@@ -96,7 +96,7 @@ class BYOK:
         app.register_blueprint(create_blueprint(settings.url_prefix))
         for sentence in collisions(app):
             raise ConfigurationError(sentence)
-        follow_requests(app, binding, go_first)
+        follow_requests(app, binding, go_first, refuse_unrouted(settings.url_prefix))
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         before_render_template.connect(warn_of_hidden, app)

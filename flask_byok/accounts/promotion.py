@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..catalog import ProviderSpec
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
 from ..keys.lookup import Specs
-from ..keys.ports import Promotion, may_move
+from ..keys.ports import Promotion
 from ..keys.service import Service
 from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
@@ -161,7 +161,7 @@ class _Move:
         base_url = None
         with suppress(UnreadableCredentialError):  # which is found out again when it is to move
             base_url = self._open(record)[1]
-        return may_move(record, base_url, asked=self.own)
+        return record.may_move(base_url, asked=self.own)
 
     def _all_leave(self, provider: str, sources: Sequence[CredentialRecord]) -> bool:
         """Return True if these include the visitor's record, or there is none."""

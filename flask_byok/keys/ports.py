@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
 from ..errors import NotAllowedError, OwnerRequiredError
-from ..model.credential import Credential, CredentialRecord, Fields, RecordedVerdict, utcnow
+from ..model.credential import Credential, Fields, RecordedVerdict
 from ..model.owner import Caller, Tier
 
 if TYPE_CHECKING:
@@ -31,14 +31,6 @@ class Promotion:
     promoted: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
-
-
-def may_move(record: CredentialRecord, base_url: str | None, *, asked: bool) -> bool:
-    """Return True if a key may be promoted: it works, and unless the user asked, it has no address of its own.
-
-    A stranger may have prepared the session, to read at that address what the user sends.
-    """
-    return record.state(utcnow()) == "active" and (asked or base_url is None)
 
 
 class Accounts:

@@ -33,7 +33,7 @@ from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
-from .ports import Accounts, Promotion, may_move
+from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
 from .status import KeyList, ServiceFacts, Status, build_status, provider_facts, storage_sentence
@@ -347,7 +347,7 @@ class Service:
             except UnreadableCredentialError:
                 result.unreadable.append(spec.id)
                 continue
-            if not may_move(waiting, base_url, asked=asked):
+            if not waiting.may_move(base_url, asked=asked):
                 result.kept.append(spec.id)
                 continue
             if replace or spec.id not in view.records:

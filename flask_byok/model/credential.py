@@ -284,6 +284,13 @@ class CredentialRecord:
         """Return True if it still works, but only for a few days."""
         return self.expires_at is not None and now < self.expires_at <= now + EXPIRES_SOON
 
+    def may_move(self, base_url: str | None, *, asked: bool) -> bool:
+        """Return True if it may be promoted: it works, and unless the user asked, it has no address of its own.
+
+        A stranger may have prepared the session, to read at that address what the user sends.
+        """
+        return self.state(utcnow()) == "active" and (asked or base_url is None)
+
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Credential:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
 from . import forms, keys_api, records_api
-from .guards import HEADERS, hide_address, refuse_cross_site, refuse_unrouted, secure
+from .guards import HEADERS, hide_address, refuse_cross_site, secure
 from .keys_api import make_view
 from .openapi import Route, describe
 from .problems import http_problem_response, problem_response
@@ -30,8 +30,6 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     """Return the blueprint with all routes, hooks and error handlers."""
     prefix = url_prefix or None
     blueprint = Blueprint("byok", "flask_byok", "static", "/providers/static", url_prefix=prefix)
-    roots = (f"{url_prefix}{path}" for path in ("/providers", "/keys", "/admin/keys"))
-    blueprint.before_app_request(refuse_unrouted(*roots))
     blueprint.before_request(refuse_cross_site)
     blueprint.after_request(secure)
     blueprint.register_error_handler(ByokError, forms.shown_on_page(problem_response))

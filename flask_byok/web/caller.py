@@ -200,14 +200,18 @@ def person(user_id: Any, teams: Any) -> Caller:
 
 
 def follow_requests(
-    app: Flask, binding: SessionBinding, go_first: Callable[[Request], None]
+    app: Flask,
+    binding: SessionBinding,
+    go_first: Callable[[Request], None],
+    unrouted: Callable[[Request], Response | None],
 ) -> None:
     """Put our hooks outermost, one before a request and one after it: Flask takes a microsecond for each.
 
-    :param go_first: opens the body, which decides how much of it is read, and so comes before all others.
+    :param go_first: opens the body of our calls, which decides how much of it is read, and so comes before all others.
+    :param unrouted: may answer a request that has no route.
     """
 
-    def begin() -> None:
+    def begin() -> Response | None:
         asked = cast(Any, request)._get_current_object()
         if asked.blueprint == "byok":
             go_first(asked)
@@ -215,6 +219,7 @@ def follow_requests(
         # on this thread whose block is still open.
         asked.environ[_BEGAN] = next(_order)
         binding.begin(asked)
+        return unrouted(asked) if asked.routing_exception else None
 
     def finish(response: Response) -> Response:
         place = kept()

@@ -78,7 +78,7 @@ class ForeignOriginError(CSRFError):  # type: ignore[misc]  # Flask-WTF is untyp
 
 
 def go_first(asked: Request) -> None:
-    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs on them before the host's own ``CSRFProtect``.
+    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
 
     That checks the same token, and on HTTPS the referrer, which a host's page may keep back on purpose. What the
     referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
@@ -114,22 +114,21 @@ def csrf_token() -> str | None:
     return str(generate_csrf()) if _csrf_enabled() else None
 
 
-def refuse_unrouted(*roots: str) -> Callable[[], Response | None]:
-    """Return a hook that answers unknown paths and methods below these roots as problem objects.
+def refuse_unrouted(url_prefix: str) -> Callable[[Request], Response | None]:
+    """Return a function that answers unknown paths and methods below our roots as problem objects.
 
     Flask raises these errors before it knows the blueprint, and would answer a page.
     """
 
-    def refuse() -> Response | None:
-        if (error := request.routing_exception) is None:
+    roots = tuple(f"{url_prefix}{path}/" for path in ("/providers", "/keys", "/admin/keys"))
+
+    def refuse(asked: Request) -> Response | None:
+        if not re.sub("/+", "/", f"{asked.path}/").startswith(roots):
             return None
-        path = re.sub("/+", "/", f"{request.path}/")
-        if not any(path.startswith(f"{root}/") for root in roots):
-            return None
-        hide_address()
-        if not isinstance(error, NotFound | MethodNotAllowed):
+        hide_address(asked)
+        if not isinstance(asked.routing_exception, NotFound | MethodNotAllowed):
             return None  # a redirect to the address without doubled slashes
-        return secure(http_problem_response(error))
+        return secure(http_problem_response(asked.routing_exception))
 
     return refuse
 
