@@ -79,7 +79,7 @@ class MainSlot(_Place):
             confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
         )
         if session is not None:
-            sessions.clear(session, identity, [record.provider])
+            sessions.remove(session, identity, leaving)
         return stored
 
 
