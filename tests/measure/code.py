@@ -76,7 +76,7 @@ def measure_code() -> Iterator[Figure]:
 def measure_tests() -> Figure:
     """Return how many lines the test suite has, blank ones included."""
     files = (ROOT / "tests").rglob("*.py")
-    return Figure("Lines of tests", sum(path.read_text().count("\n") for path in files), 33_000)
+    return Figure("Lines of tests", sum(path.read_text().count("\n") for path in files), 33_500)
 
 
 def _measure_functions(sources: dict[Path, str]) -> Iterator[Figure]:

@@ -36,7 +36,9 @@ def _measure(redis_url: str | None) -> Iterator[Figure]:
 
         visitor.save(first)
         body: dict[str, Any] = {"provider": "openai", "api_key": second}
-        yield _passed("POST keys/set", 25, lambda: visitor.call("set", **body))
+        # In Redis one more than in SQLite, which has the accounts' database.
+        more = 0 if redis_url is None else 1
+        yield _passed("POST keys/set", 25 + more, lambda: visitor.call("set", **body))
         yield _passed("A chat", 22, lambda: visitor.get("/chat/openai"))
         yield _passed("A route that uses no keys", 5, lambda: visitor.get("/plain"))
 
@@ -51,7 +53,7 @@ def _measure(redis_url: str | None) -> Iterator[Figure]:
         yield _passed("Promotion of one key", 26, lambda: visitor.call("promote", **body))
         body = {"provider": "groq", "api_key": fake.api_key("groq"), "persist": True}
         visitor.call("set", **body)
-        yield _passed("POST keys/set with persist", 30, lambda: visitor.call("set", **body))
+        yield _passed("POST keys/set with persist", 30 + more, lambda: visitor.call("set", **body))
 
 
 def _passed(name: str, aim: int, request: Callable[[], TestResponse]) -> Figure:
