@@ -108,8 +108,8 @@ class BYOK:
         """Register the function that returns the signed-in user's id, or None for a visitor.
 
         It must return the same id throughout a session, for any path and headers: another id means another person, and
-        deletes the session's keys. An id is text of up to 250 characters, or a number; anything else is answered 500,
-        and the log names the loader.
+        deletes the session's keys. An id is text of up to 250 characters, a whole number or a UUID; anything else
+        is answered 500, and the log names the loader.
         """
         self._loaders.owner = loader
         return loader

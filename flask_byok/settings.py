@@ -85,7 +85,7 @@ def _http_urls(urls: Mapping[str, str]) -> Mapping[str, str]:
 def _as_browsers_send(text: str) -> str:
     """Return an origin in the form of the header ``Origin``: in lower case and ASCII, without the default port."""
     match = _ORIGIN.fullmatch(text.strip().lower())
-    if match is None or (port := int(match[3] or _DEFAULT_PORTS[match[1]])) > 65_535:
+    if match is None or not 0 < (port := int(match[3] or _DEFAULT_PORTS[match[1]])) <= 65_535:
         raise ValueError
     # Python's own codec is of 2003: browsers write other names for some letters.
     host = match[2] if match[2].isascii() else idna.encode(match[2], uts46=True).decode()

@@ -243,7 +243,7 @@ class Sessions:
         if before := self._swap(session.ref, move):
             # What other workers know it by ends too.
             old = {*session.sid.split(), *before.split()} - {*new_sid.split()}
-            self._point(dict.fromkeys(old, session.ref), _ENDED)
+            self._repoint(old, session.ref, _ENDED)
         else:
             for one in new_sid.split():
                 self.documents.forget(one, session.ref)
@@ -252,7 +252,7 @@ class Sessions:
         """Delete everything in a session; writes still under way are refused."""
         self.documents.delete(session.ref)
         with suppress(StoreError):  # a session id without a document leads nowhere
-            self._point(dict.fromkeys(session.sid.split(), session.ref), _ENDED)
+            self._repoint(session.sid.split(), session.ref, _ENDED)
 
     def count_sealed_with(self, key_id: str) -> int | None:
         """Return how many keys in living sessions an encryption key has sealed.
@@ -446,12 +446,17 @@ class Sessions:
     def _point(self, leads: Mapping[str, str | None], ref: str) -> str:
         """Let all hashes of a session id lead to a ref, or to the one that another caller has set.
 
-        :param leads: where they lead now, or the ref that they may lead to.
+        :param leads: where they lead now.
         """
         # The last is of the oldest key, which all workers have, so it decides.
         for one in reversed([*leads]):
             ref = self.documents.point(one, ref, self._ttl, instead_of=leads[one])
         return ref
+
+    def _repoint(self, hashes: Iterable[str], ref: str, to: str) -> None:
+        """Let those of the hashes that lead to a ref, or nowhere, lead to another or for longer."""
+        for one in hashes:
+            self.documents.point(one, to, self._ttl, instead_of=ref)
 
     def _slide(self, session: SessionRef, identity: str) -> None:
         """Begin the lifetime of a session and its id again, if the store takes that now."""
@@ -464,7 +469,7 @@ class Sessions:
 
         with suppress(StoreError):
             if self._change(session, identity, see, claim=False):
-                self._point(dict.fromkeys(session.sid.split(), session.ref), session.ref)
+                self._repoint(session.sid.split(), session.ref, session.ref)
 
     def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+from uuid import UUID
 
 from flask import Flask, Request, Response, current_app, has_request_context, request
 
@@ -42,7 +43,9 @@ _T = TypeVar("_T")
 _USED, _BEGAN = "flask_byok.used", "flask_byok.began"
 # No database stores NUL or a surrogate.
 _STORABLE = re.compile(f"[^\0\ud800-\udfff]{{0,{LONGEST_ID}}}")
-_ALLOWED = f"a number, or text of up to {LONGEST_ID} characters without NUL and surrogates"
+_ALLOWED = (
+    f"a whole number, a UUID, or text of up to {LONGEST_ID} characters: no NUL, no surrogate, not blank, not 'None'"
+)
 _NO_APP = (
     "There is no Flask app here, so it is not known whose keys are meant. In a stream: make the provider object in the "
     "view, before the stream starts. In a job, a thread or a command: write 'with app.app_context():', and in it "
@@ -193,10 +196,15 @@ def person(user_id: Any, teams: Any) -> Caller:
     :raises ConfigurationError: this is no id, or no list of teams.
     """
     loaders = Loaders(owner=lambda: user_id, team=lambda: teams)
-    user = user_of(loaders)
+    user = user_of(loaders, "acting_for got")
     if user is None:
         raise ConfigurationError(f"acting_for got no user id. Give {_ALLOWED}.")
-    return Caller(user, teams=_teams_of(loaders), request_id=secrets.token_hex(8), named=True)
+    return Caller(
+        user,
+        teams=_teams_of(loaders, "acting_for got"),
+        request_id=secrets.token_hex(8),
+        named=True,
+    )
 
 
 def follow_requests(
@@ -222,13 +230,13 @@ def follow_requests(
         return unrouted(asked) if asked.routing_exception else None
 
     def finish(response: Response) -> Response:
-        place = kept()
-        if _USED in place:
-            _name_sources(response, place[_USED].values())
-        return binding.finish(response, place)
+        return binding.finish(response, kept())
 
     app.before_request_funcs.setdefault(None, []).insert(0, begin)
     app.after_request_funcs.setdefault(None, []).insert(0, finish)
+    app.after_request(
+        _name_sources
+    )  # before those hooks that the host has by now, which may read it
     with suppress(ImportError):
         from flask_login import user_logged_out
 
@@ -308,24 +316,24 @@ def note_use(used: _Used) -> _Used:
     recognizes only while the credential is alive.
     """
     if has_request_context():
-        # What is asked for many times in a request is kept once.
-        kept().setdefault(_USED, {})[getattr(used, "version", None) or id(used)] = used
+        kept().setdefault(_USED, []).append(used)
     return used
 
 
-def _name_sources(response: Response, used: Iterable[Credential | BaseProvider]) -> None:
+def _name_sources(response: Response) -> Response:
     """Name in ``X-BYOK-Source`` the tiers of the keys that served this request.
 
     A provider object counts if it made a call; in a stream also if it was not used yet, since that may come.
     """
     sources: dict[str, None] = {}
-    for each in used:
+    for each in kept().get(_USED, ()):
         served = each.served if isinstance(each, BaseProvider) else None
         sources |= served or {}
         if served is None or response.is_streamed:
             sources[str(each.source)] = None
     if sources and SOURCE_HEADER not in response.headers:
         response.headers[SOURCE_HEADER] = ", ".join(sources)
+    return response
 
 
 def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
@@ -335,30 +343,41 @@ def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
         signal.send(app, **facts)
 
 
-def user_of(loaders: Loaders) -> str | None:
-    """Return the signed-in user's id from the host's loader, or None."""
+def user_of(loaders: Loaders, source: str = "The owner_loader returned") -> str | None:
+    """Return the signed-in user's id from the host's loader, or None.
+
+    :param source: begins the error.
+    """
     user: Any = loaders.owner()
     # Hosts write "current_user.is_authenticated and current_user.id".
     if user is None or user is False or user == "":
         return None
-    if isinstance(user, bool | bytes) or not _STORABLE.fullmatch(str(user)):
+    if not _is_id(user):
         raise ConfigurationError(
-            f"The owner_loader returned a {type(user).__name__} that is no id. Return {_ALLOWED}."
+            f"{source} a {type(user).__name__} that is no id. Give {_ALLOWED}."
         )
     return str(user)
 
 
-def _teams_of(loaders: Loaders) -> tuple[str, ...]:
+def _is_id(given: Any) -> bool:
+    """Return True for what names one person or team for ever: the text of another object may be anyone's."""
+    if isinstance(given, bool) or not isinstance(given, str | int | UUID):
+        return False
+    text = str(given)
+    return bool(text.strip()) and text != "None" and _STORABLE.fullmatch(text) is not None
+
+
+def _teams_of(loaders: Loaders, source: str = "The team_loader returned") -> tuple[str, ...]:
     """Return the ids of the signed-in user's teams, without those that cannot be stored."""
     teams: Any = loaders.team()
     if isinstance(teams, str | bytes):
         raise ConfigurationError(
-            "The team_loader returned one string, not a list: each letter would be a team. Return a list of ids."
+            f"{source} teams as one string, not a list: each letter would be a team. Give a list of ids."
         )
-    named = [str(team) for team in teams]
-    kept = tuple(team for team in named if _STORABLE.fullmatch(team))
+    named = list(teams)
+    kept = tuple(str(team) for team in named if _is_id(team))
     if len(kept) < len(named):
-        _logger.warning("The team_loader returned ids that are left out. Return %s.", _ALLOWED)
+        _logger.warning("%s teams that are no ids: they are left out. Give %s.", source, _ALLOWED)
     return kept
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import logging
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ from .session_guard import LostSession, UnavailableSession, guard_interface
 MARKER, OWNER, DUE, SAVED = "_byok", "_byok_owner", "_byok_due", "_byok_saved"
 # The marker of a session that was emptied while the store was down.
 _TO_END = "to end"
-_ENVIRON = "flask_byok.session"
+_ENVIRON, _WITHIN = "flask_byok.session", "flask_byok.within"
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
 _logger = logging.getLogger("flask_byok.web")
@@ -160,10 +161,13 @@ class SessionBinding:
         """Look at the session before anything of the host's does."""
         _shed_stale_context()
         asked.environ[_ENVIRON] = None
+        asked.environ[_WITHIN] = weakref.ref(_app_context._get_current_object())
         session = _session_of_request()
         if isinstance(session, UnavailableSession):
             session.until_answered()
-        elif not isinstance(session, SecureCookieSession) and hasattr(session, "sid"):
+        elif not isinstance(session, SecureCookieSession) and isinstance(
+            getattr(session, "sid", None), str
+        ):
             asked.environ[_ENVIRON] = _Seen.now(session)
         # The host's interface may keep no session for some paths.
         elif self.is_required and (
@@ -335,9 +339,11 @@ def in_request() -> bool:
     """
     if not _has_request():
         return False
-    # From Flask 3.2 on such a context has no request.
-    pushed = [context for _, context in getattr(_context, "_cv_tokens", ()) if context]
-    return not pushed or _app_context._get_current_object() in pushed
+    # From Flask 3.2 on such a context has no request. The request's own is the one it began in, or that came with it.
+    own = [context for _, context in getattr(_context, "_cv_tokens", ()) if context]
+    if began_in := _request.environ.get(_WITHIN):
+        own.append(began_in())
+    return not own or _app_context._get_current_object() in own
 
 
 def _has_request() -> bool:

@@ -91,6 +91,10 @@ class SessionGuard:
         if isinstance(session, LostSession):
             return
         started, changed = time.monotonic(), session.modified
+        if self._breaker.is_open and not (changed and self._breaker.allow()):
+            if changed:
+                _become_unavailable(response)
+            return
         try:
             self._inner.save_session(app, session, response)
         except (TypeError, ValueError):

@@ -108,6 +108,9 @@ def test_no_real_key_is_a_placeholder() -> None:
             key = prefix + "".join(chance.choices(alphabet, k=length))
             assert not is_placeholder(key), key
     fakes = [make_api_key(provider, "good", n) for provider in SHAPES for n in range(50)]
+    fakes.append(
+        '{"client_id":"a","client_secret":"b","tenant":"c","scope":"d","more":"to be longer"}'
+    )
     assert not any(map(is_placeholder, fakes))
 
 

@@ -327,3 +327,16 @@ def test_damaged_session(store: Sessions) -> None:
     overwrite(store, session, lambda _: b"\xc1 damaged")
     assert_ended(store, session)
     assert store.read(begin(store), VISITOR, SOME).alive
+
+
+def test_an_end_under_one_hash_stays_there(sqlite_url: str) -> None:
+    """What ended under one hash of a session id does not end what began again under the other, however old it gets."""
+    clock = Clock()
+    documents = SqlDocuments(sqlite_url, clock=clock)
+    store = Sessions(documents, ttl=DAY, max_age=30 * DAY, clock=clock)
+    store.end(begin(store, "new old"))
+    later = begin(store, "new")  # at a worker that no longer has the old key
+    store.write(later, VISITOR, make_record())
+    clock.forward(DAY * 0.5)
+    assert store.read(SessionRef("new old", later.ref), VISITOR, SOME).records
+    assert store.find("new") == store.find("new old") == later.ref

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from celery import Celery
-from flask import jsonify
+from flask import Response, jsonify, stream_with_context
 from redis import Redis
 from rq import Queue
 
@@ -56,14 +57,26 @@ def test_an_eager_task_is_as_in_a_worker(imported: Place) -> None:
     from tests.outside.worker import tried_in_celery
 
     celery.conf.task_always_eager = True
+
+    def pieces() -> Iterator[str]:
+        yield json.dumps(tried_in_celery.delay().get())
+
     tasks = {"named": lambda: summarise.delay("ada", "hello"), "silent": tried_in_celery.delay}
     app.add_url_rule("/run/<name>", "run", lambda name: jsonify(tasks[name]().get()))
+    app.add_url_rule(
+        "/stream",
+        "stream",
+        lambda: Response(stream_with_context(pieces()), mimetype="application/json"),
+    )
     visitor = Browser(app, use_cookies=True)
     visitor.save(imported.fake.api_key("openai", owner="visitor"))
     imported.fake.clear_calls()
     assert visitor.get("/run/named").status_code == 200
     assert imported.used() == {imported.adas}
     assert visitor.get("/run/silent").get_json() == UNKNOWN
+    with app.app_context():  # as in many a host's tests
+        assert visitor.get("/run/silent").get_json() == UNKNOWN
+    assert visitor.get("/stream").get_json() == UNKNOWN
     assert visitor.status()["source"] == "session"
     assert imported.used() == {imported.adas}
 

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
+from werkzeug.local import LocalProxy
 
+from flask_byok.errors import ConfigurationError
 from flask_byok.model.owner import Caller
 from flask_byok.testing import FakeProviders
 from flask_byok.web.caller import current_caller, get_state
-from tests.app import browser, make_app
+from tests.app import User, browser, make_app
+
+#: Their text may be anyone's: that of Flask-Login's ``current_user`` in a thread is "None".
+NO_IDS: list[Any] = [
+    True,
+    b"7",
+    "None",
+    "  ",
+    7.0,
+    object(),
+    [7],
+    {"id": 7},
+    User(7),
+    LocalProxy(lambda: None),
+]
 
 
 @pytest.mark.parametrize(
     ("returned", "user"),
-    [*((nobody, None) for nobody in (None, False, "")), (0, "0"), (7, "7"), ("a", "a")],
+    [
+        *((nobody, None) for nobody in (None, False, "")),
+        (0, "0"),
+        (7, "7"),
+        ("a", "a"),
+        (UUID(int=1), str(UUID(int=1))),
+    ],
 )
 def test_the_loader_may_return_any_id(tmp_path: Path, returned: Any, user: str | None) -> None:
     """An id of any type becomes text, 0 too; None, False and an empty string mean a visitor."""
@@ -35,8 +58,8 @@ def test_the_loader_may_return_any_id(tmp_path: Path, returned: Any, user: str |
     [
         *((user, (), "owner_loader") for user in ("x" * 251, "a\0b", "\ud800")),
         # Otherwise all users would be one, and each letter a team.
-        *((user, (), "owner_loader returned a") for user in (True, b"7")),
-        *(("ann", teams, "Return a list") for teams in ("red", b"red")),
+        *((user, (), "owner_loader returned a") for user in NO_IDS),
+        *(("ann", teams, "Give a list") for teams in ("red", b"red")),
     ],
 )
 def test_loaders_that_return_no_ids(
@@ -51,9 +74,25 @@ def test_loaders_that_return_no_ids(
     assert said in caplog.text
 
 
-@pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800"])
+@pytest.mark.parametrize("user", NO_IDS)
+def test_acting_for_takes_ids_only(tmp_path: Path, user: Any) -> None:
+    """A user object, or what stands for none, is no person: the error says so, and no key serves."""
+    app = make_app(tmp_path)
+    for said, given, teams in (
+        ("acting_for got", user, ()),
+        ("acting_for got teams", "ann", "red"),
+    ):
+        with (
+            app.app_context(),
+            pytest.raises(ConfigurationError, match=said),
+            app.byok.acting_for(given, teams=teams),
+        ):
+            raise AssertionError
+
+
+@pytest.mark.parametrize("team", ["x" * 251, "a\0b", "\ud800", User(7)])
 def test_a_team_that_no_database_takes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, team: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, team: Any
 ) -> None:
     """A team whose id cannot be stored has no keys: it is left out, the other teams count, and the log says so."""
     app = make_app(tmp_path)
@@ -63,7 +102,7 @@ def test_a_team_that_no_database_takes(
         assert current_caller(get_state()).teams == ("b" * 250,)
     assert browser(app).get("/api/providers/keys").status_code == 200
     assert "left out" in caplog.text
-    assert team not in caplog.text
+    assert str(team) not in caplog.text
 
 
 def test_loaders_of_the_signed_in_are_not_asked_for_visitors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ class BrokenInterface(SessionInterface):
         self.open_error: Exception | None = None
         self.save_error: Exception | None = None
         self.seconds = 0.0
-        self.opened = self.opened_at_once = 0
+        self.opened = self.opened_at_once = self.saved = 0
+        self.sid: Any = "the-sid"
 
     def open_session(self, app: Flask, request: Request) -> Any:
         self.opened += 1
@@ -39,10 +41,12 @@ class BrokenInterface(SessionInterface):
             time.sleep(self.seconds)
             raise self.open_error
         self.opened_at_once += 1
-        return ServerSideSession(sid="the-sid")
+        return ServerSideSession(sid=self.sid)
 
     def save_session(self, app: Flask, session: Any, response: Response) -> None:
+        self.saved += 1
         if self.save_error is not None:
+            time.sleep(self.seconds)
             raise self.save_error
 
 
@@ -221,6 +225,31 @@ def test_new_visitors_decide_nothing_after_the_pause(
         asked += more
         assert interface.opened - interface.opened_at_once == asked
         now += 1.1
+
+
+def test_new_visitors_who_write_wait_once(
+    app: Flask, interface: BrokenInterface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a store that hangs may be asked again, one of many new sessions is tried; the others are refused at once."""
+    now = 0.0
+    monkeypatch.setattr(session_guard, "Breaker", lambda: Breaker(lambda: now))
+    interface.open_error, interface.seconds = TimeoutError(), 0.4
+    for _ in range(2):
+        app.test_client().get("/plain")
+    interface.open_error, interface.save_error = None, TimeoutError()
+    now += 1.1
+    with ThreadPoolExecutor(8) as visitors:
+        answers = list(visitors.map(lambda _: app.test_client().post("/write"), range(8)))
+    assert {answer.status_code for answer in answers} == {503}
+    assert interface.saved == 1
+
+
+@pytest.mark.parametrize("sid", [None, b"abc"])
+def test_a_session_id_is_text(app: Flask, interface: BrokenInterface, sid: Any) -> None:
+    """A host whose sessions have no id, or one that is no text, is told what sessions we need."""
+    interface.sid = sid
+    answer = app.test_client().get(KEYS)
+    assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from flask import Response
 
 from flask_byok import get_chat_model_with_api_key, get_provider_with_api_key, key_rejected
 from flask_byok.testing import FakeProviders
-from tests.app import Browser, HostApp
+from tests.app import Browser, HostApp, browser
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -106,6 +106,48 @@ def test_the_header_names_the_key_that_served(
     visitor.save(fake.api_key("openai"))
     answer = visitor.get("/view")
     assert (answer.status_code, answer.headers.get("X-BYOK-Source")) == (200, named)
+
+
+def test_hooks_that_the_host_had_before_read_the_header(
+    app: HostApp, visitor: Browser, fake: FakeProviders
+) -> None:
+    """A hook of the host's that was there before ours, such as one that bills, sees which key served."""
+    seen: list[str | None] = []
+
+    def bill(response: Response) -> Response:
+        seen.append(response.headers.get("X-BYOK-Source"))
+        return response
+
+    app.after_request_funcs[None].insert(1, bill)  # the first is ours, and runs last of all
+    visitor.save(fake.api_key("openai"))
+    visitor.get("/used/openai")
+    assert seen[-1] == "session"
+
+
+def test_all_keys_of_a_view_that_fails_are_redacted(
+    app: HostApp, fake: FakeProviders, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Keys of several providers and people that one view took are in no log line of it, whatever their versions are."""
+    people = {name: fake.api_key("openai", owner=name) for name in ("ann", "bob")}
+    others = {name: fake.api_key("groq", owner=name) for name in people}
+
+    @app.get("/fail")
+    def fail() -> str:
+        taken = []
+        for name in people:
+            with app.byok.acting_for(name):
+                taken.append(app.byok.get_api_keys(["openai", "groq"]))
+        app.logger.error("refused: %s", [dict(keys) for keys in taken])
+        return str(len(taken))
+
+    with app.app_context():
+        for name in people:
+            with app.byok.acting_for(name):
+                app.byok.set("openai", people[name], persist=True)
+                app.byok.set("groq", others[name], persist=True)
+    assert browser(app).get("/fail").text == "2"
+    assert "refused: " in caplog.text
+    assert not [key for key in (*people.values(), *others.values()) if key in caplog.text]
 
 
 def test_a_reported_refusal_is_checked_first(
