@@ -54,6 +54,11 @@ from .wiring import build_service
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_UNSIGNED = (
+    "SECRET_KEY is not set: sessions and CSRF tokens need it. Set app.config['SECRET_KEY'] to a secret of this host's "
+    "that stays the same, such as one that 'python -c \"import secrets; print(secrets.token_hex())\"' prints."
+)
+
 
 class BYOK:
     """Bring your own API key, for Flask apps.
@@ -79,7 +84,7 @@ class BYOK:
         if keeps_sessions:
             check_session_interface(app)
         if not app.secret_key:
-            raise ConfigurationError("SECRET_KEY is not set: sessions and CSRF tokens need it.")
+            raise ConfigurationError(_UNSIGNED)
         if settings.metrics:
             switch_on(settings.metrics)
         database, loaders = find_database(app, settings), self._loaders

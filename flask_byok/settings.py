@@ -206,14 +206,16 @@ def unread(config: Mapping[str, Any], environ: Mapping[str, str]) -> Iterator[tu
     """
     for name, value in environ.items():
         # FLASK_BYOK_BASE_URLS__openai is a part of BYOK_BASE_URLS.
-        key = name.removeprefix("FLASK_").partition("__")[0]
+        key, *parts = name.removeprefix("FLASK_").partition("__")
         is_read = "ENCRYPTION_KEY" in name and name in _known()
         if not key.startswith("BYOK_") or is_read or not value:
             continue
         meant = get_close_matches(key, _known(), 1, cutoff=0.8)
         advice = "There is no such setting. If it is your app's own, give it another name."
         for nearest in meant:
-            advice = f"Call app.config.from_prefixed_env(), and name it FLASK_{nearest}."
+            advice = (
+                f"Call app.config.from_prefixed_env(), and name it FLASK_{nearest}{''.join(parts)}."
+            )
         if config.keys().isdisjoint(meant):  # otherwise the host reads it by itself
             yield bool(meant), f"{name} in the environment is not read. {advice}"
 

@@ -246,8 +246,10 @@ def test_misspelt_settings(written: str, nearest: str) -> None:
 
 def test_settings_that_only_the_environment_has(caplog: pytest.LogCaptureFixture) -> None:
     """A setting in the environment that is not read there is named in the log, with what to do."""
-    assert read({"BYOK_REQUIRE_LOGIN": "true"}).require_login is False
-    assert "name it FLASK_BYOK_REQUIRE_LOGIN" in caplog.text
+    written = {"BYOK_REQUIRE_LOGIN": "true", "BYOK_BASE_URLS__openai": "https://openai.example"}
+    assert read(written).require_login is False
+    for name in written:
+        assert f"name it FLASK_{name}." in caplog.text
     caplog.clear()
     read({"BYOK_REQUIRE_LOGIN": "true", "BYOK_ENCRYPTION_KEY": "k"}, BYOK_REQUIRE_LOGIN=True)
     assert caplog.text == ""

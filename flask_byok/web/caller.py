@@ -43,9 +43,7 @@ _T = TypeVar("_T")
 _USED, _BEGAN = "flask_byok.used", "flask_byok.began"
 # No database stores NUL or a surrogate.
 _STORABLE = re.compile(f"[^\0\ud800-\udfff]{{0,{LONGEST_ID}}}")
-_ALLOWED = (
-    f"a whole number, a UUID, or text of up to {LONGEST_ID} characters: no NUL, no surrogate, not blank, not 'None'"
-)
+_ALLOWED = f"a whole number, a UUID, or text of 1 to {LONGEST_ID} characters: no NUL, no surrogate, not 'None'"
 _NO_APP = (
     "There is no Flask app here, so it is not known whose keys are meant. In a stream: make the provider object in the "
     "view, before the stream starts. In a job, a thread or a command: write 'with app.app_context():', and in it "
