@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from flask import current_app
+from flask import current_app, request
 from flask.cli import ScriptInfo
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -26,6 +26,7 @@ from ..storage import migrations
 from ..storage.reasons import TOO_FEW_REPLICAS
 from ..web import host_setup
 from ..web.caller import ByokState, get_state
+from ..web.session_guard import guard_interface
 from .common import byok, padded, printable, sentence_of
 from .setup import tables_alone
 
@@ -132,6 +133,9 @@ def _host(state: ByokState) -> Iterator[str]:
         yield host_setup.LATE_ENGINE
     if isinstance(keys := state.service.operator, OperatorKeys):
         yield from keys.faults(state.service.catalog)
+    guard_interface(current_app)
+    with current_app.test_request_context():
+        state.binding.begin(request)  # as each request does
 
 
 def _sessions(state: ByokState) -> Iterator[str]:
