@@ -101,7 +101,7 @@ def open_engine(
     # For the host's SQLite too: hosts often begin transactions in ways of their own, which ours would
     # collide with.
     engine = host if host and not is_sqlite else _own_engine(url, timeout, connections)
-    if _in_memory(url):
+    if in_memory(url):
         return engine
     if is_sqlite:
         _make_file(url.database or "", own_file)
@@ -127,7 +127,8 @@ def _parse(url: Any) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if bare else parsed
 
 
-def _in_memory(url: URL) -> bool:
+def in_memory(url: URL) -> bool:
+    """Return True if it is SQLite without a file."""
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
@@ -157,7 +158,7 @@ def _options(url: URL, timeout: float, connections: int) -> dict[str, Any]:
     """Return the options of our own engine: its pool, and how long it waits."""
     if url.get_backend_name() == "sqlite":
         arguments = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
-        pool = _ONE_CONNECTION if _in_memory(url) else _FILE_POOL
+        pool = _ONE_CONNECTION if in_memory(url) else _FILE_POOL
         return pool | {"pool_timeout": BUSY_TIMEOUT, "connect_args": arguments}
     if url.drivername not in _LIBPQ:
         return {}

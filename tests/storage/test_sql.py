@@ -183,7 +183,7 @@ def test_counts_that_fail_keep_no_request_from_the_database(database_url: str) -
             with pytest.raises(StoreError):
                 store.count(use_of(session, record))
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
-    assert not inside(store)._database.breaker.is_open
+    assert not inside(store).database.breaker.is_open
     event.remove(inside(store).engine, "do_execute", fail)
     inside(store).engine.dispose()
 
@@ -286,7 +286,7 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             store.find("sid-1")
-    assert inside(store)._database.breaker.is_open
+    assert inside(store).database.breaker.is_open
     assert caught.value.tier == "session"
     assert caught.value.__suppress_context__
     assert "hunter22" not in f"{caught.value!r} {caplog.text}"
