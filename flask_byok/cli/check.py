@@ -131,7 +131,8 @@ def _show(*cells: str) -> None:
 
 
 def _host(state: ByokState) -> Iterator[str]:
-    yield from host_setup.unsafe_settings(current_app.config, debug=current_app.debug)
+    debug, cross_site = current_app.debug, bool(state.settings.trusted_origins)
+    yield from host_setup.unsafe_settings(current_app.config, debug=debug, cross_site=cross_site)
     for is_meant, sentence in unread(current_app.config, os.environ):
         yield sentence if is_meant else _Note(sentence)
     yield from host_setup.unsafe_choices(state.settings)

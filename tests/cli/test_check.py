@@ -164,6 +164,26 @@ def test_first_run(
     ]
 
 
+@pytest.mark.parametrize(
+    ("same_site", "origins", "advice"),
+    [
+        ("lax", None, None),
+        ("STRICT", None, None),
+        ("None", ["https://app.example.org"], None),
+        (None, ["https://app.example.org"], "Set it to 'Lax' or 'Strict' or 'None'."),
+        ("none", None, "Set it to 'Lax' or 'Strict'."),
+    ],
+)
+def test_same_site(
+    tmp_path: Path, same_site: str | None, origins: list[str] | None, advice: str | None
+) -> None:
+    """The cookie's SameSite counts as Flask sends it; 'None' is right for front ends on other sites alone."""
+    cookie = {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": same_site}
+    result = run(make_app(tmp_path, BYOK_TRUSTED_ORIGINS=origins or (), **cookie), "check")
+    assert result.exit_code == (advice is not None)
+    assert result.stderr == "" if advice is None else advice in result.stderr
+
+
 def test_accounts_in_memory(tmp_path: Path) -> None:
     """A database in memory is unsafe, as each worker has its own, and is looked at as the app uses it."""
     result = run(make_app(tmp_path, BYOK_DATABASE_URL="sqlite://", **SAFE), "check")
