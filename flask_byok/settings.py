@@ -99,7 +99,7 @@ _NAMES = "a sequence of names, or a text with commas"
 _DAYS = "a timedelta of at least a day, or a text such as '90d'"
 _SECONDS = "a number of seconds from 0.05 to 60, or a text such as '2s' or '500ms'"
 _ORIGINS = "a sequence of origins such as 'https://app.example.org': scheme, host and port, no path, no pattern"
-_PATH = "a path that starts with '/'"
+_PATH = "a path that starts with '/', without blanks, '<', '>', '?' and '#'"
 _TIERS = f"'user_first', 'env_first', or a sequence of different tiers out of {', '.join(Tier)}"
 _REASONS = f"a sequence of reasons out of {', '.join(get_args(FallbackReason))}"
 _SPAN = "a timedelta, or seconds, from 1 second to 100 years, or a text such as '24h' or '30d'"
@@ -114,7 +114,7 @@ _Urls = Annotated[Mapping[str, str], _http_urls, "a mapping of provider ids to h
 _Seconds = Annotated[Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None, _SECONDS]
 _Count = Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "a whole number from 1 up"]
 _Origins = Annotated[tuple[str, ...], lambda each: tuple(map(_as_browsers_send, each)), _ORIGINS]
-_UrlPath = Annotated[str, msgspec.Meta(pattern="^/"), lambda path: path.rstrip("/"), _PATH]
+_UrlPath = Annotated[str, msgspec.Meta(pattern=r"^/[^\s<>?#]*$"), lambda p: p.rstrip("/"), _PATH]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

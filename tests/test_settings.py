@@ -194,6 +194,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_VALIDATE_RATE", 20, "use a rate such as '20/minute'"),
     ("BYOK_SET_RATE", None, "use a rate such as '20/minute'"),
     ("BYOK_URL_PREFIX", "api", "use a path that starts with '/'"),
+    *(("BYOK_URL_PREFIX", f"/a{char}b", "without blanks, '<', '>', '?'") for char in "<> \n?#"),
     ("BYOK_URL_PREFIX", None, "use a path that starts with '/'"),
     ("BYOK_CSP_NONCE", "nonce", "use a function"),
     ("BYOK_LABELS", "loud", "use one of 'default', 'env'"),

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from flask import current_app
+from flask import current_app, request
 from flask.cli import ScriptInfo
 from werkzeug.middleware.proxy_fix import ProxyFix
 
@@ -23,11 +23,12 @@ from ..providers.installed import sdk_faults
 from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring
 from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of, unread
 from ..storage import migrations
+from ..storage.engine import in_memory
 from ..storage.reasons import TOO_FEW_REPLICAS
 from ..web import host_setup
 from ..web.caller import ByokState, get_state
+from ..web.session_guard import guard_interface
 from .common import byok, padded, printable, sentence_of
-from .setup import tables_alone
 
 _WIDTHS = (33, 40, 0)
 _HIDDEN = "set"
@@ -64,6 +65,10 @@ _NO_PROXY_FIX = (
 _NO_SDK = "{} Until then keys for it are kept and handed out, and its clients and streams fail."
 _APART = "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis (BYOK_REDIS) counts for all."
 _ONE_MACHINE = "accounts are in a SQLite file, for one machine; for several set BYOK_DATABASE_URL to PostgreSQL."
+_IN_MEMORY = (
+    "Accounts are in memory: each worker has others, and they end with it. Set BYOK_DATABASE_URL to PostgreSQL or a "
+    "SQLite file."
+)
 _ENDLESS = "BYOK_AUDIT_RETENTION is not set, so the audit log grows without end. Set it, for example to '365d'."
 _HTTP = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not. Set it to 'https'."
 
@@ -91,7 +96,7 @@ def _check(state: ByokState) -> None:
         _show(f"BYOK_{name.upper()}", value, source_of(name, current_app.config, os.environ))
     click.echo()
     _show("providers", str(len(state.service.catalog)))
-    if state.uses_database:
+    if _has_sessions(state) or (state.uses_database and state.settings.encryption_key is not None):
         _show("database", shown_address(state.database.place), state.database.source)
     _show("session keys", state.service.sessions.name)
     # Several looks may fail for the same reason.
@@ -103,6 +108,11 @@ def _check(state: ByokState) -> None:
         click.echo(f"unsafe: {sentence}", err=True)
     if unsafe:
         raise click.exceptions.Exit(1)
+
+
+def _has_sessions(state: ByokState) -> bool:
+    """Return True if session keys are in the database; accounts are not, if the encryption key is made up."""
+    return state.service.sessions.name == "the database"
 
 
 def _tried(look: _Look, state: ByokState) -> Iterator[str]:
@@ -121,7 +131,8 @@ def _show(*cells: str) -> None:
 
 
 def _host(state: ByokState) -> Iterator[str]:
-    yield from host_setup.unsafe_settings(current_app.config, debug=current_app.debug)
+    debug, cross_site = current_app.debug, bool(state.settings.trusted_origins)
+    yield from host_setup.unsafe_settings(current_app.config, debug=debug, cross_site=cross_site)
     for is_meant, sentence in unread(current_app.config, os.environ):
         yield sentence if is_meant else _Note(sentence)
     yield from host_setup.unsafe_choices(state.settings)
@@ -132,6 +143,9 @@ def _host(state: ByokState) -> Iterator[str]:
         yield host_setup.LATE_ENGINE
     if isinstance(keys := state.service.operator, OperatorKeys):
         yield from keys.faults(state.service.catalog)
+    guard_interface(current_app)
+    with current_app.test_request_context():
+        state.binding.begin(request)  # as each request does
 
 
 def _sessions(state: ByokState) -> Iterator[str]:
@@ -153,9 +167,12 @@ def _accounts(state: ByokState) -> Iterator[str]:
     if not isinstance(wing, Wing):
         _show("accounts", "-")
         return
-    dialect = wing.store.engine.dialect.name
-    _show("accounts", f"{wing.store.name} ({dialect})")
-    if dialect == "sqlite":
+    url = wing.store.engine.url
+    dialect, memory = url.get_backend_name(), in_memory(url)
+    _show("accounts", f"{'memory' if memory else wing.store.name} ({dialect})")
+    if memory and state.settings.encryption_key is not None:  # else it is said that this is missing
+        yield _IN_MEMORY
+    elif dialect == "sqlite" and not memory:
         yield _Note(_ONE_MACHINE)
     if state.settings.audit_retention is None:
         yield _Note(_ENDLESS)
@@ -166,9 +183,14 @@ def _accounts(state: ByokState) -> Iterator[str]:
 def _tables(state: ByokState) -> Iterator[str]:
     if not state.uses_database:
         return
-    tables, wing = tables_alone(), state.service.accounts
-    revision = migrations.current(tables) or "of the host's own migrations"
-    _show("tables", f"{revision} (newest {migrations.head()})")
+    wing: Any = state.service.accounts
+    store: Any = state.service.sessions.documents if _has_sessions(state) else wing.store
+    tables, made = store.database.apart(), "-"
+    try:
+        tables.run(bool)  # makes them, if there are none
+        made = "of the host's own migrations"
+    finally:
+        _show("tables", f"{migrations.current(tables) or made} (newest {migrations.head()})")
     if isinstance(wing, Wing):
         wing.store.canary.secret()
     elif (canary := state.service.sessions.canary) is not None:

@@ -59,6 +59,15 @@ _NOT_LIBPQ = (
 )
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 
+# Without the address: it may hold a password.
+_NO_ADDRESS = (
+    "BYOK_DATABASE_URL is no address of a PostgreSQL or SQLite database. Write for example "
+    "postgresql://user:password@host:5432/name or sqlite:////path/to/file, or give a SQLAlchemy engine."
+)
+_NO_DRIVER = (
+    "The driver of BYOK_DATABASE_URL ({}) is not installed. Write postgresql://, and install 'flask-byok[postgres]'; "
+    "or install that driver."
+)
 _UNWRITABLE = (
     "Keys need a database, and the SQLite file {path} cannot be written ({fault}). Let this user write the file and "
     "its folder, or set BYOK_DATABASE_URL."
@@ -101,7 +110,7 @@ def open_engine(
     # For the host's SQLite too: hosts often begin transactions in ways of their own, which ours would
     # collide with.
     engine = host if host and not is_sqlite else _own_engine(url, timeout, connections)
-    if _in_memory(url):
+    if in_memory(url):
         return engine
     if is_sqlite:
         _make_file(url.database or "", own_file)
@@ -114,12 +123,9 @@ def open_engine(
 def _parse(url: Any) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        # Without the URL: it may hold a password.
-        raise ConfigurationError(
-            "BYOK_DATABASE_URL is not a database URL; use for example "
-            "postgresql+psycopg://user@host/name or sqlite:///path/to/file, or a SQLAlchemy engine."
-        ) from None
+    except (ArgumentError, ValueError):  # of a port that is no number
+        raise ConfigurationError(_NO_ADDRESS) from None
+    parsed = parsed.set(drivername=parsed.drivername.lower())
     if parsed.drivername.partition("+")[0] == "postgres":  # as Heroku and libpq write it
         parsed = parsed.set(drivername=parsed.drivername.replace("postgres", "postgresql", 1))
     # A bare postgresql:// means psycopg2 to SQLAlchemy; the extra "postgres" installs psycopg 3.
@@ -127,7 +133,8 @@ def _parse(url: Any) -> URL:
     return parsed.set(drivername="postgresql+psycopg") if bare else parsed
 
 
-def _in_memory(url: URL) -> bool:
+def in_memory(url: URL) -> bool:
+    """Return True if it is SQLite without a file."""
     return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
@@ -143,11 +150,10 @@ def _own_engine(url: URL, timeout: float | None, connections: int | None) -> Eng
             execution_options={_LIMITED: (timeout or 0) if is_limited else None},
             **_options(url, timeout or LIMIT, connections or CONNECTIONS),
         )
-    except (NoSuchModuleError, ModuleNotFoundError) as error:
-        raise ConfigurationError(
-            f"The driver of BYOK_DATABASE_URL ({url.drivername}) is not installed: "
-            f"{type(error).__name__}. For PostgreSQL install 'flask-byok[postgres]'."
-        ) from None
+    except (NoSuchModuleError, ModuleNotFoundError):
+        is_known = url.get_backend_name() in ("postgresql", "sqlite")
+        fault = _NO_DRIVER.format(url.drivername) if is_known else _NO_ADDRESS
+        raise ConfigurationError(fault) from None
     if is_limited:
         event.listen(engine, "do_connect", _Connector())
     return engine
@@ -157,7 +163,7 @@ def _options(url: URL, timeout: float, connections: int) -> dict[str, Any]:
     """Return the options of our own engine: its pool, and how long it waits."""
     if url.get_backend_name() == "sqlite":
         arguments = {"timeout": BUSY_TIMEOUT, "check_same_thread": False}
-        pool = _ONE_CONNECTION if _in_memory(url) else _FILE_POOL
+        pool = _ONE_CONNECTION if in_memory(url) else _FILE_POOL
         return pool | {"pool_timeout": BUSY_TIMEOUT, "connect_args": arguments}
     if url.drivername not in _LIBPQ:
         return {}

@@ -207,21 +207,21 @@ class SqlDocuments:
         self, engine_or_url: Any, *, clock: Callable[[], float] = time.time, **opening: Any
     ) -> None:
         needed = (session_documents, session_names, canaries)
-        self._database = Database(engine_or_url, needed, tier="session", **opening)
-        self.engine = self._database.engine
+        self.database = Database(engine_or_url, needed, tier="session", **opening)
+        self.engine = self.database.engine
         self._clock = clock
         self._next_purge = 0.0
 
     def apart(self) -> SqlDocuments:
         """Return the same store for counts, behind a breaker of its own."""
         twin = copy(self)
-        twin._database = self._database.apart()
+        twin.database = self.database.apart()
         return twin
 
     def find(self, sid: str) -> str | None:
         """Return the ref that a session id leads to, or None."""
         query = sa.select(_name.ref).where(_name.sid == sid, _name.expires_at > self._clock())
-        return self._database.run(lambda connection: connection.execute(query).scalar())
+        return self.database.run(lambda connection: connection.execute(query).scalar())
 
     def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
         """Let a session id lead to a ref if it leads nowhere or to ``instead_of``; return what it leads to."""
@@ -239,38 +239,38 @@ class SqlDocuments:
                 connection.execute(sa.insert(session_names).values(sid=sid, **values))
             return held or ref
 
-        return self._database.change(work)
+        return self.database.change(work)
 
     def forget(self, sid: str, ref: str) -> None:
         """Let a session id lead nowhere if it leads to this ref."""
-        self._database.write(sa.delete(session_names).where(_name.sid == sid, _name.ref == ref))
+        self.database.write(sa.delete(session_names).where(_name.sid == sid, _name.ref == ref))
 
     def load(self, ref: str) -> tuple[str, bytes] | None:
         """Return a document's revision and body, or None."""
-        row = self._database.run(lambda one: one.execute(_LOAD, {"of_ref": ref}).first())
+        row = self.database.run(lambda one: one.execute(_LOAD, {"of_ref": ref}).first())
         return None if row is None else (row[0], row[1])
 
     def swap(self, ref: str, seen: str | None, revision: str, body: bytes, ttl: float) -> bool:
         """Replace a document if its revision is still ``seen`` (None: if there is none)."""
         values = {"revision": revision, "body": body, "expires_at": self._clock() + ttl}
         if seen is None:
-            self._database.write(sa.insert(session_documents).values(ref=ref, **values))
+            self.database.write(sa.insert(session_documents).values(ref=ref, **values))
             rows = 1  # of an INSERT the driver may not say it
         else:
             same = (_document.ref == ref) & (_document.revision == seen)
-            rows = self._database.write(sa.update(session_documents).where(same).values(values))
+            rows = self.database.write(sa.update(session_documents).where(same).values(values))
         if rows == 1:
             self._purge_if_due()
         return rows == 1
 
     def delete(self, ref: str) -> None:
         """Delete a document."""
-        self._database.write(sa.delete(session_documents).where(_document.ref == ref))
+        self.database.write(sa.delete(session_documents).where(_document.ref == ref))
         self._purge_if_due()
 
     def hold(self, name: str, text: str, *, replace: bool = False) -> str:
         """Return the text kept under a name; this one if there is none, or to ``replace`` it."""
-        return self._database.change(partial(keep_text, name=name, text=text, replace=replace))
+        return self.database.change(partial(keep_text, name=name, text=text, replace=replace))
 
     def occurrences(self, mark: bytes) -> int | None:
         """Return how often bytes occur in living documents; it reads all of them."""
@@ -278,7 +278,7 @@ class SqlDocuments:
             _document.expires_at > self._clock(), _document.ref > sa.bindparam("after")
         )
         query, total, values = living.order_by(_document.ref).limit(BATCH), 0, {"after": ""}
-        while rows := self._database.read(query, values):
+        while rows := self.database.read(query, values):
             total += sum(row.body.count(mark) for row in rows)
             values["after"] = rows[-1].ref
         return total
@@ -294,5 +294,5 @@ class SqlDocuments:
                 # Several workers do this at once, each to other rows.
                 expired = sa.select(key).where(table.c.expires_at < now).limit(BATCH)
                 expired = expired.with_for_update(skip_locked=True)
-                if self._database.write(sa.delete(table).where(key.in_(expired))) == BATCH:
+                if self.database.write(sa.delete(table).where(key.in_(expired))) == BATCH:
                     self._next_purge = now + _SHORT_PAUSE

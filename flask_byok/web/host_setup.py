@@ -159,12 +159,20 @@ def warn_of_late_setup(app: Flask, found: FoundDatabase | None) -> None:
         _logger.error("%s", sentence)
 
 
-def unsafe_settings(config: Mapping[str, Any], *, debug: bool) -> list[str]:
-    """Return a sentence with advice for each unsafe setting of the host."""
+def unsafe_settings(
+    config: Mapping[str, Any], *, debug: bool, cross_site: bool = False
+) -> list[str]:
+    """Return a sentence with advice for each unsafe setting of the host.
+
+    :param cross_site: front ends on other sites may call, and need the session cookie.
+    """
     found = ["Debug mode is on: error pages show local variables. Turn it off."] if debug else []
     for name, default, safe, risk in _OF_FLASK:
         value = config.get(name, default)
-        if value not in safe and not (value and True in safe):
+        if cross_site and "Lax" in safe:
+            safe = (*safe, "None")
+        # Flask takes "lax", too.
+        if str(value or "").title() not in safe and not (value and True in safe):
             found.append(f"{name} is {value!r}: {risk}. Set it to {' or '.join(map(repr, safe))}.")
     return found
 

@@ -144,6 +144,56 @@ def test_unsafe_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Set it to True" in result.stderr
 
 
+@pytest.mark.parametrize("on_redis", [True, False])
+def test_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str, on_redis: bool
+) -> None:
+    """In debug without an encryption key accounts are in memory, and no store is said to be away."""
+    monkeypatch.setenv("FLASK_DEBUG", "1")
+    config = {"BYOK_REDIS": redis_url if on_redis else None, "BYOK_ENCRYPTION_KEY": None, **SAFE}
+    with pytest.warns(UserWarning, match="throw-away"):
+        result = run(make_app(tmp_path, **config), "check")
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["accounts", "memory", "(sqlite)"] in lines
+    assert ["tables", "0001", "(newest", "0001)"] in lines
+    assert ("byok.sqlite3" in result.stdout) is not on_redis
+    assert "SQLite file, for" not in result.stdout
+    assert [line[:27] for line in result.stderr.splitlines()] == [
+        "unsafe: Debug mode is on: e",
+        "unsafe: BYOK_ENCRYPTION_KEY",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("same_site", "origins", "advice"),
+    [
+        ("lax", None, None),
+        ("STRICT", None, None),
+        ("None", ["https://app.example.org"], None),
+        (None, ["https://app.example.org"], "Set it to 'Lax' or 'Strict' or 'None'."),
+        ("none", None, "Set it to 'Lax' or 'Strict'."),
+    ],
+)
+def test_same_site(
+    tmp_path: Path, same_site: str | None, origins: list[str] | None, advice: str | None
+) -> None:
+    """The cookie's SameSite counts as Flask sends it; 'None' is right for front ends on other sites alone."""
+    cookie = {"SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_SAMESITE": same_site}
+    result = run(make_app(tmp_path, BYOK_TRUSTED_ORIGINS=origins or (), **cookie), "check")
+    assert result.exit_code == (advice is not None)
+    assert result.stderr == "" if advice is None else advice in result.stderr
+
+
+def test_accounts_in_memory(tmp_path: Path) -> None:
+    """A database in memory is unsafe, as each worker has its own, and is looked at as the app uses it."""
+    result = run(make_app(tmp_path, BYOK_DATABASE_URL="sqlite://", **SAFE), "check")
+    assert result.exit_code == 1
+    assert "(newest 0001)" in result.stdout
+    (said,) = result.stderr.splitlines()
+    assert said.startswith("unsafe: Accounts are in memory")
+    assert "Set BYOK_DATABASE_URL to PostgreSQL" in said
+
+
 def test_notes(tmp_path: Path, redis_url: str, postgres_url: str) -> None:
     """A choice that is right for one machine or one worker is a note, not unsafe."""
     small = run(make_app(tmp_path, **SAFE), "check")

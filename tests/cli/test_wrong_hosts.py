@@ -185,6 +185,15 @@ def a_context_processor_of_the_name(world: World) -> Flask:
     return world.host(after)
 
 
+def flask_session_forgotten(world: World) -> Flask:
+    """SESSION_TYPE without Session(app)."""
+
+    def forget(app: Flask) -> None:
+        app.session_interface = SecureCookieSessionInterface()
+
+    return world.host(before=forget)
+
+
 def a_weak_fallback(world: World) -> Flask:
     """A retired encryption key of zeros."""
     return world.host(BYOK_ENCRYPTION_KEY_FALLBACKS=[WEAK])
@@ -314,6 +323,7 @@ UNSAFE: list[tuple[Host, str, str]] = [
     (a_route_that_came_later, "a route of its own at /api/keys (GET)", "set BYOK_URL_PREFIX"),
     (the_name_taken_later, "Another 'byok' has taken the place", "rename it"),
     (a_context_processor_of_the_name, "Another 'byok' has taken the place", "rename it"),
+    (flask_session_forgotten, "needs a server-side session", "call Session(app)"),
     (a_weak_fallback, "BYOK_ENCRYPTION_KEY_FALLBACKS is no secret", "Run 'flask byok rotate'"),
     (a_setting_in_the_environment_only, "BYOK_REQUIRE_LOGIN in the env", f"{PREFIXED}BYOK_REQ"),
     (a_prefixed_setting_that_is_not_read, "FLASK_BYOK_BASE_URLS__openai in", f"{PREFIXED}BYOK_B"),

@@ -75,7 +75,7 @@ def assert_recovers(store: Sessions, session: SessionRef) -> None:
     """Fail unless the store answers again by itself, with what it had."""
     wait_until(lambda: store.read(session, VISITOR, READ).records, "store")
     store.write(session, VISITOR, make_record("groq"))
-    assert not inside(store)._database.breaker.is_open
+    assert not inside(store).database.breaker.is_open
 
 
 def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
@@ -88,9 +88,9 @@ def test_frozen_before(store: Sessions, server: PostgresServer) -> None:
     with server.frozen():
         for _ in range(3):
             assert_refused_in_time(store.read, session, VISITOR, READ)
-        assert inside(store)._database.breaker.is_open
-        wait_until(inside(store)._database.breaker.allow, "probe")  # it is ours now
-        inside(store)._database.breaker.success()
+        assert inside(store).database.breaker.is_open
+        wait_until(inside(store).database.breaker.allow, "probe")  # it is ours now
+        inside(store).database.breaker.success()
         assert_refused_in_time(store.write, session, VISITOR, make_record())
     assert_recovers(store, session)
 
@@ -133,7 +133,7 @@ def test_held_row(server: PostgresServer) -> None:
             with soon(), pytest.raises(StoreError):
                 store.write(session, VISITOR, make_record("groq"))
         assert store.read(session, VISITOR, READ).records
-        assert not inside(store)._database.breaker.is_open
+        assert not inside(store).database.breaker.is_open
         query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
         assert holder.execute(text(query)).scalar() == 0
     holder.engine.dispose()

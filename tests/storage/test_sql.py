@@ -183,7 +183,7 @@ def test_counts_that_fail_keep_no_request_from_the_database(database_url: str) -
             with pytest.raises(StoreError):
                 store.count(use_of(session, record))
         assert store.read(session, VISITOR, SOME).records == {"openai": record}
-    assert not inside(store)._database.breaker.is_open
+    assert not inside(store).database.breaker.is_open
     event.remove(inside(store).engine, "do_execute", fail)
     inside(store).engine.dispose()
 
@@ -272,12 +272,30 @@ def test_failed_purge_harms_no_change(postgres_url: str) -> None:
     assert store.read(session, VISITOR, ["openai"]).records == {"openai": record}
 
 
-@pytest.mark.parametrize("value", ["hunter22", "nosuch://ann:hunter22@host/name", 22, None])
-def test_unusable_setting(value: Any) -> None:
-    """What is no database is refused by the name of its setting, without its value."""
+@pytest.mark.parametrize(
+    ("value", "advice"),
+    [
+        *(
+            (value, "Write for example postgresql://user:password@host:5432/name or sqlite:///")
+            for value in ("hunter22", 22, None, "nosuch://ann:hunter22@host/name", "op://v/db/url")
+        ),
+        ("postgresql://ann:hunter22@db:${DB_PORT}/x", "no address of a PostgreSQL or SQLite data"),
+        ("postgresql+nosuch://ann:hunter22@db/x", "Write postgresql://, and install 'flask-byok"),
+    ],
+)
+def test_unusable_setting(value: Any, advice: str) -> None:
+    """What is no database is refused by the name of its setting and what to write, without its value."""
     with pytest.raises(ConfigurationError, match="BYOK_DATABASE_URL") as caught:
         store_on(value)
+    assert advice in str(caught.value)
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["POSTGRES", "Postgresql", "postgres"])
+def test_schemes_as_people_write_them(postgres_url: str, scheme: str) -> None:
+    """The scheme may be in upper case, and PostgreSQL's short one."""
+    store = store_on(f"{scheme}:{postgres_url.partition(':')[2]}")
+    assert store.read(begin(store), VISITOR, ["openai"]).records == {}
 
 
 def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
@@ -286,7 +304,7 @@ def test_failure_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         with pytest.raises(StoreError) as caught:
             store.find("sid-1")
-    assert inside(store)._database.breaker.is_open
+    assert inside(store).database.breaker.is_open
     assert caught.value.tier == "session"
     assert caught.value.__suppress_context__
     assert "hunter22" not in f"{caught.value!r} {caplog.text}"
