@@ -379,16 +379,17 @@ def test_a_killed_process_loses_its_last_second(database: str) -> None:
 
     child = fork(note_on)
     os.close(writing)
-    time.sleep(3.5)
-    os.kill(child, 9)
-    killed = time.time_ns()
-    os.waitpid(child, 0)
     with os.fdopen(reading) as noted:
+        noted.readline()  # a busy machine takes its time to begin
+        time.sleep(5)
+        os.kill(child, 9)
+        killed = time.time_ns()
+        os.waitpid(child, 0)
         times = [int(line) for line in noted if line.endswith("\n")]
     store = open_accounts(database, KEYRING)
-    owed = [at for at in times if at < killed - 2_000_000_000]
+    owed = [at for at in times if at < killed - 3_000_000_000]
     assert owed
-    assert len(owed) <= count_of(store) <= len(times) + 1
+    assert len(owed) <= count_of(store) <= len(times) + 2
     assert store.find([ANN])[0].usage_count == count_of(store)
     store.engine.dispose()
 
