@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -190,12 +191,47 @@ def test_talisman_page_names_its_nonce(tmp_path: Path, byok_fake_providers: Fake
     assert f'nonce="{nonce[1]}"' in page.text
 
 
-def test_form_host_flashes_the_problem(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
-    """A host of plain forms shows the sentence on its page."""
-    visitor = _Visitor(_host("forms", tmp_path, byok_fake_providers).test_client())
-    answer = visitor.post("/chat", data={"question": "hello"}, follow_redirects=True)
-    assert answer.status_code == 200
-    assert "No API key for OpenAI is configured." in answer.text
+@pytest.mark.parametrize(
+    ("name", "asked", "mimetype"),
+    [
+        ("restx", {"json": HELLO}, "application/problem+json"),
+        ("smorest", {"json": HELLO}, "application/problem+json"),
+        ("apiflask_host", {"json": HELLO}, "application/problem+json"),
+        ("forms", {"data": {"question": "hello"}}, "text/html"),
+    ],
+)
+def test_framework_tells_of_a_store_that_is_away(
+    name: str,
+    asked: dict[str, Any],
+    mimetype: str,
+    tmp_path: Path,
+    byok_fake_providers: FakeProviders,
+) -> None:
+    """The answer is 503 in the host's own form, and says when to try again."""
+    away = "postgresql://127.0.0.1:1/away"
+    app = _host(name, tmp_path, byok_fake_providers, BYOK_DATABASE_URL=away)
+    answer = app.test_client().post("/chat", base_url=SITE, **asked)
+    assert (answer.status_code, answer.mimetype) == (503, mimetype)
+    assert answer.headers["Retry-After"] == "1"
+    assert "The key store is not available right now." in answer.text
+
+
+def test_form_host_shows_the_problem_on_its_page(
+    tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """A host of plain forms says on its page that a key is missing, and that the provider does not answer."""
+    nowhere = {"openai": "http://127.0.0.1:1"}
+    visitor = _Visitor(
+        _host("forms", tmp_path, byok_fake_providers, BYOK_BASE_URLS=nowhere).test_client()
+    )
+    for status, sentence in (
+        (409, "No API key for OpenAI is configured."),
+        (502, "The provider's server cannot be reached"),
+    ):
+        answer = visitor.post("/chat", data={"question": "hello"})
+        assert (answer.status_code, answer.mimetype) == (status, "text/html")
+        assert f'<p role="alert">{sentence}' in unescape(answer.text)
+        visitor.save(byok_fake_providers.api_key("openai", "good"))
 
 
 def test_handler_of_the_hosts_own_stays(tmp_path: Path) -> None:
