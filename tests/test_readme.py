@@ -263,6 +263,18 @@ def test_example_for_production_is_safe(
     assert done.stdout.replace(str(tmp_path), "/srv/app") in shown
 
 
+def test_cron_gives_the_command_its_environment(tmp_path: Path) -> None:
+    """The line for cron exports what the file for systemd sets."""
+    line = re.search(
+        r"17 3 \* \* \*  app  (.* )\.venv/bin/flask", (DOCS / "operating.rst").read_text()
+    )
+    assert line is not None
+    (tmp_path / "env").write_text("BYOK_REDIS='redis://host/?a=1&b=$2'\n")
+    command = line[1].replace("/srv/app", str(tmp_path)) + "env"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
+    assert "BYOK_REDIS=redis://host/?a=1&b=$2" in done.stdout.splitlines()
+
+
 def test_examples_for_testing_pass(tmp_path: Path) -> None:
     """The tests that the documentation shows run, beside an app like its reader's, and pass."""
     for name in ("app.py", "test_chat.py", "test_no_bleed.py"):

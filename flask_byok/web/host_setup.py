@@ -15,11 +15,13 @@ from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from flask import Flask, before_render_template
 from werkzeug.routing import Rule
 
 from ..errors import ConfigurationError
+from ..model.owner import ACCOUNT_TIERS
 from ..sealing.keyring import is_guessable
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 
@@ -28,6 +30,8 @@ LATE_ENGINE = (
     "This app has Flask-SQLAlchemy, but keys are in a SQLite file in the instance folder: BYOK was set up before the "
     "engine was there. Call db.init_app(app) before byok.init_app(app), or set BYOK_DATABASE_URL."
 )
+#: The warning if the default gives two apps one file.
+SHARED_FILE = "%r and another app share account keys: write app.config['BYOK_DATABASE_URL'] = 'sqlite:///%s.sqlite3'."
 #: The warning if a retired encryption key is no secret.
 GUESSABLE_FALLBACK = (
     "One of BYOK_ENCRYPTION_KEY_FALLBACKS is no secret. Run 'flask byok rotate', then remove it."
@@ -51,6 +55,9 @@ _IMPLIED = {"HEAD", "OPTIONS"}
 
 _logger = logging.getLogger("flask_byok")
 
+#: An app for each file in an instance folder.
+_on_file: WeakValueDictionary[str, Flask] = WeakValueDictionary()
+
 
 @dataclass(frozen=True, slots=True)
 class FoundDatabase:
@@ -69,6 +76,8 @@ def find_database(app: Flask, settings: Settings) -> FoundDatabase:
         return FoundDatabase(url, "BYOK_DATABASE_URL", own_file=url == file)
     if (engine := host_engine(app)) is not None:
         return FoundDatabase(engine, "the app's Flask-SQLAlchemy")
+    if ACCOUNT_TIERS & {*settings.precedence} and _on_file.setdefault(file, app).name != app.name:
+        _logger.warning(SHARED_FILE, app.name, app.name)
     return FoundDatabase(file, _INSTANCE, own_file=True)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cachelib import FileSystemCache
-from flask import Flask
+from flask import Flask, session
 from flask.testing import FlaskClient
 from flask_security.utils import hash_password
 from flask_session import Session
@@ -17,11 +18,18 @@ from werkzeug.test import TestResponse
 
 from flask_byok import BYOK, ByokError
 from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
 from tests.app import ENCRYPTION_KEY, KEYS, bare, problem_of
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples" / "hosts"
 SITE = "https://host.example"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture(autouse=True)
+def _in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an example write its files into a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 def _host(name: str, directory: Path, fake: FakeProviders, **config: Any) -> Flask:
@@ -112,15 +120,67 @@ def test_framework_tells_problems_and_uses_the_persons_key(
     assert problem_of(unknown) == (404, "unknown_provider")
 
 
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [(f"{KEYS}/set", {}), (f"{KEYS}/set", {"persist": True}), ("/api/admin/keys", {})],
+)
 def test_two_apps_at_one_address_keep_their_own_keys(
-    tmp_path: Path, byok_fake_providers: FakeProviders
+    path: str, place: dict[str, bool], tmp_path: Path, byok_fake_providers: FakeProviders
 ) -> None:
-    """A key saved in one app is not there in the other one, which the same browser visits."""
-    shop = _Visitor(_host("several_apps", tmp_path, byok_fake_providers).test_client())
+    """A session's, an account's or a shared key of one app serves in no other, for a browser and user id in both."""
+    app = _host("several_apps", tmp_path, byok_fake_providers)
+    loaders = get_state(app).loaders
+    loaders.owner, loaders.admin = lambda: "7", lambda: True
+    shop = _Visitor(app.test_client())
     desk = _Visitor(shop.client, "/desk")
-    assert shop.save(byok_fake_providers.api_key("openai", "good")).status_code == 200
+    key = {"provider": "openai", "api_key": byok_fake_providers.api_key("openai", "good")}
+    assert shop.post(path, json=key | place).status_code in (200, 201)
     assert desk.post("/chat", json=HELLO).status_code == 409
     assert shop.post("/chat", json=HELLO).status_code == 200
+
+
+def test_a_session_of_one_app_is_none_of_the_other(
+    tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """The cookie of one app, sent as that of the other, is no session there."""
+    app = _host("several_apps", tmp_path, byok_fake_providers)
+    get_state(app).loaders.owner = lambda: session.get("user")
+    app.add_url_rule("/in", view_func=lambda: str(session.update(user="7")))
+    shop = _Visitor(app.test_client())
+    shop.get("/in")
+    assert shop.get(KEYS).get_json()["authenticated"]
+    cookie = shop.client.get_cookie("shop", "host.example")
+    assert cookie is not None
+    shop.client.set_cookie("session", cookie.value, domain="host.example", path="/desk")
+    assert not _Visitor(shop.client, "/desk").get(KEYS).get_json()["authenticated"]
+
+
+@pytest.mark.parametrize(
+    ("second", "config", "is_noticed"),
+    [
+        ("desk", {}, True),
+        ("shop", {}, False),
+        ("desk", {"BYOK_DATABASE_URL": "sqlite:///desk-keys.sqlite3"}, False),
+        ("desk", {"BYOK_PRECEDENCE": "session"}, False),
+    ],
+)
+def test_two_apps_on_one_default_file_are_noticed(
+    second: str,
+    config: dict[str, str],
+    is_noticed: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The log has the line to write if the default is one file for two apps, and nothing about one app made twice."""
+    apps = []
+    for name, more in (("shop", {}), (second, config)):
+        app = bare(tmp_path, **more)
+        app.name = name
+        Session(app)
+        BYOK(app)
+        apps.append(app)
+    line = "app.config['BYOK_DATABASE_URL'] = 'sqlite:///desk.sqlite3'"
+    assert (line in caplog.text) == is_noticed
 
 
 def test_talisman_page_names_its_nonce(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
@@ -131,12 +191,47 @@ def test_talisman_page_names_its_nonce(tmp_path: Path, byok_fake_providers: Fake
     assert f'nonce="{nonce[1]}"' in page.text
 
 
-def test_form_host_flashes_the_problem(tmp_path: Path, byok_fake_providers: FakeProviders) -> None:
-    """A host of plain forms shows the sentence on its page."""
-    visitor = _Visitor(_host("forms", tmp_path, byok_fake_providers).test_client())
-    answer = visitor.post("/chat", data={"question": "hello"}, follow_redirects=True)
-    assert answer.status_code == 200
-    assert "No API key for OpenAI is configured." in answer.text
+@pytest.mark.parametrize(
+    ("name", "asked", "mimetype"),
+    [
+        ("restx", {"json": HELLO}, "application/problem+json"),
+        ("smorest", {"json": HELLO}, "application/problem+json"),
+        ("apiflask_host", {"json": HELLO}, "application/problem+json"),
+        ("forms", {"data": {"question": "hello"}}, "text/html"),
+    ],
+)
+def test_framework_tells_of_a_store_that_is_away(
+    name: str,
+    asked: dict[str, Any],
+    mimetype: str,
+    tmp_path: Path,
+    byok_fake_providers: FakeProviders,
+) -> None:
+    """The answer is 503 in the host's own form, and says when to try again."""
+    away = "postgresql://127.0.0.1:1/away"
+    app = _host(name, tmp_path, byok_fake_providers, BYOK_DATABASE_URL=away)
+    answer = app.test_client().post("/chat", base_url=SITE, **asked)
+    assert (answer.status_code, answer.mimetype) == (503, mimetype)
+    assert answer.headers["Retry-After"] == "1"
+    assert "The key store is not available right now." in answer.text
+
+
+def test_form_host_shows_the_problem_on_its_page(
+    tmp_path: Path, byok_fake_providers: FakeProviders
+) -> None:
+    """A host of plain forms says on its page that a key is missing, and that the provider does not answer."""
+    nowhere = {"openai": "http://127.0.0.1:1"}
+    visitor = _Visitor(
+        _host("forms", tmp_path, byok_fake_providers, BYOK_BASE_URLS=nowhere).test_client()
+    )
+    for status, sentence in (
+        (409, "No API key for OpenAI is configured."),
+        (502, "The provider's server cannot be reached"),
+    ):
+        answer = visitor.post("/chat", data={"question": "hello"})
+        assert (answer.status_code, answer.mimetype) == (status, "text/html")
+        assert f'<p role="alert">{sentence}' in unescape(answer.text)
+        visitor.save(byok_fake_providers.api_key("openai", "good"))
 
 
 def test_handler_of_the_hosts_own_stays(tmp_path: Path) -> None:

@@ -84,8 +84,10 @@ def test_a_socket_uses_its_persons_keys(server: Server) -> None:
 
 
 def test_a_socket_of_no_one_finds_no_key(server: Server) -> None:
-    """Without a session and a user no call serves, the operator's key included."""
+    """Without a session and a user no call serves, the operator's key included, and the visitor reads what to do."""
     with server.connected(server.browser()) as event:
+        told = {"code": "owner_required", "detail": "Load this page again, then ask."}
+        assert event("ask", "hello") == told
         assert set(event("tried").values()) == {"owner_required"}
     assert server.place.used() == set()
 

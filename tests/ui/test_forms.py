@@ -179,3 +179,13 @@ def test_inputs_ask_password_managers_to_keep_out(client: FlaskClient) -> None:
         assert 'spellcheck="false"' in field
         for attribute in ("data-1p-ignore", "data-lpignore", "data-bwignore", "data-form-type"):
             assert attribute in field
+
+
+def test_row_has_the_time_of_a_check_only(tmp_path: Path, fake: FakeProviders) -> None:
+    """A row says when its key was checked, unless the provider could not be reached."""
+    for url, is_checked in ((fake.base_url("openai"), True), ("http://127.0.0.1:1", False)):
+        client = create_host(tmp_path, BYOK_BASE_URLS={"openai": url}).test_client()
+        post(client, "save", api_key=fake.api_key("openai"))
+        page = client.get(PAGE).text
+        assert ("so the key was not checked." in page) != is_checked
+        assert ("Checked <time" in page) == is_checked

@@ -1,11 +1,11 @@
-from flask import Flask, flash, redirect, render_template_string, request, url_for
+from flask import Flask, render_template_string, request
 from flask_session import Session
 
-from flask_byok import BYOK, CredentialError, get_provider_with_api_key
+from flask_byok import BYOK, ByokError, get_provider_with_api_key, problem_response
 
 byok = BYOK()
 PAGE = """<!doctype html><title>Chat</title>{{ byok.head() }}
-{% for message in get_flashed_messages() %}<p role="alert">{{ message }}</p>{% endfor %}
+{% if problem %}<p role="alert">{{ problem }}</p>{% endif %}
 <form method="post" action="{{ url_for('chat') }}"><input name="question"><button>Ask</button></form>
 {{ byok.button() }}{{ byok.dialog() }}"""
 
@@ -27,10 +27,12 @@ def create_app(config):
         return "".join(provider.stream_chat(messages))
 
     # begin
-    @app.errorhandler(CredentialError)
-    def ask_for_key(error):
-        flash(str(error))
-        return redirect(url_for("page"))
+    @app.errorhandler(ByokError)
+    def show_problem(error):
+        answer = problem_response(error)  # with its status, and Retry-After
+        answer.data = render_template_string(PAGE, problem=answer.get_json()["detail"])
+        answer.mimetype = "text/html"
+        return answer
 
     # end
     return app

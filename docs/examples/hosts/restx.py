@@ -2,7 +2,7 @@ from flask import Flask, request
 from flask_restx import Api, Resource
 from flask_session import Session
 
-from flask_byok import BYOK, ByokError, get_provider_with_api_key, problem_response
+from flask_byok import BYOK, ByokError, get_provider_with_api_key
 
 byok = BYOK()
 api = Api()
@@ -10,8 +10,8 @@ api = Api()
 
 # begin
 @api.errorhandler(ByokError)
-def show_byok_error(error):
-    return problem_response(error).get_json(), error.status
+def leave_to_flask(error):
+    raise error  # Flask answers with the problem object and its headers
 
 
 # end

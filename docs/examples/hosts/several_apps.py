@@ -23,8 +23,18 @@ def make_app(name, config):
 
 def create_app(config):
     # begin
-    shop = make_app("shop", config | {"SESSION_COOKIE_PATH": "/", "SESSION_COOKIE_NAME": "shop"})
-    desk = make_app("desk", config | {"SESSION_COOKIE_PATH": "/desk", "SECRET_KEY": "another one"})
+    of_shop = {
+        "BYOK_DATABASE_URL": "sqlite:///shop-keys.sqlite3",
+        "SESSION_COOKIE_NAME": "shop",
+        "SESSION_KEY_PREFIX": "shop:",
+    }
+    of_desk = {
+        "SECRET_KEY": "another one",
+        "BYOK_DATABASE_URL": "sqlite:///desk-keys.sqlite3",
+        "SESSION_COOKIE_PATH": "/desk",
+        "SESSION_KEY_PREFIX": "desk:",
+    }
+    shop, desk = make_app("shop", config | of_shop), make_app("desk", config | of_desk)
     shop.wsgi_app = DispatcherMiddleware(shop.wsgi_app, {"/desk": desk.wsgi_app})
     # end
     return shop
