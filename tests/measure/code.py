@@ -65,7 +65,7 @@ def measure_code() -> Iterator[Figure]:
         if path.name != "__init__.py" and source.count("\n") < 50
     )
     yield Figure("Lines of code", sum(sizes.values()), 11_000, rooms)
-    yield Figure("… of the core", sum(sizes.values()) - wing, 7_900)
+    yield Figure("… of the core", sum(sizes.values()) - wing, 7_950)
     yield Figure("… of the wing (accounts)", wing)
     yield Figure("Modules", len(sources), 91)
     yield Figure("… at the top", len(top), 12)
