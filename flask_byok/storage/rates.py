@@ -100,7 +100,8 @@ def _parts(each: RateLimitItem, count: int) -> list[tuple[RateLimitItem, str]]:
 
 def _redis_storage(client: Any, app: str) -> RedisStorage:
     # By itself the storage makes a client for an address; ours has the right time limits, and may be a cluster.
-    storage = RedisStorage("redis://", connection_pool=None, key_prefix=f"byok:r:{app}")
+    storage = RedisStorage("redis://", connection_pool=None)
+    storage.key_prefix = storage.PREFIX = f"byok:r:{app}"  # the second before limits 5.1
     storage.storage = client
     storage.initialize_storage("redis://")
     return storage

@@ -56,7 +56,7 @@ _BY_TEXT = {
     "no such database": _NO_DATABASE,  # PgBouncer
     "no such user": _NO_ENTRY,
     '" does not exist': _NO_DATABASE,
-    "failed to resolve host": _NO_HOST,
+    "Name or service not known": _NO_HOST,
     "could not translate host name": _NO_HOST,
     "Connection refused": _REFUSED,
     "No route to host": _NO_ROUTE,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, event, insert, select, update
+from sqlalchemy.exc import ProgrammingError
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, audit_verify
@@ -190,7 +191,7 @@ def test_no_change_without_its_entry(store: AccountStore, statement: str) -> Non
 
     def fail(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
         if sql.startswith(statement):
-            cursor.execute("SELECT * FROM no_such_table")
+            raise ProgrammingError(sql, None, ValueError("no such table"))
 
     (record,) = store.find([ANN])
     event.listen(store.engine, "before_cursor_execute", fail)

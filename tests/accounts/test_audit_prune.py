@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import delete, event, insert, select, update
+from sqlalchemy.exc import ProgrammingError
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, Head, audit_prune
@@ -153,7 +154,7 @@ def test_all_or_nothing(store: AccountStore, statement: str) -> None:
 
     def fail(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
         if sql.startswith(statement) and next(seen):
-            cursor.execute("SELECT * FROM no_such_table")
+            raise ProgrammingError(sql, None, ValueError("no such table"))
 
     before = rows_of(store)
     event.listen(store.engine, "before_cursor_execute", fail)

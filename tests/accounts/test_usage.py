@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, select
+from sqlalchemy.exc import OperationalError
 
 from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import usage as module
@@ -353,7 +354,7 @@ def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore)
 
     def fail(_c: Any, _u: Any, statement: str, *_: Any) -> None:
         if "byok_usage" in statement:
-            raise store.engine.dialect.loaded_dbapi.OperationalError("out of order")
+            raise OperationalError(statement, None, OSError("out of order"))
 
     store.create(make_record(), event_of())
     event.listen(store.engine, "before_cursor_execute", fail)

@@ -72,7 +72,8 @@ def later_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
     def later_config(**attributes: object) -> Config:
         made = config(**attributes)
         locations = (str(Path(migrations.__file__).parent / "versions"), str(folder))
-        made.set_main_option("path_separator", "os")
+        for name in ("path_separator", "version_path_separator"):  # the second before Alembic 1.16
+            made.set_main_option(name, "os")
         made.set_main_option("version_locations", os.pathsep.join(locations))
         return made
 
