@@ -33,7 +33,7 @@ NO_IDS: list[Any] = [
 @pytest.mark.parametrize(
     ("returned", "user"),
     [
-        *((nobody, None) for nobody in (None, False, "")),
+        *((visitor, None) for visitor in (None, False, "")),
         (0, "0"),
         (7, "7"),
         ("a", "a"),

@@ -246,7 +246,7 @@ def test_new_visitors_who_write_wait_once(
 
 @pytest.mark.parametrize("sid", [None, b"abc"])
 def test_a_session_id_is_text(app: Flask, interface: BrokenInterface, sid: Any) -> None:
-    """A host whose sessions have no id, or one that is no text, is told what sessions we need."""
+    """Sessions whose id is missing, or is no text, are refused with a problem that says what is needed."""
     interface.sid = sid
     answer = app.test_client().get(KEYS)
     assert (answer.status_code, answer.get_json()["code"]) == (500, "configuration")

@@ -127,7 +127,7 @@ def test_hooks_that_the_host_had_before_read_the_header(
 def test_all_keys_of_a_view_that_fails_are_redacted(
     app: HostApp, fake: FakeProviders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Keys of several providers and people that one view took are in no log line of it, whatever their versions are."""
+    """A log line of a view that took several keys shows none of them, of other providers and people too."""
     people = {name: fake.api_key("openai", owner=name) for name in ("ann", "bob")}
     others = {name: fake.api_key("groq", owner=name) for name in people}
 
