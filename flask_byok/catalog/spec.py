@@ -48,7 +48,8 @@ class Field:
     :param kind: by default ``secret`` or ``text``; it decides what is ``secret``.
     :param pattern: a regular expression that a text fits as a whole. If it has a group, the group's text is the value:
         of a pasted URL, say, the name in it.
-    :param choices: the values of the kind ``choice``.
+    :param choices: the values of the kind ``choice``; or a mapping of them to what stands in an address for each, such
+        as a region's host.
     :param default: the value if none is given.
     :param env: environment variables that may hold the operator's value, beside those of the provider's key.
     """
@@ -60,7 +61,7 @@ class Field:
     placeholder: str = ""
     kind: Kind | None = None
     pattern: str = ""
-    choices: tuple[str, ...] = ()
+    choices: tuple[str, ...] | Mapping[str, str] = ()
     default: str = ""
     env: tuple[str, ...] = ()
 
@@ -229,13 +230,17 @@ class ProviderSpec:
 
         :raises EndpointNotAllowedError: one is missing, or would lead elsewhere.
         """
+        named, values = set(names_in(template)), dict(fields)
         for each in self.fields:
-            if each.name in names_in(template):
-                value = fields.get(each.name, "")
+            if each.name in named:
+                value = fields.get(each.name) or each.default
                 if not _IN_URL.fullmatch(value) or ".." in value or each.read(value) != value:
                     text = f"{each.label} is missing or malformed."
                     raise EndpointNotAllowedError(text, provider=self.id)
-        return template.format_map(fields)
+                values[each.name] = (
+                    each.choices[value] if isinstance(each.choices, Mapping) else value
+                )
+        return template.format_map(values)
 
 
 class Catalog:
