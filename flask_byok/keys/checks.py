@@ -21,8 +21,9 @@ from ..errors import (
 )
 from ..http.outbound import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
-from ..model.owner import Caller, Tier
+from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
+from .faults import REASONS, VERDICTS
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -39,6 +40,11 @@ CHECK_SECONDS = 10.0
 #: How many models a check lists, and how long a model's name may be. OpenRouter, which has the most, lists 600.
 MAX_MODELS = 1000
 MAX_NAME_LENGTH = 200
+
+#: Seconds between two second opinions on the same key.
+PAUSE = 30.0
+# Of how many keys the time of the last one is remembered.
+_MOST_ASKED = 1000
 
 _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
@@ -171,6 +177,10 @@ class Checks:
 
     core: Service
 
+    def __post_init__(self) -> None:
+        #: When a second opinion on a key was last asked for, by provider, owner and version.
+        self._asked: dict[tuple[str, str, str | None], float] = {}
+
     def before_set(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey, to: Destination
     ) -> Validation | None:
@@ -222,12 +232,46 @@ class Checks:
             self._tell_rejected(credential)
         return validation
 
-    def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
-        """Mark a key that its provider rejected in a real call."""
+    def of_traffic(self, caller: Caller, credential: Credential, judged: Judgement) -> None:
+        """Take in what a failed call tells about its key.
+
+        A refusal of a shared key, or at an address of somebody's own, marks it only if a check agrees: a gateway's
+        passing fault would lock out everybody who uses it.
+        """
+        if judged.verdict.valid is False:
+            self._rejected(caller, credential, judged.verdict)
+            return
+        reason = REASONS.get(judged.kind)
+        if reason in self.core.settings.fallback_on:
+            found = Validation(credential.provider, VERDICTS[reason], "", utcnow())
+            with suppress(ByokError):
+                self._record(caller, credential, found, asked=False)
+
+    def _rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         found = Validation(credential.provider, verdict, "", utcnow())
+        if credential.source not in PERSONAL_TIERS or credential.trust == "personal":
+            checked = self._second_opinion(caller, credential)
+            if checked is None or checked.valid is not False:
+                return
+            found = checked
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
         self._tell_rejected(credential)
+
+    def _second_opinion(self, caller: Caller, credential: Credential) -> Validation | None:
+        """Check a key that a call was refused with; None if it cannot be, or was checked a moment ago."""
+        now, who = time.monotonic(), (credential.provider, credential.owner, credential.version)
+        if self._asked.get(who, -PAUSE) > now - PAUSE:
+            return None
+        self._asked[who] = now
+        while len(self._asked) > _MOST_ASKED:
+            self._asked.pop(next(iter(self._asked)), None)
+        endpoint = Endpoint(credential.base_url, credential.trust)
+        typed = Typed(credential.fields, credential.fields, None, endpoint)
+        spec = self.core.catalog.get(credential.provider)
+        with suppress(ByokError):
+            return check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+        return None
 
     def _tell_rejected(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
@@ -241,8 +285,10 @@ class Checks:
     def _record(
         self, caller: Caller, credential: Credential, found: Validation, *, asked: bool
     ) -> None:
-        """Store a verdict beside the version of the key that it is about; the operator's own keys have none."""
+        """Store a verdict beside the version of the key that it is about; of the operator's own keys passing faults."""
         if credential.version is None:
+            if self.core.settings.fallback_on:
+                self.core.faults.note(credential, found.verdict)
             return
         recorded = RecordedVerdict(found.verdict, found.checked_at, credential.version)
         if credential.id:
