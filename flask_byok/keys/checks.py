@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
+from ..catalog.models import read_models
 from ..catalog.spec import Answer, CheckSpec, ProviderSpec, judge_check, looks_like
 from ..errors import (
     ByokError,
@@ -38,9 +39,6 @@ Fetch = Callable[[str], Answer]
 
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
-#: How many models a check lists, and how long a model's name may be.
-MAX_MODELS = 200
-MAX_NAME_LENGTH = 200
 
 _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
@@ -117,24 +115,6 @@ def _list_models(check: CheckSpec, answer: Answer, fetch: Fetch) -> tuple[str, .
         if check.models_path is not None:
             return read_models(fetch(check.models_path))
     return ()
-
-
-def read_models(answer: Answer) -> tuple[str, ...]:
-    """Return the names of the models in a list, at most 200; none from an answer that is no list.
-
-    Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
-    ``{"models": [{"name": "models/…"}]}``.
-    """
-    if answer.status != 200 or not isinstance(answer.data, dict):
-        return ()
-    names = []
-    for container, name in (("data", "id"), ("models", "name")):
-        entries = answer.data.get(container)
-        for entry in entries if isinstance(entries, list) else ():
-            value = entry.get(name) if isinstance(entry, dict) else None
-            if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
-                names.append(value.removeprefix("models/"))
-    return tuple(dict.fromkeys(names))[:MAX_MODELS]
 
 
 @dataclass(eq=False)
