@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 if TYPE_CHECKING:
-    from .spec import Answer
+    from .verdicts import Answer
 
-#: How many models are read from a provider's own list, and how long a model's name may be.
-MAX_MODELS = 200
+#: How many models are read from a provider's own list, and how long a model's name may be. OpenRouter, which has the
+#: most, lists 600.
+MAX_MODELS = 1000
 MAX_NAME_LENGTH = 200
 
 
@@ -97,7 +98,7 @@ def _known(provider_id: str) -> dict[str, ModelInfo]:
 
 
 def read_models(answer: Answer) -> tuple[str, ...]:
-    """Return the names of the models in a provider's own list, at most 200; none from an answer that is no list.
+    """Return the names of the models in a list, at most 1,000; none from an answer that is no list.
 
     Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
     ``{"models": [{"name": "models/…"}]}``.

@@ -21,7 +21,8 @@ from ..errors import (
     ProviderUnavailableError,
 )
 from ..http import Endpoint, Outbound
-from ..model.credential import Credential, Outcome, Secret, clean_api_key, make_hint
+from ..http.outbound import full_url
+from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from .installed import require_sdk
 from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
 
@@ -152,7 +153,7 @@ class BaseProvider(ABC):
             self.credential,
             source="argument",
             fields={**self.credential.fields, "api_key": Secret(cleaned)},
-            hint=make_hint(cleaned, self._spec.prefixes),
+            hint=self._spec.hint({"api_key": Secret(cleaned)}),
             version=None,
         )
         self.__dict__.pop("client", None)
@@ -192,6 +193,7 @@ class BaseProvider(ABC):
         # Checks the endpoint again: the rules can have changed since the key was saved.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
+        http_client.event_hooks = {"request": [self._outcomes.authenticate]}
         require_sdk(self.extra, self.name)
         try:
             return self._make_client(http_client)
@@ -225,19 +227,21 @@ class BaseProvider(ABC):
     def models(self) -> list[ModelInfo]:
         """Return the chat models that the provider offers, from the data that ships with the package.
 
-        A provider that is not in the data is asked for its list, which holds ids of all kinds of models, and no more.
+        A provider that is not in the data is asked for its own list: ids of models of every kind, without facts.
 
         :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
         :raises ProviderUnavailableError: the provider did not answer with a list.
         """
-        check, known = self._spec.check, list(models_of(self.name))
-        if known or check.models_path is None:
+        spec, known = self._spec, list(models_of(self.name))
+        if known or spec.check.models_path is None:
             return known
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         fields = {name: self.credential.reveal(name) for name in self.credential.fields}
-        headers = {**check.headers, **check.auth.headers(fields)}
-        owner, path = self._counted_as, check.models_path
-        answer = self._outbound.fetch(endpoint, path, headers, seconds=LIST_SECONDS, owner=owner)
+        url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
+        headers = {**spec.headers, **spec.check.headers, **spec.auth.headers(fields, "GET", url)}
+        answer = self._outbound.fetch(
+            endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
+        )
         if answer.status == 200 and isinstance(answer.data, dict):
             return [ModelInfo(model) for model in read_models(answer)]
         text = f"{self.display_name} did not list its models."
