@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import msgspec
 
+from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
     MissingCredentialError,
+    ProviderUnavailableError,
 )
 from ..http import Endpoint, Outbound, full_url, in_thread
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
@@ -34,6 +36,9 @@ Message = Mapping[str, Any]
 T = TypeVar("T")
 
 _END: Any = object()
+
+#: Seconds for a provider's own list of models.
+LIST_SECONDS = 10.0
 
 #: The classes by the name of their adapter; the package fills it.
 ADAPTERS: dict[str, type[BaseProvider]] = {}
@@ -245,7 +250,8 @@ class BaseProvider:
         if not chosen:
             text = f"{self.display_name} has no default model: name one."
             raise InvalidFieldError(text, provider=self.name)
-        facts = Facts(self._spec.token_limit, self._spec.asks_usage)
+        known = model_info(self.name, chosen)
+        facts = Facts(self._spec.token_limit, self._spec.asks_usage, known and known.max_output)
         path, body = wire.body(messages, chosen, params, facts)
         call = self._open("POST", path, msgspec.json.encode(body))
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
@@ -319,6 +325,29 @@ class BaseProvider:
         if not self.is_configured:
             text = f"No API key for {self.display_name} is configured."
             raise MissingCredentialError(text, provider=self.name)
+
+    def models(self) -> list[ModelInfo]:
+        """Return the chat models that the provider offers, from the data that ships with the package.
+
+        A provider that is not in the data is asked for its own list: ids of models of every kind, without facts.
+
+        :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+        :raises ProviderUnavailableError: the provider did not answer with a list.
+        """
+        spec, known = self._spec, list(models_of(self.name))
+        if known or spec.check.models_path is None:
+            return known
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        fields = {name: self.credential.reveal(name) for name in self.credential.fields}
+        url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
+        headers = {**spec.headers, **spec.check.headers, **spec.auth.headers(fields, "GET", url)}
+        answer = self._outbound.fetch(
+            endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
+        )
+        if answer.status == 200 and isinstance(answer.data, dict):
+            return [ModelInfo(model) for model in read_models(answer)]
+        text = f"{self.display_name} did not list its models."
+        raise ProviderUnavailableError(text, provider=self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
