@@ -23,6 +23,7 @@
         UnreadableCredentialError   409 key_unreadable
       EndpointNotAllowedError       422 endpoint_not_allowed
       ProviderUnavailableError      502 provider_unavailable
+      StreamIncompleteError         502 stream_incomplete
       RateLimitedError              429 rate_limited
       InvalidFieldError             422 invalid_field
       StoreError                    503 store_unavailable
@@ -187,6 +188,12 @@ class ProviderUnavailableError(ByokError):
     """Raised when the provider cannot be reached, or fails for a reason other than the key."""
 
     code, status, title = "provider_unavailable", 502, "The provider is not available"
+
+
+class StreamIncompleteError(ByokError):
+    """Raised when a provider's answer is not a stream, or ends without its end mark."""
+
+    code, status, title = "stream_incomplete", 502, "The provider's answer is incomplete"
 
 
 class RateLimitedError(ByokError):
