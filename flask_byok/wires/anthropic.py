@@ -7,20 +7,16 @@ newer models have.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 from ..errors import InvalidFieldError
 from .events import Reader, StreamEvent, to_text
-from .messages import Chat, Choice, Facts, Function, Image, Message, Part, Text, refuse
+from .messages import Chat, Facts, Function, Image, Message, Part, Text, Tool, plain_id, refuse
 
 #: Longest answer in tokens if nothing says more. The API demands a limit; every current model can do this one.
 MAX_TOKENS = 4096
-#: These models know no effort. They think for a number of tokens, at least 1,024.
-_BY_BUDGET = re.compile(r"claude-(opus|sonnet|haiku)-4(-[015])?(-20\d{6})?")
-_BUDGETS = {"minimal": 1024, "low": 1024, "medium": 8192}
 
 
 def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
@@ -29,8 +25,8 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
     :raises InvalidFieldError: something has no form in this API.
     """
     params = chat.params
-    limit = params.max_tokens or facts.max_output or MAX_TOKENS
-    body: dict[str, Any] = {"model": chat.model, "max_tokens": limit, "stream": True}
+    body: dict[str, Any] = {"model": chat.model, "stream": True}
+    body["max_tokens"] = params.max_tokens or facts.max_output or MAX_TOKENS
     if chat.system:
         body["system"] = chat.system
     # All results of one turn's tools belong into one message.
@@ -45,26 +41,34 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
         body["stop_sequences"] = params.stops
     if params.functions:
         body["tools"] = [_write_function(function) for function in params.functions]
-    if isinstance(params.tool_choice, Choice):
+    if isinstance(params.tool_choice, Tool):
         body["tool_choice"] = {"type": "tool", "name": params.tool_choice.function.name}
     elif params.tool_choice:
         body["tool_choice"] = {"type": params.tool_choice.replace("required", "any")}
-    body |= _write_thinking(chat, limit)
-    if params.schema is not None:
-        if not params.schema:
+    output: dict[str, Any] = {}
+    if params.reasoning_effort == "none":
+        body["thinking"] = {"type": "disabled"}
+    elif effort := params.reasoning_effort:
+        body["thinking"] = {"type": "adaptive", "display": "summarized"}
+        output["effort"] = effort.replace("minimal", "low")
+    if (schema := params.schema) is not None:
+        if not schema:
             raise InvalidFieldError("response_format needs a json_schema with this provider.")
-        form = {"type": "json_schema", "schema": params.schema}
-        body["output_config"] = {**body.get("output_config", {}), "format": form}
+        output["format"] = {"type": "json_schema", "schema": schema}
+    if output:
+        body["output_config"] = output
     return "/v1/messages", body
 
 
 def _write_turn(turn: Message) -> list[dict[str, Any]]:
     blocks = [_write_part(part) for part in turn.parts]
     if turn.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": turn.tool_call_id, "content": blocks}]
+        return [
+            {"type": "tool_result", "tool_use_id": plain_id(turn.tool_call_id), "content": blocks}
+        ]
     for call in turn.tool_calls or ():
-        name, arguments = call.function.name, call.read_arguments()
-        blocks.append({"type": "tool_use", "id": call.id, "name": name, "input": arguments})
+        called = {"id": plain_id(call.id), "name": call.function.name}
+        blocks.append({"type": "tool_use", **called, "input": call.read_arguments()})
     return blocks
 
 
@@ -84,24 +88,6 @@ def _write_function(function: Function) -> dict[str, Any]:
     more = {"description": function.description, "strict": function.strict}
     kept = {name: value for name, value in more.items() if value is not None}
     return {"name": function.name, "input_schema": schema, **kept}
-
-
-def _write_thinking(chat: Chat, limit: int) -> dict[str, Any]:
-    """Return how much the model thinks, with its thoughts as text."""
-    effort = chat.params.reasoning_effort
-    if effort is None:
-        return {}
-    if effort == "none":
-        return {"thinking": {"type": "disabled"}}
-    if not _BY_BUDGET.fullmatch(chat.model):
-        level = "low" if effort == "minimal" else effort
-        thinking = {"type": "adaptive", "display": "summarized"}
-        return {"thinking": thinking, "output_config": {"effort": level}}
-    budget = min(_BUDGETS.get(effort, 24576), limit - 1)
-    # After a tool's result these models demand their former thoughts, which OpenAI's messages do not have.
-    if budget < 1024 or any(turn.role == "tool" for turn in chat.turns[-1:]):
-        return {}
-    return {"thinking": {"type": "enabled", "budget_tokens": budget}}
 
 
 class AnthropicReader(Reader):

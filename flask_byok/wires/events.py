@@ -9,6 +9,7 @@ end mark a stream is incomplete, whatever came before.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
@@ -152,7 +153,7 @@ class Reader:
                     self._usage[name] = usage[name]
 
     def _open_call(self, index: int | None, id: Any, name: Any) -> _Call:
-        call = _Call(to_text(id) or f"call_{len(self._calls)}", to_text(name))
+        call = _Call(to_text(id) or new_id(), to_text(name))
         self._hold(512 + 4 * len(call.id + call.name))
         self._calls.append(call)
         self._open[index] = call
@@ -290,6 +291,11 @@ def _to_count(value: Any) -> int:
     with suppress(TypeError, ValueError, OverflowError):
         return max(int(value), 0)
     return 0
+
+
+def new_id() -> str:
+    """Return an id for a call without one. Conversations have many calls, so it is unlike all others."""
+    return f"call_{secrets.token_hex(8)}"
 
 
 def to_text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Google's Gemini API.
 
 Sources: https://ai.google.dev/api/generate-content, in https://ai.google.dev/gemini-api/docs the pages thinking,
-thought-signatures, file-input-methods and openai (what an effort means), and the types of its SDK.
+thought-signatures and file-input-methods, and the types of its SDK.
 """
 
 from __future__ import annotations
@@ -13,18 +13,26 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import InvalidFieldError
-from .events import Reader, StreamEvent, first, to_text
-from .messages import Call, Chat, Choice, Facts, Function, Image, Message, Part, Text
+from .events import Reader, StreamEvent, first, new_id, to_text
+from .messages import (
+    SIGNED,
+    Call,
+    Chat,
+    Facts,
+    Function,
+    Image,
+    Message,
+    Part,
+    Text,
+    Tool,
+    plain_id,
+)
 
 #: The model is part of the path, so it has nothing that ends or leaves its segment.
 _MODEL = re.compile(r"(?:(models|tunedModels)/)?([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
-#: Models before Gemini 3 think for a number of tokens. These are Google's own numbers for OpenAI's words.
-_BY_BUDGET = re.compile(r"gemini-[12]\b.*")
-_BUDGETS = {"none": 0, "minimal": 1024, "low": 1024, "medium": 8192}
+#: OpenAI's words for an effort that Google has another word for.
 _LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
-#: Between a call's id and its thought signature: Gemini 3 demands it back, and OpenAI's messages have no field for it.
-_SIGNED = "~thought~"
 #: What Google documents for a call that another model made.
 _UNSIGNED = "skip_thought_signature_validator"
 
@@ -36,16 +44,16 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
     """
     if not (named := _MODEL.fullmatch(chat.model)):
         raise InvalidFieldError("model is a name of letters, digits, dots and hyphens here.")
-    params, by_budget = chat.params, bool(_BY_BUDGET.fullmatch(named[2]))
-    body: dict[str, Any] = {"contents": list(_write_contents(chat.turns, by_budget))}
+    params = chat.params
+    body: dict[str, Any] = {"contents": list(_write_contents(chat.turns))}
     if chat.system:
         body["systemInstruction"] = {"parts": [{"text": chat.system}]}
-    if config := _write_config(chat, by_budget):
+    if config := _write_config(chat):
         body["generationConfig"] = config
     if params.functions:
         declared = [_write_function(function) for function in params.functions]
         body["tools"] = [{"functionDeclarations": declared}]
-    if isinstance(params.tool_choice, Choice):
+    if isinstance(params.tool_choice, Tool):
         names = [params.tool_choice.function.name]
         body["toolConfig"] = {
             "functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": names}
@@ -56,7 +64,7 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
     return path, body
 
 
-def _write_config(chat: Chat, by_budget: bool) -> dict[str, Any]:
+def _write_config(chat: Chat) -> dict[str, Any]:
     names = {"max_tokens": "maxOutputTokens", "temperature": "temperature", "top_p": "topP"}
     config = {names[name]: chat.given[name] for name in names if name in chat.given}
     if chat.params.stops:
@@ -66,13 +74,12 @@ def _write_config(chat: Chat, by_budget: bool) -> dict[str, Any]:
         if schema:
             config["responseJsonSchema"] = schema
     if effort := chat.params.reasoning_effort:
-        budget, level = _BUDGETS.get(effort, 24576), _LEVELS.get(effort, effort.upper())
-        amount = {"thinkingBudget": budget} if by_budget else {"thinkingLevel": level}
-        config["thinkingConfig"] = {**amount, "includeThoughts": effort != "none"}
+        level = _LEVELS.get(effort, effort.upper())
+        config["thinkingConfig"] = {"thinkingLevel": level, "includeThoughts": effort != "none"}
     return config
 
 
-def _write_contents(turns: Iterable[Message], by_budget: bool) -> Iterator[dict[str, Any]]:
+def _write_contents(turns: Iterable[Message]) -> Iterator[dict[str, Any]]:
     """Yield the conversation. All results of one turn's calls belong into one content."""
     names: dict[str, str] = {}
     for role, run in groupby(turns, lambda turn: turn.role):
@@ -83,7 +90,7 @@ def _write_contents(turns: Iterable[Message], by_budget: bool) -> Iterator[dict[
                 continue
             parts += map(_write_part, turn.parts)
             calls = [_write_call(call) for call in turn.tool_calls or ()]
-            if calls and not by_budget:
+            if calls:
                 calls[0].setdefault("thoughtSignature", _UNSIGNED)
             names |= {call.id: call.function.name for call in turn.tool_calls or ()}
             parts += calls
@@ -95,8 +102,8 @@ def _write_result(turn: Message, names: dict[str, str]) -> dict[str, Any]:
         raise InvalidFieldError(
             "tool_call_id is the id of a call of an assistant's message before."
         )
-    id = turn.tool_call_id.partition(_SIGNED)[0]
-    return {"functionResponse": {"id": id, "name": name, "response": {"output": turn.text}}}
+    id, output = plain_id(turn.tool_call_id), {"output": turn.text}
+    return {"functionResponse": {"id": id, "name": name, "response": output}}
 
 
 def _write_part(part: Part) -> dict[str, Any]:
@@ -114,7 +121,7 @@ def _write_part(part: Part) -> dict[str, Any]:
 
 
 def _write_call(call: Call) -> dict[str, Any]:
-    id, _, signature = call.id.partition(_SIGNED)
+    id, _, signature = call.id.partition(SIGNED)
     made = {"id": id, "name": call.function.name, "args": call.read_arguments()}
     return {"functionCall": made, **({"thoughtSignature": signature} if signature else {})}
 
@@ -151,8 +158,8 @@ class GoogleReader(Reader):
         if text := to_text(part.get("text")):
             yield StreamEvent("reasoning" if part.get("thought") is True else "text", text)
         if isinstance(function := part.get("functionCall"), dict):
-            id = to_text(function.get("id")) or f"call_{len(self._calls)}"
+            id = to_text(function.get("id")) or new_id()
             if signature := to_text(part.get("thoughtSignature")):
-                id += _SIGNED + signature
+                id += SIGNED + signature
             call = self._open_call(None, id, function.get("name"))
             self._add_arguments(call, function.get("args"))

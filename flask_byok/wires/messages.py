@@ -18,13 +18,15 @@ from ..errors import InvalidFieldError
 _Name = Annotated[str, Meta(min_length=1)]
 _Model = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,256}\Z")]
 _WHERE = re.compile(r"`\$(.*)`$")
+#: Between a call's id and its thought signature. Gemini 3 demands it back; OpenAI's messages have no field for it.
+SIGNED = "~thought~"
 #: What a field should be, by its name.
 _FORMS = {
     "model": "is a name of up to 256 printable characters.",
     "messages": "is a list of messages, each with a role and content.",
     "role": "is system, developer, user, assistant or tool.",
     "content": "is text or a list of parts.",
-    "type": "is none that can be sent here; text, image_url and input_audio can.",
+    "type": "is text, image_url or input_audio (a part), function (a tool), text, json_object or json_schema (a format).",
     "url": "begins with https:// or data:image/png;base64, (or another type of image).",
     "tool_choice": 'is auto, none, required or {"type": "function", "function": {"name": …}}.',
     "reasoning_effort": "is none, minimal, low, medium, high, xhigh or max.",
@@ -146,22 +148,10 @@ class Function(Struct):
 
 
 class Tool(Struct):
-    """A tool that the caller runs."""
+    """A tool that the caller runs, or the name of one."""
 
     function: Function
     type: Literal["function"] = "function"
-
-
-class FunctionName(Struct):
-    """The function that a model has to call."""
-
-    name: _Name
-
-
-class Choice(Struct):
-    """A ``tool_choice`` that names a function."""
-
-    function: FunctionName
 
 
 class JsonSchema(Struct):
@@ -185,7 +175,7 @@ class Params(Struct, forbid_unknown_fields=True):
     top_p: float | None = None
     stop: str | list[str] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["auto", "none", "required"] | Choice | None = None
+    tool_choice: Literal["auto", "none", "required"] | Tool | None = None
     response_format: Format | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
         None
@@ -231,6 +221,11 @@ class Chat:
         self.turns = [
             m for m in read if m.role not in systems and (m.parts or m.tool_calls or m.tool_call_id)
         ]
+
+
+def plain_id(id: str) -> str:
+    """Return a call's id without a signature, which other providers than Google refuse as too long."""
+    return id.partition(SIGNED)[0]
 
 
 def refuse(part: Part) -> InvalidFieldError:

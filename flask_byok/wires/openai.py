@@ -6,21 +6,31 @@ the documents of Groq, Mistral, DeepSeek and MiniMax.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from .events import Reader, StreamEvent, first, to_text
-from .messages import Chat, Facts
+from .messages import Chat, Facts, plain_id
 
 
 def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
-    """Return path and body. Messages and parameters go out as they were given."""
-    body: dict[str, Any] = {"model": chat.model, "messages": chat.messages, "stream": True}
+    """Return path and body. Messages and parameters go out as they were given, but for signatures of Google's."""
+    body: dict[str, Any] = {"model": chat.model, "stream": True}
+    body["messages"] = [_write_message(message) for message in chat.messages]
     if facts.asks_usage:
         body["stream_options"] = {"include_usage": True}
     names = {"max_tokens": facts.token_limit}
     body |= {names.get(name, name): v for name, v in chat.given.items() if name != "extra"}
     return "/chat/completions", body
+
+
+def _write_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    made = dict(message)
+    if calls := made.get("tool_calls"):
+        made["tool_calls"] = [{**call, "id": plain_id(call["id"])} for call in calls]
+    if id := made.get("tool_call_id"):
+        made["tool_call_id"] = plain_id(id)
+    return made
 
 
 class OpenAIReader(Reader):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from flask_byok.errors import StreamIncompleteError
 from flask_byok.wires import WIRES, ErrorInStream, StreamEvent, read_events
@@ -57,7 +60,17 @@ def finish(reason: str) -> StreamEvent:
 def read(pieces: bytes | Iterable[bytes | None], wire: str = "openai") -> Events:
     """Return all events; the errors pass."""
     given = [pieces] if isinstance(pieces, bytes) else pieces
-    return [event for event in read_events(given, WIRES[wire].reader()) if event is not None]
+    return number(event for event in read_events(given, WIRES[wire].reader()) if event is not None)
+
+
+def number(events: Iterable[StreamEvent]) -> Events:
+    """Return the events with made up ids numbered, so that they can be compared."""
+    made: dict[str, str] = {}
+
+    def name(found: re.Match[str]) -> str:
+        return made.setdefault(found[0], f"call_{len(made)}")
+
+    return [msgspec.structs.replace(e, id=re.sub("call_[0-9a-f]{16}", name, e.id)) for e in events]
 
 
 def read_until_error(pieces: bytes | Iterable[bytes | None], wire: str) -> tuple[Events, str]:
@@ -69,8 +82,8 @@ def read_until_error(pieces: bytes | Iterable[bytes | None], wire: str) -> tuple
             if event is not None:
                 events.append(event)
     except (StreamIncompleteError, ErrorInStream) as error:
-        return events, type(error).__name__
-    return events, ""
+        return number(events), type(error).__name__
+    return number(events), ""
 
 
 def data(value: Any, name: str = "") -> bytes:

@@ -405,6 +405,13 @@ def test_tool_calls_of_any_form(frames: list[bytes], calls: Events, end: bytes) 
     assert read(b"".join(frames) + end) == [*calls, finish("tool_calls")]
 
 
+def test_ids_of_calls_without_one() -> None:
+    """An id that is made up is never the same again, so that a conversation can have many such calls."""
+    frames = chunk({"tool_calls": [{"function": G}]}) + DONE
+    made = {next(read_events([frames], WIRES["openai"].reader())).id for _ in range(50)}
+    assert len(made) == 50
+
+
 def test_a_call_that_the_limit_cuts() -> None:
     """Of the calls before another end, those that are not whole are left out."""
     frames = piece(0, '{"a":1}', "x", "f") + piece(1, '{"a":', "y", "g") + chunk({}, "length")
