@@ -37,6 +37,7 @@ from .errors import (
     RevealDisabledError as RevealDisabledError,
     SessionRequiredError as SessionRequiredError,
     StoreError as StoreError,
+    StreamIncompleteError as StreamIncompleteError,
     UnknownProviderError as UnknownProviderError,
     UnreadableCredentialError as UnreadableCredentialError,
     VersionConflictError as VersionConflictError,
