@@ -215,13 +215,14 @@ Judgement = tuple[Verdict, str]
 
 @dataclass(frozen=True, repr=False)
 class Answer:
-    """An answer as it came: its HTTP status and its body.
+    """An answer as it came: its HTTP status, its body, and some of its headers, named in lower case.
 
     An error inside a stream, which began with 200, has the status 0.
     """
 
     status: int
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def data(self) -> Any:

@@ -14,7 +14,7 @@ from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import RLock
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from ..catalog.spec import Answer, ProviderSpec
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
@@ -23,12 +23,17 @@ from ..model.credential import EndpointTrust
 if TYPE_CHECKING:
     import httpx2
 
-    from .transport import AddressRule, Enter, KeylessClient, Limits, Observe, Origin, Resolver
+    from .connections import AddressRule, Resolver
+    from .live import LiveCall
+    from .transport import Enter, KeylessClient, Limits, Observe
 
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1 MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: The same for a server that a person named: 4 MB of brackets become 300 MB of lists.
 MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
+
+#: The headers that the answer to a check keeps.
+KEPT_HEADERS = frozenset({"retry-after", "content-type"})
 
 # Names that mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that home
 # and company networks use for themselves.
@@ -51,10 +56,15 @@ _DEFAULT_PORTS = {"https": 443, "http": 80}
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A base URL, and who chose it: the catalog, the operator, or the person whose key it is."""
+    """A base URL, and who chose it: the catalog, the operator, or the person whose key it is.
+
+    :param root: an operator's address without the path that the catalog's base URL has. It takes the place of the
+        provider's other hosts; by default the base URL does, without its path.
+    """
 
     base_url: str
     trust: EndpointTrust
+    root: str = field(default="", compare=False)
 
 
 def endpoint_for(
@@ -68,13 +78,27 @@ def endpoint_for(
     :raises EndpointNotAllowedError: there is none of the three.
     """
     if chosen := base_urls.get(spec.id):
-        path = urlsplit(spec.base_url).path if not urlsplit(chosen).path else ""
-        return Endpoint(chosen.rstrip("/") + path, "operator")
+        path = urlsplit(spec.base_url).path.rstrip("/")
+        base_url = chosen.rstrip("/") + (path if not urlsplit(chosen).path else "")
+        return Endpoint(base_url, "operator", base_url.removesuffix(path))
     if spec.base_url:
         return Endpoint(spec.base_url, "catalog")
     if personal:
         return Endpoint(personal, "personal")
     raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
+
+
+def _locate(endpoint: Endpoint, path: str) -> tuple[Endpoint, str]:
+    """Return where a path of an endpoint is, and the endpoint to call it as."""
+    if not path.startswith("https://"):
+        return endpoint, endpoint.base_url.rstrip("/") + path
+    if endpoint.trust == "catalog":
+        return Endpoint(path, "catalog"), path
+    if endpoint.trust == "personal":
+        raise EndpointNotAllowedError("This key is sent to its own server only.")
+    parts = urlsplit(path)
+    root = endpoint.root or "{0.scheme}://{0.netloc}".format(urlsplit(endpoint.base_url))
+    return endpoint, root + urlunsplit(("", "", parts.path, parts.query, ""))
 
 
 @cache
@@ -104,9 +128,9 @@ class Outbound:
 
     def __post_init__(self) -> None:
         # Loaded here and not above: `import flask_byok` loads no HTTP client, and no request waits for one.
-        from . import transport
+        from . import connections, transport
 
-        self._transport = transport
+        self._connections, self._transport = connections, transport
         # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
         self._shared: dict[int, KeylessClient] = {}
 
@@ -123,20 +147,51 @@ class Outbound:
         if endpoint.trust == "personal":
             base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
             rule = is_public_or_private if self.allow_private else is_public
-            rules: dict[Origin, AddressRule] = {transport.origin_of(base_url): rule}
             enter = partial(personal_slots.take, owner)
-            return self._make_client(rules, transport.PERSONAL, enter).observed(observe)
-        client = self._shared.get(os.getpid())
-        if client is None:
-            made = self._make_client({}, transport.SHARED, _without_slot)
-            client = self._shared.setdefault(os.getpid(), made)
+            client = self._make_client(rule, transport.PERSONAL, enter)
+            return client.twin(transport.origin_of(base_url), observe)
+        origin = transport.origin_of(endpoint.base_url)
+        client = self._shared.get(os.getpid()) or self._shared.setdefault(
+            os.getpid(), self._make_client(is_public, transport.SHARED, _without_slot)
+        )
         if endpoint.trust == "operator":
-            client.rules[transport.origin_of(endpoint.base_url)] = is_any
-        elif endpoint.base_url.startswith("https://"):
-            client.rules.setdefault(transport.origin_of(endpoint.base_url), is_public)
-        else:
+            client.backend.chosen.add(origin[1:])
+        elif not endpoint.base_url.startswith("https://"):
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
-        return client.observed(observe)
+        return client.twin(origin, observe)
+
+    def open(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes = b"",
+        owner: str | None = None,
+        timeout: float | None = None,
+    ) -> LiveCall:
+        """Return a call whose answer is read as it comes. Nothing is sent before its head is asked for.
+
+        The call is not observed: its reader judges the answer.
+
+        :param path: see :meth:`fetch`.
+        :param timeout: seconds that may pass between two pieces of the answer.
+        :raises EndpointNotAllowedError: see :meth:`client_for`.
+        """
+        from .live import Exchange, LiveCall
+
+        endpoint, url = _locate(endpoint, path)
+        self._transport.origin_of(url)
+        client = self.client_for(endpoint, owner=owner)
+        times = self._transport.TIMEOUT.as_dict()
+        if timeout is not None:
+            times["read"] = timeout
+        extensions = {"timeout": times}
+        request = client.build_request(
+            method, url, headers=headers, content=content, extensions=extensions
+        )
+        return LiveCall(Exchange(client, request))
 
     def fetch(
         self,
@@ -144,26 +199,32 @@ class Outbound:
         path: str,
         headers: Mapping[str, str],
         *,
+        method: str = "GET",
+        content: bytes = b"",
         seconds: float,
         owner: str | None = None,
     ) -> Answer:
-        """Make one plain GET and read its answer whole, within a time and a size.
+        """Make one plain request and read its answer whole, within a time and a size.
 
-        :param path: relative to the endpoint's base URL, with its query.
-        :raises EndpointNotAllowedError: see :meth:`client_for`.
+        :param path: relative to the endpoint's base URL, with its query. Or a whole URL of the catalog's, for a check
+            at another host: an operator's endpoint takes the place of that host.
+        :raises EndpointNotAllowedError: see :meth:`client_for`; or a person's own endpoint was given with a whole URL.
         :raises RateLimitedError: too many calls of people's own servers are running.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
-        url = endpoint.base_url.rstrip("/") + path
+        endpoint, url = _locate(endpoint, path)
         headers = {"Accept": "application/json", **headers}
         client = self.client_for(endpoint, owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
-            with transport.until(time.monotonic() + seconds):
+            with self._connections.until(time.monotonic() + seconds):
                 limit = {transport.LONGEST: longest}
-                response = client.get(url, headers=headers, extensions=limit)
-                return Answer(response.status_code, response.content)
+                response = client.request(
+                    method, url, headers=headers, content=content or None, extensions=limit
+                )
+                kept = {n: v for n, v in response.headers.items() if n in KEPT_HEADERS}
+                return Answer(response.status_code, response.content, kept)
         except transport.AnswerRefused:
             return Answer(0, b"")  # it is too long, or compressed, and tells nothing about the key
         except Exception as error:
@@ -173,10 +234,8 @@ class Outbound:
         # Raised out here, so that the request with its headers does not hang on the error.
         raise ProviderUnavailableError(fault)
 
-    def _make_client(
-        self, rules: dict[Origin, AddressRule], limits: Limits, enter: Enter
-    ) -> KeylessClient:
-        backend = self._transport.GuardedBackend(rules, self.resolver)
+    def _make_client(self, rule: AddressRule, limits: Limits, enter: Enter) -> KeylessClient:
+        backend = self._connections.GuardedBackend(rule, self.resolver)
         guarded = self._transport.GuardedTransport(backend, self.tls, limits, enter)
         return self._transport.KeylessClient(guarded)
 
