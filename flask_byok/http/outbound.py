@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import RLock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -19,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ..catalog.spec import Answer, ProviderSpec
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
 from ..model.credential import EndpointTrust
+from .addresses import check_personal_base_url, is_public, is_public_or_private
 
 if TYPE_CHECKING:
     import httpx2
@@ -34,24 +33,6 @@ MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
 #: The headers that the answer to a check keeps.
 KEPT_HEADERS = frozenset({"retry-after", "content-type"})
-
-# Names that mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that home
-# and company networks use for themselves.
-_LOCAL_NAMES = re.compile(
-    r"(.*\.)?(localhost|local|localdomain|internal|intranet|private|corp|home|lan|home\.arpa)"
-)
-
-# The one form of a person's base URL: no user name, query, fragment, or character that parsers disagree about.
-_BASE_URL = re.compile(
-    r"(?=.{1,500}\Z)(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>(/[a-z0-9._~:@+=,-]+)*/?)",
-    re.ASCII | re.IGNORECASE,
-)
-# Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-# What browsers and inet_aton read as a number, and so as an address: 127, 0x7f, 0177.
-_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_DEFAULT_PORTS = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +59,19 @@ def endpoint_for(
     :raises EndpointNotAllowedError: there is none of the three.
     """
     if chosen := base_urls.get(spec.id):
-        path = urlsplit(spec.base_url).path.rstrip("/")
-        base_url = chosen.rstrip("/") + (path if not urlsplit(chosen).path else "")
-        return Endpoint(base_url, "operator", base_url.removesuffix(path))
+        path = urlsplit(spec.base_url).path if not urlsplit(chosen).path else ""
+        return endpoint_at(spec, chosen.rstrip("/") + path, "operator")
     if spec.base_url:
         return Endpoint(spec.base_url, "catalog")
     if personal:
         return Endpoint(personal, "personal")
     raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
+
+
+def endpoint_at(spec: ProviderSpec, base_url: str, trust: EndpointTrust) -> Endpoint:
+    """Return the endpoint of a base URL that was chosen before."""
+    path = urlsplit(spec.base_url).path.rstrip("/")
+    return Endpoint(base_url, trust, base_url.rstrip("/").removesuffix(path))
 
 
 def _locate(endpoint: Endpoint, path: str) -> tuple[Endpoint, str]:
@@ -101,12 +87,10 @@ def _locate(endpoint: Endpoint, path: str) -> tuple[Endpoint, str]:
     return endpoint, root + urlunsplit(("", "", parts.path, parts.query, ""))
 
 
-@cache
 def _default_tls() -> ssl.SSLContext:
-    """Return the process's one TLS context: reading the certificate authorities takes 15 ms."""
-    import httpx2
+    from .proxies import tls_context
 
-    return httpx2.create_ssl_context(trust_env=False)
+    return tls_context()
 
 
 @dataclass(eq=False)
@@ -120,23 +104,29 @@ class Outbound:
     :param allow_private: let people's own endpoints be http and on private addresses.
     :param tls: the TLS context of all clients; by default the process's one, of the system's certificate authorities.
     :param resolver: resolves names as ``socket.getaddrinfo`` does.
+    :param ports: those that people's own endpoints may have.
+    :param proxy: see :class:`.proxies.Proxies`.
     """
 
     allow_private: bool = False
     tls: ssl.SSLContext = field(default_factory=_default_tls)
     resolver: Resolver = socket.getaddrinfo
+    ports: Collection[int] = (443,)
+    proxy: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # Loaded here and not above: `import flask_byok` loads no HTTP client, and no request waits for one.
-        from . import connections, transport
+        from . import connections, proxies, transport
 
-        self._connections, self._transport = connections, transport
-        # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
-        self._shared: dict[int, KeylessClient] = {}
+        self._connections, self._proxies, self._transport = connections, proxies, transport
+        self._find_proxy = proxies.Proxies(self.proxy).find
+        # By process id and proxy. A forked child keeps its parent's clients here, unused: collecting them would close
+        # their sockets.
+        self._shared: dict[tuple[int, str | None], KeylessClient] = {}
 
     def client_for(
         self, endpoint: Endpoint, observe: Observe | None = None, owner: str | None = None
-    ) -> httpx2.Client:
+    ) -> KeylessClient:
         """Return the client through which an endpoint is called.
 
         :param observe: called after each request of the returned client, which still shares the pool.
@@ -145,20 +135,31 @@ class Outbound:
         """
         transport = self._transport
         if endpoint.trust == "personal":
-            base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
+            base_url = check_personal_base_url(
+                endpoint.base_url, allow_private=self.allow_private, ports=self.ports
+            )
             rule = is_public_or_private if self.allow_private else is_public
-            enter = partial(personal_slots.take, owner)
-            client = self._make_client(rule, transport.PERSONAL, enter)
-            return client.twin(transport.origin_of(base_url), observe)
+            origin = transport.origin_of(base_url)
+            enter, proxy = partial(personal_slots.take, owner), self._find_proxy(origin)
+            return self._make_client(rule, transport.PERSONAL, enter, proxy).twin(origin, observe)
         origin = transport.origin_of(endpoint.base_url)
-        client = self._shared.get(os.getpid()) or self._shared.setdefault(
-            os.getpid(), self._make_client(is_public, transport.SHARED, _without_slot)
+        place = os.getpid(), self._find_proxy(origin)
+        client = self._shared.get(place) or self._shared.setdefault(
+            place, self._make_client(is_public, transport.SHARED, _without_slot, place[1])
         )
         if endpoint.trust == "operator":
             client.backend.chosen.add(origin[1:])
         elif not endpoint.base_url.startswith("https://"):
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
         return client.twin(origin, observe)
+
+    def async_client_for(
+        self, endpoint: Endpoint, observe: Observe | None = None, owner: str | None = None
+    ) -> httpx2.AsyncClient:
+        """Return :meth:`client_for`'s client for async code, in any event loop."""
+        from .aio import KeylessAsyncClient
+
+        return KeylessAsyncClient(self.client_for(endpoint, observe, owner))
 
     def open(
         self,
@@ -234,10 +235,15 @@ class Outbound:
         # Raised out here, so that the request with its headers does not hang on the error.
         raise ProviderUnavailableError(fault)
 
-    def _make_client(self, rule: AddressRule, limits: Limits, enter: Enter) -> KeylessClient:
+    def _make_client(
+        self, rule: AddressRule, limits: Limits, enter: Enter, proxy: str | None
+    ) -> KeylessClient:
         backend = self._connections.GuardedBackend(rule, self.resolver)
-        guarded = self._transport.GuardedTransport(backend, self.tls, limits, enter)
-        return self._transport.KeylessClient(guarded)
+        by_address = limits is self._transport.PERSONAL
+        pool = self._proxies.make_pool(backend, self.tls, proxy, by_address=by_address)
+        return self._transport.KeylessClient(
+            self._transport.GuardedTransport(backend, pool, limits, enter)
+        )
 
 
 @cache
@@ -311,122 +317,3 @@ os.register_at_fork(after_in_child=personal_slots.forget)
 
 def _without_slot() -> Callable[[], object]:
     return tuple  # which does nothing, as nothing is to be given back
-
-
-def check_personal_base_url(url: str, *, allow_private: bool) -> str:
-    """Return a person's base URL in its one normal form.
-
-    :param allow_private: the operator lets people call http and private addresses, at any port.
-    :raises EndpointNotAllowedError: keys may not be sent there. The message says why and repeats nothing of the URL.
-    """
-    found = _BASE_URL.fullmatch(url.strip())
-    if found is None or {".", ".."} & set(found["path"].split("/")):
-        raise _not_allowed(
-            "Write it like https://ai.example.org/v1: a plain host name and path, without a user name, password, ? or "
-            "#, other scripts as xn--…, and up to 500 characters in all."
-        )
-    scheme, host = found["scheme"].lower(), _check_host(found["host"].lower(), allow_private)
-    if scheme != "https" and not allow_private:
-        raise _not_allowed("It must begin with https://.")
-    port = int(found["port"] or _DEFAULT_PORTS[scheme])
-    if port == _DEFAULT_PORTS[scheme]:
-        return f"{scheme}://{host}{found['path'].rstrip('/')}"
-    if not allow_private or not 0 < port < 65536:
-        raise _not_allowed("Its port must be 443, which https:// has by itself.")
-    return f"{scheme}://{host}:{port}{found['path'].rstrip('/')}"
-
-
-def _check_host(host: str, allow_private: bool) -> str:
-    if host.startswith("["):
-        return f"[{_check_address(IPv6Address, host[1:-1], allow_private)}]"
-    host = host.removesuffix(".")
-    labels = host.split(".")
-    if _NUMERIC.fullmatch(labels[-1]):
-        return _check_address(IPv4Address, host, allow_private)
-    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        raise _not_allowed("Its host name is malformed.")
-    if not allow_private and (len(labels) == 1 or _LOCAL_NAMES.fullmatch(host)):
-        raise _not_allowed("Its host name is one of a local network.")
-    return host
-
-
-def _check_address(kind: type[IPv4Address | IPv6Address], text: str, allow_private: bool) -> str:
-    try:
-        address = str(kind(text))
-    except ValueError:
-        # Nor 0x7f.1 or 2130706433, which mean 127.0.0.1 to other parsers.
-        raise _not_allowed("Write an address as four decimal numbers, or as IPv6.") from None
-    if not (is_public_or_private if allow_private else is_public)(address):
-        raise _not_allowed("Its address is not on the public internet.")
-    return address
-
-
-def _not_allowed(why: str) -> EndpointNotAllowedError:
-    return EndpointNotAllowedError(f"This base URL may not be called. {why}")
-
-
-# Addresses that may not be called although Python's `is_global`, in one version or another, lets them pass. Sources:
-# the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that clouds
-# answer on from inside a machine, the documentation of the clouds. No model provider lives in any of these blocks.
-def _networks(*blocks: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(map(ip_network, blocks))
-
-
-_SPECIAL = _networks(
-    "168.63.129.16/32",  # Azure's platform address, reachable from inside a machine only
-    "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
-    "192.31.196.0/24",  # AS112 (RFC 7535)
-    "192.52.193.0/24",  # AMT (RFC 7450)
-    "192.88.99.0/24",  # 6to4 relays, deprecated (RFC 7526)
-    "192.175.48.0/24",  # AS112 (RFC 7534)
-    "224.0.0.0/4",  # multicast (RFC 5771)
-    # Outside of 2000::/3, all unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments), are
-    # mapped IPv4, NAT64, discard-only, unique local, link local and multicast.
-    "::/3",
-    "4000::/2",
-    "8000::/1",
-    "2001::/23",  # IETF protocol assignments (RFC 2928), with Teredo and ORCHID
-    "2002::/16",  # 6to4, which holds an IPv4 address (RFC 3056)
-    "2620:4f:8000::/48",  # AS112 (RFC 7534)
-    "3fff::/20",  # documentation (RFC 9637)
-)
-
-# What an operator means by "private": this machine, or a network of their own.
-_LOOPBACK = _networks("127.0.0.0/8", "::1/128")
-_PRIVATE = _networks("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-
-# Metadata services inside those ranges: they hand out the machine's own credentials.
-_METADATA = _networks(
-    "100.100.100.200/32",  # Alibaba Cloud
-    "fd00:ec2::/32",  # AWS
-    "fd20:ce::254/128",  # Google Cloud
-)
-
-
-def is_public(address: str) -> bool:
-    """Return True if an address belongs to the public internet."""
-    # None: it is no address.
-    return _within(address, _SPECIAL) is False and ip_address(address).is_global
-
-
-def is_public_or_private(address: str) -> bool:
-    """Return True if an address is public or on a private network, and not a metadata service."""
-    private = _within(address, _LOOPBACK + _PRIVATE) and not _within(address, _METADATA)
-    return private or is_public(address)
-
-
-def is_any(address: str) -> bool:
-    """Pass every address: the operator chose it."""
-    return True
-
-
-def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool | None:
-    """Return True if an address is in one of these networks; None if it is no address.
-
-    One with a zone id means a link of this machine, so it counts as none.
-    """
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return None
-    return None if "%" in address else any(parsed in network for network in networks)

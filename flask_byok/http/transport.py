@@ -155,19 +155,17 @@ class GuardedTransport(httpx2.HTTPTransport):
     """
 
     def __init__(
-        self, backend: GuardedBackend, tls: ssl.SSLContext, limits: Limits, enter: Enter
+        self,
+        backend: GuardedBackend,
+        pool: httpcore2.ConnectionPool,
+        limits: Limits,
+        enter: Enter,
     ) -> None:
         self.backend = backend
         self._limits = limits
         self._enter = enter
         # The parent's __init__ offers no way to bring a network backend. It only builds this pool.
-        self._pool = httpcore2.ConnectionPool(
-            ssl_context=tls,
-            max_connections=1000,
-            max_keepalive_connections=100,
-            keepalive_expiry=30.0,
-            network_backend=backend,
-        )
+        self._pool = pool
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request; the answer has limits of size and time.
@@ -198,7 +196,7 @@ class GuardedTransport(httpx2.HTTPTransport):
             raise AnswerRefused("the answer is compressed")
         general = limits.longest if response.status_code < 300 else MAX_REFUSAL_BYTES
         says_events = response.headers.get("content-type", "").startswith("text/event-stream")
-        is_read_so = limits is PERSONAL and STREAMED in request.extensions
+        is_read_so = limits is PERSONAL and request.extensions.get(STREAMED)
         response.stream = _BoundedStream(
             cast(httpx2.SyncByteStream, response.stream),
             response.extensions["network_stream"],
@@ -265,8 +263,7 @@ class KeylessClient(httpx2.Client):
         options["follow_redirects"] = False
         if self._observe is None:
             return super().send(request, **options)
-        if options.get("stream"):
-            request.extensions[STREAMED] = True
+        request.extensions.setdefault(STREAMED, bool(options.get("stream")))
         try:
             response = super().send(request, **options)
             body = response.read() if response.status_code >= 300 else b""

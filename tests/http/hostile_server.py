@@ -25,7 +25,7 @@ class HostileServer:
         self.connections = 0
         #: Set once a client has closed a connection.
         self.left = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.origin = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
         self.heads: list[str] = []
@@ -85,6 +85,20 @@ def head(status: int, *headers: str) -> bytes:
     """Write the beginning of an answer whose end is the connection's."""
     lines = (f"HTTP/1.1 {status} X", *headers, "Connection: close", "", "")
     return "\r\n".join(lines).encode()
+
+
+#: The header of a stream of events.
+EVENTS = "Content-Type: text/event-stream"
+
+
+def chunked() -> bytes:
+    """Write the beginning of a stream of events in chunks."""
+    return f"HTTP/1.1 200 OK\r\n{EVENTS}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+
+def chunk(data: bytes, extension: bytes = b"") -> bytes:
+    """Write one chunk."""
+    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
 
 
 def endless(first: bytes, block: bytes = b"x" * 65_536) -> Iterator[bytes]:

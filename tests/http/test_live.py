@@ -25,28 +25,11 @@ from flask_byok.http.transport import MAX_REFUSAL_BYTES, PERSONAL, Limits
 from tests.patience import IN_TIME, soon
 
 from .conftest import Dialled
-from .hostile_server import HostileServer, drip, endless, head, hostile
+from .hostile_server import EVENTS, HostileServer, chunk, chunked, drip, endless, head, hostile
 from .hostile_urls import hostile_urls, resolve
 
-EVENTS = "Content-Type: text/event-stream"
-CHUNKED = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
+CHUNKED = chunked()
 KEY = {"Authorization": "Bearer sk-secret"}
-
-
-@pytest.fixture
-def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
-    """Give the process fresh slots."""
-    fresh = Slots(4, 2)
-    monkeypatch.setattr("flask_byok.http.outbound.personal_slots", fresh)
-    return fresh
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give readers control back twenty times a second."""
-    monkeypatch.setattr(transport, "TICK", 0.05)
 
 
 def call(url: str, trust: Any = "operator", **options: Any) -> LiveCall:
@@ -63,11 +46,6 @@ def read(live: LiveCall) -> bytes:
     for _ in live.head():
         pass
     return b"".join(filter(None, live.body()))
-
-
-def chunk(data: bytes, extension: bytes = b"") -> bytes:
-    """Write one chunk."""
-    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
 
 
 END = b"0\r\n\r\n"
