@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import cached_property
 from importlib import import_module
@@ -20,7 +20,7 @@ from ..errors import (
     MissingCredentialError,
     ProviderUnavailableError,
 )
-from ..http import Endpoint, Outbound, full_url, in_thread
+from ..http import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from ..wires import WIRES, Facts, StreamEvent
 from .conversation import Conversation
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 T = TypeVar("T")
-
-_END: Any = object()
-
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
 
@@ -251,7 +248,9 @@ class BaseProvider:
             text = f"{self.display_name} has no default model: name one."
             raise InvalidFieldError(text, provider=self.name)
         known = model_info(self.name, chosen)
-        facts = Facts(self._spec.token_limit, self._spec.asks_usage, known and known.max_output)
+        facts = Facts(
+            self._spec.token_limit, self._spec.asks_usage, known.max_output if known else None
+        )
         path, body = wire.body(messages, chosen, params, facts)
         call = self._open("POST", path, msgspec.json.encode(body))
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
@@ -279,23 +278,22 @@ class BaseProvider:
 
     async def astream_events(
         self, messages: Sequence[Message], model: str | None = None, **params: Any
-    ) -> AsyncIterator[StreamEvent]:
+    ) -> AsyncGenerator[StreamEvent, None]:
         """Yield the events of an answer, in ``async`` code; see :meth:`stream_events`.
 
         A task that is cancelled closes the connection to the provider.
         """
-        conversation = self.converse(messages, model, **params)
-        try:
-            while (event := await in_thread(next, conversation, _END)) is not _END:
+        from ..http.aio import iterate
+
+        events = self.converse(messages, model, **params)
+        async with aclosing(iterate(events, getattr(events, "cut", tuple))) as steps:
+            async for event in steps:
                 if event is not None:
                     yield event
-        finally:
-            if isinstance(conversation, Conversation):
-                conversation.cut()
 
     async def astream_chat(
         self, messages: Sequence[Message], model: str | None = None, **params: Any
-    ) -> AsyncIterator[str]:
+    ) -> AsyncGenerator[str, None]:
         """Yield the texts of an answer, in ``async`` code; see :meth:`stream_chat`."""
         async with aclosing(self.astream_events(messages, model, **params)) as events:
             async for event in events:

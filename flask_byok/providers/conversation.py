@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from .. import metrics
@@ -48,7 +48,7 @@ class Conversation(Iterator[StreamEvent | None]):
         self._events.close()
         self._call.close()
 
-    def _run(self, start: StreamEvent) -> Iterator[StreamEvent | None]:
+    def _run(self, start: StreamEvent) -> Generator[StreamEvent | None, None, None]:
         name = self._outcomes.spec.id
         yield start
         if metrics.sinks:

@@ -35,14 +35,6 @@ EVENTS = head(200, "Content-Type: text/event-stream")
 
 
 @pytest.fixture
-def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
-    """Give the process fresh slots."""
-    fresh = Slots(4, 2)
-    monkeypatch.setattr("flask_byok.http.outbound.personal_slots", fresh)
-    return fresh
-
-
-@pytest.fixture
 def quiet() -> Iterator[HostileServer]:
     """Run a server that says one word and then nothing, until the test ends."""
     over = threading.Event()
