@@ -21,6 +21,8 @@ SHAPES = {
 }
 
 _USUAL_LENGTH = 40
+# The letters of AWS's keys have no 0, 1, 8 and 9.
+_BASE32 = str.maketrans("0189", "GHJK")
 
 
 def make_api_key(
@@ -36,7 +38,9 @@ def make_api_key(
         return f"{prefix}{behaviour.replace('_', '-')}-{tail}"
     if provider == "openai":
         return f"{prefix}{tail[:72]}T3BlbkFJ{tail[80:]}"
-    return prefix + (tail.upper() if provider == "aws" else tail)
+    if provider == "aws":
+        tail = tail.upper().translate(_BASE32)
+    return prefix + tail
 
 
 class ApiKeyBook:

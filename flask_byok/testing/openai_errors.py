@@ -49,11 +49,9 @@ def _fact(request: Request, kind: str) -> _Fact:
         kind = "restricted"
     if kind == "key_rejected" and request.api_key is None:
         kind = "no_key"
-    if kind == "restricted" and request.method == "GET":
-        kind = "restricted_listing"
     own = _OWN.get(request.provider, {})
-    if kind == "restricted_listing" and "restricted" in own:
-        kind = "restricted"
+    if kind == "restricted" and kind not in own and request.method == "GET":
+        kind = "restricted_listing"
     return own.get(kind) or _OPENAI[kind]
 
 
@@ -73,9 +71,7 @@ _OPENAI = {
     # Both statuses happen, and the code is null: only the message tells it from a bad key.
     "restricted": _Fact(401, None, f"{_NO_PERMISSION}model.request."),
     "restricted_listing": _Fact(403, None, f"{_NO_PERMISSION}api.model.read."),
-    "not_permitted": _Fact(
-        401, "ip_not_authorized", "Your IP address is not on the list of allowed addresses."
-    ),
+    "not_permitted": _Fact(403, "insufficient_permissions", "This key may not do that."),
     "region_blocked": _Fact(
         403,
         "unsupported_country_region_territory",
@@ -115,6 +111,12 @@ _OPENAI = {
     ),
     "request_refused": _Fact(
         400, "unsupported_parameter", "Unsupported parameter: 'top_k' is not supported."
+    ),
+}
+
+_OF_OPENAI_ALONE = {
+    "not_permitted": _Fact(
+        401, "ip_not_authorized", "Your IP address is not on the list of allowed addresses."
     ),
 }
 
@@ -189,7 +191,13 @@ _DEEPSEEK = {
     ),
 }
 
-_OWN = {"groq": _GROQ, "xai": _XAI, "openrouter": _OPENROUTER, "deepseek": _DEEPSEEK}
+_OWN = {
+    "openai": _OF_OPENAI_ALONE,
+    "groq": _GROQ,
+    "xai": _XAI,
+    "openrouter": _OPENROUTER,
+    "deepseek": _DEEPSEEK,
+}
 
 #: These send no Retry-After of their own accord.
 _SILENT = ("xai", "openrouter")
