@@ -158,7 +158,7 @@ class FakeProviders:
     def refuse_next(self, provider: str, kind: str, retry_after: float | None = None) -> None:
         """Script the refusal of the next request whose key is good, as the provider documents it.
 
-        :param kind: one of ``wire.KINDS``, which are the codes of our own errors.
+        :param kind: see the page on testing; most are the codes of our own errors.
         :param retry_after: seconds that the provider asks to wait.
         :raises ValueError: the provider has no such refusal.
         """
@@ -174,7 +174,7 @@ class FakeProviders:
             fake.stream_next("openai", "Once", " upon", finish="length", usage=(9, 2))
 
         :param texts: the pieces of the text.
-        :param script: see ``script.Script``.
+        :param script: see :class:`~flask_byok.testing.script.Script`.
         :raises ValueError: the provider's wire format cannot say it.
         """
         spec = self._spec(provider)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from threading import Lock
@@ -48,27 +48,31 @@ ToolCall = tuple[str, str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Script:
-    """What the answer to one conversation has, in any wire format.
+    """What the answer to one conversation has, in any provider's format.
 
-    Its *pieces* are the texts of ``reasoning``, then ``texts``, then the ``tool_calls``, numbered from 0.
+    Its *pieces* are its reasoning, its texts and its tool calls, in this order, numbered from 0. A call that asks for
+    no stream gets them as one answer.
 
-    :param tool_calls: tuples of id, name and arguments; the arguments a JSON text or a mapping.
-    :param usage: numbers of input and output tokens; by default words and pieces are counted.
-    :param finish: ``stop length tool_calls content_filter refusal other``, or the wire's own word; None for no finish
-        reason. With tool calls ``stop`` means ``tool_calls``.
-    :param done: whether the last mark comes: OpenAI's ``[DONE]``, Anthropic's ``message_stop``.
-    :param error: a kind of refusal, sent as an error event in place of the end.
-    :param delay: seconds before the status line.
-    :param silence: seconds of silence before pieces, by their number; the number after the last piece is the end's.
-    :param cut_after: drop the connection after so many pieces.
-    :param cut_at: drop the connection after so many bytes of the body.
-    :param instead: an answer with status 200 that is no stream: ``html``, ``error`` (an error object),
-        ``completion`` (a whole answer), ``empty``; or frames of bytes, sent as they are.
+    :param texts: pieces of text.
+    :param reasoning: pieces of reasoning.
+    :param tool_calls: tuples of id, name and arguments, these as a mapping or as a JSON text.
+    :param usage: the numbers of input and output tokens; by default words and pieces are counted. OpenAI's format
+        sends them only if the call asks for them.
+    :param finish: ``stop``, ``length``, ``tool_calls``, ``content_filter``, ``refusal``, ``other``, or the provider's
+        own word; None for no finish reason. With tool calls ``stop`` means ``tool_calls``.
+    :param done: False leaves out the last mark: OpenAI's ``[DONE]``, Anthropic's ``message_stop``.
+    :param error: a kind of refusal, sent inside the stream in place of the end.
+    :param delay: seconds before the answer begins.
+    :param silence: seconds of silence before pieces, by their numbers; the number after the last piece is the end's.
+    :param cut_after: the number of pieces after which the connection breaks.
+    :param cut_at: the number of bytes of the body after which it breaks.
+    :param instead: what comes in place of a stream, with status 200: ``html``, ``error`` (an error object),
+        ``completion`` (a whole answer), ``empty``, or bytes or frames of bytes, sent as they are.
     """
 
-    texts: tuple[str, ...] = ()
-    reasoning: tuple[str, ...] = ()
-    tool_calls: Iterable[tuple[str, str, str | Mapping[str, object]]] = ()
+    texts: Sequence[str] = ()
+    reasoning: Sequence[str] = ()
+    tool_calls: Sequence[tuple[str, str, str | Mapping[str, object]]] = ()
     usage: tuple[int, int] | None = None
     finish: str | None = "stop"
     done: bool = True
@@ -77,7 +81,7 @@ class Script:
     silence: Mapping[int, float] = field(default_factory=dict)
     cut_after: int | None = None
     cut_at: int | None = None
-    instead: str | tuple[bytes, ...] = ""
+    instead: str | bytes | Sequence[bytes] = ""
 
     @property
     def calls(self) -> list[ToolCall]:
@@ -214,7 +218,8 @@ def converse(request: Request, script: Script, answer: Format, *, streamed: bool
     """Answer a conversation as scripted."""
     reply: Reply
     if not isinstance(script.instead, str):
-        frames = _paced(request, script, ([frame] for frame in script.instead))
+        given = [script.instead] if isinstance(script.instead, bytes) else script.instead
+        frames = _paced(request, script, ([frame] for frame in given))
         reply = EventStream(_cut(script, frames))
     elif script.instead:
         reply = _instead(script.instead, answer)

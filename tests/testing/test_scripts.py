@@ -194,6 +194,7 @@ INSTEAD: list[tuple[Any, str, bytes]] = [
     ("html", "text/html", b"<!doctype html>"),
     ("error", "application/json", b'{"error": "'),
     ("empty", "text/event-stream", b""),
+    (b"event: ping\n\n", "text/event-stream", b"event: ping\n\n"),
     ((b": nothing\n", b"\ndata: {}\n\n"), "text/event-stream", b": nothing\n\ndata: {}\n\n"),
 ]
 
