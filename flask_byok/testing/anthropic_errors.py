@@ -16,11 +16,7 @@ _REFUSALS = {
     "restricted": (403, "permission_error", "Your API key may not use this resource."),
     "not_permitted": (403, "permission_error", "Your IP address is not on the allowlist."),
     "region_blocked": (403, "forbidden", "Request not allowed"),
-    "no_credit": (
-        400,
-        _INVALID,
-        "Your credit balance is too low to access the Anthropic API. Please purchase credits.",
-    ),
+    "no_credit": (402, "billing_error", "There is no credit left."),
     "billing_limit": (402, "billing_error", "There is an issue with your payment information."),
     "provider_rate_limited": (
         429,
@@ -33,6 +29,15 @@ _REFUSALS = {
     "model_unknown": (404, "not_found_error", "model: {model}"),
     "content_filtered": (400, _INVALID, "Output blocked by content filtering policy"),
     "request_refused": (400, _INVALID, "tools.0.name: Field required"),
+}
+
+#: Anthropic's own service alone.
+_OWN = {
+    "no_credit": (
+        400,
+        _INVALID,
+        "Your credit balance is too low to access the Anthropic API. Please purchase credits.",
+    ),
 }
 
 
@@ -48,7 +53,8 @@ def refusal(request: Request, kind: str) -> Answer:
         kind = "restricted"
     if kind == "key_rejected" and request.api_key is None:
         kind = "no_key"
-    status, error_type, message = _REFUSALS[kind]
+    own = _OWN if request.provider == "anthropic" else {}
+    status, error_type, message = own.get(kind) or _REFUSALS[kind]
     answer = error(status, error_type, message.format(model=request.model))
     seconds = request.retry_after
     if seconds is None and kind == "provider_rate_limited":

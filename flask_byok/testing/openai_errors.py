@@ -1,7 +1,7 @@
 """How OpenAI and those who speak its format refuse a call.
 
-Sources: each vendor's error reference, and the bodies people quote in public bug reports. A provider that has no table
-of its own answers as OpenAI does.
+Sources: each vendor's error reference, and the bodies people quote in public bug reports. A provider without a table of
+its own answers with what is common to this format.
 """
 
 from __future__ import annotations
@@ -50,14 +50,12 @@ def _fact(request: Request, kind: str) -> _Fact:
     if kind == "key_rejected" and request.api_key is None:
         kind = "no_key"
     own = _OWN.get(request.provider, {})
-    if kind == "restricted" and kind not in own and request.method == "GET":
+    if kind == "restricted" and request.method == "GET" and "restricted_listing" in own:
         kind = "restricted_listing"
-    return own.get(kind) or _OPENAI[kind]
+    return own.get(kind) or _COMMON[kind]
 
 
-_NO_PERMISSION = "You have insufficient permissions for this operation. Missing scopes: "
-
-_OPENAI = {
+_COMMON = {
     "no_key": _Fact(401, None, "You didn't provide an API key."),
     # The real service masks a part of the key.
     "key_rejected": _Fact(
@@ -68,9 +66,7 @@ _OPENAI = {
         "account_deactivated",
         "The account associated with this API key has been deactivated.",
     ),
-    # Both statuses happen, and the code is null: only the message tells it from a bad key.
-    "restricted": _Fact(401, None, f"{_NO_PERMISSION}model.request."),
-    "restricted_listing": _Fact(403, None, f"{_NO_PERMISSION}api.model.read."),
+    "restricted": _Fact(403, "insufficient_permissions", "This key may not use this endpoint."),
     "not_permitted": _Fact(403, "insufficient_permissions", "This key may not do that."),
     "region_blocked": _Fact(
         403,
@@ -78,12 +74,7 @@ _OPENAI = {
         "Country, region, or territory not supported",
         "request_forbidden",
     ),
-    "no_credit": _Fact(
-        429,
-        "insufficient_quota",
-        "You exceeded your current quota, please check your plan and billing details.",
-        "insufficient_quota",
-    ),
+    "no_credit": _Fact(402, "insufficient_quota", "You have no credit left. Please add credit."),
     "billing_limit": _Fact(
         400, "billing_hard_limit_reached", "Billing hard limit has been reached"
     ),
@@ -114,9 +105,19 @@ _OPENAI = {
     ),
 }
 
-_OF_OPENAI_ALONE = {
+_NO_PERMISSION = "You have insufficient permissions for this operation. Missing scopes: "
+_OPENAI = {
+    # Both statuses happen, and the code is null: only the message tells it from a bad key.
+    "restricted": _Fact(401, None, f"{_NO_PERMISSION}model.request."),
+    "restricted_listing": _Fact(403, None, f"{_NO_PERMISSION}api.model.read."),
     "not_permitted": _Fact(
         401, "ip_not_authorized", "Your IP address is not on the list of allowed addresses."
+    ),
+    "no_credit": _Fact(
+        429,
+        "insufficient_quota",
+        "You exceeded your current quota, please check your plan and billing details.",
+        "insufficient_quota",
     ),
 }
 
@@ -192,7 +193,9 @@ _DEEPSEEK = {
 }
 
 _OWN = {
-    "openai": _OF_OPENAI_ALONE,
+    "openai": _OPENAI,
+    "custom": _OPENAI,  # many are proxies of OpenAI
+    "demo": _OPENAI,
     "groq": _GROQ,
     "xai": _XAI,
     "openrouter": _OPENROUTER,
