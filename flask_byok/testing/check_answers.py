@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+from .bad_keys import BAD_KEYS
 from .served import PLACEHOLDER
 from .wire import Answer, Reply, Request, json_answer, with_retry_after
 
@@ -40,10 +41,14 @@ CHECK_ANSWERS: dict[str, dict[str, _Described]] = {
 
 
 def documented(request: Request) -> Answer | None:
-    """Return the answer of `CHECK_ANSWERS`, if this is a check and has one."""
-    outcome = "good" if request.outcome == "slow" else request.outcome
-    described = CHECK_ANSWERS.get(request.provider, {}).get(outcome)
-    if described is None or not _is_check(request):
+    """Return the provider's own answer to a bad key, or to this check, if it has one of its own."""
+    described = None
+    if _is_check(request):
+        outcome = "good" if request.outcome == "slow" else request.outcome
+        described = CHECK_ANSWERS.get(request.provider, {}).get(outcome)
+    if described is None and request.kind == "key_rejected":
+        described = BAD_KEYS.get(request.provider)
+    if described is None:
         return None
     status, body = described
     if isinstance(body, str):

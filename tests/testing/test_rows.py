@@ -11,8 +11,9 @@ import pytest
 
 from flask_byok import Auth, CheckSpec, Field, ProviderSpec, Rule, Verdict
 from flask_byok.catalog import Catalog, SigV4
-from flask_byok.catalog.verdicts import Answer, judge
+from flask_byok.catalog.verdicts import Answer, Place, judge
 from flask_byok.testing import FakeProviders
+from flask_byok.testing.bad_keys import BAD_KEYS
 from flask_byok.testing.check_answers import CHECK_ANSWERS
 from tests.providers.conftest import SDKS
 from tests.testing.sdks import sdk
@@ -38,6 +39,7 @@ SPEECH = ProviderSpec(
         path="https://who.example/{region}/me", method="POST", good="user.id|id", models_path=None
     ),
 )
+PLACES: tuple[Place, ...] = ("check", "call")
 
 
 def check(fake: FakeProviders, http: httpx2.Client, spec: ProviderSpec, path: str, key: str) -> str:
@@ -53,6 +55,15 @@ def test_every_row_has_an_address_and_a_key(fake: FakeProviders, spec: ProviderS
     assert (spec.id in fake.base_urls) is not spec.personal_base_url
     assert fake.api_key(spec.id).startswith(spec.prefixes or "")
     assert fake.base_url(spec.id).startswith(f"{fake.origin}/{spec.id}")
+
+
+def test_bad_keys_are_refused_as_documented(fake: FakeProviders, http: httpx2.Client) -> None:
+    """A provider's own words for a key that it does not know are those of the catalog's rules."""
+    for spec in (spec for spec in Catalog.shipped if spec.id in BAD_KEYS):
+        answer = http.get(fake.base_url(spec.id) + "/anything")
+        for place in PLACES:
+            found = judge(spec, Answer(answer.status_code, answer.content), place)
+            assert (spec.id, found.verdict) == (spec.id, "invalid")
 
 
 def test_a_hosts_row(fake: FakeProviders, http: httpx2.Client) -> None:
