@@ -121,6 +121,9 @@ _OPENAI = {
     ),
 }
 
+#: What proxies of OpenAI pass on.
+_PASSED_ON = ("restricted", "restricted_listing", "no_credit")
+
 _GROQ = {
     "key_rejected": _Fact(401, "invalid_api_key", "Invalid API Key"),
     "restricted": _Fact(403, "permissions_error", "Your key may not use this endpoint."),
@@ -174,7 +177,9 @@ _OPENROUTER = {
     "provider_overloaded": _Fact(503, None, "No available model provider."),
     "provider_unavailable": _Fact(502, None, "Provider returned error"),
     "model_unknown": _Fact(400, None, "{model} is not a valid model ID"),
-    "content_filtered": _Fact(403, None, "Your input was flagged by moderation."),
+    "content_filtered": _Fact(
+        403, None, 'This model requires moderation. Your input was flagged for "harassment".'
+    ),
     "context_too_long": _Fact(400, None, "This endpoint's maximum context length is 8192 tokens."),
 }
 
@@ -194,8 +199,8 @@ _DEEPSEEK = {
 
 _OWN = {
     "openai": _OPENAI,
-    "custom": _OPENAI,  # many are proxies of OpenAI
-    "demo": _OPENAI,
+    "custom": {name: _OPENAI[name] for name in _PASSED_ON},
+    "demo": {name: _OPENAI[name] for name in _PASSED_ON},
     "groq": _GROQ,
     "xai": _XAI,
     "openrouter": _OPENROUTER,
