@@ -20,7 +20,7 @@ OPENAI = ProviderSpec(
     prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
     refused_prefixes=("sk-admin-",),
     # The website's own token, as tools that borrow a browser's session hand it out.
-    other_kinds={"sess-": "a session token of OpenAI's website"},
+    other_kinds={"sess-": "a session key of OpenAI's website"},
     # "OpenAI" in base64 is in the middle of each; gitleaks and detect-secrets find them by it.
     shape=r"sk-[\w-]*T3BlbkFJ[\w-]+",
     get_key_url="https://platform.openai.com/api-keys",

@@ -118,8 +118,9 @@ def _find(text: str, known: Iterable[str]) -> list[Pasted]:
     named, others = list[Pasted](), list[Pasted]()
 
     def take(match: re.Match[str]) -> str:
-        is_key, pasted = _read(match)
-        (named if is_key else others).append(pasted)
+        is_key, pasted = _read(match) or (False, None)
+        if pasted is not None:
+            (named if is_key else others).append(pasted)
         return " " if is_key else match[0]
 
     rest = _PAIR.sub(take, text)
@@ -134,8 +135,8 @@ def _is_long(word: str) -> bool:
     return len(word) >= SHORTEST_REAL_KEY and any(map(str.isdigit, word))
 
 
-def _read(match: re.Match[str]) -> tuple[bool, Pasted]:
-    """Return if a value is named as a key, and the value with its name."""
+def _read(match: re.Match[str]) -> tuple[bool, Pasted] | None:
+    """Return if a value is named as a key, and the value with its name; None if both may be parts of one key."""
     name, sign = (match["name"] or match["word"] or match["scheme"]).lstrip("-"), match["sign"]
     if match["quoted"]:
         value = re.sub(r"\s*\n\s*", "", match["quoted"].strip())
@@ -143,12 +144,13 @@ def _read(match: re.Match[str]) -> tuple[bool, Pasted]:
         value = _without_ends(match["bare"])
         if match.string[: match.start()].endswith(("?", "&")):
             value = unquote(re.split("[&#]", value)[0])
-    pasted = Pasted(value, name.rpartition(".")[2])
-    if sign == ":" and not match["quoted"] and not match["space"]:
-        is_key = _NAMES_API_KEY.fullmatch(name)
-    else:
-        is_key = _NAMES_KEY.fullmatch(name)
-    return bool(is_key and _KEY.fullmatch(value) and (sign or _is_long(value))), pasted
+    is_key = bool(_NAMES_KEY.fullmatch(name))
+    if sign and not match["quoted"] and not match["space"]:
+        is_pair = _NAMES_API_KEY.fullmatch(name) if sign == ":" else is_key or name.isupper()
+        if not is_pair:
+            return None
+    is_key = is_key and _KEY.fullmatch(value) is not None and (bool(sign) or _is_long(value))
+    return is_key, Pasted(value, name.rpartition(".")[2])
 
 
 def _choose(found: list[Pasted], spec: ProviderSpec, f: Field, known: Iterable[str]) -> Pasted:
