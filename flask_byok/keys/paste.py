@@ -27,7 +27,7 @@ _SHARED_PREFIXES = ("sk-",)
 _PLAIN = re.compile(r"[\w.~+/-]*[\w~+/-]={0,2}", re.ASCII)
 # Quotes, brackets, commas and white space are in no key.
 _KEY = re.compile(r"[^\s\"'`(){}<>\[\],;\\|]+")
-_BEFORE, _AFTER = " \t\n\"'`", " \t\n\"'`,;.)}]\\"
+_QUOTED = " \t\n\"'`"
 _QUOTES = str.maketrans(dict.fromkeys("“”„‟«»", '"') | dict.fromkeys("‘’‚‛", "'"))
 # In a string of a shell, or of a JSON writer that escapes "/"; PowerShell's variables.
 _ESCAPES = re.compile(r"\\(?=[\"'/])|\$env:", re.IGNORECASE)
@@ -36,7 +36,7 @@ _MARGIN = re.compile(r"^[ \t]*(?:(?:```|~~~)\w*[ \t]*$|(?:#|//).*|[-*>$•]+[ \t
 
 # Or a space of another kind; the settings' script sends line breaks as such, which an input would drop.
 _LINE_BREAK = re.compile(r"[^\S \t]\s*")
-_LAST_WORD = re.compile(r"[^\s\"'`=:,({]*\Z")
+_WORD_ENDS = re.compile(r"[\s\"'`=:,({]")
 # How a wrapped key goes on: letters and digits that are no word of their own ("org-1", "production").
 _CONTINUATION = re.compile(r"(?![a-z]+[-_])(?=.*\d)[\w+/.~-]+={0,2}[\"'`,;)}\]]*", re.ASCII)
 
@@ -104,13 +104,15 @@ def _tidy(text: str, prefixes: tuple[str, ...]) -> str:
             lines[-1] += line
         else:
             lines.append(line)
-        last = _LAST_WORD.search(line)
-        is_key = last is not None and (last[0] == line if goes_on else last[0].startswith(prefixes))
+        last = _WORD_ENDS.split(line)[-1]
+        is_key = last == line if goes_on else last.startswith(prefixes)
     return "\n".join(lines)
 
 
-def _without_ends(text: str) -> str:
-    return text if text.endswith("...") else text.lstrip(_BEFORE).rstrip(_AFTER)
+def _without_ends(text: str, closing: str = "") -> str:
+    if text.endswith("..."):  # a placeholder's
+        return text
+    return text.lstrip(_QUOTED).rstrip(f"{_QUOTED},;.{closing}")
 
 
 def _find(text: str, known: Iterable[str]) -> list[Pasted]:
@@ -141,7 +143,7 @@ def _read(match: re.Match[str]) -> tuple[bool, Pasted] | None:
     if match["quoted"]:
         value = re.sub(r"\s*\n\s*", "", match["quoted"].strip())
     else:
-        value = _without_ends(match["bare"])
+        value = _without_ends(match["bare"], ")}]\\")
         if match.string[: match.start()].endswith(("?", "&")):
             value = unquote(re.split("[&#]", value)[0])
     is_key = bool(_NAMES_KEY.fullmatch(name))
@@ -160,7 +162,8 @@ def _choose(found: list[Pasted], spec: ProviderSpec, f: Field, known: Iterable[s
         if len(one.text) >= 8 and not is_placeholder(one.text):
             real.setdefault(one.text, one)
     keys = list(real.values()) or found[:1]
-    names = set(map(_letters, (*spec.env, *f.env, f.name, f"{spec.id}_{f.name}")))
+    own = f.env or spec.env
+    names = set(map(_letters, (*own, f.name, f"{spec.id}_{f.name}")))
     by_name = [key for key in keys if _letters(key.name) in names]
     by_prefix = [key for key in keys if _beginning(key.text, known) in spec.prefixes]
     for group in (keys, by_name, by_prefix):
@@ -208,13 +211,17 @@ def looks_like(
     prefixes = beginnings(known.values())
     by_prefix = prefixes.get(_beginning(api_key, prefixes), {})
     by_shape = [s.id for s in known.values() if s.shape and re.fullmatch(s.shape, api_key)]
-    by_name = [s.id for s in known.values() if name.upper() in s.env]
+    by_name = [s.id for s in known.values() if name.upper() in _variables(s)]
     for owners in (by_prefix, by_shape, by_name):
         if spec.id in owners:
             return None
         if len(owners) == 1:
             return known[next(iter(owners))]
     return None
+
+
+def _variables(spec: ProviderSpec) -> set[str]:
+    return {*spec.env, *(name for f in spec.fields for name in f.env)}
 
 
 def warnings_about(
@@ -244,7 +251,8 @@ def refuse_other_kinds(api_key: str, spec: ProviderSpec) -> None:
     """
     for one, prefix in _refusing(api_key, spec):
         if kind := one.other_kinds.get(prefix):
-            said = f"This is {kind}, which does not work here. Create an API key for {spec.name}."
+            there = f" at {spec.get_key_url}" if spec.get_key_url else ""
+            said = f"This is {kind}, which does not work here. Create an API key for {spec.name}{there}."
             raise MalformedApiKeyError(said, provider=spec.id)
 
 

@@ -152,6 +152,7 @@ def test_the_own_key_of_several_is_taken() -> None:
         ),
         ("OPENAI_API_KEY=CANARY", "8 to 4,096"),
         *((f"OPENAI_API_KEY={hole}", "placeholder") for hole in ("sk-...", "your_api_key_here")),
+        ("OPENAI_API_KEY=", "placeholder"),
         ('{"api_key": "sk-..."}', "placeholder"),
         ("Authorization: Bearer $OPENAI_API_KEY", "placeholder"),
         ("op://vault/item/api_key", "placeholder"),
