@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from flask import Response, current_app, has_app_context
 
 from .catalog.spec import Catalog
+from .errors import KeyRefusedError
 from .http.outbound import default_outbound
+from .keys.checks import refuse_admin_key
 from .keys.typed import read_typed
 from .model.credential import Credential, Secret
 from .providers import BaseProvider, make_chat_model, make_provider
@@ -62,6 +64,8 @@ def _on_explicit_key(
     outbound = default_outbound() if state is None else state.service.outbound
     settings = Settings(allow_custom_providers=True) if state is None else state.service.settings
     typed = read_typed(spec, {"api_key": Secret(api_key)}, base_url, settings)
+    if admin := refuse_admin_key(spec, typed.fields):
+        raise KeyRefusedError(admin, provider=spec.id)
     credential = Credential(
         provider=spec.id,
         source="argument",

@@ -19,6 +19,10 @@ OPENAI = ProviderSpec(
     env=("OPENAI_API_KEY",),
     prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
     refused_prefixes=("sk-admin-",),
+    # The website's own token, as tools that borrow a browser's session hand it out.
+    other_kinds={"sess-": "a session key of OpenAI's website"},
+    # "OpenAI" in base64 is in the middle of each; gitleaks and detect-secrets find them by it.
+    shape=r"sk-[\w-]*T3BlbkFJ[\w-]+",
     get_key_url="https://platform.openai.com/api-keys",
     default_model="gpt-6-luna",
     check=CheckSpec(
@@ -43,6 +47,8 @@ ANTHROPIC = ProviderSpec(
     env=("ANTHROPIC_API_KEY",),
     prefixes=("sk-ant-", "sk-ant-api03-"),
     refused_prefixes=("sk-ant-admin01-",),
+    # Made by `claude setup-token` and by signing in to Claude Code; api.anthropic.com rejects it in x-api-key.
+    other_kinds={"sk-ant-oat": "an OAuth token of a Claude subscription"},
     get_key_url="https://console.anthropic.com/settings/keys",
     default_model="claude-haiku-5-5",
     auth=Auth("x-api-key", "{api_key}"),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
 from ..catalog.models import read_models
-from ..catalog.spec import ProviderSpec, looks_like
+from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import (
     ByokError,
@@ -25,6 +25,7 @@ from ..model.credential import Credential, Fields, RecordedVerdict, Validation, 
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
 from .faults import REASONS, VERDICTS
+from .paste import is_admin_key, looks_like
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -48,35 +49,39 @@ _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API 
 
 
 def check_api_key(
-    spec: ProviderSpec, typed: Typed, outbound: Outbound, *, owner: str | None = None
+    spec: ProviderSpec,
+    typed: Typed,
+    outbound: Outbound,
+    *,
+    owner: str | None = None,
+    known: Iterable[ProviderSpec] = (),
 ) -> Validation:
     """Check a key with a free request to its provider, and list the models that a good one may use.
 
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
+    :param known: providers whose keys it may be instead, beside those that ship with the package.
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
-    validation = refuse_admin_key(spec, typed.fields) or _ask_provider(spec, typed, outbound, owner)
+    started = time.monotonic()
+    asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS, known)
+    validation = refuse_admin_key(spec, typed.fields) or _ask_provider(asked, started)
     if metrics.sinks:
         metrics.record("checks", 1, spec.id, validation.verdict)
     return validation
 
 
-def _ask_provider(
-    spec: ProviderSpec, typed: Typed, outbound: Outbound, owner: str | None
-) -> Validation:
-    started = time.monotonic()
-    asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS)
+def _ask_provider(asked: _Asked, started: float) -> Validation:
     (verdict, _, reason), answer = asked.judge()
     latency_ms = round((time.monotonic() - started) * 1000)
     models = asked.models(answer) if answer and verdict.valid else ()
-    return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
+    return Validation(asked.spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
 def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
     api_key = fields.get("api_key")
-    if api_key is None or not api_key.reveal().startswith(spec.refused_prefixes):
+    if api_key is None or not is_admin_key(api_key.reveal(), spec):
         return None
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
@@ -90,6 +95,7 @@ class _Asked:
     outbound: Outbound
     owner: str | None
     end: float
+    known: Iterable[ProviderSpec]
 
     def judge(self) -> tuple[Judgement, Answer | None]:
         """Return what the provider's answer means, and the answer if it was a success."""
@@ -102,7 +108,7 @@ class _Asked:
         except ProviderUnavailableError as error:
             return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
         judged = judge(spec, answer, "check", fields.values())
-        other = looks_like(fields.get("api_key", ""), spec)
+        other = looks_like(fields.get("api_key", ""), spec, self.known)
         if judged.verdict is Verdict.INVALID and other is not None:
             reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
             return Judgement(Verdict.WRONG_PROVIDER, judged.kind, reason), None
@@ -179,18 +185,22 @@ class Checks:
         if new.imported or mode == "off":
             validation = refuse_admin_key(spec, typed.fields)
         else:
-            validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+            validation = self._ask(caller, spec, typed)
         forbidden = (False, None) if mode == "require" else (False,)
         if validation and validation.valid in forbidden:
             to.refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
+    def _ask(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
+        core, owner = self.core, caller.counted_as
+        return check_api_key(spec, typed, core.outbound, owner=owner, known=core.catalog)
+
     def validate(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
     ) -> Validation:
         """Check a key as typed, or a stored one, whose verdict is stored."""
-        validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+        validation = self._ask(caller, spec, typed)
         verdict = validation.verdict
         if stored is None or not stored.id:
             self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)

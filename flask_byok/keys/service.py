@@ -34,6 +34,7 @@ from .checks import Checks, Notify
 from .faults import Faults
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
+from .paste import KeyWarning, warnings_about
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
@@ -279,6 +280,10 @@ class Service:
             return self.checks.of_stored(caller, spec, over.credential)
         credential = self.lookup.settle(chosen, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)
+
+    def warnings(self, provider: str, fields: Fields | None) -> list[KeyWarning]:
+        """Return what the look of a typed key tells, such as whose it seems to be; nobody is asked."""
+        return warnings_about(fields or {}, self.catalog.get(provider), self.catalog)
 
     def report_rejected(self, caller: Caller, provider: str) -> Validation | None:
         """Check the key in use, which a host's own call was refused with; None if that was done too often."""
