@@ -20,7 +20,7 @@ OPENAI = ProviderSpec(
     prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
     refused_prefixes=("sk-admin-",),
     get_key_url="https://platform.openai.com/api-keys",
-    default_model="gpt-5.4-mini",
+    default_model="gpt-6-luna",
     docs="https://developers.openai.com/api/docs/guides/error-codes",
     token_limit="max_completion_tokens",  # noqa: S106
     check=CheckSpec(
@@ -57,7 +57,7 @@ ANTHROPIC = ProviderSpec(
     prefixes=("sk-ant-", "sk-ant-api03-"),
     refused_prefixes=("sk-ant-admin01-",),
     get_key_url="https://console.anthropic.com/settings/keys",
-    default_model="claude-haiku-4-5",
+    default_model="claude-haiku-5-5",
     auth=Auth("x-api-key", "{api_key}"),
     headers={"anthropic-version": "2023-06-01"},
     docs="https://platform.claude.com/docs/en/api/errors",
@@ -67,8 +67,13 @@ ANTHROPIC = ProviderSpec(
         rules=(
             *of("not_permitted", (401,), "cors requests are not allowed"),
             *of(Verdict.VALID_NO_CREDIT, (400,), "credit balance", "api usage limits"),
-            *of(Verdict.DISABLED, (400, 403), "this organization has been disabled"),
-            *of(Verdict.DISABLED, (400, 403), "your organization has been disabled"),
+            *of(
+                Verdict.DISABLED,
+                (400, 403),
+                "this organization has been disabled",
+                "your organization has been disabled",
+                source="anthropics/claude-code#19028",
+            ),
             *of(Verdict.VALID_RESTRICTED, (403,), "permission_error"),
             UNKNOWN_KEY,
             TOO_MANY_CALLS,
@@ -129,9 +134,20 @@ XAI = ProviderSpec(
             Rule((200,), Verdict.DISABLED, path="team_blocked"),
             # A bad key is answered 400 as well as 401; in a chat a 400 has other causes too.
             *of(Verdict.INVALID, (400,), "incorrect api key"),
-            *of("no_credit", (403, 429), "used all available credits", "credits or licenses"),
-            *of("content_filtered", (403,), "content violates usage guidelines"),
-            *of("context_too_long", (400,), "maximum prompt length"),
+            *of(
+                "no_credit",
+                (403, 429),
+                "used all available credits",
+                "doesn't have any credits",
+                source="continuedev/continue#12670",
+            ),
+            *of(
+                "content_filtered",
+                (403,),
+                "content violates usage guidelines",
+                source="UKGovernmentBEIS/inspect_ai#2267",
+            ),
+            *of("context_too_long", (400,), "maximum prompt length", source="cline/cline#3120"),
             UNKNOWN_KEY,
             TOO_MANY_CALLS,
         ),
@@ -149,7 +165,12 @@ MISTRAL = ProviderSpec(
     asks_usage=False,
     check=CheckSpec(
         rules=(
-            *of("no_credit", (403,), "inactive subscription"),
+            *of(
+                "no_credit",
+                (403,),
+                "inactive subscription",
+                source="https://portkey.ai/error-library/subscription-error-10572",
+            ),
             *of("model_unknown", (400,), "invalid_model"),
             *USUAL,
         )
@@ -162,7 +183,7 @@ COHERE = ProviderSpec(
     base_url="https://api.cohere.ai/compatibility/v1",
     env=("COHERE_API_KEY", "CO_API_KEY"),
     get_key_url="https://dashboard.cohere.com/api-keys",
-    default_model="command-a-reasoning-08-2025",
+    default_model="command-r7b-12-2024",
     docs="https://docs.cohere.com/reference/errors",
     # It refuses a request with ``stream_options``.
     asks_usage=False,
@@ -186,15 +207,15 @@ DEEPSEEK = ProviderSpec(
     env=("DEEPSEEK_API_KEY",),
     prefixes=("sk-",),
     get_key_url="https://platform.deepseek.com/api_keys",
-    default_model="deepseek-v4-flash",
+    default_model="deepseek-flash",
     docs="https://api-docs.deepseek.com/quick_start/error_codes",
     check=CheckSpec(
         path="/user/balance",
         good="is_available",
         rules=(
             Rule((200,), Verdict.VALID_NO_CREDIT, path="is_available", equals=False),
-            *of("model_unknown", (400,), "model not exist"),
-            *of("content_filtered", (400,), "content exists risk"),
+            *of("model_unknown", (400,), "model not exist", source="langbot-app/LangBot#1643"),
+            *of("content_filtered", (400,), "content exists risk", source="666ghj/BettaFish#108"),
             *USUAL,
         ),
     ),
@@ -215,8 +236,7 @@ PERPLEXITY = ProviderSpec(
         good="requests",
         models_path=None,
         rules=(
-            *of("no_credit", (401,), "insufficient_quota"),
-            *of("model_unknown", (400,), "invalid_model"),
+            *of("model_unknown", (400,), "invalid_model", source="BerriAI/litellm#908"),
             UNKNOWN_KEY,
             TOO_MANY_CALLS,
         ),
@@ -261,7 +281,7 @@ ZAI = ProviderSpec(
     env=("ZAI_API_KEY", "ZHIPU_API_KEY"),
     aliases=("zhipu", "zhipuai", "glm"),
     get_key_url="https://z.ai/manage-apikey/apikey-list",
-    default_model="glm-4.7-flash",
+    default_model="glm-5.3-flash",
     docs="https://docs.z.ai/api-reference/api-code",
     check=CheckSpec(
         rules=(
@@ -292,7 +312,7 @@ ALIBABA = ProviderSpec(
     aliases=("dashscope", "qwen"),
     prefixes=("sk-",),
     get_key_url="https://modelstudio.console.alibabacloud.com/?tab=dashboard#/api-key",
-    default_model="qwen-flash",
+    default_model="qwen3.8-flash",
     docs="https://help.aliyun.com/en/model-studio/error-code",
     check=CheckSpec(
         path="https://{region}/api/v1/deployments?page_size=1",
@@ -321,7 +341,7 @@ MINIMAX = ProviderSpec(
     env=("MINIMAX_API_KEY",),
     prefixes=("sk-api-",),
     get_key_url="https://platform.minimax.io/user-center/basic-information/interface-key",
-    default_model="MiniMax-M2.7",
+    default_model="MiniMax-M3",
     auth=Auth("x-api-key", "{api_key}"),
     headers={"anthropic-version": "2023-06-01"},
     docs="https://platform.minimax.io/docs/api-reference/errorcode",
@@ -329,9 +349,14 @@ MINIMAX = ProviderSpec(
         path="/v1/models",
         models_path="/v1/models",
         rules=(
-            *of("no_credit", (429, 500), "insufficient balance"),
-            *of("context_too_long", (400,), "context window exceeds limit"),
-            *of("model_unknown", (400,), "unknown model"),
+            *of("no_credit", (429, 500), "insufficient balance", source="MiniMax-AI/MiniMax-M2#62"),
+            *of(
+                "context_too_long",
+                (400,),
+                "context window exceeds limit",
+                source="agentscope-ai/QwenPaw#1273",
+            ),
+            *of("model_unknown", (400,), "unknown model", source="jlcodes99/cockpit-tools#1431"),
             *of("content_filtered", (400, 422), "new_sensitive"),
             *USUAL,
         ),

@@ -21,7 +21,12 @@ GROQ = ProviderSpec(
     token_limit="max_completion_tokens",  # noqa: S106
     check=CheckSpec(
         rules=(
-            *of(Verdict.DISABLED, (400,), "organization_restricted"),
+            *of(
+                Verdict.DISABLED,
+                (400,),
+                "organization_restricted",
+                source="songquanpeng/one-api#1764",
+            ),
             *of("no_credit", (400,), "blocked_api_access"),
             *of(Verdict.VALID_RESTRICTED, (403,), "model_permission_blocked"),
             Rule((498,), Verdict.UNREACHABLE, kind="provider_overloaded"),
@@ -63,7 +68,7 @@ TOGETHER = ProviderSpec(
     env=("TOGETHER_API_KEY",),
     aliases=("togetherai", "together_ai"),
     get_key_url="https://api.together.ai/settings/api-keys",
-    default_model="openai/gpt-oss-120b",
+    default_model="zai-org/GLM-5.3-Flash",
     docs="https://docs.together.ai/docs/error-codes",
     check=CheckSpec(
         good="",
@@ -85,13 +90,18 @@ HUGGINGFACE = ProviderSpec(
     aliases=("hugging_face",),
     prefixes=("hf_",),
     get_key_url="https://huggingface.co/settings/tokens",
-    default_model="zai-org/GLM-4.7-Flash",
+    default_model="deepseek-ai/DeepSeek-V3.2",
     docs="https://huggingface.co/docs/inference-providers",
     check=CheckSpec(
         path="https://huggingface.co/api/whoami-v2",
         good="name",
         rules=(
-            *of(Verdict.VALID_RESTRICTED, (403,), "not have sufficient permissions"),
+            *of(
+                Verdict.VALID_RESTRICTED,
+                (403,),
+                "not have sufficient permissions",
+                source="huggingface/agents-course#558",
+            ),
             *_TGI_TOO_LONG,
             *of("model_unknown", (400,), "model_not_supported"),
             UNKNOWN_KEY,
@@ -111,7 +121,7 @@ CEREBRAS = ProviderSpec(
     default_model="gpt-oss-120b",
     docs="https://inference-docs.cerebras.ai/support/error",
     token_limit="max_completion_tokens",  # noqa: S106
-    check=CheckSpec(rules=(*of("provider_overloaded", (429,), "queue_exceeded"), *USUAL)),
+    check=CheckSpec(rules=USUAL),
 )
 
 FIREWORKS = ProviderSpec(
@@ -129,8 +139,8 @@ FIREWORKS = ProviderSpec(
         path="https://api.fireworks.ai/v1/accounts",
         good="accounts",
         rules=(
-            *of(Verdict.VALID_RESTRICTED, (403,), "fire pass"),
-            *of("no_credit", (412,), "suspended"),
+            *of(Verdict.VALID_RESTRICTED, (403,), "fire pass", source="typeclaw/typeclaw#388"),
+            *of("no_credit", (412,), "suspended", source="amd/gaia#3766"),
             *USUAL,
         ),
     ),
@@ -144,7 +154,7 @@ NVIDIA = ProviderSpec(
     aliases=("nvidia_nim",),
     prefixes=("nvapi-",),
     get_key_url="https://build.nvidia.com/settings/api-keys",
-    default_model="openai/gpt-oss-120b",
+    default_model="openai/gpt-oss-20b",
     docs="https://docs.api.nvidia.com/nim/reference/llm-apis",
     check=CheckSpec(
         # Its /models is public. Good keys met 403 too, and 401 is not documented: neither tells a bad key.
@@ -160,7 +170,7 @@ NEBIUS = ProviderSpec(
     base_url="https://api.tokenfactory.nebius.com/v1",
     env=("NEBIUS_API_KEY",),
     get_key_url="https://tokenfactory.nebius.com/?modals=create-api-key",
-    default_model="Qwen/Qwen3-30B-A3B-Instruct-2507",
+    default_model="openai/gpt-oss-120b",
     docs="https://docs.tokenfactory.nebius.com/api-reference/inference/create-chat-completion",
     check=CheckSpec(
         rules=(
@@ -201,7 +211,15 @@ VERCEL = ProviderSpec(
         # Its /models is public.
         path="/credits",
         good="balance",
-        rules=(*of("no_credit", (403,), "customer_verification_required"), *USUAL),
+        rules=(
+            *of(
+                "no_credit",
+                (403, 500),
+                "valid credit card on file",
+                source="arlanrakh/talk-to-girlfriend-ai#6",
+            ),
+            *USUAL,
+        ),
     ),
 )
 
@@ -212,7 +230,7 @@ OVHCLOUD = ProviderSpec(
     env=("OVHCLOUD_API_KEY", "OVH_AI_ENDPOINTS_ACCESS_TOKEN"),
     aliases=("ovh",),
     get_key_url="https://www.ovhcloud.com/en/public-cloud/ai-endpoints/",
-    default_model="gpt-oss-20b",
+    default_model="Mistral-Small-3.2-24B-Instruct-2506",
     docs="https://help.ovhcloud.com/csm/en-public-cloud-ai-endpoints-getting-started",
     check=CheckSpec(
         rules=(

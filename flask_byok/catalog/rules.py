@@ -30,6 +30,7 @@ def of(
     """Make a rule of each of the words.
 
     :param means: a verdict on the key, or the code of a call's error.
+    :param source: the address of a page, or a thread as GitHub writes it: ``owner/name#1``.
     """
     if isinstance(means, Verdict):
         verdict, kind = means, ""
