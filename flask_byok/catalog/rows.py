@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from ..model.credential import Verdict
 from .auth import Auth
+from .rows_cloud import CLOUDS, LOCAL
+from .rows_speech import SPEECH
 from .spec import Catalog, CheckSpec, Field, ProviderSpec, Rule
 
 _SERVICE_OFF = "The key is good, but may not use this API: enable it, or lift the restriction."
@@ -156,11 +158,14 @@ CUSTOM = ProviderSpec(
             # Many are proxies of OpenAI and pass its answers on.
             Rule((401, 403), Verdict.VALID_RESTRICTED, contains="missing scopes"),
             _UNKNOWN_KEY,
-            Rule((404,), Verdict.UNCHECKED, "This server lists no models to check a key by."),
+            Rule((404,), reason="This server lists no models to check a key by.", place="check"),
         )
     ),
 )
 
 #: The whole catalog, in the order in which it is shown.
-PROVIDERS: tuple[ProviderSpec, ...] = (OPENAI, ANTHROPIC, GOOGLE, GROQ, XAI, OPENROUTER, CUSTOM)
+PROVIDERS: tuple[ProviderSpec, ...] = (
+    *(OPENAI, ANTHROPIC, GOOGLE, GROQ, XAI, OPENROUTER),
+    *(*CLOUDS, *SPEECH, LOCAL, CUSTOM),
+)
 Catalog.shipped = PROVIDERS
