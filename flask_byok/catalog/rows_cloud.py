@@ -197,7 +197,7 @@ VERTEX = ProviderSpec(
     aliases=("google_vertex", "vertex_ai"),
     get_key_url="https://console.cloud.google.com/iam-admin/serviceaccounts",
     default_model="google/gemini-3.8-flash",
-    docs="https://cloud.google.com/vertex-ai/generative-ai/docs/start/openai",
+    docs="https://docs.cloud.google.com/vertex-ai/generative-ai/docs/multimodal/call-vertex-using-openai-library",
     check=CERTIFICATES,
 )
 
@@ -300,6 +300,7 @@ SNOWFLAKE = ProviderSpec(
     headers={"X-Snowflake-Authorization-Token-Type": "PROGRAMMATIC_ACCESS_TOKEN"},
     env=("SNOWFLAKE_PAT",),
     get_key_url="https://docs.snowflake.com/en/user-guide/programmatic-access-tokens",
+    default_model="claude-sonnet-4-6",
     docs="https://docs.snowflake.com/en/user-guide/snowflake-cortex/cortex-rest-api",
     token_limit="max_completion_tokens",  # noqa: S106
     check=CheckSpec(
