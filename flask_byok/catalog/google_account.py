@@ -49,11 +49,13 @@ class ServiceAccount:
     def headers(
         self, fields: Mapping[str, str], method: str = "", url: str = "", body: bytes = b""
     ) -> dict[str, str]:
-        """Return the header with a token.
+        """Return the header with a token; none without a key.
 
         :raises MalformedApiKeyError: the JSON is not that of a service account's key.
         """
-        account = _Account.read(fields.get(self.field, ""), proven=True)
+        if not (text := fields.get(self.field)):
+            return {}
+        account = _Account.read(text, proven=True)
         now = int(time.time())
         times = {"iat": now, "exp": now + _TOKEN_SECONDS}
         claims = {"iss": account.email, "sub": account.email, "scope": self.scope, **times}

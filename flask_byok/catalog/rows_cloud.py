@@ -9,11 +9,8 @@ from __future__ import annotations
 from ..model.credential import Verdict
 from .auth import Auth, SigV4
 from .google_account import ServiceAccount, belongs
+from .rules import TOO_MANY_CALLS, TOO_MANY_IN_CALLS, UNKNOWN_KEY
 from .spec import CheckSpec, Field, ProviderSpec, Rule
-
-# What most of them document: 401 is a bad key, and the limit on calls is the account's.
-UNKNOWN_KEY = Rule((401,), Verdict.INVALID)
-TOO_MANY_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED)
 
 
 def text_field(
@@ -173,7 +170,7 @@ CERTIFICATES = CheckSpec(
         Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "iam_permission_denied"),
         Rule((403,), Verdict.VALID_NO_CREDIT, contains="billing_disabled", source=_REASONS),
         Rule((403,), Verdict.DISABLED, contains="consumer_suspended", source=_REASONS),
-        Rule((429,), Verdict.VALID_RATE_LIMITED, place="call"),
+        TOO_MANY_IN_CALLS,
     ),
 )
 

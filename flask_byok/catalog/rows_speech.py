@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..model.credential import Verdict
 from .auth import Auth
-from .rows_cloud import (
-    AZURE_RULES,
-    CERTIFICATES,
-    SERVICE_ACCOUNT,
-    SIGNED_HERE,
-    TOO_MANY_CALLS,
-    UNKNOWN_KEY,
-    text_field,
-)
+from .rows_cloud import AZURE_RULES, CERTIFICATES, SERVICE_ACCOUNT, SIGNED_HERE, text_field
+from .rules import NO_CREDIT, TOO_MANY_CALLS, USUAL, with_region
 from .spec import CheckSpec, Field, ProviderSpec, Rule
-
-
-def _region(hosts: Mapping[str, str]) -> Field:
-    """Return the choice among the servers of a service. An account is known to one of them only."""
-    return Field("region", "Region", False, False, "", "choice", "", hosts, next(iter(hosts)))
-
 
 _ELEVENLABS = "https://elevenlabs.io/docs/eleven-api/resources/errors"
 _PAUSED = "ElevenLabs has paused the free use of this account, as it does behind proxies."
@@ -32,16 +17,14 @@ ELEVENLABS = ProviderSpec(
     name="ElevenLabs",
     base_url="https://{region}",
     adapter="http",
-    fields=(
-        Field(placeholder="sk_…"),
-        _region(
-            {
-                "global": "api.elevenlabs.io",
-                "eu": "api.eu.residency.elevenlabs.io",
-                "india": "api.in.residency.elevenlabs.io",
-                "singapore": "api.sg.residency.elevenlabs.io",
-            }
-        ),
+    fields=with_region(
+        {
+            "global": "api.elevenlabs.io",
+            "eu": "api.eu.residency.elevenlabs.io",
+            "india": "api.in.residency.elevenlabs.io",
+            "singapore": "api.sg.residency.elevenlabs.io",
+        },
+        "sk_…",
     ),
     auth=Auth("xi-api-key", "{api_key}"),
     env=("ELEVENLABS_API_KEY", "ELEVEN_API_KEY"),
@@ -72,7 +55,7 @@ ASSEMBLYAI = ProviderSpec(
     name="AssemblyAI",
     base_url="https://{region}",
     adapter="http",
-    fields=(Field(), _region({"us": "api.assemblyai.com", "eu": "api.eu.assemblyai.com"})),
+    fields=with_region({"us": "api.assemblyai.com", "eu": "api.eu.assemblyai.com"}),
     auth=Auth("Authorization", "{api_key}"),
     env=("ASSEMBLYAI_API_KEY",),
     get_key_url="https://www.assemblyai.com/app/api-keys",
@@ -97,7 +80,7 @@ DEEPGRAM = ProviderSpec(
     name="Deepgram",
     base_url="https://{region}",
     adapter="http",
-    fields=(Field(), _region({"us": "api.deepgram.com", "eu": "api.eu.deepgram.com"})),
+    fields=with_region({"us": "api.deepgram.com", "eu": "api.eu.deepgram.com"}),
     auth=Auth("Authorization", "Token {api_key}"),
     env=("DEEPGRAM_API_KEY",),
     get_key_url="https://console.deepgram.com",
@@ -109,7 +92,7 @@ DEEPGRAM = ProviderSpec(
         rules=(
             Rule((401, 403), Verdict.VALID_RESTRICTED, contains="insufficient_permissions"),
             Rule((401,), Verdict.INVALID, contains="invalid credentials", source=_DEEPGRAM),
-            Rule((402,), Verdict.VALID_NO_CREDIT, source=_DEEPGRAM),
+            NO_CREDIT,
             TOO_MANY_CALLS,
         ),
     ),
@@ -120,7 +103,7 @@ REVAI = ProviderSpec(
     name="Rev AI",
     base_url="https://{region}",
     adapter="http",
-    fields=(Field(label="Access token"), _region({"us": "api.rev.ai", "eu": "ec1.api.rev.ai"})),
+    fields=with_region({"us": "api.rev.ai", "eu": "ec1.api.rev.ai"}),
     env=("REVAI_ACCESS_TOKEN",),
     get_key_url="https://www.rev.ai/access_token",
     docs="https://docs.rev.ai/api/asynchronous",
@@ -130,9 +113,7 @@ REVAI = ProviderSpec(
         models_path=None,
         rules=(
             Rule((200,), Verdict.VALID_NO_CREDIT, path="balance_seconds", equals=0, place="check"),
-            Rule((402,), Verdict.VALID_NO_CREDIT),
-            UNKNOWN_KEY,
-            TOO_MANY_CALLS,
+            *USUAL,
         ),
     ),
 )
@@ -144,6 +125,7 @@ GLADIA = ProviderSpec(
     adapter="http",
     auth=Auth("x-gladia-key", "{api_key}"),
     env=("GLADIA_API_KEY",),
+    prefixes=("sk_gladia_",),
     get_key_url="https://app.gladia.io/account",
     docs="https://docs.gladia.io/api-reference/v2/pre-recorded/list",
     check=CheckSpec(

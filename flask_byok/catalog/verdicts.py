@@ -1,6 +1,6 @@
 """What an answer of a provider means: for the key, and for the call that brought it. One table for every path.
 
-The provider's own rules come first, then those of its wire, then the HTTP status alone.
+The provider's own rules come first, then those of its wire; rules of a status alone stand behind those of both.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import ERRORS_OF_CALLS, ByokError, RejectedCredentialError
 from ..model.credential import REFUSALS, Verdict
+from .rules import of
 from .spec import Adapter, ProviderSpec, Rule
 
 Place = Literal["check", "call"]
@@ -161,9 +162,7 @@ _GOOGLE = "https://ai.google.dev/gemini-api/docs/troubleshooting"
 
 
 def _of(source: str, kind: str, status: tuple[int, ...], *words: str) -> tuple[Rule, ...]:
-    verdicts = {"no_credit": Verdict.VALID_NO_CREDIT, "provider_overloaded": Verdict.UNREACHABLE}
-    verdict = verdicts.get(kind, Verdict.UNCHECKED)
-    return tuple(Rule(status, verdict, contains=each, kind=kind, source=source) for each in words)
+    return of(kind, status, *words, source=source)
 
 
 _WIRES: dict[Adapter, tuple[Rule, ...]] = {
@@ -209,7 +208,9 @@ def judge(
     sent = tuple(secrets)
     is_check = place == "check"
     fits = _Checked(answer, sent) if is_check else _Error.read(answer, sent, elsewhere)
-    for rule in (*spec.check.rules, *_WIRES[spec.adapter]):
+    rules = (*spec.check.rules, *_WIRES[spec.adapter])
+    # A status alone decides last: in a 429 that a row calls a limit, the wire's word for missing credit may stand.
+    for rule in sorted(rules, key=lambda rule: not (rule.contains or rule.path)):
         if rule.place in ("both", place) and fits.rule(rule) and _has(answer.data, rule):
             kind = rule.kind or _KINDS.get(rule.verdict, "request_refused")
             return _judged(spec, rule.verdict, kind, place, rule.reason)

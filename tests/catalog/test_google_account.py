@@ -118,7 +118,7 @@ def test_the_accounts_certificates_decide(answer: Any, verdict: Verdict) -> None
 @pytest.mark.parametrize(
     "fields",
     [
-        {},
+        {"service_account_json": " "},
         {"service_account_json": "[]"},
         {"service_account_json": "{"},
         account(private_key="-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"),
