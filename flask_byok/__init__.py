@@ -12,6 +12,7 @@ from .catalog import (
     Auth as Auth,
     CheckSpec as CheckSpec,
     Field as Field,
+    ModelInfo as ModelInfo,
     ProviderSpec as ProviderSpec,
     Rule as Rule,
 )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
+from ..catalog.models import read_models
 from ..catalog.spec import ProviderSpec, looks_like
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import (
@@ -36,9 +37,6 @@ Notify = Callable[[str, Mapping[str, Any]], None]
 
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
-#: How many models a check lists, and how long a model's name may be. OpenRouter, which has the most, lists 600.
-MAX_MODELS = 1000
-MAX_NAME_LENGTH = 200
 
 _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
@@ -145,24 +143,6 @@ class _Asked:
             seconds=seconds,
             owner=self.owner,
         )
-
-
-def read_models(answer: Answer) -> tuple[str, ...]:
-    """Return the names of the models in a list, at most 1,000; none from an answer that is no list.
-
-    Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
-    ``{"models": [{"name": "models/…"}]}``.
-    """
-    if answer.status != 200 or not isinstance(answer.data, dict):
-        return ()
-    names = []
-    for container, name in (("data", "id"), ("models", "name")):
-        entries = answer.data.get(container)
-        for entry in entries if isinstance(entries, list) else ():
-            value = entry.get(name) if isinstance(entry, dict) else None
-            if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
-                names.append(value.removeprefix("models/"))
-    return tuple(dict.fromkeys(names))[:MAX_MODELS]
 
 
 @dataclass(eq=False)

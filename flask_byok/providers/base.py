@@ -11,20 +11,26 @@ from importlib import import_module
 from typing import Any, ClassVar, NoReturn
 
 from .. import metrics
+from ..catalog.models import ModelInfo, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
     MissingCredentialError,
+    ProviderUnavailableError,
 )
 from ..http import Endpoint, Outbound
+from ..http.outbound import full_url
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from .installed import require_sdk
 from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
+
+#: Seconds for a provider's own list of models.
+LIST_SECONDS = 10.0
 
 #: The classes by the name of their adapter; the package fills it.
 ADAPTERS: dict[str, type[BaseProvider]] = {}
@@ -217,6 +223,29 @@ class BaseProvider(ABC):
         finally:
             if metrics.sinks:
                 metrics.record("streams_open", -1, self.name)
+
+    def models(self) -> list[ModelInfo]:
+        """Return the chat models that the provider offers, from the data that ships with the package.
+
+        A provider that is not in the data is asked for its own list: ids of models of every kind, without facts.
+
+        :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+        :raises ProviderUnavailableError: the provider did not answer with a list.
+        """
+        spec, known = self._spec, list(models_of(self.name))
+        if known or spec.check.models_path is None:
+            return known
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        fields = {name: self.credential.reveal(name) for name in self.credential.fields}
+        url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
+        headers = {**spec.headers, **spec.check.headers, **spec.auth.headers(fields, "GET", url)}
+        answer = self._outbound.fetch(
+            endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
+        )
+        if answer.status == 200 and isinstance(answer.data, dict):
+            return [ModelInfo(model) for model in read_models(answer)]
+        text = f"{self.display_name} did not list its models."
+        raise ProviderUnavailableError(text, provider=self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
