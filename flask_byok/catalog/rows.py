@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..model.credential import Verdict
 from . import rows_chat as makers
+from . import rows_cloud as clouds
 from . import rows_hosts as hosts
+from . import rows_speech as speech
 from .rules import UNKNOWN_KEY
 from .spec import Catalog, CheckSpec, Field, ProviderSpec, Rule
 
@@ -18,7 +20,7 @@ CUSTOM = ProviderSpec(
             # Many are proxies of OpenAI and pass its answers on.
             Rule((401, 403), Verdict.VALID_RESTRICTED, contains="missing scopes"),
             UNKNOWN_KEY,
-            Rule((404,), Verdict.UNCHECKED, "This server lists no models to check a key by."),
+            Rule((404,), reason="This server lists no models to check a key by.", place="check"),
         )
     ),
 )
@@ -30,6 +32,6 @@ PROVIDERS: tuple[ProviderSpec, ...] = (
     *(makers.ZAI, makers.ALIBABA, makers.MINIMAX, hosts.TOGETHER, hosts.HUGGINGFACE),
     *(hosts.CEREBRAS, hosts.FIREWORKS, hosts.NVIDIA, hosts.NEBIUS, hosts.DEEPINFRA),
     *(hosts.VERCEL, hosts.OVHCLOUD),
-    CUSTOM,
+    *(*clouds.CLOUDS, *speech.SPEECH, clouds.LOCAL, CUSTOM),
 )
 Catalog.shipped = PROVIDERS

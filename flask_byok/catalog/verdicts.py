@@ -324,8 +324,13 @@ _NAMES_OF_STATUS = {
     500: {"api_error", "server_error"},
     503: {"overloaded_error", "service_unavailable", "unavailable"},
 }
-# The fields of an error that are meant for machines: OpenAI's and Anthropic's errors, google.rpc.
-_MACHINE_FIELDS = ("code", "type", "status", "reason")
+# Where a body has its error: most wires; AWS; ElevenLabs; Cloudflare, which lists them.
+_ENVELOPES = ("error", "Error", "detail", "errors")
+# The fields of an error that are meant for machines: OpenAI's and Anthropic's errors, google.rpc; AWS; Databricks;
+# Deepgram.
+_MACHINE_FIELDS = ("code", "type", "status", "reason", "Code", "error_code", "err_code")
+# The sentence for people, the first that is there. xAI calls it error, AWS Message, Deepgram err_msg, Rev AI title.
+_SENTENCES = ("message", "error", "detail", "Message", "err_msg", "title")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -342,11 +347,12 @@ class _Error(NamedTuple):
         body = answer.data if answer.data is not None else answer.body.decode(errors="replace")
         body = _inner(body)
         facts = body if isinstance(body, dict) else {}
-        # The sentence for people: the body itself, or what it calls message, detail or, as xAI does, error.
-        texts = map(facts.get, ("message", "error", "detail")) if facts else iter((body,))
+        texts = map(facts.get, _SENTENCES) if facts else iter((body,))
         message = next((text for text in texts if isinstance(text, str)), "").lower()
         message = _without(map(str.lower, secrets), message)
-        codes = list(_codes(facts))
+        # AWS names some errors in a header only, "AccessDeniedException:http://…".
+        named = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
+        codes = [*_codes(facts), *filter(None, (named,))]
         status = answer.status or _meant_status(facts.get("code"), codes)
         return cls(status, codes, message, elsewhere)
 
@@ -366,10 +372,14 @@ class _Error(NamedTuple):
 
 
 def _inner(body: Any) -> Any:
-    """Return the error inside a body: Google's streams put it into a list, most wires into ``error``."""
-    if isinstance(body, list) and body:
-        body = body[0]
-    return body["error"] if isinstance(body, dict) and isinstance(body.get("error"), dict) else body
+    """Return the error inside a body. Google's streams put all of it into a list."""
+    body = _first(body)
+    inner = (_first(body.get(name)) for name in _ENVELOPES) if isinstance(body, dict) else ()
+    return next((each for each in inner if isinstance(each, dict)), body)
+
+
+def _first(data: Any) -> Any:
+    return data[0] if isinstance(data, list) and data else data
 
 
 def _codes(facts: dict[str, Any]) -> Iterator[str]:
@@ -377,7 +387,8 @@ def _codes(facts: dict[str, Any]) -> Iterator[str]:
     details = facts.get("details")
     for part in (facts, *(details if isinstance(details, list) else ())):
         values = map(part.get, _MACHINE_FIELDS) if isinstance(part, dict) else ()
-        yield from (v.lower() for v in values if isinstance(v, str) and _IDENTIFIER.fullmatch(v))
+        texts = (str(value).lower() for value in values if isinstance(value, str | int))
+        yield from filter(_IDENTIFIER.fullmatch, texts)
 
 
 def _meant_status(code: object, names: Sequence[str]) -> int:

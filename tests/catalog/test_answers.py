@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import PROVIDERS, Catalog, ProviderSpec
-from flask_byok.catalog.verdicts import Answer, judge
+from flask_byok.catalog.verdicts import Answer, Judgement, judge
 from flask_byok.errors import ERRORS_OF_CALLS, RejectedCredentialError
 from flask_byok.model.credential import Verdict
 
@@ -98,11 +98,11 @@ def test_each_rule_is_needed_by_a_documented_answer(spec: ProviderSpec) -> None:
         less = replace(spec.check, rules=rules[:number] + rules[number + 1 :])
         without = replace(spec, check=less)
         assert any(
-            judge(without, answer, row["place"], [API_KEY])[:2] != judged(spec, row, answer)
+            judge(without, answer, row["place"], [API_KEY]) != judged(spec, row, answer)
             for row, answer in rows
         ), rule
 
 
-def judged(spec: ProviderSpec, row: dict[str, Any], answer: Answer) -> tuple[Verdict, str]:
+def judged(spec: ProviderSpec, row: dict[str, Any], answer: Answer) -> Judgement:
     """Return what the whole row says of an answer."""
-    return judge(spec, answer, row["place"], [API_KEY])[:2]
+    return judge(spec, answer, row["place"], [API_KEY])
