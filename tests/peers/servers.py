@@ -34,13 +34,21 @@ class PeerServer(Server):
     #: A path that answers 200 when the server is ready.
     ready_path: str
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.http = httpx2.Client(base_url=self.url, timeout=30, trust_env=False)
+
     @property
     def url(self) -> str:
         """The server's origin."""
         return f"http://127.0.0.1:{self.port}"
 
     def ready(self) -> bool:
-        return httpx2.get(self.url + self.ready_path, timeout=5, trust_env=False).is_success
+        return self.http.get(self.ready_path).is_success
+
+    def stop(self) -> None:
+        self.http.close()
+        super().stop()
 
     def run(self, *command: str | Path, **variables: str) -> subprocess.Popen[bytes]:
         """Start a program of the peers' environment."""
@@ -115,9 +123,7 @@ class Aimock(PeerServer):
 
     def _control(self, method: str, path: str, body: Any = None) -> httpx2.Response:
         headers = {"Authorization": f"Bearer {self.API_KEYS['openai']}"}
-        answer = httpx2.request(
-            method, f"{self.url}/__aimock/{path}", json=body, headers=headers, trust_env=False
-        )
+        answer = self.http.request(method, f"/__aimock/{path}", json=body, headers=headers)
         return answer.raise_for_status()
 
 
@@ -202,8 +208,8 @@ class Moto(PeerServer):
 
     def _iam(self, action: str, user: str) -> str:
         """Call IAM without a signature: moto lets the next call through, and only that."""
-        httpx2.post(f"{self.url}/moto-api/reset-auth", content=b"1", trust_env=False)
+        self.http.post("/moto-api/reset-auth", content=b"1")
         scope = "AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/iam/aws4_request"
         data = {"Action": action, "UserName": user, "Version": "2010-05-08"}
-        answer = httpx2.post(self.url, data=data, headers={"Authorization": scope}, trust_env=False)
+        answer = self.http.post("/", data=data, headers={"Authorization": scope})
         return answer.raise_for_status().text

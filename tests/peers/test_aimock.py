@@ -14,6 +14,8 @@ from tests.app import Browser, HostApp
 from .servers import Aimock
 
 PROVIDERS = sorted(Aimock.API_KEYS)
+#: One for each wire.
+WIRES = ["openai", "anthropic", "google"]
 TEXT = "Hi — “there”, it’s aimock."
 #: Where aimock refuses a wrong key in OpenAI's way, which the provider does not have.
 FOREIGN = {"google"}
@@ -52,7 +54,7 @@ def test_a_chat_gives_the_text_that_was_told(
     assert "".join(make(provider).stream_chat(ask("hello"))) == TEXT
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+@pytest.mark.parametrize("provider", WIRES)
 def test_reasoning_is_not_taken_for_text(make: Any, aimock: Aimock, provider: str) -> None:
     """What a model thinks before it answers is not in the text."""
     aimock.tell("hello", {"content": TEXT, "reasoning": "The person greets me."})
@@ -85,7 +87,7 @@ def test_a_check_tells_a_good_key_from_a_bad_one(
     assert bad == ("unchecked" if provider in FOREIGN else "invalid")
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", WIRES)
 def test_a_cut_stream_is_an_error(make: Any, aimock: Aimock, provider: str) -> None:
     """When the connection breaks off, what came before is part of the text, and then an error is raised."""
     aimock.tell("cut", {"content": TEXT}, chunkSize=3, truncateAfterChunks=4, latency=10)
@@ -96,7 +98,7 @@ def test_a_cut_stream_is_an_error(make: Any, aimock: Aimock, provider: str) -> N
     assert "".join(pieces) != TEXT
 
 
-@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("provider", WIRES)
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 def test_a_refusal_is_not_the_keys_fault(
     make: Any, aimock: Aimock, provider: str, status: int
