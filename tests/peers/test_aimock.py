@@ -109,3 +109,9 @@ def test_a_refusal_is_not_the_keys_fault(
     with pytest.raises(ProviderUnavailableError) as caught:
         list(make(provider).stream_chat(ask("hello")))
     assert secret_text not in str(caught.value)
+
+
+def test_comments_in_a_stream_are_not_text(make: Any, aimock: Aimock) -> None:
+    """OpenRouter's comments, which keep the connection alive, are left out."""
+    aimock.tell("hello", {"content": TEXT}, openRouterProcessing=True)
+    assert "".join(make("openrouter").stream_chat(ask("hello"))) == TEXT
