@@ -8,6 +8,7 @@ import pytest
 
 from flask_byok.errors import ByokError
 from flask_byok.testing import FakeProviders
+from flask_byok.testing.wire import KINDS
 from tests.providers.conftest import HELLO, SDKS, Make
 
 
@@ -43,3 +44,23 @@ def test_no_stream_and_no_end(fake: FakeProviders, make: Make, provider: str) ->
         with pytest.raises(ByokError) as caught:
             read(make, fake, provider)
         assert caught.value.code == "stream_incomplete", script
+
+
+#: The codes of our errors, where they differ from the kind of refusal.
+CODES = {"disabled": "key_rejected", "restricted": "not_permitted", "billing_limit": "no_credit"}
+#: Google answers a blocked prompt with 200. Anthropic does not document what it answers to other countries.
+MISSING = {("google", "content_filtered"), ("anthropic", "region_blocked")}
+
+
+@pytest.mark.parametrize("provider", SDKS)
+def test_every_refusal_has_its_code(fake: FakeProviders, make: Make, provider: str) -> None:
+    """Each documented refusal is the error of its kind, with the seconds to wait."""
+    for kind in KINDS:
+        if (provider, kind) in MISSING:
+            continue
+        fake.refuse_next(provider, kind, retry_after=29.5)
+        with pytest.raises(ByokError) as caught:
+            read(make, fake, provider)
+        code = CODES.get(kind, kind)
+        assert (kind, caught.value.code) == (kind, code)
+        assert code == "key_rejected" or caught.value.retry_after == 30  # type: ignore[attr-defined]
