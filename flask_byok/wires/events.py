@@ -182,7 +182,7 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
     """
-    parser, left = _Parser(), STREAM_LIMIT
+    parser, left, fault = _Parser(), STREAM_LIMIT, ""
     try:
         for piece in chain(pieces, (b"\n\n",)):
             if piece is None:
@@ -194,9 +194,10 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
                 raise StreamIncompleteError("The provider's answer is too long.")
             for name, data in parser.feed(piece):
                 yield from _read(reader, name, data)
-    except ProviderUnavailableError:
-        if not reader.ended:
-            raise
+    except ProviderUnavailableError as error:
+        fault = str(error)
+    if fault and not reader.ended:
+        raise StreamIncompleteError(fault)
     yield from reader.end()
 
 
