@@ -13,7 +13,7 @@ from .catalog.spec import Catalog
 from .errors import ByokError, ProviderUnavailableError
 from .http.outbound import default_outbound
 from .keys.typed import read_typed
-from .model.credential import Credential, Secret, make_hint
+from .model.credential import Credential, Secret
 from .providers import BaseProvider, make_chat_model, make_provider
 from .settings import Settings
 from .web.caller import EXTENSION, SOURCE_HEADER, ByokState, current_caller, get_state, note_use
@@ -65,7 +65,7 @@ def _on_explicit_key(
     state: ByokState | None = current_app.extensions.get(EXTENSION) if has_app_context() else None
     spec = (Catalog() if state is None else state.service.catalog).get(provider)
     outbound = default_outbound() if state is None else state.service.outbound
-    settings = Settings(allow_custom_providers=True) if state is None else state.settings
+    settings = Settings(allow_custom_providers=True) if state is None else state.service.settings
     typed = read_typed(spec, {"api_key": Secret(api_key)}, base_url, settings)
     credential = Credential(
         provider=spec.id,
@@ -74,7 +74,7 @@ def _on_explicit_key(
         fields=typed.fields,
         base_url=typed.endpoint.base_url,
         trust=typed.endpoint.trust,
-        hint=make_hint(typed.revealed().get("api_key", ""), spec.prefixes),
+        hint=spec.hint(typed.fields),
     )
     return note_use(make_provider(spec, credential, outbound, **options))
 

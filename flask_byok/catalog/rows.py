@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from ..model.credential import Verdict
-from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule
+from .auth import Auth
+from .spec import Catalog, CheckSpec, Field, ProviderSpec, Rule
 
-_INVALID = "The provider rejected this key. Check that you copied all of it, or create a new one."
-_RESTRICTED = "The key is good, but its permissions are narrow."
-_NO_CREDIT = "The key is good, but the account has no credit left."
-_RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
-_DISABLED = "The provider has blocked or disabled this key."
 _SERVICE_OFF = "The key is good, but may not use this API: enable it, or lift the restriction."
 
 # What most providers answer alike.
-_UNKNOWN_KEY = Rule((401,), Verdict.INVALID, _INVALID)
-_TOO_MANY_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED)
+_UNKNOWN_KEY = Rule((401,), Verdict.INVALID)
+_TOO_MANY_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED)
 
 OPENAI = ProviderSpec(
     id="openai",
@@ -28,12 +24,12 @@ OPENAI = ProviderSpec(
     check=CheckSpec(
         # A restricted key is answered 401 or 403 "missing scopes": that is not a bad key.
         rules=(
-            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
-            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "insufficient permissions"),
-            Rule((401,), Verdict.INVALID, _INVALID, "invalid_api_key"),
-            Rule((401,), Verdict.INVALID, _INVALID, "incorrect api key"),
-            Rule((401,), Verdict.DISABLED, _DISABLED, "account_deactivated"),
-            Rule((429,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "insufficient_quota"),
+            Rule((401, 403), Verdict.VALID_RESTRICTED, contains="missing scopes"),
+            Rule((401, 403), Verdict.VALID_RESTRICTED, contains="insufficient permissions"),
+            Rule((401,), Verdict.INVALID, contains="invalid_api_key"),
+            Rule((401,), Verdict.INVALID, contains="incorrect api key"),
+            Rule((401,), Verdict.DISABLED, contains="account_deactivated"),
+            Rule((429,), Verdict.VALID_NO_CREDIT, contains="insufficient_quota"),
             _TOO_MANY_CALLS,
         )
     ),
@@ -49,16 +45,16 @@ ANTHROPIC = ProviderSpec(
     refused_prefixes=("sk-ant-admin01-",),
     get_key_url="https://console.anthropic.com/settings/keys",
     default_model="claude-haiku-4-5",
+    auth=Auth("x-api-key", "{api_key}"),
+    headers={"anthropic-version": "2023-06-01"},
     check=CheckSpec(
         path="/v1/models",
         models_path="/v1/models",
-        auth=Auth("x-api-key", "{api_key}"),
-        headers={"anthropic-version": "2023-06-01"},
         rules=(
             _UNKNOWN_KEY,
-            Rule((403,), Verdict.VALID_RESTRICTED, _RESTRICTED, "permission_error"),
-            Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "credit balance"),
-            Rule((400, 403), Verdict.DISABLED, _DISABLED, "organization has been disabled"),
+            Rule((403,), Verdict.VALID_RESTRICTED, contains="permission_error"),
+            Rule((400,), Verdict.VALID_NO_CREDIT, contains="credit balance"),
+            Rule((400, 403), Verdict.DISABLED, contains="organization has been disabled"),
             _TOO_MANY_CALLS,
         ),
     ),
@@ -74,15 +70,16 @@ GOOGLE = ProviderSpec(
     prefixes=("AIza", "AQ."),
     get_key_url="https://aistudio.google.com/apikey",
     default_model="gemini-3.8-flash",
+    auth=Auth("x-goog-api-key", "{api_key}"),
     check=CheckSpec(
         path="/v1beta/models?pageSize=1",
-        models_path="/v1beta/models?pageSize=100",
-        auth=Auth("x-goog-api-key", "{api_key}"),
+        models_path="/v1beta/models?pageSize=1000",
+        good="models",
         rules=(
             # A bad key is answered 400, not 401 (google.rpc.ErrorInfo reason API_KEY_INVALID).
-            Rule((400,), Verdict.INVALID, _INVALID, "api_key_invalid"),
+            Rule((400,), Verdict.INVALID, contains="api_key_invalid"),
             # From google.api.ErrorReason, like those above and below.
-            Rule((403,), Verdict.DISABLED, _DISABLED, "consumer_suspended"),
+            Rule((403,), Verdict.DISABLED, contains="consumer_suspended"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "service_disabled"),
             Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "_blocked"),
             _TOO_MANY_CALLS,
@@ -101,8 +98,8 @@ GROQ = ProviderSpec(
     check=CheckSpec(
         rules=(
             _UNKNOWN_KEY,
-            Rule((400,), Verdict.DISABLED, _DISABLED, "organization_restricted"),
-            Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "blocked_api_access"),
+            Rule((400,), Verdict.DISABLED, contains="organization_restricted"),
+            Rule((400,), Verdict.VALID_NO_CREDIT, contains="blocked_api_access"),
             _TOO_MANY_CALLS,
         )
     ),
@@ -120,13 +117,14 @@ XAI = ProviderSpec(
     default_model="grok-3-mini",
     check=CheckSpec(
         path="/api-key",
+        good="api_key_blocked|redacted_api_key",
         rules=(
-            Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_blocked":true'),
-            Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_disabled":true'),
-            Rule((200,), Verdict.DISABLED, _DISABLED, '"team_blocked":true'),
+            Rule((200,), Verdict.DISABLED, path="api_key_blocked"),
+            Rule((200,), Verdict.DISABLED, path="api_key_disabled"),
+            Rule((200,), Verdict.DISABLED, path="team_blocked"),
             # xAI answers a bad key 400 as well as 401; in a chat a 400 has other causes too.
-            Rule((400,), Verdict.INVALID, _INVALID, "incorrect api key"),
-            Rule((400, 401), Verdict.INVALID, _INVALID),
+            Rule((400,), Verdict.INVALID, contains="incorrect api key"),
+            _UNKNOWN_KEY,
             _TOO_MANY_CALLS,
         ),
     ),
@@ -143,7 +141,8 @@ OPENROUTER = ProviderSpec(
     check=CheckSpec(
         # Its /models is public and answers 200 to any string, so it lists models but checks no key.
         path="/key",
-        rules=(_UNKNOWN_KEY, Rule((402,), Verdict.VALID_NO_CREDIT, _NO_CREDIT), _TOO_MANY_CALLS),
+        good="data",
+        rules=(_UNKNOWN_KEY, Rule((402,), Verdict.VALID_NO_CREDIT), _TOO_MANY_CALLS),
     ),
 )
 
@@ -155,7 +154,7 @@ CUSTOM = ProviderSpec(
     check=CheckSpec(
         rules=(
             # Many are proxies of OpenAI and pass its answers on.
-            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
+            Rule((401, 403), Verdict.VALID_RESTRICTED, contains="missing scopes"),
             _UNKNOWN_KEY,
             Rule((404,), Verdict.UNCHECKED, "This server lists no models to check a key by."),
         )

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import RLock
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..catalog.spec import Answer, ProviderSpec
+from ..catalog.spec import ProviderSpec
+from ..catalog.verdicts import Answer
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
-from ..model.credential import EndpointTrust
+from ..model.credential import EndpointTrust, Fields
 
 if TYPE_CHECKING:
     import httpx2
@@ -58,23 +60,41 @@ class Endpoint:
 
 
 def endpoint_for(
-    spec: ProviderSpec, base_urls: Mapping[str, str], personal: str | None = None
+    spec: ProviderSpec,
+    base_urls: Mapping[str, str],
+    personal: str | None = None,
+    fields: Fields = MappingProxyType({}),
 ) -> Endpoint:
     """Choose the endpoint: the operator's, else the catalog's, else the person's own.
 
     An operator's address without a path takes over the catalog's path (``/v1``); one with a path, be it only ``/``,
     keeps its own.
 
-    :raises EndpointNotAllowedError: there is none of the three.
+    :param fields: those of the credential, as the catalog's address may name some.
+    :raises EndpointNotAllowedError: there is none of the three, or a field does not fit into the address.
     """
+    plain = {f.name: fields[f.name].reveal() for f in spec.fields if f.name in fields}
     if chosen := base_urls.get(spec.id):
         path = urlsplit(spec.base_url).path if not urlsplit(chosen).path else ""
-        return Endpoint(chosen.rstrip("/") + path, "operator")
+        return Endpoint(chosen.rstrip("/") + spec.url(path, plain), "operator")
     if spec.base_url:
-        return Endpoint(spec.base_url, "catalog")
+        return Endpoint(spec.url(spec.base_url, plain), "catalog")
     if personal:
         return Endpoint(personal, "personal")
     raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
+
+
+def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
+    """Return the URL of a path below an endpoint, or of another host that the catalog names with a whole URL.
+
+    At an operator's address the other host's path stands where the catalog's base path would.
+    """
+    if not path.startswith("https://"):
+        return endpoint.base_url.rstrip("/") + path
+    if endpoint.trust != "operator":
+        return path
+    root = endpoint.base_url.rstrip("/").removesuffix(urlsplit(spec.base_url).path)
+    return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
 
 
 @cache
@@ -141,29 +161,36 @@ class Outbound:
     def fetch(
         self,
         endpoint: Endpoint,
-        path: str,
+        url: str,
         headers: Mapping[str, str],
         *,
+        method: str = "GET",
+        content: bytes = b"",
         seconds: float,
         owner: str | None = None,
     ) -> Answer:
-        """Make one plain GET and read its answer whole, within a time and a size.
+        """Make one plain request and read its answer whole, within a time and a size.
 
-        :param path: relative to the endpoint's base URL, with its query.
+        :param url: a path below the endpoint's base URL, or a whole one, see :func:`full_url`.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises RateLimitedError: too many calls of people's own servers are running.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
-        url = endpoint.base_url.rstrip("/") + path
         headers = {"Accept": "application/json", **headers}
+        if url.startswith("/"):
+            url = endpoint.base_url.rstrip("/") + url
+        elif endpoint.trust == "catalog":
+            endpoint = Endpoint(url, "catalog")
         client = self.client_for(endpoint, owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
             with transport.until(time.monotonic() + seconds):
                 limit = {transport.LONGEST: longest}
-                response = client.get(url, headers=headers, extensions=limit)
-                return Answer(response.status_code, response.content)
+                response = client.request(
+                    method, url, headers=headers, content=content or None, extensions=limit
+                )
+                return Answer(response.status_code, response.content, dict(response.headers))
         except transport.AnswerRefused:
             return Answer(0, b"")  # it is too long, or compressed, and tells nothing about the key
         except Exception as error:

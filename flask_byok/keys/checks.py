@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
-from ..catalog.spec import Answer, CheckSpec, ProviderSpec, judge_check, looks_like
+from ..catalog.spec import ProviderSpec, looks_like
+from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import (
     ByokError,
     KeyRefusedError,
@@ -18,7 +19,7 @@ from ..errors import (
     RateLimitedError,
     StoreError,
 )
-from ..http.outbound import Endpoint, Outbound
+from ..http.outbound import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import Caller, Tier
 from ..settings import ValidateOnSet
@@ -33,13 +34,10 @@ _logger = logging.getLogger(__name__)
 #: Called with an event's name and safe facts about it, after the event.
 Notify = Callable[[str, Mapping[str, Any]], None]
 
-#: Makes a GET on a path of the provider's.
-Fetch = Callable[[str], Answer]
-
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
-#: How many models a check lists, and how long a model's name may be.
-MAX_MODELS = 200
+#: How many models a check lists, and how long a model's name may be. OpenRouter, which has the most, lists 600.
+MAX_MODELS = 1000
 MAX_NAME_LENGTH = 200
 
 _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
@@ -63,16 +61,11 @@ def check_api_key(
 def _ask_provider(
     spec: ProviderSpec, typed: Typed, outbound: Outbound, owner: str | None
 ) -> Validation:
-    started, fields = time.monotonic(), typed.revealed()
-    headers = {**spec.check.headers, **spec.check.auth.headers(fields)}
-
-    def fetch(path: str) -> Answer:
-        seconds = started + CHECK_SECONDS - time.monotonic()
-        return outbound.fetch(typed.endpoint, path, headers, seconds=seconds, owner=owner)
-
-    verdict, reason, answer = _judge(spec, fields, fetch)
+    started = time.monotonic()
+    asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS)
+    (verdict, _, reason), answer = asked.judge()
     latency_ms = round((time.monotonic() - started) * 1000)
-    models = _list_models(spec.check, answer, fetch) if answer and verdict.valid else ()
+    models = asked.models(answer) if answer and verdict.valid else ()
     return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
@@ -84,43 +77,78 @@ def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
 
-def _judge(
-    spec: ProviderSpec, fields: Mapping[str, str], fetch: Fetch
-) -> tuple[Verdict, str, Answer | None]:
-    """Return verdict, reason, and the answer if it was a success."""
-    try:
-        answer = _ask(spec.check.path, fetch)
-    except ProviderUnavailableError as error:
-        return Verdict.UNREACHABLE, str(error), None
-    verdict, reason = judge_check(spec, answer, fields.values())
-    other = looks_like(fields.get("api_key", ""), spec)
-    if verdict is Verdict.INVALID and other is not None:
-        reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
-        return Verdict.WRONG_PROVIDER, reason, None
-    return verdict, reason, answer if answer.status == 200 else None
+@dataclass(frozen=True, eq=False, repr=False)
+class _Asked:
+    """One check: a provider is asked about a key, until a time of ``time.monotonic``."""
 
+    spec: ProviderSpec
+    typed: Typed
+    outbound: Outbound
+    owner: str | None
+    end: float
 
-def _ask(path: str, fetch: Fetch) -> Answer:
-    """Ask, and once more if the provider failed; a refusal is final."""
-    with suppress(ProviderUnavailableError):
-        answer = fetch(path)
-        if answer.status < 500:
-            return answer
-    return fetch(path)
+    def judge(self) -> tuple[Judgement, Answer | None]:
+        """Return what the provider's answer means, and the answer if it was a success."""
+        spec, fields = self.spec, self.typed.revealed()
+        try:
+            if spec.check.ask is not None:
+                verdict, reason = spec.check.ask(fields, self.fetch_plain)
+                return Judgement(verdict, "", reason), None
+            answer = self._ask()
+        except ProviderUnavailableError as error:
+            return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
+        judged = judge(spec, answer, "check", fields.values())
+        other = looks_like(fields.get("api_key", ""), spec)
+        if judged.verdict is Verdict.INVALID and other is not None:
+            reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
+            return Judgement(Verdict.WRONG_PROVIDER, judged.kind, reason), None
+        return judged, answer if answer.status == 200 else None
 
+    def _ask(self) -> Answer:
+        """Ask, and once more if the provider failed; a refusal is final."""
+        check = self.spec.check
+        with suppress(ProviderUnavailableError):
+            answer = self._fetch(check.path, check.method, check.body)
+            if answer.status < 500:
+                return answer
+        return self._fetch(check.path, check.method, check.body)
 
-def _list_models(check: CheckSpec, answer: Answer, fetch: Fetch) -> tuple[str, ...]:
-    """Return the models that the key may use, if the provider lists them."""
-    with suppress(ProviderUnavailableError, RateLimitedError):
-        if check.models_path == check.path:
-            return read_models(answer)
-        if check.models_path is not None:
-            return read_models(fetch(check.models_path))
-    return ()
+    def models(self, answer: Answer) -> tuple[str, ...]:
+        """Return the models that the key may use, if the provider lists them."""
+        check = self.spec.check
+        with suppress(ProviderUnavailableError, RateLimitedError):
+            if check.models_path == check.path:
+                return read_models(answer)
+            if check.models_path is not None:
+                return read_models(self._fetch(check.models_path))
+        return ()
+
+    def _fetch(self, path: str, method: str = "GET", body: str = "") -> Answer:
+        spec, fields = self.spec, self.typed.revealed()
+        url = full_url(spec, self.typed.endpoint, spec.url(path, fields))
+        headers = {**spec.headers, **spec.check.headers}
+        headers |= spec.auth.headers(fields, method, url, body.encode())
+        return self._send(url, method, headers, body.encode())
+
+    def fetch_plain(self, url: str) -> Answer:
+        """Make a GET that carries nothing of the key."""
+        return self._send(full_url(self.spec, self.typed.endpoint, url), "GET", {}, b"")
+
+    def _send(self, url: str, method: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        seconds = self.end - time.monotonic()
+        return self.outbound.fetch(
+            self.typed.endpoint,
+            url,
+            headers,
+            method=method,
+            content=body,
+            seconds=seconds,
+            owner=self.owner,
+        )
 
 
 def read_models(answer: Answer) -> tuple[str, ...]:
-    """Return the names of the models in a list, at most 200; none from an answer that is no list.
+    """Return the names of the models in a list, at most 1,000; none from an answer that is no list.
 
     Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
     ``{"models": [{"name": "models/…"}]}``.

@@ -161,7 +161,7 @@ class Lookup:
 
     def listed_as_locked(self, spec: ProviderSpec) -> bool:
         """Return True if ``BYOK_LOCKED_PROVIDERS`` names the provider."""
-        return not self._settings.locked_providers.isdisjoint((spec.id, *spec.aliases))
+        return spec.id in self._settings.locked_providers
 
     def _precedes(self, tier: Tier, personal: Sequence[Tier]) -> bool:
         """Return True if a tier is shared and comes before all of these personal tiers."""
@@ -289,7 +289,7 @@ class Opener:
         """
         fields, base_url = self.keyring.open_record(owner, record)
         with suppress(EndpointNotAllowedError):
-            endpoint = endpoint_for(spec, self.settings.base_urls, base_url)
+            endpoint = endpoint_for(spec, self.settings.base_urls, base_url, fields)
             # If the operator has set an address since, the key stays: it was for the person's own.
             if base_url in (None, endpoint.base_url):
                 return Credential(

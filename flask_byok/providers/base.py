@@ -19,7 +19,7 @@ from ..errors import (
     MissingCredentialError,
 )
 from ..http import Endpoint, Outbound
-from ..model.credential import Credential, Outcome, Secret, clean_api_key, make_hint
+from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from .installed import require_sdk
 from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
 
@@ -147,7 +147,7 @@ class BaseProvider(ABC):
             self.credential,
             source="argument",
             fields={**self.credential.fields, "api_key": Secret(cleaned)},
-            hint=make_hint(cleaned, self._spec.prefixes),
+            hint=self._spec.hint({"api_key": Secret(cleaned)}),
             version=None,
         )
         self.__dict__.pop("client", None)
@@ -187,6 +187,7 @@ class BaseProvider(ABC):
         # Checks the endpoint again: the rules can have changed since the key was saved.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
+        http_client.event_hooks = {"request": [self._outcomes.authenticate]}
         require_sdk(self.extra, self.name)
         try:
             return self._make_client(http_client)

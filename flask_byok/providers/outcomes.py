@@ -14,7 +14,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..catalog.spec import Answer, ProviderSpec, judge_call
+from ..catalog.auth import Auth
+from ..catalog.spec import ProviderSpec
+from ..catalog.verdicts import Answer, judge
 from ..errors import ByokError, ProviderUnavailableError, RejectedCredentialError
 from ..model.credential import Credential, Outcome, Verdict
 
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 Count = Callable[[Outcome], None]
 #: Called with the verdict when a provider rejects the key in real use.
 Report = Callable[[Verdict], None]
+
+# Where SDKs put a key.
+_KEY_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 
 _logger = logging.getLogger(__name__)
 
@@ -65,6 +70,22 @@ class Outcomes:
         with one_call(self) as call:
             call.outcomes = self
             call.latest = self._ending(request, status, body, of_stream=call.streams)
+
+    def authenticate(self, request: Request) -> None:
+        """Put the key into a request as its provider wants it, whatever header an SDK has chosen.
+
+        A request with another key is left alone: a copy of the SDK's client may have one.
+        """
+        spec, url = self.spec, str(request.url)
+        fields = {name: secret.reveal() for name, secret in self.credential.fields.items()}
+        chosen = [name for name in _KEY_HEADERS if name in request.headers]
+        if chosen and not _carries(request, self.credential.api_key):
+            return
+        for name in chosen:
+            del request.headers[name]
+        body = b"" if isinstance(spec.auth, Auth) else request.read()
+        request.headers.update(spec.headers)
+        request.headers.update(spec.auth.headers(fields, request.method, url, body))
 
     def follow(self, pieces: Iterator[str]) -> Iterator[str]:
         """Yield the pieces of our own stream. The key was used with the first of them, or at a good end.
@@ -123,7 +144,7 @@ class Outcomes:
 
     def _judged(self, answer: Answer, *, elsewhere: bool, is_ours: bool) -> Ending:
         secrets = map(self.credential.reveal, self.credential.fields)
-        verdict, reason = judge_call(self.spec, answer, secrets, elsewhere=elsewhere)
+        verdict, _, reason = judge(self.spec, answer, "call", secrets, elsewhere=elsewhere)
         if verdict.valid is not False:
             return Ending("failed", reason)
         return Ending("rejected", reason, verdict if is_ours else None)
