@@ -164,7 +164,17 @@ def test_no_error() -> None:
         pytest.param(
             [
                 chunk(
-                    {"content": [{"type": "text", "text": "H"}, "i", {"type": "image"}, 3, None]}
+                    {
+                        "content": [
+                            {"type": "text", "text": "H"},
+                            "i",
+                            "",
+                            {"text": ""},
+                            {"type": "image"},
+                            3,
+                            None,
+                        ]
+                    }
                 ),
                 END,
             ],
@@ -369,6 +379,13 @@ FIRST, SECOND = call("x", "f", '{"a":1}'), call("y", "g", "{}")
             _calls({"index": 0, "id": "x", "function": {"name": "f", "arguments": {"a": 1}}}),
             [call("x", "f", '{"a": 1}')],
             id="arguments as an object",
+        ),
+        pytest.param(
+            _calls(
+                *[{"index": 0, "id": "x", "function": {"name": "f", "arguments": '{"a":1}'}}] * 3
+            ),
+            [FIRST],
+            id="the whole again and again",
         ),
         pytest.param(
             [chunk({"function_call": F}), chunk({"function_call": REST})],
