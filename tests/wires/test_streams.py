@@ -78,9 +78,9 @@ def test_pieces_of_any_size(stream: Stream, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 10_000])
 def test_line_ends(stream: Stream, line_end: bytes, size: int) -> None:
     """Any line end, a byte order mark, comments, other fields and data without a space are read."""
-    noise = b"\xef\xbb\xbf: hello\n\n:\nretry: 10\nid: 1\n\ndata\n\nnonsense\n\n"
-    plain = stream.whole.replace(b"\r\n", b"\n").replace(b"data: ", b": keep-alive\n\ndata:")
-    whole = (noise + plain).replace(b"\n", line_end)
+    noise = b"\n\n: hello\n\n:\nretry: 10\nid: 1\n\ndata\n\nnonsense\n\n"
+    plain = stream.whole.replace(b"\r\n", b"\n").replace(b"data: ", b"data:")
+    whole = b"\xef\xbb\xbf" + plain.replace(b"\n\n", noise).replace(b"\n", line_end)
     pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
     assert read(pieces, stream.wire) == stream.events
 
