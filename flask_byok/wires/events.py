@@ -164,6 +164,8 @@ class Reader:
         if isinstance(arguments, dict):
             arguments = "" if call.arguments else json.dumps(arguments, ensure_ascii=False)
         piece = to_text(arguments).encode()
+        if piece == call.arguments and _read_json(piece):
+            return  # the whole again, at the end
         self._hold(len(piece))
         call.arguments += piece
 
@@ -212,11 +214,18 @@ def _read(reader: Reader, name: bytes, data: bytes) -> Iterator[StreamEvent]:
         if value.get("error") or "error" in (value.get("type"), value.get("object")):
             raise ErrorInStream(data)
         reader.begun = True
-        yield from reader.read(value)
+        try:
+            yield from reader.read(value)
+        except RecursionError:
+            raise _damaged() from None
     elif data.strip() == b"[DONE]":
         reader.done()
     elif data.lstrip().startswith(b"{") and not reader.ended:
-        raise StreamIncompleteError("An event of the provider's answer is damaged.")
+        raise _damaged()
+
+
+def _damaged() -> StreamIncompleteError:
+    return StreamIncompleteError("An event of the provider's answer is damaged.")
 
 
 class _Parser:

@@ -188,7 +188,7 @@ def test_other_messages_are_refused(make: Make) -> None:
     """What cannot be translated is not sent in part, and is refused before a stream begins."""
     made = make("anthropic", CANARY)
     contents: tuple[Any, ...] = (1, [{"type": "image_url"}], ["A"])
-    wrong = [{"role": "tool", "content": "A"}, {"content": "A"}, {"role": "narrator"}]
+    wrong = [{"content": "A"}, {"role": "narrator", "content": "A"}]
     for message in wrong + [{"role": "user", "content": content} for content in contents]:
         with pytest.raises(InvalidFieldError):
             made.stream_chat([message])
