@@ -144,6 +144,7 @@ class Settings:
     max_key_lifetime: Annotated[timedelta | None, _within_limits, _SPAN] = None
     keys_per_provider: Annotated[int, msgspec.Meta(ge=1), "a whole number from 1 up"] = 1
     fallback_on: _Reasons = frozenset()
+    failover: _Flag = False
     on_store_failure: StoreFailure = "fail"
     allow_custom_providers: _Flag = False
     allow_private_endpoints: _Flag = False
