@@ -51,13 +51,15 @@ def fetch(outbound: Outbound, url: str, trust: Any = "catalog") -> int:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_proxy_resolves_the_catalogs_names(
-    fake_tls: FakeProviders, port: int, certificate: Path, scheme: str
+    fake_tls: FakeProviders,
+    port: int,
+    certificate: Path,
+    server_tls: ssl.SSLContext,
+    scheme: str,
 ) -> None:
     """It is asked for the name, sees no key, and is given its own password, which the provider does not see."""
-    served = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    served.load_cert_chain(certificate)
     tls = tls_context(str(certificate))
-    with proxy_to(port, tls=served if scheme == "https" else None) as proxy:
+    with proxy_to(port, tls=server_tls if scheme == "https" else None) as proxy:
         host = "provider.test" if scheme == "https" else "proxy.test"
         url = f"{scheme}://ann:p%40ss@{host}:{proxy.port}"
         resolver = Resolver(["127.0.0.1"]) if scheme == "https" else nobody

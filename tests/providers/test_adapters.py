@@ -205,7 +205,7 @@ def test_nobody_there_is_unavailable(make: Make, fake: FakeProviders, provider: 
     fake.stop()
     error, _ = fail(make, provider, api_key)
     assert isinstance(error, ProviderUnavailableError)
-    assert "cannot be reached" in str(error)
+    assert "refused the connection" in str(error)
 
 
 @pytest.mark.parametrize("provider", SDKS)
