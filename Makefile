@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := requirements.lock pyproject.toml setup.cfg
 
 .NOTPARALLEL:
-.PHONY: demo test check docs measure bench stress lock clean
+.PHONY: demo test check docs measure bench stress models lock clean
 
 demo: .venv/.runtime ## chat with your own key; prints the address
 	$(BIN)/python -m flask_byok.demo
@@ -21,6 +21,7 @@ check: .venv/.dev ## what can be told without running the code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/models.py check
 	$(MAKE) docs
 
 docs: .venv/.dev ## into docs/_build/html
@@ -38,6 +39,9 @@ stress: ## the long trials, one after the other, each with its time
 	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
 	scripts/lowest hosts
 	scripts/lowest all
+
+models: .venv/.dev ## take the newest facts about models
+	$(BIN)/python scripts/models.py renew
 
 lock: ## choose new versions of everything
 	scripts/lock

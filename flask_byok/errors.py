@@ -22,7 +22,18 @@
         RejectedCredentialError     409 key_rejected
         UnreadableCredentialError   409 key_unreadable
       EndpointNotAllowedError       422 endpoint_not_allowed
-      ProviderUnavailableError      502 provider_unavailable
+      ProviderError
+        ProviderUnavailableError    502 provider_unavailable
+        NoCreditError               402 no_credit
+        ProviderRateLimitedError    429 provider_rate_limited
+        ProviderOverloadedError     503 provider_overloaded
+        ContextTooLongError         413 context_too_long
+        ModelUnknownError           404 model_unknown
+        NotPermittedError           403 not_permitted
+        RegionBlockedError          403 region_blocked
+        ContentFilteredError        422 content_filtered
+        RequestRefusedError         422 request_refused
+        StreamIncompleteError       502 stream_incomplete
       RateLimitedError              429 rate_limited
       InvalidFieldError             422 invalid_field
       StoreError                    503 store_unavailable
@@ -183,10 +194,90 @@ class EndpointNotAllowedError(ByokError):
     code, status, title = "endpoint_not_allowed", 422, "This address may not be called"
 
 
-class ProviderUnavailableError(ByokError):
-    """Raised when the provider cannot be reached, or fails for a reason other than the key."""
+class ProviderError(ByokError):
+    """Raised when a call fails at the provider for a reason other than the key; see the subclasses.
 
-    code, status, title = "provider_unavailable", 502, "The provider is not available"
+    :param retry_after: seconds after which the provider wants to be asked again, if it said so; never rounded down.
+    """
+
+    code, status, title = "provider_error", 502, "The provider did not answer the call"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        provider: str | None = None,
+        tier: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message, provider=provider, tier=tier)
+        self.retry_after = retry_after
+
+
+class ProviderUnavailableError(ProviderError):
+    """Raised when the provider cannot be reached, or has a fault of its own."""
+
+    code, title = "provider_unavailable", "The provider is not available"
+
+
+class NoCreditError(ProviderError):
+    """Raised when the account of the key has no credit left, or has reached its spending limit."""
+
+    code, status, title = "no_credit", 402, "The account at the provider has no credit left"
+
+
+class ProviderRateLimitedError(ProviderError):
+    """Raised when the provider takes no more calls with this key for now."""
+
+    code, status, title = "provider_rate_limited", 429, "The provider limits calls with this key"
+
+
+class ProviderOverloadedError(ProviderError):
+    """Raised when the provider has too much to do, whoever asks."""
+
+    code, status, title = "provider_overloaded", 503, "The provider has too much to do"
+
+
+class ContextTooLongError(ProviderError):
+    """Raised when the conversation is longer than the model can read."""
+
+    code, status, title = "context_too_long", 413, "The conversation is too long"
+
+
+class ModelUnknownError(ProviderError):
+    """Raised when the provider has no such model, or has retired it."""
+
+    code, status, title = "model_unknown", 404, "The provider does not have this model"
+
+
+class NotPermittedError(ProviderError):
+    """Raised when the key may not make this call: its scopes, organization, host or address range."""
+
+    code, status, title = "not_permitted", 403, "This key may not make this call"
+
+
+class RegionBlockedError(ProviderError):
+    """Raised when the provider does not serve the country that the call comes from."""
+
+    code, status, title = "region_blocked", 403, "The provider does not serve this region"
+
+
+class ContentFilteredError(ProviderError):
+    """Raised when the provider's filter refuses the request."""
+
+    code, status, title = "content_filtered", 422, "The provider's filter refused the request"
+
+
+class RequestRefusedError(ProviderError):
+    """Raised when the provider does not accept the request, whatever the key."""
+
+    code, status, title = "request_refused", 422, "The provider did not accept the request"
+
+
+class StreamIncompleteError(ProviderError):
+    """Raised when an answer ends without the provider's own end mark, or is no stream at all."""
+
+    code, title = "stream_incomplete", "The provider's answer is not complete"
 
 
 class RateLimitedError(ByokError):
@@ -211,3 +302,5 @@ class StoreError(ByokError):
 _CLASSES = [kind for kind in globals().values() if isinstance(kind, type)]
 #: Every class of the tree.
 ALL_ERRORS = [kind for kind in _CLASSES if issubclass(kind, ByokError)]
+#: The errors of calls, by their codes.
+ERRORS_OF_CALLS = {kind.code: kind for kind in ALL_ERRORS if issubclass(kind, ProviderError)}

@@ -58,7 +58,7 @@ def build_service(
     command = click.get_current_context(silent=True)
     tolerant = throw_away or (command is not None and SHOWS_WRONG_KEY in command.meta)
     keyring = build_keyring(settings, throw_away=throw_away)
-    catalog = build_catalog(settings, registered)
+    catalog, settings = build_catalog(settings, registered)
     names = [app_name(one) for one in secret_keys(app)]
     documents, canary = open_documents(settings, database), None
     if settings.encryption_key is not None:  # one that was made up for this run says nothing
@@ -140,26 +140,33 @@ def build_keyring(settings: Settings, *, throw_away: bool) -> Keyring:
     return Keyring(encryption_key, settings.encryption_key_fallbacks, cipher=settings.cipher)
 
 
-def build_catalog(settings: Settings, registered: Iterable[ProviderSpec]) -> Catalog:
-    """Return the providers that are on: the catalog, other packages' and the host's own.
+def build_catalog(
+    settings: Settings, registered: Iterable[ProviderSpec]
+) -> tuple[Catalog, Settings]:
+    """Return the providers that are on: the catalog, other packages' and the host's own; and the settings by their ids.
 
-    :raises ConfigurationError: two have the same id, or ``BYOK_PROVIDERS`` names an unknown one.
+    :raises ConfigurationError: two have the same id, or a setting names an unknown one.
     """
     others = [entry.load() for entry in entry_points(group="flask_byok.providers")]
     catalog = Catalog([*PROVIDERS, *others, *registered])
     urls, locked = settings.base_urls, settings.locked_providers
-    for setting, ids in (("BYOK_LOCKED_PROVIDERS", locked), ("BYOK_BASE_URLS", urls)):
-        if unknown := sorted(name for name in ids if name not in catalog):
-            raise ConfigurationError(f"{setting} names unknown providers: {', '.join(unknown)}.")
-    for name in urls:
-        if (spec := catalog.get(name)).id != name:
-            # Read by id; under an alias it would be ignored, and keys would go elsewhere.
-            raise ConfigurationError(f"BYOK_BASE_URLS names {name!r}, an alias: use {spec.id!r}.")
+    settings = replace(
+        settings,
+        base_urls={catalog.named(each, "BYOK_BASE_URLS").id: url for each, url in urls.items()},
+        locked_providers=frozenset(
+            catalog.named(each, "BYOK_LOCKED_PROVIDERS").id for each in locked
+        ),
+    )
     if settings.providers is not None:
         catalog = catalog.only(settings.providers)
     specs = [_at_operators_address(spec, settings) for spec in catalog]
     own = settings.allow_custom_providers
-    return Catalog(spec for spec in specs if own or not spec.personal_base_url)
+    offered = (
+        s
+        for s in specs
+        if s.base_url or (s.personal_base_url and own) or s.id in settings.base_urls
+    )
+    return Catalog(offered), settings
 
 
 def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:

@@ -19,10 +19,10 @@ import msgspec
 from ..catalog import ProviderSpec
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
 from ..keys.checks import refuse_admin_key
-from ..keys.operator import OperatorKeys, variables
+from ..keys.operator import OperatorKeys, main_variables
 from ..keys.service import Service
 from ..keys.typed import NewKey, in_utc
-from ..model.credential import CredentialRecord, Moment, Secret, make_hint, utcnow
+from ..model.credential import CredentialRecord, Moment, Secret, utcnow
 from ..model.owner import Tier
 from .changes import check_place
 from .export_file import SealedFileError, decrypt, encrypt
@@ -350,7 +350,7 @@ def copy_keys(
                 except KeyExistsError:
                     outcome, reason = "skipped", _NO_ROOM_LEFT
             same = serving if serving and serving.fields == key.fields else None
-            hint = make_hint(key.fields["api_key"], spec.prefixes)
+            hint = spec.hint({name: Secret(text) for name, text in key.fields.items()})
             ends = same.expires_at if same else None
             yield Copied(spec.id, tier, name, outcome, reason, hint, same is not None, ends)
             is_first = False
@@ -362,7 +362,7 @@ def _search(
     """Yield each key, or the error that says why it cannot be stored, in the order in which they serve."""
     source = OperatorKeys(transfer.settings)
     order = sorted(source.tiers, key=[*transfer.settings.precedence, *source.tiers].index)
-    for tier, name in product(order, variables(spec)):
+    for tier, name in product(order, main_variables(spec)):
         try:
             found = source.read(tier, spec, name)
             if found is None:

@@ -3,149 +3,12 @@
 from __future__ import annotations
 
 from ..model.credential import Verdict
-from .spec import Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule
-
-_INVALID = "The provider rejected this key. Check that you copied all of it, or create a new one."
-_RESTRICTED = "The key is good, but its permissions are narrow."
-_NO_CREDIT = "The key is good, but the account has no credit left."
-_RATE_LIMITED = "The key is good, but the account is over its rate limit right now."
-_DISABLED = "The provider has blocked or disabled this key."
-_SERVICE_OFF = "The key is good, but may not use this API: enable it, or lift the restriction."
-
-# What most providers answer alike.
-_UNKNOWN_KEY = Rule((401,), Verdict.INVALID, _INVALID)
-_TOO_MANY_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED, _RATE_LIMITED)
-
-OPENAI = ProviderSpec(
-    id="openai",
-    name="OpenAI",
-    base_url="https://api.openai.com/v1",
-    env=("OPENAI_API_KEY",),
-    prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
-    refused_prefixes=("sk-admin-",),
-    get_key_url="https://platform.openai.com/api-keys",
-    default_model="gpt-5.4-mini",
-    check=CheckSpec(
-        # A restricted key is answered 401 or 403 "missing scopes": that is not a bad key.
-        rules=(
-            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
-            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "insufficient permissions"),
-            Rule((401,), Verdict.INVALID, _INVALID, "invalid_api_key"),
-            Rule((401,), Verdict.INVALID, _INVALID, "incorrect api key"),
-            Rule((401,), Verdict.DISABLED, _DISABLED, "account_deactivated"),
-            Rule((429,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "insufficient_quota"),
-            _TOO_MANY_CALLS,
-        )
-    ),
-)
-
-ANTHROPIC = ProviderSpec(
-    id="anthropic",
-    name="Anthropic",
-    base_url="https://api.anthropic.com",
-    adapter="anthropic",
-    env=("ANTHROPIC_API_KEY",),
-    prefixes=("sk-ant-", "sk-ant-api03-"),
-    refused_prefixes=("sk-ant-admin01-",),
-    get_key_url="https://console.anthropic.com/settings/keys",
-    default_model="claude-haiku-4-5",
-    check=CheckSpec(
-        path="/v1/models",
-        models_path="/v1/models",
-        auth=Auth("x-api-key", "{api_key}"),
-        headers={"anthropic-version": "2023-06-01"},
-        rules=(
-            _UNKNOWN_KEY,
-            Rule((403,), Verdict.VALID_RESTRICTED, _RESTRICTED, "permission_error"),
-            Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "credit balance"),
-            Rule((400, 403), Verdict.DISABLED, _DISABLED, "organization has been disabled"),
-            _TOO_MANY_CALLS,
-        ),
-    ),
-)
-
-GOOGLE = ProviderSpec(
-    id="google",
-    name="Google Gemini",
-    base_url="https://generativelanguage.googleapis.com",
-    adapter="google",
-    env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    aliases=("gemini", "google_gemini"),
-    prefixes=("AIza", "AQ."),
-    get_key_url="https://aistudio.google.com/apikey",
-    default_model="gemini-3.8-flash",
-    check=CheckSpec(
-        path="/v1beta/models?pageSize=1",
-        models_path="/v1beta/models?pageSize=100",
-        auth=Auth("x-goog-api-key", "{api_key}"),
-        rules=(
-            # A bad key is answered 400, not 401 (google.rpc.ErrorInfo reason API_KEY_INVALID).
-            Rule((400,), Verdict.INVALID, _INVALID, "api_key_invalid"),
-            # From google.api.ErrorReason, like those above and below.
-            Rule((403,), Verdict.DISABLED, _DISABLED, "consumer_suspended"),
-            Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "service_disabled"),
-            Rule((403,), Verdict.VALID_RESTRICTED, _SERVICE_OFF, "_blocked"),
-            _TOO_MANY_CALLS,
-        ),
-    ),
-)
-
-GROQ = ProviderSpec(
-    id="groq",
-    name="Groq",
-    base_url="https://api.groq.com/openai/v1",
-    env=("GROQ_API_KEY",),
-    prefixes=("gsk_",),
-    get_key_url="https://console.groq.com/keys",
-    default_model="llama-3.1-8b-instant",
-    check=CheckSpec(
-        rules=(
-            _UNKNOWN_KEY,
-            Rule((400,), Verdict.DISABLED, _DISABLED, "organization_restricted"),
-            Rule((400,), Verdict.VALID_NO_CREDIT, _NO_CREDIT, "blocked_api_access"),
-            _TOO_MANY_CALLS,
-        )
-    ),
-)
-
-XAI = ProviderSpec(
-    id="xai",
-    name="xAI",
-    base_url="https://api.x.ai/v1",
-    env=("XAI_API_KEY",),
-    aliases=("grok",),
-    prefixes=("xai-",),
-    refused_prefixes=("xai-token-",),
-    get_key_url="https://console.x.ai",
-    default_model="grok-3-mini",
-    check=CheckSpec(
-        path="/api-key",
-        rules=(
-            Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_blocked":true'),
-            Rule((200,), Verdict.DISABLED, _DISABLED, '"api_key_disabled":true'),
-            Rule((200,), Verdict.DISABLED, _DISABLED, '"team_blocked":true'),
-            # xAI answers a bad key 400 as well as 401; in a chat a 400 has other causes too.
-            Rule((400,), Verdict.INVALID, _INVALID, "incorrect api key"),
-            Rule((400, 401), Verdict.INVALID, _INVALID),
-            _TOO_MANY_CALLS,
-        ),
-    ),
-)
-
-OPENROUTER = ProviderSpec(
-    id="openrouter",
-    name="OpenRouter",
-    base_url="https://openrouter.ai/api/v1",
-    env=("OPENROUTER_API_KEY",),
-    prefixes=("sk-or-v1-",),
-    get_key_url="https://openrouter.ai/settings/keys",
-    default_model="openrouter/auto",
-    check=CheckSpec(
-        # Its /models is public and answers 200 to any string, so it lists models but checks no key.
-        path="/key",
-        rules=(_UNKNOWN_KEY, Rule((402,), Verdict.VALID_NO_CREDIT, _NO_CREDIT), _TOO_MANY_CALLS),
-    ),
-)
+from . import rows_chat as makers
+from . import rows_cloud as clouds
+from . import rows_hosts as hosts
+from . import rows_speech as speech
+from .rules import UNKNOWN_KEY
+from .spec import Catalog, CheckSpec, Field, ProviderSpec, Rule
 
 CUSTOM = ProviderSpec(
     id="custom",
@@ -155,13 +18,20 @@ CUSTOM = ProviderSpec(
     check=CheckSpec(
         rules=(
             # Many are proxies of OpenAI and pass its answers on.
-            Rule((401, 403), Verdict.VALID_RESTRICTED, _RESTRICTED, "missing scopes"),
-            _UNKNOWN_KEY,
-            Rule((404,), Verdict.UNCHECKED, "This server lists no models to check a key by."),
+            Rule((401, 403), Verdict.VALID_RESTRICTED, contains="missing scopes"),
+            UNKNOWN_KEY,
+            Rule((404,), reason="This server lists no models to check a key by.", place="check"),
         )
     ),
 )
 
 #: The whole catalog, in the order in which it is shown.
-PROVIDERS: tuple[ProviderSpec, ...] = (OPENAI, ANTHROPIC, GOOGLE, GROQ, XAI, OPENROUTER, CUSTOM)
+PROVIDERS: tuple[ProviderSpec, ...] = (
+    *(makers.OPENAI, makers.ANTHROPIC, makers.GOOGLE, hosts.GROQ, makers.XAI, hosts.OPENROUTER),
+    *(makers.MISTRAL, makers.COHERE, makers.DEEPSEEK, makers.PERPLEXITY, makers.MOONSHOT),
+    *(makers.ZAI, makers.ALIBABA, makers.MINIMAX, hosts.TOGETHER, hosts.HUGGINGFACE),
+    *(hosts.CEREBRAS, hosts.FIREWORKS, hosts.NVIDIA, hosts.NEBIUS, hosts.DEEPINFRA),
+    *(hosts.VERCEL, hosts.OVHCLOUD),
+    *(*clouds.CLOUDS, *speech.SPEECH, clouds.LOCAL, CUSTOM),
+)
 Catalog.shipped = PROVIDERS

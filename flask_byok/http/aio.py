@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar, cast
@@ -34,7 +34,7 @@ async def run(work: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(executor, call, work, *arguments)
 
 
-async def iterate(items: Iterator[T], close: Callable[[], object]) -> AsyncIterator[T]:
+async def iterate(items: Iterator[T], close: Callable[[], object]) -> AsyncGenerator[T, None]:
     """Yield what a blocking iterator yields.
 
     :param close: called at the end, also when the task is cancelled, while a thread may still be in the iterator: it

@@ -11,12 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from threading import RLock
+from types import MappingProxyType
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from ..catalog.spec import Answer, ProviderSpec
+from ..catalog.spec import ProviderSpec
+from ..catalog.verdicts import Answer
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
-from ..model.credential import EndpointTrust
+from ..model.credential import EndpointTrust, Fields
 from .addresses import check_personal_base_url, is_public, is_public_or_private
 
 if TYPE_CHECKING:
@@ -37,54 +39,55 @@ KEPT_HEADERS = frozenset({"retry-after", "content-type"})
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A base URL, and who chose it: the catalog, the operator, or the person whose key it is.
-
-    :param root: an operator's address without the path that the catalog's base URL has. It takes the place of the
-        provider's other hosts; by default the base URL does, without its path.
-    """
+    """A base URL, and who chose it: the catalog, the operator, or the person whose key it is."""
 
     base_url: str
     trust: EndpointTrust
-    root: str = field(default="", compare=False)
 
 
 def endpoint_for(
-    spec: ProviderSpec, base_urls: Mapping[str, str], personal: str | None = None
+    spec: ProviderSpec,
+    base_urls: Mapping[str, str],
+    personal: str | None = None,
+    fields: Fields = MappingProxyType({}),
 ) -> Endpoint:
     """Choose the endpoint: the operator's, else the catalog's, else the person's own.
 
     An operator's address without a path takes over the catalog's path (``/v1``); one with a path, be it only ``/``,
     keeps its own.
 
-    :raises EndpointNotAllowedError: there is none of the three.
+    :param fields: those of the credential, as the catalog's address may name some.
+    :raises EndpointNotAllowedError: there is none of the three, or a field does not fit into the address.
     """
+    plain = {f.name: fields[f.name].reveal() for f in spec.fields if f.name in fields}
     if chosen := base_urls.get(spec.id):
         path = urlsplit(spec.base_url).path if not urlsplit(chosen).path else ""
-        return endpoint_at(spec, chosen.rstrip("/") + path, "operator")
+        return Endpoint(chosen.rstrip("/") + spec.url(path, plain), "operator")
     if spec.base_url:
-        return Endpoint(spec.base_url, "catalog")
+        return Endpoint(spec.url(spec.base_url, plain), "catalog")
     if personal:
         return Endpoint(personal, "personal")
     raise EndpointNotAllowedError("Give the server's base URL: https://…/v1.", provider=spec.id)
 
 
-def endpoint_at(spec: ProviderSpec, base_url: str, trust: EndpointTrust) -> Endpoint:
-    """Return the endpoint of a base URL that was chosen before."""
-    path = urlsplit(spec.base_url).path.rstrip("/")
-    return Endpoint(base_url, trust, base_url.rstrip("/").removesuffix(path))
+def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
+    """Return the URL of a path below an endpoint, or of another host that the catalog names with a whole URL.
 
-
-def _locate(endpoint: Endpoint, path: str) -> tuple[Endpoint, str]:
-    """Return where a path of an endpoint is, and the endpoint to call it as."""
+    At an operator's address the other host's path stands where the catalog's base path would.
+    """
     if not path.startswith("https://"):
-        return endpoint, endpoint.base_url.rstrip("/") + path
-    if endpoint.trust == "catalog":
-        return Endpoint(path, "catalog"), path
-    if endpoint.trust == "personal":
-        raise EndpointNotAllowedError("This key is sent to its own server only.")
-    parts = urlsplit(path)
-    root = endpoint.root or "{0.scheme}://{0.netloc}".format(urlsplit(endpoint.base_url))
-    return endpoint, root + urlunsplit(("", "", parts.path, parts.query, ""))
+        return endpoint.base_url.rstrip("/") + path
+    if endpoint.trust != "operator":
+        return path
+    root = endpoint.base_url.rstrip("/").removesuffix(urlsplit(spec.base_url).path)
+    return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
+
+
+def _locate(endpoint: Endpoint, url: str) -> tuple[Endpoint, str]:
+    """Return the whole URL of a path of an endpoint, and the endpoint to call it as."""
+    if url.startswith("/"):
+        return endpoint, endpoint.base_url.rstrip("/") + url
+    return (Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint), url
 
 
 def _default_tls() -> ssl.SSLContext:
@@ -165,7 +168,7 @@ class Outbound:
         self,
         endpoint: Endpoint,
         method: str,
-        path: str,
+        url: str,
         *,
         headers: Mapping[str, str],
         content: bytes = b"",
@@ -176,13 +179,13 @@ class Outbound:
 
         The call is not observed: its reader judges the answer.
 
-        :param path: see :meth:`fetch`.
+        :param url: see :meth:`fetch`.
         :param timeout: seconds that may pass between two pieces of the answer.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         """
         from .live import Exchange, LiveCall
 
-        endpoint, url = _locate(endpoint, path)
+        endpoint, url = _locate(endpoint, url)
         self._transport.origin_of(url)
         client = self.client_for(endpoint, owner=owner)
         times = self._transport.TIMEOUT.as_dict()
@@ -197,7 +200,7 @@ class Outbound:
     def fetch(
         self,
         endpoint: Endpoint,
-        path: str,
+        url: str,
         headers: Mapping[str, str],
         *,
         method: str = "GET",
@@ -207,14 +210,13 @@ class Outbound:
     ) -> Answer:
         """Make one plain request and read its answer whole, within a time and a size.
 
-        :param path: relative to the endpoint's base URL, with its query. Or a whole URL of the catalog's, for a check
-            at another host: an operator's endpoint takes the place of that host.
-        :raises EndpointNotAllowedError: see :meth:`client_for`; or a person's own endpoint was given with a whole URL.
+        :param url: a path below the endpoint's base URL, or a whole one, see :func:`full_url`.
+        :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises RateLimitedError: too many calls of people's own servers are running.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
-        endpoint, url = _locate(endpoint, path)
+        endpoint, url = _locate(endpoint, url)
         headers = {"Accept": "application/json", **headers}
         client = self.client_for(endpoint, owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES

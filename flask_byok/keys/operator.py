@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ..catalog.spec import ProviderSpec
-from ..errors import EndpointNotAllowedError, MalformedApiKeyError, UnreadableCredentialError
+from ..catalog.spec import Field, ProviderSpec
+from ..errors import ByokError, EndpointNotAllowedError, UnreadableCredentialError
 from ..http import endpoint_for
-from ..model.credential import Credential, Secret, clean_api_key, is_placeholder
+from ..model.credential import Credential, Secret, is_placeholder
 from ..model.owner import Caller, Tier
 from ..settings import Settings
 from .lookup import Candidate, Found
+from .typed import clean_field
 
 #: Longest secret file that is read, in bytes.
 MAX_SECRET_FILE = 64 * 1024
@@ -65,7 +66,7 @@ class OperatorKeys:
             key = self.key(tier, spec)
             if key is None:
                 return
-            endpoint = endpoint_for(spec, self._settings.base_urls)
+            endpoint = endpoint_for(spec, self._settings.base_urls, fields=key.fields)
         except (UnreadableCredentialError, EndpointNotAllowedError):
             yield Candidate(tier, "unreadable")
             return
@@ -85,38 +86,73 @@ class OperatorKeys:
         :raises UnreadableCredentialError: a variable or file cannot be read, or holds no possible key; or a
             ``_FILE`` variable names no file.
         """
-        keys = (self.read(tier, spec, variable) for variable in variables(spec))
+        keys = (self.read(tier, spec, variable) for variable in main_variables(spec))
         return next((key for key in keys if key is not None), None)
 
     def read(self, tier: Tier, spec: ProviderSpec, variable: str) -> OperatorKey | None:
-        """Return the key under one of the provider's variables; a blank value or placeholder counts as none.
+        """Return the key whose main field is under a variable; None if that is blank or a placeholder, or a part lacks.
 
         :raises UnreadableCredentialError: see ``key``.
         """
+        main = spec.main_field
         try:
-            for name, text in self._values(tier, variable):
-                if not is_placeholder(text):
-                    return OperatorKey({"api_key": Secret(clean_api_key(text))}, name)
-        except (MalformedApiKeyError, OSError, ValueError):
+            value = self._value(tier, spec, main, variable)
+            if value is None:
+                return None
+            fields = {main.name: value[0], **self._others(tier, spec)}
+        except (ByokError, OSError, ValueError):
             text = "The operator's API key for this provider cannot be used."
             raise UnreadableCredentialError(text, provider=spec.id, tier=tier) from None
-        return None
+        return None if _lacking(spec, fields) else OperatorKey(fields, value[1])
 
     def faults(self, specs: Iterable[ProviderSpec]) -> Iterator[str]:
         """Yield a sentence with advice for each place that holds something other than a key."""
         tiers = [tier for tier in self.tiers if tier in self._settings.precedence]
-        for tier, variable in product(tiers, chain.from_iterable(map(variables, specs))):
-            name = f"The secret file of {variable}"
-            try:
-                for name, text in self._values(tier, variable):
-                    if not is_placeholder(text):
-                        clean_api_key(text)
-                    elif text.strip():
-                        yield _PLACEHOLDER.format(name)
-            except MalformedApiKeyError:
-                yield f"{name} holds no possible API key: copy the key alone, on one line, into it."
-            except (OSError, ValueError):
-                yield f"{name} cannot be read: mend its path ({variable}_FILE), its rights or its content."
+        for tier, spec in product(tiers, specs):
+            for variable in main_variables(spec):
+                name = f"The secret file of {variable}"
+                try:
+                    for name, text in self._values(tier, variable):
+                        if text.strip() and _stands_for_a_key(spec.main_field, text):
+                            yield _PLACEHOLDER.format(name)
+                    value = self._value(tier, spec, spec.main_field, variable)
+                    others = self._others(tier, spec) if value else {}
+                except (ByokError, UnicodeError):
+                    yield f"{name} holds no possible API key: copy the key alone, on one line, into it."
+                except (OSError, ValueError):
+                    yield f"{name} cannot be read: mend its path ({variable}_FILE), its rights or its content."
+                else:
+                    lacking = _lacking(spec, others) - {spec.main_field.name} if value else ()
+                    for part in lacking:
+                        yield f"{name} counts as unset, as {' and '.join(spec.variables[part])} is not set."
+
+    def _value(
+        self, tier: Tier, spec: ProviderSpec, part: Field, variable: str
+    ) -> tuple[Secret, str] | None:
+        """Return a field's value under a variable, with the name of its place; None if there is none."""
+        for name, text in self._values(tier, variable):
+            if part.kind == "json" and text.strip() and not text.lstrip().startswith("{"):
+                text = _read_secret(Path(text.strip())) or ""  # the variable names a file
+            if not text.strip() or _stands_for_a_key(part, text):
+                continue
+            if (value := clean_field(spec, part, Secret(text))) is not None:
+                return value, name
+        return None
+
+    def _others(self, tier: Tier, spec: ProviderSpec) -> dict[str, Secret]:
+        """Return the values of the other fields, from this tier first."""
+        found: dict[str, Secret] = {}
+        for part in spec.fields:
+            if part is spec.main_field or part.name == "base_url":
+                continue
+            tiers = sorted(self.tiers, key=lambda each: each is not tier)
+            places = product(tiers, spec.variables[part.name])
+            values = (self._value(each, spec, part, variable) for each, variable in places)
+            if value := next(filter(None, values), None):
+                found[part.name] = value[0]
+            elif part.default:
+                found[part.name] = Secret(part.default)
+        return found
 
     def _values(self, tier: Tier, variable: str) -> Iterator[tuple[str, str]]:
         """Yield the values that a tier has under a variable's name, each with the name of its place."""
@@ -134,10 +170,18 @@ class OperatorKeys:
         yield str(path), _read_secret(path) or ""
 
 
-def variables(spec: ProviderSpec) -> tuple[str, ...]:
-    """Return the variables that may hold a provider's key; none if it needs more than one secret."""
-    required = [field.name for field in spec.fields if field.secret and field.required]
-    return spec.env if required == ["api_key"] else ()
+def main_variables(spec: ProviderSpec) -> tuple[str, ...]:
+    """Return the variables that may hold the main field of a provider's key."""
+    return spec.variables[spec.main_field.name]
+
+
+def _lacking(spec: ProviderSpec, fields: Mapping[str, Secret]) -> set[str]:
+    """Return the fields that the provider requires and that are not there."""
+    return {part.name for part in spec.fields if part.required and part.name not in fields}
+
+
+def _stands_for_a_key(part: Field, text: str) -> bool:
+    return part.secret and part.kind != "json" and is_placeholder(text)
 
 
 def _read_secret(path: Path) -> str | None:

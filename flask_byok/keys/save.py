@@ -13,7 +13,6 @@ from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
     Validation,
-    make_hint,
     new_version,
     utcnow,
 )
@@ -93,13 +92,13 @@ def new_record(
     keyring: Keyring, context: Context, spec: ProviderSpec, typed: Typed, new: NewKey
 ) -> CredentialRecord:
     """Return the sealed record of a key, with its hint, version and times."""
-    now, api_key = utcnow(), typed.fields.get("api_key")
+    now = utcnow()
     return CredentialRecord(
         provider=spec.id,
         owner=context.owner,
         slot=context.slot,
         ciphertext=keyring.seal_fields(context, typed.fields, typed.base_url),
-        hint=make_hint(api_key.reveal() if api_key else "", spec.prefixes),
+        hint=spec.hint(typed.fields),
         version=new_version(),
         created_at=now,
         updated_at=now,

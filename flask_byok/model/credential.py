@@ -25,8 +25,9 @@ EndpointTrust = Literal["catalog", "operator", "personal"]
 Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 State = Literal["active", "inactive", "expired", "rejected", "unreadable"]
 
-# What may be an API key. Real keys have 20 to about 200 characters.
-_API_KEY = re.compile(r"[!-~]{8,4096}")
+#: What may be an API key has this many characters at least. Real keys have 20 to about 200.
+SHORTEST_KEY = 8
+_API_KEY = re.compile(r"[!-~]{1,4096}")
 
 #: How long before it expires a key is said to expire soon.
 EXPIRES_SOON = timedelta(days=7)
@@ -49,7 +50,7 @@ _ONE_WORD = "|".join(sorted(_PLACEHOLDER_WORDS.split(), key=len, reverse=True))
 _PLACEHOLDER = re.compile(
     rf"""
     (?= .{{,60}} \Z ) (?:
-        (?: {_ONE_WORD} | x{{3,}} | [*\#]{{3,}} | [-_\s/.:!?] )++
+        (?: {_ONE_WORD} | x{{3,}} | [*\#]{{3,}} | [-_\s/.:!?=] )++
         | (?:[a-z0-9]{{1,8}}[-_])* your [-_\s] [a-z]{{1,20}} [-_\s] (?:api[-_\s]?)? key (?:[-_\s]?(?:here|\d))?
         | (?:[a-z0-9]{{1,8}}[-_])+ x{{3,}} | [a-z0-9_-]{{0,30}} (?:\.{{3,}}|…|[•●*]{{3,}}) [a-z0-9_-]{{0,8}}
         | \[.*\] | \#?\{{.*\}}\#? )
@@ -114,13 +115,14 @@ def all_alive() -> Iterator[Secret]:
     return (secret for secret in secrets if secret is not None)
 
 
-def clean_api_key(text: str, provider: str | None = None) -> str:
+def clean_api_key(text: str, provider: str | None = None, *, shortest: int = SHORTEST_KEY) -> str:
     """Strip what pasting leaves around a key and return the key.
 
+    :param shortest: how many characters it has at least.
     :raises MalformedApiKeyError: it is not printable ASCII of 8 to 4,096 characters. Nothing of it is repeated.
     """
     api_key = text.strip(_WRAPPING)
-    if not _API_KEY.fullmatch(api_key):
+    if len(api_key) < shortest or not _API_KEY.fullmatch(api_key):
         raise MalformedApiKeyError(
             "An API key has 8 to 4,096 characters: letters, digits and ASCII punctuation, and no spaces or line breaks "
             "inside. Copy the key alone and paste it again.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import product
 from typing import Any
 
 import httpx2
@@ -92,11 +93,11 @@ def test_a_refused_key_is_reported(fake: FakeProviders, make: Make, provider: st
 
 #: The sentences for a provider's refusals; none of these says that the key is bad.
 SENTENCES = [
-    ("restricted", "permissions", "openai anthropic google groq custom"),
-    ("service_disabled", "permissions", "google"),
+    ("restricted", "permissions", "openai anthropic groq custom"),
+    ("restricted service_disabled", "may not use this API", "google"),
     ("broke", "no credit", "openai anthropic groq openrouter"),
     ("rate_limited", "too many calls", "openai anthropic google xai"),
-    ("overloaded", "fault of its own", "openai anthropic google"),
+    ("overloaded", "too much to do", "openai anthropic google"),
 ]
 
 
@@ -105,8 +106,8 @@ def test_other_failures_are_not_the_keys(
     fake: FakeProviders, make: Make, behaviour: str, words: str, providers: str
 ) -> None:
     """Scope, credit, rate and faults each have their own sentence, and nothing is reported."""
-    for provider in providers.split():
-        error, reported = fail(make, provider, fake.api_key(provider, behaviour))
+    for provider, each in product(providers.split(), behaviour.split()):
+        error, reported = fail(make, provider, fake.api_key(provider, each))
         assert isinstance(error, ProviderUnavailableError), provider
         assert words in str(error), provider
         assert reported == [], provider

@@ -1,0 +1,399 @@
+"""What an answer of a provider means: for the key, and for the call that brought it. One table for every path.
+
+The provider's own rules come first, then those of its wire; rules of a status alone stand behind those of both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+from ..errors import ERRORS_OF_CALLS, ByokError, RejectedCredentialError
+from ..model.credential import REFUSALS, Verdict
+from .rules import of
+from .spec import Adapter, ProviderSpec, Rule
+
+Place = Literal["check", "call"]
+
+
+@dataclass(frozen=True, repr=False)
+class Answer:
+    """An answer as it came: its HTTP status, its body, and its headers by names in lower case.
+
+    An error inside a stream, which began with 200, has the status 0.
+    """
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def data(self) -> Any:
+        """The body's JSON; None if it is none."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    @cached_property
+    def retry_after(self) -> int | None:
+        """Seconds after which the provider wants to be asked again, rounded up; None if it does not say.
+
+        Sources: RFC 9110, 10.2.3; OpenAI's ``retry-after-ms``; google.rpc.RetryInfo in the body of an error.
+        """
+        named = self.headers.get("retry-after", "").strip()
+        milliseconds = _number(self.headers.get("retry-after-ms", ""))
+        seconds = milliseconds / 1000 if milliseconds is not None else _number(named)
+        if seconds is None and named:
+            with suppress(ValueError):
+                seconds = parsedate_to_datetime(named).timestamp() - time.time()
+        if seconds is None:
+            seconds = next(map(_number, _retry_delays(self.data)), None)
+        return None if seconds is None or seconds > _LONGEST_WAIT else max(math.ceil(seconds), 0)
+
+
+# Who names more seconds than a month has does not mean seconds.
+_LONGEST_WAIT = 31 * 86_400
+
+
+def _number(text: str) -> float | None:
+    with suppress(ValueError):
+        number = float(text.removesuffix("s"))
+        return number if math.isfinite(number) else None
+    return None
+
+
+def _retry_delays(data: Any) -> Iterator[str]:
+    error = _inner(data)
+    details = error.get("details") if isinstance(error, dict) else None
+    for part in details if isinstance(details, list) else ():
+        if isinstance(part, dict) and isinstance(delay := part.get("retryDelay"), str):
+            yield delay
+
+
+class Judgement(NamedTuple):
+    """What an answer means: the verdict on the key, the code of the call's error, and the reason in our own words."""
+
+    verdict: Verdict
+    kind: str
+    reason: str
+
+    def error(self, provider: str, tier: str, retry_after: int | None = None) -> ByokError:
+        """Return the error of a call that ended so."""
+        if self.kind == RejectedCredentialError.code:
+            return RejectedCredentialError(self.reason, provider=provider, tier=tier)
+        kind = ERRORS_OF_CALLS[self.kind]
+        return kind(self.reason, provider=provider, tier=tier, retry_after=retry_after)
+
+
+# The code of the error of a call, by the verdict on its key.
+_KINDS = {
+    **dict.fromkeys(REFUSALS, RejectedCredentialError.code),
+    Verdict.VALID_NO_CREDIT: "no_credit",
+    Verdict.VALID_RATE_LIMITED: "provider_rate_limited",
+    Verdict.VALID_RESTRICTED: "not_permitted",
+    Verdict.UNREACHABLE: "provider_unavailable",
+}
+# The same, by the status alone.
+_KINDS_OF_STATUS = {
+    401: "not_permitted",
+    402: "no_credit",
+    403: "not_permitted",
+    404: "model_unknown",
+    408: "provider_unavailable",
+    413: "context_too_long",
+    429: "provider_rate_limited",
+    451: "region_blocked",
+    503: "provider_overloaded",
+    529: "provider_overloaded",
+}
+
+_REJECTED = (
+    "{name} rejected this key. Check that you copied all of it, or create a new one at {name}."
+)
+_FAULT = "{name} has a fault of its own or too much to do. Try again in a moment."
+_CHECKS = {
+    Verdict.VALID: "The key works.",
+    Verdict.VALID_RESTRICTED: "The key is good, but its permissions are narrow.",
+    Verdict.VALID_NO_CREDIT: "The key is good, but the account has no credit left.",
+    Verdict.VALID_RATE_LIMITED: "The key is good, but the account is over its rate limit right now.",
+    Verdict.INVALID: _REJECTED,
+    Verdict.DISABLED: "{name} has blocked or disabled this key. Create a new one at {name}.",
+    Verdict.WRONG_PROVIDER: _REJECTED,
+    Verdict.ADMIN_KEY_REFUSED: "This is an admin key, which can do too much. Make an ordinary API key and use that.",
+    Verdict.UNREACHABLE: _FAULT,
+    Verdict.UNCHECKED: "{name}'s answer does not tell whether the key is good.",
+}
+# What else a check may have met that says nothing about the key.
+_CHECKS_OF_KIND = {
+    "provider_rate_limited": "{name} takes no more checks for now. Try again in a moment.",
+    "region_blocked": "{name} does not serve the country that this site calls it from, so the key was not checked.",
+}
+_CALLS = {
+    "key_rejected": "{name} rejected this API key. Check it, or save another one.",
+    "no_credit": "The account at {name} has no credit left. Add credit there, or use another key.",
+    "provider_rate_limited": "{name} is getting too many calls with this key. Try again in a moment.",
+    "provider_overloaded": "{name} has too much to do. Try again in a moment.",
+    "provider_unavailable": _FAULT,
+    "context_too_long": "The conversation is too long for {name}. Begin a new one.",
+    "model_unknown": "{name} does not know this model. Choose another one.",
+    "not_permitted": "The key for {name} may not make this call. Widen its permissions, or use another key.",
+    "region_blocked": "{name} does not serve the country that this site calls it from.",
+    "content_filtered": "The filter of {name} refused this conversation. Say it in other words.",
+    "request_refused": "{name} did not accept this request. Check the model and the messages.",
+}
+_CUT = "{name} did not finish its answer. Try again."
+_REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
+_PAGE = "This address shows a web page, not an API. Check the base URL: many end in /v1."
+_NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."
+
+# What the servers of one wire answer alike. Sources: OpenAI's, Anthropic's and Gemini's lists of error codes.
+_OPENAI = "https://platform.openai.com/docs/guides/error-codes"
+_ANTHROPIC = "https://platform.claude.com/docs/en/api/errors"
+_GOOGLE = "https://ai.google.dev/gemini-api/docs/troubleshooting"
+
+
+def _of(source: str, kind: str, status: tuple[int, ...], *words: str) -> tuple[Rule, ...]:
+    return of(kind, status, *words, source=source)
+
+
+_WIRES: dict[Adapter, tuple[Rule, ...]] = {
+    "openai": (
+        *_of(_OPENAI, "context_too_long", (400, 413, 422), "context_length_exceeded"),
+        *_of(_OPENAI, "context_too_long", (400, 413, 422), "maximum context length"),
+        *_of(_OPENAI, "model_unknown", (400, 403, 404), "model_not_found", "model_decommissioned"),
+        *_of(_OPENAI, "content_filtered", (400, 403, 422), "content_filter", "content_policy"),
+        *_of(_OPENAI, "region_blocked", (403,), "unsupported_country_region_territory"),
+        *_of(_OPENAI, "no_credit", (402, 403, 429), "insufficient_quota", "billing_not_active"),
+        *_of(_OPENAI, "no_credit", (400, 402, 403, 429), "billing_hard_limit_reached"),
+    ),
+    "anthropic": (
+        *_of(_ANTHROPIC, "context_too_long", (400, 413), "prompt is too long"),
+        *_of(_ANTHROPIC, "context_too_long", (413,), "request_too_large"),
+        *_of(_ANTHROPIC, "model_unknown", (404,), "not_found_error"),
+        *_of(_ANTHROPIC, "no_credit", (402,), "billing_error"),
+        *_of(_ANTHROPIC, "provider_overloaded", (500, 503, 529), "overloaded_error"),
+        *_of(_ANTHROPIC, "content_filtered", (400,), "content filtering policy"),
+    ),
+    "google": (
+        *_of(_GOOGLE, "region_blocked", (400,), "user location is not supported"),
+        *_of(_GOOGLE, "context_too_long", (400,), "exceeds the maximum number of tokens"),
+        *_of(_GOOGLE, "no_credit", (400, 403, 429), "billing_disabled"),
+    ),
+    "http": (),
+}
+
+
+def judge(
+    spec: ProviderSpec,
+    answer: Answer,
+    place: Place,
+    secrets: Iterable[str] = (),
+    *,
+    elsewhere: bool = False,
+) -> Judgement:
+    """Judge the answer to a check; or the error that a call brought, in place of an answer or inside a stream.
+
+    :param secrets: what was sent; the answer is judged without them, so that no key decides its own verdict.
+    :param elsewhere: the call may want another kind of key: the status alone says nothing about this one.
+    """
+    sent = tuple(secrets)
+    is_check = place == "check"
+    fits = _Checked(answer, sent) if is_check else _Error.read(answer, sent, elsewhere)
+    rules = (*spec.check.rules, *_WIRES[spec.adapter])
+    # A status alone decides last: in a 429 that a row calls a limit, the wire's word for missing credit may stand.
+    for rule in sorted(rules, key=lambda rule: not (rule.contains or rule.path)):
+        if rule.place in ("both", place) and fits.rule(rule) and _has(answer.data, rule):
+            kind = rule.kind or _KINDS.get(rule.verdict, "request_refused")
+            return _judged(spec, rule.verdict, kind, place, rule.reason)
+    if is_check and answer.status == 200:
+        return _success(spec, answer)
+    return _by_status(spec, fits.status, place, elsewhere)
+
+
+def _judged(
+    spec: ProviderSpec, verdict: Verdict, kind: str, place: Place, reason: str = ""
+) -> Judgement:
+    if not reason and place == "call":
+        reason = _CALLS[kind]
+    elif not reason:
+        asked = verdict is Verdict.UNCHECKED
+        reason = (asked and _CHECKS_OF_KIND.get(kind)) or _CHECKS[verdict]
+    return Judgement(verdict, kind, reason.format(name=spec.name))
+
+
+def _success(spec: ProviderSpec, answer: Answer) -> Judgement:
+    """Judge an answer with status 200: it is a success only in the documented shape."""
+    good, data = spec.check.good, answer.data
+    if spec.check.answer == "text":
+        found = good in answer.body.decode(errors="replace") and not _is_page(answer.body)
+    elif good:
+        found = any(_value(data, path) is not None for path in good.split("|"))
+    else:
+        found = isinstance(data, list) or (isinstance(data, dict) and not data.get("error"))
+    if found:
+        return _judged(spec, Verdict.VALID, "", "check")
+    reason = _PAGE if _is_page(answer.body) else _NOT_A_PROVIDER
+    return _judged(spec, Verdict.UNCHECKED, "", "check", reason)
+
+
+def _is_page(body: bytes) -> bool:
+    start = body[:200].lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head", b"<body"))
+
+
+def _by_status(spec: ProviderSpec, status: int, place: Place, elsewhere: bool) -> Judgement:
+    if 300 <= status < 400:
+        return _judged(spec, Verdict.UNREACHABLE, "provider_unavailable", place, _REDIRECT)
+    kind = _KINDS_OF_STATUS.get(status)
+    if kind == "model_unknown" and elsewhere:
+        kind = None
+    if kind is None:
+        kind = "request_refused" if 400 <= status < 500 else "provider_unavailable"
+    verdict = Verdict.UNREACHABLE if status >= 500 else Verdict.UNCHECKED
+    cut = _CUT if place == "call" and status == 0 else ""
+    return _judged(spec, verdict, kind, place, cut)
+
+
+def _has(data: Any, rule: Rule) -> bool:
+    """Return True if the value that a rule names is as the rule says."""
+    if not rule.path:
+        return True
+    value = _value(data, rule.path)
+    # True is no 1, and 0 no False.
+    same_kind = isinstance(value, bool) == isinstance(rule.equals, bool)
+    return same_kind and bool(value == rule.equals)
+
+
+def _value(data: Any, path: str) -> Any:
+    for name in path.split("."):
+        data = data.get(name) if isinstance(data, dict) else None
+    return data
+
+
+@dataclass(frozen=True, repr=False)
+class _Checked:
+    """The answer to a check, as rules compare it."""
+
+    answer: Answer
+    secrets: Sequence[str]
+
+    @property
+    def status(self) -> int:
+        return self.answer.status
+
+    @cached_property
+    def text(self) -> str:
+        """The body in lower case, JSON without white space, without the secrets."""
+        text = _without(self.secrets, self.answer.body.decode(errors="replace"))
+        with suppress(ValueError, RecursionError):
+            text = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+        return text.lower()
+
+    def rule(self, rule: Rule) -> bool:
+        """Return True if status and words fit."""
+        return self.answer.status in rule.status and (
+            not rule.contains or rule.contains in self.text
+        )
+
+
+def _without(secrets: Iterable[str], text: str) -> str:
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "")
+    return text
+
+
+# In a call only these statuses reject a key by themselves. For any other, a rule must name a code or words: a 400 or
+# 403 has many causes beside the key.
+_PLAIN_STATUSES = frozenset({401, 402, 429})
+# What an error inside a stream means: Anthropic's types, OpenAI's codes.
+_NAMES_OF_STATUS = {
+    401: {"authentication_error", "invalid_api_key"},
+    402: {"billing_error"},
+    403: {"permission_error"},
+    404: {"not_found_error"},
+    429: {"rate_limit_error", "rate_limit_exceeded", "insufficient_quota"},
+    500: {"api_error", "server_error"},
+    503: {"overloaded_error", "service_unavailable", "unavailable"},
+}
+# Where a body has its error: most wires; AWS; ElevenLabs; Cloudflare, which lists them.
+_ENVELOPES = ("error", "Error", "detail", "errors")
+# The fields of an error that are meant for machines: OpenAI's and Anthropic's errors, google.rpc; AWS; Databricks;
+# Deepgram.
+_MACHINE_FIELDS = ("code", "type", "status", "reason", "Code", "error_code", "err_code")
+# The sentence for people, the first that is there. xAI calls it error, AWS Message, Deepgram err_msg, Rev AI title.
+_SENTENCES = ("message", "error", "detail", "Message", "err_msg", "title")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class _Error(NamedTuple):
+    """An error as a call brings it: codes for machines, and a message for people, which may quote the conversation."""
+
+    status: int
+    codes: list[str]
+    message: str
+    elsewhere: bool
+
+    @classmethod
+    def read(cls, answer: Answer, secrets: Sequence[str], elsewhere: bool) -> _Error:
+        body = answer.data if answer.data is not None else answer.body.decode(errors="replace")
+        body = _inner(body)
+        facts = body if isinstance(body, dict) else {}
+        texts = map(facts.get, _SENTENCES) if facts else iter((body,))
+        message = next((text for text in texts if isinstance(text, str)), "").lower()
+        message = _without(map(str.lower, secrets), message)
+        # AWS names some errors in a header only, "AccessDeniedException:http://…".
+        named = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
+        codes = [*_codes(facts), *filter(None, (named,))]
+        status = answer.status or _meant_status(facts.get("code"), codes)
+        return cls(status, codes, message, elsewhere)
+
+    def rule(self, rule: Rule) -> bool:
+        """Return True if status and words fit."""
+        if self.status not in (0, *rule.status):
+            return False
+        rejects = rule.verdict.valid is False
+        if not rule.contains:
+            plain = self.status in _PLAIN_STATUSES or not rejects
+            return self.status != 0 and plain and not self.elsewhere
+        if any(rule.contains in code for code in self.codes):
+            return True
+        # Further on in a message the words may be the conversation's: no reason to reject a key.
+        found = self.message.find(rule.contains)
+        return found == 0 or (found > 0 and not rejects)
+
+
+def _inner(body: Any) -> Any:
+    """Return the error inside a body. Google's streams put all of it into a list."""
+    body = _first(body)
+    inner = (_first(body.get(name)) for name in _ENVELOPES) if isinstance(body, dict) else ()
+    return next((each for each in inner if isinstance(each, dict)), body)
+
+
+def _first(data: Any) -> Any:
+    return data[0] if isinstance(data, list) and data else data
+
+
+def _codes(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield the values that are meant for machines, from an error and from the details that Google adds."""
+    details = facts.get("details")
+    for part in (facts, *(details if isinstance(details, list) else ())):
+        values = map(part.get, _MACHINE_FIELDS) if isinstance(part, dict) else ()
+        texts = (str(value).lower() for value in values if isinstance(value, str | int))
+        yield from filter(_IDENTIFIER.fullmatch, texts)
+
+
+def _meant_status(code: object, names: Sequence[str]) -> int:
+    """Return the HTTP status that an error inside a stream means, or 0."""
+    if isinstance(code, int) and 300 <= code < 600:
+        return code
+    meant = (status for status, known in _NAMES_OF_STATUS.items() if not known.isdisjoint(names))
+    return next(meant, 0)
