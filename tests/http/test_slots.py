@@ -9,7 +9,6 @@ import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import openai
 import pytest
 
 from flask_byok.catalog import Catalog
-from flask_byok.errors import ProviderError, RateLimitedError, StreamIncompleteError
+from flask_byok.errors import ProviderError, ProviderUnavailableError, RateLimitedError
 from flask_byok.http import Outbound, transport
 from flask_byok.http.outbound import Slots, personal_slots
 from flask_byok.http.transport import PERSONAL, Limits
@@ -164,7 +163,7 @@ def test_silence_ends(slots: Slots, monkeypatch: pytest.MonkeyPatch, quiet: Host
     """A person's own server may be silent for a short time only, also if the view gives a longer timeout."""
     monkeypatch.setattr(transport, "PERSONAL", Limits(seconds=9.0, silence=0.3))
     rest = start(provider(quiet.origin, timeout=300.0, max_retries=0))
-    with soon(), pytest.raises(StreamIncompleteError, match="too long"):
+    with soon(), pytest.raises(ProviderUnavailableError, match="too long"):
         next(rest)
     assert not slots._running
 
@@ -175,10 +174,11 @@ def test_a_stream_without_end_takes_no_memory(slots: Slots, kind: str, line: byt
     """Short lines and one long line without an end become a clear error, and memory stays flat."""
     block = line * (64_000 // len(line))
     with hostile(lambda: endless(head(200, f"Content-Type: {kind}"), block)) as server:
-        made = provider(server.origin)
+        made = provider(server.origin, max_retries=0)
+        assert made.client is not None  # loads the SDK
         tracemalloc.start()
         try:
-            with pytest.raises(StreamIncompleteError, match="longer than the limit"):
+            with pytest.raises(ProviderUnavailableError, match="longer than the limit"):
                 for _ in made.stream_chat(HELLO):
                     pass
             assert tracemalloc.get_traced_memory()[1] < 8 * PERSONAL.longest
@@ -211,9 +211,7 @@ def test_a_visitor_is_told_at_once(slots: Slots, host: HostApp, quiet: HostileSe
     second.call("set", provider="custom", **typed)
     running = [client.get("/chat/custom?model=m", buffered=False) for client in (first, second)]
     pieces = [iter(answer.response) for answer in running]
-    for one in pieces:
-        assert b"start" in next(one)
-        assert b"delta" in next(one)
+    assert all(any(b"delta" in piece for piece in one) for one in pieces)
     assert slots._running == [Caller(address="2001:db8:1:2::").counted_as] * 2
     assert '"code":"rate_limited"' in first.get("/chat/custom?model=m").text
     refused = second.call("validate", provider="custom")
@@ -222,7 +220,7 @@ def test_a_visitor_is_told_at_once(slots: Slots, host: HostApp, quiet: HostileSe
     other.load()
     other.call("set", provider="custom", **typed)
     third = other.get("/chat/custom?model=m", buffered=False)
-    assert b"delta" in list(islice(third.response, 2))[1]
+    assert any(b"delta" in piece for piece in third.response)
     for answer in (*running, third):
         answer.close()
     gc.collect()
