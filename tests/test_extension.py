@@ -329,7 +329,7 @@ def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     visitor.call("validate", provider="openai")
     visitor.get("/used/openai")
     fake.revoke("openai", api_key)
-    visitor.get("/chat/openai")
+    assert "key_rejected" in visitor.get("/chat/openai").text
     visitor.call("clear", provider="openai")
     names = [name for name, _ in heard]
     assert "key_validated" in names  # at each check, also the one before saving
