@@ -145,14 +145,17 @@ def build_catalog(
 ) -> tuple[Catalog, Settings]:
     """Return the providers that are on: the catalog, other packages' and the host's own; and the settings by their ids.
 
-    :raises ConfigurationError: two have the same id, or a setting names an unknown one.
+    :raises ConfigurationError: two have the same id, or a setting names an unknown one, or one twice.
     """
     others = [entry.load() for entry in entry_points(group="flask_byok.providers")]
     catalog = Catalog([*PROVIDERS, *others, *registered])
     urls, locked = settings.base_urls, settings.locked_providers
+    by_id = {catalog.named(each, "BYOK_BASE_URLS").id: url for each, url in urls.items()}
+    if len(by_id) < len(urls):
+        raise ConfigurationError("BYOK_BASE_URLS names a provider twice, by its id and an alias.")
     settings = replace(
         settings,
-        base_urls={catalog.named(each, "BYOK_BASE_URLS").id: url for each, url in urls.items()},
+        base_urls=by_id,
         locked_providers=frozenset(
             catalog.named(each, "BYOK_LOCKED_PROVIDERS").id for each in locked
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import time
@@ -79,7 +80,9 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
         return endpoint.base_url.rstrip("/") + path
     if endpoint.trust != "operator":
         return path
-    root = endpoint.base_url.rstrip("/").removesuffix(urlsplit(spec.base_url).path)
+    # Whatever the fields are that the base path names.
+    own = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(urlsplit(spec.base_url).path))
+    root = re.sub(f"{own}$", "", endpoint.base_url.rstrip("/"))
     return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
 
 

@@ -305,6 +305,9 @@ class Opener:
         :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
         """
         fields, base_url = self.keyring.open_record(owner, record)
+        for part in spec.fields:
+            if not part.secret and part.name in fields:
+                fields[part.name].show()
         with suppress(EndpointNotAllowedError):
             endpoint = endpoint_for(spec, self.settings.base_urls, base_url, fields)
             # If the operator has set an address since, the key stays: it was for the person's own.

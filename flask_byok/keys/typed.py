@@ -145,7 +145,8 @@ def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | 
         raise InvalidFieldError(f"{f.label} has up to 500 ASCII characters.", provider=spec.id)
     if (value_in := f.read(text)) is None:
         raise _not_taken(spec, f)
-    return Secret(value_in)
+    value = Secret(value_in)
+    return value if f.secret or f.name == "base_url" else value.show()
 
 
 def _not_taken(spec: ProviderSpec, f: Field) -> InvalidFieldError | MalformedApiKeyError:
