@@ -26,7 +26,8 @@ _SHARED_PREFIXES = ("sk-",)
 # A key with nothing around it, as most are typed. Base64 ends in "=".
 _PLAIN = re.compile(r"[\w.~+/-]*[\w~+/-]={0,2}", re.ASCII)
 # Quotes, brackets, commas and white space are in no key.
-_KEY = re.compile(r"[^\s\"'`(){}<>\[\],;\\|]+")
+_NOT_IN_KEY = r"\s\"'`(){}<>\[\],;\\|"
+_KEY = re.compile(rf"[^{_NOT_IN_KEY}]+")
 _QUOTED = " \t\n\"'`"
 _QUOTES = str.maketrans(dict.fromkeys("“”„‟«»", '"') | dict.fromkeys("‘’‚‛", "'"))
 # In a string of a shell, or of a JSON writer that escapes "/"; PowerShell's variables.
@@ -126,8 +127,9 @@ def _find(text: str, known: Iterable[str]) -> list[Pasted]:
         return " " if is_key else match[0]
 
     rest = _PAIR.sub(take, text)
-    words = re.finditer(rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, known))})[\w.+/=~-]*", rest)
-    named += (Pasted(_without_ends(word[0])) for word in words if _is_long(word[0]))
+    begin = "|".join(map(re.escape, known))
+    words = re.finditer(rf"(?<![^{_NOT_IN_KEY}&=:])(?:{begin})[^{_NOT_IN_KEY}&]*", rest)
+    named += (Pasted(_without_ends(word[0], ":")) for word in words if _is_long(word[0]))
     if not named and _AROUND_VALUE.fullmatch(_PAIR.sub(" ", text)):
         named = [one for one in others if _KEY.fullmatch(one.text) and _is_long(one.text)]
     return named

@@ -309,7 +309,7 @@ class BaseProvider:
         url = full_url(self._spec, endpoint, path)
         headers = {
             "Content-Type": "application/json",
-            **(self._options.get("default_headers") or {}),
+            **self._own_headers(),
             **self._outcomes.headers(method, url, content),
         }
         return self._outbound.open(
@@ -321,6 +321,10 @@ class BaseProvider:
             owner=self._counted_as,
             timeout=self._options.get("timeout"),
         )
+
+    def _own_headers(self) -> Mapping[str, str]:
+        """Return the headers that the options ask for."""
+        return self._options.get("default_headers") or {}
 
     def _require_key(self) -> None:
         if not self.is_configured:

@@ -6,13 +6,16 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from .. import metrics
-from ..catalog.verdicts import Answer
+from ..catalog.verdicts import Answer, Judgement
 from ..errors import ProviderError
+from ..model.credential import Verdict
 from ..wires import ErrorInStream, Reader, StreamEvent, read_events
 from .outcomes import Outcomes
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
+
+Steps = Generator[StreamEvent | None, None, None]
 
 #: Longest refusal that is read, in bytes.
 MAX_REFUSAL = 256 * 1024
@@ -31,10 +34,9 @@ class Conversation(Iterator[StreamEvent | None]):
     def __init__(
         self, outcomes: Outcomes, call: LiveCall, reader: Reader, start: StreamEvent
     ) -> None:
-        self._outcomes = outcomes
         self._call = call
-        self._reader = reader
-        self._events = self._run(start)
+        # A function of the module's: a method would hold this object, which only garbage collection would then close.
+        self._events = _run(outcomes, call, reader, start)
 
     def __next__(self) -> StreamEvent | None:
         return next(self._events)
@@ -48,39 +50,45 @@ class Conversation(Iterator[StreamEvent | None]):
         self._events.close()
         self._call.close()
 
-    def _run(self, start: StreamEvent) -> Generator[StreamEvent | None, None, None]:
-        name = self._outcomes.spec.id
-        yield start
-        if metrics.sinks:
-            metrics.record("streams_open", 1, name)
-        try:
-            yield from self._read()
-        except ProviderError as error:
-            error.provider, error.tier = name, str(self._outcomes.credential.source)
-            raise
-        finally:
-            self._call.close()
-            if metrics.sinks:
-                metrics.record("streams_open", -1, name)
 
-    def _read(self) -> Iterator[StreamEvent | None]:
-        call, outcomes = self._call, self._outcomes
-        counted = False
-        try:
-            yield from call.head()
-            if call.status < 300:
-                for event in read_events(call.body(), self._reader):
-                    if event is not None and not counted:
-                        counted = True
-                        outcomes.count("used")
-                    yield event
-                return
-            answer = Answer(call.status, call.rest(MAX_REFUSAL), call.headers)
-        except ErrorInStream as error:
-            answer = Answer(0, error.body, call.headers)
-        except (ProviderError, GeneratorExit):
-            if not counted:
-                outcomes.count("failed")
-            raise
-        # Raised out here, so that the provider's own error does not hang on it.
-        raise outcomes.failure(answer, counted=counted)
+def _run(outcomes: Outcomes, call: LiveCall, reader: Reader, start: StreamEvent) -> Steps:
+    name = outcomes.spec.id
+    yield start
+    if metrics.sinks:
+        metrics.record("streams_open", 1, name)
+    try:
+        yield from _read(outcomes, call, reader)
+    except ProviderError as error:
+        error.provider, error.tier = name, str(outcomes.credential.source)
+        raise
+    finally:
+        call.close()
+        if metrics.sinks:
+            metrics.record("streams_open", -1, name)
+
+
+def _read(outcomes: Outcomes, call: LiveCall, reader: Reader) -> Steps:
+    counted = False
+    try:
+        yield from call.head()
+        if call.status < 300:
+            for event in read_events(call.body(), reader):
+                if event is not None and not counted:
+                    counted = True
+                    outcomes.count("used")
+                yield event
+            return
+        answer = Answer(call.status, call.rest(MAX_REFUSAL), call.headers)
+    except ErrorInStream as error:
+        answer = Answer(0, error.body, call.headers)
+    except ProviderError as error:
+        if not counted:
+            outcomes.count("failed")
+        outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))
+        raise
+    except GeneratorExit:
+        if not counted:
+            outcomes.count("failed")
+        raise
+    # Raised out here, so that the provider's own error does not hang on it.
+    raise outcomes.failure(answer, counted=counted)

@@ -105,6 +105,7 @@ REAL = st.one_of(
     st.builds("eyJ{}.eyJ{}.{}x".format, letters, letters, letters),
     st.builds("AQ.{}x".format, letters),
     letters.map("user@example.com:{}7".format),
+    st.builds("{}{}{}".format, known_keys, st.sampled_from("$!@:%*^#?"), letters),
 )
 
 
@@ -152,6 +153,7 @@ def test_the_own_key_of_several_is_taken() -> None:
         ),
         ("OPENAI_API_KEY=CANARY", "8 to 4,096"),
         *((f"OPENAI_API_KEY={hole}", "placeholder") for hole in ("sk-...", "your_api_key_here")),
+        *((f"{KEY}{odd}abc123", "8 to 4,096") for odd in "\0\x07é"),
         ("OPENAI_API_KEY=", "placeholder"),
         ('{"api_key": "sk-..."}', "placeholder"),
         ("Authorization: Bearer $OPENAI_API_KEY", "placeholder"),
