@@ -207,6 +207,9 @@ class BaseProvider:
     @cached_property
     def async_client(self) -> Any:
         """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
+        return self._made(self._make_async_client, self._async_http_client())
+
+    def _async_http_client(self) -> Any:
         authenticate = self._outcomes.authenticate
 
         async def hook(request: Any) -> None:
@@ -214,7 +217,7 @@ class BaseProvider:
 
         http_client = self._guarded(self._outbound.async_client_for)
         http_client.event_hooks = {"request": [hook]}
-        return self._made(self._make_async_client, http_client)
+        return http_client
 
     def _guarded(self, make: Callable[..., T]) -> T:
         """Return an HTTP client for the key's endpoint, which is checked again: the rules can have changed."""
