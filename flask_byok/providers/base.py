@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, ClassVar, NoReturn
 
 from .. import metrics
+from ..catalog.endpoints import told
 from ..catalog.spec import ProviderSpec
 from ..errors import (
     ConfigurationError,
@@ -21,7 +22,7 @@ from ..errors import (
 from ..http import Endpoint, Outbound
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from .installed import require_sdk
-from .outcomes import Count, Outcomes, Report, ignore, one_call, refused_by_us
+from .outcomes import NO_KEY, Count, Outcomes, Report, ignore, one_call, refused_by_us
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
@@ -38,6 +39,7 @@ def make_provider(
     :param options: see :class:`BaseProvider`.
     """
     make = spec.provider_class or ADAPTERS[spec.adapter]
+    spec = told(spec, credential.fields)
     provider: BaseProvider = make(spec, credential, outbound, **options)
     return provider
 
@@ -221,7 +223,8 @@ class BaseProvider(ABC):
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
         base_url = self.credential.base_url
-        fixed = {"api_key": self.api_key, "base_url": base_url, "http_client": http_client}
+        api_key = self.api_key or NO_KEY
+        fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
     @abstractmethod

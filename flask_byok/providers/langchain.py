@@ -37,8 +37,8 @@ def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseCh
             provider=provider.name,
         )
     # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
-    fixed = {"api_key": provider.api_key, "base_url": provider.credential.base_url}
     client = provider.client
+    fixed = {"api_key": client.api_key, "base_url": provider.credential.base_url}
     other = {"openai": "anthropic", "anthropic": "openai"}[provider.extra]
     require_sdk("langchain", provider.name, f"langchain-{other}")
     try:

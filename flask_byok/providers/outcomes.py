@@ -28,6 +28,8 @@ Count = Callable[[Outcome], None]
 #: Called with the verdict when a provider rejects the key in real use.
 Report = Callable[[Verdict], None]
 
+#: What an SDK is given that insists on a key where there is none. It is not sent.
+NO_KEY = "no-api-key"
 # Where SDKs put a key.
 _KEY_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 
@@ -79,7 +81,7 @@ class Outcomes:
         spec, url = self.spec, str(request.url)
         fields = {name: secret.reveal() for name, secret in self.credential.fields.items()}
         chosen = [name for name in _KEY_HEADERS if name in request.headers]
-        if chosen and not _carries(request, self.credential.api_key):
+        if chosen and not _carries(request, self.credential.api_key or NO_KEY):
             return
         for name in chosen:
             del request.headers[name]
