@@ -127,15 +127,17 @@ class Slot(_Place):
         event = records.wing.event(records.caller, self.action)
         if self.replace:
             return store.put(record, event, at_most=at_most)
+        taken = KeyExistsError(provider=self.spec.id)
         for _ in range(at_most):  # as often as others can be first
             try:
                 return store.create(record, event, at_most=at_most)
-            except KeyExistsError:
+            except KeyExistsError as error:
+                taken = error
                 self.choose()
             keyring = records.core.keyring
             sealed = keyring.seal_fields(self.context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
-        raise KeyExistsError(provider=self.spec.id)
+        raise taken
 
     def choose(self) -> None:
         """Choose the slot.

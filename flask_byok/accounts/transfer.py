@@ -255,10 +255,14 @@ class Importer:
         except ByokError as error:
             self.result.left_out[key.provider, str(error)] += 1
             return
-        try:
-            self._take(key)
-        except KeyExistsError:  # its owner has saved a key just now: compare with that
-            self._take(key)
+        why = ""
+        for _ in range(2):
+            try:
+                self._take(key)
+                return
+            except KeyExistsError as error:  # its owner has saved a key just now: compare with that
+                why = str(error)
+        self.result.left_out[key.provider, why] += 1
 
     def _take(self, key: MovedKey) -> None:
         result, limit = self.result, self.transfer.settings.slots_of(key.provider)

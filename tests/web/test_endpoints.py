@@ -15,6 +15,7 @@ from flask_byok import get_provider_with_api_key
 from flask_byok.catalog.endpoints import MOST_ENDPOINTS
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
 from tests.app import HostApp, make_app, problem_of
 from tests.keeper import OWN, SHARED, Keeper, accounts_of, close, keeper, logged
 
@@ -104,9 +105,18 @@ def test_a_named_endpoint(host: HostApp, fake: FakeProviders, ann: Keeper, where
     call = fake.calls_for("custom")[-1]
     assert (call.api_key, call.body["model"]) == (api_key, "local-large")
     assert ann.call("validate", provider=ID).get_json()["verdict"] == "valid"
+    if where != "session":
+        get_state(host).service.traffic.flush()
+        assert ann.get(f"{OWN}/stats").get_json()["by_provider"][ID]["uses"] == 1
     cleared = ann.call("clear", provider=ID).get_json()
     assert cleared["cleared"] == ["session" if where == "session" else "user"]
     assert shown(ann) == {}
+    entries = accounts_of(host).audit.entries("user:ann")
+    assert [(one.provider, one.event.action) for one in reversed(entries)] == [
+        (ID, "set"),
+        (ID, "validate"),
+        (ID, "clear"),
+    ]
 
 
 def test_several_endpoints(host: HostApp, fake: FakeProviders) -> None:
