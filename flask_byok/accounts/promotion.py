@@ -53,11 +53,8 @@ def promote(
     if core.settings.promote == "never":
         view = dataclasses.replace(view, visitor_records={})
     there = {*view.visitor_records, *(view.records if own else ())}
-    free = [
-        spec
-        for spec in expand(specs, there)
-        if spec.id in there and not core.lookup.locked(caller, spec, Tier.USER)
-    ]
+    held = [spec for spec in expand(specs, there) if spec.id in there]
+    free = [spec for spec in held if not core.lookup.locked(caller, spec, Tier.USER)]
     return _Move(wing, core, caller, session, view, replace, own).run(free)
 
 

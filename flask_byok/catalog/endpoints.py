@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 #: How many named endpoints an owner may have.
 MOST_ENDPOINTS = 20
 
-_LONGEST_SLUG = 40
+_SLUG = re.compile(r"(?=.{1,40}\Z)[a-z0-9]+(-[a-z0-9]+)*")
 _SHOWN = {"name": "name", "model": "default_model"}
 # Letters that Unicode does not take apart into a Latin one and a mark.
 _LETTERS = str.maketrans(
@@ -38,18 +38,12 @@ def slug_of(name: str) -> str:
 
     :raises InvalidFieldError: it has letters of another script, or too many or no letters and digits.
     """
-    text = unicodedata.normalize("NFKD", name).casefold().translate(_LETTERS)
-    slug = "-".join(re.findall("[a-z0-9]+", "".join(filter(_is_no_mark, text))))
-    if not 0 < len(slug) <= _LONGEST_SLUG or any(c.isalnum() and not c.isascii() for c in text):
-        text = (
-            f"Give the endpoint a name of Latin letters and digits, up to {_LONGEST_SLUG} of them."
-        )
-        raise InvalidFieldError(text)
+    apart = unicodedata.normalize("NFKD", name).casefold().translate(_LETTERS)
+    text = "".join(char for char in apart if not unicodedata.combining(char))
+    slug = "-".join(re.findall("[a-z0-9]+", text))
+    if not _SLUG.fullmatch(slug) or any(c.isalnum() and not c.isascii() for c in text):
+        raise InvalidFieldError("Give the endpoint a name of up to 40 Latin letters and digits.")
     return slug
-
-
-def _is_no_mark(char: str) -> bool:
-    return not unicodedata.combining(char)
 
 
 def base_of(url: str) -> str:
@@ -85,29 +79,26 @@ def find_endpoint(parent: ProviderSpec | None, slug: str) -> ProviderSpec | None
     """Return the spec of the endpoint with a slug; None if the provider has none, or this is no slug."""
     if parent is None or not takes_names(parent):
         return None
-    parts = slug.split("-")
-    plain = len(slug) <= _LONGEST_SLUG and all(p.isascii() and p.isalnum() for p in parts)
-    return endpoint(parent, slug) if plain else None
+    return endpoint(parent, slug) if _SLUG.fullmatch(slug) else None
 
 
 def expand(specs: Iterable[ProviderSpec], ids: Collection[str]) -> Iterator[ProviderSpec]:
     """Yield the specs, in place of a pattern (``custom/*``) those of the endpoints among these ids."""
     for spec in specs:
-        start, is_pattern, _ = spec.id.partition("/*")
+        start, is_pattern, _ = spec.id.partition("*")
         if not is_pattern:
             yield spec
             continue
-        parent = replace(spec, id=start)
-        for id in sorted({id for id in ids if id.startswith(f"{start}/")}):
-            yield endpoint(parent, id.removeprefix(f"{start}/"))
+        parent = replace(spec, id=start[:-1])
+        for slug in sorted({id.removeprefix(start) for id in ids if id.startswith(start)}):
+            if _SLUG.fullmatch(slug):
+                yield endpoint(parent, slug)
 
 
 def matching(ids: Iterable[str], wanted: Iterable[str]) -> Iterator[str]:
     """Yield those of the ids that are wanted, by themselves or by a pattern."""
     names = set(wanted)
-    return (
-        id for id in ids if id in names or (f"{id.partition('/')[0]}/*" in names and is_named(id))
-    )
+    return (id for id in ids if id in names or re.sub("/.*", "/*", id) in names)
 
 
 def refuse_if_full(taken: Iterable[str], provider: str) -> None:
@@ -116,10 +107,8 @@ def refuse_if_full(taken: Iterable[str], provider: str) -> None:
     :param taken: ids of the providers that the owner has keys for.
     :raises KeyExistsError: naming the limit.
     """
-    if (
-        is_named(provider)
-        and len({id for id in taken if is_named(id)} - {provider}) >= MOST_ENDPOINTS
-    ):
+    others = {id for id in taken if is_named(id)} - {provider}
+    if is_named(provider) and len(others) >= MOST_ENDPOINTS:
         text = f"There are {MOST_ENDPOINTS} named endpoints already. Remove one first."
         raise KeyExistsError(text, provider=provider)
 

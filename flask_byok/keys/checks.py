@@ -119,9 +119,8 @@ class _Asked:
         endpoint = self.typed.endpoint
         if judged.verdict is Verdict.INVALID and "api_key" not in self.typed.fields:
             return judged._replace(reason=_NEEDS_KEY)
-        if judged.verdict is not Verdict.UNCHECKED or endpoint.trust != "personal":
-            return judged
-        if not _VERSION.search(endpoint.base_url):
+        may_be_below = endpoint.trust == "personal" and not _VERSION.search(endpoint.base_url)
+        if judged.verdict is Verdict.UNCHECKED and may_be_below:
             with suppress(ProviderUnavailableError, RateLimitedError):
                 answer = self._fetch(f"/v1{self.spec.check.path}")
                 if judge(self.spec, answer, "check").verdict is not Verdict.UNCHECKED:

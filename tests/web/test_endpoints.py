@@ -501,3 +501,12 @@ def test_moved_to_another_endpoint(
     assert (status["state"], status["source"]) == ("unreadable", "user")
     assert problem_of(ann.get(f"/asked/{other}"))[1] == "key_unreadable"
     assert ID not in shown(ann)
+
+
+def test_planted_ids(host: HostApp, fake: FakeProviders, ann: Keeper) -> None:
+    """A row whose provider is no id of an endpoint, which nobody here writes, breaks no list."""
+    save(ann, fake, persist=True)
+    with accounts_of(host).engine.begin() as connection:
+        connection.execute(update(credentials).values(provider="custom/../A b"))
+    assert shown(ann) == {}
+    assert len(ann.records()) == 1
