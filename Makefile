@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := requirements.lock pyproject.toml setup.cfg
 
 .NOTPARALLEL:
-.PHONY: demo test check docs measure bench stress lock clean
+.PHONY: demo test check docs measure bench stress models lock clean
 
 demo: .venv/.runtime ## chat with your own key; prints the address
 	$(BIN)/python -m flask_byok.demo
@@ -21,6 +21,7 @@ check: .venv/.dev ## what can be told without running the code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/models.py check
 	$(MAKE) docs
 
 docs: .venv/.dev ## into docs/_build/html
@@ -39,11 +40,15 @@ stress: ## the long trials, one after the other, each with its time
 	scripts/lowest hosts
 	scripts/lowest all
 
+models: .venv/.dev ## take the newest facts about models
+	$(BIN)/python scripts/models.py renew
+
 lock: ## choose new versions of everything
 	scripts/lock
 
 clean:
-	rm -rf .venv .venv-lowest* build dist *.egg-info docs/_build tests/axe/node_modules
+	rm -rf .venv .venv-lowest* .venv-peers build dist *.egg-info docs/_build
+	rm -rf tests/axe/node_modules tests/peers/node/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 .venv/.runtime: $(LOCKED)

@@ -12,6 +12,7 @@ from .catalog import (
     Auth as Auth,
     CheckSpec as CheckSpec,
     Field as Field,
+    ModelInfo as ModelInfo,
     ProviderSpec as ProviderSpec,
     Rule as Rule,
 )
@@ -36,6 +37,7 @@ from .errors import (
     RevealDisabledError as RevealDisabledError,
     SessionRequiredError as SessionRequiredError,
     StoreError as StoreError,
+    StreamIncompleteError as StreamIncompleteError,
     UnknownProviderError as UnknownProviderError,
     UnreadableCredentialError as UnreadableCredentialError,
     VersionConflictError as VersionConflictError,

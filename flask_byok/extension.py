@@ -264,7 +264,8 @@ class BYOK:
         :param validate: how to check it: ``"off"``, ``"warn"`` or ``"require"``; by default ``BYOK_VALIDATE_ON_SET``,
             which a call cannot loosen if it is ``"require"``.
         :return: the provider's status, as in ``list_keys``, with the check's result (``Validation.to_dict``) or None
-            under ``validation``. If a store is away that the status needs and the saving did not: ``validation`` alone.
+            under ``validation``, and as HTTP answers it what ``looks_like`` tells under ``warnings``. If a store is
+            away that the status needs and the saving did not: these two alone.
         :raises InvalidFieldError: a value is invalid, or the label or description contains the key.
         :raises MalformedApiKeyError: the text cannot be a key.
         :raises KeyRefusedError: the check forbids storing it; the key that was there stays.
@@ -280,7 +281,11 @@ class BYOK:
             persist=persist,
         )
         status, found = in_session(state, lambda caller: state.service.set(caller, provider, new))
-        return {**(status or {}), "validation": found.to_dict() if found else None}
+        return {
+            **(status or {}),
+            "validation": found.to_dict() if found else None,
+            "warnings": state.service.warnings(provider, new.fields),
+        }
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
         """Remove the present caller's key and return the tiers it was in.
@@ -311,6 +316,16 @@ class BYOK:
     ) -> Validation:
         """Ask the provider about a key, by default the one in use."""
         return for_caller(Service.validate, provider, _typed(api_key, fields), base_url)
+
+    def looks_like(
+        self, provider: str, api_key: str | None = None, *, fields: Mapping[str, str] | None = None
+    ) -> str | None:
+        """Return the id of another provider whose key this clearly is, if any. Nobody is asked, nothing is stored.
+
+        :raises MalformedApiKeyError: the text holds several keys, or is code without one.
+        """
+        found = get_state().service.warnings(provider, _typed(api_key, fields))
+        return found[0]["provider"] if found else None
 
     def report_rejected(self, provider: str) -> Validation | None:
         """Say that a call of your own, with the key from ``get_api_key``, was refused for its key.

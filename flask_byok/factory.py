@@ -1,28 +1,25 @@
-"""Provider objects for views: the right key, for this call only; and their answers as server-sent events."""
+"""Provider objects for views: the right key, for this call only; and their answers as streams."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from flask import Response, current_app, has_app_context
 
 from .catalog.spec import Catalog
-from .errors import ByokError, ProviderUnavailableError
+from .errors import KeyRefusedError
 from .http.outbound import default_outbound
+from .keys.checks import refuse_admin_key
 from .keys.typed import read_typed
 from .model.credential import Credential, Secret
 from .providers import BaseProvider, make_chat_model, make_provider
 from .settings import Settings
-from .web.caller import EXTENSION, SOURCE_HEADER, ByokState, current_caller, get_state, note_use
-from .web.problems import problem
+from .web.caller import EXTENSION, ByokState, current_caller, get_state, note_use
+from .web.protocols import Protocol, respond
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
-
-_logger = logging.getLogger("flask_byok.web")
 
 
 def get_provider_with_api_key(
@@ -67,6 +64,8 @@ def _on_explicit_key(
     outbound = default_outbound() if state is None else state.service.outbound
     settings = Settings(allow_custom_providers=True) if state is None else state.service.settings
     typed = read_typed(spec, {"api_key": Secret(api_key)}, base_url, settings)
+    if admin := refuse_admin_key(spec, typed.fields):
+        raise KeyRefusedError(admin, provider=spec.id)
     credential = Credential(
         provider=spec.id,
         source="argument",
@@ -80,36 +79,21 @@ def _on_explicit_key(
 
 
 def stream_response(
-    provider: BaseProvider, messages: Iterable[Mapping[str, Any]], model: str | None = None
+    provider: BaseProvider,
+    messages: Iterable[Mapping[str, Any]],
+    model: str | None = None,
+    *,
+    protocol: Protocol = "byok",
+    **params: Any,
 ) -> Response:
     """Return a ``text/event-stream`` answer with the provider's reply.
 
-    Events: ``delta`` ``{"text": "…"}`` for each piece, then ``done`` ``{}``; or ``error`` with a problem object. The
-    key is resolved already, so a store that fails later does not break the stream, and it needs no request context.
+    The key is resolved already, so a store that fails later does not break the stream, and it needs no request context.
+
+    :param protocol: ``byok``, our own events: ``start``, ``delta``, ``reasoning``, ``tool_call``, ``usage``,
+        ``finish``, then ``done``; or ``error`` with a problem object. ``openai``: chunks as OpenAI's SDKs read them.
+        ``ui-message``: the AI SDK's, for ``useChat``. ``text``: the texts alone, as plain text.
+    :param params: see :meth:`BaseProvider.converse`.
+    :raises InvalidFieldError: a message or param cannot be sent, or there is no such protocol.
     """
-    response = Response(_events(provider, list(messages), model), mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
-    response.headers[SOURCE_HEADER] = str(provider.source)
-    return response
-
-
-def _events(
-    provider: BaseProvider, messages: list[Mapping[str, Any]], model: str | None
-) -> Iterator[bytes]:
-    try:
-        for text in provider.stream_chat(messages, model):
-            yield _event(b"delta", {"text": text})
-    except ByokError as error:
-        yield _event(b"error", problem(error))
-    except Exception as error:
-        # The error's text may contain the key: it is neither sent nor logged.
-        _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
-        yield _event(b"error", problem(ProviderUnavailableError(provider=provider.name)))
-    else:
-        yield _event(b"done", {})
-
-
-def _event(name: bytes, data: Mapping[str, Any]) -> bytes:
-    return b"event: " + name + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+    return respond(provider, provider.converse(list(messages), model, **params), protocol)

@@ -31,7 +31,7 @@ hypothesis.settings.load_profile("byok")
 logging.getLogger("flask_byok").addHandler(logging.NullHandler())
 
 #: Folders and files of slow tests, the slowest first.
-_SLOW = ("guarantees", "ui", "test_openapi", "web", "cli", "storage")
+_SLOW = ("guarantees", "ui", "test_openapi", "web", "cli", "storage", "test_litellm")
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 

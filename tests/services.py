@@ -78,6 +78,8 @@ class Server(ABC):
     """One server process with a folder and a port of its own; a context manager."""
 
     name: str
+    #: How long it may take to start, in seconds.
+    patience = 60.0
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -112,7 +114,7 @@ class Server(ABC):
         """
         process = self.process = self.launch()
         try:
-            wait_until(lambda: process.poll() is not None or self.ready(), self.name)
+            wait_until(lambda: process.poll() is not None or self.ready(), self.name, self.patience)
             if process.poll() is not None:
                 raise ChildProcessError((self.directory / "log").read_text(errors="replace"))
         except BaseException:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
+from flask_byok.catalog.models import MAX_MODELS, read_models
 from flask_byok.catalog.verdicts import Answer
 from flask_byok.errors import RateLimitedError
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys import checks
-from flask_byok.keys.checks import MAX_MODELS, check_api_key, read_models
+from flask_byok.keys.checks import check_api_key
 from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Secret, Validation, Verdict
 from flask_byok.testing import FakeProviders

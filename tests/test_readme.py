@@ -277,12 +277,12 @@ def test_cron_gives_the_command_its_environment(tmp_path: Path) -> None:
 
 def test_examples_for_testing_pass(tmp_path: Path) -> None:
     """The tests that the documentation shows run, beside an app like its reader's, and pass."""
-    for name in ("app.py", "test_chat.py", "test_no_bleed.py"):
+    for name in ("app.py", "test_chat.py", "test_no_bleed.py", "test_endings.py"):
         shutil.copy(EXAMPLES / name, tmp_path / name)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
-    assert "4 passed" in done.stdout
+    assert "10 passed" in done.stdout
 
 
 def test_every_example_is_used() -> None:

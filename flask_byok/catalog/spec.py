@@ -161,6 +161,8 @@ class ProviderSpec:
         same name in lower case.
     :param prefixes: public beginnings of its keys; a hint for people, never a gate.
     :param refused_prefixes: beginnings of admin keys, which can do far more than a call needs.
+    :param other_kinds: beginnings of its secrets that are no API keys, each with what it is ("an OAuth token").
+    :param shape: a regular expression that only its keys match, from beginning to end; a hint, never a gate.
     :param docs: the document that these facts come from.
     :param token_limit: what it calls the longest answer, in OpenAI's format.
     :param asks_usage: it understands OpenAI's ``stream_options``, by which a stream tells the tokens used.
@@ -179,6 +181,8 @@ class ProviderSpec:
     aliases: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     refused_prefixes: tuple[str, ...] = ()
+    other_kinds: Mapping[str, str] = field(default_factory=dict)
+    shape: str = ""
     get_key_url: str | None = None
     default_model: str = ""
     check: CheckSpec = CheckSpec()
@@ -335,17 +339,3 @@ class Catalog:
 def _plain(name: str) -> str:
     """Return an id as the catalog writes it: ``Azure-OpenAI`` is ``azure_openai``."""
     return name.strip().lower().replace("-", "_")
-
-
-# OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
-_SHARED_PREFIXES = frozenset({"sk-"})
-
-
-def looks_like(api_key: str, spec: ProviderSpec) -> ProviderSpec | None:
-    """Return the other provider whose key this clearly is by its beginning, if any."""
-    owners = {prefix: other for other in Catalog.shipped for prefix in other.prefixes}
-    owners.update(dict.fromkeys(spec.prefixes, spec))
-    prefix = max((p for p in owners if api_key.startswith(p)), key=len, default="")
-    if not prefix or prefix in _SHARED_PREFIXES or owners[prefix] is spec:
-        return None
-    return owners[prefix]

@@ -1,6 +1,6 @@
 """What an answer of a provider means: for the key, and for the call that brought it. One table for every path.
 
-The provider's own rules come first, then those of its wire, then the HTTP status alone.
+The provider's own rules come first, then those of its wire; rules of a status alone stand behind those of both.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import ERRORS_OF_CALLS, ByokError, RejectedCredentialError
 from ..model.credential import REFUSALS, Verdict
+from .rules import of
 from .spec import Adapter, ProviderSpec, Rule
 
 Place = Literal["check", "call"]
@@ -161,9 +162,7 @@ _GOOGLE = "https://ai.google.dev/gemini-api/docs/troubleshooting"
 
 
 def _of(source: str, kind: str, status: tuple[int, ...], *words: str) -> tuple[Rule, ...]:
-    verdicts = {"no_credit": Verdict.VALID_NO_CREDIT, "provider_overloaded": Verdict.UNREACHABLE}
-    verdict = verdicts.get(kind, Verdict.UNCHECKED)
-    return tuple(Rule(status, verdict, contains=each, kind=kind, source=source) for each in words)
+    return of(kind, status, *words, source=source)
 
 
 _WIRES: dict[Adapter, tuple[Rule, ...]] = {
@@ -209,7 +208,9 @@ def judge(
     sent = tuple(secrets)
     is_check = place == "check"
     fits = _Checked(answer, sent) if is_check else _Error.read(answer, sent, elsewhere)
-    for rule in (*spec.check.rules, *_WIRES[spec.adapter]):
+    rules = (*spec.check.rules, *_WIRES[spec.adapter])
+    # A status alone decides last: in a 429 that a row calls a limit, the wire's word for missing credit may stand.
+    for rule in sorted(rules, key=lambda rule: not (rule.contains or rule.path)):
         if rule.place in ("both", place) and fits.rule(rule) and _has(answer.data, rule):
             kind = rule.kind or _KINDS.get(rule.verdict, "request_refused")
             return _judged(spec, rule.verdict, kind, place, rule.reason)
@@ -323,8 +324,13 @@ _NAMES_OF_STATUS = {
     500: {"api_error", "server_error"},
     503: {"overloaded_error", "service_unavailable", "unavailable"},
 }
-# The fields of an error that are meant for machines: OpenAI's and Anthropic's errors, google.rpc.
-_MACHINE_FIELDS = ("code", "type", "status", "reason")
+# Where a body has its error: most wires; AWS; ElevenLabs; Cloudflare, which lists them.
+_ENVELOPES = ("error", "Error", "detail", "errors")
+# The fields of an error that are meant for machines: OpenAI's and Anthropic's errors, google.rpc; AWS; Databricks;
+# Deepgram.
+_MACHINE_FIELDS = ("code", "type", "status", "reason", "Code", "error_code", "err_code")
+# The sentence for people, the first that is there. xAI calls it error, AWS Message, Deepgram err_msg, Rev AI title.
+_SENTENCES = ("message", "error", "detail", "Message", "err_msg", "title")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -341,11 +347,12 @@ class _Error(NamedTuple):
         body = answer.data if answer.data is not None else answer.body.decode(errors="replace")
         body = _inner(body)
         facts = body if isinstance(body, dict) else {}
-        # The sentence for people: the body itself, or what it calls message, detail or, as xAI does, error.
-        texts = map(facts.get, ("message", "error", "detail")) if facts else iter((body,))
+        texts = map(facts.get, _SENTENCES) if facts else iter((body,))
         message = next((text for text in texts if isinstance(text, str)), "").lower()
         message = _without(map(str.lower, secrets), message)
-        codes = list(_codes(facts))
+        # AWS names some errors in a header only, "AccessDeniedException:http://…".
+        named = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
+        codes = [*_codes(facts), *filter(None, (named,))]
         status = answer.status or _meant_status(facts.get("code"), codes)
         return cls(status, codes, message, elsewhere)
 
@@ -365,10 +372,14 @@ class _Error(NamedTuple):
 
 
 def _inner(body: Any) -> Any:
-    """Return the error inside a body: Google's streams put it into a list, most wires into ``error``."""
-    if isinstance(body, list) and body:
-        body = body[0]
-    return body["error"] if isinstance(body, dict) and isinstance(body.get("error"), dict) else body
+    """Return the error inside a body. Google's streams put all of it into a list."""
+    body = _first(body)
+    inner = (_first(body.get(name)) for name in _ENVELOPES) if isinstance(body, dict) else ()
+    return next((each for each in inner if isinstance(each, dict)), body)
+
+
+def _first(data: Any) -> Any:
+    return data[0] if isinstance(data, list) and data else data
 
 
 def _codes(facts: dict[str, Any]) -> Iterator[str]:
@@ -376,7 +387,8 @@ def _codes(facts: dict[str, Any]) -> Iterator[str]:
     details = facts.get("details")
     for part in (facts, *(details if isinstance(details, list) else ())):
         values = map(part.get, _MACHINE_FIELDS) if isinstance(part, dict) else ()
-        yield from (v.lower() for v in values if isinstance(v, str) and _IDENTIFIER.fullmatch(v))
+        texts = (str(value).lower() for value in values if isinstance(value, str | int))
+        yield from filter(_IDENTIFIER.fullmatch, texts)
 
 
 def _meant_status(code: object, names: Sequence[str]) -> int:

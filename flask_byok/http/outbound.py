@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from threading import RLock
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -21,34 +19,22 @@ from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer
 from ..errors import EndpointNotAllowedError, ProviderUnavailableError, RateLimitedError
 from ..model.credential import EndpointTrust, Fields
+from .addresses import check_personal_base_url, is_public, is_public_or_private
 
 if TYPE_CHECKING:
     import httpx2
 
-    from .transport import AddressRule, Enter, KeylessClient, Limits, Observe, Origin, Resolver
+    from .connections import AddressRule, Resolver
+    from .live import LiveCall
+    from .transport import Enter, KeylessClient, Limits, Observe
 
 #: Longest answer to a check, in bytes. OpenRouter's list of models, the longest known, has about 1 MB.
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 #: The same for a server that a person named: 4 MB of brackets become 300 MB of lists.
 MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
-# Names that mean this machine or its network (RFC 6761, RFC 6762, RFC 8375, ICANN's .internal), and those that home
-# and company networks use for themselves.
-_LOCAL_NAMES = re.compile(
-    r"(.*\.)?(localhost|local|localdomain|internal|intranet|private|corp|home|lan|home\.arpa)"
-)
-
-# The one form of a person's base URL: no user name, query, fragment, or character that parsers disagree about.
-_BASE_URL = re.compile(
-    r"(?=.{1,500}\Z)(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[a-z0-9.-]+)(:(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>(/[a-z0-9._~:@+=,-]+)*/?)",
-    re.ASCII | re.IGNORECASE,
-)
-# Host names as RFC 1123 writes them: no underscore, no percent sign, no other script, nothing for IDNA to change.
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-# What browsers and inet_aton read as a number, and so as an address: 127, 0x7f, 0177.
-_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_DEFAULT_PORTS = {"https": 443, "http": 80}
+#: The headers that the answer to a check keeps.
+KEPT_HEADERS = frozenset({"retry-after", "content-type"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +83,17 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
     return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
 
 
-@cache
-def _default_tls() -> ssl.SSLContext:
-    """Return the process's one TLS context: reading the certificate authorities takes 15 ms."""
-    import httpx2
+def _locate(endpoint: Endpoint, url: str) -> tuple[Endpoint, str]:
+    """Return the whole URL of a path of an endpoint, and the endpoint to call it as."""
+    if url.startswith("/"):
+        return endpoint, endpoint.base_url.rstrip("/") + url
+    return (Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint), url
 
-    return httpx2.create_ssl_context(trust_env=False)
+
+def _default_tls() -> ssl.SSLContext:
+    from .proxies import tls_context
+
+    return tls_context()
 
 
 @dataclass(eq=False)
@@ -116,23 +107,29 @@ class Outbound:
     :param allow_private: let people's own endpoints be http and on private addresses.
     :param tls: the TLS context of all clients; by default the process's one, of the system's certificate authorities.
     :param resolver: resolves names as ``socket.getaddrinfo`` does.
+    :param ports: those that people's own endpoints may have.
+    :param proxy: see :class:`.proxies.Proxies`.
     """
 
     allow_private: bool = False
     tls: ssl.SSLContext = field(default_factory=_default_tls)
     resolver: Resolver = socket.getaddrinfo
+    ports: Collection[int] = (443,)
+    proxy: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         # Loaded here and not above: `import flask_byok` loads no HTTP client, and no request waits for one.
-        from . import transport
+        from . import connections, proxies, transport
 
-        self._transport = transport
-        # By process id. A forked child keeps its parent's client here, unused: collecting it would close its sockets.
-        self._shared: dict[int, KeylessClient] = {}
+        self._connections, self._proxies, self._transport = connections, proxies, transport
+        self._find_proxy = proxies.Proxies(self.proxy).find
+        # By process id and proxy. A forked child keeps its parent's clients here, unused: collecting them would close
+        # their sockets.
+        self._shared: dict[tuple[int, str | None], KeylessClient] = {}
 
     def client_for(
         self, endpoint: Endpoint, observe: Observe | None = None, owner: str | None = None
-    ) -> httpx2.Client:
+    ) -> KeylessClient:
         """Return the client through which an endpoint is called.
 
         :param observe: called after each request of the returned client, which still shares the pool.
@@ -141,22 +138,64 @@ class Outbound:
         """
         transport = self._transport
         if endpoint.trust == "personal":
-            base_url = check_personal_base_url(endpoint.base_url, allow_private=self.allow_private)
+            base_url = check_personal_base_url(
+                endpoint.base_url, allow_private=self.allow_private, ports=self.ports
+            )
             rule = is_public_or_private if self.allow_private else is_public
-            rules: dict[Origin, AddressRule] = {transport.origin_of(base_url): rule}
-            enter = partial(personal_slots.take, owner)
-            return self._make_client(rules, transport.PERSONAL, enter).observed(observe)
-        client = self._shared.get(os.getpid())
-        if client is None:
-            made = self._make_client({}, transport.SHARED, _without_slot)
-            client = self._shared.setdefault(os.getpid(), made)
+            origin = transport.origin_of(base_url)
+            enter, proxy = partial(personal_slots.take, owner), self._find_proxy(origin)
+            return self._make_client(rule, transport.PERSONAL, enter, proxy).twin(origin, observe)
+        origin = transport.origin_of(endpoint.base_url)
+        place = os.getpid(), self._find_proxy(origin)
+        client = self._shared.get(place) or self._shared.setdefault(
+            place, self._make_client(is_public, transport.SHARED, _without_slot, place[1])
+        )
         if endpoint.trust == "operator":
-            client.rules[transport.origin_of(endpoint.base_url)] = is_any
-        elif endpoint.base_url.startswith("https://"):
-            client.rules.setdefault(transport.origin_of(endpoint.base_url), is_public)
-        else:
+            client.backend.chosen.add(origin[1:])
+        elif not endpoint.base_url.startswith("https://"):
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
-        return client.observed(observe)
+        return client.twin(origin, observe)
+
+    def async_client_for(
+        self, endpoint: Endpoint, observe: Observe | None = None, owner: str | None = None
+    ) -> httpx2.AsyncClient:
+        """Return :meth:`client_for`'s client for async code, in any event loop."""
+        from .aio import KeylessAsyncClient
+
+        return KeylessAsyncClient(self.client_for(endpoint, observe, owner))
+
+    def open(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        content: bytes = b"",
+        owner: str | None = None,
+        timeout: float | None = None,
+    ) -> LiveCall:
+        """Return a call whose answer is read as it comes. Nothing is sent before its head is asked for.
+
+        The call is not observed: its reader judges the answer.
+
+        :param url: see :meth:`fetch`.
+        :param timeout: seconds that may pass between two pieces of the answer.
+        :raises EndpointNotAllowedError: see :meth:`client_for`.
+        """
+        from .live import Exchange, LiveCall
+
+        endpoint, url = _locate(endpoint, url)
+        self._transport.origin_of(url)
+        client = self.client_for(endpoint, owner=owner)
+        times = self._transport.TIMEOUT.as_dict()
+        if timeout is not None:
+            times["read"] = timeout
+        extensions = {"timeout": times}
+        request = client.build_request(
+            method, url, headers=headers, content=content, extensions=extensions
+        )
+        return LiveCall(Exchange(client, request))
 
     def fetch(
         self,
@@ -177,20 +216,18 @@ class Outbound:
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
+        endpoint, url = _locate(endpoint, url)
         headers = {"Accept": "application/json", **headers}
-        if url.startswith("/"):
-            url = endpoint.base_url.rstrip("/") + url
-        elif endpoint.trust == "catalog":
-            endpoint = Endpoint(url, "catalog")
         client = self.client_for(endpoint, owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
-            with transport.until(time.monotonic() + seconds):
+            with self._connections.until(time.monotonic() + seconds):
                 limit = {transport.LONGEST: longest}
                 response = client.request(
                     method, url, headers=headers, content=content or None, extensions=limit
                 )
-                return Answer(response.status_code, response.content, dict(response.headers))
+                kept = {n: v for n, v in response.headers.items() if n in KEPT_HEADERS}
+                return Answer(response.status_code, response.content, kept)
         except transport.AnswerRefused:
             return Answer(0, b"")  # it is too long, or compressed, and tells nothing about the key
         except Exception as error:
@@ -201,11 +238,14 @@ class Outbound:
         raise ProviderUnavailableError(fault)
 
     def _make_client(
-        self, rules: dict[Origin, AddressRule], limits: Limits, enter: Enter
+        self, rule: AddressRule, limits: Limits, enter: Enter, proxy: str | None
     ) -> KeylessClient:
-        backend = self._transport.GuardedBackend(rules, self.resolver)
-        guarded = self._transport.GuardedTransport(backend, self.tls, limits, enter)
-        return self._transport.KeylessClient(guarded)
+        backend = self._connections.GuardedBackend(rule, self.resolver)
+        by_address = limits is self._transport.PERSONAL
+        pool = self._proxies.make_pool(backend, self.tls, proxy, by_address=by_address)
+        return self._transport.KeylessClient(
+            self._transport.GuardedTransport(backend, pool, limits, enter)
+        )
 
 
 @cache
@@ -279,122 +319,3 @@ os.register_at_fork(after_in_child=personal_slots.forget)
 
 def _without_slot() -> Callable[[], object]:
     return tuple  # which does nothing, as nothing is to be given back
-
-
-def check_personal_base_url(url: str, *, allow_private: bool) -> str:
-    """Return a person's base URL in its one normal form.
-
-    :param allow_private: the operator lets people call http and private addresses, at any port.
-    :raises EndpointNotAllowedError: keys may not be sent there. The message says why and repeats nothing of the URL.
-    """
-    found = _BASE_URL.fullmatch(url.strip())
-    if found is None or {".", ".."} & set(found["path"].split("/")):
-        raise _not_allowed(
-            "Write it like https://ai.example.org/v1: a plain host name and path, without a user name, password, ? or "
-            "#, other scripts as xn--…, and up to 500 characters in all."
-        )
-    scheme, host = found["scheme"].lower(), _check_host(found["host"].lower(), allow_private)
-    if scheme != "https" and not allow_private:
-        raise _not_allowed("It must begin with https://.")
-    port = int(found["port"] or _DEFAULT_PORTS[scheme])
-    if port == _DEFAULT_PORTS[scheme]:
-        return f"{scheme}://{host}{found['path'].rstrip('/')}"
-    if not allow_private or not 0 < port < 65536:
-        raise _not_allowed("Its port must be 443, which https:// has by itself.")
-    return f"{scheme}://{host}:{port}{found['path'].rstrip('/')}"
-
-
-def _check_host(host: str, allow_private: bool) -> str:
-    if host.startswith("["):
-        return f"[{_check_address(IPv6Address, host[1:-1], allow_private)}]"
-    host = host.removesuffix(".")
-    labels = host.split(".")
-    if _NUMERIC.fullmatch(labels[-1]):
-        return _check_address(IPv4Address, host, allow_private)
-    if len(host) > 253 or not all(map(_LABEL.fullmatch, labels)):
-        raise _not_allowed("Its host name is malformed.")
-    if not allow_private and (len(labels) == 1 or _LOCAL_NAMES.fullmatch(host)):
-        raise _not_allowed("Its host name is one of a local network.")
-    return host
-
-
-def _check_address(kind: type[IPv4Address | IPv6Address], text: str, allow_private: bool) -> str:
-    try:
-        address = str(kind(text))
-    except ValueError:
-        # Nor 0x7f.1 or 2130706433, which mean 127.0.0.1 to other parsers.
-        raise _not_allowed("Write an address as four decimal numbers, or as IPv6.") from None
-    if not (is_public_or_private if allow_private else is_public)(address):
-        raise _not_allowed("Its address is not on the public internet.")
-    return address
-
-
-def _not_allowed(why: str) -> EndpointNotAllowedError:
-    return EndpointNotAllowedError(f"This base URL may not be called. {why}")
-
-
-# Addresses that may not be called although Python's `is_global`, in one version or another, lets them pass. Sources:
-# the IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890 and its updates) and, for addresses that clouds
-# answer on from inside a machine, the documentation of the clouds. No model provider lives in any of these blocks.
-def _networks(*blocks: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    return tuple(map(ip_network, blocks))
-
-
-_SPECIAL = _networks(
-    "168.63.129.16/32",  # Azure's platform address, reachable from inside a machine only
-    "192.0.0.0/24",  # IETF protocol assignments (RFC 6890)
-    "192.31.196.0/24",  # AS112 (RFC 7535)
-    "192.52.193.0/24",  # AMT (RFC 7450)
-    "192.88.99.0/24",  # 6to4 relays, deprecated (RFC 7526)
-    "192.175.48.0/24",  # AS112 (RFC 7534)
-    "224.0.0.0/4",  # multicast (RFC 5771)
-    # Outside of 2000::/3, all unicast space of today (RFC 4291; IANA IPv6 Global Unicast Address Assignments), are
-    # mapped IPv4, NAT64, discard-only, unique local, link local and multicast.
-    "::/3",
-    "4000::/2",
-    "8000::/1",
-    "2001::/23",  # IETF protocol assignments (RFC 2928), with Teredo and ORCHID
-    "2002::/16",  # 6to4, which holds an IPv4 address (RFC 3056)
-    "2620:4f:8000::/48",  # AS112 (RFC 7534)
-    "3fff::/20",  # documentation (RFC 9637)
-)
-
-# What an operator means by "private": this machine, or a network of their own.
-_LOOPBACK = _networks("127.0.0.0/8", "::1/128")
-_PRIVATE = _networks("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-
-# Metadata services inside those ranges: they hand out the machine's own credentials.
-_METADATA = _networks(
-    "100.100.100.200/32",  # Alibaba Cloud
-    "fd00:ec2::/32",  # AWS
-    "fd20:ce::254/128",  # Google Cloud
-)
-
-
-def is_public(address: str) -> bool:
-    """Return True if an address belongs to the public internet."""
-    # None: it is no address.
-    return _within(address, _SPECIAL) is False and ip_address(address).is_global
-
-
-def is_public_or_private(address: str) -> bool:
-    """Return True if an address is public or on a private network, and not a metadata service."""
-    private = _within(address, _LOOPBACK + _PRIVATE) and not _within(address, _METADATA)
-    return private or is_public(address)
-
-
-def is_any(address: str) -> bool:
-    """Pass every address: the operator chose it."""
-    return True
-
-
-def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bool | None:
-    """Return True if an address is in one of these networks; None if it is no address.
-
-    One with a zone id means a link of this machine, so it counts as none.
-    """
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return None
-    return None if "%" in address else any(parsed in network for network in networks)

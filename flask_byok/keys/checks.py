@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
 from ..catalog.endpoints import told
-from ..catalog.spec import ProviderSpec, looks_like
+from ..catalog.models import read_models
+from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import (
     ByokError,
@@ -23,8 +24,10 @@ from ..errors import (
 )
 from ..http.outbound import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
-from ..model.owner import Caller, Tier
+from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
+from .faults import REASONS, VERDICTS
+from .paste import is_admin_key, looks_like
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -38,9 +41,11 @@ Notify = Callable[[str, Mapping[str, Any]], None]
 
 #: Seconds for all that one check does. Good keys have taken more than five.
 CHECK_SECONDS = 10.0
-#: How many models a check lists, and how long a model's name may be. OpenRouter, which has the most, lists 600.
-MAX_MODELS = 1000
-MAX_NAME_LENGTH = 200
+
+#: Seconds between two second opinions on the same key.
+PAUSE = 30.0
+# Of how many keys the time of the last one is remembered.
+_MOST_ASKED = 1000
 
 _NEEDS_KEY = (
     "This server wants an API key. Type the one that it was started with, or that it gave you."
@@ -53,36 +58,40 @@ _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API 
 
 
 def check_api_key(
-    spec: ProviderSpec, typed: Typed, outbound: Outbound, *, owner: str | None = None
+    spec: ProviderSpec,
+    typed: Typed,
+    outbound: Outbound,
+    *,
+    owner: str | None = None,
+    known: Iterable[ProviderSpec] = (),
 ) -> Validation:
     """Check a key with a free request to its provider, and list the models that a good one may use.
 
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
+    :param known: providers whose keys it may be instead, beside those that ship with the package.
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
     spec = told(spec, typed.fields)
-    validation = refuse_admin_key(spec, typed.fields) or _ask_provider(spec, typed, outbound, owner)
+    started = time.monotonic()
+    asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS, known)
+    validation = refuse_admin_key(spec, typed.fields) or _ask_provider(asked, started)
     if metrics.sinks:
         metrics.record("checks", 1, spec.id, validation.verdict)
     return validation
 
 
-def _ask_provider(
-    spec: ProviderSpec, typed: Typed, outbound: Outbound, owner: str | None
-) -> Validation:
-    started = time.monotonic()
-    asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS)
+def _ask_provider(asked: _Asked, started: float) -> Validation:
     (verdict, _, reason), answer = asked.judge()
     latency_ms = round((time.monotonic() - started) * 1000)
     models = asked.models(answer) if answer and verdict.valid else ()
-    return Validation(spec.id, verdict, reason, utcnow(), latency_ms, models)
+    return Validation(asked.spec.id, verdict, reason, utcnow(), latency_ms, models)
 
 
 def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
     """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
     api_key = fields.get("api_key")
-    if api_key is None or not api_key.reveal().startswith(spec.refused_prefixes):
+    if api_key is None or not is_admin_key(api_key.reveal(), spec):
         return None
     return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
@@ -96,6 +105,7 @@ class _Asked:
     outbound: Outbound
     owner: str | None
     end: float
+    known: Iterable[ProviderSpec]
 
     def judge(self) -> tuple[Judgement, Answer | None]:
         """Return what the provider's answer means, and the answer if it was a success."""
@@ -108,7 +118,7 @@ class _Asked:
         except ProviderUnavailableError as error:
             return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
         judged = self._explained(judge(spec, answer, "check", fields.values()))
-        other = looks_like(fields.get("api_key", ""), spec)
+        other = looks_like(fields.get("api_key", ""), spec, self.known)
         if judged.verdict is Verdict.INVALID and other is not None:
             reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
             return Judgement(Verdict.WRONG_PROVIDER, judged.kind, reason), None
@@ -170,29 +180,15 @@ class _Asked:
         )
 
 
-def read_models(answer: Answer) -> tuple[str, ...]:
-    """Return the names of the models in a list, at most 1,000; none from an answer that is no list.
-
-    Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
-    ``{"models": [{"name": "models/…"}]}``.
-    """
-    if answer.status != 200 or not isinstance(answer.data, dict):
-        return ()
-    names = []
-    for container, name in (("data", "id"), ("models", "name")):
-        entries = answer.data.get(container)
-        for entry in entries if isinstance(entries, list) else ():
-            value = entry.get(name) if isinstance(entry, dict) else None
-            if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():
-                names.append(value.removeprefix("models/"))
-    return tuple(dict.fromkeys(names))[:MAX_MODELS]
-
-
 @dataclass(eq=False)
 class Checks:
     """Checks keys for the service, and marks those that providers reject in real calls."""
 
     core: Service
+
+    def __post_init__(self) -> None:
+        #: When a second opinion on a key was last asked for, by provider, owner and version.
+        self._asked: dict[tuple[str, str, str | None], float] = {}
 
     def before_set(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey, to: Destination
@@ -212,18 +208,22 @@ class Checks:
         if new.imported or mode == "off":
             validation = refuse_admin_key(spec, typed.fields)
         else:
-            validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+            validation = self._ask(caller, spec, typed)
         forbidden = (False, None) if mode == "require" else (False,)
         if validation and validation.valid in forbidden:
             to.refused(typed, validation.verdict)
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
+    def _ask(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
+        core, owner = self.core, caller.counted_as
+        return check_api_key(spec, typed, core.outbound, owner=owner, known=core.catalog)
+
     def validate(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
     ) -> Validation:
         """Check a key as typed, or a stored one, whose verdict is stored."""
-        validation = check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+        validation = self._ask(caller, spec, typed)
         verdict = validation.verdict
         if stored is None or not stored.id:
             self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
@@ -245,12 +245,46 @@ class Checks:
             self._tell_rejected(credential)
         return validation
 
-    def rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
-        """Mark a key that its provider rejected in a real call."""
+    def of_traffic(self, caller: Caller, credential: Credential, judged: Judgement) -> None:
+        """Take in what a failed call tells about its key.
+
+        A refusal of a shared key, or at an address of somebody's own, marks it only if a check agrees: a gateway's
+        passing fault would lock out everybody who uses it.
+        """
+        if judged.verdict.valid is False:
+            self._rejected(caller, credential, judged.verdict)
+            return
+        reason = REASONS.get(judged.kind)
+        if reason in self.core.settings.fallback_on:
+            found = Validation(credential.provider, VERDICTS[reason], "", utcnow())
+            with suppress(ByokError):
+                self._record(caller, credential, found, asked=False)
+
+    def _rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         found = Validation(credential.provider, verdict, "", utcnow())
+        if credential.source not in PERSONAL_TIERS or credential.trust == "personal":
+            checked = self._second_opinion(caller, credential)
+            if checked is None or checked.valid is not False:
+                return
+            found = checked
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
         self._tell_rejected(credential)
+
+    def _second_opinion(self, caller: Caller, credential: Credential) -> Validation | None:
+        """Check a key that a call was refused with; None if it cannot be, or was checked a moment ago."""
+        now, who = time.monotonic(), (credential.provider, credential.owner, credential.version)
+        if self._asked.get(who, -PAUSE) > now - PAUSE:
+            return None
+        self._asked[who] = now
+        while len(self._asked) > _MOST_ASKED:
+            self._asked.pop(next(iter(self._asked)), None)
+        endpoint = Endpoint(credential.base_url, credential.trust)
+        typed = Typed(credential.fields, credential.fields, None, endpoint)
+        spec = self.core.catalog.get(credential.provider)
+        with suppress(ByokError):
+            return check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+        return None
 
     def _tell_rejected(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}
@@ -264,8 +298,10 @@ class Checks:
     def _record(
         self, caller: Caller, credential: Credential, found: Validation, *, asked: bool
     ) -> None:
-        """Store a verdict beside the version of the key that it is about; the operator's own keys have none."""
+        """Store a verdict beside the version of the key that it is about; of the operator's own keys passing faults."""
         if credential.version is None:
+            if self.core.settings.fallback_on:
+                self.core.faults.note(credential, found.verdict)
             return
         recorded = RecordedVerdict(found.verdict, found.checked_at, credential.version)
         if credential.id:

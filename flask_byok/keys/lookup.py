@@ -37,6 +37,7 @@ from ..model.owner import (
 )
 from ..sealing.keyring import Keyring, UnknownKeyIdError
 from ..settings import Settings
+from .faults import Faults, fault_in
 from .sessions import KeysLostError, Sessions, SessionView
 
 _logger = logging.getLogger("flask_byok.keys")
@@ -85,10 +86,13 @@ class Lookup:
     rejected key ends the search, unless ``BYOK_FALLBACK_ON`` names that reason.
     """
 
-    def __init__(self, readers: Iterable[TierReader], settings: Settings) -> None:
+    def __init__(
+        self, readers: Iterable[TierReader], settings: Settings, faults: Faults | None = None
+    ) -> None:
         kept = {tier: reader for reader in readers for tier in reader.tiers}
         self._readers = {tier: kept[tier] for tier in settings.precedence if tier in kept}
         self._settings = settings
+        self._faults = faults
 
     @property
     def tiers(self) -> list[Tier]:
@@ -139,6 +143,11 @@ class Lookup:
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
         """Return the candidate that decides: the one to use, or the one that ends the search."""
         return next((candidate for candidate in candidates if not self._passes(candidate)), None)
+
+    def passed_over(self, candidates: Iterable[Candidate]) -> Candidate | None:
+        """Return the first key before the one that decides: there is one, and it does not serve."""
+        first = next((one for one in candidates if one.state != "waiting"), None)
+        return first if first is not None and self._passes(first) else None
 
     def personal_tiers(self, caller: Caller) -> list[Tier]:
         """Return the tiers in which this caller can keep keys."""
@@ -214,11 +223,19 @@ class Lookup:
         """Return True if the search goes on: there is no usable key, or its fault is in ``BYOK_FALLBACK_ON``."""
         if candidate.state in ("inactive", "expired", "waiting"):
             return True
-        fault: str = candidate.state
-        validity = candidate.record.current_validity() if candidate.record else None
-        if validity is not None and candidate.state == "active":
-            fault = validity.verdict.removeprefix("valid_")
-        return fault in self._settings.fallback_on
+        return self.fault_of(candidate) is not None
+
+    def fault_of(self, candidate: Candidate) -> str | None:
+        """Return the reason in ``BYOK_FALLBACK_ON`` for which a key is passed over; None if it is not."""
+        if not self._settings.fallback_on:
+            return None
+        fault: str | None = candidate.state
+        if candidate.state == "active" and candidate.record is not None:
+            fault = fault_in(candidate.record.current_validity())
+        elif candidate.state == "active" and candidate.credential and self._faults:
+            with suppress(StoreError):  # what is not known does not count
+                fault = self._faults.find(candidate.credential)
+        return fault if fault in self._settings.fallback_on else None
 
 
 @dataclass(eq=False, repr=False)

@@ -32,8 +32,10 @@ from ..sealing.keyring import Keyring, context_of
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
+from .faults import Faults
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
+from .paste import KeyWarning, warnings_about
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
@@ -67,7 +69,9 @@ class Service:
 
     def __post_init__(self) -> None:
         session_tier = SessionTier(self.sessions, Opener(self.keyring, self.settings))
-        self.lookup = Lookup([session_tier, self.operator, self.accounts], self.settings)
+        self.faults = Faults(self.sessions.documents)
+        readers = [session_tier, self.operator, self.accounts]
+        self.lookup = Lookup(readers, self.settings, self.faults)
         self.checks, self.saver = Checks(self), Saver(self)
         self.health = Health(self)
         self.traffic = Traffic(self.accounts.count, count=self.sessions.count)
@@ -145,7 +149,10 @@ class Service:
     def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
         """Return a new provider object on the credential that serves this caller."""
         credential, count = self.take(caller, provider)
-        spec, report = self.catalog.get(provider), partial(self.checks.rejected, caller, credential)
+        spec, report = (
+            self.catalog.get(provider),
+            partial(self.checks.of_traffic, caller, credential),
+        )
         told = {"report": report, "count": count, "counted_as": caller.counted_as}
         return make_provider(spec, credential, self.outbound, **told, **options)
 
@@ -281,8 +288,18 @@ class Service:
             # A stored key goes only to the address that it was saved with: another one needs a typed key.
             typed = read_typed(spec, fields or {}, base_url, self.settings)
             return self.checks.validate(caller, spec, typed)
-        credential = self.lookup.resolve(caller, spec, rejected=True)
+        # Of the caller's own keys also one that was passed over: the check may bring it back.
+        candidates = self.lookup.survey(caller, [spec])[spec.id]
+        chosen = self.lookup.choose(candidates)
+        over = self.lookup.passed_over(candidates)
+        if over and over.tier in PERSONAL_TIERS and over.credential and chosen is not None:
+            return self.checks.of_stored(caller, spec, over.credential)
+        credential = self.lookup.settle(chosen, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)
+
+    def warnings(self, provider: str, fields: Fields | None) -> list[KeyWarning]:
+        """Return what the look of a typed key tells, such as whose it seems to be; nobody is asked."""
+        return warnings_about(fields or {}, self.catalog.get(provider), self.catalog)
 
     def report_rejected(self, caller: Caller, provider: str) -> Validation | None:
         """Check the key in use, which a host's own call was refused with; None if that was done too often."""

@@ -33,6 +33,14 @@ class ServiceFacts(ProviderFacts):
     aliases: list[str]
 
 
+class PassedOver(TypedDict):
+    """A key that would have come first. ``state`` says why it did not serve; others see no hint of a shared key."""
+
+    tier: Tier
+    hint: str | None
+    state: str
+
+
 class Status(ProviderFacts):
     """Which key serves a provider's calls for the present caller.
 
@@ -58,6 +66,7 @@ class Status(ProviderFacts):
     usage_count: Annotated[int, Meta(ge=0)]
     promotable: bool
     promotable_hint: str | None
+    passed_over: PassedOver | None
     operator_names: NotRequired[list[str]]
 
 
@@ -124,10 +133,22 @@ def build_status(
         "usage_count": record.usage_count if record else 0,
         "promotable": offered is not None,
         "promotable_hint": offered.record.hint if offered and offered.record else None,
+        "passed_over": _passed_over(present, chosen, lookup),
     }
     if caller.admin:
         status["operator_names"] = [c.operator_name for c in present if c.operator_name]
     return status
+
+
+def _passed_over(
+    present: Sequence[Candidate], chosen: Candidate | None, lookup: Lookup
+) -> PassedOver | None:
+    first = lookup.passed_over(present) if chosen is not None else None
+    if first is None:
+        return None
+    record = first.record if first.tier in PERSONAL_TIERS else None
+    fault = lookup.fault_of(first) or first.state
+    return {"tier": first.tier, "hint": record.hint if record else None, "state": fault}
 
 
 def _own_in_session(

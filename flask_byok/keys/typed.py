@@ -26,6 +26,7 @@ from ..model.credential import (
     utcnow,
 )
 from ..settings import Settings, ValidateOnSet
+from .paste import SHORTEST_REAL_KEY, refuse_other_kinds, unwrap
 
 _HEADER_TEXT = re.compile(r"[ -~]{1,500}")
 _LONGEST_TEXT = {"label": 100, "description": 500, "name": 100, "model": 200}
@@ -33,8 +34,6 @@ _LONGEST_TEXT = {"label": 100, "description": 500, "name": 100, "model": 200}
 _IN_TEXTS = {"base_url", "name", "model"}
 # Of a service account's file, in characters: they have about 2,400.
 _LONGEST_JSON = 16_384
-# Shorter words that begin as keys do ("sk-learn") are words.
-_SHORTEST_REAL_KEY = 20
 # Control characters, characters that change the direction of text or have no width, lone surrogates, line separators.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Emoji and some scripts are written with these.
@@ -107,7 +106,7 @@ def read_typed(
         raise EndpointNotAllowedError(text, provider=spec.id)
     if not fields.keys() <= {f.name for f in spec.fields}:
         raise InvalidFieldError(f"{spec.name} has no such field.", provider=spec.id)
-    cleaned = {f.name: clean_field(spec, f, fields.get(f.name)) for f in spec.fields}
+    cleaned = {f.name: _clean_pasted(spec, f, fields.get(f.name)) for f in spec.fields}
     given = {name: secret for name, secret in cleaned.items() if secret is not None}
     own = given.pop("base_url", None)
     personal = None if own is None else _personal(spec, own.reveal(), settings)
@@ -127,6 +126,15 @@ def _read_shown(spec: ProviderSpec, given: Fields, secrets: Fields) -> dict[str,
             said = "An endpoint keeps its name. Save another one under the other name."
             raise InvalidFieldError(said, provider=spec.id)
     return texts
+
+
+def _clean_pasted(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
+    if value is None or f.kind != "secret":
+        return clean_field(spec, f, value)
+    cleaned = clean_field(spec, f, Secret(unwrap(value.reveal().strip(), spec, f).text))
+    if cleaned is not None:
+        refuse_other_kinds(cleaned.reveal(), spec)
+    return cleaned
 
 
 def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
@@ -234,7 +242,7 @@ def _looks_like_key(text: str, specs: Iterable[ProviderSpec]) -> bool:
     known = {prefix for spec in specs for prefix in (*spec.prefixes, *spec.refused_prefixes)}
     prefixes = "|".join(map(re.escape, known))
     words = re.finditer(rf"(?<![A-Za-z0-9])(?:{prefixes})[\w.-]*", text) if known else ()
-    return any(len(word[0]) >= _SHORTEST_REAL_KEY for word in words)
+    return any(len(word[0]) >= SHORTEST_REAL_KEY for word in words)
 
 
 # when it expires

@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from functools import cached_property
 from importlib import import_module
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
-from .. import metrics
+import msgspec
+
 from ..catalog.endpoints import told
+from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
     MissingCredentialError,
+    ProviderUnavailableError,
 )
-from ..http import Endpoint, Outbound
+from ..http import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
+from ..wires import WIRES, Facts, StreamEvent
+from .conversation import Conversation
 from .installed import require_sdk
-from .outcomes import NO_KEY, Count, Outcomes, Report, ignore, one_call, refused_by_us
+from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
+
+if TYPE_CHECKING:
+    from ..http.live import LiveCall
 
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
+
+T = TypeVar("T")
+#: Seconds for a provider's own list of models.
+LIST_SECONDS = 10.0
 
 #: The classes by the name of their adapter; the package fills it.
 ADAPTERS: dict[str, type[BaseProvider]] = {}
@@ -55,7 +66,7 @@ def load_sdks(specs: Iterable[ProviderSpec]) -> None:
             import_module(module)
 
 
-class BaseProvider(ABC):
+class BaseProvider:
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider rejects the key, in calls with ``client`` too.
@@ -67,7 +78,7 @@ class BaseProvider(ABC):
     """
 
     #: How the SDK is installed, for the message if it is missing.
-    extra: ClassVar[str]
+    extra: ClassVar[str] = ""
     #: The SDK's module, to import at the start; empty to import nothing before the first call.
     sdk: ClassVar[str] = ""
     #: The paths below the base URL that answer conversations: 401 there means a bad key. Elsewhere a call may want
@@ -153,6 +164,7 @@ class BaseProvider(ABC):
             version=None,
         )
         self.__dict__.pop("client", None)
+        self.__dict__.pop("async_client", None)
         # Calls with this key say nothing about the stored one.
         self._outcomes = Outcomes(self._spec, self.credential, self._noting(), paths=self.paths)
 
@@ -183,16 +195,32 @@ class BaseProvider(ABC):
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed, or too old.
         """
-        if not self.is_configured:
-            text = f"No API key for {self.display_name} is configured."
-            raise MissingCredentialError(text, provider=self.name)
-        # Checks the endpoint again: the rules can have changed since the key was saved.
-        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
-        http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
+        http_client = self._guarded(self._outbound.client_for)
         http_client.event_hooks = {"request": [self._outcomes.authenticate]}
+        return self._made(self._make_client, http_client)
+
+    @cached_property
+    def async_client(self) -> Any:
+        """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
+        authenticate = self._outcomes.authenticate
+
+        async def hook(request: Any) -> None:
+            authenticate(request)
+
+        http_client = self._guarded(self._outbound.async_client_for)
+        http_client.event_hooks = {"request": [hook]}
+        return self._made(self._make_async_client, http_client)
+
+    def _guarded(self, make: Callable[..., T]) -> T:
+        """Return an HTTP client for the key's endpoint, which is checked again: the rules can have changed."""
+        self._require_key()
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        return make(endpoint, self._outcomes.observe, self._counted_as)
+
+    def _made(self, make: Callable[[Any], Any], http_client: Any) -> Any:
         require_sdk(self.extra, self.name)
         try:
-            return self._make_client(http_client)
+            return make(http_client)
         except (ImportError, TypeError) as error:
             fault = type(error).__name__
         raise ConfigurationError(
@@ -201,24 +229,129 @@ class BaseProvider(ABC):
             provider=self.name,
         )
 
-    def stream_chat(self, messages: Sequence[Message], model: str | None = None) -> Iterator[str]:
-        """Yield the answer to a conversation, piece by piece. The call is made at the first piece.
+    def converse(
+        self, messages: Sequence[Message], model: str | None = None, **params: Any
+    ) -> Iterator[StreamEvent | None]:
+        """Return the events of an answer, and None about each second in which the provider says nothing.
 
-        :param model: instead of the object's default model.
-        :raises RejectedCredentialError: the provider rejected the key.
-        :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
+        No SDK is needed. Messages and params are in OpenAI's words for every provider: ``max_tokens temperature top_p
+        stop tools tool_choice response_format reasoning_effort``; ``extra`` is a mapping that goes into the provider's
+        body as it is. The request is sent when the first event is read.
+
+        :raises InvalidFieldError: a message or param cannot be sent to this provider.
+        :raises MissingCredentialError: there is no key.
         """
-        client, chosen = self.client, model or self._default_model
+        self._require_key()
+        wire, chosen = WIRES.get(self._spec.adapter), model or self._default_model
+        if wire is None:
+            text = f"{self.display_name} answers no conversations. Call its API with 'client'."
+            raise InvalidFieldError(text, provider=self.name)
         if not chosen:
             text = f"{self.display_name} has no default model: name one."
             raise InvalidFieldError(text, provider=self.name)
-        if metrics.sinks:
-            metrics.record("streams_open", 1, self.name)
-        try:
-            yield from self._outcomes.follow(self._stream(client, messages, chosen))
-        finally:
-            if metrics.sinks:
-                metrics.record("streams_open", -1, self.name)
+        known = model_info(self.name, chosen)
+        facts = Facts(
+            self._spec.token_limit, self._spec.asks_usage, known.max_output if known else None
+        )
+        path, body = wire.body(messages, chosen, params, facts)
+        call = self._open("POST", path, msgspec.json.encode(body))
+        start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
+        return Conversation(self._outcomes, call, wire.reader(), start)
+
+    def stream_events(
+        self, messages: Sequence[Message], model: str | None = None, **params: Any
+    ) -> Iterator[StreamEvent]:
+        """Return the events of an answer: ``start``, ``text``, ``reasoning``, ``tool_call``, ``usage``, ``finish``.
+
+        See :meth:`converse` for the arguments. ``finish`` comes only after the provider's own end mark.
+
+        :raises RejectedCredentialError: the provider rejected the key.
+        :raises ProviderError: there is no answer, or no end of it, for another reason.
+        """
+        events = self.converse(messages, model, **params)
+        return (event for event in events if event is not None)
+
+    def stream_chat(
+        self, messages: Sequence[Message], model: str | None = None, **params: Any
+    ) -> Iterator[str]:
+        """Return the texts of an answer, piece by piece; see :meth:`stream_events`."""
+        events = self.stream_events(messages, model, **params)
+        return (event.text for event in events if event.type == "text")
+
+    async def astream_events(
+        self, messages: Sequence[Message], model: str | None = None, **params: Any
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Yield the events of an answer, in ``async`` code; see :meth:`stream_events`.
+
+        A task that is cancelled closes the connection to the provider.
+        """
+        from ..http.aio import iterate
+
+        events = self.converse(messages, model, **params)
+        async with aclosing(iterate(events, getattr(events, "cut", tuple))) as steps:
+            async for event in steps:
+                if event is not None:
+                    yield event
+
+    async def astream_chat(
+        self, messages: Sequence[Message], model: str | None = None, **params: Any
+    ) -> AsyncGenerator[str, None]:
+        """Yield the texts of an answer, in ``async`` code; see :meth:`stream_chat`."""
+        async with aclosing(self.astream_events(messages, model, **params)) as events:
+            async for event in events:
+                if event.type == "text":
+                    yield event.text
+
+    def _open(self, method: str, path: str, content: bytes) -> LiveCall:
+        """Return a call below the provider's base URL, with the key in it. Nothing is sent yet."""
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        url = full_url(self._spec, endpoint, path)
+        headers = {
+            "Content-Type": "application/json",
+            **self._own_headers(),
+            **self._outcomes.headers(method, url, content),
+        }
+        return self._outbound.open(
+            endpoint,
+            method,
+            url,
+            headers=headers,
+            content=content,
+            owner=self._counted_as,
+            timeout=self._options.get("timeout"),
+        )
+
+    def _own_headers(self) -> Mapping[str, str]:
+        """Return the headers that the options ask for."""
+        return self._options.get("default_headers") or {}
+
+    def _require_key(self) -> None:
+        if not self.is_configured:
+            text = f"No API key for {self.display_name} is configured."
+            raise MissingCredentialError(text, provider=self.name)
+
+    def models(self) -> list[ModelInfo]:
+        """Return the chat models that the provider offers, from the data that ships with the package.
+
+        A provider that is not in the data is asked for its own list: ids of models of every kind, without facts.
+
+        :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+        :raises ProviderUnavailableError: the provider did not answer with a list.
+        """
+        spec, known = self._spec, list(models_of(self.name))
+        if known or spec.check.models_path is None:
+            return known
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        fields = {name: self.credential.reveal(name) for name in self.credential.fields}
+        url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
+        headers = {**spec.headers, **spec.check.headers, **spec.auth.headers(fields, "GET", url)}
+        answer = self._outbound.fetch(
+            endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
+        )
+        if answer.status == 200 and isinstance(answer.data, dict):
+            return [ModelInfo(model) for model in read_models(answer)]
+        text = f"{self.display_name} did not list its models."
+        raise ProviderUnavailableError(text, provider=self.name)
 
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
@@ -227,16 +360,16 @@ class BaseProvider(ABC):
         fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
-    @abstractmethod
     def _make_client(self, http_client: Any) -> Any:
         """Build the SDK's client on our HTTP client.
 
         :raises ImportError: the SDK is not installed.
         """
+        return http_client
 
-    @abstractmethod
-    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
-        """Yield the answer; the SDK's errors pass."""
+    def _make_async_client(self, http_client: Any) -> Any:
+        """Build the SDK's asynchronous client."""
+        return http_client
 
     def __repr__(self) -> str:
         hint = self.credential.hint
@@ -244,91 +377,3 @@ class BaseProvider(ABC):
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a provider object cannot be pickled or copied: it holds a key")
-
-
-# For the adapters
-
-
-def split_system(messages: Sequence[Message]) -> tuple[str, list[dict[str, str]]]:
-    """Return the system's instructions as one text, and the conversation: messages with ``role`` and ``content``.
-
-    :raises InvalidFieldError: a message has another role, or content other than text.
-    """
-    system: list[str] = []
-    turns: list[dict[str, str]] = []
-    for message in messages:
-        role, text = message.get("role"), _text(message.get("content"))
-        if role in ("system", "developer"):
-            system.append(text)
-        elif role in ("user", "assistant"):
-            turns.append({"role": role, "content": text})
-        else:
-            raise InvalidFieldError("A message's role is one of system, user and assistant.")
-    return "\n\n".join(system), turns
-
-
-def _text(content: Any) -> str:
-    """Read a text, or OpenAI's list of text parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else [None]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
-        raise InvalidFieldError("A message's content is text.")
-    return "".join(map(str, texts))
-
-
-class IsolatedClient:
-    """Mixed into the client of OpenAI's or Anthropic's SDK: it takes its arguments and nothing from the environment.
-
-    So do the copies that it makes of itself. Both SDKs mix in ``OPENAI_CUSTOM_HEADERS`` or
-    ``ANTHROPIC_CUSTOM_HEADERS`` and have no switch for that.
-
-    :raises ConfigurationError: this release of the SDK keeps its headers in another place.
-    """
-
-    #: Arguments that the SDK would look up in the environment if they were missing or None.
-    silent: ClassVar[tuple[str, ...]]
-    api_key: Any
-    _custom_headers: Any
-
-    def __init__(self, **options: Any) -> None:
-        given = {name: value for name, value in options.items() if value is not None}
-        super().__init__(**{**dict.fromkeys(self.silent, ""), **given})
-        for name in self.silent:
-            setattr(self, name, given.get(name) or None)
-        if not isinstance(getattr(self, "_custom_headers", None), Mapping):
-            raise ConfigurationError(
-                f"This release of the SDK ({type(self).__module__}) does not let flask-byok remove the operator's "
-                "custom headers. Use an earlier release."
-            )
-        self._custom_headers = dict(given.get("default_headers", {}))
-        # The redactor knows a key as long as its Secret lives, and this client can outlive everything else.
-        self._secret = Secret(str(self.api_key))
-
-    def request(self, *args: Any, **options: Any) -> Any:
-        """Make a call; with all its retries it counts once.
-
-        :raises RateLimitedError: too many calls of people's own servers are running.
-        """
-        with one_call():
-            try:
-                return super().request(*args, **options)  # type: ignore[misc]  # the SDK's
-            except Exception as error:
-                if (refused := refused_by_us(error)) is None:
-                    raise
-        # Raised out here, so that the SDK's error, which holds the request and its key, does not hang on it.
-        raise refused
-
-
-def refuse_web_socket(*args: Any, **options: Any) -> NoReturn:
-    """Take the place of an SDK's function that returns the address of its WebSockets.
-
-    They open connections of their own, past the guarded transport.
-
-    :raises ConfigurationError: always.
-    """
-    raise ConfigurationError(
-        "Realtime and live sessions are not offered with people's keys: their WebSockets would connect to any "
-        "address and through the operator's proxy. Use calls and streams."
-    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
 from typing import Any
 
 from ..errors import ConfigurationError
 from ..http.outbound import sync_only_client
 from ..model.credential import Secret
-from .base import BaseProvider, Message, refuse_web_socket, split_system
+from .base import BaseProvider
+from .sdk import refuse_web_socket
 
 #: Seconds that may pass between two pieces of an answer; without a limit the SDK waits for ever.
 TIMEOUT = 300.0
@@ -21,6 +20,12 @@ class GoogleProvider(BaseProvider):
     extra, sdk = "google", "google.genai.client"
 
     def _make_client(self, http_client: Any) -> Any:
+        return self._make(http_client, sync_only_client())
+
+    def _make_async_client(self, http_client: Any) -> Any:
+        return self._make(self._guarded(self._outbound.client_for), http_client).aio
+
+    def _make(self, http_client: Any, async_http_client: Any) -> Any:
         from google.genai import Client
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions
@@ -37,7 +42,7 @@ class GoogleProvider(BaseProvider):
                 retry_options=HttpRetryOptions(attempts=1 + self._options.get("max_retries", 0)),
                 headers=self._options.get("default_headers"),
                 httpx_client=http_client,
-                httpx_async_client=sync_only_client(),
+                httpx_async_client=async_http_client,
                 async_client_args={"ssl": self._outbound.tls},
             ),
         )
@@ -45,17 +50,6 @@ class GoogleProvider(BaseProvider):
         # The redactor knows a key as long as its Secret lives; all parts of the client hold this one.
         client._api_client._secret = Secret(self.api_key)  # type: ignore[attr-defined]
         return client
-
-    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
-        system, turns = split_system(messages)
-        roles = {"assistant": "model", "user": "user"}
-        contents = [{"role": roles[t["role"]], "parts": [{"text": t["content"]}]} for t in turns]
-        config = {"system_instruction": system} if system else None
-        generate = client.models.generate_content_stream
-        with closing(generate(model=model, contents=contents, config=config)) as stream:
-            for chunk in stream:
-                if chunk.text:
-                    yield chunk.text
 
 
 def close_web_sockets(api_client: Any) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..errors import InvalidFieldError
-from .base import BaseProvider, Message
+from .base import BaseProvider
 
 
 class HttpProvider(BaseProvider):
@@ -20,7 +18,3 @@ class HttpProvider(BaseProvider):
         if (timeout := self._options.get("timeout")) is not None:
             http_client.timeout = timeout
         return http_client
-
-    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
-        text = f"{self.display_name} answers no conversations. Call its API with 'client'."
-        raise InvalidFieldError(text, provider=self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigurationError
 from .base import BaseProvider
@@ -18,7 +18,7 @@ _OURS = re.compile(r"(.*_)?(api_key|api_base|api_url|base_url|client|proxy)")
 
 
 def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseChatModel:
-    """Return a new LangChain chat model on a provider object's client; its synchronous methods only.
+    """Return a new LangChain chat model on a provider object's clients.
 
     :param kwargs: passed to the chat model (``temperature``, …).
     :raises ConfigurationError: LangChain's package for the provider is not installed, is too old, or cannot be
@@ -37,12 +37,12 @@ def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseCh
             provider=provider.name,
         )
     # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
-    client = provider.client
-    fixed = {"api_key": client.api_key, "base_url": provider.credential.base_url}
+    clients = provider.client, provider.async_client
+    fixed = {"api_key": clients[0].api_key, "base_url": provider.credential.base_url}
     other = {"openai": "anthropic", "anthropic": "openai"}[provider.extra]
     require_sdk("langchain", provider.name, f"langchain-{other}")
     try:
-        return make(client, {**kwargs, "model": model, **fixed})
+        return make(*clients, {**kwargs, "model": model, **fixed})
     except ImportError:
         pass
     raise ConfigurationError(
@@ -50,20 +50,21 @@ def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseCh
     )
 
 
-def _make_openai(client: Any, fields: dict[str, Any]) -> BaseChatModel:
+def _make_openai(client: Any, async_client: Any, fields: dict[str, Any]) -> BaseChatModel:
     from langchain_openai import ChatOpenAI
 
     return ChatOpenAI(
         **fields,
         root_client=client,
         client=client.chat.completions,
-        root_async_client=_SyncOnly(),
-        async_client=_SyncOnly(),
+        root_async_client=async_client,
+        async_client=async_client.chat.completions,
     )
 
 
-def _make_anthropic(client: Any, fields: dict[str, Any]) -> BaseChatModel:
-    return cast("BaseChatModel", _anthropic_class()(**fields, guarded_client=client))
+def _make_anthropic(client: Any, async_client: Any, fields: dict[str, Any]) -> BaseChatModel:
+    clients = {"guarded_client": client, "guarded_async_client": async_client}
+    return cast("BaseChatModel", _anthropic_class()(**fields, **clients))
 
 
 @cache
@@ -73,34 +74,27 @@ def _anthropic_class() -> type[Any]:
     from pydantic import Field
 
     class GuardedChatAnthropic(ChatAnthropic):
-        """Takes its client as a field, so that LangChain's copies of it have the same one.
+        """Takes its clients as fields, so that LangChain's copies of it have the same ones.
 
-        LangChain's own class takes no client and makes one that is not guarded.
+        LangChain's own class takes no clients and makes some that are not guarded.
         """
 
         guarded_client: Any = Field(default=None, exclude=True, repr=False)
+        guarded_async_client: Any = Field(default=None, exclude=True, repr=False)
 
         @cached_property
         def _client(self) -> Any:
-            if self.guarded_client is None:
-                raise ConfigurationError(
-                    "This chat model lost its client: make it with get_chat_model_with_api_key."
-                )
-            return self.guarded_client
+            return _kept(self.guarded_client)
 
         @cached_property
         def _async_client(self) -> Any:
-            return _SyncOnly()
+            return _kept(self.guarded_async_client)
 
     return GuardedChatAnthropic
 
 
-class _SyncOnly:
-    """Takes the place of LangChain's async client, which could not be guarded."""
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise ConfigurationError(
-            "Chat models with people's keys are synchronous: use invoke and stream."
-        )
+def _kept(client: Any) -> Any:
+    if client is None:
+        text = "This chat model lost its client: make it with get_chat_model_with_api_key."
+        raise ConfigurationError(text)
+    return client

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlencode
 
-from .base import BaseProvider, IsolatedClient, Message, refuse_web_socket
+from .base import BaseProvider
+from .sdk import AsyncCalls, SyncCalls, refuse_web_socket
+
+if TYPE_CHECKING:
+    from ..http.live import LiveCall
 
 
 class OpenAIProvider(BaseProvider):
@@ -17,24 +21,30 @@ class OpenAIProvider(BaseProvider):
     paths = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
 
-    def _make_client(self, http_client: Any) -> Any:
-        return _client_class()(**self._client_options(http_client))
+    def _open(self, method: str, path: str, content: bytes) -> LiveCall:
+        query = urlencode(self._options.get("default_query") or {})
+        return super()._open(method, f"{path}?{query}" if query else path, content)
 
-    def _stream(self, client: Any, messages: Sequence[Message], model: str) -> Iterator[str]:
-        create = client.chat.completions.create
-        with closing(create(model=model, messages=list(messages), stream=True)) as stream:
-            for chunk in stream:
-                for choice in chunk.choices[:1]:
-                    if choice.delta.content:
-                        yield choice.delta.content
+    def _own_headers(self) -> Mapping[str, str]:
+        options = {name: self._options.get(name) for name in ("organization", "project")}
+        named = {f"OpenAI-{name.title()}": value for name, value in options.items() if value}
+        return {**named, **super()._own_headers()}
+
+    def _make_client(self, http_client: Any) -> Any:
+        return _client_class(False)(**self._client_options(http_client))
+
+    def _make_async_client(self, http_client: Any) -> Any:
+        return _client_class(True)(**self._client_options(http_client))
 
 
 @cache
-def _client_class() -> type[Any]:
+def _client_class(asynchronous: bool) -> type[Any]:
     """Return the SDK's client, deaf to the environment. The first call loads the SDK."""
-    from openai import OpenAI
+    from openai import AsyncOpenAI, OpenAI
 
-    class Client(IsolatedClient, OpenAI):
+    calls, base = (AsyncCalls, AsyncOpenAI) if asynchronous else (SyncCalls, OpenAI)
+
+    class Client(calls, base):  # type: ignore[misc, valid-type]
         """Takes nothing from OPENAI_*, and opens no WebSockets."""
 
         silent = ("organization", "project", "admin_api_key", "webhook_secret")

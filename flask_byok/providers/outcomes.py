@@ -1,13 +1,10 @@
-"""How each call with a key ends, told once: of our own streams, and of calls with the SDK's client.
+"""How each call with a key ends, told once: of our own conversations, and of calls with the SDK's client.
 
-The answer that our HTTP client sees decides. An SDK's exception is read only for a fault of the network, and for an
-error inside a stream, which began with 200. What an SDK raises is never passed on: it holds the request and its key.
+The answer that our HTTP client sees decides. What an SDK raises is never read: it holds the request and its key.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,33 +13,22 @@ from typing import TYPE_CHECKING
 
 from ..catalog.auth import Auth
 from ..catalog.spec import ProviderSpec
-from ..catalog.verdicts import Answer, judge
-from ..errors import ByokError, ProviderUnavailableError, RejectedCredentialError
-from ..model.credential import Credential, Outcome, Verdict
+from ..catalog.verdicts import Answer, Judgement, judge
+from ..errors import ByokError
+from ..model.credential import Credential, Outcome
 
 if TYPE_CHECKING:
     from ..http.transport import Request
 
 #: Called with the outcome of each call.
 Count = Callable[[Outcome], None]
-#: Called with the verdict when a provider rejects the key in real use.
-Report = Callable[[Verdict], None]
+#: Called with what the answer to a failed call means, if it is about this very key.
+Report = Callable[[Judgement], None]
 
 #: What an SDK is given that insists on a key where there is none. It is not sent.
 NO_KEY = "no-api-key"
 # Where SDKs put a key.
 _KEY_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a request ended, with the reason in our own words, and the verdict if it is one on this very key."""
-
-    outcome: Outcome
-    reason: str = ""
-    verdict: Verdict | None = None
 
 
 def ignore(_: object) -> None:
@@ -51,13 +37,13 @@ def ignore(_: object) -> None:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Outcomes:
-    """Counts the calls that are made with one credential, and reports when its provider rejects it.
+    """Counts the calls that are made with one credential, and reports those that fail.
 
-    It observes every request of its client. A request by itself is a call; the requests of an SDK's call with its
-    retries, or of our own stream, have one outcome together.
+    It observes every request of the SDK's client. A request by itself is a call; the requests of an SDK's call with its
+    retries have one outcome together.
 
     :param count: called with the outcome of each call.
-    :param report: called with the verdict when the provider rejects the key.
+    :param report: called with what a failure means.
     :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
 
@@ -67,111 +53,69 @@ class Outcomes:
     report: Report = ignore
     paths: Collection[str] = ()
 
-    def observe(self, request: Request, status: int, body: bytes) -> None:
-        """Take in a request's end: its status (0 if no answer came), and the body of a refusal."""
-        with one_call(self) as call:
-            call.outcomes = self
-            call.latest = self._ending(request, status, body, of_stream=call.streams)
+    def headers(self, method: str, url: str, body: bytes) -> dict[str, str]:
+        """Return the provider's headers for a request, with the key."""
+        fields = {name: secret.reveal() for name, secret in self.credential.fields.items()}
+        return {**self.spec.headers, **self.spec.auth.headers(fields, method, url, body)}
 
     def authenticate(self, request: Request) -> None:
         """Put the key into a request as its provider wants it, whatever header an SDK has chosen.
 
         A request with another key is left alone: a copy of the SDK's client may have one.
         """
-        spec, url = self.spec, str(request.url)
-        fields = {name: secret.reveal() for name, secret in self.credential.fields.items()}
         chosen = [name for name in _KEY_HEADERS if name in request.headers]
         if chosen and not _carries(request, self.credential.api_key or NO_KEY):
             return
         for name in chosen:
             del request.headers[name]
-        body = b"" if isinstance(spec.auth, Auth) else request.read()
-        request.headers.update(spec.headers)
-        request.headers.update(spec.auth.headers(fields, request.method, url, body))
+        body = b"" if isinstance(self.spec.auth, Auth) else request.read()
+        request.headers.update(self.headers(request.method, str(request.url), body))
 
-    def follow(self, pieces: Iterator[str]) -> Iterator[str]:
-        """Yield the pieces of our own stream. The key was used with the first of them, or at a good end.
+    def observe(self, request: Request, status: int, body: bytes) -> None:
+        """Take in a request's end: its status (0 if no answer came), and the body of a refusal."""
+        with one_call(self) as call:
+            call.outcomes, call.judged = self, None
+            call.outcome = "used" if 200 <= status < 300 else "failed"
+            if status >= 300:
+                call.outcome, call.judged = self._judge_request(request, Answer(status, body))
 
-        :raises RejectedCredentialError: the provider rejected the key.
-        :raises ProviderUnavailableError: no answer, or no end of it, for another reason.
+    def failure(self, answer: Answer, *, counted: bool) -> ByokError:
+        """Count and report a conversation that ended with this answer, and return the error to raise.
+
+        :param counted: it was counted before, as its first events came.
         """
-        call, ending, used = _Call(streams=True, outcomes=self), Ending("failed"), False
-        try:
-            piece, used = call.step(pieces), True
-            self.count("used")
-            while piece is not None:
-                yield piece
-                piece = call.step(pieces)
-            return
-        except ByokError:
-            raise
-        except Exception as raised:
-            ending = self._ending_of(raised, call.latest)
-        finally:
-            if call.latest is not None and not used:
-                self.count(ending.outcome)
-            if (close := getattr(pieces, "close", None)) is not None:
-                close()
-        if ending.verdict is not None:
-            self.report(ending.verdict)
-        # Raised out here: inside, the SDK's error would hang on it, with the request and its key.
-        if ending.outcome == "rejected":
-            tier = str(self.credential.source)
-            raise RejectedCredentialError(ending.reason, provider=self.spec.id, tier=tier)
-        raise ProviderUnavailableError(ending.reason, provider=self.spec.id)
+        judged = self._judge(answer)
+        if not counted:
+            self.count("rejected" if judged.verdict.valid is False else "failed")
+        self.report(judged)
+        return judged.error(self.spec.id, str(self.credential.source), answer.retry_after)
 
-    def _ending(self, request: Request, status: int, body: bytes, *, of_stream: bool) -> Ending:
-        if 200 <= status < 300:
-            return Ending("used")
-        if not status:
-            return Ending("failed")
+    def _judge_request(self, request: Request, answer: Answer) -> tuple[Outcome, Judgement | None]:
         from ..http.transport import path_below
 
         path = path_below(request.url, self.credential.base_url)
         paths = {*self.paths, self.spec.check.path.partition("?")[0]}
-        elsewhere = not of_stream and path not in paths
+        judged = self._judge(answer, elsewhere=path not in paths)
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
         is_ours = path is not None and _carries(request, self.credential.api_key)
-        return self._judged(Answer(status, body), elsewhere=elsewhere, is_ours=is_ours)
+        outcome: Outcome = "rejected" if judged.verdict.valid is False else "failed"
+        return outcome, judged if is_ours else None
 
-    def _ending_of(self, raised: Exception, latest: Ending | None) -> Ending:
-        """Return how a stream ended, by the latest answer, or by the exception if that answer was good or none."""
-        if latest is not None and latest.reason:
-            return latest
-        from ..http.transport import network_fault
-
-        if fault := network_fault(raised):
-            return Ending("failed", fault)
-        return self._judged(_answer_in(raised), elsewhere=False, is_ours=True)
-
-    def _judged(self, answer: Answer, *, elsewhere: bool, is_ours: bool) -> Ending:
+    def _judge(self, answer: Answer, *, elsewhere: bool = False) -> Judgement:
         secrets = map(self.credential.reveal, self.credential.fields)
-        verdict, _, reason = judge(self.spec, answer, "call", secrets, elsewhere=elsewhere)
-        if verdict.valid is not False:
-            return Ending("failed", reason)
-        return Ending("rejected", reason, verdict if is_ours else None)
+        return judge(self.spec, answer, "call", secrets, elsewhere=elsewhere)
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """One call, however many requests it takes.
+    """One call, however many requests it takes, and how its latest request ended.
 
-    :param streams: it is our own stream, whose path takes any key of the provider's.
-    :param latest: how its latest request ended, and in ``outcomes`` who counts it; None before the first.
+    :param outcomes: who counts it; None before the first request.
     """
 
-    streams: bool = False
     outcomes: Outcomes | None = None
-    latest: Ending | None = None
-
-    def step(self, pieces: Iterator[str]) -> str | None:
-        """Return the next piece of a stream; None at its end."""
-        # Current for this step only: the reader may make other calls in between.
-        reset = _call.set(self)
-        try:
-            return next(pieces, None)
-        finally:
-            _call.reset(reset)
+    outcome: Outcome = "failed"
+    judged: Judgement | None = None
 
 
 _call: ContextVar[_Call | None] = ContextVar("flask_byok_call", default=None)
@@ -192,10 +136,10 @@ def one_call(by: Outcomes | None = None) -> Iterator[_Call]:
         yield call
     finally:
         _call.reset(reset)
-        if call.outcomes is not None and call.latest is not None:
-            call.outcomes.count(call.latest.outcome)
-            if call.latest.verdict is not None:
-                call.outcomes.report(call.latest.verdict)
+        if call.outcomes is not None:
+            call.outcomes.count(call.outcome)
+            if call.judged is not None:
+                call.outcomes.report(call.judged)
 
 
 def refused_by_us(error: Exception) -> ByokError | None:
@@ -211,13 +155,3 @@ def _carries(request: Request, api_key: str) -> bool:
     """Return True if a request has this key, if there is one, as the whole of a header but for a scheme."""
     values = request.headers.values()
     return bool(api_key) and any(api_key in (v, v.partition(" ")[2]) for v in values)
-
-
-def _answer_in(error: Exception) -> Answer:
-    """Return the error that an SDK met inside a stream; empty for an exception of another kind."""
-    body = getattr(error, "body", None) or getattr(error, "details", None)
-    if body is None:
-        # The kind alone: its text can hold anything that the provider sent.
-        _logger.warning("A call failed with %s.%s", type(error).__module__, type(error).__name__)
-        return Answer(0, b"")
-    return Answer(0, json.dumps(body, default=str).encode())

@@ -139,7 +139,9 @@ class ByokSettings extends HTMLElement {
     on(root, "keydown", (event) => this.#onKey(event));
     on(root, "toggle", (event) => this.#onToggle(event), true);
     on(root, "invalid", (event) => (event.target.closest("details") ?? {}).open = true, true);
-    on(root, "input", (event) => event.target.removeAttribute("aria-invalid"));
+    on(root, "input", (event) => this.#onInput(event.target));
+    on(root, "paste", onPaste);
+    on(root, "reset", (event) => guess(event.target, ""));
     on(document, "byok:change", ({ detail }) => (this.#refreshed = this.#refresh(detail.provider, true)));
     on(window, "pagehide", () => wipe(root));
     on(window, "pageshow", (event) => event.persisted && this.#refresh());
@@ -194,6 +196,21 @@ class ByokSettings extends HTMLElement {
     }
   }
 
+  #onInput(input) {
+    input.removeAttribute("aria-invalid");
+    if (!input.matches("[part=input]")) return;
+    const name = whose(input);
+    guess(input.form, name && this.dataset.textLooksLike.replace("{name}", name));
+  }
+
+  // What the server warned of, after the message.
+  #warned(row, message, { warnings }) {
+    const other = warnings?.[0]?.provider;
+    if (!other) return message;
+    const name = beginningsOn(row).map(([, names]) => names[other]).find(Boolean) ?? other;
+    return `${message.replace(/\.?$/, ".")} ${this.dataset.textLooksLike.replace("{name}", name)}`;
+  }
+
   #onKey(event) {
     const open = event.key === "Escape" && event.target.closest("[part=confirm][open]");
     if (!open) return;
@@ -231,10 +248,12 @@ class ByokSettings extends HTMLElement {
   async _save(provider, row) {
     const place = placeIn(row);
     const details = detailsIn(row, place?.persist === false ? "session" : "user");
-    const { validation } = await setProviderKey(provider, typedIn(row), { ...place, ...details });
+    const answer = await setProviderKey(provider, typedIn(row), { ...place, ...details });
+    const { validation, warnings } = answer;
     wipe(row);
     const caveat = validation && validation.verdict !== "valid" ? `. ${validation.reason}` : "";
-    return { kind: "success", message: this.dataset.textSaved + caveat };
+    const message = this.#warned(row, this.dataset.textSaved + caveat, answer);
+    return { kind: warnings?.length ? "warning" : "success", message };
   }
 
   async _change(provider, row) {
@@ -244,10 +263,11 @@ class ByokSettings extends HTMLElement {
 
   async _validate(provider, row) {
     const name = row.querySelector("[part=name]").textContent;
-    const { valid, reason, models_available: models } = await validateProviderKey(provider, typedIn(row));
+    const answer = await validateProviderKey(provider, typedIn(row));
+    const { valid, reason, models_available: models } = answer;
     const count = models?.length ? ` ${this.dataset.textModels.replace("{count}", models.length)}` : "";
     const kind = valid ? "success" : valid === null ? "warning" : "error";
-    return { kind, message: `${name}: ${reason}${count}` };
+    return { kind, message: this.#warned(row, `${name}: ${reason}${count}`, answer) };
   }
 
   async _confirm(provider, row, tier) {
@@ -356,6 +376,34 @@ function addRows(root, fresh) {
   for (const row of fresh.querySelectorAll("[data-byok-provider]")) {
     if (!rowOf(root, row.dataset.byokProvider)) root.querySelector("[part=list]").append(document.importNode(row, true));
   }
+}
+
+// Line by line: an input drops line breaks, which part what was pasted. The server reads this space as one.
+function onPaste(event) {
+  const lines = event.clipboardData?.getData("text/plain").trim().split(/[\r\n]+/) ?? [];
+  const input = event.target;
+  if (lines.length < 2 || !input.matches("[part=input]") || input.readOnly) return;
+  event.preventDefault();
+  input.setRangeText(lines.join("\u00a0"), input.selectionStart, input.selectionEnd, "end");
+  input.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+const beginningsOn = (element) =>
+  Object.entries(JSON.parse(element.closest("[data-byok-beginnings]")?.dataset.byokBeginnings ?? "{}"));
+
+// The name of the other provider whose key was typed, as far as its beginning shows.
+function whose(input) {
+  const known = beginningsOn(input).sort(([one], [other]) => other.length - one.length);
+  const own = input.closest("[data-byok-provider]").dataset.byokProvider;
+  const words = input.value.split(/[\s"'`=:,(]+/);
+  const found = words.map((word) => known.find(([beginning]) => word.startsWith(beginning))?.[1] ?? {});
+  if (found.some((names) => own in names)) return "";
+  return found.map(Object.values).find((names) => names.length === 1)?.[0] ?? "";
+}
+
+function guess(form, text) {
+  const line = form.querySelector("[data-byok-guess]");
+  if (line) line.textContent = text;
 }
 
 function wipe(root) {

@@ -7,7 +7,7 @@ from threading import Lock
 
 from .wire import BEHAVIOURS
 
-#: Shape of each provider's key as (prefix, characters after it).
+#: Shape of a provider's key as (prefix, characters after it), where the first prefix of its row does not say enough.
 SHAPES = {
     "openai": ("sk-proj-", 148),
     "anthropic": ("sk-ant-api03-", 95),
@@ -17,17 +17,29 @@ SHAPES = {
     "openrouter": ("sk-or-v1-", 64),
     "custom": ("custom-", 32),
     "demo": ("demo-", 24),
+    "aws": ("AKIA", 16),
 }
 
+_USUAL_LENGTH = 40
+# The letters of AWS's keys have no 0, 1, 8 and 9.
+_BASE32 = str.maketrans("0189", "GHJK")
 
-def make_api_key(provider: str, behaviour: str = "good", owner: object = None) -> str:
-    """Make a key of the provider's shape; equal arguments give an equal key."""
-    prefix, length = SHAPES[provider]
+
+def make_api_key(
+    provider: str, behaviour: str = "good", owner: object = None, prefix: str = ""
+) -> str:
+    """Make a key of the provider's shape; equal arguments give an equal key.
+
+    :param prefix: begins the key of a provider that is not in `SHAPES`.
+    """
+    prefix, length = SHAPES.get(provider, (prefix, _USUAL_LENGTH))
     tail = _letters(f"{provider}/{behaviour}/{owner}", length)
     if provider == "demo":
         return f"{prefix}{behaviour.replace('_', '-')}-{tail}"
     if provider == "openai":
         return f"{prefix}{tail[:72]}T3BlbkFJ{tail[80:]}"
+    if provider == "aws":
+        tail = tail.upper().translate(_BASE32)
     return prefix + tail
 
 
@@ -40,7 +52,8 @@ class ApiKeyBook:
 
     def add(self, provider: str, api_key: str, behaviour: str, *, replace: bool = True) -> None:
         """Register a key; `replace=False` leaves a known key, also a revoked one, as it is."""
-        _check(provider, behaviour)
+        if behaviour not in BEHAVIOURS:
+            raise ValueError(f"No behaviour {behaviour!r}; there are {', '.join(BEHAVIOURS)}.")
         with self._lock:
             if replace or (provider, api_key) not in self._behaviours:
                 self._behaviours[provider, api_key] = behaviour
@@ -49,13 +62,6 @@ class ApiKeyBook:
         """Say how the provider treats this key."""
         with self._lock:
             return self._behaviours.get((provider, api_key or ""), "bad")
-
-
-def _check(provider: str, behaviour: str) -> None:
-    if provider not in SHAPES:
-        raise ValueError(f"No fake provider {provider!r}; there are {', '.join(SHAPES)}.")
-    if behaviour not in BEHAVIOURS:
-        raise ValueError(f"No behaviour {behaviour!r}; there are {', '.join(BEHAVIOURS)}.")
 
 
 def _letters(seed: str, length: int) -> str:

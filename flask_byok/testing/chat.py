@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-from .wire import ConnectionDropped, Request
+from .script import Script
+from .wire import Request
 
 #: A model of this name, or a last message that is just this word, ends a stream after two words:
 #: the connection is dropped, an error event is sent, or the key is revoked and the stream says so.
-ENDINGS = ("fail-midstream", "error-midstream", "revoked-midstream")
+ENDINGS = {
+    "fail-midstream": Script(cut_after=2),
+    "error-midstream": Script(error="provider_overloaded"),
+    "revoked-midstream": Script(error="key_rejected"),
+}
 
 WORDS_BEFORE_ENDING = 2
 QUOTED_CHARACTERS = 200
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One answer: its words in order, and how it ends ("" when it ends well)."""
-
-    words: list[str]
-    ending: str
-    tokens_in: int
-
-    @property
-    def text(self) -> str:
-        return "".join(self.words)
 
 
 def reply_text(provider: str, message: str) -> str:
@@ -40,26 +32,22 @@ def reply_text(provider: str, message: str) -> str:
     )
 
 
-def take_turn(provider: str, model: str, message: str) -> Turn:
-    """Plan the answer to the last `message` a person wrote."""
+def plan(request: Request, model: str, message: str) -> Script:
+    """Return what to answer to the last `message` a person wrote: as scripted, or else as usual."""
+    script = request.scripted() or _usual(request, model, message)
+    if script.usage is not None:
+        return script
+    return dataclasses.replace(script, usage=(len(message.split()), len(script.pieces)))
+
+
+def _usual(request: Request, model: str, message: str) -> Script:
+    words = tuple(re.findall(r"\s*\S+", reply_text(request.provider, message)))
     ending = next((e for e in ENDINGS if e in (model, message.strip())), "")
-    words = re.findall(r"\s*\S+", reply_text(provider, message))
-    if ending:
-        words = words[:WORDS_BEFORE_ENDING]
-    return Turn(words, ending, tokens_in=len(message.split()))
-
-
-def bad_end(request: Request, ending: str) -> str:
-    """End a stream as asked: revoke the key, and name the behaviour whose error is to be sent.
-
-    :raises ConnectionDropped: for "fail-midstream".
-    """
-    if ending == "fail-midstream":
-        raise ConnectionDropped
+    if not ending:
+        return Script(texts=words)
     if ending == "revoked-midstream":
         request.revoke()
-        return "bad"
-    return "overloaded"
+    return dataclasses.replace(ENDINGS[ending], texts=words[:WORDS_BEFORE_ENDING])
 
 
 def text_of(content: object) -> str:

@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import ssl
-from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from http.cookies import CookieError, SimpleCookie
 from itertools import count
 from types import TracebackType
+from typing import Any
 
-from . import anthropic_wire, google_wire, hostile, openai_wire
-from .api_keys import SHAPES, ApiKeyBook, make_api_key
+from ..catalog import Catalog, ProviderSpec
+from . import anthropic_wire, check_answers, google_wire, hostile, openai_wire
+from .api_keys import ApiKeyBook, make_api_key
 from .calls import CallLog, RecordedCall
 from .chat import reply_text
+from .script import Refusal, Script, ScriptQueue, check_kind
+from .served import DEMO, base_path, read_api_key
 from .server import HOST, FakeServer, Received
 from .wire import BEHAVIOURS, Answer, Reply, Request, json_answer
 
-
-@dataclass(frozen=True)
-class _Provider:
-    base_path: str
-    #: Where the key is looked for, in this order.
-    api_key_headers: tuple[str, ...]
-    answer: Callable[[Request], Reply]
-
-
-_BEARER = ("authorization",)
-
-# Anthropic's documents say x-api-key; its Python SDK sends a bearer token from version 2 on.
-_PROVIDERS = {
-    "openai": _Provider("/v1", _BEARER, openai_wire.answer),
-    "anthropic": _Provider("", ("x-api-key", "authorization"), anthropic_wire.answer),
-    "google": _Provider("", ("x-goog-api-key",), google_wire.answer),
-    "groq": _Provider("/openai/v1", _BEARER, openai_wire.answer),
-    "xai": _Provider("/v1", _BEARER, openai_wire.answer),
-    "openrouter": _Provider("/api/v1", _BEARER, openai_wire.answer),
-    "custom": _Provider("/v1", _BEARER, openai_wire.answer),
-    "demo": _Provider("/v1", _BEARER, openai_wire.answer),
+_FORMATS: dict[str, Callable[[Request], Reply]] = {
+    "openai": openai_wire.answer,
+    "anthropic": anthropic_wire.answer,
+    "google": google_wire.answer,
+    "http": check_answers.answer,
 }
 
 
@@ -54,7 +40,8 @@ class FakeProviders:
             assert fake.calls_for("openai")[-1].api_key == api_key
 
     A key of each behaviour (``BEHAVIOURS``) is known from the start; every other key is bad.
-    A stream ends badly on demand: see ``chat.ENDINGS``. The attributes may be set at any time:
+    What comes next can be scripted: ``stream_next``, ``refuse_next``, ``answer_next``. The
+    attributes may be set at any time:
 
     - ``latency``: seconds before each answer.
     - ``slow_seconds``: seconds that a "slow" key waits before a good answer. The default is over
@@ -72,15 +59,15 @@ class FakeProviders:
         self.set_cookie = False
         self._log = CallLog()
         self._api_keys = ApiKeyBook()
-        self._scripts: defaultdict[str, deque[Answer]] = defaultdict(deque)
+        self._scripts = ScriptQueue()
+        self._specs: dict[str, ProviderSpec] = {}
         self._cookie_numbers = count(1)
         self._server = FakeServer(self._handle, ssl_context)
         scheme = "https" if ssl_context else "http"
         self.origin = f"{scheme}://{HOST}:{self._server.server_address[1]}"
+        for spec in (*Catalog.shipped, DEMO):
+            self.add_provider(spec)
         self.redirect_to = self.base_url("custom")
-        for provider in SHAPES:
-            for behaviour in BEHAVIOURS[:-1]:
-                self.api_key(provider, behaviour)
 
     def start(self) -> None:
         """Begin to answer."""
@@ -116,18 +103,25 @@ class FakeProviders:
     def chunk_delay(self, seconds: float) -> None:
         self._server.chunk_delay = seconds
 
+    def add_provider(self, spec: ProviderSpec) -> None:
+        """Serve a provider beside those of the catalog, or one of them in another way."""
+        self._specs[spec.id] = spec
+        for behaviour in BEHAVIOURS[:-1]:
+            self.api_key(spec.id, behaviour)
+
     def base_url(self, provider: str) -> str:
         """Return what the provider's own SDK takes as its base URL."""
-        return f"{self.origin}/{provider}{_PROVIDERS[provider].base_path}"
+        spec = self._spec(provider)
+        return f"{self.origin}/{spec.id}{base_path(spec)}"
 
     @property
     def base_urls(self) -> dict[str, str]:
         """The base URL of every provider of the catalog, for ``app.config["BYOK_BASE_URLS"]``.
 
-        Without "custom", where each person names a server, and "demo", which an app must add itself.
+        Without those where each person names a server, and without "demo", which an app must add itself.
         """
-        offered = _PROVIDERS.keys() - {"custom", "demo"}
-        return {provider: self.base_url(provider) for provider in sorted(offered)}
+        specs = (spec for spec in self._specs.values() if spec is not DEMO)
+        return {spec.id: self.base_url(spec.id) for spec in specs if not spec.personal_base_url}
 
     def hostile_url(self, kind: str) -> str:
         """Return the base URL of an endpoint that means harm (`hostile.KINDS`)."""
@@ -141,24 +135,52 @@ class FakeProviders:
         The same arguments give the same key; another `owner` gives another one.
         A key that was revoked stays revoked.
         """
-        api_key = make_api_key(provider, behaviour, owner)
-        self._api_keys.add(provider, api_key, behaviour, replace=False)
+        spec = self._spec(provider)
+        api_key = make_api_key(spec.id, behaviour, owner, next(iter(spec.prefixes), ""))
+        self._api_keys.add(spec.id, api_key, behaviour, replace=False)
         return api_key
 
     def add_key(self, provider: str, api_key: str, behaviour: str = "good") -> None:
-        """Register a key of your own."""
-        self._api_keys.add(provider, api_key, behaviour)
+        """Register a key of your own; an empty one lets calls without a key do this."""
+        self._api_keys.add(self._spec(provider).id, api_key, behaviour)
 
     def revoke(self, provider: str, api_key: str) -> None:
         """Treat this key as a bad one from now on."""
-        self._api_keys.add(provider, api_key, "bad")
+        self._api_keys.add(self._spec(provider).id, api_key, "bad")
 
     def answer_next(self, provider: str, status: int, body: object = None, **headers: str) -> None:
         """Script the answer to the provider's next request, with any key; several calls queue up.
 
         :param headers: further headers, an underscore standing for a hyphen.
         """
-        self._scripts[provider].append(json_answer(status, body, **headers))
+        self._scripts.add(self._spec(provider).id, json_answer(status, body, **headers))
+
+    def refuse_next(self, provider: str, kind: str, retry_after: float | None = None) -> None:
+        """Script the refusal of the next request whose key is good, as the provider documents it.
+
+        :param kind: see the page on testing; most are the codes of our own errors.
+        :param retry_after: seconds that the provider asks to wait.
+        :raises ValueError: the provider has no such refusal.
+        """
+        spec = self._spec(provider)
+        check_kind(kind, spec.adapter)
+        self._scripts.add(spec.id, Refusal(kind, retry_after))
+
+    def stream_next(self, provider: str, *texts: str, **script: Any) -> None:
+        """Script the answer to the next conversation whose key is good; several calls queue up.
+
+        ::
+
+            fake.stream_next("openai", "Once", " upon", finish="length", usage=(9, 2))
+
+        :param texts: the pieces of the text.
+        :param script: see :class:`~flask_byok.testing.script.Script`.
+        :raises ValueError: the provider's wire format cannot say it.
+        """
+        spec = self._spec(provider)
+        scripted = Script(texts=texts, **script)
+        scripted.check(spec.adapter)
+        self._scripts.add(spec.id, scripted)
 
     def reply_text(self, provider: str, message: str) -> str:
         """Return the text with which the provider answers a message."""
@@ -177,47 +199,66 @@ class FakeProviders:
         """Forget the requests so far."""
         self._log.clear()
 
+    def _spec(self, provider: str) -> ProviderSpec:
+        if provider in self._specs:
+            return self._specs[provider]
+        named = (spec for spec in self._specs.values() if provider in spec.aliases)
+        if (spec := next(named, None)) is None:
+            known = ", ".join(self._specs)
+            raise ValueError(f"No fake provider {provider!r}; there are {known}.")
+        return spec
+
     def _handle(self, received: Received) -> Reply:
         provider, _, rest = received.path.lstrip("/").partition("/")
         if provider == "hostile":
             return self._answer_hostile(received, rest)
-        if provider not in _PROVIDERS:
+        if provider not in self._specs:
             return json_answer(404, {"error": "no such provider"})
-        return self._answer_provider(received, provider, "/" + rest)
+        return self._answer_provider(received, self._specs[provider], "/" + rest)
 
     def _answer_hostile(self, received: Received, rest: str) -> Reply:
         kind, _, below = rest.partition("/")
         reply = hostile.answer(kind, f"/{below}", self.redirect_to, self._server.pause)
-        api_key = _read_api_key(received, _BEARER)
-        self._record(received, "hostile", api_key, reply)
+        self._record(received, "hostile", read_api_key(DEMO, received.headers), reply)
         return reply
 
-    def _answer_provider(self, received: Received, provider: str, path: str) -> Reply:
-        facts = _PROVIDERS[provider]
-        api_key = _read_api_key(received, facts.api_key_headers)
-        behaviour = self._api_keys.behaviour(provider, api_key)
-        request = Request(
-            provider=provider,
+    def _answer_provider(self, received: Received, spec: ProviderSpec, path: str) -> Reply:
+        api_key = read_api_key(spec, received.headers)
+        behaviour = self._api_keys.behaviour(spec.id, api_key)
+        reply: Reply | None = self._scripts.take(spec.id, Answer)
+        if reply is None:
+            request = self._request(received, spec, path, api_key, behaviour)
+            reply = check_answers.documented(request) or _FORMATS[spec.adapter](request)
+        self._add_cookie(reply)
+        self._record(received, spec.id, api_key, reply)
+        wait = self.slow_seconds if behaviour == "slow" else 0.0
+        self._server.pause(self.latency + wait + reply.delay)
+        return reply
+
+    def _request(
+        self,
+        received: Received,
+        spec: ProviderSpec,
+        path: str,
+        api_key: str | None,
+        behaviour: str,
+    ) -> Request:
+        good = behaviour in ("good", "slow")
+        refusal = self._scripts.take(spec.id, Refusal) if good else None
+        return Request(
+            spec=spec,
             method=received.method,
-            path=path.removeprefix(facts.base_path),
+            path=path.removeprefix(base_path(spec)),
             query=received.query,
             headers=received.headers,
             body=received.body if isinstance(received.body, dict) else {},
             api_key=api_key,
-            behaviour=behaviour,
-            revoke=partial(self.revoke, provider, api_key or ""),
+            outcome=refusal.kind if refusal else behaviour,
+            retry_after=refusal.retry_after if refusal else None,
+            scripted=partial(self._scripts.take, spec.id, Script),
+            pause=self._server.pause,
+            revoke=partial(self.revoke, spec.id, api_key or ""),
         )
-        reply = self._scripted(provider) or facts.answer(request)
-        self._add_cookie(reply)
-        self._record(received, provider, api_key, reply)
-        self._server.pause(self.latency + (self.slow_seconds if behaviour == "slow" else 0))
-        return reply
-
-    def _scripted(self, provider: str) -> Answer | None:
-        try:
-            return self._scripts[provider].popleft()
-        except IndexError:
-            return None
 
     def _add_cookie(self, reply: Reply) -> None:
         if self.set_cookie:
@@ -237,15 +278,6 @@ class FakeProviders:
                 status=reply.status,
             )
         )
-
-
-def _read_api_key(received: Received, headers: tuple[str, ...]) -> str | None:
-    name = next((name for name in headers if name in received.headers), "")
-    value = received.headers.get(name)
-    if name == "authorization" and value is not None:
-        scheme, _, value = value.partition(" ")
-        return value if scheme.lower() == "bearer" else None
-    return value
 
 
 def _read_cookies(received: Received) -> dict[str, str]:

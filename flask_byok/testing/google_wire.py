@@ -2,87 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
-from .chat import Turn, bad_end, last_message, take_turn
-from .wire import Answer, EventStream, Reply, Request, answer_event, event, json_answer
+from .chat import last_message, plan
+from .check_answers import check_success
+from .google_errors import error, refusal
+from .script import Script, ToolCall, converse
+from .wire import Answer, Reply, Request, answer_event, event, json_answer
 
 MODELS = {"gemini-2.5-flash": "Gemini 2.5 Flash", "gemini-2.5-pro": "Gemini 2.5 Pro"}
-HOST = "generativelanguage.googleapis.com"
 
-#: HTTP status, google.rpc status, reason of the ErrorInfo (or none), message.
-_REFUSALS = {
-    "bad": (
-        400,
-        "INVALID_ARGUMENT",
-        "API_KEY_INVALID",
-        "API key not valid. Please pass a valid API key.",
-    ),
-    "restricted": (
-        403,
-        "PERMISSION_DENIED",
-        "API_KEY_SERVICE_BLOCKED",
-        f"Requests to this API {HOST} are blocked.",
-    ),
-    "service_disabled": (
-        403,
-        "PERMISSION_DENIED",
-        "SERVICE_DISABLED",
-        "Generative Language API has not been used in this project before or it is disabled.",
-    ),
-    "disabled": (403, "PERMISSION_DENIED", "CONSUMER_SUSPENDED", "Permission denied: suspended."),
-    "broke": (429, "RESOURCE_EXHAUSTED", "", "Your prepayment credits are depleted."),
-    "rate_limited": (429, "RESOURCE_EXHAUSTED", "", "Resource has been exhausted (check quota)."),
-    "overloaded": (503, "UNAVAILABLE", "", "The model is overloaded. Please try again later."),
-}
-_SAME = {"blocked": "disabled", "team_blocked": "disabled"}
-
-_GENERATE = re.compile(r"/v1(?:beta)?/models/([^/:]+):(generateContent|streamGenerateContent)")
+# Vertex has the same below a project and a location.
+_GENERATE = re.compile(
+    r"/v1(?:beta\d?)?(?:/[^:]+)?/models/[^/:]+:(generateContent|streamGenerateContent)"
+)
 
 
 def answer(request: Request) -> Reply:
-    """Answer one request to generativelanguage.googleapis.com."""
-    refused = refuse(request)
-    if refused is not None:
-        return refused
+    """Answer one request to a provider of this format."""
+    if request.kind:
+        return refusal(request, request.kind)
     if request.method == "GET" and request.path in ("/v1beta/models", "/v1/models"):
         return _list_models(request)
     generate = _GENERATE.fullmatch(request.path)
     if request.method == "POST" and generate:
-        return _chat(request, generate[1], streamed=generate[2] == "streamGenerateContent")
-    return error(404, "NOT_FOUND", "", "Requested entity was not found.")
-
-
-def error(status: int, name: str, reason: str, message: str) -> Answer:
-    """Build Google's error object, with the reason, if any, in an ErrorInfo."""
-    body: dict[str, object] = {"code": status, "message": message, "status": name}
-    if reason:
-        info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}
-        localized = {
-            "@type": "type.googleapis.com/google.rpc.LocalizedMessage",
-            "locale": "en-US",
-            "message": message,
-        }
-        metadata = {"service": HOST}
-        body["details"] = [{**info, "domain": "googleapis.com", "metadata": metadata}, localized]
-    return json_answer(status, {"error": body})
-
-
-def refuse(request: Request) -> Answer | None:
-    """Answer for the key's behaviour, or None if the key may go on."""
-    if request.api_key is None:
-        message = "Method doesn't allow unregistered callers."
-        return error(403, "PERMISSION_DENIED", "", message)
-    kind = _SAME.get(request.behaviour, request.behaviour)
-    return _refusal(request, kind) if kind in _REFUSALS else None
-
-
-def _refusal(request: Request, kind: str) -> Answer:
-    status, name, reason, message = _REFUSALS[kind]
-    if reason == "CONSUMER_SUSPENDED":  # the real text repeats the key
-        message = f"Permission denied: Consumer 'api_key:{request.api_key}' has been suspended."
-    return error(status, name, reason, message)
+        return _chat(request, streamed=generate[1] == "streamGenerateContent")
+    missing = error(404, "NOT_FOUND", "", "Requested entity was not found.")
+    return check_success(request) or missing
 
 
 def _list_models(request: Request) -> Reply:
@@ -108,40 +56,59 @@ def _number(request: Request, name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default
 
 
-def _chat(request: Request, model: str, *, streamed: bool) -> Reply:
-    message = last_message(request.body.get("contents"), "parts")
-    turn = take_turn(request.provider, model, message)
+def _chat(request: Request, *, streamed: bool) -> Reply:
     if streamed and request.query.get("alt") != "sse":
         text = "This server streams with alt=sse only."
         return error(400, "INVALID_ARGUMENT", "", text)
-    if streamed:
-        return EventStream(_stream(request, model, turn))
-    return json_answer(200, {**_part(model, turn.text, "STOP"), "usageMetadata": _usage(turn)})
+    script = plan(request, request.model, last_message(request.body.get("contents"), "parts"))
+    return converse(request, script, _Answer(request, script), streamed=streamed)
 
 
-def _stream(request: Request, model: str, turn: Turn) -> Iterator[bytes]:
-    for word in turn.words:
-        yield event(_part(model, word))
-    if turn.ending:
-        yield answer_event(_refusal(request, bad_end(request, turn.ending)))
-        return
-    yield event({**_part(model, "", "STOP"), "usageMetadata": _usage(turn)})
+class _Answer:
+    """One answer as generated content."""
+
+    def __init__(self, request: Request, script: Script) -> None:
+        self._request = request
+        self._script = script
+
+    def opening(self) -> Iterator[bytes]:
+        return iter(())
+
+    def piece(self, kind: str, value: str | ToolCall) -> Iterator[bytes]:
+        yield event(self._content([_part(kind, value)]))
+
+    def closing(self) -> Iterator[bytes]:
+        if finish := self._script.finish_word("google"):
+            yield event({**self._content([_part("text", "")], finish), **self._usage()})
+
+    def error(self, kind: str) -> Iterator[bytes]:
+        yield answer_event(refusal(self._request, kind))
+
+    def whole(self) -> Answer:
+        parts = [_part(kind, value) for kind, value in self._script.pieces if kind != "text"]
+        if self._script.texts:
+            parts.append(_part("text", self._script.text))
+        content = self._content(parts, self._script.finish_word("google"))
+        return json_answer(200, {**content, **self._usage()})
+
+    def _content(
+        self, parts: list[dict[str, object]], finish_reason: str | None = None
+    ) -> dict[str, object]:
+        content = {"role": "model", "parts": parts}
+        candidate: dict[str, object] = {"content": content, "index": 0}
+        if finish_reason:
+            candidate["finishReason"] = finish_reason
+        facts = {"modelVersion": self._request.model, "responseId": "fake"}
+        return {"candidates": [candidate], **facts}
+
+    def _usage(self) -> dict[str, object]:
+        given, made = self._script.tokens
+        numbers = {"promptTokenCount": given, "candidatesTokenCount": made}
+        return {"usageMetadata": {**numbers, "totalTokenCount": given + made}}
 
 
-def _part(model: str, text: str, finish_reason: str | None = None) -> dict[str, object]:
-    candidate: dict[str, object] = {
-        "content": {"role": "model", "parts": [{"text": text}]},
-        "index": 0,
-    }
-    if finish_reason:
-        candidate["finishReason"] = finish_reason
-    return {"candidates": [candidate], "modelVersion": model, "responseId": "fake"}
-
-
-def _usage(turn: Turn) -> dict[str, int]:
-    out = len(turn.words)
-    return {
-        "promptTokenCount": turn.tokens_in,
-        "candidatesTokenCount": out,
-        "totalTokenCount": turn.tokens_in + out,
-    }
+def _part(kind: str, value: str | ToolCall) -> dict[str, object]:
+    if not isinstance(value, str):
+        id, name, arguments = value
+        return {"functionCall": {"id": id, "name": name, "args": json.loads(arguments)}}
+    return {"text": value, "thought": True} if kind == "reasoning" else {"text": value}

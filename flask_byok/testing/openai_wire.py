@@ -1,12 +1,14 @@
-"""OpenAI's chat completions format: OpenAI, Groq, xAI, OpenRouter, custom and demo."""
+"""OpenAI's chat completions format, as OpenAI and all compatible providers speak it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .chat import Turn, bad_end, last_message, take_turn
-from .openai_errors import openai_error, refusal, refuse
-from .wire import CREATED, EventStream, Reply, Request, answer_event, event, json_answer
+from .chat import last_message, plan
+from .check_answers import check_success
+from .openai_errors import openai_error, refusal
+from .script import Script, ToolCall, converse
+from .wire import CREATED, Answer, Reply, Request, answer_event, event, json_answer
 
 MODELS = {
     "openai": ("gpt-4o-mini", "gpt-4o", "gpt-4.1-mini"),
@@ -17,8 +19,8 @@ MODELS = {
     "demo": ("demo-small", "demo-large"),
 }
 
-#: xAI answers 200 about these keys, and tells in the answer what is wrong with them.
-_DESCRIBED_BY_XAI = ("good", "slow", "broke", "disabled", "blocked", "team_blocked")
+#: These call reasoning `reasoning`; the others `reasoning_content`, as DeepSeek began it.
+_REASONING = ("groq", "openrouter")
 
 DONE = b"data: [DONE]\n\n"
 
@@ -28,97 +30,101 @@ def answer(request: Request) -> Reply:
     route = (request.method, request.path)
     if request.provider == "openrouter" and route == ("GET", "/models"):
         return _list_models(request)  # public: it answers 200 to anyone
-    key_facts = request.provider == "xai" and route == ("GET", "/api-key")
-    if key_facts and request.behaviour in _DESCRIBED_BY_XAI:
-        return _xai_api_key(request)
-    refused = refuse(request)
-    if refused is not None:
-        return refused
+    if request.kind:
+        return refusal(request, request.kind)
     if route == ("GET", "/models"):
         return _list_models(request)
-    if request.provider == "openrouter" and route == ("GET", "/key"):
-        return _openrouter_key()
     if route == ("POST", "/chat/completions"):
         return _chat(request)
-    return openai_error(404, "Unknown request URL.", "invalid_request_error", "unknown_url")
+    unknown = openai_error(404, "Unknown request URL.", "invalid_request_error", "unknown_url")
+    return check_success(request) or unknown
 
 
 def _list_models(request: Request) -> Reply:
+    usual = (request.spec.default_model or "fake-small", "fake-large")
     models = [
         {"id": model, "object": "model", "created": CREATED, "owned_by": request.provider}
-        for model in MODELS[request.provider]
+        for model in MODELS.get(request.provider, usual)
     ]
     return json_answer(200, {"object": "list", "data": models})
 
 
-def _xai_api_key(request: Request) -> Reply:
-    return json_answer(
-        200,
-        {
-            "redacted_api_key": "xai-...0000",
-            "name": "test key",
-            "api_key_id": "00000000-0000-0000-0000-000000000000",
-            "acls": ["api-key:model:*", "api-key:endpoint:*"],
-            "api_key_blocked": request.behaviour == "blocked",
-            "api_key_disabled": request.behaviour == "disabled",
-            "team_blocked": request.behaviour == "team_blocked",
-        },
-    )
-
-
-def _openrouter_key() -> Reply:
-    facts = {"label": "test key", "limit": None, "limit_remaining": None, "usage": 0}
-    return json_answer(200, {"data": {**facts, "is_free_tier": False}})
-
-
 def _chat(request: Request) -> Reply:
-    model = str(request.body.get("model", ""))
     messages = request.body.get("messages")
-    if not model or not messages:
+    if not request.model or not messages:
         message = "You must provide a model and messages."
         return openai_error(400, message, "invalid_request_error")
-    turn = take_turn(request.provider, model, last_message(messages, "content"))
-    if request.body.get("stream"):
-        return EventStream(_stream(request, model, turn))
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": turn.text},
-        "finish_reason": "stop",
-    }
-    head = {"id": "chatcmpl-fake", "object": "chat.completion", "created": CREATED}
-    return json_answer(200, {**head, "model": model, "choices": [choice], "usage": _usage(turn)})
+    script = plan(request, request.model, last_message(messages, "content"))
+    streamed = bool(request.body.get("stream"))
+    return converse(request, script, _Answer(request, script), streamed=streamed)
 
 
-def _stream(request: Request, model: str, turn: Turn) -> Iterator[bytes]:
-    if request.provider == "openrouter":
-        yield b": OPENROUTER PROCESSING\n\n"
-    yield _chunk(model, {"role": "assistant", "content": ""})
-    for word in turn.words:
-        yield _chunk(model, {"content": word})
-    if turn.ending:
-        yield answer_event(refusal(request, bad_end(request, turn.ending)))
-        return
-    yield _chunk(model, {}, finish_reason="stop")
-    options = request.body.get("stream_options")
-    if isinstance(options, dict) and options.get("include_usage"):
-        yield event({**_chunk_head(model), "choices": [], "usage": _usage(turn)})
-    yield DONE
+class _Answer:
+    """One answer as a chat completion."""
 
+    def __init__(self, request: Request, script: Script) -> None:
+        self._request = request
+        self._script = script
+        self._calls = 0
+        self._reasoning = "reasoning" if request.provider in _REASONING else "reasoning_content"
+        self._text = "refusal" if script.finish == "refusal" else "content"
 
-def _chunk_head(model: str) -> dict[str, object]:
-    head = {"id": "chatcmpl-fake", "object": "chat.completion.chunk", "created": CREATED}
-    return {**head, "model": model}
+    def opening(self) -> Iterator[bytes]:
+        if self._request.provider == "openrouter":
+            yield b": OPENROUTER PROCESSING\n\n"
+        yield self._chunk({"role": "assistant", "content": ""})
 
+    def piece(self, kind: str, value: str | ToolCall) -> Iterator[bytes]:
+        if isinstance(value, str):
+            yield self._chunk({self._text if kind == "text" else self._reasoning: value})
+            return
+        id, name, arguments = value
+        yield self._call({"name": name, "arguments": ""}, id=id, type="function")
+        half = len(arguments) // 2
+        for part in (arguments[:half], arguments[half:]):
+            yield self._call({"arguments": part})
+        self._calls += 1
 
-def _chunk(model: str, delta: dict[str, str], finish_reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return event({**_chunk_head(model), "choices": [choice]})
+    def closing(self) -> Iterator[bytes]:
+        if finish := self._script.finish_word("openai"):
+            yield self._chunk({}, finish)
+        options = self._request.body.get("stream_options")
+        if isinstance(options, dict) and options.get("include_usage"):
+            yield event({**self._head("chat.completion.chunk"), "choices": [], **self._usage()})
+        if self._script.done:
+            yield DONE
 
+    def error(self, kind: str) -> Iterator[bytes]:
+        yield answer_event(refusal(self._request, kind))
 
-def _usage(turn: Turn) -> dict[str, int]:
-    out = len(turn.words)
-    return {
-        "prompt_tokens": turn.tokens_in,
-        "completion_tokens": out,
-        "total_tokens": turn.tokens_in + out,
-    }
+    def whole(self) -> Answer:
+        script = self._script
+        message: dict[str, object] = {"role": "assistant", "content": None}
+        if script.texts:
+            message[self._text] = script.text
+        if script.reasoning:
+            message[self._reasoning] = "".join(script.reasoning)
+        if script.calls:
+            message["tool_calls"] = [
+                {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+                for id, name, arguments in script.calls
+            ]
+        choice = {"index": 0, "message": message, "finish_reason": script.finish_word("openai")}
+        head = self._head("chat.completion")
+        return json_answer(200, {**head, "choices": [choice], **self._usage()})
+
+    def _head(self, kind: str) -> dict[str, object]:
+        head = {"id": "chatcmpl-fake", "object": kind, "created": CREATED}
+        return {**head, "model": self._request.model}
+
+    def _chunk(self, delta: dict[str, object], finish_reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        return event({**self._head("chat.completion.chunk"), "choices": [choice]})
+
+    def _call(self, function: dict[str, str], **head: str) -> bytes:
+        return self._chunk({"tool_calls": [{"index": self._calls, **head, "function": function}]})
+
+    def _usage(self) -> dict[str, object]:
+        given, made = self._script.tokens
+        numbers = {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made}
+        return {"usage": numbers}

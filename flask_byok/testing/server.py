@@ -148,7 +148,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_stream(self, stream: EventStream) -> None:
         self._send_head(stream, Transfer_Encoding="chunked", Cache_Control="no-cache")
-        for frame in stream.frames:
+        for frame in filter(None, stream.frames):  # an empty chunk would end the stream
             self.wfile.write(b"%x\r\n%b\r\n" % (len(frame), frame))
             self.wfile.flush()
             self.server.pause(self.server.chunk_delay)

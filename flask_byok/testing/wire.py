@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..catalog import ProviderSpec
+
+if TYPE_CHECKING:
+    from .script import Script
 
 #: What a key of a fake provider does. Any key that was never registered is "bad".
 #: `blocked` and `team_blocked` differ from `disabled` only at xAI, `service_disabled` from
@@ -23,6 +29,36 @@ BEHAVIOURS = (
     "bad",
 )
 
+#: The documented refusals, under the codes of our own errors; `fake.refuse_next` takes these.
+KINDS = (
+    "key_rejected",
+    "disabled",
+    "restricted",
+    "not_permitted",
+    "region_blocked",
+    "no_credit",
+    "billing_limit",
+    "provider_rate_limited",
+    "provider_overloaded",
+    "provider_unavailable",
+    "context_too_long",
+    "model_unknown",
+    "content_filtered",
+    "request_refused",
+)
+
+#: The refusal that a key of this behaviour meets; "" for none.
+_KIND_OF = {
+    "good": "",
+    "slow": "",
+    "bad": "key_rejected",
+    "broke": "no_credit",
+    "rate_limited": "provider_rate_limited",
+    "overloaded": "provider_overloaded",
+    "blocked": "disabled",
+    "team_blocked": "disabled",
+}
+
 #: A fixed time of creation, so that every answer is the same on every run.
 CREATED = 1_750_000_000
 
@@ -35,16 +71,38 @@ class ConnectionDropped(Exception):
 class Request:
     """One request, with the path below the provider's base URL and the key's behaviour."""
 
-    provider: str
+    spec: ProviderSpec
     method: str
     path: str
     query: Mapping[str, str]
     headers: Mapping[str, str]
     body: Mapping[str, object]
     api_key: str | None
-    behaviour: str
+    #: The key's behaviour; for a good key the kind of refusal that was scripted, if one was.
+    outcome: str
+    #: Seconds that a scripted refusal asks to wait.
+    retry_after: float | None
+    #: Takes the answer that was scripted for this conversation, if one was.
+    scripted: Callable[[], Script | None]
+    #: Waits for so many seconds; raises ConnectionDropped when the server stops.
+    pause: Callable[[float], None]
     #: Makes the request's own key a bad one from now on.
     revoke: Callable[[], None]
+
+    @property
+    def provider(self) -> str:
+        """The provider's id."""
+        return self.spec.id
+
+    @property
+    def kind(self) -> str:
+        """The kind of refusal that this request meets; "" if it may go on."""
+        return _KIND_OF.get(self.outcome, self.outcome)
+
+    @property
+    def model(self) -> str:
+        """The model that the body names, or the path as Google's does."""
+        return str(self.body.get("model") or self.path.partition("/models/")[2].partition(":")[0])
 
 
 @dataclass
@@ -55,6 +113,8 @@ class Answer:
     content: bytes
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    #: Seconds before the status line.
+    delay: float = 0.0
 
 
 @dataclass
@@ -65,6 +125,8 @@ class EventStream:
     status: int = 200
     content_type: str = "text/event-stream; charset=utf-8"
     headers: dict[str, str] = field(default_factory=dict)
+    #: Seconds before the status line.
+    delay: float = 0.0
 
 
 @dataclass
@@ -74,6 +136,7 @@ class RawStream:
     frames: Iterator[bytes]
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
 
 
 Reply = Answer | EventStream | RawStream
@@ -83,6 +146,13 @@ def json_answer(status: int, body: object, **headers: str) -> Answer:
     """Build a JSON answer; an underscore in a header's name stands for a hyphen."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Answer(status, json.dumps(body).encode(), headers=named)
+
+
+def with_retry_after(answer: Answer, seconds: float | None) -> Answer:
+    """Let an answer ask to wait so many seconds."""
+    if seconds is not None:
+        answer.headers["Retry-After"] = str(seconds)
+    return answer
 
 
 def event(data: object, name: str | None = None) -> bytes:

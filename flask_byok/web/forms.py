@@ -19,16 +19,16 @@ from ..accounts.store import serving_order
 from ..errors import InvalidFieldError, KeyNotFoundError
 from ..keys.service import Service
 from ..keys.typed import NewKey
-from ..model.credential import Secret, Verdict
+from ..model.credential import Fields, Secret, Verdict
 from ..model.owner import Tier
 from .caller import for_caller, get_state
-from .text import OUTCOMES, REASONS, VERDICTS
+from .text import LOOKS_LIKE, OUTCOMES, REASONS, VERDICTS
 
 _KINDS = {True: "success", False: "error", None: "warning"}
 
 #: The query's parameters for an outcome: its code (a key of ``OUTCOMES`` or ``validated``), the provider's id, the
-#: verdict of a check, and the code of the error.
-_PARAMETERS = ("byok", "byok_provider", "byok_verdict", "byok_reason")
+#: verdict of a check, the code of the error, and the id of the provider that a typed key looks like.
+_PARAMETERS = ("byok", "byok_provider", "byok_verdict", "byok_reason", "byok_looks_like")
 #: A key expires with the end of the day that was chosen, in UTC.
 _END_OF_DAY = time(23, 59, 59, tzinfo=UTC)
 
@@ -46,7 +46,8 @@ def _save(provider: str) -> Response:
     details = _details(changed_only=request.form.get("described") != place)
     new = NewKey(fields=_typed_fields(provider), persist=persist, **details)
     _, validation = for_caller(Service.set, provider, new)
-    return _go_back("saved", provider, validation.verdict if validation else "")
+    verdict = validation.verdict if validation else ""
+    return _go_back("saved", provider, verdict, "", _looks_like(provider, new.fields))
 
 
 def _change(provider: str) -> Response:
@@ -66,8 +67,14 @@ def _shown(keys: Sequence[Record], provider: str) -> str:
 
 
 def _validate(provider: str) -> Response:
-    found = for_caller(Service.validate, provider, _typed_fields(provider) or None)
-    return _go_back("validated", provider, found.verdict)
+    fields = _typed_fields(provider)
+    found = for_caller(Service.validate, provider, fields or None)
+    return _go_back("validated", provider, found.verdict, "", _looks_like(provider, fields))
+
+
+def _looks_like(provider: str, fields: Fields) -> str:
+    warnings = get_state().service.warnings(provider, fields)
+    return warnings[0]["provider"] if warnings else ""
 
 
 def _clear(provider: str) -> Response:
@@ -174,18 +181,21 @@ def notice(query: Mapping[str, str], names: Mapping[str, str]) -> Notice | None:
 
     :param names: the providers' names by id.
     """
-    code, provider, verdict, reason = (query.get(name, "") for name in _PARAMETERS)
+    code, provider, verdict, reason, other = (query.get(name, "") for name in _PARAMETERS)
     known, said = VERDICTS.get(verdict, ""), OUTCOMES.get(code)
+    guess = f" {LOOKS_LIKE.format(name=names[other])}" if other in names else ""
     if code == "validated" and known:
         name = names.get(provider)
-        return Notice(_KINDS[Verdict(verdict).valid], f"{name}: {known}" if name else known)
+        text = f"{name}: {known}" if name else known
+        return Notice(_KINDS[Verdict(verdict).valid], text + guess)
     if said is None:
         return None
     if code.endswith("_failed"):
         why = known or REASONS.get(reason)
         return Notice("error", f"{said}: {why}" if why else said)
     caveat = known if verdict != Verdict.VALID else ""
-    return Notice("success", f"{said}. {caveat}" if caveat else said)
+    text = f"{said}. {caveat}{guess}" if caveat else f"{said}.{guess}" if guess else said
+    return Notice("warning" if guess else "success", text)
 
 
 def local_path(url: str | None) -> str | None:

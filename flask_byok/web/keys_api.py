@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from ..errors import InvalidFieldError, RevealDisabledError
 from ..keys.health import HealthFacts
+from ..keys.paste import KeyWarning
 from ..keys.service import Service
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
@@ -116,6 +117,13 @@ class SetResponse(TypedDict):
     success: _Done
     provider: Status | None
     validation: ValidationFacts | None
+    warnings: list[KeyWarning]
+
+
+class CheckResponse(ValidationFacts):
+    """The result of the check; ``warnings`` are about a typed key."""
+
+    warnings: list[KeyWarning]
 
 
 class ClearResponse(TypedDict):
@@ -143,7 +151,12 @@ def list_keys(*, telling: bool = True) -> Keys:
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
     status, found = for_caller(Service.set, body.provider, body.new_key())
-    return {"success": True, "provider": status, "validation": found.to_dict() if found else None}
+    return {
+        "success": True,
+        "provider": status,
+        "validation": found.to_dict() if found else None,
+        "warnings": get_state().service.warnings(body.provider, body.typed()),
+    }
 
 
 def clear_key(body: ClearRequest) -> ClearResponse:
@@ -152,9 +165,10 @@ def clear_key(body: ClearRequest) -> ClearResponse:
     return {"success": True, "cleared": cleared, "provider": status}
 
 
-def validate_key(body: ValidateRequest) -> ValidationFacts:
+def validate_key(body: ValidateRequest) -> CheckResponse:
     """Ask the provider about a typed key, or about the one in use."""
-    return for_caller(Service.validate, body.provider, body.typed(), body.base_url).to_dict()
+    found = for_caller(Service.validate, body.provider, body.typed(), body.base_url).to_dict()
+    return {**found, "warnings": get_state().service.warnings(body.provider, body.typed())}
 
 
 def promote_keys(body: PromoteRequest) -> PromoteResponse:

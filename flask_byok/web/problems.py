@@ -35,6 +35,8 @@ class Problem(TypedDict):
     code: str
     provider: NotRequired[str]
     validation: NotRequired[ValidationFacts]
+    retry_after: NotRequired[Annotated[int, msgspec.Meta(ge=0, description="In seconds.")]]
+    settings_url: NotRequired[Annotated[str, msgspec.Meta(description="Where the key is mended.")]]
 
 
 def problem(error: ByokError) -> Problem:
@@ -50,6 +52,8 @@ def problem(error: ByokError) -> Problem:
     body = _body(error.status, error.code, error.title, detail)
     if error.provider is not None:
         body["provider"] = error.provider
+    if error.retry_after is not None:
+        body["retry_after"] = error.retry_after
     if isinstance(error, KeyRefusedError):
         body["validation"] = error.validation.to_dict()
     return body

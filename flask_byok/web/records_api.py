@@ -15,6 +15,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ..accounts.changes import Changes, NewSecret
 from ..accounts.records import AccountRecords, Page, Record, Stats
 from ..errors import KeyNotFoundError, VersionConflictError
+from ..keys.paste import KeyWarning
 from ..keys.service import Service
 from ..keys.status import ServiceFacts
 from ..model.credential import CredentialRecord, Validation, ValidationFacts
@@ -85,6 +86,7 @@ class CheckedRecord(Record):
     """The record, with the result of the check of its new key."""
 
     validation: ValidationFacts | None
+    warnings: list[KeyWarning]
 
 
 class Services(TypedDict):
@@ -130,13 +132,13 @@ def create_own(records: AccountRecords, body: NewRecord) -> CheckedRecord:
     """Store a new key."""
     owner = records.caller.identity
     made = records.create(owner, body.provider, body.new_key(), slot=body.slot)
-    return _checked(records, *made)
+    return _checked(records, body, *made)
 
 
 def create_shared(records: AccountRecords, body: NewSharedRecord) -> CheckedRecord:
     """Store a new key of a team or of the system."""
     made = records.create(body.owner, body.provider, body.new_key(), slot=body.slot)
-    return _checked(records, *made)
+    return _checked(records, body, *made)
 
 
 def change(records: AccountRecords, record: CredentialRecord, body: RecordChanges) -> CheckedRecord:
@@ -145,7 +147,7 @@ def change(records: AccountRecords, record: CredentialRecord, body: RecordChange
     changes = cast(Changes, {name: value for name, value in sent.items() if value is not UNSET})
     secret = NewSecret(fields=body.typed() or {}, base_url=body.base_url, validate=body.validate)
     changed = records.change(record, changes, secret, if_version=_if_match(record))
-    return _checked(records, *changed)
+    return _checked(records, body, *changed)
 
 
 def delete(records: AccountRecords, record: CredentialRecord) -> None:
@@ -159,10 +161,12 @@ def validate(records: AccountRecords, record: CredentialRecord) -> ValidationFac
 
 
 def _checked(
-    records: AccountRecords, record: CredentialRecord, validation: Validation | None
+    records: AccountRecords, body: TypedKey, record: CredentialRecord, validation: Validation | None
 ) -> CheckedRecord:
+    typed = NewSecret(fields=body.typed() or {}).given
+    warnings = records.core.warnings(record.provider, typed) if typed else []
     found = validation.to_dict() if validation else None
-    return {**records.describe(record), "validation": found}
+    return {**records.describe(record), "validation": found, "warnings": warnings}
 
 
 def _if_match(record: CredentialRecord) -> int | None:

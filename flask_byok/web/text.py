@@ -97,6 +97,9 @@ OUTCOMES: Mapping[str, str] = {
     "promote_failed": "Failed to add key to your account",
 }
 
+#: What the look of a typed key tells.
+LOOKS_LIKE = "This looks like a key for {name}."
+
 #: Texts of the script, which reads them from the element's ``data-text-*`` attributes.
 MESSAGES: Mapping[str, str] = {
     **OUTCOMES,
@@ -110,4 +113,5 @@ MESSAGES: Mapping[str, str] = {
     "network": "No connection to the server. Please try again.",
     "unexpected": "The server gave an unexpected answer.",
     "working": "Working…",
+    "looks_like": LOOKS_LIKE,
 }

@@ -10,11 +10,14 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 from flask import Response, current_app, request, url_for
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..catalog import Catalog
 from ..errors import ByokError
+from ..keys.paste import beginnings
 from ..model.credential import utcnow
 from ..model.owner import PERSONAL_TIERS, Tier
 from ..settings import Settings
@@ -81,9 +84,11 @@ class UI:
         state, now = get_state(), utcnow()
         settings, asked = state.settings, state.service.lookup.tiers
         longest = settings.max_key_lifetime
-        names = {status["provider"]: status["name"] for status in found["providers"]}
+        known = list(state.service.catalog)
+        names = {spec.id: spec.name for spec in (*Catalog.shipped, *known)}
         return {
             "error": None,
+            "beginnings": msgspec.json.encode(beginnings(known)).decode(),
             "rows": [build_row(status, found, settings, now) for status in found["providers"]],
             "can_choose": Tier.SESSION in settings.precedence,
             "first_day": now.date().isoformat(),

@@ -28,6 +28,17 @@ def good(fake: FakeProviders, provider: str = "openai", owner: str = "system") -
 # set
 
 
+def test_set_takes_a_key_out_of_what_is_around_it(host: HostApp, fake: FakeProviders) -> None:
+    """A line of a file of variables yields its key; that it looks like another provider's is said beside."""
+    api_key = fake.api_key("groq", owner="system")
+    line = f"GROQ_API_KEY='{api_key}' # work"
+    result = run(host, "set", "openai", "--validate", "off", input=f"# mine\n{line}\n")
+    assert result.exit_code == 0
+    assert "It looks like a key for groq." in result.stderr
+    assert api_key not in result.output
+    assert stored(host) == {"openai": api_key}
+
+
 def test_set_from_stdin(host: HostApp, fake: FakeProviders) -> None:
     """A key from stdin is checked and stored for the system, shown by its hint only, and serves the operator."""
     api_key = good(fake)
@@ -129,7 +140,7 @@ def test_set_of_what_cannot_be(host: HostApp) -> None:
     for args, stdin, sentence in (
         ([], "", "API key is missing."),
         ([], "short", "8 to 4,096 characters"),
-        ([], f"{CANARY}\n{CANARY}", "no spaces"),
+        ([], f"{CANARY}\n{CANARY}0", "several keys"),
         ([], CANARY.encode() + b"\xff", "no text"),
         ([], CANARY * 5000, "far too long"),
         (["--slot", CANARY], SHORT, "The field 'slot'"),

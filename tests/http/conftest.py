@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from flask_byok.http import transport
+from flask_byok.http.outbound import Slots
 from flask_byok.testing import FakeProviders
 
 
@@ -84,3 +86,17 @@ def fake_tls(certificate: Path) -> Iterator[FakeProviders]:
 def client_tls(certificate: Path) -> ssl.SSLContext:
     """Trust `provider.test` alone."""
     return ssl.create_default_context(cafile=certificate)
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
+    """Give the process fresh slots."""
+    fresh = Slots(4, 2)
+    monkeypatch.setattr("flask_byok.http.outbound.personal_slots", fresh)
+    return fresh
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give readers control back twenty times a second."""
+    monkeypatch.setattr(transport, "TICK", 0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -13,11 +14,18 @@ Script = Callable[[], Iterator[bytes]]
 
 
 class HostileServer:
-    """Runs on a free port until it is closed; counts the bytes that were taken."""
+    """Runs on a free port until it is closed; counts the connections, and the bytes that were taken.
 
-    def __init__(self, script: Script) -> None:
+    :param keep: leave the connection open after an answer, for the next request.
+    """
+
+    def __init__(self, script: Script, *, keep: bool = False) -> None:
         self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=16)
+        self._keep = keep
+        self.connections = 0
+        #: Set once a client has closed a connection.
+        self.left = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.origin = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
         self.heads: list[str] = []
@@ -33,25 +41,40 @@ class HostileServer:
         with suppress(OSError):
             while True:
                 connection = self._listener.accept()[0]
+                self.connections += 1
                 threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            head = connection.recv(65_536)
-            self.heads.append(head.decode(errors="replace"))
-            for piece in self._script():
-                connection.sendall(piece)
-                self.sent += len(piece)
-            connection.shutdown(socket.SHUT_WR)
-            # Closing with something unread would reset the connection before the answer is read.
-            while connection.recv(65_536):
-                pass
+        with connection:
+            with suppress(OSError):
+                while self._answer_one(connection):
+                    pass
+            self.left.set()
+
+    def _answer_one(self, connection: socket.socket) -> bool:
+        head = connection.recv(65_536)
+        length = re.search(rb"(?i)content-length: (\d+)", head) if self._keep else None
+        while length and len(head.partition(b"\r\n\r\n")[2]) < int(length[1]):
+            head += connection.recv(65_536)
+        if not head and self._keep:
+            return False
+        self.heads.append(head.decode(errors="replace"))
+        for piece in self._script():
+            connection.sendall(piece)
+            self.sent += len(piece)
+        if self._keep:
+            return True
+        connection.shutdown(socket.SHUT_WR)
+        # Closing with something unread would reset the connection before the answer is read.
+        while connection.recv(65_536):
+            pass
+        return False
 
 
 @contextmanager
-def hostile(script: Script) -> Iterator[HostileServer]:
+def hostile(script: Script, *, keep: bool = False) -> Iterator[HostileServer]:
     """Run a server for this block."""
-    server = HostileServer(script)
+    server = HostileServer(script, keep=keep)
     try:
         yield server
     finally:
@@ -62,6 +85,20 @@ def head(status: int, *headers: str) -> bytes:
     """Write the beginning of an answer whose end is the connection's."""
     lines = (f"HTTP/1.1 {status} X", *headers, "Connection: close", "", "")
     return "\r\n".join(lines).encode()
+
+
+#: The header of a stream of events.
+EVENTS = "Content-Type: text/event-stream"
+
+
+def chunked() -> bytes:
+    """Write the beginning of a stream of events in chunks."""
+    return f"HTTP/1.1 200 OK\r\n{EVENTS}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+
+
+def chunk(data: bytes, extension: bytes = b"") -> bytes:
+    """Write one chunk."""
+    return b"%x%s\r\n%s\r\n" % (len(data), extension, data)
 
 
 def endless(first: bytes, block: bytes = b"x" * 65_536) -> Iterator[bytes]:

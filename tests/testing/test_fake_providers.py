@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +14,10 @@ import openai
 import pytest
 from google.genai import errors as google
 
-from flask_byok.http import Outbound
-from flask_byok.providers import make_provider
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
-from tests.providers.conftest import CATALOG, call_client, credential_for
+from tests.providers.conftest import call_client
+from tests.testing.sdks import HELLO, sdk
 
 CHECKS = {
     "openai": "/models",
@@ -31,20 +29,6 @@ CHECKS = {
     "custom": "/models",
     "demo": "/models",
 }
-HELLO: list[Any] = [{"role": "user", "content": "hello"}]
-
-
-@pytest.fixture
-def http() -> Iterator[httpx2.Client]:
-    """Provide a plain client without the environment's proxies."""
-    with httpx2.Client(trust_env=False, timeout=10) as client:
-        yield client
-
-
-def sdk(fake: FakeProviders, provider: str, behaviour: str = "good") -> Any:
-    """Return the real SDK's client with a key."""
-    credential = credential_for(fake, provider, fake.api_key(provider, behaviour))
-    return make_provider(CATALOG.get(provider), credential, Outbound(), max_retries=0).client
 
 
 def headers_for(api_key: str) -> dict[str, str]:

@@ -36,6 +36,42 @@ def test_good_key_is_saved_and_bad_one_refused(settings: SettingsPage, fake: Fak
     assert settings.find("[data-byok-message]").get_attribute("role") == "alert"
 
 
+def test_a_key_of_another_provider_is_named(settings: SettingsPage, fake: FakeProviders) -> None:
+    """A line under the field says whose key was typed before it is sent, and the answer says it again."""
+    settings.open()
+    settings.type("openai", f'GROQ_API_KEY="{fake.api_key("groq")}"')
+    guess = settings.row("openai", "[data-byok-guess]")
+    assert guess.text == "This looks like a key for Groq."
+    assert fake.calls == []
+    settings.type("openai", fake.api_key("openai"))
+    assert guess.text == ""
+    for _ in range(2):
+        fake.answer_next("openai", 503)
+    settings.save("openai", fake.api_key("groq"))
+    settings.wait(lambda: settings.message.startswith("Key saved. "), "saved")
+    assert settings.message.endswith("This looks like a key for Groq.")
+
+
+def test_several_lines_are_pasted(settings: SettingsPage, fake: FakeProviders) -> None:
+    """Of several variables that are pasted at once, which an input would run together, the provider's own is saved."""
+    api_key = fake.api_key("openai")
+    settings.open()
+    settings.driver.execute_script(
+        """
+        const data = new DataTransfer();
+        data.setData("text/plain", arguments[1]);
+        const paste = { clipboardData: data, bubbles: true, cancelable: true, composed: true };
+        arguments[0].dispatchEvent(new ClipboardEvent("paste", paste));
+        """,
+        settings.input("openai"),
+        f"# mine\nGROQ_API_KEY={fake.api_key('groq')}\nOPENAI_API_KEY={api_key}\n",
+    )
+    assert settings.row("openai", "[data-byok-guess]").text == ""
+    settings.press("openai", "save")
+    settings.expect("Key saved")
+    assert fake.calls_for("openai")[-1].api_key == api_key
+
+
 def test_impatience_sends_once(settings: SettingsPage, fake: FakeProviders) -> None:
     """While a save is on its way the row says so, takes no second press and keeps the focus."""
     fake.latency = 3.0

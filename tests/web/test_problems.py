@@ -33,6 +33,7 @@ CODES = {
     errors.UnreadableCredentialError: (409, "key_unreadable"),
     errors.EndpointNotAllowedError: (422, "endpoint_not_allowed"),
     errors.ProviderUnavailableError: (502, "provider_unavailable"),
+    errors.StreamIncompleteError: (502, "stream_incomplete"),
     errors.StoreError: (503, "store_unavailable"),
     errors.RateLimitedError: (429, "rate_limited"),
     errors.InvalidFieldError: (422, "invalid_field"),

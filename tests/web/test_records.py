@@ -33,6 +33,7 @@ def test_a_new_key_is_shown_and_used(ann: Keeper, fake: FakeProviders) -> None:
     assert made.status_code == 201
     record = made.get_json()
     assert record.pop("validation")["verdict"] == "valid"
+    assert record.pop("warnings") == []
     assert set(record) == RECORD
     assert (record["owner"], record["slot"], record["version"]) == ("user:ann", "", 1)
     assert (record["label"], record["description"]) == ("work", "mine")

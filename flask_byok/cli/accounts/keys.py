@@ -94,6 +94,8 @@ def set_key(
         raise click.ClickException(_HINT.format(error, limit)) from None
     except KeyRefusedError as error:
         raise click.ClickException(f"The key was not saved. {error}") from None
+    for warning in service.warnings(spec.id, new.fields):
+        click.echo(f"It looks like a key for {warning['provider']}.", err=True)
     saved = f"{record.hint} as the key for {spec.name}" if record.hint else record.provider
     click.echo(f"Saved {saved} of {printable(owner)}.")
     if validation is not None:

@@ -1,0 +1,50 @@
+"""What many rows share: rules that most providers' documents have alike, and short ways to write others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..model.credential import Verdict
+from .spec import Field, Rule
+
+#: A key that is not theirs.
+UNKNOWN_KEY = Rule((401,), Verdict.INVALID)
+#: No money in the account.
+NO_CREDIT = Rule((402,), Verdict.VALID_NO_CREDIT)
+#: Too many calls with this key or account.
+TOO_MANY_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED)
+#: The same where a check may meet a limit of this server's address instead.
+TOO_MANY_IN_CALLS = Rule((429,), Verdict.VALID_RATE_LIMITED, place="call")
+USUAL = (UNKNOWN_KEY, NO_CREDIT, TOO_MANY_CALLS)
+
+# What the kind of a call's error says of the key; any other says nothing.
+_VERDICTS = {
+    "no_credit": Verdict.VALID_NO_CREDIT,
+    "provider_overloaded": Verdict.UNREACHABLE,
+}
+
+
+def of(
+    means: Verdict | str, status: tuple[int, ...], *words: str, source: str = "", reason: str = ""
+) -> tuple[Rule, ...]:
+    """Make a rule of each of the words.
+
+    :param means: a verdict on the key, or the code of a call's error.
+    :param source: the address of a page, or a thread as GitHub writes it: ``owner/name#1``.
+    """
+    if isinstance(means, Verdict):
+        verdict, kind = means, ""
+    else:
+        verdict, kind = _VERDICTS.get(means, Verdict.UNCHECKED), means
+    return tuple(
+        Rule(status, verdict, reason, contains=each, kind=kind, source=source) for each in words
+    )
+
+
+def with_region(choices: Mapping[str, str], placeholder: str = "") -> tuple[Field, ...]:
+    """Make the fields of a provider that has platforms of their own keys, by region. The first one is the default."""
+    default = next(iter(choices))
+    region = Field(
+        "region", "Region", kind="choice", choices=choices, default=default, required=False
+    )
+    return (Field(placeholder=placeholder), region)

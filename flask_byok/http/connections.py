@@ -1,0 +1,257 @@
+"""Connections: names resolved once, addresses judged, deadlines kept, and each one can be cut from another thread."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpcore2
+
+#: Returns True if an address may be connected to.
+AddressRule = Callable[[str], bool]
+#: Resolves names as ``socket.getaddrinfo`` does.
+Resolver = Callable[..., list[Any]]
+
+# How many of a name's addresses are tried, so that a long list does not use up a worker.
+MAX_ADDRESSES = 4
+
+_READ_BYTES = 65_536
+# h11 gives up heads of more than 100 KiB, so no more of one is gathered.
+_MAX_HEAD_BYTES = 128 * 1024
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+# From the end of one chunk to the beginning of the next one's data (RFC 9112, 7.1): what h11 accepts there, or more.
+_NEXT_CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]+[ \t]*(?:;[^\n]*)?\r\n")
+
+_deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
+_line: ContextVar[Line | None] = ContextVar("flask_byok_line", default=None)
+
+
+@contextmanager
+def until(end: float) -> Iterator[None]:
+    """End this block's work on the network at a time of ``time.monotonic``, if not before."""
+    reset = _deadline.set(sooner(end))
+    try:
+        yield
+    finally:
+        _deadline.reset(reset)
+
+
+def sooner(end: float) -> float:
+    """Return a time, or the end of the present block if that comes before it."""
+    outer = _deadline.get()
+    return end if outer is None else min(end, outer)
+
+
+def _shorten(timeout: float | None, error: type[Exception]) -> float | None:
+    """Return the timeout or the rest of the deadline, the shorter one.
+
+    :raises error: the deadline has passed.
+    """
+    end = _deadline.get()
+    if end is None:
+        return timeout
+    left = end - time.monotonic()
+    if left <= 0:
+        raise error("the deadline has passed")
+    return left if timeout is None else min(timeout, left)
+
+
+class Line:
+    """The connection that one call uses at present. Any thread can cut it."""
+
+    def __init__(self) -> None:
+        # Reentrant: garbage collection, which cuts lines too, can run in the midst of a method.
+        self._lock = threading.RLock()
+        self._stream: TimedStream | None = None
+        self.is_cut = False
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Take the connections that this block sends on."""
+        reset = _line.set(self)
+        try:
+            yield
+        finally:
+            _line.reset(reset)
+
+    @staticmethod
+    def current() -> Line | None:
+        """Return the line of the innermost block that uses one."""
+        return _line.get()
+
+    def hold(self, stream: TimedStream) -> None:
+        """Take a connection.
+
+        :raises httpcore2.ReadError: the line was cut. (httpcore2 reads an answer after a WriteError.)
+        """
+        with self._lock:
+            if self.is_cut:
+                raise httpcore2.ReadError("the call was closed")
+            self._stream = stream
+
+    def let_go(self) -> None:
+        """Leave the connection alone from now on: its next user may be another call."""
+        with self._lock:
+            self._stream = None
+
+    def cut(self) -> None:
+        """Shut the connection down, which wakes a thread that reads from it; none is used again."""
+        with self._lock:
+            self.is_cut = True
+            if self._stream is not None:
+                self._stream.shut_down()
+
+
+@dataclass(eq=False)
+class TimedStream(httpcore2.NetworkStream):
+    """A connection that keeps to its present user's deadline, and tells whether reading would block.
+
+    h11, inside of httpcore2, may keep pieces that it was given together with an earlier one. Here it gets the head of
+    an answer alone, and of the body never the data of two chunks at once: then it keeps no piece, and there is nothing
+    to read if ``wait`` says so.
+    """
+
+    stream: httpcore2.NetworkStream
+    _held: bytes = b""
+    #: Where the part of ``_held`` begins that was not handed over.
+    _at: int = 0
+    _in_head: bool = True
+    _fault: Exception | None = None
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._fault is not None:
+            raise self._fault
+        if self._at >= len(self._held):
+            self._receive(timeout)
+        return self._take_head(timeout) if self._in_head else self._take(_NEXT_CHUNK)
+
+    def wait(self, seconds: float) -> bool:
+        """Return True if there is something to read, or the end; False if nothing came within these seconds."""
+        if self._at >= len(self._held) and self._fault is None:
+            try:
+                self._receive(seconds)
+            except httpcore2.ReadTimeout:
+                return False
+            except httpcore2.ReadError as fault:
+                self._fault = fault  # a socket tells it once
+        return True
+
+    def _receive(self, timeout: float | None) -> None:
+        limit = _shorten(timeout, httpcore2.ReadTimeout)
+        self._held, self._at = self.stream.read(_READ_BYTES, limit), 0
+
+    def _take(self, boundary: re.Pattern[bytes]) -> bytes:
+        """Hand over what is held, up to the end of the first boundary in it."""
+        found, start = boundary.search(self._held, self._at), self._at
+        self._at = found.end() if found else len(self._held)
+        return self._held[start : self._at]
+
+    def _take_head(self, timeout: float | None) -> bytes:
+        searched = self._at
+        while not (found := _BLANK_LINE.search(self._held, searched)):
+            searched = max(self._at, len(self._held) - 2)
+            more = self.stream.read(_READ_BYTES, _shorten(timeout, httpcore2.ReadTimeout))
+            if not more or len(self._held) > _MAX_HEAD_BYTES:
+                break
+            self._held += more
+        head = self._take(_BLANK_LINE)
+        # Another head follows one of status 1xx.
+        self._in_head = found is None or head[9:10] == b"1"
+        return head
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if (line := _line.get()) is not None:
+            line.hold(self)
+        self._in_head = True  # of the answer to what is written
+        self.stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
+
+    def shut_down(self) -> None:
+        """End the connection for both sides, at once; whoever uses it closes it."""
+        # An SSLSocket's own method would let a thread in the midst of reading go on without TLS.
+        with suppress(OSError):
+            socket.socket.shutdown(self.get_extra_info("socket"), socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore2.NetworkStream:
+        limit = _shorten(timeout, httpcore2.ConnectTimeout)
+        return TimedStream(self.stream.start_tls(ssl_context, server_hostname, limit))
+
+    def get_extra_info(self, info: str) -> Any:
+        # An idle connection with something to read is not used again.
+        if info == "is_readable" and self._at < len(self._held):
+            return True
+        return self.stream.get_extra_info(info)
+
+
+class NameNotFound(httpcore2.ConnectError):
+    """A name has no address."""
+
+
+@dataclass(eq=False)
+class GuardedBackend(httpcore2.SyncBackend):
+    """Resolves a name once, requires all its addresses to pass, and connects to one of those.
+
+    :param rule: what an address must pass.
+    :param chosen: hosts and ports that the operator chose, whatever their addresses; it may grow while it is in use.
+    """
+
+    rule: AddressRule
+    resolver: Resolver
+    chosen: set[tuple[str, int]] = field(default_factory=set)
+
+    def connect_tcp(
+        self, host: str, port: int, timeout: float | None = None, *others: Any, **options: Any
+    ) -> httpcore2.NetworkStream:
+        end = time.monotonic() + (_shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
+        addresses = self.addresses(host, port, end)
+        fault: Exception = NameNotFound("the name has no address")
+        tried = addresses[:MAX_ADDRESSES]
+        for number, address in enumerate(tried):
+            # An address that swallows packets must leave time for the next one.
+            share = max(end - time.monotonic(), 0.001) / (len(tried) - number)
+            try:
+                stream = super().connect_tcp(address, port, share, *others, **options)
+                return TimedStream(stream)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                fault = error
+        raise fault
+
+    def addresses(self, host: str, port: int, end: float) -> list[str]:
+        """Return a name's addresses, all of which may be called."""
+        addresses = self._resolve(host, port, end)
+        if (host, port) not in self.chosen and not all(map(self.rule, addresses)):
+            raise httpcore2.ConnectError("the name has an address that may not be called")
+        return addresses
+
+    def _resolve(self, host: str, port: int, end: float) -> list[str]:
+        """Resolve in a thread: the system's resolver takes no time limit."""
+        found: Future[list[str]] = Future()
+
+        def look_up() -> None:
+            try:
+                entries = self.resolver(host, port, type=socket.SOCK_STREAM)
+                found.set_result(list(dict.fromkeys(str(entry[4][0]) for entry in entries)))
+            except (OSError, UnicodeError):
+                found.set_exception(NameNotFound("the name cannot be resolved"))
+
+        threading.Thread(target=look_up, daemon=True, name="flask-byok-resolver").start()
+        try:
+            return found.result(max(end - time.monotonic(), 0.001))
+        except TimeoutError:
+            raise httpcore2.ConnectTimeout("the name was not resolved in time") from None

@@ -1,0 +1,279 @@
+"""Take a key out of what was pasted around it, and tell whose key it looks like, before anything is sent.
+
+People paste a line of a ``.env`` file, a piece of JSON or code, a header or a whole curl command. The key's own
+characters are never changed. A text with two possible keys is refused.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, NamedTuple, TypedDict
+from urllib.parse import unquote
+
+from ..catalog import Catalog, Field, ProviderSpec
+from ..errors import MalformedApiKeyError
+from ..model.credential import Fields, is_placeholder
+
+#: Shorter words that begin as keys do ("sk-learn") are words.
+SHORTEST_REAL_KEY = 20
+# Longer texts are no paste of a key.
+_LONGEST_PASTE = 16_384
+# OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
+_SHARED_PREFIXES = ("sk-",)
+
+# A key with nothing around it, as most are typed. Base64 ends in "=".
+_PLAIN = re.compile(r"[\w.~+/-]*[\w~+/-]={0,2}", re.ASCII)
+# Quotes, brackets, commas and white space are in no key.
+_NOT_IN_KEY = r"\s\"'`(){}<>\[\],;\\|"
+_KEY = re.compile(rf"[^{_NOT_IN_KEY}]+")
+_QUOTED = " \t\n\"'`"
+_QUOTES = str.maketrans(dict.fromkeys("“”„‟«»", '"') | dict.fromkeys("‘’‚‛", "'"))
+# In a string of a shell, or of a JSON writer that escapes "/"; PowerShell's variables.
+_ESCAPES = re.compile(r"\\(?=[\"'/])|\$env:", re.IGNORECASE)
+# Fences, comments, and the marks of lists, quotations and prompts.
+_MARGIN = re.compile(r"^[ \t]*(?:(?:```|~~~)\w*[ \t]*$|(?:#|//).*|[-*>$•]+[ \t]+)", re.MULTILINE)
+
+# Or a space of another kind; the settings' script sends line breaks as such, which an input would drop.
+_LINE_BREAK = re.compile(r"[^\S \t]\s*")
+_WORD_ENDS = re.compile(r"[\s\"'`=:,({]")
+# How a wrapped key goes on: letters and digits that are no word of their own ("org-1", "production").
+_CONTINUATION = re.compile(r"(?![a-z]+[-_])(?=.*\d)[\w+/.~-]+={0,2}[\"'`,;)}\]]*", re.ASCII)
+
+# OPENAI_API_KEY, apiKey, HF_TOKEN_2, Authorization: the word ends the name, or begins its ending.
+_NAMES_KEY = re.compile(
+    r"[\w.-]*?(?:key|token|secret|authorization|(?<![a-z0-9])pat)(?:[_.-][\w.-]*)?", re.IGNORECASE
+)
+# What may stand beside the only value, whatever its name is.
+_AROUND_VALUE = re.compile(
+    r"(?:\W|\b(?:export|set|env|const|let|var|os|environ|process)\b)*", re.IGNORECASE
+)
+# "name:value" without a space may be a key of two parts, unless the name is one of these.
+_NAMES_API_KEY = re.compile(r".*(?:api[-_]?key|authorization)", re.IGNORECASE)
+_SCHEME = r"(?: (?: bearer | token | key | api-?key ) \s+ )?"
+_PAIR = re.compile(
+    rf"""
+    (?: ^ | (?<= [\s"'`({{\[,;?&|>] ) )
+    (?: -{{0,2}} (?P<name> [a-z_] [\w.-]{{0,99}} ) ["'`\])]* (?: \s* : \s* \w+ (?= \s* = ) )?
+            (?: \s* (?P<sign> => | := | [=:] ) (?P<space> \s* ) | \s+ is:? \s+ )
+        | (?P<word> -- [a-z] [\w-]{{0,99}} | (?-i: [A-Z][A-Z0-9]*_[A-Z0-9_]{{1,99}} ) ) [ \t]+
+        | (?P<scheme> bearer | token ) \s+ )
+    (?: (?P<quote> ["'`] ) \s* {_SCHEME} (?P<quoted> [^"'`]+ ) (?P=quote)
+        | {_SCHEME} (?P<bare> (?! = | // ) [^\s"'`;(]+ ) )
+    """,
+    re.IGNORECASE | re.VERBOSE | re.ASCII,
+)
+
+
+class Pasted(NamedTuple):
+    """A key, and the name of the variable or entry that it was the value of."""
+
+    text: str
+    name: str = ""
+
+
+def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
+    """Return the key in a text that was pasted into a field; the text itself if no key can be told in it.
+
+    :raises MalformedApiKeyError: there are several keys, or code without one. Nothing of it is repeated.
+    """
+    if _PLAIN.fullmatch(text) or len(text) > _LONGEST_PASTE or "-----BEGIN" in text:
+        return Pasted(text)
+    known = beginnings([spec])
+    tidy = _tidy(text, tuple(known))
+    if found := _find(tidy, known):
+        return _choose(found, spec, f, known)
+    word = _without_ends(tidy)
+    if _KEY.fullmatch(word):
+        return Pasted(word)
+    # The other texts are refused where keys are cleaned.
+    if _takes_any_word(spec) or is_placeholder(text) or len(word.split()) != 1:
+        return Pasted(text)
+    said = "No API key was found in this text. Copy the key alone and paste it again."
+    raise MalformedApiKeyError(said, provider=spec.id)
+
+
+def _tidy(text: str, prefixes: tuple[str, ...]) -> str:
+    """Return a text without what no screen shows, with a wrapped key in one line."""
+    visible = (c for c in text.translate(_QUOTES) if unicodedata.category(c) != "Cf")
+    plain = _LINE_BREAK.sub("\n", _ESCAPES.sub("", "".join(visible)))
+    lines, is_key = list[str](), False
+    for line in (_MARGIN.sub("", plain).strip() or plain).split("\n"):
+        goes_on = is_key and _CONTINUATION.fullmatch(line) and not line.startswith(prefixes)
+        if goes_on:
+            lines[-1] += line
+        else:
+            lines.append(line)
+        last = _WORD_ENDS.split(line)[-1]
+        is_key = last == line if goes_on else last.startswith(prefixes)
+    return "\n".join(lines)
+
+
+def _without_ends(text: str, closing: str = "") -> str:
+    if text.endswith("..."):  # a placeholder's
+        return text
+    return text.lstrip(_QUOTED).rstrip(f"{_QUOTED},;.{closing}")
+
+
+def _find(text: str, known: Iterable[str]) -> list[Pasted]:
+    """Return what may be a key: what is named as one, then words that begin as keys do; else the only value."""
+    named, others = list[Pasted](), list[Pasted]()
+
+    def take(match: re.Match[str]) -> str:
+        is_key, pasted = _read(match) or (False, None)
+        if pasted is not None:
+            (named if is_key else others).append(pasted)
+        return " " if is_key else match[0]
+
+    rest = _PAIR.sub(take, text)
+    begin = "|".join(map(re.escape, known))
+    words = re.finditer(rf"(?<![^{_NOT_IN_KEY}&=:])(?:{begin})[^{_NOT_IN_KEY}&]*", rest)
+    named += (Pasted(_without_ends(word[0], ":")) for word in words if _is_long(word[0]))
+    if not named and _AROUND_VALUE.fullmatch(_PAIR.sub(" ", text)):
+        named = [one for one in others if _KEY.fullmatch(one.text) and _is_long(one.text)]
+    return named
+
+
+def _is_long(word: str) -> bool:
+    return len(word) >= SHORTEST_REAL_KEY and any(map(str.isdigit, word))
+
+
+def _read(match: re.Match[str]) -> tuple[bool, Pasted] | None:
+    """Return if a value is named as a key, and the value with its name; None if both may be parts of one key."""
+    name, sign = (match["name"] or match["word"] or match["scheme"]).lstrip("-"), match["sign"]
+    if match["quoted"]:
+        value = re.sub(r"\s*\n\s*", "", match["quoted"].strip())
+    else:
+        value = _without_ends(match["bare"], ")}]\\")
+        if match.string[: match.start()].endswith(("?", "&")):
+            value = unquote(re.split("[&#]", value)[0])
+    is_key = bool(_NAMES_KEY.fullmatch(name))
+    if sign and not match["quoted"] and not match["space"]:
+        is_pair = _NAMES_API_KEY.fullmatch(name) if sign == ":" else is_key or name.isupper()
+        if not is_pair:
+            return None
+    is_key = is_key and _KEY.fullmatch(value) is not None and (bool(sign) or _is_long(value))
+    return is_key, Pasted(value, name.rpartition(".")[2])
+
+
+def _choose(found: list[Pasted], spec: ProviderSpec, f: Field, known: Iterable[str]) -> Pasted:
+    """Return the only key, or else the only one whose name or beginning is this provider's."""
+    real = dict[str, Pasted]()
+    for one in found:
+        if len(one.text) >= 8 and not is_placeholder(one.text):
+            real.setdefault(one.text, one)
+    keys = list(real.values()) or found[:1]
+    own = f.env or spec.env
+    names = set(map(_letters, (*own, f.name, f"{spec.id}_{f.name}")))
+    by_name = [key for key in keys if _letters(key.name) in names]
+    by_prefix = [key for key in keys if _beginning(key.text, known) in spec.prefixes]
+    for group in (keys, by_name, by_prefix):
+        if len(group) == 1:
+            return group[0]
+    said = f"There are several keys in this text. Copy the one for {spec.name} alone and paste it."
+    raise MalformedApiKeyError(said, provider=spec.id)
+
+
+def _letters(name: str) -> str:
+    return re.sub("[-_]", "", name).lower()
+
+
+# whose key it is
+
+
+class KeyWarning(TypedDict):
+    """What the look of a typed key tells: it seems to be another provider's. Nobody was asked."""
+
+    code: Literal["looks_like"]
+    provider: str
+
+
+def beginnings(specs: Iterable[ProviderSpec] = ()) -> dict[str, dict[str, str]]:
+    """Return whose secrets begin so: names by id, by public beginning. Where that tells nothing, there are none.
+
+    :param specs: providers beside those that ship with the package.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for spec in _by_id(specs).values():
+        for prefix in (*spec.prefixes, *spec.refused_prefixes, *spec.other_kinds):
+            found.setdefault(prefix, {})[spec.id] = spec.name
+    return found | {prefix: {} for prefix in _SHARED_PREFIXES}
+
+
+def looks_like(
+    api_key: str, spec: ProviderSpec, specs: Iterable[ProviderSpec] = (), name: str = ""
+) -> ProviderSpec | None:
+    """Return the other provider whose key this clearly is, if any: by its beginning, its shape or its name.
+
+    :param specs: providers beside those that ship with the package.
+    :param name: the variable that the key was pasted with.
+    """
+    known = _by_id((*specs, spec))
+    prefixes = beginnings(known.values())
+    by_prefix = prefixes.get(_beginning(api_key, prefixes), {})
+    by_shape = [s.id for s in known.values() if s.shape and re.fullmatch(s.shape, api_key)]
+    by_name = [s.id for s in known.values() if name.upper() in _variables(s)]
+    for owners in (by_prefix, by_shape, by_name):
+        if spec.id in owners:
+            return None
+        if len(owners) == 1:
+            return known[next(iter(owners))]
+    return None
+
+
+def _variables(spec: ProviderSpec) -> set[str]:
+    return {*spec.env, *(name for f in spec.fields for name in f.env)}
+
+
+def warnings_about(
+    fields: Fields, spec: ProviderSpec, specs: Iterable[ProviderSpec]
+) -> list[KeyWarning]:
+    """Return what the look of a credential as it was typed tells.
+
+    :raises MalformedApiKeyError: see :func:`unwrap`.
+    """
+    for f in spec.fields:
+        if f.kind == "secret" and f.name in fields:
+            pasted = unwrap(fields[f.name].reveal().strip(), spec, f)
+            if other := looks_like(pasted.text, spec, specs, pasted.name):
+                return [{"code": "looks_like", "provider": other.id}]
+    return []
+
+
+def is_admin_key(api_key: str, spec: ProviderSpec) -> bool:
+    """Return True for an admin key, of this provider or of another, by its beginning."""
+    return any(prefix in one.refused_prefixes for one, prefix in _refusing(api_key, spec))
+
+
+def refuse_other_kinds(api_key: str, spec: ProviderSpec) -> None:
+    """Refuse a secret that is no API key, such as a session's token.
+
+    :raises MalformedApiKeyError: naming the kind, and the kind that is wanted.
+    """
+    for one, prefix in _refusing(api_key, spec):
+        if kind := one.other_kinds.get(prefix):
+            there = f" at {spec.get_key_url}" if spec.get_key_url else ""
+            said = f"This is {kind}, which does not work here. Create an API key for {spec.name}{there}."
+            raise MalformedApiKeyError(said, provider=spec.id)
+
+
+def _refusing(api_key: str, spec: ProviderSpec) -> Iterator[tuple[ProviderSpec, str]]:
+    """Yield who may refuse a key, with the beginning of the key."""
+    known = {spec.id: spec} if _takes_any_word(spec) else _by_id([spec])
+    prefix = _beginning(api_key, beginnings([spec]))
+    if prefix not in spec.prefixes:
+        yield from ((one, prefix) for one in known.values())
+
+
+def _takes_any_word(spec: ProviderSpec) -> bool:
+    """Return True for a server of one's own."""
+    return spec.personal_base_url or spec.standalone
+
+
+def _by_id(specs: Iterable[ProviderSpec]) -> Mapping[str, ProviderSpec]:
+    return {spec.id: spec for spec in (*Catalog.shipped, *specs)}
+
+
+def _beginning(api_key: str, prefixes: Iterable[str]) -> str:
+    return max((p for p in prefixes if api_key.startswith(p)), key=len, default="")

@@ -1,0 +1,332 @@
+"""A provider's answer as a stream that a front end reads: our own events, and those of three common clients."""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar, Literal, get_args
+from uuid import uuid4
+
+import msgspec
+from flask import Response, has_request_context, request, url_for
+
+from ..errors import ByokError, CredentialError, InvalidFieldError, ProviderUnavailableError
+from ..providers import BaseProvider
+from ..wires import StreamEvent
+from .caller import SOURCE_HEADER
+from .problems import Problem, problem
+
+#: The forms in which an answer may be streamed.
+Protocol = Literal["byok", "openai", "ui-message", "text"]
+#: Seconds of silence after which a comment is sent; proxies cut connections that are silent for 60.
+HEARTBEAT = 9.0
+_COMMENT = b":\n\n"
+
+_logger = logging.getLogger("flask_byok.web")
+
+#: What a conversation yields: None stands for a while of silence.
+Events = Iterator[StreamEvent | None]
+
+
+class _Writer:
+    """Writes the events of one answer in one protocol, our own: each has its name and JSON."""
+
+    mimetype: ClassVar[str] = "text/event-stream"
+    headers: ClassVar[Mapping[str, str]] = {}
+    #: What is sent in a long silence.
+    heartbeat: ClassVar[bytes] = _COMMENT
+
+    def event(self, event: StreamEvent) -> bytes:
+        """Return the bytes for an event; none for one that the protocol does not tell."""
+        name = "delta" if event.type == "text" else event.type
+        return _named(name, event.to_dict())
+
+    def error(self, told: Problem) -> bytes:
+        """Return the bytes for an error, which ends the stream.
+
+        :raises ConnectionAbortedError: the protocol can only break off.
+        """
+        return _named("error", told)
+
+    def done(self) -> bytes:
+        """Return the bytes that end a whole answer."""
+        return _named("done", {})
+
+
+class _OpenAI(_Writer):
+    """``chat.completion.chunk``, as OpenAI's SDKs read it.
+
+    Source: https://platform.openai.com/docs/api-reference/chat-streaming
+    """
+
+    def __init__(self) -> None:
+        self._facts: dict[str, Any] = {
+            "id": f"chatcmpl-{uuid4().hex}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+        }
+        self._calls = 0
+        self._usage = b""
+
+    def event(self, event: StreamEvent) -> bytes:
+        match event.type:
+            case "start":
+                self._facts["model"] = event.model
+                return self._chunk({"role": "assistant", "content": ""})
+            case "text":
+                return self._chunk({"content": event.text})
+            case "reasoning":
+                return self._chunk({"reasoning_content": event.text})
+            case "tool_call":
+                call = {"name": event.name, "arguments": event.arguments}
+                number, self._calls = self._calls, self._calls + 1
+                told = {"index": number, "id": event.id, "type": "function", "function": call}
+                return self._chunk({"tool_calls": [told]})
+            case "usage":  # OpenAI tells it after the finish
+                used = {
+                    "prompt_tokens": event.input_tokens,
+                    "completion_tokens": event.output_tokens,
+                }
+                used["total_tokens"] = sum(used.values())
+                self._usage = _data({**self._facts, "choices": [], "usage": used})
+                return b""
+            case _:
+                reason = "content_filter" if event.reason == "refusal" else event.reason
+                return self._chunk({}, reason) + self._usage
+
+    def _chunk(self, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return _data({**self._facts, "choices": [choice]})
+
+    def error(self, told: Problem) -> bytes:
+        facts = {"message": told["detail"], "type": told["code"], "param": None}
+        return _data({"error": {**told, **facts}})
+
+    def done(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+
+class _UIMessage(_Writer):
+    """The AI SDK's UI message stream, as ``useChat`` reads it.
+
+    Source: https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol
+    """
+
+    headers: ClassVar[Mapping[str, str]] = {"x-vercel-ai-ui-message-stream": "v1"}
+    _REASONS: ClassVar[Mapping[str, str]] = {
+        "tool_calls": "tool-calls",
+        "content_filter": "content-filter",
+        "refusal": "content-filter",
+    }
+
+    def __init__(self) -> None:
+        self._part, self._parts = "", 0
+        self._finish: dict[str, Any] = {"type": "finish"}
+
+    def event(self, event: StreamEvent) -> bytes:
+        match event.type:
+            case "start":
+                start = {"type": "start", "messageMetadata": event.to_dict()}
+                return _data(start) + _data({"type": "start-step"})
+            case "text" | "reasoning":
+                begin = b"" if self._part == event.type else self._end() + self._begin(event.type)
+                delta = {"type": f"{event.type}-delta", "id": self._id, "delta": event.text}
+                return begin + _data(delta)
+            case "tool_call":
+                return self._end() + _data(self._call(event))
+            case "usage":
+                used = {"inputTokens": event.input_tokens, "outputTokens": event.output_tokens}
+                used["totalTokens"] = sum(used.values())
+                self._finish["messageMetadata"] = {"usage": used}
+                return b""
+            case _:
+                self._finish["finishReason"] = self._REASONS.get(event.reason, event.reason)
+                return self._end() + _data({"type": "finish-step"}) + _data(self._finish)
+
+    @property
+    def _id(self) -> str:
+        return str(self._parts)
+
+    def _begin(self, part: str) -> bytes:
+        self._part, self._parts = part, self._parts + 1
+        return _data({"type": f"{part}-start", "id": self._id})
+
+    def _end(self) -> bytes:
+        part, self._part = self._part, ""
+        return _data({"type": f"{part}-end", "id": self._id}) if part else b""
+
+    @staticmethod
+    def _call(event: StreamEvent) -> dict[str, Any]:
+        facts = {"toolCallId": event.id, "toolName": event.name, "dynamic": True}
+        try:
+            arguments = msgspec.json.decode(event.arguments)
+        except msgspec.DecodeError:
+            text = "The arguments of this call are not JSON."
+            return {
+                "type": "tool-input-error",
+                **facts,
+                "input": event.arguments,
+                "errorText": text,
+            }
+        return {"type": "tool-input-available", **facts, "input": arguments}
+
+    def error(self, told: Problem) -> bytes:
+        facts = {"type": "data-byok-error", "data": told, "transient": True}
+        return _data(facts) + _data({"type": "error", "errorText": told["detail"]})
+
+    def done(self) -> bytes:
+        return b"data: [DONE]\n\n"
+
+
+class _Text(_Writer):
+    """The texts alone. There is no way to tell an error in it, so the connection breaks off, and ``fetch`` fails."""
+
+    mimetype: ClassVar[str] = "text/plain"
+    heartbeat: ClassVar[bytes] = b""
+
+    def event(self, event: StreamEvent) -> bytes:
+        return event.text.encode() if event.type == "text" else b""
+
+    def error(self, told: Problem) -> bytes:
+        raise ConnectionAbortedError(told["code"])
+
+    def done(self) -> bytes:
+        return b""
+
+
+_WRITERS: Mapping[Protocol, Callable[[], _Writer]] = {
+    "byok": _Writer,
+    "openai": _OpenAI,
+    "ui-message": _UIMessage,
+    "text": _Text,
+}
+
+
+def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Response:
+    """Return the answer that streams these events.
+
+    Its head and the first event leave at once. ``text`` waits for the first text instead: an error before it is raised,
+    and answered with its own status.
+
+    :raises InvalidFieldError: there is no such protocol.
+    """
+    if protocol not in _WRITERS:
+        known = ", ".join(map(repr, get_args(Protocol)))
+        raise InvalidFieldError(f"A stream's protocol is one of {known}.")
+    writer = _WRITERS[protocol]()
+    link = Link.of_request()
+    if protocol == "text":
+        events = _from_first_text(events)
+    settings = url_for("byok.settings_page") if has_request_context() else None
+    body = _pieces(provider, events, writer, link, settings)
+    response = Response(body, mimetype=writer.mimetype)
+    response.headers.update(writer.headers)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
+    response.headers[SOURCE_HEADER] = provider.source
+    return response
+
+
+def _from_first_text(events: Events) -> Events:
+    """Read up to the first text, or the end, and return all from there on."""
+    first = next((event for event in events if event and event.type in ("text", "finish")), None)
+
+    def rest() -> Events:
+        yield first
+        yield from events
+
+    return rest()
+
+
+def _pieces(
+    provider: BaseProvider, events: Events, writer: _Writer, link: Link, settings: str | None
+) -> Iterator[bytes]:
+    latest = time.monotonic()
+    try:
+        for event in events:
+            piece = b"" if event is None else writer.event(event)
+            if not piece and event is None:
+                if link.is_gone():
+                    return
+                # Where the browser's leaving cannot be seen, only writing shows it.
+                if not link.is_known or time.monotonic() - latest > HEARTBEAT:
+                    piece = writer.heartbeat
+            if piece:
+                latest = time.monotonic()
+                yield piece
+        yield writer.done()
+    except ByokError as error:
+        yield writer.error(_told(error, settings))
+    except Exception as error:
+        # The error's text may contain the key: it is neither sent nor logged.
+        _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
+        yield writer.error(_told(ProviderUnavailableError(provider=provider.name), settings))
+    finally:
+        if (close := getattr(events, "close", None)) is not None:
+            close()
+
+
+def _told(error: ByokError, settings: str | None) -> Problem:
+    told = problem(error)
+    mended_there = isinstance(error, CredentialError) or error.code in (
+        "no_credit",
+        "not_permitted",
+    )
+    if settings and mended_there:
+        told["settings_url"] = settings
+    return told
+
+
+class Link:
+    """The connection to the browser, as far as the server hands it over.
+
+    gunicorn's threaded and greenlet workers and Werkzeug do; under others ``is_known`` is False.
+    """
+
+    def __init__(self, connection: socket.socket | None = None) -> None:
+        self._connection = connection
+        self.is_known = connection is not None
+
+    @classmethod
+    def of_request(cls) -> Link:
+        """Return that of the present request."""
+        environ = request.environ if has_request_context() else {}
+        found = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+        return cls(found if hasattr(found, "fileno") else None)
+
+    def is_gone(self) -> bool:
+        """Return True if the browser has closed the connection."""
+        if self._connection is None:
+            return False
+        with suppress(OSError, ValueError):
+            # Not a peek with recv: of TLS that would show the record that says good-bye, and eat it.
+            poll = select.poll()
+            poll.register(self._connection.fileno(), select.POLLIN | _HUNG_UP)
+            return any(event & _GONE for _, event in poll.poll(0)) or self._is_at_end()
+        return True
+
+    def _is_at_end(self) -> bool:
+        """Ask systems that do not tell a half-closed connection (all but Linux)."""
+        if hasattr(select, "POLLRDHUP"):
+            return False
+        with suppress(BlockingIOError):
+            flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
+            return self._connection is not None and self._connection.recv(1, flags) == b""
+        return False
+
+
+_HUNG_UP = getattr(select, "POLLRDHUP", 0)
+_GONE = _HUNG_UP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+def _named(name: str, data: Mapping[str, Any]) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def _data(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"

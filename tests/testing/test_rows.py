@@ -1,0 +1,150 @@
+"""Every row of the catalog, and a host's own, is served by the fake providers without code of its own."""
+
+from __future__ import annotations
+
+import json
+from base64 import urlsafe_b64encode
+from typing import Any
+
+import httpx2
+import pytest
+
+from flask_byok import Auth, CheckSpec, Field, ProviderSpec, Rule, Verdict
+from flask_byok.catalog import Catalog, SigV4
+from flask_byok.catalog.verdicts import Answer, Place, judge
+from flask_byok.testing import FakeProviders
+from flask_byok.testing.bad_keys import BAD_KEYS
+from flask_byok.testing.check_answers import CHECK_ANSWERS
+from tests.providers.conftest import SDKS
+from tests.testing.sdks import sdk
+
+ACME = ProviderSpec(
+    id="acme",
+    name="Acme",
+    base_url="https://{resource}.acme.example/{resource}/openai/v1",
+    fields=(Field("resource", secret=False, pattern="[a-z]+"), Field()),
+    auth=Auth("X-Acme-Key", "Token {api_key};"),
+    prefixes=("acme_",),
+    aliases=("acme_inc",),
+    default_model="acme-small",
+    check=CheckSpec(rules=(Rule((401,), Verdict.INVALID),)),
+)
+SPEECH = ProviderSpec(
+    id="speech",
+    name="Speech",
+    base_url="https://speech.example/v2",
+    adapter="http",
+    auth=Auth("Authorization", "{api_key}"),
+    check=CheckSpec(
+        path="https://who.example/{region}/me", method="POST", good="user.id|id", models_path=None
+    ),
+)
+PLACES: tuple[Place, ...] = ("check", "call")
+
+
+def check(fake: FakeProviders, http: httpx2.Client, spec: ProviderSpec, path: str, key: str) -> str:
+    """Check a key at this path below the base URL; return the verdict."""
+    headers = {"anthropic-version": "2", **spec.auth.headers({"api_key": key})}
+    answer = http.request(spec.check.method, fake.base_url(spec.id) + path, headers=headers)
+    return judge(spec, Answer(answer.status_code, answer.content), "check", [key]).verdict
+
+
+@pytest.mark.parametrize("spec", Catalog.shipped, ids=lambda spec: spec.id)
+def test_every_row_has_an_address_and_a_key(fake: FakeProviders, spec: ProviderSpec) -> None:
+    """A row's keys begin as its own do, and its address is offered unless each person gives one."""
+    assert (spec.id in fake.base_urls) is not spec.personal_base_url
+    assert fake.api_key(spec.id).startswith(spec.prefixes or "")
+    assert fake.base_url(spec.id).startswith(f"{fake.origin}/{spec.id}")
+
+
+def test_bad_keys_are_refused_as_documented(fake: FakeProviders, http: httpx2.Client) -> None:
+    """A provider's own words for a key that it does not know are those of the catalog's rules."""
+    for spec in (spec for spec in Catalog.shipped if spec.id in BAD_KEYS):
+        answer = http.get(fake.base_url(spec.id) + "/anything")
+        for place in PLACES:
+            found = judge(spec, Answer(answer.status_code, answer.content), place)
+            assert (spec.id, found.verdict) == (spec.id, "invalid")
+
+
+def test_a_hosts_row(fake: FakeProviders, http: httpx2.Client) -> None:
+    """A row that a host adds has its own header, path, prefix and alias, and every script."""
+    assert "acme" not in fake.base_urls
+    fake.add_provider(ACME)
+    url = fake.base_urls["acme"]
+    assert url == fake.base_url("acme_inc") == f"{fake.origin}/acme/resource/openai/v1"
+    key = fake.api_key("acme")
+    assert key.startswith("acme_")
+    assert check(fake, http, ACME, "/models", key) == "valid"
+    assert check(fake, http, ACME, "/models", "acme_unknown") == "invalid"
+    assert http.get(url + "/models", headers={"Authorization": f"Bearer {key}"}).status_code == 401
+    listed = http.get(url + "/models", headers={"X-Acme-Key": f"Token {key};"}).json()
+    assert [model["id"] for model in listed["data"]] == ["acme-small", "fake-large"]
+    fake.stream_next("acme", "Scripted")
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+    found = http.post(url + "/chat/completions", headers={"X-Acme-Key": f"Token {key};"}, json=body)
+    assert found.json()["choices"][0]["message"]["content"] == "Scripted"
+    assert fake.calls_for("acme")[-1].api_key == key
+
+
+def test_a_service_without_conversations(fake: FakeProviders, http: httpx2.Client) -> None:
+    """The adapter `http` answers 200 with JSON to a good key, a check at another host with its documented success."""
+    fake.add_provider(SPEECH)
+    key = fake.api_key("speech")
+    assert check(fake, http, SPEECH, "/eu-1/me", key) == "valid"
+    url = f"{fake.origin}/speech/eu-1/me"  # where a check of another host is sent to
+    assert http.post(url, headers={"Authorization": key}).json() == {"user": {"id": True}}
+    statuses = {"bad": 401, "restricted": 403, "broke": 402, "rate_limited": 429, "slow": 200}
+    for behaviour, status in statuses.items():
+        headers = {"Authorization": fake.api_key("speech", behaviour)}
+        answer = http.get(fake.base_url("speech") + "/transcripts", headers=headers)
+        assert (answer.status_code, isinstance(answer.json(), dict)) == (status, True)
+    with pytest.raises(ValueError, match="no conversations"):
+        fake.stream_next("speech", "Hi")
+
+
+def test_documented_answers_to_checks(
+    fake: FakeProviders, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`CHECK_ANSWERS` has the answers of a check by behaviour, as JSON or text; other calls are answered as ever."""
+    fake.add_provider(SPEECH)
+    answers: dict[str, Any] = {"good": (200, {"id": 7}), "bad": (400, "no such key")}
+    monkeypatch.setitem(CHECK_ANSWERS, "speech", answers)
+    url = fake.base_url("speech")
+    for behaviour, status, text in (("good", 200, '{"id": 7}'), ("bad", 400, "no such key")):
+        headers = {"Authorization": fake.api_key("speech", behaviour)}
+        answer = http.post(url + "/eu/me", headers=headers)
+        assert (answer.status_code, answer.text) == (status, text)
+    assert http.get(url + "/me", headers=headers).status_code == 401
+
+
+def test_signatures_and_tokens(fake: FakeProviders, http: httpx2.Client) -> None:
+    """Of AWS's signature the access key counts, of a signed token its issuer."""
+    fake.add_provider(
+        ProviderSpec(
+            id="cloud", name="Cloud", adapter="http", auth=SigV4("sts"), prefixes=("AKIA",)
+        )
+    )
+    claims = urlsafe_b64encode(json.dumps({"iss": "me@cloud.example"}).encode()).decode()
+    fake.add_key("cloud", "me@cloud.example")
+    signed = f"AWS4-HMAC-SHA256 Credential={fake.api_key('cloud')}/20261130/us-east-1/sts, Signed"
+    sent = {signed: 200, f"Bearer a.{claims.strip('=')}.c": 200, "Bearer nobody": 401}
+    for header, status in sent.items():
+        answer = http.get(fake.base_url("cloud") + "/", headers={"Authorization": header})
+        assert answer.status_code == status
+
+
+def test_a_server_without_keys(fake: FakeProviders, http: httpx2.Client) -> None:
+    """An empty key that was added lets calls without a key through."""
+    url = fake.base_url("custom") + "/models"
+    assert http.get(url).status_code == 401
+    fake.add_key("custom", "")
+    assert http.get(url).status_code == 200
+
+
+@pytest.mark.parametrize("provider", SDKS)
+def test_models_are_listed(fake: FakeProviders, provider: str) -> None:
+    """Each wire lists the fakes' models to its SDK."""
+    first = next(iter(sdk(fake, provider).models.list()))
+    known = {"openai": "gpt-4o-mini", "anthropic": "claude-sonnet-4-5"}
+    name = first.name if provider == "google" else first.id
+    assert name == known.get(provider, "models/gemini-2.5-flash")

@@ -1,0 +1,1 @@
+"""The three wires, on recorded bytes alone."""
