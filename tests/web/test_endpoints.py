@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from flask_login import current_user
 from sqlalchemy import event, update
 
-from flask_byok import get_provider_with_api_key
+from flask_byok import get_chat_model_with_api_key, get_provider_with_api_key
 from flask_byok.catalog.endpoints import MOST_ENDPOINTS
 from flask_byok.storage.tables import credentials
 from flask_byok.testing import FakeProviders
@@ -141,11 +142,15 @@ def test_without_a_key_none_is_sent(host: HostApp, fake: FakeProviders, ann: Kee
     assert (status["has_key"], status["hint"]) == (True, "")
     assert status["validity"]["verdict"] == "valid"
     ann.get(f"/asked/{ID}")
-    host.view_functions["plain"] = lambda: str(
-        get_provider_with_api_key(ID).client.models.list().data[0].id
-    )
-    assert ann.get("/plain").text == "local-small"
-    assert len(fake.calls_for("custom")) >= 3
+
+    def models() -> list[str]:
+        used = get_provider_with_api_key(ID)
+        chat = get_chat_model_with_api_key(ID, "local-small")
+        return [used.client.models.list().data[0].id, used.models()[0].id, chat.invoke("hi").id[:3]]
+
+    host.view_functions["plain"] = models
+    assert ann.get("/plain").get_json()[:2] == ["local-small", "local-small"]
+    assert len(fake.calls_for("custom")) >= 5
     assert all("authorization" not in call.headers for call in fake.calls_for("custom"))
 
 
@@ -235,6 +240,8 @@ def test_an_address_without_a_scheme(host: HostApp, fake: FakeProviders, ann: Ke
         ("no_version", "unchecked", "Add /v1"),
         ("wants_key", "invalid", "wants an API key"),
         ("no_models", "unchecked", "lists no models"),
+        ("no_tls", "unreachable", "TLS"),
+        ("closed", "unreachable", "refused"),
     ],
 )
 def test_what_is_wrong(
@@ -249,6 +256,11 @@ def test_what_is_wrong(
         fake.add_key("custom", "", "bad")
     elif harm == "no_models":
         fake.answer_next("custom", 404, {"detail": "Not Found"})
+    elif harm == "no_tls":
+        address = address.replace("http:", "https:")
+    elif harm == "closed":
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
     found = ann.call("validate", provider="custom", base_url=address).get_json()
     assert found["verdict"] == verdict
     assert said in found["reason"]
