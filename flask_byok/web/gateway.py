@@ -210,7 +210,9 @@ def _refuse_cross_site(route: _Route) -> None:
 def _call(state: ByokState, caller: Caller, route: _Route) -> Response:
     if route.provider:
         provider = _provider(state, caller, route.provider)
-        return _pass(provider, route, request.get_data(cache=False))
+        return _pass(
+            provider, route, b"" if request.method == "GET" else request.get_data(cache=False)
+        )
     if route.path == "models":
         return _json(_list_models(state, caller))
     if request.method == "GET":
@@ -324,7 +326,7 @@ def _translate(provider: BaseProvider, model: str, body: bytes) -> Response:
 
 def _pass(provider: BaseProvider, route: _Route, body: bytes) -> Response:
     """Send the call, and pass its answer on."""
-    sent = {name: request.headers[name] for name in _SENT if name in request.headers}
+    sent = {n: request.headers[n] for n in _SENT if request.headers.get(n, "\xa0").isascii()}
     query = [
         (name, value)
         for name, value in request.args.items(multi=True)
@@ -427,11 +429,12 @@ def _refuse(error: ByokError | HTTPException) -> Response:
 def _in_words_of(adapter: str, told: Problem) -> dict[str, Any]:
     """Return a problem as an error of a wire, with our code in it."""
     status, message = told["status"], told["detail"]
+    facts = {name: told[name] for name in ("code", "provider", "retry_after") if name in told}
     if adapter == "anthropic":
         fallback = "invalid_request_error" if status < 500 else "api_error"
         return {
             "type": "error",
-            "error": {**told, "type": _OF_ANTHROPIC.get(status, fallback), "message": message},
+            "error": {**facts, "type": _OF_ANTHROPIC.get(status, fallback), "message": message},
         }
     if adapter == "google":
         fallback = "FAILED_PRECONDITION" if status < 500 else "INTERNAL"
@@ -448,4 +451,4 @@ def _in_words_of(adapter: str, told: Problem) -> dict[str, Any]:
                 "details": [info],
             }
         }
-    return {"error": {**told, "message": message, "type": told["code"], "param": None}}
+    return {"error": {**facts, "message": message, "type": told["code"], "param": None}}
