@@ -48,7 +48,9 @@ class Upstream:
 
     def _answer(self, path: str) -> Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.came.append((request.method, request.full_path.rstrip("?"), headers, request.data))
+        self.came.append(
+            (request.method, request.full_path.rstrip("?"), headers, request.get_data())
+        )
         return self.answer()
 
 
@@ -58,7 +60,10 @@ def upstream() -> Iterator[tuple[Upstream, dict[str, str]]]:
     provider = Upstream()
     with served(provider.app) as port:
         url = f"http://127.0.0.1:{port}"
-        yield provider, {"openai": f"{url}/v1", "anthropic": url, "google": url, "groq": f"{url}/v1"}
+        yield (
+            provider,
+            {"openai": f"{url}/v1", "anthropic": url, "google": url, "groq": f"{url}/v1"},
+        )
 
 
 def gateway_app(folder: Path, fake: FakeProviders | None = None, **config: Any) -> HostApp:

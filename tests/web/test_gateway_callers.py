@@ -54,7 +54,7 @@ def test_openai(url: str, fake: FakeProviders, where: str) -> None:
     fake.stream_next("openai", tool_calls=[CALL])
     tools: Any = [{"type": "function", "function": FUNCTION}]
     [call] = client.chat.completions.create(**chat, tools=tools).choices[0].message.tool_calls or []
-    assert call.function.name == "weather"  # type: ignore[union-attr]
+    assert call.function.name == "weather"
     vector = {"object": "embedding", "index": 0, "embedding": [0.5]}
     fake.answer_next("openai", 200, {"object": "list", "model": "e", "data": [vector], "usage": {}})
     model = f"{before}text-embedding-3-small"
@@ -66,9 +66,7 @@ def test_openai(url: str, fake: FakeProviders, where: str) -> None:
     assert heard.text == "Hello."
     assert "gpt-4o-mini" in [model.id.removeprefix(before) for model in client.models.list()]
     fake.refuse_next("openai", "provider_rate_limited", 21)
-    with pytest.raises(
-        openai.RateLimitedError if hasattr(openai, "RateLimitedError") else openai.RateLimitError
-    ) as caught:
+    with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(**chat)
     assert caught.value.response.headers["retry-after"] == "21"
     assert {call.api_key for call in fake.calls} == {
@@ -106,12 +104,12 @@ def test_anthropic(url: str, fake: FakeProviders) -> None:
     client = anthropic.Anthropic(base_url=f"{url}/anthropic", api_key=TOKEN, max_retries=0)
     chat: Any = {"model": "claude-haiku-4-5", "messages": HELLO, "max_tokens": 99}
     text = fake.reply_text("anthropic", "hello")
-    assert client.messages.create(**chat).content[0].text == text  # type: ignore[union-attr]
+    assert client.messages.create(**chat).content[0].text == text
     with client.messages.stream(**chat) as stream:
         assert stream.get_final_text() == text
     fake.stream_next("anthropic", tool_calls=[CALL])
     tools: Any = [{"name": "weather", "input_schema": FUNCTION["parameters"]}]
-    assert client.messages.create(**chat, tools=tools).content[0].input == CALL[2]  # type: ignore[union-attr]
+    assert client.messages.create(**chat, tools=tools).content[0].input == CALL[2]
     fake.answer_next("anthropic", 200, {"input_tokens": 7})
     assert client.messages.count_tokens(model="c", messages=HELLO).input_tokens == 7
     assert [model.id for model in client.models.list()]
@@ -154,7 +152,7 @@ def test_langchain(url: str, fake: FakeProviders) -> None:
     for provider, model in models.items():
         text = fake.reply_text(provider, "hello")
         assert model.invoke("hello").content == text
-        pieces = [piece.content for piece in model.stream("hello")]
+        pieces: list[Any] = [piece.content for piece in model.stream("hello")]
         whole = "".join(
             p if isinstance(p, str) else "".join(t.get("text", "") for t in p) for p in pieces
         )

@@ -94,7 +94,7 @@ def test_tools_reasoning_and_limits_are_translated(
 ) -> None:
     """What both formats have is written in the provider's; nulls, and what only OpenAI has, are left out."""
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-    more = {
+    more: dict[str, Any] = {
         "max_completion_tokens": 70,
         "tools": [tool],
         "stop": None,
