@@ -92,11 +92,27 @@ def build_service(
         keyring=keyring,
         sessions=sessions,
         accounts=accounts,
-        outbound=Outbound(allow_private=settings.allow_private_endpoints),
+        outbound=build_outbound(settings),
         operator=operator,
         validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
         set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
         notify=partial(send_signal, app),
+    )
+
+
+def build_outbound(settings: Settings) -> Outbound:
+    """Return what calls providers.
+
+    :raises ConfigurationError: the certificate authorities or the environment's proxy cannot be used.
+    """
+    # The HTTP client is loaded by an app, not by `import flask_byok`.
+    from .http.proxies import tls_context
+
+    return Outbound(
+        allow_private=settings.allow_private_endpoints,
+        tls=tls_context(settings.ca_file and str(settings.ca_file)),
+        ports=settings.endpoint_ports,
+        proxy=settings.proxy,
     )
 
 

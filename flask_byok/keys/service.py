@@ -31,7 +31,7 @@ from ..sealing.keyring import Keyring, context_of
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .faults import Faults
+from .faults import REASONS, Faults
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .paste import KeyWarning, warnings_about
@@ -162,6 +162,23 @@ class Service:
             partial(self.checks.of_traffic, caller, credential),
         )
         told = {"report": report, "count": count, "counted_as": caller.counted_as}
+
+        tried = {_place(credential)}
+
+        def successor(error: ByokError) -> BaseProvider | None:
+            """Return the object on the key that serves now: what was told of the former one decides."""
+            reason = "rejected" if error.code == "key_rejected" else REASONS.get(error.code)
+            if self.settings.failover and reason in self.settings.fallback_on:
+                with suppress(ByokError):
+                    other = self.provider(
+                        caller, provider, visitors_share=visitors_share, **options
+                    )
+                    if (place := _place(other.credential)) not in tried:
+                        tried.add(place)
+                        return other
+            return None
+
+        told["successor"] = successor
         return make_provider(spec, credential, self.outbound, **told, **options)
 
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -410,3 +427,7 @@ def _failures_measured(specs: Iterable[ProviderSpec]) -> Iterator[None]:
             if error.provider in (None, spec.id):
                 metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
         raise
+
+
+def _place(credential: Credential) -> tuple[str, str, str | None]:
+    return str(credential.source), credential.id, credential.version

@@ -175,7 +175,9 @@ def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
     if not settings.allow_custom_providers:
         raise EndpointNotAllowedError("A base URL of your own is not allowed.", provider=spec.id)
     try:
-        return check_personal_base_url(base_url, allow_private=settings.allow_private_endpoints)
+        return check_personal_base_url(
+            base_url, allow_private=settings.allow_private_endpoints, ports=settings.endpoint_ports
+        )
     except EndpointNotAllowedError as error:
         raise EndpointNotAllowedError(str(error), provider=spec.id) from None
 

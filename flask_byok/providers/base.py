@@ -14,6 +14,7 @@ import msgspec
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
+    ByokError,
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
@@ -23,7 +24,7 @@ from ..errors import (
 from ..http import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from ..wires import WIRES, Facts, StreamEvent
-from .conversation import Conversation
+from .conversation import Attempt, Conversation
 from .installed import require_sdk
 from .outcomes import Count, Outcomes, Report, ignore
 from .passage import Passage
@@ -38,6 +39,9 @@ T = TypeVar("T")
 _JSON = {"Content-Type": "application/json"}
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
+
+#: Returns the provider object on the next key, after an error; None if there is none, or is not to be one.
+Successor = Callable[[ByokError], "BaseProvider | None"]
 
 #: The classes by the name of their adapter; the package fills it.
 ADAPTERS: dict[str, type[BaseProvider]] = {}
@@ -72,6 +76,7 @@ class BaseProvider:
     :param report: called when the provider rejects the key, in calls with ``client`` too.
     :param count: called with the outcome of each call, once; also of calls with ``client``.
     :param counted_as: who calls, as :attr:`Caller.counted_as` names people: calls of their own servers are limited.
+    :param successor: returns the object whose key takes over a conversation that failed before its first piece.
     :param model: the default model of this object, instead of the catalog's.
     :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries``, ``default_headers``, and
         others that ``allowed_options`` names. The rest could decide where the key goes, and raises an error.
@@ -98,6 +103,7 @@ class BaseProvider:
         report: Report = ignore,
         count: Count = ignore,
         counted_as: str | None = None,
+        successor: Successor = ignore,
         model: str | None = None,
         **options: Any,
     ) -> None:
@@ -118,6 +124,7 @@ class BaseProvider:
         self._spec = spec
         self._outbound = outbound
         self._counted_as = counted_as
+        self._successor = successor
         self._outcomes = Outcomes(spec, credential, self._noting(count), report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
@@ -241,6 +248,20 @@ class BaseProvider:
         :raises InvalidFieldError: a message or param cannot be sent to this provider.
         :raises MissingCredentialError: there is no key.
         """
+        attempt = self._attempt(messages, model, params)
+
+        def following(error: ByokError) -> Attempt | None:
+            other = self._successor(error)
+            if other is None:
+                return None
+            self.served[other.source] = None
+            return other._attempt(messages, model, params)
+
+        return Conversation(attempt, following)
+
+    def _attempt(
+        self, messages: Sequence[Message], model: str | None, params: Mapping[str, Any]
+    ) -> Attempt:
         self._require_key()
         wire, chosen = WIRES.get(self._spec.adapter), model or self._default_model
         if wire is None:
@@ -250,13 +271,12 @@ class BaseProvider:
             text = f"{self.display_name} has no default model: name one."
             raise InvalidFieldError(text, provider=self.name)
         known = model_info(self.name, chosen)
-        facts = Facts(
-            self._spec.token_limit, self._spec.asks_usage, known.max_output if known else None
-        )
+        limit = known.max_output if known else None
+        facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
         call = self._open("POST", path, msgspec.json.encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
-        return Conversation(self._outcomes, call, wire.reader(), start)
+        return Attempt(self._outcomes, call, wire.reader(), start)
 
     def stream_events(
         self, messages: Sequence[Message], model: str | None = None, **params: Any
@@ -321,7 +341,7 @@ class BaseProvider:
         url = full_url(self._spec, endpoint, path)
         headers = {
             **headers,
-            **(self._options.get("default_headers") or {}),
+            **self._own_headers(),
             **self._outcomes.headers(method, url, content),
         }
         return self._outbound.open(
@@ -333,6 +353,10 @@ class BaseProvider:
             owner=self._counted_as,
             timeout=self._options.get("timeout"),
         )
+
+    def _own_headers(self) -> Mapping[str, str]:
+        """Return the headers that the options ask for."""
+        return self._options.get("default_headers") or {}
 
     def _require_key(self) -> None:
         if not self.is_configured:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlencode
 
 from .base import BaseProvider
 from .sdk import AsyncCalls, SyncCalls, refuse_web_socket
+
+if TYPE_CHECKING:
+    from ..http.live import LiveCall
 
 
 class OpenAIProvider(BaseProvider):
@@ -15,6 +20,15 @@ class OpenAIProvider(BaseProvider):
     extra = sdk = "openai"
     paths = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
+
+    def _open(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> LiveCall:
+        query = urlencode(self._options.get("default_query") or {})
+        return super()._open(method, f"{path}?{query}" if query else path, content, headers)
+
+    def _own_headers(self) -> Mapping[str, str]:
+        options = {name: self._options.get(name) for name in ("organization", "project")}
+        named = {f"OpenAI-{name.title()}": value for name, value in options.items() if value}
+        return {**named, **super()._own_headers()}
 
     def _make_client(self, http_client: Any) -> Any:
         return _client_class(False)(**self._client_options(http_client))

@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .. import metrics
-from ..catalog.verdicts import Answer
+from ..catalog.verdicts import Answer, Judgement
 from ..errors import ByokError, ProviderError, StreamIncompleteError
-from ..model.credential import Outcome
+from ..model.credential import Outcome, Verdict
 from ..redaction import redact
 from ..wires import ErrorFinder
 from .conversation import MAX_REFUSAL
@@ -54,7 +54,7 @@ class Passage(Iterator[bytes | None]):
         try:
             yield from self._call.head()
         except ProviderError as error:
-            self._name(error)
+            self._note(error)
             self.close()
             raise
 
@@ -89,7 +89,7 @@ class Passage(Iterator[bytes | None]):
                 yield piece
             self._count("used")  # there may be no body
         except ProviderError as error:
-            self._name(error)
+            self._note(error)
             raise
         finally:
             self.close()
@@ -112,6 +112,7 @@ class Passage(Iterator[bytes | None]):
             self._is_counted = True
             self._outcomes.count(outcome)
 
-    def _name(self, error: ProviderError) -> None:
+    def _note(self, error: ProviderError) -> None:
         credential = self._outcomes.credential
         error.provider, error.tier = credential.provider, str(credential.source)
+        self._outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))

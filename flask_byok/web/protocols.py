@@ -71,8 +71,9 @@ class _OpenAI(_Writer):
     def event(self, event: StreamEvent) -> bytes:
         match event.type:
             case "start":
+                is_first = "model" not in self._facts
                 self._facts["model"] = event.model
-                return self._chunk({"role": "assistant", "content": ""})
+                return self._chunk({"role": "assistant", "content": ""}) if is_first else b""
             case "text":
                 return self._chunk({"content": event.text})
             case "reasoning":
@@ -154,14 +155,18 @@ class _UIMessage(_Writer):
     }
 
     def __init__(self) -> None:
+        self._begun = False
         self._part, self._parts = "", 0
         self._finish: dict[str, Any] = {"type": "finish"}
 
     def event(self, event: StreamEvent) -> bytes:
         match event.type:
             case "start":
-                start = {"type": "start", "messageMetadata": event.to_dict()}
-                return _data(start) + _data({"type": "start-step"})
+                facts = {"messageMetadata": event.to_dict()}
+                if self._begun:
+                    return _data({"type": "message-metadata", **facts})
+                self._begun = True
+                return _data({"type": "start", **facts}) + _data({"type": "start-step"})
             case "text" | "reasoning":
                 begin = b"" if self._part == event.type else self._end() + self._begin(event.type)
                 delta = {"type": f"{event.type}-delta", "id": self._id, "delta": event.text}

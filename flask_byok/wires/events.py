@@ -164,6 +164,8 @@ class Reader:
         if isinstance(arguments, dict):
             arguments = "" if call.arguments else json.dumps(arguments, ensure_ascii=False)
         piece = to_text(arguments).encode()
+        if piece == call.arguments and _read_json(piece):
+            return  # the whole again, at the end
         self._hold(len(piece))
         call.arguments += piece
 
@@ -182,7 +184,7 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
     """
-    parser, left = _Parser(), STREAM_LIMIT
+    parser, left, fault = _Parser(), STREAM_LIMIT, ""
     try:
         for piece in chain(pieces, (b"\n\n",)):
             if piece is None:
@@ -194,9 +196,10 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
                 raise StreamIncompleteError("The provider's answer is too long.")
             for name, data in parser.feed(piece):
                 yield from _read(reader, name, data)
-    except ProviderUnavailableError:
-        if not reader.ended:
-            raise
+    except ProviderUnavailableError as error:
+        fault = str(error)
+    if fault and not reader.ended:
+        raise StreamIncompleteError(fault)
     yield from reader.end()
 
 
@@ -209,11 +212,18 @@ def _read(reader: Reader, name: bytes, data: bytes) -> Iterator[StreamEvent]:
         raise ErrorInStream(data)
     if isinstance(value, dict):
         reader.begun = True
-        yield from reader.read(value)
+        try:
+            yield from reader.read(value)
+        except RecursionError:
+            raise _damaged() from None
     elif data.strip() == b"[DONE]":
         reader.done()
     elif data.lstrip().startswith(b"{") and not reader.ended:
-        raise StreamIncompleteError("An event of the provider's answer is damaged.")
+        raise _damaged()
+
+
+def _damaged() -> StreamIncompleteError:
+    return StreamIncompleteError("An event of the provider's answer is damaged.")
 
 
 def _is_error(name: bytes, value: Any) -> bool:

@@ -30,7 +30,6 @@ from .messages import (
 
 #: The model is part of the path, so it has nothing that ends or leaves its segment.
 _MODEL = re.compile(r"(?:(models|tunedModels)/)?([A-Za-z0-9][A-Za-z0-9._-]{0,127})")
-_MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 #: OpenAI's words for an effort that Google has another word for.
 _LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
 #: What Google documents for a call that another model made.
@@ -53,13 +52,10 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
     if params.functions:
         declared = [_write_function(function) for function in params.functions]
         body["tools"] = [{"functionDeclarations": declared}]
-    if isinstance(params.tool_choice, Tool):
-        names = [params.tool_choice.function.name]
-        body["toolConfig"] = {
-            "functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": names}
-        }
-    elif params.tool_choice:
-        body["toolConfig"] = {"functionCallingConfig": {"mode": _MODES[params.tool_choice]}}
+    if choice := params.tool_choice:
+        mode = "ANY" if choice == "required" or isinstance(choice, Tool) else choice.upper()
+        names = {"allowedFunctionNames": [choice.function.name]} if isinstance(choice, Tool) else {}
+        body["toolConfig"] = {"functionCallingConfig": {"mode": mode, **names}}
     path = f"/v1beta/{named[1] or 'models'}/{named[2]}:streamGenerateContent?alt=sse"
     return path, body
 
@@ -99,9 +95,7 @@ def _write_contents(turns: Iterable[Message]) -> Iterator[dict[str, Any]]:
 
 def _write_result(turn: Message, names: dict[str, str]) -> dict[str, Any]:
     if not (name := names.get(turn.tool_call_id)):
-        raise InvalidFieldError(
-            "tool_call_id is the id of a call of an assistant's message before."
-        )
+        raise InvalidFieldError("tool_call_id is the id of a call in a message before.")
     id, output = plain_id(turn.tool_call_id), {"output": turn.text}
     return {"functionResponse": {"id": id, "name": name, "response": output}}
 
@@ -127,10 +121,7 @@ def _write_call(call: Call) -> dict[str, Any]:
 
 
 def _write_function(function: Function) -> dict[str, Any]:
-    more = {
-        "description": function.description,
-        "parametersJsonSchema": function.parameters,
-    }
+    more = {"description": function.description, "parametersJsonSchema": function.parameters}
     return {"name": function.name, **{name: value for name, value in more.items() if value}}
 
 

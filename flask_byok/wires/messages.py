@@ -26,9 +26,7 @@ _FORMS = {
     "messages": "is a list of messages, each with a role and content.",
     "role": "is system, developer, user, assistant or tool.",
     "content": "is text or a list of parts.",
-    "type": (
-        "is text, image_url or input_audio (a part), function (a tool), text, json_object or json_schema (a format)."
-    ),
+    "type": "is text, image_url or input_audio (a part), function (a tool), json_object or json_schema (a format).",
     "url": "begins with https:// or data:image/png;base64, (or another type of image).",
     "tool_choice": 'is auto, none, required or {"type": "function", "function": {"name": …}}.',
     "reasoning_effort": "is none, minimal, low, medium, high, xhigh or max.",

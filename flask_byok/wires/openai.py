@@ -93,7 +93,7 @@ class OpenAIReader(Reader):
 
 def _read_parts(content: Any, kind: Literal["text", "reasoning"]) -> Iterator[StreamEvent]:
     """Yield a text, or the texts of a list of parts; Mistral's reasoning is a part with a list of its own."""
-    if isinstance(content, str):
+    if content and isinstance(content, str):
         yield StreamEvent(kind, content)
     elif isinstance(content, list):
         for part in content:

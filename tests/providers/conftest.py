@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Catalog
+from flask_byok.catalog.verdicts import Judgement
 from flask_byok.http import Outbound
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.model.owner import Tier
@@ -19,7 +20,20 @@ HELLO = [{"role": "user", "content": "Hello"}]
 #: One for each SDK.
 SDKS = ["openai", "anthropic", "google"]
 
+#: One for each set of rules that the wires do not share.
+CHATS = ["openai", "anthropic", "google", "groq", "xai", "openrouter", "custom"]
+
 Make = Callable[..., BaseProvider]
+
+
+def noting(refusals: list[Any]) -> Callable[[Judgement], None]:
+    """Return a `report` that keeps the verdicts on keys that were rejected."""
+
+    def report(judged: Judgement) -> None:
+        if judged.verdict.valid is False:
+            refusals.append(judged.verdict)
+
+    return report
 
 
 def credential_for(

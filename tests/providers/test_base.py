@@ -21,10 +21,10 @@ from flask_byok.errors import (
 from flask_byok.http import Outbound
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import BaseProvider, make_provider
-from flask_byok.providers.base import split_system
 from flask_byok.testing import FakeProviders
+from flask_byok.wires import StreamEvent
 
-from .conftest import CATALOG, HELLO, SDKS, Make, credential_for
+from .conftest import CATALOG, HELLO, SDKS, Make, call_client, credential_for
 
 CANARY = "sk-proj-canary0123456789"
 
@@ -87,10 +87,12 @@ def test_every_provider_takes_the_same_options(
     fake: FakeProviders, make: Make, provider: str
 ) -> None:
     """Code that lets a person choose the provider need not know which SDK it is."""
-    fake.answer_next(provider, 503, {"error": {"message": "busy", "status": "UNAVAILABLE"}})
     options = {"timeout": 7.0, "max_retries": 1, "default_headers": {"X-Mine": "1"}}
-    assert list(make(provider, fake.api_key(provider), **options).stream_chat(HELLO))
-    assert [call.headers["x-mine"] for call in fake.calls] == ["1", "1"]
+    made = make(provider, fake.api_key(provider), **options)
+    assert list(made.stream_chat(HELLO))
+    fake.answer_next(provider, 503, {"error": {"message": "busy", "status": "UNAVAILABLE"}})
+    call_client(provider, made.client)
+    assert [call.headers["x-mine"] for call in fake.calls] == ["1", "1", "1"]
 
 
 def test_without_a_key_there_is_no_client(fake: FakeProviders) -> None:
@@ -134,13 +136,8 @@ def test_a_host_can_bring_its_own_class(make: Make) -> None:
     """A spec's `provider_class` is made instead of the adapter."""
 
     class Echo(BaseProvider):
-        extra = "none"
-
-        def _make_client(self, http_client: Any) -> Any:
-            return "client"
-
-        def _stream(self, client: Any, messages: Any, model: str) -> Any:
-            yield f"{client} {model}"
+        def converse(self, messages: Any, model: str | None = None, **params: Any) -> Any:
+            yield StreamEvent("text", text=f"{messages[0]['content']} {model}")
 
     url = "https://echo.example"
     spec = ProviderSpec(
@@ -151,7 +148,7 @@ def test_a_host_can_bring_its_own_class(make: Make) -> None:
         provider="echo", source="argument", owner="", fields=fields, base_url=url
     )
     provider = make_provider(spec, credential, Outbound())
-    assert list(provider.stream_chat(HELLO)) == ["client m"]
+    assert list(provider.stream_chat(HELLO, "m")) == ["Hello m"]
 
 
 @pytest.mark.parametrize("provider", SDKS)
@@ -187,10 +184,11 @@ def test_a_persons_address_gets_no_other_key(fake: FakeProviders) -> None:
     assert made.api_key == fake.api_key("custom")
 
 
-def test_other_messages_are_refused() -> None:
-    """What cannot be translated is not sent in part."""
+def test_other_messages_are_refused(make: Make) -> None:
+    """What cannot be translated is not sent in part, and is refused before a stream begins."""
+    made = make("anthropic", CANARY)
     contents: tuple[Any, ...] = (1, [{"type": "image_url"}], ["A"])
-    wrong = [{"role": "tool", "content": "A"}, {"content": "A"}, {"role": "user"}]
+    wrong = [{"content": "A"}, {"role": "narrator", "content": "A"}]
     for message in wrong + [{"role": "user", "content": content} for content in contents]:
         with pytest.raises(InvalidFieldError):
-            split_system([message])
+            made.stream_chat([message])

@@ -39,17 +39,23 @@ def test_a_whole_answer(visitor: Browser, fake: FakeProviders, provider: str) ->
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["X-Accel-Buffering"] == "no"
     found = events(answer.text)
-    assert found[-1] == ("done", {})
-    assert {name for name, _ in found[:-1]} == {"delta"}
-    text = "".join(data["text"] for _, data in found[:-1])
+    start, *deltas, usage, finish, done = found
+    assert start[0] == "start"
+    assert (start[1]["provider"], start[1]["source"]) == (provider, "session")
+    assert start[1]["model"]
+    assert usage[0] == "usage"
+    assert min(usage[1]["input_tokens"], usage[1]["output_tokens"]) > 0
+    assert finish == ("finish", {"reason": "stop"})
+    assert done == ("done", {})
+    assert {name for name, _ in deltas} == {"delta"}
+    text = "".join(data["text"] for _, data in deltas)
     assert text == fake.reply_text(provider, "good morning")
 
 
 @pytest.mark.parametrize(
     ("model", "code", "status"),
     [
-        ("fail-midstream", "provider_unavailable", 502),
-        ("error-midstream", "provider_unavailable", 502),
+        ("fail-midstream", "stream_incomplete", 502),
         ("revoked-midstream", "key_rejected", 409),
     ],
 )
@@ -60,7 +66,7 @@ def test_an_answer_that_breaks(
     """After a break the stream sends one error event with a problem object, and no done."""
     visitor.save(fake.api_key(provider), provider)
     found = events(visitor.get(f"/chat/{provider}?model={model}").text)
-    assert found[0][0] == "delta"
+    assert [name for name, _ in found[:2]] == ["start", "delta"]
     name, problem = found[-1]
     assert name == "error"
     assert (problem["code"], problem["status"], problem["provider"]) == (code, status, provider)
@@ -97,10 +103,11 @@ def test_a_fault_of_a_program_tells_nothing(
 ) -> None:
     """The text of an error that breaks a stream is neither sent nor logged, only its type."""
 
-    def broken(self: OpenAIProvider, *args: Any) -> Iterator[str]:
+    def broken(self: OpenAIProvider, *args: Any) -> Iterator[None]:
         raise RuntimeError(f"the key was {self.api_key}")
+        yield
 
-    monkeypatch.setattr(OpenAIProvider, "_stream", broken)
+    monkeypatch.setattr(OpenAIProvider, "converse", broken)
     api_key = fake.api_key("openai")
     visitor.save(api_key)
     answer = visitor.get("/chat/openai")

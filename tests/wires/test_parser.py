@@ -293,6 +293,9 @@ def test_deep_nesting(wire: str, opening: bytes) -> None:
         frame = b"data: " + opening * depth + b"\n\n"
         assert read_until_error(frame, wire) == ([], "StreamIncompleteError")
         inner = b'{"a":' * depth + b"1" + b"}" * depth
+        nested = b'{"choices":[{"delta":{"content":' + b"[" * depth + b"]" * depth + b"}}]}"
+        content = b"data: " + nested + b"\n\n"
+        assert read_until_error(content, wire) == ([], "StreamIncompleteError")
         call = (
             b'data: {"choices":[{"delta":{"tool_calls":[{"function":{"name":"f","arguments":'
             + inner

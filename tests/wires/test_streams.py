@@ -78,9 +78,9 @@ def test_pieces_of_any_size(stream: Stream, size: int) -> None:
 @pytest.mark.parametrize("size", [1, 10_000])
 def test_line_ends(stream: Stream, line_end: bytes, size: int) -> None:
     """Any line end, a byte order mark, comments, other fields and data without a space are read."""
-    noise = b"\xef\xbb\xbf: hello\n\n:\nretry: 10\nid: 1\n\ndata\n\nnonsense\n\n"
-    plain = stream.whole.replace(b"\r\n", b"\n").replace(b"data: ", b": keep-alive\n\ndata:")
-    whole = (noise + plain).replace(b"\n", line_end)
+    noise = b"\n\n: hello\n\n:\nretry: 10\nid: 1\n\ndata\n\nnonsense\n\n"
+    plain = stream.whole.replace(b"\r\n", b"\n").replace(b"data: ", b"data:")
+    whole = b"\xef\xbb\xbf" + plain.replace(b"\n\n", noise).replace(b"\n", line_end)
     pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
     assert read(pieces, stream.wire) == stream.events
 
@@ -164,7 +164,17 @@ def test_no_error() -> None:
         pytest.param(
             [
                 chunk(
-                    {"content": [{"type": "text", "text": "H"}, "i", {"type": "image"}, 3, None]}
+                    {
+                        "content": [
+                            {"type": "text", "text": "H"},
+                            "i",
+                            "",
+                            {"text": ""},
+                            {"type": "image"},
+                            3,
+                            None,
+                        ]
+                    }
                 ),
                 END,
             ],
@@ -312,7 +322,9 @@ def test_nearly_compatible_servers(frames: list[bytes], events: Events) -> None:
     """Forms that servers invent are read as they are meant, in one piece and byte by byte."""
     whole = b"".join(frames)
     assert read(whole) == events
-    assert read(whole[at : at + 1] for at in range(len(whole))) == events
+    for line_end in (b"\n", b"\r\n"):
+        given = whole.replace(b"\n", line_end)
+        assert read(given[at : at + 1] for at in range(len(given))) == events
 
 
 def _calls(*entries: dict[str, Any]) -> list[bytes]:
@@ -367,6 +379,13 @@ FIRST, SECOND = call("x", "f", '{"a":1}'), call("y", "g", "{}")
             _calls({"index": 0, "id": "x", "function": {"name": "f", "arguments": {"a": 1}}}),
             [call("x", "f", '{"a": 1}')],
             id="arguments as an object",
+        ),
+        pytest.param(
+            _calls(
+                *[{"index": 0, "id": "x", "function": {"name": "f", "arguments": '{"a":1}'}}] * 3
+            ),
+            [FIRST],
+            id="the whole again and again",
         ),
         pytest.param(
             [chunk({"function_call": F}), chunk({"function_call": REST})],
