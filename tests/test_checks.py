@@ -37,7 +37,7 @@ openrouter    invalid no_credit -          rate_limited disabled
 mistral       invalid no_credit -          rate_limited invalid
 cohere        invalid no_credit -          rate_limited invalid
 deepseek      invalid no_credit -          rate_limited invalid
-perplexity    invalid no_credit -          rate_limited invalid
+perplexity    invalid -         -          rate_limited invalid
 moonshot      invalid no_credit -          rate_limited invalid
 zai           invalid no_credit restricted rate_limited disabled
 alibaba       invalid no_credit restricted rate_limited invalid
