@@ -17,6 +17,7 @@ from werkzeug.serving import is_running_from_reloader
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
+from .catalog.endpoints import shown
 from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
 from .keys.operator import OperatorKeys
@@ -173,10 +174,11 @@ def build_catalog(
 
 
 def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:
-    """Do not ask people for a base URL that the operator has set."""
+    """Do not ask people for a base URL that the operator has set, nor for what goes with their own."""
     if spec.id not in settings.base_urls:
         return spec
-    return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
+    own = {"base_url", *shown(spec)}
+    return replace(spec, fields=tuple(f for f in spec.fields if f.name not in own))
 
 
 def open_documents(settings: Settings, database: FoundDatabase) -> Documents:

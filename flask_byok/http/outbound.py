@@ -252,19 +252,6 @@ class Outbound:
 
 
 @cache
-def sync_only_client() -> httpx2.AsyncClient:
-    """Return an async client that rejects every call, for SDKs that insist on having one."""
-    import httpx2
-
-    class NoTransport(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            text = "flask-byok: calls with people's keys are synchronous"
-            raise httpx2.UnsupportedProtocol(text)
-
-    return httpx2.AsyncClient(transport=NoTransport(), trust_env=False)
-
-
-@cache
 def default_outbound() -> Outbound:
     """Return the process's Outbound for calls made without an app."""
     return Outbound()

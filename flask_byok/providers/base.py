@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import msgspec
 
+from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
@@ -26,7 +27,7 @@ from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from ..wires import WIRES, Facts, StreamEvent
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
-from .outcomes import Count, Outcomes, Report, ignore
+from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
@@ -53,6 +54,7 @@ def make_provider(
     :param options: see :class:`BaseProvider`.
     """
     make = spec.provider_class or ADAPTERS[spec.adapter]
+    spec = told(spec, credential.fields)
     provider: BaseProvider = make(spec, credential, outbound, **options)
     return provider
 
@@ -207,6 +209,9 @@ class BaseProvider:
     @cached_property
     def async_client(self) -> Any:
         """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
+        return self._made(self._make_async_client, self._async_http_client())
+
+    def _async_http_client(self) -> Any:
         authenticate = self._outcomes.authenticate
 
         async def hook(request: Any) -> None:
@@ -214,7 +219,7 @@ class BaseProvider:
 
         http_client = self._guarded(self._outbound.async_client_for)
         http_client.event_hooks = {"request": [hook]}
-        return self._made(self._make_async_client, http_client)
+        return http_client
 
     def _guarded(self, make: Callable[..., T]) -> T:
         """Return an HTTP client for the key's endpoint, which is checked again: the rules can have changed."""
@@ -374,7 +379,8 @@ class BaseProvider:
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
         base_url = self.credential.base_url
-        fixed = {"api_key": self.api_key, "base_url": base_url, "http_client": http_client}
+        api_key = self.api_key or NO_KEY
+        fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
     def _make_client(self, http_client: Any) -> Any:

@@ -25,6 +25,8 @@ Count = Callable[[Outcome], None]
 #: Called with what the answer to a failed call means, if it is about this very key.
 Report = Callable[[Judgement], None]
 
+#: What an SDK is given that insists on a key where there is none. It is not sent.
+NO_KEY = "no-api-key"
 # Where SDKs put a key.
 _KEY_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 
@@ -62,7 +64,7 @@ class Outcomes:
         A request with another key is left alone: a copy of the SDK's client may have one.
         """
         chosen = [name for name in _KEY_HEADERS if name in request.headers]
-        if chosen and not _carries(request, self.credential.api_key):
+        if chosen and not _carries(request, self.credential.api_key or NO_KEY):
             return
         for name in chosen:
             del request.headers[name]
