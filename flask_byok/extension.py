@@ -37,6 +37,7 @@ from .web.caller import (
     note_use,
     person,
 )
+from .web.gateway import create_gateway
 from .web.guards import go_first, refuse_unrouted
 from .web.host_setup import (
     collisions,
@@ -99,9 +100,12 @@ class BYOK:
         first = partial(warn_of_late_setup, app, used)
         guard_sessions(app, before_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
+        if settings.gateway:
+            app.register_blueprint(create_gateway(settings.url_prefix))
         for sentence in collisions(app):
             raise ConfigurationError(sentence)
-        follow_requests(app, binding, go_first, refuse_unrouted(settings.url_prefix))
+        unrouted = refuse_unrouted(settings.url_prefix, gateway=settings.gateway)
+        follow_requests(app, binding, go_first, unrouted)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         before_render_template.connect(warn_of_hidden, app)

@@ -172,6 +172,7 @@ class Settings:
     set_rate: _Rate = "20/minute"
     trusted_origins: _Origins = ()
     url_prefix: _UrlPath = "/api"
+    gateway: _Flag = False
     csp_nonce: _Nonce = field(default=None, repr=False)
     labels: Labels = "default"
     metrics: Annotated[Library | None, "'prometheus' or 'opentelemetry'"] = None

@@ -120,11 +120,21 @@ class Service:
         count("used")
         return credential
 
-    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
-        """Return the credential and a callback that counts each call's outcome."""
+    def take(
+        self, caller: Caller, provider: str, *, visitors_share: bool = True
+    ) -> tuple[Credential, Count]:
+        """Return the credential and a callback that counts each call's outcome.
+
+        :param visitors_share: off: a shared key serves people who are signed in only.
+        :raises OwnerRequiredError: a visitor would use a shared key.
+        """
         spec = self._spec(caller, provider)
         with _failures_measured([spec]):
             credential = self.lookup.resolve(caller, spec)
+            is_known = visitors_share or caller.authenticated or caller.named
+            if not is_known and credential.source not in PERSONAL_TIERS:
+                text = f"Sign in to use the shared key for {spec.name}, or add a key of your own."
+                raise OwnerRequiredError(text, provider=spec.id)
         return credential, self._counter(caller, credential)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -146,9 +156,11 @@ class Service:
         found = self._look_up(caller, providers)
         return [provider for provider in providers if provider not in found]
 
-    def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
-        """Return a new provider object on the credential that serves this caller."""
-        credential, count = self.take(caller, provider)
+    def provider(
+        self, caller: Caller, provider: str, *, visitors_share: bool = True, **options: Any
+    ) -> BaseProvider:
+        """Return a new provider object on the credential that serves this caller; see ``take``."""
+        credential, count = self.take(caller, provider, visitors_share=visitors_share)
         spec, report = (
             self.catalog.get(provider),
             partial(self.checks.of_traffic, caller, credential),
@@ -162,7 +174,9 @@ class Service:
             reason = "rejected" if error.code == "key_rejected" else REASONS.get(error.code)
             if self.settings.failover and reason in self.settings.fallback_on:
                 with suppress(ByokError):
-                    other = self.provider(caller, provider, **options)
+                    other = self.provider(
+                        caller, provider, visitors_share=visitors_share, **options
+                    )
                     if (place := _place(other.credential)) not in tried:
                         tried.add(place)
                         return other

@@ -28,6 +28,7 @@ from ..wires import WIRES, Facts, StreamEvent
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
 from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
+from .passage import Passage
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 T = TypeVar("T")
+_JSON = {"Content-Type": "application/json"}
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
 
@@ -277,7 +279,7 @@ class BaseProvider:
         limit = known.max_output if known else None
         facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        call = self._open("POST", path, msgspec.json.encode(body))
+        call = self._open("POST", path, msgspec.json.encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         return Attempt(self._outcomes, call, wire.reader(), start)
 
@@ -325,12 +327,25 @@ class BaseProvider:
                 if event.type == "text":
                     yield event.text
 
-    def _open(self, method: str, path: str, content: bytes) -> LiveCall:
+    def forward(
+        self, method: str, path: str, content: bytes, headers: Mapping[str, str]
+    ) -> Passage:
+        """Return a call of the provider's own API whose answer passes as it is. Nothing is sent yet.
+
+        :param path: below the provider's base URL, with its query.
+        :param headers: beside the provider's own and the key, which win.
+        :raises MissingCredentialError: there is no key.
+        """
+        self._require_key()
+        call = self._open(method, path, content, headers)
+        return Passage(self._outcomes, call, path.partition("?")[0])
+
+    def _open(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> LiveCall:
         """Return a call below the provider's base URL, with the key in it. Nothing is sent yet."""
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         url = full_url(self._spec, endpoint, path)
         headers = {
-            "Content-Type": "application/json",
+            **headers,
             **self._own_headers(),
             **self._outcomes.headers(method, url, content),
         }

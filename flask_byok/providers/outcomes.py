@@ -79,12 +79,13 @@ class Outcomes:
             if status >= 300:
                 call.outcome, call.judged = self._judge_request(request, Answer(status, body))
 
-    def failure(self, answer: Answer, *, counted: bool) -> ByokError:
-        """Count and report a conversation that ended with this answer, and return the error to raise.
+    def failure(self, answer: Answer, *, counted: bool, path: str | None = None) -> ByokError:
+        """Count and report a call that ended with this answer, and return the error to raise.
 
-        :param counted: it was counted before, as its first events came.
+        :param counted: it was counted before, as its first bytes came.
+        :param path: where it went, below the base URL; by default to a conversation.
         """
-        judged = self._judge(answer)
+        judged = self._judge(answer, elsewhere=path is not None and self._is_elsewhere(path))
         if not counted:
             self.count("rejected" if judged.verdict.valid is False else "failed")
         self.report(judged)
@@ -94,12 +95,14 @@ class Outcomes:
         from ..http.transport import path_below
 
         path = path_below(request.url, self.credential.base_url)
-        paths = {*self.paths, self.spec.check.path.partition("?")[0]}
-        judged = self._judge(answer, elsewhere=path not in paths)
+        judged = self._judge(answer, elsewhere=self._is_elsewhere(path))
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
         is_ours = path is not None and _carries(request, self.credential.api_key)
         outcome: Outcome = "rejected" if judged.verdict.valid is False else "failed"
         return outcome, judged if is_ours else None
+
+    def _is_elsewhere(self, path: str | None) -> bool:
+        return path not in self.paths and path != self.spec.check.path.partition("?")[0]
 
     def _judge(self, answer: Answer, *, elsewhere: bool = False) -> Judgement:
         secrets = map(self.credential.reveal, self.credential.fields)

@@ -242,11 +242,9 @@ def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator
     value = _read_json(data)
     if reader.over:
         return
-    if name == b"error":
+    if _is_error(name, value):
         raise ErrorInStream(data)
     if isinstance(value, dict):
-        if value.get("error") or "error" in (value.get("type"), value.get("object")):
-            raise ErrorInStream(data)
         reader.begun = True
         events = reader.read(value)
         try:
@@ -263,6 +261,31 @@ def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator
 
 def _damaged() -> StreamIncompleteError:
     return StreamIncompleteError("An event of the provider's answer is damaged.")
+
+
+def _is_error(name: bytes, value: Any) -> bool:
+    if name == b"error":
+        return True
+    marks = (value.get("type"), value.get("object")) if isinstance(value, dict) else ()
+    return bool(marks) and bool(value.get("error") or "error" in marks)
+
+
+class ErrorFinder:
+    """Looks for an error in a stream that is passed on as it is."""
+
+    def __init__(self) -> None:
+        self._parser = _Parser()
+
+    def feed(self, piece: bytes) -> bytes | None:
+        """Return the data of the first error that ends in this piece.
+
+        :raises StreamIncompleteError: one event has too many bytes.
+        """
+        for name, data in self._parser.feed(piece):
+            # Most events are not looked into.
+            if (name == b"error" or b"error" in data) and _is_error(name, _read_json(data)):
+                return data
+        return None
 
 
 class _Parser:
