@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -55,23 +52,10 @@ def test_long_bodies(host: HostApp) -> None:
 
 
 def test_stream(host: HostApp, fake: FakeProviders) -> None:
-    """A chat streams; without the SDK, or beside one that is too old, the answer says that the site is not set up."""
+    """A chat streams without the provider's SDK, and beside one that is too old."""
     visitor = browser(host)
     visitor.save(fake.api_key("openai"))
-    fits = _installed("openai") >= _numbers(NEEDED["openai"]["openai"])
-    answer = visitor.get("/chat/openai").text
-    assert ("event: done" in answer) is fits
-    assert ('"code":"configuration"' in answer) is not fits
-
-
-def _installed(package: str) -> list[int]:
-    with suppress(PackageNotFoundError):
-        return _numbers(version(package))
-    return []
-
-
-def _numbers(release: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", release)]
+    assert "event: done" in visitor.get("/chat/openai").text
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
@@ -84,7 +68,7 @@ def test_an_sdk_that_is_too_old(
     provider: str,
     found: str | None,
 ) -> None:
-    """Client, stream and LangChain model name the installed release, the one that is needed, and the line to run."""
+    """Client and LangChain model name the release installed, the one needed and the line to run; streams need none."""
     monkeypatch.setattr(installed, "_installed", lambda package: found)
     app, api_key = make_app(tmp_path, fake), fake.api_key(provider)
     (package, needed), line = next(iter(NEEDED[provider].items())), f"'flask-byok[{provider}]'"
@@ -101,8 +85,7 @@ def test_an_sdk_that_is_too_old(
     assert str(caught.value) == said
     visitor = browser(app)
     visitor.save(api_key, provider)
-    assert '"code":"configuration"' in visitor.get(f"/chat/{provider}").text
-    assert said in caplog.text
+    assert "event: done" in visitor.get(f"/chat/{provider}").text
     assert api_key not in caplog.text
     assert list(sdk_faults(provider)) == [said]
 
