@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 from uuid import uuid4
 
 import msgspec
@@ -24,6 +26,8 @@ from .problems import Problem, problem
 Protocol = Literal["byok", "openai", "ui-message", "text"]
 #: Seconds of silence after which a comment is sent; proxies cut connections that are silent for 60.
 HEARTBEAT = 9.0
+#: The same where only writing shows whether the browser has left: each time that a conversation yields None.
+_BLIND_HEARTBEAT = 0.9
 _COMMENT = b":\n\n"
 
 _logger = logging.getLogger("flask_byok.web")
@@ -48,7 +52,7 @@ class _Writer:
     def error(self, told: Problem) -> bytes:
         """Return the bytes for an error, which ends the stream.
 
-        :raises ConnectionAbortedError: the protocol can only break off.
+        :raises ConnectionResetError: the protocol can only break off.
         """
         return _named("error", told)
 
@@ -197,7 +201,8 @@ class _Text(_Writer):
         return event.text.encode() if event.type == "text" else b""
 
     def error(self, told: Problem) -> bytes:
-        raise ConnectionAbortedError(told["code"])
+        # Servers close the connection then, and log no fault of the program's.
+        raise ConnectionResetError(errno.ECONNRESET, told["code"])
 
     def done(self) -> bytes:
         return b""
@@ -225,7 +230,7 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
     writer = _WRITERS[protocol]()
     link = Link.of_request()
     if protocol == "text":
-        events = _from_first_text(events)
+        events = _from_first_text(events, link)
     settings = url_for("byok.settings_page") if has_request_context() else None
     body = _pieces(provider, events, writer, link, settings)
     response = Response(body, mimetype=writer.mimetype)
@@ -237,13 +242,22 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
     return response
 
 
-def _from_first_text(events: Events) -> Events:
-    """Read up to the first text, or the end, and return all from there on."""
-    first = next((event for event in events if event and event.type in ("text", "finish")), None)
+def _from_first_text(events: Events, link: Link) -> Events:
+    """Read up to the first text, or the end, and return all from there on; nothing if the browser leaves meanwhile."""
+    first = None
+    for event in events:
+        if event is None and link.is_gone():
+            _close(events)
+        elif event is not None and event.type in ("text", "finish"):
+            first = event
+            break
 
     def rest() -> Events:
-        yield first
-        yield from events
+        try:
+            yield first
+            yield from events
+        finally:
+            _close(events)
 
     return rest()
 
@@ -251,16 +265,15 @@ def _from_first_text(events: Events) -> Events:
 def _pieces(
     provider: BaseProvider, events: Events, writer: _Writer, link: Link, settings: str | None
 ) -> Iterator[bytes]:
+    longest = HEARTBEAT if link.is_known else _BLIND_HEARTBEAT
     latest = time.monotonic()
     try:
         for event in events:
+            if event is None and link.is_gone():
+                return
             piece = b"" if event is None else writer.event(event)
-            if not piece and event is None:
-                if link.is_gone():
-                    return
-                # Where the browser's leaving cannot be seen, only writing shows it.
-                if not link.is_known or time.monotonic() - latest > HEARTBEAT:
-                    piece = writer.heartbeat
+            if not piece and time.monotonic() - latest > longest:
+                piece = writer.heartbeat
             if piece:
                 latest = time.monotonic()
                 yield piece
@@ -272,8 +285,12 @@ def _pieces(
         _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
         yield writer.error(_told(ProviderUnavailableError(provider=provider.name), settings))
     finally:
-        if (close := getattr(events, "close", None)) is not None:
-            close()
+        _close(events)
+
+
+def _close(events: Events) -> None:
+    if (close := getattr(events, "close", None)) is not None:
+        close()
 
 
 def _told(error: ByokError, settings: str | None) -> Problem:
@@ -294,8 +311,8 @@ class Link:
     """
 
     def __init__(self, connection: socket.socket | None = None) -> None:
-        self._connection = connection
-        self.is_known = connection is not None
+        self._connection, self._poll = connection, _system_poll()
+        self.is_known = connection is not None and self._poll is not None
 
     @classmethod
     def of_request(cls) -> Link:
@@ -306,11 +323,11 @@ class Link:
 
     def is_gone(self) -> bool:
         """Return True if the browser has closed the connection."""
-        if self._connection is None:
+        if self._connection is None or self._poll is None:
             return False
         with suppress(OSError, ValueError):
             # Not a peek with recv: of TLS that would show the record that says good-bye, and eat it.
-            poll = select.poll()
+            poll = self._poll()
             poll.register(self._connection.fileno(), select.POLLIN | _HUNG_UP)
             return any(event & _GONE for _, event in poll.poll(0)) or self._is_at_end()
         return True
@@ -325,8 +342,17 @@ class Link:
         return False
 
 
-_HUNG_UP = getattr(select, "POLLRDHUP", 0)
-_GONE = _HUNG_UP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+def _system_poll() -> Callable[[], select.poll] | None:
+    """Return the system's own ``poll``; None where there is none. That of gevent does not tell of the other end."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_object_patched("select", "poll"):
+        return cast("Callable[[], select.poll]", gevent.get_original("select", "poll"))
+    return getattr(select, "poll", None)
+
+
+_HUNG_UP: int = getattr(select, "POLLRDHUP", 0)
+# Windows has none of these.
+_GONE = _HUNG_UP | sum(getattr(select, name, 0) for name in ("POLLHUP", "POLLERR", "POLLNVAL"))
 
 
 def _named(name: str, data: Mapping[str, Any]) -> bytes:
