@@ -9,8 +9,6 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
-import msgspec
-
 from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
@@ -24,7 +22,7 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
-from ..wires import WIRES, Facts, StreamEvent
+from ..wires import WIRES, Facts, StreamEvent, encode
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
 from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
@@ -279,7 +277,7 @@ class BaseProvider:
         limit = known.max_output if known else None
         facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        call = self._open("POST", path, msgspec.json.encode(body), _JSON)
+        call = self._open("POST", path, encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         return Attempt(self._outcomes, call, wire.reader(), start)
 

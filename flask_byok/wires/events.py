@@ -237,6 +237,14 @@ def _whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def encode(value: Any) -> bytes:
+    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return _whole(json.dumps(value, ensure_ascii=False)).encode()
+
+
 def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator[StreamEvent]:
     """Read one event. Data that is not an object says nothing, unless it is a damaged one."""
     value = _read_json(data)
