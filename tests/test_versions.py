@@ -96,10 +96,9 @@ def test_an_sdk_that_is_too_old(
     with pytest.raises(ConfigurationError) as caught:
         get_provider_with_api_key(provider, api_key).client  # noqa: B018
     assert str(caught.value) == said
-    if provider != "google":
-        with pytest.raises(ConfigurationError) as caught:
-            get_chat_model_with_api_key(provider, "m", api_key)
-        assert str(caught.value) == said
+    with pytest.raises(ConfigurationError) as caught:
+        get_chat_model_with_api_key(provider, "m", api_key)
+    assert str(caught.value) == said
     visitor = browser(app)
     visitor.save(api_key, provider)
     assert '"code":"configuration"' in visitor.get(f"/chat/{provider}").text
