@@ -82,6 +82,16 @@ def _http_urls(urls: Mapping[str, str]) -> Mapping[str, str]:
     return urls
 
 
+def _proxy(url: str | None) -> str | None:
+    if url in (None, "environment"):
+        return url
+    parts = urlsplit(url)
+    whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError
+    return url
+
+
 def _as_browsers_send(text: str) -> str:
     """Return an origin in the form of the header ``Origin``: in lower case and ASCII, without the default port."""
     match = _ORIGIN.fullmatch(text.strip().lower())
@@ -99,6 +109,9 @@ _NAMES = "a sequence of names, or a text with commas"
 _DAYS = "a timedelta of at least a day, or a text such as '90d'"
 _SECONDS = "a number of seconds from 0.05 to 60, or a text such as '2s' or '500ms'"
 _ORIGINS = "a sequence of origins such as 'https://app.example.org': scheme, host and port, no path, no pattern"
+_PORTS = "a sequence of port numbers from 1 to 65535, such as (443, 8443)"
+_PROXY = "the URL of an HTTP proxy such as 'http://proxy.example:3128', or 'environment'"
+_CA_FILE = "the path of a PEM file with certificates, or 'environment'"
 _PATH = "a path that starts with '/', without blanks, '<', '>', '?' and '#'"
 _TIERS = f"'user_first', 'env_first', or a sequence of different tiers out of {', '.join(Tier)}"
 _REASONS = f"a sequence of reasons out of {', '.join(get_args(FallbackReason))}"
@@ -114,6 +127,9 @@ _Urls = Annotated[Mapping[str, str], _http_urls, "a mapping of provider ids to h
 _Seconds = Annotated[Annotated[float, msgspec.Meta(ge=0.05, le=60)] | None, _SECONDS]
 _Count = Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, "a whole number from 1 up"]
 _Origins = Annotated[tuple[str, ...], lambda each: tuple(map(_as_browsers_send, each)), _ORIGINS]
+_Ports = Annotated[
+    tuple[Annotated[int, msgspec.Meta(ge=1, le=65_535)], ...], msgspec.Meta(min_length=1), _PORTS
+]
 _UrlPath = Annotated[str, msgspec.Meta(pattern=r"^/[^\s<>?#]*$"), lambda p: p.rstrip("/"), _PATH]
 
 
@@ -144,19 +160,28 @@ class Settings:
     max_key_lifetime: Annotated[timedelta | None, _within_limits, _SPAN] = None
     keys_per_provider: Annotated[int, msgspec.Meta(ge=1), "a whole number from 1 up"] = 1
     fallback_on: _Reasons = frozenset()
+    failover: _Flag = False
     on_store_failure: StoreFailure = "fail"
     allow_custom_providers: _Flag = False
     allow_private_endpoints: _Flag = False
+    endpoint_ports: _Ports = (443,)
+    proxy: Annotated[str | None, _proxy, _PROXY] = field(default=None, repr=False)
+    ca_file: Annotated[Path | None, _CA_FILE] = None
     allow_reveal: _Flag = False
     validate_rate: _Rate = "20/minute"
     set_rate: _Rate = "20/minute"
     trusted_origins: _Origins = ()
     url_prefix: _UrlPath = "/api"
+    gateway: _Flag = False
     csp_nonce: _Nonce = field(default=None, repr=False)
     labels: Labels = "default"
     metrics: Annotated[Library | None, "'prometheus' or 'opentelemetry'"] = None
     audit_retention: Annotated[timedelta | None, _within_limits, _of_days, _DAYS] = None
     usage_retention: Annotated[timedelta, _within_limits, _of_days, _DAYS] = timedelta(days=90)
+
+    def slots_of(self, provider: str) -> int:
+        """Return how many keys an owner may have for a provider; a named endpoint (``custom/…``) has one."""
+        return 1 if "/" in provider else self.keys_per_provider
 
     @classmethod
     def from_config(
@@ -253,7 +278,9 @@ def _read(name: str, value: Any) -> Any:
     for meant in _meanings(_unquoted(value), is_span=is_span):
         preset = PRECEDENCES.get(meant) if name == "precedence" and str(meant) == meant else None
         with suppress(ValueError, msgspec.ValidationError):  # msgspec 0.18's is no ValueError
-            read = msgspec.convert(preset or meant, hint, strict=not is_span, dec_hook=_as_path)
+            # Numbers in the environment are texts.
+            strict = not is_span and hint != _Ports
+            read = msgspec.convert(preset or meant, hint, strict=strict, dec_hook=_as_path)
             for finish in filter(callable, details):
                 read = finish(read)
             return read

@@ -57,6 +57,17 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("BYOK_ON_STORE_FAILURE", "skip", "skip"),
     ("BYOK_ALLOW_CUSTOM_PROVIDERS", True, True),
     ("BYOK_ALLOW_PRIVATE_ENDPOINTS", True, True),
+    ("BYOK_ENDPOINT_PORTS", [443, 8443], (443, 8443)),
+    (
+        "BYOK_PROXY",
+        "http://user:secret@proxy.example:3128",
+        "http://user:secret@proxy.example:3128",
+    ),
+    ("BYOK_PROXY", "environment", "environment"),
+    ("BYOK_PROXY", None, None),
+    ("BYOK_CA_FILE", "/etc/ssl/ours.pem", Path("/etc/ssl/ours.pem")),
+    ("BYOK_CA_FILE", "environment", Path("environment")),
+    ("BYOK_CA_FILE", None, None),
     ("BYOK_ALLOW_REVEAL", True, True),
     ("BYOK_VALIDATE_RATE", "5/hour", "5/hour"),
     ("BYOK_SET_RATE", "5/hour", "5/hour"),
@@ -141,6 +152,12 @@ WRITTEN: list[tuple[str, Any, Any]] = [
     ("BYOK_VALIDATE_ON_SET", "off", "off"),
     ("BYOK_SET_RATE", '"5/hour"', "5/hour"),
     ("BYOK_SECRETS_DIR", "'/etc/secrets'", Path("/etc/secrets")),
+    *(
+        ("BYOK_ENDPOINT_PORTS", ports, (443, 8443))
+        for ports in ("443,8443", "443 8443", "[443, 8443]", '["443", "8443"]')
+    ),
+    ("BYOK_ENDPOINT_PORTS", "8443", (8443,)),
+    ("BYOK_PROXY", "'Environment'", "environment"),
     ("BYOK_REDIS", '"redis://localhost"', "redis://localhost"),
     ("BYOK_SESSION_STORE", "Database", "database"),
     ("BYOK_ENCRYPTION_KEY", f'"{ENCRYPTION_KEY}"', ENCRYPTION_KEY),
@@ -188,6 +205,16 @@ BAD: list[tuple[str, Any, str]] = [
     ("BYOK_FALLBACK_ON", ["expired"], "use a sequence of reasons out of rejected, unreadable"),
     ("BYOK_ON_STORE_FAILURE", "ignore", "use one of 'fail', 'skip'"),
     ("BYOK_ALLOW_PRIVATE_ENDPOINTS", None, "use True or False"),
+    *(
+        ("BYOK_ENDPOINT_PORTS", ports, "use a sequence of port numbers")
+        for ports in ([], [0], "443,x", [65_536], 443, None)
+    ),
+    *(
+        ("BYOK_PROXY", proxy, "use the URL of an HTTP proxy")
+        for proxy in ("proxy:3128", "socks5://proxy:1080", "http://", "http://proxy/x", 3128)
+    ),
+    ("BYOK_PROXY", "http://:se%cret@:1", "BYOK_PROXY cannot be used"),
+    ("BYOK_CA_FILE", 7, "use the path of a PEM file"),
     ("BYOK_ALLOW_REVEAL", 2, "use True or False"),
     ("BYOK_ALLOW_REVEAL", 1.0, "use True or False"),
     ("BYOK_SESSION_TTL", "24 hours", "a text such as '24h'"),

@@ -210,7 +210,8 @@ class AccountRecords:
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         :raises KeyRefusedError: the check forbids storing.
         """
-        self._require_unlocked(self.require_owner(owner), self.core.catalog.get(provider))
+        spec = self.core.catalog.get_typed(provider, new.fields)
+        self._require_unlocked(self.require_owner(owner), spec)
         self._count_attempt()
         return self.put(owner, provider, new, slot=slot)
 
@@ -223,7 +224,7 @@ class AccountRecords:
         :param options: those of ``Slot``: ``replace``, ``action`` and ``created_at``.
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
-        spec = self.core.catalog.get(provider)
+        spec = self.core.catalog.get_typed(provider, new.fields)
         owner = self.require_owner(owner)
         place = Slot(self, owner, spec, slot, **options)
         return self.core.saver.save(self.caller, spec, new, place)

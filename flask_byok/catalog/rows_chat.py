@@ -19,6 +19,9 @@ OPENAI = ProviderSpec(
     env=("OPENAI_API_KEY",),
     prefixes=("sk-", "sk-proj-", "sk-svcacct-"),
     refused_prefixes=("sk-admin-",),
+    other_kinds={"sess-": "a session key of OpenAI's website"},
+    # "OpenAI" in base64 is in the middle of each; gitleaks and detect-secrets find them by it.
+    shape=r"sk-[\w-]*T3BlbkFJ[\w-]+",
     get_key_url="https://platform.openai.com/api-keys",
     default_model="gpt-6-luna",
     docs="https://developers.openai.com/api/docs/guides/error-codes",
@@ -56,6 +59,7 @@ ANTHROPIC = ProviderSpec(
     env=("ANTHROPIC_API_KEY",),
     prefixes=("sk-ant-", "sk-ant-api03-"),
     refused_prefixes=("sk-ant-admin01-",),
+    other_kinds={"sk-ant-oat": "an OAuth token of a Claude subscription"},
     get_key_url="https://console.anthropic.com/settings/keys",
     default_model="claude-haiku-5-5",
     auth=Auth("x-api-key", "{api_key}"),

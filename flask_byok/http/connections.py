@@ -12,7 +12,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpcore2
 
@@ -220,21 +220,25 @@ class GuardedBackend(httpcore2.SyncBackend):
     ) -> httpcore2.NetworkStream:
         end = time.monotonic() + (_shorten(timeout, httpcore2.ConnectTimeout) or 5.0)
         addresses = self.addresses(host, port, end)
-        fault: Exception = NameNotFound("the name has no address")
+        fault: Exception | None = None
         tried = addresses[:MAX_ADDRESSES]
         for number, address in enumerate(tried):
             # An address that swallows packets must leave time for the next one.
             share = max(end - time.monotonic(), 0.001) / (len(tried) - number)
             try:
-                stream = super().connect_tcp(address, port, share, *others, **options)
-                return TimedStream(stream)
+                return TimedStream(super().connect_tcp(address, port, share, *others, **options))
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 fault = error
-        raise fault
+        raise cast(Exception, fault)
 
     def addresses(self, host: str, port: int, end: float) -> list[str]:
-        """Return a name's addresses, all of which may be called."""
+        """Return a name's addresses, all of which may be called.
+
+        :raises httpcore2.ConnectError: one may not, or there is none.
+        """
         addresses = self._resolve(host, port, end)
+        if not addresses:
+            raise NameNotFound("the name has no address")
         if (host, port) not in self.chosen and not all(map(self.rule, addresses)):
             raise httpcore2.ConnectError("the name has an address that may not be called")
         return addresses

@@ -45,6 +45,8 @@ class Proxies:
 
     def find(self, origin: Origin) -> str | None:
         """Return the proxy's URL. A local name or address is called directly: a proxy has another network."""
+        if not self._urls:
+            return None
         scheme, host, port = origin
         if is_local_host(host) or proxy_bypass_environment(f"{host}:{port}", self._urls):
             return None

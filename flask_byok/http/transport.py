@@ -72,6 +72,10 @@ class AnswerRefused(httpx2.RemoteProtocolError):
     """An answer is longer than its limit, or compressed."""
 
 
+def _last_blank_line(text: bytes) -> int:
+    return max(map(text.rfind, _BLANK_LINES))
+
+
 @dataclass(eq=False)
 class _BoundedStream(httpx2.SyncByteStream):
     """A body that raises if it is too long or too slow. During silence it yields an empty piece each ``TICK``.
@@ -111,9 +115,9 @@ class _BoundedStream(httpx2.SyncByteStream):
                 if piece is None:
                     return
                 total += len(piece)
-                # A blank line ends an event; it may lie across two pieces.
+                # A blank line ends an event; it may lie across two pieces. Most events are pieces.
                 before += piece
-                blank = max(map(before.rfind, _BLANK_LINES))
+                blank = len(before) - 2 if before.endswith(b"\n\n") else _last_blank_line(before)
                 event = event + len(piece) if blank < 0 else len(before) - blank
                 if total > self.longest or event > self.longest_event:
                     raise AnswerRefused("the answer is too long")

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 import msgspec
 
+from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
+    ByokError,
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
@@ -23,9 +25,10 @@ from ..errors import (
 from ..http import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Outcome, Secret, clean_api_key
 from ..wires import WIRES, Facts, StreamEvent
-from .conversation import Conversation
+from .conversation import Attempt, Conversation
 from .installed import require_sdk
-from .outcomes import Count, Outcomes, Report, ignore
+from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
+from .passage import Passage
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
@@ -34,8 +37,12 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 T = TypeVar("T")
+_JSON = {"Content-Type": "application/json"}
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
+
+#: Returns the provider object on the next key, after an error; None if there is none, or is not to be one.
+Successor = Callable[[ByokError], "BaseProvider | None"]
 
 #: The classes by the name of their adapter; the package fills it.
 ADAPTERS: dict[str, type[BaseProvider]] = {}
@@ -49,6 +56,7 @@ def make_provider(
     :param options: see :class:`BaseProvider`.
     """
     make = spec.provider_class or ADAPTERS[spec.adapter]
+    spec = told(spec, credential.fields)
     provider: BaseProvider = make(spec, credential, outbound, **options)
     return provider
 
@@ -70,6 +78,7 @@ class BaseProvider:
     :param report: called when the provider rejects the key, in calls with ``client`` too.
     :param count: called with the outcome of each call, once; also of calls with ``client``.
     :param counted_as: who calls, as :attr:`Caller.counted_as` names people: calls of their own servers are limited.
+    :param successor: returns the object whose key takes over a conversation that failed before its first piece.
     :param model: the default model of this object, instead of the catalog's.
     :param options: passed to the SDK's client: ``timeout`` (seconds), ``max_retries``, ``default_headers``, and
         others that ``allowed_options`` names. The rest could decide where the key goes, and raises an error.
@@ -96,6 +105,7 @@ class BaseProvider:
         report: Report = ignore,
         count: Count = ignore,
         counted_as: str | None = None,
+        successor: Successor = ignore,
         model: str | None = None,
         **options: Any,
     ) -> None:
@@ -116,6 +126,7 @@ class BaseProvider:
         self._spec = spec
         self._outbound = outbound
         self._counted_as = counted_as
+        self._successor = successor
         self._outcomes = Outcomes(spec, credential, self._noting(count), report, self.paths)
         self._default_model = model or spec.default_model
         self._options = options
@@ -242,6 +253,20 @@ class BaseProvider:
         :raises InvalidFieldError: a message or param cannot be sent to this provider.
         :raises MissingCredentialError: there is no key.
         """
+        attempt = self._attempt(messages, model, params)
+
+        def following(error: ByokError) -> Attempt | None:
+            other = self._successor(error)
+            if other is None:
+                return None
+            self.served[other.source] = None
+            return other._attempt(messages, model, params)
+
+        return Conversation(attempt, following)
+
+    def _attempt(
+        self, messages: Sequence[Message], model: str | None, params: Mapping[str, Any]
+    ) -> Attempt:
         self._require_key()
         wire, chosen = WIRES.get(self._spec.adapter), model or self._default_model
         if wire is None:
@@ -251,13 +276,12 @@ class BaseProvider:
             text = f"{self.display_name} has no default model: name one."
             raise InvalidFieldError(text, provider=self.name)
         known = model_info(self.name, chosen)
-        facts = Facts(
-            self._spec.token_limit, self._spec.asks_usage, known.max_output if known else None
-        )
+        limit = known.max_output if known else None
+        facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        call = self._open("POST", path, msgspec.json.encode(body))
+        call = self._open("POST", path, msgspec.json.encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
-        return Conversation(self._outcomes, call, wire.reader(), start)
+        return Attempt(self._outcomes, call, wire.reader(), start)
 
     def stream_events(
         self, messages: Sequence[Message], model: str | None = None, **params: Any
@@ -303,12 +327,25 @@ class BaseProvider:
                 if event.type == "text":
                     yield event.text
 
-    def _open(self, method: str, path: str, content: bytes) -> LiveCall:
+    def forward(
+        self, method: str, path: str, content: bytes, headers: Mapping[str, str]
+    ) -> Passage:
+        """Return a call of the provider's own API whose answer passes as it is. Nothing is sent yet.
+
+        :param path: below the provider's base URL, with its query.
+        :param headers: beside the provider's own and the key, which win.
+        :raises MissingCredentialError: there is no key.
+        """
+        self._require_key()
+        call = self._open(method, path, content, headers)
+        return Passage(self._outcomes, call, path.partition("?")[0])
+
+    def _open(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> LiveCall:
         """Return a call below the provider's base URL, with the key in it. Nothing is sent yet."""
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         url = full_url(self._spec, endpoint, path)
         headers = {
-            "Content-Type": "application/json",
+            **headers,
             **self._own_headers(),
             **self._outcomes.headers(method, url, content),
         }
@@ -357,7 +394,8 @@ class BaseProvider:
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
         base_url = self.credential.base_url
-        fixed = {"api_key": self.api_key, "base_url": base_url, "http_client": http_client}
+        api_key = self.api_key or NO_KEY
+        fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
     def _make_client(self, http_client: Any) -> Any:

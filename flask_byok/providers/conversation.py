@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import metrics
 from ..catalog.verdicts import Answer, Judgement
-from ..errors import ProviderError
+from ..errors import ByokError, ProviderError
 from ..model.credential import Verdict
 from ..wires import ErrorInStream, Reader, StreamEvent, read_events
 from .outcomes import Outcomes
@@ -21,37 +21,65 @@ Steps = Generator[StreamEvent | None, None, None]
 MAX_REFUSAL = 256 * 1024
 
 
+class Attempt(NamedTuple):
+    """A call with one key, how its answer is read, and the event that begins it."""
+
+    outcomes: Outcomes
+    call: LiveCall
+    reader: Reader
+    start: StreamEvent
+
+
+#: Returns the attempt with the next key after one that failed before its first piece; None to give up.
+Following = Callable[[ByokError], Attempt | None]
+
+
 class Conversation(Iterator[StreamEvent | None]):
     """The events of one answer, and None about each second in which the provider says nothing.
 
     The request is sent when the first event is read. The call counts once: as used with its first event from the
-    provider, else as it failed.
+    provider, else as it failed. If another key takes over, another ``start`` says so.
 
     :raises RejectedCredentialError: the provider rejected the key.
     :raises ProviderError: there is no answer, or no end of it, for another reason.
     """
 
-    def __init__(
-        self, outcomes: Outcomes, call: LiveCall, reader: Reader, start: StreamEvent
-    ) -> None:
-        self._call = call
+    def __init__(self, attempt: Attempt, following: Following) -> None:
+        self._present = [attempt]
         # A function of the module's: a method would hold this object, which only garbage collection would then close.
-        self._events = _run(outcomes, call, reader, start)
+        self._events = _run(self._present, following)
 
     def __next__(self) -> StreamEvent | None:
         return next(self._events)
 
     def cut(self) -> None:
         """Close the connection at once. Any thread may do so, also while another waits for an event."""
-        self._call.close()
+        while self._present:
+            self._present.pop().call.close()
 
     def close(self) -> None:
         """Stop reading."""
         self._events.close()
-        self._call.close()
+        self.cut()
 
 
-def _run(outcomes: Outcomes, call: LiveCall, reader: Reader, start: StreamEvent) -> Steps:
+def _run(present: list[Attempt], following: Following) -> Steps:
+    begun = False
+    while present:
+        try:
+            for event in _attempt(present[0]):
+                begun = begun or (event is not None and event.type != "start")
+                yield event
+            return
+        except ByokError as error:
+            follows = None if begun or not present else following(error)
+            if follows is None:
+                raise
+        present[:] = [follows]
+
+
+def _attempt(attempt: Attempt) -> Steps:
+    outcomes, call, reader, start = attempt
     name = outcomes.spec.id
     yield start
     if metrics.sinks:

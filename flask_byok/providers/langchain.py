@@ -35,9 +35,11 @@ def make_chat_model(provider: BaseProvider, model: str, **kwargs: Any) -> BaseCh
         text = f"There is no LangChain chat model for {provider.display_name}."
         raise ConfigurationError(text, provider=provider.name)
     # Explicit, so that LangChain asks neither the environment nor LangSmith's gateway.
-    fixed = {"api_key": provider.api_key, "base_url": provider.credential.base_url}
     package, make = _MAKERS[provider.extra]
     clients = provider.client, provider.async_client
+    # The client of a server without a key has a word in its place.
+    api_key = getattr(clients[0], "api_key", provider.api_key)
+    fixed = {"api_key": api_key, "base_url": provider.credential.base_url}
     others = [other for other, _ in _MAKERS.values() if other != package]
     require_sdk("langchain", provider.name, *others)
     try:

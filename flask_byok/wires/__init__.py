@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import anthropic, google, openai
-from .events import ErrorInStream, Reader, StreamEvent, read_events
+from .events import ErrorFinder, ErrorInStream, Reader, StreamEvent, read_events
 from .messages import Chat, Facts
 
 
@@ -48,4 +48,13 @@ WIRES: Mapping[str, Wire] = {
     "google": Wire(google.write, google.GoogleReader),
 }
 
-__all__ = ["WIRES", "ErrorInStream", "Facts", "Reader", "StreamEvent", "Wire", "read_events"]
+__all__ = [
+    "WIRES",
+    "ErrorFinder",
+    "ErrorInStream",
+    "Facts",
+    "Reader",
+    "StreamEvent",
+    "Wire",
+    "read_events",
+]

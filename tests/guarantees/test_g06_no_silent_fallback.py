@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flask_byok.catalog import Catalog
+from flask_byok.keys import faults
+from flask_byok.model.credential import make_hint
 from flask_byok.testing import FakeProviders
 from tests.app import Browser, browser, fingerprint, make_app
 from tests.documents import change_records
@@ -145,3 +150,126 @@ def test_every_path_decides_alike(tmp_path: Path, fake: FakeProviders) -> None:
         assert client.call("validate", provider="openai").get_json()["valid"] is True
         expected = OPERATORS if source == "env" else fake.api_key("openai")
         assert {call.api_key for call in fake.calls} == {expected}
+
+
+#: Refusals that pass by themselves, by the reason that the operator may name.
+PASSING = {
+    "no_credit": (402, {"error": {"message": "no", "code": "insufficient_quota"}}),
+    "rate_limited": (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}),
+    "unreachable": (500, {"error": {"message": "oops", "code": "server_error"}}),
+}
+
+
+@pytest.mark.parametrize("reason", PASSING)
+def test_a_passing_fault_is_forgotten(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """A fault that a call met passes a key over, openly, until five minutes are over or a check is good."""
+    client = _host(tmp_path, fake, BYOK_FALLBACK_ON=[reason])
+    own = fake.api_key("openai")
+    client.save(own)
+    fake.answer_next("openai", *PASSING[reason])
+    assert _served(client, fake) == ("session", own)
+    assert _served(client, fake) == ("env", OPERATORS)
+    status = client.status()
+    assert status["source"] == "env"
+    over = status["passed_over"]
+    assert (over["tier"], over["state"], over["hint"]) == ("session", reason, status_hint(own))
+    client.load()
+    checked = client.call("validate", provider="openai").get_json()
+    assert checked["verdict"] == "valid"
+    assert [call.api_key for call in fake.calls][-1] == own
+    assert _served(client, fake) == ("session", own)
+    assert client.status()["passed_over"] is None
+    fake.answer_next("openai", *PASSING[reason])
+    assert _served(client, fake) == ("session", own)
+    monkeypatch.setattr(faults, "FORGOTTEN_AFTER", timedelta(0))
+    assert _served(client, fake) == ("session", own)
+
+
+def status_hint(api_key: str) -> str:
+    """Return what is shown of a key of OpenAI's."""
+    return make_hint(api_key, Catalog().get("openai").prefixes)
+
+
+@pytest.mark.parametrize("reason", PASSING)
+def test_the_operators_key_may_be_passed_over_too(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """A fault of the environment's key lets the next tier serve in every worker, and a new key clears it."""
+    kept = {"BYOK_FALLBACK_ON": [reason], "BYOK_PRECEDENCE": ["env", "session"]}
+    client = _host(tmp_path, fake, **kept)
+    own = fake.api_key("openai")
+    fake.answer_next("openai", *PASSING[reason])
+    assert _served(client, fake) == ("env", OPERATORS)
+    client.save(own)
+    assert _served(client, fake) == ("session", own)
+    other_worker = browser(make_app(tmp_path, fake, BYOK_VALIDATE_ON_SET="off", **kept))
+    other_worker.set_cookie("session", client.session_id)
+    assert _served(other_worker, fake) == ("session", own)
+    assert other_worker.status()["passed_over"] == {"tier": "env", "hint": None, "state": reason}
+    fake.add_key("openai", "another-operators-key")
+    monkeypatch.setenv("OPENAI_API_KEY", "another-operators-key")
+    assert _served(client, fake) == ("env", "another-operators-key")
+
+
+def test_a_passing_fault_alone_is_no_reason(tmp_path: Path, fake: FakeProviders) -> None:
+    """Without BYOK_FALLBACK_ON a fault passes no key over."""
+    client = _host(tmp_path, fake)
+    own = fake.api_key("openai")
+    client.save(own)
+    for status, body in PASSING.values():
+        fake.answer_next("openai", status, body)
+        assert _served(client, fake) == ("session", own)
+    assert client.status()["passed_over"] is None
+
+
+@pytest.mark.parametrize("reason", ["rejected", *PASSING])
+def test_failover_goes_on_with_the_next_key(
+    tmp_path: Path, fake: FakeProviders, reason: str
+) -> None:
+    """With BYOK_FAILOVER a call that fails before its first piece goes on with the next key, and says so."""
+    client = _host(tmp_path, fake, BYOK_FALLBACK_ON=[reason], BYOK_FAILOVER=True)
+    own = fake.api_key("openai")
+    client.save(own)
+    if reason == "rejected":
+        fake.revoke("openai", own)
+    else:
+        fake.answer_next("openai", *PASSING[reason])
+    fake.clear_calls()
+    text = client.get("/chat/openai").text
+    assert [call.api_key for call in fake.calls] == [own, OPERATORS]
+    assert re.findall(r'"source":"(\w+)"', text) == ["session", "env"]
+    assert text.endswith("event: done\ndata: {}\n\n")
+    assert client.status()["passed_over"]["state"] == reason
+
+
+def test_failover_is_asked_for_and_comes_before_the_first_piece(
+    tmp_path: Path, fake: FakeProviders
+) -> None:
+    """Without BYOK_FAILOVER, for a reason that is not named, and after the first piece, the call fails as it did."""
+    own = fake.api_key("openai")
+    hosts = ({"BYOK_FALLBACK_ON": ["no_credit"]}, {"BYOK_FAILOVER": True})
+    for number, config in enumerate(hosts):
+        client = _host(tmp_path / str(number), fake, **config)
+        client.save(own)
+        fake.answer_next("openai", *PASSING["no_credit"])
+        assert '"code":"no_credit"' in client.get("/chat/openai").text
+    client = _host(tmp_path / "2", fake, BYOK_FALLBACK_ON=["rejected"], BYOK_FAILOVER=True)
+    client.save(own)
+    fake.clear_calls()
+    assert '"code":"key_rejected"' in client.get("/chat/openai?model=revoked-midstream").text
+    assert [call.api_key for call in fake.calls] == [own]
+
+
+def test_failover_ends(tmp_path: Path, fake: FakeProviders) -> None:
+    """If every key fails, the last error is told; no key is tried twice."""
+    client = _host(tmp_path, fake, BYOK_FALLBACK_ON=["rejected"], BYOK_FAILOVER=True)
+    own = fake.api_key("openai")
+    client.save(own)
+    fake.revoke("openai", own)
+    fake.revoke("openai", OPERATORS)
+    fake.clear_calls()
+    assert '"code":"key_rejected"' in client.get("/chat/openai").text
+    chats = [call.api_key for call in fake.calls if call.path.endswith("/chat/completions")]
+    assert chats == [own, OPERATORS]

@@ -226,7 +226,7 @@ def test_form_host_shows_the_problem_on_its_page(
     )
     for status, sentence in (
         (409, "No API key for OpenAI is configured."),
-        (502, "The provider's server cannot be reached"),
+        (502, "The provider's server refused the connection"),
     ):
         answer = visitor.post("/chat", data={"question": "hello"})
         assert (answer.status_code, answer.mimetype) == (status, "text/html")

@@ -74,11 +74,17 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fake_tls(certificate: Path) -> Iterator[FakeProviders]:
-    """Run the fake providers over https, as `provider.test`."""
+def server_tls(certificate: Path) -> ssl.SSLContext:
+    """Be `provider.test`."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
-    with FakeProviders(context) as server:
+    return context
+
+
+@pytest.fixture
+def fake_tls(server_tls: ssl.SSLContext) -> Iterator[FakeProviders]:
+    """Run the fake providers over https, as `provider.test`."""
+    with FakeProviders(server_tls) as server:
         yield server
 
 
@@ -91,7 +97,7 @@ def client_tls(certificate: Path) -> ssl.SSLContext:
 @pytest.fixture
 def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
     """Give the process fresh slots."""
-    fresh = Slots(4, 2)
+    fresh = Slots(4, 2, "calls")
     monkeypatch.setattr("flask_byok.http.outbound.personal_slots", fresh)
     return fresh
 

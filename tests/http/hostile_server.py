@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,16 +18,20 @@ class HostileServer:
     """Runs on a free port until it is closed; counts the connections, and the bytes that were taken.
 
     :param keep: leave the connection open after an answer, for the next request.
+    :param tls: speak https.
     """
 
-    def __init__(self, script: Script, *, keep: bool = False) -> None:
+    def __init__(
+        self, script: Script, *, keep: bool = False, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._script = script
         self._keep = keep
+        self._tls = tls
         self.connections = 0
         #: Set once a client has closed a connection.
         self.left = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        self.origin = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.origin = f"{'https' if tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent = 0
         self.heads: list[str] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -45,11 +50,14 @@ class HostileServer:
                 threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection:
-            with suppress(OSError):
-                while self._answer_one(connection):
+        with connection, suppress(OSError):
+            served = (
+                self._tls.wrap_socket(connection, server_side=True) if self._tls else connection
+            )
+            with served:
+                while self._answer_one(served):
                     pass
-            self.left.set()
+        self.left.set()
 
     def _answer_one(self, connection: socket.socket) -> bool:
         head = connection.recv(65_536)
@@ -72,9 +80,11 @@ class HostileServer:
 
 
 @contextmanager
-def hostile(script: Script, *, keep: bool = False) -> Iterator[HostileServer]:
+def hostile(
+    script: Script, *, keep: bool = False, tls: ssl.SSLContext | None = None
+) -> Iterator[HostileServer]:
     """Run a server for this block."""
-    server = HostileServer(script, keep=keep)
+    server = HostileServer(script, keep=keep, tls=tls)
     try:
         yield server
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,13 +48,20 @@ def counting() -> Iterator[bytes]:
 
 
 def test_two_hundred_streams_in_one_loop() -> None:
-    """They run at once, and each has its own pieces."""
+    """They run at once, as none of them ends before all have begun, and each has its own pieces."""
+    all_begun = threading.Barrier(200)
+
+    def script() -> Iterator[bytes]:
+        yield chunked()
+        all_begun.wait()
+        yield from (chunk(b"%d" % number) for number in range(10))
+        yield END
 
     async def main() -> None:
         urls = [server.origin] * 200
         assert await asyncio.gather(*(read(client, url) for url in urls)) == [b"0123456789"] * 200
 
-    with hostile(counting) as server:
+    with hostile(script, keep=True) as server:
         client = client_of(server)
         asyncio.run(main())
         assert server.connections == 200

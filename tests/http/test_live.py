@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from tests.patience import IN_TIME, soon
 from .conftest import Dialled
 from .hostile_server import EVENTS, HostileServer, chunk, chunked, drip, endless, head, hostile
 from .hostile_urls import hostile_urls, resolve
+from .test_transport import Resolver
 
 CHUNKED = chunked()
 KEY = {"Authorization": "Bearer sk-secret"}
@@ -229,6 +231,23 @@ def _close_elsewhere(live: Any) -> None:
 
 def _forget(live: Any) -> None:
     """Drop it."""
+
+
+def test_a_call_over_tls(
+    quick: None, server_tls: ssl.SSLContext, client_tls: ssl.SSLContext
+) -> None:
+    """Pieces in one record and in many come at once, and a thread that reads is woken when the call is closed."""
+    script = [chunked() + b"".join(map(chunk, TINY)), *map(chunk, TINY)]
+    with hostile(lambda: iter(script), keep=True, tls=server_tls) as server:
+        outbound = Outbound(tls=client_tls, resolver=Resolver(["127.0.0.1"]))
+        live = call(server.origin.replace("127.0.0.1", "provider.test"), outbound=outbound)
+        list(live.head())
+        pieces = live.body()
+        found = [next(piece for piece in pieces if piece) for _ in range(2 * len(TINY))]
+        assert found == TINY * 2
+        assert next(pieces) is None
+        _close_elsewhere(live)
+        assert server.left.wait(IN_TIME)
 
 
 @pytest.mark.parametrize("leave", [_close, _close_elsewhere, _forget])

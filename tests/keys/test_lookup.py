@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, get_args
 
 import pytest
@@ -29,12 +29,13 @@ from flask_byok.model.credential import (
     RecordedVerdict,
     Secret,
     Verdict,
+    utcnow,
 )
 from flask_byok.model.owner import OPERATOR_TIERS, Caller, Tier
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import FallbackReason, Settings
 
-NOW = datetime(2026, 5, 1, tzinfo=UTC)
+NOW = utcnow()
 KEYRING = Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e")
 OPENAI, GROQ = Catalog().get("openai"), Catalog().get("groq")
 REASONS: tuple[FallbackReason, ...] = get_args(FallbackReason)

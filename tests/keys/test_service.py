@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flask_byok.catalog import Field, ProviderSpec
+from flask_byok.catalog.verdicts import Judgement
 from flask_byok.errors import (
     ByokError,
     KeyRefusedError,
@@ -206,10 +207,10 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     """A refusal that comes in after sign-out is reported, and harms nothing."""
     ann = world.caller()
     world.set(ann, key(world))
-    report = partial(world.service.checks.rejected, ann, world.service.resolve(ann, "openai"))
+    report = partial(world.service.checks.of_traffic, ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
-    report(Verdict.INVALID)
+    report(Judgement(Verdict.INVALID, "key_rejected", "No."))
     assert world.names()[-1] == "key_rejected"
 
 

@@ -151,7 +151,7 @@ def test_reveal_shows_only_what_is_typed(settings: SettingsPage) -> None:
     assert settings.input("openai").get_attribute("type") == "password"
 
 
-def test_custom_provider_has_two_fields(show: ShowHost, fake: FakeProviders) -> None:
+def test_custom_provider_has_its_fields(show: ShowHost, fake: FakeProviders) -> None:
     """A provider with a base URL of one's own takes both fields and is marked as standing alone."""
     settings = show(BYOK_ALLOW_CUSTOM_PROVIDERS=True, BYOK_ALLOW_PRIVATE_ENDPOINTS=True)
     settings.open()
@@ -159,6 +159,24 @@ def test_custom_provider_has_two_fields(show: ShowHost, fake: FakeProviders) -> 
     settings.store("custom", fake.api_key("custom"))
     assert settings.source("custom") == "session"
     assert "STANDALONE" in settings.row("custom").text
+
+
+def test_named_endpoint(show: ShowHost, fake: FakeProviders) -> None:
+    """A server that gets a name gets a row of its own, beside the one without; and loses it with its key."""
+    fake.add_key("custom", "")
+    settings = show(BYOK_ALLOW_CUSTOM_PROVIDERS=True, BYOK_ALLOW_PRIVATE_ENDPOINTS=True)
+    settings.open()
+    settings.type("custom", "My vLLM", "name")
+    settings.type("custom", fake.base_url("custom"), "base_url")
+    settings.row("custom", "[data-byok-action=save]").click()
+    settings.wait(lambda: settings.source("custom/my-vllm") == "session", "a row of its own")
+    assert settings.row("custom/my-vllm", "[part=name]").text == "My vLLM"
+    assert settings.source("custom") == ""
+    settings.row("custom/my-vllm", "[data-byok-action=validate]").click()
+    settings.wait(lambda: "My vLLM: The key works." in settings.message, "checked")
+    settings.row("custom/my-vllm", "[data-byok-action=clear]").click()
+    settings.row("custom/my-vllm", "[data-byok-action=confirm]").click()
+    settings.wait(lambda: not settings.find_all('[data-byok-provider="custom/my-vllm"]'), "gone")
 
 
 def test_provider_name_is_text(show: ShowHost) -> None:
