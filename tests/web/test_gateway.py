@@ -761,3 +761,25 @@ def test_keys_in_addresses_stay_out_of_logs(
             wire.send("GET", f"{GATEWAY}/openai/{path}")
     assert "sk-of-the-caller" not in caplog.text
     assert "/api/gateway/openai/models" in caplog.text
+
+
+def test_it_is_described_where_it_is(app: HostApp, tmp_path: Path) -> None:
+    """The OpenAPI document has the gateway's address only if it is on."""
+    for host, has in ((app, True), (make_app(tmp_path / "2"), False)):
+        paths = browser(host).get("/api/providers/openapi.json").get_json()["paths"]
+        assert ("/gateway/{provider}/{path}" in paths) is has
+
+
+def test_a_visitors_chat_does_not_go_on_with_a_shared_key(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BYOK_FAILOVER too, a visitor's refused key is not followed by the operator's."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", fake.api_key("anthropic", "good", "operator"))
+    app = gateway_app(tmp_path, fake, BYOK_FAILOVER=True, BYOK_FALLBACK_ON=["rejected"])
+    visitor = with_keys(app, anthropic=fake.api_key("anthropic"))
+    fake.revoke("anthropic", fake.api_key("anthropic"))
+    fake.clear_calls()
+    body = chat_of("anthropic", model="anthropic/claude-haiku-4-5")
+    codes = [code_of(visitor.post(f"{GATEWAY}/v1/chat/completions", json=body)) for _ in range(2)]
+    assert codes == ["key_rejected", "owner_required"]
+    assert {call.api_key for call in fake.calls} == {fake.api_key("anthropic")}
