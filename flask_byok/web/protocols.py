@@ -276,8 +276,10 @@ def begun(events: Events, link: Link, types: Collection[str]) -> Events:
     for event in events:
         if event is not None:
             read.append(event)
-        if link.is_gone() if event is None else event.type in types:
-            break
+            if event.type in types:
+                break
+        elif link.is_gone():
+            _close(events)
 
     def all_of_them() -> Events:
         yield from read
@@ -309,8 +311,12 @@ def _pieces(
         _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
         yield writer.error(_told(ProviderUnavailableError(provider=provider.name), settings))
     finally:
-        if (close := getattr(events, "close", None)) is not None:
-            close()
+        _close(events)
+
+
+def _close(events: Events) -> None:
+    if (close := getattr(events, "close", None)) is not None:
+        close()
 
 
 def _told(error: ByokError, settings: str | None) -> Problem:
