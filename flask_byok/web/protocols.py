@@ -281,10 +281,10 @@ def begun(events: Events, link: Link, types: Collection[str]) -> Events:
     for event in events:
         if event is not None:
             read.append(event)
+            if event.type in types:
+                break
         elif link.is_gone():
             _close(events)
-        if event is not None and event.type in types:
-            break
 
     def all_of_them() -> Events:
         try:
