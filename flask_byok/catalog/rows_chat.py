@@ -66,8 +66,8 @@ ANTHROPIC = ProviderSpec(
     headers={"anthropic-version": "2023-06-01"},
     docs="https://platform.claude.com/docs/en/api/errors",
     check=CheckSpec(
-        path="/v1/models",
-        models_path="/v1/models",
+        path="/v1/models?limit=1000",
+        models_path="/v1/models?limit=1000",
         rules=(
             *of("not_permitted", (401,), "cors requests are not allowed"),
             *of(Verdict.VALID_NO_CREDIT, (400,), "credit balance", "api usage limits"),

@@ -71,7 +71,7 @@ TOGETHER = ProviderSpec(
     default_model="zai-org/GLM-5.3-Flash",
     docs="https://docs.together.ai/docs/error-codes",
     check=CheckSpec(
-        good="",
+        good="[]",
         rules=(
             # Documented: 403 is a prompt that is too long for the model.
             Rule((403,), kind="context_too_long", place="call"),

@@ -104,7 +104,8 @@ class Rule:
         anywhere in the body, whose JSON is compared without white space (``"code":"invalid_api_key"``). In a call's it
         must occur in a code or in the message for people; there it rejects a key only at the message's beginning.
     :param kind: the code of the call's error; by default the verdict's.
-    :param path: names a value in the answer's JSON (``data.limit_remaining``), which must equal ``equals``.
+    :param path: names a value in the answer's JSON (``data.limit_remaining``), which must equal ``equals``; for 0 it
+        may be less.
     :param place: where the rule holds.
     :param source: the document that says so.
     """
@@ -127,8 +128,8 @@ class CheckSpec:
     The first of the ``rules`` that fits an answer decides, before those of the wire.
 
     :param path: relative to the base URL; or a URL of another host. It may name fields in braces, but no secret.
-    :param good: the path of a value that the documented success has, or several with ``|`` between them. Empty: any
-        JSON without an error. Of an answer that is a ``text``: words that it contains.
+    :param good: the path of a value that the documented success has, or several with ``|`` between them. ``[]``: a list.
+        Empty: any JSON without an error. Of an answer that is a ``text``: words that it contains.
     :param models_path: lists the models; it may be the same request.
     :param ask: a function in place of the request, where no secret need be sent: it is called with the fields and a
         function that makes a plain GET, and returns a verdict and a reason.
@@ -199,8 +200,14 @@ class ProviderSpec:
         if self.prefixes and self.fields == (Field(),):
             object.__setattr__(self, "fields", (Field(placeholder=f"{self.prefixes[0]}…"),))
         pinned = {each.name for each in self.fields if each.pattern or each.choices}
-        host = urlsplit(self.base_url).netloc
-        if loose := set(names_in(host)) - pinned:
+        paths = (self.base_url, self.check.path, self.check.models_path or "")
+        hosts = "".join(urlsplit(path).netloc for path in paths)
+        if named := {each.name for each in self.fields if each.secret} & set(
+            names_in("".join(paths))
+        ):
+            text = f"the field {named.pop()!r} is secret, and is in no URL."
+            raise ConfigurationError(f"Provider {self.id!r}: {text}")
+        if loose := set(names_in(hosts)) - pinned:
             text = f"the host in its base URL needs a pattern or choices for the field {loose.pop()!r}."
             raise ConfigurationError(f"Provider {self.id!r}: {text}")
 

@@ -53,7 +53,7 @@ class Answer:
         milliseconds = _number(self.headers.get("retry-after-ms", ""))
         seconds = milliseconds / 1000 if milliseconds is not None else _number(named)
         if seconds is None and named:
-            with suppress(ValueError):
+            with suppress(ValueError, OverflowError):
                 seconds = parsedate_to_datetime(named).timestamp() - time.time()
         if seconds is None:
             seconds = next(map(_number, _retry_delays(self.data)), None)
@@ -151,6 +151,7 @@ _CALLS = {
     "request_refused": "{name} did not accept this request. Check the model and the messages.",
 }
 _CUT = "{name} did not finish its answer. Try again."
+_NOT_TAKEN = "{name} did not accept this key for this call. Check it, or use another one."
 _REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
 _PAGE = "This address shows a web page, not an API. Check the base URL: many end in /v1."
 _NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."
@@ -235,14 +236,22 @@ def _success(spec: ProviderSpec, answer: Answer) -> Judgement:
     good, data = spec.check.good, answer.data
     if spec.check.answer == "text":
         found = good in answer.body.decode(errors="replace") and not _is_page(answer.body)
+    elif good == "[]":
+        found = isinstance(data, list)
     elif good:
-        found = any(_value(data, path) is not None for path in good.split("|"))
+        found = not _has_error(data) and any(
+            _value(data, path) is not None for path in good.split("|")
+        )
     else:
-        found = isinstance(data, list) or (isinstance(data, dict) and not data.get("error"))
+        found = isinstance(data, dict | list) and not _has_error(data)
     if found:
         return _judged(spec, Verdict.VALID, "", "check")
     reason = _PAGE if _is_page(answer.body) else _NOT_A_PROVIDER
     return _judged(spec, Verdict.UNCHECKED, "", "check", reason)
+
+
+def _has_error(data: Any) -> bool:
+    return isinstance(data, dict) and bool(data.get("error"))
 
 
 def _is_page(body: bytes) -> bool:
@@ -259,8 +268,8 @@ def _by_status(spec: ProviderSpec, status: int, place: Place, elsewhere: bool) -
     if kind is None:
         kind = "request_refused" if 400 <= status < 500 else "provider_unavailable"
     verdict = Verdict.UNREACHABLE if status >= 500 else Verdict.UNCHECKED
-    cut = _CUT if place == "call" and status == 0 else ""
-    return _judged(spec, verdict, kind, place, cut)
+    reasons = {0: _CUT, 401: _NOT_TAKEN} if place == "call" else {}
+    return _judged(spec, verdict, kind, place, reasons.get(status, ""))
 
 
 def _has(data: Any, rule: Rule) -> bool:
@@ -269,8 +278,11 @@ def _has(data: Any, rule: Rule) -> bool:
         return True
     value = _value(data, rule.path)
     # True is no 1, and 0 no False.
-    same_kind = isinstance(value, bool) == isinstance(rule.equals, bool)
-    return same_kind and bool(value == rule.equals)
+    if isinstance(value, bool) != isinstance(rule.equals, bool):
+        return False
+    if rule.equals == 0 and isinstance(value, int | float) and not isinstance(value, bool):
+        return value <= 0  # what is left can be less than nothing
+    return bool(value == rule.equals)
 
 
 def _value(data: Any, path: str) -> Any:

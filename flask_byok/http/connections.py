@@ -28,7 +28,10 @@ _READ_BYTES = 65_536
 # h11 gives up heads of more than 100 KiB, so no more of one is gathered.
 _MAX_HEAD_BYTES = 128 * 1024
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-# From the end of one chunk to the beginning of the next one's data (RFC 9112, 7.1): what h11 accepts there, or more.
+# What stands between the data of two chunks, or a part of it; with the last chunk's end it is more (RFC 9112, 7.1).
+_FRAME = re.compile(rb"(?:\r\n?)?[0-9A-Fa-f]*(?:;[^\r\n]*)?(?:\r\n?)?")
+_LONGEST_FRAME = 1024
+# From the end of one chunk to the beginning of the next one's data: what h11 accepts there, or more.
 _NEXT_CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]+[ \t]*(?:;[^\n]*)?\r\n")
 
 _deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
@@ -125,6 +128,11 @@ class TimedStream(httpcore2.NetworkStream):
     #: Where the part of ``_held`` begins that was not handed over.
     _at: int = 0
     _in_head: bool = True
+    #: The answer that is read has chunks.
+    is_chunked: bool = False
+    # What was handed over last ends so; and if it ends where the data of a chunk begin.
+    _tail: bytes = b""
+    _at_data: bool = False
     _fault: Exception | None = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -136,14 +144,28 @@ class TimedStream(httpcore2.NetworkStream):
 
     def wait(self, seconds: float) -> bool:
         """Return True if there is something to read, or the end; False if nothing came within these seconds."""
-        if self._at >= len(self._held) and self._fault is None:
+        end = time.monotonic() + seconds
+        while self._fault is None and self._is_blank():
+            left = max(end - time.monotonic(), 0.0001)
             try:
-                self._receive(seconds)
+                more = self.stream.read(_READ_BYTES, _shorten(left, httpcore2.ReadTimeout))
             except httpcore2.ReadTimeout:
                 return False
             except httpcore2.ReadError as fault:
                 self._fault = fault  # a socket tells it once
+                return True
+            if not more:
+                return True
+            self._held, self._at = self._held[self._at :] + more, 0
         return True
+
+    def _is_blank(self) -> bool:
+        """Return True if nothing is held but, at most, what stands between the data of two chunks."""
+        rest = len(self._held) - self._at
+        if not rest or not self.is_chunked or rest > _LONGEST_FRAME or self._at_data:
+            return not rest
+        begun = self._held.startswith(b"\r", self._at) or self._tail.endswith((b"\r", b"\r\n"))
+        return begun and _FRAME.fullmatch(self._held, self._at) is not None
 
     def _receive(self, timeout: float | None) -> None:
         limit = _shorten(timeout, httpcore2.ReadTimeout)
@@ -153,7 +175,9 @@ class TimedStream(httpcore2.NetworkStream):
         """Hand over what is held, up to the end of the first boundary in it."""
         found, start = boundary.search(self._held, self._at), self._at
         self._at = found.end() if found else len(self._held)
-        return self._held[start : self._at]
+        taken = self._held[start : self._at]
+        self._at_data, self._tail = boundary is _NEXT_CHUNK and found is not None, taken[-2:]
+        return taken
 
     def _take_head(self, timeout: float | None) -> bytes:
         searched = self._at
@@ -171,7 +195,7 @@ class TimedStream(httpcore2.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if (line := _line.get()) is not None:
             line.hold(self)
-        self._in_head = True  # of the answer to what is written
+        self._in_head, self.is_chunked = True, False  # of the answer to what is written
         self.stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
 
     def shut_down(self) -> None:

@@ -201,9 +201,12 @@ class GuardedTransport(httpx2.HTTPTransport):
         general = limits.longest if response.status_code < 300 else MAX_REFUSAL_BYTES
         says_events = response.headers.get("content-type", "").startswith("text/event-stream")
         is_read_so = limits is PERSONAL and request.extensions.get(STREAMED)
+        connection = response.extensions["network_stream"]
+        coding = response.headers.get("transfer-encoding", "").lower()
+        connection.is_chunked = coding.endswith("chunked")
         response.stream = _BoundedStream(
             cast(httpx2.SyncByteStream, response.stream),
-            response.extensions["network_stream"],
+            connection,
             Line.current(),
             end,
             silence,
@@ -252,6 +255,8 @@ class KeylessClient(httpx2.Client):
         :param observe: called after each request.
         """
         twin = copy(self)  # 2 microseconds; making another one takes 20
+        # What a host puts into its client's headers must go out in nobody else's call.
+        twin._headers = httpx2.Headers(self._headers)
         twin._origin = origin
         twin._observe = observe
         twin._pools_owner = self
@@ -278,6 +283,8 @@ class KeylessClient(httpx2.Client):
                 self._observe(request, 0, b"")
             raise
         self._observe(request, response.status_code, body)
+        if _wants_patience(response):
+            response.headers["x-should-retry"] = "false"  # an SDK would sleep in the worker
         return response
 
     def close(self) -> None:
@@ -288,6 +295,14 @@ class KeylessClient(httpx2.Client):
 
     def __exit__(self, *raised: Any) -> None:
         """Do nothing, see the class."""
+
+
+def _wants_patience(response: httpx2.Response) -> bool:
+    """Return True if a refusal asks for more than a second of waiting."""
+    named = response.headers.get("retry-after")
+    if response.status_code < 400 or named is None or "retry-after-ms" in response.headers:
+        return False
+    return not (named.isascii() and named.isdigit() and int(named[:4]) <= 1)
 
 
 def _refusal(request: httpx2.Request, refused: RateLimitedError) -> httpx2.Response:

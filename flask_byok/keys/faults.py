@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,8 +55,10 @@ class Faults:
         """Note what a check or call found, in place of what was known; a store that does not answer forgets it."""
         until = time.time() + FORGOTTEN_AFTER.total_seconds()
         reason = verdict.removeprefix("valid_") if verdict in VERDICTS.values() else "-"
+        if verdict.valid is False:
+            reason, until = "rejected", math.inf  # until a good check, or another key
         with suppress(StoreError):
-            text = f"{reason} {until:.0f} {_mark(credential)}"
+            text = f"{reason} {until} {_mark(credential)}"
             self.documents.hold(_name(credential), text, replace=True)
 
     def find(self, credential: Credential) -> str | None:

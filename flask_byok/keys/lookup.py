@@ -141,13 +141,24 @@ class Lookup:
         return found
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
-        """Return the candidate that decides: the one to use, or the one that ends the search."""
-        return next((candidate for candidate in candidates if not self._passes(candidate)), None)
+        """Return the candidate that decides: the one to use, or the one that ends the search.
 
-    def passed_over(self, candidates: Iterable[Candidate]) -> Candidate | None:
-        """Return the first key before the one that decides: there is one, and it does not serve."""
+        If there is no other, the first that was passed over for its fault serves, or says what is wrong with it.
+        """
+        over = None
+        for candidate in candidates:
+            if not self._passes(candidate):
+                return candidate
+            if over is None and candidate.state not in ("inactive", "expired", "waiting"):
+                over = candidate
+        return over
+
+    def passed_over(
+        self, candidates: Iterable[Candidate], chosen: Candidate | None
+    ) -> Candidate | None:
+        """Return the first key, if another one was chosen."""
         first = next((one for one in candidates if one.state != "waiting"), None)
-        return first if first is not None and self._passes(first) else None
+        return None if chosen is None or first is chosen else first
 
     def personal_tiers(self, caller: Caller) -> list[Tier]:
         """Return the tiers in which this caller can keep keys."""

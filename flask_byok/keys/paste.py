@@ -61,7 +61,7 @@ _PAIR = re.compile(
             (?: \s* (?P<sign> => | := | [=:] ) (?P<space> \s* ) | \s+ is:? \s+ )
         | (?P<word> -- [a-z] [\w-]{{0,99}} | (?-i: [A-Z][A-Z0-9]*_[A-Z0-9_]{{1,99}} ) ) [ \t]+
         | (?P<scheme> bearer | token ) \s+ )
-    (?: (?P<quote> ["'`] ) \s* {_SCHEME} (?P<quoted> [^"'`]+ ) (?P=quote)
+    (?: (?P<quote> ["'`] ) \s*+ {_SCHEME} (?P<quoted> [^"'`]+ ) (?P=quote)
         | {_SCHEME} (?P<bare> (?! = | // ) [^\s"'`;(]+ ) )
     """,
     re.IGNORECASE | re.VERBOSE | re.ASCII,

@@ -320,8 +320,8 @@ class Service:
         # Of the caller's own keys also one that was passed over: the check may bring it back.
         candidates = self.lookup.survey(caller, [spec])[spec.id]
         chosen = self.lookup.choose(candidates)
-        over = self.lookup.passed_over(candidates)
-        if over and over.tier in PERSONAL_TIERS and over.credential and chosen is not None:
+        over = self.lookup.passed_over(candidates, chosen)
+        if over and over.tier in PERSONAL_TIERS and over.credential:
             return self.checks.of_stored(caller, spec, over.credential)
         credential = self.lookup.settle(chosen, spec, rejected=True)
         return self.checks.of_stored(caller, spec, credential)

@@ -143,7 +143,7 @@ def build_status(
 def _passed_over(
     present: Sequence[Candidate], chosen: Candidate | None, lookup: Lookup
 ) -> PassedOver | None:
-    first = lookup.passed_over(present) if chosen is not None else None
+    first = lookup.passed_over(present, chosen)
     if first is None:
         return None
     record = first.record if first.tier in PERSONAL_TIERS else None

@@ -157,22 +157,28 @@ class BaseProvider:
         """Use another key from now on, in this object only.
 
         :raises MalformedApiKeyError: this cannot be a key.
+        :raises InvalidFieldError: the provider's credential is no single key.
         :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
         """
         if self.credential.trust == "personal":
             text = "This address was given with a key of its own, and gets no other."
             raise EndpointNotAllowedError(text, provider=self.name)
+        main = self._spec.main_field
+        if main.kind != "secret":
+            text = f"A key for {self.display_name} has several fields: make another object."
+            raise InvalidFieldError(text, provider=self.name)
         cleaned = clean_api_key(api_key)
         self._former.append(self.credential)  # the log redactor knows a key while this lives
         self.credential = dataclasses.replace(
             self.credential,
             source="argument",
-            fields={**self.credential.fields, "api_key": Secret(cleaned)},
-            hint=self._spec.hint({"api_key": Secret(cleaned)}),
+            fields={**self.credential.fields, main.name: Secret(cleaned)},
+            hint=self._spec.hint({main.name: Secret(cleaned)}),
             version=None,
         )
         self.__dict__.pop("client", None)
         self.__dict__.pop("async_client", None)
+        self._successor = ignore
         # Calls with this key say nothing about the stored one.
         self._outcomes = Outcomes(self._spec, self.credential, self._noting(), paths=self.paths)
 
@@ -278,7 +284,14 @@ class BaseProvider:
         limit = known.max_output if known else None
         facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        call = self._open("POST", path, encode(body), _JSON)
+        try:
+            content = encode(body)
+        except (TypeError, ValueError, RecursionError):
+            content = None
+        if content is None:
+            text = "Messages and params are values of JSON, not too deep."
+            raise InvalidFieldError(text, provider=self.name)
+        call = self._open("POST", path, content, _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         return Attempt(self._outcomes, call, wire.reader(), start)
 

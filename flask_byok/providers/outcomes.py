@@ -105,7 +105,8 @@ class Outcomes:
         path = path_below(request.url, self.credential.base_url)
         judged = self._judge(answer, elsewhere=self._is_elsewhere(path))
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
-        is_ours = path is not None and _carries(request, self.credential.api_key)
+        signed = not isinstance(self.spec.auth, Auth)  # by us
+        is_ours = path is not None and (signed or _carries(request, self.credential.api_key))
         outcome: Outcome = "rejected" if judged.verdict.valid is False else "failed"
         return outcome, judged if is_ours else None
 

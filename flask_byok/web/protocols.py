@@ -268,7 +268,7 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
-    response.headers[SOURCE_HEADER] = provider.source
+    response.headers[SOURCE_HEADER] = next(reversed(provider.served), provider.source)
     return response
 
 

@@ -194,8 +194,8 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     None among the pieces is a second of silence. Other seconds may tell nothing either: they bring comments, or the
     arguments of a tool call.
 
-    The body is read to its end, so that its connection can serve again. What happens to it after the end mark does not
-    matter.
+    The body is read to its end, so that its connection can serve again, but for no more than about a second after the
+    end mark. What happens to it then does not matter.
 
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
@@ -205,14 +205,15 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     try:
         for piece in chain(pieces, (b"\n\n",)):
             if piece is None:
-                if reader.over:
-                    break
+                pass
             elif (left := left - len(piece)) < 0:
                 raise StreamIncompleteError("The provider's answer is too long.")
             else:
                 for name, data in parser.feed(piece):
                     yield from _read(reader, halves, name, data)
             if piece is None or monotonic() - told > 1.0:
+                if reader.ended:
+                    break
                 told = monotonic()
                 yield None
     except ProviderUnavailableError as error:

@@ -273,3 +273,30 @@ def test_failover_ends(tmp_path: Path, fake: FakeProviders) -> None:
     assert '"code":"key_rejected"' in client.get("/chat/openai").text
     chats = [call.api_key for call in fake.calls if call.path.endswith("/chat/completions")]
     assert chats == [own, OPERATORS]
+
+
+@pytest.mark.parametrize("reason", PASSING)
+def test_a_key_that_is_alone_is_tried_again(
+    tmp_path: Path, fake: FakeProviders, reason: str
+) -> None:
+    """A passing fault passes over no key that has none beside it: the next call asks the provider again."""
+    client = _host(tmp_path, fake, BYOK_FALLBACK_ON=[reason])
+    for _ in range(2):
+        fake.answer_next("openai", *PASSING[reason])
+        assert _served(client, fake) == ("env", OPERATORS)
+    status = client.status()
+    assert (status["has_key"], status["source"], status["passed_over"]) == (True, "env", None)
+
+
+def test_a_refused_key_of_the_operators_may_be_passed_over(
+    tmp_path: Path, fake: FakeProviders
+) -> None:
+    """With "rejected" in BYOK_FALLBACK_ON a refused key of the environment gives way to the next tier's."""
+    order = {"BYOK_FALLBACK_ON": ["rejected"], "BYOK_PRECEDENCE": ["env", "session"]}
+    client = _host(tmp_path, fake, **order)
+    fake.revoke("openai", OPERATORS)
+    client.get("/chat/openai").get_data()
+    own = fake.api_key("openai")
+    client.save(own)
+    assert _served(client, fake) == ("session", own)
+    assert client.status()["passed_over"] == {"tier": "env", "hint": None, "state": "rejected"}

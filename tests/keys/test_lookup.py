@@ -115,8 +115,8 @@ def test_when_the_next_tier_serves(
             settings = Settings(fallback_on=frozenset(named))
             expected = "env" if reason in named else outcome
             assert serving_tier(settings, first, second) == expected
-            # What was passed over is not used after all where nothing comes after it.
-            alone = "key_missing" if expected == "env" else outcome
+            # Where nothing comes after it, what was passed over for a fault serves, or says what is wrong with it.
+            alone = "key_missing" if outcome == "env" else outcome
             assert serving_tier(settings, first) == alone
 
 

@@ -17,12 +17,14 @@ from flask_byok.errors import (
     EndpointNotAllowedError,
     InvalidFieldError,
     MissingCredentialError,
+    RejectedCredentialError,
 )
 from flask_byok.http import Outbound
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.testing import FakeProviders
 from flask_byok.wires import StreamEvent
+from tests.patience import soon
 
 from .conftest import CATALOG, HELLO, SDKS, Make, call_client, credential_for
 
@@ -192,3 +194,48 @@ def test_other_messages_are_refused(make: Make) -> None:
     for message in wrong + [{"role": "user", "content": content} for content in contents]:
         with pytest.raises(InvalidFieldError):
             made.stream_chat([message])
+
+
+def test_what_a_host_sets_on_a_client_goes_out_in_no_other_call(
+    make: Make, fake: FakeProviders
+) -> None:
+    """Each client has headers of its own, also the plain ones, which share their pool."""
+    first, second = (fake.api_key("elevenlabs", owner=name) for name in ("ada", "ben"))
+    mine = make("elevenlabs", first)
+    mine.client.headers.update({"X-Customer": "ada", "xi-api-key": first})
+    make("elevenlabs", second).client.get("/v1/user")
+    list(make("openai", fake.api_key("openai")).stream_chat(HELLO))
+    assert [call.headers.get("x-customer") for call in fake.calls] == [None, None]
+    assert fake.calls_for("elevenlabs")[-1].api_key == second
+
+
+@pytest.mark.parametrize("seconds", ["90", "Fri, 31 Dec 2100 23:59:59 GMT"])
+@pytest.mark.parametrize("provider", SDKS)
+def test_no_sdk_sleeps_for_a_provider(
+    make: Make, fake: FakeProviders, provider: str, seconds: str
+) -> None:
+    """A refusal that asks for patience is not tried again by an SDK, which would sleep in the worker."""
+    fake.answer_next(provider, 429, {"error": {"message": "slow down"}}, retry_after=seconds)
+    with soon(), pytest.raises(Exception, match=r"429|slow down"):
+        call_client(provider, make(provider, fake.api_key(provider)).client)
+    assert len(fake.calls) == 1
+
+
+def test_another_key_is_followed_by_no_other(make: Make, fake: FakeProviders) -> None:
+    """A conversation on a key that the host gave does not go on with another one."""
+    other = make("openai", fake.api_key("openai", owner="other"))
+    made = make("openai", fake.api_key("openai"), successor=lambda error: other)
+    made.set_api_key(fake.api_key("openai", "bad"))
+    with pytest.raises(RejectedCredentialError):
+        list(made.stream_chat(HELLO))
+
+
+def test_what_is_no_json_is_not_sent(make: Make, fake: FakeProviders) -> None:
+    """Objects of the host's, and values that are nested too deep, are refused before anything is sent."""
+    deep: list[Any] = []
+    for _ in range(3000):
+        deep = [deep]
+    for value in (object(), deep):
+        with pytest.raises(InvalidFieldError):
+            make("openai", CANARY).stream_chat(HELLO, extra={"odd": value})
+    assert fake.calls == []
