@@ -179,6 +179,10 @@ class Settings:
     audit_retention: Annotated[timedelta | None, _within_limits, _of_days, _DAYS] = None
     usage_retention: Annotated[timedelta, _within_limits, _of_days, _DAYS] = timedelta(days=90)
 
+    def slots_of(self, provider: str) -> int:
+        """Return how many keys an owner may have for a provider; a named endpoint (``custom/…``) has one."""
+        return 1 if "/" in provider else self.keys_per_provider
+
     @classmethod
     def from_config(
         cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ

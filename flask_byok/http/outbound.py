@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import time
@@ -79,7 +80,9 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
         return endpoint.base_url.rstrip("/") + path
     if endpoint.trust != "operator":
         return path
-    root = endpoint.base_url.rstrip("/").removesuffix(urlsplit(spec.base_url).path)
+    # Whatever the fields are that the base path names.
+    own = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(urlsplit(spec.base_url).path))
+    root = re.sub(f"{own}$", "", endpoint.base_url.rstrip("/"))
     return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
 
 
@@ -246,19 +249,6 @@ class Outbound:
         return self._transport.KeylessClient(
             self._transport.GuardedTransport(backend, pool, limits, enter)
         )
-
-
-@cache
-def sync_only_client() -> httpx2.AsyncClient:
-    """Return an async client that rejects every call, for SDKs that insist on having one."""
-    import httpx2
-
-    class NoTransport(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            text = "flask-byok: calls with people's keys are synchronous"
-            raise httpx2.UnsupportedProtocol(text)
-
-    return httpx2.AsyncClient(transport=NoTransport(), trust_env=False)
 
 
 @cache

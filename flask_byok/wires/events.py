@@ -13,16 +13,20 @@ import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
+from time import monotonic
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from ..errors import ProviderUnavailableError, StreamIncompleteError
+from ..model.credential import Tokens
 
 #: Most bytes of one event (an image is one event), and of all tool calls of a stream.
 EVENT_LIMIT = 16 * 1024 * 1024
 #: Most bytes of a stream: a million tokens of 250 bytes.
 STREAM_LIMIT = 256 * 1024 * 1024
+#: Most tokens of one kind that a call can take. A larger number is not believed: sums of them have to fit a database.
+MOST_TOKENS = 1_000_000_000
 
 #: What the wires call their ends, in lower case. Each of them means the same in each wire that has it.
 _REASONS = {
@@ -116,6 +120,18 @@ class Reader:
     def done(self) -> None:
         """Take note of ``[DONE]``, which means something in OpenAI's wire only."""
 
+    @property
+    def tokens(self) -> Tokens | None:
+        """The tokens taken until now, as the provider says; None if it has not said any."""
+        if not self._usage:
+            return None
+        return Tokens(
+            *(
+                sum(_to_count(self._usage.get(name)) for name in names)
+                for names in (self.input_names, self.output_names)
+            )
+        )
+
     def end(self) -> Iterator[StreamEvent]:
         """Yield the tool calls, the usage and the finish.
 
@@ -128,14 +144,11 @@ class Reader:
         for call in self._calls:
             # Any other end may have cut the last call off.
             if calls_are_meant or isinstance(_read_json(call.arguments), dict):
-                arguments = call.arguments.decode() or "{}"
-                yield StreamEvent("tool_call", id=call.id, name=call.name, arguments=arguments)
-        if self._usage:
-            sent, made = (
-                sum(_to_count(self._usage.get(name)) for name in names)
-                for names in (self.input_names, self.output_names)
-            )
-            yield StreamEvent("usage", input_tokens=sent, output_tokens=made)
+                arguments = call.arguments.decode("utf-8", "surrogatepass") or "{}"
+                id, name, arguments = map(_whole, (call.id, call.name, arguments))
+                yield StreamEvent("tool_call", id=id, name=name, arguments=arguments)
+        if tokens := self.tokens:
+            yield StreamEvent("usage", input_tokens=tokens.input, output_tokens=tokens.output)
         yield StreamEvent(
             "finish", reason="tool_calls" if calls_are_meant else self._reason or "other"
         )
@@ -163,7 +176,7 @@ class Reader:
         """Add a piece of text, or an object as a whole."""
         if isinstance(arguments, dict):
             arguments = "" if call.arguments else json.dumps(arguments, ensure_ascii=False)
-        piece = to_text(arguments).encode()
+        piece = to_text(arguments).encode("utf-8", "surrogatepass")
         if piece == call.arguments and _read_json(piece):
             return  # the whole again, at the end
         self._hold(len(piece))
@@ -176,7 +189,10 @@ class Reader:
 
 
 def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[StreamEvent | None]:
-    """Yield the events of an answer; None among the pieces (a while of silence) passes through.
+    """Yield the events of an answer, and None about each second, whether the provider says something or not.
+
+    None among the pieces is a second of silence. Other seconds may tell nothing either: they bring comments, or the
+    arguments of a tool call.
 
     The body is read to its end, so that its connection can serve again. What happens to it after the end mark does not
     matter.
@@ -184,26 +200,63 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
     """
-    parser, left, fault = _Parser(), STREAM_LIMIT, ""
+    parser, halves, left, fault = _Parser(), _Halves(), STREAM_LIMIT, ""
+    told = monotonic()
     try:
         for piece in chain(pieces, (b"\n\n",)):
             if piece is None:
                 if reader.over:
                     break
-                yield None
-                continue
-            if (left := left - len(piece)) < 0:
+            elif (left := left - len(piece)) < 0:
                 raise StreamIncompleteError("The provider's answer is too long.")
-            for name, data in parser.feed(piece):
-                yield from _read(reader, name, data)
+            else:
+                for name, data in parser.feed(piece):
+                    yield from _read(reader, halves, name, data)
+            if piece is None or monotonic() - told > 1.0:
+                told = monotonic()
+                yield None
     except ProviderUnavailableError as error:
         fault = str(error)
     if fault and not reader.ended:
         raise StreamIncompleteError(fault)
-    yield from reader.end()
+    yield from halves.join(reader.end())
 
 
-def _read(reader: Reader, name: bytes, data: bytes) -> Iterator[StreamEvent]:
+class _Halves:
+    """Joins characters of which the halves come in two events, as servers cut texts that count in UTF-16."""
+
+    def __init__(self) -> None:
+        #: The event of the first half.
+        self.held: StreamEvent | None = None
+
+    def join(self, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
+        """Yield the events with whole characters. A half that stays alone becomes U+FFFD."""
+        for event in events:
+            held, self.held, text = self.held, None, event.text
+            if held is not None and held.type == event.type:
+                text = held.text + text
+            elif held is not None:
+                yield StreamEvent(held.type, _whole(held.text))
+            if "\ud800" <= text[-1:] <= "\udbff":
+                self.held, text = StreamEvent(event.type, text[-1]), text[:-1]
+            if text or not event.text:
+                yield StreamEvent(event.type, _whole(text)) if text else event
+
+
+def _whole(text: str) -> str:
+    """Join the halves of characters that stand side by side; the others become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def encode(value: Any) -> bytes:
+    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return _whole(json.dumps(value, ensure_ascii=False)).encode()
+
+
+def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator[StreamEvent]:
     """Read one event. Data that is not an object says nothing, unless it is a damaged one."""
     value = _read_json(data)
     if reader.over:
@@ -212,8 +265,11 @@ def _read(reader: Reader, name: bytes, data: bytes) -> Iterator[StreamEvent]:
         raise ErrorInStream(data)
     if isinstance(value, dict):
         reader.begun = True
+        events = reader.read(value)
         try:
-            yield from reader.read(value)
+            # Half a character comes as an escape.
+            has_half = halves.held is not None or b"\\u" in data
+            yield from halves.join(events) if has_half else events
         except RecursionError:
             raise _damaged() from None
     elif data.strip() == b"[DONE]":
@@ -307,22 +363,21 @@ class _Parser:
 def _read_json(data: bytes | bytearray) -> Any:
     """Return the value, or None if this is not JSON.
 
-    msgspec refuses what some servers send: NaN, huge numbers, half a surrogate pair, bytes that are not UTF-8, control
-    characters in texts. What cannot be a text becomes U+FFFD.
+    msgspec refuses what some servers send: NaN, huge numbers, half a surrogate pair (which stays in its text), bytes
+    that are not UTF-8 (which become U+FFFD), control characters in texts.
     """
     with suppress(msgspec.DecodeError, RecursionError):
         return _decode(data)
     with suppress(ValueError, RecursionError):
-        text = json.loads(data.decode("utf-8", "replace"), strict=False)
-        plain = json.dumps(text, ensure_ascii=False).encode("utf-16", "surrogatepass")
-        return json.loads(plain.decode("utf-16", "replace"))
+        return json.loads(data.decode("utf-8", "replace"), strict=False)
     return None
 
 
 def _to_count(value: Any) -> int:
-    """Return a number of tokens, also from a text; 0 if it is none."""
+    """Return a number of tokens, also from a text; 0 if it is none, or cannot be true."""
     with suppress(TypeError, ValueError, OverflowError):
-        return max(int(value), 0)
+        if 0 <= (count := int(value)) <= MOST_TOKENS:
+            return count
     return 0
 
 

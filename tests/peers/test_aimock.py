@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from flask_byok import get_provider_with_api_key
-from flask_byok.errors import ProviderUnavailableError, RejectedCredentialError
+from flask_byok.errors import (
+    ERRORS_OF_CALLS,
+    ProviderError,
+    RejectedCredentialError,
+    StreamIncompleteError,
+)
 from flask_byok.providers import BaseProvider
 from tests.app import Browser, HostApp
 
@@ -67,7 +72,7 @@ def test_a_wrong_key_is_told_as_rejected(make: Any, aimock: Aimock, provider: st
     """A key that aimock does not know is rejected in a chat, if it says so in the provider's words."""
     aimock.tell("hello", {"content": TEXT})
     made = make(provider, wrong(aimock.API_KEYS[provider]))
-    kind = ProviderUnavailableError if provider in FOREIGN else RejectedCredentialError
+    kind = ProviderError if provider in FOREIGN else RejectedCredentialError
     with pytest.raises(kind):
         list(made.stream_chat(ask("hello")))
 
@@ -92,23 +97,52 @@ def test_a_cut_stream_is_an_error(make: Any, aimock: Aimock, provider: str) -> N
     """When the connection breaks off, what came before is part of the text, and then an error is raised."""
     aimock.tell("cut", {"content": TEXT}, chunkSize=3, truncateAfterChunks=4, latency=10)
     pieces: list[str] = []
-    with pytest.raises(ProviderUnavailableError):
+    with pytest.raises(StreamIncompleteError):
         pieces.extend(make(provider).stream_chat(ask("cut")))
     assert TEXT.startswith("".join(pieces))
     assert "".join(pieces) != TEXT
 
 
 @pytest.mark.parametrize("provider", WIRES)
-@pytest.mark.parametrize("status", [429, 500, 503, 529])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (429, "provider_rate_limited"),
+        (500, "provider_unavailable"),
+        (503, "provider_overloaded"),
+        (529, "provider_overloaded"),
+    ],
+)
 def test_a_refusal_is_not_the_keys_fault(
-    make: Any, aimock: Aimock, provider: str, status: int
+    make: Any, aimock: Aimock, provider: str, status: int, code: str
 ) -> None:
     """Too many calls and faults of the provider are no rejection, and their text is not repeated."""
     secret_text = "the text of the provider"
     aimock.tell("hello", {"error": {"message": secret_text}, "status": status})
-    with pytest.raises(ProviderUnavailableError) as caught:
+    with pytest.raises(ERRORS_OF_CALLS[code]) as caught:
         list(make(provider).stream_chat(ask("hello")))
     assert secret_text not in str(caught.value)
+
+
+@pytest.mark.parametrize("provider", WIRES)
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_halves_of_a_character_are_joined(
+    make: Any, aimock: Aimock, provider: str, size: int
+) -> None:
+    """A character that comes in two pieces, as programs in JavaScript cut texts, is whole in the text."""
+    text = "Hi 🙂 there 👩‍💻."
+    aimock.tell("hello", {"content": text}, chunkSize=size)
+    assert "".join(make(provider).stream_chat(ask("hello"))) == text
+
+
+@pytest.mark.parametrize("provider", WIRES)
+def test_a_good_status_without_a_stream_is_an_error(
+    make: Any, aimock: Aimock, provider: str
+) -> None:
+    """Broken JSON with status 200 is no answer, not an empty one."""
+    aimock.tell("hello", {"content": TEXT}, chaos={"malformedRate": 1})
+    with pytest.raises(StreamIncompleteError):
+        list(make(provider).stream_chat(ask("hello")))
 
 
 def test_comments_in_a_stream_are_not_text(make: Any, aimock: Aimock) -> None:

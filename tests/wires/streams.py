@@ -87,9 +87,10 @@ def read_until_error(pieces: bytes | Iterable[bytes | None], wire: str) -> tuple
 
 
 def data(value: Any, name: str = "") -> bytes:
-    """Return one event."""
+    """Return one event; half a character is written as an escape."""
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(value, ensure_ascii=False)}\n\n".encode()
+    written = json.dumps(value, ensure_ascii=False)
+    return f"{head}data: {written}\n\n".encode(errors="backslashreplace")
 
 
 DONE = b"data: [DONE]\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ from .streams import (
 )
 
 HI = chunk({"content": "Hi"})
+#: The halves of 🙂, which `data` writes as escapes.
+HALVES = "\ud83d", "\ude42"
 END = chunk({}, "stop")
 
 
@@ -83,6 +86,83 @@ def test_line_ends(stream: Stream, line_end: bytes, size: int) -> None:
     whole = b"\xef\xbb\xbf" + plain.replace(b"\n\n", noise).replace(b"\n", line_end)
     pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
     assert read(pieces, stream.wire) == stream.events
+
+
+#: How each wire sends a piece of text, of reasoning, and of a tool call's arguments, which are one here.
+PIECES: dict[str, tuple[Any, Any, Any, bytes]] = {
+    "openai": (
+        lambda said: chunk({"content": said}),
+        lambda said: chunk({"reasoning_content": said}),
+        lambda said: piece(0, said, "call_a", "f"),
+        chunk({}, "stop"),
+    ),
+    "anthropic": (
+        lambda said: delta(0, type="text_delta", text=said),
+        lambda said: delta(0, type="thinking_delta", thinking=said),
+        lambda said: (
+            block(1, type="tool_use", id="call_a", name="f", input={})
+            + b"".join(delta(1, type="input_json_delta", partial_json=half) for half in said)
+        ),
+        message_end("end_turn"),
+    ),
+    "google": (
+        lambda said: part({"text": said}),
+        lambda said: part({"text": said, "thought": True}),
+        lambda said: part({"functionCall": {"id": "call_a", "name": "f", "args": {"a": said}}}),
+        part(reason="STOP"),
+    ),
+}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_halves_of_a_character(wire: str) -> None:
+    """A character whose halves come in two pieces arrives whole; a half that stays alone becomes U+FFFD."""
+    said, thought, _, end = PIECES[wire]
+    first, second = HALVES
+    pieces = [thought("a" + first), PING, thought(second), said(first), said(f"{second}b{first}")]
+    pieces += [thought(second), said(f"c{second}d"), said("e" + first), said("f"), said(first), end]
+    texts = [(event.type, event.text) for event in read(pieces, wire)]
+    assert texts == [
+        ("reasoning", "a"),
+        ("reasoning", "🙂"),
+        ("text", "🙂b"),
+        ("text", "�"),
+        ("reasoning", "�"),
+        ("text", "c�d"),
+        ("text", "e"),
+        ("text", "�f"),
+        ("text", "�"),
+        ("finish", ""),
+    ]
+
+
+@pytest.mark.parametrize("wire", WIRES)
+def test_halves_in_a_tool_call(wire: str) -> None:
+    """Halves in names and arguments are joined too, or become U+FFFD."""
+    called, end = PIECES[wire][2:]
+    first, second = HALVES
+    if wire == "openai":
+        pieces = [called('{"a": "' + first), piece(0, f'{second}{first}"}}'), end]
+    else:
+        pieces = [called(f'{{"a": "{first}{second}{first}"}}'), end]
+    (made, _) = read(pieces, wire)
+    assert "🙂�" in made.arguments
+    made.arguments.encode()
+
+
+def test_time_passes() -> None:
+    """Seconds in which a stream says nothing that is told, as in a long tool call, are told as None."""
+
+    def slow() -> Iterator[bytes]:
+        yield from (HI, piece(0, "{", "call_a", "f"))
+        end = time.monotonic() + 1.05
+        while time.monotonic() < end:
+            time.sleep(0.05)
+            yield PING
+        yield from (piece(0, "}"), chunk({}, "stop"))
+
+    events = list(read_events(slow(), WIRES["openai"].reader()))
+    assert events[:2] == [StreamEvent("text", "Hi"), None]
 
 
 def test_silence_passes_through() -> None:
@@ -280,6 +360,16 @@ def test_no_error() -> None:
         ),
         pytest.param(
             [
+                HI,
+                chunk(
+                    {}, "stop", usage={"prompt_tokens": 10**9 + 1, "completion_tokens": "9" * 99}
+                ),
+            ],
+            [*text("Hi"), usage(0, 0), finish("stop")],
+            id="usage that no sum could hold",
+        ),
+        pytest.param(
+            [
                 chunk({"reasoning": "Hm"}),
                 chunk({"reasoning": "Hm", "reasoning_content": "Hm"}),
                 END,
@@ -308,7 +398,7 @@ def test_no_error() -> None:
                 b'data: {"choices": [{"delta": {"content": "\xff\x01"}, "y": 1e999}]}\n\n',
                 END,
             ],
-            [*text("a\ufffd", "\ufffd\x01"), finish("stop")],
+            [*text("a", "\ufffd\ufffd\x01"), finish("stop")],
             id="what is not quite JSON",
         ),
         pytest.param(
@@ -527,8 +617,8 @@ def _broken(*pieces: bytes | None) -> Iterator[bytes | None]:
 
 
 def test_a_fault_of_the_connection() -> None:
-    """A fault before the end mark passes; after it, the answer is whole."""
-    with pytest.raises(ProviderUnavailableError):
+    """A fault before the end mark makes the answer incomplete; after it, the answer is whole."""
+    with pytest.raises(StreamIncompleteError):
         read(_broken(HI))
     assert read(_broken(HI, END)) == [*text("Hi"), finish("stop")]
 
