@@ -194,7 +194,7 @@ def test_what_is_no_call(ours: Browser, fake: FakeProviders) -> None:
         ("chat/completions", {"model": 7}, 400, "bad_request"),
         ("chat/completions", [1], 400, "bad_request"),
         ("chat/completions", {"model": "nobody/x"}, 404, "unknown_provider"),
-        ("chat/completions", {"model": "mistral/x"}, 409, "key_missing"),
+        ("chat/completions", {"model": "xai/x"}, 409, "key_missing"),
         ("chat/completions", {"model": "google/x"}, 422, "invalid_field"),
         ("chat/completions", {"model": "google/x", "messages": ["x"]}, 422, "invalid_field"),
         ("chat/completions", {"model": "../v1/x"}, 404, "unknown_provider"),
