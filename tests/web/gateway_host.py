@@ -11,7 +11,7 @@ from flask import Flask, Response, request
 from flask_login import current_user
 
 from flask_byok.testing import FakeProviders
-from tests.app import Browser, HostApp, browser, make_app
+from tests.app import FEW, Browser, HostApp, browser, make_app
 from tests.guarantees.wire import served
 
 GATEWAY = "/api/gateway"
@@ -68,6 +68,8 @@ def upstream() -> Iterator[tuple[Upstream, dict[str, str]]]:
 
 def gateway_app(folder: Path, fake: FakeProviders | None = None, **config: Any) -> HostApp:
     """Return a host whose people may also name themselves by a token, as programs do: ``token-of-ann``."""
+    # AWS is one without conversations.
+    config = {"BYOK_PROVIDERS": [*FEW, "aws"], **config}
     app = make_app(folder, fake, BYOK_GATEWAY=True, **config)
 
     @app.byok.owner_loader

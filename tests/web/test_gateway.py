@@ -591,6 +591,7 @@ def test_events_pass_at_once_with_comments_between_them(
             threading.Timer(0.3, go_on[1].set).start()
             came += b"".join(pieces)
     assert came.startswith(b"data: 1\n\n:\n\n")
+    assert b"data: 22\n\n" in came
     assert came.replace(b":\n\n", b"") == b"data: 1\n\ndata: 22\n\ndata: [DONE]\n\n"
 
 

@@ -194,7 +194,7 @@ def test_what_is_no_call(ours: Browser, fake: FakeProviders) -> None:
         ("chat/completions", {"model": 7}, 400, "bad_request"),
         ("chat/completions", [1], 400, "bad_request"),
         ("chat/completions", {"model": "nobody/x"}, 404, "unknown_provider"),
-        ("chat/completions", {"model": "mistral/x"}, 409, "key_missing"),
+        ("chat/completions", {"model": "xai/x"}, 409, "key_missing"),
         ("chat/completions", {"model": "google/x"}, 422, "invalid_field"),
         ("chat/completions", {"model": "google/x", "messages": ["x"]}, 422, "invalid_field"),
         ("chat/completions", {"model": "../v1/x"}, 404, "unknown_provider"),
@@ -219,3 +219,33 @@ def test_what_is_no_call(ours: Browser, fake: FakeProviders) -> None:
 def test_visitors_are_listed_nothing_that_they_cannot_use(app: HostApp) -> None:
     """Without any key the list is empty."""
     assert browser(app).get(f"{V1}/models").get_json() == {"object": "list", "data": []}
+
+
+def test_named_endpoints_have_addresses_and_models(tmp_path: Path, fake: FakeProviders) -> None:
+    """A server of a person's own is called by its name, in its own path and in a model's."""
+    app = gateway_app(
+        tmp_path, fake, BYOK_ALLOW_CUSTOM_PROVIDERS=True, BYOK_ALLOW_PRIVATE_ENDPOINTS=True
+    )
+    visitor = browser(app)
+    for name, behaviour in (("My vLLM", "good"), ("", "slow")):
+        api_key, named = fake.api_key("custom", behaviour), {"name": name} if name else {}
+        base_url = fake.base_url("custom")
+        answer = visitor.save(api_key, "custom", base_url=base_url, validate="off", **named)
+        assert answer.status_code == 200, answer.text
+    body = {"model": "org/small", "messages": [{"role": "user", "content": "hello"}]}
+    calls = [
+        (f"{GATEWAY}/custom/my-vllm/chat/completions", "org/small", "good"),
+        (f"{GATEWAY}/custom/chat/completions", "org/small", "slow"),
+        (CHAT, "custom/my-vllm/org/small", "good"),
+        (CHAT, "custom/small", "slow"),
+    ]
+    for path, model, behaviour in calls:
+        answer = visitor.post(path, json={**body, "model": model})
+        assert (
+            fake.reply_text("custom", "hello")
+            == answer.get_json()["choices"][0]["message"]["content"]
+        )
+        assert fake.calls[-1].api_key == fake.api_key("custom", behaviour)
+    assert [call.body["model"] for call in fake.calls[-4:]] == ["org/small"] * 3 + ["small"]  # type: ignore[index]
+    answer = visitor.post(f"{GATEWAY}/custom/another/chat/completions", json=body)
+    assert (answer.status_code, code_of(answer)) == (409, "key_missing")
