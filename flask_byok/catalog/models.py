@@ -100,14 +100,15 @@ def _known(provider_id: str) -> dict[str, ModelInfo]:
 def read_models(answer: Answer) -> tuple[str, ...]:
     """Return the names of the models in a list, at most 1,000; none from an answer that is no list.
 
-    Two shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, and Google's
+    Three shapes are known: OpenAI's ``{"data": [{"id": …}]}``, which most share, the same list alone, and Google's
     ``{"models": [{"name": "models/…"}]}``.
     """
-    if answer.status != 200 or not isinstance(answer.data, dict):
+    data = {"data": answer.data} if isinstance(answer.data, list) else answer.data
+    if answer.status != 200 or not isinstance(data, dict):
         return ()
     names = []
     for container, name in (("data", "id"), ("models", "name")):
-        entries = answer.data.get(container)
+        entries = data.get(container)
         for entry in entries if isinstance(entries, list) else ():
             value = entry.get(name) if isinstance(entry, dict) else None
             if isinstance(value, str) and 0 < len(value) <= MAX_NAME_LENGTH and value.isprintable():

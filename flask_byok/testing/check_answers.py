@@ -101,10 +101,12 @@ def _body(rule: Rule, good: str) -> object:
     return success | _nested(rule.path, rule.equals)
 
 
-def _nested(path: str, value: object) -> dict[str, object]:
-    """Return JSON that has this value at a path, or at the first of several."""
+def _nested(path: str, value: object) -> object:
+    """Return JSON that has this value at a path, or at the first of several; ``[]`` is a list."""
+    if path == "[]":
+        return [{"id": "some-model"}]
     *outer, last = (path.partition("|")[0] or "ok").split(".")
-    body = {last: value}
+    body: dict[str, object] = {last: value}
     for name in reversed(outer):
         body = {name: body}
     return body

@@ -52,6 +52,11 @@ def credential_for(
     )
 
 
+def counting(outcomes: list[Any]) -> Callable[[Any], None]:
+    """Return a `count` that keeps outcomes, and no tokens."""
+    return lambda what: outcomes.append(what) if isinstance(what, str) else None
+
+
 @pytest.fixture
 def make(fake: FakeProviders) -> Make:
     """Return a function that makes a provider object on one shared Outbound."""

@@ -20,7 +20,7 @@ from flask_byok.http import transport
 from flask_byok.model.credential import Verdict
 from flask_byok.testing import FakeProviders
 
-from .conftest import CATALOG, CHATS, HELLO, SDKS, Make, noting
+from .conftest import CATALOG, CHATS, HELLO, SDKS, Make, counting, noting
 
 
 def chain(error: BaseException) -> str:
@@ -70,7 +70,7 @@ def fail(make: Make, provider: str, api_key: str, text: str = "Hello") -> tuple[
     """Return the error of a failing chat, and what was reported; it counts as one call."""
     reported: list[Any] = []
     counted: list[str] = []
-    options = {"report": noting(reported), "count": counted.append, "max_retries": 0}
+    options = {"report": noting(reported), "count": counting(counted), "max_retries": 0}
     stream = make(provider, api_key, **options)
     with pytest.raises(ByokError) as caught:
         list(stream.stream_chat([{"role": "user", "content": text}], "some-model"))

@@ -25,7 +25,7 @@ from tests.http.hostile_server import HostileServer, chunk, chunked, hostile
 from tests.patience import IN_TIME
 from tests.poison import MARK, everything, set_poison
 
-from .conftest import CATALOG, SDKS, Make, credential_for
+from .conftest import CATALOG, SDKS, Make, counting, credential_for
 from .test_adapters import chain
 
 BUSY = {"error": {"message": "busy", "status": "UNAVAILABLE"}}
@@ -105,7 +105,7 @@ def test_a_call_counts_once(
     counted: list[str] = []
     reported: list[Any] = []
     key = fake.api_key(provider, behaviour)
-    made = make(provider, key, count=counted.append, report=reported.append, max_retries=0)
+    made = make(provider, key, count=counting(counted), report=reported.append, max_retries=0)
     with suppress(Exception):
         asyncio.run(way(made))
     assert counted == [outcome]
@@ -117,7 +117,7 @@ def test_a_call_counts_once(
 def test_retries_are_one_call(fake: FakeProviders, make: Make, provider: str) -> None:
     """What an SDK tries again by itself counts once, as it ends; so do copies of its client."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counted.append, max_retries=1)
+    made = make(provider, fake.api_key(provider), count=counting(counted), max_retries=1)
     fake.answer_next(provider, 503, BUSY, retry_after_ms="1")
     asyncio.run(call(made))
     assert counted == ["used"]
@@ -136,7 +136,7 @@ def test_two_hundred_streams_in_one_loop(fake: FakeProviders, make: Make) -> Non
         provider, way = SDKS[number % 3], (chat, stream)[number % 2]
         owner, text = str(number), f"owner:{number} hello"
         keys[owner] = fake.api_key(provider, owner=owner)
-        made = make(provider, keys[owner], count=counted.append)
+        made = make(provider, keys[owner], count=counting(counted))
         return await way(made, text) == fake.reply_text(provider, text)
 
     async def main() -> list[bool]:
@@ -173,7 +173,7 @@ def test_cancelling_closes_the_connection(
     counted: list[str] = []
 
     async def main() -> None:
-        task = asyncio.create_task(way(at(server, fake, provider, count=counted.append)))
+        task = asyncio.create_task(way(at(server, fake, provider, count=counting(counted))))
         while not server.heads:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
@@ -192,7 +192,7 @@ def test_cancelling_closes_the_connection(
 def test_a_stream_that_is_left_is_closed(provider: str, fake: FakeProviders, make: Make) -> None:
     """Code that stops reading ends the call, which was used, and other calls of the loop go on."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counted.append)
+    made = make(provider, fake.api_key(provider), count=counting(counted))
 
     async def main() -> str:
         messages = [{"role": "user", "content": "Hello"}]
@@ -211,7 +211,7 @@ def test_a_server_that_is_away(fake: FakeProviders, provider: str) -> None:
     """Our stream raises the error of the tree, and the SDKs one of theirs; each is a failed call."""
     counted: list[str] = []
     with hostile(lambda: iter([])) as server:
-        made = at(server, fake, provider, count=counted.append)
+        made = at(server, fake, provider, count=counting(counted))
     with pytest.raises(ProviderUnavailableError):
         asyncio.run(chat(made))
     for way in (call, stream):
@@ -226,7 +226,7 @@ def test_too_many_calls_of_a_persons_own_server(
     fake: FakeProviders, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third call at once is refused by us, with the error of the tree in the SDK's client too."""
-    monkeypatch.setattr(outbound, "personal_slots", Slots(4, 2))
+    monkeypatch.setattr(outbound, "personal_slots", Slots(4, 2, "calls"))
     credential = credential_for(fake, "custom", fake.api_key("custom"), "personal")
     made = make_provider(
         CATALOG.get("custom"), credential, Outbound(allow_private=True), counted_as="ann"

@@ -19,7 +19,7 @@ from flask_byok.providers import BaseProvider, make_chat_model, make_provider
 from flask_byok.testing import FakeProviders, assert_no_key_bleed
 from tests.poison import MARK, everything, set_poison
 
-from .conftest import CATALOG, credential_for
+from .conftest import CATALOG, counting, credential_for
 
 LANGCHAIN = ["openai", "anthropic", "google"]
 
@@ -79,7 +79,7 @@ def test_calls_count_and_report(fake: FakeProviders, provider: str) -> None:
     """Each call of a chat model counts once, with its own outcome, and a rejected key is reported."""
     counted: list[str] = []
     reported: list[Any] = []
-    told: Any = {"count": counted.append, "report": reported.append}
+    told: Any = {"count": counting(counted), "report": reported.append}
     ask(chat_model(fake, Outbound(), provider, fake.api_key(provider), **told))
     assert (counted, reported) == (["used"] * 4, [])
     model = chat_model(fake, Outbound(), provider, fake.api_key(provider, "bad"), **told)

@@ -24,6 +24,7 @@ from .conftest import (
     SDKS,
     Make,
     call_client,
+    counting,
     credential_for,
     noting,
     stream_client,
@@ -66,7 +67,7 @@ def test_a_call_has_the_outcome_that_its_answer_means(
     counted: list[Any] = []
     reported: list[Verdict] = []
     key = fake.api_key(provider, behaviour)
-    made = make(provider, key, count=counted.append, report=noting(reported), max_retries=0)
+    made = make(provider, key, count=counting(counted), report=noting(reported), max_retries=0)
     with suppress(Exception):
         way(made)
     tokens = counted.pop() if counted[1:] else None
@@ -83,7 +84,7 @@ def test_retries_are_one_call(
 ) -> None:
     """What an SDK tries again by itself counts once, as it ends; so do copies of its client."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counted.append, max_retries=1)
+    made = make(provider, fake.api_key(provider), count=counting(counted), max_retries=1)
     fake.answer_next(provider, 503, BUSY, retry_after_ms="1")
     way(made)
     assert counted == ["used"]
@@ -100,7 +101,7 @@ def test_retries_are_one_call(
 def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider: str) -> None:
     """The first piece counts, not the later ones; a stream that is never read was no call."""
     counted: list[Any] = []
-    made = make(provider, fake.api_key(provider), count=counted.append)
+    made = make(provider, fake.api_key(provider), count=counting(counted))
     unread = made.stream_chat(HELLO, "some-model")
     del unread
     assert counted == []
@@ -114,13 +115,17 @@ def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider:
 def test_no_call_has_no_outcome(fake: FakeProviders, make: Make) -> None:
     """Messages that cannot be sent, and addresses that may not be called, are no calls."""
     counted: list[str] = []
-    made = make("openai", fake.api_key("openai"), count=counted.append)
+    made = make("openai", fake.api_key("openai"), count=counting(counted))
     with pytest.raises(InvalidFieldError):
         made.stream_chat([{"role": "narrator", "content": "…"}], "some-model")
     credential = credential_for(fake, "custom", fake.api_key("custom"), "personal")
     for way in WAYS:
         with pytest.raises(EndpointNotAllowedError):
-            way(make_provider(CATALOG.get("custom"), credential, Outbound(), count=counted.append))
+            way(
+                make_provider(
+                    CATALOG.get("custom"), credential, Outbound(), count=counting(counted)
+                )
+            )
     assert counted == []
     assert fake.calls == []
 
@@ -128,7 +133,7 @@ def test_no_call_has_no_outcome(fake: FakeProviders, make: Make) -> None:
 def test_another_key_is_not_counted_for_the_stored_one(fake: FakeProviders, make: Make) -> None:
     """After `set_api_key` nothing is counted or reported; what was begun before is counted."""
     counted: list[str] = []
-    made = make("openai", fake.api_key("openai"), count=counted.append, report=noting(counted))
+    made = make("openai", fake.api_key("openai"), count=counting(counted), report=noting(counted))
     client = made.client
     made.set_api_key(fake.api_key("openai", owner="other"))
     stream_whole(made)
@@ -146,7 +151,7 @@ def test_objects_on_one_pool_count_for_themselves(fake: FakeProviders, make: Mak
     """Objects share the pool's connections, not their clients and counts, and one without a count has none."""
     counted: dict[str, list[str]] = {"a": [], "b": []}
     key = fake.api_key("openai")
-    a, b = (make("openai", key, count=counted[name].append) for name in counted)
+    a, b = (make("openai", key, count=counting(counted[name])) for name in counted)
     objects = [a, b, b, make("openai", key)]
     assert a.client is a.client is not b.client
     assert len({id(made.client._client._transport) for made in objects}) == 1
@@ -160,7 +165,9 @@ def test_a_client_outlives_what_made_it(fake: FakeProviders) -> None:
     counted: list[str] = []
     credential = credential_for(fake, "custom", fake.api_key("custom"), "personal")
     outbound = Outbound(allow_private=True)
-    client = make_provider(CATALOG.get("custom"), credential, outbound, count=counted.append).client
+    client = make_provider(
+        CATALOG.get("custom"), credential, outbound, count=counting(counted)
+    ).client
     call_client("custom", client)
     del outbound
     gc.collect()
@@ -222,7 +229,7 @@ def test_a_refusal_at_a_path(
     """A bare 401 means a bad key at the paths of checks and conversations; a code that says so means it anywhere."""
     told: list[str] = []
     api_key = fake.api_key(provider)
-    made = make(provider, api_key, report=noting(told), count=told.append, max_retries=0)
+    made = make(provider, api_key, report=noting(told), count=counting(told), max_retries=0)
     code = {"code": "invalid_api_key"} if provider == "openai" else {}
     fake.answer_next(provider, 401, {"error": {"message": "No.", **code}})
     with pytest.raises(Exception, match=r"401"):
