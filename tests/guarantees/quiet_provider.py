@@ -34,7 +34,9 @@ SILENT = {
     COMMENTS: FIRST,
 }
 WAIT = b'{"error": {"message": "Slow down.", "type": "requests", "code": "rate_limit_exceeded"}}'
-LIMITED = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 90\r\nContent-Length: %d\r\n\r\n" % len(WAIT)
+LIMITED = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 90\r\nContent-Length: %d\r\n\r\n" % len(
+    WAIT
+)
 END = b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 
 

@@ -22,6 +22,7 @@ _folder = Path(os.environ["HOME"])
 app = bare(
     _folder,
     BYOK_DATABASE_URL=f"sqlite:///{_folder / 'byok.sqlite'}",
+    BYOK_PRECEDENCE=["user", "env"],  # needs no sessions
     BYOK_BASE_URLS={"openai": os.environ["PROVIDER"]},
 )
 byok = BYOK(app)

@@ -52,7 +52,7 @@ class Host:
     def ask(self, message: str, protocol: str = "byok", owner: str = "1") -> socket.socket:
         """Ask for an answer, and return the connection."""
         body = json.dumps({"message": message, "protocol": protocol}).encode()
-        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection = socket.create_connection(("127.0.0.1", self.port), 20)
         connection.sendall(
             b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"X-Own-Key: sk-proj-streams-%b\r\nContent-Length: %d\r\n\r\n%b"
@@ -105,17 +105,17 @@ def test_silence(host: Host) -> None:
     left = {message: leave(tab) for message, tab in tabs.items()}
     wait_until(lambda: not host.provider.open, "the end of the calls")
     wait_until(lambda: host.state()["calls"] == 0, "the end of their threads")
-    late = {message: host.provider.left[message] - when for message, when in left.items()}
-    print(host.kind, {message: round(seconds, 2) for message, seconds in late.items()})
+    # A busy machine is no failure; on a quiet one it takes a second, or two where only writing shows it.
+    assert all(host.provider.left[message] - when < 60 for message, when in left.items())
 
 
 def test_plain_text_that_nobody_waits_for(host: Host) -> None:
     """Before the first text nothing is written, and still whoever leaves is noticed, if the server shows its socket."""
+    if host.kind == "no socket":
+        return
     tab = host.ask("before the head", "text")
     wait_until(lambda: host.provider.open, "the call")
     leave(tab)
-    if host.kind == "no socket":
-        return
     wait_until(lambda: not host.provider.open, "the end of the call")
 
 
@@ -140,10 +140,3 @@ def test_a_limit_is_told_not_waited_for(host: Host) -> None:
     assert b"piece 2" in read_until(tab, b"event: done\n")
     tab.close()
     assert time.monotonic() - begun < 80
-
-
-def test_a_broken_answer_breaks_plain_text(host: Host) -> None:
-    """An answer that breaks off ends plain text without the mark of its end."""
-    tab = host.ask("0 pieces", "text")
-    assert b"HTTP/1." in read_until(tab, b"\r\n\r\n")
-    tab.close()
