@@ -1,4 +1,4 @@
-"""A host that streams, for servers of each kind: gunicorn loads ``app``, others are started with their name and port."""
+"""A host that streams, for servers of each kind: gunicorn loads ``app``, the others are started by name and port."""
 
 from __future__ import annotations
 

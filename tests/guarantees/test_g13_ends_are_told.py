@@ -95,9 +95,9 @@ def host(
 
 
 def test_silence(host: Host) -> None:
-    """Head and start leave while the provider has said nothing, comments follow, and it is left soon after the browser."""
+    """Head and start leave at once, comments follow, and the provider is left soon after the browser has left."""
     tabs = {message: host.ask(message) for message in SILENT}
-    for message, tab in tabs.items():
+    for tab in tabs.values():
         said = read_until(tab, b":\n\n")
         assert said.startswith(b"HTTP/1.")
         assert b"event: start\n" in said
