@@ -47,7 +47,7 @@ lock: ## choose new versions of everything
 	scripts/lock
 
 clean:
-	rm -rf .venv .venv-lowest* .venv-peers build dist *.egg-info docs/_build
+	rm -rf .venv .venv-lowest* .venv-peers .venv-frameworks build dist *.egg-info docs/_build
 	rm -rf tests/axe/node_modules tests/peers/node/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 

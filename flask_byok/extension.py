@@ -37,6 +37,7 @@ from .web.caller import (
     note_use,
     person,
 )
+from .web.gateway import create_gateway
 from .web.guards import go_first, refuse_unrouted
 from .web.host_setup import (
     collisions,
@@ -99,9 +100,12 @@ class BYOK:
         first = partial(warn_of_late_setup, app, used)
         guard_sessions(app, before_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
+        if settings.gateway:
+            app.register_blueprint(create_gateway(settings.url_prefix))
         for sentence in collisions(app):
             raise ConfigurationError(sentence)
-        follow_requests(app, binding, go_first, refuse_unrouted(settings.url_prefix))
+        unrouted = refuse_unrouted(settings.url_prefix, gateway=settings.gateway)
+        follow_requests(app, binding, go_first, unrouted)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
         before_render_template.connect(warn_of_hidden, app)
@@ -249,6 +253,8 @@ class BYOK:
         description: str | None = None,
         expires_at: datetime | None = None,
         base_url: str | None = None,
+        name: str | None = None,
+        model: str | None = None,
         validate: ValidateOnSet | None = None,
     ) -> dict[str, Any]:
         """Store a key for the present caller.
@@ -257,6 +263,8 @@ class BYOK:
         :param persist: keep it in the signed-in user's account, beyond the session.
         :param expires_at: with a time zone.
         :param base_url: the person's own, for a provider that takes one.
+        :param name: of an endpoint of the person's own: ``custom`` with the name "My vLLM" is ``custom/my-vllm``.
+        :param model: the endpoint's default model.
         :param validate: how to check it: ``"off"``, ``"warn"`` or ``"require"``; by default ``BYOK_VALIDATE_ON_SET``,
             which a call cannot loosen if it is ``"require"``.
         :return: the provider's status, as in ``list_keys``, with the check's result (``Validation.to_dict``) or None
@@ -268,7 +276,7 @@ class BYOK:
         """
         state = get_state()
         new = NewKey(
-            fields=_typed(api_key, fields) or {},
+            fields=_typed(api_key, fields, name=name, model=model) or {},
             base_url=base_url,
             label=label,
             description=description,
@@ -361,8 +369,11 @@ class BYOK:
     stream_response = staticmethod(stream_response)
 
 
-def _typed(api_key: str | None, fields: Mapping[str, str] | None) -> dict[str, Secret] | None:
+def _typed(
+    api_key: str | None, fields: Mapping[str, str] | None, **shown: str | None
+) -> dict[str, Secret] | None:
     return TypedKey(
+        **shown,
         api_key=None if api_key is None else Secret(api_key),
         fields=None if fields is None else {name: Secret(value) for name, value in fields.items()},
     ).typed()

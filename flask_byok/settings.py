@@ -172,11 +172,16 @@ class Settings:
     set_rate: _Rate = "20/minute"
     trusted_origins: _Origins = ()
     url_prefix: _UrlPath = "/api"
+    gateway: _Flag = False
     csp_nonce: _Nonce = field(default=None, repr=False)
     labels: Labels = "default"
     metrics: Annotated[Library | None, "'prometheus' or 'opentelemetry'"] = None
     audit_retention: Annotated[timedelta | None, _within_limits, _of_days, _DAYS] = None
     usage_retention: Annotated[timedelta, _within_limits, _of_days, _DAYS] = timedelta(days=90)
+
+    def slots_of(self, provider: str) -> int:
+        """Return how many keys an owner may have for a provider; a named endpoint (``custom/…``) has one."""
+        return 1 if "/" in provider else self.keys_per_provider
 
     @classmethod
     def from_config(

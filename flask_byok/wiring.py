@@ -17,6 +17,7 @@ from werkzeug.serving import is_running_from_reloader
 from .accounts import open_accounts
 from .accounts.wing import Wing
 from .catalog import PROVIDERS, Catalog, ProviderSpec
+from .catalog.endpoints import shown
 from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
 from .keys.operator import OperatorKeys
@@ -145,14 +146,17 @@ def build_catalog(
 ) -> tuple[Catalog, Settings]:
     """Return the providers that are on: the catalog, other packages' and the host's own; and the settings by their ids.
 
-    :raises ConfigurationError: two have the same id, or a setting names an unknown one.
+    :raises ConfigurationError: two have the same id, or a setting names an unknown one, or one twice.
     """
     others = [entry.load() for entry in entry_points(group="flask_byok.providers")]
     catalog = Catalog([*PROVIDERS, *others, *registered])
     urls, locked = settings.base_urls, settings.locked_providers
+    by_id = {catalog.named(each, "BYOK_BASE_URLS").id: url for each, url in urls.items()}
+    if len(by_id) < len(urls):
+        raise ConfigurationError("BYOK_BASE_URLS names a provider twice, by its id and an alias.")
     settings = replace(
         settings,
-        base_urls={catalog.named(each, "BYOK_BASE_URLS").id: url for each, url in urls.items()},
+        base_urls=by_id,
         locked_providers=frozenset(
             catalog.named(each, "BYOK_LOCKED_PROVIDERS").id for each in locked
         ),
@@ -170,10 +174,11 @@ def build_catalog(
 
 
 def _at_operators_address(spec: ProviderSpec, settings: Settings) -> ProviderSpec:
-    """Do not ask people for a base URL that the operator has set."""
+    """Do not ask people for a base URL that the operator has set, nor for what goes with their own."""
     if spec.id not in settings.base_urls:
         return spec
-    return replace(spec, fields=tuple(f for f in spec.fields if f.name != "base_url"))
+    own = {"base_url", *shown(spec)}
+    return replace(spec, fields=tuple(f for f in spec.fields if f.name not in own))
 
 
 def open_documents(settings: Settings, database: FoundDatabase) -> Documents:

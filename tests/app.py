@@ -21,6 +21,8 @@ from flask_byok import BYOK, get_provider_with_api_key
 from flask_byok.testing import FakeProviders
 
 KEYS = "/api/providers/keys"
+#: What hosts in tests offer where the catalog is not the subject: some of each wire, and a server of one's own.
+FEW = ("openai", "anthropic", "google", "groq", "xai", "openrouter", "custom")
 ENCRYPTION_KEY = "6c43df135a998cf74c2277557c6c3f42a25a3912305ca537963fcd68fcd7660b"
 OTHER_ENCRYPTION_KEY = "539406eaf2954061138c5ba822e52a42f54b2f6a085ac9df191bb304c28acbba"
 
@@ -70,16 +72,14 @@ def make_app(
     app.config.update(
         SECRET_KEY="a host's own secret",
         BYOK_ENCRYPTION_KEY=ENCRYPTION_KEY,
+        BYOK_PROVIDERS=FEW,
         BYOK_SECRETS_DIR=str(directory / "secrets"),
         BYOK_SET_RATE="100000/minute",
         BYOK_VALIDATE_RATE="100000/minute",
         **_storage(directory, redis_url, byok_redis_url),
     )
     if fake is not None:
-        offered = {
-            name: url for name, url in fake.base_urls.items() if name not in ("custom", "demo")
-        }
-        app.config["BYOK_BASE_URLS"] = offered
+        app.config["BYOK_BASE_URLS"] = fake.base_urls
     app.config.update(config)
     if not session_after and app.config["SESSION_TYPE"]:
         Session(app)

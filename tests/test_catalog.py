@@ -46,7 +46,9 @@ def test_custom_gives_its_own_address() -> None:
     assert custom.personal_base_url
     assert custom.standalone
     assert (custom.base_url, custom.env) == ("", ())
-    assert [(f.name, f.secret) for f in custom.fields] == [("base_url", False), ("api_key", True)]
+    assert [f.name for f in custom.fields] == ["name", "base_url", "api_key", "model"]
+    assert [f.name for f in custom.fields if f.secret] == ["api_key"]
+    assert [f.name for f in custom.fields if f.required] == ["base_url"]
 
 
 def test_keys_travel_in_a_header_only() -> None:
@@ -119,7 +121,7 @@ def test_malformed_ids() -> None:
     """An id has lower-case letters, digits and underscores: it stands in URLs, names and contexts."""
     for bad in ("", "OpenAI", "1st", "my-provider", "a b", "x" * 41, "é", "a/b"):
         with pytest.raises(ConfigurationError, match="Provider id"):
-            ProviderSpec(id=bad, name="Bad")
+            Catalog([ProviderSpec(id=bad, name="Bad")])
 
 
 def check(status: int, body: bytes, *secrets: str) -> Verdict:

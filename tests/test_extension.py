@@ -288,6 +288,28 @@ def test_registered_providers(tmp_path: Path) -> None:
         byok.register_provider(ProviderSpec(id="late", name="Again"))
 
 
+def test_settings_name_providers_in_any_way(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings take ids in any case, with either dash, and aliases; a provider that is named twice is refused."""
+    monkeypatch.setenv("XAI_API_KEY", fake.api_key("xai", owner="operator"))
+    named = {
+        "BYOK_PROVIDERS": ["Grok", " OpenAI", "Azure-OpenAI", "GEMINI"],
+        "BYOK_LOCKED_PROVIDERS": ["GROK"],
+        "BYOK_BASE_URLS": {"Gemini": fake.base_url("google"), "hugging-face": "http://gateway"},
+    }
+    app = make_app(tmp_path, **named)
+    visitor = browser(app)
+    rows = {row["provider"]: row["locked"] for row in visitor.load()["providers"]}
+    assert rows == {"xai": True, "openai": False, "azure_openai": False, "google": False}
+    assert visitor.save(fake.api_key("google"), "Google-Gemini").status_code == 200
+    assert fake.calls_for("google")
+    twice = {"gemini": "http://one", "google": "http://two"}
+    for config in ({"BYOK_PROVIDERS": ["grok", "xai"]}, {"BYOK_BASE_URLS": twice}):
+        with pytest.raises(ConfigurationError, match="twice"):
+            make_app(tmp_path, **config)
+
+
 def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     """Each signal has safe facts, and the app as its sender."""
     heard: list[tuple[str, dict[str, Any]]] = []
@@ -307,7 +329,7 @@ def test_signals(app: HostApp, visitor: Browser, fake: FakeProviders) -> None:
     visitor.call("validate", provider="openai")
     visitor.get("/used/openai")
     fake.revoke("openai", api_key)
-    visitor.get("/chat/openai")
+    assert "key_rejected" in visitor.get("/chat/openai").text
     visitor.call("clear", provider="openai")
     names = [name for name, _ in heard]
     assert "key_validated" in names  # at each check, also the one before saving

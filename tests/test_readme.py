@@ -27,6 +27,7 @@ from werkzeug.exceptions import default_exceptions
 
 import flask_byok
 from flask_byok import BYOK, errors
+from flask_byok.catalog import PROVIDERS
 from flask_byok.cli import byok as group
 from flask_byok.settings import Settings
 from flask_byok.testing import FakeProviders
@@ -348,6 +349,21 @@ def test_every_setting_is_described() -> None:
     assert sorted(described) == sorted(read | {"BYOK_ENCRYPTION_KEY_FILE"})
     (number,) = re.findall(r"The others, (\d+) in all,", README)
     assert len(set(described) - {"BYOK_ENCRYPTION_KEY"}) == int(number)
+
+
+def test_the_page_has_every_provider() -> None:
+    """The table of providers is made from the catalog: each with its ids, fields, variables and its document."""
+    assert ".. providers::" in (DOCS / "providers.rst").read_text()
+    table = runpy.run_path(str(DOCS / "catalog_table.py"))["catalog_table"]()
+    _, _, *rows = re.split(r"^ +\* - ", table, flags=re.MULTILINE)
+    assert len(rows) == len(PROVIDERS)
+    for spec, row in zip(PROVIDERS, rows, strict=True):
+        names = {f.name for f in spec.fields} | {
+            n for names in spec.variables.values() for n in names
+        }
+        for name in (spec.id, *spec.aliases, *names, spec.default_model or spec.id):
+            assert f"``{name}``" in row
+        assert spec.docs in row
 
 
 def test_every_public_name_is_described() -> None:

@@ -11,6 +11,7 @@ import logging
 import pickle
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +27,7 @@ from flask_byok.model.credential import Secret
 from flask_byok.providers import make_provider
 from flask_byok.redaction import REDACTED, install_log_redaction, redact, sentry_before_send
 from flask_byok.testing import FakeProviders
+from tests.app import browser, make_app
 from tests.providers.conftest import HELLO, credential_for
 
 CANARY = 'sk-canary+/="0123456789\\abc&%'
@@ -52,6 +54,27 @@ def log() -> Iterator[io.StringIO]:
     root.removeHandler(handler)
     root.setLevel(level)
     logging.setLogRecordFactory(factory)
+
+
+def test_only_secrets_are_redacted(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A region beside a key, of the operator's or a person's, stays readable in logs; the key does not."""
+    for owner in ("operator", "person"):
+        app = make_app(tmp_path / owner, fake, BYOK_PROVIDERS=["moonshot"])
+        fields = {**fake.fields("moonshot", owner=owner), "region": "international"}
+        said = f"international {fields['api_key']}"
+        app.get("/said")(
+            lambda app=app, said=said: redact(f"{app.byok.resolve('moonshot').provider} {said}")
+        )
+        visitor = browser(app)
+        visitor.load()
+        if owner == "operator":
+            monkeypatch.setenv("MOONSHOT_API_KEY", fields["api_key"])
+        else:
+            assert visitor.call("set", provider="moonshot", fields=fields).status_code == 200
+            monkeypatch.delenv("MOONSHOT_API_KEY")
+        assert visitor.get("/said").text == f"moonshot international {REDACTED}"
 
 
 def encodings(value: str) -> dict[str, str]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -55,56 +52,35 @@ def test_long_bodies(host: HostApp) -> None:
 
 
 def test_stream(host: HostApp, fake: FakeProviders) -> None:
-    """A chat streams; without the SDK, or beside one that is too old, the answer says that the site is not set up."""
+    """A chat streams, also without the SDK and beside one that is too old."""
     visitor = browser(host)
     visitor.save(fake.api_key("openai"))
-    fits = _installed("openai") >= _numbers(NEEDED["openai"]["openai"])
-    answer = visitor.get("/chat/openai").text
-    assert ("event: done" in answer) is fits
-    assert ('"code":"configuration"' in answer) is not fits
-
-
-def _installed(package: str) -> list[int]:
-    with suppress(PackageNotFoundError):
-        return _numbers(version(package))
-    return []
-
-
-def _numbers(release: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", release)]
+    assert "event: done" in visitor.get("/chat/openai").text
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
 @pytest.mark.parametrize("found", ["1.2.3", None])
 def test_an_sdk_that_is_too_old(
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    fake: FakeProviders,
-    caplog: pytest.LogCaptureFixture,
-    provider: str,
-    found: str | None,
+    monkeypatch: pytest.MonkeyPatch, fake: FakeProviders, provider: str, found: str | None
 ) -> None:
-    """Client, stream and LangChain model name the installed release, the one that is needed, and the line to run."""
+    """Clients and LangChain model name the installed release, the one that is needed, and the line to run."""
     monkeypatch.setattr(installed, "_installed", lambda package: found)
-    app, api_key = make_app(tmp_path, fake), fake.api_key(provider)
+    api_key = fake.api_key(provider)
     (package, needed), line = next(iter(NEEDED[provider].items())), f"'flask-byok[{provider}]'"
     said = (
         f"{package} 1.2.3 is installed, and flask-byok needs {needed} or newer: pip install {line}."
     )
     if found is None:
         said = f"{package} is not installed: pip install {line}."
-    with pytest.raises(ConfigurationError) as caught:
-        get_provider_with_api_key(provider, api_key).client  # noqa: B018
-    assert str(caught.value) == said
-    if provider != "google":
+    made = get_provider_with_api_key(provider, api_key)
+    for use in (
+        lambda: made.client,
+        lambda: made.async_client,
+        lambda: get_chat_model_with_api_key(provider, "m", api_key),
+    ):
         with pytest.raises(ConfigurationError) as caught:
-            get_chat_model_with_api_key(provider, "m", api_key)
+            use()
         assert str(caught.value) == said
-    visitor = browser(app)
-    visitor.save(api_key, provider)
-    assert '"code":"configuration"' in visitor.get(f"/chat/{provider}").text
-    assert said in caplog.text
-    assert api_key not in caplog.text
     assert list(sdk_faults(provider)) == [said]
 
 

@@ -13,7 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from ..catalog import ProviderSpec
-from ..errors import InvalidFieldError, KeyExistsError, MalformedApiKeyError, VersionConflictError
+from ..catalog.endpoints import shown
+from ..errors import (
+    InvalidFieldError,
+    KeyExistsError,
+    MalformedApiKeyError,
+    UnreadableCredentialError,
+    VersionConflictError,
+)
 from ..keys.typed import (
     Typed,
     capped_expiry,
@@ -43,7 +50,7 @@ class _Place:
 
     def __post_init__(self) -> None:
         self.context = context_of(self.owner, self.spec.id, self.slot or "")
-        self._at_most = self.records.core.settings.keys_per_provider
+        self._at_most = self.records.core.settings.slots_of(self.spec.id)
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log that a check forbade storing the key."""
@@ -120,15 +127,17 @@ class Slot(_Place):
         event = records.wing.event(records.caller, self.action)
         if self.replace:
             return store.put(record, event, at_most=at_most)
+        taken = KeyExistsError(provider=self.spec.id)
         for _ in range(at_most):  # as often as others can be first
             try:
                 return store.create(record, event, at_most=at_most)
-            except KeyExistsError:
+            except KeyExistsError as error:
+                taken = error
                 self.choose()
             keyring = records.core.keyring
             sealed = keyring.seal_fields(self.context, typed.fields, typed.base_url)
             record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
-        raise KeyExistsError(provider=self.spec.id)
+        raise taken
 
     def choose(self) -> None:
         """Choose the slot.
@@ -200,13 +209,18 @@ def read_replacement(
     """
     given, names = secret.given, {f.name for f in spec.fields} - {"base_url"}
     moves = bool(secret.base_url) or "base_url" in given
-    if moves and not names & given.keys():
-        raise _retype("A key goes only to the address that it was saved with", spec)
-    if moves or (names <= given.keys() and not spec.personal_base_url):
-        return read_typed(spec, given, secret.base_url, settings)
-    fields, base_url = stored()
+    if names <= given.keys() and not spec.personal_base_url:
+        return read_typed(spec, given, None, settings)
+    try:
+        fields, base_url = stored()
+    except UnreadableCredentialError:
+        if not moves or any(f.secret and f.name not in given for f in spec.fields):
+            raise
+        fields, base_url = {}, None
     kept = {name: fields[name] for name in names & fields.keys() - given.keys()}
-    own = base_url if spec.personal_base_url else None
+    if moves and any(f.secret and f.name in kept for f in spec.fields):
+        raise _retype("A key goes only to the address that it was saved with", spec)
+    own = secret.base_url if moves else base_url if spec.personal_base_url else None
     typed = read_typed(spec, {**kept, **given}, own, settings)
     if typed.secrets.keys() & kept.keys() and _plain(spec, typed.fields) != _plain(spec, fields):
         # A plain field may decide where the key is sent, and its editor may not know the key.
@@ -219,7 +233,8 @@ def _retype(reason: str, spec: ProviderSpec) -> MalformedApiKeyError:
 
 
 def _plain(spec: ProviderSpec, fields: Fields) -> dict[str, str]:
-    plain = {f.name for f in spec.fields if not f.secret}
+    # A name and a model decide nothing about where a key goes.
+    plain = {f.name for f in spec.fields if not f.secret} - shown(spec).keys()
     return {name: value.reveal() for name, value in fields.items() if name in plain}
 
 

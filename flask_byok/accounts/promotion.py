@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..catalog import ProviderSpec
+from ..catalog.endpoints import expand
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
 from ..keys.lookup import Specs
 from ..keys.ports import Promotion
@@ -52,7 +53,8 @@ def promote(
     if core.settings.promote == "never":
         view = dataclasses.replace(view, visitor_records={})
     there = {*view.visitor_records, *(view.records if own else ())}
-    free = [s for s in specs if s.id in there and not core.lookup.locked(caller, s, Tier.USER)]
+    held = [spec for spec in expand(specs, there) if spec.id in there]
+    free = [spec for spec in held if not core.lookup.locked(caller, spec, Tier.USER)]
     return _Move(wing, core, caller, session, view, replace, own).run(free)
 
 
@@ -124,7 +126,7 @@ class _Move:
             if known and self._all_leave(spec.id, known):
                 self._drop(spec.id, known)
                 continue
-            if self._is_taken(there[spec.id]):
+            if self._is_taken(spec.id, there[spec.id]):
                 sources = []
             if not sources or not self._all_leave(spec.id, sources):
                 self.result.kept.append(spec.id)
@@ -142,10 +144,10 @@ class _Move:
                 there[record.provider].append(record)
         return there
 
-    def _is_taken(self, there: Sequence[CredentialRecord]) -> bool:
+    def _is_taken(self, provider: str, there: Sequence[CredentialRecord]) -> bool:
         """Return True if the account's main slot has a key, which stays."""
         slots = {record.slot for record in there}
-        return main_slot(slots, self.core.settings.keys_per_provider) in slots
+        return main_slot(slots, self.core.settings.slots_of(provider)) in slots
 
     def _sources(self, provider: str) -> list[CredentialRecord]:
         """Return the records that leave the session: the one to promote, then those that it replaces."""

@@ -78,22 +78,26 @@ class Page(TypedDict):
 
 
 class ProviderUses(TypedDict):
-    """How many keys there are for a provider, and all calls that were made with them."""
+    """How many keys there are for a provider, all calls that were made with them, and the tokens that these took."""
 
     keys: NonNegative
     uses: NonNegative
     rejected: NonNegative
     failed: NonNegative
+    input_tokens: NonNegative
+    output_tokens: NonNegative
     last_used_at: Timestamp | None
 
 
 class DayUses(TypedDict):
-    """The calls of one day (UTC), by outcome."""
+    """The calls of one day (UTC), by outcome, and the tokens that they took."""
 
     day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
     used: NonNegative
     rejected: NonNegative
     failed: NonNegative
+    input_tokens: NonNegative
+    output_tokens: NonNegative
 
 
 class Stats(TypedDict):
@@ -210,7 +214,8 @@ class AccountRecords:
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         :raises KeyRefusedError: the check forbids storing.
         """
-        self._require_unlocked(self.require_owner(owner), self.core.catalog.get(provider))
+        spec = self.core.catalog.get_typed(provider, new.fields)
+        self._require_unlocked(self.require_owner(owner), spec)
         self._count_attempt()
         return self.put(owner, provider, new, slot=slot)
 
@@ -223,7 +228,7 @@ class AccountRecords:
         :param options: those of ``Slot``: ``replace``, ``action`` and ``created_at``.
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
-        spec = self.core.catalog.get(provider)
+        spec = self.core.catalog.get_typed(provider, new.fields)
         owner = self.require_owner(owner)
         place = Slot(self, owner, spec, slot, **options)
         return self.core.saver.save(self.caller, spec, new, place)

@@ -114,10 +114,11 @@ class KeyTransfer:
 
         :raises ByokError: this app does not take it.
         """
-        core, spec = self._core, self.catalog.get(key.provider)
+        core, new = self._core, key.new()
+        spec = self.catalog.get_typed(key.provider, new.fields)
         if re.search(r"[\x00-\x1f\x7f]", key.owner):
             raise InvalidFieldError("The owner's id has characters that cannot be printed.")
-        typed, new = core.saver.read(spec, key.new())
+        typed, new = core.saver.read(spec, new)
         if validation := refuse_admin_key(spec, typed.fields):
             raise InvalidFieldError(validation.reason, provider=spec.id)
         check_place(key.owner, key.slot, typed.secrets, self.catalog)
@@ -254,13 +255,17 @@ class Importer:
         except ByokError as error:
             self.result.left_out[key.provider, str(error)] += 1
             return
-        try:
-            self._take(key)
-        except KeyExistsError:  # its owner has saved a key just now: compare with that
-            self._take(key)
+        why = ""
+        for _ in range(2):
+            try:
+                self._take(key)
+                return
+            except KeyExistsError as error:  # its owner has saved a key just now: compare with that
+                why = str(error)
+        self.result.left_out[key.provider, why] += 1
 
     def _take(self, key: MovedKey) -> None:
-        result, limit = self.result, self.transfer.settings.keys_per_provider
+        result, limit = self.result, self.transfer.settings.slots_of(key.provider)
         stored = self.transfer.find(key.owner, key.provider)
         there = stored.get(key.slot)
         if there is None and len(stored) + self.planned[key.place[:2]] >= limit:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from ..catalog import ProviderSpec
+from ..catalog.endpoints import expand
 from ..errors import KeyNotFoundError
 from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts
@@ -32,7 +33,7 @@ class Wing(Accounts):
         self.tiers = tuple(tier for tier in settings.precedence if tier in ACCOUNT_TIERS)
         self.opener = Opener(keyring, settings)
         self._keyring = keyring
-        self._at_most = settings.keys_per_provider
+        self.settings = settings
 
     # look up
 
@@ -53,7 +54,7 @@ class Wing(Accounts):
         kept = self.store.places([owner for _, owner in owners], [spec.id for spec in specs])
         return {
             (tier, spec.id): self._candidates(spec, tier, owners, kept)
-            for spec in specs
+            for spec in expand(specs, {provider for _, provider in kept})
             for tier in self.tiers
         }
 
@@ -111,7 +112,8 @@ class Wing(Accounts):
 
     def seat(self, record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
         """Return an account's record, sealed for the slot of the owner's main key."""
-        return in_slot(self._keyring, record, main_slot(taken, self._at_most))
+        at_most = self.settings.slots_of(record.provider)
+        return in_slot(self._keyring, record, main_slot(taken, at_most))
 
     def clear(self, caller: Caller, provider: str) -> bool:
         """Delete the caller's keys for a provider, and return True if there were any."""

@@ -48,10 +48,12 @@ class SigV4:
     def headers(
         self, fields: Mapping[str, str], method: str = "GET", url: str = "", body: bytes = b""
     ) -> dict[str, str]:
-        """Return the headers of a signed request, which is good for five minutes.
+        """Return the headers of a signed request, which is good for five minutes; none without a key.
 
         :raises ConfigurationError: botocore is not installed.
         """
+        if not (fields.get("access_key_id") and fields.get("secret_access_key")):
+            return {}
         try:
             from botocore.auth import SigV4Auth
             from botocore.awsrequest import AWSRequest

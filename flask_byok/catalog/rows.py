@@ -13,7 +13,12 @@ from .spec import Catalog, CheckSpec, Field, ProviderSpec, Rule
 CUSTOM = ProviderSpec(
     id="custom",
     name="Custom (OpenAI-compatible)",
-    fields=(Field("base_url", "Base URL", secret=False, placeholder="https://…/v1"), Field()),
+    fields=(
+        Field("name", "Name", secret=False, required=False, placeholder="My vLLM"),
+        Field("base_url", "Base URL", secret=False, placeholder="https://…/v1"),
+        Field(required=False),
+        Field("model", "Model", secret=False, required=False),
+    ),
     standalone=True,
     check=CheckSpec(
         rules=(

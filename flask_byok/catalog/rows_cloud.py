@@ -186,6 +186,7 @@ VERTEX = ProviderSpec(
             r"[a-z][a-z0-9-]{4,28}[a-z0-9]",
             "GOOGLE_VERTEX_PROJECT",
             "GOOGLE_CLOUD_PROJECT",
+            placeholder="my-project",
         ),
         SERVICE_ACCOUNT,
     ),
@@ -253,7 +254,13 @@ CLOUDFLARE = ProviderSpec(
     name="Cloudflare Workers AI",
     base_url="https://api.cloudflare.com/client/v4/accounts/{account_id}/ai/v1",
     fields=(
-        text_field("account_id", "Account ID", r"[0-9a-f]{32}", "CLOUDFLARE_ACCOUNT_ID"),
+        text_field(
+            "account_id",
+            "Account ID",
+            r"[0-9a-f]{32}",
+            "CLOUDFLARE_ACCOUNT_ID",
+            placeholder="0123456789abcdef0123456789abcdef",
+        ),
         Field(label="API token"),
     ),
     env=("CLOUDFLARE_API_KEY", "CLOUDFLARE_API_TOKEN"),

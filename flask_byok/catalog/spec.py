@@ -11,10 +11,11 @@ from typing import Any, ClassVar, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError, EndpointNotAllowedError, UnknownProviderError
-from ..model.credential import Secret, Verdict, make_hint
+from ..model.credential import Fields, Secret, Verdict, make_hint
 from .auth import Auth, Authentication, names_in
+from .endpoints import endpoint, find_endpoint, is_named, slug_of, takes_names
 
-_ID = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_ID = re.compile(r"[a-z][a-z0-9_]{0,39}(/([a-z0-9-]+|\*))?")
 # What a field may put into an address: nothing that ends a host name or leaves a path.
 _IN_URL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
@@ -227,7 +228,7 @@ class ProviderSpec:
         text = fields[main.name].reveal() if main.name in fields else ""
         if main.kind == "json":
             text = str(json.loads(text or "{}").get("private_key_id", ""))
-        return make_hint(text, self.prefixes)
+        return make_hint(text, self.prefixes) if text else ""
 
     def url(self, template: str, fields: Mapping[str, str]) -> str:
         """Return an address with the fields in it that it names in braces.
@@ -269,6 +270,8 @@ class Catalog:
         """
         names = (spec.id, *spec.aliases)
         for name in names:
+            if is_named(name):
+                raise ConfigurationError(f"Provider id {name!r}: people name their own endpoints.")
             if name in self._specs:
                 raise ConfigurationError(f"Provider id or alias {name!r} is registered twice.")
         self._specs.update(dict.fromkeys(names, spec))
@@ -285,22 +288,43 @@ class Catalog:
 
         :raises ConfigurationError: there is none of that id or alias; the nearest one is named.
         """
-        if name in self:
+        if name in self and not is_named(name):
             return self.get(name)
         near = difflib.get_close_matches(_plain(name), self._specs, n=1)
         guess = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(self._specs)}."
         raise ConfigurationError(f"{setting}: there is no provider {name!r}. {guess}")
 
     def get(self, provider: str) -> ProviderSpec:
-        """Return the provider of this id or alias, in any case.
+        """Return the provider of this id or alias, in any case; ``custom/…`` with any slug is one.
 
         :raises UnknownProviderError: the catalog has none.
         """
-        spec = self._specs.get(provider) or self._specs.get(_plain(provider))
+        spec = self._specs.get(provider) or self._find(provider)
         if spec is None:
             # The message does not repeat the name: people paste keys into the wrong field.
             raise UnknownProviderError
         return spec
+
+    def get_typed(self, provider: str, fields: Fields) -> ProviderSpec:
+        """Return the provider that typed fields are for: with a ``name`` among them a named endpoint.
+
+        :raises UnknownProviderError: the catalog has none.
+        :raises InvalidFieldError: the name makes no id.
+        """
+        spec, name = self.get(provider), fields.get("name")
+        if name is None or not name.reveal().strip() or not takes_names(spec):
+            return spec
+        return endpoint(spec, slug_of(name.reveal()))
+
+    @property
+    def patterns(self) -> list[ProviderSpec]:
+        """What stands for all named endpoints that a person has."""
+        return [endpoint(spec, "*") for spec in self if takes_names(spec)]
+
+    def _find(self, provider: str) -> ProviderSpec | None:
+        parent, slash, slug = provider.strip().lower().partition("/")
+        spec = self._specs.get(_plain(parent))
+        return find_endpoint(spec, slug) if slash else spec
 
     def __iter__(self) -> Iterator[ProviderSpec]:
         return (spec for name, spec in self._specs.items() if name == spec.id)
@@ -309,7 +333,7 @@ class Catalog:
         return sum(1 for _ in self)
 
     def __contains__(self, provider: object) -> bool:
-        return isinstance(provider, str) and _plain(provider) in self._specs
+        return isinstance(provider, str) and self._find(provider) is not None
 
 
 def _plain(name: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import click
 
 from ..model.owner import Caller
@@ -20,14 +22,16 @@ def generate_key() -> None:
 
 @byok.command("providers")
 def providers() -> None:
-    """List the providers that are on, and where the operator's key for each comes from."""
+    """List the providers that are on, where the operator's key for each comes from, and its variables."""
     service = get_state().service
     specs = list(service.catalog)
     found = service.lookup.survey(Caller(), specs)
     for spec in specs:
         chosen = service.lookup.choose(found[spec.id])
         source = "-" if chosen is None else chosen.tier.value
-        click.echo(padded((spec.id, spec.name, source, ", ".join(spec.env)), (16, 28, 8, 0)))
+        # Of all its fields; some share one.
+        variables = dict.fromkeys(chain(*spec.variables.values()))
+        click.echo(padded((spec.id, spec.name, source, ", ".join(variables)), (16, 28, 8, 0)))
 
 
 # db

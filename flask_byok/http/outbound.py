@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import time
@@ -79,7 +80,9 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
         return endpoint.base_url.rstrip("/") + path
     if endpoint.trust != "operator":
         return path
-    root = endpoint.base_url.rstrip("/").removesuffix(urlsplit(spec.base_url).path)
+    # Whatever the fields are that the base path names.
+    own = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(urlsplit(spec.base_url).path))
+    root = re.sub(f"{own}$", "", endpoint.base_url.rstrip("/"))
     return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
 
 
@@ -249,19 +252,6 @@ class Outbound:
 
 
 @cache
-def sync_only_client() -> httpx2.AsyncClient:
-    """Return an async client that rejects every call, for SDKs that insist on having one."""
-    import httpx2
-
-    class NoTransport(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            text = "flask-byok: calls with people's keys are synchronous"
-            raise httpx2.UnsupportedProtocol(text)
-
-    return httpx2.AsyncClient(transport=NoTransport(), trust_env=False)
-
-
-@cache
 def default_outbound() -> Outbound:
     """Return the process's Outbound for calls made without an app."""
     return Outbound()
@@ -269,21 +259,20 @@ def default_outbound() -> Outbound:
 
 #: When to try again if no slot was left, in seconds: most answers have ended by then.
 RETRY_SECONDS = 10
-_TOO_MANY = (
-    f"Too many calls to people's own servers are running. Try again in {RETRY_SECONDS} seconds."
-)
 
 
 @dataclass(eq=False)
 class Slots:
-    """Limits how many calls to people's own servers run at once: such a server can be slow on purpose.
+    """Limits how many calls of one kind run at once.
 
     :param overall: in a process; the rest of its workers stay free for other requests.
     :param each: for one owner.
+    :param which: names the calls, in the sentence for people.
     """
 
-    overall: int
+    overall: float
     each: int
+    which: str
 
     def __post_init__(self) -> None:
         self.forget()
@@ -302,7 +291,8 @@ class Slots:
         with self._lock:
             full = len(self._running) >= self.overall
             if full or (owner is not None and self._running.count(owner) >= self.each):
-                raise RateLimitedError(_TOO_MANY, retry_after=RETRY_SECONDS)
+                text = f"Too many {self.which} are running. Try again in {RETRY_SECONDS} seconds."
+                raise RateLimitedError(text, retry_after=RETRY_SECONDS)
             self._running.append(owner)
         return partial(self._give_back, owner)
 
@@ -311,9 +301,9 @@ class Slots:
             self._running.remove(owner)
 
 
-#: The process's slots for personal endpoints. WSGI servers do not tell how many threads they have; a worker with 8 of
-#: them, as our examples give it, keeps half.
-personal_slots = Slots(4, 2)
+#: The process's slots for personal endpoints, which can be slow on purpose. WSGI servers do not tell how many threads
+#: they have; a worker with 8 of them, as our examples give it, keeps half.
+personal_slots = Slots(4, 2, "calls to people's own servers")
 os.register_at_fork(after_in_child=personal_slots.forget)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
+from ..catalog.endpoints import told
 from ..catalog.models import read_models
 from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
@@ -45,6 +47,13 @@ PAUSE = 30.0
 # Of how many keys the time of the last one is remembered.
 _MOST_ASKED = 1000
 
+_NEEDS_KEY = (
+    "This server wants an API key. Type the one that it was started with, or that it gave you."
+)
+_ADD_V1 = "The server answers one level below this address. Add /v1 to the end of the base URL."
+# At the end of a base URL that names its version.
+_VERSION = re.compile(r"/v\d+\w*$")
+
 _ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
 
@@ -63,6 +72,7 @@ def check_api_key(
     :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
+    spec = told(spec, typed.fields)
     started = time.monotonic()
     asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS, known)
     validation = refuse_admin_key(spec, typed.fields) or _ask_provider(asked, started)
@@ -107,12 +117,25 @@ class _Asked:
             answer = self._ask()
         except ProviderUnavailableError as error:
             return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
-        judged = judge(spec, answer, "check", fields.values())
+        judged = self._explained(judge(spec, answer, "check", fields.values()))
         other = looks_like(fields.get("api_key", ""), spec, self.known)
         if judged.verdict is Verdict.INVALID and other is not None:
             reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
             return Judgement(Verdict.WRONG_PROVIDER, judged.kind, reason), None
         return judged, answer if answer.status == 200 else None
+
+    def _explained(self, judged: Judgement) -> Judgement:
+        """Say what is wrong with a person's own server, as far as another request tells."""
+        endpoint = self.typed.endpoint
+        if judged.verdict is Verdict.INVALID and "api_key" not in self.typed.fields:
+            return judged._replace(reason=_NEEDS_KEY)
+        may_be_below = endpoint.trust == "personal" and not _VERSION.search(endpoint.base_url)
+        if judged.verdict is Verdict.UNCHECKED and may_be_below:
+            with suppress(ProviderUnavailableError, RateLimitedError):
+                answer = self._fetch(f"/v1{self.spec.check.path}")
+                if judge(self.spec, answer, "check").verdict is not Verdict.UNCHECKED:
+                    return judged._replace(reason=_ADD_V1)
+        return judged
 
     def _ask(self) -> Answer:
         """Ask, and once more if the provider failed; a refusal is final."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from ..catalog import ProviderSpec
+from ..catalog.endpoints import expand, is_named
 from ..errors import (
     EndpointNotAllowedError,
     MissingCredentialError,
@@ -49,7 +50,8 @@ class Candidate(NamedTuple):
     """A key that a tier has for a provider.
 
     ``credential`` is None if the key does not open, is inactive or expired, or is ``waiting``: saved by a
-    visitor and not yet kept by the user who signed in. ``offered`` is True if such a key works.
+    visitor and not yet kept by the user who signed in. ``offered`` is True if such a key works. ``name`` is that of a
+    named endpoint, as typed.
     """
 
     tier: Tier
@@ -58,9 +60,11 @@ class Candidate(NamedTuple):
     record: CredentialRecord | None = None
     operator_name: str | None = None
     offered: bool = False
+    name: str = ""
 
 
-#: Candidates by tier and provider id. Each may be iterated once; keys that are not reached are not opened.
+#: Candidates by tier and provider id; for a pattern (``custom/*``) those of the endpoints that it stands for. Each may
+#: be iterated once; keys that are not reached are not opened.
 Found = Mapping[tuple[Tier, str], Iterable[Candidate]]
 
 
@@ -127,11 +131,13 @@ class Lookup:
     ) -> dict[str, list[Candidate]]:
         """Return every tier's candidates for these providers, in order; one round trip a store.
 
+        For a pattern there are those of all named endpoints that the caller has.
+
         :raises SessionRequiredError: the session has ended, and ``need_session`` was asked for.
         """
-        found: dict[str, list[Candidate]] = {spec.id: [] for spec in specs}
+        found: dict[str, list[Candidate]] = {spec.id: [] for spec in expand(specs, ())}
         for provider, candidate in self._walk(caller, specs, self._readers, need_session):
-            found[provider].append(candidate)
+            found.setdefault(provider, []).append(candidate)
         return found
 
     def choose(self, candidates: Iterable[Candidate]) -> Candidate | None:
@@ -169,8 +175,8 @@ class Lookup:
         return any(self._precedes(c.tier, personal) and not self._passes(c) for c in candidates)
 
     def listed_as_locked(self, spec: ProviderSpec) -> bool:
-        """Return True if ``BYOK_LOCKED_PROVIDERS`` names the provider."""
-        return spec.id in self._settings.locked_providers
+        """Return True if ``BYOK_LOCKED_PROVIDERS`` names the provider, or that of a named endpoint."""
+        return spec.id.partition("/")[0] in self._settings.locked_providers
 
     def _precedes(self, tier: Tier, personal: Sequence[Tier]) -> bool:
         """Return True if a tier is shared and comes before all of these personal tiers."""
@@ -196,8 +202,10 @@ class Lookup:
                 if reader not in asked:
                     theirs = unlocked if OPERATOR_TIERS.isdisjoint(reader.tiers) else specs
                     asked[reader] = self._ask(reader, caller, theirs, need_session)
-            for spec in specs if tier in OPERATOR_TIERS else unlocked:
-                for candidate in asked[self._readers[tier]].get((tier, spec.id), ()):
+            found = asked[self._readers[tier]]
+            theirs = specs if tier in OPERATOR_TIERS else unlocked
+            for spec in expand(theirs, [id for its_tier, id in found if its_tier is tier]):
+                for candidate in found.get((tier, spec.id), ()):
                     yield spec.id, candidate
 
     def _ask(self, reader: TierReader, caller: Caller, specs: Specs, need_session: bool) -> Found:
@@ -247,9 +255,9 @@ class SessionTier:
         session = caller.session
         if session is None or not specs:
             return {}
-        ids = [spec.id for spec in specs]
-        view = self.sessions.read(session, caller.identity, ids)
-        if (saved := session.saved) and saved.telling and not view.lost.isdisjoint(ids):
+        view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
+        lost = any(spec.id in view.lost for spec in expand(specs, view.lost))
+        if (saved := session.saved) and saved.telling and lost:
             saved.note(None)
             raise KeysLostError
         if not view.alive:
@@ -257,7 +265,8 @@ class SessionTier:
                 saved.note(None)
             raise SessionRequiredError
         return {
-            (Tier.SESSION, spec.id): self._candidates(spec, caller, session, view) for spec in specs
+            (Tier.SESSION, spec.id): self._candidates(spec, caller, session, view)
+            for spec in expand(specs, view.providers)
         }
 
     def _candidates(
@@ -273,8 +282,9 @@ class SessionTier:
             yield candidate
         if left is not None:
             owner = session_owner(session, "")
-            works = self.opener.open(spec, owner, left).state == "active"
-            yield Candidate(Tier.SESSION, "waiting", record=left, offered=works)
+            opened = self.opener.open(spec, owner, left)
+            works = opened.state == "active"
+            yield Candidate(Tier.SESSION, "waiting", record=left, offered=works, name=opened.name)
 
 
 @dataclass(eq=False, repr=False)
@@ -287,7 +297,8 @@ class Opener:
     def open(self, spec: ProviderSpec, owner: str, record: CredentialRecord) -> Candidate:
         """Return a record's credential, or the state that explains why there is none."""
         tier, state = tier_of(owner), record.state(utcnow())
-        if state in ("inactive", "expired"):
+        idle = state in ("inactive", "expired")
+        if idle and not is_named(spec.id):
             return Candidate(tier, state, record=record)
         try:
             credential = self.credential(spec, owner, record)
@@ -296,8 +307,9 @@ class Opener:
                 _logger.warning(
                     "A stored key needs a retired encryption key: add it to BYOK_ENCRYPTION_KEY_FALLBACKS."
                 )
-            return Candidate(tier, "unreadable", record=record)
-        return Candidate(tier, state, credential, record)
+            return Candidate(tier, state if idle else "unreadable", record=record)
+        name = credential.reveal("name") if is_named(spec.id) else ""
+        return Candidate(tier, state, None if idle else credential, record, name=name)
 
     def credential(self, spec: ProviderSpec, owner: str, record: CredentialRecord) -> Credential:
         """Return a record's credential in any state.
@@ -305,6 +317,9 @@ class Opener:
         :raises UnreadableCredentialError: it does not open, or may no longer be sent to its address.
         """
         fields, base_url = self.keyring.open_record(owner, record)
+        for part in spec.fields:
+            if not part.secret and part.name in fields:
+                fields[part.name].show()
         with suppress(EndpointNotAllowedError):
             endpoint = endpoint_for(spec, self.settings.base_urls, base_url, fields)
             # If the operator has set an address since, the key stays: it was for the person's own.

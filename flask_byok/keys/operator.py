@@ -151,7 +151,7 @@ class OperatorKeys:
             if value := next(filter(None, values), None):
                 found[part.name] = value[0]
             elif part.default:
-                found[part.name] = Secret(part.default)
+                found[part.name] = Secret(part.default).show()
         return found
 
     def _values(self, tier: Tier, variable: str) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import metrics
 from ..catalog import Catalog, ProviderSpec
+from ..catalog.endpoints import expand, is_named, shown
 from ..errors import (
     ByokError,
     InvalidFieldError,
@@ -43,6 +44,8 @@ from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
 _logger = logging.getLogger("flask_byok.keys")
+
+_NONE: Fields = {}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -82,8 +85,9 @@ class Service:
         :raises SessionRequiredError: the caller's session has ended and must be established again.
         """
         self._require_login(caller)
-        specs, lookup = list(self.catalog), self.lookup
-        found = lookup.survey(caller, specs, need_session=need_session)
+        lookup = self.lookup
+        found = lookup.survey(caller, self._all(), need_session=need_session)
+        specs = expand(self._all(), found)
         return {
             "providers": [build_status(caller, spec, found[spec.id], lookup) for spec in specs],
             "precedence": list(self.settings.precedence),
@@ -116,11 +120,21 @@ class Service:
         count("used")
         return credential
 
-    def take(self, caller: Caller, provider: str) -> tuple[Credential, Count]:
-        """Return the credential and a callback that counts each call's outcome."""
+    def take(
+        self, caller: Caller, provider: str, *, visitors_share: bool = True
+    ) -> tuple[Credential, Count]:
+        """Return the credential and a callback that counts each call's outcome.
+
+        :param visitors_share: off: a shared key serves people who are signed in only.
+        :raises OwnerRequiredError: a visitor would use a shared key.
+        """
         spec = self._spec(caller, provider)
         with _failures_measured([spec]):
             credential = self.lookup.resolve(caller, spec)
+            is_known = visitors_share or caller.authenticated or caller.named
+            if not is_known and credential.source not in PERSONAL_TIERS:
+                text = f"Sign in to use the shared key for {spec.name}, or add a key of your own."
+                raise OwnerRequiredError(text, provider=spec.id)
         return credential, self._counter(caller, credential)
 
     def resolve_many(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
@@ -142,9 +156,11 @@ class Service:
         found = self._look_up(caller, providers)
         return [provider for provider in providers if provider not in found]
 
-    def provider(self, caller: Caller, provider: str, **options: Any) -> BaseProvider:
-        """Return a new provider object on the credential that serves this caller."""
-        credential, count = self.take(caller, provider)
+    def provider(
+        self, caller: Caller, provider: str, *, visitors_share: bool = True, **options: Any
+    ) -> BaseProvider:
+        """Return a new provider object on the credential that serves this caller; see ``take``."""
+        credential, count = self.take(caller, provider, visitors_share=visitors_share)
         spec, report = (
             self.catalog.get(provider),
             partial(self.checks.of_traffic, caller, credential),
@@ -158,7 +174,9 @@ class Service:
             reason = "rejected" if error.code == "key_rejected" else REASONS.get(error.code)
             if self.settings.failover and reason in self.settings.fallback_on:
                 with suppress(ByokError):
-                    other = self.provider(caller, provider, **options)
+                    other = self.provider(
+                        caller, provider, visitors_share=visitors_share, **options
+                    )
                     if (place := _place(other.credential)) not in tried:
                         tried.add(place)
                         return other
@@ -196,11 +214,22 @@ class Service:
 
         :return: the provider's new status, see ``_status_after``, and the result of the check.
         """
-        spec = self._spec(caller, provider)
+        spec = self._spec(caller, provider, new.fields)
         destination = self._destination(caller, spec, new.persist)
         self.set_limit.check(caller.counted_as)
+        new = self._completed(caller, spec, new)
         _, validation = self.saver.save(caller, spec, new, destination)
         return self._status_after(caller, spec), validation
+
+    def _completed(self, caller: Caller, spec: ProviderSpec, new: NewKey) -> NewKey:
+        """Return a new key of a named endpoint with the name and model that it has, if it is set without its name."""
+        typed = {name: text for name, text in new.fields.items() if text.reveal().strip()}
+        if not is_named(spec.id) or "name" in typed:
+            return new
+        candidates = self.lookup.survey(caller, [spec])[spec.id]
+        own = (c.credential.fields for c in candidates if c.credential and c.tier in PERSONAL_TIERS)
+        kept = {name: text for name, text in next(own, _NONE).items() if name in shown(spec)}
+        return dataclasses.replace(new, fields={**kept, **typed})
 
     def _status_after(self, caller: Caller, spec: ProviderSpec) -> Status | None:
         """Return a provider's status after a change; None if a store is away that only the status needs."""
@@ -281,9 +310,10 @@ class Service:
         base_url: str | None = None,
     ) -> Validation:
         """Ask the provider about a typed key or the one in use; only the verdict on a stored key is stored."""
-        spec = self._spec(caller, provider)
+        spec = self._spec(caller, provider, fields or {})
         self.validate_limit.check(caller.counted_as)
-        if fields is not None or base_url is not None:
+        is_name = bool(fields) and set(fields or ()) <= shown(spec).keys()
+        if base_url is not None or (fields is not None and not is_name):
             # A stored key goes only to the address that it was saved with: another one needs a typed key.
             typed = read_typed(spec, fields or {}, base_url, self.settings)
             return self.checks.validate(caller, spec, typed)
@@ -331,7 +361,7 @@ class Service:
             return {"promoted": [], "kept": []}
         self.set_limit.check(caller.counted_as)
         # Once each, under any id or alias.
-        named = self.catalog if providers is None else map(self.catalog.get, providers)
+        named = self._all() if providers is None else map(self.catalog.get, providers)
         specs = list({spec.id: spec for spec in named}.values())
         result = self._promote(caller, specs, replace=on_conflict == "replace", own=True)
         if result.unreadable and not result.promoted and not result.kept:
@@ -343,7 +373,7 @@ class Service:
     def signed_in(self, caller: Caller) -> None:
         """Apply ``BYOK_PROMOTE`` to the keys that a visitor saved, when that visitor signs in."""
         if caller.session and caller.authenticated and self.settings.promote != "ask":
-            self._promote(caller, list(self.catalog), replace=False, own=False)
+            self._promote(caller, self._all(), replace=False, own=False)
 
     def _promote(self, caller: Caller, specs: Specs, *, replace: bool, own: bool) -> Promotion:
         session = caller.require_session()
@@ -370,7 +400,7 @@ class Service:
             raise SessionRequiredError
         result = Promotion()
         visitor, owner = session_owner(session, ""), session_owner(session, caller.identity)
-        for spec in specs:
+        for spec in expand(specs, view.providers):
             waiting = view.visitor_records.get(spec.id)
             if waiting is None or self.lookup.locked(caller, spec):
                 continue
@@ -394,9 +424,13 @@ class Service:
 
     # shared steps
 
-    def _spec(self, caller: Caller, provider: str) -> ProviderSpec:
+    def _spec(self, caller: Caller, provider: str, fields: Fields = _NONE) -> ProviderSpec:
         self._require_login(caller)
-        return self.catalog.get(provider)
+        return self.catalog.get_typed(provider, fields)
+
+    def _all(self) -> list[ProviderSpec]:
+        """Return the catalog, and what stands for all named endpoints that a person has."""
+        return [*self.catalog, *self.catalog.patterns]
 
     def _require_login(self, caller: Caller) -> None:
         if self.settings.require_login and not (caller.authenticated or caller.named):

@@ -35,6 +35,7 @@ from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
+from ..catalog.endpoints import matching, refuse_if_full
 from ..errors import SessionRequiredError, StoreError
 from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
 from ..model.owner import SessionRef
@@ -78,6 +79,11 @@ class SessionView:
     visitor_records: Records = field(default_factory=dict)
     alive: bool = True
     lost: frozenset[str] = frozenset()
+
+    @property
+    def providers(self) -> set[str]:
+        """The providers of all records."""
+        return {*self.records, *self.visitor_records}
 
 
 class KeysLostError(SessionRequiredError):
@@ -265,7 +271,7 @@ class Sessions:
     # Its records
 
     def read(self, session: SessionRef, identity: str, providers: Sequence[str]) -> SessionView:
-        """Return the records for these providers, without those whose version is over.
+        """Return the records for these providers, or patterns of providers, without those whose version is over.
 
         One round trip; one query of the accounts more if a record is leaving. A session that belongs to
         another identity is ended.
@@ -295,10 +301,13 @@ class Sessions:
 
         :raises SessionRequiredError: the session is not alive for this id and identity; nothing is
             stored.
+        :raises KeyExistsError: it has as many named endpoints as allowed.
         """
 
         def put(document: _Document) -> bool:
-            document.side(identity)[record.provider] = _encode_record(record)
+            side = document.side(identity)
+            refuse_if_full(side, record.provider)
+            side[record.provider] = _encode_record(record)
             return True
 
         self._confirm_key()
@@ -561,7 +570,7 @@ def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None
 
 
 def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
-    return {provider: found for provider in providers if (found := _record(side, provider))}
+    return {name: found for name in matching(side, providers) if (found := _record(side, name))}
 
 
 def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:

@@ -9,6 +9,7 @@ from typing import Annotated, NotRequired, TypedDict, cast
 from msgspec import Meta
 
 from ..catalog import ProviderSpec
+from ..catalog.endpoints import is_named
 from ..catalog.spec import FieldFacts
 from ..model.credential import CredentialRecord, State, Timestamp, ValidityFacts, isoformat, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
@@ -89,7 +90,8 @@ def provider_facts(spec: ProviderSpec) -> ProviderFacts:
         "provider": spec.id,
         "name": spec.name,
         "standalone": spec.standalone,
-        "fields": [f.to_dict() for f in spec.fields],
+        # An endpoint keeps its name.
+        "fields": [f.to_dict() for f in spec.fields if f.name != "name" or not is_named(spec.id)],
         "get_key_url": spec.get_key_url,
     }
 
@@ -113,6 +115,7 @@ def build_status(
     validity = record.current_validity() if record else None
     status: Status = {
         **provider_facts(spec),  # type: ignore[typeddict-item]  # they have no operator_names
+        "name": next((c.name for c in candidates if c.name), spec.name),
         "has_key": chosen is not None,
         "source": None if chosen is None else chosen.tier,
         "tiers": list(dict.fromkeys(c.tier for c in present)),

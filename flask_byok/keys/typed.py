@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
-from ..catalog import Field, ProviderSpec
+from ..catalog import Catalog, Field, ProviderSpec
+from ..catalog.endpoints import base_of, shown, slug_of
 from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
 from ..model.credential import (
@@ -29,7 +29,9 @@ from ..settings import Settings, ValidateOnSet
 from .paste import SHORTEST_REAL_KEY, refuse_other_kinds, unwrap
 
 _HEADER_TEXT = re.compile(r"[ -~]{1,500}")
-_LONGEST_TEXT = {"label": 100, "description": 500}
+_LONGEST_TEXT = {"label": 100, "description": 500, "name": 100, "model": 200}
+# Fields that are no secret of anybody's: other texts may contain them.
+_IN_TEXTS = {"base_url", "name", "model"}
 # Of a service account's file, in characters: they have about 2,400.
 _LONGEST_JSON = 16_384
 # Control characters, characters that change the direction of text or have no width, lone surrogates, line separators.
@@ -109,8 +111,21 @@ def read_typed(
     own = given.pop("base_url", None)
     personal = None if own is None else _personal(spec, own.reveal(), settings)
     secrets = {f.name: given[f.name] for f in spec.fields if f.secret and f.name in given}
+    given |= _read_shown(spec, given, secrets)
     endpoint = endpoint_for(spec, settings.base_urls, personal, given)
     return Typed(given, secrets, personal, endpoint)
+
+
+def _read_shown(spec: ProviderSpec, given: Fields, secrets: Fields) -> dict[str, Secret]:
+    """Clean the name and the model of a person's own server."""
+    texts: dict[str, Secret] = {}
+    for name in given.keys() & shown(spec):
+        text = clean_text(given[name].reveal(), name, secrets, Catalog.shipped)
+        texts[name] = Secret(text or "")
+        if name == "name" and spec.id.partition("/")[2] != slug_of(text or ""):
+            said = "An endpoint keeps its name. Save another one under the other name."
+            raise InvalidFieldError(said, provider=spec.id)
+    return texts
 
 
 def _clean_pasted(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
@@ -140,12 +155,13 @@ def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | 
         raise MalformedApiKeyError(said, provider=spec.id)
     if f.secret:
         text = clean_api_key(text, spec.id, shortest=1 if own else SHORTEST_KEY)
-    # It may travel in a header; a base URL is checked by its own rules.
-    elif f.name != "base_url" and not _HEADER_TEXT.fullmatch(text):
+    # It may travel in a header; the others are checked by their own rules.
+    elif f.name not in {"base_url", *shown(spec)} and not _HEADER_TEXT.fullmatch(text):
         raise InvalidFieldError(f"{f.label} has up to 500 ASCII characters.", provider=spec.id)
     if (value_in := f.read(text)) is None:
         raise _not_taken(spec, f)
-    return Secret(value_in)
+    value = Secret(value_in)
+    return value if f.secret or f.name == "base_url" else value.show()
 
 
 def _not_taken(spec: ProviderSpec, f: Field) -> InvalidFieldError | MalformedApiKeyError:
@@ -163,7 +179,8 @@ def _clean_json(spec: ProviderSpec, f: Field, text: str) -> str:
     :raises MalformedApiKeyError: it is none, or not of the form that the provider gives it.
     """
     with suppress(ValueError, RecursionError):
-        data = json.loads(text)
+        # The dialog's script writes such a space in the place of a line break.
+        data = json.loads(text.replace("\N{NO-BREAK SPACE}", " "))
         compact = json.dumps(data, separators=(",", ":"))
         if isinstance(data, dict) and len(compact) <= _LONGEST_JSON and f.read(compact):
             return compact
@@ -176,7 +193,9 @@ def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
         raise EndpointNotAllowedError("A base URL of your own is not allowed.", provider=spec.id)
     try:
         return check_personal_base_url(
-            base_url, allow_private=settings.allow_private_endpoints, ports=settings.endpoint_ports
+            base_of(base_url),
+            allow_private=settings.allow_private_endpoints,
+            ports=settings.endpoint_ports,
         )
     except EndpointNotAllowedError as error:
         raise EndpointNotAllowedError(str(error), provider=spec.id) from None
@@ -187,11 +206,11 @@ def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:
 
 def clean_text(
     value: str | None,
-    name: Literal["label", "description"],
+    name: str,
     fields: Fields,
     specs: Iterable[ProviderSpec],
 ) -> str | None:
-    """Return a label or description as it is stored; None if it is blank.
+    """Return a label, description, name or model as it is stored; None if it is blank.
 
     :param fields: the key beside it, which must not occur in it.
     :param specs: providers whose keys must not occur in it either, as far as their prefixes show.
@@ -216,7 +235,7 @@ def refuse_key(text: str, name: str, fields: Fields, specs: Iterable[ProviderSpe
 
     :raises InvalidFieldError: naming the field.
     """
-    values = [secret.reveal() for field, secret in fields.items() if field != "base_url"]
+    values = [secret.reveal() for field, secret in fields.items() if field not in _IN_TEXTS]
     # Shorter ones, a region say, are words.
     typed = any(len(value) >= SHORTEST_KEY and value in text for value in values)
     if typed or _looks_like_key(text, specs):

@@ -9,6 +9,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
+from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
 from ..errors import (
@@ -20,11 +21,12 @@ from ..errors import (
     ProviderUnavailableError,
 )
 from ..http import Endpoint, Outbound, full_url
-from ..model.credential import Credential, Outcome, Secret, clean_api_key
+from ..model.credential import Credential, Outcome, Secret, Tokens, clean_api_key
 from ..wires import WIRES, Facts, StreamEvent, encode
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
-from .outcomes import Count, Outcomes, Report, ignore
+from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
+from .passage import Passage
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 T = TypeVar("T")
+_JSON = {"Content-Type": "application/json"}
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
 
@@ -51,6 +54,7 @@ def make_provider(
     :param options: see :class:`BaseProvider`.
     """
     make = spec.provider_class or ADAPTERS[spec.adapter]
+    spec = told(spec, credential.fields)
     provider: BaseProvider = make(spec, credential, outbound, **options)
     return provider
 
@@ -70,7 +74,8 @@ class BaseProvider:
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider rejects the key, in calls with ``client`` too.
-    :param count: called with the outcome of each call, once; also of calls with ``client``.
+    :param count: called with the outcome of each call, once; also of calls with ``client``. Then with the tokens that a
+        conversation took.
     :param counted_as: who calls, as :attr:`Caller.counted_as` names people: calls of their own servers are limited.
     :param successor: returns the object whose key takes over a conversation that failed before its first piece.
     :param model: the default model of this object, instead of the catalog's.
@@ -175,9 +180,9 @@ class BaseProvider:
         """Return a callback that notes the present source as one that served, and counts."""
         served, source = self.served, self.source  # not this object: the callback may outlive it
 
-        def note(outcome: Outcome) -> None:
+        def note(what: Outcome | Tokens) -> None:
             served[source] = None
-            count(outcome)
+            count(what)
 
         return note
 
@@ -205,6 +210,9 @@ class BaseProvider:
     @cached_property
     def async_client(self) -> Any:
         """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
+        return self._made(self._make_async_client, self._async_http_client())
+
+    def _async_http_client(self) -> Any:
         authenticate = self._outcomes.authenticate
 
         async def hook(request: Any) -> None:
@@ -212,7 +220,7 @@ class BaseProvider:
 
         http_client = self._guarded(self._outbound.async_client_for)
         http_client.event_hooks = {"request": [hook]}
-        return self._made(self._make_async_client, http_client)
+        return http_client
 
     def _guarded(self, make: Callable[..., T]) -> T:
         """Return an HTTP client for the key's endpoint, which is checked again: the rules can have changed."""
@@ -270,7 +278,7 @@ class BaseProvider:
         limit = known.max_output if known else None
         facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        call = self._open("POST", path, encode(body))
+        call = self._open("POST", path, encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         return Attempt(self._outcomes, call, wire.reader(), start)
 
@@ -318,12 +326,25 @@ class BaseProvider:
                 if event.type == "text":
                     yield event.text
 
-    def _open(self, method: str, path: str, content: bytes) -> LiveCall:
+    def forward(
+        self, method: str, path: str, content: bytes, headers: Mapping[str, str]
+    ) -> Passage:
+        """Return a call of the provider's own API whose answer passes as it is. Nothing is sent yet.
+
+        :param path: below the provider's base URL, with its query.
+        :param headers: beside the provider's own and the key, which win.
+        :raises MissingCredentialError: there is no key.
+        """
+        self._require_key()
+        call = self._open(method, path, content, headers)
+        return Passage(self._outcomes, call, path.partition("?")[0])
+
+    def _open(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> LiveCall:
         """Return a call below the provider's base URL, with the key in it. Nothing is sent yet."""
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         url = full_url(self._spec, endpoint, path)
         headers = {
-            "Content-Type": "application/json",
+            **headers,
             **self._own_headers(),
             **self._outcomes.headers(method, url, content),
         }
@@ -372,7 +393,8 @@ class BaseProvider:
     def _client_options(self, http_client: Any) -> dict[str, Any]:
         """Return what the SDKs of OpenAI and Anthropic make their client of."""
         base_url = self.credential.base_url
-        fixed = {"api_key": self.api_key, "base_url": base_url, "http_client": http_client}
+        api_key = self.api_key or NO_KEY
+        fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
     def _make_client(self, http_client: Any) -> Any:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigurationError
-from ..http.outbound import sync_only_client
 from ..model.credential import Secret
 from .base import BaseProvider
 from .sdk import refuse_web_socket
@@ -19,13 +19,10 @@ class GoogleProvider(BaseProvider):
 
     extra, sdk = "google", "google.genai.client"
 
-    def _make_client(self, http_client: Any) -> Any:
-        return self._make(http_client, sync_only_client())
-
     def _make_async_client(self, http_client: Any) -> Any:
-        return self._make(self._guarded(self._outbound.client_for), http_client).aio
+        return self.client.aio
 
-    def _make(self, http_client: Any, async_http_client: Any) -> Any:
+    def _make_client(self, http_client: Any) -> Any:
         from google.genai import Client
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions
@@ -42,7 +39,7 @@ class GoogleProvider(BaseProvider):
                 retry_options=HttpRetryOptions(attempts=1 + self._options.get("max_retries", 0)),
                 headers=self._options.get("default_headers"),
                 httpx_client=http_client,
-                httpx_async_client=async_http_client,
+                httpx_async_client=self._async_http_client(),
                 async_client_args={"ssl": self._outbound.tls},
             ),
         )
@@ -52,13 +49,23 @@ class GoogleProvider(BaseProvider):
         return client
 
 
+class _NoOptions(Mapping[str, Any]):
+    """Take the place of the options of WebSockets: reading them raises an error."""
+
+    __getitem__ = __iter__ = __len__ = refuse_web_socket
+
+
 def close_web_sockets(api_client: Any) -> None:
-    """Make Google's live sessions fail as they ask for their address.
+    """Make Google's live sessions and interactions fail before they connect.
+
+    Live sessions ask for their address, interactions for the options of their connection.
 
     :raises ConfigurationError: this release of the SDK asks in another place.
     """
-    if not callable(getattr(api_client, "_websocket_base_url", None)):
+    asked = "_websocket_base_url", "_websocket_ssl_ctx"
+    if not all(hasattr(api_client, name) for name in asked):
         raise ConfigurationError(
             "This release of google-genai does not let flask-byok close its WebSockets. Use an earlier release."
         )
     api_client._websocket_base_url = refuse_web_socket
+    api_client._websocket_ssl_ctx = _NoOptions()

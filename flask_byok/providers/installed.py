@@ -18,9 +18,10 @@ NEEDED: dict[str, dict[str, str]] = {
     "anthropic": {"anthropic": "2.10"},
     "google": {"google-genai": "3.3"},
     "langchain": {
-        "langchain-core": "1.6.10",
+        "langchain-core": "1.7.5",
         "langchain-openai": "1.5",
         "langchain-anthropic": "1.7.7",
+        "langchain-google-genai": "4.4.3",
     },
 }
 

@@ -21,9 +21,9 @@ class OpenAIProvider(BaseProvider):
     paths = frozenset({"/chat/completions", "/completions", "/embeddings", "/responses"})
     allowed_options = BaseProvider.allowed_options | {"default_query", "organization", "project"}
 
-    def _open(self, method: str, path: str, content: bytes) -> LiveCall:
+    def _open(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> LiveCall:
         query = urlencode(self._options.get("default_query") or {})
-        return super()._open(method, f"{path}?{query}" if query else path, content)
+        return super()._open(method, f"{path}?{query}" if query else path, content, headers)
 
     def _own_headers(self) -> Mapping[str, str]:
         options = {name: self._options.get(name) for name in ("organization", "project")}

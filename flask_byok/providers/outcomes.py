@@ -11,20 +11,23 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import metrics
 from ..catalog.auth import Auth
 from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import ByokError
-from ..model.credential import Credential, Outcome
+from ..model.credential import Credential, Outcome, Tokens
 
 if TYPE_CHECKING:
     from ..http.transport import Request
 
-#: Called with the outcome of each call.
-Count = Callable[[Outcome], None]
+#: Called with the outcome of each call, and later with the tokens of one that was used.
+Count = Callable[[Outcome | Tokens], None]
 #: Called with what the answer to a failed call means, if it is about this very key.
 Report = Callable[[Judgement], None]
 
+#: What an SDK is given that insists on a key where there is none. It is not sent.
+NO_KEY = "no-api-key"
 # Where SDKs put a key.
 _KEY_HEADERS = ("authorization", "x-api-key", "x-goog-api-key", "api-key")
 
@@ -40,7 +43,7 @@ class Outcomes:
     It observes every request of the SDK's client. A request by itself is a call; the requests of an SDK's call with its
     retries have one outcome together.
 
-    :param count: called with the outcome of each call.
+    :param count: called with the outcome of each call, and with the tokens of a conversation.
     :param report: called with what a failure means.
     :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
@@ -62,7 +65,7 @@ class Outcomes:
         A request with another key is left alone: a copy of the SDK's client may have one.
         """
         chosen = [name for name in _KEY_HEADERS if name in request.headers]
-        if chosen and not _carries(request, self.credential.api_key):
+        if chosen and not _carries(request, self.credential.api_key or NO_KEY):
             return
         for name in chosen:
             del request.headers[name]
@@ -77,27 +80,37 @@ class Outcomes:
             if status >= 300:
                 call.outcome, call.judged = self._judge_request(request, Answer(status, body))
 
-    def failure(self, answer: Answer, *, counted: bool) -> ByokError:
-        """Count and report a conversation that ended with this answer, and return the error to raise.
+    def failure(self, answer: Answer, *, counted: bool, path: str | None = None) -> ByokError:
+        """Count and report a call that ended with this answer, and return the error to raise.
 
-        :param counted: it was counted before, as its first events came.
+        :param counted: it was counted before, as its first bytes came.
+        :param path: where it went, below the base URL; by default to a conversation.
         """
-        judged = self._judge(answer)
+        judged = self._judge(answer, elsewhere=path is not None and self._is_elsewhere(path))
         if not counted:
             self.count("rejected" if judged.verdict.valid is False else "failed")
         self.report(judged)
         return judged.error(self.spec.id, str(self.credential.source), answer.retry_after)
 
+    def spend(self, tokens: Tokens) -> None:
+        """Count what a call took that was counted as used."""
+        self.count(tokens)
+        if metrics.sinks:
+            for direction, number in tokens._asdict().items():
+                metrics.record("tokens", number, self.spec.id, direction)
+
     def _judge_request(self, request: Request, answer: Answer) -> tuple[Outcome, Judgement | None]:
         from ..http.transport import path_below
 
         path = path_below(request.url, self.credential.base_url)
-        paths = {*self.paths, self.spec.check.path.partition("?")[0]}
-        judged = self._judge(answer, elsewhere=path not in paths)
+        judged = self._judge(answer, elsewhere=self._is_elsewhere(path))
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
         is_ours = path is not None and _carries(request, self.credential.api_key)
         outcome: Outcome = "rejected" if judged.verdict.valid is False else "failed"
         return outcome, judged if is_ours else None
+
+    def _is_elsewhere(self, path: str | None) -> bool:
+        return path not in self.paths and path != self.spec.check.path.partition("?")[0]
 
     def _judge(self, answer: Answer, *, elsewhere: bool = False) -> Judgement:
         secrets = map(self.credential.reveal, self.credential.fields)

@@ -357,6 +357,7 @@ class ByokSettings extends HTMLElement {
       const fresh = await this.#latest();
       failed = stay && rows && fresh.querySelector("[data-byok-failure] p")?.textContent;
       const [old, now] = [root, fresh].map((one) => provider && rowOf(one, provider));
+      if (old && now) addRows(root, fresh);
       if (old && now) swap(old, now);
       else if (!failed) swap(root.querySelector("[data-byok-content]"), fresh);
       this.#readToken(root);
@@ -367,6 +368,13 @@ class ByokSettings extends HTMLElement {
     this.#stale = failed && rows ? failed.replace(textLoadFailed, textStale) : "";
     if (failed) this.#say("error", this.#stale || failed, () => this.#load());
     return !failed;
+  }
+}
+
+// A named endpoint that was saved gets a row of its own.
+function addRows(root, fresh) {
+  for (const row of fresh.querySelectorAll("[data-byok-provider]")) {
+    if (!rowOf(root, row.dataset.byokProvider)) root.querySelector("[part=list]").append(document.importNode(row, true));
   }
 }
 

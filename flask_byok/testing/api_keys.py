@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from threading import Lock
 
+from ..catalog import Field
 from .wire import BEHAVIOURS
 
 #: Shape of a provider's key as (prefix, characters after it), where the first prefix of its row does not say enough.
@@ -41,6 +43,18 @@ def make_api_key(
     if provider == "aws":
         tail = tail.upper().translate(_BASE32)
     return prefix + tail
+
+
+def name_in(api_key: str) -> str:
+    """Return by what a key's requests name it: of a service account's file the email, else the key itself."""
+    return str(json.loads(api_key)["client_email"]) if api_key.startswith("{") else api_key
+
+
+def sample(field: Field) -> str:
+    """Return a value for a field beside the key: its default, its first choice, or what it shows as an example."""
+    if field.secret:
+        return _letters(field.name, _USUAL_LENGTH)
+    return field.default or next(iter(field.choices), field.placeholder)
 
 
 class ApiKeyBook:

@@ -44,6 +44,11 @@ BAD_KEYS: dict[str, tuple[int, object]] = {
             "code": "wrong_api_key",
         },
     ),
+    # So it answers a good token that lacks a permission, too.
+    "cloudflare": (
+        401,
+        {"success": False, "errors": [{"code": 10000, "message": "Authentication error"}]},
+    ),
     "cohere": (401, {"message": "invalid api token"}),
     "databricks": (403, {"error_code": 403, "message": "Invalid access token."}),
     "deepgram": (401, {"err_code": "INVALID_AUTH", "err_msg": "Invalid credentials."}),

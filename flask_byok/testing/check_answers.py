@@ -1,12 +1,20 @@
-"""How providers answer the check of a key, where that is not a list of models; and the format of `http` rows."""
+"""How providers answer the check of a key, where that is not a list of models; and the format of `http` rows.
+
+What is not written here or in the tables of a wire follows from the provider's row: a refusal is what one of its rules
+describes, a success has the value that the row names.
+"""
 
 from __future__ import annotations
 
 import re
 from urllib.parse import urlsplit
 
+from ..catalog import Rule
+from ..model.credential import Verdict
 from .bad_keys import BAD_KEYS
+from .openai_errors import OWN
 from .served import PLACEHOLDER
+from .service_accounts import account_in, certificates
 from .wire import Answer, Reply, Request, json_answer, with_retry_after
 
 #: An answer as its status and body: JSON, or a text.
@@ -42,12 +50,16 @@ CHECK_ANSWERS: dict[str, dict[str, _Described]] = {
 
 def documented(request: Request) -> Answer | None:
     """Return the provider's own answer to a bad key, or to this check, if it has one of its own."""
+    if account_in(request.path):
+        return certificates(request.kind)
     described = None
     if _is_check(request):
         outcome = "good" if request.outcome == "slow" else request.outcome
         described = CHECK_ANSWERS.get(request.provider, {}).get(outcome)
     if described is None and request.kind == "key_rejected":
         described = BAD_KEYS.get(request.provider)
+    if described is None and request.kind and request.provider not in _WITH_TABLES:
+        described = _by_rule(request)
     if described is None:
         return None
     status, body = described
@@ -57,6 +69,47 @@ def documented(request: Request) -> Answer | None:
     return with_retry_after(json_answer(status, body), request.retry_after)
 
 
+#: Their refusals are written down, with the bodies that they really have.
+_WITH_TABLES = {*OWN, "anthropic", "google"}
+#: What a rule says of a key that meets this kind of refusal.
+_VERDICTS = {
+    "key_rejected": Verdict.INVALID,
+    "disabled": Verdict.DISABLED,
+    "restricted": Verdict.VALID_RESTRICTED,
+    "service_disabled": Verdict.VALID_RESTRICTED,
+    "no_credit": Verdict.VALID_NO_CREDIT,
+    "provider_rate_limited": Verdict.VALID_RATE_LIMITED,
+}
+
+
+def _by_rule(request: Request) -> _Described | None:
+    """Describe the answer that fits the row's first rule about this kind of refusal, but not by its status alone."""
+    checked, kind = _is_check(request), request.kind
+    for rule in request.spec.check.rules:
+        meant = rule.kind == kind or rule.verdict == _VERDICTS.get(kind)
+        placed = rule.place in ("both", "check" if checked else "call")
+        told = (rule.contains or rule.path) and (checked or rule.status != (200,))
+        if meant and placed and told:
+            return rule.status[0], _body(rule, request.spec.check.good)
+    return None
+
+
+def _body(rule: Rule, good: str) -> object:
+    if not rule.path:
+        return {"error": {"message": rule.contains}}
+    success = _nested(good, True) if rule.status == (200,) else {}
+    return success | _nested(rule.path, rule.equals)
+
+
+def _nested(path: str, value: object) -> dict[str, object]:
+    """Return JSON that has this value at a path, or at the first of several."""
+    *outer, last = (path.partition("|")[0] or "ok").split(".")
+    body = {last: value}
+    for name in reversed(outer):
+        body = {name: body}
+    return body
+
+
 def check_success(request: Request) -> Answer | None:
     """Return the documented success that the provider's row names, if this is its check."""
     if not _is_check(request):
@@ -64,10 +117,7 @@ def check_success(request: Request) -> Answer | None:
     check = request.spec.check
     if check.answer == "text":
         return Answer(200, check.good.encode(), "text/plain; charset=utf-8")
-    body: object = True
-    for name in reversed((check.good.partition("|")[0] or "ok").split(".")):
-        body = {name: body}
-    return json_answer(200, body)
+    return json_answer(200, _nested(check.good, True))
 
 
 def _is_check(request: Request) -> bool:

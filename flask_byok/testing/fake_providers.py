@@ -12,12 +12,13 @@ from typing import Any
 
 from ..catalog import Catalog, ProviderSpec
 from . import anthropic_wire, check_answers, google_wire, hostile, openai_wire
-from .api_keys import ApiKeyBook, make_api_key
+from .api_keys import ApiKeyBook, make_api_key, name_in, sample
 from .calls import CallLog, RecordedCall
 from .chat import reply_text
 from .script import Refusal, Script, ScriptQueue, check_kind
 from .served import DEMO, base_path, read_api_key
 from .server import HOST, FakeServer, Received
+from .service_accounts import account_in, account_json, email_of
 from .wire import BEHAVIOURS, Answer, Reply, Request, json_answer
 
 _FORMATS: dict[str, Callable[[Request], Reply]] = {
@@ -107,7 +108,7 @@ class FakeProviders:
         """Serve a provider beside those of the catalog, or one of them in another way."""
         self._specs[spec.id] = spec
         for behaviour in BEHAVIOURS[:-1]:
-            self.api_key(spec.id, behaviour)
+            self._register(spec, behaviour)
 
     def base_url(self, provider: str) -> str:
         """Return what the provider's own SDK takes as its base URL."""
@@ -133,20 +134,31 @@ class FakeProviders:
         """Return a key of the provider's shape and register what it does.
 
         The same arguments give the same key; another `owner` gives another one.
-        A key that was revoked stays revoked.
+        A key that was revoked stays revoked. Of several secrets it is the one that names the
+        account, such as AWS's access key ID; a service account's is the content of its file.
         """
         spec = self._spec(provider)
-        api_key = make_api_key(spec.id, behaviour, owner, next(iter(spec.prefixes), ""))
-        self._api_keys.add(spec.id, api_key, behaviour, replace=False)
-        return api_key
+        name = self._register(spec, behaviour, owner)
+        return account_json(name) if spec.main_field.kind == "json" else name
+
+    def fields(
+        self, provider: str, behaviour: str = "good", owner: object = None
+    ) -> dict[str, str]:
+        """Return a whole credential: `api_key`'s key, and what else the provider requires, such as a region."""
+        spec = self._spec(provider)
+        values = {spec.main_field.name: self.api_key(provider, behaviour, owner)}
+        if spec.personal_base_url:
+            values["base_url"] = self.base_url(provider)
+        needed = (each for each in spec.fields if each.required or each.default)
+        return {each.name: sample(each) for each in needed} | values
 
     def add_key(self, provider: str, api_key: str, behaviour: str = "good") -> None:
         """Register a key of your own; an empty one lets calls without a key do this."""
-        self._api_keys.add(self._spec(provider).id, api_key, behaviour)
+        self._api_keys.add(self._spec(provider).id, name_in(api_key), behaviour)
 
     def revoke(self, provider: str, api_key: str) -> None:
         """Treat this key as a bad one from now on."""
-        self._api_keys.add(self._spec(provider).id, api_key, "bad")
+        self.add_key(provider, api_key, "bad")
 
     def answer_next(self, provider: str, status: int, body: object = None, **headers: str) -> None:
         """Script the answer to the provider's next request, with any key; several calls queue up.
@@ -199,6 +211,14 @@ class FakeProviders:
         """Forget the requests so far."""
         self._log.clear()
 
+    def _register(self, spec: ProviderSpec, behaviour: str, owner: object = None) -> str:
+        """Let a key do this, and return by what the requests name it: the key itself, or a service account's email."""
+        name = make_api_key(spec.id, behaviour, owner, next(iter(spec.prefixes), ""))
+        if spec.main_field.kind == "json":
+            name = email_of(name)
+        self._api_keys.add(spec.id, name, behaviour, replace=False)
+        return name
+
     def _spec(self, provider: str) -> ProviderSpec:
         if provider in self._specs:
             return self._specs[provider]
@@ -223,7 +243,7 @@ class FakeProviders:
         return reply
 
     def _answer_provider(self, received: Received, spec: ProviderSpec, path: str) -> Reply:
-        api_key = read_api_key(spec, received.headers)
+        api_key = account_in(path) or read_api_key(spec, received.headers)
         behaviour = self._api_keys.behaviour(spec.id, api_key)
         reply: Reply | None = self._scripts.take(spec.id, Answer)
         if reply is None:

@@ -49,7 +49,7 @@ def _fact(request: Request, kind: str) -> _Fact:
         kind = "restricted"
     if kind == "key_rejected" and request.api_key is None:
         kind = "no_key"
-    own = _OWN.get(request.provider, {})
+    own = OWN.get(request.provider, {})
     if kind == "restricted" and request.method == "GET" and "restricted_listing" in own:
         kind = "restricted_listing"
     return own.get(kind) or _COMMON[kind]
@@ -197,7 +197,8 @@ _DEEPSEEK = {
     ),
 }
 
-_OWN = {
+#: By provider, those of its own.
+OWN = {
     "openai": _OPENAI,
     "custom": {name: _OPENAI[name] for name in _PASSED_ON},
     "demo": {name: _OPENAI[name] for name in _PASSED_ON},

@@ -30,6 +30,9 @@ from .session_binding import SAY_WHOSE, SessionBinding, in_request, kept
 #: The state's name in ``app.extensions``.
 EXTENSION = "byok"
 
+#: The blueprint for calls of providers' own APIs, which is there with ``BYOK_GATEWAY``.
+GATEWAY = "byok_gateway"
+
 #: The header that names the tier of the key that served.
 SOURCE_HEADER = "X-BYOK-Source"
 
@@ -219,7 +222,7 @@ def follow_requests(
 
     def begin() -> Response | None:
         asked = cast(Any, request)._get_current_object()
-        if asked.blueprint == "byok":
+        if asked.blueprint in ("byok", GATEWAY):
             go_first(asked)
         # It does not act for the caller whom code around it has named: that is a test's client, or a stream before it
         # on this thread whose block is still open.

@@ -24,12 +24,14 @@ from wtforms.validators import ValidationError
 
 from ..errors import InvalidFieldError
 from ..model.credential import Secret
-from .caller import REQUEST_ID, get_state
+from .caller import GATEWAY, REQUEST_ID, get_state
 from .problems import http_problem_response
 from .session_binding import kept
 
 #: Largest request body that is read, in bytes; a service account file has about 2,500.
 MAX_BODY = 64 * 1024
+#: The same for what is passed on to a provider: OpenAI takes audio files of 25 MB.
+MAX_PASSED_BODY = 25 * 1024 * 1024
 
 # Each hidden piece costs time whenever anything is logged.
 _MOST_HIDDEN = 20
@@ -78,17 +80,20 @@ class ForeignOriginError(CSRFError):  # type: ignore[misc]  # Flask-WTF is untyp
 
 
 def go_first(asked: Request) -> None:
-    """Read no more than ``MAX_BODY``, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
+    """Limit the body, and judge our calls ourselves: runs before the host's own ``CSRFProtect``.
 
     That checks the same token, and on HTTPS the referrer, which a host's page may keep back on purpose. What the
     referrer tells, that no page over http or of another site called, ``Sec-Fetch-Site`` and ``Origin`` tell too.
     """
-    hide_address(asked)
+    is_passed = asked.blueprint == GATEWAY
+    hide_address(asked, hides_path=not is_passed)
+    most = min(MAX_PASSED_BODY, asked.max_content_length or MAX_PASSED_BODY)
     # Not request.max_content_length, which Flask 3.0 does not let us set.
-    asked.stream = get_input_stream(asked.environ, max_content_length=MAX_BODY)
+    limit = most if is_passed else MAX_BODY
+    asked.stream = get_input_stream(asked.environ, max_content_length=limit)
     protect = current_app.extensions.get("csrf")
     if isinstance(protect, CSRFProtect):
-        protect.exempt(current_app.blueprints["byok"])
+        protect.exempt(current_app.blueprints[str(asked.blueprint)])
 
 
 def refuse_cross_site() -> None:
@@ -99,8 +104,7 @@ def refuse_cross_site() -> None:
     is_safe = request.method in _SAFE_METHODS
     if is_safe and not asks_for_value():
         return
-    if not (_same_origin() or _trusted_origin()):
-        raise ForeignOriginError(_advice())
+    refuse_foreign_origin()
     if not is_safe and _csrf_enabled():
         # Not trusting g.csrf_valid: an abandoned stream can leave another request's g behind (pallets/flask#6123).
         try:
@@ -109,18 +113,31 @@ def refuse_cross_site() -> None:
             raise CSRFError(str(error)) from None
 
 
+def refuse_foreign_origin(*, stated: bool = False) -> None:
+    """Refuse a call of a page of another origin.
+
+    :param stated: refuse a call that does not say its origin, too.
+    :raises ForeignOriginError: it is such a call.
+    """
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    is_silent = stated and site == "none" and "Origin" not in request.headers
+    if is_silent or not (_same_origin() or _trusted_origin()):
+        raise ForeignOriginError(_advice())
+
+
 def csrf_token() -> str | None:
     """Return a fresh CSRF token, or None if the host has switched CSRF protection off."""
     return str(generate_csrf()) if _csrf_enabled() else None
 
 
-def refuse_unrouted(url_prefix: str) -> Callable[[Request], Response | None]:
+def refuse_unrouted(url_prefix: str, *, gateway: bool) -> Callable[[Request], Response | None]:
     """Return a function that answers unknown paths and methods below our roots as problem objects.
 
     Flask raises these errors before it knows the blueprint, and would answer a page.
     """
 
-    roots = tuple(f"{url_prefix}{path}/" for path in ("/providers", "/keys", "/admin/keys"))
+    places = ("/providers", "/keys", "/admin/keys", *(["/gateway"] if gateway else ()))
+    roots = tuple(f"{url_prefix}{place}/" for place in places)
 
     def refuse(asked: Request) -> Response | None:
         if not re.sub("/+", "/", f"{asked.path}/").startswith(roots):
@@ -269,24 +286,31 @@ def _allow_reading(response: Response, origin: str) -> None:
     headers = response.headers
     headers["Access-Control-Allow-Origin"] = origin
     headers["Access-Control-Allow-Credentials"] = "true"
-    headers["Access-Control-Expose-Headers"] = "ETag, Retry-After, X-BYOK-Request-ID, X-BYOK-Source"
+    exposed = "ETag, Retry-After, X-BYOK-Request-ID, X-BYOK-Source, X-Request-ID, Request-ID"
+    headers["Access-Control-Expose-Headers"] = exposed
     if request.method == "OPTIONS":
         headers["Access-Control-Allow-Methods"] = headers.get("Allow", "")
         names = current_app.config.get("WTF_CSRF_HEADERS", _TOKEN_HEADERS)
+        if request.blueprint == GATEWAY:  # what SDKs send; most of it is dropped
+            names = request.access_control_request_headers or ()
         headers["Access-Control-Allow-Headers"] = ", ".join(["Content-Type", "If-Match", *names])
     response.vary.add("Origin")
 
 
-def hide_address(asked: Request = request, app: Flask = current_app) -> None:
+def hide_address(
+    asked: Request = request, app: Flask = current_app, *, hides_path: bool = True
+) -> None:
     """Redact in logs, until the request ends, what its address and its referrer hold beside our own words.
 
     People put keys there: in the query, as a segment of the path, or on the host's page that calls us.
+
+    :param hides_path: off: hide nothing of the path.
     """
     raw = str(asked.environ.get("RAW_URI") or asked.environ.get("REQUEST_URI") or "")
     root, words = asked.script_root, _own_words(app)
     query = asked.query_string.decode("latin-1")
     address, _, referred = asked.headers.get("Referer", "").partition("?")
-    called = (asked.path, raw.partition("?")[0])
+    called = (asked.path, raw.partition("?")[0]) if hides_path else ()
     paths = [_from_odd(path.removeprefix(root), words) for path in called]
     # A page of the host's has words of its own; keys are longer.
     paths += [_from_odd(path, words, _SHORT) for path in (address, unquote(address))]
@@ -307,7 +331,7 @@ def keep_from_logs(texts: Iterable[str], asked: Request = request) -> None:
 
 def _own_words(app: Flask) -> set[str]:
     rules = app.url_map.iter_rules()
-    ours = (rule.rule for rule in rules if rule.endpoint.startswith("byok."))
+    ours = (rule.rule for rule in rules if rule.endpoint.startswith(("byok.", f"{GATEWAY}.")))
     return {"", "byok.js", "byok.css"}.union(*(rule.split("/") for rule in ours))
 
 

@@ -36,6 +36,8 @@ SHARED_FILE = "%r and another app share account keys: write app.config['BYOK_DAT
 GUESSABLE_FALLBACK = (
     "One of BYOK_ENCRYPTION_KEY_FALLBACKS is no secret. Run 'flask byok rotate', then remove it."
 )
+# What the endpoints of our blueprints begin with.
+_OURS = ("byok.", "byok_gateway.")
 _HIDDEN = "Another 'byok' has taken the place of flask-byok's in templates: rename it."
 _INSTANCE = "a file in the instance folder"
 
@@ -118,10 +120,10 @@ def refuse_taken_names(app: Flask, extension: str) -> None:
 def collisions(app: Flask) -> Iterator[str]:
     """Yield a sentence for each address of ours that is the host's too, and if Jinja has another ``byok``."""
     rules = [(each, _shape(each), each.methods or set()) for each in app.url_map.iter_rules()]
-    ours = [rule for rule in rules if rule[0].endpoint.startswith("byok.")]
+    ours = [rule for rule in rules if rule[0].endpoint.startswith(_OURS)]
     for theirs, shape, methods in rules:
         shared = {m for _, s, mine in ours if s == shape for m in mine & methods} - _IMPLIED
-        if shared and not theirs.endpoint.startswith("byok."):
+        if shared and not theirs.endpoint.startswith(_OURS):
             yield (
                 f"The app has a route of its own at {theirs.rule} ({', '.join(sorted(shared))}), endpoint "
                 f"{theirs.endpoint!r}, which is an address of flask-byok: only one of them is reached. Move it, or set "

@@ -37,11 +37,16 @@ Description = Annotated[str, Meta(extra_json_schema={"maxLength": 500})]
 
 
 class TypedKey(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a person typed: ``api_key``, or ``fields`` for providers that need several."""
+    """What a person typed: ``api_key``, or ``fields`` for providers that need several.
+
+    ``name`` makes of a server of one's own a named endpoint; ``model`` is its default model.
+    """
 
     api_key: Secret | None = None
     fields: Annotated[dict[str, Secret], Meta(max_length=16)] | None = None
     base_url: str | None = None
+    name: Annotated[str, Meta(extra_json_schema={"maxLength": 100})] | None = None
+    model: Annotated[str, Meta(extra_json_schema={"maxLength": 200})] | None = None
 
     def typed(self) -> dict[str, Secret] | None:
         """Return the secrets by field name; None if none was sent.
@@ -50,7 +55,12 @@ class TypedKey(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         """
         if self.api_key is not None and self.fields is not None:
             raise InvalidFieldError("Send either 'api_key' or 'fields', not both.")
-        return {"api_key": self.api_key} if self.api_key is not None else self.fields
+        fields = {"api_key": self.api_key} if self.api_key is not None else self.fields
+        shown = {"name": self.name, "model": self.model}
+        beside = {name: Secret(text) for name, text in shown.items() if text is not None}
+        if fields and beside.keys() & fields.keys():
+            raise InvalidFieldError("Send 'name' and 'model' once.")
+        return {**(fields or {}), **beside} if beside else fields
 
 
 class NewKeyRequest(TypedKey, kw_only=True):

@@ -69,8 +69,8 @@ def problem_response(error: ByokError) -> Response:
     return response
 
 
-def http_problem_response(error: HTTPException) -> Response:
-    """Return a problem object for an error that Flask raised on one of our routes."""
+def http_problem(error: HTTPException) -> Problem:
+    """Return the problem object of an error that Flask raised on one of our routes."""
     status = error.code or 500
     title = HTTPStatus(status).phrase
     code, detail = title.lower().replace(" ", "_"), error.description or title
@@ -79,7 +79,12 @@ def http_problem_response(error: HTTPException) -> Response:
     body = _body(status, "too_large" if status == 413 else code, title, detail)
     if status not in _DOCUMENTED:
         body["type"] = "about:blank"  # the host raised it: RFC 9457, 4.2.1
-    response = _response(body)
+    return body
+
+
+def http_problem_response(error: HTTPException) -> Response:
+    """Return the HTTP answer for an error that Flask raised on one of our routes."""
+    response = _response(http_problem(error))
     if allow := dict(error.get_headers()).get("Allow"):
         response.headers["Allow"] = allow
     return response

@@ -8,7 +8,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, Literal, cast, get_args
 from uuid import uuid4
@@ -28,7 +28,7 @@ Protocol = Literal["byok", "openai", "ui-message", "text"]
 HEARTBEAT = 9.0
 #: The same where only writing shows whether the browser has left: each time that a conversation yields None.
 _BLIND_HEARTBEAT = 0.9
-_COMMENT = b":\n\n"
+COMMENT = b":\n\n"
 
 _logger = logging.getLogger("flask_byok.web")
 
@@ -42,7 +42,7 @@ class _Writer:
     mimetype: ClassVar[str] = "text/event-stream"
     headers: ClassVar[Mapping[str, str]] = {}
     #: What is sent in a long silence.
-    heartbeat: ClassVar[bytes] = _COMMENT
+    heartbeat: ClassVar[bytes] = COMMENT
 
     def event(self, event: StreamEvent) -> bytes:
         """Return the bytes for an event; none for one that the protocol does not tell."""
@@ -68,11 +68,7 @@ class _OpenAI(_Writer):
     """
 
     def __init__(self) -> None:
-        self._facts: dict[str, Any] = {
-            "id": f"chatcmpl-{uuid4().hex}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-        }
+        self._facts = _facts("chat.completion.chunk")
         self._calls = 0
         self._usage = b""
 
@@ -87,21 +83,13 @@ class _OpenAI(_Writer):
             case "reasoning":
                 return self._chunk({"reasoning_content": event.text})
             case "tool_call":
-                call = {"name": event.name, "arguments": event.arguments}
                 number, self._calls = self._calls, self._calls + 1
-                told = {"index": number, "id": event.id, "type": "function", "function": call}
-                return self._chunk({"tool_calls": [told]})
+                return self._chunk({"tool_calls": [{"index": number, **_call_of(event)}]})
             case "usage":  # OpenAI tells it after the finish
-                used = {
-                    "prompt_tokens": event.input_tokens,
-                    "completion_tokens": event.output_tokens,
-                }
-                used["total_tokens"] = sum(used.values())
-                self._usage = _data({**self._facts, "choices": [], "usage": used})
+                self._usage = _data({**self._facts, "choices": [], "usage": _usage_of(event)})
                 return b""
             case _:
-                reason = "content_filter" if event.reason == "refusal" else event.reason
-                return self._chunk({}, reason) + self._usage
+                return self._chunk({}, _reason_of(event)) + self._usage
 
     def _chunk(self, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
@@ -113,6 +101,48 @@ class _OpenAI(_Writer):
 
     def done(self) -> bytes:
         return b"data: [DONE]\n\n"
+
+
+def _facts(kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{uuid4().hex}", "object": kind, "created": int(time.time())}
+
+
+def _call_of(event: StreamEvent) -> dict[str, Any]:
+    function = {"name": event.name, "arguments": event.arguments}
+    return {"id": event.id, "type": "function", "function": function}
+
+
+def _usage_of(event: StreamEvent) -> dict[str, int]:
+    used = {"prompt_tokens": event.input_tokens, "completion_tokens": event.output_tokens}
+    return {**used, "total_tokens": sum(used.values())}
+
+
+def _reason_of(event: StreamEvent) -> str:
+    return "content_filter" if event.reason == "refusal" else event.reason
+
+
+def completion(events: Iterable[StreamEvent | None]) -> dict[str, Any]:
+    """Return a whole answer as OpenAI's ``chat.completion``."""
+    whole, reason = _facts("chat.completion"), None
+    texts: dict[str, list[str]] = {"text": [], "reasoning": []}
+    message: dict[str, Any] = {"role": "assistant"}
+    for event in filter(None, events):
+        match event.type:
+            case "start":
+                whole["model"] = event.model
+            case "tool_call":
+                message.setdefault("tool_calls", []).append(_call_of(event))
+            case "usage":
+                whole["usage"] = _usage_of(event)
+            case "finish":
+                reason = _reason_of(event)
+            case kind:
+                texts[kind].append(event.text)
+    message["content"] = "".join(texts["text"]) or None
+    if texts["reasoning"]:
+        message["reasoning_content"] = "".join(texts["reasoning"])
+    whole["choices"] = [{"index": 0, "message": message, "finish_reason": reason}]
+    return whole
 
 
 class _UIMessage(_Writer):
@@ -230,7 +260,7 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
     writer = _WRITERS[protocol]()
     link = Link.of_request()
     if protocol == "text":
-        events = _from_first_text(events, link)
+        events = begun(events, link, ("text", "finish"))
     settings = url_for("byok.settings_page") if has_request_context() else None
     body = _pieces(provider, events, writer, link, settings)
     response = Response(body, mimetype=writer.mimetype)
@@ -242,37 +272,40 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
     return response
 
 
-def _from_first_text(events: Events, link: Link) -> Events:
-    """Read up to the first text, or the end, and return all from there on; nothing if the browser leaves meanwhile."""
-    first = None
-    for event in events:
-        if event is None and link.is_gone():
-            _close(events)
-        elif event is not None and event.type in ("text", "finish"):
-            first = event
-            break
+def begun(events: Events, link: Link, types: Collection[str]) -> Events:
+    """Read up to the first event of these types, and return all; nothing more if the browser leaves meanwhile.
 
-    def rest() -> Events:
+    :raises ByokError: there is none.
+    """
+    read: list[StreamEvent] = []
+    for event in events:
+        if event is not None:
+            read.append(event)
+            if event.type in types:
+                break
+        elif link.is_gone():
+            _close(events)
+
+    def all_of_them() -> Events:
         try:
-            yield first
+            yield from read
             yield from events
         finally:
             _close(events)
 
-    return rest()
+    return all_of_them()
 
 
 def _pieces(
     provider: BaseProvider, events: Events, writer: _Writer, link: Link, settings: str | None
 ) -> Iterator[bytes]:
-    longest = HEARTBEAT if link.is_known else _BLIND_HEARTBEAT
     latest = time.monotonic()
     try:
         for event in events:
             if event is None and link.is_gone():
                 return
             piece = b"" if event is None else writer.event(event)
-            if not piece and time.monotonic() - latest > longest:
+            if not piece and link.needs_beat(latest):
                 piece = writer.heartbeat
             if piece:
                 latest = time.monotonic()
@@ -320,6 +353,14 @@ class Link:
         environ = request.environ if has_request_context() else {}
         found = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
         return cls(found if hasattr(found, "fileno") else None)
+
+    def needs_beat(self, latest: float) -> bool:
+        """Return True if silence since a time of ``time.monotonic`` has lasted long enough to write something.
+
+        Where the browser's leaving cannot be seen, only writing shows it.
+        """
+        longest = HEARTBEAT if self.is_known else _BLIND_HEARTBEAT
+        return time.monotonic() - latest > longest
 
     def is_gone(self) -> bool:
         """Return True if the browser has closed the connection."""

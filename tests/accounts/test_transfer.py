@@ -24,6 +24,7 @@ from flask_byok.accounts.transfer import (
     from_file,
 )
 from flask_byok.catalog import Catalog
+from flask_byok.catalog.endpoints import MOST_ENDPOINTS
 from flask_byok.errors import StoreError
 from flask_byok.http import Endpoint
 from flask_byok.keys.save import new_record
@@ -132,6 +133,28 @@ def test_facts_move(old: Place, new: Place) -> None:
     first, second = new.accounts.find([ANN], ["openai"])
     assert (first.label, first.description, first.active) == ("Ann's", "for work", True)
     assert (second.slot, second.active) == ("2", False)
+
+
+def endpoint(owner: str, name: str) -> MovedKey:
+    """Return somebody's named endpoint without a key."""
+    fields = {"name": name, "model": "small"}
+    id = f"custom/{name.lower().replace(' ', '-')}"
+    return replace(KEY, owner=owner, provider=id, fields=fields, base_url="https://llm.example/v1")
+
+
+def test_named_endpoints_move(place: Place, new: Place) -> None:
+    """A named endpoint arrives with its name, model and address; more than an owner may have are left out."""
+    settings, bob = Settings(allow_custom_providers=True), "user:bob"
+    full = [endpoint(bob, f"Box {number}") for number in range(MOST_ENDPOINTS)]
+    assert place.take([endpoint(ANN, "My vLLM"), *full], settings).added == MOST_ENDPOINTS + 1
+    keys = place.export()
+    taken = new.take([*keys, endpoint(bob, "One more"), endpoint(ANN, "Another")], settings)
+    assert (taken.added, taken.left_out.total()) == (MOST_ENDPOINTS + 2, 1)
+    assert "There are 20 named endpoints" in next(iter(taken.left_out))[1]
+    assert new.take(keys, settings).unchanged == len(keys)
+    (moved,) = (key for key in new.export(ANN) if key.provider == "custom/my-vllm")
+    assert moved.fields == {"name": "My vLLM", "model": "small"}
+    assert moved.base_url == "https://llm.example/v1"
 
 
 def test_export_is_logged_first(old: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from flask import Flask
 from flask.cli import ScriptInfo
 from sqlalchemy import create_engine, inspect, select
 
+from flask_byok.catalog import PROVIDERS
 from flask_byok.cli import byok
 from flask_byok.cli import byok as group
 from flask_byok.errors import ConfigurationError
@@ -233,7 +234,7 @@ def test_generate_key_needs_no_app() -> None:
 
 
 def test_providers_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each provider's line names the tier whose operator's key serves: none that has expired; the key is not shown."""
+    """A provider's line names the tier whose operator's key serves, none that has expired, and all its variables."""
     (tmp_path / "groq_api_key").write_text("gsk_operators-own-key-1234\n")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-operators-own-key-5678")
     for name in ("GROQ_API_KEY", "XAI_API_KEY"):
@@ -245,11 +246,14 @@ def test_providers_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run(app, "providers")
     assert result.exit_code == 0
     lines = {line.split()[0]: line for line in result.output.splitlines()}
-    assert list(lines) == ["openai", "anthropic", "google", "groq", "xai", "openrouter"]
+    assert list(lines) == [spec.id for spec in PROVIDERS if not spec.personal_base_url]
     assert " env " in lines["openai"]
     assert " secret " in lines["groq"]
     assert " - " in lines["xai"]
     assert lines["google"].endswith("GEMINI_API_KEY, GOOGLE_API_KEY")
+    for variable in ("AZURE_OPENAI_API_KEY", "AZURE_RESOURCE_NAME"):
+        assert variable in lines["azure_openai"]
+    assert lines["aws"].count("AWS_ACCESS_KEY_ID") == lines["aws"].count("AWS_REGION") == 1
     assert "operators-own" not in result.output
 
 

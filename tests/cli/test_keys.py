@@ -107,8 +107,28 @@ def test_set_of_several_fields(tmp_path: Path, fake: FakeProviders, sqlite_url: 
     for odd in (CANARY, json.dumps([CANARY]), json.dumps({"api_key": 5})):
         result = run(host, "set", "custom", "--replace", input=odd)
         assert result.exit_code == 1
-        assert "JSON object with base_url, api_key" in result.stderr
+        assert "JSON object with name, base_url, api_key, model" in result.stderr
         assert CANARY not in result.output
+    close(host)
+
+
+def test_named_endpoints(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> None:
+    """The commands store, list and delete named endpoints by their ids, beside the one without a name."""
+    fake.add_key("custom", "")
+    open_host = {"BYOK_ALLOW_CUSTOM_PROVIDERS": True, "BYOK_ALLOW_PRIVATE_ENDPOINTS": True}
+    host = make_host(tmp_path, fake, sqlite_url, **open_host)
+    typed = {"base_url": fake.base_url("custom")}
+    named = json.dumps({**typed, "name": "My vLLM", "model": "local-small"})
+    assert run(host, "set", "custom", input=json.dumps(typed)).exit_code == 0
+    saved = run(host, "set", "custom", input=named)
+    assert saved.output.splitlines()[0] == "Saved custom/my-vllm of system."
+    again = run(host, "set", "custom/my-vllm", input=json.dumps(typed))
+    assert "--replace puts another in its place" in refused(again)
+    (row,) = run(host, "list", "--provider", "custom/my-vllm", "--json").stdout.splitlines()
+    assert json.loads(row)["provider"] == "custom/my-vllm"
+    cleared = run(host, "clear", "custom/my-vllm", "--yes")
+    assert cleared.output == "Cleared custom/my-vllm.\n"
+    assert [record.provider for record in accounts_of(host).find(["system"])] == ["custom"]
     close(host)
 
 
@@ -414,10 +434,14 @@ def test_what_is_no_text_at_a_prompt(tmp_path: Path) -> None:
 def test_prompt_for_each_field(tmp_path: Path) -> None:
     """Each field is asked for by its label, and only what is no secret shows."""
     terminal = Terminal(tmp_path, "set", "custom")
+    terminal.expect("Name: ")
+    terminal.type("")
     terminal.expect("Base URL: ")
     terminal.type("https://llm.example.com/v1")
     terminal.expect("API key: ")
     terminal.type(CANARY)
+    terminal.expect("Model: ")
+    terminal.type("")
     assert terminal.finish() == 0
     assert "llm.example.com" in terminal.shown
     assert "CANARY" not in terminal.shown

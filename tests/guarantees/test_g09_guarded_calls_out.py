@@ -33,15 +33,17 @@ INTERNAL = [
     "https://127.1/v1",
     "https://user:pass@llm.example.com/v1",
     "https://llm.example.com:8443/v1",
-    "https://llm.example.com/v1?x=y",
-    "https://llm.example.com/v1#x",
     "https://llm.example.com/../v1",
     "http://llm.example.com/v1",
     "ftp://llm.example.com/v1",
     "file:///etc/passwd",
     "unix:///run/docker.sock",
     "//llm.example.com/v1",
-    "llm.example.com/v1",
+    "127.0.0.1/v1",
+    "localhost/v1?x=https://llm.example.com/v1",
+    "https://127.0.0.1#@llm.example.com/v1/chat/completions",
+    "https://127.0.0.1?llm.example.com/v1/models",
+    "user:pass@llm.example.com/v1",
     "https://llm.example.com\\@127.0.0.1/v1",
 ]
 
@@ -151,12 +153,15 @@ def test_the_operators_key_goes_to_the_operators_address_only(
     asked = _resolve_to(custom, "127.0.0.1")
     evil = {"base_url": "https://evil.example.com/v1"}
     for verb in ("validate", "set"):
-        for provider in ("openai", "custom"):
-            client.call(verb, provider=provider, **evil)
+        client.call(verb, provider="openai", **evil)
     client.call("set", provider="openai", fields=evil)
     client.get("/chat/openai").get_data()
     assert client.get("/chat/custom?model=m").status_code == 409
     assert "evil.example.com" not in asked
+    # A server of one's own may want no key: it is asked, with none, under the rules for addresses.
+    for verb in ("validate", "set"):
+        client.call(verb, provider="custom", **evil)
+    client.get("/chat/custom?model=m").get_data()
     assert {(call.provider, call.api_key) for call in fake.calls} == {("openai", OPERATORS)}
 
 
@@ -193,7 +198,8 @@ def test_another_base_url_needs_the_key_again(tmp_path: Path, fake: FakeProvider
         assert client.call("set", provider="custom", **body).status_code == 422
     client.call("validate", provider="custom", base_url=elsewhere)
     client.get("/chat/custom?model=local-small").get_data()
-    assert {call.provider for call in fake.calls} == {"custom"}
+    sent = {(call.provider, call.api_key) for call in fake.calls}
+    assert sent == {("custom", fake.api_key("custom")), ("demo", None)}
 
 
 def test_what_was_allowed_can_be_forbidden_later(tmp_path: Path, fake: FakeProviders) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import openai
 import pytest
+from flask import Response
 
-from flask_byok import get_chat_model_with_api_key
+from flask_byok import BaseProvider, get_chat_model_with_api_key, get_provider_with_api_key
 from flask_byok.testing import FakeProviders, RecordedCall
 from tests.app import Browser, HostApp
 from tests.poison import MARK, POISON, PROXIES, everything, set_poison
@@ -40,18 +44,58 @@ def test_checks_and_streams(visitor: Browser, fake: FakeProviders, provider: str
     _assert_clean(fake.calls, api_key)
 
 
-@pytest.mark.parametrize("provider", ["openai", "anthropic"])
-def test_langchain(app: HostApp, visitor: Browser, fake: FakeProviders, provider: str) -> None:
-    """So does a LangChain model."""
-    model = {"openai": "gpt-4o-mini", "anthropic": "claude-haiku-4-5"}[provider]
+MODELS = {
+    "openai": "gpt-4o-mini",
+    "anthropic": "claude-haiku-4-5",
+    "google": "gemini-2.5-flash",
+}
+
+
+async def call(provider: BaseProvider) -> Any:
+    """Call with the SDK's asynchronous client."""
+    client, model = provider.async_client, MODELS[provider.name]
+    messages: Any = [{"role": "user", "content": "hello"}]
+    if provider.name == "google":
+        return await client.models.generate_content(model=model, contents="hello")
+    if provider.name == "anthropic":
+        return await client.messages.create(model=model, max_tokens=9, messages=messages)
+    return await client.chat.completions.create(model=model, messages=messages)
+
+
+@pytest.mark.parametrize("provider", MODELS)
+def test_async_views_and_langchain(
+    app: HostApp, visitor: Browser, fake: FakeProviders, provider: str
+) -> None:
+    """So do our streams, the SDK's client and a LangChain model in an asynchronous view, all at once, and in others."""
 
     @app.get("/ask")
-    def ask() -> str:
-        return str(get_chat_model_with_api_key(provider, model).invoke("hello").content)
+    async def ask() -> str:
+        made = get_provider_with_api_key(provider)
+        model = get_chat_model_with_api_key(provider, MODELS[provider])
+        messages = [{"role": "user", "content": "hello"}]
+
+        async def read() -> list[str]:
+            return [piece async for piece in made.astream_chat(messages)]
+
+        answer = await asyncio.gather(read(), call(made), call(made), model.ainvoke("hello"))
+        return "".join(answer[0])
+
+    @app.get("/stream")
+    async def stream() -> Response:
+        made = get_provider_with_api_key(provider)
+        return app.byok.stream_response(made, [{"role": "user", "content": "hello"}])
+
+    @app.get("/wait")
+    def wait() -> str:
+        return str(get_chat_model_with_api_key(provider, MODELS[provider]).invoke("hello").content)
 
     api_key = fake.api_key(provider)
     visitor.save(api_key, provider, validate="off")
-    assert visitor.get("/ask").status_code == 200
+    assert (
+        visitor.get("/ask").text == visitor.get("/wait").text == fake.reply_text(provider, "hello")
+    )
+    assert "event: done" in visitor.get("/stream").text
+    assert len(fake.calls) == 6
     _assert_clean(fake.calls, api_key)
 
 

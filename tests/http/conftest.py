@@ -97,7 +97,7 @@ def client_tls(certificate: Path) -> ssl.SSLContext:
 @pytest.fixture
 def slots(monkeypatch: pytest.MonkeyPatch) -> Slots:
     """Give the process fresh slots."""
-    fresh = Slots(4, 2)
+    fresh = Slots(4, 2, "calls")
     monkeypatch.setattr("flask_byok.http.outbound.personal_slots", fresh)
     return fresh
 

@@ -85,7 +85,7 @@ def test_a_forked_process_opens_its_own_connections(fake: FakeProviders) -> None
 
 def test_an_owner_has_a_few_slots_and_all_have_some() -> None:
     """The third of one owner and the fifth of all are rejected; a call that ended counts no more."""
-    slots = Slots(4, 2)
+    slots = Slots(4, 2, "calls")
     taken = [slots.take(owner) for owner in ("a", "a", "b", None)]
     for owner in ("a", "c", None):
         with pytest.raises(RateLimitedError) as caught:

@@ -18,6 +18,8 @@ PACKAGE = ROOT / "flask_byok"
 APART = ("demo", "testing")
 #: Folders and modules that only accounts need; everything else is the core.
 WING = ("accounts/", "cli/accounts/", "web/records_api")
+#: Modules that are data: a provider is a row in one of them.
+ROWS = ("catalog/rows_",)
 _LAYOUT = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -64,8 +66,11 @@ def measure_code() -> Iterator[Figure]:
         for path, source in sources.items()
         if path.name != "__init__.py" and source.count("\n") < 50
     )
-    yield Figure("Lines of code", sum(sizes.values()), 11_000, rooms)
-    yield Figure("… of the core", sum(sizes.values()) - wing, 7_950)
+    data = sum(size for path, size in sizes.items() if path.as_posix().startswith(ROWS))
+    code = sum(sizes.values()) - data
+    yield Figure("Lines of code", code, 13_600, rooms)
+    yield Figure("… of the core", code - wing, 10_550)
+    yield Figure("Lines of the catalog's rows, which are data", data)
     yield Figure("… of the wing (accounts)", wing)
     yield Figure("Modules", len(sources), 91)
     yield Figure("… at the top", len(top), 12)

@@ -15,6 +15,7 @@ from werkzeug.serving import make_server
 
 from flask_byok import BYOK
 from flask_byok.catalog import ProviderSpec
+from tests.app import FEW
 from tests.keeper import close
 
 POLICY = (
@@ -86,6 +87,7 @@ def create_host(directory: Path, register: Sequence[ProviderSpec] = (), **config
         SESSION_COOKIE_SAMESITE="Lax",
         BYOK_ENCRYPTION_KEY="4fc82b26aecb47d2868c4efbe3581732a3e7cbcc6c2efb32062c08170a05eeb8",
         BYOK_DATABASE_URL=f"sqlite:///{directory / 'byok.sqlite'}",
+        BYOK_PROVIDERS=[*FEW, *(spec.id for spec in register)],
         BYOK_SECRETS_DIR=str(directory / "secrets"),
         BYOK_CSP_NONCE=csp_nonce,
     )

@@ -1,5 +1,3 @@
-import asyncio
-
 from flask import Flask, request
 from flask_session import Session
 
@@ -19,8 +17,7 @@ def create_app(config):
     async def chat():
         provider = get_provider_with_api_key("openai")
         messages = request.get_json()["messages"]
-        # A provider's answer is waited for in a thread, so that other coroutines go on.
-        pieces = await asyncio.to_thread(lambda: list(provider.stream_chat(messages)))
+        pieces = [piece async for piece in provider.astream_chat(messages)]
         return {"answer": "".join(pieces)}
 
     # end

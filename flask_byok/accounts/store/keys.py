@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import bindparam, case, delete, insert, or_, select, update
 
+from ...catalog.endpoints import is_named, refuse_if_full
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
 from ...storage.sql import Database
@@ -58,6 +59,7 @@ _c = credentials.c
 _THEIRS = (_c.owner == bindparam("of_owner"), _c.provider == bindparam("of_provider"))
 _PLACE = select(credentials).where(*_THEIRS, _c.slot == bindparam("of_slot"))
 _SLOTS = select(_c.slot).where(*_THEIRS)
+_PROVIDERS = select(_c.provider).where(_THEIRS[0])
 _ADD = insert(credentials)
 _DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
 #: A verdict that comes late leaves a newer version and its own verdict alone.
@@ -123,7 +125,8 @@ class AccountStore(KeyReader):
 
         :param at_most: how many slots the owner may have for that provider.
         :param replace: in the place of the one for its owner, provider and slot.
-        :raises KeyExistsError: the slot is taken, unless ``replace``, or the owner has as many others as allowed.
+        :raises KeyExistsError: the slot is taken, unless ``replace``, or the owner has as many others as allowed; or
+            as many named endpoints.
         """
 
         def work(chain: Chain) -> CredentialRecord:
@@ -131,6 +134,7 @@ class AccountStore(KeyReader):
             is_taken = record.slot in taken and not replace
             if is_taken or not has_place(record.slot, taken, at_most):
                 raise KeyExistsError(provider=record.provider)
+            _refuse_if_full(chain, record)
             return _put(chain, record, event)
 
         return self.audit.change(record.owner, work)
@@ -156,6 +160,7 @@ class AccountStore(KeyReader):
             seated = seat(record, _slots(chain, record))
             if confirm is not None:
                 confirm(seated)
+            _refuse_if_full(chain, record)
             _end(chain, ended)
             return _put(chain, seated, event)
 
@@ -295,6 +300,8 @@ class AccountStore(KeyReader):
                 there = _in_place(chain, seated)
                 known, is_over = there and to_record(there), bool(_over(chain, [version]))
                 outcome = decide(seated, known, is_over)
+                if outcome == "promoted" and _is_full(chain, record):
+                    outcome = "kept"
                 if outcome == "promoted":
                     _end(chain, {version, *ended[version]})
                     _put(chain, seated, event)
@@ -334,6 +341,20 @@ def new_id() -> str:
 def _slots(chain: Chain, record: CredentialRecord) -> set[str]:
     values = {"of_owner": record.owner, "of_provider": record.provider}
     return set(chain.connection.execute(_SLOTS, values).scalars())
+
+
+def _refuse_if_full(chain: Chain, record: CredentialRecord) -> None:
+    if is_named(record.provider):
+        theirs = chain.connection.execute(_PROVIDERS, {"of_owner": record.owner}).scalars()
+        refuse_if_full(theirs, record.provider)
+
+
+def _is_full(chain: Chain, record: CredentialRecord) -> bool:
+    try:
+        _refuse_if_full(chain, record)
+    except KeyExistsError:
+        return True
+    return False
 
 
 def _in_place(chain: Chain, record: CredentialRecord) -> Any:

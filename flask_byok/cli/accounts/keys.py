@@ -14,6 +14,7 @@ from ...accounts.changes import Slot
 from ...accounts.store import AuditEvent
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
+from ...catalog.endpoints import takes_names
 from ...errors import KeyExistsError, KeyNotFoundError, KeyRefusedError, VersionConflictError
 from ...keys.service import Service
 from ...keys.typed import NewKey
@@ -82,7 +83,8 @@ def set_key(
     spec, records = service.catalog.get(provider), wing.everything(service)
     place = Slot(records, owner, spec, slot or "", replace=replace)
     try:
-        place.choose()  # before anyone types the key
+        if not takes_names(spec):
+            place.choose()  # before anyone types the key
         new = NewKey(
             fields=common.read_fields(spec), label=label, expires_at=expires, validate=validate
         )
@@ -94,7 +96,8 @@ def set_key(
         raise click.ClickException(f"The key was not saved. {error}") from None
     for warning in service.warnings(spec.id, new.fields):
         click.echo(f"It looks like a key for {warning['provider']}.", err=True)
-    click.echo(f"Saved {record.hint} as the key for {spec.name} of {printable(owner)}.")
+    saved = f"{record.hint} as the key for {spec.name}" if record.hint else record.provider
+    click.echo(f"Saved {saved} of {printable(owner)}.")
     if validation is not None:
         click.echo(f"{validation.verdict}: {validation.reason}")
     tier = tier_of(owner)
@@ -128,13 +131,13 @@ def clear_key(
     if not found:
         click.echo("There is no such key.")
         return
-    common.confirm(f"Delete {', '.join(record.hint for record in found)}?", yes)
+    common.confirm(f"Delete {', '.join(r.hint or r.provider for r in found)}?", yes)
     records, stayed = wing.everything(service), False
     for record in found:
         try:
             # By its version: a key that has replaced it since stays.
             records.delete(record, if_version=int(record.version))
-            click.echo(f"Cleared {record.hint}.")
+            click.echo(f"Cleared {record.hint or record.provider}.")
         except (KeyNotFoundError, VersionConflictError):
             stayed = True
     if stayed:

@@ -1,0 +1,443 @@
+"""The gateway: providers' own APIs with the person's key put in, as the base URL of any SDK or front end.
+
+A call spends the key's money, so only listed paths pass, and none that reads what others with the same key have stored.
+What an answer is never comes to run here: a page, a script or a cookie of a provider's is none of this site's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+import msgspec
+from flask import Blueprint, Response, current_app, request
+from werkzeug.exceptions import BadRequest, HTTPException, NotFound
+
+from ..catalog.models import models_of
+from ..errors import (
+    ByokError,
+    InvalidFieldError,
+    ProviderError,
+    RejectedCredentialError,
+    UnknownProviderError,
+)
+from ..http.outbound import Slots
+from ..model.owner import PERSONAL_TIERS, Caller
+from ..providers import BaseProvider
+from ..providers.passage import Passage
+from ..redaction import redact
+from ..wires.messages import Params
+from .caller import GATEWAY, SOURCE_HEADER, ByokState, current_caller, get_state, note_use
+from .guards import ForeignOriginError, hide_address, refuse_foreign_origin, secure
+from .problems import Problem, http_problem, problem
+from .protocols import COMMENT, Link, begun, completion, respond
+
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
+
+_ID = r"[A-Za-z0-9][\w.:@+-]*"
+_OF_GOOGLE = "generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents"
+# What passes, by wire and method. Sources: the API references that the modules of flask_byok.wires name.
+_LISTED = {
+    ("openai", "POST"): r"chat/completions|completions|responses|embeddings|moderations"
+    r"|images/(generations|edits|variations)|audio/(speech|transcriptions|translations)",
+    ("openai", "GET"): rf"models(/{_ID})*",
+    ("anthropic", "POST"): r"v1/messages(/count_tokens)?",
+    ("anthropic", "GET"): rf"v1/models(/{_ID})?",
+    ("google", "POST"): rf"v1(beta)?/models/[A-Za-z0-9][\w.-]*:({_OF_GOOGLE})",
+    ("google", "GET"): rf"v1(beta)?/models(/{_ID})?",
+}
+#: Paths that take files.
+_FORMS = re.compile(r"images/(edits|variations)|audio/(transcriptions|translations)")
+#: The part of a form that is called "model", after its boundary.
+_MODEL_PART = (
+    rb"--%b\r\n(?i:(?:[^\r\n]+\r\n){0,8}?content-disposition:[^\r\n]*[; ]name=\"?model\"?(?=[;\r])[^\r\n]*\r\n"
+    rb"(?:[^\r\n]+\r\n){0,8}\r\n)([^\r\n]*)"
+)
+_NO_MODEL = "The model is named with its provider here: 'openai/gpt-4o-mini'."
+
+#: The headers that pass to the provider, and those that pass back.
+_SENT = ("content-type", "accept", "anthropic-beta", "openai-beta")
+_ANSWERED = (
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+    "x-request-id",
+    "request-id",
+    "openai-processing-ms",
+)
+#: Parameters of a query that hold keys.
+_KEYS = ("key", "api_key", "apikey", "access_token", "oauth_token", "bearer_token")
+#: The types of answers that no browser runs. A comma could begin another type.
+_HARMLESS = re.compile(
+    r"(application/([\w.-]+\+)?json|text/event-stream|text/plain|audio/[\w.+-]+|image/(?!svg)[\w.+-]+"
+    r"|application/octet-stream|multipart/(mixed|form-data))"
+    r"""(\s*;\s*[\w-]+=([\w./+:'()=?-]+|"[\w ./+:'()=?-]*"))*""",
+    re.ASCII | re.IGNORECASE,
+)
+#: The status that no browser sees, as it has left.
+_GONE = 499
+_PIECES = ("text", "reasoning", "tool_call", "finish")
+_BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
+
+# Our errors in the words of the wires.
+_OF_ANTHROPIC = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+}
+_OF_GOOGLES_RPC = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    503: "UNAVAILABLE",
+}
+
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+
+#: Calls at once in a process: one owner leaves half of a worker's 8 threads, as our examples give it, to the others.
+slots = Slots(math.inf, 4, "of your calls")
+os.register_at_fork(after_in_child=slots.forget)
+
+
+class _Route(NamedTuple):
+    """Where a call goes.
+
+    :param provider: empty in ``/v1``, where the model tells it.
+    :param path: below what the provider's SDK calls its base URL.
+    """
+
+    provider: str
+    adapter: str
+    path: str
+
+
+def create_gateway(url_prefix: str) -> Blueprint:
+    """Return the blueprint."""
+    blueprint = Blueprint(GATEWAY, __name__, url_prefix=url_prefix or None)
+    blueprint.after_request(secure)
+    for kind in (ByokError, HTTPException):  # such as a body that is too large
+        blueprint.register_error_handler(kind, _refuse)
+    blueprint.add_url_rule(
+        "/gateway/<path:path>",
+        "call",
+        _view,
+        provide_automatic_options=False,
+        methods=_METHODS,
+        merge_slashes=False,
+    )
+    return blueprint
+
+
+def _view(path: str) -> Response:
+    """Pass a call of a provider's own API on, with the caller's key in it."""
+    try:
+        response = _answer(path)
+    except (ByokError, HTTPException) as error:
+        response = _refuse(error)
+    response.headers["Content-Security-Policy"] = _POLICY
+    return response
+
+
+def _answer(path: str) -> Response:
+    if request.method == "OPTIONS":
+        return current_app.make_default_options_response()
+    route = _find(path)
+    _refuse_cross_site(route)
+    state = get_state()
+    caller = current_caller(state)
+    give_back = slots.take(caller.counted_as)
+    try:
+        response = _call(state, caller, route)
+    except BaseException:
+        give_back()
+        raise
+    done = weakref.finalize(response, give_back)
+    done.atexit = False
+    response.call_on_close(done)
+    return response
+
+
+def _find(path: str) -> _Route:
+    """Return where a path leads.
+
+    :raises UnknownProviderError: there is no such provider.
+    :raises NotFound: the path is not in the list of the provider's wire.
+    """
+    name, _, rest = path.partition("/")
+    if name == "v1" and _is_listed("openai", rest):
+        return _Route("", "openai", rest)
+    if name != "v1":
+        spec = get_state().service.catalog.get(name)
+        if _is_listed(spec.adapter, rest):
+            return _Route(spec.id, spec.adapter, rest)
+        endpoint, _, rest = rest.partition("/")
+        if spec.personal_base_url and _is_listed(spec.adapter, rest):
+            return _Route(f"{spec.id}/{endpoint}", spec.adapter, rest)
+    raise NotFound("The gateway does not pass this path and method on.")
+
+
+def _is_listed(adapter: str, path: str) -> bool:
+    listed = _LISTED.get((adapter, request.method), "(?!)")
+    return ".." not in path and re.fullmatch(listed, path, re.ASCII) is not None
+
+
+def _refuse_cross_site(route: _Route) -> None:
+    """Refuse what another site's page can let a browser send with what the browser keeps of a person.
+
+    :raises ForeignOriginError: it is such a call.
+    """
+    scheme = request.authorization.type if request.authorization else ""
+    is_kept = scheme in ("basic", "digest", "negotiate") or bool(request.remote_user)
+    if not is_kept and "Cookie" not in request.headers:
+        return
+    is_form = bool(_FORMS.fullmatch(route.path)) and request.mimetype == "multipart/form-data"
+    if request.method == "POST" and not is_form and request.mimetype != "application/json":
+        raise ForeignOriginError("Send the body as application/json.")
+    refuse_foreign_origin(stated=is_form)
+
+
+def _call(state: ByokState, caller: Caller, route: _Route) -> Response:
+    is_get = request.method == "GET"
+    if route.provider:
+        provider = _provider(state, caller, route.provider)
+        return _pass(provider, route, b"" if is_get else request.get_data(cache=False))
+    if route.path == "models":
+        return _json(_list_models(state, caller))
+    if is_get:
+        name, model = _split(state, route.path.removeprefix("models/"))
+        route, body = route._replace(path=f"models/{model}"), b""
+    else:
+        name, model, body = _read_model(state)
+    adapter = state.service.catalog.get(name).adapter
+    if adapter != "openai" and route.path != "chat/completions":
+        raise NotFound("Of this provider, only conversations are to be had in OpenAI's format.")
+    provider = _provider(state, caller, name)
+    if adapter == "openai":
+        return _pass(provider, route, body)
+    return _translate(provider, model, body)
+
+
+def _provider(state: ByokState, caller: Caller, name: str) -> BaseProvider:
+    return note_use(state.service.provider(caller, name, visitors_share=False))
+
+
+def _json(data: Mapping[str, Any]) -> Response:
+    return Response(msgspec.json.encode(data), mimetype="application/json")
+
+
+# OpenAI's format for all providers
+
+
+def _list_models(state: ByokState, caller: Caller) -> dict[str, Any]:
+    """Return the known models of the providers that the caller can use now."""
+    statuses = state.service.get(caller, need_session=False)["providers"]
+    usable = (
+        status["provider"]
+        for status in statuses
+        if status["state"] == "active"
+        and (caller.authenticated or status["source"] in PERSONAL_TIERS)
+    )
+    models = [
+        {"id": f"{name}/{model.id}", "object": "model", "created": 0, "owned_by": name}
+        for name in usable
+        for model in models_of(name)
+    ]
+    return {"object": "list", "data": models}
+
+
+def _split(state: ByokState, text: str) -> tuple[str, str]:
+    """Return the provider and its model in a text such as ``openai/gpt-4o-mini``.
+
+    :raises InvalidFieldError: it is no such text.
+    :raises UnknownProviderError: there is no such provider.
+    """
+    name, _, model = text.partition("/")
+    if not name or not model:
+        raise InvalidFieldError(_NO_MODEL)
+    catalog = state.service.catalog
+    endpoint, _, rest = model.partition("/")
+    if catalog.get(name).personal_base_url and rest and f"{name}/{endpoint}" in catalog:
+        return f"{name}/{endpoint}", rest
+    return name, model
+
+
+def _read_model(state: ByokState) -> tuple[str, str, bytes]:
+    """Return the provider and the model that a body names, and the body with the provider's own name of the model.
+
+    :raises BadRequest: it is neither a JSON object nor a form.
+    """
+    body = request.get_data(cache=False)
+    if request.mimetype == "multipart/form-data":
+        boundary = re.escape(request.mimetype_params.get("boundary", "").encode())
+        part = re.search(_MODEL_PART % boundary, body)
+        if part is None:
+            raise InvalidFieldError(_NO_MODEL)
+        name, model = _split(state, part[1].decode(errors="replace"))
+        return name, model, body[: part.start(1)] + model.encode() + body[part.end(1) :]
+    fields = _fields(body)
+    name, model = _split(state, _decode(fields.get("model", msgspec.Raw(b'""')), str))
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return name, model, msgspec.json.encode(fields)
+
+
+def _fields(body: bytes) -> dict[str, msgspec.Raw]:
+    fields: dict[str, msgspec.Raw] = _decode(body, dict[str, msgspec.Raw])
+    return fields
+
+
+def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise BadRequest("The body is not JSON as OpenAI's format wants it.") from None
+
+
+def _translate(provider: BaseProvider, model: str, body: bytes) -> Response:
+    """Answer a chat completion of a provider with another format. What that format does not have is left out."""
+    fields = _fields(body)
+    given = {name: _decode(value, Any) for name, value in fields.items() if value != b"null"}
+    params = {name: given[name] for name in Params.__struct_fields__ if name in given}
+    if "max_completion_tokens" in given:
+        params["max_tokens"] = given["max_completion_tokens"]
+    messages = given.get("messages")
+    if not isinstance(messages, list):
+        raise InvalidFieldError("messages is a list of messages, each with a role and content.")
+    events, link = provider.converse(messages, model, **params), Link.of_request()
+    if given.get("stream"):
+        # An error before the first piece of the answer has a status of its own.
+        return respond(provider, begun(events, link, _PIECES), "openai")
+    return _json(completion(begun(events, link, ("finish",))))
+
+
+# The provider's own answer
+
+
+def _pass(provider: BaseProvider, route: _Route, body: bytes) -> Response:
+    """Send the call, and pass its answer on."""
+    sent = {n: v for n in _SENT if (v := request.headers.get(n)) and v.isascii()}
+    query = [
+        (name, value)
+        for name, value in request.args.items(multi=True)
+        if name.lower().strip("$_-") not in _KEYS
+    ]
+    path = f"/{route.path}?{urlencode(query)}" if query else f"/{route.path}"
+    passage = provider.forward(request.method, path, body, sent)
+    link = Link.of_request()
+    for _ in passage.head():
+        if link.is_gone():
+            passage.close()
+    if 200 <= passage.status < 300:
+        response = _good(passage, route.adapter, link)
+    elif passage.status:
+        response = _bad(passage, provider)
+    else:
+        return Response(status=_GONE)
+    for name in _ANSWERED:
+        if value := passage.headers.get(name):
+            response.headers[name] = redact(value)
+    response.headers[SOURCE_HEADER] = provider.source
+    _set_type(response, passage)
+    return response
+
+
+def _good(passage: Passage, adapter: str, link: Link) -> Response:
+    response = Response(_pieces(passage, adapter, link), passage.status)
+    response.call_on_close(passage.close)
+    if passage.is_stream:
+        response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
+    elif length := passage.headers.get("content-length"):
+        response.headers["Content-Length"] = length  # by which a body that breaks off is noticed
+    return response
+
+
+def _bad(passage: Passage, provider: BaseProvider) -> Response:
+    """Return what the provider refuses the call with.
+
+    :raises ByokError: it is a redirect, or is about a shared key, of which an answer may show a part.
+    """
+    body, error = passage.refusal()
+    is_shared = provider.source not in PERSONAL_TIERS
+    if passage.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
+        raise error
+    return Response(body, passage.status)
+
+
+def _set_type(response: Response, passage: Passage) -> None:
+    kind = passage.headers.get("content-type", "")
+    if _HARMLESS.fullmatch(kind):
+        response.headers["Content-Type"] = kind
+    else:
+        response.headers["Content-Type"] = "application/octet-stream"
+        response.headers["Content-Disposition"] = "attachment"
+
+
+def _pieces(passage: Passage, adapter: str, link: Link) -> Iterator[bytes]:
+    """Yield the answer as it comes; between the events of a stream, comments in long silences.
+
+    :raises ConnectionAbortedError: the answer broke off. A stream of events tells that instead.
+    """
+    latest, end = time.monotonic(), b"\n\n"
+    try:
+        for piece in passage:
+            if piece is None:
+                if link.is_gone():
+                    return
+                is_between = passage.is_stream and end.endswith(_BLANK_LINES)
+                if not (is_between and link.needs_beat(latest)):
+                    continue
+            else:
+                end = (end + piece)[-4:]
+            latest = time.monotonic()
+            yield COMMENT if piece is None else piece
+    except ProviderError as error:
+        if not passage.is_stream:
+            raise ConnectionAbortedError(error.code) from None
+        name = b"event: error\n" if adapter == "anthropic" else b""
+        told = msgspec.json.encode(_in_words_of(adapter, problem(error)))
+        yield b"\n\n" + name + b"data: " + told + b"\n\n"
+
+
+# Our own errors
+
+
+def _refuse(error: ByokError | HTTPException) -> Response:
+    """Answer one of our errors in the shape in which the caller's SDK expects errors."""
+    told = problem(error) if isinstance(error, ByokError) else http_problem(error)
+    if told["status"] == 404:  # people also put keys where they do not belong
+        hide_address()
+    adapter, name = "openai", str((request.view_args or {}).get("path")).partition("/")[0]
+    with suppress(UnknownProviderError):
+        adapter = get_state().service.catalog.get(name).adapter
+    response = _json(_in_words_of(adapter, told))
+    response.status_code = told["status"]
+    response.retry_after = told.get("retry_after")
+    if response.status_code < 500 and response.status_code != 429:
+        response.headers["x-should-retry"] = "false"  # OpenAI's and Anthropic's SDKs retry 409
+    return response
+
+
+def _in_words_of(adapter: str, told: Problem) -> dict[str, Any]:
+    """Return a problem as an error of a wire, with our code in it."""
+    status, message = told["status"], told["detail"]
+    facts = {name: told[name] for name in ("code", "provider", "retry_after") if name in told}
+    if adapter == "anthropic":
+        kind = _OF_ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+        return {"type": "error", "error": {**facts, "type": kind, "message": message}}
+    if adapter == "google":
+        name = _OF_GOOGLES_RPC.get(status, "FAILED_PRECONDITION" if status < 500 else "INTERNAL")
+        info = {"@type": _ERROR_INFO, "reason": told["code"], "domain": "flask-byok"}
+        error = {"code": status, "message": message, "status": name, "details": [info]}
+        return {"error": error}
+    return {"error": {**facts, "message": message, "type": told["code"], "param": None}}
