@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -428,3 +429,23 @@ def test_silence(app: HostApp, fake: FakeProviders, monkeypatch: Any, protocol: 
         assert [next(body), next(body)] == [b":\n\n"] * 2
         answer.close()
     assert events.is_closed
+
+
+@pytest.mark.parametrize("megabytes", [16, pytest.param(1024, marks=pytest.mark.stress)])
+def test_an_endless_answer(app: HostApp, fake: FakeProviders, megabytes: int) -> None:
+    """An answer that does not end takes no memory: it ends with an error at its longest, and nothing of it is kept."""
+    said = b'data: {"choices": [{"index": 0, "delta": {"content": "%b"}}]}\n\n' % (b"x" * 65_000)
+    frames = (said for _ in range(megabytes * 16))
+    fake.stream_next("openai", instead=frames)  # type: ignore[arg-type]  # it is read once
+    with app.test_request_context():
+        provider = get_provider_with_api_key("openai", fake.api_key("openai"))
+        answer = app.byok.stream_response(provider, ASKED, "m")
+    tracemalloc.start()
+    size, last = 0, b""
+    for piece in answer.response:
+        size, last = size + len(piece), bytes(piece)  # type: ignore[arg-type]  # bytes
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size > min(megabytes, 60) * 1_000_000
+    assert b'"code":"stream_incomplete"' in last
+    assert peak < 4 * 1024 * 1024
