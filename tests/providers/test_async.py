@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 
 from flask_byok.errors import (
@@ -244,3 +245,23 @@ def test_too_many_calls_of_a_persons_own_server(
         assert await way(made) == fake.reply_text("custom", "Hello")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("provider", ["deepgram", "mistral", "anthropic", "google"])
+def test_plain_http_clients(fake: FakeProviders, make: Make, provider: str) -> None:
+    """They sign as the provider wants it, in both kinds of code, go nowhere else, and their calls count."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), count=counted.append)
+    url = f"{made.credential.base_url}{CATALOG.get(provider).check.path}"
+
+    async def main() -> None:
+        assert (await made.async_http_client.get(url)).status_code == 200
+        with pytest.raises(httpx2.UnsupportedProtocol):
+            await made.async_http_client.get("https://elsewhere.example")
+
+    asyncio.run(main())
+    assert made.http_client.get(url).status_code == 200
+    with pytest.raises(httpx2.UnsupportedProtocol):
+        made.http_client.get("https://elsewhere.example")
+    assert [seen.api_key for seen in fake.calls] == [fake.api_key(provider)] * 2
+    assert counted == ["used"] * 2
