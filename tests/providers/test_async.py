@@ -175,7 +175,7 @@ def test_cancelling_closes_the_connection(
 
     async def main() -> None:
         task = asyncio.create_task(way(at(server, fake, provider, count=counted.append)))
-        while not server.heads:
+        while not (server.heads or task.done()):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert not task.done()
@@ -227,7 +227,7 @@ def test_too_many_calls_of_a_persons_own_server(
     fake: FakeProviders, way: Way, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The third call at once is refused by us, with the error of the tree in the SDK's client too."""
-    monkeypatch.setattr(outbound, "personal_slots", Slots(4, 2))
+    monkeypatch.setattr(outbound, "personal_slots", Slots(4, 2, "calls"))
     credential = credential_for(fake, "custom", fake.api_key("custom"), "personal")
     made = make_provider(
         CATALOG.get("custom"), credential, Outbound(allow_private=True), counted_as="ann"
