@@ -17,6 +17,7 @@ from .providers import BaseProvider, make_chat_model, make_provider
 from .settings import Settings
 from .web.caller import EXTENSION, ByokState, current_caller, get_state, note_use
 from .web.protocols import Protocol, respond
+from .web.ui_messages import read_messages
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
@@ -93,7 +94,8 @@ def stream_response(
     :param protocol: ``byok``, our own events: ``start``, ``delta``, ``reasoning``, ``tool_call``, ``usage``,
         ``finish``, then ``done``; or ``error`` with a problem object. ``openai``: chunks as OpenAI's SDKs read them.
         ``ui-message``: the AI SDK's, for ``useChat``. ``text``: the texts alone, as plain text.
+    :param messages: in OpenAI's words, or as ``useChat`` sends them, with ``parts``.
     :param params: see :meth:`BaseProvider.converse`.
     :raises InvalidFieldError: a message or param cannot be sent, or there is no such protocol.
     """
-    return respond(provider, provider.converse(list(messages), model, **params), protocol)
+    return respond(provider, provider.converse(read_messages(messages), model, **params), protocol)

@@ -1,7 +1,8 @@
 """Measure what happens to keys and stores, for Prometheus or OpenTelemetry, if the operator switches it on.
 
 The other rooms call ``record`` with the name of an instrument below. Labels are ids of providers in the catalog, tiers,
-verdicts, error codes and names of stores: words of ours, few in number, and never an owner, a key or a hint.
+verdicts, error codes, names of stores, and directions of tokens: words of ours, few in number, and never an owner, a
+key or a hint.
 All apps of a process are measured together, as both libraries do by default.
 """
 
@@ -35,6 +36,9 @@ INSTRUMENTS = {
     "checks": Instrument("count", ("provider", "verdict"), "Keys checked with their provider."),
     "refusals": Instrument(
         "count", ("provider", "source"), "Keys that their provider rejected in real calls."
+    ),
+    "tokens": Instrument(
+        "count", ("provider", "direction"), "Tokens of conversations, as providers tell them."
     ),
     "streams_open": Instrument("level", ("provider",), "Answers being streamed."),
     "store_call_seconds": Instrument(

@@ -20,70 +20,10 @@ from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Secret, Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
+from tests.verdicts import VERDICTS
 
 CATALOG = Catalog()
 PROVIDERS = [spec.id for spec in CATALOG]
-
-
-#: What each provider documents for a bad key, one without credit, a restricted one, one over its limit, and a disabled
-#: one; "-" says that its answer does not tell.
-TABLE = """
-openai        invalid no_credit restricted rate_limited disabled
-anthropic     invalid no_credit restricted rate_limited disabled
-google        invalid no_credit restricted rate_limited disabled
-groq          invalid no_credit -          rate_limited disabled
-xai           invalid valid     -          rate_limited disabled
-openrouter    invalid no_credit -          rate_limited disabled
-mistral       invalid no_credit -          rate_limited invalid
-cohere        invalid no_credit -          rate_limited invalid
-deepseek      invalid no_credit -          rate_limited invalid
-perplexity    invalid no_credit -          rate_limited invalid
-moonshot      invalid no_credit -          rate_limited invalid
-zai           invalid no_credit restricted rate_limited disabled
-alibaba       invalid no_credit restricted rate_limited invalid
-minimax       invalid no_credit -          rate_limited -
-together      invalid no_credit -          rate_limited invalid
-huggingface   invalid no_credit restricted -            invalid
-cerebras      invalid no_credit -          rate_limited invalid
-fireworks     invalid no_credit restricted rate_limited invalid
-nvidia        -       no_credit -          -            -
-nebius        invalid no_credit -          rate_limited -
-deepinfra     -       no_credit -          -            -
-vercel        invalid no_credit -          rate_limited invalid
-ovhcloud      invalid no_credit -          -            -
-azure_openai  invalid no_credit restricted rate_limited disabled
-bedrock       invalid no_credit restricted rate_limited disabled
-vertex        invalid valid     valid      valid        disabled
-cloudflare    -       no_credit -          -            -
-databricks    invalid no_credit restricted -            -
-snowflake     invalid no_credit -          -            -
-aws           invalid -         -          -            disabled
-elevenlabs    invalid no_credit restricted rate_limited -
-deepgram      invalid no_credit restricted rate_limited -
-assemblyai    invalid no_credit -          rate_limited -
-gladia        invalid -         -          rate_limited -
-revai         invalid no_credit -          rate_limited -
-azure_speech  invalid no_credit -          rate_limited disabled
-google_speech invalid valid     valid      valid        disabled
-local         invalid no_credit -          -            invalid
-custom        invalid no_credit restricted -            invalid
-"""
-BEHAVIOURS = ("bad", "broke", "restricted", "rate_limited", "disabled")
-WORDS = {
-    "-": Verdict.UNCHECKED,
-    "no_credit": Verdict.VALID_NO_CREDIT,
-    "restricted": Verdict.VALID_RESTRICTED,
-    "rate_limited": Verdict.VALID_RATE_LIMITED,
-}
-VERDICTS = {
-    (provider, behaviour): WORDS.get(word) or Verdict(word)
-    for provider, *words in map(str.split, TABLE.strip().splitlines())
-    for behaviour, word in zip(BEHAVIOURS, words, strict=True)
-}
-for one in PROVIDERS:
-    VERDICTS[one, "overloaded"] = Verdict.UNREACHABLE
-#: These list their models to everyone, so that a good key is not told from a bad one.
-UNTOLD = {"ovhcloud"}
 
 
 def ask(fake: FakeProviders, provider: str, api_key: str, url: str | None = None) -> Validation:
@@ -98,7 +38,7 @@ def ask(fake: FakeProviders, provider: str, api_key: str, url: str | None = None
 def test_a_good_key_is_valid_and_lists_models(fake: FakeProviders, provider: str) -> None:
     """A key that works is valid, and its models are listed if its provider lists any."""
     found = ask(fake, provider, fake.api_key(provider))
-    verdict = Verdict.UNCHECKED if provider in UNTOLD else Verdict.VALID
+    verdict = VERDICTS[provider, "good"]
     assert (found.provider, found.verdict) == (provider, verdict)
     listed = verdict.valid and CATALOG.get(provider).check.models_path is not None
     assert bool(found.models_available) is bool(listed)
@@ -121,27 +61,12 @@ def test_the_table_has_the_whole_catalog() -> None:
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_each_answer_gets_its_verdict(fake: FakeProviders, provider: str) -> None:
     """The verdict is what the provider documents for the answer, and no guess."""
-    for behaviour in (*BEHAVIOURS, "overloaded"):
+    for behaviour in [one for name, one in VERDICTS if name == provider and one != "slow"]:
         api_key = fake.api_key(provider, behaviour)
         found = ask(fake, provider, api_key)
         assert (behaviour, found.verdict) == (behaviour, VERDICTS[provider, behaviour])
         assert api_key not in repr(found)
         assert found.reason.endswith(".")
-
-
-@pytest.mark.parametrize(
-    ("provider", "behaviour", "verdict"),
-    [
-        ("google", "service_disabled", Verdict.VALID_RESTRICTED),
-        ("xai", "blocked", Verdict.DISABLED),
-        ("xai", "team_blocked", Verdict.DISABLED),
-    ],
-)
-def test_what_only_one_provider_says(
-    fake: FakeProviders, provider: str, behaviour: str, verdict: Verdict
-) -> None:
-    """Google tells of an API that is off, xAI of a blocked key or team."""
-    assert ask(fake, provider, fake.api_key(provider, behaviour)).verdict is verdict
 
 
 #: Answers that say the same whatever their words are: Google has no such account.

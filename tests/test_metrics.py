@@ -107,7 +107,7 @@ def host(tmp_path: Path, fake: FakeProviders, library: str) -> Iterator[HostApp]
 
 
 def test_keys(host: HostApp, fake: FakeProviders, measured: Callable[[], Values]) -> None:
-    """Look-ups, checks and refusals are counted by provider, tier and outcome, streams while they are open."""
+    """Look-ups, checks, refusals and tokens are counted by provider and kind, streams while they are open."""
     client = keeper(host, "ann")
     assert client.get("/used/openai").status_code == 409
     api_key = fake.api_key("openai")
@@ -127,6 +127,11 @@ def test_keys(host: HostApp, fake: FakeProviders, measured: Callable[[], Values]
     assert measured()["streams_open", "openai"] == 1
     stream.close()
     assert measured() == {("streams_open", "openai"): -1.0}
+
+    fake.stream_next("openai", "Once", usage=(9, 2))
+    assert "event: done" in client.get("/chat/openai").text
+    tokens = {key[2]: value for key, value in measured().items() if key[0] == "tokens"}
+    assert tokens == {"input": 9, "output": 2}
 
     fake.revoke("openai", api_key)
     assert "key_rejected" in client.get("/chat/openai").text
@@ -189,14 +194,15 @@ def test_labels_are_words_of_ours(
     client.keep(shared, "groq", SHARED, owner="team:payroll")
     for provider in ("openai", "groq", "made-up-by-a-stranger", "custom/ann's-server"):
         client.get(f"/used/{provider}")
-        client.get(f"/chat/{provider}?model=a-model")
+        assert client.get(f"/chat/{provider}?model=a-model").text
         client.call("validate", provider=provider)
     fake.revoke("openai", own)
     client.get("/chat/openai")
     labels = {label for key in measured() for label in key[1:]}
     known = {*(spec.id for spec in PROVIDERS), *Tier, *Verdict, *(kind.code for kind in ALL_ERRORS)}
     known |= {"none", "served", "ok", "fault", "skipped", "sessions", "accounts", "counts"}
-    assert {"openai", "user", "served", "valid"} <= labels <= known
+    known |= {"input", "output"}
+    assert {"openai", "user", "served", "valid", "input", "output"} <= labels <= known
     assert metrics.sinks
     metrics.record("resolves", 1, "custom/ann's-server", "user", "served")
     assert measured()["resolves", "custom", "user", "served"] == 1

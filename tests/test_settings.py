@@ -72,6 +72,7 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("BYOK_VALIDATE_RATE", "5/hour", "5/hour"),
     ("BYOK_SET_RATE", "5/hour", "5/hour"),
     ("BYOK_TRUSTED_ORIGINS", ["https://a.example"], ("https://a.example",)),
+    ("BYOK_GATEWAY", "on", True),
     ("BYOK_URL_PREFIX", "/keys/", "/keys"),
     ("BYOK_URL_PREFIX", "/", ""),
     ("BYOK_CSP_NONCE", nonce, nonce),

@@ -78,22 +78,26 @@ class Page(TypedDict):
 
 
 class ProviderUses(TypedDict):
-    """How many keys there are for a provider, and all calls that were made with them."""
+    """How many keys there are for a provider, all calls that were made with them, and the tokens that these took."""
 
     keys: NonNegative
     uses: NonNegative
     rejected: NonNegative
     failed: NonNegative
+    input_tokens: NonNegative
+    output_tokens: NonNegative
     last_used_at: Timestamp | None
 
 
 class DayUses(TypedDict):
-    """The calls of one day (UTC), by outcome."""
+    """The calls of one day (UTC), by outcome, and the tokens that they took."""
 
     day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
     used: NonNegative
     rejected: NonNegative
     failed: NonNegative
+    input_tokens: NonNegative
+    output_tokens: NonNegative
 
 
 class Stats(TypedDict):

@@ -229,12 +229,13 @@ PERPLEXITY = ProviderSpec(
     id="perplexity",
     name="Perplexity",
     base_url="https://api.perplexity.ai",
+    # Its chat completions ended on 2026-09-27; the Agent API has OpenAI's format of responses.
+    # Source: docs.perplexity.ai/docs/agent-api/migrate-from-sonar/overview
+    adapter="http",
     env=("PERPLEXITY_API_KEY",),
     prefixes=("pplx-",),
     get_key_url="https://www.perplexity.ai/account/api",
-    default_model="sonar",
     docs="https://docs.perplexity.ai/docs/sdk/error-handling",
-    asks_usage=False,
     check=CheckSpec(
         path="/async/chat/completions",
         good="requests",

@@ -62,7 +62,7 @@ _NO_PROXY_FIX = (
     "there is no ProxyFix. Behind a proxy every request seems to come from it, over plain HTTP: set app.wsgi_app = "
     "ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)."
 )
-_NO_SDK = "{} Until then keys for it are kept and handed out, and its clients and streams fail."
+_NO_SDK = "{} Until then its keys serve and its chats stream, but its client fails."
 _APART = "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis (BYOK_REDIS) counts for all."
 _ONE_MACHINE = "accounts are in a SQLite file, for one machine; for several set BYOK_DATABASE_URL to PostgreSQL."
 _IN_MEMORY = (

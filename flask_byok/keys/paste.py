@@ -25,7 +25,9 @@ _SHARED_PREFIXES = ("sk-",)
 
 # A key with nothing around it, as most are typed. Base64 ends in "=".
 _PLAIN = re.compile(r"[\w.~+/-]*[\w~+/-]={0,2}", re.ASCII)
-# Quotes, brackets, commas and white space are in no key.
+# What begins as a key, has no space in it and ends as one is a key, whatever else it has.
+_ONE_WORD = re.compile(r"[!-~]*[\w=-]", re.ASCII)
+# Quotes, brackets, commas and white space are in no key that has something around it.
 _NOT_IN_KEY = r"\s\"'`(){}<>\[\],;\\|"
 _KEY = re.compile(rf"[^{_NOT_IN_KEY}]+")
 _QUOTED = " \t\n\"'`"
@@ -81,6 +83,8 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     if _PLAIN.fullmatch(text) or len(text) > _LONGEST_PASTE or "-----BEGIN" in text:
         return Pasted(text)
     known = beginnings([spec])
+    if text.startswith(tuple(known)) and _ONE_WORD.fullmatch(text):
+        return Pasted(text)
     tidy = _tidy(text, tuple(known))
     if found := _find(tidy, known):
         return _choose(found, spec, f, known)

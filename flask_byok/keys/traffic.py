@@ -1,4 +1,4 @@
-"""What real calls tell: how often keys are used, and which of them their providers reject.
+"""What real calls tell: how often keys are used, what they take, and which of them their providers reject.
 
 Uses are counted in memory, at about a microsecond each, and a background thread hands them to the stores every second.
 A process that is killed loses its last second; one that ends hands it over. A forked process counts for itself.
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from ..errors import StoreError
-from ..model.credential import Credential, Outcome, SessionUse, Use
+from ..model.credential import Credential, Outcome, SessionUse, Tokens, Use
 from ..model.owner import OPERATOR_TIERS, Caller, Tier
 from ..providers import Count
 
@@ -35,6 +35,8 @@ _logger = logging.getLogger("flask_byok.usage")
 
 T = TypeVar("T")
 _Key = tuple[Any, ...]
+#: How often a key was used, when last (seconds since 1970), and the tokens in and out.
+_Sum = list[Any]
 
 
 @dataclass(eq=False)
@@ -57,29 +59,33 @@ class Traffic:
     def __post_init__(self) -> None:
         # Two, since one store may be away alone.
         self._owners = _Tally(Use, self.add, self.interval)
-        self._sessions = _Tally(SessionUse, self.count, self.interval)
+        # Sessions keep no tokens.
+        self._sessions = _Tally(lambda *facts: SessionUse(*facts[:5]), self.count, self.interval)
         for tally in (self._owners, self._sessions):
             # Its thread keeps the tally alive, and ends after this object.
             weakref.finalize(self, setattr, tally, "ended", True).atexit = False
 
-    def note(self, owner: str, provider: str, credential_id: str, outcome: Outcome) -> None:
-        """Count one use by an owner, now."""
+    def note(self, owner: str, provider: str, credential_id: str, what: Outcome | Tokens) -> None:
+        """Count one use by an owner, or the tokens of one, now."""
         now = time.time()
         day = datetime.fromtimestamp(now, UTC).date().isoformat()
-        self._owners.note((owner, provider, credential_id, day, outcome), now)
+        if isinstance(what, Tokens):
+            self._owners.note((owner, provider, credential_id, day, "used"), [0, now, *what])
+        else:
+            self._owners.note((owner, provider, credential_id, day, what), [1, now, 0, 0])
 
     def counter(self, caller: Caller, credential: Credential) -> Count:
-        """Return the callback that counts the calls with a credential."""
+        """Return the callback that counts the calls with a credential, and their tokens."""
         owner, session = counted_owner(caller, credential), caller.session
         # Not the credential itself: the callback may outlive it.
         provider, id, version = credential.provider, credential.id, credential.version
         in_session = credential.source == Tier.SESSION and version is not None
 
-        def count(outcome: Outcome) -> None:
+        def count(what: Outcome | Tokens) -> None:
             if owner is not None:
-                self.note(owner, provider, id, outcome)
-            if in_session and session is not None and outcome == "used":
-                self._sessions.note((session.ref, provider, version), time.time())
+                self.note(owner, provider, id, what)
+            if in_session and session is not None and what == "used":
+                self._sessions.note((session.ref, provider, version), [1, time.time(), 0, 0])
 
         return count
 
@@ -110,7 +116,7 @@ def counted_owner(caller: Caller, credential: Credential) -> str | None:
 class _Tally:
     """Adds up uses of one kind, and writes them on a thread.
 
-    :param kind: makes a use of a key (a tuple), how often it was used, and when last (milliseconds since 1970).
+    :param kind: makes a use of a key (a tuple), how often it was used, when last (milliseconds since 1970), and tokens.
     :param write: writes one to its store.
     """
 
@@ -124,19 +130,19 @@ class _Tally:
 
     def forget(self) -> None:
         """Start from nothing, as a forked process must: its parent writes its own counts."""
-        self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._pending: dict[_Key, tuple[int, float]] = {}
+        # Garbage collection may end a stream, and count its tokens, while this very thread counts.
+        self._lock, self._flushing = threading.RLock(), threading.Lock()
+        self._pending: dict[_Key, _Sum] = {}
         # Left by former batches; those that failed stand last, so that they do not delay the others.
-        self._left: dict[_Key, tuple[int, float]] = {}
+        self._left: dict[_Key, _Sum] = {}
         self._full = False
         self._running = False
 
-    def note(self, key: _Key, at: float) -> None:
-        """Count one use, at a time in seconds since 1970."""
+    def note(self, key: _Key, new: _Sum) -> None:
+        """Add to a key's sum."""
         with self._lock:
-            uses, _ = self._pending.get(key, (0, at))
-            if uses or len(self._pending) + len(self._left) < MAX_PENDING:
-                self._pending[key] = (uses + 1, at)
+            if key in self._pending or len(self._pending) + len(self._left) < MAX_PENDING:
+                _add(self._pending.setdefault(key, [0, 0, 0, 0]), new)
             elif not self._full:
                 self._full = True
                 _logger.warning("A store is away for too long: uses of keys are not counted.")
@@ -178,23 +184,30 @@ class _Tally:
     def _flush(self) -> None:
         with self._lock:
             pending, self._pending = self._pending, {}
-        for key, (uses, at) in pending.items():
+        for key, new in pending.items():
             if key in self._left:
-                self._left[key] = (self._left[key][0] + uses, at)
+                _add(self._left[key], new)
         self._left = {**pending, **self._left}
         faults = 0
         for key in list(self._left):
-            uses, at = self._left.pop(key)
+            uses, at, *tokens = waiting = self._left.pop(key)
             try:
-                self._write(*key, uses, int(at * 1000))
+                self._write(*key, uses, int(at * 1000), *tokens)
             except BaseException as error:
-                self._left[key] = (uses, at)  # at the end
+                self._left[key] = waiting  # at the end
                 faults += 1
                 if not isinstance(error, StoreError) or faults == _FAULTS:
                     raise
         if faults:
             raise StoreError
         self._full = False
+
+
+def _add(old: _Sum, new: _Sum) -> None:
+    old[0] += new[0]
+    old[1] = new[1]
+    old[2] += new[2]
+    old[3] += new[3]
 
 
 _tallies: weakref.WeakSet[_Tally] = weakref.WeakSet()

@@ -179,7 +179,8 @@ def _clean_json(spec: ProviderSpec, f: Field, text: str) -> str:
     :raises MalformedApiKeyError: it is none, or not of the form that the provider gives it.
     """
     with suppress(ValueError, RecursionError):
-        data = json.loads(text)
+        # The dialog's script writes such a space in the place of a line break.
+        data = json.loads(text.replace("\N{NO-BREAK SPACE}", " "))
         compact = json.dumps(data, separators=(",", ":"))
         if isinstance(data, dict) and len(compact) <= _LONGEST_JSON and f.read(compact):
             return compact

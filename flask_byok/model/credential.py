@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Annotated, Literal, NoReturn, TypedDict, cast, overload
+from typing import Annotated, Literal, NamedTuple, NoReturn, TypedDict, cast, overload
 
 import msgspec
 
@@ -344,9 +344,16 @@ class Credential:
 Outcome = Literal["used", "rejected", "failed"]
 
 
+class Tokens(NamedTuple):
+    """How many tokens a call took, as its provider says."""
+
+    input: int
+    output: int
+
+
 @dataclass(slots=True)
 class Use:
-    """How often an owner used a key on one day (ISO 8601, UTC) with one outcome.
+    """How often an owner used a key on one day (ISO 8601, UTC) with one outcome, and the tokens that took.
 
     ``last_used_at`` is in milliseconds since 1970. ``credential_id`` is empty for keys that are not in the database.
     """
@@ -358,6 +365,8 @@ class Use:
     outcome: Outcome
     uses: int
     last_used_at: int
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 @dataclass(slots=True)

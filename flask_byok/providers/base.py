@@ -9,8 +9,6 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
-import msgspec
-
 from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
 from ..catalog.spec import ProviderSpec
@@ -23,8 +21,8 @@ from ..errors import (
     ProviderUnavailableError,
 )
 from ..http import Endpoint, Outbound, full_url
-from ..model.credential import Credential, Outcome, Secret, clean_api_key
-from ..wires import WIRES, Facts, StreamEvent
+from ..model.credential import Credential, Outcome, Secret, Tokens, clean_api_key
+from ..wires import WIRES, Facts, StreamEvent, encode
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
 from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
@@ -76,7 +74,8 @@ class BaseProvider:
     """A provider together with one credential, for one use. It is never cached or shared.
 
     :param report: called when the provider rejects the key, in calls with ``client`` too.
-    :param count: called with the outcome of each call, once; also of calls with ``client``.
+    :param count: called with the outcome of each call, once; also of calls with ``client``. Then with the tokens that a
+        conversation took.
     :param counted_as: who calls, as :attr:`Caller.counted_as` names people: calls of their own servers are limited.
     :param successor: returns the object whose key takes over a conversation that failed before its first piece.
     :param model: the default model of this object, instead of the catalog's.
@@ -181,9 +180,9 @@ class BaseProvider:
         """Return a callback that notes the present source as one that served, and counts."""
         served, source = self.served, self.source  # not this object: the callback may outlive it
 
-        def note(outcome: Outcome) -> None:
+        def note(what: Outcome | Tokens) -> None:
             served[source] = None
-            count(outcome)
+            count(what)
 
         return note
 
@@ -289,7 +288,7 @@ class BaseProvider:
         limit = known.max_output if known else None
         facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        call = self._open("POST", path, msgspec.json.encode(body), _JSON)
+        call = self._open("POST", path, encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         return Attempt(self._outcomes, call, wire.reader(), start)
 

@@ -38,7 +38,8 @@ class Conversation(Iterator[StreamEvent | None]):
     """The events of one answer, and None about each second in which the provider says nothing.
 
     The request is sent when the first event is read. The call counts once: as used with its first event from the
-    provider, else as it failed. If another key takes over, another ``start`` says so.
+    provider, else as it failed. The tokens of a used call count at its end, whichever it is, as far as they were told.
+    If another key takes over, another ``start`` says so.
 
     :raises RejectedCredentialError: the provider rejected the key.
     :raises ProviderError: there is no answer, or no end of it, for another reason.
@@ -81,10 +82,10 @@ def _run(present: list[Attempt], following: Following) -> Steps:
 def _attempt(attempt: Attempt) -> Steps:
     outcomes, call, reader, start = attempt
     name = outcomes.spec.id
-    yield start
     if metrics.sinks:
         metrics.record("streams_open", 1, name)
     try:
+        yield start
         yield from _read(outcomes, call, reader)
     except ProviderError as error:
         error.provider, error.tier = name, str(outcomes.credential.source)
@@ -118,5 +119,9 @@ def _read(outcomes: Outcomes, call: LiveCall, reader: Reader) -> Steps:
         if not counted:
             outcomes.count("failed")
         raise
+    finally:
+        # Of a stream that was cut or left too: some wires tell tokens early.
+        if counted and (tokens := reader.tokens):
+            outcomes.spend(tokens)
     # Raised out here, so that the provider's own error does not hang on it.
     raise outcomes.failure(answer, counted=counted)

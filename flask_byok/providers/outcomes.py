@@ -11,17 +11,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .. import metrics
 from ..catalog.auth import Auth
 from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import ByokError
-from ..model.credential import Credential, Outcome
+from ..model.credential import Credential, Outcome, Tokens
 
 if TYPE_CHECKING:
     from ..http.transport import Request
 
-#: Called with the outcome of each call.
-Count = Callable[[Outcome], None]
+#: Called with the outcome of each call, and later with the tokens of one that was used.
+Count = Callable[[Outcome | Tokens], None]
 #: Called with what the answer to a failed call means, if it is about this very key.
 Report = Callable[[Judgement], None]
 
@@ -42,7 +43,7 @@ class Outcomes:
     It observes every request of the SDK's client. A request by itself is a call; the requests of an SDK's call with its
     retries have one outcome together.
 
-    :param count: called with the outcome of each call.
+    :param count: called with the outcome of each call, and with the tokens of a conversation.
     :param report: called with what a failure means.
     :param paths: paths below the base URL that take any key of the provider's, beside the path of its check.
     """
@@ -90,6 +91,13 @@ class Outcomes:
             self.count("rejected" if judged.verdict.valid is False else "failed")
         self.report(judged)
         return judged.error(self.spec.id, str(self.credential.source), answer.retry_after)
+
+    def spend(self, tokens: Tokens) -> None:
+        """Count what a call took that was counted as used."""
+        self.count(tokens)
+        if metrics.sinks:
+            for direction, number in tokens._asdict().items():
+                metrics.record("tokens", number, self.spec.id, direction)
 
     def _judge_request(self, request: Request, answer: Answer) -> tuple[Outcome, Judgement | None]:
         from ..http.transport import path_below

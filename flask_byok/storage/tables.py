@@ -84,6 +84,7 @@ promotions = sa.Table(
 
 #: One row for each key, day (ISO 8601, UTC) and outcome; ``1970-01-01`` stands for all days that are
 #: long ago. It stays when the key is deleted. ``tier`` is the part of the owner before the colon.
+#: Tokens are in the rows of the outcome ``used``.
 usage = sa.Table(
     "byok_usage",
     metadata,
@@ -94,6 +95,8 @@ usage = sa.Table(
     sa.Column("outcome", sa.String(16), primary_key=True),
     sa.Column("tier", sa.String(10), nullable=False),
     sa.Column("uses", sa.BigInteger, nullable=False),
+    sa.Column("input_tokens", sa.BigInteger, nullable=False),
+    sa.Column("output_tokens", sa.BigInteger, nullable=False),
     sa.Column("last_used_at", sa.BigInteger, nullable=False),
     sa.Index("ix_byok_usage_tier", "tier", "day"),
 )

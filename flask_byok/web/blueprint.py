@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..errors import ByokError
 from . import forms, keys_api, records_api
+from .caller import get_state
 from .guards import HEADERS, hide_address, refuse_cross_site, secure
 from .keys_api import make_view
 from .openapi import Route, describe
@@ -57,12 +58,14 @@ def before_session(app: Flask, url_prefix: str) -> dict[str, Callable[..., Itera
 
 def openapi() -> Document:
     """Return this description."""
-    return _document(url_for("byok.openapi").removesuffix(_OPENAPI) or "/")
+    url = url_for("byok.openapi").removesuffix(_OPENAPI) or "/"
+    return _document(url, get_state().settings.gateway)
 
 
 @cache
-def _document(url: str) -> Document:
-    return Document(describe(ROUTES, url=url, version=version("flask-byok")))
+def _document(url: str, gateway: bool) -> Document:
+    release = version("flask-byok")
+    return Document(describe(ROUTES, url=url, version=release, gateway=gateway))
 
 
 ROUTES = (*keys_api.ROUTES, *records_api.ROUTES, Route("GET", _OPENAPI, "openapi", "keys", openapi))

@@ -58,13 +58,13 @@ _LISTED = {
 _FORMS = re.compile(r"images/(edits|variations)|audio/(transcriptions|translations)")
 #: The part of a form that is called "model", after its boundary.
 _MODEL_PART = (
-    rb"--%b\r\n(?:[^\r\n]+\r\n){0,8}?content-disposition:[^\r\n]*[; ]name=\"?model\"?(?=[;\r])[^\r\n]*\r\n"
-    rb"(?:[^\r\n]+\r\n){0,8}\r\n([^\r\n]*)"
+    rb"--%b\r\n(?i:(?:[^\r\n]+\r\n){0,8}?content-disposition:[^\r\n]*[; ]name=\"?model\"?(?=[;\r])[^\r\n]*\r\n"
+    rb"(?:[^\r\n]+\r\n){0,8}\r\n)([^\r\n]*)"
 )
 _NO_MODEL = "The model is named with its provider here: 'openai/gpt-4o-mini'."
 
 #: The headers that pass to the provider, and those that pass back.
-_SENT = ("content-type", "accept", "anthropic-version", "anthropic-beta", "openai-beta")
+_SENT = ("content-type", "accept", "anthropic-beta", "openai-beta")
 _ANSWERED = (
     "retry-after",
     "retry-after-ms",
@@ -103,6 +103,8 @@ _OF_GOOGLES_RPC = {
     429: "RESOURCE_EXHAUSTED",
     503: "UNAVAILABLE",
 }
+
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 
 #: Calls at once in a process: one owner leaves half of a worker's 8 threads, as our examples give it, to the others.
 slots = Slots(math.inf, 4, "of your calls")
@@ -183,7 +185,6 @@ def _find(path: str) -> _Route:
         endpoint, _, rest = rest.partition("/")
         if spec.personal_base_url and _is_listed(spec.adapter, rest):
             return _Route(f"{spec.id}/{endpoint}", spec.adapter, rest)
-    hide_address()
     raise NotFound("The gateway does not pass this path and method on.")
 
 
@@ -208,14 +209,13 @@ def _refuse_cross_site(route: _Route) -> None:
 
 
 def _call(state: ByokState, caller: Caller, route: _Route) -> Response:
+    is_get = request.method == "GET"
     if route.provider:
         provider = _provider(state, caller, route.provider)
-        return _pass(
-            provider, route, b"" if request.method == "GET" else request.get_data(cache=False)
-        )
+        return _pass(provider, route, b"" if is_get else request.get_data(cache=False))
     if route.path == "models":
         return _json(_list_models(state, caller))
-    if request.method == "GET":
+    if is_get:
         name, model = _split(state, route.path.removeprefix("models/"))
         route, body = route._replace(path=f"models/{model}"), b""
     else:
@@ -224,9 +224,9 @@ def _call(state: ByokState, caller: Caller, route: _Route) -> Response:
     if adapter != "openai" and route.path != "chat/completions":
         raise NotFound("Of this provider, only conversations are to be had in OpenAI's format.")
     provider = _provider(state, caller, name)
-    return (
-        _pass(provider, route, body) if adapter == "openai" else _translate(provider, model, body)
-    )
+    if adapter == "openai":
+        return _pass(provider, route, body)
+    return _translate(provider, model, body)
 
 
 def _provider(state: ByokState, caller: Caller, name: str) -> BaseProvider:
@@ -281,7 +281,7 @@ def _read_model(state: ByokState) -> tuple[str, str, bytes]:
     body = request.get_data(cache=False)
     if request.mimetype == "multipart/form-data":
         boundary = re.escape(request.mimetype_params.get("boundary", "").encode())
-        part = re.search(_MODEL_PART % boundary, body, re.IGNORECASE)
+        part = re.search(_MODEL_PART % boundary, body)
         if part is None:
             raise InvalidFieldError(_NO_MODEL)
         name, model = _split(state, part[1].decode(errors="replace"))
@@ -326,7 +326,7 @@ def _translate(provider: BaseProvider, model: str, body: bytes) -> Response:
 
 def _pass(provider: BaseProvider, route: _Route, body: bytes) -> Response:
     """Send the call, and pass its answer on."""
-    sent = {n: request.headers[n] for n in _SENT if request.headers.get(n, "\xa0").isascii()}
+    sent = {n: v for n in _SENT if (v := request.headers.get(n)) and v.isascii()}
     query = [
         (name, value)
         for name, value in request.args.items(multi=True)
@@ -415,6 +415,8 @@ def _pieces(passage: Passage, adapter: str, link: Link) -> Iterator[bytes]:
 def _refuse(error: ByokError | HTTPException) -> Response:
     """Answer one of our errors in the shape in which the caller's SDK expects errors."""
     told = problem(error) if isinstance(error, ByokError) else http_problem(error)
+    if told["status"] == 404:  # people also put keys where they do not belong
+        hide_address()
     adapter, name = "openai", str((request.view_args or {}).get("path")).partition("/")[0]
     with suppress(UnknownProviderError):
         adapter = get_state().service.catalog.get(name).adapter
@@ -431,24 +433,11 @@ def _in_words_of(adapter: str, told: Problem) -> dict[str, Any]:
     status, message = told["status"], told["detail"]
     facts = {name: told[name] for name in ("code", "provider", "retry_after") if name in told}
     if adapter == "anthropic":
-        fallback = "invalid_request_error" if status < 500 else "api_error"
-        return {
-            "type": "error",
-            "error": {**facts, "type": _OF_ANTHROPIC.get(status, fallback), "message": message},
-        }
+        kind = _OF_ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+        return {"type": "error", "error": {**facts, "type": kind, "message": message}}
     if adapter == "google":
-        fallback = "FAILED_PRECONDITION" if status < 500 else "INTERNAL"
-        info = {
-            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-            "reason": told["code"],
-            "domain": "flask-byok",
-        }
-        return {
-            "error": {
-                "code": status,
-                "message": message,
-                "status": _OF_GOOGLES_RPC.get(status, fallback),
-                "details": [info],
-            }
-        }
+        name = _OF_GOOGLES_RPC.get(status, "FAILED_PRECONDITION" if status < 500 else "INTERNAL")
+        info = {"@type": _ERROR_INFO, "reason": told["code"], "domain": "flask-byok"}
+        error = {"code": status, "message": message, "status": name, "details": [info]}
+        return {"error": error}
     return {"error": {**facts, "message": message, "type": told["code"], "param": None}}

@@ -71,10 +71,11 @@ class Route:
         return HTTPStatus.CREATED if self.name.endswith("create_record") else HTTPStatus.OK
 
 
-def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
+def describe(routes: Sequence[Route], *, url: str, version: str, gateway: bool = False) -> _Schema:
     """Return the OpenAPI document.
 
     :param url: the address that the routes' paths start from.
+    :param gateway: describe it, too.
     """
     found = [route.types.get(part) for route in routes for part in ("body", "return")]
     kinds = [Problem, *filter(_has_fields, found)]
@@ -87,12 +88,39 @@ def describe(routes: Sequence[Route], *, url: str, version: str) -> _Schema:
     for route in routes:
         path = route.path.replace("<", "{").replace(">", "}")
         paths.setdefault(path, {})[route.method.lower()] = _operation(route, problems)
+    if gateway:
+        paths["/gateway/{provider}/{path}"] = {m: _passed(m) for m in ("get", "post")}
     return {
         "openapi": "3.1.0",
         "info": {"version": version, **_ABOUT},
         "servers": [{"url": url, "description": "BYOK_URL_PREFIX"}],
         "paths": paths,
         "components": {"responses": problems, "schemas": schemas},
+    }
+
+
+def _passed(method: str) -> _Schema:
+    """Describe the gateway, whose bodies and answers are the providers' own."""
+    named = {
+        "provider": "Its id; or v1 for OpenAI's format, in which the model names its provider.",
+        "path": "A path of the provider's own API, with its slashes.",
+    }
+    return {
+        "operationId": f"gateway_{method}",
+        "summary": "Call a provider's own API with the caller's key put in.",
+        "tags": ["gateway"],
+        "parameters": [
+            {
+                "name": n,
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "description": d},
+            }
+            for n, d in named.items()
+        ],
+        "responses": {
+            "default": {"description": "The provider's answer, or an error in its shape."}
+        },
     }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import socket
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 from uuid import uuid4
 
 import msgspec
@@ -24,6 +26,8 @@ from .problems import Problem, problem
 Protocol = Literal["byok", "openai", "ui-message", "text"]
 #: Seconds of silence after which a comment is sent; proxies cut connections that are silent for 60.
 HEARTBEAT = 9.0
+#: The same where only writing shows whether the browser has left: each time that a conversation yields None.
+_BLIND_HEARTBEAT = 0.9
 COMMENT = b":\n\n"
 
 _logger = logging.getLogger("flask_byok.web")
@@ -48,7 +52,7 @@ class _Writer:
     def error(self, told: Problem) -> bytes:
         """Return the bytes for an error, which ends the stream.
 
-        :raises ConnectionAbortedError: the protocol can only break off.
+        :raises ConnectionResetError: the protocol can only break off.
         """
         return _named("error", told)
 
@@ -227,7 +231,8 @@ class _Text(_Writer):
         return event.text.encode() if event.type == "text" else b""
 
     def error(self, told: Problem) -> bytes:
-        raise ConnectionAbortedError(told["code"])
+        # Servers close the connection then, and log no fault of the program's.
+        raise ConnectionResetError(errno.ECONNRESET, told["code"])
 
     def done(self) -> bytes:
         return b""
@@ -268,7 +273,7 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
 
 
 def begun(events: Events, link: Link, types: Collection[str]) -> Events:
-    """Read up to the first event of these types, and return all.
+    """Read up to the first event of these types, and return all; nothing more if the browser leaves meanwhile.
 
     :raises ByokError: there is none.
     """
@@ -276,12 +281,17 @@ def begun(events: Events, link: Link, types: Collection[str]) -> Events:
     for event in events:
         if event is not None:
             read.append(event)
-        if link.is_gone() if event is None else event.type in types:
-            break
+            if event.type in types:
+                break
+        elif link.is_gone():
+            _close(events)
 
     def all_of_them() -> Events:
-        yield from read
-        yield from events
+        try:
+            yield from read
+            yield from events
+        finally:
+            _close(events)
 
     return all_of_them()
 
@@ -292,12 +302,11 @@ def _pieces(
     latest = time.monotonic()
     try:
         for event in events:
+            if event is None and link.is_gone():
+                return
             piece = b"" if event is None else writer.event(event)
-            if not piece and event is None:
-                if link.is_gone():
-                    return
-                if link.needs_beat(latest):
-                    piece = writer.heartbeat
+            if not piece and link.needs_beat(latest):
+                piece = writer.heartbeat
             if piece:
                 latest = time.monotonic()
                 yield piece
@@ -309,8 +318,12 @@ def _pieces(
         _logger.error("A stream of %s broke: %s", provider.name, type(error).__name__)
         yield writer.error(_told(ProviderUnavailableError(provider=provider.name), settings))
     finally:
-        if (close := getattr(events, "close", None)) is not None:
-            close()
+        _close(events)
+
+
+def _close(events: Events) -> None:
+    if (close := getattr(events, "close", None)) is not None:
+        close()
 
 
 def _told(error: ByokError, settings: str | None) -> Problem:
@@ -331,8 +344,8 @@ class Link:
     """
 
     def __init__(self, connection: socket.socket | None = None) -> None:
-        self._connection = connection
-        self.is_known = connection is not None
+        self._connection, self._poll = connection, _system_poll()
+        self.is_known = connection is not None and self._poll is not None
 
     @classmethod
     def of_request(cls) -> Link:
@@ -346,15 +359,16 @@ class Link:
 
         Where the browser's leaving cannot be seen, only writing shows it.
         """
-        return not self.is_known or time.monotonic() - latest > HEARTBEAT
+        longest = HEARTBEAT if self.is_known else _BLIND_HEARTBEAT
+        return time.monotonic() - latest > longest
 
     def is_gone(self) -> bool:
         """Return True if the browser has closed the connection."""
-        if self._connection is None:
+        if self._connection is None or self._poll is None:
             return False
         with suppress(OSError, ValueError):
             # Not a peek with recv: of TLS that would show the record that says good-bye, and eat it.
-            poll = select.poll()
+            poll = self._poll()
             poll.register(self._connection.fileno(), select.POLLIN | _HUNG_UP)
             return any(event & _GONE for _, event in poll.poll(0)) or self._is_at_end()
         return True
@@ -369,8 +383,17 @@ class Link:
         return False
 
 
-_HUNG_UP = getattr(select, "POLLRDHUP", 0)
-_GONE = _HUNG_UP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+def _system_poll() -> Callable[[], select.poll] | None:
+    """Return the system's own ``poll``; None where there is none. That of gevent does not tell of the other end."""
+    gevent = sys.modules.get("gevent.monkey")
+    if gevent is not None and gevent.is_object_patched("select", "poll"):
+        return cast("Callable[[], select.poll]", gevent.get_original("select", "poll"))
+    return getattr(select, "poll", None)
+
+
+_HUNG_UP: int = getattr(select, "POLLRDHUP", 0)
+# Windows has none of these.
+_GONE = _HUNG_UP | sum(getattr(select, name, 0) for name in ("POLLHUP", "POLLERR", "POLLNVAL"))
 
 
 def _named(name: str, data: Mapping[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import anthropic, google, openai
-from .events import ErrorFinder, ErrorInStream, Reader, StreamEvent, read_events
+from .events import ErrorFinder, ErrorInStream, Reader, StreamEvent, encode, read_events
 from .messages import Chat, Facts
 
 
@@ -56,5 +56,6 @@ __all__ = [
     "Reader",
     "StreamEvent",
     "Wire",
+    "encode",
     "read_events",
 ]

@@ -19,11 +19,14 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from ..errors import ProviderUnavailableError, StreamIncompleteError
+from ..model.credential import Tokens
 
 #: Most bytes of one event (an image is one event), and of all tool calls of a stream.
 EVENT_LIMIT = 16 * 1024 * 1024
 #: Most bytes of a stream: a million tokens of 250 bytes.
 STREAM_LIMIT = 256 * 1024 * 1024
+#: Most tokens of one kind that a call can take. A larger number is not believed: sums of them have to fit a database.
+MOST_TOKENS = 1_000_000_000
 
 #: What the wires call their ends, in lower case. Each of them means the same in each wire that has it.
 _REASONS = {
@@ -117,6 +120,18 @@ class Reader:
     def done(self) -> None:
         """Take note of ``[DONE]``, which means something in OpenAI's wire only."""
 
+    @property
+    def tokens(self) -> Tokens | None:
+        """The tokens taken until now, as the provider says; None if it has not said any."""
+        if not self._usage:
+            return None
+        return Tokens(
+            *(
+                sum(_to_count(self._usage.get(name)) for name in names)
+                for names in (self.input_names, self.output_names)
+            )
+        )
+
     def end(self) -> Iterator[StreamEvent]:
         """Yield the tool calls, the usage and the finish.
 
@@ -132,12 +147,8 @@ class Reader:
                 arguments = call.arguments.decode("utf-8", "surrogatepass") or "{}"
                 id, name, arguments = map(_whole, (call.id, call.name, arguments))
                 yield StreamEvent("tool_call", id=id, name=name, arguments=arguments)
-        if self._usage:
-            sent, made = (
-                sum(_to_count(self._usage.get(name)) for name in names)
-                for names in (self.input_names, self.output_names)
-            )
-            yield StreamEvent("usage", input_tokens=sent, output_tokens=made)
+        if tokens := self.tokens:
+            yield StreamEvent("usage", input_tokens=tokens.input, output_tokens=tokens.output)
         yield StreamEvent(
             "finish", reason="tool_calls" if calls_are_meant else self._reason or "other"
         )
@@ -235,6 +246,14 @@ class _Halves:
 def _whole(text: str) -> str:
     """Join the halves of characters that stand side by side; the others become U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def encode(value: Any) -> bytes:
+    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return _whole(json.dumps(value, ensure_ascii=False)).encode()
 
 
 def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator[StreamEvent]:
@@ -355,9 +374,10 @@ def _read_json(data: bytes | bytearray) -> Any:
 
 
 def _to_count(value: Any) -> int:
-    """Return a number of tokens, also from a text; 0 if it is none."""
+    """Return a number of tokens, also from a text; 0 if it is none, or cannot be true."""
     with suppress(TypeError, ValueError, OverflowError):
-        return max(int(value), 0)
+        if 0 <= (count := int(value)) <= MOST_TOKENS:
+            return count
     return 0
 
 

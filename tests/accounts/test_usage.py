@@ -80,15 +80,18 @@ def count_of(store: AccountStore, outcome: str = "used") -> int:
 
 
 def test_uses_add_up(store: AccountStore) -> None:
-    """Each day, outcome and key has one row; the row and the key know the latest time."""
+    """Each day, outcome and key has one row, with its tokens; the row and the key know the latest time."""
     key = store.create(make_record(), event_of())
-    store.usage.add(use_of(key, uses=2, last_used_at=AT + 5))
+    store.usage.add(use_of(key, uses=2, last_used_at=AT + 5, input_tokens=900, output_tokens=20))
+    store.usage.add(use_of(key, uses=0, input_tokens=5_000_000_000))
     store.usage.add(use_of(key, uses=3))
     store.usage.add(use_of(key, "failed", last_used_at=AT + 9))
     store.usage.add(use_of(key, day="2024-02-29"))
     found = {(row["day"], row["outcome"]): row for row in rows(store.engine)}
     assert len(found) == 3
     assert found[TODAY, "used"]["uses"] == 5
+    assert found[TODAY, "used"]["input_tokens"] == 5_000_000_900
+    assert found[TODAY, "used"]["output_tokens"] == 20
     assert found[TODAY, "used"]["last_used_at"] == AT + 5
     assert found[TODAY, "failed"]["uses"] == 1
     counted = store.get(key.id, [ANN])
@@ -116,27 +119,31 @@ def test_statistics(store: AccountStore) -> None:
     store.create(make_record(provider="groq", expires_at=now - timedelta(days=1)), event_of())
     other = store.create(make_record(BEN), event_of())
     yesterday = (now - timedelta(days=1)).date().isoformat()
-    store.usage.add(use_of(key, uses=4, last_used_at=AT + 1))
+    store.usage.add(use_of(key, uses=4, last_used_at=AT + 1, input_tokens=70, output_tokens=6))
     store.usage.add(use_of(key, "rejected", uses=2, last_used_at=AT + 7))
-    store.usage.add(use_of(key, day=yesterday, uses=3))
-    store.usage.add(use_of(key, day="2020-01-01"))
+    store.usage.add(use_of(key, day=yesterday, uses=3, input_tokens=30))
+    store.usage.add(use_of(key, day="2020-01-01", input_tokens=500, output_tokens=50))
     store.usage.add(use_of(provider="xai", outcome="failed"))
-    store.usage.add(use_of(other, uses=100))
+    store.usage.add(use_of(other, uses=100, input_tokens=100, output_tokens=100))
     stats = store.usage.stats([ANN])
     last = isoformat(from_milliseconds(AT + 1))
-    none = {"keys": 0, "uses": 0, "rejected": 0, "failed": 0, "last_used_at": None}
+    no_tokens = {"input_tokens": 0, "output_tokens": 0}
+    none = {"keys": 0, "uses": 0, "rejected": 0, "failed": 0, **no_tokens, "last_used_at": None}
+    openai = {"keys": 2, "uses": 8, "rejected": 2, "input_tokens": 600, "output_tokens": 56}
     assert stats == {
         "total": 3,
         "active": 1,
         "expired": 1,
         "by_provider": {
             "groq": none | {"keys": 1},
-            "openai": {"keys": 2, "uses": 8, "rejected": 2, "failed": 0, "last_used_at": last},
+            "openai": none | openai | {"last_used_at": last},
             "xai": none | {"failed": 1},
         },
         "daily": [
-            {"day": yesterday, "used": 3, "rejected": 0, "failed": 0},
-            {"day": TODAY, "used": 4, "rejected": 2, "failed": 1},
+            {"day": yesterday, "used": 3, "rejected": 0, "failed": 0, **no_tokens}
+            | {"input_tokens": 30},
+            {"day": TODAY, "used": 4, "rejected": 2, "failed": 1}
+            | {"input_tokens": 70, "output_tokens": 6},
         ],
     }
 
@@ -227,7 +234,9 @@ def old_uses(store: AccountStore, days: int = 5) -> CredentialRecord:
             for days_ago in (0, number, 89, 90 + number):
                 at = AT + days_ago + number
                 day = day_of(days_ago)
-                store.usage.add(use_of(key, outcome, day=day, uses=number + 1, last_used_at=at))
+                tokens = {"input_tokens": days_ago, "output_tokens": 1} if outcome == "used" else {}
+                facts = {"day": day, "uses": number + 1, "last_used_at": at, **tokens}
+                store.usage.add(use_of(key, outcome, **facts))
         store.usage.add(use_of(owner=SYSTEM, day=day_of(200 + number)))
     return key
 
@@ -259,6 +268,8 @@ def test_folding_keeps_the_totals(store: AccountStore, limit: int) -> None:
         *(("user", outcome, 15) for outcome in sorted(OUTCOMES)),
     ]
     assert {row["day"] for row in long_ago} == {module.LONG_AGO}
+    (used,) = (row for row in long_ago if row["owner"] == ANN and row["outcome"] == "used")
+    assert (used["input_tokens"], used["output_tokens"]) == (460, 5)
     assert store.get(key.id, None).usage_count == 60
 
 
@@ -282,7 +293,8 @@ def test_folding_while_uses_are_counted(store: AccountStore) -> None:
     def add(seed: int) -> None:
         for number in range(40):
             key = keys[(seed + number) % 3]
-            store.usage.add(use_of(key, day=day_of(90 + (seed * 5 + number) % 7)))
+            day = day_of(90 + (seed * 5 + number) % 7)
+            store.usage.add(use_of(key, day=day, input_tokens=7, output_tokens=2))
 
     with ThreadPoolExecutor(6) as threads:
         counting = [threads.submit(add, seed) for seed in range(3)]
@@ -295,7 +307,10 @@ def test_folding_while_uses_are_counted(store: AccountStore) -> None:
     assert count_of(store) == 120
     fold_all(store)
     assert count_of(store) == sum(store.get(key.id, None).usage_count for key in keys) == 120
-    assert len(rows(store.engine)) == 3
+    found = rows(store.engine)
+    assert len(found) == 3
+    assert sum(row["input_tokens"] for row in found) == 120 * 7
+    assert sum(row["output_tokens"] for row in found) == 120 * 2
 
 
 def test_two_that_fold_in_opposite_orders_do_not_deadlock(postgres_url: str) -> None:

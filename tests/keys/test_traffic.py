@@ -10,8 +10,10 @@ import threading
 import time
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +24,7 @@ from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import (
     Credential,
     SessionUse,
+    Tokens,
     Use,
     isoformat,
     utcnow,
@@ -88,6 +91,70 @@ def test_uses_are_handed_over_together(store: Store) -> None:
     assert all(before - 10_000 < use.last_used_at <= before for use in store.uses)
     recorder.flush()
     assert len(store.uses) == 3
+
+
+def test_tokens_are_handed_over_with_the_uses(store: Store) -> None:
+    """They add up beside the uses, those of a longer call later by themselves, and survive a store that is away."""
+    recorder = Traffic(store.add, HOURS)
+    for what in ("used", Tokens(9, 2), "used", Tokens(1, 0), "failed"):
+        recorder.note("user:1", "openai", "id-1", what)  # type: ignore[arg-type]  # literals
+    store.away = True
+    flush_in_vain(recorder)
+    recorder.note("user:1", "openai", "id-1", Tokens(30, 40))
+    store.away = False
+    recorder.flush()
+    found = {use.outcome: (use.uses, use.input_tokens, use.output_tokens) for use in store.uses}
+    assert found == {"used": (2, 40, 42), "failed": (1, 0, 0)}
+    recorder.note("user:1", "openai", "id-1", Tokens(5, 6))
+    recorder.flush()
+    assert [(use.uses, use.input_tokens, use.output_tokens) for use in store.uses[2:]] == [
+        (0, 5, 6)
+    ]
+
+
+def test_threads_lose_and_double_no_tokens(store: Store) -> None:
+    """Eight threads count while the counts are handed over again and again."""
+    recorder = Traffic(store.add, 0.001)
+
+    def work() -> None:
+        for _ in range(500):
+            recorder.note("user:1", "openai", "", "used")
+            recorder.note("user:1", "openai", "", Tokens(3, 1))
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(work) for _ in range(8)]:
+            done.result()
+    recorder.flush()
+    sums = [
+        sum(getattr(u, n) for u in store.uses) for n in ("uses", "input_tokens", "output_tokens")
+    ]
+    assert sums == [4000, 12_000, 4000]
+
+
+class _Ending(str):
+    """The name of a provider; looking it up is when a forgotten stream ends."""
+
+    __slots__ = ("end",)
+
+    def __hash__(self) -> int:
+        self.end()  # type: ignore[attr-defined]  # a slot
+        return str.__hash__(self)
+
+
+def test_a_stream_can_end_while_its_thread_counts(store: Store) -> None:
+    """Garbage collection may close a stream at any moment, also within a count: both count, and none waits."""
+    recorder = Traffic(store.add, HOURS)
+    name = _Ending("openai")
+    name.end = lambda: recorder.note("user:1", "openai", "", Tokens(9, 2))
+    thread = threading.Thread(target=recorder.note, args=("user:1", name, "", "used"), daemon=True)
+    thread.start()
+    wait_until(lambda: not thread.is_alive(), "the count")
+    name.end = lambda: None
+    recorder.flush()
+    (use,) = store.uses
+    assert use.uses == 1
+    assert use.input_tokens >= 9
+    assert use.input_tokens == 9 / 2 * use.output_tokens
 
 
 def test_a_day_ends_at_midnight_utc(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +319,14 @@ def counted(world: World, *owners: str) -> dict[str, int]:
     """Return what was counted for these owners, by outcome."""
     world.service.traffic.flush()
     days = world.accounts.usage.stats(owners)["daily"]
-    return {name: count for day in days for name, count in day.items() if name != "day" and count}
+    return {name: day[name] for day in days for name in ("used", "rejected", "failed") if day[name]}
+
+
+def tokens_of(world: World, owner: str, provider: str) -> tuple[int, int]:
+    """Return the tokens that were counted for an owner."""
+    world.service.traffic.flush()
+    found = world.accounts.usage.stats([owner])["by_provider"][provider]
+    return found["input_tokens"], found["output_tokens"]
 
 
 def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
@@ -278,6 +352,52 @@ def test_each_tier_is_counted_where_it_belongs(make_world: MakeWorld) -> None:
         "system": 1,
     }
     assert all(record.version == "1" for record in uses.values())
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google"])
+def test_a_conversation_counts_its_tokens(world: World, provider: str) -> None:
+    """What the provider says is counted for the key's owner, of several conversations the sum."""
+    ann = world.caller("ann")
+    world.keep("user:ann", world.fake.api_key(provider), provider)
+    for usage in ((9, 2), (1000, 300)):
+        world.fake.stream_next(provider, "Once", " upon", usage=usage)
+        list(world.service.provider(ann, provider).stream_chat(HELLO, "m"))
+    assert tokens_of(world, "user:ann", provider) == (1009, 302)
+    assert counted(world, "user:ann") == {"used": 2}
+
+
+@pytest.mark.parametrize(
+    ("provider", "told"), [("openai", (0, 0)), ("anthropic", (9, 0)), ("google", (0, 0))]
+)
+def test_a_stream_that_is_left_counts_what_was_told(
+    world: World, provider: str, told: tuple[int, int]
+) -> None:
+    """Anthropic tells the input at the beginning, the others all at the end."""
+    ann = world.caller("ann")
+    world.keep("user:ann", world.fake.api_key(provider), provider)
+    world.fake.stream_next(provider, "Once", " upon", usage=(9, 2))
+    stream: Any = world.service.provider(ann, provider).stream_chat(HELLO, "m")
+    assert next(stream) == "Once"
+    stream.close()
+    assert tokens_of(world, "user:ann", provider) == told
+    world.fake.stream_next(provider, "Once", " upon", usage=(9, 2), cut_after=1)
+    with pytest.raises(ByokError):
+        list(world.service.provider(ann, provider).stream_chat(HELLO, "m"))
+    assert tokens_of(world, "user:ann", provider) == (told[0] * 2, told[1] * 2)
+
+
+def test_calls_without_an_answer_count_no_tokens(world: World) -> None:
+    """Nor do a key that is handed out and a call with the SDK's client, whose answer is not read."""
+    ann = world.caller("ann")
+    world.keep("user:ann", world.fake.api_key("openai"))
+    world.fake.refuse_next("openai", "provider_overloaded")
+    with pytest.raises(ByokError):
+        list(world.service.provider(ann, "openai").stream_chat(HELLO))
+    world.service.resolve(ann, "openai")
+    client = world.service.provider(ann, "openai").client
+    assert client.chat.completions.create(model="m", messages=HELLO).usage.total_tokens
+    assert counted(world, "user:ann") == {"used": 2, "failed": 1}
+    assert tokens_of(world, "user:ann", "openai") == (0, 0)
 
 
 def test_a_session_key_knows_its_uses(world: World) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flask_byok.errors import EndpointNotAllowedError, InvalidFieldError
 from flask_byok.http import Outbound
 from flask_byok.http.transport import network_fault
-from flask_byok.model.credential import Verdict
+from flask_byok.model.credential import Tokens, Verdict
 from flask_byok.providers import make_provider
 from flask_byok.providers.outcomes import Outcomes, one_call
 from flask_byok.testing import FakeProviders
@@ -62,14 +62,17 @@ def test_a_call_has_the_outcome_that_its_answer_means(
     behaviour: str,
     outcome: str,
 ) -> None:
-    """Answered, rejected or neither: the same for our streams and for calls with the SDK's client."""
-    counted: list[str] = []
+    """Answered, rejected or neither, the same for our streams as with the SDK's client; our streams have tokens too."""
+    counted: list[Any] = []
     reported: list[Verdict] = []
     key = fake.api_key(provider, behaviour)
     made = make(provider, key, count=counted.append, report=noting(reported), max_retries=0)
     with suppress(Exception):
         way(made)
+    tokens = counted.pop() if counted[1:] else None
     assert counted == [outcome]
+    # The SDK's answers are not read.
+    assert isinstance(tokens, Tokens) == (outcome == "used" and way is stream_whole)
     assert reported == ([Verdict.INVALID] if outcome == "rejected" else [])
 
 
@@ -96,7 +99,7 @@ def test_retries_are_one_call(
 @pytest.mark.parametrize("provider", SDKS)
 def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider: str) -> None:
     """The first piece counts, not the later ones; a stream that is never read was no call."""
-    counted: list[str] = []
+    counted: list[Any] = []
     made = make(provider, fake.api_key(provider), count=counted.append)
     unread = made.stream_chat(HELLO, "some-model")
     del unread
@@ -105,7 +108,7 @@ def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider:
     next(stream)
     assert counted == ["used"]
     stream.close()
-    assert counted == ["used"]
+    assert counted == ["used", *[Tokens(1, 0)] * (provider == "anthropic")], "told at the beginning"
 
 
 def test_no_call_has_no_outcome(fake: FakeProviders, make: Make) -> None:

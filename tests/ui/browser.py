@@ -46,6 +46,12 @@ def chromium(*, script: bool = True) -> Iterator[Chrome]:
             driver.quit()
 
 
+#: What the settings say of a key that OpenAI does not know.
+REJECTED = (
+    "OpenAI rejected this key. Check that you copied all of it, or create a new one at OpenAI."
+)
+
+
 def violations(settings: SettingsPage) -> list[str]:
     """Return what the page's listener and the browser's log have about the policy."""
     seen = list(settings.driver.execute_script("return window.violations ?? []"))

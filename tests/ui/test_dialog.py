@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from selenium.webdriver.common.by import By
 
-from flask_byok.catalog import Field, ProviderSpec
+from flask_byok.catalog import PROVIDERS, Field, ProviderSpec
 from flask_byok.testing import FakeProviders
-from flask_byok.web.text import VERDICTS
 
-from .browser import SettingsPage
+from .browser import REJECTED, SettingsPage
 from .conftest import ShowHost
 
 
@@ -28,7 +28,7 @@ def test_good_key_is_saved_and_bad_one_refused(settings: SettingsPage, fake: Fak
     assert settings.typed("openai") == ""
     assert fake.calls_for("openai")[-1].api_key == api_key
     settings.save("openai", "sk-not-a-key-of-anybody")
-    settings.expect(f"Failed to save key: {VERDICTS['invalid']}")
+    settings.expect(f"Failed to save key: {REJECTED}")
     assert settings.typed("openai") == "sk-not-a-key-of-anybody"
     assert settings.row("openai", "[data-byok-hint]").text == hint
     assert settings.input("openai").get_attribute("aria-invalid") == "true"
@@ -50,6 +50,46 @@ def test_a_key_of_another_provider_is_named(settings: SettingsPage, fake: FakePr
     settings.save("openai", fake.api_key("groq"))
     settings.wait(lambda: settings.message.startswith("Key saved. "), "saved")
     assert settings.message.endswith("This looks like a key for Groq.")
+
+
+def test_the_whole_catalog(show: ShowHost, fake: FakeProviders) -> None:
+    """The settings show every provider in the catalog's order, with a labelled input for each field and its choices."""
+    settings = show(BYOK_PROVIDERS=None, BYOK_ALLOW_CUSTOM_PROVIDERS=True)
+    settings.open()
+    rows = settings.find_all("[data-byok-provider]")
+    assert [row.get_attribute("data-byok-provider") for row in rows] == [s.id for s in PROVIDERS]
+    shown = settings.driver.execute_script(
+        """
+        const inputs = [...arguments[0].querySelectorAll("[data-byok-provider] [part=input]")];
+        return inputs.map((input) => [
+          input.name, input.labels.length, [...(input.list?.options ?? [])].map((one) => one.value),
+        ]);
+        """,
+        settings.driver.find_element(By.CSS_SELECTOR, "byok-settings").shadow_root,
+    )
+    fields = [field for spec in PROVIDERS for field in spec.fields]
+    assert shown == [[field.name, 1, list(field.choices)] for field in fields]
+    settings.store("moonshot", fake.api_key("moonshot"))
+    assert settings.badge("moonshot") == "YOUR KEY"
+
+
+def test_the_file_of_a_service_account_is_pasted(show: ShowHost, fake: FakeProviders) -> None:
+    """A file of several lines is pasted as it was downloaded, checked and saved."""
+    settings = show(BYOK_PROVIDERS=["google_speech"])
+    settings.open()
+    text = json.dumps(json.loads(fake.api_key("google_speech")), indent=2)
+    settings.driver.execute_script(
+        """
+        const data = new DataTransfer();
+        data.setData("text", arguments[1]);
+        const paste = { clipboardData: data, bubbles: true, cancelable: true };
+        arguments[0].dispatchEvent(new ClipboardEvent("paste", paste));
+        """,
+        settings.input("google_speech", "service_account_json"),
+        text,
+    )
+    settings.press("google_speech", "save")
+    settings.expect("Key saved")
 
 
 def test_several_lines_are_pasted(settings: SettingsPage, fake: FakeProviders) -> None:
@@ -99,7 +139,7 @@ def test_check_stores_nothing(settings: SettingsPage, fake: FakeProviders) -> No
     settings.store("openai", api_key)
     fake.revoke("openai", api_key)
     settings.press("openai", "validate")
-    settings.expect(f"OpenAI: {VERDICTS['invalid']}")
+    settings.expect(f"OpenAI: {REJECTED}")
     assert settings.row("openai").get_attribute("data-byok-state") == "rejected"
     assert settings.row("openai", "[data-byok-chip]").text == "Rejected"
 

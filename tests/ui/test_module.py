@@ -9,9 +9,8 @@ import pytest
 from selenium.webdriver import Chrome
 
 from flask_byok.testing import FakeProviders
-from flask_byok.web.text import VERDICTS
 
-from .browser import SettingsPage, violations
+from .browser import REJECTED, SettingsPage, violations
 from .conftest import ServeHost, ShowHost
 from .host import POLICY
 
@@ -80,7 +79,7 @@ def test_key_is_kept_in_the_account(open_settings: SettingsPage, fake: FakeProvi
 def test_refusal_is_an_error_with_a_code(open_settings: SettingsPage) -> None:
     """A verb that fails rejects with the problem's code and its sentence, and changes nothing."""
     failed = open_settings.call("byok.setProviderKey('openai', 'sk-not-a-key-of-anybody')")
-    assert failed == {"code": "key_refused", "message": VERDICTS["invalid"]}
+    assert failed == {"code": "key_refused", "message": REJECTED}
     failed = open_settings.call("byok.promoteProviderKeys()")
     assert failed["code"] == "owner_required"
     assert open_settings.driver.execute_script("return window.changes") == []

@@ -354,6 +354,32 @@ def test_in_python(host: HostApp, fake: FakeProviders, ann: Keeper) -> None:
     }
 
 
+def test_by_plain_forms(fake: FakeProviders, ann: Keeper) -> None:
+    """Without a script the form of the provider saves an endpoint, and its own row replaces and removes it."""
+    page = "/api/providers/settings"
+
+    def send(action: str, **typed: str) -> int:
+        return ann.post(f"{page}/{action}", data={"csrf_token": ann.token, **typed}).status_code
+
+    assert send("save", **body(fake), model="local-large") == 303
+    assert 'data-byok-provider="custom/my-vllm"' in ann.get(page).text
+    assert shown(ann) == {ID: NAME}
+    assert send("save", provider=ID, base_url=fake.base_url("custom")) == 303
+    assert shown(ann) == {ID: NAME}
+    assert send("clear", provider=ID) == 303
+    assert shown(ann) == {}
+
+
+def test_ports(make: MakeHost, fake: FakeProviders) -> None:
+    """A named endpoint may be at the ports that the operator allows, and at no other."""
+    host = make(BYOK_ALLOW_PRIVATE_ENDPOINTS=False, BYOK_ENDPOINT_PORTS=[443, 8443])
+    ann = keeper(host, "ann")
+    save(ann, fake, base_url="https://llm.example.com:8443/v1/models", validate="off")
+    other = body(fake, "Other") | {"base_url": "llm.example.com:8000/v1", "validate": "off"}
+    assert problem_of(ann.call("set", **other)) == (422, "endpoint_not_allowed")
+    assert shown(ann) == {ID: NAME}
+
+
 def test_no_round_trip_more(host: HostApp, fake: FakeProviders, ann: Keeper) -> None:
     """The list with named endpoints asks the database no more often than the list without."""
     statements: list[str] = []

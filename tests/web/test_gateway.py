@@ -213,7 +213,7 @@ def test_forms_pass_as_they_are(raw: tuple[Upstream, Browser]) -> None:
     answer = visitor.post(path, data=data, headers=headers)
     assert answer.status_code == 200
     kind = came[-1][2]["content-type"]
-    boundary = kind.partition("boundary=")[2].encode()
+    boundary = kind.partition("boundary=")[2].strip(chr(34)).encode()
     assert kind.startswith("multipart/form-data")
     assert came[-1][3].count(boundary) == 3
     assert sound in came[-1][3]
@@ -602,8 +602,16 @@ def _called(port: int, visitor: Browser, path: str = CHAT) -> Any:
     )
 
 
-@pytest.mark.parametrize("said", [b"", b"data: 1\n\n", b"data: half"])
-def test_the_provider_is_left_when_the_browser_leaves(tmp_path: Path, said: bytes) -> None:
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        *((CHAT, said) for said in (b"", b"data: 1\n\n", b"data: half")),
+        *((f"{GATEWAY}/v1/chat/completions", said) for said in (b"", b"data: {}\n\n")),
+    ],
+)
+def test_the_provider_is_left_when_the_browser_leaves(
+    tmp_path: Path, path: str, said: bytes
+) -> None:
     """The connection to a silent provider is closed soon after the browser's, in a stream and before one."""
     forever = threading.Event()
 
@@ -614,13 +622,14 @@ def test_the_provider_is_left_when_the_browser_leaves(tmp_path: Path, said: byte
         yield b""
 
     with hostile(script) as server:
-        app = gateway_app(tmp_path, BYOK_BASE_URLS={"openai": server.origin})
-        visitor = with_keys(app, openai=API_KEY)
+        urls = dict.fromkeys(("openai", "anthropic"), server.origin)
+        app = gateway_app(tmp_path, BYOK_BASE_URLS=urls)
+        visitor = with_keys(app, openai=API_KEY, anthropic=API_KEY)
         with served(app) as port:
             with socket.create_connection(("127.0.0.1", port)) as browsing:
-                body = b"{}"
+                body = json.dumps(chat_of("anthropic", model="anthropic/small")).encode()
                 lines = (
-                    f"POST {CHAT} HTTP/1.1",
+                    f"POST {path} HTTP/1.1",
                     "Host: localhost",
                     "Content-Type: application/json",
                     f"Content-Length: {len(body)}",
@@ -630,7 +639,7 @@ def test_the_provider_is_left_when_the_browser_leaves(tmp_path: Path, said: byte
                 )
                 browsing.sendall("\r\n".join(lines).encode() + body)
                 wait_until(lambda: server.heads, "the call")
-                if said:
+                if said and path == CHAT:
                     browsing.recv(65_536)
             # The server's side of the connection ends, although it said nothing itself.
             wait_until(lambda: gateway.slots._running == [], "the call's end")
@@ -757,7 +766,33 @@ def test_keys_in_addresses_stay_out_of_logs(
     caplog.set_level(logging.INFO, "werkzeug")
     with served(app) as port:
         wire = Wire(port)
-        for path in ("models?key=sk-of-the-caller", "sk-of-the-caller"):
-            wire.send("GET", f"{GATEWAY}/openai/{path}")
+        for path in (
+            "openai/models?key=sk-of-the-caller",
+            "openai/sk-of-the-caller",
+            "sk-of-the-caller/models",
+        ):
+            wire.send("GET", f"{GATEWAY}/{path}")
     assert "sk-of-the-caller" not in caplog.text
     assert "/api/gateway/openai/models" in caplog.text
+
+
+def test_it_is_described_where_it_is(app: HostApp, tmp_path: Path) -> None:
+    """The OpenAPI document has the gateway's address only if it is on."""
+    for host, has in ((app, True), (make_app(tmp_path / "2"), False)):
+        paths = browser(host).get("/api/providers/openapi.json").get_json()["paths"]
+        assert ("/gateway/{provider}/{path}" in paths) is has
+
+
+def test_a_visitors_chat_does_not_go_on_with_a_shared_key(
+    tmp_path: Path, fake: FakeProviders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BYOK_FAILOVER too, a visitor's refused key is not followed by the operator's."""
+    monkeypatch.setenv("ANTHROPIC_API_KEY", fake.api_key("anthropic", "good", "operator"))
+    app = gateway_app(tmp_path, fake, BYOK_FAILOVER=True, BYOK_FALLBACK_ON=["rejected"])
+    visitor = with_keys(app, anthropic=fake.api_key("anthropic"))
+    fake.revoke("anthropic", fake.api_key("anthropic"))
+    fake.clear_calls()
+    body = chat_of("anthropic", model="anthropic/claude-haiku-4-5")
+    codes = [code_of(visitor.post(f"{GATEWAY}/v1/chat/completions", json=body)) for _ in range(2)]
+    assert codes == ["key_rejected", "owner_required"]
+    assert {call.api_key for call in fake.calls} == {fake.api_key("anthropic")}

@@ -9,6 +9,7 @@ from sqlalchemy import text
 
 from flask_byok import signals
 from flask_byok.testing import FakeProviders
+from flask_byok.web.caller import get_state
 from tests.app import HostApp, fingerprint, problem_of
 from tests.keeper import OWN, Keeper, accounts_of, keeper
 
@@ -260,6 +261,24 @@ def test_stats(host: HostApp, ann: Keeper, fake: FakeProviders) -> None:
     assert (stats["total"], stats["active"], stats["expired"]) == (2, 1, 0)
     assert set(stats["by_provider"]) == {"openai", "groq"}
     assert keeper(host, "bob").get(f"{OWN}/stats").get_json()["total"] == 0
+
+
+def test_stats_of_conversations(host: HostApp, ann: Keeper, fake: FakeProviders) -> None:
+    """After streams the statistics have their calls and tokens, by provider and by day."""
+    ann.keep(fake.api_key("openai"))
+    ann.keep(fake.api_key("anthropic"), "anthropic")
+    for provider, usage in (("openai", (9, 2)), ("openai", (1, 1)), ("anthropic", (500, 70))):
+        fake.stream_next(provider, "Once", " upon", usage=usage)
+        assert "event: done" in ann.get(f"/chat/{provider}").text
+    get_state(host).service.traffic.flush()
+    stats = ann.get(f"{OWN}/stats").get_json()
+    names = ("uses", "input_tokens", "output_tokens")
+    assert {
+        provider: tuple(facts[name] for name in names)
+        for provider, facts in stats["by_provider"].items()
+    } == {"openai": (2, 10, 3), "anthropic": (1, 500, 70)}
+    (day,) = stats["daily"]
+    assert (day["used"], day["input_tokens"], day["output_tokens"]) == (3, 510, 73)
 
 
 def test_signals(host: HostApp, ann: Keeper, fake: FakeProviders) -> None:

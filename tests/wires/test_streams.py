@@ -360,6 +360,16 @@ def test_no_error() -> None:
         ),
         pytest.param(
             [
+                HI,
+                chunk(
+                    {}, "stop", usage={"prompt_tokens": 10**9 + 1, "completion_tokens": "9" * 99}
+                ),
+            ],
+            [*text("Hi"), usage(0, 0), finish("stop")],
+            id="usage that no sum could hold",
+        ),
+        pytest.param(
+            [
                 chunk({"reasoning": "Hm"}),
                 chunk({"reasoning": "Hm", "reasoning_content": "Hm"}),
                 END,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from datetime import date, timedelta
 from typing import Any
 
@@ -29,6 +30,9 @@ LONG_AGO = "1970-01-01"
 
 _u, _c = usage.c, credentials.c
 _KEY = (_u.owner, _u.provider, _u.credential_id, _u.day, _u.outcome)
+_TOKENS = ("input_tokens", "output_tokens")
+_SUMS = ("uses", *_TOKENS)
+_NOTHING: dict[str, Any] = dict.fromkeys(_TOKENS, 0)
 
 
 def _later(column: sa.Column[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -40,7 +44,7 @@ def _upsert(dialect: Any) -> Any:
     return row.on_conflict_do_update(
         index_elements=_KEY,
         set_={
-            "uses": _u.uses + row.excluded.uses,
+            **{name: _u[name] + row.excluded[name] for name in _SUMS},
             "last_used_at": _later(_u.last_used_at, row.excluded.last_used_at),
         },
     )
@@ -107,7 +111,8 @@ class UsageStore:
     def stats(self, owners: Owners) -> dict[str, Any]:
         """Return how many keys these owners have and how often they were used, as a JSON-able mapping.
 
-        ``uses`` counts the calls that were answered, ``rejected`` and ``failed`` the others. ``daily``
+        ``uses`` counts the calls that were answered, ``rejected`` and ``failed`` the others; tokens are those that
+        the answered calls took, as far as providers told. ``daily``
         has those of the last ``DAYS`` days (UTC) that had calls. Uses of deleted keys still count.
         """
         whole = owners is None or any(":" not in owner for owner in owners)
@@ -133,9 +138,7 @@ class UsageStore:
             connection.execute(_COUNT, values)
 
     def _increase(self, connection: sa.Connection, use: Use) -> None:
-        key = {column.name: getattr(use, column.name) for column in _KEY}
-        tier = use.owner.partition(":")[0]
-        row = key | {"tier": tier, "uses": use.uses, "last_used_at": use.last_used_at}
+        row = asdict(use) | {"tier": use.owner.partition(":")[0]}
         connection.execute(_UPSERT[connection.dialect.name], row)
 
 
@@ -159,15 +162,19 @@ def _uses(owners: Owners) -> Any:
     query = sa.select(
         _u.provider,
         _u.outcome,
-        sa.func.sum(_u.uses).label("uses"),
+        *_sums(),
         sa.func.max(_u.last_used_at).label("last_used_at"),
     )
     return confine(query, owners, usage).group_by(_u.provider, _u.outcome)
 
 
 def _daily(owners: Owners, since: str) -> Any:
-    query = sa.select(_u.day, _u.outcome, sa.func.sum(_u.uses).label("uses")).where(_u.day >= since)
+    query = sa.select(_u.day, _u.outcome, *_sums()).where(_u.day >= since)
     return confine(query, owners, usage).group_by(_u.day, _u.outcome).order_by(_u.day)
+
+
+def _sums() -> list[sa.Label[Any]]:
+    return [sa.func.sum(_u[name]).label(name) for name in _SUMS]
 
 
 def _summed(rows: Sequence[Any]) -> list[Use]:
@@ -177,20 +184,21 @@ def _summed(rows: Sequence[Any]) -> list[Use]:
         key = (row.owner, row.provider, row.credential_id, LONG_AGO, row.outcome)
         use = found.setdefault(key, Use(*key, uses=0, last_used_at=0))
         use.uses += row.uses
+        use.input_tokens += row.input_tokens
+        use.output_tokens += row.output_tokens
         use.last_used_at = max(use.last_used_at, row.last_used_at)
     return [found[key] for key in sorted(found)]
 
 
 def _by_provider(keys: Sequence[Any], uses: Sequence[Any]) -> dict[str, dict[str, Any]]:
     names = sorted({row.provider for row in (*keys, *uses)})
-    empty = {"keys": 0, "uses": 0, "rejected": 0, "failed": 0, "last_used_at": None}
+    empty = {"keys": 0, "uses": 0, "rejected": 0, "failed": 0} | _NOTHING | {"last_used_at": None}
     found: dict[str, dict[str, Any]] = {name: dict(empty) for name in names}
     for row in keys:
         found[row.provider]["keys"] = row.keys
     for row in uses:
         facts = found[row.provider]
-        # Sums are decimal numbers to some drivers.
-        facts["uses" if row.outcome == "used" else row.outcome] = int(row.uses)
+        _tell(facts, row, "uses")
         if row.outcome == "used":
             facts["last_used_at"] = isoformat(from_milliseconds(row.last_used_at))
     return found
@@ -199,6 +207,13 @@ def _by_provider(keys: Sequence[Any], uses: Sequence[Any]) -> dict[str, dict[str
 def _by_day(daily: Sequence[Any]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for row in daily:
-        day = found.setdefault(row.day, {"day": row.day, "used": 0, "rejected": 0, "failed": 0})
-        day[row.outcome] = int(row.uses)
+        empty = {"day": row.day, "used": 0, "rejected": 0, "failed": 0}
+        _tell(found.setdefault(row.day, empty | _NOTHING), row, "used")
     return list(found.values())
+
+
+def _tell(facts: dict[str, Any], row: Any, used: str) -> None:
+    # Sums are decimal numbers to some drivers.
+    facts[used if row.outcome == "used" else row.outcome] = int(row.uses)
+    for name in _TOKENS:
+        facts[name] += int(getattr(row, name))
