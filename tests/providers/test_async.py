@@ -72,6 +72,11 @@ async def stream(made: Any, text: str = "Hello") -> str:
     return "".join([piece or "" async for piece in pieces_of(made, text)])
 
 
+def outcomes_into(counted: list[str]) -> Callable[[Any], None]:
+    """Return a `count` that keeps the outcomes of calls, without the tokens that they took."""
+    return lambda what: counted.append(what) if isinstance(what, str) else None
+
+
 Way = Callable[..., Coroutine[Any, Any, str]]
 WAYS: list[Way] = [chat, call, stream]
 every_way = pytest.mark.parametrize("way", WAYS)
@@ -106,7 +111,7 @@ def test_a_call_counts_once(
     counted: list[str] = []
     reported: list[Any] = []
     key = fake.api_key(provider, behaviour)
-    made = make(provider, key, count=counted.append, report=reported.append, max_retries=0)
+    made = make(provider, key, count=outcomes_into(counted), report=reported.append, max_retries=0)
     with suppress(Exception):
         asyncio.run(way(made))
     assert counted == [outcome]
@@ -118,7 +123,7 @@ def test_a_call_counts_once(
 def test_retries_are_one_call(fake: FakeProviders, make: Make, provider: str) -> None:
     """What an SDK tries again by itself counts once, as it ends; so do copies of its client."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counted.append, max_retries=1)
+    made = make(provider, fake.api_key(provider), count=outcomes_into(counted), max_retries=1)
     fake.answer_next(provider, 503, BUSY, retry_after_ms="1")
     asyncio.run(call(made))
     assert counted == ["used"]
@@ -137,7 +142,7 @@ def test_two_hundred_streams_in_one_loop(fake: FakeProviders, make: Make) -> Non
         provider, way = SDKS[number % 3], (chat, stream)[number % 2]
         owner, text = str(number), f"owner:{number} hello"
         keys[owner] = fake.api_key(provider, owner=owner)
-        made = make(provider, keys[owner], count=counted.append)
+        made = make(provider, keys[owner], count=outcomes_into(counted))
         return await way(made, text) == fake.reply_text(provider, text)
 
     async def main() -> list[bool]:
@@ -174,7 +179,7 @@ def test_cancelling_closes_the_connection(
     counted: list[str] = []
 
     async def main() -> None:
-        task = asyncio.create_task(way(at(server, fake, provider, count=counted.append)))
+        task = asyncio.create_task(way(at(server, fake, provider, count=outcomes_into(counted))))
         while not (server.heads or task.done()):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
@@ -193,7 +198,7 @@ def test_cancelling_closes_the_connection(
 def test_a_stream_that_is_left_is_closed(provider: str, fake: FakeProviders, make: Make) -> None:
     """Code that stops reading ends the call, which was used, and other calls of the loop go on."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counted.append)
+    made = make(provider, fake.api_key(provider), count=outcomes_into(counted))
 
     async def main() -> str:
         messages = [{"role": "user", "content": "Hello"}]
@@ -212,7 +217,7 @@ def test_a_server_that_is_away(fake: FakeProviders, provider: str) -> None:
     """Our stream raises the error of the tree, and the SDKs one of theirs; each is a failed call."""
     counted: list[str] = []
     with hostile(lambda: iter([])) as server:
-        made = at(server, fake, provider, count=counted.append)
+        made = at(server, fake, provider, count=outcomes_into(counted))
     with pytest.raises(ProviderUnavailableError):
         asyncio.run(chat(made))
     for way in (call, stream):
@@ -251,7 +256,7 @@ def test_too_many_calls_of_a_persons_own_server(
 def test_plain_http_clients(fake: FakeProviders, make: Make, provider: str) -> None:
     """They sign as the provider wants it, in both kinds of code, go nowhere else, and their calls count."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counted.append)
+    made = make(provider, fake.api_key(provider), count=outcomes_into(counted))
     url = f"{made.credential.base_url}{CATALOG.get(provider).check.path}"
 
     async def main() -> None:
