@@ -108,15 +108,20 @@ def _sources() -> Iterator[str]:
                 yield f"{place}/{path.relative_to(ROOT / folder).as_posix()}"
 
 
-def _declared() -> Iterator[Requirement]:
-    """Give every requirement of the project, its extras and its dependency groups."""
+#: These requirements have an environment and a lock of their own.
+FRAMEWORKS = ("frameworks", "tests/frameworks/requirements.lock")
+
+
+def _declared(*groups: str) -> Iterator[Requirement]:
+    """Give every requirement of the project, its extras and its dependency groups; or of some groups."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups = [
+    named = project["dependency-groups"]
+    declared = [
         project["project"]["dependencies"],
         *project["project"]["optional-dependencies"].values(),
-        *project["dependency-groups"].values(),
+        *(lines for group, lines in named.items() if group not in FRAMEWORKS),
     ]
-    for group in groups:
+    for group in [named[group] for group in groups] or declared:
         for entry in group:
             if isinstance(entry, str) and not entry.startswith("flask-byok["):
                 yield Requirement(entry)
@@ -137,19 +142,23 @@ def test_wheel_works_far_from_the_repository(stranger: Path, tmp_path: Path) -> 
     assert done.stdout.splitlines() == ["['flask.commands', 'pytest11']", "rendered"]
 
 
-def test_lock_satisfies_every_declared_requirement() -> None:
+@pytest.mark.parametrize("group_and_lock", [("requirements.lock",), FRAMEWORKS])
+def test_lock_satisfies_every_declared_requirement(group_and_lock: tuple[str, ...]) -> None:
     """The lock file names a version for each requirement, extra and group, and it fits."""
-    lines = [
-        line for line in (ROOT / "requirements.lock").read_text().splitlines() if line[0] != "#"
-    ]
+    *groups, lock = group_and_lock
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if line[0] != "#"]
     assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+]+", line)] == []
     locked = {canonicalize_name(name): version for name, version in (x.split("==") for x in lines)}
-    for requirement in _declared():
+    for requirement in _declared(*groups):
         version = locked[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version, prereleases=True), requirement
 
 
 def test_dependencies_have_lower_bounds_only() -> None:
     """No requirement caps a version, so hosts can upgrade without waiting for a release."""
-    bounds = {spec.operator for requirement in _declared() for spec in requirement.specifier}
+    bounds = {
+        spec.operator
+        for requirement in (*_declared(), *_declared("frameworks"))
+        for spec in requirement.specifier
+    }
     assert bounds == {">="}

@@ -128,8 +128,8 @@ class CheckSpec:
     The first of the ``rules`` that fits an answer decides, before those of the wire.
 
     :param path: relative to the base URL; or a URL of another host. It may name fields in braces, but no secret.
-    :param good: the path of a value that the documented success has, or several with ``|`` between them. ``[]``: a list.
-        Empty: any JSON without an error. Of an answer that is a ``text``: words that it contains.
+    :param good: the path of a value that the documented success has, or several with ``|`` between them; ``[]`` is a
+        list. Empty: any JSON without an error. Of an answer that is a ``text``: words that it contains.
     :param models_path: lists the models; it may be the same request.
     :param ask: a function in place of the request, where no secret need be sent: it is called with the fields and a
         function that makes a plain GET, and returns a verdict and a reason.

@@ -209,16 +209,26 @@ class BaseProvider:
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed, or too old.
         """
-        http_client = self._guarded(self._outbound.client_for)
-        http_client.event_hooks = {"request": [self._outcomes.authenticate]}
-        return self._made(self._make_client, http_client)
+        return self._made(self._make_client, self.http_client)
 
     @cached_property
     def async_client(self) -> Any:
         """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
-        return self._made(self._make_async_client, self._async_http_client())
+        return self._made(self._make_async_client, self.async_http_client)
 
-    def _async_http_client(self) -> Any:
+    @property
+    def http_client(self) -> Any:
+        """An ``httpx2.Client`` that calls the provider's address only, and puts the key into each request.
+
+        For the SDKs of other makers that take one. It needs no SDK.
+        """
+        http_client = self._guarded(self._outbound.client_for)
+        http_client.event_hooks = {"request": [self._outcomes.authenticate]}
+        return http_client
+
+    @property
+    def async_http_client(self) -> Any:
+        """The same as an ``httpx2.AsyncClient``."""
         authenticate = self._outcomes.authenticate
 
         async def hook(request: Any) -> None:

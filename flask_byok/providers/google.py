@@ -39,7 +39,7 @@ class GoogleProvider(BaseProvider):
                 retry_options=HttpRetryOptions(attempts=1 + self._options.get("max_retries", 0)),
                 headers=self._options.get("default_headers"),
                 httpx_client=http_client,
-                httpx_async_client=self._async_http_client(),
+                httpx_async_client=self.async_http_client,
                 async_client_args={"ssl": self._outbound.tls},
             ),
         )

@@ -37,7 +37,7 @@ def run(app: HostApp, recipe: str, keys: dict[str, dict[str, str]]) -> list[tupl
     tasks = [(owner, provider) for owner in keys for provider in keys[owner]]
     for owner, provider in tasks:
         saved = visitors[owner].save(keys[owner][provider], provider, validate="off")
-        assert saved.status_code == 200
+        assert saved.status_code == 200, saved.text
 
     def ask(task: tuple[str, str]) -> tuple[str, str, Any]:
         owner, provider = task
@@ -53,7 +53,13 @@ def main(folder: str) -> None:
     """Run each recipe."""
     given = json.load(sys.stdin)
     sys.path.insert(0, str(EXAMPLES))
-    app = make_app(Path(folder), BYOK_BASE_URLS=given["base_urls"], PROPAGATE_EXCEPTIONS=True)
+    keys = [keys for people in given["recipes"].values() for keys in people.values()]
+    app = make_app(
+        Path(folder),
+        BYOK_BASE_URLS=given["base_urls"],
+        BYOK_PROVIDERS=sorted({provider for each in keys for provider in each}),
+        PROPAGATE_EXCEPTIONS=True,
+    )
     for recipe in given["recipes"]:
         views = importlib.import_module(recipe).views
         app.register_blueprint(views, url_prefix=f"/{recipe}")

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+import httpx2
 import pytest
 
 from flask_byok.errors import (
@@ -25,7 +26,7 @@ from tests.http.hostile_server import HostileServer, chunk, chunked, hostile
 from tests.patience import IN_TIME
 from tests.poison import MARK, everything, set_poison
 
-from .conftest import CATALOG, SDKS, Make, counting, credential_for
+from .conftest import CATALOG, SDKS, Make, credential_for
 from .test_adapters import chain
 
 BUSY = {"error": {"message": "busy", "status": "UNAVAILABLE"}}
@@ -71,6 +72,11 @@ async def stream(made: Any, text: str = "Hello") -> str:
     return "".join([piece or "" async for piece in pieces_of(made, text)])
 
 
+def outcomes_into(counted: list[str]) -> Callable[[Any], None]:
+    """Return a `count` that keeps the outcomes of calls, without the tokens that they took."""
+    return lambda what: counted.append(what) if isinstance(what, str) else None
+
+
 Way = Callable[..., Coroutine[Any, Any, str]]
 WAYS: list[Way] = [chat, call, stream]
 every_way = pytest.mark.parametrize("way", WAYS)
@@ -105,7 +111,7 @@ def test_a_call_counts_once(
     counted: list[str] = []
     reported: list[Any] = []
     key = fake.api_key(provider, behaviour)
-    made = make(provider, key, count=counting(counted), report=reported.append, max_retries=0)
+    made = make(provider, key, count=outcomes_into(counted), report=reported.append, max_retries=0)
     with suppress(Exception):
         asyncio.run(way(made))
     assert counted == [outcome]
@@ -117,7 +123,7 @@ def test_a_call_counts_once(
 def test_retries_are_one_call(fake: FakeProviders, make: Make, provider: str) -> None:
     """What an SDK tries again by itself counts once, as it ends; so do copies of its client."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counting(counted), max_retries=1)
+    made = make(provider, fake.api_key(provider), count=outcomes_into(counted), max_retries=1)
     fake.answer_next(provider, 503, BUSY, retry_after_ms="1")
     asyncio.run(call(made))
     assert counted == ["used"]
@@ -136,7 +142,7 @@ def test_two_hundred_streams_in_one_loop(fake: FakeProviders, make: Make) -> Non
         provider, way = SDKS[number % 3], (chat, stream)[number % 2]
         owner, text = str(number), f"owner:{number} hello"
         keys[owner] = fake.api_key(provider, owner=owner)
-        made = make(provider, keys[owner], count=counting(counted))
+        made = make(provider, keys[owner], count=outcomes_into(counted))
         return await way(made, text) == fake.reply_text(provider, text)
 
     async def main() -> list[bool]:
@@ -173,8 +179,8 @@ def test_cancelling_closes_the_connection(
     counted: list[str] = []
 
     async def main() -> None:
-        task = asyncio.create_task(way(at(server, fake, provider, count=counting(counted))))
-        while not server.heads:
+        task = asyncio.create_task(way(at(server, fake, provider, count=outcomes_into(counted))))
+        while not (server.heads or task.done()):
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         assert not task.done()
@@ -192,7 +198,7 @@ def test_cancelling_closes_the_connection(
 def test_a_stream_that_is_left_is_closed(provider: str, fake: FakeProviders, make: Make) -> None:
     """Code that stops reading ends the call, which was used, and other calls of the loop go on."""
     counted: list[str] = []
-    made = make(provider, fake.api_key(provider), count=counting(counted))
+    made = make(provider, fake.api_key(provider), count=outcomes_into(counted))
 
     async def main() -> str:
         messages = [{"role": "user", "content": "Hello"}]
@@ -211,7 +217,7 @@ def test_a_server_that_is_away(fake: FakeProviders, provider: str) -> None:
     """Our stream raises the error of the tree, and the SDKs one of theirs; each is a failed call."""
     counted: list[str] = []
     with hostile(lambda: iter([])) as server:
-        made = at(server, fake, provider, count=counting(counted))
+        made = at(server, fake, provider, count=outcomes_into(counted))
     with pytest.raises(ProviderUnavailableError):
         asyncio.run(chat(made))
     for way in (call, stream):
@@ -244,3 +250,23 @@ def test_too_many_calls_of_a_persons_own_server(
         assert await way(made) == fake.reply_text("custom", "Hello")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("provider", ["deepgram", "mistral", "anthropic", "google"])
+def test_plain_http_clients(fake: FakeProviders, make: Make, provider: str) -> None:
+    """They sign as the provider wants it, in both kinds of code, go nowhere else, and their calls count."""
+    counted: list[str] = []
+    made = make(provider, fake.api_key(provider), count=outcomes_into(counted))
+    url = f"{made.credential.base_url}{CATALOG.get(provider).check.path}"
+
+    async def main() -> None:
+        assert (await made.async_http_client.get(url)).status_code == 200
+        with pytest.raises(httpx2.UnsupportedProtocol):
+            await made.async_http_client.get("https://elsewhere.example")
+
+    asyncio.run(main())
+    assert made.http_client.get(url).status_code == 200
+    with pytest.raises(httpx2.UnsupportedProtocol):
+        made.http_client.get("https://elsewhere.example")
+    assert [seen.api_key for seen in fake.calls] == [fake.api_key(provider)] * 2
+    assert counted == ["used"] * 2

@@ -23,10 +23,6 @@ def answer(state: MessagesState, runtime: Runtime[Context]):
     return {"messages": [runtime.context["model"].invoke(state["messages"])]}
 
 
-async def answer_later(state: MessagesState, runtime: Runtime[Context]):
-    return {"messages": [await runtime.context["model"].ainvoke(state["messages"])]}
-
-
 builder = StateGraph(MessagesState, context_schema=Context)
 builder.add_node("first", answer)
 builder.add_edge(START, "first")
