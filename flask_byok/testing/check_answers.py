@@ -7,6 +7,7 @@ describes, a success has the value that the row names.
 from __future__ import annotations
 
 import re
+from typing import Any
 from urllib.parse import urlsplit
 
 from ..catalog import Rule
@@ -101,7 +102,7 @@ def _body(rule: Rule, good: str) -> object:
     return success | _nested(rule.path, rule.equals)
 
 
-def _nested(path: str, value: object) -> object:
+def _nested(path: str, value: object) -> Any:
     """Return JSON that has this value at a path, or at the first of several; ``[]`` is a list."""
     if path == "[]":
         return [{"id": "some-model"}]
