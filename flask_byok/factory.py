@@ -24,21 +24,27 @@ if TYPE_CHECKING:
 
 
 def get_provider_with_api_key(
-    provider: str, api_key: str | None = None, **options: Any
+    provider: str,
+    api_key: str | None = None,
+    *,
+    fields: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> BaseProvider:
     """Return a new provider object, on the caller's key or on an explicit one.
 
     Each call makes a new object; none is cached. An explicit ``api_key`` wins and needs no app. The object needs no
     request context, so a stream may use it.
 
+    :param fields: in place of ``api_key``, for a provider whose credential has several fields.
     :param options: ``model``, ``timeout`` (seconds), ``max_retries``, ``default_headers``; for OpenAI's format also
         ``default_query``, ``organization``, ``project``; with an explicit key also ``base_url``.
     :raises MissingCredentialError: no tier has a key; for the other errors see ``BYOK.resolve``.
     """
-    if api_key is None:
+    if api_key is None and fields is None:
         state = get_state()
         return note_use(state.service.provider(current_caller(state), provider, **options))
-    return _on_explicit_key(provider, api_key, **options)
+    given = {} if api_key is None else {"api_key": api_key}
+    return _on_explicit_key(provider, {**given, **(fields or {})}, **options)
 
 
 def get_chat_model_with_api_key(
@@ -58,13 +64,14 @@ def get_chat_model_with_api_key(
 
 
 def _on_explicit_key(
-    provider: str, api_key: str, base_url: str | None = None, **options: Any
+    provider: str, fields: Mapping[str, str], base_url: str | None = None, **options: Any
 ) -> BaseProvider:
     state: ByokState | None = current_app.extensions.get(EXTENSION) if has_app_context() else None
     spec = (Catalog() if state is None else state.service.catalog).get(provider)
     outbound = default_outbound() if state is None else state.service.outbound
     settings = Settings(allow_custom_providers=True) if state is None else state.service.settings
-    typed = read_typed(spec, {"api_key": Secret(api_key)}, base_url, settings)
+    secrets = {name: Secret(value) for name, value in fields.items()}
+    typed = read_typed(spec, secrets, base_url, settings)
     if admin := refuse_admin_key(spec, typed.fields):
         raise KeyRefusedError(admin, provider=spec.id)
     credential = Credential(

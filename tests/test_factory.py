@@ -192,3 +192,18 @@ def test_a_copied_clients_key_is_redacted() -> None:
     )
     gc.collect()
     assert redact(copied.api_key) == REDACTED
+
+
+def test_an_explicit_credential_of_several_fields() -> None:
+    """Fields are cleaned as typed ones are, and lead to their own address; a host elsewhere is refused."""
+    fields = {
+        "api_key": "0123456789abcdef0123456789abcdef",
+        "resource": "https://mine.openai.azure.com/",
+    }
+    provider = get_provider_with_api_key("azure", fields=fields)
+    assert provider.credential.base_url == "https://mine.openai.azure.com/openai/v1"
+    assert get_provider_with_api_key(
+        "azure", fields["api_key"], fields={"resource": "mine"}
+    ).is_configured
+    with pytest.raises(InvalidFieldError):
+        get_provider_with_api_key("azure", fields={**fields, "resource": "evil.example/"})

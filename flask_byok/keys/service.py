@@ -39,7 +39,7 @@ from .paste import KeyWarning, warnings_about
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions
-from .status import KeyList, ServiceFacts, Status, build_status, provider_facts, storage_sentence
+from .status import KeyList, ProviderFacts, Status, build_status, provider_facts, storage_sentence
 from .traffic import Traffic
 from .typed import NewKey, read_typed, require_word
 
@@ -104,10 +104,10 @@ class Service:
         """Return all teams' and the system's records, for an admin."""
         return self.accounts.shared(self, caller)
 
-    def services(self, caller: Caller) -> list[ServiceFacts]:
+    def services(self, caller: Caller) -> list[ProviderFacts]:
         """Return the providers that people may keep keys for."""
         self._require_login(caller)
-        return [{**provider_facts(spec), "aliases": list(spec.aliases)} for spec in self.catalog]
+        return [provider_facts(spec) for spec in self.catalog]
 
     # resolve
 

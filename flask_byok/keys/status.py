@@ -22,15 +22,10 @@ class ProviderFacts(TypedDict):
 
     provider: str
     name: str
+    aliases: list[str]
     standalone: bool
     fields: list[FieldFacts]
     get_key_url: Annotated[str | None, Meta(extra_json_schema={"format": "uri"})]
-
-
-class ServiceFacts(ProviderFacts):
-    """A provider that people may keep keys for."""
-
-    aliases: list[str]
 
 
 class PassedOver(TypedDict):
@@ -89,6 +84,7 @@ def provider_facts(spec: ProviderSpec) -> ProviderFacts:
     return {
         "provider": spec.id,
         "name": spec.name,
+        "aliases": list(spec.aliases),
         "standalone": spec.standalone,
         # An endpoint keeps its name.
         "fields": [f.to_dict() for f in spec.fields if f.name != "name" or not is_named(spec.id)],

@@ -34,10 +34,11 @@ export async function promoteProviderKeys(providers, onConflict = "keep") {
   return changed("promote", one, await post("/keys/promote", body));
 }
 
-/** Return true if there is a key to use, the person's own or a shared one. */
+/** Return true if there is a key that works as far as is known, the person's own or a shared one; an alias will do. */
 export async function hasApiKey(provider) {
   const { providers } = await getProviderKeys();
-  return providers.some((status) => status.provider === provider && status.has_key);
+  const works = ({ has_key, state }) => has_key && state === "active";
+  return providers.some((each) => [each.provider, ...each.aliases].includes(provider) && works(each));
 }
 
 const typed = (key) => (typeof key === "string" ? { api_key: key } : { fields: key });

@@ -17,7 +17,7 @@ from ..accounts.records import AccountRecords, Page, Record, Stats
 from ..errors import KeyNotFoundError, VersionConflictError
 from ..keys.paste import KeyWarning
 from ..keys.service import Service
-from ..keys.status import ServiceFacts
+from ..keys.status import ProviderFacts
 from ..model.credential import CredentialRecord, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
@@ -92,7 +92,7 @@ class CheckedRecord(Record):
 class Services(TypedDict):
     """The catalog."""
 
-    services: list[ServiceFacts]
+    services: list[ProviderFacts]
 
 
 def list_services() -> Services:

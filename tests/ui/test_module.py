@@ -41,6 +41,13 @@ def test_verbs_work_and_tell_of_changes(open_settings: SettingsPage, fake: FakeP
     assert page.call("byok.validateProviderKey('openai', given[0])", api_key)["verdict"] == "valid"
     assert page.call("byok.setProviderKey('openai', given[0])", api_key)["success"] is True
     assert page.call("byok.hasApiKey('openai')") is True
+    page.call("byok.setProviderKey('gemini', given[0])", fake.api_key("google"))
+    assert page.call("byok.hasApiKey('gemini')") is page.call("byok.hasApiKey('google')") is True
+    page.call("byok.clearProviderKey('gemini')")
+    fake.revoke("openai", api_key)
+    assert page.call("byok.validateProviderKey('openai')")["valid"] is False
+    assert page.call("byok.hasApiKey('openai')") is False
+    fake.add_key("openai", api_key)
     page.wait(lambda: page.source("openai") == "session", "the row follows")
     assert page.call("byok.validateProviderKey('openai')")["valid"] is True
     assert page.call("byok.clearProviderKey('openai')")["cleared"] == ["session"]
@@ -48,6 +55,9 @@ def test_verbs_work_and_tell_of_changes(open_settings: SettingsPage, fake: FakeP
     changes = page.driver.execute_script("return window.changes")
     assert [(c["action"], c["provider"]) for c in changes] == [
         ("save", "openai"),
+        ("save", "gemini"),
+        ("clear", "gemini"),
+        ("validate", "openai"),
         ("validate", "openai"),
         ("clear", "openai"),
     ]
