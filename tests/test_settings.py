@@ -54,6 +54,7 @@ GOOD: list[tuple[str, Any, Any]] = [
     ("BYOK_MAX_KEY_LIFETIME", timedelta(days=30), timedelta(days=30)),
     ("BYOK_MAX_KEY_LIFETIME", None, None),
     ("BYOK_FALLBACK_ON", ["rejected", "no_credit"], frozenset({"rejected", "no_credit"})),
+    ("BYOK_FAILOVER", True, True),
     ("BYOK_ON_STORE_FAILURE", "skip", "skip"),
     ("BYOK_ALLOW_CUSTOM_PROVIDERS", True, True),
     ("BYOK_ALLOW_PRIVATE_ENDPOINTS", True, True),

@@ -153,6 +153,24 @@ class Lookup:
                 over = candidate
         return over
 
+    def to_check(self, caller: Caller, spec: ProviderSpec) -> Credential:
+        """Return the key that a check is about: the one in use, or the caller's own that was passed over before it.
+
+        No tier is asked that a call would not ask. For the errors see :meth:`resolve`.
+        """
+        asked: list[Candidate] = []
+
+        def noted() -> Iterator[Candidate]:
+            for _, candidate in self._walk(caller, [spec], self._readers):
+                asked.append(candidate)
+                yield candidate
+
+        chosen = self.choose(noted())
+        over = self.passed_over(asked, chosen)
+        if over and over.tier in PERSONAL_TIERS and over.credential:
+            return over.credential
+        return self.settle(chosen, spec, rejected=True)
+
     def passed_over(
         self, candidates: Iterable[Candidate], chosen: Candidate | None
     ) -> Candidate | None:

@@ -317,14 +317,7 @@ class Service:
             # A stored key goes only to the address that it was saved with: another one needs a typed key.
             typed = read_typed(spec, fields or {}, base_url, self.settings)
             return self.checks.validate(caller, spec, typed)
-        # Of the caller's own keys also one that was passed over: the check may bring it back.
-        candidates = self.lookup.survey(caller, [spec])[spec.id]
-        chosen = self.lookup.choose(candidates)
-        over = self.lookup.passed_over(candidates, chosen)
-        if over and over.tier in PERSONAL_TIERS and over.credential:
-            return self.checks.of_stored(caller, spec, over.credential)
-        credential = self.lookup.settle(chosen, spec, rejected=True)
-        return self.checks.of_stored(caller, spec, credential)
+        return self.checks.of_stored(caller, spec, self.lookup.to_check(caller, spec))
 
     def warnings(self, provider: str, fields: Fields | None) -> list[KeyWarning]:
         """Return what the look of a typed key tells, such as whose it seems to be; nobody is asked."""

@@ -37,11 +37,18 @@ from tests.services import wait_until
 from .account_kinds import ANN, BEN, KEYRING, SYSTEM, TEAM, count_statements, event_of, make_record
 from .test_account_races import exit_code, fork
 
-TODAY = utcnow().date().isoformat()
+NOW = utcnow()
+TODAY = NOW.date().isoformat()
 AT = 1_700_000_000_000
 OUTCOMES: tuple[Outcome, ...] = ("used", "rejected", "failed")
 #: The first day that is not long ago.
-KEPT_SINCE = (utcnow() - timedelta(days=89)).date()
+KEPT_SINCE = (NOW - timedelta(days=89)).date()
+
+
+@pytest.fixture(autouse=True)
+def _one_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it be one day throughout, also if the tests run past midnight."""
+    monkeypatch.setattr("flask_byok.accounts.store.usage.utcnow", lambda: NOW)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ ANYBODY = Caller(user="1")
 def make_candidate(tier: Tier, kind: str, spec: ProviderSpec = OPENAI) -> Candidate:
     """Make what a tier has; the kind is a state, or a verdict on an active key."""
     is_verdict = kind in set(Verdict)
-    verdict = RecordedVerdict(Verdict(kind), NOW, "v1") if is_verdict else None
+    verdict = RecordedVerdict(Verdict(kind), utcnow(), "v1") if is_verdict else None
     record = CredentialRecord(
         spec.id, "owner", "sealed", f"…{tier}", "v1", NOW, NOW, validity=verdict
     )

@@ -67,7 +67,7 @@ def test_a_call_has_the_outcome_that_its_answer_means(
     counted: list[Any] = []
     reported: list[Verdict] = []
     key = fake.api_key(provider, behaviour)
-    made = make(provider, key, count=counting(counted), report=noting(reported), max_retries=0)
+    made = make(provider, key, count=counted.append, report=noting(reported), max_retries=0)
     with suppress(Exception):
         way(made)
     tokens = counted.pop() if counted[1:] else None
@@ -101,7 +101,7 @@ def test_retries_are_one_call(
 def test_an_abandoned_stream_was_used(fake: FakeProviders, make: Make, provider: str) -> None:
     """The first piece counts, not the later ones; a stream that is never read was no call."""
     counted: list[Any] = []
-    made = make(provider, fake.api_key(provider), count=counting(counted))
+    made = make(provider, fake.api_key(provider), count=counted.append)
     unread = made.stream_chat(HELLO, "some-model")
     del unread
     assert counted == []
