@@ -9,7 +9,9 @@ from flask_byok import (
 )
 
 app = create_app()
-socketio = SocketIO(app)
+socketio = SocketIO(
+    app, async_mode="threading"
+)  # by itself it takes gevent where that is installed
 
 
 # begin

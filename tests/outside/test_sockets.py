@@ -32,9 +32,6 @@ def server(imported: Place, request: pytest.FixtureRequest) -> Server:
     sockets.socketio.on_event("tried", lambda: tried(sockets.byok))
     sockets.socketio.on_event("keep", lambda key: sockets.byok.set("openai", key)["source"])
     sockets.socketio.server_options["manage_session"] = request.param
-    sockets.socketio.server_options["async_mode"] = (
-        "threading"  # not gevent, which is installed too
-    )
     sockets.socketio.manage_session = request.param
     return Server(app, imported)
 
