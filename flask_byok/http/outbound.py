@@ -147,6 +147,9 @@ class Outbound:
             rule = is_public_or_private if self.allow_private else is_public
             origin = transport.origin_of(base_url)
             enter, proxy = partial(personal_slots.take, owner), self._find_proxy(origin)
+            if proxy is not None and transport.origin_of(proxy)[1:] == origin[1:]:
+                text = "This base URL may not be called. It is that of this site's proxy."
+                raise EndpointNotAllowedError(text)
             return self._make_client(rule, transport.PERSONAL, enter, proxy).twin(origin, observe)
         origin = transport.origin_of(endpoint.base_url)
         place = os.getpid(), self._find_proxy(origin)

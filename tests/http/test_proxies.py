@@ -237,3 +237,10 @@ def test_an_apps_settings(
         for bad, status in (("8443", 200), ("8444", 422)):
             url = f"https://llm.example.com:{bad}/v1"
             assert visitor.call("set", **options, base_url=url).status_code == status
+
+
+def test_a_person_may_not_name_the_proxy() -> None:
+    """The operator's proxy, which may have any address, is no server of a person's own."""
+    outbound = Outbound(proxy="https://proxy.example", resolver=Resolver(["10.0.0.9"]))
+    with pytest.raises(EndpointNotAllowedError, match="proxy"):
+        outbound.client_for(Endpoint("https://proxy.example/v1", "personal"))
