@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_byok.catalog import PROVIDERS, Catalog, CheckSpec, ProviderSpec, Rule
+from flask_byok.catalog import PROVIDERS, Catalog, CheckSpec, Field, ProviderSpec, Rule
 from flask_byok.catalog.auth import Auth, names_in
 from flask_byok.catalog.verdicts import Answer, judge
 from flask_byok.errors import ConfigurationError, UnknownProviderError
@@ -159,3 +161,54 @@ def test_a_key_does_not_decide_its_own_verdict(api_key: str) -> None:
     for place in ("check", "call"):
         assert judge(spec, answer, place).verdict is Verdict.INVALID
         assert judge(spec, answer, place, [api_key, ""]).verdict is Verdict.UNCHECKED
+
+
+@pytest.mark.parametrize(
+    ("named", "seconds"),
+    [
+        ("90", 90),
+        ("0.2", 1),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Mon, 99999999999999 Jan 2020 00:00:00 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", None),
+        ("1e400", None),
+        ("soon", None),
+    ],
+)
+def test_when_to_ask_again(named: str, seconds: int | None) -> None:
+    """Seconds and dates are read, never rounded down; what makes no sense is no answer and no error."""
+    assert Answer(429, b"", {"retry-after": named}).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("provider", "body"),
+    [
+        ("together", {"message": "Unexpected endpoint"}),
+        ("together", {}),
+        ("custom", {"data": [], "error": "Unexpected endpoint"}),
+    ],
+)
+def test_a_success_has_the_documented_shape(provider: str, body: object) -> None:
+    """An answer of status 200 that is another thing says nothing about the key."""
+    answer = Answer(200, json.dumps(body).encode())
+    assert judge(Catalog().get(provider), answer, "check").verdict is Verdict.UNCHECKED
+
+
+@pytest.mark.parametrize("left", [0, -0.01, -3])
+def test_less_than_nothing_is_no_credit(left: float) -> None:
+    """A limit that is overdrawn is no credit either."""
+    answer = Answer(200, json.dumps({"data": {"limit_remaining": left}}).encode())
+    found = judge(Catalog().get("openrouter"), answer, "check")
+    assert found.verdict is Verdict.VALID_NO_CREDIT
+
+
+def test_addresses_are_pinned_and_hold_no_secret() -> None:
+    """A field that leads to a host has a pattern or choices, in the check's address too, and a secret is in none."""
+    server = Field("server", secret=False)
+    for wrong in (
+        {"check": CheckSpec(path="https://{server}/me")},
+        {"base_url": "https://{server}/v1"},
+        {"base_url": "https://example.com/{api_key}"},
+    ):
+        with pytest.raises(ConfigurationError, match="'mine'"):
+            ProviderSpec(id="mine", name="Mine", fields=(Field(), server), **wrong)

@@ -122,6 +122,12 @@ def test_the_accounts_certificates_decide(answer: Any, verdict: Verdict) -> None
         {"service_account_json": "[]"},
         {"service_account_json": "{"},
         account(private_key="-----BEGIN PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----\n"),
+        # Of 8,000 bits: to prove that it is none would hold all threads up for seconds.
+        account(
+            private_key="-----BEGIN PRIVATE KEY-----\n"
+            + "MIIS" * 1600
+            + "\n-----END PRIVATE KEY-----\n"
+        ),
         account(private_key=None),
         account(private_key=pem(ec.generate_private_key(ec.SECP256R1()))),
         account(private_key_id=7),

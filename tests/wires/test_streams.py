@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -644,3 +645,15 @@ def test_the_fields_of_each_event() -> None:
     with pytest.raises(AttributeError):
         said.text = "Ho"
     assert msgspec.json.encode(said.to_dict()) == b'{"text":"Hi"}'
+
+
+def test_nothing_after_the_end_mark_holds_the_end_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stays open after its end mark, silent or with comments for ever, does not delay the finish."""
+    clock = itertools.count()
+    monkeypatch.setattr("flask_byok.wires.events.monotonic", lambda: next(clock))
+    mark = b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]}\n\n'
+    for more in (b": still here\n\n", None):
+        after = iter([more] * 1000)
+        found = read(itertools.chain([mark], after))
+        assert [event.type for event in found] == ["text", "finish"]
+        assert len(list(after)) > 990
