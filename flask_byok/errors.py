@@ -233,7 +233,7 @@ class ProviderRateLimitedError(ProviderError):
 
 
 class ProviderOverloadedError(ProviderError):
-    """Raised when the provider has too much to do, whoever asks."""
+    """Raised when the provider has too much to do for all who ask."""
 
     code, status, title = "provider_overloaded", 503, "The provider has too much to do"
 

@@ -404,11 +404,11 @@ class BaseProvider:
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         fields = {name: self.credential.reveal(name) for name in self.credential.fields}
         url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
-        headers = {**spec.headers, **spec.check.headers, **spec.auth.headers(fields, "GET", url)}
+        headers = {**spec.check.headers, **self._outcomes.headers("GET", url, b"")}
         answer = self._outbound.fetch(
             endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
         )
-        if answer.status == 200 and isinstance(answer.data, dict):
+        if answer.status == 200 and isinstance(answer.data, dict | list):
             return [ModelInfo(model) for model in read_models(answer)]
         text = f"{self.display_name} did not list its models."
         raise ProviderUnavailableError(text, provider=self.name)
