@@ -12,11 +12,12 @@ import re
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
 from ..catalog.models import models_of
@@ -32,7 +33,7 @@ from .guards import ForeignOriginError, hide_address, refuse_foreign_origin, sec
 from .problems import Problem, http_problem, problem
 from .protocols import COMMENT, Link, begun, completion, respond
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 _ID = r"[A-Za-z0-9][\w.:@+-]*"
@@ -108,7 +109,6 @@ def create_gateway(url_prefix: str) -> Blueprint:
         "/gateway/<path:path>",
         "call",
         _view,
-        provide_automatic_options=False,
         methods=_METHODS,
         merge_slashes=False,
     )
@@ -126,19 +126,14 @@ def _view(path: str) -> Response:
 
 
 def _answer(path: str) -> Response:
-    if request.method == "OPTIONS":
-        return current_app.make_default_options_response()
     name, rest = _find(path)
     _refuse_cross_site(rest)
     state = get_state()
     caller = current_caller(state)
-    give_back = slots.take(caller.counted_as)
-    try:
+    with ExitStack() as stack:
+        stack.callback(slots.take(caller.counted_as))
         response = _call(state, caller, name, rest)
-    except BaseException:
-        give_back()
-        raise
-    done = weakref.finalize(response, give_back)
+        done = weakref.finalize(response, stack.pop_all().close)
     done.atexit = False
     response.call_on_close(done)
     return response
