@@ -105,13 +105,8 @@ def create_gateway(url_prefix: str) -> Blueprint:
     blueprint.after_request(secure)
     for kind in (ByokError, HTTPException):  # such as a body that is too large
         blueprint.register_error_handler(kind, _refuse)
-    blueprint.add_url_rule(
-        "/gateway/<path:path>",
-        "call",
-        _view,
-        methods=_METHODS,
-        merge_slashes=False,
-    )
+    rule = "/gateway/<path:path>"
+    blueprint.add_url_rule(rule, "call", _view, methods=_METHODS, merge_slashes=False)
     return blueprint
 
 
