@@ -325,10 +325,9 @@ def _bad(passage: Passage, provider: BaseProvider) -> Response:
 
 def _set_type(response: Response, passage: Passage) -> None:
     kind = passage.call.headers.get("content-type", "")
-    if _HARMLESS.fullmatch(kind):
-        response.headers["Content-Type"] = kind
-    else:
-        response.headers["Content-Type"] = "application/octet-stream"
+    is_harmless = _HARMLESS.fullmatch(kind)
+    response.headers["Content-Type"] = kind if is_harmless else "application/octet-stream"
+    if not is_harmless:
         response.headers["Content-Disposition"] = "attachment"
 
 
@@ -340,16 +339,15 @@ def _pieces(passage: Passage, adapter: str, link: Link) -> Iterator[bytes]:
     latest, end = time.monotonic(), b"\n\n"
     try:
         for piece in passage:
-            if piece is None:
-                if link.is_gone():
-                    return
-                is_between = passage.is_stream and end.endswith(_BLANK_LINES)
-                if not (is_between and link.needs_beat(latest)):
-                    continue
-            else:
+            if piece is not None:
                 end = (end + piece)[-4:]
-            latest = time.monotonic()
-            yield COMMENT if piece is None else piece
+            elif link.is_gone():
+                return
+            elif passage.is_stream and end.endswith(_BLANK_LINES) and link.needs_beat(latest):
+                piece = COMMENT
+            if piece is not None:
+                latest = time.monotonic()
+                yield piece
     except ProviderError as error:
         if not passage.is_stream:
             raise ConnectionAbortedError(error.code) from None
