@@ -111,7 +111,7 @@ class _BoundedStream(httpx2.SyncByteStream):
                     continue
                 # The deadline holds for this one step: the next may run in another context.
                 with until(self.end):
-                    piece = next(pieces, None)
+                    piece = self.connection.data() or next(pieces, None)
                 if piece is None:
                     return
                 total += len(piece)
@@ -202,8 +202,7 @@ class GuardedTransport(httpx2.HTTPTransport):
         says_events = response.headers.get("content-type", "").startswith("text/event-stream")
         is_read_so = limits is PERSONAL and request.extensions.get(STREAMED)
         connection = response.extensions["network_stream"]
-        coding = response.headers.get("transfer-encoding", "").lower()
-        connection.is_chunked = coding.endswith("chunked")
+        connection.in_chunks = "transfer-encoding" in response.headers  # h11 takes no other coding
         response.stream = _BoundedStream(
             cast(httpx2.SyncByteStream, response.stream),
             connection,
