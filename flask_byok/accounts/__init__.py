@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -38,7 +39,9 @@ def open_accounts(
     from .store.keys import AccountStore
 
     database = Database(engine_or_url, metadata.sorted_tables, **opening)
-    return AccountStore(database, AuditSecret(keyring, hold_secret(database), tolerant=tolerant))
+    return AccountStore(
+        database, AuditSecret(keyring, partial(hold_secret, database), tolerant=tolerant)
+    )
 
 
 class AuditSecret(Canary):

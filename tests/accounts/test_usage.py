@@ -194,7 +194,7 @@ def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
         if postgres:  # which does so by itself; SQLite never does
             connection.exec_driver_sql("ANALYZE")
         explain = "EXPLAIN" if postgres else "EXPLAIN QUERY PLAN"
-        old = module._FOLDED.params(before=TODAY, batch=200)
+        old = module._old(TODAY, 200)
         reading = (module._keys(owners, 0), module._uses(owners), module._daily(owners, TODAY))
         for query in (*reading, old):
             sql = str(query.compile(store.engine, compile_kwargs={"literal_binds": True}))
