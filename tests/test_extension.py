@@ -466,7 +466,7 @@ def test_forgotten_user(tmp_path: Path, fake: FakeProviders, database_url: str) 
     another.post("/sign-in/7")
     assert another.status("openai")["source"] is None
     accounts = accounts_of(app)
-    newest = accounts.audit.entries("user:7")[0].event
+    newest = accounts.audit.entries("user:7")[0]
     assert (newest.actor, newest.action, newest.outcome) == ("system", "clear", "done")
     accounts.engine.dispose()
     without = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])

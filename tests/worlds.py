@@ -114,7 +114,7 @@ class World:
     def logged(self, owner: str) -> list[tuple[str, str, str]]:
         """Return actor, action and outcome of what the audit log has in an owner's chain, oldest first."""
         entries = sorted(self.accounts.audit.entries(owner), key=lambda entry: entry.number)
-        return [(e.event.actor, e.event.action, e.event.outcome) for e in entries]
+        return [(e.actor, e.action, e.outcome) for e in entries]
 
     def names(self) -> list[str]:
         """Return the names of the events so far."""

@@ -174,7 +174,7 @@ def test_what_learnt_nothing_lifts_no_refusal(store: AccountStore, logged: bool)
         validity = store.find([ANN])[0].current_validity()
         assert validity is not None
         assert validity.verdict is (known if stays else late)
-        assert store.audit.entries(ANN)[0].event.action == ("validate" if logged else "set")
+        assert store.audit.entries(ANN)[0].action == ("validate" if logged else "set")
 
 
 def test_a_refusal_of_an_older_version_hinders_no_verdict(store: AccountStore) -> None:

@@ -68,7 +68,7 @@ def prune_all(store: AccountStore, before: datetime | None = None) -> Pruning:
 def rows_of(store: AccountStore, owner: str = ANN) -> list[tuple[int, str]]:
     """Return number and action of an owner's rows, oldest first."""
     entries = store.audit.entries(owner, limit=1000)
-    return sorted((entry.number, entry.event.action) for entry in entries)
+    return sorted((entry.number, entry.action) for entry in entries)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 500])

@@ -58,7 +58,7 @@ def test_rotation(rotating: Flask, tmp_path: Path, sqlite_url: str) -> None:
     assert all(record.current_validity() for record in found)
     assert accounts_of(retired).audit.verify() == []
     (entry,) = accounts_of(retired).audit.entries("system")
-    assert (entry.event.actor, entry.event.action) == ("cli", "rotate")
+    assert (entry.actor, entry.action) == ("cli", "rotate")
     assert "Sealing again: 0" in run(rotating, "rotate").output
 
 
@@ -120,7 +120,7 @@ def test_purge(expiring: Flask) -> None:
     assert "nothing listens to key_expiring" in result.output
     assert owners(expiring) == {"user:1", "user:6", "user:8", "user:ann"}
     entry = accounts_of(expiring).audit.entries("user:-40")[0]
-    assert (entry.event.actor, entry.event.action) == ("cli", "purge")
+    assert (entry.actor, entry.action) == ("cli", "purge")
     assert accounts_of(expiring).audit.verify() == []
     assert "0 expired keys deleted." in run(expiring, "purge-expired").output
 

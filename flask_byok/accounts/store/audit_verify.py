@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import and_, func, null, or_, select, true, tuple_, union_all
 from sqlalchemy import cast as as_type
 
-from ...model.credential import from_milliseconds, to_milliseconds
+from ...model.credential import to_milliseconds
 from ...storage.tables import audit, audit_heads, credentials
-from . import AuditEvent, Head
+from . import Head
 from .audit import GONE, RECORDED, AuditWriter, head_seal, is_mac, record_hash, row_hash
 
 if TYPE_CHECKING:
@@ -51,19 +51,6 @@ _OF_ROW = [audit.c[name] for name in ("number", "fingerprint", "became")]
 
 
 @dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One row of the log."""
-
-    owner: str
-    number: int
-    at: datetime
-    event: AuditEvent
-    provider: str
-    slot: str
-    credential_id: str
-
-
-@dataclass(frozen=True, slots=True)
 class Finding:
     """What is wrong with a chain; ``number`` is the row's, None for the whole chain."""
 
@@ -89,12 +76,12 @@ class AuditLog(AuditWriter):
 
     def entries(
         self, owner: str | None = None, *, before: datetime | None = None, limit: int = 100
-    ) -> list[AuditEntry]:
-        """Return the newest entries, of one owner or all."""
+    ) -> Sequence[Any]:
+        """Return the newest entries, of one owner or all, as rows of ``byok_audit``."""
         query = _of(owner, select(audit)).order_by(audit.c.at.desc(), audit.c.number.desc())
         if before is not None:
             query = query.where(audit.c.at < to_milliseconds(before))
-        return [_entry(row) for row in self.database.read(query.limit(limit))]
+        return self.database.read(query.limit(limit))
 
     def count(self, owner: str | None = None) -> int:
         """Return how many entries there are, of one owner or all."""
@@ -369,12 +356,3 @@ def _none(column: Any) -> Any:
 
 def _of(owner: str | None, query: Any, table: Any = audit) -> Any:
     return query if owner is None else query.where(table.c.owner == owner)
-
-
-def _entry(row: Any) -> AuditEntry:
-    event = AuditEvent(row.actor, row.action, row.outcome, row.request_id, row.fingerprint)
-    try:
-        at = from_milliseconds(row.at)
-    except (TypeError, ValueError, OverflowError):
-        at = datetime.fromtimestamp(0, UTC)  # it was changed
-    return AuditEntry(row.owner, row.number, at, event, row.provider, row.slot, row.credential_id)
