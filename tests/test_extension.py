@@ -35,7 +35,7 @@ from flask_byok import (
     key_used,
     key_validated,
 )
-from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.model.credential import isoformat, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.storage.tables import metadata

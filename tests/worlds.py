@@ -9,10 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.wing import Wing
+from flask_byok.accounts.wing import Wing, open_accounts
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys.operator import OperatorKeys

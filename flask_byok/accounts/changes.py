@@ -6,7 +6,7 @@ Each place is a destination of the recipe in ``keys.save``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -78,13 +78,14 @@ class MainSlot(_Place):
         if session is not None:
             there = sessions.read(session, identity, [record.provider]).records
             leaving = sessions.mark_leaving(session, identity, there.values())
-        stored = wing.store.keep(
-            record,
-            wing.event(caller, "set"),
-            seat=wing.seat,
-            ended=[one.version for one in leaving],
-            confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
-        )
+
+        def seat(record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
+            seated = wing.seat(record, taken)
+            check_place(seated.owner, seated.slot, typed.secrets)
+            return seated
+
+        ended = [one.version for one in leaving]
+        stored = wing.store.keep(record, wing.event(caller, "set"), seat=seat, ended=ended)
         if session is not None:
             sessions.remove(session, identity, leaving)
         return stored

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.wing import Wing
+from flask_byok.accounts.wing import Wing, open_accounts
 from flask_byok.errors import KeyNotFoundError
 from flask_byok.model.credential import CredentialRecord
 from flask_byok.model.owner import Caller, Tier

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import reseal
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.store.reseal import Progress
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring

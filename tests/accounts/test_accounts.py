@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import NoRecord, rows
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import KeyExistsError, StoreError
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.storage.sql import Database

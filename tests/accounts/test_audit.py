@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.exc import ProgrammingError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, audit_verify
 from flask_byok.accounts.store.audit import row_hash
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.sql import SqlDocuments

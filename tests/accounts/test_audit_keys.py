@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, text, update
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, Head, audit_verify
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials

@@ -13,11 +13,11 @@ import pytest
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.exc import ProgrammingError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, Head, audit_prune
 from flask_byok.accounts.store import audit as audit_module
 from flask_byok.accounts.store.audit_prune import Pruning, count_prunable, prune
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.model.credential import utcnow
 from flask_byok.storage.tables import audit, audit_heads, credentials

@@ -18,9 +18,9 @@ import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import OperationalError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import usage as module
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import (

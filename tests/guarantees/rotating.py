@@ -21,9 +21,9 @@ from flask_session import Session
 from sqlalchemy import insert
 
 from flask_byok import BYOK
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore, new_id
 from flask_byok.accounts.store.rows import new_values
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
 from tests.accounts.account_kinds import event_of, make_record, open_key

@@ -15,8 +15,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Column, Engine, MetaData, Text, make_url, select, text
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.audit_prune import prune
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import utcnow

@@ -25,7 +25,7 @@ from ...storage.tables import audit, audit_heads, canaries, credentials
 from . import AuditEvent, NoRecord, Subject
 
 if TYPE_CHECKING:
-    from .. import AuditSecret
+    from ..wing import AuditSecret
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "

@@ -22,7 +22,7 @@ from . import Head
 from .audit import GONE, RECORDED, AuditWriter, head_seal, is_mac, record_hash, row_hash
 
 if TYPE_CHECKING:
-    from .. import AuditSecret
+    from ..wing import AuditSecret
 
 #: The outcome of the row that pruning writes after it has compared all keys.
 PRUNED = "pruned"

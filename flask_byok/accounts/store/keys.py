@@ -42,12 +42,11 @@ from .rows import (
 from .usage import UsageStore
 
 if TYPE_CHECKING:
-    from .. import AuditSecret
+    from ..wing import AuditSecret
 
-#: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider.
+#: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider; raises to
+#: store nothing.
 Seat = Callable[[CredentialRecord, Collection[str]], CredentialRecord]
-#: Looks at a record in its slot, within the transaction; raises to store nothing.
-Confirm = Callable[[CredentialRecord], object]
 #: What becomes of a session's record: it is stored; it was before; another key of the owner's stays; or
 #: it was promoted or replaced before, and nothing is there now.
 PromotionOutcome = Literal["promoted", "known", "kept", "gone"]
@@ -113,19 +112,15 @@ class AccountStore(KeyReader):
         *,
         seat: Seat,
         ended: Collection[str] = (),
-        confirm: Confirm | None = None,
     ) -> CredentialRecord:
-        """Store a record in the slot that ``seat`` chooses, replacing the one there.
+        """Store a record in the slot that ``seat`` chooses within the transaction, replacing the one there.
 
         :param ended: the versions of the session's records that it replaces; see ``over``.
         :raises KeyExistsError: the owner has as many named endpoints as allowed.
         """
 
         def work(chain: Chain) -> CredentialRecord:
-            seated = seat(record, _slots(chain, record))
-            if confirm is not None:
-                confirm(seated)
-            return _put(chain, seated, event, ended)
+            return _put(chain, seat(record, _slots(chain, record)), event, ended)
 
         return self.audit.change(record.owner, work)
 
