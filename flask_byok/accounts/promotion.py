@@ -233,14 +233,13 @@ class _Move:
                 v: [record.version for record in move.ending[1:]] for v, move in by_version.items()
             },
         )
-        promoted = [name for name, what in outcomes.items() if what in ("promoted", "known")]
-        kept = [name for name, what in outcomes.items() if what == "kept"]
-        result = self.result
-        result.promoted.extend(promoted)
-        result.kept.extend(provider for provider in kept if provider not in result.kept)
         for move in moves:
-            if move.record.provider in promoted:
+            provider = move.record.provider
+            if outcomes[provider] in ("promoted", "known"):
+                self.result.promoted.append(provider)
                 self._remove(move.ending)
+            elif outcomes[provider] == "kept" and provider not in self.result.kept:
+                self.result.kept.append(provider)
 
     # the session's records
 

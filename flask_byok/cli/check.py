@@ -301,10 +301,8 @@ def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:
         count, sessions = accounts.pop(key_id, 0), service.sessions.count_sealed_with(key_id)
         use = f"{count:,} sealed in accounts"
         use += "" if sessions is None else f", {sessions:,} in sessions"
-        if number == 0:
-            yield "current", key_id, use
-        else:
-            yield "fallback", key_id, use + _advice(count, sessions, days)
+        advice = _advice(count, sessions, days) if number else ""
+        yield "fallback" if number else "current", key_id, use + advice
     for key_id, count in accounts.items():
         if key_id:
             yield "unknown", key_id, f"{count:,} sealed in accounts; {_PUT_BACK}"

@@ -72,11 +72,6 @@ class Chain:
         """The number of the last row."""
         return int(self._head["number"])
 
-    @property
-    def checkpoint(self) -> tuple[int, str]:
-        """The number and the hash of the last row that was pruned; 0 and empty if none was."""
-        return self._head["checkpoint"], self._head["checkpoint_hash"]
-
     def append(self, event: AuditEvent, subject: Subject | None = None) -> None:
         """Add an event that changes no key; ``close`` writes it."""
         self._add(event, subject or NoRecord())

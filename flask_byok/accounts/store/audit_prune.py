@@ -21,7 +21,7 @@ from ...model.credential import to_milliseconds, utcnow
 from ...storage.tables import audit, audit_heads
 from . import AuditEvent
 from .audit import Chain
-from .audit_verify import PRUNED, AuditLog, Finding, Follower, Said, whole_number
+from .audit_verify import PRUNED, ROWS, AuditLog, Finding, Follower, Said, whole_number
 
 #: Rows that one transaction deletes at most, and chains that are looked for at a time.
 _BATCH, _CHAINS = 500, 200
@@ -45,8 +45,8 @@ def _last(owner: Any) -> Any:
 
 
 def _rest(owner: str, after: int) -> Any:
-    """Return the query of a chain's rows after a number, in their order."""
-    return select(audit).where(_a.owner == owner, _a.number > after).order_by(_a.number)
+    """Return the query of a chain's rows after a number."""
+    return ROWS.where(_a.owner == owner, _a.number > after)
 
 
 @dataclass(slots=True)
@@ -77,8 +77,8 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
     due = select(_h.owner).join(audit, first).where(_is_due(until)).order_by(_h.owner)
     while owners := log.database.read(due.where(_h.owner > after).limit(_CHAINS)):
         for (owner,) in owners:
-            verifier = _Verifier()
-            while deleted := _prune_chain(log, owner, until, event, verifier):
+            follower = Follower(owner, log.log_secret.secret())
+            while deleted := _prune_chain(log, owner, until, event, follower):
                 state.done += deleted
                 yield state
             if deleted is None:
@@ -87,37 +87,32 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
             after = owner
 
 
-class _Verifier:
-    """Verifies a chain to its end, and at each further call the rows that came since."""
+def _finds_whole(chain: Chain, follower: Follower) -> bool:
+    """Return True if every row follows the one before it, and explains what it did to a key.
 
-    def __init__(self) -> None:
-        self._follower: Follower | None = None
-
-    def finds_whole(self, chain: Chain) -> bool:
-        """Return True if every row follows the one before it, and explains what it did to a key."""
-        follower = self._follower or Follower(chain.owner, chain.secret, *chain.checkpoint)
-        self._follower = follower
-        rows, findings = _rest(chain.owner, follower.number), list[Finding]()
-        for row in chain.connection.execute(rows).yield_per(_BATCH):
-            findings += follower.follow(row)
-        return follower.number == chain.number and not findings + follower.unexplained
+    :param follower: has followed the rows up to those that came since the last call.
+    """
+    findings = list[Finding]()
+    for row in chain.connection.execute(_rest(chain.owner, follower.number)).yield_per(_BATCH):
+        findings += follower.row(row)
+    return follower.number == chain.number and not findings + follower.unexplained
 
 
 def _prune_chain(
-    log: AuditLog, owner: str, before: int, event: AuditEvent, verifier: _Verifier
+    log: AuditLog, owner: str, before: int, event: AuditEvent, follower: Follower
 ) -> int | None:
     """Delete the first rows of a chain and return how many, None if it is not whole."""
 
     def work(chain: Chain) -> int | None:
-        if not chain.is_whole or not verifier.finds_whole(chain):
+        if not chain.is_whole or not _finds_whole(chain, follower):
             return None
         old = _old_rows(chain, before)
         if not old:
             return 0
-        follower = Follower(owner, chain.secret, *chain.checkpoint)
-        if any(follower.follow(row) for row in old):
+        follows = Follower(owner, chain.secret)
+        if any(follows.row(row) for row in old):
             return None
-        restated = _restated(chain, follower)
+        restated = _restated(chain, follows)
         if restated is None:
             return None
         for said in restated:
@@ -130,7 +125,7 @@ def _prune_chain(
 
 
 def _old_rows(chain: Chain, before: int) -> Sequence[Any]:
-    first = _rest(chain.owner, chain.checkpoint[0]).where(_a.number < _last(chain.owner))
+    first = _rest(chain.owner, 0).where(_a.number < _last(chain.owner))
     rows = chain.connection.execute(first.limit(_BATCH)).all()
     return list(takewhile(lambda row: whole_number(row.at, before) < before, rows))
 

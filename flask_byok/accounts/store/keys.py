@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partialmethod
+from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import case, delete, insert, or_, select, update
@@ -203,14 +203,12 @@ class AccountStore(KeyReader):
         for row in self.database.read(select(_c.id, _c.owner).where(is_expired).limit(limit)):
             expired.setdefault(row.owner, []).append(row.id)
 
-        def purge(owner: str, ids: list[str]) -> int:
-            def work(chain: Chain) -> int:
-                still = select(credentials).where(_c.id.in_(ids), is_expired)
-                return len(_delete(chain, chain.connection.execute(still).all(), event))
+        def purge(chain: Chain, ids: Collection[str]) -> int:
+            still = select(credentials).where(_c.id.in_(ids), is_expired)
+            return len(_delete(chain, chain.connection.execute(still).all(), event))
 
-            return self.audit.change(owner, work)
-
-        return sum(purge(owner, ids) for owner, ids in expired.items())
+        change = self.audit.change
+        return sum(change(owner, partial(purge, ids=ids)) for owner, ids in expired.items())
 
     def record_verdict(
         self, id: str, version: str, verdict: RecordedVerdict, event: AuditEvent | None = None

@@ -10,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, cast, func, select, update
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, cast, func, select, update
 
 from ...model.credential import CredentialRecord
 from ...storage.tables import canaries, credentials
@@ -115,7 +116,8 @@ class AccountSeals:
             for batch in self._due_batches():
                 # Sealed before the transaction, so nothing waits for the cryptography.
                 sealed = [(row, text) for row in batch if (text := seal(row)) is not None]
-                done = self._write(sealed, event) if sealed else 0
+                write = partial(_update, sealed=sealed, event=event)
+                done = self._audit.change("system", write) if sealed else 0
                 progress.done += done
                 progress.unreadable += len(batch) - len(sealed)
                 progress.held += len(sealed) - done
@@ -135,28 +137,23 @@ class AccountSeals:
             after = found[-1].id
         yield found
 
-    def _write(self, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
-        def work(chain: Chain) -> int:
-            done = _update(chain.connection, sealed)
-            if done:
-                chain.append(event)
-            return done
 
-        return self._audit.change("system", work)
-
-
-def _update(connection: Connection, sealed: Sequence[tuple[Any, str]]) -> int:
+def _update(chain: Chain, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
     """Write new ciphertexts and return how many of the rows were still as read."""
-    key_id = key_columns(sealed[0][1])["key_id"]
-    if connection.dialect.name == "postgresql":
+    execute, key_id = chain.connection.execute, key_columns(sealed[0][1])["key_id"]
+    if chain.connection.dialect.name == "postgresql":
         columns = {
             "ids": " ".join(row.id for row, _ in sealed),
             "versions": " ".join(str(row.version) for row, _ in sealed),
             "sealed": " ".join(text for _, text in sealed),
         }
-        return connection.execute(_WRITE_ALL, {**columns, "by": key_id}).rowcount
-    rows = [
-        {"of_id": row.id, "of_version": row.version, "sealed": text, "by": key_id}
-        for row, text in sealed
-    ]
-    return connection.execute(_WRITE, rows).rowcount
+        done = execute(_WRITE_ALL, {**columns, "by": key_id}).rowcount
+    else:
+        rows = [
+            {"of_id": row.id, "of_version": row.version, "sealed": text, "by": key_id}
+            for row, text in sealed
+        ]
+        done = execute(_WRITE, rows).rowcount
+    if done:
+        chain.append(event)
+    return done

@@ -122,14 +122,10 @@ def _keys(owners: Owners, now: int) -> Any:
     query = sa.select(
         _c.provider,
         sa.func.count().label("keys"),
-        _number(alive).label("active"),
-        _number(expired).label("expired"),
+        sa.func.count().filter(alive).label("active"),
+        sa.func.count().filter(expired).label("expired"),
     )
     return confine(query, owners).group_by(_c.provider)
-
-
-def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-    return sa.func.count(sa.case((condition, 1)))
 
 
 def _uses(owners: Owners) -> Any:
