@@ -91,7 +91,7 @@ def test_a_throw_away_key_leaves_the_database_alone(
 ) -> None:
     """An app that makes an encryption key up works, and neither reads nor changes a real database's accounts."""
     live = open_accounts(database_url, KEYRING)
-    live.create(make_record("system"), event_of())
+    live.put(make_record("system"), event_of())
     before = contents(database_url)
     for number in range(2):
         accounts = accounts_of(try_out(tmp_path / str(number), database_url, mode))

@@ -93,7 +93,7 @@ def test_pages_of_several_tiers(database_url: str) -> None:
     store = open_accounts(database_url, KEYRING)
     owners = [TEAM, SYSTEM, "user:ann", "user:ben", "team:blue"]
     made = [
-        store.create(make_record(owner, provider), event_of())
+        store.put(make_record(owner, provider), event_of())
         for provider in ("openai", "groq", "xai")
         for owner in owners
     ]

@@ -45,13 +45,13 @@ def store(database_url: str, clock: Callable[[int], None]) -> Iterator[AccountSt
     """Make a store with six old rows of Ann's about two keys, one of Ben's, and a new one of each of them."""
     store = open_accounts(database_url, KEYRING)
     clock(100)
-    key = store.create(make_record(), event_of(fingerprint=fingerprint_of(store)))
-    store.create(make_record(provider="groq"), event_of())
-    store.create(make_record(provider="xai"), event_of())
+    key = store.put(make_record(), event_of(fingerprint=fingerprint_of(store)))
+    store.put(make_record(provider="groq"), event_of())
+    store.put(make_record(provider="xai"), event_of())
     store.clear(ANN, ["xai"], event_of("clear"))
     store.audit.note(ANN, event_of("reveal"), key)
     store.change(key.id, [ANN], {"label": "old"}, event_of("change"))
-    store.create(make_record(BEN), AuditEvent(BEN, "set"))
+    store.put(make_record(BEN), AuditEvent(BEN, "set"))
     clock(0)
     store.change(key.id, [ANN], {"label": "new"}, event_of("change"))
     store.audit.note(BEN, AuditEvent(BEN, "reveal"))
@@ -103,19 +103,19 @@ def test_time_to_come(store: AccountStore) -> None:
 def test_chain_without_keys(store: AccountStore, clock: Callable[[int], None]) -> None:
     """Of an owner without keys the last row stays, however old, and beside it the one about the pruning."""
     clock(90)
-    store.create(make_record("user:cat"), event_of())
+    store.put(make_record("user:cat"), event_of())
     store.clear("user:cat", ["openai"], event_of("clear"))
     clock(0)
     prune_all(store)
     assert rows_of(store, "user:cat") == [(2, "clear"), (3, "prune")]
-    store.create(make_record("user:cat"), event_of())
+    store.put(make_record("user:cat"), event_of())
     assert store.audit.verify() == []
 
 
 @pytest.mark.parametrize("then", ["change", "clear"])
 def test_deleted_key_brought_back(store: AccountStore, then: str) -> None:
     """A deleted key that a writer of the database brings back after a pruning shows, whatever the app does next."""
-    key = store.create(make_record(provider="xai"), event_of())
+    key = store.put(make_record(provider="xai"), event_of())
     with store.engine.connect() as connection:
         query = select(credentials).where(credentials.c.id == key.id)
         row = dict(connection.execute(query).mappings().one())

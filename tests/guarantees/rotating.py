@@ -57,7 +57,7 @@ def fill(url: str, count: int) -> None:
     """Store a key for each of so many users, sealed with the old encryption key."""
     store = open_accounts(url, BEFORE)
     for number in range(20):  # with a chain of their own
-        store.create(_record(BEFORE, number, 0), event_of("set"))
+        store.put(_record(BEFORE, number, 0), event_of("set"))
     for start in range(20, count, 1000):
         numbers = range(start, min(start + 1000, count))
         rows = [{"id": new_id(), **new_values(_record(BEFORE, n, 0))} for n in numbers]

@@ -15,7 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partial, partialmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sqlalchemy import case, delete, insert, or_, select, update
@@ -25,7 +25,7 @@ from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
-from . import AuditEvent, Subject, has_place
+from . import AuditEvent, Subject
 from .audit import Chain
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
@@ -83,38 +83,12 @@ class AccountStore(KeyReader):
         record: CredentialRecord,
         event: AuditEvent,
         *,
-        at_most: int | None = None,
-        replace: bool = True,
-    ) -> CredentialRecord:
-        """Store a record and return it with its id and version.
-
-        :param at_most: how many slots the owner may have for that provider.
-        :param replace: in the place of the one for its owner, provider and slot.
-        :raises KeyExistsError: the slot is taken, unless ``replace``, or the owner has as many others as allowed; or
-            as many named endpoints.
-        """
-
-        def seat(record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
-            is_taken = record.slot in taken and not replace
-            if is_taken or not has_place(record.slot, taken, at_most):
-                raise KeyExistsError(provider=record.provider)
-            return record
-
-        return self.keep(record, event, seat=seat)
-
-    #: Stores a record in a slot that is not taken.
-    create = partialmethod(put, replace=False)
-
-    def keep(
-        self,
-        record: CredentialRecord,
-        event: AuditEvent,
-        *,
-        seat: Seat,
+        seat: Seat = lambda record, _: record,
         ended: Collection[str] = (),
     ) -> CredentialRecord:
-        """Store a record in the slot that ``seat`` chooses within the transaction, replacing the one there.
+        """Store a record, replacing the one in its place, and return it with its id and version.
 
+        :param seat: chooses its slot within the transaction; by default its own.
         :param ended: the versions of the session's records that it replaces; see ``over``.
         :raises KeyExistsError: the owner has as many named endpoints as allowed.
         """
