@@ -71,7 +71,6 @@ _BY_TEXT = {
     "invalid connection option": _PARAMETER,
     "invalid URI query parameter": _PARAMETER,
     "query_wait_timeout": _SLOW,  # PgBouncer
-    "password authentication failed": _NO_ENTRY,
     "no password supplied": _NO_ENTRY,
     "no pg_hba.conf entry": _NO_ENTRY,
     "is not permitted to log in": _NO_ENTRY,

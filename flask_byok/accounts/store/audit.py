@@ -13,7 +13,7 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, delete, func, insert, select, update
@@ -124,11 +124,7 @@ class Chain:
             "owner": self.owner,
             "number": self.number + 1,
             "at": to_milliseconds(utcnow()),
-            "actor": event.actor,
-            "action": event.action,
-            "outcome": event.outcome,
-            "request_id": event.request_id,
-            "fingerprint": event.fingerprint,
+            **asdict(event),
             "previous": self._head["hash"],
             "provider": subject.provider,
             "slot": subject.slot,
