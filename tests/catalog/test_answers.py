@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from flask_byok.catalog import PROVIDERS, Catalog, ProviderSpec
-from flask_byok.catalog.verdicts import Answer, Judgement, judge
+from flask_byok.catalog import PROVIDERS, Catalog, CheckSpec, ProviderSpec
+from flask_byok.catalog.rules import UNKNOWN_KEY, of
+from flask_byok.catalog.verdicts import Answer, Judgement, Place, judge
 from flask_byok.errors import ERRORS_OF_CALLS, RejectedCredentialError
 from flask_byok.model.credential import Verdict
 
@@ -65,6 +66,36 @@ def test_an_answer_means_what_its_document_says(provider: str, row: dict[str, An
         assert secret not in found.reason
     wait = row.get("headers", {}).get("retry-after")
     assert wait is None or answer.retry_after == int(wait)
+
+
+WORDS = [
+    ("mistral", 401, {"detail": "Unauthorized"}, "Codestral's address"),
+    ("aws", 403, {"Error": {"Code": "ExpiredToken"}}, "has expired"),
+    ("aws", 403, {"Error": {"Code": "SignatureDoesNotMatch"}}, "does not belong to this access"),
+]
+
+
+@pytest.mark.parametrize("place", ["check", "call"])
+@pytest.mark.parametrize(("provider", "status", "body", "words"), WORDS)
+def test_a_refusal_says_what_to_look_at(
+    provider: str, status: int, body: Any, words: str, place: Place
+) -> None:
+    """A check and a call tell alike what may be wrong with a refused key, where the answer tells more than that."""
+    answer = Answer(status, json.dumps(body).encode())
+    found = judge(Catalog().get(provider), answer, place)
+    assert found.verdict.valid is False
+    assert words in found.reason
+
+
+def test_the_conversations_words_reject_no_key() -> None:
+    """In the middle of a message words reject no key; they tell how it is bad where a 401 alone rejects it."""
+    words = of(Verdict.DISABLED, (400, 401), "off")
+    row, found = Catalog().get("openrouter"), []
+    body = json.dumps({"error": {"message": "This is off"}}).encode()
+    for rules in (words, (*words, UNKNOWN_KEY)):
+        spec = replace(row, check=CheckSpec(rules=rules))
+        found += [judge(spec, Answer(status, body), "call").verdict for status in (400, 401)]
+    assert found == ["unchecked", "unchecked", "unchecked", "disabled"]
 
 
 @pytest.mark.parametrize("provider", sorted(path.stem for path in ANSWERS.glob("*.json")))

@@ -111,7 +111,7 @@ def test_the_accounts_certificates_decide(answer: Any, verdict: Verdict) -> None
     """A key is good if its public half is Google's certificate of its id; the one GET names the account alone."""
     (found, reason), called = ask(account(), answer())
     assert found is verdict
-    assert reason.endswith(".")
+    assert reason.endswith(".") or (reason == "" and verdict.valid is None)
     assert called == [f"{CERTIFICATES}bot%40my-project.iam.gserviceaccount.com"]
 
 
