@@ -2,7 +2,7 @@
 
 Each row comes from the vendor's documents (``docs``), compared with public verifiers of leaked keys; a rule from
 elsewhere names its ``source``. A row says only what the wire's table in :mod:`.verdicts` does not. What each of them
-answers is in ``tests/catalog/answers``.
+answers is in ``flask_byok/testing/answers``.
 """
 
 from __future__ import annotations
