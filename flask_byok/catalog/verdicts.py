@@ -273,7 +273,7 @@ _NAMES_OF_STATUS = {
     404: {"not_found_error"},
     429: {"rate_limit_error", "rate_limit_exceeded", "insufficient_quota"},
     500: {"api_error", "server_error"},
-    503: {"overloaded_error", "service_unavailable", "unavailable"},
+    503: {"overloaded_error", "server_is_overloaded", "service_unavailable", "unavailable"},
 }
 # Where a body has its error: most wires; AWS; ElevenLabs; Cloudflare, which lists them.
 _ENVELOPES = ("error", "Error", "detail", "errors")

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from ..catalog import Rule
 from ..catalog.rules import WIRES
 from ..model.credential import Verdict
-from .served import PLACEHOLDER
+from .served import DEMO, PLACEHOLDER
 from .wire import Answer, Reply, Request, json_answer
 
 #: The key in bodies that repeat the caller's, as some providers do.
@@ -53,8 +53,9 @@ _RETRY_INFO = "type.googleapis.com/google.rpc.RetryInfo"
 
 @cache
 def documented(provider: str) -> list[dict[str, Any]]:
-    """Return the documented answers of a provider; none if there is no file of them."""
-    file = files(__package__).joinpath("answers", f"{provider}.json")
+    """Return the documented answers of a provider, of the demo's those of OpenAI; none if there is no file of them."""
+    name = "openai" if provider == DEMO.id else provider
+    file = files(__package__).joinpath("answers", f"{name}.json")
     return json.loads(file.read_text("utf-8")) if file.is_file() else []
 
 

@@ -143,7 +143,7 @@ def test_two_words_before_a_bad_end(fake: FakeProviders, http: httpx2.Client) ->
     )
     *chunks, error = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line]
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == ["", "Hello!", " This"]
-    assert error["error"]["type"] == "provider_overloaded"
+    assert error["error"]["code"] == "server_is_overloaded"
 
 
 def test_a_record_shows_no_key(fake: FakeProviders) -> None:
