@@ -58,7 +58,7 @@ def test_safe_app(tmp_path: Path, sqlite_url: str) -> None:
     assert ["session", "keys", "the", "database"] in lines
     assert ["accounts", "the", "database", "(sqlite)"] in lines
     assert ["tables", "0001", "(newest", "0001)"] in lines
-    offered = [spec for spec in PROVIDERS if not spec.personal_base_url]
+    offered = [spec for spec in PROVIDERS if spec.base_url]
     assert ["providers", str(len(offered))] in lines
 
 

@@ -246,7 +246,7 @@ def test_providers_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     result = run(app, "providers")
     assert result.exit_code == 0
     lines = {line.split()[0]: line for line in result.output.splitlines()}
-    assert list(lines) == [spec.id for spec in PROVIDERS if not spec.personal_base_url]
+    assert list(lines) == [spec.id for spec in PROVIDERS if spec.base_url]
     assert " env " in lines["openai"]
     assert " secret " in lines["groq"]
     assert " - " in lines["xai"]
