@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from .. import metrics
 from ..catalog.verdicts import Answer, Judgement
-from ..errors import ByokError, ProviderError, StreamIncompleteError
+from ..errors import ByokError, ProviderError
 from ..model.credential import Outcome, Verdict
 from ..redaction import redact
-from ..wires import ErrorFinder
+from ..wires import Reader, Scanner
 from .conversation import MAX_REFUSAL
 from .outcomes import Outcomes
 
@@ -21,38 +21,31 @@ if TYPE_CHECKING:
 class Passage(Iterator[bytes | None]):
     """The bytes of one answer as they come, and None about each second in which there are none.
 
-    The call counts once: as used with its first bytes, else as it failed. An error within a stream is reported.
+    The call counts once: as used with its first bytes, else as it failed; and at its end its tokens, as far as the
+    answer says them. An error within a stream is reported.
 
     :param path: where the call goes, below the provider's base URL.
+    :param reader: of the provider's wire; it reads the usage.
     :raises ProviderError: there is no answer, or no end of it.
     """
 
-    def __init__(self, outcomes: Outcomes, call: LiveCall, path: str) -> None:
+    def __init__(self, outcomes: Outcomes, call: LiveCall, path: str, reader: Reader) -> None:
         self._outcomes = outcomes
-        self._call = call
+        #: The call, with the status and the headers of its answer.
+        self.call = call
         self._path = path
         self._is_counted = False
-        self._pieces = self._read()
-
-    @property
-    def status(self) -> int:
-        """The answer's HTTP status; 0 until its head has come."""
-        return self._call.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """The answer's headers; names in any case."""
-        return self._call.headers
+        self._pieces = self._read(reader)
 
     @property
     def is_stream(self) -> bool:
         """True if the answer is a stream of events."""
-        return self.headers.get("content-type", "").lower().startswith("text/event-stream")
+        return self.call.headers.get("content-type", "").lower().startswith("text/event-stream")
 
     def head(self) -> Iterator[None]:
         """Send the request, and yield None about each second until the answer's head has come."""
         try:
-            yield from self._call.head()
+            yield from self.call.head()
         except ProviderError as error:
             self._note(error)
             self.close()
@@ -64,7 +57,7 @@ class Passage(Iterator[bytes | None]):
         :return: the body without secrets, and the error that the answer means.
         """
         self._is_counted = True
-        answer = Answer(self.status, self._call.rest(MAX_REFUSAL), self.headers)
+        answer = Answer(self.call.status, self.call.rest(MAX_REFUSAL), self.call.headers)
         error = self._outcomes.failure(answer, counted=False, path=self._path)
         return redact(answer.body.decode(errors="replace")).encode(), error
 
@@ -73,39 +66,33 @@ class Passage(Iterator[bytes | None]):
 
     def close(self) -> None:
         """End the call. The connection to the provider is closed at once."""
-        self._call.close()
+        self._pieces.close()
+        self.call.close()
         self._count("failed")
 
-    def _read(self) -> Generator[bytes | None, None, None]:
+    def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:
+        scanner = Scanner(reader, is_stream=self.is_stream)
         name = self._outcomes.spec.id
-        finder = ErrorFinder() if self.is_stream else None
         if metrics.sinks:
             metrics.record("streams_open", 1, name)
         try:
-            for piece in self._call.body():
+            for piece in self.call.body():
                 if piece:
                     self._count("used")
-                    finder = finder and self._search(finder, piece)
+                    if found := scanner.feed(piece):
+                        answer = Answer(0, found, self.call.headers)
+                        self._outcomes.failure(answer, counted=True, path=self._path)
                 yield piece
             self._count("used")  # there may be no body
         except ProviderError as error:
             self._note(error)
             raise
         finally:
-            self.close()
+            self.call.close()
+            if tokens := scanner.tokens:
+                self._outcomes.spend(tokens)
             if metrics.sinks:
                 metrics.record("streams_open", -1, name)
-
-    def _search(self, finder: ErrorFinder, piece: bytes) -> ErrorFinder | None:
-        """Report an error in the stream; return None if there is nothing more to look for."""
-        try:
-            found = finder.feed(piece)
-        except StreamIncompleteError:
-            return None
-        if found is None:
-            return finder
-        self._outcomes.failure(Answer(0, found, self.headers), counted=True, path=self._path)
-        return None
 
     def _count(self, outcome: Outcome) -> None:
         if not self._is_counted:
@@ -113,6 +100,7 @@ class Passage(Iterator[bytes | None]):
             self._outcomes.count(outcome)
 
     def _note(self, error: ProviderError) -> None:
+        self._count("failed")
         credential = self._outcomes.credential
         error.provider, error.tier = credential.provider, str(credential.source)
         self._outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))

@@ -63,6 +63,12 @@ class OpenAIReader(Reader):
         if self._refused and not self._reason:
             self._finish("refusal")
 
+    def _note_usage(self, usage: Any) -> None:
+        """Note the numbers; the Responses API, images and sounds have newer names for them."""
+        if isinstance(usage, dict):
+            sent, made = usage.get("input_tokens"), usage.get("output_tokens")
+            super()._note_usage({"prompt_tokens": sent, "completion_tokens": made, **usage})
+
     def _read_delta(self, delta: dict[str, Any]) -> Iterator[StreamEvent]:
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
             yield from _read_parts(thought, "reasoning")
