@@ -14,8 +14,7 @@ import click
 from flask import Flask
 from werkzeug.serving import is_running_from_reloader
 
-from .accounts import open_accounts
-from .accounts.wing import Wing
+from .accounts.wing import Wing, open_accounts
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .catalog.endpoints import shown
 from .errors import ConfigurationError, OutdatedTablesError, StoreError

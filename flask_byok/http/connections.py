@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,11 +29,10 @@ _READ_BYTES = 65_536
 # h11 gives up heads of more than 100 KiB, so no more of one is gathered.
 _MAX_HEAD_BYTES = 128 * 1024
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-# What stands between the data of two chunks, or a part of it; with the last chunk's end it is more (RFC 9112, 7.1).
-_FRAME = re.compile(rb"(?:\r\n?)?[0-9A-Fa-f]*(?:;[^\r\n]*)?(?:\r\n?)?")
-_LONGEST_FRAME = 1024
-# From the end of one chunk to the beginning of the next one's data: what h11 accepts there, or more.
-_NEXT_CHUNK = re.compile(rb"\r\n[0-9A-Fa-f]+[ \t]*(?:;[^\n]*)?\r\n")
+# What stands before a chunk's data, as strictly as h11 takes it (RFC 9112, 7.1).
+_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;[^\n]*)?[ \t]*\r\n")
+_NEXT_LINE = re.compile(rb"\r\n" + _FIRST_LINE.pattern)
+_LONGEST_LINE = 1024
 
 _deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
 _line: ContextVar[Line | None] = ContextVar("flask_byok_line", default=None)
@@ -118,9 +118,10 @@ class Line:
 class TimedStream(httpcore2.NetworkStream):
     """A connection that keeps to its present user's deadline, and tells whether reading would block.
 
-    h11, inside of httpcore2, may keep pieces that it was given together with an earlier one. Here it gets the head of
-    an answer alone, and of the body never the data of two chunks at once: then it keeps no piece, and there is nothing
-    to read if ``wait`` says so.
+    h11, inside of httpcore2, keeps pieces that it was given together with an earlier one, and reads on when it has only
+    a part of what stands between two chunks. So it gets the head of an answer alone; the data of chunks is read here,
+    and h11 gets their end alone. Nor does it get what a server sends beyond an answer: it would take that for the next
+    answer, of somebody else's call. A connection on which this is left is not used again.
     """
 
     stream: httpcore2.NetworkStream
@@ -128,56 +129,81 @@ class TimedStream(httpcore2.NetworkStream):
     #: Where the part of ``_held`` begins that was not handed over.
     _at: int = 0
     _in_head: bool = True
-    #: The answer that is read has chunks.
-    is_chunked: bool = False
-    # What was handed over last ends so; and if it ends where the data of a chunk begin.
-    _tail: bytes = b""
-    _at_data: bool = False
+    #: Chunks are to come, and what stands before the next one's data.
+    _in_chunks: bool = False
+    _line: re.Pattern[bytes] = _FIRST_LINE
+    #: Bytes that are to come: of the present chunk's data, of the end of all chunks, or of a body without chunks.
+    _left: int = 0
     _fault: Exception | None = None
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._fault is not None:
             raise self._fault
         if self._at >= len(self._held):
-            self._receive(timeout)
-        return self._take_head(timeout) if self._in_head else self._take(_NEXT_CHUNK)
+            limit = _shorten(timeout, httpcore2.ReadTimeout)
+            self._held, self._at = self.stream.read(_READ_BYTES, limit), 0
+        return self._take_head(timeout) if self._in_head else self._take()
+
+    def begin_body(self, length: int | None, *, in_chunks: bool) -> None:
+        """Say what the answer's head says of its body.
+
+        :param length: its bytes; None: chunks, or all until the end of the connection.
+        """
+        self._in_chunks, self._line = in_chunks, _FIRST_LINE
+        self._left = 0 if in_chunks else sys.maxsize if length is None else length
 
     def wait(self, seconds: float) -> bool:
         """Return True if there is something to read, or the end; False if nothing came within these seconds."""
         end = time.monotonic() + seconds
-        while self._fault is None and self._is_blank():
+        while not self._has_come():
             left = max(end - time.monotonic(), 0.0001)
             try:
                 more = self.stream.read(_READ_BYTES, _shorten(left, httpcore2.ReadTimeout))
             except httpcore2.ReadTimeout:
                 return False
             except httpcore2.ReadError as fault:
-                self._fault = fault  # a socket tells it once
-                return True
+                return self._break_off(fault)  # a socket tells it once
             if not more:
                 return True
             self._held, self._at = self._held[self._at :] + more, 0
         return True
 
-    def _is_blank(self) -> bool:
-        """Return True if nothing is held but, at most, what stands between the data of two chunks."""
-        rest = len(self._held) - self._at
-        if not rest or not self.is_chunked or rest > _LONGEST_FRAME or self._at_data:
-            return not rest
-        begun = self._held.startswith(b"\r", self._at) or self._tail.endswith((b"\r", b"\r\n"))
-        return begun and _FRAME.fullmatch(self._held, self._at) is not None
+    def data(self) -> bytes:
+        """Return the data of chunks that has come. If there is none after ``wait``, it is for h11 to read on."""
+        found = []
+        while self._has_come() and self._in_chunks:
+            found.append(self._take())
+        return b"".join(found)
 
-    def _receive(self, timeout: float | None) -> None:
-        limit = _shorten(timeout, httpcore2.ReadTimeout)
-        self._held, self._at = self.stream.read(_READ_BYTES, limit), 0
+    def _has_come(self) -> bool:
+        """Return True if something can be read without a wait: a byte of a chunk's data, all of the chunks' end."""
+        if self._in_chunks and not self._left:
+            if line := self._line.match(self._held, self._at):
+                return self._begin_chunk(line)
+            is_whole = self._held.find(b"\n", self._at + 2) >= 0
+            if not is_whole and len(self._held) - self._at <= _LONGEST_LINE:
+                return False
+            return self._break_off(httpcore2.RemoteProtocolError("a chunk is malformed"))
+        return self._fault is not None or self._at < len(self._held)
 
-    def _take(self, boundary: re.Pattern[bytes]) -> bytes:
-        """Hand over what is held, up to the end of the first boundary in it."""
-        found, start = boundary.search(self._held, self._at), self._at
-        self._at = found.end() if found else len(self._held)
-        taken = self._held[start : self._at]
-        self._at_data, self._tail = boundary is _NEXT_CHUNK and found is not None, taken[-2:]
-        return taken
+    def _begin_chunk(self, line: re.Match[bytes]) -> bool:
+        if size := int(line[1], 16):
+            self._line, self._left, self._at = _NEXT_LINE, size, line.end()
+            return self._at < len(self._held)
+        end = _BLANK_LINE.search(self._held, line.end() - 1)
+        if end or len(self._held) > _MAX_HEAD_BYTES:
+            self._in_chunks, self._at = False, line.start(1)
+            self._left = end.end() - self._at if end else sys.maxsize
+        return not self._in_chunks
+
+    def _break_off(self, fault: Exception) -> bool:
+        self._fault, self._in_chunks = fault, False
+        return True
+
+    def _take(self) -> bytes:
+        start, self._at = self._at, min(self._at + self._left, len(self._held))
+        self._left -= self._at - start
+        return self._held[start : self._at]
 
     def _take_head(self, timeout: float | None) -> bytes:
         searched = self._at
@@ -187,7 +213,8 @@ class TimedStream(httpcore2.NetworkStream):
             if not more or len(self._held) > _MAX_HEAD_BYTES:
                 break
             self._held += more
-        head = self._take(_BLANK_LINE)
+        self._left = (found.end() if found else len(self._held)) - self._at
+        head, self._left = self._take(), sys.maxsize
         # Another head follows one of status 1xx.
         self._in_head = found is None or head[9:10] == b"1"
         return head
@@ -195,7 +222,7 @@ class TimedStream(httpcore2.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if (line := _line.get()) is not None:
             line.hold(self)
-        self._in_head, self.is_chunked = True, False  # of the answer to what is written
+        self._in_head, self._in_chunks = True, False  # of the answer to what is written
         self.stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
 
     def shut_down(self) -> None:

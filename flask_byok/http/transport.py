@@ -111,7 +111,7 @@ class _BoundedStream(httpx2.SyncByteStream):
                     continue
                 # The deadline holds for this one step: the next may run in another context.
                 with until(self.end):
-                    piece = next(pieces, None)
+                    piece = self.connection.data() or next(pieces, None)
                 if piece is None:
                     return
                 total += len(piece)
@@ -202,15 +202,17 @@ class GuardedTransport(httpx2.HTTPTransport):
         says_events = response.headers.get("content-type", "").startswith("text/event-stream")
         is_read_so = limits is PERSONAL and request.extensions.get(STREAMED)
         connection = response.extensions["network_stream"]
-        coding = response.headers.get("transfer-encoding", "").lower()
-        connection.is_chunked = coding.endswith("chunked")
+        expected = _expected_bytes(request.method, response)
+        # h11 takes no other coding than "chunked".
+        in_chunks = expected is None and "transfer-encoding" in response.headers
+        connection.begin_body(expected, in_chunks=in_chunks)
         response.stream = _BoundedStream(
             cast(httpx2.SyncByteStream, response.stream),
             connection,
             Line.current(),
             end,
             silence,
-            _expected_bytes(request.method, response),
+            expected,
             request.extensions.get(LONGEST) or general,
             limits.event if says_events or is_read_so else general,
             let_go,

@@ -14,7 +14,7 @@ from .. import metrics
 from ..catalog.endpoints import told
 from ..catalog.models import read_models
 from ..catalog.spec import ProviderSpec
-from ..catalog.verdicts import Answer, Judgement, judge
+from ..catalog.verdicts import Answer, Judgement, judge, judged
 from ..errors import (
     ByokError,
     KeyRefusedError,
@@ -113,16 +113,16 @@ class _Asked:
         try:
             if spec.check.ask is not None:
                 verdict, reason = spec.check.ask(fields, self.fetch_plain)
-                return Judgement(verdict, "", reason), None
+                return judged(spec, verdict, "", "check", reason), None
             answer = self._ask()
         except ProviderUnavailableError as error:
             return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
-        judged = self._explained(judge(spec, answer, "check", fields.values()))
+        found = self._explained(judge(spec, answer, "check", fields.values()))
         other = looks_like(fields.get("api_key", ""), spec, self.known)
-        if judged.verdict is Verdict.INVALID and other is not None:
+        if found.verdict is Verdict.INVALID and other is not None:
             reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
-            return Judgement(Verdict.WRONG_PROVIDER, judged.kind, reason), None
-        return judged, answer if answer.status == 200 else None
+            return Judgement(Verdict.WRONG_PROVIDER, found.kind, reason), None
+        return found, answer if answer.status == 200 else None
 
     def _explained(self, judged: Judgement) -> Judgement:
         """Say what is wrong with a person's own server, as far as another request tells."""

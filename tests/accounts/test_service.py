@@ -246,8 +246,8 @@ def test_the_log_tells_what_people_do(world: World) -> None:
     actions += [("clear", "done"), ("clear", "done")]
     assert world.logged("user:ann") == [("user:ann", *action) for action in actions]
     entries = world.accounts.audit.entries("user:ann")
-    assert {entry.event.request_id for entry in entries} == {"r-1"}
-    assert len({e.event.fingerprint for e in entries if e.event.action == "set"}) == 3
+    assert {entry.request_id for entry in entries} == {"r-1"}
+    assert len({e.fingerprint for e in entries if e.action == "set"}) == 3
     assert "sk-" not in repr(entries)
     assert world.accounts.audit.verify() == []
 
