@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .. import metrics
@@ -31,21 +31,30 @@ class Passage(Iterator[bytes | None]):
 
     def __init__(self, outcomes: Outcomes, call: LiveCall, path: str, reader: Reader) -> None:
         self._outcomes = outcomes
-        #: The call, with the status and the headers of its answer.
-        self.call = call
+        self._call = call
         self._path = path
         self._is_counted = False
         self._pieces = self._read(reader)
 
     @property
+    def status(self) -> int:
+        """The answer's HTTP status; 0 until its head has come."""
+        return self._call.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The answer's headers; names in any case."""
+        return self._call.headers
+
+    @property
     def is_stream(self) -> bool:
         """True if the answer is a stream of events."""
-        return self.call.headers.get("content-type", "").lower().startswith("text/event-stream")
+        return self.headers.get("content-type", "").lower().startswith("text/event-stream")
 
     def head(self) -> Iterator[None]:
         """Send the request, and yield None about each second until the answer's head has come."""
         try:
-            yield from self.call.head()
+            yield from self._call.head()
         except ProviderError as error:
             self._note(error)
             self.close()
@@ -57,7 +66,7 @@ class Passage(Iterator[bytes | None]):
         :return: the body without secrets, and the error that the answer means.
         """
         self._is_counted = True
-        answer = Answer(self.call.status, self.call.rest(MAX_REFUSAL), self.call.headers)
+        answer = Answer(self.status, self._call.rest(MAX_REFUSAL), self.headers)
         error = self._outcomes.failure(answer, counted=False, path=self._path)
         return redact(answer.body.decode(errors="replace")).encode(), error
 
@@ -67,7 +76,7 @@ class Passage(Iterator[bytes | None]):
     def close(self) -> None:
         """End the call. The connection to the provider is closed at once."""
         self._pieces.close()
-        self.call.close()
+        self._call.close()
         self._count("failed")
 
     def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:
@@ -76,11 +85,11 @@ class Passage(Iterator[bytes | None]):
         if metrics.sinks:
             metrics.record("streams_open", 1, name)
         try:
-            for piece in self.call.body():
+            for piece in self._call.body():
                 if piece:
                     self._count("used")
                     if found := scanner.feed(piece):
-                        answer = Answer(0, found, self.call.headers)
+                        answer = Answer(0, found, self.headers)
                         self._outcomes.failure(answer, counted=True, path=self._path)
                 yield piece
             self._count("used")  # there may be no body
@@ -88,7 +97,7 @@ class Passage(Iterator[bytes | None]):
             self._note(error)
             raise
         finally:
-            self.call.close()
+            self._call.close()
             if tokens := scanner.tokens:
                 self._outcomes.spend(tokens)
             if metrics.sinks:

@@ -287,14 +287,14 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
     for _ in passage.head():
         if link.is_gone():
             passage.close()
-    if 200 <= passage.call.status < 300:
+    if 200 <= passage.status < 300:
         response = _good(passage, link)
-    elif passage.call.status:
+    elif passage.status:
         response = _bad(passage, provider)
     else:
         return Response(status=_GONE)
     for name in _ANSWERED:
-        if value := passage.call.headers.get(name):
+        if value := passage.headers.get(name):
             response.headers[name] = redact(value)
     response.headers[SOURCE_HEADER] = provider.source
     _set_type(response, passage)
@@ -302,11 +302,11 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
 
 
 def _good(passage: Passage, link: Link) -> Response:
-    response = Response(_pieces(passage, _adapter(), link), passage.call.status)
+    response = Response(_pieces(passage, _adapter(), link), passage.status)
     response.call_on_close(passage.close)
     if passage.is_stream:
         response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
-    elif length := passage.call.headers.get("content-length"):
+    elif length := passage.headers.get("content-length"):
         response.headers["Content-Length"] = length  # by which a body that breaks off is noticed
     return response
 
@@ -318,13 +318,13 @@ def _bad(passage: Passage, provider: BaseProvider) -> Response:
     """
     body, error = passage.refusal()
     is_shared = provider.source not in PERSONAL_TIERS
-    if passage.call.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
+    if passage.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
         raise error
-    return Response(body, passage.call.status)
+    return Response(body, passage.status)
 
 
 def _set_type(response: Response, passage: Passage) -> None:
-    kind = passage.call.headers.get("content-type", "")
+    kind = passage.headers.get("content-type", "")
     is_harmless = _HARMLESS.fullmatch(kind)
     response.headers["Content-Type"] = kind if is_harmless else "application/octet-stream"
     if not is_harmless:
