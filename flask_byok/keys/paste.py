@@ -40,8 +40,13 @@ _MARGIN = re.compile(r"^[ \t]*(?:(?:```|~~~)\w*[ \t]*$|(?:#|//).*|[-*>$•]+[ \t
 # Or a space of another kind; the settings' script sends line breaks as such, which an input would drop.
 _LINE_BREAK = re.compile(r"[^\S \t]\s*")
 _WORD_ENDS = re.compile(r"[\s\"'`=:,({]")
-# How a wrapped key goes on: letters and digits that are no word of their own ("org-1", "production").
-_CONTINUATION = re.compile(r"(?![a-z]+[-_])(?=.*\d)[\w+/.~-]+={0,2}[\"'`,;)}\]]*", re.ASCII)
+# How a wrapped key goes on: letters and digits that are no word or name ("org-1", "production"), date or UUID.
+_CONTINUATION = re.compile(
+    r"(?![a-z]+[-_]|[\W\d_]*$|[\da-f]{8}-[\da-f]{4}-)(?=.*\d)[\w+/.~-]+={0,2}[\"'`,;)}\]]*",
+    re.ASCII,
+)
+# Mail programs and terminals break no shorter lines than this.
+_NARROWEST = 60
 
 # OPENAI_API_KEY, apiKey, HF_TOKEN_2, Authorization: the word ends the name, or begins its ending.
 _NAMES_KEY = re.compile(
@@ -85,7 +90,7 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     known = beginnings([spec])
     if text.startswith(tuple(known)) and _ONE_WORD.fullmatch(text):
         return Pasted(text)
-    tidy = _tidy(text, tuple(known))
+    tidy = _tidy(text, tuple(known), f.pattern or spec.shape)
     if found := _find(tidy, known):
         return _choose(found, spec, f, known)
     word = _without_ends(tidy)
@@ -98,20 +103,31 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     raise MalformedApiKeyError(said, provider=spec.id)
 
 
-def _tidy(text: str, prefixes: tuple[str, ...]) -> str:
-    """Return a text without what no screen shows, with a wrapped key in one line."""
+def _tidy(text: str, prefixes: tuple[str, ...], shape: str) -> str:
+    """Return a text without what no screen shows, with a wrapped key in one line.
+
+    :param shape: of the provider's keys, if it is known.
+    """
     visible = (c for c in text.translate(_QUOTES) if unicodedata.category(c) != "Cf")
     plain = _LINE_BREAK.sub("\n", _ESCAPES.sub("", "".join(visible)))
-    lines, is_key = list[str](), False
+    lines, begun, width = list[str](), "", 0
     for line in (_MARGIN.sub("", plain).strip() or plain).split("\n"):
-        goes_on = is_key and _CONTINUATION.fullmatch(line) and not line.startswith(prefixes)
-        if goes_on:
+        is_rest = begun and _CONTINUATION.fullmatch(line) and not line.startswith(prefixes)
+        # A line that is not full ends there, unless what it ends with is no whole key, or a quote goes on.
+        if is_rest and (width >= _NARROWEST or _is_open(lines[-1], begun, line, shape)):
             lines[-1] += line
         else:
             lines.append(line)
-        last = _WORD_ENDS.split(line)[-1]
-        is_key = last == line if goes_on else last.startswith(prefixes)
+        last = _WORD_ENDS.split(lines[-1])[-1]
+        begun, width = last if last.startswith(prefixes) else "", len(line)
     return "\n".join(lines)
+
+
+def _is_open(before: str, begun: str, line: str, shape: str) -> bool:
+    """Return True if the key that a line ends with is whole, or its quote closed, only in the next line."""
+    quote = before.removesuffix(begun)[-1:]
+    whole = re.fullmatch(shape, _without_ends(begun + line)) and not re.fullmatch(shape, begun)
+    return bool(whole) or (quote in ('"', "'", "`") and line.endswith(quote))
 
 
 def _without_ends(text: str, closing: str = "") -> str:
