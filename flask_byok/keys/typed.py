@@ -19,6 +19,7 @@ from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKey
 from ..http import Endpoint, check_personal_base_url, endpoint_for
 from ..model.credential import (
     SHORTEST_KEY,
+    Credential,
     Fields,
     Secret,
     clean_api_key,
@@ -69,6 +70,12 @@ class Typed:
     secrets: Fields
     base_url: str | None
     endpoint: Endpoint
+
+    @classmethod
+    def of(cls, credential: Credential) -> Typed:
+        """Return a resolved credential as it would be typed again."""
+        endpoint = Endpoint(credential.base_url, credential.trust)
+        return cls(credential.fields, credential.fields, None, endpoint)
 
     def revealed(self) -> dict[str, str]:
         """Return the plain values, for the one request that carries them."""

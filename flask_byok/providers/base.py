@@ -20,7 +20,7 @@ from ..errors import (
     MissingCredentialError,
     ProviderUnavailableError,
 )
-from ..http import Endpoint, Outbound, full_url
+from ..http.outbound import Endpoint, Outbound, full_url, request_about
 from ..model.credential import Credential, Outcome, Secret, Tokens, clean_api_key
 from ..wires import WIRES, Facts, StreamEvent, encode
 from .conversation import Attempt, Conversation
@@ -403,8 +403,7 @@ class BaseProvider:
             return known
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         fields = {name: self.credential.reveal(name) for name in self.credential.fields}
-        url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
-        headers = {**spec.check.headers, **self._outcomes.headers("GET", url, b"")}
+        url, headers = request_about(spec, endpoint, fields, spec.check.models_path)
         answer = self._outbound.fetch(
             endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
         )
