@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from .. import metrics
 from ..catalog.endpoints import told
 from ..catalog.models import read_models
+from ..catalog.paste import looks_like, refuse_admin_key
 from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import (
@@ -23,11 +24,10 @@ from ..errors import (
     StoreError,
 )
 from ..http.outbound import Outbound, full_url, request_about
-from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
+from ..model.credential import Credential, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
 from .faults import FORGOTTEN_AFTER, REASONS, VERDICTS
-from .paste import is_admin_key, looks_like
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -57,8 +57,6 @@ _ADD_V1 = "The server answers one level below this address. Add /v1 to the end o
 # At the end of a base URL that names its version.
 _VERSION = re.compile(r"/v\d+\w*$")
 
-_ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
-
 
 def check_api_key(
     spec: ProviderSpec,
@@ -81,14 +79,6 @@ def check_api_key(
     if metrics.sinks:
         metrics.record("checks", 1, spec.id, found.verdict)
     return found
-
-
-def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
-    """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
-    api_key = fields.get("api_key")
-    if api_key is None or not is_admin_key(api_key.reveal(), spec):
-        return None
-    return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,6 +13,7 @@ from typing import Any
 from .. import metrics
 from ..catalog import Catalog, ProviderSpec
 from ..catalog.endpoints import expand, is_named, shown
+from ..catalog.paste import KeyWarning, warnings_about
 from ..errors import (
     ByokError,
     InvalidFieldError,
@@ -35,7 +36,6 @@ from .checks import Checks, Notify
 from .faults import REASONS, Faults
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
-from .paste import KeyWarning, warnings_about
 from .ports import Accounts, Promotion
 from .save import Destination, InSession, Saver
 from .sessions import Sessions

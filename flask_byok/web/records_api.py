@@ -14,8 +14,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from ..accounts.changes import Changes, NewSecret
 from ..accounts.records import AccountRecords, Page, Record, Stats
+from ..catalog.paste import KeyWarning
 from ..errors import KeyNotFoundError, VersionConflictError
-from ..keys.paste import KeyWarning
 from ..keys.service import Service
 from ..keys.status import ProviderFacts
 from ..model.credential import CredentialRecord, Validation, ValidationFacts

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from flask_byok import get_provider_with_api_key
 from flask_byok.catalog import Catalog, Field, ProviderSpec
+from flask_byok.catalog.paste import looks_like
 from flask_byok.errors import KeyRefusedError, MalformedApiKeyError
-from flask_byok.keys.paste import looks_like
 from flask_byok.keys.typed import read_typed
 from flask_byok.model.credential import Secret, Verdict
 from flask_byok.settings import Settings

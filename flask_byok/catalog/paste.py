@@ -1,4 +1,4 @@
-"""Take a key out of what was pasted around it, and tell whose key it looks like, before anything is sent.
+"""Clean a typed key, take it out of what was pasted with it, and tell whose it looks like, before anything is sent.
 
 People paste a line of a ``.env`` file, a piece of JSON or code, a header or a whole curl command. The key's own
 characters are never changed. A text with two possible keys is refused.
@@ -6,20 +6,36 @@ characters are never changed. A text with two possible keys is refused.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Literal, NamedTuple, TypedDict
 from urllib.parse import unquote
 
-from ..catalog import Catalog, Field, ProviderSpec
-from ..errors import MalformedApiKeyError
-from ..model.credential import Fields, is_placeholder
+from ..errors import InvalidFieldError, MalformedApiKeyError
+from ..model.credential import (
+    SHORTEST_KEY,
+    Fields,
+    Secret,
+    Validation,
+    Verdict,
+    clean_api_key,
+    is_placeholder,
+    utcnow,
+)
+from .endpoints import shown
+from .spec import Catalog, Field, ProviderSpec
 
 #: Shorter words that begin as keys do ("sk-learn") are words.
 SHORTEST_REAL_KEY = 20
 # Longer texts are no paste of a key.
 _LONGEST_PASTE = 16_384
+# Of a service account's file, in characters: they have about 2,400.
+_LONGEST_JSON = 16_384
+_HEADER_TEXT = re.compile(r"[ -~]{1,500}")
+_ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 # OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
 _SHARED_PREFIXES = ("sk-",)
 
@@ -71,6 +87,74 @@ _PAIR = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE | re.ASCII,
 )
+
+
+def clean_pasted(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
+    """Clean one field of a credential as it was typed or pasted; None if it is empty and may be.
+
+    :raises InvalidFieldError: a field that is no secret is missing or malformed.
+    :raises MalformedApiKeyError: a secret is missing or cannot be a key. Nothing of it is repeated.
+    """
+    if value is None or f.kind != "secret":
+        return clean_field(spec, f, value)
+    cleaned = clean_field(spec, f, Secret(unwrap(value.reveal().strip(), spec, f).text))
+    if cleaned is not None:
+        refuse_other_kinds(cleaned.reveal(), spec)
+    return cleaned
+
+
+def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
+    """Clean one field of a credential with nothing around it; see :func:`clean_pasted`."""
+    text = value.reveal().strip() if value is not None else ""
+    text = text or f.default
+    if not text and f.required:
+        kind = MalformedApiKeyError if f.secret else InvalidFieldError
+        raise kind(f"{f.label} is missing.", provider=spec.id)
+    if not text:
+        return None
+    if f.kind == "json":
+        return Secret(_clean_json(spec, f, text))
+    # A server of one's own may want any word.
+    own = spec.personal_base_url or spec.standalone
+    if f.secret and is_placeholder(text) and not own:
+        said = f"This is a placeholder, not an API key. Copy your own key from {spec.name}."
+        raise MalformedApiKeyError(said, provider=spec.id)
+    if f.secret:
+        text = clean_api_key(text, spec.id, shortest=1 if own else SHORTEST_KEY)
+    # It may travel in a header; the others are checked by their own rules.
+    elif f.name not in {"base_url", *shown(spec)} and not _HEADER_TEXT.fullmatch(text):
+        raise InvalidFieldError(f"{f.label} has up to 500 ASCII characters.", provider=spec.id)
+    if (value_in := f.read(text)) is None:
+        raise _not_taken(spec, f)
+    value = Secret(value_in)
+    return value if f.secret or f.name == "base_url" else value.show()
+
+
+def _not_taken(spec: ProviderSpec, f: Field) -> InvalidFieldError | MalformedApiKeyError:
+    said = f"{f.label} is one of {', '.join(f.choices)}."
+    if not f.choices:
+        like = f", such as {f.placeholder}" if f.placeholder else ""
+        said = f"{f.label} does not have the form that {spec.name} gives it{like}."
+    kind = MalformedApiKeyError if f.secret else InvalidFieldError
+    return kind(said, provider=spec.id)
+
+
+def _clean_json(spec: ProviderSpec, f: Field, text: str) -> str:
+    """Return a file's JSON object on one line, in ASCII.
+
+    :raises MalformedApiKeyError: it is none, or not of the form that the provider gives it.
+    """
+    with suppress(ValueError, RecursionError):
+        # The dialog's script writes such a space in the place of a line break.
+        data = json.loads(text.replace("\N{NO-BREAK SPACE}", " "))
+        compact = json.dumps(data, separators=(",", ":"))
+        if isinstance(data, dict) and len(compact) <= _LONGEST_JSON and f.read(compact):
+            return compact
+    said = f"{f.label} is the whole content of the JSON file that {spec.name} gave you."
+    raise MalformedApiKeyError(said, provider=spec.id)
+
+
+# what was pasted around it
 
 
 class Pasted(NamedTuple):
@@ -261,9 +345,15 @@ def warnings_about(
     return []
 
 
-def is_admin_key(api_key: str, spec: ProviderSpec) -> bool:
-    """Return True for an admin key, of this provider or of another, by its beginning."""
-    return any(prefix in one.refused_prefixes for one, prefix in _refusing(api_key, spec))
+def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
+    """Return the verdict on an admin key, of this provider or of another; None for any other key.
+
+    Its beginning tells, so nothing is called.
+    """
+    api_key = fields["api_key"].reveal() if "api_key" in fields else ""
+    if any(prefix in one.refused_prefixes for one, prefix in _refusing(api_key, spec)):
+        return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
+    return None
 
 
 def refuse_other_kinds(api_key: str, spec: ProviderSpec) -> None:
