@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from flask_byok.catalog import Field, ProviderSpec
 from flask_byok.catalog.verdicts import Judgement
@@ -278,6 +279,25 @@ def test_ones_own_key_at_the_operators_address(world: World) -> None:
     world.fake.revoke("openai", mine)
     assert _refused(world, ann)
     assert world.status(ann)["state"] == "rejected"
+
+
+def test_looking_for_faults_writes_nothing(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BYOK_FALLBACK_ON the store is asked for an operator's key's fault once a second, and nothing is inserted."""
+    world = make_world({"OPENAI_API_KEY": ENV_KEY}, BYOK_FALLBACK_ON=["no_credit"])
+    ann, asked, find = world.caller("ann"), list[str](), world.documents.find
+    monkeypatch.setattr(world.documents, "find", lambda name: [asked.append(name), find(name)][1])
+    world.service.faults.clock = lambda: 0.0
+    with world.documents.engine.connect() as connection:
+        tables = ("byok_canary", "byok_session_names")
+        count = [text(f"SELECT count(*) FROM {table}") for table in tables]
+        before = [connection.execute(each).scalar() for each in count]
+        for _ in range(20):
+            assert world.service.resolve(ann, "openai").source == "env"
+            assert world.status(ann)["source"] == "env"
+        assert asked == ["fault:env:openai"]
+        assert [connection.execute(each).scalar() for each in count] == before
 
 
 def test_a_refusal_after_signing_in_ends_nothing(make_world: MakeWorld) -> None:
