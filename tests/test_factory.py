@@ -70,7 +70,11 @@ def test_a_key_set_on_an_object_is_cleaned_as_a_typed_one() -> None:
     """What is pasted with a key stays out of it, and what is no ordinary key of the provider's is refused."""
     api_key = "sk-proj-CANARY4711_abc-DEF0123456789xyz"
     provider = get_provider_with_api_key("openai", api_key[::-1])
-    for pasted in (f'export OPENAI_API_KEY="{api_key}"', f'{{"api_key": "{api_key}"}}', f"{api_key},"):
+    for pasted in (
+        f'export OPENAI_API_KEY="{api_key}"',
+        f'{{"api_key": "{api_key}"}}',
+        f"{api_key},",
+    ):
         provider.api_key = pasted
         assert provider.api_key == api_key
     for other in ("your_api_key_here", "sess-CANARY0123456789", f"{api_key}\n{api_key}0"):

@@ -17,7 +17,7 @@ from hashlib import blake2b
 from ..errors import StoreError
 from ..model.credential import Credential, RecordedVerdict, Verdict, utcnow
 from ..settings import FallbackReason
-from .sessions import Documents
+from .documents import Documents
 
 #: After this time a passing fault is forgotten.
 FORGOTTEN_AFTER = timedelta(minutes=5)

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import pytest
 
 from flask_byok.errors import SessionRequiredError
-from flask_byok.keys.sessions import Documents, Sessions, SessionView
+from flask_byok.keys.documents import Documents, SessionView
+from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import (
     CredentialRecord,
     RecordedVerdict,
