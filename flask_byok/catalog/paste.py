@@ -115,7 +115,7 @@ def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | 
     if f.kind == "json":
         return Secret(_clean_json(spec, f, text))
     # A server of one's own may want any word.
-    own = spec.personal_base_url or spec.standalone
+    own = _takes_any_word(spec)
     if f.secret and is_placeholder(text) and not own:
         said = f"This is a placeholder, not an API key. Copy your own key from {spec.name}."
         raise MalformedApiKeyError(said, provider=spec.id)
