@@ -11,6 +11,7 @@ import msgspec
 
 from ..catalog.endpoints import matching
 from ..model.credential import CredentialRecord, utcnow
+from ..model.owner import SessionRef
 
 #: A provider, and the version of its record.
 Version = tuple[str, str]
@@ -112,6 +113,18 @@ class Document(msgspec.Struct, array_like=True):
                 del side[provider]
             found.append(record)
         return found
+
+    def tell(self, session: SessionRef) -> frozenset[str]:
+        """Let the host's session know of the keys in here; return the providers whose keys were in a lost one."""
+        if (saved := session.saved) is None:
+            return frozenset()
+        here = frozenset((*self.own, *self.left))
+        lost = saved.providers - here if saved.ref not in (None, session.ref) else frozenset()
+        if lost:
+            saved.note(saved.ref, lost)
+        else:
+            saved.note(session.ref if here else None, here)
+        return lost
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -186,7 +186,7 @@ class Sessions:
         if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False, lost=self._lost(session))
         document = loaded[1]
-        lost = _note(session, document)
+        lost = document.tell(session)
         if (self.clock() - document.seen) * _SLIDE > self._ttl:
             self._slide(session, identity)
         own = read_records(document.side(identity), providers)
@@ -415,7 +415,7 @@ class Sessions:
         changed: list[Document] = []
         result = self._swap(session.ref, guarded)
         if changed:
-            _note(session, changed[0])
+            changed[0].tell(session)
         return result
 
     def _swap(self, ref: str, change: Edit[T], documents: Documents | None = None) -> T | None:
@@ -441,19 +441,6 @@ class Sessions:
 def _editing(records: Iterable[CredentialRecord], change: Change) -> Edit[list[CredentialRecord]]:
     versions = [(one.provider, one.version) for one in records]
     return lambda document: document.edit(versions, change)
-
-
-def _note(session: SessionRef, document: Document) -> frozenset[str]:
-    """Let the host's session know of the keys in this document; return the providers whose keys were in a lost one."""
-    if (saved := session.saved) is None:
-        return frozenset()
-    here = frozenset((*document.own, *document.left))
-    lost = saved.providers - here if saved.ref not in (None, session.ref) else frozenset()
-    if lost:
-        saved.note(saved.ref, lost)
-    else:
-        saved.note(session.ref if here else None, here)
-    return lost
 
 
 def _share(sids: str, others: str) -> bool:
