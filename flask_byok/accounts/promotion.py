@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from ..catalog import ProviderSpec
 from ..catalog.endpoints import expand
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
+from ..keys.documents import SessionView
 from ..keys.lookup import Specs
 from ..keys.ports import Promotion
 from ..keys.service import Service
-from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
 from ..model.credential import CredentialRecord, Fields, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner

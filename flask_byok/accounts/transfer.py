@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..catalog import ProviderSpec
+from ..catalog.paste import refuse_admin_key
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
-from ..keys.checks import refuse_admin_key
 from ..keys.operator import OperatorKeys, main_variables
 from ..keys.service import Service
 from ..keys.typed import NewKey, in_utc

@@ -12,9 +12,9 @@ import msgspec
 from flask import Flask, Response, request
 from msgspec import Meta
 
+from ..catalog.paste import KeyWarning
 from ..errors import InvalidFieldError, RevealDisabledError
 from ..keys.health import HealthFacts
-from ..keys.paste import KeyWarning
 from ..keys.service import Service
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey

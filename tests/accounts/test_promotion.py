@@ -11,7 +11,7 @@ import pytest
 
 from flask_byok.accounts.store import AuditEvent
 from flask_byok.errors import StoreError
-from flask_byok.keys.sessions import SessionView
+from flask_byok.keys.documents import SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key

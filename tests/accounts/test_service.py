@@ -179,6 +179,7 @@ def test_a_check_that_ends_after_a_refusal_lifts_none(
     def late(*args: Any, **facts: Any) -> Validation:
         validation = ask(*args, **facts)
         world.fake.add_key("openai", mine, "bad")
+        monkeypatch.setattr(verdicts, "check_api_key", ask)
         with pytest.raises(Exception, match="401"):
             client.models.list()
         return dataclasses.replace(validation, verdict=Verdict.UNREACHABLE)
