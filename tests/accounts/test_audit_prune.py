@@ -232,7 +232,7 @@ def test_moved_checkpoint_shows(store: AccountStore) -> None:
 
 
 def test_pruned_rows_that_come_back_show(store: AccountStore) -> None:
-    """Rows before the checkpoint are found, and so is an old head that is put back with them."""
+    """Rows before the checkpoint are found and stay, and an old head that is put back with them is found."""
     with store.engine.connect() as connection:
         of_ann = select(audit_heads).where(audit_heads.c.owner == ANN)
         head = connection.execute(of_ann).one()._asdict()
@@ -242,6 +242,8 @@ def test_pruned_rows_that_come_back_show(store: AccountStore) -> None:
     since = list(store.audit.heads())
     tamper(store, insert(audit).values([row for row in rows if row["number"] < 7]))
     assert {finding.owner for finding in store.audit.verify()} == {ANN}
+    store.audit.note(ANN, event_of("reveal"))
+    assert prune_all(store, utcnow() + DAY).broken == [ANN], "pruning does not hide them"
     tamper(store, delete(audit).where(OF_ANN), insert(audit).values(rows), HEAD_OF_ANN.values(head))
     assert store.audit.verify() == [], "the whole chain is as it was"
     assert store.audit.missing(kept) == ([], 0)
