@@ -89,7 +89,7 @@ def visitor(tmp_path: Path, fake: FakeProviders) -> Browser:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_keys_are_checked_by_the_row(visitor: Browser, fake: FakeProviders, adapter: str) -> None:
-    """A check knows a good key, a bad one and one without credit by the row's rules, and sends the key as the row says."""
+    """A check knows a good key, a bad one and one without credit by the row's rules, and sends them in its header."""
     provider = f"new_{adapter}"
     visitor.load()
     for behaviour, verdict in {
