@@ -170,14 +170,14 @@ def judge(
     :param elsewhere: the call may want another kind of key: the status alone says nothing about this one.
     """
     error, is_check = _Error.read(answer, place, secrets), place == "check"
-    given = (
-        rule for rule in (*spec.check.rules, *WIRES[spec.adapter]) if rule.place in ("both", place)
-    )
+    known = (*spec.check.rules, *WIRES[spec.adapter])
+    usable = (r for r in known if r.place in ("both", place) and not (elsewhere and _is_bare(r)))
     # A status alone decides last: in a 429 that a row calls a limit, the wire's word for missing credit may stand.
-    rules = sorted((rule for rule in given if not (elsewhere and _is_bare(rule))), key=_is_bare)
-    is_refused = error.status == 401 and any(map(_is_refusal, rules))
+    rules = sorted(usable, key=_is_bare)
+    bare = (r for r in rules if _is_bare(r) and 401 in r.status)
+    sure = is_check or (error.status == 401 and any(r.verdict.valid is False for r in bare))
     for rule in rules:
-        if error.fits(rule, sure=is_check or is_refused) and _has(answer.data, rule):
+        if error.fits(rule, sure) and _has(answer.data, rule):
             kind = rule.kind or _KINDS.get(rule.verdict, "request_refused")
             return judged(spec, rule.verdict, kind, place, rule.reason)
     if is_check and answer.status == 200:
@@ -204,15 +204,11 @@ def _success(spec: ProviderSpec, answer: Answer) -> Judgement:
         found = good in answer.body.decode(errors="replace") and not _is_page(answer.body)
     else:
         told = any(_value(data, path) is not None for path in good.split("|"))
-        found = told and isinstance(data, dict | list) and not _has_error(data)
+        found = told and isinstance(data, dict | list) and not _value(data, "error")
     if found:
         return judged(spec, Verdict.VALID, "", "check")
     reason = _PAGE if _is_page(answer.body) else _NOT_A_PROVIDER
     return judged(spec, Verdict.UNCHECKED, "", "check", reason)
-
-
-def _has_error(data: Any) -> bool:
-    return isinstance(data, dict) and bool(data.get("error"))
 
 
 def _is_page(body: bytes) -> bool:
@@ -223,11 +219,8 @@ def _is_page(body: bytes) -> bool:
 def _by_status(spec: ProviderSpec, status: int, place: Place, elsewhere: bool) -> Judgement:
     if 300 <= status < 400:
         return judged(spec, Verdict.UNREACHABLE, "provider_unavailable", place, _REDIRECT)
-    kind = _KINDS_OF_STATUS.get(status)
-    if kind == "model_unknown" and elsewhere:
-        kind = None
-    if kind is None:
-        kind = "request_refused" if 400 <= status < 500 else "provider_unavailable"
+    usual = "request_refused" if 400 <= status < 500 else "provider_unavailable"
+    kind = usual if status == 404 and elsewhere else _KINDS_OF_STATUS.get(status, usual)
     verdict = Verdict.UNREACHABLE if status >= 500 else Verdict.UNCHECKED
     reasons = {0: _CUT, 401: _NOT_TAKEN} if place == "call" else {}
     return judged(spec, verdict, kind, place, reasons.get(status, ""))
@@ -238,11 +231,6 @@ def _is_bare(rule: Rule) -> bool:
     return not (rule.contains or rule.path)
 
 
-def _is_refusal(rule: Rule) -> bool:
-    """Return True if a 401 alone rejects the key."""
-    return _is_bare(rule) and rule.verdict.valid is False and 401 in rule.status
-
-
 def _has(data: Any, rule: Rule) -> bool:
     """Return True if the value that a rule names is as the rule says."""
     if not rule.path:
@@ -251,7 +239,7 @@ def _has(data: Any, rule: Rule) -> bool:
     # True is no 1, and 0 no False.
     if isinstance(value, bool) != isinstance(rule.equals, bool):
         return False
-    if rule.equals == 0 and isinstance(value, int | float) and not isinstance(value, bool):
+    if rule.equals == 0 and isinstance(value, int | float):
         return value <= 0  # what is left can be less than nothing
     return bool(value == rule.equals)
 
@@ -302,10 +290,12 @@ class _Error(NamedTuple):
         # AWS names some errors in a header only, "AccessDeniedException:http://…".
         named = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
         codes = [*_codes(facts), *filter(None, (named,))]
+        status = answer.status or _meant_status(facts.get("code"), codes)
         text = _whole(answer) if place == "check" else _message(inner)
         for secret in filter(None, secrets):
             text = text.replace(secret.lower(), "")
-        return cls(answer.status or _meant_status(facts.get("code"), codes), codes, text)
+            codes = [code.replace(secret.lower(), "") for code in codes]
+        return cls(status, codes, text)
 
     def fits(self, rule: Rule, sure: bool) -> bool:
         """Return True if status and words fit.
@@ -313,9 +303,9 @@ class _Error(NamedTuple):
         :param sure: False if words in the middle of the text, or a status alone, are no reason to reject a key.
         """
         doubted = not sure and rule.verdict.valid is False
-        if self.status not in (0, *rule.status) or (
-            _is_bare(rule) and (doubted or self.status == 0)
-        ):
+        if _is_bare(rule):
+            return self.status in rule.status and not doubted
+        if self.status not in (0, *rule.status):
             return False
         found = self.text.find(rule.contains)
         told = any(rule.contains in code for code in self.codes)

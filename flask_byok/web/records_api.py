@@ -14,7 +14,6 @@ from msgspec import UNSET, Meta, UnsetType
 
 from ..accounts.changes import Changes, NewSecret
 from ..accounts.records import AccountRecords, Page, Record, Stats
-from ..catalog.paste import KeyWarning
 from ..errors import KeyNotFoundError, VersionConflictError
 from ..keys.service import Service
 from ..keys.status import ProviderFacts
