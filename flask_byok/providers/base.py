@@ -292,7 +292,7 @@ class BaseProvider:
             raise InvalidFieldError(text, provider=self.name)
         known = model_info(self.name, chosen)
         limit = known.max_output if known else None
-        facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
+        facts = Facts(self._spec.limit_name, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
         try:
             content = encode(body)

@@ -37,12 +37,12 @@ _FORMS = {
 class Facts(Struct, frozen=True):
     """What a wire needs to know of provider and model.
 
-    :param token_limit: name of the limit in OpenAI's wire.
+    :param limit_name: name of the limit in OpenAI's wire.
     :param asks_usage: whether the server understands ``stream_options.include_usage``.
     :param max_output: the model's longest answer in tokens, if it is known.
     """
 
-    token_limit: str = "max_tokens"  # noqa: S105  # the name of a field
+    limit_name: str = "max_tokens"
     asks_usage: bool = True
     max_output: int | None = None
 

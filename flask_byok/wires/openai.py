@@ -19,7 +19,7 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
     body["messages"] = [_write_message(message) for message in chat.messages]
     if facts.asks_usage:
         body["stream_options"] = {"include_usage": True}
-    names = {"max_tokens": facts.token_limit}
+    names = {"max_tokens": facts.limit_name}
     body |= {names.get(name, name): v for name, v in chat.given.items() if name != "extra"}
     return "/chat/completions", body
 

@@ -157,7 +157,7 @@ def test_openai() -> None:
 
 def test_what_a_row_says_of_openais_wire() -> None:
     """A provider's row names the limit, and whether usage can be asked for."""
-    facts = Facts(token_limit="max_completion_tokens", asks_usage=False)
+    facts = Facts(limit_name="max_completion_tokens", asks_usage=False)
     body = write("openai", facts=facts, max_tokens=5, temperature=None)
     messages = {"model": "gpt-4o-mini", "messages": [USER], "stream": True}
     assert body == {**messages, "max_completion_tokens": 5}
