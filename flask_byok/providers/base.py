@@ -360,7 +360,8 @@ class BaseProvider:
         """
         self._require_key()
         call = self._open(method, path, content, headers)
-        return Passage(self._outcomes, call, path.partition("?")[0])
+        reader = WIRES[self._spec.adapter].reader()
+        return Passage(self._outcomes, call, path.partition("?")[0], reader)
 
     def _open(self, method: str, path: str, content: bytes, headers: Mapping[str, str]) -> LiveCall:
         """Return a call below the provider's base URL, with the key in it. Nothing is sent yet."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from .. import metrics
 from ..catalog.verdicts import Answer, Judgement
-from ..errors import ByokError, ProviderError, StreamIncompleteError
+from ..errors import ByokError, ProviderError
 from ..model.credential import Outcome, Verdict
 from ..redaction import redact
-from ..wires import ErrorFinder
+from ..wires import Reader, Scanner
 from .conversation import MAX_REFUSAL
 from .outcomes import Outcomes
 
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 class Passage(Iterator[bytes | None]):
     """The bytes of one answer as they come, and None about each second in which there are none.
 
-    The call counts once: as used with its first bytes, else as it failed. An error within a stream is reported.
+    The call counts once: as used with its first bytes, else as it failed; and at its end its tokens, as far as the
+    answer says them. An error within a stream is reported.
 
     :param path: where the call goes, below the provider's base URL.
+    :param reader: of the provider's wire; it reads the usage.
     :raises ProviderError: there is no answer, or no end of it.
     """
 
-    def __init__(self, outcomes: Outcomes, call: LiveCall, path: str) -> None:
+    def __init__(self, outcomes: Outcomes, call: LiveCall, path: str, reader: Reader) -> None:
         self._outcomes = outcomes
         self._call = call
         self._path = path
         self._is_counted = False
-        self._pieces = self._read()
+        self._pieces = self._read(reader)
 
     @property
     def status(self) -> int:
@@ -73,39 +75,33 @@ class Passage(Iterator[bytes | None]):
 
     def close(self) -> None:
         """End the call. The connection to the provider is closed at once."""
+        self._pieces.close()
         self._call.close()
         self._count("failed")
 
-    def _read(self) -> Generator[bytes | None, None, None]:
+    def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:
+        scanner = Scanner(reader, is_stream=self.is_stream)
         name = self._outcomes.spec.id
-        finder = ErrorFinder() if self.is_stream else None
         if metrics.sinks:
             metrics.record("streams_open", 1, name)
         try:
             for piece in self._call.body():
                 if piece:
                     self._count("used")
-                    finder = finder and self._search(finder, piece)
+                    if found := scanner.feed(piece):
+                        answer = Answer(0, found, self.headers)
+                        self._outcomes.failure(answer, counted=True, path=self._path)
                 yield piece
             self._count("used")  # there may be no body
         except ProviderError as error:
             self._note(error)
             raise
         finally:
-            self.close()
+            self._call.close()
+            if tokens := scanner.tokens:
+                self._outcomes.spend(tokens)
             if metrics.sinks:
                 metrics.record("streams_open", -1, name)
-
-    def _search(self, finder: ErrorFinder, piece: bytes) -> ErrorFinder | None:
-        """Report an error in the stream; return None if there is nothing more to look for."""
-        try:
-            found = finder.feed(piece)
-        except StreamIncompleteError:
-            return None
-        if found is None:
-            return finder
-        self._outcomes.failure(Answer(0, found, self.headers), counted=True, path=self._path)
-        return None
 
     def _count(self, outcome: Outcome) -> None:
         if not self._is_counted:
@@ -113,6 +109,7 @@ class Passage(Iterator[bytes | None]):
             self._outcomes.count(outcome)
 
     def _note(self, error: ProviderError) -> None:
+        self._count("failed")
         credential = self._outcomes.credential
         error.provider, error.tier = credential.provider, str(credential.source)
         self._outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import anthropic, google, openai
-from .events import ErrorFinder, ErrorInStream, Reader, StreamEvent, encode, read_events
+from .events import ErrorInStream, Reader, Scanner, StreamEvent, encode, read_events
 from .messages import Chat, Facts
 
 
@@ -50,10 +50,10 @@ WIRES: Mapping[str, Wire] = {
 
 __all__ = [
     "WIRES",
-    "ErrorFinder",
     "ErrorInStream",
     "Facts",
     "Reader",
+    "Scanner",
     "StreamEvent",
     "Wire",
     "encode",

@@ -9,6 +9,7 @@ end mark a stream is incomplete, whatever came before.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -50,6 +51,10 @@ _FIELDS = {
     "finish": ("reason",),
 }
 _decode = msgspec.json.Decoder().decode
+# In a text the quotes would be escaped.
+_USAGE = re.compile(rb'.*"usage(?:Metadata)?"\s*:\s*(?=\{)', re.DOTALL)
+#: Bytes at the end of an event, or of another answer, in which its usage is looked for.
+_TAIL = 64 * 1024
 
 
 class StreamEvent(msgspec.Struct, frozen=True):
@@ -164,6 +169,13 @@ class Reader:
             for name in (*self.input_names, *self.output_names):
                 if usage.get(name) is not None:
                     self._usage[name] = usage[name]
+
+    def find_usage(self, data: bytes | bytearray) -> None:
+        """Note the last usage object in bytes of JSON, which may begin and end anywhere."""
+        if found := _USAGE.match(data := data[-_TAIL:]):
+            with suppress(ValueError, RecursionError):
+                text = data[found.end() :].decode("utf-8", "replace")
+                self._note_usage(json.JSONDecoder().raw_decode(text)[0])
 
     def _open_call(self, index: int | None, id: Any, name: Any) -> _Call:
         call = _Call(to_text(id) or new_id(), to_text(name))
@@ -290,22 +302,41 @@ def _is_error(name: bytes, value: Any) -> bool:
     return bool(marks) and bool(value.get("error") or "error" in marks)
 
 
-class ErrorFinder:
-    """Looks for an error in a stream that is passed on as it is."""
+class Scanner:
+    """Looks through an answer that is passed on as it is: for its usage, and in a stream for an error.
 
-    def __init__(self) -> None:
-        self._parser = _Parser()
+    :param is_stream: it is a stream of events; else the usage is looked for at its end, where JSON has it.
+    """
+
+    def __init__(self, reader: Reader, *, is_stream: bool) -> None:
+        self._reader = reader
+        self._parser = _Parser() if is_stream else None
+        self._tail = bytearray()
 
     def feed(self, piece: bytes) -> bytes | None:
-        """Return the data of the first error that ends in this piece.
-
-        :raises StreamIncompleteError: one event has too many bytes.
-        """
-        for name, data in self._parser.feed(piece):
-            # Most events are not looked into.
-            if (name == b"error" or b"error" in data) and _is_error(name, _read_json(data)):
-                return data
+        """Return the data of the stream's first error, if it ends in this piece."""
+        if self._parser is None:
+            self._tail += piece
+            if len(self._tail) > 2 * _TAIL:
+                del self._tail[:-_TAIL]
+            return None
+        with suppress(StreamIncompleteError):
+            for name, data in self._parser.feed(piece):
+                # Most events are not looked into.
+                if b'"usage' in data:
+                    self._reader.find_usage(data)
+                if (name == b"error" or b"error" in data) and _is_error(name, _read_json(data)):
+                    self._parser = None
+                    return data
+            return None
+        self._parser = None  # one event has too many bytes
         return None
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """The tokens that the call has taken, as far as the answer said until now."""
+        self._reader.find_usage(self._tail)
+        return self._reader.tokens
 
 
 class _Parser:

@@ -63,6 +63,16 @@ class OpenAIReader(Reader):
         if self._refused and not self._reason:
             self._finish("refusal")
 
+    def _note_usage(self, usage: Any) -> None:
+        if isinstance(
+            usage, dict
+        ):  # in the Responses API, and of images and sounds, with newer names
+            newer = {
+                "prompt_tokens": usage.get("input_tokens"),
+                "completion_tokens": usage.get("output_tokens"),
+            }
+            super()._note_usage({**newer, **usage})
+
     def _read_delta(self, delta: dict[str, Any]) -> Iterator[StreamEvent]:
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
             yield from _read_parts(thought, "reasoning")
