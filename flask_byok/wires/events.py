@@ -29,16 +29,20 @@ STREAM_LIMIT = 256 * 1024 * 1024
 #: Most tokens of one kind that a call can take. A larger number is not believed: sums of them have to fit a database.
 MOST_TOKENS = 1_000_000_000
 
+#: An end that is none: the provider could not go on, or the model made nothing that can be used.
+_FAILED = "failed"
 #: What the wires call their ends, in lower case. Each of them means the same in each wire that has it.
 _REASONS = {
     name: reason
     for reason, names in {
-        "stop": "stop end_turn stop_sequence eos",
-        "length": "length max_tokens model_length model_context_window_exceeded",
+        "stop": "stop end_turn stop_sequence eos eos_token",
+        "length": "length max_tokens model_length model_context_window_exceeded continuation",
         "tool_calls": "tool_calls function_call tool_use",
         "content_filter": "content_filter sensitive safety recitation prohibited_content spii blocklist model_armor "
-        "image_safety image_prohibited_content image_recitation",
+        "escalation image_safety image_prohibited_content image_recitation",
         "refusal": "refusal",
+        _FAILED: "error network_error insufficient_system_resource abort malformed_function_call malformed_response "
+        "unexpected_tool_call too_many_tool_calls missing_thought_signature",
     }.items()
     for name in names.split()
 }
@@ -140,11 +144,13 @@ class Reader:
     def end(self) -> Iterator[StreamEvent]:
         """Yield the tool calls, the usage and the finish.
 
-        :raises StreamIncompleteError: the end mark has not come.
+        :raises StreamIncompleteError: the end mark has not come, or means a fault.
         """
         if not self.ended:
             cut = "broke off before its end" if self.begun else "is not a stream"
             raise StreamIncompleteError(f"The provider's answer {cut}.")
+        if self._reason == _FAILED:
+            raise StreamIncompleteError("The provider's answer ended with an error.")
         calls_are_meant = bool(self._calls) and self._reason in ("", "stop", "tool_calls")
         for call in self._calls:
             # Any other end may have cut the last call off.

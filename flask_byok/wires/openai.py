@@ -1,7 +1,7 @@
 """OpenAI's chat completions, also of the many servers that are nearly compatible.
 
 Sources: https://platform.openai.com/docs/api-reference/chat-streaming and the types of its SDK; for further fields
-the documents of Groq, Mistral, DeepSeek and MiniMax.
+and ends the documents of Groq, Mistral, DeepSeek, MiniMax, Z.ai, vLLM and Text Generation Inference.
 """
 
 from __future__ import annotations

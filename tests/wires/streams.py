@@ -127,7 +127,7 @@ OPENAI = [
     ),
     *(
         _openai(
-            reason,
+            given,
             [chunk({"content": "Half"}), chunk({}, given), DONE],
             1,
             *text("Half"),
@@ -136,7 +136,8 @@ OPENAI = [
         for given, reason in [
             ("length", "length"),
             ("content_filter", "content_filter"),
-            ("insufficient_system_resource", "other"),
+            ("eos_token", "stop"),
+            ("something_new", "other"),
         ]
     ),
     _openai(
@@ -288,7 +289,8 @@ GOOGLE = [
                     "IMAGE_SAFETY",
                 )
             ),
-            ("MALFORMED_FUNCTION_CALL", "other"),
+            ("CONTINUATION", "length"),
+            ("NO_IMAGE", "other"),
             ("OTHER", "other"),
         ]
     ),

@@ -530,6 +530,14 @@ def test_wrong_messages(wire: str, messages: Any, place: str) -> None:
             for text in ("sk-secret", "[1]", "[" * 10_000)
         ),
         *((wire, [{**image(PNG), "role": "system"}], "no images here") for wire in WIRES),
+        *(
+            (wire, messages, "beside the system's with this provider")
+            for wire in ("anthropic", "google")
+            for messages in (
+                [{"role": "system", "content": "sk-secret"}],
+                [{"role": "developer", "content": "A"}, {"role": "user", "content": ""}],
+            )
+        ),
     ],
 )
 def test_wrong_messages_of_one_wire(wire: str, messages: Any, advice: str) -> None:

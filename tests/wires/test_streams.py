@@ -224,6 +224,36 @@ def test_an_error_within_a_stream(wire: str, error: bytes) -> None:
     assert "sk-secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("wire", "end"),
+    [
+        *(
+            ("openai", chunk({}, reason))
+            for reason in ("error", "network_error", "insufficient_system_resource", "abort")
+        ),
+        *(
+            ("google", part(reason=reason))
+            for reason in (
+                "MALFORMED_FUNCTION_CALL",
+                "MALFORMED_RESPONSE",
+                "UNEXPECTED_TOOL_CALL",
+                "TOO_MANY_TOOL_CALLS",
+                "MISSING_THOUGHT_SIGNATURE",
+            )
+        ),
+    ],
+)
+def test_an_end_that_is_a_failure(wire: str, end: bytes) -> None:
+    """An end mark that means a fault makes the answer incomplete: its calls are not told, its tokens are known."""
+    said, _, called, _ = PIECES[wire]
+    reader = WIRES[wire].reader()
+    events = read_events([said("Hi"), called("{}"), end, USED, DONE], reader)
+    assert [next(events)] == text("Hi")
+    with pytest.raises(StreamIncompleteError, match="ended with an error"):
+        next(events)
+    assert (reader.tokens is None) == (wire == "google")
+
+
 def test_no_error() -> None:
     """``"error": null`` is none."""
     assert read(chunk({"content": "Hi"}, error=None) + END) == [*text("Hi"), finish("stop")]
