@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from difflib import get_close_matches
-from functools import cache
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -210,6 +209,9 @@ class Settings:
         return cls(**read)
 
 
+_HINTS = get_type_hints(Settings, include_extras=True)
+
+
 def _known() -> list[str]:
     return [*(f"BYOK_{each.name.upper()}" for each in fields(Settings)), "BYOK_ENCRYPTION_KEY_FILE"]
 
@@ -263,14 +265,9 @@ def source_of(name: str, config: Mapping[str, Any], environ: Mapping[str, str]) 
     return f"file: {path}" if name == "encryption_key" and path else "default"
 
 
-@cache
-def _hints() -> dict[str, Any]:
-    return get_type_hints(Settings, include_extras=True)
-
-
 def _read(name: str, value: Any) -> Any:
     """Convert one value to its attribute's type; attributes that take any object keep it."""
-    hint = _hints()[name]
+    hint = _HINTS[name]
     details = getattr(hint, "__metadata__", ())
     if not details and get_origin(hint) is not Literal:
         return _unquoted(value)

@@ -154,22 +154,13 @@ def build_catalog(
     by_id = {catalog.named(each, "BYOK_BASE_URLS").id: url for each, url in urls.items()}
     if len(by_id) < len(urls):
         raise ConfigurationError("BYOK_BASE_URLS names a provider twice, by its id and an alias.")
-    settings = replace(
-        settings,
-        base_urls=by_id,
-        locked_providers=frozenset(
-            catalog.named(each, "BYOK_LOCKED_PROVIDERS").id for each in locked
-        ),
-    )
+    locked = frozenset(catalog.named(each, "BYOK_LOCKED_PROVIDERS").id for each in locked)
+    settings = replace(settings, base_urls=by_id, locked_providers=locked)
     if settings.providers is not None:
         catalog = catalog.only(settings.providers)
     specs = [_at_operators_address(spec, settings) for spec in catalog]
     own = settings.allow_custom_providers
-    offered = (
-        s
-        for s in specs
-        if s.base_url or (s.personal_base_url and own) or s.id in settings.base_urls
-    )
+    offered = (s for s in specs if s.base_url or s.id in by_id or (own and s.personal_base_url))
     return Catalog(offered), settings
 
 

@@ -121,7 +121,7 @@ class Loaders:
 
     def identity(self) -> str:
         """Name the present user, or a visitor, as sessions do."""
-        return identity_of(user_of(self))
+        return identity_of(_user_id(self.owner()))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -196,16 +196,10 @@ def person(user_id: Any, teams: Any) -> Caller:
 
     :raises ConfigurationError: this is no id, or no list of teams.
     """
-    loaders = Loaders(owner=lambda: user_id, team=lambda: teams)
-    user = user_of(loaders, "acting_for got")
+    user, named = _user_id(user_id, "acting_for got"), _team_ids(teams, "acting_for got")
     if user is None:
         raise ConfigurationError(f"acting_for got no user id. Give {_ALLOWED}.")
-    return Caller(
-        user,
-        teams=_teams_of(loaders, "acting_for got"),
-        request_id=secrets.token_hex(8),
-        named=True,
-    )
+    return Caller(user, teams=named, request_id=secrets.token_hex(8), named=True)
 
 
 def follow_requests(
@@ -230,14 +224,10 @@ def follow_requests(
         binding.begin(asked)
         return unrouted(asked) if asked.routing_exception else None
 
-    def finish(response: Response) -> Response:
-        return binding.finish(response, kept())
-
     app.before_request_funcs.setdefault(None, []).insert(0, begin)
-    app.after_request_funcs.setdefault(None, []).insert(0, finish)
-    app.after_request(
-        _name_sources
-    )  # before those hooks that the host has by now, which may read it
+    app.after_request_funcs.setdefault(None, []).insert(0, binding.finish)
+    # Before those hooks that the host has by now, which may read it.
+    app.after_request(_name_sources)
     with suppress(ImportError):
         from flask_login import user_logged_out
 
@@ -344,12 +334,11 @@ def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
         signal.send(app, **facts)
 
 
-def user_of(loaders: Loaders, source: str = "The owner_loader returned") -> str | None:
-    """Return the signed-in user's id from the host's loader, or None.
+def _user_id(user: Any, source: str = "The owner_loader returned") -> str | None:
+    """Return the id of the signed-in user whom the host names, or None.
 
     :param source: begins the error.
     """
-    user: Any = loaders.owner()
     # Hosts write "current_user.is_authenticated and current_user.id".
     if user is None or user is False or user == "":
         return None
@@ -368,9 +357,8 @@ def _is_id(given: Any) -> bool:
     return bool(text.strip()) and text != "None" and _STORABLE.fullmatch(text) is not None
 
 
-def _teams_of(loaders: Loaders, source: str = "The team_loader returned") -> tuple[str, ...]:
+def _team_ids(teams: Any, source: str = "The team_loader returned") -> tuple[str, ...]:
     """Return the ids of the signed-in user's teams, without those that cannot be stored."""
-    teams: Any = loaders.team()
     if isinstance(teams, str | bytes):
         raise ConfigurationError(
             f"{source} teams as one string, not a list: each letter would be a team. Give a list of ids."
@@ -387,7 +375,7 @@ def _caller(state: ByokState, **options: bool) -> Caller:
 
     :param options: see ``SessionBinding.current``.
     """
-    user = user_of(state.loaders)
+    user = _user_id(state.loaders.owner())
     try:
         session = state.binding.current(identity_of(user), **options)
     except StoreError:
@@ -397,7 +385,7 @@ def _caller(state: ByokState, **options: bool) -> Caller:
     address = request.remote_addr or ""
     if user is None:
         return Caller(session=session, address=address)
-    teams, admin = _teams_of(state.loaders), bool(state.loaders.admin())
+    teams, admin = _team_ids(state.loaders.team()), bool(state.loaders.admin())
     request_id = kept().setdefault(REQUEST_ID, secrets.token_hex(8))
     caller = Caller(user, session, teams, admin, address, request_id)
     # Noted first: if the next step fails, the session is this user's all the same.

@@ -12,8 +12,7 @@ import re
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
@@ -21,15 +20,9 @@ from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
 from ..catalog.models import models_of
-from ..errors import (
-    ByokError,
-    InvalidFieldError,
-    ProviderError,
-    RejectedCredentialError,
-    UnknownProviderError,
-)
+from ..errors import ByokError, InvalidFieldError, ProviderError, RejectedCredentialError
 from ..http.outbound import Slots
-from ..model.owner import PERSONAL_TIERS, Caller
+from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..providers import BaseProvider
 from ..providers.passage import Passage
 from ..redaction import redact
@@ -87,40 +80,22 @@ _GONE = 499
 _PIECES = ("text", "reasoning", "tool_call", "finish")
 _BLANK_LINES = (b"\n\n", b"\r\r", b"\r\n\r\n")
 
-# Our errors in the words of the wires.
-_OF_ANTHROPIC = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
+# Our errors by status in the words of Anthropic and of google.rpc.Code; then those of other statuses.
+_WORDS = {
+    400: ("invalid_request_error", "INVALID_ARGUMENT"),
+    401: ("authentication_error", "UNAUTHENTICATED"),
+    403: ("permission_error", "PERMISSION_DENIED"),
+    404: ("not_found_error", "NOT_FOUND"),
+    413: ("request_too_large", "FAILED_PRECONDITION"),
+    429: ("rate_limit_error", "RESOURCE_EXHAUSTED"),
+    503: ("api_error", "UNAVAILABLE"),
 }
-_OF_GOOGLES_RPC = {
-    400: "INVALID_ARGUMENT",
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "NOT_FOUND",
-    429: "RESOURCE_EXHAUSTED",
-    503: "UNAVAILABLE",
-}
-
+_REFUSED, _FAULT = ("invalid_request_error", "FAILED_PRECONDITION"), ("api_error", "INTERNAL")
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
 
 #: Calls at once in a process: one owner leaves half of a worker's 8 threads, as our examples give it, to the others.
 slots = Slots(math.inf, 4, "of your calls")
 os.register_at_fork(after_in_child=slots.forget)
-
-
-class _Route(NamedTuple):
-    """Where a call goes.
-
-    :param provider: empty in ``/v1``, where the model tells it.
-    :param path: below what the provider's SDK calls its base URL.
-    """
-
-    provider: str
-    adapter: str
-    path: str
 
 
 def create_gateway(url_prefix: str) -> Blueprint:
@@ -153,13 +128,13 @@ def _view(path: str) -> Response:
 def _answer(path: str) -> Response:
     if request.method == "OPTIONS":
         return current_app.make_default_options_response()
-    route = _find(path)
-    _refuse_cross_site(route)
+    name, rest = _find(path)
+    _refuse_cross_site(rest)
     state = get_state()
     caller = current_caller(state)
     give_back = slots.take(caller.counted_as)
     try:
-        response = _call(state, caller, route)
+        response = _call(state, caller, name, rest)
     except BaseException:
         give_back()
         raise
@@ -169,22 +144,24 @@ def _answer(path: str) -> Response:
     return response
 
 
-def _find(path: str) -> _Route:
-    """Return where a path leads.
+def _find(path: str) -> tuple[str, str]:
+    """Return the provider that a path leads to, and the path below what its SDK calls its base URL.
+
+    The provider is empty in ``/v1``, where the model tells it.
 
     :raises UnknownProviderError: there is no such provider.
     :raises NotFound: the path is not in the list of the provider's wire.
     """
     name, _, rest = path.partition("/")
     if name == "v1" and _is_listed("openai", rest):
-        return _Route("", "openai", rest)
+        return "", rest
     if name != "v1":
         spec = get_state().service.catalog.get(name)
         if _is_listed(spec.adapter, rest):
-            return _Route(spec.id, spec.adapter, rest)
+            return spec.id, rest
         endpoint, _, rest = rest.partition("/")
         if spec.personal_base_url and _is_listed(spec.adapter, rest):
-            return _Route(f"{spec.id}/{endpoint}", spec.adapter, rest)
+            return f"{spec.id}/{endpoint}", rest
     raise NotFound("The gateway does not pass this path and method on.")
 
 
@@ -193,7 +170,7 @@ def _is_listed(adapter: str, path: str) -> bool:
     return ".." not in path and re.fullmatch(listed, path, re.ASCII) is not None
 
 
-def _refuse_cross_site(route: _Route) -> None:
+def _refuse_cross_site(path: str) -> None:
     """Refuse what another site's page can let a browser send with what the browser keeps of a person.
 
     :raises ForeignOriginError: it is such a call.
@@ -202,31 +179,29 @@ def _refuse_cross_site(route: _Route) -> None:
     is_kept = scheme in ("basic", "digest", "negotiate") or bool(request.remote_user)
     if not is_kept and "Cookie" not in request.headers:
         return
-    is_form = bool(_FORMS.fullmatch(route.path)) and request.mimetype == "multipart/form-data"
+    is_form = bool(_FORMS.fullmatch(path)) and request.mimetype == "multipart/form-data"
     if request.method == "POST" and not is_form and request.mimetype != "application/json":
         raise ForeignOriginError("Send the body as application/json.")
     refuse_foreign_origin(stated=is_form)
 
 
-def _call(state: ByokState, caller: Caller, route: _Route) -> Response:
+def _call(state: ByokState, caller: Caller, name: str, path: str) -> Response:
     is_get = request.method == "GET"
-    if route.provider:
-        provider = _provider(state, caller, route.provider)
-        return _pass(provider, route, b"" if is_get else request.get_data(cache=False))
-    if route.path == "models":
+    if name:
+        body = b"" if is_get else request.get_data(cache=False)
+        return _pass(_provider(state, caller, name), path, body)
+    if path == "models":
         return _json(_list_models(state, caller))
     if is_get:
-        name, model = _split(state, route.path.removeprefix("models/"))
-        route, body = route._replace(path=f"models/{model}"), b""
+        name, model = _split(state, path.removeprefix("models/"))
+        path, body = f"models/{model}", b""
     else:
         name, model, body = _read_model(state)
-    adapter = state.service.catalog.get(name).adapter
-    if adapter != "openai" and route.path != "chat/completions":
+    is_translated = state.service.catalog.get(name).adapter != "openai"
+    if is_translated and path != "chat/completions":
         raise NotFound("Of this provider, only conversations are to be had in OpenAI's format.")
     provider = _provider(state, caller, name)
-    if adapter == "openai":
-        return _pass(provider, route, body)
-    return _translate(provider, model, body)
+    return _translate(provider, model, body) if is_translated else _pass(provider, path, body)
 
 
 def _provider(state: ByokState, caller: Caller, name: str) -> BaseProvider:
@@ -243,12 +218,8 @@ def _json(data: Mapping[str, Any]) -> Response:
 def _list_models(state: ByokState, caller: Caller) -> dict[str, Any]:
     """Return the known models of the providers that the caller can use now."""
     statuses = state.service.get(caller, need_session=False)["providers"]
-    usable = (
-        status["provider"]
-        for status in statuses
-        if status["state"] == "active"
-        and (caller.authenticated or status["source"] in PERSONAL_TIERS)
-    )
+    tiers = tuple(Tier) if caller.authenticated else PERSONAL_TIERS
+    usable = [s["provider"] for s in statuses if s["state"] == "active" and s["source"] in tiers]
     models = [
         {"id": f"{name}/{model.id}", "object": "model", "created": 0, "owned_by": name}
         for name in usable
@@ -286,15 +257,10 @@ def _read_model(state: ByokState) -> tuple[str, str, bytes]:
             raise InvalidFieldError(_NO_MODEL)
         name, model = _split(state, part[1].decode(errors="replace"))
         return name, model, body[: part.start(1)] + model.encode() + body[part.end(1) :]
-    fields = _fields(body)
+    fields: dict[str, msgspec.Raw] = _decode(body, dict[str, msgspec.Raw])
     name, model = _split(state, _decode(fields.get("model", msgspec.Raw(b'""')), str))
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return name, model, msgspec.json.encode(fields)
-
-
-def _fields(body: bytes) -> dict[str, msgspec.Raw]:
-    fields: dict[str, msgspec.Raw] = _decode(body, dict[str, msgspec.Raw])
-    return fields
 
 
 def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:
@@ -306,15 +272,11 @@ def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:
 
 def _translate(provider: BaseProvider, model: str, body: bytes) -> Response:
     """Answer a chat completion of a provider with another format. What that format does not have is left out."""
-    fields = _fields(body)
-    given = {name: _decode(value, Any) for name, value in fields.items() if value != b"null"}
+    given: dict[str, Any] = _decode(body, dict[str, Any])
     params = {name: given[name] for name in Params.__struct_fields__ if name in given}
-    if "max_completion_tokens" in given:
-        params["max_tokens"] = given["max_completion_tokens"]
-    messages = given.get("messages")
-    if not isinstance(messages, list):
-        raise InvalidFieldError("messages is a list of messages, each with a role and content.")
-    events, link = provider.converse(messages, model, **params), Link.of_request()
+    if (most := given.get("max_completion_tokens")) is not None:
+        params["max_tokens"] = most
+    events, link = provider.converse(given.get("messages", ()), model, **params), Link.of_request()
     if given.get("stream"):
         # An error before the first piece of the answer has a status of its own.
         return respond(provider, begun(events, link, _PIECES), "openai")
@@ -324,22 +286,19 @@ def _translate(provider: BaseProvider, model: str, body: bytes) -> Response:
 # The provider's own answer
 
 
-def _pass(provider: BaseProvider, route: _Route, body: bytes) -> Response:
+def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
     """Send the call, and pass its answer on."""
     sent = {n: v for n in _SENT if (v := request.headers.get(n)) and v.isascii()}
-    query = [
-        (name, value)
-        for name, value in request.args.items(multi=True)
-        if name.lower().strip("$_-") not in _KEYS
-    ]
-    path = f"/{route.path}?{urlencode(query)}" if query else f"/{route.path}"
-    passage = provider.forward(request.method, path, body, sent)
+    asked = request.args.items(multi=True)
+    query = [(name, v) for name, v in asked if name.lower().strip("$_-") not in _KEYS]
+    url = f"/{path}?{urlencode(query)}" if query else f"/{path}"
+    passage = provider.forward(request.method, url, body, sent)
     link = Link.of_request()
     for _ in passage.head():
         if link.is_gone():
             passage.close()
     if 200 <= passage.status < 300:
-        response = _good(passage, route.adapter, link)
+        response = _good(passage, link)
     elif passage.status:
         response = _bad(passage, provider)
     else:
@@ -352,8 +311,8 @@ def _pass(provider: BaseProvider, route: _Route, body: bytes) -> Response:
     return response
 
 
-def _good(passage: Passage, adapter: str, link: Link) -> Response:
-    response = Response(_pieces(passage, adapter, link), passage.status)
+def _good(passage: Passage, link: Link) -> Response:
+    response = Response(_pieces(passage, _adapter(), link), passage.status)
     response.call_on_close(passage.close)
     if passage.is_stream:
         response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
@@ -417,10 +376,7 @@ def _refuse(error: ByokError | HTTPException) -> Response:
     told = problem(error) if isinstance(error, ByokError) else http_problem(error)
     if told["status"] == 404:  # people also put keys where they do not belong
         hide_address()
-    adapter, name = "openai", str((request.view_args or {}).get("path")).partition("/")[0]
-    with suppress(UnknownProviderError):
-        adapter = get_state().service.catalog.get(name).adapter
-    response = _json(_in_words_of(adapter, told))
+    response = _json(_in_words_of(_adapter(), told))
     response.status_code = told["status"]
     response.retry_after = told.get("retry_after")
     if response.status_code < 500 and response.status_code != 429:
@@ -428,16 +384,21 @@ def _refuse(error: ByokError | HTTPException) -> Response:
     return response
 
 
+def _adapter() -> str:
+    """Return the wire that the caller speaks: that of the provider in the path, or OpenAI's."""
+    name = str((request.view_args or {}).get("path")).partition("/")[0]
+    catalog = get_state().service.catalog
+    return catalog.get(name).adapter if name in catalog else "openai"
+
+
 def _in_words_of(adapter: str, told: Problem) -> dict[str, Any]:
     """Return a problem as an error of a wire, with our code in it."""
     status, message = told["status"], told["detail"]
     facts = {name: told[name] for name in ("code", "provider", "retry_after") if name in told}
+    kind, name = _WORDS.get(status, _REFUSED if status < 500 else _FAULT)
     if adapter == "anthropic":
-        kind = _OF_ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
         return {"type": "error", "error": {**facts, "type": kind, "message": message}}
     if adapter == "google":
-        name = _OF_GOOGLES_RPC.get(status, "FAILED_PRECONDITION" if status < 500 else "INTERNAL")
         info = {"@type": _ERROR_INFO, "reason": told["code"], "domain": "flask-byok"}
-        error = {"code": status, "message": message, "status": name, "details": [info]}
-        return {"error": error}
+        return {"error": {"code": status, "message": message, "status": name, "details": [info]}}
     return {"error": {**facts, "message": message, "type": told["code"], "param": None}}

@@ -9,15 +9,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from flask import Flask, Request, Response, current_app, request
+from flask import Flask, Request, Response, abort, current_app, request
 from flask_wtf.csrf import CSRFError, CSRFProtect, generate_csrf, validate_csrf
-from werkzeug.exceptions import (
-    BadRequest,
-    MethodNotAllowed,
-    NotFound,
-    RequestEntityTooLarge,
-    UnsupportedMediaType,
-)
+from werkzeug.exceptions import BadRequest, MethodNotAllowed, NotFound
 from werkzeug.urls import uri_to_iri
 from werkzeug.wsgi import get_input_stream
 from wtforms.validators import ValidationError
@@ -209,9 +203,9 @@ def read_body(model: type[_Model]) -> _Model:
     :raises InvalidFieldError: a field is unknown, missing, or has an invalid value.
     """
     if (request.content_length or 0) > MAX_BODY:
-        raise RequestEntityTooLarge
+        abort(413)
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType("Send the body as application/json.")
+        abort(415, "Send the body as application/json.")
     try:
         return msgspec.json.decode(request.get_data(cache=False), type=model, dec_hook=_secret)
     except msgspec.ValidationError as error:

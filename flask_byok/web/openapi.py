@@ -25,6 +25,12 @@ _ABOUT = {
 }
 #: Place, type and description of the parameters that no query type has.
 _PARAMETERS = {
+    "provider": (
+        "path",
+        "string",
+        "Its id; or v1 for OpenAI's format, in which the model names it.",
+    ),
+    "path": ("path", "string", "A path of the provider's own API, with its slashes."),
     "id": ("path", "string", "The record's id."),
     "include_value": ("query", "boolean", "Show the key itself, if BYOK_ALLOW_REVEAL is set."),
     "X-CSRFToken": ("header", "string", "The list's `csrf_token`; null if none is needed."),
@@ -101,26 +107,13 @@ def describe(routes: Sequence[Route], *, url: str, version: str, gateway: bool =
 
 def _passed(method: str) -> _Schema:
     """Describe the gateway, whose bodies and answers are the providers' own."""
-    named = {
-        "provider": "Its id; or v1 for OpenAI's format, in which the model names its provider.",
-        "path": "A path of the provider's own API, with its slashes.",
-    }
+    answer = {"description": "The provider's answer, or an error in its shape."}
     return {
         "operationId": f"gateway_{method}",
         "summary": "Call a provider's own API with the caller's key put in.",
         "tags": ["gateway"],
-        "parameters": [
-            {
-                "name": n,
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string", "description": d},
-            }
-            for n, d in named.items()
-        ],
-        "responses": {
-            "default": {"description": "The provider's answer, or an error in its shape."}
-        },
+        "parameters": _described("provider", "path"),
+        "responses": {"default": answer},
     }
 
 
@@ -171,15 +164,20 @@ def _parameters(route: Route) -> list[_Schema]:
         "X-CSRFToken": route.changes,
         "If-Match": route.method in ("PATCH", "PUT", "DELETE"),
     }
-    found: list[_Schema] = []
-    for name in filter(taken.get, taken):
-        place, kind, text = _PARAMETERS[name]
-        schema = {"type": kind, "description": text}
-        found.append({"name": name, "in": place, "required": place == "path", "schema": schema})
+    found = _described(*filter(taken.get, taken))
     if query := route.types.get("query"):
         _, schemas = schema_components([query])
         for name, schema in schemas[query.__name__]["properties"].items():
             found.append({"name": name, "in": "query", "schema": schema})
+    return found
+
+
+def _described(*names: str) -> list[_Schema]:
+    found: list[_Schema] = []
+    for name in names:
+        place, kind, text = _PARAMETERS[name]
+        schema = {"type": kind, "description": text}
+        found.append({"name": name, "in": place, "required": place == "path", "schema": schema})
     return found
 
 

@@ -29,6 +29,8 @@ HEARTBEAT = 9.0
 #: The same where only writing shows whether the browser has left: each time that a conversation yields None.
 _BLIND_HEARTBEAT = 0.9
 COMMENT = b":\n\n"
+#: Codes of errors, beside those about credentials, that another key in the settings mends.
+_MENDED_THERE = ("no_credit", "not_permitted")
 
 _logger = logging.getLogger("flask_byok.web")
 
@@ -41,8 +43,9 @@ class _Writer:
 
     mimetype: ClassVar[str] = "text/event-stream"
     headers: ClassVar[Mapping[str, str]] = {}
-    #: What is sent in a long silence.
+    #: What is sent in a long silence, and after a whole answer.
     heartbeat: ClassVar[bytes] = COMMENT
+    end: ClassVar[bytes] = b"event: done\ndata: {}\n\n"
 
     def event(self, event: StreamEvent) -> bytes:
         """Return the bytes for an event; none for one that the protocol does not tell."""
@@ -56,16 +59,14 @@ class _Writer:
         """
         return _named("error", told)
 
-    def done(self) -> bytes:
-        """Return the bytes that end a whole answer."""
-        return _named("done", {})
-
 
 class _OpenAI(_Writer):
     """``chat.completion.chunk``, as OpenAI's SDKs read it.
 
     Source: https://platform.openai.com/docs/api-reference/chat-streaming
     """
+
+    end: ClassVar[bytes] = b"data: [DONE]\n\n"
 
     def __init__(self) -> None:
         self._facts = _facts("chat.completion.chunk")
@@ -98,9 +99,6 @@ class _OpenAI(_Writer):
     def error(self, told: Problem) -> bytes:
         facts = {"message": told["detail"], "type": told["code"], "param": None}
         return _data({"error": {**told, **facts}})
-
-    def done(self) -> bytes:
-        return b"data: [DONE]\n\n"
 
 
 def _facts(kind: str) -> dict[str, Any]:
@@ -152,11 +150,7 @@ class _UIMessage(_Writer):
     """
 
     headers: ClassVar[Mapping[str, str]] = {"x-vercel-ai-ui-message-stream": "v1"}
-    _REASONS: ClassVar[Mapping[str, str]] = {
-        "tool_calls": "tool-calls",
-        "content_filter": "content-filter",
-        "refusal": "content-filter",
-    }
+    end: ClassVar[bytes] = _OpenAI.end
 
     def __init__(self) -> None:
         self._begun = False
@@ -183,7 +177,7 @@ class _UIMessage(_Writer):
                 self._finish["messageMetadata"] = {"usage": used}
                 return b""
             case _:
-                self._finish["finishReason"] = self._REASONS.get(event.reason, event.reason)
+                self._finish["finishReason"] = _reason_of(event).replace("_", "-")
                 return self._end() + _data({"type": "finish-step"}) + _data(self._finish)
 
     @property
@@ -205,20 +199,13 @@ class _UIMessage(_Writer):
             arguments = msgspec.json.decode(event.arguments)
         except msgspec.DecodeError:
             text = "The arguments of this call are not JSON."
-            return {
-                "type": "tool-input-error",
-                **facts,
-                "input": event.arguments,
-                "errorText": text,
-            }
+            fault = {"type": "tool-input-error", "input": event.arguments, "errorText": text}
+            return {**fault, **facts}
         return {"type": "tool-input-available", **facts, "input": arguments}
 
     def error(self, told: Problem) -> bytes:
         facts = {"type": "data-byok-error", "data": told, "transient": True}
         return _data(facts) + _data({"type": "error", "errorText": told["detail"]})
-
-    def done(self) -> bytes:
-        return b"data: [DONE]\n\n"
 
 
 class _Text(_Writer):
@@ -226,6 +213,7 @@ class _Text(_Writer):
 
     mimetype: ClassVar[str] = "text/plain"
     heartbeat: ClassVar[bytes] = b""
+    end: ClassVar[bytes] = b""
 
     def event(self, event: StreamEvent) -> bytes:
         return event.text.encode() if event.type == "text" else b""
@@ -233,9 +221,6 @@ class _Text(_Writer):
     def error(self, told: Problem) -> bytes:
         # Servers close the connection then, and log no fault of the program's.
         raise ConnectionResetError(errno.ECONNRESET, told["code"])
-
-    def done(self) -> bytes:
-        return b""
 
 
 _WRITERS: Mapping[Protocol, Callable[[], _Writer]] = {
@@ -310,7 +295,7 @@ def _pieces(
             if piece:
                 latest = time.monotonic()
                 yield piece
-        yield writer.done()
+        yield writer.end
     except ByokError as error:
         yield writer.error(_told(error, settings))
     except Exception as error:
@@ -328,11 +313,7 @@ def _close(events: Events) -> None:
 
 def _told(error: ByokError, settings: str | None) -> Problem:
     told = problem(error)
-    mended_there = isinstance(error, CredentialError) or error.code in (
-        "no_credit",
-        "not_permitted",
-    )
-    if settings and mended_there:
+    if settings and (isinstance(error, CredentialError) or error.code in _MENDED_THERE):
         told["settings_url"] = settings
     return told
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,12 +175,9 @@ class SessionBinding:
         ):
             raise ConfigurationError(SERVER_SIDE_HELP)
 
-    def finish(self, response: Response, place: Mapping[str, Any]) -> Response:
-        """Follow what the host has done to the session.
-
-        :param place: see ``kept``.
-        """
-        seen: _Seen | None = place.get(_ENVIRON)
+    def finish(self, response: Response) -> Response:
+        """Follow what the host has done to the session."""
+        seen: _Seen | None = kept().get(_ENVIRON)
         if seen is not None and not seen.late and (seen.marker or seen.keys):
             try:
                 self._follow(seen)

@@ -28,9 +28,7 @@ def read_messages(messages: Iterable[Any]) -> list[Message]:
         if not isinstance(parts, list) or "content" in message:
             read.append(message)
         elif message.get("role") == "assistant":
-            read += _read_answer(
-                [part for part in parts if _kind(part) == "text" or _is_call(part)]
-            )
+            read += _read_answer(parts)
         else:
             content = [_read_part(part) for part in parts if _kind(part) in ("text", "file")]
             read.append({"role": message.get("role"), "content": content})
@@ -46,18 +44,15 @@ def _is_call(part: Any) -> bool:
     return _kind(part) == "dynamic-tool" or _kind(part).startswith("tool-")
 
 
-def _read_answer(parts: list[dict[str, Any]]) -> Iterator[Message]:
+def _read_answer(parts: list[Any]) -> Iterator[Message]:
     """Yield an answer's steps: texts with the calls that follow them, and the calls' results."""
-    texts = ""
-    for are_calls, run in groupby(parts, _is_call):
+    texts, read = "", [part for part in parts if _kind(part) == "text" or _is_call(part)]
+    for are_calls, run in groupby(read, _is_call):
         if not are_calls:
             texts = "\n\n".join(part["text"] for part in run if isinstance(part.get("text"), str))
         elif calls := [part for part in run if _result(part) is not None]:
-            yield {
-                "role": "assistant",
-                "content": texts,
-                "tool_calls": list(map(_read_call, calls)),
-            }
+            made = list(map(_read_call, calls))
+            yield {"role": "assistant", "content": texts, "tool_calls": made}
             for call in calls:
                 id, result = call.get("toolCallId"), _result(call)
                 yield {"role": "tool", "tool_call_id": id, "content": result}

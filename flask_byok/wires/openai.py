@@ -64,14 +64,10 @@ class OpenAIReader(Reader):
             self._finish("refusal")
 
     def _note_usage(self, usage: Any) -> None:
-        if isinstance(
-            usage, dict
-        ):  # in the Responses API, and of images and sounds, with newer names
-            newer = {
-                "prompt_tokens": usage.get("input_tokens"),
-                "completion_tokens": usage.get("output_tokens"),
-            }
-            super()._note_usage({**newer, **usage})
+        """Note the numbers; the Responses API, images and sounds have newer names for them."""
+        if isinstance(usage, dict):
+            sent, made = usage.get("input_tokens"), usage.get("output_tokens")
+            super()._note_usage({"prompt_tokens": sent, "completion_tokens": made, **usage})
 
     def _read_delta(self, delta: dict[str, Any]) -> Iterator[StreamEvent]:
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):

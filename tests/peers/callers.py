@@ -1,10 +1,11 @@
-"""Clients from elsewhere, run by Node.js: each reads answers and prints what it understood."""
+"""Clients from elsewhere, run by Node.js or a Python of their own: each prints what it understood."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+from pathlib import Path
 from typing import Any
 
 from .servers import ENVIRONMENT, NODE
@@ -14,7 +15,9 @@ Lines = list[dict[str, Any]]
 
 
 def run_client(script: str, url: str, **options: Any) -> Lines:
-    """Let a script of ``node/`` call a URL once, and return the lines that it printed.
+    """Let a script call a URL once, and return the lines that it printed.
+
+    :param script: a name in ``node/``, or of a file for Python.
 
     :param options: see the script; ``api_key``, ``model``, ``messages``, ``headers``, … if it takes them.
     """
@@ -23,10 +26,13 @@ def run_client(script: str, url: str, **options: Any) -> Lines:
 
 def run_client_often(script: str, url: str, *calls: dict[str, Any]) -> list[Lines]:
     """Make several calls, one after the other, in one process: to start it takes longer than a call."""
-    node, file = ENVIRONMENT / "bin/node", NODE / f"{script}.mjs"
-    command = [str(node), str(file), url, json.dumps(calls)]
-    # Nothing of the developer's own settings, such as OPENAI_BASE_URL.
-    done = subprocess.run(command, capture_output=True, env={"PATH": os.environ["PATH"]})
+    is_python = script.endswith(".py")
+    program = ENVIRONMENT / "bin" / ("python" if is_python else "node")
+    file = Path(__file__).with_name(script) if is_python else NODE / f"{script}.mjs"
+    command = [str(program), str(file), url, json.dumps(calls)]
+    # Nothing of the developer's own settings, such as OPENAI_BASE_URL. LiteLLM asks no server for the models' prices.
+    environment = {"PATH": os.environ["PATH"], "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    done = subprocess.run(command, capture_output=True, env=environment)
     assert done.returncode == 0, done.stderr.decode()
     answers: list[Lines] = [[]]
     for line in map(json.loads, done.stdout.splitlines()):

@@ -1,4 +1,4 @@
-"""Clients for Node.js with the gateway as their base URL."""
+"""Clients for Node.js, and LiteLLM in Python, with the gateway as their base URL."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ CLIENTS = [
 
 @pytest.fixture
 def url(tmp_path: Path, fake: FakeProviders) -> Iterator[str]:
-    """Serve a host to ann, who has a key for a provider of each wire; return the gateway's address."""
+    """Serve a host to ann and bob, who have keys for each wire, bob's wrong ones; return the gateway's address."""
     app = gateway_app(tmp_path, fake)
-    with app.app_context(), app.byok.acting_for("ann"):
-        for provider in CHATS:
-            app.byok.set(provider, fake.api_key(provider))
+    for person, behaviour in (("ann", "good"), ("bob", "bad")):
+        with app.app_context(), app.byok.acting_for(person):
+            for provider in CHATS:
+                app.byok.set(provider, fake.api_key(provider, behaviour), validate="off")
     with served(app) as port:
         yield f"http://127.0.0.1:{port}{GATEWAY}"
 
@@ -56,3 +57,34 @@ def test_a_client_for_node(
     [limited] = run_client_often(script, f"{url}/{where}", call)
     assert error(limited)["status"] == 429
     assert {each.api_key for each in fake.calls_for(provider)} == {fake.api_key(provider)}
+
+
+#: Where LiteLLM finds each wire: its name of the model, and the base URL below the gateway.
+LITELLM = {
+    "openai": ("openai/gpt-4o-mini", "/openai"),
+    "anthropic": ("anthropic/claude-haiku-4-5", "/anthropic"),
+    "google": ("gemini/gemini-2.5-flash", "/google/v1beta"),
+    "v1": ("openai/anthropic/claude-haiku-4-5", "/v1"),
+}
+
+
+def test_litellm(url: str, fake: FakeProviders) -> None:
+    """LiteLLM's client reads whole and streamed chats of each wire, a wrong key and a missing one as what they are."""
+    calls = [
+        {"model": model, "api_base": where, "api_key": f"token-of-{person}", "stream": stream}
+        for model, where in LITELLM.values()
+        for person, stream in [("ann", False), ("ann", True), ("bob", False), ("eve", True)]
+    ]
+    lines = iter(run_client_often("litellm_chat.py", url, *calls))
+    for wire in LITELLM:
+        provider = "anthropic" if wire == "v1" else wire
+        for said in (next(lines), next(lines)):
+            assert text_of("openai_chat", final(said)) == fake.reply_text(provider, "hello")
+        refused, keyless = error(next(lines)), error(next(lines))
+        # Anthropic's refusal has marked bob's key before the last wire asks for it: nothing is sent.
+        name, status = ("APIError", 409) if wire == "v1" else ("AuthenticationError", 401)
+        assert (refused["name"], refused["status"]) == (name, status)
+        assert keyless["status"] == 409
+        assert "No API key for" in keyless["message"]
+    people = [fake.api_key("openai", behaviour) for behaviour in ("good", "good", "bad")]
+    assert [call.api_key for call in fake.calls_for("openai")] == people
