@@ -61,6 +61,9 @@ _USAGE = re.compile(rb'.*"usage(?:Metadata)?"\s*:\s*(?=\{)', re.DOTALL)
 _TAIL = 64 * 1024
 
 
+Said = Literal["text", "reasoning"]
+
+
 class StreamEvent(msgspec.Struct, frozen=True):
     """One event of a provider's answer. What a type does not have is empty.
 
@@ -115,6 +118,10 @@ class Reader:
     def __init__(self) -> None:
         #: True after the first event; after the end mark; when nothing can follow.
         self.begun = self.ended = self.over = False
+        #: The texts of the latest event.
+        self.said: list[StreamEvent] = []
+        #: First halves of characters.
+        self._halves: dict[Said, str] = {}
         self._reason = ""
         self._usage: dict[str, Any] = {}
         self._calls: list[_Call] = []
@@ -122,8 +129,8 @@ class Reader:
         self._open: dict[int | None, _Call] = {}
         self._held = 0
 
-    def read(self, data: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Yield the texts of one event, and keep the rest for the end."""
+    def read(self, data: dict[str, Any]) -> None:
+        """Say the texts of one event, and keep the rest for the end."""
         raise NotImplementedError
 
     def done(self) -> None:
@@ -151,6 +158,8 @@ class Reader:
             raise StreamIncompleteError(f"The provider's answer {cut}.")
         if self._reason == _FAILED:
             raise StreamIncompleteError("The provider's answer ended with an error.")
+        for kind, half in self._halves.items():
+            yield StreamEvent(kind, _whole(half))
         calls_are_meant = bool(self._calls) and self._reason in ("", "stop", "tool_calls")
         for call in self._calls:
             # Any other end may have cut the last call off.
@@ -160,9 +169,21 @@ class Reader:
                 yield StreamEvent("tool_call", id=id, name=name, arguments=arguments)
         if tokens := self.tokens:
             yield StreamEvent("usage", input_tokens=tokens.input, output_tokens=tokens.output)
-        yield StreamEvent(
-            "finish", reason="tool_calls" if calls_are_meant else self._reason or "other"
-        )
+        reason = "tool_calls" if calls_are_meant else self._reason or "other"
+        yield StreamEvent("finish", reason=reason)
+
+    def _say(self, kind: Said, text: Any) -> None:
+        """Say a text in whole characters: servers that count in UTF-16 cut some into two events.
+
+        A half that stays alone becomes U+FFFD.
+        """
+        if not text or not isinstance(text, str):
+            return
+        text = self._halves.pop(kind, "") + text
+        if "\ud800" <= text[-1] <= "\udbff":
+            self._halves[kind], text = text[-1], text[:-1]
+        if text:
+            self.said.append(StreamEvent(kind, text if text.isascii() else _whole(text)))
 
     def _finish(self, reason: Any) -> None:
         """Note the wire's end mark, if this is one."""
@@ -218,7 +239,7 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
     """
-    parser, halves, left, fault = _Parser(), _Halves(), STREAM_LIMIT, ""
+    parser, left, fault = _Parser(), STREAM_LIMIT, ""
     told = monotonic()
     try:
         for piece in chain(pieces, (b"\n\n",)):
@@ -228,7 +249,9 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
                 raise StreamIncompleteError("The provider's answer is too long.")
             else:
                 for name, data in parser.feed(piece):
-                    yield from _read(reader, halves, name, data)
+                    _read(reader, name, data)
+                    yield from reader.said
+                    reader.said = []
             if piece is None or monotonic() - told > 1.0:
                 if reader.ended:
                     break
@@ -238,28 +261,7 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
         fault = str(error)
     if fault and not reader.ended:
         raise StreamIncompleteError(fault)
-    yield from halves.join(reader.end())
-
-
-class _Halves:
-    """Joins characters of which the halves come in two events, as servers cut texts that count in UTF-16."""
-
-    def __init__(self) -> None:
-        #: The event of the first half.
-        self.held: StreamEvent | None = None
-
-    def join(self, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
-        """Yield the events with whole characters. A half that stays alone becomes U+FFFD."""
-        for event in events:
-            held, self.held, text = self.held, None, event.text
-            if held is not None and held.type == event.type:
-                text = held.text + text
-            elif held is not None:
-                yield StreamEvent(held.type, _whole(held.text))
-            if "\ud800" <= text[-1:] <= "\udbff":
-                self.held, text = StreamEvent(event.type, text[-1]), text[:-1]
-            if text or not event.text:
-                yield StreamEvent(event.type, _whole(text)) if text else event
+    yield from reader.end()
 
 
 def _whole(text: str) -> str:
@@ -275,7 +277,7 @@ def encode(value: Any) -> bytes:
         return _whole(json.dumps(value, ensure_ascii=False)).encode()
 
 
-def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator[StreamEvent]:
+def _read(reader: Reader, name: bytes, data: bytes) -> None:
     """Read one event. Data that is not an object says nothing, unless it is a damaged one."""
     value = _read_json(data)
     if reader.over:
@@ -284,11 +286,8 @@ def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator
         raise ErrorInStream(data)
     if isinstance(value, dict):
         reader.begun = True
-        events = reader.read(value)
         try:
-            # Half a character comes as an escape.
-            has_half = halves.held is not None or b"\\u" in data
-            yield from halves.join(events) if has_half else events
+            reader.read(value)
         except RecursionError:
             raise _damaged() from None
     elif data.strip() == b"[DONE]":
