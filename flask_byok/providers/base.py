@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from contextlib import aclosing, suppress
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
 
-T = TypeVar("T")
 _JSON = {"Content-Type": "application/json"}
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
@@ -209,12 +208,12 @@ class BaseProvider:
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed, or too old.
         """
-        return self._made(self._make_client, self.http_client)
+        return self._made(self.http_client, is_async=False)
 
     @cached_property
     def async_client(self) -> Any:
         """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
-        return self._made(self._make_async_client, self.async_http_client)
+        return self._made(self.async_http_client, is_async=True)
 
     @property
     def http_client(self) -> Any:
@@ -222,32 +221,25 @@ class BaseProvider:
 
         For the SDKs of other makers that take one. It needs no SDK.
         """
-        http_client = self._guarded(self._outbound.client_for)
+        self._require_key()
+        # Checked again: the rules can have changed.
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        observe = self._outcomes.observe
+        http_client = self._outbound.client_for(endpoint, observe, self._counted_as)
         http_client.event_hooks = {"request": [self._outcomes.authenticate]}
         return http_client
 
     @property
     def async_http_client(self) -> Any:
         """The same as an ``httpx2.AsyncClient``."""
-        authenticate = self._outcomes.authenticate
+        from ..http.aio import KeylessAsyncClient
 
-        async def hook(request: Any) -> None:
-            authenticate(request)
+        return KeylessAsyncClient(self.http_client)
 
-        http_client = self._guarded(self._outbound.async_client_for)
-        http_client.event_hooks = {"request": [hook]}
-        return http_client
-
-    def _guarded(self, make: Callable[..., T]) -> T:
-        """Return an HTTP client for the key's endpoint, which is checked again: the rules can have changed."""
-        self._require_key()
-        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
-        return make(endpoint, self._outcomes.observe, self._counted_as)
-
-    def _made(self, make: Callable[[Any], Any], http_client: Any) -> Any:
+    def _made(self, http_client: Any, *, is_async: bool) -> Any:
         require_sdk(self.extra, self.name)
         try:
-            return make(http_client)
+            return self._make_client(http_client, is_async=is_async)
         except (ImportError, TypeError) as error:
             fault = type(error).__name__
         raise ConfigurationError(
@@ -421,15 +413,11 @@ class BaseProvider:
         fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
-    def _make_client(self, http_client: Any) -> Any:
-        """Build the SDK's client on our HTTP client.
+    def _make_client(self, http_client: Any, *, is_async: bool) -> Any:
+        """Build the SDK's client on our HTTP client, the asynchronous one on the asynchronous.
 
         :raises ImportError: the SDK is not installed.
         """
-        return http_client
-
-    def _make_async_client(self, http_client: Any) -> Any:
-        """Build the SDK's asynchronous client."""
         return http_client
 
     def __repr__(self) -> str:
