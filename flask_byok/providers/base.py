@@ -25,7 +25,7 @@ from ..model.credential import Credential, Outcome, Secret, Tokens, clean_api_ke
 from ..wires import WIRES, Facts, StreamEvent, encode
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
-from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
+from .outcomes import NO_KEY, Count, OurCall, Outcomes, Report, ignore
 from .passage import Passage
 
 if TYPE_CHECKING:
@@ -295,7 +295,8 @@ class BaseProvider:
             raise InvalidFieldError(text, provider=self.name)
         call = self._open("POST", path, content, _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
-        return Attempt(self._outcomes, call, wire.reader(), start)
+        reader = wire.reader()
+        return Attempt(OurCall(self._outcomes, call, reader), reader, start)
 
     def stream_events(
         self, messages: Sequence[Message], model: str | None = None, **params: Any
