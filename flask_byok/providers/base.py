@@ -22,7 +22,9 @@ from ..errors import (
 )
 from ..http import Endpoint, Outbound, full_url
 from ..model.credential import Credential, Outcome, Secret, Tokens, clean_api_key
-from ..wires import WIRES, Facts, StreamEvent, encode
+from ..wires import WIRES
+from ..wires.events import StreamEvent, encode
+from ..wires.messages import Facts
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
 from .outcomes import NO_KEY, Count, OurCall, Outcomes, Report, ignore
@@ -286,14 +288,7 @@ class BaseProvider:
         limit = known.max_output if known else None
         facts = Facts(self._spec.limit_name, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        try:
-            content = encode(body)
-        except (TypeError, ValueError, RecursionError):
-            content = None
-        if content is None:
-            text = "Messages and params are values of JSON, not too deep."
-            raise InvalidFieldError(text, provider=self.name)
-        call = self._open("POST", path, content, _JSON)
+        call = self._open("POST", path, encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         reader = wire.reader()
         return Attempt(OurCall(self._outcomes, call, reader), reader, start)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
 from ..errors import ByokError
-from ..wires import ErrorInStream, Reader, StreamEvent, read_events
+from ..wires.events import ErrorInStream, Reader, StreamEvent, read_events
 from .outcomes import OurCall
 
 Steps = Generator[StreamEvent | None, None, None]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ByokError, ProviderError
 from ..redaction import redact
-from ..wires import Reader, Scanner
+from ..wires.events import Reader, Scanner
 from .conversation import MAX_REFUSAL
 from .outcomes import OurCall, Outcomes
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from ..errors import ProviderUnavailableError, StreamIncompleteError
+from ..errors import InvalidFieldError, ProviderUnavailableError, StreamIncompleteError
 from ..model.credential import Tokens
 
 #: Most bytes of one event (an image is one event), and of all tool calls of a stream.
@@ -270,11 +270,16 @@ def _whole(text: str) -> str:
 
 
 def encode(value: Any) -> bytes:
-    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        return _whole(json.dumps(value, ensure_ascii=False)).encode()
+    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD.
+
+    :raises InvalidFieldError: it has objects of other kinds, or is nested too deep.
+    """
+    with suppress(TypeError, ValueError, RecursionError):
+        try:
+            return msgspec.json.encode(value)
+        except UnicodeEncodeError:
+            return _whole(json.dumps(value, ensure_ascii=False)).encode()
+    raise InvalidFieldError("Messages and params are values of JSON, not too deep.")
 
 
 def _read(reader: Reader, name: bytes, data: bytes) -> None:

@@ -23,7 +23,7 @@ from flask_byok.http import Outbound
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.testing import FakeProviders
-from flask_byok.wires import StreamEvent
+from flask_byok.wires.events import StreamEvent
 from tests.patience import soon
 
 from .conftest import CATALOG, HELLO, SDKS, Make, call_client, credential_for

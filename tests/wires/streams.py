@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from flask_byok.errors import StreamIncompleteError
-from flask_byok.wires import WIRES, ErrorInStream, StreamEvent, read_events
+from flask_byok.wires import WIRES
+from flask_byok.wires.events import ErrorInStream, StreamEvent, read_events
 
 Events = list[StreamEvent]
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flask_byok.errors import StreamIncompleteError
-from flask_byok.wires import WIRES, events, read_events
+from flask_byok.wires import WIRES, events
+from flask_byok.wires.events import read_events
 
 from .streams import STREAMS, Events, chunk, data, delta, part, read_until_error
 

@@ -18,7 +18,8 @@ from google.genai import types as google_types
 from pydantic import TypeAdapter
 
 from flask_byok.errors import InvalidFieldError
-from flask_byok.wires import WIRES, Facts
+from flask_byok.wires import WIRES
+from flask_byok.wires.messages import Facts
 
 from .streams import GOOGLE, StreamEvent
 

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from flask_byok.errors import ProviderUnavailableError, StreamIncompleteError
-from flask_byok.wires import WIRES, ErrorInStream, StreamEvent, read_events
+from flask_byok.wires import WIRES
+from flask_byok.wires.events import ErrorInStream, StreamEvent, read_events
 
 from .streams import (
     DONE,
