@@ -23,29 +23,11 @@ from .model.credential import Credential, Secret, Validation
 from .model.owner import Caller, Tier, identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
+from .web import caller, host_setup
 from .web.blueprint import before_session, create_blueprint
-from .web.caller import (
-    EXTENSION,
-    ByokState,
-    Loaders,
-    actor,
-    follow_requests,
-    for_caller,
-    get_state,
-    in_session,
-    naming,
-    note_use,
-    person,
-)
+from .web.caller import for_caller, get_state
 from .web.gateway import create_gateway
 from .web.guards import go_first, refuse_unrouted
-from .web.host_setup import (
-    collisions,
-    find_database,
-    refuse_taken_names,
-    warn_of_hidden,
-    warn_of_late_setup,
-)
 from .web.keys_api import TypedKey
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
@@ -70,7 +52,7 @@ class BYOK:
     def __init__(self, app: Flask | None = None) -> None:
         self._registered: list[ProviderSpec] = []
         self._catalogs: WeakSet[Catalog] = WeakSet()
-        self._loaders = Loaders()
+        self._loaders = caller.Loaders()
         if app is not None:
             self.init_app(app)
 
@@ -79,7 +61,7 @@ class BYOK:
 
         :raises ConfigurationError: a setting is missing, invalid or unsafe; the message says what to do.
         """
-        refuse_taken_names(app, EXTENSION)
+        host_setup.refuse_taken_names(app, caller.EXTENSION)
         settings = Settings.from_config(app.config)
         keeps_sessions = Tier.SESSION in settings.precedence
         if keeps_sessions:
@@ -88,27 +70,27 @@ class BYOK:
             raise ConfigurationError(_UNSIGNED)
         if settings.metrics:
             switch_on(settings.metrics)
-        database, loaders = find_database(app, settings), self._loaders
+        database, loaders = host_setup.find_database(app, settings), self._loaders
         service = build_service(app, settings, self._registered, database)
         index_keys = [index_key(one) for one in secret_keys(app)]
         binding = SessionBinding(service.sessions, index_keys, loaders.identity, keeps_sessions)
-        state = ByokState(settings, service, binding, loaders, database)
-        app.extensions[EXTENSION] = state
+        state = caller.ByokState(settings, service, binding, loaders, database)
+        app.extensions[caller.EXTENSION] = state
         self._catalogs.add(service.catalog)
         app.jinja_env.globals["byok"] = UI()
         used = database if state.uses_database else None
-        first = partial(warn_of_late_setup, app, used)
+        first = partial(host_setup.warn_of_late_setup, app, used)
         guard_sessions(app, before_session(app, settings.url_prefix), first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         if settings.gateway:
             app.register_blueprint(create_gateway(settings.url_prefix))
-        for sentence in collisions(app):
+        for sentence in host_setup.collisions(app):
             raise ConfigurationError(sentence)
         unrouted = refuse_unrouted(settings.url_prefix, gateway=settings.gateway)
-        follow_requests(app, binding, go_first, unrouted)
+        caller.follow_requests(app, binding, go_first, unrouted)
         if ByokError not in app.error_handler_spec[None][None]:  # the host may show errors itself
             app.register_error_handler(ByokError, problem_response)
-        before_render_template.connect(warn_of_hidden, app)
+        before_render_template.connect(host_setup.warn_of_hidden, app)
         install_log_redaction()
 
     # what the host tells us
@@ -165,11 +147,11 @@ class BYOK:
         :param teams: as the team loader returns them.
         :raises ConfigurationError: the id or the list of teams is invalid, or there is no app context.
         """
-        return naming(person(user_id, teams))
+        return caller.naming(caller.person(user_id, teams))
 
     def as_operator(self) -> AbstractContextManager[None]:
         """Use the operator's own keys within a ``with`` block; see ``acting_for``."""
-        return naming(Caller(named=True))
+        return caller.naming(Caller(named=True))
 
     # the verbs
 
@@ -182,7 +164,7 @@ class BYOK:
         :raises SessionRequiredError: the session store has lost the session's keys; the next call goes on without.
         :raises OwnerRequiredError: there is no request, and neither ``acting_for`` nor ``as_operator``.
         """
-        return note_use(for_caller(Service.resolve, provider))
+        return caller.note_use(for_caller(Service.resolve, provider))
 
     def get_api_key(self, provider: str) -> str:
         """Return the API key itself; empty if the provider works without. See ``resolve`` for the errors.
@@ -203,7 +185,7 @@ class BYOK:
         :raises UnreadableCredentialError: a key that would be used does not open.
         """
         found = for_caller(Service.resolve_many, list(providers))
-        return {provider: note_use(one).api_key for provider, one in found.items()}
+        return {provider: caller.note_use(one).api_key for provider, one in found.items()}
 
     def get_service_config(self, provider: str) -> Mapping[str, str]:
         """Return every field of the credential as a mapping. See ``resolve`` for the errors."""
@@ -228,10 +210,8 @@ class BYOK:
             @wraps(view)
             def guarded(*args: Any, **kwargs: Any) -> Any:
                 if missing := self.missing_keys(providers):
-                    raise MissingCredentialError(
-                        f"An API key is needed for: {', '.join(missing)}. Add it in the API key settings.",
-                        provider=missing[0],
-                    )
+                    text = f"An API key is needed for: {', '.join(missing)}. Add it in the API key settings."
+                    raise MissingCredentialError(text, provider=missing[0])
                 return view(*args, **kwargs)
 
             return guarded  # type: ignore[return-value]  # the same signature
@@ -284,7 +264,7 @@ class BYOK:
             validate=validate,
             persist=persist,
         )
-        status, found = in_session(state, lambda caller: state.service.set(caller, provider, new))
+        status, found = caller.in_session(state, lambda who: state.service.set(who, provider, new))
         return {
             **(status or {}),
             "validation": found.to_dict() if found else None,
@@ -308,7 +288,7 @@ class BYOK:
         :return: the providers of the deleted keys.
         """
         state = get_state()
-        return state.service.accounts.forget(actor(state), identity_of(user_id))
+        return state.service.accounts.forget(caller.actor(state), identity_of(user_id))
 
     def validate(
         self,

@@ -15,7 +15,7 @@ from .. import metrics
 from ..catalog.auth import Auth
 from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
-from ..errors import ByokError, ProviderError
+from ..errors import ByokError, ProviderError, RateLimitedError
 from ..model.credential import Credential, Outcome, Tokens, Verdict
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ class OurCall:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.call.close()
-        self.count("failed")
+        if not isinstance(error, RateLimitedError):  # ours: then there was no call
+            self.count("failed")
         outcomes = self.outcomes
         if isinstance(error, ProviderError):
             error.provider, error.tier = outcomes.spec.id, str(outcomes.credential.source)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import count
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 from uuid import UUID
@@ -66,14 +67,16 @@ _IDS = ("uid", "uuid", "oid", "sub", "dn", "user_id", "username", "login", "emai
 # Flask-Login, if the host uses it
 
 
+def _flask_login() -> Any:
+    """Return the package if the app uses it, else None."""
+    return import_module("flask_login") if hasattr(current_app, "login_manager") else None
+
+
 def signed_in_user() -> str | None:
     """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
-    if not hasattr(current_app, "login_manager"):
-        return None
-    from flask_login import current_user
-
-    user = current_user._get_current_object()
-    return _lasting_id(user) if user.is_authenticated else None
+    login = _flask_login()
+    user = login and login.current_user._get_current_object()
+    return _lasting_id(user) if user and user.is_authenticated else None
 
 
 def _lasting_id(user: Any) -> str:
@@ -103,11 +106,8 @@ def _values(user: Any, names: Iterable[str]) -> list[Any]:
 
 def is_login_fresh() -> bool:
     """Return True if Flask-Login's user has just signed in; False without Flask-Login."""
-    if not hasattr(current_app, "login_manager"):
-        return False
-    from flask_login import login_fresh
-
-    return bool(login_fresh())
+    login = _flask_login()
+    return bool(login and login.login_fresh())
 
 
 @dataclass(slots=True)

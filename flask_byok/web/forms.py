@@ -131,12 +131,11 @@ def shown_on_page(handler: Callable[[Any], Response]) -> Callable[[Any], Respons
 
     def handle(error: Any) -> Response:
         response = handler(error)
-        if request.endpoint != "byok.settings_action":
+        is_ours = request.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
+        # A form that is too large was not read, so the page that sent it is unknown.
+        is_read = response.status_code != HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        if request.endpoint != "byok.settings_action" or not (is_ours and is_read):
             return response
-        if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
-            return response
-        if response.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-            return response  # the form was not read, so the page that sent it is unknown
         problem = response.get_json()
         provider = request.form.get("provider", "")
         # People paste keys into the wrong field: repeat only ids that the catalog knows.

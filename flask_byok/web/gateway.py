@@ -12,11 +12,12 @@ import re
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import urlencode
 
 import msgspec
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
 from ..catalog.models import models_of
@@ -32,7 +33,7 @@ from .guards import ForeignOriginError, hide_address, refuse_foreign_origin, sec
 from .problems import Problem, http_problem, problem
 from .protocols import COMMENT, Link, begun, completion, respond
 
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 
 _ID = r"[A-Za-z0-9][\w.:@+-]*"
@@ -108,7 +109,6 @@ def create_gateway(url_prefix: str) -> Blueprint:
         "/gateway/<path:path>",
         "call",
         _view,
-        provide_automatic_options=False,
         methods=_METHODS,
         merge_slashes=False,
     )
@@ -126,19 +126,14 @@ def _view(path: str) -> Response:
 
 
 def _answer(path: str) -> Response:
-    if request.method == "OPTIONS":
-        return current_app.make_default_options_response()
     name, rest = _find(path)
     _refuse_cross_site(rest)
     state = get_state()
     caller = current_caller(state)
-    give_back = slots.take(caller.counted_as)
-    try:
+    with ExitStack() as stack:
+        stack.callback(slots.take(caller.counted_as))
         response = _call(state, caller, name, rest)
-    except BaseException:
-        give_back()
-        raise
-    done = weakref.finalize(response, give_back)
+        done = weakref.finalize(response, stack.pop_all().close)
     done.atexit = False
     response.call_on_close(done)
     return response
@@ -297,14 +292,14 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
     for _ in passage.head():
         if link.is_gone():
             passage.close()
-    if 200 <= passage.status < 300:
+    if 200 <= passage.call.status < 300:
         response = _good(passage, link)
-    elif passage.status:
+    elif passage.call.status:
         response = _bad(passage, provider)
     else:
         return Response(status=_GONE)
     for name in _ANSWERED:
-        if value := passage.headers.get(name):
+        if value := passage.call.headers.get(name):
             response.headers[name] = redact(value)
     response.headers[SOURCE_HEADER] = provider.source
     _set_type(response, passage)
@@ -312,11 +307,11 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
 
 
 def _good(passage: Passage, link: Link) -> Response:
-    response = Response(_pieces(passage, _adapter(), link), passage.status)
+    response = Response(_pieces(passage, _adapter(), link), passage.call.status)
     response.call_on_close(passage.close)
     if passage.is_stream:
         response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
-    elif length := passage.headers.get("content-length"):
+    elif length := passage.call.headers.get("content-length"):
         response.headers["Content-Length"] = length  # by which a body that breaks off is noticed
     return response
 
@@ -328,13 +323,13 @@ def _bad(passage: Passage, provider: BaseProvider) -> Response:
     """
     body, error = passage.refusal()
     is_shared = provider.source not in PERSONAL_TIERS
-    if passage.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
+    if passage.call.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
         raise error
-    return Response(body, passage.status)
+    return Response(body, passage.call.status)
 
 
 def _set_type(response: Response, passage: Passage) -> None:
-    kind = passage.headers.get("content-type", "")
+    kind = passage.call.headers.get("content-type", "")
     if _HARMLESS.fullmatch(kind):
         response.headers["Content-Type"] = kind
     else:

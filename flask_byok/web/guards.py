@@ -195,15 +195,12 @@ def _csrf_enabled() -> bool:
 
 
 def read_body(model: type[_Model]) -> _Model:
-    """Return the request's JSON body; the errors repeat nothing that was sent.
+    """Return the request's JSON body; the errors repeat nothing that was sent. Its length was limited before.
 
-    :raises RequestEntityTooLarge: the body is longer than ``MAX_BODY``.
     :raises UnsupportedMediaType: the body is not ``application/json``.
     :raises BadRequest: it is not JSON.
     :raises InvalidFieldError: a field is unknown, missing, or has an invalid value.
     """
-    if (request.content_length or 0) > MAX_BODY:
-        abort(413)
     if request.mimetype != "application/json":
         abort(415, "Send the body as application/json.")
     try:

@@ -172,20 +172,20 @@ def warn_of_late_setup(app: Flask, found: FoundDatabase | None) -> None:
 
 def unsafe_settings(
     config: Mapping[str, Any], *, debug: bool, cross_site: bool = False
-) -> list[str]:
-    """Return a sentence with advice for each unsafe setting of the host.
+) -> Iterator[str]:
+    """Yield a sentence with advice for each unsafe setting of the host.
 
     :param cross_site: front ends on other sites may call, and need the session cookie.
     """
-    found = ["Debug mode is on: error pages show local variables. Turn it off."] if debug else []
+    if debug:
+        yield "Debug mode is on: error pages show local variables. Turn it off."
     for name, default, safe, risk in _OF_FLASK:
         value = config.get(name, default)
         if cross_site and "Lax" in safe:
             safe = (*safe, "None")
         # Flask takes "lax", too.
         if str(value or "").title() not in safe and not (value and True in safe):
-            found.append(f"{name} is {value!r}: {risk}. Set it to {' or '.join(map(repr, safe))}.")
-    return found
+            yield f"{name} is {value!r}: {risk}. Set it to {' or '.join(map(repr, safe))}."
 
 
 def unsafe_sessions(app: Flask) -> Iterator[str]:
@@ -201,28 +201,26 @@ def unsafe_sessions(app: Flask) -> Iterator[str]:
         )
 
 
-def unsafe_choices(settings: Settings) -> list[str]:
-    """Return a sentence with advice for each unsafe setting of our own."""
-    found = []
+def unsafe_choices(settings: Settings) -> Iterator[str]:
+    """Yield a sentence with advice for each unsafe setting of our own."""
     if settings.encryption_key is None:
-        found.append(
+        yield (
             "BYOK_ENCRYPTION_KEY is not set: stored keys are lost at the next start. Make one with "
             "'flask byok generate-key'."
         )
     if any(map(is_guessable, settings.encryption_key_fallbacks)):
-        found.append(GUESSABLE_FALLBACK)
+        yield GUESSABLE_FALLBACK
     if settings.session_ttl > WIDE_SESSION:
         longest = settings.session_ttl * MAX_SESSION_LIFETIMES
-        found.append(
+        yield (
             f"BYOK_SESSION_TTL is wide: a session's keys can be used for {settings.session_ttl.days} days "
             f"after their last use, and for {longest.days} days in all. Set it to a day or less."
         )
     if settings.allow_reveal:
-        found.append(
+        yield (
             "BYOK_ALLOW_REVEAL is on: an attacker who signs in as a user can read that user's keys. Set it to False."
         )
     if settings.allow_private_endpoints:
-        found.append(
+        yield (
             "BYOK_ALLOW_PRIVATE_ENDPOINTS is on: people can make your server call your own network. Set it to False."
         )
-    return found

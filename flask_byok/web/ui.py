@@ -58,14 +58,9 @@ class UI:
         nonce = self._nonce() or secrets.token_urlsafe(16)
         content = self._content()
         back = local_path(request.args.get("next"))
-        html = self._render(
-            "document.html",
-            nonce=nonce,
-            # Built from the path: nothing else in the present query is repeated.
-            next_url=url_for("byok.settings_page", next=back),
-            back_url=back,
-            **content,
-        )
+        # Built from the path: nothing else in the present query is repeated.
+        here = url_for("byok.settings_page", next=back)
+        html = self._render("document.html", nonce=nonce, next_url=here, back_url=back, **content)
         error: ByokError | None = content["error"]
         response = Response(html)
         if error is not None:
@@ -87,6 +82,7 @@ class UI:
         known = list(state.service.catalog)
         names = {spec.id: spec.name for spec in (*Catalog.shipped, *known)}
         return {
+            **found,
             "error": None,
             "beginnings": msgspec.json.encode(beginnings(known)).decode(),
             "rows": [build_row(status, found, settings, now) for status in found["providers"]],
@@ -94,8 +90,6 @@ class UI:
             "first_day": now.date().isoformat(),
             "last_day": longest and (now + longest).date().isoformat(),
             "precedence": [text.TIERS[tier] for tier in found["precedence"] if tier in asked],
-            "storage": found["storage"],
-            "csrf_token": found["csrf_token"],
             "notice": notice(request.args, names),
         }
 

@@ -181,6 +181,9 @@ HOSTILE: dict[str, tuple[str, bytes, bytes]] = {
     "line ends": ("openai", b"\r\n\r", b""),
     "names": ("openai", b"event: " + KILO + b"\n", b""),
     "text": ("openai", chunk({"content": "x" * 100}), b""),
+    "tiny events": ("openai", b"data:1\n\n", b""),
+    "tiny objects": ("openai", b"data:{}\n\n", b""),
+    "halves": ("openai", chunk({"content": "\ud83d"}), b""),
     "calls": ("openai", chunk({"tool_calls": [{"function": {"name": "f"}}]}), b""),
     "arguments": (
         "openai",
