@@ -57,13 +57,19 @@ class ByokError(Exception):
     title: ClassVar[str] = "flask-byok failed"
     #: Sentence that follows the title if there is no message.
     advice: ClassVar[str] = ""
-    #: Seconds to wait before another try, or None.
+    #: Seconds to wait before another try, never rounded down, or None.
     retry_after: int | None = None
 
     def __init__(
-        self, message: str | None = None, *, provider: str | None = None, tier: str | None = None
+        self,
+        message: str | None = None,
+        *,
+        provider: str | None = None,
+        tier: str | None = None,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message or (f"{self.title}. {self.advice}" if self.advice else self.title))
+        self.retry_after = self.retry_after if retry_after is None else retry_after
         #: Id of the provider concerned, or None.
         self.provider = provider
         #: Tier concerned, or None.
@@ -197,21 +203,10 @@ class EndpointNotAllowedError(ByokError):
 class ProviderError(ByokError):
     """Raised when a call fails at the provider for a reason other than the key; see the subclasses.
 
-    :param retry_after: seconds after which the provider wants to be asked again, if it said so; never rounded down.
+    Its ``retry_after`` is what the provider asks for, if it does.
     """
 
     code, status, title = "provider_error", 502, "The provider did not answer the call"
-
-    def __init__(
-        self,
-        message: str | None = None,
-        *,
-        provider: str | None = None,
-        tier: str | None = None,
-        retry_after: int | None = None,
-    ) -> None:
-        super().__init__(message, provider=provider, tier=tier)
-        self.retry_after = retry_after
 
 
 class ProviderUnavailableError(ProviderError):
@@ -287,8 +282,8 @@ class RateLimitedError(ByokError):
 
     def __init__(self, message: str | None = None, *, retry_after: int = 60) -> None:
         seconds = "1 second" if retry_after == 1 else f"{retry_after} seconds"
-        super().__init__(message or f"{self.title}. Try again in {seconds}.")
-        self.retry_after = retry_after
+        text = f"{self.title}. Try again in {seconds}."
+        super().__init__(message or text, retry_after=retry_after)
 
 
 class StoreError(ByokError):

@@ -28,7 +28,7 @@ from .web.blueprint import before_session, create_blueprint
 from .web.caller import for_caller, get_state
 from .web.gateway import create_gateway
 from .web.guards import go_first, refuse_unrouted
-from .web.keys_api import TypedKey
+from .web.keys_api import TypedKey, judged
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
 from .web.session_guard import guard_sessions
@@ -265,11 +265,7 @@ class BYOK:
             persist=persist,
         )
         status, found = caller.in_session(state, lambda who: state.service.set(who, provider, new))
-        return {
-            **(status or {}),
-            "validation": found.to_dict() if found else None,
-            "warnings": state.service.warnings(provider, new.fields),
-        }
+        return {**(status or {}), **judged(found, provider, new.fields)}
 
     def clear(self, provider: str, tier: str = "all") -> list[str]:
         """Remove the present caller's key and return the tiers it was in.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from flask import Response, current_app, has_app_context
 
+from .catalog.paste import refuse_admin_key
 from .catalog.spec import Catalog
 from .errors import KeyRefusedError
 from .http.outbound import default_outbound
-from .keys.checks import refuse_admin_key
 from .keys.typed import read_typed
 from .model.credential import Credential, Secret
 from .providers import BaseProvider, make_chat_model, make_provider

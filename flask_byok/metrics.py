@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from functools import cache, partial
+from typing import Any, Literal
 
 from .errors import ConfigurationError
 
@@ -88,24 +88,18 @@ def _open_sink(library: Library) -> Sink:
 def _prometheus() -> Sink:
     from prometheus_client import Counter, Gauge, Histogram
 
-    def instrument(name: str, one: Instrument) -> Callable[..., Callable[[float], object]]:
-        name = f"flask_byok_{name}"
-        if one.kind == "count":
-            counter = Counter(name, one.about, one.labels)
-            return lambda *labels: counter.labels(*labels).inc
-        if one.kind == "seconds":
-            histogram = Histogram(name, one.about, one.labels, buckets=BUCKETS)
-            return lambda *labels: histogram.labels(*labels).observe
-        # Of several processes: the sum of those that live.
-        gauge = Gauge(name, one.about, one.labels, multiprocess_mode="livesum")
-        if one.kind == "level":
-            return lambda *labels: gauge.labels(*labels).inc
-        return lambda *labels: gauge.labels(*labels).set
-
-    made = {name: instrument(name, one) for name, one in INSTRUMENTS.items()}
+    timer = partial(Histogram, buckets=BUCKETS)
+    # Of several processes: the sum of those that live.
+    gauge = partial(Gauge, multiprocess_mode="livesum")
+    kinds: dict[str, Any] = {"count": Counter, "seconds": timer, "level": gauge, "state": gauge}
+    verbs = {"count": "inc", "seconds": "observe", "level": "inc", "state": "set"}
+    made: dict[str, Any] = {
+        name: kinds[one.kind](f"flask_byok_{name}", one.about, one.labels)
+        for name, one in INSTRUMENTS.items()
+    }
 
     def sink(name: str, value: float, labels: tuple[str, ...]) -> None:
-        made[name](*labels)(value)
+        getattr(made[name].labels(*labels), verbs[INSTRUMENTS[name].kind])(value)
 
     return sink
 
@@ -114,22 +108,17 @@ def _opentelemetry() -> Sink:
     from opentelemetry.metrics import get_meter
 
     meter = get_meter("flask_byok")
-
-    def instrument(name: str, one: Instrument) -> Callable[[float, dict[str, str]], object]:
-        name = f"flask_byok.{name}"
-        if one.kind == "count":
-            return meter.create_counter(name, description=one.about).add
-        if one.kind == "seconds":
-            return meter.create_histogram(
-                name, "s", one.about, explicit_bucket_boundaries_advisory=BUCKETS
-            ).record
-        if one.kind == "level":
-            return meter.create_up_down_counter(name, description=one.about).add
-        return meter.create_gauge(name, description=one.about).set
-
-    made = {name: instrument(name, one) for name, one in INSTRUMENTS.items()}
+    timer = partial(meter.create_histogram, unit="s", explicit_bucket_boundaries_advisory=BUCKETS)
+    counter, level, gauge = meter.create_counter, meter.create_up_down_counter, meter.create_gauge
+    kinds: dict[str, Any] = {"count": counter, "seconds": timer, "level": level, "state": gauge}
+    verbs = {"count": "add", "seconds": "record", "level": "add", "state": "set"}
+    made = {
+        name: kinds[one.kind](f"flask_byok.{name}", description=one.about)
+        for name, one in INSTRUMENTS.items()
+    }
 
     def sink(name: str, value: float, labels: tuple[str, ...]) -> None:
-        made[name](value, dict(zip(INSTRUMENTS[name].labels, labels, strict=True)))
+        about = INSTRUMENTS[name]
+        getattr(made[name], verbs[about.kind])(value, dict(zip(about.labels, labels, strict=True)))
 
     return sink

@@ -10,6 +10,7 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from copy import copy
 from datetime import date, time, timedelta
 from functools import partial
@@ -33,8 +34,7 @@ def redact(text: str) -> str:
     """Return a text without the secrets that are alive, whether plain, URL-, JSON- or base64-encoded."""
     if len(text) < SHORTEST_SECRET:
         return text
-    # No form is shorter than the value itself.
-    secrets = [s for s in all_alive() if SHORTEST_SECRET <= len(s.reveal()) <= len(text)]
+    secrets = [secret for secret in all_alive() if _may_be_in(text, secret.reveal())]
     # Many secrets with all their forms take long to look for: anchors of eight characters rule out most.
     if len(secrets) >= MANY_SECRETS and len(text) <= LONG_TEXT:
         eights = {text[i : i + SHORTEST_SECRET] for i in range(len(text) - SHORTEST_SECRET + 1)}
@@ -138,17 +138,41 @@ def _redact_object(value: Any) -> Any:
     return value
 
 
+def _may_be_in(text: str, value: str) -> bool:
+    """Return True unless a text is too short for a value: no form is shorter than the value, or than its parts."""
+    return SHORTEST_SECRET <= len(value) <= len(text) or value.startswith("{")
+
+
+def _parts(value: str) -> Iterator[str]:
+    """Yield what is looked for: the value; of a service account's file also its private key, and each line of that.
+
+    Libraries read the key out of the file, and write it as PEM: with line breaks, escaped ones, or none.
+    """
+    yield value
+    if not value.startswith("{"):
+        return
+    with suppress(ValueError, RecursionError):
+        private_key = json.loads(value).get("private_key")
+        if isinstance(private_key, str):
+            yield private_key.strip()
+            lines = (line.strip() for line in private_key.splitlines())
+            yield from (x for x in lines if len(x) >= SHORTEST_SECRET and not x.startswith("-----"))
+
+
 def _written(secret: Secret) -> tuple[frozenset[str], frozenset[str]]:
     """Return a secret's anchors, one of which is in every text that holds it, and the forms that it is written in."""
     if secret.written_forms is None:
-        text = secret.reveal()
-        forms = {text, quote(text), quote(text, safe=""), quote_plus(text)}
-        forms |= {json.dumps(text)[1:-1], repr(text)[1:-1], *_base64_forms(text.encode())}
+        forms = frozenset(form for part in _parts(secret.reveal()) for form in _forms(part))
         # Out of the middle, as many keys share their beginnings.
         middles = ((form, len(form) // 2 - SHORTEST_SECRET // 2) for form in forms)
         anchors = frozenset(form[i : i + SHORTEST_SECRET] for form, i in middles)
-        secret.written_forms = anchors, frozenset(forms)
+        secret.written_forms = anchors, forms
     return secret.written_forms
+
+
+def _forms(text: str) -> set[str]:
+    forms = {text, quote(text), quote(text, safe=""), quote_plus(text)}
+    return forms | {json.dumps(text)[1:-1], repr(text)[1:-1], *_base64_forms(text.encode())}
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:

@@ -14,16 +14,16 @@ import click
 from flask import Flask
 from werkzeug.serving import is_running_from_reloader
 
-from .accounts import open_accounts
-from .accounts.wing import Wing
+from .accounts.wing import Wing, open_accounts
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .catalog.endpoints import shown
 from .errors import ConfigurationError, OutdatedTablesError, StoreError
 from .http import Outbound
+from .keys.documents import Documents
 from .keys.operator import OperatorKeys
 from .keys.ports import Accounts
 from .keys.service import Service
-from .keys.sessions import Documents, Sessions
+from .keys.sessions import Sessions
 from .model.owner import ACCOUNT_TIERS
 from .providers import load_sdks
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key, is_guessable

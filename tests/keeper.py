@@ -74,4 +74,4 @@ def accounts_of(app: Flask) -> AccountStore:
 def logged(app: Flask, owner: str) -> list[tuple[str, str, str]]:
     """Return actor, action and outcome of each entry in an owner's audit log, oldest first."""
     entries = sorted(accounts_of(app).audit.entries(owner), key=lambda entry: entry.number)
-    return [(entry.event.actor, entry.event.action, entry.event.outcome) for entry in entries]
+    return [(entry.actor, entry.action, entry.outcome) for entry in entries]

@@ -14,6 +14,8 @@ from flask_byok.catalog.verdicts import Answer, judge
 from flask_byok.errors import ConfigurationError, UnknownProviderError
 from flask_byok.model.credential import Verdict
 from flask_byok.providers.base import ADAPTERS
+from flask_byok.settings import Settings
+from flask_byok.wiring import build_catalog
 
 
 def test_catalog_has_the_providers() -> None:
@@ -30,7 +32,7 @@ def test_catalog_has_the_providers() -> None:
 def test_rows_are_whole() -> None:
     """A provider of its own address has https, a variable for the operator, a page to get a key, and a model."""
     for spec in PROVIDERS:
-        if spec.personal_base_url:
+        if spec.standalone:
             continue
         assert spec.base_url.startswith("https://")
         assert not spec.base_url.endswith("/")
@@ -39,7 +41,7 @@ def test_rows_are_whole() -> None:
         # Speech has no conversations; at Azure a model is what each person calls a deployment.
         assert spec.default_model or spec.adapter == "http" or spec.id == "azure_openai"
         assert spec.adapter in ADAPTERS
-        assert not spec.standalone
+        assert not spec.personal_base_url
 
 
 def test_custom_gives_its_own_address() -> None:
@@ -53,6 +55,15 @@ def test_custom_gives_its_own_address() -> None:
     assert [f.name for f in custom.fields if f.required] == ["base_url"]
 
 
+def test_a_local_server_is_the_operators() -> None:
+    """The local server is offered at the operator's address only, and people are not asked for one."""
+    for urls in ({}, {"local": "http://localhost:11434/v1"}):
+        catalog, _ = build_catalog(Settings(base_urls=urls, allow_custom_providers=True), ())
+        assert ("local" in catalog) is bool(urls)
+        assert "custom" in catalog
+    assert [field.name for field in catalog.get("local").fields] == ["api_key"]
+
+
 def test_keys_travel_in_a_header_only() -> None:
     """A key is sent in a header, never in a URL; without a key nothing is sent."""
     for spec in PROVIDERS:
@@ -63,7 +74,7 @@ def test_keys_travel_in_a_header_only() -> None:
             assert spec.auth.headers({"api_key": ""}) == spec.auth.headers({}) == {}
         secrets = {field.name for field in spec.fields if field.secret}
         for path in (spec.base_url, spec.check.path, spec.check.models_path or "/"):
-            assert path.startswith(("/", "https://")) or spec.personal_base_url
+            assert path.startswith(("/", "https://")) or spec.standalone
             assert "key=" not in path
             assert not secrets & set(names_in(path))
 

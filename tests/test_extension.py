@@ -35,7 +35,7 @@ from flask_byok import (
     key_used,
     key_validated,
 )
-from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.model.credential import isoformat, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.storage.tables import metadata
@@ -91,7 +91,7 @@ def test_a_throw_away_key_leaves_the_database_alone(
 ) -> None:
     """An app that makes an encryption key up works, and neither reads nor changes a real database's accounts."""
     live = open_accounts(database_url, KEYRING)
-    live.create(make_record("system"), event_of())
+    live.put(make_record("system"), event_of())
     before = contents(database_url)
     for number in range(2):
         accounts = accounts_of(try_out(tmp_path / str(number), database_url, mode))
@@ -466,7 +466,7 @@ def test_forgotten_user(tmp_path: Path, fake: FakeProviders, database_url: str) 
     another.post("/sign-in/7")
     assert another.status("openai")["source"] is None
     accounts = accounts_of(app)
-    newest = accounts.audit.entries("user:7")[0].event
+    newest = accounts.audit.entries("user:7")[0]
     assert (newest.actor, newest.action, newest.outcome) == ("system", "clear", "done")
     accounts.engine.dispose()
     without = make_app(tmp_path, BYOK_PRECEDENCE=["session", "env"])

@@ -12,6 +12,7 @@ from flask_byok import (
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
+    KeyRefusedError,
     MalformedApiKeyError,
     get_chat_model_with_api_key,
     get_provider_with_api_key,
@@ -63,6 +64,26 @@ def test_what_cannot_be_a_key(app: HostApp, monkeypatch: pytest.MonkeyPatch, api
         with pytest.raises(MalformedApiKeyError):
             provider.set_api_key(api_key)
         assert provider.api_key == "sk-explicit-0123456789"
+
+
+def test_a_key_set_on_an_object_is_cleaned_as_a_typed_one() -> None:
+    """What is pasted with a key stays out of it, and what is no ordinary key of the provider's is refused."""
+    api_key = "sk-proj-CANARY4711_abc-DEF0123456789xyz"
+    provider = get_provider_with_api_key("openai", api_key[::-1])
+    for pasted in (
+        f'export OPENAI_API_KEY="{api_key}"',
+        f'{{"api_key": "{api_key}"}}',
+        f"{api_key},",
+    ):
+        provider.api_key = pasted
+        assert provider.api_key == api_key
+    for other in ("your_api_key_here", "sess-CANARY0123456789", f"{api_key}\n{api_key}0"):
+        with pytest.raises(MalformedApiKeyError) as caught:
+            provider.set_api_key(other)
+        assert "CANARY" not in str(caught.value)
+    with pytest.raises(KeyRefusedError, match="admin key"):
+        provider.set_api_key("sk-admin-CANARY-0123456789")
+    assert provider.api_key == api_key
 
 
 @pytest.mark.parametrize("option", ["base_url", "http_client", "http_options"])

@@ -103,6 +103,41 @@ def test_any_key_is_redacted_in_any_encoding(value: str) -> None:
     del alive
 
 
+BODY = [
+    line * 4
+    for line in ("MIIEvQIBADANBgkq", "hkiG9w0BAQEF+A/S", "CANARYb64Aa0/+Bb", "CANARYlast==")
+]
+PEM = "\n".join(["-----BEGIN PRIVATE KEY-----", *BODY, "-----END PRIVATE KEY-----", ""])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(PEM, PEM.strip(), repr(PEM), json.dumps({"private_key": PEM}), PEM.replace("\n", "\r\n")),
+        *(json.dumps(json.dumps({"private_key": PEM})), "".join(BODY), *BODY, quote("".join(BODY))),
+        base64.b64encode(PEM.encode()).decode(),
+    ],
+)
+def test_a_service_accounts_private_key_is_redacted(text: str) -> None:
+    """What libraries read out of a service account's file is redacted, whole, escaped, and each line of it alone."""
+    account = {"type": "service_account", "private_key": PEM, "client_email": "bot@example.org"}
+    alive = Secret(json.dumps(account, separators=(",", ":")))
+    redacted = redact(f"bot@example.org {text}")
+    assert redacted.startswith("bot@example.org ")
+    for line in BODY:
+        assert line not in redacted
+        assert base64.b64encode(line.encode()).decode()[4:-4] not in redacted
+    del alive
+
+
+def test_a_secret_in_braces_that_is_no_file() -> None:
+    """A secret that only looks like a file, or has no private key in it, is redacted as any other."""
+    for value in ("{not-json-0123456789", '{"private_key":17,"more":"0123456789"}', "{" * 5000):
+        alive = Secret(value)
+        assert redact(f"a {value} b") == f"a {REDACTED} b"
+        del alive
+
+
 def test_what_is_redacted_of_several_keys() -> None:
     """The longer of two keys is redacted whole; a short value, which would blot out words, and a dead one are left."""
     short = "sk-proj-0123456789"

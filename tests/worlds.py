@@ -9,10 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.wing import Wing
+from flask_byok.accounts.wing import Wing, open_accounts
 from flask_byok.catalog import Catalog, ProviderSpec
 from flask_byok.http import Endpoint, Outbound
 from flask_byok.keys.operator import OperatorKeys
@@ -114,7 +113,7 @@ class World:
     def logged(self, owner: str) -> list[tuple[str, str, str]]:
         """Return actor, action and outcome of what the audit log has in an owner's chain, oldest first."""
         entries = sorted(self.accounts.audit.entries(owner), key=lambda entry: entry.number)
-        return [(e.event.actor, e.event.action, e.event.outcome) for e in entries]
+        return [(e.actor, e.action, e.outcome) for e in entries]
 
     def names(self) -> list[str]:
         """Return the names of the events so far."""

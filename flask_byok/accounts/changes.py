@@ -6,7 +6,7 @@ Each place is a destination of the recipe in ``keys.save``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -50,7 +50,6 @@ class _Place:
 
     def __post_init__(self) -> None:
         self.context = context_of(self.owner, self.spec.id, self.slot or "")
-        self._at_most = self.records.core.settings.slots_of(self.spec.id)
 
     def refused(self, typed: Typed, verdict: str) -> None:
         """Log that a check forbade storing the key."""
@@ -78,13 +77,14 @@ class MainSlot(_Place):
         if session is not None:
             there = sessions.read(session, identity, [record.provider]).records
             leaving = sessions.mark_leaving(session, identity, there.values())
-        stored = wing.store.keep(
-            record,
-            wing.event(caller, "set"),
-            seat=wing.seat,
-            ended=[one.version for one in leaving],
-            confirm=lambda seated: check_place(seated.owner, seated.slot, typed.secrets),
-        )
+
+        def seat(record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
+            seated = wing.seat(record, taken)
+            check_place(seated.owner, seated.slot, typed.secrets)
+            return seated
+
+        ended = [one.version for one in leaving]
+        stored = wing.store.put(record, wing.event(caller, "set"), seat=seat, ended=ended)
         if session is not None:
             sessions.remove(session, identity, leaving)
         return stored
@@ -114,7 +114,7 @@ class Slot(_Place):
         self.choose()
 
     def store(self, record: CredentialRecord, typed: Typed) -> CredentialRecord:
-        """Store the key; if another request took the slot just now and none was named, in the next one.
+        """Store the key; without a named slot in the one that is free by now.
 
         :raises KeyExistsError: the slot is taken, or the owner has as many keys as allowed.
         """
@@ -123,36 +123,30 @@ class Slot(_Place):
             record = dataclasses.replace(
                 record, created_at=self.created_at, set_at=record.created_at
             )
-        records, store, at_most = self.records, self.records.wing.store, self._at_most
+        records = self.records
         event = records.wing.event(records.caller, self.action)
-        if self.replace:
-            return store.put(record, event, at_most=at_most)
-        taken = KeyExistsError(provider=self.spec.id)
-        for _ in range(at_most):  # as often as others can be first
-            try:
-                return store.create(record, event, at_most=at_most)
-            except KeyExistsError as error:
-                taken = error
-                self.choose()
-            keyring = records.core.keyring
-            sealed = keyring.seal_fields(self.context, typed.fields, typed.base_url)
-            record = dataclasses.replace(record, slot=self.context.slot, ciphertext=sealed)
-        raise taken
+        return records.wing.store.put(record, event, seat=self._seat)
 
     def choose(self) -> None:
         """Choose the slot.
 
         :raises KeyExistsError: it is taken, or the owner has as many keys as allowed.
         """
-        taken = {record.slot for record in self._there()}
-        slot = self.context.slot if self.slot is not None else free_slot(taken)
-        full = not has_place(slot, taken, self._at_most)
+        slot = self._slot_beside({record.slot for record in self._there()})
+        self.context = self.context._replace(slot=slot)
+
+    def _seat(self, record: CredentialRecord, taken: Collection[str]) -> CredentialRecord:
+        return in_slot(self.records.core.keyring, record, self._slot_beside(taken))
+
+    def _slot_beside(self, taken: Collection[str]) -> str:
+        slot = free_slot(taken) if self.slot is None else self.slot
+        full = not has_place(slot, taken, self.records.core.settings.slots_of(self.spec.id))
         if (slot in taken and not self.replace) or full:
             raise KeyExistsError(
                 f"There is a key for {self.spec.name} already. Change or delete that one.",
                 provider=self.spec.id,
             )
-        self.context = self.context._replace(slot=slot)
+        return slot
 
 
 def in_slot(keyring: Keyring, record: CredentialRecord, slot: str) -> CredentialRecord:

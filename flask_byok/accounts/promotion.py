@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from ..catalog import ProviderSpec
 from ..catalog.endpoints import expand
 from ..errors import InvalidFieldError, SessionRequiredError, UnreadableCredentialError
+from ..keys.documents import SessionView
 from ..keys.lookup import Specs
 from ..keys.ports import Promotion
 from ..keys.service import Service
-from ..keys.sessions import SessionView
 from ..keys.typed import capped_expiry
 from ..model.credential import CredentialRecord, Fields, utcnow
 from ..model.owner import Caller, SessionRef, Tier, session_owner
@@ -126,8 +126,9 @@ class _Move:
             if known and self._all_leave(spec.id, known):
                 self._drop(spec.id, known)
                 continue
-            if self._is_taken(spec.id, there[spec.id]):
-                sources = []
+            slots = {record.slot for record in there[spec.id]}
+            if main_slot(slots, self.core.settings.slots_of(spec.id)) in slots:
+                sources = []  # the account's key stays
             if not sources or not self._all_leave(spec.id, sources):
                 self.result.kept.append(spec.id)
             if sources and (move := self._prepare(spec, sources)):
@@ -143,11 +144,6 @@ class _Move:
             for record in self.wing.store.find([self.caller.identity], providers):
                 there[record.provider].append(record)
         return there
-
-    def _is_taken(self, provider: str, there: Sequence[CredentialRecord]) -> bool:
-        """Return True if the account's main slot has a key, which stays."""
-        slots = {record.slot for record in there}
-        return main_slot(slots, self.core.settings.slots_of(provider)) in slots
 
     def _sources(self, provider: str) -> list[CredentialRecord]:
         """Return the records that leave the session: the one to promote, then those that it replaces."""
@@ -233,14 +229,13 @@ class _Move:
                 v: [record.version for record in move.ending[1:]] for v, move in by_version.items()
             },
         )
-        promoted = [name for name, what in outcomes.items() if what in ("promoted", "known")]
-        kept = [name for name, what in outcomes.items() if what == "kept"]
-        result = self.result
-        result.promoted.extend(promoted)
-        result.kept.extend(provider for provider in kept if provider not in result.kept)
         for move in moves:
-            if move.record.provider in promoted:
+            provider = move.record.provider
+            if outcomes[provider] in ("promoted", "known"):
+                self.result.promoted.append(provider)
                 self._remove(move.ending)
+            elif outcomes[provider] == "kept" and provider not in self.result.kept:
+                self.result.kept.append(provider)
 
     # the session's records
 

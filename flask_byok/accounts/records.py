@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, cast
 
@@ -77,27 +78,26 @@ class Page(TypedDict):
     next: Annotated[str | None, Meta(description="The cursor of the next page.")]
 
 
-class ProviderUses(TypedDict):
+class _Uses(TypedDict):
+    rejected: NonNegative
+    failed: NonNegative
+    input_tokens: NonNegative
+    output_tokens: NonNegative
+
+
+class ProviderUses(_Uses):
     """How many keys there are for a provider, all calls that were made with them, and the tokens that these took."""
 
     keys: NonNegative
     uses: NonNegative
-    rejected: NonNegative
-    failed: NonNegative
-    input_tokens: NonNegative
-    output_tokens: NonNegative
     last_used_at: Timestamp | None
 
 
-class DayUses(TypedDict):
+class DayUses(_Uses):
     """The calls of one day (UTC), by outcome, and the tokens that they took."""
 
     day: Annotated[str, Meta(extra_json_schema={"format": "date"})]
     used: NonNegative
-    rejected: NonNegative
-    failed: NonNegative
-    input_tokens: NonNegative
-    output_tokens: NonNegative
 
 
 class Stats(TypedDict):
@@ -160,26 +160,18 @@ class AccountRecords:
 
     def describe(self, record: CredentialRecord) -> Record:
         """Return a record as a JSON-able mapping, without its key."""
+        facts = {name: getattr(record, name, None) for name in Record.__annotations__}
+        times = {
+            k: isoformat(moment) for k, moment in facts.items() if isinstance(moment, datetime)
+        }
         validity = record.current_validity()
-        return {
-            "id": record.id,
-            "provider": record.provider,
-            "slot": record.slot,
-            "label": record.label,
-            "description": record.description,
-            "hint": record.hint,
-            "owner": record.owner,
-            "active": record.active,
+        facts |= times | {
             "state": self._state(record),
-            "expires_at": isoformat(record.expires_at),
             "expires_soon": record.expires_soon(utcnow()),
-            "created_at": isoformat(record.created_at),
-            "updated_at": isoformat(record.updated_at),
-            "last_used_at": isoformat(record.last_used_at),
-            "usage_count": record.usage_count,
             "validity": validity.to_dict() if validity else None,
             "version": int(record.version),
         }
+        return cast(Record, facts)
 
     def stats(self) -> Stats:
         """Return the number of keys and of their uses; see ``UsageStore.stats``."""

@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..catalog import ProviderSpec
+from ..catalog.paste import refuse_admin_key
 from ..errors import ByokError, InvalidFieldError, KeyExistsError, UnreadableCredentialError
-from ..keys.checks import refuse_admin_key
 from ..keys.operator import OperatorKeys, main_variables
 from ..keys.service import Service
 from ..keys.typed import NewKey, in_utc
@@ -255,14 +255,12 @@ class Importer:
         except ByokError as error:
             self.result.left_out[key.provider, str(error)] += 1
             return
-        why = ""
-        for _ in range(2):
+        for is_last in (False, True):
             try:
-                self._take(key)
-                return
+                return self._take(key)
             except KeyExistsError as error:  # its owner has saved a key just now: compare with that
-                why = str(error)
-        self.result.left_out[key.provider, why] += 1
+                if is_last:
+                    self.result.left_out[key.provider, str(error)] += 1
 
     def _take(self, key: MovedKey) -> None:
         result, limit = self.result, self.transfer.settings.slots_of(key.provider)

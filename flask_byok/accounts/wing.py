@@ -1,20 +1,25 @@
-"""The wing's side of ``keys.ports``: what the core asks of accounts."""
+"""The accounts of one database, and the wing's side of ``keys.ports``: what the core asks of them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import hmac
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from ..catalog import ProviderSpec
 from ..catalog.endpoints import expand
-from ..errors import KeyNotFoundError
+from ..errors import KeyNotFoundError, UnreadableCredentialError
 from ..keys.lookup import Candidate, Found, Opener
 from ..keys.ports import Accounts
 from ..keys.service import Service
 from ..model.credential import Credential, CredentialRecord, Fields, RecordedVerdict, Use
 from ..model.owner import ACCOUNT_TIERS, Caller, Tier
-from ..sealing.keyring import Keyring
+from ..sealing.keyring import Canary, Keyring
 from ..settings import Settings
 from .changes import MainSlot, in_slot
 from .promotion import promote
@@ -23,6 +28,57 @@ from .store import AuditEvent, NoRecord, main_slot
 
 if TYPE_CHECKING:
     from .store.keys import AccountStore
+
+_WRONG_KEY = (
+    "BYOK_ENCRYPTION_KEY is not the one that this database's keys are sealed with. Set the right one, or add it to "
+    "BYOK_ENCRYPTION_KEY_FALLBACKS. If it is lost, none of these keys opens any more, and the audit log cannot go on: "
+    "set BYOK_DATABASE_URL to a new database."
+)
+
+
+def open_accounts(
+    engine_or_url: Any, keyring: Keyring, *, tolerant: bool = False, **opening: Any
+) -> AccountStore:
+    """Return the store of accounts' keys in a database.
+
+    :param engine_or_url: a SQLAlchemy engine, which stays the host's, or a URL.
+    :param tolerant: read keys without a look at the canary.
+    :param opening: how to open a URL, see ``storage.sql.Database``.
+    """
+    from ..storage.sql import Database
+    from ..storage.tables import metadata
+    from .store.audit import hold_secret
+    from .store.keys import AccountStore
+
+    database = Database(engine_or_url, metadata.sorted_tables, **opening)
+    return AccountStore(
+        database, AuditSecret(keyring, partial(hold_secret, database), tolerant=tolerant)
+    )
+
+
+class AuditSecret(Canary):
+    """The canary of the accounts' database: 32 random bytes that key the audit log and the fingerprints of keys."""
+
+    def __init__(
+        self, keyring: Keyring, hold: Callable[..., str], *, tolerant: bool = False
+    ) -> None:
+        # The canaries of apps have names of 16 hex digits.
+        text = secrets.token_bytes(32)
+        super().__init__(keyring, "audit", hold, text, _WRONG_KEY, tolerant)
+
+    def fingerprint(self, fields: Fields) -> str:
+        """Return a keyed hash of a key (64 hex digits); rotation of the encryption key keeps it."""
+        plain = sorted((name, one.reveal()) for name, one in fields.items())
+        message = b"fingerprint" + msgspec.json.encode(plain)
+        return hmac.digest(self.secret(), message, "sha256").hex()
+
+    def fingerprint_of(self, record: CredentialRecord) -> str | None:
+        """Return the fingerprint of an account's stored key, None if it does not open."""
+        try:
+            fields, _ = self.keyring.open_record(record.owner, record)
+        except UnreadableCredentialError:
+            return None
+        return self.fingerprint(fields)
 
 
 class Wing(Accounts):

@@ -8,11 +8,14 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from ..errors import MalformedApiKeyError
 from ..model.credential import Verdict
+
+if TYPE_CHECKING:
+    from .verdicts import Answer
 
 #: The public certificates of an account's keys, by the id of the key. Source: the ``client_x509_cert_url`` of each key.
 CERTIFICATES = "https://www.googleapis.com/robot/v1/metadata/x509/"
@@ -24,16 +27,6 @@ _DAMAGED = "This is not the JSON of a service account's key. Download it again, 
 _NO_ACCOUNT = "Google knows no such service account."
 _REMOVED = "Google no longer accepts this key: it was deleted or switched off. Create a new one."
 _OTHER_KEY = "The private key is not the one that Google knows by this id. Download it again."
-_AWAY = "Google has a fault of its own or too much to do. Try again in a moment."
-_UNKNOWN = "Google's answer does not tell whether the key is good."
-
-
-class _Answer(Protocol):
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def data(self) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +55,11 @@ class ServiceAccount:
         return {"Authorization": f"Bearer {account.sign(claims)}"}
 
 
-def belongs(fields: Mapping[str, str], get: Callable[[str], _Answer]) -> tuple[Verdict, str]:
+def belongs(fields: Mapping[str, str], get: Callable[[str], Answer]) -> tuple[Verdict, str]:
     """Say whether a key belongs to its account: its public half must be among the account's certificates.
 
     :param get: makes a GET that carries nothing secret.
+    :returns: the verdict, and the reason unless it is the usual one.
     """
     try:
         account = _Account.read(fields.get("service_account_json", ""))
@@ -75,9 +69,9 @@ def belongs(fields: Mapping[str, str], get: Callable[[str], _Answer]) -> tuple[V
     if answer.status == 404:
         return Verdict.INVALID, _NO_ACCOUNT
     if answer.status >= 500 or 300 <= answer.status < 400:
-        return Verdict.UNREACHABLE, _AWAY
+        return Verdict.UNREACHABLE, ""
     if answer.status != 200 or not isinstance(answer.data, dict) or not answer.data:
-        return Verdict.UNCHECKED, _UNKNOWN
+        return Verdict.UNCHECKED, ""
     return account.judge(answer.data)
 
 
@@ -138,11 +132,11 @@ class _Account:
         if self.key_id not in certificates:
             # Other JSON than certificates says nothing.
             listed = all("CERTIFICATE" in str(each) for each in certificates.values())
-            return (Verdict.DISABLED, _REMOVED) if listed else (Verdict.UNCHECKED, _UNKNOWN)
+            return (Verdict.DISABLED, _REMOVED) if listed else (Verdict.UNCHECKED, "")
         try:
             certificate = load_pem_x509_certificate(str(certificates[self.key_id]).encode())
         except ValueError:
-            return Verdict.UNCHECKED, _UNKNOWN
+            return Verdict.UNCHECKED, ""
         if certificate.public_key() == self.key.public_key():
             return Verdict.VALID, _GOOD
         return Verdict.INVALID, _OTHER_KEY

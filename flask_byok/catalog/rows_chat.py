@@ -2,7 +2,7 @@
 
 Each row comes from the vendor's documents (``docs``), compared with public verifiers of leaked keys; a rule from
 elsewhere names its ``source``. A row says only what the wire's table in :mod:`.verdicts` does not. What each of them
-answers is in ``tests/catalog/answers``.
+answers is in ``flask_byok/testing/answers``.
 """
 
 from __future__ import annotations
@@ -138,13 +138,8 @@ XAI = ProviderSpec(
             Rule((200,), Verdict.DISABLED, path="team_blocked"),
             # A bad key is answered 400 as well as 401; in a chat a 400 has other causes too.
             *of(Verdict.INVALID, (400,), "incorrect api key"),
-            *of(
-                "no_credit",
-                (403, 429),
-                "used all available credits",
-                "doesn't have any credits",
-                source="continuedev/continue#12670",
-            ),
+            # Used up, or none bought yet.
+            *of("no_credit", (403, 429), "credits", source="continuedev/continue#12670"),
             *of(
                 "content_filtered",
                 (403,),
@@ -158,6 +153,10 @@ XAI = ProviderSpec(
     ),
 )
 
+_NOT_FOR_CODESTRAL = (
+    "{name} rejected this key. Check that you copied all of it. "
+    "A key of Codestral's own page works for Codestral's address only: create a general one at {name}."
+)
 MISTRAL = ProviderSpec(
     id="mistral",
     name="Mistral",
@@ -176,7 +175,9 @@ MISTRAL = ProviderSpec(
                 source="https://portkey.ai/error-library/subscription-error-10572",
             ),
             *of("model_unknown", (400,), "invalid_model"),
-            *USUAL,
+            Rule((401,), Verdict.INVALID, _NOT_FOR_CODESTRAL, source="continuedev/continue#1396"),
+            NO_CREDIT,
+            TOO_MANY_CALLS,
         )
     ),
 )
@@ -351,8 +352,8 @@ MINIMAX = ProviderSpec(
     headers={"anthropic-version": "2023-06-01"},
     docs="https://platform.minimax.io/docs/api-reference/errorcode",
     check=CheckSpec(
-        path="/v1/models",
-        models_path="/v1/models",
+        path="/v1/models?limit=100",
+        models_path="/v1/models?limit=100",
         rules=(
             *of("no_credit", (429, 500), "insufficient balance", source="MiniMax-AI/MiniMax-M2#62"),
             *of(

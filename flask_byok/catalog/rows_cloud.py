@@ -319,15 +319,12 @@ SNOWFLAKE = ProviderSpec(
     ),
 )
 
-# --- People's own servers ---
+# --- Servers of the operator's and of people's own ---
 
 LOCAL = ProviderSpec(
     id="local",
     name="Local server",
-    fields=(
-        Field("base_url", "Base URL", secret=False, placeholder="http://localhost:11434/v1"),
-        Field(required=False),
-    ),
+    fields=(Field(required=False),),
     standalone=True,
     docs="https://docs.ollama.com/api/openai-compatibility",
     # Older releases of Ollama list no models as "data": null.
@@ -338,5 +335,26 @@ LOCAL = ProviderSpec(
     ),
 )
 
+CUSTOM = ProviderSpec(
+    id="custom",
+    name="Custom (OpenAI-compatible)",
+    fields=(
+        Field("name", "Name", secret=False, required=False, placeholder="My vLLM"),
+        Field("base_url", "Base URL", secret=False, placeholder="https://…/v1"),
+        Field(required=False),
+        Field("model", "Model", secret=False, required=False),
+    ),
+    standalone=True,
+    check=CheckSpec(
+        rules=(
+            # Many are proxies of OpenAI and pass its answers on.
+            Rule((401, 403), Verdict.VALID_RESTRICTED, contains="missing scopes"),
+            UNKNOWN_KEY,
+            Rule((404,), reason="This server lists no models to check a key by.", place="check"),
+        )
+    ),
+)
+
 #: In the order in which they are shown.
 CLOUDS = (AZURE_OPENAI, BEDROCK, VERTEX, CLOUDFLARE, DATABRICKS, SNOWFLAKE, AWS)
+OWN = (LOCAL, CUSTOM)

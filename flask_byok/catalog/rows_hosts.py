@@ -30,7 +30,8 @@ GROQ = ProviderSpec(
             *of("no_credit", (400,), "blocked_api_access"),
             *of(Verdict.VALID_RESTRICTED, (403,), "model_permission_blocked"),
             Rule((498,), Verdict.UNREACHABLE, kind="provider_overloaded"),
-            UNKNOWN_KEY,
+            # A 401 without its code may come from something in between.
+            *of(Verdict.INVALID, (401,), "invalid_api_key"),
             TOO_MANY_CALLS,
         )
     ),

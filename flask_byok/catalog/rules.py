@@ -1,11 +1,11 @@
-"""What many rows share: rules that most providers' documents have alike, and short ways to write others."""
+"""What many rows share: rules that most documents have alike, those of each wire, and short ways to write others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from ..model.credential import Verdict
-from .spec import Field, Rule
+from .spec import Adapter, Field, Rule
 
 #: A key that is not theirs.
 UNKNOWN_KEY = Rule((401,), Verdict.INVALID)
@@ -48,3 +48,34 @@ def with_region(choices: Mapping[str, str], placeholder: str = "") -> tuple[Fiel
         "region", "Region", kind="choice", choices=choices, default=default, required=False
     )
     return (Field(placeholder=placeholder), region)
+
+
+# What the servers of one wire answer alike. Sources: OpenAI's, Anthropic's and Gemini's lists of error codes at
+# platform.openai.com/docs/guides/error-codes, platform.claude.com/docs/en/api/errors and
+# ai.google.dev/gemini-api/docs/troubleshooting.
+WIRES: dict[Adapter, tuple[Rule, ...]] = {
+    "openai": (
+        *of(
+            "context_too_long", (400, 413, 422), "context_length_exceeded", "maximum context length"
+        ),
+        *of("model_unknown", (400, 403, 404), "model_not_found", "model_decommissioned"),
+        *of("content_filtered", (400, 403, 422), "content_filter", "content_policy"),
+        *of("region_blocked", (403,), "unsupported_country_region_territory"),
+        *of("no_credit", (402, 403, 429), "insufficient_quota", "billing_not_active"),
+        *of("no_credit", (400, 402, 403, 429), "billing_hard_limit_reached"),
+    ),
+    "anthropic": (
+        *of("context_too_long", (400, 413), "prompt is too long"),
+        *of("context_too_long", (413,), "request_too_large"),
+        *of("model_unknown", (404,), "not_found_error"),
+        *of("no_credit", (402,), "billing_error"),
+        *of("provider_overloaded", (500, 503, 529), "overloaded_error"),
+        *of("content_filtered", (400,), "content filtering policy"),
+    ),
+    "google": (
+        *of("region_blocked", (400,), "user location is not supported"),
+        *of("context_too_long", (400,), "exceeds the maximum number of tokens"),
+        *of("no_credit", (400, 403, 429), "billing_disabled"),
+    ),
+    "http": (),
+}

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict, cast
 from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError, EndpointNotAllowedError, UnknownProviderError
@@ -82,16 +82,8 @@ class Field:
 
     def to_dict(self) -> FieldFacts:
         """Return the JSON form that status shows."""
-        return {
-            "name": self.name,
-            "label": self.label,
-            "kind": self.kind or "secret",
-            "secret": self.secret,
-            "required": self.required,
-            "placeholder": self.placeholder,
-            "choices": list(self.choices),
-            "default": self.default,
-        }
+        facts = {name: getattr(self, name) for name in FieldFacts.__annotations__}
+        return cast(FieldFacts, facts | {"choices": list(self.choices)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +94,8 @@ class Rule:
     :param reason: our own sentence, in which ``{name}`` is the provider's; by default the verdict's or the kind's.
     :param contains: a text in lower case that must occur; an empty one fits any. In the answer to a check it may occur
         anywhere in the body, whose JSON is compared without white space (``"code":"invalid_api_key"``). In a call's it
-        must occur in a code or in the message for people; there it rejects a key only at the message's beginning.
+        must occur in a code or in the message for people; there it rejects a key only at the message's beginning, or
+        with a 401 that alone does.
     :param kind: the code of the call's error; by default the verdict's.
     :param path: names a value in the answer's JSON (``data.limit_remaining``), which must equal ``equals``; for 0 it
         may be less.
@@ -132,7 +125,7 @@ class CheckSpec:
         list. Empty: any JSON without an error. Of an answer that is a ``text``: words that it contains.
     :param models_path: lists the models; it may be the same request.
     :param ask: a function in place of the request, where no secret need be sent: it is called with the fields and a
-        function that makes a plain GET, and returns a verdict and a reason.
+        function that makes a plain GET, and returns a verdict and a reason, which is empty for the verdict's usual one.
     """
 
     path: str = "/models"

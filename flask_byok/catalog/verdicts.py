@@ -18,8 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 from ..errors import ERRORS_OF_CALLS, ByokError, RejectedCredentialError
 from ..model.credential import REFUSALS, Verdict
-from .rules import of
-from .spec import Adapter, ProviderSpec, Rule
+from .rules import WIRES
+from .spec import ProviderSpec, Rule
 
 Place = Literal["check", "call"]
 
@@ -49,14 +49,9 @@ class Answer:
 
         Sources: RFC 9110, 10.2.3; OpenAI's ``retry-after-ms``; google.rpc.RetryInfo in the body of an error.
         """
-        named = self.headers.get("retry-after", "").strip()
-        milliseconds = _number(self.headers.get("retry-after-ms", ""))
-        seconds = milliseconds / 1000 if milliseconds is not None else _number(named)
-        if seconds is None and named:
-            with suppress(ValueError, OverflowError):
-                seconds = parsedate_to_datetime(named).timestamp() - time.time()
-        if seconds is None:
-            seconds = next(map(_number, _retry_delays(self.data)), None)
+        milliseconds = self.headers.get("retry-after-ms", "") + "ms"
+        named = (milliseconds, self.headers.get("retry-after", ""), *_retry_delays(self.data))
+        seconds = next((each for each in map(_seconds, named) if each is not None), None)
         return None if seconds is None or seconds > _LONGEST_WAIT else max(math.ceil(seconds), 0)
 
 
@@ -64,10 +59,14 @@ class Answer:
 _LONGEST_WAIT = 31 * 86_400
 
 
-def _number(text: str) -> float | None:
-    with suppress(ValueError):
-        number = float(text.removesuffix("s"))
+def _seconds(text: str) -> float | None:
+    """Return the seconds in a text: ``1.5``, ``1.5s``, ``1500ms``, or until the date that it is."""
+    with suppress(ValueError, OverflowError):
+        unit = 1000 if text.endswith("ms") else 1
+        number = float(text.removesuffix("ms").removesuffix("s")) / unit
         return number if math.isfinite(number) else None
+    with suppress(ValueError, OverflowError):
+        return parsedate_to_datetime(text).timestamp() - time.time()
     return None
 
 
@@ -156,42 +155,6 @@ _REDIRECT = "{name} sent a redirect, which is never followed with a key. Check t
 _PAGE = "This address shows a web page, not an API. Check the base URL: many end in /v1."
 _NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."
 
-# What the servers of one wire answer alike. Sources: OpenAI's, Anthropic's and Gemini's lists of error codes.
-_OPENAI = "https://platform.openai.com/docs/guides/error-codes"
-_ANTHROPIC = "https://platform.claude.com/docs/en/api/errors"
-_GOOGLE = "https://ai.google.dev/gemini-api/docs/troubleshooting"
-
-
-def _of(source: str, kind: str, status: tuple[int, ...], *words: str) -> tuple[Rule, ...]:
-    return of(kind, status, *words, source=source)
-
-
-_WIRES: dict[Adapter, tuple[Rule, ...]] = {
-    "openai": (
-        *_of(_OPENAI, "context_too_long", (400, 413, 422), "context_length_exceeded"),
-        *_of(_OPENAI, "context_too_long", (400, 413, 422), "maximum context length"),
-        *_of(_OPENAI, "model_unknown", (400, 403, 404), "model_not_found", "model_decommissioned"),
-        *_of(_OPENAI, "content_filtered", (400, 403, 422), "content_filter", "content_policy"),
-        *_of(_OPENAI, "region_blocked", (403,), "unsupported_country_region_territory"),
-        *_of(_OPENAI, "no_credit", (402, 403, 429), "insufficient_quota", "billing_not_active"),
-        *_of(_OPENAI, "no_credit", (400, 402, 403, 429), "billing_hard_limit_reached"),
-    ),
-    "anthropic": (
-        *_of(_ANTHROPIC, "context_too_long", (400, 413), "prompt is too long"),
-        *_of(_ANTHROPIC, "context_too_long", (413,), "request_too_large"),
-        *_of(_ANTHROPIC, "model_unknown", (404,), "not_found_error"),
-        *_of(_ANTHROPIC, "no_credit", (402,), "billing_error"),
-        *_of(_ANTHROPIC, "provider_overloaded", (500, 503, 529), "overloaded_error"),
-        *_of(_ANTHROPIC, "content_filtered", (400,), "content filtering policy"),
-    ),
-    "google": (
-        *_of(_GOOGLE, "region_blocked", (400,), "user location is not supported"),
-        *_of(_GOOGLE, "context_too_long", (400,), "exceeds the maximum number of tokens"),
-        *_of(_GOOGLE, "no_credit", (400, 403, 429), "billing_disabled"),
-    ),
-    "http": (),
-}
-
 
 def judge(
     spec: ProviderSpec,
@@ -206,23 +169,26 @@ def judge(
     :param secrets: what was sent; the answer is judged without them, so that no key decides its own verdict.
     :param elsewhere: the call may want another kind of key: the status alone says nothing about this one.
     """
-    sent = tuple(secrets)
-    is_check = place == "check"
-    fits = _Checked(answer, sent) if is_check else _Error.read(answer, sent, elsewhere)
-    rules = (*spec.check.rules, *_WIRES[spec.adapter])
+    error, is_check = _Error.read(answer, place, secrets), place == "check"
+    given = (
+        rule for rule in (*spec.check.rules, *WIRES[spec.adapter]) if rule.place in ("both", place)
+    )
     # A status alone decides last: in a 429 that a row calls a limit, the wire's word for missing credit may stand.
-    for rule in sorted(rules, key=lambda rule: not (rule.contains or rule.path)):
-        if rule.place in ("both", place) and fits.rule(rule) and _has(answer.data, rule):
+    rules = sorted((rule for rule in given if not (elsewhere and _is_bare(rule))), key=_is_bare)
+    is_refused = error.status == 401 and any(map(_is_refusal, rules))
+    for rule in rules:
+        if error.fits(rule, sure=is_check or is_refused) and _has(answer.data, rule):
             kind = rule.kind or _KINDS.get(rule.verdict, "request_refused")
-            return _judged(spec, rule.verdict, kind, place, rule.reason)
+            return judged(spec, rule.verdict, kind, place, rule.reason)
     if is_check and answer.status == 200:
         return _success(spec, answer)
-    return _by_status(spec, fits.status, place, elsewhere)
+    return _by_status(spec, error.status, place, elsewhere)
 
 
-def _judged(
+def judged(
     spec: ProviderSpec, verdict: Verdict, kind: str, place: Place, reason: str = ""
 ) -> Judgement:
+    """Return a judgement, by default with the reason that the verdict or the kind has at this place."""
     if not reason and place == "call":
         reason = _CALLS[kind]
     elif not reason:
@@ -236,18 +202,13 @@ def _success(spec: ProviderSpec, answer: Answer) -> Judgement:
     good, data = spec.check.good, answer.data
     if spec.check.answer == "text":
         found = good in answer.body.decode(errors="replace") and not _is_page(answer.body)
-    elif good == "[]":
-        found = isinstance(data, list)
-    elif good:
-        found = not _has_error(data) and any(
-            _value(data, path) is not None for path in good.split("|")
-        )
     else:
-        found = isinstance(data, dict | list) and not _has_error(data)
+        told = any(_value(data, path) is not None for path in good.split("|"))
+        found = told and isinstance(data, dict | list) and not _has_error(data)
     if found:
-        return _judged(spec, Verdict.VALID, "", "check")
+        return judged(spec, Verdict.VALID, "", "check")
     reason = _PAGE if _is_page(answer.body) else _NOT_A_PROVIDER
-    return _judged(spec, Verdict.UNCHECKED, "", "check", reason)
+    return judged(spec, Verdict.UNCHECKED, "", "check", reason)
 
 
 def _has_error(data: Any) -> bool:
@@ -261,7 +222,7 @@ def _is_page(body: bytes) -> bool:
 
 def _by_status(spec: ProviderSpec, status: int, place: Place, elsewhere: bool) -> Judgement:
     if 300 <= status < 400:
-        return _judged(spec, Verdict.UNREACHABLE, "provider_unavailable", place, _REDIRECT)
+        return judged(spec, Verdict.UNREACHABLE, "provider_unavailable", place, _REDIRECT)
     kind = _KINDS_OF_STATUS.get(status)
     if kind == "model_unknown" and elsewhere:
         kind = None
@@ -269,7 +230,17 @@ def _by_status(spec: ProviderSpec, status: int, place: Place, elsewhere: bool) -
         kind = "request_refused" if 400 <= status < 500 else "provider_unavailable"
     verdict = Verdict.UNREACHABLE if status >= 500 else Verdict.UNCHECKED
     reasons = {0: _CUT, 401: _NOT_TAKEN} if place == "call" else {}
-    return _judged(spec, verdict, kind, place, reasons.get(status, ""))
+    return judged(spec, verdict, kind, place, reasons.get(status, ""))
+
+
+def _is_bare(rule: Rule) -> bool:
+    """Return True if a status alone is what it goes by."""
+    return not (rule.contains or rule.path)
+
+
+def _is_refusal(rule: Rule) -> bool:
+    """Return True if a 401 alone rejects the key."""
+    return _is_bare(rule) and rule.verdict.valid is False and 401 in rule.status
 
 
 def _has(data: Any, rule: Rule) -> bool:
@@ -286,46 +257,14 @@ def _has(data: Any, rule: Rule) -> bool:
 
 
 def _value(data: Any, path: str) -> Any:
-    for name in path.split("."):
+    """Return what is at a path, of which ``[]`` is a list, and an empty one all of the data; None if nothing is."""
+    for name in filter(None, path.split(".")):
+        if name == "[]":
+            return data if isinstance(data, list) else None
         data = data.get(name) if isinstance(data, dict) else None
     return data
 
 
-@dataclass(frozen=True, repr=False)
-class _Checked:
-    """The answer to a check, as rules compare it."""
-
-    answer: Answer
-    secrets: Sequence[str]
-
-    @property
-    def status(self) -> int:
-        return self.answer.status
-
-    @cached_property
-    def text(self) -> str:
-        """The body in lower case, JSON without white space, without the secrets."""
-        text = _without(self.secrets, self.answer.body.decode(errors="replace"))
-        with suppress(ValueError, RecursionError):
-            text = json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
-        return text.lower()
-
-    def rule(self, rule: Rule) -> bool:
-        """Return True if status and words fit."""
-        return self.answer.status in rule.status and (
-            not rule.contains or rule.contains in self.text
-        )
-
-
-def _without(secrets: Iterable[str], text: str) -> str:
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "")
-    return text
-
-
-# In a call only these statuses reject a key by themselves. For any other, a rule must name a code or words: a 400 or
-# 403 has many causes beside the key.
-_PLAIN_STATUSES = frozenset({401, 402, 429})
 # What an error inside a stream means: Anthropic's types, OpenAI's codes.
 _NAMES_OF_STATUS = {
     401: {"authentication_error", "invalid_api_key"},
@@ -334,7 +273,7 @@ _NAMES_OF_STATUS = {
     404: {"not_found_error"},
     429: {"rate_limit_error", "rate_limit_exceeded", "insufficient_quota"},
     500: {"api_error", "server_error"},
-    503: {"overloaded_error", "service_unavailable", "unavailable"},
+    503: {"overloaded_error", "server_is_overloaded", "service_unavailable", "unavailable"},
 }
 # Where a body has its error: most wires; AWS; ElevenLabs; Cloudflare, which lists them.
 _ENVELOPES = ("error", "Error", "detail", "errors")
@@ -347,40 +286,54 @@ _IDENTIFIER = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class _Error(NamedTuple):
-    """An error as a call brings it: codes for machines, and a message for people, which may quote the conversation."""
+    """An answer as rules compare it: codes for machines, and a text in lower case.
+
+    The text is the whole body of a check, and of a call the message for people, which may quote the conversation.
+    """
 
     status: int
     codes: list[str]
-    message: str
-    elsewhere: bool
+    text: str
 
     @classmethod
-    def read(cls, answer: Answer, secrets: Sequence[str], elsewhere: bool) -> _Error:
-        body = answer.data if answer.data is not None else answer.body.decode(errors="replace")
-        body = _inner(body)
-        facts = body if isinstance(body, dict) else {}
-        texts = map(facts.get, _SENTENCES) if facts else iter((body,))
-        message = next((text for text in texts if isinstance(text, str)), "").lower()
-        message = _without(map(str.lower, secrets), message)
+    def read(cls, answer: Answer, place: Place, secrets: Iterable[str]) -> _Error:
+        inner = _inner(answer.body.decode(errors="replace") if answer.data is None else answer.data)
+        facts = inner if isinstance(inner, dict) else {}
         # AWS names some errors in a header only, "AccessDeniedException:http://…".
         named = answer.headers.get("x-amzn-errortype", "").partition(":")[0].lower()
         codes = [*_codes(facts), *filter(None, (named,))]
-        status = answer.status or _meant_status(facts.get("code"), codes)
-        return cls(status, codes, message, elsewhere)
+        text = _whole(answer) if place == "check" else _message(inner)
+        for secret in filter(None, secrets):
+            text = text.replace(secret.lower(), "")
+        return cls(answer.status or _meant_status(facts.get("code"), codes), codes, text)
 
-    def rule(self, rule: Rule) -> bool:
-        """Return True if status and words fit."""
-        if self.status not in (0, *rule.status):
+    def fits(self, rule: Rule, sure: bool) -> bool:
+        """Return True if status and words fit.
+
+        :param sure: False if words in the middle of the text, or a status alone, are no reason to reject a key.
+        """
+        doubted = not sure and rule.verdict.valid is False
+        if self.status not in (0, *rule.status) or (
+            _is_bare(rule) and (doubted or self.status == 0)
+        ):
             return False
-        rejects = rule.verdict.valid is False
-        if not rule.contains:
-            plain = self.status in _PLAIN_STATUSES or not rejects
-            return self.status != 0 and plain and not self.elsewhere
-        if any(rule.contains in code for code in self.codes):
-            return True
-        # Further on in a message the words may be the conversation's: no reason to reject a key.
-        found = self.message.find(rule.contains)
-        return found == 0 or (found > 0 and not rejects)
+        found = self.text.find(rule.contains)
+        told = any(rule.contains in code for code in self.codes)
+        return told or found == 0 or (found > 0 and not doubted)
+
+
+def _whole(answer: Answer) -> str:
+    """Return a body in lower case, JSON without white space."""
+    with suppress(RecursionError):
+        if answer.data is not None:
+            return json.dumps(answer.data, ensure_ascii=False, separators=(",", ":")).lower()
+    return answer.body.decode(errors="replace").lower()
+
+
+def _message(error: Any) -> str:
+    """Return the message for people in an error, or in a body that is a text."""
+    texts = map(error.get, _SENTENCES) if isinstance(error, dict) else (error,)
+    return next((text for text in texts if isinstance(text, str)), "").lower()
 
 
 def _inner(body: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from . import check as check
-from . import setup as setup
 from .accounts import audit as audit
 from .accounts import keys as keys
 from .accounts import transfer as transfer

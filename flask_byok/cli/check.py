@@ -1,4 +1,4 @@
-"""What is set up, and what is unsafe about it: ``flask byok check``."""
+"""What is set up, and what is unsafe about it: ``flask byok generate-key|providers|db|check``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from ..accounts.wing import Wing
 from ..errors import ByokError
 from ..keys.operator import OperatorKeys
 from ..keys.service import Service
+from ..model.owner import Caller
 from ..providers.installed import sdk_faults
-from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring
+from ..sealing.keyring import SHOWS_WRONG_KEY, Keyring, generate_encryption_key
 from ..settings import MAX_SESSION_LIFETIMES, Settings, source_of, unread
 from ..storage import migrations
+from ..storage.breaker import TOO_FEW_REPLICAS
 from ..storage.engine import in_memory
-from ..storage.reasons import TOO_FEW_REPLICAS
+from ..storage.sql import Database
 from ..web import host_setup
 from ..web.caller import ByokState, get_state
 from ..web.session_guard import guard_interface
-from .common import byok, padded, printable, sentence_of
+from .common import Commands, byok, padded, printable, sentence_of
 
 _WIDTHS = (33, 40, 0)
 _HIDDEN = "set"
@@ -71,6 +73,64 @@ _IN_MEMORY = (
 )
 _ENDLESS = "BYOK_AUDIT_RETENTION is not set, so the audit log grows without end. Set it, for example to '365d'."
 _HTTP = "PREFERRED_URL_SCHEME is not 'https', so addresses made outside of requests are not. Set it to 'https'."
+
+
+@byok.command("generate-key", with_appcontext=False)
+def generate_key() -> None:
+    """Print a new encryption key for BYOK_ENCRYPTION_KEY."""
+    click.echo(generate_encryption_key())
+
+
+@byok.command("providers")
+def providers() -> None:
+    """List the providers that are on, where the operator's key for each comes from, and its variables."""
+    service = get_state().service
+    specs = list(service.catalog)
+    found = service.lookup.survey(Caller(), specs)
+    for spec in specs:
+        chosen = service.lookup.choose(found[spec.id])
+        source = "-" if chosen is None else chosen.tier.value
+        # Of all its fields; some share one.
+        variables = dict.fromkeys(chain(*spec.variables.values()))
+        click.echo(padded((spec.id, spec.name, source, ", ".join(variables)), (16, 28, 8, 0)))
+
+
+# db
+
+
+@byok.group("db", cls=Commands)
+def database() -> None:
+    """Create and upgrade the tables."""
+
+
+@database.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the tables to this version."""
+    tables = tables_alone()
+    migrations.upgrade(tables)
+    click.echo(f"The tables are at revision {migrations.current(tables)}.")
+
+
+@database.command("current")
+def current_revision() -> None:
+    """Show the revision of the tables, and the newest one."""
+    click.echo(f"tables  {migrations.current(tables_alone()) or '-'}")
+    click.echo(f"newest  {migrations.head()}")
+
+
+@database.command("sql")
+def print_statements() -> None:
+    """Print the statements that create all tables in an empty database, and run none."""
+    click.echo(migrations.sql(tables_alone().transactions.dialect))
+
+
+def tables_alone() -> Database:
+    """Open the app's database without a look at its tables."""
+    found = get_state().database
+    return Database(found.place, (), own_file=found.own_file)
+
+
+# check
 
 
 @byok.command("check", with_appcontext=False)
@@ -241,10 +301,8 @@ def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:
         count, sessions = accounts.pop(key_id, 0), service.sessions.count_sealed_with(key_id)
         use = f"{count:,} sealed in accounts"
         use += "" if sessions is None else f", {sessions:,} in sessions"
-        if number == 0:
-            yield "current", key_id, use
-        else:
-            yield "fallback", key_id, use + _advice(count, sessions, days)
+        advice = _advice(count, sessions, days) if number else ""
+        yield "fallback" if number else "current", key_id, use + advice
     for key_id, count in accounts.items():
         if key_id:
             yield "unknown", key_id, f"{count:,} sealed in accounts; {_PUT_BACK}"

@@ -10,8 +10,8 @@ import click
 from flask.cli import AppGroup
 
 from ..errors import ByokError, StoreError, UnknownProviderError
+from ..storage.breaker import reason_of
 from ..storage.engine import patiently
-from ..storage.reasons import reason_of
 
 _NEVER_AN_ARGUMENT = (
     "This command does not have these arguments or options. A key is never an argument, since arguments show in lists "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -119,18 +120,19 @@ class TimedStream(httpcore2.NetworkStream):
 
     h11, inside of httpcore2, keeps pieces that it was given together with an earlier one, and reads on when it has only
     a part of what stands between two chunks. So it gets the head of an answer alone; the data of chunks is read here,
-    and h11 gets their end alone.
+    and h11 gets their end alone. Nor does it get what a server sends beyond an answer: it would take that for the next
+    answer, of somebody else's call. A connection on which this is left is not used again.
     """
 
     stream: httpcore2.NetworkStream
-    #: True while chunks of the answer are to come. Whoever reads the head sets it.
-    in_chunks: bool = False
     _held: bytes = b""
     #: Where the part of ``_held`` begins that was not handed over.
     _at: int = 0
     _in_head: bool = True
-    # What stands before the next chunk's data, and the bytes that are to come of the present one's.
+    #: Chunks are to come, and what stands before the next one's data.
+    _in_chunks: bool = False
     _line: re.Pattern[bytes] = _FIRST_LINE
+    #: Bytes that are to come: of the present chunk's data, of the end of all chunks, or of a body without chunks.
     _left: int = 0
     _fault: Exception | None = None
 
@@ -140,7 +142,15 @@ class TimedStream(httpcore2.NetworkStream):
         if self._at >= len(self._held):
             limit = _shorten(timeout, httpcore2.ReadTimeout)
             self._held, self._at = self.stream.read(_READ_BYTES, limit), 0
-        return self._take_head(timeout) if self._in_head else self._take(len(self._held))
+        return self._take_head(timeout) if self._in_head else self._take()
+
+    def begin_body(self, length: int | None, *, in_chunks: bool) -> None:
+        """Say what the answer's head says of its body.
+
+        :param length: its bytes; None: chunks, or all until the end of the connection.
+        """
+        self._in_chunks, self._line = in_chunks, _FIRST_LINE
+        self._left = 0 if in_chunks else sys.maxsize if length is None else length
 
     def wait(self, seconds: float) -> bool:
         """Return True if there is something to read, or the end; False if nothing came within these seconds."""
@@ -161,14 +171,13 @@ class TimedStream(httpcore2.NetworkStream):
     def data(self) -> bytes:
         """Return the data of chunks that has come. If there is none after ``wait``, it is for h11 to read on."""
         found = []
-        while self._has_come() and self.in_chunks:
-            found.append(self._take(min(self._at + self._left, len(self._held))))
-            self._left -= len(found[-1])
+        while self._has_come() and self._in_chunks:
+            found.append(self._take())
         return b"".join(found)
 
     def _has_come(self) -> bool:
         """Return True if something can be read without a wait: a byte of a chunk's data, all of the chunks' end."""
-        if self.in_chunks and not self._left:
+        if self._in_chunks and not self._left:
             if line := self._line.match(self._held, self._at):
                 return self._begin_chunk(line)
             is_whole = self._held.find(b"\n", self._at + 2) >= 0
@@ -181,18 +190,20 @@ class TimedStream(httpcore2.NetworkStream):
         if size := int(line[1], 16):
             self._line, self._left, self._at = _NEXT_LINE, size, line.end()
             return self._at < len(self._held)
-        is_whole = _BLANK_LINE.search(self._held, line.end() - 1) is not None
-        if is_whole or len(self._held) > _MAX_HEAD_BYTES:
-            self.in_chunks, self._at = False, line.start(1)
-        return not self.in_chunks
+        end = _BLANK_LINE.search(self._held, line.end() - 1)
+        if end or len(self._held) > _MAX_HEAD_BYTES:
+            self._in_chunks, self._at = False, line.start(1)
+            self._left = end.end() - self._at if end else sys.maxsize
+        return not self._in_chunks
 
     def _break_off(self, fault: Exception) -> bool:
-        self._fault, self.in_chunks = fault, False
+        self._fault, self._in_chunks = fault, False
         return True
 
-    def _take(self, end: int) -> bytes:
-        start, self._at = self._at, end
-        return self._held[start:end]
+    def _take(self) -> bytes:
+        start, self._at = self._at, min(self._at + self._left, len(self._held))
+        self._left -= self._at - start
+        return self._held[start : self._at]
 
     def _take_head(self, timeout: float | None) -> bytes:
         searched = self._at
@@ -202,7 +213,8 @@ class TimedStream(httpcore2.NetworkStream):
             if not more or len(self._held) > _MAX_HEAD_BYTES:
                 break
             self._held += more
-        head = self._take(found.end() if found else len(self._held))
+        self._left = (found.end() if found else len(self._held)) - self._at
+        head, self._left = self._take(), sys.maxsize
         # Another head follows one of status 1xx.
         self._in_head = found is None or head[9:10] == b"1"
         return head
@@ -210,8 +222,7 @@ class TimedStream(httpcore2.NetworkStream):
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if (line := _line.get()) is not None:
             line.hold(self)
-        # Of the answer to what is written.
-        self._in_head, self.in_chunks, self._line, self._left = True, False, _FIRST_LINE, 0
+        self._in_head, self._in_chunks = True, False  # of the answer to what is written
         self.stream.write(buffer, _shorten(timeout, httpcore2.WriteTimeout))
 
     def shut_down(self) -> None:

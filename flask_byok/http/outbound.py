@@ -84,6 +84,24 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
     return root + urlsplit(path)._replace(scheme="", netloc="").geturl()
 
 
+def request_about(
+    spec: ProviderSpec,
+    endpoint: Endpoint,
+    fields: Mapping[str, str],
+    path: str,
+    method: str = "GET",
+    body: bytes = b"",
+) -> tuple[str, dict[str, str]]:
+    """Return the URL and the headers of a request about a key itself: its check, or the list of its models.
+
+    :param fields: the key's values.
+    :param path: as :class:`~flask_byok.catalog.spec.CheckSpec` names it.
+    """
+    url = full_url(spec, endpoint, spec.url(path, fields))
+    key = spec.auth.headers(fields, method, url, body)
+    return url, {**spec.headers, **spec.check.headers, **key}
+
+
 def _locate(endpoint: Endpoint, url: str) -> tuple[Endpoint, str]:
     """Return the whole URL of a path of an endpoint, and the endpoint to call it as."""
     if url.startswith("/"):

@@ -202,14 +202,17 @@ class GuardedTransport(httpx2.HTTPTransport):
         says_events = response.headers.get("content-type", "").startswith("text/event-stream")
         is_read_so = limits is PERSONAL and request.extensions.get(STREAMED)
         connection = response.extensions["network_stream"]
-        connection.in_chunks = "transfer-encoding" in response.headers  # h11 takes no other coding
+        expected = _expected_bytes(request.method, response)
+        # h11 takes no other coding than "chunked".
+        in_chunks = expected is None and "transfer-encoding" in response.headers
+        connection.begin_body(expected, in_chunks=in_chunks)
         response.stream = _BoundedStream(
             cast(httpx2.SyncByteStream, response.stream),
             connection,
             Line.current(),
             end,
             silence,
-            _expected_bytes(request.method, response),
+            expected,
             request.extensions.get(LONGEST) or general,
             limits.event if says_events or is_read_so else general,
             let_go,

@@ -7,14 +7,15 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 from .. import metrics
 from ..catalog.endpoints import told
 from ..catalog.models import read_models
+from ..catalog.paste import looks_like, refuse_admin_key
 from ..catalog.spec import ProviderSpec
-from ..catalog.verdicts import Answer, Judgement, judge
+from ..catalog.verdicts import Answer, Judgement, judge, judged
 from ..errors import (
     ByokError,
     KeyRefusedError,
@@ -22,12 +23,11 @@ from ..errors import (
     RateLimitedError,
     StoreError,
 )
-from ..http.outbound import Endpoint, Outbound, full_url
-from ..model.credential import Credential, Fields, RecordedVerdict, Validation, Verdict, utcnow
+from ..http.outbound import Outbound, full_url, request_about
+from ..model.credential import Credential, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
 from .faults import REASONS, VERDICTS
-from .paste import is_admin_key, looks_like
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ CHECK_SECONDS = 10.0
 
 #: Seconds between two second opinions on the same key.
 PAUSE = 30.0
-# Of how many keys the time of the last one is remembered.
-_MOST_ASKED = 1000
+#: Seconds from the first refusal of a shared key to the first second opinion: a check at once would meet the same
+#: passing fault of a gateway.
+LATER = 10.0
+# Of how many keys it is remembered when the next second opinion is due.
+_MOST_REFUSED = 1000
 
 _NEEDS_KEY = (
     "This server wants an API key. Type the one that it was started with, or that it gave you."
@@ -53,8 +56,6 @@ _NEEDS_KEY = (
 _ADD_V1 = "The server answers one level below this address. Add /v1 to the end of the base URL."
 # At the end of a base URL that names its version.
 _VERSION = re.compile(r"/v\d+\w*$")
-
-_ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 
 
 def check_api_key(
@@ -73,56 +74,47 @@ def check_api_key(
     :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
     spec = told(spec, typed.fields)
-    started = time.monotonic()
-    asked = _Asked(spec, typed, outbound, owner, started + CHECK_SECONDS, known)
-    validation = refuse_admin_key(spec, typed.fields) or _ask_provider(asked, started)
+    found = refuse_admin_key(spec, typed.fields)
+    found = found or _Asked(spec, typed, outbound, owner, known).validation()
     if metrics.sinks:
-        metrics.record("checks", 1, spec.id, validation.verdict)
-    return validation
-
-
-def _ask_provider(asked: _Asked, started: float) -> Validation:
-    (verdict, _, reason), answer = asked.judge()
-    latency_ms = round((time.monotonic() - started) * 1000)
-    models = asked.models(answer) if answer and verdict.valid else ()
-    return Validation(asked.spec.id, verdict, reason, utcnow(), latency_ms, models)
-
-
-def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
-    """Return the verdict on an admin key, None for any other. Its beginning tells, so nothing is called."""
-    api_key = fields.get("api_key")
-    if api_key is None or not is_admin_key(api_key.reveal(), spec):
-        return None
-    return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
+        metrics.record("checks", 1, spec.id, found.verdict)
+    return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _Asked:
-    """One check: a provider is asked about a key, until a time of ``time.monotonic``."""
+    """One check: a provider is asked about a key, for ``CHECK_SECONDS`` at most."""
 
     spec: ProviderSpec
     typed: Typed
     outbound: Outbound
     owner: str | None
-    end: float
     known: Iterable[ProviderSpec]
+    started: float = field(default_factory=time.monotonic)
 
-    def judge(self) -> tuple[Judgement, Answer | None]:
+    def validation(self) -> Validation:
+        """Return what the provider says."""
+        (verdict, _, reason), answer = self._judge()
+        latency_ms = round((time.monotonic() - self.started) * 1000)
+        models = self._models(answer) if answer and verdict.valid else ()
+        return Validation(self.spec.id, verdict, reason, utcnow(), latency_ms, models)
+
+    def _judge(self) -> tuple[Judgement, Answer | None]:
         """Return what the provider's answer means, and the answer if it was a success."""
         spec, fields = self.spec, self.typed.revealed()
         try:
             if spec.check.ask is not None:
-                verdict, reason = spec.check.ask(fields, self.fetch_plain)
-                return Judgement(verdict, "", reason), None
+                verdict, reason = spec.check.ask(fields, self._fetch_plain)
+                return judged(spec, verdict, "", "check", reason), None
             answer = self._ask()
         except ProviderUnavailableError as error:
             return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
-        judged = self._explained(judge(spec, answer, "check", fields.values()))
+        found = self._explained(judge(spec, answer, "check", fields.values()))
         other = looks_like(fields.get("api_key", ""), spec, self.known)
-        if judged.verdict is Verdict.INVALID and other is not None:
+        if found.verdict is Verdict.INVALID and other is not None:
             reason = f"{spec.name} does not know this key: it looks like one for {other.name}."
-            return Judgement(Verdict.WRONG_PROVIDER, judged.kind, reason), None
-        return judged, answer if answer.status == 200 else None
+            return Judgement(Verdict.WRONG_PROVIDER, found.kind, reason), None
+        return found, answer if answer.status == 200 else None
 
     def _explained(self, judged: Judgement) -> Judgement:
         """Say what is wrong with a person's own server, as far as another request tells."""
@@ -146,38 +138,28 @@ class _Asked:
                 return answer
         return self._fetch(check.path, check.method, check.body)
 
-    def models(self, answer: Answer) -> tuple[str, ...]:
+    def _models(self, answer: Answer) -> tuple[str, ...]:
         """Return the models that the key may use, if the provider lists them."""
-        check = self.spec.check
+        path = self.spec.check.models_path
         with suppress(ProviderUnavailableError, RateLimitedError):
-            if check.models_path == check.path:
-                return read_models(answer)
-            if check.models_path is not None:
-                return read_models(self._fetch(check.models_path))
+            if path is not None:
+                same = path == self.spec.check.path
+                return read_models(answer if same else self._fetch(path))
         return ()
 
     def _fetch(self, path: str, method: str = "GET", body: str = "") -> Answer:
-        spec, fields = self.spec, self.typed.revealed()
-        url = full_url(spec, self.typed.endpoint, spec.url(path, fields))
-        headers = {**spec.headers, **spec.check.headers}
-        headers |= spec.auth.headers(fields, method, url, body.encode())
-        return self._send(url, method, headers, body.encode())
+        fields, content = self.typed.revealed(), body.encode()
+        url, headers = request_about(self.spec, self.typed.endpoint, fields, path, method, content)
+        return self._send(url, headers, method=method, content=content)
 
-    def fetch_plain(self, url: str) -> Answer:
+    def _fetch_plain(self, url: str) -> Answer:
         """Make a GET that carries nothing of the key."""
-        return self._send(full_url(self.spec, self.typed.endpoint, url), "GET", {}, b"")
+        return self._send(full_url(self.spec, self.typed.endpoint, url), {})
 
-    def _send(self, url: str, method: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        seconds = self.end - time.monotonic()
-        return self.outbound.fetch(
-            self.typed.endpoint,
-            url,
-            headers,
-            method=method,
-            content=body,
-            seconds=seconds,
-            owner=self.owner,
-        )
+    def _send(self, url: str, headers: Mapping[str, str], **request: Any) -> Answer:
+        left = self.started + CHECK_SECONDS - time.monotonic()
+        endpoint, owner = self.typed.endpoint, self.owner
+        return self.outbound.fetch(endpoint, url, headers, seconds=left, owner=owner, **request)
 
 
 @dataclass(eq=False)
@@ -185,10 +167,11 @@ class Checks:
     """Checks keys for the service, and marks those that providers reject in real calls."""
 
     core: Service
+    clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        #: When a second opinion on a key was last asked for, by provider, owner and version.
-        self._asked: dict[tuple[str, str, str | None], float] = {}
+        #: When a refusal of a key leads to a second opinion, by provider, owner and version.
+        self._due: dict[tuple[str, str, str | None], float] = {}
 
     def before_set(
         self, caller: Caller, spec: ProviderSpec, typed: Typed, new: NewKey, to: Destination
@@ -234,9 +217,7 @@ class Checks:
 
     def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check the key in use, or a stored one, and store the verdict."""
-        endpoint = Endpoint(credential.base_url, credential.trust)
-        typed = Typed(credential.fields, credential.fields, None, endpoint)
-        return self.validate(caller, spec, typed, credential)
+        return self.validate(caller, spec, Typed.of(credential), credential)
 
     def of_refused(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
         """Check a key that a host's own call was refused with; if the provider agrees, it is marked, and told."""
@@ -248,43 +229,50 @@ class Checks:
     def of_traffic(self, caller: Caller, credential: Credential, judged: Judgement) -> None:
         """Take in what a failed call tells about its key.
 
-        A refusal of a shared key, or at an address of somebody's own, marks it only if a check agrees: a gateway's
-        passing fault would lock out everybody who uses it.
+        A refusal marks a shared key, or one at an address that is not the catalog's, only if a check agrees: a passing
+        fault of a gateway would lock out everybody who uses it. A check of a shared key waits for a refusal ``LATER``
+        seconds after the first, and the key serves meanwhile; with ``rejected`` in ``BYOK_FALLBACK_ON`` the next call
+        is for another key, so it waits for none.
         """
+        passing, verdict = self.core.settings.fallback_on, None
         if judged.verdict.valid is False:
-            self._rejected(caller, credential, judged.verdict)
+            verdict = self._agreed(caller, credential, judged.verdict)
+        elif (reason := REASONS.get(judged.kind)) in passing:
+            verdict = VERDICTS[reason]
+        if verdict is None:
             return
-        reason = REASONS.get(judged.kind)
-        if reason in self.core.settings.fallback_on:
-            found = Validation(credential.provider, VERDICTS[reason], "", utcnow())
-            with suppress(ByokError):
-                self._record(caller, credential, found, asked=False)
-
-    def _rejected(self, caller: Caller, credential: Credential, verdict: Verdict) -> None:
         found = Validation(credential.provider, verdict, "", utcnow())
-        if credential.source not in PERSONAL_TIERS or credential.trust == "personal":
-            checked = self._second_opinion(caller, credential)
-            if checked is None or checked.valid is not False:
-                return
-            found = checked
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
-        self._tell_rejected(credential)
+        if verdict.valid is False:
+            self._tell_rejected(credential)
 
-    def _second_opinion(self, caller: Caller, credential: Credential) -> Validation | None:
-        """Check a key that a call was refused with; None if it cannot be, or was checked a moment ago."""
-        now, who = time.monotonic(), (credential.provider, credential.owner, credential.version)
-        if self._asked.get(who, -PAUSE) > now - PAUSE:
+    def _agreed(self, caller: Caller, credential: Credential, verdict: Verdict) -> Verdict | None:
+        """Return a refusal's verdict; that of a second opinion where one is needed, None if it does not agree."""
+        shared = credential.source not in PERSONAL_TIERS
+        if not shared and credential.trust == "catalog":
+            return verdict
+        waits = shared and "rejected" not in self.core.settings.fallback_on
+        if not self._is_due(credential, LATER if waits else 0.0):
             return None
-        self._asked[who] = now
-        while len(self._asked) > _MOST_ASKED:
-            self._asked.pop(next(iter(self._asked)), None)
-        endpoint = Endpoint(credential.base_url, credential.trust)
-        typed = Typed(credential.fields, credential.fields, None, endpoint)
-        spec = self.core.catalog.get(credential.provider)
+        spec, owner = self.core.catalog.get(credential.provider), caller.counted_as
         with suppress(ByokError):
-            return check_api_key(spec, typed, self.core.outbound, owner=caller.counted_as)
+            found = check_api_key(spec, Typed.of(credential), self.core.outbound, owner=owner)
+            return found.verdict if found.valid is False else None
         return None
+
+    def _is_due(self, credential: Credential, later: float) -> bool:
+        """Return True if this refusal of a key leads to a second opinion.
+
+        :param later: seconds from the first refusal.
+        """
+        now, who = self.clock(), (credential.provider, credential.owner, credential.version)
+        if now < self._due.setdefault(who, now + later):
+            return False
+        self._due[who] = now + PAUSE
+        while len(self._due) > _MOST_REFUSED:
+            self._due.pop(next(iter(self._due)), None)
+        return True
 
     def _tell_rejected(self, credential: Credential) -> None:
         facts = {"provider": credential.provider, "source": str(credential.source)}

@@ -7,20 +7,25 @@ them.
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from hashlib import blake2b
 
 from ..errors import StoreError
 from ..model.credential import Credential, RecordedVerdict, Verdict, utcnow
 from ..settings import FallbackReason
-from .sessions import Documents
+from .documents import Documents
 
 #: After this time a passing fault is forgotten.
 FORGOTTEN_AFTER = timedelta(minutes=5)
+
+#: Seconds for which each process remembers what the store knows: a fault that another one met counts as soon.
+KEPT = 1.0
+# So long a refusal is remembered of a key that is neither checked nor replaced.
+_FOR_GOOD = timedelta(days=3650)
 
 #: The reason of a fallback, by the code of a call's error.
 REASONS: dict[str, FallbackReason] = {
@@ -45,30 +50,43 @@ def fault_in(recorded: RecordedVerdict | None) -> str | None:
     return recorded.verdict.removeprefix("valid_") if fresh else None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class Faults:
-    """The faults of the operator's own keys, by tier and provider."""
+    """The faults of the operator's own keys, by tier and provider, as names that lead to them in the session store."""
 
     documents: Documents
+    clock: Callable[[], float] = time.monotonic
+    #: What the store said last, and until when that is not asked again, by name.
+    _known: dict[str, tuple[str | None, float]] = field(default_factory=dict)
 
     def note(self, credential: Credential, verdict: Verdict) -> None:
         """Note what a check or call found, in place of what was known; a store that does not answer forgets it."""
-        until = time.time() + FORGOTTEN_AFTER.total_seconds()
-        reason = verdict.removeprefix("valid_") if verdict in VERDICTS.values() else "-"
-        if verdict.valid is False:
-            reason, until = "rejected", math.inf  # until a good check, or another key
+        name, lasts, reason = _name(credential), FORGOTTEN_AFTER, ""
+        if verdict in VERDICTS.values():
+            reason = verdict.removeprefix("valid_")
+        elif verdict.valid is False:
+            reason, lasts = "rejected", _FOR_GOOD  # until a good check, or another key
+        self._known.pop(name, None)
         with suppress(StoreError):
-            text = f"{reason} {until} {_mark(credential)}"
-            self.documents.hold(_name(credential), text, replace=True)
+            held = self.documents.find(name)
+            if reason:
+                found, seconds = f"{reason} {_mark(credential)}", lasts.total_seconds()
+                self.documents.point(name, found, seconds, instead_of=held)
+            elif held:
+                self.documents.forget(name, held)
 
     def find(self, credential: Credential) -> str | None:
-        """Return the fault of this very key, if there is one.
+        """Return the fault of this very key, if there is one; in each process at most ``KEPT`` seconds late.
 
         :raises StoreError: the store does not answer.
         """
-        reason, until, mark = (self.documents.hold(_name(credential), "- 0 -")).split(" ")
-        known = mark == _mark(credential) and float(until) > time.time()
-        return reason if known and reason != "-" else None
+        name, now = _name(credential), self.clock()
+        held, until = self._known.get(name, (None, now))
+        if until <= now:
+            held = self.documents.find(name)
+            self._known[name] = held, now + KEPT
+        reason, _, mark = (held or "").partition(" ")
+        return reason if held and mark == _mark(credential) else None
 
 
 def _name(credential: Credential) -> str:

@@ -37,8 +37,9 @@ from ..model.owner import (
 )
 from ..sealing.keyring import Keyring, UnknownKeyIdError
 from ..settings import Settings
+from .documents import SessionView
 from .faults import Faults, fault_in
-from .sessions import KeysLostError, Sessions, SessionView
+from .sessions import KeysLostError, Sessions
 
 _logger = logging.getLogger("flask_byok.keys")
 

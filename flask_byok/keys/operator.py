@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from ..catalog.paste import clean_field
 from ..catalog.spec import Field, ProviderSpec
 from ..errors import ByokError, EndpointNotAllowedError, UnreadableCredentialError
 from ..http import endpoint_for
@@ -20,7 +21,6 @@ from ..model.credential import Credential, Secret, is_placeholder
 from ..model.owner import Caller, Tier
 from ..settings import Settings
 from .lookup import Candidate, Found
-from .typed import clean_field
 
 #: Longest secret file that is read, in bytes.
 MAX_SECRET_FILE = 64 * 1024

@@ -5,10 +5,13 @@ Sessions, accounts, records, commands and imports all use it; they differ only i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from ..catalog import ProviderSpec
+from ..catalog.endpoints import expand
+from ..errors import SessionRequiredError, UnreadableCredentialError
 from ..model.credential import (
     CredentialRecord,
     RecordedVerdict,
@@ -18,9 +21,11 @@ from ..model.credential import (
 )
 from ..model.owner import Caller, session_owner, tier_of
 from ..sealing.keyring import Context, Keyring, context_of
+from .ports import Promotion
 from .typed import NewKey, Typed, clean_text, read_expiry, read_typed
 
 if TYPE_CHECKING:
+    from .lookup import Specs
     from .service import Service
 
 
@@ -67,7 +72,7 @@ class Saver:
         record = new_record(self.core.keyring, to.context, spec, typed, new)
         if validation is not None:
             verdict = RecordedVerdict(validation.verdict, validation.checked_at, record.version)
-            record = replace(record, validity=verdict)
+            record = dataclasses.replace(record, validity=verdict)
         stored = to.store(record, typed)
         if not new.imported:
             self.tell("key_set", stored)
@@ -80,7 +85,9 @@ class Saver:
         typed = read_typed(spec, new.fields, new.base_url, settings)
         label = clean_text(new.label, "label", typed.fields, self.core.catalog)
         description = clean_text(new.description, "description", typed.fields, self.core.catalog)
-        return typed, replace(new, label=label, description=description, expires_at=expires_at)
+        return typed, dataclasses.replace(
+            new, label=label, description=description, expires_at=expires_at
+        )
 
     def tell(self, event: str, record: CredentialRecord) -> None:
         """Send a signal about a record: its provider, tier and hint."""
@@ -140,3 +147,41 @@ class InSession:
         self.core.accounts.note(self.caller, "set", self.spec.id, typed.fields)
         self.core.sessions.write(self.session, self.caller.identity, record)
         return record
+
+
+def adopt_waiting(
+    core: Service, caller: Caller, specs: Specs, *, replace: bool, asked: bool
+) -> Promotion:
+    """Make a visitor's keys the user's own within the session: promotion in an app without accounts.
+
+    :param replace: also in the place of the user's own key.
+    :param asked: the user asks for it.
+    :raises SessionRequiredError: the session has ended.
+    """
+    session = caller.require_session()
+    view = core.sessions.read(session, caller.identity, [spec.id for spec in specs])
+    if not view.alive:
+        raise SessionRequiredError
+    result = Promotion()
+    visitor, owner = session_owner(session, ""), session_owner(session, caller.identity)
+    for spec in expand(specs, view.providers):
+        waiting = view.visitor_records.get(spec.id)
+        if waiting is None or core.lookup.locked(caller, spec):
+            continue
+        try:
+            fields, base_url = core.keyring.open_record(visitor, waiting)
+        except UnreadableCredentialError:
+            result.unreadable.append(spec.id)
+            continue
+        if not waiting.may_move(base_url, asked=asked):
+            result.kept.append(spec.id)
+            continue
+        if replace or spec.id not in view.records:
+            core.accounts.note(caller, "promote", spec.id, fields)
+        sealed = core.keyring.seal_fields(context_of(owner, spec.id), fields, base_url)
+        # The key is the same, so its version and its verdict stay.
+        adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
+        outcome = core.sessions.adopt(session, caller.identity, adopted, replace=replace)
+        if outcome != "gone":
+            (result.promoted if outcome == "adopted" else result.kept).append(spec.id)
+    return result

@@ -13,6 +13,7 @@ from typing import Any
 from .. import metrics
 from ..catalog import Catalog, ProviderSpec
 from ..catalog.endpoints import expand, is_named, shown
+from ..catalog.paste import KeyWarning, warnings_about
 from ..errors import (
     ByokError,
     InvalidFieldError,
@@ -20,24 +21,22 @@ from ..errors import (
     OutdatedTablesError,
     OwnerRequiredError,
     RateLimitedError,
-    SessionRequiredError,
     StoreError,
     UnreadableCredentialError,
 )
 from ..http import Outbound
 from ..model.credential import Credential, Fields, Validation
-from ..model.owner import PERSONAL_TIERS, Caller, Tier, session_owner
+from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..providers import BaseProvider, Count, make_provider
-from ..sealing.keyring import Keyring, context_of
+from ..sealing.keyring import Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
 from .faults import REASONS, Faults
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
-from .paste import KeyWarning, warnings_about
 from .ports import Accounts, Promotion
-from .save import Destination, InSession, Saver
+from .save import Destination, InSession, Saver, adopt_waiting
 from .sessions import Sessions
 from .status import KeyList, ProviderFacts, Status, build_status, provider_facts, storage_sentence
 from .traffic import Traffic
@@ -161,12 +160,6 @@ class Service:
     ) -> BaseProvider:
         """Return a new provider object on the credential that serves this caller; see ``take``."""
         credential, count = self.take(caller, provider, visitors_share=visitors_share)
-        spec, report = (
-            self.catalog.get(provider),
-            partial(self.checks.of_traffic, caller, credential),
-        )
-        told = {"report": report, "count": count, "counted_as": caller.counted_as}
-
         tried = {_place(credential)}
 
         def successor(error: ByokError) -> BaseProvider | None:
@@ -182,8 +175,16 @@ class Service:
                         return other
             return None
 
-        told["successor"] = successor
-        return make_provider(spec, credential, self.outbound, **told, **options)
+        return make_provider(
+            self.catalog.get(provider),
+            credential,
+            self.outbound,
+            report=partial(self.checks.of_traffic, caller, credential),
+            count=count,
+            counted_as=caller.counted_as,
+            successor=successor,
+            **options,
+        )
 
     def _look_up(self, caller: Caller, providers: Sequence[str]) -> dict[str, Credential]:
         self._require_login(caller)
@@ -378,41 +379,9 @@ class Service:
         if Tier.USER in self.accounts.tiers:
             result = self.accounts.promote(self, caller, specs, replace=replace, own=own)
         else:
-            result = self._adopt_waiting(caller, specs, replace=replace, asked=own)
+            result = adopt_waiting(self, caller, specs, replace=replace, asked=own)
         for provider in result.promoted:
             self.notify("key_promoted", {"provider": provider})
-        return result
-
-    def _adopt_waiting(
-        self, caller: Caller, specs: Specs, *, replace: bool, asked: bool
-    ) -> Promotion:
-        """Make a visitor's keys the user's own within the session: promotion in an app without accounts."""
-        session = caller.require_session()
-        view = self.sessions.read(session, caller.identity, [spec.id for spec in specs])
-        if not view.alive:
-            raise SessionRequiredError
-        result = Promotion()
-        visitor, owner = session_owner(session, ""), session_owner(session, caller.identity)
-        for spec in expand(specs, view.providers):
-            waiting = view.visitor_records.get(spec.id)
-            if waiting is None or self.lookup.locked(caller, spec):
-                continue
-            try:
-                fields, base_url = self.keyring.open_record(visitor, waiting)
-            except UnreadableCredentialError:
-                result.unreadable.append(spec.id)
-                continue
-            if not waiting.may_move(base_url, asked=asked):
-                result.kept.append(spec.id)
-                continue
-            if replace or spec.id not in view.records:
-                self.accounts.note(caller, "promote", spec.id, fields)
-            sealed = self.keyring.seal_fields(context_of(owner, spec.id), fields, base_url)
-            # The key is the same, so its version and its verdict stay.
-            adopted = dataclasses.replace(waiting, owner=owner, ciphertext=sealed)
-            outcome = self.sessions.adopt(session, caller.identity, adopted, replace=replace)
-            if outcome != "gone":
-                (result.promoted if outcome == "adopted" else result.kept).append(spec.id)
         return result
 
     # shared steps

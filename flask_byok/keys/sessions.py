@@ -27,19 +27,29 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import product
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
-from ..catalog.endpoints import matching, refuse_if_full
+from ..catalog.endpoints import refuse_if_full
 from ..errors import SessionRequiredError, StoreError
-from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse, utcnow
+from ..model.credential import CredentialRecord, RecordedVerdict, SessionUse
 from ..model.owner import SessionRef
 from ..sealing.keyring import Canary, prefix_of
+from .documents import (
+    Change,
+    Document,
+    Documents,
+    SessionView,
+    decode,
+    encode,
+    encode_record,
+    read_record,
+    read_records,
+)
 
 #: A session's lifetime slides only after this part of it has passed.
 _SLIDE = 20
@@ -58,32 +68,6 @@ T = TypeVar("T")
 
 #: What became of a visitor's record that the user wanted to take over.
 Adoption = Literal["adopted", "kept", "gone"]
-Records = Mapping[str, CredentialRecord]
-#: A provider, and the version of its record.
-Version = tuple[str, str]
-#: Returns the record to store in place of one; None deletes it.
-Change = Callable[[CredentialRecord], CredentialRecord | None]
-
-
-@dataclass(frozen=True, slots=True)
-class SessionView:
-    """What a session holds for one identity, by provider.
-
-    ``records`` are the identity's own. ``visitor_records`` were saved in this session before the user
-    signed in; for a visitor the mapping is empty. ``alive`` is False if the session has ended, was
-    renewed under another id, or belonged to another identity: it then holds nothing and takes nothing. ``lost``
-    names the providers whose keys the store has lost, and no call has said so.
-    """
-
-    records: Records = field(default_factory=dict)
-    visitor_records: Records = field(default_factory=dict)
-    alive: bool = True
-    lost: frozenset[str] = frozenset()
-
-    @property
-    def providers(self) -> set[str]:
-        """The providers of all records."""
-        return {*self.records, *self.visitor_records}
 
 
 class KeysLostError(SessionRequiredError):
@@ -93,87 +77,8 @@ class KeysLostError(SessionRequiredError):
         super().__init__(_LOST, tier="session")
 
 
-class Documents(Protocol):
-    """A store for session documents, and for session ids that lead to them.
-
-    Documents are bytes with a revision (16 characters). Times to live are in seconds. Every method
-    raises ``StoreError`` if the store does not answer.
-    """
-
-    #: The noun for the storage sentence: "Redis", "the database".
-    name: str
-
-    def find(self, sid: str) -> str | None:
-        """Return the ref that a session id leads to, or None."""
-
-    def point(self, sid: str, ref: str, ttl: float, *, instead_of: str | None) -> str:
-        """Let a session id lead to a ref if it leads nowhere or to ``instead_of``.
-
-        Return the ref that it leads to afterwards. Concurrent first callers get the same one.
-        """
-
-    def forget(self, sid: str, ref: str) -> None:
-        """Let a session id lead nowhere if it leads to this ref."""
-
-    def load(self, ref: str) -> tuple[str, bytes] | None:
-        """Return a document's revision and body, or None."""
-
-    def swap(self, ref: str, seen: str | None, revision: str, body: bytes, ttl: float) -> bool:
-        """Replace a document if its revision is still ``seen`` (None: if there is none).
-
-        False means that it was not replaced, or that a lost answer hides that it was.
-        """
-
-    def delete(self, ref: str) -> None:
-        """Delete a document."""
-
-    def hold(self, name: str, text: str, *, replace: bool = False) -> str:
-        """Return the text kept under a name for ever; this one if there is none, or to ``replace`` it."""
-
-    def occurrences(self, mark: bytes) -> int | None:
-        """Return how often bytes occur in living documents; None if the store cannot tell."""
-
-    def apart(self) -> Documents:
-        """Return the same store for work that no request waits for; its faults keep no request away."""
-
-
-class _Document(msgspec.Struct, array_like=True):
-    """One session. Times are seconds since 1970; records are JSON, so that a damaged one harms no other."""
-
-    sid: str
-    owner: str
-    created: float
-    seen: float
-    own: dict[str, bytes]
-    #: What a visitor saved, before or without a sign-in.
-    left: dict[str, bytes]
-
-    def side(self, identity: str) -> dict[str, bytes]:
-        """Return the records of a signed-in identity, or the visitor's."""
-        return self.own if identity else self.left
-
-    def edit(self, versions: Iterable[Version], change: Change) -> list[CredentialRecord]:
-        """Change the records of these versions, on whichever side they are, and return them as they were."""
-        found = []
-        for (provider, version), side in product(versions, (self.own, self.left)):
-            record = _record(side, provider)
-            if record is None or not version or record.version != version:
-                continue
-            if changed := change(record):
-                side[provider] = _encode_record(changed)
-            else:
-                del side[provider]
-            found.append(record)
-        return found
-
-
 #: Changes a document in memory, and returns what the caller wants to know.
-Edit = Callable[[_Document], T]
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Document).decode
-_encode_record = msgspec.json.Encoder().encode
-_decode_record = msgspec.json.Decoder(CredentialRecord).decode
+Edit = Callable[[Document], T]
 
 
 @dataclass(eq=False, repr=False)
@@ -221,7 +126,7 @@ class Sessions:
         if held := next((ref for ref in self._living(sid, leads) if ref != dead), None):
             return held
         ref, now = secrets.token_hex(16), self.clock()
-        body = _encode(_Document(sid, "", now, now, {}, {}))
+        body = encode(Document(sid, "", now, now, {}, {}))
         self.documents.swap(ref, None, secrets.token_hex(8), body, min(self._ttl, self._max_age))
         won = self._point(leads, ref)
         if won != ref:
@@ -239,7 +144,7 @@ class Sessions:
         # The new id leads here before the old one stops, so one of them does at any moment.
         self._point(self._leads(new_sid), session.ref)
 
-        def move(document: _Document) -> str | None:
+        def move(document: Document) -> str | None:
             before = document.sid
             if not _share(before, f"{session.sid} {new_sid}"):
                 return None
@@ -281,11 +186,11 @@ class Sessions:
         if loaded is None or not self._is_theirs(session, identity, loaded[1]):
             return SessionView(alive=False, lost=self._lost(session))
         document = loaded[1]
-        lost = _note(session, document)
+        lost = document.tell(session)
         if (self.clock() - document.seen) * _SLIDE > self._ttl:
             self._slide(session, identity)
-        own = _records(document.side(identity), providers)
-        left = _records(document.left, providers) if identity else {}
+        own = read_records(document.side(identity), providers)
+        left = read_records(document.left, providers) if identity else {}
         leaving = [one for one in (*own.values(), *left.values()) if one.leaving]
         if leaving and identity and self.over is not None:
             over = self.over(identity, [one.version for one in leaving])
@@ -304,10 +209,10 @@ class Sessions:
         :raises KeyExistsError: it has as many named endpoints as allowed.
         """
 
-        def put(document: _Document) -> bool:
+        def put(document: Document) -> bool:
             side = document.side(identity)
             refuse_if_full(side, record.provider)
-            side[record.provider] = _encode_record(record)
+            side[record.provider] = encode_record(record)
             return True
 
         self._confirm_key()
@@ -322,10 +227,12 @@ class Sessions:
         :param visitor: delete only what the visitor left.
         """
 
-        def drop(document: _Document) -> list[str]:
+        def drop(document: Document) -> list[str]:
             gone = []
             for side in (document.left,) if visitor else (document.own, document.left):
-                for name in [n for n, one in _records(side, providers).items() if not one.leaving]:
+                for name in [
+                    n for n, one in read_records(side, providers).items() if not one.leaving
+                ]:
                     del side[name]
                     gone.append(name)
             return gone
@@ -364,14 +271,14 @@ class Sessions:
         ``replace`` is off, ``gone`` that the visitor's was cleared or changed; then nothing changes.
         """
 
-        def take(document: _Document) -> Adoption | None:
-            left = _record(document.left, record.provider)
+        def take(document: Document) -> Adoption | None:
+            left = read_record(document.left, record.provider)
             if left is None or left.version != record.version:
                 return None
             if record.provider in document.own and not replace:
                 return "kept"
             del document.left[record.provider]
-            document.own[record.provider] = _encode_record(_resealed(left, record))
+            document.own[record.provider] = encode_record(_resealed(left, record))
             return "adopted"
 
         self._confirm_key()
@@ -426,19 +333,19 @@ class Sessions:
         ended = {*self._leads(session.sid).values()} - {None, session.ref}
         return frozenset() if ended else lost
 
-    def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, _Document] | None:
+    def _load(self, ref: str, documents: Documents | None = None) -> tuple[str, Document] | None:
         """Return a living document and its revision."""
         loaded = (documents or self.documents).load(ref)
         if loaded is None:
             return None
         try:
-            document = _decode(loaded[1])
+            document = decode(loaded[1])
         except (ValueError, msgspec.DecodeError):
             _logger.warning("A session in %s cannot be read: it counts as ended.", self.name)
             return None
         return (loaded[0], document) if self._left(document) > 0 else None
 
-    def _left(self, document: _Document) -> float:
+    def _left(self, document: Document) -> float:
         """Return how long a document lives, in seconds."""
         return min(document.seen + self._ttl, document.created + self._max_age) - self.clock()
 
@@ -470,7 +377,7 @@ class Sessions:
     def _slide(self, session: SessionRef, identity: str) -> None:
         """Begin the lifetime of a session and its id again, if the store takes that now."""
 
-        def see(document: _Document) -> bool:
+        def see(document: Document) -> bool:
             document.seen = self.clock()
             # Of a rotation of SECRET_KEY too: workers that have only the old key go on, and later those with the new.
             document.sid = " ".join(dict.fromkeys(f"{session.sid} {document.sid}".split()))
@@ -480,7 +387,7 @@ class Sessions:
             if self._change(session, identity, see, claim=False):
                 self._repoint(session.sid.split(), session.ref, session.ref)
 
-    def _is_theirs(self, session: SessionRef, identity: str, document: _Document) -> bool:
+    def _is_theirs(self, session: SessionRef, identity: str, document: Document) -> bool:
         """Return True if a session is valid for this id and identity; end another identity's."""
         if _share(document.sid, session.sid):
             if document.owner in ("", identity):
@@ -496,7 +403,7 @@ class Sessions:
         :param claim: make the session the identity's if there was something to change.
         """
 
-        def guarded(document: _Document) -> T | None:
+        def guarded(document: Document) -> T | None:
             if not self._is_theirs(session, identity, document):
                 return None
             result = change(document)
@@ -505,10 +412,10 @@ class Sessions:
             changed[:] = [document]
             return result
 
-        changed: list[_Document] = []
+        changed: list[Document] = []
         result = self._swap(session.ref, guarded)
         if changed:
-            _note(session, changed[0])
+            changed[0].tell(session)
         return result
 
     def _swap(self, ref: str, change: Edit[T], documents: Documents | None = None) -> T | None:
@@ -522,9 +429,9 @@ class Sessions:
             seen, document = loaded
             if seen == written:
                 return result  # only the answer was lost
-            before = _encode(document)
+            before = encode(document)
             result, written = change(document), secrets.token_hex(8)
-            body = _encode(document)
+            body = encode(document)
             if body == before or documents.swap(ref, seen, written, body, self._left(document)):
                 return result
             time.sleep(secrets.randbelow(1000) / 1000 * min(_LONGEST_PAUSE, 0.001 * 1.5**attempt))
@@ -536,41 +443,8 @@ def _editing(records: Iterable[CredentialRecord], change: Change) -> Edit[list[C
     return lambda document: document.edit(versions, change)
 
 
-def _note(session: SessionRef, document: _Document) -> frozenset[str]:
-    """Let the host's session know of the keys in this document; return the providers whose keys were in a lost one."""
-    if (saved := session.saved) is None:
-        return frozenset()
-    here = frozenset((*document.own, *document.left))
-    lost = saved.providers - here if saved.ref not in (None, session.ref) else frozenset()
-    if lost:
-        saved.note(saved.ref, lost)
-    else:
-        saved.note(session.ref if here else None, here)
-    return lost
-
-
 def _share(sids: str, others: str) -> bool:
     return sids == others or not set(sids.split()).isdisjoint(others.split())
-
-
-def _record(side: Mapping[str, bytes], provider: str) -> CredentialRecord | None:
-    """Return a provider's record; one that does not open if it is damaged, or was moved here from another."""
-    if provider not in side:
-        return None
-    try:
-        record = _decode_record(side[provider])
-        if record.provider == provider:
-            return record
-    except (ValueError, msgspec.DecodeError):  # one alone in new releases
-        pass
-    now = utcnow()
-    return CredentialRecord(
-        provider, owner="", ciphertext="", hint="", version="", created_at=now, updated_at=now
-    )
-
-
-def _records(side: Mapping[str, bytes], providers: Iterable[str]) -> dict[str, CredentialRecord]:
-    return {name: found for name in matching(side, providers) if (found := _record(side, name))}
 
 
 def _resealed(before: CredentialRecord, record: CredentialRecord) -> CredentialRecord:

@@ -5,35 +5,29 @@ Everything is cleaned and checked here, before a provider is asked or anything i
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ..catalog import Catalog, Field, ProviderSpec
+from ..catalog import Catalog, ProviderSpec
 from ..catalog.endpoints import base_of, shown, slug_of
-from ..errors import EndpointNotAllowedError, InvalidFieldError, MalformedApiKeyError
+from ..catalog.paste import SHORTEST_REAL_KEY, clean_pasted
+from ..errors import EndpointNotAllowedError, InvalidFieldError
 from ..http import Endpoint, check_personal_base_url, endpoint_for
 from ..model.credential import (
     SHORTEST_KEY,
+    Credential,
     Fields,
     Secret,
-    clean_api_key,
-    is_placeholder,
     utcnow,
 )
 from ..settings import Settings, ValidateOnSet
-from .paste import SHORTEST_REAL_KEY, refuse_other_kinds, unwrap
 
-_HEADER_TEXT = re.compile(r"[ -~]{1,500}")
 _LONGEST_TEXT = {"label": 100, "description": 500, "name": 100, "model": 200}
 # Fields that are no secret of anybody's: other texts may contain them.
 _IN_TEXTS = {"base_url", "name", "model"}
-# Of a service account's file, in characters: they have about 2,400.
-_LONGEST_JSON = 16_384
 # Control characters, characters that change the direction of text or have no width, lone surrogates, line separators.
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 # Emoji and some scripts are written with these.
@@ -69,6 +63,12 @@ class Typed:
     secrets: Fields
     base_url: str | None
     endpoint: Endpoint
+
+    @classmethod
+    def of(cls, credential: Credential) -> Typed:
+        """Return a resolved credential as it would be typed again."""
+        endpoint = Endpoint(credential.base_url, credential.trust)
+        return cls(credential.fields, credential.fields, None, endpoint)
 
     def revealed(self) -> dict[str, str]:
         """Return the plain values, for the one request that carries them."""
@@ -106,7 +106,7 @@ def read_typed(
         raise EndpointNotAllowedError(text, provider=spec.id)
     if not fields.keys() <= {f.name for f in spec.fields}:
         raise InvalidFieldError(f"{spec.name} has no such field.", provider=spec.id)
-    cleaned = {f.name: _clean_pasted(spec, f, fields.get(f.name)) for f in spec.fields}
+    cleaned = {f.name: clean_pasted(spec, f, fields.get(f.name)) for f in spec.fields}
     given = {name: secret for name, secret in cleaned.items() if secret is not None}
     own = given.pop("base_url", None)
     personal = None if own is None else _personal(spec, own.reveal(), settings)
@@ -126,66 +126,6 @@ def _read_shown(spec: ProviderSpec, given: Fields, secrets: Fields) -> dict[str,
             said = "An endpoint keeps its name. Save another one under the other name."
             raise InvalidFieldError(said, provider=spec.id)
     return texts
-
-
-def _clean_pasted(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
-    if value is None or f.kind != "secret":
-        return clean_field(spec, f, value)
-    cleaned = clean_field(spec, f, Secret(unwrap(value.reveal().strip(), spec, f).text))
-    if cleaned is not None:
-        refuse_other_kinds(cleaned.reveal(), spec)
-    return cleaned
-
-
-def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
-    """Clean one field of a typed credential; see :func:`read_typed`. None if it is empty and may be."""
-    text = value.reveal().strip() if value is not None else ""
-    text = text or f.default
-    if not text and f.required:
-        kind = MalformedApiKeyError if f.secret else InvalidFieldError
-        raise kind(f"{f.label} is missing.", provider=spec.id)
-    if not text:
-        return None
-    if f.kind == "json":
-        return Secret(_clean_json(spec, f, text))
-    # A server of one's own may want any word.
-    own = spec.personal_base_url or spec.standalone
-    if f.secret and is_placeholder(text) and not own:
-        said = f"This is a placeholder, not an API key. Copy your own key from {spec.name}."
-        raise MalformedApiKeyError(said, provider=spec.id)
-    if f.secret:
-        text = clean_api_key(text, spec.id, shortest=1 if own else SHORTEST_KEY)
-    # It may travel in a header; the others are checked by their own rules.
-    elif f.name not in {"base_url", *shown(spec)} and not _HEADER_TEXT.fullmatch(text):
-        raise InvalidFieldError(f"{f.label} has up to 500 ASCII characters.", provider=spec.id)
-    if (value_in := f.read(text)) is None:
-        raise _not_taken(spec, f)
-    value = Secret(value_in)
-    return value if f.secret or f.name == "base_url" else value.show()
-
-
-def _not_taken(spec: ProviderSpec, f: Field) -> InvalidFieldError | MalformedApiKeyError:
-    said = f"{f.label} is one of {', '.join(f.choices)}."
-    if not f.choices:
-        like = f", such as {f.placeholder}" if f.placeholder else ""
-        said = f"{f.label} does not have the form that {spec.name} gives it{like}."
-    kind = MalformedApiKeyError if f.secret else InvalidFieldError
-    return kind(said, provider=spec.id)
-
-
-def _clean_json(spec: ProviderSpec, f: Field, text: str) -> str:
-    """Return a file's JSON object on one line, in ASCII.
-
-    :raises MalformedApiKeyError: it is none, or not of the form that the provider gives it.
-    """
-    with suppress(ValueError, RecursionError):
-        # The dialog's script writes such a space in the place of a line break.
-        data = json.loads(text.replace("\N{NO-BREAK SPACE}", " "))
-        compact = json.dumps(data, separators=(",", ":"))
-        if isinstance(data, dict) and len(compact) <= _LONGEST_JSON and f.read(compact):
-            return compact
-    said = f"{f.label} is the whole content of the JSON file that {spec.name} gave you."
-    raise MalformedApiKeyError(said, provider=spec.id)
 
 
 def _personal(spec: ProviderSpec, base_url: str, settings: Settings) -> str:

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
+from ..catalog.paste import clean_pasted, refuse_admin_key
 from ..catalog.spec import ProviderSpec
 from ..errors import (
     ByokError,
     ConfigurationError,
     EndpointNotAllowedError,
     InvalidFieldError,
+    KeyRefusedError,
     MissingCredentialError,
     ProviderUnavailableError,
 )
-from ..http import Endpoint, Outbound, full_url
-from ..model.credential import Credential, Outcome, Secret, Tokens, clean_api_key
+from ..http.outbound import Endpoint, Outbound, full_url, request_about
+from ..model.credential import Credential, Outcome, Secret, Tokens
 from ..wires import WIRES
 from ..wires.events import StreamEvent, encode
 from ..wires.messages import Facts
@@ -155,8 +157,9 @@ class BaseProvider:
         self.set_api_key(api_key)
 
     def set_api_key(self, api_key: str) -> None:
-        """Use another key from now on, in this object only.
+        """Use another key from now on, in this object only; it is cleaned as a typed one.
 
+        :raises KeyRefusedError: this is an admin key.
         :raises MalformedApiKeyError: this cannot be a key.
         :raises InvalidFieldError: the provider's credential is no single key.
         :raises EndpointNotAllowedError: the object's address belongs to the key that it was made with.
@@ -168,13 +171,16 @@ class BaseProvider:
         if main.kind != "secret":
             text = f"A key for {self.display_name} has several fields: make another object."
             raise InvalidFieldError(text, provider=self.name)
-        cleaned = clean_api_key(api_key)
+        cleaned = clean_pasted(self._spec, main, Secret(api_key))
+        fields = {**self.credential.fields, main.name: cleaned or Secret("")}
+        if admin := refuse_admin_key(self._spec, fields):
+            raise KeyRefusedError(admin, provider=self.name)
         self._former.append(self.credential)  # the log redactor knows a key while this lives
         self.credential = dataclasses.replace(
             self.credential,
             source="argument",
-            fields={**self.credential.fields, main.name: Secret(cleaned)},
-            hint=self._spec.hint({main.name: Secret(cleaned)}),
+            fields=fields,
+            hint=self._spec.hint(fields),
             version=None,
         )
         self.__dict__.pop("client", None)
@@ -392,8 +398,7 @@ class BaseProvider:
             return known
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         fields = {name: self.credential.reveal(name) for name in self.credential.fields}
-        url = full_url(spec, endpoint, spec.url(spec.check.models_path, fields))
-        headers = {**spec.check.headers, **self._outcomes.headers("GET", url, b"")}
+        url, headers = request_about(spec, endpoint, fields, spec.check.models_path)
         answer = self._outbound.fetch(
             endpoint, url, headers, seconds=LIST_SECONDS, owner=self._counted_as
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ..errors import ByokError, ProviderError
@@ -27,20 +27,29 @@ class Passage(Iterator[bytes | None]):
     """
 
     def __init__(self, outcomes: Outcomes, call: LiveCall, path: str, reader: Reader) -> None:
-        #: The call, with the status and the headers of its answer.
-        self.call = call
+        self._call = call
         self._ours = OurCall(outcomes, call, reader, elsewhere=outcomes.is_elsewhere(path))
         self._pieces = self._read(reader)
 
     @property
+    def status(self) -> int:
+        """The answer's HTTP status; 0 until its head has come."""
+        return self._call.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The answer's headers; names in any case."""
+        return self._call.headers
+
+    @property
     def is_stream(self) -> bool:
         """True if the answer is a stream of events."""
-        return self.call.headers.get("content-type", "").lower().startswith("text/event-stream")
+        return self.headers.get("content-type", "").lower().startswith("text/event-stream")
 
     def head(self) -> Iterator[None]:
         """Send the request, and yield None about each second until the answer's head has come."""
         try:
-            yield from self.call.head()
+            yield from self._call.head()
         except ProviderError:
             with self._ours:
                 raise
@@ -50,8 +59,8 @@ class Passage(Iterator[bytes | None]):
 
         :return: the body without secrets, and the error that the answer means.
         """
-        body = self.call.rest(MAX_REFUSAL)
-        error = self._ours.refuse(self.call.status, body)
+        body = self._call.rest(MAX_REFUSAL)
+        error = self._ours.refuse(self.status, body)
         return redact(body.decode(errors="replace")).encode(), error
 
     def __next__(self) -> bytes | None:
@@ -60,13 +69,13 @@ class Passage(Iterator[bytes | None]):
     def close(self) -> None:
         """End the call. The connection to the provider is closed at once."""
         self._pieces.close()
-        self.call.close()
+        self._call.close()
         self._ours.count("failed")
 
     def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:
         self._ours.told = scanner = Scanner(reader, is_stream=self.is_stream)
         with self._ours:
-            for piece in self.call.body():
+            for piece in self._call.body():
                 if piece:
                     self._ours.count("used")
                     if found := scanner.feed(piece):

@@ -81,7 +81,6 @@ class Sealed:
     base_url: str | None = None
 
 
-_encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Sealed)
 
 
@@ -157,7 +156,7 @@ class Keyring:
     def seal_fields(self, context: Context, fields: Fields, base_url: str | None) -> str:
         """Seal the fields of a credential, bound to the context."""
         plain = Sealed({name: secret.reveal() for name, secret in fields.items()}, base_url)
-        return self.seal(_encoder.encode(plain), context)
+        return self.seal(msgspec.json.encode(plain), context)
 
     def open_record(self, owner: str, record: CredentialRecord) -> Opened:
         """Open a stored credential as this owner's; the owner that the record names is ignored.

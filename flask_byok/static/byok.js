@@ -268,7 +268,8 @@ class ByokSettings extends HTMLElement {
     const { valid, reason, models_available: models } = answer;
     const count = models?.length ? ` ${this.dataset.textModels.replace("{count}", models.length)}` : "";
     const kind = valid ? "success" : valid === null ? "warning" : "error";
-    return { kind, message: this.#warned(row, `${name}: ${reason}${count}`, answer) };
+    const said = reason.includes(name) ? reason : `${name}: ${reason}`;
+    return { kind, message: this.#warned(row, said + count, answer) };
   }
 
   async _confirm(provider, row, tier) {

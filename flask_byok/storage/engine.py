@@ -383,11 +383,10 @@ class Transactions:
 def _unprepared(driver: Any) -> Iterator[None]:
     """Keep psycopg from preparing our statements on a connection of the host's, see ``_options``."""
     before = getattr(driver, "prepare_threshold", None)
-    if before is None:
-        yield
-        return
-    driver.prepare_threshold = None
     try:
+        if before is not None:
+            driver.prepare_threshold = None
         yield
     finally:
-        driver.prepare_threshold = before
+        if before is not None:
+            driver.prepare_threshold = before

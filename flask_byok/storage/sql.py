@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, Table, exc
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from ..errors import ByokError, OutdatedTablesError, StoreError
@@ -165,6 +166,12 @@ def sql_state(error: BaseException) -> str | None:
 def is_without_right(error: BaseException) -> bool:
     """Return True if the database refused for want of a right."""
     return sql_state(error) == _NO_RIGHT
+
+
+def insert_into(connection: Connection, table: Table) -> Any:
+    """Return an INSERT that may say what to do if the row is there already."""
+    dialects = {"postgresql": postgresql, "sqlite": sqlite}
+    return dialects[connection.dialect.name].insert(table)
 
 
 #: Rows of a table that one purge deletes, and documents that one step of a count reads.

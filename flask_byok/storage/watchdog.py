@@ -15,6 +15,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 #: libpq's number for a connection whose command has no answer yet, the same in both drivers.
@@ -23,13 +24,11 @@ _ACTIVE = 1
 _SHORT_WAIT = 0.05
 
 
+@dataclass(eq=False, slots=True)
 class Budget:
     """The seconds that a call may still wait for the server."""
 
-    __slots__ = ("left",)
-
-    def __init__(self, seconds: float) -> None:
-        self.left = seconds
+    left: float
 
 
 #: That of this thread's call under way.

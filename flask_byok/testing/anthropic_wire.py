@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from .anthropic_errors import error, refusal
 from .chat import last_message, plan
-from .check_answers import check_success
+from .refusals import check_success, refused
 from .script import Script, ToolCall, converse, is_object
 from .wire import Answer, Reply, Request, answer_event, event, json_answer
 
@@ -16,26 +15,28 @@ MODELS = {"claude-sonnet-4-5": "Claude Sonnet 4.5", "claude-haiku-4-5": "Claude 
 
 def answer(request: Request) -> Reply:
     """Answer one request to a provider of this format."""
-    if request.kind:
-        return refusal(request, request.kind)
-    refused = _incomplete(request)
-    if refused is not None:
-        return refused
+    incomplete = _incomplete(request)
+    if incomplete is not None:
+        return incomplete
     route = (request.method, request.path)
     if route == ("GET", "/v1/models"):
         return _list_models(request)
     if route == ("POST", "/v1/messages"):
         return _chat(request)
-    return check_success(request) or error(404, "not_found_error", "Not found")
+    return check_success(request) or _error(404, "not_found_error", "Not found")
 
 
 def _incomplete(request: Request) -> Answer | None:
     """Refuse what the real service refuses too, so that a client's omission is seen."""
     if "anthropic-version" not in request.headers:
-        return error(400, "invalid_request_error", "anthropic-version: header is required")
+        return _error(400, "invalid_request_error", "anthropic-version: header is required")
     if request.method == "POST" and "max_tokens" not in request.body:
-        return error(400, "invalid_request_error", "max_tokens: Field required")
+        return _error(400, "invalid_request_error", "max_tokens: Field required")
     return None
+
+
+def _error(status: int, kind: str, message: str) -> Answer:
+    return json_answer(status, {"type": "error", "error": {"type": kind, "message": message}})
 
 
 def _list_models(request: Request) -> Reply:
@@ -94,7 +95,7 @@ class _Answer:
             yield _event("message_stop")
 
     def error(self, kind: str) -> Iterator[bytes]:
-        yield answer_event(refusal(self._request, kind), "error")
+        yield answer_event(refused(self._request, kind), "error")
 
     def whole(self) -> Answer:
         script, content = self._script, list[dict[str, object]]()

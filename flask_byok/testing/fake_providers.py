@@ -11,22 +11,26 @@ from types import TracebackType
 from typing import Any
 
 from ..catalog import Catalog, ProviderSpec
-from . import anthropic_wire, check_answers, google_wire, hostile, openai_wire
+from . import anthropic_wire, google_wire, hostile, openai_wire, refusals
 from .api_keys import ApiKeyBook, make_api_key, name_in, sample
 from .calls import CallLog, RecordedCall
 from .chat import reply_text
 from .script import Refusal, Script, ScriptQueue, check_kind
 from .served import DEMO, base_path, read_api_key
 from .server import HOST, FakeServer, Received
-from .service_accounts import account_in, account_json, email_of
+from .service_accounts import account_in, account_json, certificates, email_of
 from .wire import BEHAVIOURS, Answer, Reply, Request, json_answer
 
 _FORMATS: dict[str, Callable[[Request], Reply]] = {
     "openai": openai_wire.answer,
     "anthropic": anthropic_wire.answer,
     "google": google_wire.answer,
-    "http": check_answers.answer,
+    "http": refusals.answer,
 }
+
+
+#: OpenRouter lists its models to anyone.
+_PUBLIC = ("openrouter", "GET", "/models")
 
 
 class FakeProviders:
@@ -248,7 +252,7 @@ class FakeProviders:
         reply: Reply | None = self._scripts.take(spec.id, Answer)
         if reply is None:
             request = self._request(received, spec, path, api_key, behaviour)
-            reply = check_answers.documented(request) or _FORMATS[spec.adapter](request)
+            reply = _answer(request)
         self._add_cookie(reply)
         self._record(received, spec.id, api_key, reply)
         wait = self.slow_seconds if behaviour == "slow" else 0.0
@@ -298,6 +302,15 @@ class FakeProviders:
                 status=reply.status,
             )
         )
+
+
+def _answer(request: Request) -> Reply:
+    if account_in(request.path):
+        return certificates(request.kind)
+    route = (request.provider, request.method, request.path)
+    if request.kind and route != _PUBLIC:
+        return refusals.refused(request, request.kind)
+    return _FORMATS[request.spec.adapter](request)
 
 
 def _read_cookies(received: Received) -> dict[str, str]:

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterator
 
 from .chat import last_message, plan
-from .check_answers import check_success
-from .google_errors import error, refusal
+from .refusals import check_success, refused
 from .script import Script, ToolCall, converse
 from .wire import Answer, Reply, Request, answer_event, event, json_answer
 
@@ -22,15 +21,17 @@ _GENERATE = re.compile(
 
 def answer(request: Request) -> Reply:
     """Answer one request to a provider of this format."""
-    if request.kind:
-        return refusal(request, request.kind)
     if request.method == "GET" and request.path in ("/v1beta/models", "/v1/models"):
         return _list_models(request)
     generate = _GENERATE.fullmatch(request.path)
     if request.method == "POST" and generate:
         return _chat(request, streamed=generate[1] == "streamGenerateContent")
-    missing = error(404, "NOT_FOUND", "", "Requested entity was not found.")
+    missing = _error(404, "NOT_FOUND", "Requested entity was not found.")
     return check_success(request) or missing
+
+
+def _error(status: int, name: str, message: str) -> Answer:
+    return json_answer(status, {"error": {"code": status, "message": message, "status": name}})
 
 
 def _list_models(request: Request) -> Reply:
@@ -59,7 +60,7 @@ def _number(request: Request, name: str, default: int) -> int:
 def _chat(request: Request, *, streamed: bool) -> Reply:
     if streamed and request.query.get("alt") != "sse":
         text = "This server streams with alt=sse only."
-        return error(400, "INVALID_ARGUMENT", "", text)
+        return _error(400, "INVALID_ARGUMENT", text)
     script = plan(request, request.model, last_message(request.body.get("contents"), "parts"))
     return converse(request, script, _Answer(request, script), streamed=streamed)
 
@@ -82,7 +83,7 @@ class _Answer:
             yield event({**self._content([_part("text", "")], finish), **self._usage()})
 
     def error(self, kind: str) -> Iterator[bytes]:
-        yield answer_event(refusal(self._request, kind))
+        yield answer_event(refused(self._request, kind))
 
     def whole(self) -> Answer:
         parts = [_part(kind, value) for kind, value in self._script.pieces if kind != "text"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .chat import last_message, plan
-from .check_answers import check_success
-from .openai_errors import openai_error, refusal
+from .refusals import check_success, refused
 from .script import Script, ToolCall, converse
 from .wire import CREATED, Answer, Reply, Request, answer_event, event, json_answer
 
@@ -28,16 +27,16 @@ DONE = b"data: [DONE]\n\n"
 def answer(request: Request) -> Reply:
     """Answer one request to a provider of this format."""
     route = (request.method, request.path)
-    if request.provider == "openrouter" and route == ("GET", "/models"):
-        return _list_models(request)  # public: it answers 200 to anyone
-    if request.kind:
-        return refusal(request, request.kind)
     if route == ("GET", "/models"):
         return _list_models(request)
     if route == ("POST", "/chat/completions"):
         return _chat(request)
-    unknown = openai_error(404, "Unknown request URL.", "invalid_request_error", "unknown_url")
-    return check_success(request) or unknown
+    return check_success(request) or _error(404, "Unknown request URL.", "unknown_url")
+
+
+def _error(status: int, message: str, code: str | None = None) -> Answer:
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+    return json_answer(status, {"error": error})
 
 
 def _list_models(request: Request) -> Reply:
@@ -53,8 +52,7 @@ def _list_models(request: Request) -> Reply:
 def _chat(request: Request) -> Reply:
     messages = request.body.get("messages")
     if not request.model or not messages:
-        message = "You must provide a model and messages."
-        return openai_error(400, message, "invalid_request_error")
+        return _error(400, "You must provide a model and messages.")
     script = plan(request, request.model, last_message(messages, "content"))
     streamed = bool(request.body.get("stream"))
     return converse(request, script, _Answer(request, script), streamed=streamed)
@@ -96,7 +94,7 @@ class _Answer:
             yield DONE
 
     def error(self, kind: str) -> Iterator[bytes]:
-        yield answer_event(refusal(self._request, kind))
+        yield answer_event(refused(self._request, kind))
 
     def whole(self) -> Answer:
         script = self._script

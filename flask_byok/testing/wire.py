@@ -148,13 +148,6 @@ def json_answer(status: int, body: object, **headers: str) -> Answer:
     return Answer(status, json.dumps(body).encode(), headers=named)
 
 
-def with_retry_after(answer: Answer, seconds: float | None) -> Answer:
-    """Let an answer ask to wait so many seconds."""
-    if seconds is not None:
-        answer.headers["Retry-After"] = str(seconds)
-    return answer
-
-
 def event(data: object, name: str | None = None) -> bytes:
     """Build one server-sent event with JSON data."""
     head = f"event: {name}\n" if name else ""

@@ -105,13 +105,8 @@ def create_gateway(url_prefix: str) -> Blueprint:
     blueprint.after_request(secure)
     for kind in (ByokError, HTTPException):  # such as a body that is too large
         blueprint.register_error_handler(kind, _refuse)
-    blueprint.add_url_rule(
-        "/gateway/<path:path>",
-        "call",
-        _view,
-        methods=_METHODS,
-        merge_slashes=False,
-    )
+    rule = "/gateway/<path:path>"
+    blueprint.add_url_rule(rule, "call", _view, methods=_METHODS, merge_slashes=False)
     return blueprint
 
 
@@ -292,14 +287,14 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
     for _ in passage.head():
         if link.is_gone():
             passage.close()
-    if 200 <= passage.call.status < 300:
+    if 200 <= passage.status < 300:
         response = _good(passage, link)
-    elif passage.call.status:
+    elif passage.status:
         response = _bad(passage, provider)
     else:
         return Response(status=_GONE)
     for name in _ANSWERED:
-        if value := passage.call.headers.get(name):
+        if value := passage.headers.get(name):
             response.headers[name] = redact(value)
     response.headers[SOURCE_HEADER] = provider.source
     _set_type(response, passage)
@@ -307,11 +302,11 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
 
 
 def _good(passage: Passage, link: Link) -> Response:
-    response = Response(_pieces(passage, _adapter(), link), passage.call.status)
+    response = Response(_pieces(passage, _adapter(), link), passage.status)
     response.call_on_close(passage.close)
     if passage.is_stream:
         response.headers["X-Accel-Buffering"] = "no"  # nginx: pass each event on at once
-    elif length := passage.call.headers.get("content-length"):
+    elif length := passage.headers.get("content-length"):
         response.headers["Content-Length"] = length  # by which a body that breaks off is noticed
     return response
 
@@ -323,17 +318,16 @@ def _bad(passage: Passage, provider: BaseProvider) -> Response:
     """
     body, error = passage.refusal()
     is_shared = provider.source not in PERSONAL_TIERS
-    if passage.call.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
+    if passage.status < 400 or (is_shared and isinstance(error, RejectedCredentialError)):
         raise error
-    return Response(body, passage.call.status)
+    return Response(body, passage.status)
 
 
 def _set_type(response: Response, passage: Passage) -> None:
-    kind = passage.call.headers.get("content-type", "")
-    if _HARMLESS.fullmatch(kind):
-        response.headers["Content-Type"] = kind
-    else:
-        response.headers["Content-Type"] = "application/octet-stream"
+    kind = passage.headers.get("content-type", "")
+    is_harmless = _HARMLESS.fullmatch(kind)
+    response.headers["Content-Type"] = kind if is_harmless else "application/octet-stream"
+    if not is_harmless:
         response.headers["Content-Disposition"] = "attachment"
 
 
@@ -345,16 +339,15 @@ def _pieces(passage: Passage, adapter: str, link: Link) -> Iterator[bytes]:
     latest, end = time.monotonic(), b"\n\n"
     try:
         for piece in passage:
-            if piece is None:
-                if link.is_gone():
-                    return
-                is_between = passage.is_stream and end.endswith(_BLANK_LINES)
-                if not (is_between and link.needs_beat(latest)):
-                    continue
-            else:
+            if piece is not None:
                 end = (end + piece)[-4:]
-            latest = time.monotonic()
-            yield COMMENT if piece is None else piece
+            elif link.is_gone():
+                return
+            elif passage.is_stream and end.endswith(_BLANK_LINES) and link.needs_beat(latest):
+                piece = COMMENT
+            if piece is not None:
+                latest = time.monotonic()
+                yield piece
     except ProviderError as error:
         if not passage.is_stream:
             raise ConnectionAbortedError(error.code) from None

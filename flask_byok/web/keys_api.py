@@ -12,13 +12,13 @@ import msgspec
 from flask import Flask, Response, request
 from msgspec import Meta
 
+from ..catalog.paste import KeyWarning
 from ..errors import InvalidFieldError, RevealDisabledError
 from ..keys.health import HealthFacts
-from ..keys.paste import KeyWarning
 from ..keys.service import Service
 from ..keys.status import KeyList, Status
 from ..keys.typed import NewKey
-from ..model.credential import Secret, ValidationFacts
+from ..model.credential import Fields, Secret, Validation, ValidationFacts
 from ..settings import ValidateOnSet
 from .caller import for_caller, get_state, in_session
 from .guards import asks_for_value, csrf_token, expect_no_body, read_body, read_query
@@ -111,13 +111,18 @@ class Keys(KeyList):
     csrf_token: str | None
 
 
-class SetResponse(TypedDict):
+class Judged(TypedDict):
+    """The result of a typed key's check, if there was one, and what the key's look tells."""
+
+    validation: ValidationFacts | None
+    warnings: list[KeyWarning]
+
+
+class SetResponse(Judged):
     """The key is stored, and effective at once; ``provider`` is null if a store is away that only the status needs."""
 
     success: _Done
     provider: Status | None
-    validation: ValidationFacts | None
-    warnings: list[KeyWarning]
 
 
 class CheckResponse(ValidationFacts):
@@ -151,12 +156,13 @@ def list_keys(*, telling: bool = True) -> Keys:
 def set_key(body: SetRequest) -> SetResponse:
     """Store or replace a key."""
     status, found = for_caller(Service.set, body.provider, body.new_key())
-    return {
-        "success": True,
-        "provider": status,
-        "validation": found.to_dict() if found else None,
-        "warnings": get_state().service.warnings(body.provider, body.typed()),
-    }
+    return {"success": True, "provider": status, **judged(found, body.provider, body.typed())}
+
+
+def judged(found: Validation | None, provider: str, typed: Fields | None) -> Judged:
+    """Return what is told of a typed key beside the key's own facts."""
+    warnings = get_state().service.warnings(provider, typed) if typed else []
+    return {"validation": found.to_dict() if found else None, "warnings": warnings}
 
 
 def clear_key(body: ClearRequest) -> ClearResponse:

@@ -154,7 +154,7 @@ class _UIMessage(_Writer):
 
     def __init__(self) -> None:
         self._begun = False
-        self._part, self._parts = "", 0
+        self._part, self._id = "", "0"
         self._finish: dict[str, Any] = {"type": "finish"}
 
     def event(self, event: StreamEvent) -> bytes:
@@ -180,12 +180,8 @@ class _UIMessage(_Writer):
                 self._finish["finishReason"] = _reason_of(event).replace("_", "-")
                 return self._end() + _data({"type": "finish-step"}) + _data(self._finish)
 
-    @property
-    def _id(self) -> str:
-        return str(self._parts)
-
     def _begin(self, part: str) -> bytes:
-        self._part, self._parts = part, self._parts + 1
+        self._part, self._id = part, str(int(self._id) + 1)
         return _data({"type": f"{part}-start", "id": self._id})
 
     def _end(self) -> bytes:

@@ -14,8 +14,8 @@ from msgspec import UNSET, Meta, UnsetType
 
 from ..accounts.changes import Changes, NewSecret
 from ..accounts.records import AccountRecords, Page, Record, Stats
+from ..catalog.paste import KeyWarning
 from ..errors import KeyNotFoundError, VersionConflictError
-from ..keys.paste import KeyWarning
 from ..keys.service import Service
 from ..keys.status import ProviderFacts
 from ..model.credential import CredentialRecord, Validation, ValidationFacts
@@ -23,7 +23,7 @@ from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
 from .caller import for_caller, get_state
 from .guards import asks_for_value, keep_from_logs
-from .keys_api import Description, Label, NewKeyRequest, ProviderName, TypedKey
+from .keys_api import Description, Judged, Label, NewKeyRequest, ProviderName, TypedKey, judged
 from .openapi import Route
 
 _ID = re.compile("[0-9a-f]{32}")
@@ -82,11 +82,8 @@ class ShownRecord(Record):
     fields: NotRequired[dict[str, str]]
 
 
-class CheckedRecord(Record):
+class CheckedRecord(Record, Judged):
     """The record, with the result of the check of its new key."""
-
-    validation: ValidationFacts | None
-    warnings: list[KeyWarning]
 
 
 class Services(TypedDict):
@@ -164,9 +161,7 @@ def _checked(
     records: AccountRecords, body: TypedKey, record: CredentialRecord, validation: Validation | None
 ) -> CheckedRecord:
     typed = NewSecret(fields=body.typed() or {}).given
-    warnings = records.core.warnings(record.provider, typed) if typed else []
-    found = validation.to_dict() if validation else None
-    return {**records.describe(record), "validation": found, "warnings": warnings}
+    return {**records.describe(record), **judged(validation, record.provider, typed)}
 
 
 def _if_match(record: CredentialRecord) -> int | None:

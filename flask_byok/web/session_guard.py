@@ -17,8 +17,7 @@ from flask import Flask, Request, Response, after_this_request
 from flask.sessions import SessionInterface, SessionMixin
 
 from ..errors import StoreError
-from ..storage.breaker import Breaker, Reporter, is_away
-from ..storage.reasons import reason_of
+from ..storage.breaker import Breaker, Reporter, is_away, reason_of
 from .problems import problem_response
 
 #: A session store that takes longer to fail, in seconds, is left alone for a while.

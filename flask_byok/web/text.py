@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..errors import ALL_ERRORS
+from ..model.owner import PERSONAL_TIERS, Tier
+
+_OWN: dict[str, str] = dict.fromkeys(PERSONAL_TIERS, "YOUR KEY")
 
 #: The badge of a tier, by the vocabulary of ``BYOK_LABELS``; the empty tier means that no key is in use.
 BADGES: Mapping[str, Mapping[str, str]] = {
-    "default": {
-        **dict.fromkeys(("session", "user"), "YOUR KEY"),
-        **dict.fromkeys(("team", "system", "secret", "env"), "SHARED"),
-        "": "NOT SET",
-    },
-    "env": {
-        **dict.fromkeys(("session", "user", "team", "system"), "SET"),
-        **dict.fromkeys(("secret", "env"), "ENV"),
-        "": "none",
-    },
+    "default": {**dict.fromkeys(Tier, "SHARED"), **_OWN, "": "NOT SET"},
+    "env": {**dict.fromkeys(Tier, "SET"), "secret": "ENV", "env": "ENV", "": "none"},
 }
 
 #: Where the key in use is stored, by its tier.

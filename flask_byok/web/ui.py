@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..catalog import Catalog
+from ..catalog.paste import beginnings
 from ..errors import ByokError
-from ..keys.paste import beginnings
 from ..model.credential import utcnow
 from ..model.owner import PERSONAL_TIERS, Tier
 from ..settings import Settings

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event, select
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.accounts.wing import Wing
+from flask_byok.accounts.wing import Wing, open_accounts
 from flask_byok.errors import KeyNotFoundError
 from flask_byok.model.credential import CredentialRecord
 from flask_byok.model.owner import Caller, Tier
@@ -94,7 +93,7 @@ def test_pages_of_several_tiers(database_url: str) -> None:
     store = open_accounts(database_url, KEYRING)
     owners = [TEAM, SYSTEM, "user:ann", "user:ben", "team:blue"]
     made = [
-        store.create(make_record(owner, provider), event_of())
+        store.put(make_record(owner, provider), event_of())
         for provider in ("openai", "groq", "xai")
         for owner in owners
     ]

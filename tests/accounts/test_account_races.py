@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.exc import DBAPIError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import reseal
 from flask_byok.accounts.store.keys import AccountStore
 from flask_byok.accounts.store.reseal import Progress
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.model.credential import CredentialRecord, RecordedVerdict, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
@@ -85,7 +85,7 @@ def test_held_chain(postgres_url: str) -> None:
     """An owner whose chain another transaction holds is refused in time; reading and other owners go on."""
     with short_limits():
         store = open_accounts(postgres_url, KEYRING)
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     other = create_engine(postgres_url)
     with other.begin() as holder:
         theirs = select(audit_heads).where(audit_heads.c.owner == ANN)
@@ -186,7 +186,7 @@ seal = NEW.renewed
 
 def test_other_cipher_is_due(store: AccountStore) -> None:
     """Another cipher is a reason to seal again although the encryption key is the same."""
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     other = Keyring(
         "f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e", cipher="aes-256-gcm"
     )
@@ -200,7 +200,7 @@ def test_other_cipher_is_due(store: AccountStore) -> None:
 
 def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStore) -> None:
     """A key that is replaced, deleted or checked after it was read keeps what was done."""
-    cleo = [store.create(make_record(owner), event_of()) for owner in (ANN, BEN, "user:cleo")][-1]
+    cleo = [store.put(make_record(owner), event_of()) for owner in (ANN, BEN, "user:cleo")][-1]
 
     def seal_late(key: CredentialRecord) -> str | None:
         if key.owner == cleo.owner:
@@ -223,7 +223,7 @@ def test_what_changed_meanwhile_stays(store: AccountStore, rotating: AccountStor
 def test_sealing_holds_nothing(postgres_url: str) -> None:
     """While keys are being sealed, nothing in the database is held."""
     store, rotating = open_accounts(postgres_url, KEYRING), open_accounts(postgres_url, NEW)
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     held = text("SELECT count(*) FROM pg_locks WHERE mode LIKE 'Row%'")
 
     def seal_watched(key: CredentialRecord) -> str | None:
@@ -242,7 +242,7 @@ def test_held_keys_are_taken_up_again(postgres_url: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(reseal, "_PAUSE", 0.01)
     store = open_accounts(postgres_url, NEW)
     for owner in (ANN, BEN):
-        store.create(make_record(owner), event_of())
+        store.put(make_record(owner), event_of())
     engine = create_engine(postgres_url)
     with engine.begin() as other:
         other.execute(update(credentials).where(credentials.c.owner == ANN).values(label="x"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from itertools import product
 from typing import Any
@@ -13,10 +12,10 @@ import pytest
 from sqlalchemy import create_engine, event, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import NoRecord, rows
 from flask_byok.accounts.store.keys import AccountStore
-from flask_byok.errors import KeyExistsError, StoreError
+from flask_byok.accounts.wing import open_accounts
+from flask_byok.errors import StoreError
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.storage.sql import Database
 from flask_byok.storage.tables import audit_heads, credentials, promotions, usage
@@ -50,7 +49,7 @@ def test_created_record_comes_back(store: AccountStore) -> None:
     """A record comes back as it was stored, with an id and the version 1."""
     end = utcnow() + timedelta(days=3)
     record = make_record(label="Work", description="…", expires_at=end, validity=VALID)
-    created = store.create(record, event_of("set"))
+    created = store.put(record, event_of("set"))
     assert created.version == "1"
     assert created.current_validity() == RecordedVerdict(VALID.verdict, VALID.checked_at, "1")
     same = ("provider", "owner", "ciphertext", "hint", "label", "description", "expires_at")
@@ -62,7 +61,7 @@ def test_created_record_comes_back(store: AccountStore) -> None:
 
 def test_database_itself_refuses_doubles_and_no_owner(store: AccountStore) -> None:
     """The table takes no second key for one place, the system's included, and none without an owner."""
-    store.create(make_record(SYSTEM), event_of())
+    store.put(make_record(SYSTEM), event_of())
     with store.engine.connect() as connection:
         row = dict(connection.execute(credentials.select()).one()._mapping)
     for wrong in ({"id": "2"}, {"id": "3", "owner": None}):
@@ -83,7 +82,7 @@ def test_put_replaces(store: AccountStore) -> None:
 
 def test_change_carries_the_verdict(store: AccountStore) -> None:
     """A change beside the key keeps its verdict current, a new key drops it; a stale verdict stays stale."""
-    record = store.create(make_record(validity=VALID), event_of())
+    record = store.put(make_record(validity=VALID), event_of())
     for number, changes in enumerate(
         ({"label": "A"}, {"description": "B"}, {"active": False}, {"expires_at": utcnow()}), 2
     ):
@@ -114,15 +113,15 @@ def test_change_carries_the_verdict(store: AccountStore) -> None:
         (["work"], None, ""),
     ],
 )
-@pytest.mark.parametrize("way", ["keep", "promote"])
+@pytest.mark.parametrize("way", ["put", "promote"])
 def test_the_slot_of_a_key_without_one(
     store: AccountStore, there: list[str], at_most: int | None, goes_to: str, way: str
 ) -> None:
     """It goes to the first slot if that is there or there is room, else in the place of the one that serves first."""
-    before = {slot: store.create(make_record(slot=slot), event_of()) for slot in there}
+    before = {slot: store.put(make_record(slot=slot), event_of()) for slot in there}
     new = make_record(api_key="sk-new")
-    if way == "keep":
-        store.keep(new, event_of(), seat=in_main_slot(at_most))
+    if way == "put":
+        store.put(new, event_of(), seat=in_main_slot(at_most))
     else:
         stays = ([], ["openai"]) if goes_to in there else (["openai"], [])
         options: Any = {"event": event_of(), "at_most": at_most}
@@ -139,19 +138,16 @@ def test_the_slot_of_a_key_without_one(
     assert store.audit.verify() == []
 
 
-@pytest.mark.parametrize("way", ["create", "put", "keep", "promote"])
+@pytest.mark.parametrize("way", ["put", "promote"])
 def test_no_slot_too_many_at_once(store: AccountStore, way: str) -> None:
     """However a key is stored, many at once make no more slots than there may be."""
 
     def write(slot: str) -> None:
         record, happened = make_record(slot=slot), event_of()
-        with suppress(KeyExistsError):
-            if way == "promote":
-                promote(store, [record], replace=True, event=happened, at_most=2)
-            elif way == "keep":
-                store.keep(record, happened, seat=in_main_slot(2))
-            else:
-                getattr(store, way)(record, happened, at_most=2)
+        if way == "promote":
+            promote(store, [record], replace=True, event=happened, at_most=2)
+        else:
+            store.put(record, happened, seat=in_main_slot(2))
 
     store.canary.secret()
     with ThreadPoolExecutor(4) as pool:
@@ -174,12 +170,12 @@ def test_what_learnt_nothing_lifts_no_refusal(store: AccountStore, logged: bool)
         validity = store.find([ANN])[0].current_validity()
         assert validity is not None
         assert validity.verdict is (known if stays else late)
-        assert store.audit.entries(ANN)[0].event.action == ("validate" if logged else "set")
+        assert store.audit.entries(ANN)[0].action == ("validate" if logged else "set")
 
 
 def test_a_refusal_of_an_older_version_hinders_no_verdict(store: AccountStore) -> None:
     """What was refused before the key was replaced says nothing of what is found since."""
-    store.create(make_record(), event_of("set"))
+    store.put(make_record(), event_of("set"))
     record = store.put(make_record(api_key="sk-2"), event_of("set"))
     with store.engine.begin() as connection:
         refused = {"verdict": "invalid", "verdict_at": 0, "verdict_version": 1}
@@ -203,7 +199,7 @@ def test_a_promotion_repeated_is_judged_by_the_key(store: AccountStore) -> None:
 
 def test_unknown_verdict_is_none(store: AccountStore) -> None:
     """A verdict that a later version wrote reads as none."""
-    record = store.create(make_record(validity=VALID), event_of())
+    record = store.put(make_record(validity=VALID), event_of())
     with store.engine.begin() as connection:
         connection.execute(update(credentials).values(verdict="valid_in_the_future"))
     assert store.get(record.id, [ANN]).validity is None
@@ -217,8 +213,8 @@ def expiring(store: AccountStore) -> AccountStore:
     """Add keys of two owners that expired or expire in some days, and one that never does."""
     for number, days in enumerate((-40, -35, -31, -5, 5, 5, 5, 9)):
         end = NOW + days * DAY
-        store.create(make_record(f"user:{number % 2}", f"p{number}", expires_at=end), event_of())
-    store.create(make_record(), event_of())
+        store.put(make_record(f"user:{number % 2}", f"p{number}", expires_at=end), event_of())
+    store.put(make_record(), event_of())
     return store
 
 
@@ -292,7 +288,7 @@ def test_time_that_there_is_not(sqlite_url: str, moment: int) -> None:
         "verdict_at",
         "set_at",
     ):
-        record = store.create(make_record(), event_of())
+        record = store.put(make_record(), event_of())
         values = {"verdict": "invalid", "verdict_version": 1, "verdict_at": 0, column: moment}
         with store.engine.begin() as connection:
             connection.execute(update(credentials).values(values))
@@ -327,7 +323,7 @@ def test_connection_lost_within_a_change(
 ) -> None:
     """A connection lost before the commit costs no call, and the change happens once."""
     store = open_accounts(postgres_url, KEYRING)
-    store.create(make_record(BEN), event_of())
+    store.put(make_record(BEN), event_of())
 
     def lose_once(connection: Any, cursor: Any, sql: str, *rest: Any) -> None:
         if sql.startswith(point):
@@ -335,7 +331,7 @@ def test_connection_lost_within_a_change(
             lose(connection)
 
     event.listen(store.engine, "before_cursor_execute", lose_once)
-    assert store.create(make_record(), event_of()) == store.find([ANN])[0]
+    assert store.put(make_record(), event_of()) == store.find([ANN])[0]
     assert len(store.audit.entries(ANN)) == 1
     assert store.audit.verify() == []
 
@@ -343,14 +339,14 @@ def test_connection_lost_within_a_change(
 def test_connection_lost_at_the_commit(postgres_url: str, lose: Callable[[Any], None]) -> None:
     """A commit that fails is a StoreError and not repeated: it might have happened."""
     store = open_accounts(postgres_url, KEYRING)
-    store.create(make_record(BEN), event_of())
+    store.put(make_record(BEN), event_of())
     commits: list[Any] = []
     event.listen(store.engine, "commit", commits.append)
     event.listen(store.engine, "commit", lose)
     with pytest.raises(StoreError):
-        store.create(make_record(), event_of())
+        store.put(make_record(), event_of())
     event.remove(store.engine, "commit", lose)
     assert len(commits) == 1
     assert store.find([ANN]) == store.audit.entries(ANN) == []
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     assert store.audit.verify() == []

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import delete, event, insert, select, update
 from sqlalchemy.exc import ProgrammingError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, audit_verify
 from flask_byok.accounts.store.audit import row_hash
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import ConfigurationError, StoreError
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.sql import SqlDocuments
@@ -40,10 +40,10 @@ def store(database_url: str) -> Iterator[AccountStore]:
     """Make a store with a chain of four events of Ann's and one of Ben's."""
     store = open_accounts(database_url, KEYRING)
     extra = {"request_id": "request-1", "fingerprint": fingerprint_of(store)}
-    record = store.create(make_record(), event_of(**extra))
+    record = store.put(make_record(), event_of(**extra))
     for label in ("a", "b", "c"):
         store.change(record.id, [ANN], {"label": label}, event_of("change", **extra))
-    store.create(make_record(BEN), AuditEvent(BEN, "set"))
+    store.put(make_record(BEN), AuditEvent(BEN, "set"))
     yield store
     store.engine.dispose()
 
@@ -197,7 +197,7 @@ def test_no_change_without_its_entry(store: AccountStore, statement: str) -> Non
     event.listen(store.engine, "before_cursor_execute", fail)
     for change in (
         lambda: store.put(make_record(api_key="sk-2"), event_of()),
-        lambda: store.create(make_record(provider="groq"), event_of()),
+        lambda: store.put(make_record(provider="groq"), event_of()),
         lambda: store.change(record.id, [ANN], {"label": "x"}, event_of()),
         lambda: store.delete(record.id, [ANN], event_of()),
         lambda: store.clear(ANN, ["openai"], event_of()),
@@ -237,7 +237,7 @@ def test_lost_canary(store: AccountStore) -> None:
     with pytest.raises(ConfigurationError, match="byok_canary"):
         open_accounts(store.engine.url, KEYRING).canary.secret()
     tamper(store, *map(delete, (audit, audit_heads, credentials)))
-    open_accounts(store.engine.url, KEYRING).create(make_record(), event_of())
+    open_accounts(store.engine.url, KEYRING).put(make_record(), event_of())
 
 
 def test_one_canary_for_all(database_url: str) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, text, update
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import AuditEvent, Head, audit_verify
 from flask_byok.accounts.store.audit_verify import Finding
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.model.credential import RecordedVerdict, Use, Verdict, utcnow
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import audit, audit_heads, credentials
@@ -37,10 +37,10 @@ FORGED: list[dict[str, Any]] = [
 def store(database_url: str) -> Iterator[AccountStore]:
     """Make a store with two keys of Ann's, of which one was changed, and one of Ben's."""
     store = open_accounts(database_url, KEYRING)
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     store.put(make_record(api_key="sk-2"), event_of())
-    store.create(make_record(provider="groq"), event_of())
-    store.create(make_record(BEN), AuditEvent(BEN, "set"))
+    store.put(make_record(provider="groq"), event_of())
+    store.put(make_record(BEN), AuditEvent(BEN, "set"))
     yield store
     store.engine.dispose()
 
@@ -73,7 +73,7 @@ def replace_key(store: AccountStore) -> None:
     [
         (replace_key, "has the version 3, and its last row says 2"),
         (
-            lambda store: store.create(make_record(provider="xai"), event_of()),
+            lambda store: store.put(make_record(provider="xai"), event_of()),
             "there is no row about the key",
         ),
         (
@@ -127,7 +127,7 @@ def test_keys_of_a_chain_without_rows_show(store: AccountStore) -> None:
     store.audit.change("user:new", lambda chain: None)
     assert store.audit.verify() == []
     (seal,) = [seal_of(store, "user:new")]
-    store.create(make_record("user:new"), event_of())
+    store.put(make_record("user:new"), event_of())
     put_head_back(store, Head("user:new", 0, ""), seal)
     (finding,) = store.audit.verify()
     assert "there is no row about the key" in finding.problem
@@ -147,7 +147,7 @@ def test_changes_while_it_verifies(
         told.append(looked_at)
         store.put(make_record(api_key="sk-x"), event_of())
         store.clear(ANN, ["groq"], event_of("clear"))
-        store.create(make_record(provider="groq"), event_of())
+        store.put(make_record(provider="groq"), event_of())
         store.put(make_record(BEN), event_of())
 
     assert store.audit.verify(report=change) == []
@@ -162,7 +162,7 @@ def test_verifies_beside_first_keys(store: AccountStore, monkeypatch: pytest.Mon
 
     def look_and_go_on(*asked: Any) -> Any:
         found = look(*asked)
-        store.create(make_record("user:yan"), event_of())
+        store.put(make_record("user:yan"), event_of())
         return found
 
     monkeypatch.setattr(store.audit, "_rowless", look_and_go_on)
@@ -172,7 +172,7 @@ def test_verifies_beside_first_keys(store: AccountStore, monkeypatch: pytest.Mon
 def test_many_owners(store: AccountStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys are compared in batches that end anywhere, and none is left out."""
     for number in range(7):
-        store.create(make_record(f"user:{number}"), event_of())
+        store.put(make_record(f"user:{number}"), event_of())
         store.audit.change(f"user:{number}x", lambda chain: None)
     for size in (1, 2, 3, 200):
         monkeypatch.setattr(audit_verify, "_BATCH", size)
@@ -249,7 +249,7 @@ def test_odd_types_are_findings(sqlite_url: str, odd: str) -> None:
     """What SQLite takes although it is not of the column's type is found, before and after a change."""
     store = open_accounts(sqlite_url, KEYRING)
     for provider in ("openai", "groq"):
-        store.create(make_record(provider=provider), event_of())
+        store.put(make_record(provider=provider), event_of())
     tamper(store, text(odd))
     assert store.audit.verify()
     store.audit.note(ANN, event_of("reveal"))
@@ -265,9 +265,9 @@ def test_odd_types_are_findings(sqlite_url: str, odd: str) -> None:
 def log(database_url: str) -> Iterator[AccountStore]:
     """Make a store with a key of Ann's, which was changed, and one of Ben's."""
     log = open_accounts(database_url, KEYRING)
-    record = log.create(make_record(label="mine"), event_of(fingerprint=fingerprint_of(log)))
+    record = log.put(make_record(label="mine"), event_of(fingerprint=fingerprint_of(log)))
     log.change(record.id, [ANN], {"description": "for work"}, event_of("change"))
-    log.create(make_record(BEN), AuditEvent(BEN, "set"))
+    log.put(make_record(BEN), AuditEvent(BEN, "set"))
     yield log
     log.engine.dispose()
 

@@ -11,7 +11,7 @@ import pytest
 
 from flask_byok.accounts.store import AuditEvent
 from flask_byok.errors import StoreError
-from flask_byok.keys.sessions import SessionView
+from flask_byok.keys.documents import SessionView
 from flask_byok.model.credential import CredentialRecord, Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller
 from flask_byok.sealing.keyring import Context, Keyring, generate_encryption_key
@@ -200,13 +200,13 @@ def test_promotion_is_logged_with_fingerprints(world: World) -> None:
     world.keep("user:7", ACCOUNTS, "groq")
     world.service.promote(user)
     world.service.promote(user)
-    events = [e for e in world.accounts.audit.entries("user:7") if e.event.action == "promote"]
+    events = [e for e in world.accounts.audit.entries("user:7") if e.action == "promote"]
     assert [(e.provider, e.credential_id) for e in events] == [
         ("openai", kept(world, user)["openai"].id)
     ]
     expected = world.accounts.canary.fingerprint({"api_key": Secret(WAITING)})
-    assert (events[0].event.fingerprint, events[0].event.request_id) == (expected, "r1")
-    assert events[0].event.actor == "user:7"
+    assert (events[0].fingerprint, events[0].request_id) == (expected, "r1")
+    assert events[0].actor == "user:7"
 
 
 def test_never_wipes_what_visitors_left_only(world: World) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from flask_byok.accounts import export_file, open_accounts
+from flask_byok.accounts import export_file
 from flask_byok.accounts.export_file import SealedFileError, decrypt, encrypt
 from flask_byok.accounts.store import AuditEvent
 from flask_byok.accounts.transfer import (
@@ -23,6 +23,7 @@ from flask_byok.accounts.transfer import (
     export_keys,
     from_file,
 )
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.catalog import Catalog
 from flask_byok.catalog.endpoints import MOST_ENDPOINTS
 from flask_byok.errors import StoreError

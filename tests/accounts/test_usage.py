@@ -18,9 +18,9 @@ import pytest
 from sqlalchemy import Engine, event, select
 from sqlalchemy.exc import OperationalError
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store import usage as module
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.keys.traffic import Traffic
 from flask_byok.model.credential import (
@@ -63,7 +63,7 @@ def store(database_url: str) -> Iterator[AccountStore]:
 def database(database_url: str) -> str:
     """Name a database that has its tables and a key of Ann's."""
     store = open_accounts(database_url, KEYRING)
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     store.engine.dispose()
     return database_url
 
@@ -88,7 +88,7 @@ def count_of(store: AccountStore, outcome: str = "used") -> int:
 
 def test_uses_add_up(store: AccountStore) -> None:
     """Each day, outcome and key has one row, with its tokens; the row and the key know the latest time."""
-    key = store.create(make_record(), event_of())
+    key = store.put(make_record(), event_of())
     store.usage.add(use_of(key, uses=2, last_used_at=AT + 5, input_tokens=900, output_tokens=20))
     store.usage.add(use_of(key, uses=0, input_tokens=5_000_000_000))
     store.usage.add(use_of(key, uses=3))
@@ -110,7 +110,7 @@ def test_uses_add_up(store: AccountStore) -> None:
 
 def test_a_use_of_what_is_gone_is_counted(store: AccountStore) -> None:
     """A key that was deleted, and one that the database never had, are counted all the same."""
-    key = store.create(make_record(), event_of())
+    key = store.put(make_record(), event_of())
     store.delete(key.id, [ANN], event_of("clear"))
     store.usage.add(use_of(key))
     store.usage.add(use_of(owner=SYSTEM))
@@ -121,10 +121,10 @@ def test_a_use_of_what_is_gone_is_counted(store: AccountStore) -> None:
 def test_statistics(store: AccountStore) -> None:
     """Keys, uses and days are summed up for these owners alone."""
     now = utcnow()
-    key = store.create(make_record(), event_of())
-    store.create(make_record(slot="2", active=False), event_of())
-    store.create(make_record(provider="groq", expires_at=now - timedelta(days=1)), event_of())
-    other = store.create(make_record(BEN), event_of())
+    key = store.put(make_record(), event_of())
+    store.put(make_record(slot="2", active=False), event_of())
+    store.put(make_record(provider="groq", expires_at=now - timedelta(days=1)), event_of())
+    other = store.put(make_record(BEN), event_of())
     yesterday = (now - timedelta(days=1)).date().isoformat()
     store.usage.add(use_of(key, uses=4, last_used_at=AT + 1, input_tokens=70, output_tokens=6))
     store.usage.add(use_of(key, "rejected", uses=2, last_used_at=AT + 7))
@@ -158,7 +158,7 @@ def test_statistics(store: AccountStore) -> None:
 def test_statistics_of_whole_tiers(store: AccountStore) -> None:
     """All teams and the system are summed up by their tiers, everybody without a name; no owner has nothing."""
     for owner in (ANN, TEAM, "team:blue", SYSTEM):
-        store.usage.add(use_of(store.create(make_record(owner), event_of())))
+        store.usage.add(use_of(store.put(make_record(owner), event_of())))
     expected = {None: 4, ("team", SYSTEM): 3, ("team",): 2, (ANN, TEAM): 2, (): 0}
     for owners, total in expected.items():
         found = store.usage.stats(owners)
@@ -170,7 +170,7 @@ def test_statistics_of_whole_tiers(store: AccountStore) -> None:
 def test_statistics_are_three_statements(store: AccountStore) -> None:
     """However many keys and days there are."""
     for provider in ("openai", "groq"):
-        store.usage.add(use_of(store.create(make_record(provider=provider), event_of())))
+        store.usage.add(use_of(store.put(make_record(provider=provider), event_of())))
     assert count_statements(store.engine, lambda: store.usage.stats([ANN])) == 3
 
 
@@ -178,7 +178,7 @@ def test_statistics_are_three_statements(store: AccountStore) -> None:
 def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
     """With 20,000 other owners no table is read from end to end."""
     store = open_accounts(database_url, KEYRING)
-    key = store.create(make_record(), event_of())
+    key = store.put(make_record(), event_of())
     store.usage.add(use_of(key))
     postgres = store.engine.dialect.name == "postgresql"
     with store.engine.connect() as connection:
@@ -194,7 +194,7 @@ def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
         if postgres:  # which does so by itself; SQLite never does
             connection.exec_driver_sql("ANALYZE")
         explain = "EXPLAIN" if postgres else "EXPLAIN QUERY PLAN"
-        old = module._FOLDED.params(before=TODAY, batch=200)
+        old = module._old(TODAY, 200)
         reading = (module._keys(owners, 0), module._uses(owners), module._daily(owners, TODAY))
         for query in (*reading, old):
             sql = str(query.compile(store.engine, compile_kwargs={"literal_binds": True}))
@@ -208,7 +208,7 @@ def test_statistics_read_by_index(database_url: str, owners: list[str]) -> None:
 def test_no_row_is_waited_for_twice(postgres_url: str) -> None:
     """Writers of the same rows in any order do not deadlock: each holds one count, then one key."""
     store = open_accounts(postgres_url, KEYRING)
-    keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(4)]
+    keys = [store.put(make_record(slot=str(n)), event_of()) for n in range(4)]
 
     def write(seed: int) -> None:
         for number in range(40):
@@ -295,7 +295,7 @@ def test_folding_goes_on(store: AccountStore) -> None:
 
 def test_folding_while_uses_are_counted(store: AccountStore) -> None:
     """Three that fold at once, while others count for the very days that are folded, lose and double nothing."""
-    keys = [store.create(make_record(slot=str(n)), event_of()) for n in range(3)]
+    keys = [store.put(make_record(slot=str(n)), event_of()) for n in range(3)]
 
     def add(seed: int) -> None:
         for number in range(40):
@@ -378,7 +378,7 @@ def test_counts_that_fail_keep_no_request_from_the_database(store: AccountStore)
         if "byok_usage" in statement:
             raise OperationalError(statement, None, OSError("out of order"))
 
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     event.listen(store.engine, "before_cursor_execute", fail)
     for _ in range(5):
         with pytest.raises(StoreError):

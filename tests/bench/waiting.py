@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.model.credential import Secret
 from flask_byok.redaction import install_log_redaction

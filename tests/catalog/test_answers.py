@@ -1,7 +1,6 @@
 """What each provider's documented answers mean.
 
-``answers/<provider>.json`` lists them, one a line: the place (``check`` or ``call``), status, headers, body, verdict,
-the code of a call's error, the document that says so, and a note. An error inside a stream has the status 0.
+``flask_byok/testing/answers`` has them by provider, one a line, for the fakes too; see ``flask_byok.testing.refusals``.
 """
 
 from __future__ import annotations
@@ -13,27 +12,23 @@ from typing import Any
 
 import pytest
 
-from flask_byok.catalog import PROVIDERS, Catalog, ProviderSpec
-from flask_byok.catalog.verdicts import Answer, Judgement, judge
+from flask_byok.catalog import PROVIDERS, Catalog, CheckSpec, ProviderSpec
+from flask_byok.catalog.rules import UNKNOWN_KEY, of
+from flask_byok.catalog.verdicts import Answer, Judgement, Place, judge
 from flask_byok.errors import ERRORS_OF_CALLS, RejectedCredentialError
 from flask_byok.model.credential import Verdict
+from flask_byok.testing import refusals
+from flask_byok.testing.refusals import API_KEY, documented
 
-ANSWERS = Path(__file__).with_name("answers")
-#: The key that bodies repeat, as some providers do.
-API_KEY = "made-up-key-0123456789abcdef"
+ANSWERS = Path(refusals.__file__).with_name("answers")
 CANARY = "canary-5f1c"
 KINDS = {*ERRORS_OF_CALLS, RejectedCredentialError.code}
-
-
-def listed(provider: str) -> list[dict[str, Any]]:
-    """Return the documented answers of a provider."""
-    return json.loads((ANSWERS / f"{provider}.json").read_text())
 
 
 TABLE = [
     pytest.param(path.stem, row, id=f"{path.stem}-{row['place']}-{row['status']}-{number}")
     for path in sorted(ANSWERS.glob("*.json"))
-    for number, row in enumerate(listed(path.stem))
+    for number, row in enumerate(documented(path.stem))
 ]
 
 
@@ -67,10 +62,40 @@ def test_an_answer_means_what_its_document_says(provider: str, row: dict[str, An
     assert wait is None or answer.retry_after == int(wait)
 
 
+WORDS = [
+    ("mistral", 401, {"detail": "Unauthorized"}, "Codestral's address"),
+    ("aws", 403, {"Error": {"Code": "ExpiredToken"}}, "has expired"),
+    ("aws", 403, {"Error": {"Code": "SignatureDoesNotMatch"}}, "does not belong to this access"),
+]
+
+
+@pytest.mark.parametrize("place", ["check", "call"])
+@pytest.mark.parametrize(("provider", "status", "body", "words"), WORDS)
+def test_a_refusal_says_what_to_look_at(
+    provider: str, status: int, body: Any, words: str, place: Place
+) -> None:
+    """A check and a call tell alike what may be wrong with a refused key, where the answer tells more than that."""
+    answer = Answer(status, json.dumps(body).encode())
+    found = judge(Catalog().get(provider), answer, place)
+    assert found.verdict.valid is False
+    assert words in found.reason
+
+
+def test_the_conversations_words_reject_no_key() -> None:
+    """In the middle of a message words reject no key; they tell how it is bad where a 401 alone rejects it."""
+    words = of(Verdict.DISABLED, (400, 401), "off")
+    row, found = Catalog().get("openrouter"), []
+    body = json.dumps({"error": {"message": "This is off"}}).encode()
+    for rules in (words, (*words, UNKNOWN_KEY)):
+        spec = replace(row, check=CheckSpec(rules=rules))
+        found += [judge(spec, Answer(status, body), "call").verdict for status in (400, 401)]
+    assert found == ["unchecked", "unchecked", "unchecked", "disabled"]
+
+
 @pytest.mark.parametrize("provider", sorted(path.stem for path in ANSWERS.glob("*.json")))
 def test_a_provider_has_at_least_fifteen_documented_answers(provider: str) -> None:
     """They have good and bad keys, both places, a source each, and only verdicts and kinds that there are."""
-    rows = listed(provider)
+    rows = documented(provider)
     assert len(rows) >= 15
     assert {row["place"] for row in rows} == {"check", "call"}
     assert len({json.dumps(row, sort_keys=True) for row in rows}) == len(rows)
@@ -92,7 +117,7 @@ def test_every_provider_with_an_address_is_in_the_table() -> None:
 @pytest.mark.parametrize("spec", [s for s in PROVIDERS if s.docs], ids=lambda spec: spec.id)
 def test_each_rule_is_needed_by_a_documented_answer(spec: ProviderSpec) -> None:
     """Without any one of a row's rules, some documented answer is judged otherwise: no rule is there for nothing."""
-    rows = [(row, answer_of(row)) for row in listed(spec.id)]
+    rows = [(row, answer_of(row)) for row in documented(spec.id)]
     rules = spec.check.rules
     for number, rule in enumerate(rules):
         less = replace(spec.check, rules=rules[:number] + rules[number + 1 :])

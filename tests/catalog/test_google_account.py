@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from flask_byok.catalog.google_account import CERTIFICATES, ServiceAccount, belo
 from flask_byok.catalog.verdicts import Answer
 from flask_byok.errors import MalformedApiKeyError
 from flask_byok.model.credential import Verdict
+from flask_byok.testing.refusals import documented
 
 EMAIL = "bot@my-project.iam.gserviceaccount.com"
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -111,7 +111,7 @@ def test_the_accounts_certificates_decide(answer: Any, verdict: Verdict) -> None
     """A key is good if its public half is Google's certificate of its id; the one GET names the account alone."""
     (found, reason), called = ask(account(), answer())
     assert found is verdict
-    assert reason.endswith(".")
+    assert reason.endswith(".") or (reason == "" and verdict.valid is None)
     assert called == [f"{CERTIFICATES}bot%40my-project.iam.gserviceaccount.com"]
 
 
@@ -150,8 +150,7 @@ def test_what_is_no_account_is_neither_sent_nor_signed(fields: dict[str, str]) -
 @pytest.mark.parametrize("provider", ["google_speech", "vertex"])
 def test_other_answers_mean_what_the_table_says(provider: str) -> None:
     """Answers without certificates have the verdicts that the table of answers gives them."""
-    rows = json.loads((Path(__file__).parent / "answers" / f"{provider}.json").read_text())
-    for row in (row for row in rows if row["place"] == "check"):
+    for row in (row for row in documented(provider) if row["place"] == "check"):
         body = row["text"].encode() if "text" in row else json.dumps(row["body"]).encode()
         (verdict, _), _ = ask(account(), Answer(row["status"], body))
         assert verdict == row["verdict"], row["note"]

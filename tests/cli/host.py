@@ -107,4 +107,4 @@ def stored(app: Flask, owner: str = "system") -> dict[str, str]:
 def actions(app: Flask, owner: str = "system") -> list[tuple[str, str]]:
     """Return who did what to an owner's keys, the oldest first."""
     entries = reversed(accounts_of(app).audit.entries(owner))
-    return [(entry.event.actor, entry.event.action) for entry in entries]
+    return [(entry.actor, entry.action) for entry in entries]

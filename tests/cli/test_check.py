@@ -58,7 +58,7 @@ def test_safe_app(tmp_path: Path, sqlite_url: str) -> None:
     assert ["session", "keys", "the", "database"] in lines
     assert ["accounts", "the", "database", "(sqlite)"] in lines
     assert ["tables", "0001", "(newest", "0001)"] in lines
-    offered = [spec for spec in PROVIDERS if not spec.personal_base_url]
+    offered = [spec for spec in PROVIDERS if spec.base_url]
     assert ["providers", str(len(offered))] in lines
 
 
@@ -215,7 +215,7 @@ def test_encryption_keys_in_use(tmp_path: Path, sqlite_url: str) -> None:
     """Each encryption key is shown with how much it has sealed; one that is not configured is unsafe."""
     before = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, BYOK_ENCRYPTION_KEY=OLD, **SAFE)
     for number in range(3):
-        accounts_of(before).create(make_record(f"user:{number}"), event_of())
+        accounts_of(before).put(make_record(f"user:{number}"), event_of())
     keys = {"BYOK_ENCRYPTION_KEY": NEW, "BYOK_ENCRYPTION_KEY_FALLBACKS": [OLD]}
     app = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **keys, **SAFE)
     result = run(app, "check")
@@ -225,7 +225,7 @@ def test_encryption_keys_in_use(tmp_path: Path, sqlite_url: str) -> None:
     used = "4 sealed in accounts, 0 in sessions; in use: 'flask byok rotate' seals them again"
     assert f"fallback key id {OLD_ID} {used}" in lines
     strange = Keyring("785f3ec7eb32f30b90cd0fcf3657d388b5ff4297f2f9716ff66e9b69c05ddd09")
-    accounts_of(app).create(make_record(keyring=strange), event_of())
+    accounts_of(app).put(make_record(keyring=strange), event_of())
     result = run(app, "check")
     assert result.exit_code == 1
     gone = f"unsafe: there is no encryption key with the id {strange.key_ids[0]}: 1 sealed in"

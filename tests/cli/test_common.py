@@ -242,11 +242,11 @@ def test_providers_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     app = make_app(tmp_path, **SAFE)
     ended = {"expires_at": utcnow() - timedelta(days=1), "keyring": get_state(app).service.keyring}
     for provider in ("openai", "groq", "xai"):
-        accounts_of(app).create(make_record("system", provider, **ended), event_of())
+        accounts_of(app).put(make_record("system", provider, **ended), event_of())
     result = run(app, "providers")
     assert result.exit_code == 0
     lines = {line.split()[0]: line for line in result.output.splitlines()}
-    assert list(lines) == [spec.id for spec in PROVIDERS if not spec.personal_base_url]
+    assert list(lines) == [spec.id for spec in PROVIDERS if spec.base_url]
     assert " env " in lines["openai"]
     assert " secret " in lines["groq"]
     assert " - " in lines["xai"]

@@ -93,8 +93,8 @@ def test_set_of_a_refused_key(
     assert api_key not in result.output
     assert stored(host) == {}
     (entry,) = accounts_of(host).audit.entries("system")
-    assert (entry.event.action, entry.provider) == ("set", "openai")
-    assert entry.event.outcome != "done"
+    assert (entry.action, entry.provider) == ("set", "openai")
+    assert entry.outcome != "done"
 
 
 def test_set_of_several_fields(tmp_path: Path, fake: FakeProviders, sqlite_url: str) -> None:

@@ -63,7 +63,9 @@ def test_retention(make_aged: Callable[..., Flask]) -> None:
     assert result.exit_code == 0, result.output
     assert "8 old daily counts summed up." in result.output
     assert result.output.splitlines()[-1] == "4 log entries deleted."
-    assert accounts_of(app).audit.entries(ANN, limit=100)[-1].at >= utcnow() - 30 * DAY
+    assert accounts_of(app).audit.entries(ANN, limit=100)[-1].at >= to_milliseconds(
+        utcnow() - 30 * DAY
+    )
     assert days_of_usage(app) == {(utcnow() - ago * DAY).date().isoformat() for ago in (5, 0)}
     after = accounts_of(app).usage.stats(None)
     assert (after["by_provider"], after["total"]) == (before["by_provider"], before["total"])

@@ -96,7 +96,7 @@ def test_import_env(host: HostApp, secret_file: Path, monkeypatch: pytest.Monkey
     assert stored(host) == {"openai": OPENAI, "groq": GROQ}
     assert actions(host) == [("cli", "import")] * 2
     accounts = accounts_of(host)
-    logged = {entry.event.fingerprint for entry in accounts.audit.entries("system")}
+    logged = {entry.fingerprint for entry in accounts.audit.entries("system")}
     assert logged == {fingerprint_of(accounts, api_key) for api_key in (OPENAI, GROQ)}
 
 
@@ -359,7 +359,7 @@ def test_a_file_that_is_there(
 def outcomes(host: HostApp) -> list[str]:
     """Return the outcomes in the system's log, the oldest first."""
     entries = reversed(accounts_of(host).audit.entries("system"))
-    return [entry.event.outcome for entry in entries]
+    return [entry.outcome for entry in entries]
 
 
 @pytest.mark.parametrize("broken", ["flask_byok.accounts.transfer.encrypt", "os.fsync"])

@@ -40,7 +40,7 @@ def rotating(sqlite_url: str, tmp_path: Path) -> Flask:
     """Make an app with a new encryption key, on three keys that the old one sealed."""
     before = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, BYOK_ENCRYPTION_KEY=OLD, **SAFE)
     for number in range(3):
-        accounts_of(before).create(make_record(f"user:{number}", validity=VALID), event_of())
+        accounts_of(before).put(make_record(f"user:{number}", validity=VALID), event_of())
     keys = {"BYOK_ENCRYPTION_KEY": NEW, "BYOK_ENCRYPTION_KEY_FALLBACKS": [OLD]}
     return make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **keys, **SAFE)
 
@@ -58,13 +58,13 @@ def test_rotation(rotating: Flask, tmp_path: Path, sqlite_url: str) -> None:
     assert all(record.current_validity() for record in found)
     assert accounts_of(retired).audit.verify() == []
     (entry,) = accounts_of(retired).audit.entries("system")
-    assert (entry.event.actor, entry.event.action) == ("cli", "rotate")
+    assert (entry.actor, entry.action) == ("cli", "rotate")
     assert "Sealing again: 0" in run(rotating, "rotate").output
 
 
 def test_unreadable_keys(rotating: Flask) -> None:
     """Keys that do not open are counted and left, the missing encryption key is named, and the command fails."""
-    accounts_of(rotating).create(make_record(provider="groq", keyring=STRANGE), event_of())
+    accounts_of(rotating).put(make_record(provider="groq", keyring=STRANGE), event_of())
     result = run(rotating, "rotate")
     assert "1 key does not open" in refused(result)
     assert f"3 keys sealed with {NEW_ID}" in result.output
@@ -100,8 +100,8 @@ def expiring(tmp_path: Path, sqlite_url: str) -> Flask:
     expiring = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE)
     for days in (-40, -2, -1, 1, 6, 8):
         end = NOW + timedelta(days=days)
-        accounts_of(expiring).create(make_record(f"user:{days}", expires_at=end), event_of())
-    accounts_of(expiring).create(make_record(), event_of())
+        accounts_of(expiring).put(make_record(f"user:{days}", expires_at=end), event_of())
+    accounts_of(expiring).put(make_record(), event_of())
     return expiring
 
 
@@ -120,7 +120,7 @@ def test_purge(expiring: Flask) -> None:
     assert "nothing listens to key_expiring" in result.output
     assert owners(expiring) == {"user:1", "user:6", "user:8", "user:ann"}
     entry = accounts_of(expiring).audit.entries("user:-40")[0]
-    assert (entry.event.actor, entry.event.action) == ("cli", "purge")
+    assert (entry.actor, entry.action) == ("cli", "purge")
     assert accounts_of(expiring).audit.verify() == []
     assert "0 expired keys deleted." in run(expiring, "purge-expired").output
 
@@ -174,9 +174,9 @@ def app(tmp_path: Path, sqlite_url: str) -> Flask:
     app = make_app(tmp_path, BYOK_DATABASE_URL=sqlite_url, **SAFE)
     accounts = accounts_of(app)
     traced = event_of(request_id="0123456789abcdef", fingerprint=fingerprint_of(accounts))
-    record = accounts.create(make_record(), traced)
+    record = accounts.put(make_record(), traced)
     accounts.change(record.id, [ANN], {"label": "x"}, event_of("change"))
-    accounts.create(make_record(BEN), AuditEvent("cli", "set"))
+    accounts.put(make_record(BEN), AuditEvent("cli", "set"))
     accounts.delete(record.id, [ANN], event_of("clear"))
     return app
 
@@ -198,7 +198,7 @@ def test_list(app: Flask) -> None:
 
 def test_columns_hold_long_names(app: Flask) -> None:
     """Each column begins at the same place in every line, however long an owner's id is."""
-    accounts_of(app).create(make_record(f"user:{'x' * 60}"), event_of())
+    accounts_of(app).put(make_record(f"user:{'x' * 60}"), event_of())
     heads, *lines = run(app, "audit", "list").output.splitlines()
     place = heads.index("provider")
     assert {line[place - 2 : place + 8] for line in lines} == {"  openai  "}

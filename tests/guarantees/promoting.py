@@ -185,7 +185,7 @@ def check_outcome(world: World, caller: Caller) -> None:
     assert view.alive
     assert (dict(view.records), dict(view.visitor_records)) == ({}, {})
     assert kept(world, again) == PROMOTED
-    done = [e for e in world.accounts.audit.entries(again.identity) if e.event.action == "promote"]
+    done = [e for e in world.accounts.audit.entries(again.identity) if e.action == "promote"]
     assert sorted(e.provider for e in done) == sorted(PROVIDERS), "done once, and logged once"
     assert world.accounts.audit.verify(again.identity) == []
 

@@ -21,9 +21,9 @@ from flask_session import Session
 from sqlalchemy import insert
 
 from flask_byok import BYOK
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore, new_id
 from flask_byok.accounts.store.rows import new_values
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.storage.tables import credentials
 from tests.accounts.account_kinds import event_of, make_record, open_key
@@ -57,7 +57,7 @@ def fill(url: str, count: int) -> None:
     """Store a key for each of so many users, sealed with the old encryption key."""
     store = open_accounts(url, BEFORE)
     for number in range(20):  # with a chain of their own
-        store.create(_record(BEFORE, number, 0), event_of("set"))
+        store.put(_record(BEFORE, number, 0), event_of("set"))
     for start in range(20, count, 1000):
         numbers = range(start, min(start + 1000, count))
         rows = [{"id": new_id(), **new_values(_record(BEFORE, n, 0))} for n in numbers]

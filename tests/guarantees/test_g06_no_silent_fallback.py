@@ -152,6 +152,11 @@ def test_every_path_decides_alike(tmp_path: Path, fake: FakeProviders) -> None:
         assert {call.api_key for call in fake.calls} == {expected}
 
 
+def _chats(fake: FakeProviders) -> list[str | None]:
+    """Return the keys that conversations were asked for with; a refused key is checked beside them."""
+    return [call.api_key for call in fake.calls if call.path.endswith("/chat/completions")]
+
+
 #: Refusals that pass by themselves, by the reason that the operator may name.
 PASSING = {
     "no_credit": (402, {"error": {"message": "no", "code": "insufficient_quota"}}),
@@ -238,7 +243,7 @@ def test_failover_goes_on_with_the_next_key(
         fake.answer_next("openai", *PASSING[reason])
     fake.clear_calls()
     text = client.get("/chat/openai").text
-    assert [call.api_key for call in fake.calls] == [own, OPERATORS]
+    assert _chats(fake) == [own, OPERATORS]
     assert re.findall(r'"source":"(\w+)"', text) == ["session", "env"]
     assert text.endswith("event: done\ndata: {}\n\n")
     assert client.status()["passed_over"]["state"] == reason
@@ -259,7 +264,7 @@ def test_failover_is_asked_for_and_comes_before_the_first_piece(
     client.save(own)
     fake.clear_calls()
     assert '"code":"key_rejected"' in client.get("/chat/openai?model=revoked-midstream").text
-    assert [call.api_key for call in fake.calls] == [own]
+    assert _chats(fake) == [own]
 
 
 def test_failover_ends(tmp_path: Path, fake: FakeProviders) -> None:
@@ -271,8 +276,7 @@ def test_failover_ends(tmp_path: Path, fake: FakeProviders) -> None:
     fake.revoke("openai", OPERATORS)
     fake.clear_calls()
     assert '"code":"key_rejected"' in client.get("/chat/openai").text
-    chats = [call.api_key for call in fake.calls if call.path.endswith("/chat/completions")]
-    assert chats == [own, OPERATORS]
+    assert _chats(fake) == [own, OPERATORS]
 
 
 @pytest.mark.parametrize("reason", PASSING)

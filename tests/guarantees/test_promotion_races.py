@@ -84,7 +84,7 @@ def once(world: World, caller: Caller, first: Any, second: Any) -> None:
     """Each key is there once, whoever of the two has promoted it."""
     assert kept(world, caller) == PROMOTED
     assert in_session(world, caller) == []
-    done = [e for e in world.accounts.audit.entries(caller.identity) if e.event.action == "promote"]
+    done = [e for e in world.accounts.audit.entries(caller.identity) if e.action == "promote"]
     assert sorted(e.provider for e in done) == sorted(PROVIDERS)
 
 

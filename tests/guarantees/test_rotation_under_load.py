@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.keys import AccountStore
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.sealing.keyring import Keyring
 
 from .rotating import AFTER, NEW, OLD, fill, opened

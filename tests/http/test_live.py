@@ -125,9 +125,9 @@ def comes_at_once(segments: list[bytes]) -> None:
     response = connection.handle_request(
         httpcore2.Request("POST", "http://x/", headers={"Host": "x"})
     )
-    stream.in_chunks = (b"transfer-encoding", b"chunked") in [
-        (name.lower(), value) for name, value in response.headers
-    ]
+    says = {name.lower(): value for name, value in response.headers}
+    length = int(says[b"content-length"]) if b"content-length" in says else None
+    stream.begin_body(length, in_chunks=b"transfer-encoding" in says)
     body: Any = response.stream
     pieces, found = iter(body), b""
     while True:
@@ -181,6 +181,22 @@ def test_an_answer_in_one_segment_is_read_without_a_pause(kind: str) -> None:
             assert None not in pieces
             assert b"".join(filter(None, pieces)) == payload(answer).removesuffix(b"0\r\n\r\n")
         assert server.connections == 1
+
+
+@pytest.mark.parametrize("kind", ["tiny", "trailer", "length", "empty", "none"])
+def test_what_comes_after_an_answer_is_nobodys(kind: str) -> None:
+    """Bytes that a server sends beyond an answer's end are not taken for the answer to somebody else's call."""
+    others = BODIES["length"].replace(b"67890", b"other")
+    answers = iter([BODIES[kind] + others])
+
+    def script() -> Iterator[bytes]:
+        yield next(answers, BODIES[kind])
+
+    with hostile(script, keep=True) as server:
+        outbound = Outbound()
+        found = [read(call(server.origin, outbound=outbound)) for _ in range(3)]
+        assert found == [payload(BODIES[kind]).removesuffix(END)] * 3
+        assert server.connections == 2
 
 
 def test_silence_gives_control_back(quick: None) -> None:

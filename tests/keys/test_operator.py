@@ -67,7 +67,7 @@ def test_malformed_is_not_skipped(malformed: str) -> None:
 PLACEHOLDERS = [
     "your_openai_api_key_here", "YOUR-API-KEY", "YourApiKeyHere", "your_mistral_key", "changeme", "change-me",
     "${OPENAI_API_KEY}", "$OPENAI_API_KEY", "%OPENAI_API_KEY%", "{{ openai_api_key }}", "$(cat key.txt)", "<your key>",
-    "[your key]", "ollama", "EMPTY", "none", "dummy", "sk-no-key-required", "not-needed", "lm-studio",
+    "[your key]", "ollama", "EMPTY", "1234", "none", "dummy", "sk-no-key-required", "not-needed", "lm-studio",
     "sk-...", "sk-proj-…", "sk-your-key-here", "xxx", "sk-xxxxxxxxxxxxxxxx", "sk-ant-api03-xxxx",
     "AIzaXXXXXXXX", "********", "TODO", "TODO: add key", "None", "null", "undefined", "n/a", '""', "''", "placeholder",
     "insert key here", "REPLACE_WITH_YOUR_KEY", "OPENAI_API_KEY", "process.env.OPENAI_API_KEY", "<redacted>",

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from flask_byok import get_provider_with_api_key
 from flask_byok.catalog import Catalog, Field, ProviderSpec
+from flask_byok.catalog.paste import looks_like
 from flask_byok.errors import KeyRefusedError, MalformedApiKeyError
-from flask_byok.keys.paste import looks_like
 from flask_byok.keys.typed import read_typed
 from flask_byok.model.credential import Secret, Verdict
 from flask_byok.settings import Settings
@@ -115,14 +115,47 @@ def test_a_real_key_is_not_cut(key: str) -> None:
     assert read(key) == key
 
 
-@given(key=known_keys, cuts=st.lists(st.integers(9, 25), min_size=1, max_size=2, unique=True))
+@given(key=known_keys, parts=st.integers(1, 2))
 @pytest.mark.parametrize("gap", ["\n", "\r\n   ", "\xa0", "\u200b", "\u00ad"])
-def test_a_wrapped_key_is_joined(key: str, cuts: list[int], gap: str) -> None:
-    """A key whose beginning is known is joined again where a line, or a character that no screen shows, parts it."""
-    head = key[: len(key) - 30] + "Z" * 10
-    key = head + "".join("Q4x" for _ in cuts)
-    assert read(f"OPENAI_API_KEY={head}{''.join(f'{gap}Q4x' for _ in cuts)}\n") == key
-    assert read(f'"{head}{"".join(f"{gap}Q4x" for _ in cuts)}"') == key
+def test_a_wrapped_key_is_joined(key: str, parts: int, gap: str) -> None:
+    """A key whose beginning is known is joined again where a full line, or what no screen shows, parts it."""
+    full = f"OPENAI_API_KEY={key:Z<65}"[:80]
+    whole = full + "Q4xy" * 20 * (parts - 1) + "Q4x"
+    lines = [whole[at : at + len(full)] for at in range(0, len(whole), len(full))]
+    assert read(gap.join(lines) + "\n") == whole.partition("=")[2]
+    assert read(f'"{key}{gap}Q4x"') == f"{key}Q4x"
+    assert read(f"export KEY='{key}{gap}Q4x'") == f"{key}Q4x"
+
+
+def test_a_key_that_is_not_whole_goes_on() -> None:
+    """In a line that is not full, what the shape of the provider's keys says is no whole key goes on in the next."""
+    begun, rest = "sk-proj-CANARY4711abcdefghi", "jklT3BlbkFJ0123456789"
+    assert read(f"OPENAI_API_KEY={begun}\n{rest}\nDEBUG=1") == begun + rest
+    assert read(f"{begun}{rest}\n{rest}") == begun + rest
+
+
+LONG = f"sk-ant-api03-{'CANARYaB3' * 10}-wXyZ_AA"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f"{KEY}\n{rest}" for rest in ("acct42", "Q4x", "B7", "12345678", "2026-12-01")),
+        *(f"OPENAI_API_KEY={KEY}\n{rest}\n" for rest in ("acct42", "v2", "user7@host")),
+        f"{KEY}\n{'Q4x' * 20}",
+    ],
+)
+def test_a_line_of_its_own_is_no_part_of_a_key(text: str) -> None:
+    """A key in a line that is not full is whole: what stands in the next one is not joined to it."""
+    assert read(text) == KEY
+
+
+@pytest.mark.parametrize(
+    "other", ["2026-12-01", "org-1", "550e8400-e29b-41d4-a716-446655440000", "1234", "my key 2"]
+)
+def test_what_is_something_else_is_no_part_of_a_key(other: str) -> None:
+    """After a full line too a date, a number, a name and a UUID are not joined to the key before them."""
+    assert read(f"{LONG}\n{other}", ANTHROPIC) == LONG
 
 
 ENV = f"# keys\nexport ANTHROPIC_API_KEY={OTHER}\nOPENAI_API_KEY='{KEY}'\nSECRET_KEY=django-CANARY-1\n"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from flask_byok.catalog import Field, ProviderSpec
 from flask_byok.catalog.verdicts import Judgement
@@ -18,8 +20,11 @@ from flask_byok.errors import (
     MissingCredentialError,
     OwnerRequiredError,
     ProviderLockedError,
+    RejectedCredentialError,
     UnreadableCredentialError,
 )
+from flask_byok.keys.checks import LATER, PAUSE
+from flask_byok.keys.faults import FORGOTTEN_AFTER
 from flask_byok.keys.typed import NewKey
 from flask_byok.model.credential import Secret, Verdict, utcnow
 from flask_byok.model.owner import Caller
@@ -210,8 +215,89 @@ def test_report_after_the_end_of_the_session(world: World) -> None:
     report = partial(world.service.checks.of_traffic, ann, world.service.resolve(ann, "openai"))
     assert ann.session is not None
     world.store.end(ann.session)
+    world.fake.revoke("openai", key(world))
     report(Judgement(Verdict.INVALID, "key_rejected", "No."))
     assert world.names()[-1] == "key_rejected"
+
+
+def _refused(world: World, caller: Caller) -> bool:
+    """Call with the key in use, and return True if that was refused."""
+    provider = world.service.provider(caller, "openai")
+    try:
+        return not "".join(provider.stream_chat([{"role": "user", "content": "hi"}]))
+    except RejectedCredentialError:
+        return True
+
+
+#: What a gateway answers for a while, whoever asks.
+GATEWAY_FAULT = {"error": {"message": "upstream auth unavailable", "code": "invalid_api_key"}}
+
+
+def test_a_gateways_fault_locks_nobody_out(world: World) -> None:
+    """A shared key serves on though a call and a check at once were refused; it is marked if that is so later too."""
+    world.keep("system", key(world, owner="shared"))
+    ann, checks, later = world.caller("ann"), world.service.checks, timedelta(0)
+    checks.clock = lambda: 1000.0 + later.total_seconds()
+    for _ in range(2):
+        world.fake.answer_next("openai", 401, GATEWAY_FAULT)
+    assert (_refused(world, ann), _refused(world, ann), _refused(world, ann)) == (True, True, False)
+    later = FORGOTTEN_AFTER + timedelta(seconds=LATER)
+    world.fake.revoke("openai", key(world, owner="shared"))
+    assert _refused(world, ann)
+    assert world.status(ann)["state"] == "active"
+    world.fake.clear_calls()
+    later += timedelta(seconds=LATER)
+    assert _refused(world, ann)
+    assert len(world.fake.calls) == 2
+    assert world.status(ann)["state"] == "rejected"
+    assert world.names()[-1] == "key_rejected"
+
+
+def test_a_second_opinion_is_not_asked_for_again_and_again(world: World) -> None:
+    """While its calls are refused and checks of it are not, a shared key is checked twice a minute at most."""
+    world.keep("system", key(world, owner="shared"))
+    ann, now = world.caller("ann"), 0.0
+    world.service.checks.clock = lambda: now
+    checks = []
+    for now in map(float, range(0, 120, 2)):
+        world.fake.clear_calls()
+        world.fake.answer_next("openai", 401, GATEWAY_FAULT)
+        assert _refused(world, ann)
+        checks += [now] * (len(world.fake.calls) - 1)
+    assert checks == [LATER, 2 * LATER + PAUSE, 3 * LATER + 2 * PAUSE]
+    assert world.status(ann)["state"] == "active"
+
+
+def test_ones_own_key_at_the_operators_address(world: World) -> None:
+    """A refusal at an address of the operator's, which may be a gateway's, marks a person's key if a check agrees."""
+    ann, mine = world.caller("ann"), key(world, owner="ann")
+    world.set(ann, mine)
+    world.fake.answer_next("openai", 401, GATEWAY_FAULT)
+    assert _refused(world, ann)
+    assert world.status(ann)["state"] == "active"
+    world.service.checks.clock = lambda: time.monotonic() + PAUSE
+    world.fake.revoke("openai", mine)
+    assert _refused(world, ann)
+    assert world.status(ann)["state"] == "rejected"
+
+
+def test_looking_for_faults_writes_nothing(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With BYOK_FALLBACK_ON the store is asked for an operator's key's fault once a second, and nothing is inserted."""
+    world = make_world({"OPENAI_API_KEY": ENV_KEY}, BYOK_FALLBACK_ON=["no_credit"])
+    ann, asked, find = world.caller("ann"), list[str](), world.documents.find
+    monkeypatch.setattr(world.documents, "find", lambda name: [asked.append(name), find(name)][1])
+    world.service.faults.clock = lambda: 0.0
+    with world.documents.engine.connect() as connection:
+        tables = ("byok_canary", "byok_session_names")
+        count = [text(f"SELECT count(*) FROM {table}") for table in tables]
+        before = [connection.execute(each).scalar() for each in count]
+        for _ in range(20):
+            assert world.service.resolve(ann, "openai").source == "env"
+            assert world.status(ann)["source"] == "env"
+        assert asked == ["fault:env:openai"]
+        assert [connection.execute(each).scalar() for each in count] == before
 
 
 def test_a_refusal_after_signing_in_ends_nothing(make_world: MakeWorld) -> None:

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from flask_byok.errors import SessionRequiredError
-from flask_byok.keys.sessions import Sessions, SessionView
+from flask_byok.keys.documents import SessionView
+from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import CredentialRecord, Verdict
 from flask_byok.model.owner import SessionRef
 from flask_byok.storage.sql import SqlDocuments

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import ByokError, StoreError
 from flask_byok.keys import traffic as module
 from flask_byok.keys.traffic import Traffic
@@ -283,7 +283,7 @@ def test_a_process_that_ends_hands_over(tmp_path: Path) -> None:
     assert store.usage.stats(["user:1"])["by_provider"] == {}
     script = f"""
 from flask_byok.sealing.keyring import Keyring
-from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.keys.traffic import Traffic
 store = open_accounts("{store.engine.url}", Keyring("f1534392279bddbf9d43dde8701cb5be14b82f76ec6607bf8d6ad557f60f304e"))
 recorder = Traffic(store.usage.add, 3600)

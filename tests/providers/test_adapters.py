@@ -168,9 +168,8 @@ def test_a_blocked_key_is_reported(
 @pytest.mark.parametrize("provider", CHATS)
 def test_a_stream_that_breaks_off_says_so(fake: FakeProviders, make: Make, provider: str) -> None:
     """What came before the break is kept; the end is an error that is not the key's."""
-    # OpenAI's format has one word for all faults of a server.
-    unnamed = provider in ("openai", "xai", "custom")
-    fault = "provider_unavailable" if unnamed else "provider_overloaded"
+    # xAI's codes are sentences.
+    fault = "provider_unavailable" if provider == "xai" else "provider_overloaded"
     for ending, code in {"fail-midstream": "stream_incomplete", "error-midstream": fault}.items():
         error, reported = fail(make, provider, fake.api_key(provider), ending)
         assert error.code == code

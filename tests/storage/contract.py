@@ -9,22 +9,27 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import pytest
 
 from flask_byok.errors import SessionRequiredError
-from flask_byok.keys.sessions import Documents, Sessions, SessionView
+from flask_byok.keys.documents import Documents, SessionView
+from flask_byok.keys.faults import Faults
+from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import (
+    Credential,
     CredentialRecord,
     RecordedVerdict,
+    Secret,
     SessionUse,
     Verdict,
     new_version,
     utcnow,
 )
-from flask_byok.model.owner import SessionRef
+from flask_byok.model.owner import SessionRef, Tier
 
 VISITOR, ANN, BEN = "", "user:ann", "user:ben"
 DAY = timedelta(days=1)
@@ -301,3 +306,20 @@ class SessionContract:
         assert store.documents.hold("key", "third", replace=True) == "third"
         assert store.documents.hold("new", "third", replace=True) == "third"
         assert store.documents.hold("key", "fourth") == "third"
+
+    def test_faults_of_the_operators_keys(self, store: Sessions) -> None:
+        """A fault of a key is found by every process, replaced by the next one, and gone after a good check."""
+        noting, fields = Faults(store.documents), {"api_key": Secret("an-operators-key")}
+        key = Credential("openai", Tier.ENV, "system", fields, "https://api.openai.com/v1")
+        for verdict, fault in (
+            (Verdict.VALID_NO_CREDIT, "no_credit"),
+            (Verdict.INVALID, "rejected"),
+            (Verdict.VALID, None),
+            (Verdict.VALID, None),
+            (Verdict.UNREACHABLE, "unreachable"),
+        ):
+            noting.note(key, verdict)
+            assert noting.find(key) == fault
+            assert Faults(store.documents).find(key) == fault
+        other = replace(key, fields={"api_key": Secret("another-operators-key")})
+        assert noting.find(other) is None

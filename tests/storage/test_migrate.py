@@ -15,8 +15,8 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Column, Engine, MetaData, Text, make_url, select, text
 
-from flask_byok.accounts import open_accounts
 from flask_byok.accounts.store.audit_prune import prune
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import ConfigurationError
 from flask_byok.keys.sessions import Sessions
 from flask_byok.model.credential import utcnow
@@ -101,7 +101,7 @@ def test_fresh_upgrade_equals_the_models(engine: Engine) -> None:
 
 def test_upgrade_with_data(engine: Engine, later_version: Callable[[], None]) -> None:
     """Tables of an older version are not changed unasked; the command changes them, and keys outlive that."""
-    open_accounts(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).put(make_record(), event_of())
     ref = session_store(engine).establish("sid-1")
     later_version()
     accounts = open_accounts(engine, KEYRING)
@@ -120,7 +120,7 @@ def test_own_file_is_upgraded_at_first_use(
 ) -> None:
     """In a file that nothing else uses, an older version's tables are upgraded by themselves."""
     before = open_accounts(sqlite_url, KEYRING, own_file=True)
-    before.create(make_record(), event_of())
+    before.put(make_record(), event_of())
     before.engine.dispose()
     later_version()
     store = open_accounts(sqlite_url, KEYRING, own_file=True)
@@ -176,7 +176,7 @@ def _first_use(url: str, read: int, write: int, number: int) -> int:
     try:
         os.close(write)
         os.read(read, 1)
-        open_accounts(url, KEYRING).create(make_record(f"user:{number}"), event_of())
+        open_accounts(url, KEYRING).put(make_record(f"user:{number}"), event_of())
         session_store(open_engine(url)).establish(f"sid-{number}")
         os._exit(0)
     finally:
@@ -186,7 +186,7 @@ def _first_use(url: str, read: int, write: int, number: int) -> int:
 def test_upgrade_of_what_the_host_made(engine: Engine) -> None:
     """Tables that are complete without our version table are only stamped by an upgrade."""
     metadata.create_all(engine)
-    open_accounts(engine, KEYRING).create(make_record(), event_of())
+    open_accounts(engine, KEYRING).put(make_record(), event_of())
     assert migrations.current(Database(engine, ())) is None
     migrations.upgrade(Database(engine, ()))
     assert migrations.current(Database(engine, ())) == "0001"
@@ -235,14 +235,14 @@ def test_user_without_rights(limited_url: str, postgres_url: str) -> None:
             as_administrator(postgres_url, grant)
         for _ in range(3):
             with pytest.raises(ConfigurationError, match="flask byok db sql"):
-                store.create(make_record(), event_of())
+                store.put(make_record(), event_of())
         if grant is None:
             with pytest.raises(ConfigurationError, match="flask byok db sql"):
                 migrations.upgrade(Database(store.engine, ()))
             as_administrator(postgres_url, migrations.sql("postgresql"))
     as_administrator(postgres_url, f"REVOKE ALL ON ALL TABLES IN SCHEMA public FROM {role}")
     as_administrator(postgres_url, *documented_grants(role))
-    store.create(make_record(), event_of())
+    store.put(make_record(), event_of())
     for _ in prune(store.audit, utcnow(), event_of("prune")):
         pass
     assert store.audit.verify() == []

@@ -13,11 +13,11 @@ import pytest
 import redis
 from sqlalchemy import create_engine, make_url
 
-from flask_byok.accounts import open_accounts
+from flask_byok.accounts.wing import open_accounts
 from flask_byok.errors import StoreError
 from flask_byok.sealing.keyring import Keyring
+from flask_byok.storage.breaker import reason_of
 from flask_byok.storage.engine import patiently
-from flask_byok.storage.reasons import reason_of
 from flask_byok.storage.redis import limited_client
 from tests import services
 

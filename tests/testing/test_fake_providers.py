@@ -66,7 +66,7 @@ ERRORS = [
     ("openai", "broke", openai.RateLimitError),
     ("openai", "rate_limited", openai.RateLimitError),
     ("xai", "bad", openai.BadRequestError),
-    ("xai", "disabled", openai.PermissionDeniedError),
+    ("xai", "disabled", openai.AuthenticationError),
     ("openrouter", "broke", openai.APIStatusError),
     ("anthropic", "bad", anthropic.AuthenticationError),
     ("anthropic", "restricted", anthropic.PermissionDeniedError),
@@ -143,7 +143,7 @@ def test_two_words_before_a_bad_end(fake: FakeProviders, http: httpx2.Client) ->
     )
     *chunks, error = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line]
     assert [chunk["choices"][0]["delta"]["content"] for chunk in chunks] == ["", "Hello!", " This"]
-    assert error["error"]["type"] == "server_error"
+    assert error["error"]["code"] == "server_is_overloaded"
 
 
 def test_a_record_shows_no_key(fake: FakeProviders) -> None:

@@ -12,10 +12,10 @@ from tests.testing.sdks import REFUSED, ask, sdk
 #: The statuses of the refusals in the order of KINDS.
 STATUSES = {
     "openai": (401, 401, 401, 401, 403, 429, 400, 429, 503, 500, 400, 404, 400, 400),
-    "anthropic": (401, 400, 403, 403, 403, 400, 402, 429, 529, 500, 400, 404, 400, 400),
+    "anthropic": (401, 400, 403, 403, 403, 400, 402, 429, 529, 504, 400, 404, 400, 400),
     "google": (400, 403, 403, 403, 400, 429, 403, 429, 503, 500, 400, 404, None, 400),
-    "groq": (401, 400, 403, 403, 403, 400, 400, 429, 503, 500, 400, 404, 400, 422),
-    "openrouter": (401, 401, 403, 403, 403, 402, 403, 429, 503, 502, 400, 400, 403, 400),
+    "groq": (401, 400, 403, 403, 403, 400, 400, 429, 503, 500, 413, 404, 400, 422),
+    "openrouter": (401, 401, 403, 403, 403, 402, 403, 429, 503, 502, 400, 404, 403, 422),
 }
 
 
@@ -39,9 +39,9 @@ CODES = [
     ("openai", "billing_limit", "billing_hard_limit_reached"),
     ("openai", "region_blocked", "unsupported_country_region_territory"),
     ("anthropic", "billing_limit", "billing_error"),
-    ("anthropic", "model_unknown", "model: m"),
+    ("anthropic", "model_unknown", "model: claude-0"),
     ("google", "billing_limit", "BILLING_DISABLED"),
-    ("google", "model_unknown", "models/m is not found"),
+    ("google", "model_unknown", "models/gemini-0 is not found"),
 ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from base64 import urlsafe_b64encode
 from dataclasses import replace
-from typing import Any
 
 import httpx2
 import pytest
@@ -14,8 +13,7 @@ from flask_byok import Auth, CheckSpec, Field, ProviderSpec, Rule, Verdict
 from flask_byok.catalog import Catalog, SigV4
 from flask_byok.catalog.verdicts import Answer, Place, judge
 from flask_byok.testing import FakeProviders
-from flask_byok.testing.bad_keys import BAD_KEYS
-from flask_byok.testing.check_answers import CHECK_ANSWERS
+from flask_byok.testing.refusals import documented
 from tests.providers.conftest import SDKS
 from tests.testing.sdks import sdk
 
@@ -59,12 +57,14 @@ def test_every_row_has_an_address_and_a_key(fake: FakeProviders, spec: ProviderS
 
 
 def test_bad_keys_are_refused_as_documented(fake: FakeProviders, http: httpx2.Client) -> None:
-    """The words for a key that a provider does not know are those of its rules; Cloudflare's tell nothing."""
-    for spec in (spec for spec in Catalog.shipped if spec.id in BAD_KEYS):
-        answer = http.get(fake.base_url(spec.id) + "/anything")
+    """A key that a provider does not know is answered in its own words, and its row knows them; some tell nothing."""
+    silent = {"cloudflare", "nvidia", "deepinfra"}
+    for spec in (spec for spec in Catalog.shipped if documented(spec.id)):
+        url = fake.base_url(spec.id) + "/anything"
+        answer = http.get(url, headers=spec.auth.headers(fake.fields(spec.id, "bad"), "GET", url))
         for place in PLACES:
             found = judge(spec, Answer(answer.status_code, answer.content), place)
-            told = "unchecked" if spec.id == "cloudflare" else "invalid"
+            told = "unchecked" if spec.id in silent else "invalid"
             assert (spec.id, found.verdict) == (spec.id, told)
 
 
@@ -150,19 +150,19 @@ def test_a_service_without_conversations(fake: FakeProviders, http: httpx2.Clien
         fake.stream_next("speech", "Hi")
 
 
-def test_documented_answers_to_checks(
-    fake: FakeProviders, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`CHECK_ANSWERS` has the answers of a check by behaviour, as JSON or text; other calls are answered as ever."""
-    fake.add_provider(SPEECH)
-    answers: dict[str, Any] = {"good": (200, {"id": 7}), "bad": (400, "no such key")}
-    monkeypatch.setitem(CHECK_ANSWERS, "speech", answers)
-    url = fake.base_url("speech")
-    for behaviour, status, text in (("good", 200, '{"id": 7}'), ("bad", 400, "no such key")):
-        headers = {"Authorization": fake.api_key("speech", behaviour)}
-        answer = http.post(url + "/eu/me", headers=headers)
-        assert (answer.status_code, answer.text) == (status, text)
-    assert http.get(url + "/me", headers=headers).status_code == 401
+def test_documented_answers(fake: FakeProviders, http: httpx2.Client) -> None:
+    """A fake answers as documented: by the place, with the caller's key in place of the one that the document shows."""
+    url, key = fake.base_url("xai"), fake.api_key("xai", "disabled")
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = http.get(url + "/api-key", headers=headers)
+    assert (answer.status_code, answer.json()["api_key_disabled"]) == (200, True)
+    assert http.post(url + "/chat/completions", headers=headers, json={}).status_code == 401
+    headers = {"Authorization": "Bearer sk-mine"}
+    told = http.get(fake.base_url("openai") + "/models", headers=headers).json()["error"]["message"]
+    assert "sk-mine" in told
+    shown = [row["body"] for row in documented("deepgram") if row["verdict"] == Verdict.VALID]
+    headers = {"Authorization": f"Token {fake.api_key('deepgram')}"}
+    assert http.get(fake.base_url("deepgram") + "/v1/projects", headers=headers).json() == shown[0]
 
 
 def test_signatures_and_tokens(fake: FakeProviders, http: httpx2.Client) -> None:

@@ -113,7 +113,7 @@ def test_a_named_endpoint(host: HostApp, fake: FakeProviders, ann: Keeper, where
     assert cleared["cleared"] == ["session" if where == "session" else "user"]
     assert shown(ann) == {}
     entries = accounts_of(host).audit.entries("user:ann")
-    assert [(one.provider, one.event.action) for one in reversed(entries)] == [
+    assert [(one.provider, one.action) for one in reversed(entries)] == [
         (ID, "set"),
         (ID, "validate"),
         (ID, "clear"),

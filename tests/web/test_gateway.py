@@ -724,6 +724,7 @@ def test_an_error_within_a_stream_is_reported(app: HostApp, fake: FakeProviders,
     """A key that is revoked in the midst of an answer is marked; the bytes pass as they are."""
     fake.stream_next("openai", "Hello", error="key_rejected")
     got = ann(stream=True)
+    fake.revoke("openai", fake.api_key("openai", "good", "ann"))
     assert (got.status_code, got.text.count("invalid_api_key")) == (200, 1)
     assert _uses(app)[0][0] == "rejected"
 

@@ -325,6 +325,6 @@ def test_answers_name_their_request(host: HostApp, ann: Keeper, fake: FakeProvid
     body = {"provider": "openai", "api_key": fake.api_key("openai"), "validate": "off"}
     answer = ann.ask("POST", OWN, body, **headers)
     (entry,) = accounts_of(host).audit.entries("user:ann")
-    assert entry.event.request_id == answer.headers["X-BYOK-Request-ID"]
+    assert entry.request_id == answer.headers["X-BYOK-Request-ID"]
     assert "a-name-of-the-clients" not in f"{entry} {answer.headers}"
     assert accounts_of(host).audit.verify() == []

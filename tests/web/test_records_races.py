@@ -111,13 +111,13 @@ def _replay(store: AccountStore) -> tuple[Counter[str], dict[str, str | None]]:
         id, place = entry.credential_id, (entry.provider, entry.slot)
         if not id:
             continue  # of a session
-        if entry.event.action == "clear":
+        if entry.action == "clear":
             assert places.pop(place) == id
             del versions[id], keys[id]
             continue
         assert places.setdefault(place, id) == id
         versions[id] += 1
-        keys[id] = entry.event.fingerprint or keys[id]
+        keys[id] = entry.fingerprint or keys[id]
     return versions, keys
 
 
@@ -131,7 +131,7 @@ def _race(folder: Path, url: str, steps: int) -> None:
     store, keyring = accounts_of(app), get_state(app).service.keyring
     acknowledged = {line for worker in workers for line in worker.path.read_text().split()}
     entries = store.audit.entries(ANN, limit=10**6)
-    logged = {entry.event.request_id for entry in entries if entry.credential_id}
+    logged = {entry.request_id for entry in entries if entry.credential_id}
     assert acknowledged == logged
     assert len(acknowledged) > steps
     found = {record.id: record for record in store.find([ANN])}

@@ -13,20 +13,19 @@ from __future__ import annotations
 import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ...errors import ConfigurationError
 from ...model.credential import to_milliseconds, utcnow
-from ...storage.sql import Database, keep_text
+from ...storage.sql import Database, insert_into, keep_text
 from ...storage.tables import audit, audit_heads, canaries, credentials
 from . import AuditEvent, NoRecord, Subject
 
 if TYPE_CHECKING:
-    from .. import AuditSecret
+    from ..wing import AuditSecret
 
 _ROW_IS_GONE = (
     "The row {name!r} in byok_canary is gone, without which the audit log cannot be verified or written. "
@@ -43,35 +42,9 @@ RECORDED = (
 )
 _HASHED = tuple(column.name for column in audit.columns if column.name != "hash")
 
-_h = audit_heads.c
-_OF_OWNER = _h.owner == bindparam("of_owner")
-_NEW_HEAD = {
-    "owner": bindparam("of_owner"),
-    **{"number": 0, "hash": "", "checkpoint": 0, "checkpoint_hash": "", "seal": ""},
-}
+_h, _c = audit_heads.c, credentials.c
+_NEW_HEAD = {"number": 0, "hash": "", "checkpoint": 0, "checkpoint_hash": "", "seal": ""}
 
-
-def _hold(dialect: Any) -> Any:
-    """Return a statement that adds a head or changes nothing, and locks its row until the transaction ends."""
-    added = dialect.insert(audit_heads).values(_NEW_HEAD)
-    held = added.on_conflict_do_update(index_elements=["owner"], set_={"number": _h.number})
-    return held.returning(*_h)
-
-
-_HOLD = {"postgresql": _hold(postgresql), "sqlite": _hold(sqlite)}
-_MOVE_HEAD = (
-    update(audit_heads)
-    .where(_OF_OWNER)
-    .values({c.name: bindparam(f"new_{c.name}") for c in _h if c is not _h.owner})
-)
-_ROWS = audit.c.owner == bindparam("of_owner")
-_KEYS = credentials.c.owner == bindparam("of_owner")
-#: The number of the last row, and the id of some key.
-_REMAINS = select(
-    select(func.max(audit.c.number)).where(_ROWS).scalar_subquery().label("number"),
-    select(func.min(credentials.c.id)).where(_KEYS).scalar_subquery().label("key"),
-)
-_PRUNE = delete(audit).where(_ROWS, audit.c.number <= bindparam("last"))
 T = TypeVar("T")
 
 
@@ -84,8 +57,10 @@ class Chain:
         self.secret = log_secret.secret()
         self._fingerprint_of = log_secret.fingerprint_of
         self._rows: list[dict[str, Any]] = []
-        held = connection.execute(_HOLD[connection.dialect.name], {"of_owner": owner})
-        self._head = dict(held.mappings().one())
+        # Adds a head or changes nothing, and locks its row until the transaction ends.
+        added = insert_into(connection, audit_heads).values(owner=owner, **_NEW_HEAD)
+        held = added.on_conflict_do_update(index_elements=["owner"], set_={"number": _h.number})
+        self._head = dict(connection.execute(held.returning(*_h)).mappings().one())
         self._new = not (self._head["number"] or self._head["hash"] or self._head["seal"])
         #: False if the head was changed; the chain continues, and is never sealed again.
         self.is_whole = is_mac(self._head["seal"], head_seal(self.secret, self._head))
@@ -96,11 +71,6 @@ class Chain:
     def number(self) -> int:
         """The number of the last row."""
         return int(self._head["number"])
-
-    @property
-    def checkpoint(self) -> tuple[int, str]:
-        """The number and the hash of the last row that was pruned; 0 and empty if none was."""
-        return self._head["checkpoint"], self._head["checkpoint_hash"]
 
     def append(self, event: AuditEvent, subject: Subject | None = None) -> None:
         """Add an event that changes no key; ``close`` writes it."""
@@ -135,7 +105,8 @@ class Chain:
 
     def prune(self, last: Any) -> None:
         """Delete the rows up to this one, and make it the checkpoint."""
-        self.connection.execute(_PRUNE, {"of_owner": self.owner, "last": last.number})
+        old = audit.c.owner == self.owner, audit.c.number <= last.number
+        self.connection.execute(delete(audit).where(*old))
         self._head |= {"checkpoint": last.number, "checkpoint_hash": last.hash}
 
     def close(self) -> None:
@@ -146,19 +117,14 @@ class Chain:
         if not self._rows and seal == self._head["seal"]:
             return
         head = self._head | {"seal": seal}
-        values = {f"new_{name}": value for name, value in head.items() if name != "owner"}
-        self.connection.execute(_MOVE_HEAD, {"of_owner": self.owner, **values})
+        self.connection.execute(update(audit_heads).where(_h.owner == self.owner).values(head))
 
     def _add(self, event: AuditEvent, subject: Subject, **about: Any) -> None:
         row: dict[str, Any] = {
             "owner": self.owner,
             "number": self.number + 1,
             "at": to_milliseconds(utcnow()),
-            "actor": event.actor,
-            "action": event.action,
-            "outcome": event.outcome,
-            "request_id": event.request_id,
-            "fingerprint": event.fingerprint,
+            **asdict(event),
             "previous": self._head["hash"],
             "provider": subject.provider,
             "slot": subject.slot,
@@ -171,9 +137,11 @@ class Chain:
 
     def _look_behind(self) -> None:
         """Find where a chain with a wrong head continues; a new chain is whole if it has no rows."""
-        remains = self.connection.execute(_REMAINS, {"of_owner": self.owner}).one()
-        self.is_whole = self._new and remains.number is None and remains.key is None
-        self._head["number"] = int(remains.number or 0)
+        ask, last = self.connection.scalar, func.max(audit.c.number)
+        number = ask(select(last).where(audit.c.owner == self.owner))
+        key = ask(select(_c.id).where(_c.owner == self.owner).limit(1))
+        self.is_whole = self._new and number is None and key is None
+        self._head["number"] = int(number or 0)
 
 
 class AuditWriter:
@@ -200,20 +168,16 @@ class AuditWriter:
         self.change(owner, lambda chain: chain.append(event, subject))
 
 
-def hold_secret(database: Database) -> Callable[..., str]:
-    """Return a function that keeps the log's sealed secret in the database; see ``sealing.keyring.Canary``."""
+def hold_secret(database: Database, name: str, sealed: str, *, replace: bool = False) -> str:
+    """Keep the log's sealed secret in the database; see ``sealing.keyring.Canary``."""
 
-    def hold(name: str, sealed: str, *, replace: bool = False) -> str:
-        def work(connection: Connection) -> str:
-            this = select(canaries.c.name).where(canaries.c.name == name)
-            kept = connection.execute(this).first()
-            if kept is None and connection.execute(select(_h.owner).limit(1)).first():
-                raise ConfigurationError(_ROW_IS_GONE.format(name=name))
-            return keep_text(connection, name, sealed, replace=replace)
+    def work(connection: Connection) -> str:
+        kept = connection.execute(select(canaries.c.name).where(canaries.c.name == name)).first()
+        if kept is None and connection.execute(select(_h.owner).limit(1)).first():
+            raise ConfigurationError(_ROW_IS_GONE.format(name=name))
+        return keep_text(connection, name, sealed, replace=replace)
 
-        return database.change(work)
-
-    return hold
+    return database.change(work)
 
 
 def row_hash(secret: bytes, row: Mapping[str, Any]) -> str:

@@ -15,13 +15,13 @@ from datetime import datetime
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Integer, and_, bindparam, func, select
+from sqlalchemy import and_, func, select
 
 from ...model.credential import to_milliseconds, utcnow
 from ...storage.tables import audit, audit_heads
 from . import AuditEvent
 from .audit import Chain
-from .audit_verify import PRUNED, AuditLog, Finding, Follower, Said, whole_number
+from .audit_verify import PRUNED, ROWS, AuditLog, Finding, Follower, Said, whole_number
 
 #: Rows that one transaction deletes at most, and chains that are looked for at a time.
 _BATCH, _CHAINS = 500, 200
@@ -32,6 +32,11 @@ ACTION = "prune"
 _a, _h = audit.c, audit_heads.c
 
 
+def _is_due(before: int) -> Any:
+    """Return the condition of rows that are older than a time, and not the last of their chain to be kept."""
+    return and_(_a.at < before, _a.number < _last(_a.owner))
+
+
 def _last(owner: Any) -> Any:
     """Return the query of the number of a chain's last row that pruning did not write."""
     rows = audit.alias()
@@ -39,21 +44,9 @@ def _last(owner: Any) -> Any:
     return found.order_by(rows.c.number.desc()).limit(1).scalar_subquery()
 
 
-_IS_DUE = and_(_a.at < bindparam("before"), _a.number < _last(_a.owner))
-_DUE = select(func.count()).select_from(audit).where(_IS_DUE)
-_OWNERS = (
-    select(_h.owner)
-    .join(audit, and_(_a.owner == _h.owner, _a.number == _h.checkpoint + 1))
-    .where(_IS_DUE, _h.owner > bindparam("after"))
-    .order_by(_h.owner)
-    .limit(_CHAINS)
-)
-_OF_OWNER = _a.owner == bindparam("of_owner")
-_REST = select(audit).where(_OF_OWNER, _a.number > bindparam("after")).order_by(_a.number)
-_BEFORE_LAST = _a.number < _last(bindparam("of_owner"))
-_FIRST = _REST.where(_BEFORE_LAST).limit(bindparam("batch", type_=Integer))
-_OF_KEYS = _a.credential_id.in_(bindparam("ids", expanding=True))
-_LATER = _REST.where(_a.version.is_not(None), _OF_KEYS)
+def _rest(owner: str, after: int) -> Any:
+    """Return the query of a chain's rows after a number."""
+    return ROWS.where(_a.owner == owner, _a.number > after)
 
 
 @dataclass(slots=True)
@@ -66,7 +59,8 @@ class Pruning:
 
 def count_prunable(log: AuditLog, before: datetime) -> int:
     """Return how many rows are older than a time and not the last ones of their chains."""
-    return int(log.database.read(_DUE.params(before=to_milliseconds(before)))[0][0])
+    due = select(func.count(_a.number)).where(_is_due(to_milliseconds(before)))
+    return int(log.database.read(due)[0][0])
 
 
 def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Pruning]:
@@ -79,11 +73,12 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
     until = to_milliseconds(min(before, utcnow()))
     state = Pruning()
     log.note("system", event)
-    after = ""
-    while owners := log.database.read(_OWNERS.params(before=until, after=after)):
+    after, first = "", and_(_a.owner == _h.owner, _a.number == _h.checkpoint + 1)
+    due = select(_h.owner).join(audit, first).where(_is_due(until)).order_by(_h.owner)
+    while owners := log.database.read(due.where(_h.owner > after).limit(_CHAINS)):
         for (owner,) in owners:
-            verifier = _Verifier()
-            while deleted := _prune_chain(log, owner, until, event, verifier):
+            follower = Follower(owner, log.log_secret.secret())
+            while deleted := _prune_chain(log, owner, until, event, follower):
                 state.done += deleted
                 yield state
             if deleted is None:
@@ -92,38 +87,32 @@ def prune(log: AuditLog, before: datetime, event: AuditEvent) -> Iterator[Prunin
             after = owner
 
 
-class _Verifier:
-    """Verifies a chain to its end, and at each further call the rows that came since."""
+def _finds_whole(chain: Chain, follower: Follower) -> bool:
+    """Return True if every row follows the one before it, and explains what it did to a key.
 
-    def __init__(self) -> None:
-        self._follower: Follower | None = None
-
-    def finds_whole(self, chain: Chain) -> bool:
-        """Return True if every row follows the one before it, and explains what it did to a key."""
-        follower = self._follower or Follower(chain.owner, chain.secret, *chain.checkpoint)
-        self._follower = follower
-        values = {"of_owner": chain.owner, "after": follower.number}
-        findings = list[Finding]()
-        for row in chain.connection.execute(_REST, values).yield_per(_BATCH):
-            findings += follower.follow(row)
-        return follower.number == chain.number and not findings + follower.unexplained
+    :param follower: has followed the rows up to those that came since the last call.
+    """
+    findings = list[Finding]()
+    for row in chain.connection.execute(_rest(chain.owner, follower.number)).yield_per(_BATCH):
+        findings += follower.row(row)
+    return follower.number == chain.number and not findings + follower.unexplained
 
 
 def _prune_chain(
-    log: AuditLog, owner: str, before: int, event: AuditEvent, verifier: _Verifier
+    log: AuditLog, owner: str, before: int, event: AuditEvent, follower: Follower
 ) -> int | None:
     """Delete the first rows of a chain and return how many, None if it is not whole."""
 
     def work(chain: Chain) -> int | None:
-        if not chain.is_whole or not verifier.finds_whole(chain):
+        if not chain.is_whole or not _finds_whole(chain, follower):
             return None
         old = _old_rows(chain, before)
         if not old:
             return 0
-        follower = Follower(owner, chain.secret, *chain.checkpoint)
-        if any(follower.follow(row) for row in old):
+        follows = Follower(owner, chain.secret)
+        if any(follows.row(row) for row in old):
             return None
-        restated = _restated(chain, follower)
+        restated = _restated(chain, follows)
         if restated is None:
             return None
         for said in restated:
@@ -136,9 +125,9 @@ def _prune_chain(
 
 
 def _old_rows(chain: Chain, before: int) -> Sequence[Any]:
-    values = {"of_owner": chain.owner, "after": chain.checkpoint[0], "batch": _BATCH}
-    rows = chain.connection.execute(_FIRST, values)
-    return list(takewhile(lambda row: whole_number(row.at, before) < before, rows.all()))
+    first = _rest(chain.owner, 0).where(_a.number < _last(chain.owner))
+    rows = chain.connection.execute(first.limit(_BATCH)).all()
+    return list(takewhile(lambda row: whole_number(row.at, before) < before, rows))
 
 
 def _restated(chain: Chain, follower: Follower) -> list[Said] | None:
@@ -146,11 +135,11 @@ def _restated(chain: Chain, follower: Follower) -> list[Said] | None:
 
     :param follower: has followed the old rows.
     """
-    last = follower.number
     ids = [id for id, said in follower.said.items() if not said.is_gone]
-    values = {"of_owner": chain.owner, "after": last, "ids": ids}
+    about = _a.version.is_not(None), _a.credential_id.in_(ids)
+    later = _rest(chain.owner, follower.number).where(*about)
     fingerprints: dict[str, set[str | None]] = {id: set() for id in ids}
-    for row in chain.connection.execute(_LATER, values).all():
+    for row in chain.connection.execute(later).all():
         if not follower.fits(row):
             return None
         fingerprints[row.credential_id].add(row.fingerprint)

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import and_, func, null, or_, select, true, tuple_, union_all
 from sqlalchemy import cast as as_type
 
-from ...model.credential import from_milliseconds, to_milliseconds
+from ...model.credential import to_milliseconds
 from ...storage.tables import audit, audit_heads, credentials
-from . import AuditEvent, Head
+from . import Head
 from .audit import GONE, RECORDED, AuditWriter, head_seal, is_mac, record_hash, row_hash
 
 if TYPE_CHECKING:
-    from .. import AuditSecret
+    from ..wing import AuditSecret
 
 #: The outcome of the row that pruning writes after it has compared all keys.
 PRUNED = "pruned"
@@ -32,7 +32,8 @@ _PAGE = 1000
 _BATCH = 200
 
 _HEAD = tuple(column.label(f"head_{column.name}") for column in audit_heads.c)
-_ROWS = (
+#: The rows of all chains in their order, each with its chain's head.
+ROWS = (
     select(audit, *_HEAD)
     .select_from(audit.outerjoin(audit_heads, audit.c.owner == audit_heads.c.owner))
     .order_by(audit.c.owner, audit.c.number)
@@ -48,19 +49,6 @@ _OWNERS_WITHOUT_HEAD = (
 #: Columns of a key that are compared, and those of a row that are read beside them.
 _OF_KEY = [credentials.c[name] for name in (*RECORDED, "ciphertext")]
 _OF_ROW = [audit.c[name] for name in ("number", "fingerprint", "became")]
-
-
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
-    """One row of the log."""
-
-    owner: str
-    number: int
-    at: datetime
-    event: AuditEvent
-    provider: str
-    slot: str
-    credential_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +77,12 @@ class AuditLog(AuditWriter):
 
     def entries(
         self, owner: str | None = None, *, before: datetime | None = None, limit: int = 100
-    ) -> list[AuditEntry]:
-        """Return the newest entries, of one owner or all."""
+    ) -> Sequence[Any]:
+        """Return the newest entries, of one owner or all, as rows of ``byok_audit``."""
         query = _of(owner, select(audit)).order_by(audit.c.at.desc(), audit.c.number.desc())
         if before is not None:
             query = query.where(audit.c.at < to_milliseconds(before))
-        return [_entry(row) for row in self.database.read(query.limit(limit))]
+        return self.database.read(query.limit(limit))
 
     def count(self, owner: str | None = None) -> int:
         """Return how many entries there are, of one owner or all."""
@@ -135,7 +123,7 @@ class AuditLog(AuditWriter):
         return findings, pruned
 
     def verify(
-        self, owner: str | None = None, report: Callable[[int, int], object] | None = None
+        self, owner: str | None = None, report: Callable[[int, int], object] = max
     ) -> list[Finding]:
         """Return everything that is wrong, of one owner or all; an empty list if the log is whole.
 
@@ -161,10 +149,9 @@ class AuditLog(AuditWriter):
                 done += 1
             findings += chains[-1].row(row)
             rows += 1
-            if report is not None and rows % _PAGE == 0:
+            if rows % _PAGE == 0:
                 report(rows, done)
-        if report is not None:
-            report(rows, done)
+        report(rows, done)
         return findings + self._finish([*chains, *empty.values()])
 
     def _finish(self, chains: Iterable[Follower]) -> list[Finding]:
@@ -177,7 +164,7 @@ class AuditLog(AuditWriter):
         return findings
 
     def _rows(self, owner: str | None) -> Iterator[Any]:
-        query = _of(owner, _ROWS).limit(_PAGE)
+        query = _of(owner, ROWS).limit(_PAGE)
         after: Any = true()
         while page := self.database.read(query.where(after)):
             yield from page
@@ -203,29 +190,25 @@ class Follower:
     wrote a row after it: only rows after that one remain unexplained.
     """
 
-    def __init__(self, owner: str, secret: bytes, number: int = 0, hash: str = "") -> None:
+    def __init__(self, owner: str, secret: bytes) -> None:
         self.owner = owner
         #: The number of the last row, and what rows say of keys, by id.
-        self.number = number
+        self.number = 0
         self.said: dict[str, Said] = {}
         self._secret = secret
-        self._hash = hash
-        self._checkpoint = number
+        self._hash = ""
+        self._checkpoint = 0
         self._last: Any = None
         #: Changes of keys about which no row is left, and after which nothing was pruned.
         self.unexplained: list[Finding] = []
 
     def row(self, row: Any) -> list[Finding]:
-        """Take the next row, as ``AuditLog.verify`` reads it."""
+        """Take the next row, as ``ROWS`` has it."""
         checkpoint = whole_number(row.head_checkpoint)
         if checkpoint > self.number:  # pruned, maybe since the page before
             self.number, self._hash, self.said = checkpoint, row.head_checkpoint_hash, {}
             self._checkpoint, self.unexplained = checkpoint, []
         self._last = row
-        return self.follow(row)
-
-    def follow(self, row: Any) -> list[Finding]:
-        """Take the next row."""
         expected = self.number + 1
         problems = list(self._problems(row, expected))
         if row.version is not None:
@@ -254,20 +237,21 @@ class Follower:
 
     def finish(self) -> list[Finding]:
         """Return the unexplained changes, and compare the chain with its head."""
-        return self.unexplained + self._compare_head()
+        return self.unexplained + [
+            Finding(self.owner, None, problem) for problem in self._problems_of_head()
+        ]
 
-    def _compare_head(self) -> list[Finding]:
+    def _problems_of_head(self) -> Iterator[str]:
         last = self._last
         if last is None:
-            return []
-        if last.head_number is None:
-            return [Finding(self.owner, None, "its head is missing")]
-        if (last.head_number, last.head_hash) != (self.number, self._hash):
-            return [Finding(self.owner, None, "rows at its end are missing")]
+            return
         head = {column.name: getattr(last, f"head_{column.name}") for column in audit_heads.c}
-        if not is_mac(last.head_seal, head_seal(self._secret, head)):
-            return [Finding(self.owner, None, "its head was changed")]
-        return []
+        if last.head_number is None:
+            yield "its head is missing"
+        elif (last.head_number, last.head_hash) != (self.number, self._hash):
+            yield "rows at its end are missing"
+        elif not is_mac(last.head_seal, head_seal(self._secret, head)):
+            yield "its head was changed"
 
     def _compare(self, row: Any) -> Iterator[str]:
         """Compare what a change found with what the one before it had left."""
@@ -369,12 +353,3 @@ def _none(column: Any) -> Any:
 
 def _of(owner: str | None, query: Any, table: Any = audit) -> Any:
     return query if owner is None else query.where(table.c.owner == owner)
-
-
-def _entry(row: Any) -> AuditEntry:
-    event = AuditEvent(row.actor, row.action, row.outcome, row.request_id, row.fingerprint)
-    try:
-        at = from_milliseconds(row.at)
-    except (TypeError, ValueError, OverflowError):
-        at = datetime.fromtimestamp(0, UTC)  # it was changed
-    return AuditEntry(row.owner, row.number, at, event, row.provider, row.slot, row.credential_id)

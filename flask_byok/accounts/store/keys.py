@@ -15,40 +15,38 @@ import secrets
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
-from functools import partialmethod
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from sqlalchemy import bindparam, case, delete, insert, or_, select, update
+from sqlalchemy import case, delete, insert, or_, select, update
 
 from ...catalog.endpoints import is_named, refuse_if_full
 from ...errors import KeyExistsError, KeyNotFoundError, VersionConflictError
 from ...model.credential import REFUSALS, CredentialRecord, RecordedVerdict, to_milliseconds, utcnow
 from ...storage.sql import Database
 from ...storage.tables import credentials, promotions, usage
-from . import AuditEvent, Subject, has_place
+from . import AuditEvent, Subject
 from .audit import Chain
 from .audit_verify import AuditLog
 from .reseal import AccountSeals
 from .rows import (
-    IS_EXPIRED,
-    OVER,
     KeyReader,
     Owners,
     by_id,
     changed_values,
     new_values,
+    over,
     to_record,
     verdict_values,
 )
 from .usage import UsageStore
 
 if TYPE_CHECKING:
-    from .. import AuditSecret
+    from ..wing import AuditSecret
 
-#: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider.
+#: Returns a record sealed for the slot that it goes to, given the slots its owner has for the provider; raises to
+#: store nothing.
 Seat = Callable[[CredentialRecord, Collection[str]], CredentialRecord]
-#: Looks at a record in its slot, within the transaction; raises to store nothing.
-Confirm = Callable[[CredentialRecord], object]
 #: What becomes of a session's record: it is stored; it was before; another key of the owner's stays; or
 #: it was promoted or replaced before, and nothing is there now.
 PromotionOutcome = Literal["promoted", "known", "kept", "gone"]
@@ -56,39 +54,6 @@ PromotionOutcome = Literal["promoted", "known", "kept", "gone"]
 Decide = Callable[[CredentialRecord, CredentialRecord | None, bool], PromotionOutcome]
 
 _c = credentials.c
-_THEIRS = (_c.owner == bindparam("of_owner"), _c.provider == bindparam("of_provider"))
-_PLACE = select(credentials).where(*_THEIRS, _c.slot == bindparam("of_slot"))
-_SLOTS = select(_c.slot).where(*_THEIRS)
-_PROVIDERS = select(_c.provider).where(_THEIRS[0])
-_ADD = insert(credentials)
-_DELETE = delete(credentials).where(_c.id.in_(bindparam("ids", expanding=True)))
-#: A verdict that comes late leaves a newer version and its own verdict alone.
-_VERDICT = (
-    update(credentials)
-    .where(_c.id == bindparam("of_id"), _c.version == bindparam("of_version"))
-    .values(
-        verdict=bindparam("new_verdict"),
-        verdict_at=bindparam("new_verdict_at"),
-        verdict_version=bindparam("of_version"),
-    )
-)
-#: A verdict that says nothing of the key leaves a refusal of this version.
-_OPEN_VERDICT = _VERDICT.where(
-    or_(
-        _c.verdict.is_(None),
-        _c.verdict.not_in([verdict.value for verdict in REFUSALS]),
-        _c.verdict_version != _c.version,
-    )
-)
-_END = insert(promotions).values(
-    owner=bindparam("of_owner"), origin=bindparam("of_origin"), promoted_at=bindparam("at")
-)
-_FORGET_OVER = delete(promotions).where(promotions.c.promoted_at < bindparam("before"))
-_EXPIRED = select(_c.id, _c.owner).where(IS_EXPIRED).limit(bindparam("batch"))
-_STILL_EXPIRED = select(credentials).where(_c.id.in_(bindparam("ids", expanding=True)), IS_EXPIRED)
-_BESIDE_KEYS = tuple(
-    delete(table).where(table.c.owner == bindparam("of_owner")) for table in (usage, promotions)
-)
 
 T = TypeVar("T")
 
@@ -118,51 +83,18 @@ class AccountStore(KeyReader):
         record: CredentialRecord,
         event: AuditEvent,
         *,
-        at_most: int | None = None,
-        replace: bool = True,
-    ) -> CredentialRecord:
-        """Store a record and return it with its id and version.
-
-        :param at_most: how many slots the owner may have for that provider.
-        :param replace: in the place of the one for its owner, provider and slot.
-        :raises KeyExistsError: the slot is taken, unless ``replace``, or the owner has as many others as allowed; or
-            as many named endpoints.
-        """
-
-        def work(chain: Chain) -> CredentialRecord:
-            taken = _slots(chain, record)
-            is_taken = record.slot in taken and not replace
-            if is_taken or not has_place(record.slot, taken, at_most):
-                raise KeyExistsError(provider=record.provider)
-            _refuse_if_full(chain, record)
-            return _put(chain, record, event)
-
-        return self.audit.change(record.owner, work)
-
-    #: Stores a record in a slot that is not taken.
-    create = partialmethod(put, replace=False)
-
-    def keep(
-        self,
-        record: CredentialRecord,
-        event: AuditEvent,
-        *,
-        seat: Seat,
+        seat: Seat = lambda record, _: record,
         ended: Collection[str] = (),
-        confirm: Confirm | None = None,
     ) -> CredentialRecord:
-        """Store a record in the slot that ``seat`` chooses, replacing the one there.
+        """Store a record, replacing the one in its place, and return it with its id and version.
 
+        :param seat: chooses its slot within the transaction; by default its own.
         :param ended: the versions of the session's records that it replaces; see ``over``.
+        :raises KeyExistsError: the owner has as many named endpoints as allowed.
         """
 
         def work(chain: Chain) -> CredentialRecord:
-            seated = seat(record, _slots(chain, record))
-            if confirm is not None:
-                confirm(seated)
-            _refuse_if_full(chain, record)
-            _end(chain, ended)
-            return _put(chain, seated, event)
+            return _put(chain, seat(record, _slots(chain, record)), event, ended)
 
         return self.audit.change(record.owner, work)
 
@@ -231,8 +163,8 @@ class AccountStore(KeyReader):
         """
         gone = self.clear(owner, None, event)
         # Apart from the keys: a count of uses holds the row of its count, and waits for the key's.
-        for statement in _BESIDE_KEYS:
-            self.database.write(statement, {"of_owner": owner})
+        for table in (usage, promotions):
+            self.database.write(delete(table).where(table.c.owner == owner))
         return gone
 
     def purge_expired(self, before: datetime, event: AuditEvent, *, limit: int = 1000) -> int:
@@ -240,19 +172,17 @@ class AccountStore(KeyReader):
 
         Each owner's are a transaction of their own; a key whose time was changed meanwhile stays.
         """
-        until = to_milliseconds(before)
+        is_expired = _c.expires_at < to_milliseconds(before)
         expired: dict[str, list[str]] = {}
-        for row in self.database.read(_EXPIRED, {"before": until, "batch": limit}):
+        for row in self.database.read(select(_c.id, _c.owner).where(is_expired).limit(limit)):
             expired.setdefault(row.owner, []).append(row.id)
 
-        def purge(owner: str, ids: list[str]) -> int:
-            def work(chain: Chain) -> int:
-                found = chain.connection.execute(_STILL_EXPIRED, {"ids": ids, "before": until})
-                return len(_delete(chain, found.all(), event))
+        def purge(chain: Chain, ids: Collection[str]) -> int:
+            still = select(credentials).where(_c.id.in_(ids), is_expired)
+            return len(_delete(chain, chain.connection.execute(still).all(), event))
 
-            return self.audit.change(owner, work)
-
-        return sum(purge(owner, ids) for owner, ids in expired.items())
+        change = self.audit.change
+        return sum(change(owner, partial(purge, ids=ids)) for owner, ids in expired.items())
 
     def record_verdict(
         self, id: str, version: str, verdict: RecordedVerdict, event: AuditEvent | None = None
@@ -262,15 +192,20 @@ class AccountStore(KeyReader):
         A verdict that says nothing of the key leaves a refusal of that version. An event is written
         in any case: a person asked for the check.
         """
-        values = _new_parameters(verdict_values(verdict))
-        values |= {"of_id": id, "of_version": int(version)}
-        statement = _OPEN_VERDICT if verdict.verdict.valid is None else _VERDICT
+        of_version = int(version)
+        values = verdict_values(verdict) | {"verdict_version": of_version}
+        statement = update(credentials).where(_c.id == id, _c.version == of_version).values(values)
+        if verdict.verdict.valid is None:
+            is_refused = _c.verdict.in_([refusal.value for refusal in REFUSALS])
+            statement = statement.where(
+                or_(_c.verdict.is_(None), ~is_refused, _c.verdict_version != of_version)
+            )
         if event is None:
-            return self.database.write(statement, values) == 1
+            return self.database.write(statement) == 1
         record = self.get(id, None)
 
         def work(chain: Chain) -> bool:
-            done = chain.connection.execute(statement, values).rowcount == 1
+            done = chain.connection.execute(statement).rowcount == 1
             chain.append(event, record)
             return done
 
@@ -300,12 +235,12 @@ class AccountStore(KeyReader):
                 there = _in_place(chain, seated)
                 known, is_over = there and to_record(there), bool(_over(chain, [version]))
                 outcome = decide(seated, known, is_over)
-                if outcome == "promoted" and _is_full(chain, record):
-                    outcome = "kept"
-                if outcome == "promoted":
-                    _end(chain, {version, *ended[version]})
-                    _put(chain, seated, event)
                 outcomes[record.provider] = outcome
+                if outcome == "promoted":
+                    try:
+                        _put(chain, seated, event, {version, *ended[version]})
+                    except KeyExistsError:
+                        outcomes[record.provider] = "kept"
             return outcomes
 
         return self.audit.change(records[0].owner, work)
@@ -327,7 +262,8 @@ class AccountStore(KeyReader):
 
         No session may have them any longer, so it has to be longer ago than a session can last.
         """
-        return self.database.write(_FORGET_OVER, {"before": to_milliseconds(before)})
+        is_long_ago = promotions.c.promoted_at < to_milliseconds(before)
+        return self.database.write(delete(promotions).where(is_long_ago))
 
 
 def new_id() -> str:
@@ -339,27 +275,13 @@ def new_id() -> str:
 
 
 def _slots(chain: Chain, record: CredentialRecord) -> set[str]:
-    values = {"of_owner": record.owner, "of_provider": record.provider}
-    return set(chain.connection.execute(_SLOTS, values).scalars())
-
-
-def _refuse_if_full(chain: Chain, record: CredentialRecord) -> None:
-    if is_named(record.provider):
-        theirs = chain.connection.execute(_PROVIDERS, {"of_owner": record.owner}).scalars()
-        refuse_if_full(theirs, record.provider)
-
-
-def _is_full(chain: Chain, record: CredentialRecord) -> bool:
-    try:
-        _refuse_if_full(chain, record)
-    except KeyExistsError:
-        return True
-    return False
+    slots = select(_c.slot).where(_c.owner == record.owner, _c.provider == record.provider)
+    return set(chain.connection.scalars(slots))
 
 
 def _in_place(chain: Chain, record: CredentialRecord) -> Any:
-    values = {"of_owner": record.owner, "of_provider": record.provider, "of_slot": record.slot}
-    return chain.connection.execute(_PLACE, values).one_or_none()
+    place = (_c.owner == record.owner, _c.provider == record.provider, _c.slot == record.slot)
+    return chain.connection.execute(select(credentials).where(*place)).one_or_none()
 
 
 def _require(chain: Chain, id: str, owners: Owners, if_version: int | None) -> Any:
@@ -371,11 +293,21 @@ def _require(chain: Chain, id: str, owners: Owners, if_version: int | None) -> A
     return row
 
 
-def _put(chain: Chain, record: CredentialRecord, event: AuditEvent) -> CredentialRecord:
+def _put(
+    chain: Chain, record: CredentialRecord, event: AuditEvent, ended: Collection[str]
+) -> CredentialRecord:
+    """Store a record in its slot, and end the session's records that it replaces.
+
+    :raises KeyExistsError: the owner has as many named endpoints as allowed; nothing is done.
+    """
+    if is_named(record.provider):
+        theirs = select(_c.provider).where(_c.owner == record.owner)
+        refuse_if_full(chain.connection.scalars(theirs), record.provider)
+    _end(chain, ended)
     was = _in_place(chain, record)
     if was is None:
         id = new_id()
-        chain.connection.execute(_ADD, {"id": id, **new_values(record)})
+        chain.connection.execute(insert(credentials), {"id": id, **new_values(record)})
         return _written(chain, id, None, event)
     names = ("ciphertext", "hint", "label", "description", "active", "expires_at", "validity")
     wanted = {name: getattr(record, name) for name in names} | {"set_at": record.saved_at}
@@ -384,12 +316,11 @@ def _put(chain: Chain, record: CredentialRecord, event: AuditEvent) -> Credentia
 
 def _set(chain: Chain, was: Any, values: Mapping[str, Any], event: AuditEvent) -> CredentialRecord:
     """Change these columns of a row, and count its version on; a verdict that stays is about the new version."""
-    sets: dict[Any, Any] = {_c[name]: bindparam(f"new_{name}") for name in sorted(values)}
-    carried = case((_c.verdict_version == _c.version, _c.version + 1), else_=_c.verdict_version)
-    sets[_c.verdict_version] = _c.version + 1 if "verdict" in values else carried
-    sets[_c.version] = _c.version + 1
-    statement = update(credentials).where(_c.id == bindparam("of_id")).values(sets)
-    chain.connection.execute(statement, {"of_id": was.id, **_new_parameters(values)})
+    new = _c.version + 1
+    carried = case((_c.verdict_version == _c.version, new), else_=_c.verdict_version)
+    about = new if "verdict" in values else carried
+    sets = {**values, "version": new, "verdict_version": about}
+    chain.connection.execute(update(credentials).where(_c.id == was.id).values(sets))
     return _written(chain, was.id, was, event)
 
 
@@ -400,27 +331,21 @@ def _written(chain: Chain, id: str, was: Any, event: AuditEvent) -> CredentialRe
 
 
 def _delete(chain: Chain, rows: Sequence[Any], event: AuditEvent) -> list[CredentialRecord]:
-    chain.connection.execute(_DELETE, {"ids": [row.id for row in rows]})
+    chain.connection.execute(delete(credentials).where(_c.id.in_([row.id for row in rows])))
     for row in rows:
         chain.change(event, row, None)
     return [to_record(row) for row in rows]
 
 
 def _over(chain: Chain, versions: Collection[str]) -> set[str]:
-    values = {"of_owner": chain.owner, "origins": list(versions)}
-    return set(chain.connection.execute(OVER, values).scalars())
+    return set(chain.connection.scalars(over(chain.owner, versions)))
 
 
 def _end(chain: Chain, versions: Collection[str]) -> set[str]:
     # No other transaction notes the same meanwhile, as this one holds the chain.
     fresh = set(versions) - _over(chain, versions) if versions else set()
     now = to_milliseconds(utcnow())
-    for version in fresh:
-        values = {"of_owner": chain.owner, "of_origin": version, "at": now}
-        chain.connection.execute(_END, values)
+    rows = [{"owner": chain.owner, "origin": one, "promoted_at": now} for one in fresh]
+    if rows:
+        chain.connection.execute(insert(promotions), rows)
     return fresh
-
-
-def _new_parameters(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the parameters of new values; SQLAlchemy takes a column's own name for its own parameter."""
-    return {f"new_{name}": value for name, value in values.items()}

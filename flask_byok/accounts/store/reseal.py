@@ -10,9 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Connection, Text, bindparam, cast, func, select, update
+from sqlalchemy import ARRAY, BigInteger, Text, bindparam, cast, func, select, update
 
 from ...model.credential import CredentialRecord
 from ...storage.tables import canaries, credentials
@@ -31,16 +32,6 @@ Seal = Callable[[CredentialRecord], str | None]
 
 _c = credentials.c
 
-_BY_KEY_ID = select(_c.key_id, func.count().label("count")).group_by(_c.key_id)
-_SECRET = select(canaries.c.sealed).where(canaries.c.name == "audit")
-_OTHERS = ~_c.ciphertext.startswith(bindparam("prefix"))
-_DUE = select(func.count()).select_from(credentials).where(_OTHERS)
-_READ = (
-    select(_c.id, _c.owner, _c.provider, _c.slot, _c.ciphertext, _c.version)
-    .where(_c.id > bindparam("after"), _OTHERS)
-    .order_by(_c.id)
-    .limit(bindparam("batch"))
-)
 #: Unless the key was replaced since it was read: its version has changed then. SQLite has one writer.
 _WRITE = (
     update(credentials)
@@ -93,17 +84,19 @@ class AccountSeals:
 
     def __init__(self, audit: AuditLog) -> None:
         self._audit, self._read = audit, audit.database.read
-        self._prefix = audit.log_secret.keyring.seal_prefix
+        self._is_due = ~_c.ciphertext.startswith(audit.log_secret.keyring.seal_prefix)
 
     def count_by_key_id(self) -> dict[str, int]:
         """Return how many ciphertexts each encryption key has sealed, the audit log's secret included."""
-        counts = Counter({row.key_id: row.count for row in self._read(_BY_KEY_ID)})
-        counts.update(key_columns(row.sealed)["key_id"] for row in self._read(_SECRET))
+        by_key_id = select(_c.key_id, func.count()).group_by(_c.key_id)
+        counts = Counter[str](dict(self._read(by_key_id)))
+        secret = select(canaries.c.sealed).where(canaries.c.name == "audit")
+        counts.update(key_columns(row.sealed)["key_id"] for row in self._read(secret))
         return dict(counts)
 
     def count_due(self) -> int:
         """Return how many keys the current encryption key and cipher have not sealed."""
-        return int(self._read(_DUE, {"prefix": self._prefix})[0][0])
+        return int(self._read(select(func.count(_c.id)).where(self._is_due))[0][0])
 
     def rotate(self, seal: Seal, event: AuditEvent) -> Iterator[Progress]:
         """Seal all that is due again, batch by batch, and yield after each; the log's secret at the end.
@@ -123,7 +116,8 @@ class AccountSeals:
             for batch in self._due_batches():
                 # Sealed before the transaction, so nothing waits for the cryptography.
                 sealed = [(row, text) for row in batch if (text := seal(row)) is not None]
-                done = self._write(sealed, event) if sealed else 0
+                write = partial(_update, sealed=sealed, event=event)
+                done = self._audit.change("system", write) if sealed else 0
                 progress.done += done
                 progress.unreadable += len(batch) - len(sealed)
                 progress.held += len(sealed) - done
@@ -136,34 +130,30 @@ class AccountSeals:
 
     def _due_batches(self) -> Iterator[Sequence[Any]]:
         """Yield what is due, batch by batch; an empty one at the end, even of nothing."""
-        values = {"after": "", "prefix": self._prefix, "batch": _BATCH}
-        while found := self._read(_READ, values):
+        columns, after = (_c.id, _c.owner, _c.provider, _c.slot, _c.ciphertext, _c.version), ""
+        due = select(*columns).where(self._is_due).order_by(_c.id).limit(_BATCH)
+        while found := self._read(due.where(_c.id > after)):
             yield found
-            values["after"] = found[-1].id
+            after = found[-1].id
         yield found
 
-    def _write(self, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
-        def work(chain: Chain) -> int:
-            done = _update(chain.connection, sealed)
-            if done:
-                chain.append(event)
-            return done
 
-        return self._audit.change("system", work)
-
-
-def _update(connection: Connection, sealed: Sequence[tuple[Any, str]]) -> int:
+def _update(chain: Chain, sealed: Sequence[tuple[Any, str]], event: AuditEvent) -> int:
     """Write new ciphertexts and return how many of the rows were still as read."""
-    key_id = key_columns(sealed[0][1])["key_id"]
-    if connection.dialect.name == "postgresql":
+    execute, key_id = chain.connection.execute, key_columns(sealed[0][1])["key_id"]
+    if chain.connection.dialect.name == "postgresql":
         columns = {
             "ids": " ".join(row.id for row, _ in sealed),
             "versions": " ".join(str(row.version) for row, _ in sealed),
             "sealed": " ".join(text for _, text in sealed),
         }
-        return connection.execute(_WRITE_ALL, {**columns, "by": key_id}).rowcount
-    rows = [
-        {"of_id": row.id, "of_version": row.version, "sealed": text, "by": key_id}
-        for row, text in sealed
-    ]
-    return connection.execute(_WRITE, rows).rowcount
+        done = execute(_WRITE_ALL, {**columns, "by": key_id}).rowcount
+    else:
+        rows = [
+            {"of_id": row.id, "of_version": row.version, "sealed": text, "by": key_id}
+            for row, text in sealed
+        ]
+        done = execute(_WRITE, rows).rowcount
+    if done:
+        chain.append(event)
+    return done

@@ -47,22 +47,6 @@ _SAME = (
 )
 _TIMES = ("created_at", "updated_at", "expires_at", "set_at", "last_used_at")
 
-OVER: sa.Select[str] = sa.select(promotions.c.origin).where(
-    promotions.c.owner == sa.bindparam("of_owner"),
-    promotions.c.origin.in_(sa.bindparam("origins", expanding=True)),
-)
-_EXPIRING = (
-    sa.select(credentials)
-    .where(
-        _c.expires_at >= sa.bindparam("start"),
-        _c.expires_at <= sa.bindparam("end"),
-        sa.or_(_c.expires_at > sa.bindparam("start"), _c.id > sa.bindparam("after")),
-    )
-    .order_by(_c.expires_at, _c.id)
-    .limit(sa.bindparam("batch"))
-)
-IS_EXPIRED = _c.expires_at < sa.bindparam("before")
-
 
 class KeyReader:
     """Finds keys by owner, provider and slot."""
@@ -131,16 +115,20 @@ class KeyReader:
 
         They count no longer in any session, and are never promoted again.
         """
-        values = {"of_owner": owner, "origins": list(versions)}
-        return {row.origin for row in self.database.read(OVER, values)}
+        return {row.origin for row in self.database.read(over(owner, versions))}
 
     def expiring(self, start: datetime, end: datetime) -> Iterator[CredentialRecord]:
         """Yield the keys that expire between two times, in the order that they expire in."""
-        values: dict[str, Any] = {"start": to_milliseconds(start), "end": to_milliseconds(end)}
-        values |= {"batch": BATCH, "after": ""}
-        while found := self.database.read(_EXPIRING, values):
+        first, last, after = to_milliseconds(start), to_milliseconds(end), ""
+        order = (_c.expires_at, _c.id)
+        while found := self.database.read(
+            sa.select(credentials)
+            .where(sa.tuple_(*order) > (first, after), _c.expires_at <= last)
+            .order_by(*order)
+            .limit(BATCH)
+        ):
             yield from map(to_record, found)
-            values |= {"start": found[-1].expires_at, "after": found[-1].id}
+            first, after = found[-1].expires_at, found[-1].id
 
     def _find(self, owners: Sequence[str], providers: Sequence[str] | None) -> Sequence[Any]:
         mine = {f"owner_{number}": owner for number, owner in enumerate(owners)}
@@ -200,6 +188,12 @@ def _part(query: sa.Select[Any], kind: str) -> sa.Select[Any]:
     tier = sa.literal(kind, literal_execute=True)
     following = sa.tuple_(_c.tier, _c.id) > sa.tuple_(tier, _AFTER)
     return query.where(following, _c.tier <= tier, _has(_c, kind)).order_by(_c.tier, _c.id)
+
+
+def over(owner: str, versions: Collection[str]) -> sa.Select[str]:
+    """Return the query of those versions of sessions' records that are over for an owner."""
+    ended = promotions.c.origin
+    return sa.select(ended).where(promotions.c.owner == owner, ended.in_(versions))
 
 
 def by_id(id: str, owners: Owners) -> sa.Select[Any]:

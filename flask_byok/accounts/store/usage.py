@@ -7,19 +7,18 @@ key's version stays.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import date, timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from ...model.credential import Use, from_milliseconds, isoformat, to_milliseconds, utcnow
 from ...model.owner import ACCOUNT_TIERS
 from ...storage.engine import patiently
-from ...storage.sql import Database
+from ...storage.sql import Database, insert_into
 from ...storage.tables import credentials, usage
 from .rows import Owners, confine
 
@@ -33,45 +32,6 @@ _KEY = (_u.owner, _u.provider, _u.credential_id, _u.day, _u.outcome)
 _TOKENS = ("input_tokens", "output_tokens")
 _SUMS = ("uses", *_TOKENS)
 _NOTHING: dict[str, Any] = dict.fromkeys(_TOKENS, 0)
-
-
-def _later(column: sa.Column[Any], other: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-    return sa.case((column > other, column), else_=other)
-
-
-def _upsert(dialect: Any) -> Any:
-    row = dialect.insert(usage)
-    return row.on_conflict_do_update(
-        index_elements=_KEY,
-        set_={
-            **{name: _u[name] + row.excluded[name] for name in _SUMS},
-            "last_used_at": _later(_u.last_used_at, row.excluded.last_used_at),
-        },
-    )
-
-
-_UPSERT = {"postgresql": _upsert(postgresql), "sqlite": _upsert(sqlite)}
-_COUNT = (
-    sa.update(credentials)
-    .where(_c.id == sa.bindparam("of_id"))
-    .values(
-        usage_count=_c.usage_count + sa.bindparam("more"),
-        last_used_at=_later(_c.last_used_at, sa.bindparam("at")),
-    )
-)
-_IS_OLD = sa.and_(
-    _u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < sa.bindparam("before")
-)
-# Rows that another worker folds, or adds to at this moment, are left for later.
-_FOLDED = (
-    sa.select(usage)
-    .where(_IS_OLD)
-    .limit(sa.bindparam("batch", type_=sa.Integer))
-    .with_for_update(skip_locked=True)
-)
-_TAKE = sa.delete(usage).where(
-    sa.and_(*(column == sa.bindparam(f"of_{column.name}") for column in _KEY))
-)
 
 
 class UsageStore:
@@ -95,15 +55,14 @@ class UsageStore:
         Each key and outcome has one row for all that is long ago. One short transaction does it, so a
         process that is killed in the middle has changed nothing.
         """
+        old = _old(before.isoformat(), limit)
+        taken = sa.delete(usage).where(sa.tuple_(*_KEY).in_(old)).returning(*_u)
 
         def work(connection: sa.Connection) -> int:
-            values = {"before": before.isoformat(), "batch": limit}
-            rows = connection.execute(_FOLDED, values).all()
-            if rows:
-                keys = [{f"of_{c.name}": getattr(row, c.name) for c in _KEY} for row in rows]
-                connection.execute(_TAKE, keys)
-            for use in _summed(rows):
-                self._increase(connection, use)
+            rows = [{**row, "day": LONG_AGO} for row in connection.execute(taken).mappings()]
+            # In one order for every worker that folds, so that none waits for another in a circle.
+            for row in sorted(rows, key=lambda row: [row[column.name] for column in _KEY]):
+                _increase(connection, row)
             return len(rows)
 
         return self._aside.change(work)
@@ -132,14 +91,29 @@ class UsageStore:
         }
 
     def _write(self, connection: sa.Connection, use: Use) -> None:
-        self._increase(connection, use)
+        _increase(connection, asdict(use) | {"tier": use.owner.partition(":")[0]})
         if use.credential_id and use.outcome == "used":
-            values = {"of_id": use.credential_id, "more": use.uses, "at": use.last_used_at}
-            connection.execute(_COUNT, values)
+            count, last = _c.usage_count + use.uses, _later(_c.last_used_at, use.last_used_at)
+            counted = sa.update(credentials).where(_c.id == use.credential_id)
+            connection.execute(counted.values(usage_count=count, last_used_at=last))
 
-    def _increase(self, connection: sa.Connection, use: Use) -> None:
-        row = asdict(use) | {"tier": use.owner.partition(":")[0]}
-        connection.execute(_UPSERT[connection.dialect.name], row)
+
+def _increase(connection: sa.Connection, row: Mapping[str, Any]) -> None:
+    """Add a row to the one of its key, day and outcome."""
+    added = insert_into(connection, usage).values(row)
+    sums: dict[str, Any] = {name: _u[name] + added.excluded[name] for name in _SUMS}
+    sums["last_used_at"] = _later(_u.last_used_at, added.excluded.last_used_at)
+    connection.execute(added.on_conflict_do_update(index_elements=_KEY, set_=sums))
+
+
+def _later(column: sa.Column[Any], other: Any) -> sa.ColumnElement[Any]:
+    return sa.case((column > other, column), else_=other)
+
+
+def _old(before: str, limit: int) -> Any:
+    """Return the query of rows to fold; those that another worker folds, or adds to now, are left for later."""
+    is_old = _u.tier.in_(sorted(ACCOUNT_TIERS)), _u.day > LONG_AGO, _u.day < before
+    return sa.select(*_KEY).where(*is_old).limit(limit).with_for_update(skip_locked=True)
 
 
 def _keys(owners: Owners, now: int) -> Any:
@@ -148,14 +122,10 @@ def _keys(owners: Owners, now: int) -> Any:
     query = sa.select(
         _c.provider,
         sa.func.count().label("keys"),
-        _number(alive).label("active"),
-        _number(expired).label("expired"),
+        sa.func.count().filter(alive).label("active"),
+        sa.func.count().filter(expired).label("expired"),
     )
     return confine(query, owners).group_by(_c.provider)
-
-
-def _number(condition: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
-    return sa.func.count(sa.case((condition, 1)))
 
 
 def _uses(owners: Owners) -> Any:
@@ -175,19 +145,6 @@ def _daily(owners: Owners, since: str) -> Any:
 
 def _sums() -> list[sa.Label[Any]]:
     return [sa.func.sum(_u[name]).label(name) for name in _SUMS]
-
-
-def _summed(rows: Sequence[Any]) -> list[Use]:
-    """Sum rows up, in one order for every worker that folds, so that none waits for another in a circle."""
-    found: dict[tuple[Any, ...], Use] = {}
-    for row in rows:
-        key = (row.owner, row.provider, row.credential_id, LONG_AGO, row.outcome)
-        use = found.setdefault(key, Use(*key, uses=0, last_used_at=0))
-        use.uses += row.uses
-        use.input_tokens += row.input_tokens
-        use.output_tokens += row.output_tokens
-        use.last_used_at = max(use.last_used_at, row.last_used_at)
-    return [found[key] for key in sorted(found)]
 
 
 def _by_provider(keys: Sequence[Any], uses: Sequence[Any]) -> dict[str, dict[str, Any]]:

@@ -6,18 +6,17 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 import msgspec
 
 from ...accounts.store import AuditEvent, Head
-from ...model.credential import isoformat
+from ...accounts.store.audit_prune import ACTION, Pruning, count_prunable, prune
+from ...accounts.store.audit_verify import AuditLog
+from ...model.credential import from_milliseconds, isoformat
 from ..common import Commands, byok, printable
 from . import common
-
-if TYPE_CHECKING:
-    from ...accounts.store.audit_verify import AuditEntry, AuditLog
 
 _PRUNE = (
     "This deletes {entries} from before {time}. The last entry of each chain stays, and what the others say of keys "
@@ -110,8 +109,6 @@ def prune_entries(before: datetime, yes: bool) -> None:
 
     The app may go on meanwhile. If it is interrupted, run it again to go on.
     """
-    from ...accounts.store.audit_prune import count_prunable
-
     log, before = _log(), _in_utc(before)
     total = count_prunable(log, before)
     if not total:
@@ -128,8 +125,6 @@ def prune_log(log: AuditLog, before: datetime, total: int) -> None:
 
     :param total: how many there are.
     """
-    from ...accounts.store.audit_prune import ACTION, Pruning, prune
-
     state = Pruning()
     with common.steps("Deleting", total) as reach:
         for state in prune(log, before, AuditEvent("cli", ACTION)):
@@ -158,17 +153,12 @@ def _in_utc(moment: datetime) -> datetime:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
-def _cells(entry: AuditEntry) -> list[str]:
-    event = entry.event
-    cells = [
-        isoformat(entry.at) or "",
-        entry.owner,
-        event.actor,
-        event.action,
-        entry.provider,
-        entry.slot,
-        event.outcome,
-        event.request_id or "",
-        (event.fingerprint or "")[:_DIGITS],
-    ]
-    return [printable(cell) or "-" for cell in cells]
+def _cells(entry: Any) -> list[str]:
+    try:
+        when = isoformat(from_milliseconds(entry.at))
+    except (TypeError, ValueError, OverflowError):
+        when = None  # it was changed
+    names = ("owner", "actor", "action", "provider", "slot", "outcome", "request_id")
+    facts = (getattr(entry, name) for name in names)
+    cells = (when, *facts, (entry.fingerprint or "")[:_DIGITS])
+    return [printable(cell or "-") for cell in cells]

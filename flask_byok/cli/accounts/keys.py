@@ -12,6 +12,7 @@ from flask import current_app
 
 from ...accounts.changes import Slot
 from ...accounts.store import AuditEvent
+from ...accounts.store.audit_prune import count_prunable
 from ...accounts.store.reseal import Progress
 from ...accounts.wing import Wing
 from ...catalog.endpoints import takes_names
@@ -195,15 +196,10 @@ def purge_expired(days: int) -> None:
     click.echo(f"{common.counted(folded, 'old daily count')} summed up.")
     _signal(wing, now)
     if service.settings.audit_retention is not None:
-        _prune(wing, now - service.settings.audit_retention)
-
-
-def _prune(wing: Wing, before: datetime) -> None:
-    from ...accounts.store.audit_prune import count_prunable
-
-    # Each run that deletes something is in the log itself.
-    if total := count_prunable(wing.store.audit, before):
-        prune_log(wing.store.audit, before, total)
+        log, old = accounts.audit, now - service.settings.audit_retention
+        # Each run that deletes something is in the log itself.
+        if total := count_prunable(log, old):
+            prune_log(log, old, total)
 
 
 def _repeat(label: str, batch: Callable[[], int]) -> int:

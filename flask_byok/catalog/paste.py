@@ -1,4 +1,4 @@
-"""Take a key out of what was pasted around it, and tell whose key it looks like, before anything is sent.
+"""Clean a typed key, take it out of what was pasted with it, and tell whose it looks like, before anything is sent.
 
 People paste a line of a ``.env`` file, a piece of JSON or code, a header or a whole curl command. The key's own
 characters are never changed. A text with two possible keys is refused.
@@ -6,20 +6,36 @@ characters are never changed. A text with two possible keys is refused.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Literal, NamedTuple, TypedDict
 from urllib.parse import unquote
 
-from ..catalog import Catalog, Field, ProviderSpec
-from ..errors import MalformedApiKeyError
-from ..model.credential import Fields, is_placeholder
+from ..errors import InvalidFieldError, MalformedApiKeyError
+from ..model.credential import (
+    SHORTEST_KEY,
+    Fields,
+    Secret,
+    Validation,
+    Verdict,
+    clean_api_key,
+    is_placeholder,
+    utcnow,
+)
+from .endpoints import shown
+from .spec import Catalog, Field, ProviderSpec
 
 #: Shorter words that begin as keys do ("sk-learn") are words.
 SHORTEST_REAL_KEY = 20
 # Longer texts are no paste of a key.
 _LONGEST_PASTE = 16_384
+# Of a service account's file, in characters: they have about 2,400.
+_LONGEST_JSON = 16_384
+_HEADER_TEXT = re.compile(r"[ -~]{1,500}")
+_ADMIN_KEY = "This is an admin key, which can do too much. Make an ordinary API key and use that."
 # OpenAI's old keys begin like those of DeepSeek and of many compatible servers.
 _SHARED_PREFIXES = ("sk-",)
 
@@ -40,8 +56,13 @@ _MARGIN = re.compile(r"^[ \t]*(?:(?:```|~~~)\w*[ \t]*$|(?:#|//).*|[-*>$•]+[ \t
 # Or a space of another kind; the settings' script sends line breaks as such, which an input would drop.
 _LINE_BREAK = re.compile(r"[^\S \t]\s*")
 _WORD_ENDS = re.compile(r"[\s\"'`=:,({]")
-# How a wrapped key goes on: letters and digits that are no word of their own ("org-1", "production").
-_CONTINUATION = re.compile(r"(?![a-z]+[-_])(?=.*\d)[\w+/.~-]+={0,2}[\"'`,;)}\]]*", re.ASCII)
+# How a wrapped key goes on: letters and digits that are no word or name ("org-1", "production"), date or UUID.
+_CONTINUATION = re.compile(
+    r"(?![a-z]+[-_]|[\W\d_]*$|[\da-f]{8}-[\da-f]{4}-)(?=.*\d)[\w+/.~-]+={0,2}[\"'`,;)}\]]*",
+    re.ASCII,
+)
+# Mail programs and terminals break no shorter lines than this.
+_NARROWEST = 60
 
 # OPENAI_API_KEY, apiKey, HF_TOKEN_2, Authorization: the word ends the name, or begins its ending.
 _NAMES_KEY = re.compile(
@@ -68,6 +89,74 @@ _PAIR = re.compile(
 )
 
 
+def clean_pasted(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
+    """Clean one field of a credential as it was typed or pasted; None if it is empty and may be.
+
+    :raises InvalidFieldError: a field that is no secret is missing or malformed.
+    :raises MalformedApiKeyError: a secret is missing or cannot be a key. Nothing of it is repeated.
+    """
+    if value is None or f.kind != "secret":
+        return clean_field(spec, f, value)
+    cleaned = clean_field(spec, f, Secret(unwrap(value.reveal().strip(), spec, f).text))
+    if cleaned is not None:
+        refuse_other_kinds(cleaned.reveal(), spec)
+    return cleaned
+
+
+def clean_field(spec: ProviderSpec, f: Field, value: Secret | None) -> Secret | None:
+    """Clean one field of a credential with nothing around it; see :func:`clean_pasted`."""
+    text = value.reveal().strip() if value is not None else ""
+    text = text or f.default
+    if not text and f.required:
+        kind = MalformedApiKeyError if f.secret else InvalidFieldError
+        raise kind(f"{f.label} is missing.", provider=spec.id)
+    if not text:
+        return None
+    if f.kind == "json":
+        return Secret(_clean_json(spec, f, text))
+    # A server of one's own may want any word.
+    own = _takes_any_word(spec)
+    if f.secret and is_placeholder(text) and not own:
+        said = f"This is a placeholder, not an API key. Copy your own key from {spec.name}."
+        raise MalformedApiKeyError(said, provider=spec.id)
+    if f.secret:
+        text = clean_api_key(text, spec.id, shortest=1 if own else SHORTEST_KEY)
+    # It may travel in a header; the others are checked by their own rules.
+    elif f.name not in {"base_url", *shown(spec)} and not _HEADER_TEXT.fullmatch(text):
+        raise InvalidFieldError(f"{f.label} has up to 500 ASCII characters.", provider=spec.id)
+    if (value_in := f.read(text)) is None:
+        raise _not_taken(spec, f)
+    value = Secret(value_in)
+    return value if f.secret or f.name == "base_url" else value.show()
+
+
+def _not_taken(spec: ProviderSpec, f: Field) -> InvalidFieldError | MalformedApiKeyError:
+    said = f"{f.label} is one of {', '.join(f.choices)}."
+    if not f.choices:
+        like = f", such as {f.placeholder}" if f.placeholder else ""
+        said = f"{f.label} does not have the form that {spec.name} gives it{like}."
+    kind = MalformedApiKeyError if f.secret else InvalidFieldError
+    return kind(said, provider=spec.id)
+
+
+def _clean_json(spec: ProviderSpec, f: Field, text: str) -> str:
+    """Return a file's JSON object on one line, in ASCII.
+
+    :raises MalformedApiKeyError: it is none, or not of the form that the provider gives it.
+    """
+    with suppress(ValueError, RecursionError):
+        # The dialog's script writes such a space in the place of a line break.
+        data = json.loads(text.replace("\N{NO-BREAK SPACE}", " "))
+        compact = json.dumps(data, separators=(",", ":"))
+        if isinstance(data, dict) and len(compact) <= _LONGEST_JSON and f.read(compact):
+            return compact
+    said = f"{f.label} is the whole content of the JSON file that {spec.name} gave you."
+    raise MalformedApiKeyError(said, provider=spec.id)
+
+
+# what was pasted around it
+
+
 class Pasted(NamedTuple):
     """A key, and the name of the variable or entry that it was the value of."""
 
@@ -85,7 +174,7 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     known = beginnings([spec])
     if text.startswith(tuple(known)) and _ONE_WORD.fullmatch(text):
         return Pasted(text)
-    tidy = _tidy(text, tuple(known))
+    tidy = _tidy(text, tuple(known), f.pattern or spec.shape)
     if found := _find(tidy, known):
         return _choose(found, spec, f, known)
     word = _without_ends(tidy)
@@ -98,20 +187,31 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     raise MalformedApiKeyError(said, provider=spec.id)
 
 
-def _tidy(text: str, prefixes: tuple[str, ...]) -> str:
-    """Return a text without what no screen shows, with a wrapped key in one line."""
+def _tidy(text: str, prefixes: tuple[str, ...], shape: str) -> str:
+    """Return a text without what no screen shows, with a wrapped key in one line.
+
+    :param shape: of the provider's keys, if it is known.
+    """
     visible = (c for c in text.translate(_QUOTES) if unicodedata.category(c) != "Cf")
     plain = _LINE_BREAK.sub("\n", _ESCAPES.sub("", "".join(visible)))
-    lines, is_key = list[str](), False
+    lines, begun, width = list[str](), "", 0
     for line in (_MARGIN.sub("", plain).strip() or plain).split("\n"):
-        goes_on = is_key and _CONTINUATION.fullmatch(line) and not line.startswith(prefixes)
-        if goes_on:
+        is_rest = begun and _CONTINUATION.fullmatch(line) and not line.startswith(prefixes)
+        # A line that is not full ends there, unless what it ends with is no whole key, or a quote goes on.
+        if is_rest and (width >= _NARROWEST or _is_open(lines[-1], begun, line, shape)):
             lines[-1] += line
         else:
             lines.append(line)
-        last = _WORD_ENDS.split(line)[-1]
-        is_key = last == line if goes_on else last.startswith(prefixes)
+        last = _WORD_ENDS.split(lines[-1])[-1]
+        begun, width = last if last.startswith(prefixes) else "", len(line)
     return "\n".join(lines)
+
+
+def _is_open(before: str, begun: str, line: str, shape: str) -> bool:
+    """Return True if the key that a line ends with is whole, or its quote closed, only in the next line."""
+    quote = before.removesuffix(begun)[-1:]
+    whole = re.fullmatch(shape, _without_ends(begun + line)) and not re.fullmatch(shape, begun)
+    return bool(whole) or (quote in ('"', "'", "`") and line.endswith(quote))
 
 
 def _without_ends(text: str, closing: str = "") -> str:
@@ -245,9 +345,15 @@ def warnings_about(
     return []
 
 
-def is_admin_key(api_key: str, spec: ProviderSpec) -> bool:
-    """Return True for an admin key, of this provider or of another, by its beginning."""
-    return any(prefix in one.refused_prefixes for one, prefix in _refusing(api_key, spec))
+def refuse_admin_key(spec: ProviderSpec, fields: Fields) -> Validation | None:
+    """Return the verdict on an admin key, of this provider or of another; None for any other key.
+
+    Its beginning tells, so nothing is called.
+    """
+    api_key = fields["api_key"].reveal() if "api_key" in fields else ""
+    if any(prefix in one.refused_prefixes for one, prefix in _refusing(api_key, spec)):
+        return Validation(spec.id, Verdict.ADMIN_KEY_REFUSED, _ADMIN_KEY, utcnow())
+    return None
 
 
 def refuse_other_kinds(api_key: str, spec: ProviderSpec) -> None:
