@@ -25,7 +25,7 @@ OPENAI = ProviderSpec(
     get_key_url="https://platform.openai.com/api-keys",
     default_model="gpt-6-luna",
     docs="https://developers.openai.com/api/docs/guides/error-codes",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(
         rules=(
             # A restricted key is answered 401 or 403: that is not a bad key.
@@ -260,7 +260,7 @@ MOONSHOT = ProviderSpec(
     get_key_url="https://platform.kimi.ai/console/api-keys",
     default_model="kimi-k2.6",
     docs="https://platform.kimi.ai/docs/api/errors",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(
         rules=(
             *of("no_credit", (403, 429), "exceeded_current_quota_error"),

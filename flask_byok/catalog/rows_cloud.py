@@ -51,7 +51,7 @@ AZURE_OPENAI = ProviderSpec(
     aliases=("azure",),
     get_key_url="https://portal.azure.com",
     docs="https://learn.microsoft.com/en-us/azure/ai-foundry/openai/latest",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(
         rules=(
             *AZURE_RULES,
@@ -135,7 +135,7 @@ BEDROCK = ProviderSpec(
     get_key_url="https://console.aws.amazon.com/bedrock/home#/api-keys",
     default_model="openai.gpt-oss-20b-1:0",
     docs="https://docs.aws.amazon.com/bedrock/latest/userguide/inference-chat-completions.html",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(
         # The runtime endpoint lists no models.
         path="https://bedrock.{region}.amazonaws.com/foundation-models?byOutputModality=TEXT",
@@ -306,7 +306,7 @@ SNOWFLAKE = ProviderSpec(
     get_key_url="https://docs.snowflake.com/en/user-guide/programmatic-access-tokens",
     default_model="claude-sonnet-4-6",
     docs="https://docs.snowflake.com/en/user-guide/snowflake-cortex/cortex-rest-api",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(
         path="https://{account}.snowflakecomputing.com/api/v2/cortex/models",
         good="models",

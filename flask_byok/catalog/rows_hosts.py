@@ -18,7 +18,7 @@ GROQ = ProviderSpec(
     get_key_url="https://console.groq.com/keys",
     default_model="openai/gpt-oss-20b",
     docs="https://console.groq.com/docs/errors",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(
         rules=(
             *of(
@@ -120,7 +120,7 @@ CEREBRAS = ProviderSpec(
     get_key_url="https://cloud.cerebras.ai",
     default_model="gpt-oss-120b",
     docs="https://inference-docs.cerebras.ai/support/error",
-    token_limit="max_completion_tokens",  # noqa: S106
+    limit_name="max_completion_tokens",
     check=CheckSpec(rules=USUAL),
 )
 

@@ -158,7 +158,7 @@ class ProviderSpec:
     :param other_kinds: beginnings of its secrets that are no API keys, each with what it is ("an OAuth token").
     :param shape: a regular expression that only its keys match, from beginning to end; a hint, never a gate.
     :param docs: the document that these facts come from.
-    :param token_limit: what it calls the longest answer, in OpenAI's format.
+    :param limit_name: what it calls the longest answer, in OpenAI's format.
     :param asks_usage: it understands OpenAI's ``stream_options``, by which a stream tells the tokens used.
     :param provider_class: replaces the adapter: a ``BaseProvider``, called with the spec, the credential, the app's
         ``Outbound``, ``report=``, ``count=`` and the options.
@@ -182,7 +182,7 @@ class ProviderSpec:
     check: CheckSpec = CheckSpec()
     standalone: bool = False
     docs: str = ""
-    token_limit: str = "max_tokens"  # noqa: S105
+    limit_name: str = "max_tokens"
     asks_usage: bool = True
     provider_class: Callable[..., Any] | None = None
 

@@ -23,8 +23,6 @@ from ..model.credential import EndpointTrust, Fields
 from .addresses import check_personal_base_url, is_public, is_public_or_private
 
 if TYPE_CHECKING:
-    import httpx2
-
     from .connections import AddressRule, Resolver
     from .live import LiveCall
     from .transport import Enter, KeylessClient, Limits, Observe
@@ -179,14 +177,6 @@ class Outbound:
         elif not endpoint.base_url.startswith("https://"):
             raise EndpointNotAllowedError("A provider's base URL must begin with https://.")
         return client.twin(origin, observe)
-
-    def async_client_for(
-        self, endpoint: Endpoint, observe: Observe | None = None, owner: str | None = None
-    ) -> httpx2.AsyncClient:
-        """Return :meth:`client_for`'s client for async code, in any event loop."""
-        from .aio import KeylessAsyncClient
-
-        return KeylessAsyncClient(self.client_for(endpoint, observe, owner))
 
     def open(
         self,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from .base import BaseProvider
-from .sdk import AsyncCalls, SyncCalls
+from .sdk import isolated
 
 
 class AnthropicProvider(BaseProvider):
@@ -15,23 +14,9 @@ class AnthropicProvider(BaseProvider):
     extra = sdk = "anthropic"
     paths = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 
-    def _make_client(self, http_client: Any) -> Any:
-        return _client_class(False)(**self._client_options(http_client), open_telemetry=False)
+    def _make_client(self, http_client: Any, *, is_async: bool) -> Any:
+        from anthropic import Anthropic, AsyncAnthropic
 
-    def _make_async_client(self, http_client: Any) -> Any:
-        return _client_class(True)(**self._client_options(http_client), open_telemetry=False)
-
-
-@cache
-def _client_class(asynchronous: bool) -> type[Any]:
-    """Return the SDK's client, deaf to the environment. The first call loads the SDK."""
-    from anthropic import Anthropic, AsyncAnthropic
-
-    calls, base = (AsyncCalls, AsyncAnthropic) if asynchronous else (SyncCalls, Anthropic)
-
-    class Client(calls, base):  # type: ignore[misc, valid-type]
-        """Takes nothing from ANTHROPIC_*. An explicit key keeps the SDK from tokens, profiles and federation."""
-
-        silent = ("webhook_key",)
-
-    return Client
+        # An explicit key keeps the SDK from tokens, profiles and federation.
+        make = isolated(AsyncAnthropic if is_async else Anthropic, ("webhook_key",))
+        return make(**self._client_options(http_client), open_telemetry=False)

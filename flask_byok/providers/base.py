@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mappin
 from contextlib import aclosing, suppress
 from functools import cached_property
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..catalog.endpoints import told
 from ..catalog.models import ModelInfo, model_info, models_of, read_models
@@ -24,10 +24,12 @@ from ..errors import (
 )
 from ..http.outbound import Endpoint, Outbound, full_url, request_about
 from ..model.credential import Credential, Outcome, Secret, Tokens
-from ..wires import WIRES, Facts, StreamEvent, encode
+from ..wires import WIRES
+from ..wires.events import StreamEvent, encode
+from ..wires.messages import Facts
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
-from .outcomes import NO_KEY, Count, Outcomes, Report, ignore
+from .outcomes import NO_KEY, Count, OurCall, Outcomes, Report, ignore
 from .passage import Passage
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
 #: A chat message as OpenAI writes it: ``{"role": "user", "content": "…"}``.
 Message = Mapping[str, Any]
 
-T = TypeVar("T")
 _JSON = {"Content-Type": "application/json"}
 #: Seconds for a provider's own list of models.
 LIST_SECONDS = 10.0
@@ -215,12 +216,12 @@ class BaseProvider:
         :raises MissingCredentialError: there is no key.
         :raises ConfigurationError: the SDK is not installed, or too old.
         """
-        return self._made(self._make_client, self.http_client)
+        return self._made(self.http_client, is_async=False)
 
     @cached_property
     def async_client(self) -> Any:
         """The same for ``async`` code, on the same guarded pool; it works in any event loop. See :attr:`client`."""
-        return self._made(self._make_async_client, self.async_http_client)
+        return self._made(self.async_http_client, is_async=True)
 
     @property
     def http_client(self) -> Any:
@@ -228,32 +229,25 @@ class BaseProvider:
 
         For the SDKs of other makers that take one. It needs no SDK.
         """
-        http_client = self._guarded(self._outbound.client_for)
+        self._require_key()
+        # Checked again: the rules can have changed.
+        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
+        observe = self._outcomes.observe
+        http_client = self._outbound.client_for(endpoint, observe, self._counted_as)
         http_client.event_hooks = {"request": [self._outcomes.authenticate]}
         return http_client
 
     @property
     def async_http_client(self) -> Any:
         """The same as an ``httpx2.AsyncClient``."""
-        authenticate = self._outcomes.authenticate
+        from ..http.aio import KeylessAsyncClient
 
-        async def hook(request: Any) -> None:
-            authenticate(request)
+        return KeylessAsyncClient(self.http_client)
 
-        http_client = self._guarded(self._outbound.async_client_for)
-        http_client.event_hooks = {"request": [hook]}
-        return http_client
-
-    def _guarded(self, make: Callable[..., T]) -> T:
-        """Return an HTTP client for the key's endpoint, which is checked again: the rules can have changed."""
-        self._require_key()
-        endpoint = Endpoint(self.credential.base_url, self.credential.trust)
-        return make(endpoint, self._outcomes.observe, self._counted_as)
-
-    def _made(self, make: Callable[[Any], Any], http_client: Any) -> Any:
+    def _made(self, http_client: Any, *, is_async: bool) -> Any:
         require_sdk(self.extra, self.name)
         try:
-            return make(http_client)
+            return self._make_client(http_client, is_async=is_async)
         except (ImportError, TypeError) as error:
             fault = type(error).__name__
         raise ConfigurationError(
@@ -298,18 +292,12 @@ class BaseProvider:
             raise InvalidFieldError(text, provider=self.name)
         known = model_info(self.name, chosen)
         limit = known.max_output if known else None
-        facts = Facts(self._spec.token_limit, self._spec.asks_usage, limit)
+        facts = Facts(self._spec.limit_name, self._spec.asks_usage, limit)
         path, body = wire.body(messages, chosen, params, facts)
-        try:
-            content = encode(body)
-        except (TypeError, ValueError, RecursionError):
-            content = None
-        if content is None:
-            text = "Messages and params are values of JSON, not too deep."
-            raise InvalidFieldError(text, provider=self.name)
-        call = self._open("POST", path, content, _JSON)
+        call = self._open("POST", path, encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
-        return Attempt(self._outcomes, call, wire.reader(), start)
+        reader = wire.reader()
+        return Attempt(OurCall(self._outcomes, call, reader), reader, start)
 
     def stream_events(
         self, messages: Sequence[Message], model: str | None = None, **params: Any
@@ -426,15 +414,11 @@ class BaseProvider:
         fixed = {"api_key": api_key, "base_url": base_url, "http_client": http_client}
         return {"max_retries": 1, **self._options, **fixed}
 
-    def _make_client(self, http_client: Any) -> Any:
-        """Build the SDK's client on our HTTP client.
+    def _make_client(self, http_client: Any, *, is_async: bool) -> Any:
+        """Build the SDK's client on our HTTP client, the asynchronous one on the asynchronous.
 
         :raises ImportError: the SDK is not installed.
         """
-        return http_client
-
-    def _make_async_client(self, http_client: Any) -> Any:
-        """Build the SDK's asynchronous client."""
         return http_client
 
     def __repr__(self) -> str:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from .. import metrics
-from ..catalog.verdicts import Answer, Judgement
-from ..errors import ByokError, ProviderError
-from ..model.credential import Verdict
-from ..wires import ErrorInStream, Reader, StreamEvent, read_events
-from .outcomes import Outcomes
-
-if TYPE_CHECKING:
-    from ..http.live import LiveCall
+from ..errors import ByokError
+from ..wires.events import ErrorInStream, Reader, StreamEvent, read_events
+from .outcomes import OurCall
 
 Steps = Generator[StreamEvent | None, None, None]
 
@@ -24,8 +18,7 @@ MAX_REFUSAL = 256 * 1024
 class Attempt(NamedTuple):
     """A call with one key, how its answer is read, and the event that begins it."""
 
-    outcomes: Outcomes
-    call: LiveCall
+    ours: OurCall
     reader: Reader
     start: StreamEvent
 
@@ -56,7 +49,7 @@ class Conversation(Iterator[StreamEvent | None]):
     def cut(self) -> None:
         """Close the connection at once. Any thread may do so, also while another waits for an event."""
         while self._present:
-            self._present.pop().call.close()
+            self._present.pop().ours.call.close()
 
     def close(self) -> None:
         """Stop reading."""
@@ -80,48 +73,22 @@ def _run(present: list[Attempt], following: Following) -> Steps:
 
 
 def _attempt(attempt: Attempt) -> Steps:
-    outcomes, call, reader, start = attempt
-    name = outcomes.spec.id
-    if metrics.sinks:
-        metrics.record("streams_open", 1, name)
-    try:
-        yield start
-        yield from _read(outcomes, call, reader)
-    except ProviderError as error:
-        error.provider, error.tier = name, str(outcomes.credential.source)
-        raise
-    finally:
-        call.close()
-        if metrics.sinks:
-            metrics.record("streams_open", -1, name)
-
-
-def _read(outcomes: Outcomes, call: LiveCall, reader: Reader) -> Steps:
-    counted = False
-    try:
+    ours, reader, start = attempt
+    call = ours.call
+    yield start
+    with ours:
         yield from call.head()
         if call.status < 300:
-            for event in read_events(call.body(), reader):
-                if event is not None and not counted:
-                    counted = True
-                    outcomes.count("used")
-                yield event
-            return
-        answer = Answer(call.status, call.rest(MAX_REFUSAL), call.headers)
-    except ErrorInStream as error:
-        answer = Answer(0, error.body, call.headers)
-    except ProviderError as error:
-        if not counted:
-            outcomes.count("failed")
-        outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))
-        raise
-    except GeneratorExit:
-        if not counted:
-            outcomes.count("failed")
-        raise
-    finally:
-        # Of a stream that was cut or left too: some wires tell tokens early.
-        if counted and (tokens := reader.tokens):
-            outcomes.spend(tokens)
+            try:
+                for event in read_events(call.body(), reader):
+                    if event is not None:
+                        ours.count("used")
+                    yield event
+                return
+            except ErrorInStream as error:
+                body = error.body
+            refused = ours.refuse(0, body)
+        else:
+            refused = ours.refuse(call.status, call.rest(MAX_REFUSAL))
     # Raised out here, so that the provider's own error does not hang on it.
-    raise outcomes.failure(answer, counted=counted)
+    raise refused

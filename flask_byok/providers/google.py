@@ -19,10 +19,9 @@ class GoogleProvider(BaseProvider):
 
     extra, sdk = "google", "google.genai.client"
 
-    def _make_async_client(self, http_client: Any) -> Any:
-        return self.client.aio
-
-    def _make_client(self, http_client: Any) -> Any:
+    def _make_client(self, http_client: Any, *, is_async: bool) -> Any:
+        if is_async:
+            return self.client.aio
         from google.genai import Client
         from google.genai.client import DebugConfig
         from google.genai.types import HttpOptions, HttpRetryOptions

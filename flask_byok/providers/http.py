@@ -13,13 +13,7 @@ class HttpProvider(BaseProvider):
     extra = ""
     allowed_options = frozenset({"timeout"})
 
-    def _make_client(self, http_client: Any) -> Any:
-        return self._at_base_url(http_client)
-
-    def _make_async_client(self, http_client: Any) -> Any:
-        return self._at_base_url(http_client)
-
-    def _at_base_url(self, http_client: Any) -> Any:
+    def _make_client(self, http_client: Any, *, is_async: bool) -> Any:
         http_client.base_url = self.credential.base_url
         if (timeout := self._options.get("timeout")) is not None:
             http_client.timeout = timeout

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlencode
 
 from .base import BaseProvider
-from .sdk import AsyncCalls, SyncCalls, refuse_web_socket
+from .sdk import isolated, refuse_web_socket
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
+
+#: What the SDK would take from OPENAI_*.
+_SILENT = "organization", "project", "admin_api_key", "webhook_secret"
 
 
 class OpenAIProvider(BaseProvider):
@@ -30,38 +32,27 @@ class OpenAIProvider(BaseProvider):
         named = {f"OpenAI-{name.title()}": value for name, value in options.items() if value}
         return {**named, **super()._own_headers()}
 
-    def _make_client(self, http_client: Any) -> Any:
-        return _client_class(False)(**self._client_options(http_client))
+    def _make_client(self, http_client: Any, *, is_async: bool) -> Any:
+        from openai import AsyncOpenAI, OpenAI
 
-    def _make_async_client(self, http_client: Any) -> Any:
-        return _client_class(True)(**self._client_options(http_client))
+        make = isolated(AsyncOpenAI if is_async else OpenAI, _SILENT, _NoWebSockets)
+        return make(**self._client_options(http_client))
 
 
-@cache
-def _client_class(asynchronous: bool) -> type[Any]:
-    """Return the SDK's client, deaf to the environment. The first call loads the SDK."""
-    from openai import AsyncOpenAI, OpenAI
+class _NoWebSockets:
+    """Mixed into the SDK's client: it opens no WebSockets."""
 
-    calls, base = (AsyncCalls, AsyncOpenAI) if asynchronous else (SyncCalls, OpenAI)
+    def copy(self, **options: Any) -> Any:
+        """Copy as the SDK does, which would otherwise read the address of the WebSockets."""
+        return super().copy(**{**options, "websocket_base_url": "none"})  # type: ignore[misc]  # the SDK's
 
-    class Client(calls, base):  # type: ignore[misc, valid-type]
-        """Takes nothing from OPENAI_*, and opens no WebSockets."""
+    with_options = copy
 
-        silent = ("organization", "project", "admin_api_key", "webhook_secret")
+    @property
+    def websocket_base_url(self) -> NoReturn:
+        """Raise an error: every connection asks for this first."""
+        refuse_web_socket()
 
-        def copy(self, **options: Any) -> Any:
-            """Copy as the SDK does, which would otherwise read the address of the WebSockets."""
-            return super().copy(**{**options, "websocket_base_url": "none"})
-
-        with_options = copy
-
-        @property
-        def websocket_base_url(self) -> NoReturn:
-            """Raise an error: every connection asks for this first."""
-            refuse_web_socket()
-
-        @websocket_base_url.setter
-        def websocket_base_url(self, url: Any) -> None:
-            """Do nothing."""
-
-    return Client
+    @websocket_base_url.setter
+    def websocket_base_url(self, url: Any) -> None:
+        """Do nothing."""

@@ -9,16 +9,17 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, Self
 
 from .. import metrics
 from ..catalog.auth import Auth
 from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
-from ..errors import ByokError
-from ..model.credential import Credential, Outcome, Tokens
+from ..errors import ByokError, ProviderError, RateLimitedError
+from ..model.credential import Credential, Outcome, Tokens, Verdict
 
 if TYPE_CHECKING:
+    from ..http.live import LiveCall
     from ..http.transport import Request
 
 #: Called with the outcome of each call, and later with the tokens of one that was used.
@@ -80,42 +81,87 @@ class Outcomes:
             if status >= 300:
                 call.outcome, call.judged = self._judge_request(request, Answer(status, body))
 
-    def failure(self, answer: Answer, *, counted: bool, path: str | None = None) -> ByokError:
-        """Count and report a call that ended with this answer, and return the error to raise.
+    def judge(self, answer: Answer, *, elsewhere: bool = False) -> tuple[Outcome, Judgement]:
+        """Return how a call that got this answer ended, and what that means.
 
-        :param counted: it was counted before, as its first bytes came.
-        :param path: where it went, below the base URL; by default to a conversation.
+        :param elsewhere: see :meth:`is_elsewhere`.
         """
-        judged = self._judge(answer, elsewhere=path is not None and self._is_elsewhere(path))
-        if not counted:
-            self.count("rejected" if judged.verdict.valid is False else "failed")
-        self.report(judged)
-        return judged.error(self.spec.id, str(self.credential.source), answer.retry_after)
+        secrets = map(self.credential.reveal, self.credential.fields)
+        judged = judge(self.spec, answer, "call", secrets, elsewhere=elsewhere)
+        return "rejected" if judged.verdict.valid is False else "failed", judged
 
-    def spend(self, tokens: Tokens) -> None:
-        """Count what a call took that was counted as used."""
-        self.count(tokens)
-        if metrics.sinks:
-            for direction, number in tokens._asdict().items():
-                metrics.record("tokens", number, self.spec.id, direction)
+    def is_elsewhere(self, path: str | None) -> bool:
+        """Return True if a path below the base URL may want another kind of key."""
+        return path not in self.paths and path != self.spec.check.path.partition("?")[0]
 
     def _judge_request(self, request: Request, answer: Answer) -> tuple[Outcome, Judgement | None]:
         from ..http.transport import path_below
 
         path = path_below(request.url, self.credential.base_url)
-        judged = self._judge(answer, elsewhere=self._is_elsewhere(path))
+        outcome, judged = self.judge(answer, elsewhere=self.is_elsewhere(path))
         # A copy of an SDK's client may send another key, or go elsewhere: that says nothing about this key.
         signed = not isinstance(self.spec.auth, Auth)  # by us
         is_ours = path is not None and (signed or _carries(request, self.credential.api_key))
-        outcome: Outcome = "rejected" if judged.verdict.valid is False else "failed"
         return outcome, judged if is_ours else None
 
-    def _is_elsewhere(self, path: str | None) -> bool:
-        return path not in self.paths and path != self.spec.check.path.partition("?")[0]
 
-    def _judge(self, answer: Answer, *, elsewhere: bool = False) -> Judgement:
-        secrets = map(self.credential.reveal, self.credential.fields)
-        return judge(self.spec, answer, "call", secrets, elsewhere=elsewhere)
+class Told(Protocol):
+    """What an answer has told until now of the tokens that it took."""
+
+    @property
+    def tokens(self) -> Tokens | None: ...
+
+
+@dataclass(eq=False)
+class OurCall:
+    """A call that is read by us, to use as a block: it counts once, and is reported if it fails.
+
+    At the block's end the connection is closed, and the tokens of a used call count, as far as they were told.
+
+    :param elsewhere: see :meth:`Outcomes.is_elsewhere`.
+    """
+
+    outcomes: Outcomes
+    call: LiveCall
+    told: Told
+    elsewhere: bool = False
+    _outcome: Outcome | None = None
+
+    def count(self, outcome: Outcome) -> None:
+        """Count the call with this outcome, unless it has one."""
+        if self._outcome is None:
+            self._outcome = outcome
+            self.outcomes.count(outcome)
+
+    def refuse(self, status: int, body: bytes) -> ByokError:
+        """Report an answer that is none of success, and return the error that it means.
+
+        :param status: 0 for an error within a stream.
+        """
+        answer = Answer(status, body, self.call.headers)
+        outcome, judged = self.outcomes.judge(answer, elsewhere=self.elsewhere)
+        self.count(outcome)
+        self.outcomes.report(judged)
+        source = str(self.outcomes.credential.source)
+        return judged.error(self.outcomes.spec.id, source, answer.retry_after)
+
+    def __enter__(self) -> Self:
+        metrics.record("streams_open", 1, self.outcomes.spec.id)
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.call.close()
+        if not isinstance(error, RateLimitedError):  # ours: then there was no call
+            self.count("failed")
+        outcomes = self.outcomes
+        if isinstance(error, ProviderError):
+            error.provider, error.tier = outcomes.spec.id, str(outcomes.credential.source)
+            outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))
+        if self._outcome == "used" and (tokens := self.told.tokens):
+            outcomes.count(tokens)
+            for direction, number in tokens._asdict().items():
+                metrics.record("tokens", number, outcomes.spec.id, direction)
+        metrics.record("streams_open", -1, outcomes.spec.id)
 
 
 @dataclass(slots=True, eq=False)

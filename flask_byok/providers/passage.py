@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .. import metrics
-from ..catalog.verdicts import Answer, Judgement
 from ..errors import ByokError, ProviderError
-from ..model.credential import Outcome, Verdict
 from ..redaction import redact
-from ..wires import Reader, Scanner
+from ..wires.events import Reader, Scanner
 from .conversation import MAX_REFUSAL
-from .outcomes import Outcomes
+from .outcomes import OurCall, Outcomes
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
@@ -30,10 +27,8 @@ class Passage(Iterator[bytes | None]):
     """
 
     def __init__(self, outcomes: Outcomes, call: LiveCall, path: str, reader: Reader) -> None:
-        self._outcomes = outcomes
         self._call = call
-        self._path = path
-        self._is_counted = False
+        self._ours = OurCall(outcomes, call, reader, elsewhere=outcomes.is_elsewhere(path))
         self._pieces = self._read(reader)
 
     @property
@@ -55,20 +50,18 @@ class Passage(Iterator[bytes | None]):
         """Send the request, and yield None about each second until the answer's head has come."""
         try:
             yield from self._call.head()
-        except ProviderError as error:
-            self._note(error)
-            self.close()
-            raise
+        except ProviderError:
+            with self._ours:
+                raise
 
     def refusal(self) -> tuple[bytes, ByokError]:
         """Read the answer's body, which is none of success.
 
         :return: the body without secrets, and the error that the answer means.
         """
-        self._is_counted = True
-        answer = Answer(self.status, self._call.rest(MAX_REFUSAL), self.headers)
-        error = self._outcomes.failure(answer, counted=False, path=self._path)
-        return redact(answer.body.decode(errors="replace")).encode(), error
+        body = self._call.rest(MAX_REFUSAL)
+        error = self._ours.refuse(self.status, body)
+        return redact(body.decode(errors="replace")).encode(), error
 
     def __next__(self) -> bytes | None:
         return next(self._pieces)
@@ -77,39 +70,15 @@ class Passage(Iterator[bytes | None]):
         """End the call. The connection to the provider is closed at once."""
         self._pieces.close()
         self._call.close()
-        self._count("failed")
+        self._ours.count("failed")
 
     def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:
-        scanner = Scanner(reader, is_stream=self.is_stream)
-        name = self._outcomes.spec.id
-        if metrics.sinks:
-            metrics.record("streams_open", 1, name)
-        try:
+        self._ours.told = scanner = Scanner(reader, is_stream=self.is_stream)
+        with self._ours:
             for piece in self._call.body():
                 if piece:
-                    self._count("used")
+                    self._ours.count("used")
                     if found := scanner.feed(piece):
-                        answer = Answer(0, found, self.headers)
-                        self._outcomes.failure(answer, counted=True, path=self._path)
+                        self._ours.refuse(0, found)
                 yield piece
-            self._count("used")  # there may be no body
-        except ProviderError as error:
-            self._note(error)
-            raise
-        finally:
-            self._call.close()
-            if tokens := scanner.tokens:
-                self._outcomes.spend(tokens)
-            if metrics.sinks:
-                metrics.record("streams_open", -1, name)
-
-    def _count(self, outcome: Outcome) -> None:
-        if not self._is_counted:
-            self._is_counted = True
-            self._outcomes.count(outcome)
-
-    def _note(self, error: ProviderError) -> None:
-        self._count("failed")
-        credential = self._outcomes.credential
-        error.provider, error.tier = credential.provider, str(credential.source)
-        self._outcomes.report(Judgement(Verdict.UNREACHABLE, error.code, str(error)))
+            self._ours.count("used")  # there may be no body

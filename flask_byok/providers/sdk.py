@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from inspect import iscoroutinefunction
 from typing import Any, ClassVar, NoReturn
 
 from ..errors import ConfigurationError
@@ -69,6 +71,18 @@ class AsyncCalls(IsolatedClient):
                 if (refused := refused_by_us(error)) is None:
                     raise
         raise refused
+
+
+@cache
+def isolated(
+    sdk_client: type[Any], silent: tuple[str, ...], *mixins: type[Any]
+) -> Callable[..., Any]:
+    """Return the class of an SDK's client that takes nothing from the environment.
+
+    :param silent: see :class:`IsolatedClient`.
+    """
+    calls = AsyncCalls if iscoroutinefunction(sdk_client.request) else SyncCalls
+    return type("Client", (calls, *mixins, sdk_client), {"silent": silent})
 
 
 def refuse_web_socket(*args: Any, **options: Any) -> NoReturn:

@@ -22,7 +22,7 @@ FINISHES = {
         "tool_calls": "tool_calls",
         "content_filter": "content_filter",
         "refusal": "stop",
-        "other": "error",  # OpenRouter's word for an upstream that failed
+        "other": "other",  # as no provider ends well or badly: "error" is a fault
     },
     "anthropic": {
         "stop": "end_turn",

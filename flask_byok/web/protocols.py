@@ -18,7 +18,7 @@ from flask import Response, has_request_context, request, url_for
 
 from ..errors import ByokError, CredentialError, InvalidFieldError, ProviderUnavailableError
 from ..providers import BaseProvider
-from ..wires import StreamEvent
+from ..wires.events import StreamEvent
 from .caller import SOURCE_HEADER
 from .problems import Problem, problem
 

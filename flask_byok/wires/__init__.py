@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from . import anthropic, google, openai
-from .events import ErrorInStream, Reader, Scanner, StreamEvent, encode, read_events
+from .events import Reader
 from .messages import Chat, Facts
 
 
@@ -47,15 +47,3 @@ WIRES: Mapping[str, Wire] = {
     "anthropic": Wire(anthropic.write, anthropic.AnthropicReader),
     "google": Wire(google.write, google.GoogleReader),
 }
-
-__all__ = [
-    "WIRES",
-    "ErrorInStream",
-    "Facts",
-    "Reader",
-    "Scanner",
-    "StreamEvent",
-    "Wire",
-    "encode",
-    "read_events",
-]

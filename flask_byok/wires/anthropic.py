@@ -7,12 +7,11 @@ newer models have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
 from ..errors import InvalidFieldError
-from .events import Reader, StreamEvent, to_text
+from .events import Reader
 from .messages import Chat, Facts, Function, Image, Message, Part, Text, Tool, plain_id, refuse
 
 #: Longest answer in tokens if nothing says more. The API demands a limit; every current model can do this one.
@@ -97,8 +96,8 @@ class AnthropicReader(Reader):
     input_names = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
     output_names = ("output_tokens",)
 
-    def read(self, data: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Yield the texts of one event."""
+    def read(self, data: dict[str, Any]) -> None:
+        """Say the texts of one event."""
         kind, delta, index = data.get("type"), data.get("delta"), data.get("index")
         index = index if isinstance(index, int) else None
         if isinstance(block := data.get("content_block"), dict):
@@ -106,7 +105,7 @@ class AnthropicReader(Reader):
             if block.get("type") == "tool_use":
                 begun = self._open_call(index, block.get("id"), block.get("name"))
                 self._add_arguments(begun, block.get("input") or "")
-            yield from _read_texts(block)
+            self._say_texts(block)
         elif isinstance(message := data.get("message"), dict):
             self._note_usage(message.get("usage"))
         elif kind == "message_stop":
@@ -115,13 +114,10 @@ class AnthropicReader(Reader):
             self._note_usage(data.get("usage"))
             self._finish(delta.get("stop_reason") if isinstance(delta, dict) else None)
         elif isinstance(delta, dict):
-            yield from _read_texts(delta)
+            self._say_texts(delta)
             if (call := self._open.get(index)) and (piece := delta.get("partial_json")):
                 self._add_arguments(call, piece)
 
-
-def _read_texts(block: dict[str, Any]) -> Iterator[StreamEvent]:
-    if text := to_text(block.get("text")):
-        yield StreamEvent("text", text)
-    if thought := to_text(block.get("thinking")):
-        yield StreamEvent("reasoning", thought)
+    def _say_texts(self, block: dict[str, Any]) -> None:
+        self._say("text", block.get("text"))
+        self._say("reasoning", block.get("thinking"))

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-from ..errors import ProviderUnavailableError, StreamIncompleteError
+from ..errors import InvalidFieldError, ProviderUnavailableError, StreamIncompleteError
 from ..model.credential import Tokens
 
 #: Most bytes of one event (an image is one event), and of all tool calls of a stream.
@@ -29,16 +29,20 @@ STREAM_LIMIT = 256 * 1024 * 1024
 #: Most tokens of one kind that a call can take. A larger number is not believed: sums of them have to fit a database.
 MOST_TOKENS = 1_000_000_000
 
+#: An end that is none: the provider could not go on, or the model made nothing that can be used.
+_FAILED = "failed"
 #: What the wires call their ends, in lower case. Each of them means the same in each wire that has it.
 _REASONS = {
     name: reason
     for reason, names in {
-        "stop": "stop end_turn stop_sequence eos",
-        "length": "length max_tokens model_length model_context_window_exceeded",
+        "stop": "stop end_turn stop_sequence eos eos_token",
+        "length": "length max_tokens model_length model_context_window_exceeded continuation",
         "tool_calls": "tool_calls function_call tool_use",
         "content_filter": "content_filter sensitive safety recitation prohibited_content spii blocklist model_armor "
-        "image_safety image_prohibited_content image_recitation",
+        "escalation image_safety image_prohibited_content image_recitation",
         "refusal": "refusal",
+        _FAILED: "error network_error insufficient_system_resource abort malformed_function_call malformed_response "
+        "unexpected_tool_call too_many_tool_calls missing_thought_signature",
     }.items()
     for name in names.split()
 }
@@ -55,6 +59,9 @@ _decode = msgspec.json.Decoder().decode
 _USAGE = re.compile(rb'.*"usage(?:Metadata)?"\s*:\s*(?=\{)', re.DOTALL)
 #: Bytes at the end of an event, or of another answer, in which its usage is looked for.
 _TAIL = 64 * 1024
+
+
+Said = Literal["text", "reasoning"]
 
 
 class StreamEvent(msgspec.Struct, frozen=True):
@@ -111,6 +118,10 @@ class Reader:
     def __init__(self) -> None:
         #: True after the first event; after the end mark; when nothing can follow.
         self.begun = self.ended = self.over = False
+        #: The texts of the latest event.
+        self.said: list[StreamEvent] = []
+        #: First halves of characters.
+        self._halves: dict[Said, str] = {}
         self._reason = ""
         self._usage: dict[str, Any] = {}
         self._calls: list[_Call] = []
@@ -118,8 +129,8 @@ class Reader:
         self._open: dict[int | None, _Call] = {}
         self._held = 0
 
-    def read(self, data: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Yield the texts of one event, and keep the rest for the end."""
+    def read(self, data: dict[str, Any]) -> None:
+        """Say the texts of one event, and keep the rest for the end."""
         raise NotImplementedError
 
     def done(self) -> None:
@@ -140,11 +151,15 @@ class Reader:
     def end(self) -> Iterator[StreamEvent]:
         """Yield the tool calls, the usage and the finish.
 
-        :raises StreamIncompleteError: the end mark has not come.
+        :raises StreamIncompleteError: the end mark has not come, or means a fault.
         """
         if not self.ended:
             cut = "broke off before its end" if self.begun else "is not a stream"
             raise StreamIncompleteError(f"The provider's answer {cut}.")
+        if self._reason == _FAILED:
+            raise StreamIncompleteError("The provider's answer ended with an error.")
+        for kind, half in self._halves.items():
+            yield StreamEvent(kind, _whole(half))
         calls_are_meant = bool(self._calls) and self._reason in ("", "stop", "tool_calls")
         for call in self._calls:
             # Any other end may have cut the last call off.
@@ -154,9 +169,21 @@ class Reader:
                 yield StreamEvent("tool_call", id=id, name=name, arguments=arguments)
         if tokens := self.tokens:
             yield StreamEvent("usage", input_tokens=tokens.input, output_tokens=tokens.output)
-        yield StreamEvent(
-            "finish", reason="tool_calls" if calls_are_meant else self._reason or "other"
-        )
+        reason = "tool_calls" if calls_are_meant else self._reason or "other"
+        yield StreamEvent("finish", reason=reason)
+
+    def _say(self, kind: Said, text: Any) -> None:
+        """Say a text in whole characters: servers that count in UTF-16 cut some into two events.
+
+        A half that stays alone becomes U+FFFD.
+        """
+        if not text or not isinstance(text, str):
+            return
+        text = self._halves.pop(kind, "") + text
+        if "\ud800" <= text[-1] <= "\udbff":
+            self._halves[kind], text = text[-1], text[:-1]
+        if text:
+            self.said.append(StreamEvent(kind, text if text.isascii() else _whole(text)))
 
     def _finish(self, reason: Any) -> None:
         """Note the wire's end mark, if this is one."""
@@ -212,7 +239,7 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
     """
-    parser, halves, left, fault = _Parser(), _Halves(), STREAM_LIMIT, ""
+    parser, left, fault = _Parser(), STREAM_LIMIT, ""
     told = monotonic()
     try:
         for piece in chain(pieces, (b"\n\n",)):
@@ -222,7 +249,9 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
                 raise StreamIncompleteError("The provider's answer is too long.")
             else:
                 for name, data in parser.feed(piece):
-                    yield from _read(reader, halves, name, data)
+                    _read(reader, name, data)
+                    yield from reader.said
+                    reader.said = []
             if piece is None or monotonic() - told > 1.0:
                 if reader.ended:
                     break
@@ -232,28 +261,7 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
         fault = str(error)
     if fault and not reader.ended:
         raise StreamIncompleteError(fault)
-    yield from halves.join(reader.end())
-
-
-class _Halves:
-    """Joins characters of which the halves come in two events, as servers cut texts that count in UTF-16."""
-
-    def __init__(self) -> None:
-        #: The event of the first half.
-        self.held: StreamEvent | None = None
-
-    def join(self, events: Iterator[StreamEvent]) -> Iterator[StreamEvent]:
-        """Yield the events with whole characters. A half that stays alone becomes U+FFFD."""
-        for event in events:
-            held, self.held, text = self.held, None, event.text
-            if held is not None and held.type == event.type:
-                text = held.text + text
-            elif held is not None:
-                yield StreamEvent(held.type, _whole(held.text))
-            if "\ud800" <= text[-1:] <= "\udbff":
-                self.held, text = StreamEvent(event.type, text[-1]), text[:-1]
-            if text or not event.text:
-                yield StreamEvent(event.type, _whole(text)) if text else event
+    yield from reader.end()
 
 
 def _whole(text: str) -> str:
@@ -262,14 +270,19 @@ def _whole(text: str) -> str:
 
 
 def encode(value: Any) -> bytes:
-    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD."""
-    try:
-        return msgspec.json.encode(value)
-    except UnicodeEncodeError:
-        return _whole(json.dumps(value, ensure_ascii=False)).encode()
+    """Return a value as JSON. Half a character, where a front end has cut a text, becomes U+FFFD.
+
+    :raises InvalidFieldError: it has objects of other kinds, or is nested too deep.
+    """
+    with suppress(TypeError, ValueError, RecursionError):
+        try:
+            return msgspec.json.encode(value)
+        except UnicodeEncodeError:
+            return _whole(json.dumps(value, ensure_ascii=False)).encode()
+    raise InvalidFieldError("Messages and params are values of JSON, not too deep.")
 
 
-def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator[StreamEvent]:
+def _read(reader: Reader, name: bytes, data: bytes) -> None:
     """Read one event. Data that is not an object says nothing, unless it is a damaged one."""
     value = _read_json(data)
     if reader.over:
@@ -278,11 +291,8 @@ def _read(reader: Reader, halves: _Halves, name: bytes, data: bytes) -> Iterator
         raise ErrorInStream(data)
     if isinstance(value, dict):
         reader.begun = True
-        events = reader.read(value)
         try:
-            # Half a character comes as an escape.
-            has_half = halves.held is not None or b"\\u" in data
-            yield from halves.join(events) if has_half else events
+            reader.read(value)
         except RecursionError:
             raise _damaged() from None
     elif data.strip() == b"[DONE]":

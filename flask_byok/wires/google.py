@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import InvalidFieldError
-from .events import Reader, StreamEvent, first, new_id, to_text
+from .events import Reader, first, new_id, to_text
 from .messages import (
     SIGNED,
     Call,
@@ -132,8 +132,8 @@ class GoogleReader(Reader):
     input_names = ("promptTokenCount", "toolUsePromptTokenCount")
     output_names = ("candidatesTokenCount", "thoughtsTokenCount")
 
-    def read(self, data: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Yield the texts of one object."""
+    def read(self, data: dict[str, Any]) -> None:
+        """Say the texts of one object."""
         self._note_usage(data.get("usageMetadata"))
         feedback, candidate = data.get("promptFeedback"), first(data.get("candidates"))
         if isinstance(feedback, dict) and feedback.get("blockReason"):
@@ -142,12 +142,11 @@ class GoogleReader(Reader):
         parts = content.get("parts") if isinstance(content, dict) else None
         for part in parts if isinstance(parts, list) else ():
             if isinstance(part, dict):
-                yield from self._read_part(part)
+                self._read_part(part)
         self._finish(candidate.get("finishReason"))
 
-    def _read_part(self, part: dict[str, Any]) -> Iterator[StreamEvent]:
-        if text := to_text(part.get("text")):
-            yield StreamEvent("reasoning" if part.get("thought") is True else "text", text)
+    def _read_part(self, part: dict[str, Any]) -> None:
+        self._say("reasoning" if part.get("thought") is True else "text", part.get("text"))
         if isinstance(function := part.get("functionCall"), dict):
             id = to_text(function.get("id")) or new_id()
             if signature := to_text(part.get("thoughtSignature")):

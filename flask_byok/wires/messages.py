@@ -20,6 +20,7 @@ _Model = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]{1,256}\Z")]
 _WHERE = re.compile(r"`\$(.*)`$")
 #: Between a call's id and its thought signature. Gemini 3 demands it back; OpenAI's messages have no field for it.
 SIGNED = "~thought~"
+_SYSTEMS = "system", "developer"
 #: What a field should be, by its name.
 _FORMS = {
     "model": "is a name of up to 256 printable characters.",
@@ -37,12 +38,12 @@ _FORMS = {
 class Facts(Struct, frozen=True):
     """What a wire needs to know of provider and model.
 
-    :param token_limit: name of the limit in OpenAI's wire.
+    :param limit_name: name of the limit in OpenAI's wire.
     :param asks_usage: whether the server understands ``stream_options.include_usage``.
     :param max_output: the model's longest answer in tokens, if it is known.
     """
 
-    token_limit: str = "max_tokens"  # noqa: S105  # the name of a field
+    limit_name: str = "max_tokens"
     asks_usage: bool = True
     max_output: int | None = None
 
@@ -125,6 +126,11 @@ class Message(Struct):
         """The content as parts, without empty texts: Anthropic and Google refuse them."""
         content = [Text(self.content)] if isinstance(self.content, str) else self.content or []
         return [part for part in content if not isinstance(part, Text) or part.text]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if there is nothing to send."""
+        return not (self.parts or self.tool_calls or self.tool_call_id)
 
     @property
     def text(self) -> str:
@@ -213,14 +219,20 @@ class Chat:
         self.model = _convert(model, _Model, "model")
         self.given = {name: value for name, value in params.items() if value is not None}
         self.params = _convert(self.given, Params, "")
-        read = _convert(messages, Annotated[list[Message], Meta(min_length=1)], "messages")
+        self._read = _convert(messages, Annotated[list[Message], Meta(min_length=1)], "messages")
         self.messages = list(messages)
-        systems = ("system", "developer")
-        self.system = "\n\n".join(m.text for m in read if m.role in systems)
-        #: The conversation, without the system's instructions and empty messages.
-        self.turns = [
-            m for m in read if m.role not in systems and (m.parts or m.tool_calls or m.tool_call_id)
-        ]
+        self.system = "\n\n".join(m.text for m in self._read if m.role in _SYSTEMS)
+
+    @property
+    def turns(self) -> list[Message]:
+        """The conversation, without the system's instructions and empty messages.
+
+        :raises InvalidFieldError: nothing is left, which Anthropic and Google refuse.
+        """
+        turns = [m for m in self._read if m.role not in _SYSTEMS and not m.is_empty]
+        if not turns:
+            raise InvalidFieldError("messages needs one beside the system's with this provider.")
+        return turns
 
 
 def plain_id(id: str) -> str:

@@ -1,15 +1,15 @@
 """OpenAI's chat completions, also of the many servers that are nearly compatible.
 
 Sources: https://platform.openai.com/docs/api-reference/chat-streaming and the types of its SDK; for further fields
-the documents of Groq, Mistral, DeepSeek and MiniMax.
+and ends the documents of Groq, Mistral, DeepSeek, MiniMax, Z.ai, vLLM and Text Generation Inference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-from .events import Reader, StreamEvent, first, to_text
+from .events import Reader, Said, first, to_text
 from .messages import Chat, Facts, plain_id
 
 
@@ -19,7 +19,7 @@ def write(chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
     body["messages"] = [_write_message(message) for message in chat.messages]
     if facts.asks_usage:
         body["stream_options"] = {"include_usage": True}
-    names = {"max_tokens": facts.token_limit}
+    names = {"max_tokens": facts.limit_name}
     body |= {names.get(name, name): v for name, v in chat.given.items() if name != "extra"}
     return "/chat/completions", body
 
@@ -40,8 +40,8 @@ class OpenAIReader(Reader):
     _deltas = False
     _refused = False
 
-    def read(self, data: dict[str, Any]) -> Iterator[StreamEvent]:
-        """Yield the texts of one chunk."""
+    def read(self, data: dict[str, Any]) -> None:
+        """Say the texts of one chunk."""
         if usage := data.get("usage") or data.get("x_groq"):
             self._note_usage(usage.get("usage", usage) if isinstance(usage, dict) else None)
         choice = first(data.get("choices"))
@@ -53,7 +53,7 @@ class OpenAIReader(Reader):
         elif not self._deltas:
             delta = choice.get("message")  # after deltas, it repeats the whole
         if isinstance(delta, dict):
-            yield from self._read_delta(delta)
+            self._read_delta(delta)
         if reason := choice.get("finish_reason"):
             self._finish("refusal" if self._refused and reason == "stop" else reason)
 
@@ -69,14 +69,23 @@ class OpenAIReader(Reader):
             sent, made = usage.get("input_tokens"), usage.get("output_tokens")
             super()._note_usage({"prompt_tokens": sent, "completion_tokens": made, **usage})
 
-    def _read_delta(self, delta: dict[str, Any]) -> Iterator[StreamEvent]:
-        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            yield from _read_parts(thought, "reasoning")
-        if content := delta.get("content"):
-            yield from _read_parts(content, "text")
+    def _say(self, kind: Said, content: Any) -> None:
+        """Say a text, or the texts of a list of parts; Mistral's reasoning is a part with a list of its own."""
+        if isinstance(content, list):
+            for part in content:
+                self._say(kind, part)
+        elif isinstance(content, dict):
+            self._say(kind, content.get("text"))
+            self._say("reasoning", content.get("thinking"))
+        else:
+            super()._say(kind, content)
+
+    def _read_delta(self, delta: dict[str, Any]) -> None:
+        self._say("reasoning", delta.get("reasoning_content") or delta.get("reasoning"))
+        self._say("text", delta.get("content"))
         if refusal := to_text(delta.get("refusal")):
             self._refused = True
-            yield StreamEvent("text", refusal)
+            self._say("text", refusal)
         if calls := delta.get("tool_calls") or delta.get("function_call"):
             for call in calls if isinstance(calls, list) else [{"function": calls}]:
                 if isinstance(call, dict) and isinstance(call.get("function"), dict):
@@ -95,15 +104,3 @@ class OpenAIReader(Reader):
         self._open[None] = call
         call.name = call.name or name
         self._add_arguments(call, function.get("arguments"))
-
-
-def _read_parts(content: Any, kind: Literal["text", "reasoning"]) -> Iterator[StreamEvent]:
-    """Yield a text, or the texts of a list of parts; Mistral's reasoning is a part with a list of its own."""
-    if content and isinstance(content, str):
-        yield StreamEvent(kind, content)
-    elif isinstance(content, list):
-        for part in content:
-            yield from _read_parts(part, kind)
-    elif isinstance(content, dict):
-        yield from _read_parts(content.get("text"), kind)
-        yield from _read_parts(content.get("thinking"), "reasoning")

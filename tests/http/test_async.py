@@ -14,7 +14,7 @@ import pytest
 
 from flask_byok.errors import EndpointNotAllowedError, RateLimitedError
 from flask_byok.http import Endpoint, Outbound, transport
-from flask_byok.http.aio import iterate
+from flask_byok.http.aio import KeylessAsyncClient, iterate
 from flask_byok.http.outbound import Slots
 from flask_byok.http.transport import PERSONAL, REFUSED
 from flask_byok.testing import FakeProviders
@@ -31,7 +31,7 @@ KEY = {"Authorization": "Bearer sk-secret"}
 def client_of(server: HostileServer, trust: Any = "operator", **options: Any) -> httpx2.AsyncClient:
     """Return the async client of a server's endpoint."""
     outbound = Outbound(allow_private=True)
-    return outbound.async_client_for(Endpoint(server.origin, trust), **options)
+    return KeylessAsyncClient(outbound.client_for(Endpoint(server.origin, trust), **options))
 
 
 async def read(client: httpx2.AsyncClient, url: str) -> bytes:
@@ -151,7 +151,7 @@ def test_no_hostile_url_reaches_an_internal_address(dialled: Dialled) -> None:
             for trust in ("personal", "catalog"):
                 endpoint: Any = Endpoint(url, trust)
                 with pytest.raises((EndpointNotAllowedError, httpx2.HTTPError, httpx2.InvalidURL)):
-                    await outbound.async_client_for(endpoint).get(url, headers=KEY)
+                    await KeylessAsyncClient(outbound.client_for(endpoint)).get(url, headers=KEY)
 
     asyncio.run(main())
     assert dialled.internal() == []
@@ -222,7 +222,7 @@ def test_openais_async_client(fake: FakeProviders) -> None:
         made = openai.AsyncOpenAI(
             api_key=api_key,
             base_url=endpoint.base_url,
-            http_client=outbound.async_client_for(endpoint),
+            http_client=KeylessAsyncClient(outbound.client_for(endpoint)),
         )
         hello: Any = [{"role": "user", "content": "hello"}]
         stream = await made.chat.completions.create(model="m", messages=hello, stream=True)

@@ -68,8 +68,10 @@ def start(made: BaseProvider) -> Iterator[str]:
 def test_chats_of_one_owner_and_of_all_are_limited(slots: Slots, quiet: HostileServer) -> None:
     """Two chats of an owner and four of all may run on people's own servers; the next is refused without a call."""
     running = [start(provider(quiet.origin, owner)) for owner in ("a", "a", "b")]
+    counted: list[Any] = []
     with pytest.raises(RateLimitedError) as caught:
-        next(provider(quiet.origin, "a").stream_chat(HELLO))
+        next(provider(quiet.origin, "a", count=counted.append).stream_chat(HELLO))
+    assert counted == []
     assert (caught.value.retry_after, caught.value.__context__) == (10, None)
     running.append(start(provider(quiet.origin, None)))
     with pytest.raises(RateLimitedError):

@@ -23,7 +23,7 @@ from flask_byok.http import Outbound
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.providers import BaseProvider, make_provider
 from flask_byok.testing import FakeProviders
-from flask_byok.wires import StreamEvent
+from flask_byok.wires.events import StreamEvent
 from tests.patience import soon
 
 from .conftest import CATALOG, HELLO, SDKS, Make, call_client, credential_for
@@ -158,8 +158,6 @@ def test_a_missing_sdk_is_named(make: Make, monkeypatch: pytest.MonkeyPatch, pro
     """Without the SDK the error says how to install it."""
     for name in ("openai", "anthropic", "google.genai"):
         monkeypatch.setitem(sys.modules, name, None)
-    for module in ("openai", "anthropic"):
-        sys.modules[f"flask_byok.providers.{module}"]._client_class.cache_clear()
     with pytest.raises(ConfigurationError, match=rf"pip install 'flask-byok\[{provider}\]'"):
         make(provider, CANARY).client  # noqa: B018
 

@@ -99,7 +99,7 @@ def test_whole_answers_are_scripted_too(fake: FakeProviders) -> None:
 
 #: Our words for the ends, and what the wires call them; last each wire's own word.
 FINISHES = {
-    "openai": "stop=stop length=length content_filter=content_filter refusal=stop other=error eos=eos",
+    "openai": "stop=stop length=length content_filter=content_filter refusal=stop other=other eos=eos",
     "anthropic": "stop=end_turn length=max_tokens refusal=refusal other=pause_turn"
     " model_context_window_exceeded=model_context_window_exceeded",
     "google": "stop=STOP length=MAX_TOKENS content_filter=SAFETY other=OTHER RECITATION=RECITATION",

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 
 from flask_byok.errors import StreamIncompleteError
-from flask_byok.wires import WIRES, ErrorInStream, StreamEvent, read_events
+from flask_byok.wires import WIRES
+from flask_byok.wires.events import ErrorInStream, Reader, StreamEvent, read_events
 
 Events = list[StreamEvent]
 
@@ -73,12 +74,14 @@ def number(events: Iterable[StreamEvent]) -> Events:
     return [msgspec.structs.replace(e, id=re.sub("call_[0-9a-f]{16}", name, e.id)) for e in events]
 
 
-def read_until_error(pieces: bytes | Iterable[bytes | None], wire: str) -> tuple[Events, str]:
+def read_until_error(
+    pieces: bytes | Iterable[bytes | None], wire: str, reader: Reader | None = None
+) -> tuple[Events, str]:
     """Return the events, and the name of the error after them or nothing. Other errors than the two pass."""
     given = [pieces] if isinstance(pieces, bytes) else pieces
     events: Events = []
     try:
-        for event in read_events(given, WIRES[wire].reader()):
+        for event in read_events(given, reader or WIRES[wire].reader()):
             if event is not None:
                 events.append(event)
     except (StreamIncompleteError, ErrorInStream) as error:
@@ -127,7 +130,7 @@ OPENAI = [
     ),
     *(
         _openai(
-            reason,
+            given,
             [chunk({"content": "Half"}), chunk({}, given), DONE],
             1,
             *text("Half"),
@@ -136,7 +139,8 @@ OPENAI = [
         for given, reason in [
             ("length", "length"),
             ("content_filter", "content_filter"),
-            ("insufficient_system_resource", "other"),
+            ("eos_token", "stop"),
+            ("something_new", "other"),
         ]
     ),
     _openai(
@@ -288,7 +292,8 @@ GOOGLE = [
                     "IMAGE_SAFETY",
                 )
             ),
-            ("MALFORMED_FUNCTION_CALL", "other"),
+            ("CONTINUATION", "length"),
+            ("NO_IMAGE", "other"),
             ("OTHER", "other"),
         ]
     ),

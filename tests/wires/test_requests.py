@@ -18,7 +18,8 @@ from google.genai import types as google_types
 from pydantic import TypeAdapter
 
 from flask_byok.errors import InvalidFieldError
-from flask_byok.wires import WIRES, Facts
+from flask_byok.wires import WIRES
+from flask_byok.wires.messages import Facts
 
 from .streams import GOOGLE, StreamEvent
 
@@ -157,7 +158,7 @@ def test_openai() -> None:
 
 def test_what_a_row_says_of_openais_wire() -> None:
     """A provider's row names the limit, and whether usage can be asked for."""
-    facts = Facts(token_limit="max_completion_tokens", asks_usage=False)
+    facts = Facts(limit_name="max_completion_tokens", asks_usage=False)
     body = write("openai", facts=facts, max_tokens=5, temperature=None)
     messages = {"model": "gpt-4o-mini", "messages": [USER], "stream": True}
     assert body == {**messages, "max_completion_tokens": 5}
@@ -530,6 +531,14 @@ def test_wrong_messages(wire: str, messages: Any, place: str) -> None:
             for text in ("sk-secret", "[1]", "[" * 10_000)
         ),
         *((wire, [{**image(PNG), "role": "system"}], "no images here") for wire in WIRES),
+        *(
+            (wire, messages, "beside the system's with this provider")
+            for wire in ("anthropic", "google")
+            for messages in (
+                [{"role": "system", "content": "sk-secret"}],
+                [{"role": "developer", "content": "A"}, {"role": "user", "content": ""}],
+            )
+        ),
     ],
 )
 def test_wrong_messages_of_one_wire(wire: str, messages: Any, advice: str) -> None:

@@ -7,7 +7,8 @@ import tracemalloc
 
 import pytest
 
-from flask_byok.wires import WIRES, Scanner, events
+from flask_byok.wires import WIRES, events
+from flask_byok.wires.events import Scanner
 
 from .streams import chunk, data
 from .test_parser import HOSTILE, MIB, _repeat

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from flask_byok.errors import ProviderUnavailableError, StreamIncompleteError
-from flask_byok.wires import WIRES, ErrorInStream, StreamEvent, read_events
+from flask_byok.wires import WIRES
+from flask_byok.wires.events import ErrorInStream, StreamEvent, read_events
 
 from .streams import (
     DONE,
@@ -127,9 +128,8 @@ def test_halves_of_a_character(wire: str) -> None:
         ("reasoning", "a"),
         ("reasoning", "🙂"),
         ("text", "🙂b"),
-        ("text", "�"),
         ("reasoning", "�"),
-        ("text", "c�d"),
+        ("text", "�c�d"),
         ("text", "e"),
         ("text", "�f"),
         ("text", "�"),
@@ -222,6 +222,36 @@ def test_an_error_within_a_stream(wire: str, error: bytes) -> None:
         read(before + error, wire)
     assert raised.value.body.strip() == error.rpartition(b"data: ")[2].strip()
     assert "sk-secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("wire", "end"),
+    [
+        *(
+            ("openai", chunk({}, reason))
+            for reason in ("error", "network_error", "insufficient_system_resource", "abort")
+        ),
+        *(
+            ("google", part(reason=reason))
+            for reason in (
+                "MALFORMED_FUNCTION_CALL",
+                "MALFORMED_RESPONSE",
+                "UNEXPECTED_TOOL_CALL",
+                "TOO_MANY_TOOL_CALLS",
+                "MISSING_THOUGHT_SIGNATURE",
+            )
+        ),
+    ],
+)
+def test_an_end_that_is_a_failure(wire: str, end: bytes) -> None:
+    """An end mark that means a fault makes the answer incomplete: its calls are not told, its tokens are known."""
+    said, _, called, _ = PIECES[wire]
+    reader = WIRES[wire].reader()
+    events = read_events([said("Hi"), called("{}"), end, USED, DONE], reader)
+    assert [next(events)] == text("Hi")
+    with pytest.raises(StreamIncompleteError, match="ended with an error"):
+        next(events)
+    assert (reader.tokens is None) == (wire == "google")
 
 
 def test_no_error() -> None:
