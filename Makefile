@@ -36,6 +36,7 @@ bench: .venv/.dev ## measured ratios against the raw parts and a naive version
 stress: ## the long trials, one after the other, each with its time
 	scripts/provide
 	$(MAKE) .venv/.dev
+	scripts/lowest sdks
 	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
 	scripts/lowest hosts
 	scripts/lowest all
@@ -47,7 +48,7 @@ lock: ## choose new versions of everything
 	scripts/lock
 
 clean:
-	rm -rf .venv .venv-lowest* .venv-peers .venv-frameworks build dist *.egg-info docs/_build
+	rm -rf .venv .venv-lowest* .venv-sdks* .venv-peers .venv-frameworks build dist *.egg-info docs/_build
 	rm -rf tests/axe/node_modules tests/peers/node/node_modules
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 

@@ -22,6 +22,7 @@ from tests.storage.contract import DAY, VISITOR, begin, make_record
 
 from .accounts import bench_accounts
 from .host import NaiveHost, byok_host, plain_host, stream
+from .keys import bench_keys
 from .measure import interleaved, show
 from .streams import bench_streams
 from .waiting import bench_log_records, bench_waiting
@@ -45,6 +46,7 @@ def main() -> None:
         bench_untouched(app)
         bench_stream(visitor, fake, raw, api_key)
         bench_accounts(fake)
+    bench_keys()
     bench_streams()
     bench_waiting()
     bench_log_records()

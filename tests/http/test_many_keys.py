@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -46,13 +49,18 @@ def _async_sdk(made: BaseProvider, messages: Any) -> str:
     return asyncio.run(ask())
 
 
-WAYS: list[Callable[[BaseProvider, Any], str]] = [_our_stream, _our_async_stream, _sdk, _async_sdk]
+WAYS: list[Callable[[BaseProvider, Any], str]] = [_our_stream, _sdk]
+if not socket.socket.__module__.startswith("gevent"):
+    # Greenlets share a thread, which runs one event loop at a time.
+    WAYS += [_our_async_stream, _async_sdk]
 
-
-@pytest.mark.parametrize(
+in_all_sizes = pytest.mark.parametrize(
     ("threads", "people"),
     [(16, 80), *(pytest.param(n, 400, marks=pytest.mark.stress) for n in (1, 16, 64))],
 )
+
+
+@in_all_sizes
 def test_each_call_has_its_own_key(
     fake_tls: FakeProviders, client_tls: ssl.SSLContext, threads: int, people: int
 ) -> None:
@@ -80,3 +88,19 @@ def test_each_call_has_its_own_key(
     for call in calls:
         owner = call.body["messages"][0]["content"].removeprefix("I am ").removesuffix(".")
         assert (call.api_key, call.cookies) == (own[owner], {})
+
+
+#: Runs pytest after gevent has replaced sockets and threads, as gunicorn's gevent worker does.
+_GREEN = (
+    "import gevent.monkey; gevent.monkey.patch_all(); import pytest, sys; sys.exit(pytest.main())"
+)
+
+
+@in_all_sizes
+def test_each_greenlet_has_its_own_key(threads: int, people: int) -> None:
+    """The test above passes under gevent, with greenlets in place of threads."""
+    test = f"{__file__}::{test_each_call_has_its_own_key.__name__}[{threads}-{people}]"
+    command = [sys.executable, "-c", _GREEN, test, "-m", "", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout

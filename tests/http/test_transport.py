@@ -6,7 +6,6 @@ import socket
 import ssl
 import threading
 import time
-from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -21,7 +20,6 @@ from flask_byok.testing import FakeProviders
 from tests.patience import soon
 
 from .conftest import Dialled
-from .hostile_urls import hostile_urls, resolve
 
 PUBLIC = "93.184.215.14"
 
@@ -43,34 +41,6 @@ def fetch(outbound: Outbound, url: str, trust: Any = "personal", seconds: float 
     """Ask for the list of models, with a key."""
     headers = {"Authorization": "Bearer sk-secret"}
     return outbound.fetch(Endpoint(url, trust), "/models", headers, seconds=seconds)
-
-
-def test_no_hostile_url_reaches_an_internal_address(dialled: Dialled) -> None:
-    """Of more than ten thousand hostile URLs none opens a connection to an internal address."""
-    outbound = Outbound(resolver=resolve)
-    for url in hostile_urls():
-        with suppress(EndpointNotAllowedError, ProviderUnavailableError):
-            fetch(outbound, url)
-    assert dialled.internal() == []
-
-
-def test_a_plain_client_reaches_hundreds(dialled: Dialled) -> None:
-    """The same URLs lead a plain client to internal addresses, so the test above can fail."""
-    with httpx2.Client(trust_env=False) as client:
-        for url in hostile_urls()[::10]:
-            with suppress(Exception):
-                client.get(url)
-    assert len(dialled.internal()) > 200
-
-
-def test_a_name_that_changes_its_address_reaches_nothing_internal(dialled: Dialled) -> None:
-    """DNS rebinding: public at one question and internal at the next never connects inside."""
-    outbound = Outbound(resolver=Resolver([PUBLIC], ["127.0.0.1"], ["169.254.169.254"]))
-    for _ in range(300):
-        with pytest.raises(ProviderUnavailableError):
-            fetch(outbound, "https://rebind.example")
-    assert dialled.internal() == []
-    assert dialled.addresses.count(PUBLIC) == 100
 
 
 INSIDE = "127.0.0.1"
