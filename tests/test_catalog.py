@@ -137,11 +137,11 @@ def test_malformed_ids() -> None:
             Catalog([ProviderSpec(id=bad, name="Bad")])
 
 
-def check(status: int, body: bytes, *secrets: str) -> Verdict:
+def check(status: int, body: bytes, api_key: str = "") -> Verdict:
     """Judge an answer to a check by one rule."""
     rule = Rule((401, 403), Verdict.INVALID, contains='"code":"invalid_api_key"')
     spec = ProviderSpec(id="mine", name="Mine", check=CheckSpec(rules=(rule,)))
-    return judge(spec, Answer(status, body), "check", secrets).verdict
+    return judge(spec, Answer(status, body), "check", {"api_key": api_key}).verdict
 
 
 def test_a_rule_fits_by_status_and_text() -> None:
@@ -171,7 +171,14 @@ def test_a_key_does_not_decide_its_own_verdict(api_key: str) -> None:
     answer = Answer(400, f'{{"message": "{api_key}"}}'.encode())
     for place in ("check", "call"):
         assert judge(spec, answer, place).verdict is Verdict.INVALID
-        assert judge(spec, answer, place, [api_key, ""]).verdict is Verdict.UNCHECKED
+        assert judge(spec, answer, place, {"api_key": api_key}).verdict is Verdict.UNCHECKED
+
+
+def test_a_name_is_no_secret() -> None:
+    """What a person calls a server of their own is not taken out of what the server says."""
+    answer = Answer(429, b'{"error": {"message": "No.", "code": "insufficient_quota"}}')
+    found = judge(Catalog().get("custom"), answer, "call", {"name": "quota", "api_key": "sk-1"})
+    assert found.verdict is Verdict.VALID_NO_CREDIT
 
 
 @pytest.mark.parametrize(

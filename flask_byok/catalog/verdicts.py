@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ..errors import ERRORS_OF_CALLS, ByokError, RejectedCredentialError
@@ -160,15 +161,17 @@ def judge(
     spec: ProviderSpec,
     answer: Answer,
     place: Place,
-    secrets: Iterable[str] = (),
+    sent: Mapping[str, str] = MappingProxyType({}),
     *,
     elsewhere: bool = False,
 ) -> Judgement:
     """Judge the answer to a check; or the error that a call brought, in place of an answer or inside a stream.
 
-    :param secrets: what was sent; the answer is judged without them, so that no key decides its own verdict.
+    :param sent: the credential's fields. The answer is judged without the secret ones, so that no key decides its own
+        verdict.
     :param elsewhere: the call may want another kind of key: the status alone says nothing about this one.
     """
+    secrets = [sent[each.name] for each in spec.fields if each.secret and each.name in sent]
     error, is_check = _Error.read(answer, place, secrets), place == "check"
     known = (*spec.check.rules, *WIRES[spec.adapter])
     usable = (r for r in known if r.place in ("both", place) and not (elsewhere and _is_bare(r)))

@@ -109,7 +109,7 @@ class _Asked:
             answer = self._ask()
         except ProviderUnavailableError as error:
             return Judgement(Verdict.UNREACHABLE, error.code, str(error)), None
-        found = self._explained(judge(spec, answer, "check", fields.values()))
+        found = self._explained(judge(spec, answer, "check", fields))
         other = looks_like(fields.get("api_key", ""), spec, self.known)
         if found.verdict is Verdict.INVALID and other is not None:
             reason = f"{spec.name} does not know this key: it looks like one for {other.name}."

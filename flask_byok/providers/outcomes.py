@@ -86,8 +86,8 @@ class Outcomes:
 
         :param elsewhere: see :meth:`is_elsewhere`.
         """
-        secrets = map(self.credential.reveal, self.credential.fields)
-        judged = judge(self.spec, answer, "call", secrets, elsewhere=elsewhere)
+        sent = {name: secret.reveal() for name, secret in self.credential.fields.items()}
+        judged = judge(self.spec, answer, "call", sent, elsewhere=elsewhere)
         return "rejected" if judged.verdict.valid is False else "failed", judged
 
     def is_elsewhere(self, path: str | None) -> bool:

@@ -52,7 +52,7 @@ def answer_of(row: dict[str, Any]) -> Answer:
 def test_an_answer_means_what_its_document_says(provider: str, row: dict[str, Any]) -> None:
     """Each documented answer has the exact verdict and kind, and a sentence of our own without any word of it."""
     answer = answer_of(row)
-    found = judge(Catalog().get(provider), answer, row["place"], [API_KEY])
+    found = judge(Catalog().get(provider), answer, row["place"], {"api_key": API_KEY})
     kind = found.kind if row["place"] == "call" else None
     assert (found.verdict, kind) == (row["verdict"], row["kind"]), row["note"]
     assert found.reason.endswith(".")
@@ -123,11 +123,11 @@ def test_each_rule_is_needed_by_a_documented_answer(spec: ProviderSpec) -> None:
         less = replace(spec.check, rules=rules[:number] + rules[number + 1 :])
         without = replace(spec, check=less)
         assert any(
-            judge(without, answer, row["place"], [API_KEY]) != judged(spec, row, answer)
+            judge(without, answer, row["place"], {"api_key": API_KEY}) != judged(spec, row, answer)
             for row, answer in rows
         ), rule
 
 
 def judged(spec: ProviderSpec, row: dict[str, Any], answer: Answer) -> Judgement:
     """Return what the whole row says of an answer."""
-    return judge(spec, answer, row["place"], [API_KEY])
+    return judge(spec, answer, row["place"], {"api_key": API_KEY})
