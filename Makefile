@@ -38,6 +38,7 @@ stress: ## the long trials, one after the other, each with its time
 	$(MAKE) .venv/.dev
 	scripts/lowest sdks
 	scripts/test -m stress -v -o console_output_style=times -o faulthandler_timeout=0
+	scripts/lowest tests/http/test_hostile_urls.py -m 'stress or not stress'
 	scripts/lowest hosts
 	scripts/lowest all
 

@@ -15,6 +15,7 @@ import pytest
 from flask_byok.providers.installed import NEEDED
 from flask_byok.testing import FakeProviders
 
+from .sdk_calls import WAYS
 from .servers import ROOT, Aimock, LiteLLM
 
 pytestmark = pytest.mark.stress
@@ -95,6 +96,8 @@ def test_fakes(fake: FakeProviders) -> None:
         ]
         seen.append((outcomes, requests))
     assert_same(*seen)
+    used = [told for _, _, told in outcomes if told["counted"][:1] == ["used"]]
+    assert len(used) >= len(SDKS) * len(WAYS), "good keys were answered in every way"
 
 
 def test_aimock(aimock: Aimock) -> None:
