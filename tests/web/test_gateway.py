@@ -723,8 +723,8 @@ def test_calls_are_counted_and_refusals_marked(app: HostApp, fake: FakeProviders
 def test_an_error_within_a_stream_is_reported(app: HostApp, fake: FakeProviders, ann: Any) -> None:
     """A key that is revoked in the midst of an answer is marked; the bytes pass as they are."""
     fake.stream_next("openai", "Hello", error="key_rejected")
+    fake.refuse_next("openai", "key_rejected")  # to the check that follows, as the address is the operator's
     got = ann(stream=True)
-    fake.revoke("openai", fake.api_key("openai", "good", "ann"))
     assert (got.status_code, got.text.count("invalid_api_key")) == (200, 1)
     assert _uses(app)[0][0] == "rejected"
 
