@@ -223,4 +223,6 @@ def _add_routes(app: HostApp) -> None:
     def chat(provider: str) -> Response:
         message = {"role": "user", "content": request.args.get("message", "hello")}
         chosen = get_provider_with_api_key(provider)
-        return app.byok.stream_response(chosen, [message], request.args.get("model"))
+        protocol: Any = request.args.get("protocol", "byok")
+        model = request.args.get("model")
+        return app.byok.stream_response(chosen, [message], model, protocol=protocol)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -196,6 +197,27 @@ def test_a_name_is_no_secret() -> None:
 def test_when_to_ask_again(named: str, seconds: int | None) -> None:
     """Seconds and dates are read, never rounded down; what makes no sense is no answer and no error."""
     assert Answer(429, b"", {"retry-after": named}).retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(None, "moment"), (3, "moment"), (30, "30 seconds"), (600, "10 minutes"), (83451, "24 hours")],
+)
+def test_the_time_to_wait_is_told(seconds: int | None, told: str) -> None:
+    """The sentence for people says how long to wait, where the provider says so."""
+    answer = Answer(429, b"{}", {"retry-after": str(seconds)} if seconds else {})
+    judged = judge(Catalog().get("openai"), answer, "call")
+    assert told in str(judged.error("openai", "user", answer.retry_after))
+
+
+@pytest.mark.parametrize("place", ["check", "call"])
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_page_is_no_api(place: Any, status: int) -> None:
+    """A web page in place of an answer is about the address, not about the model or the key's permissions."""
+    answer = Answer(status, b"<!doctype html><title>Not here</title>")
+    judged = judge(Catalog().get("mistral"), answer, place)
+    assert (judged.verdict, judged.kind) == (Verdict.UNCHECKED, "request_refused")
+    assert "web page" in judged.reason
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,8 @@ def test_example_of_calls_works(
     _save(client, "openai", byok_fake_providers.api_key("openai"))
     assert client.get("/models").get_json()["source"] == "session"
     assert "gpt-4o-mini" in client.get("/models").get_json()["names"]
+    byok_fake_providers.answer_next("openai", 403, {"error": {"message": "No."}})
+    assert client.get("/models").get_json() == {"code": "provider_error", "status": 403}
     assert "A poem" in client.get("/poem").text
     assert "A question" in client.get("/ask").text
     _save(client, "anthropic", byok_fake_providers.api_key("anthropic"))

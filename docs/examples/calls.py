@@ -1,3 +1,4 @@
+import openai
 from flask import Flask, jsonify
 
 from flask_byok import (
@@ -16,6 +17,10 @@ def add_views(app: Flask, byok: BYOK) -> None:
         provider = get_provider_with_api_key("openai")
         names = [model.id for model in provider.client.models.list()]  # OpenAI's own client
         return jsonify(names=names, source=provider.source)
+
+    @app.errorhandler(openai.APIStatusError)  # an SDK's own client raises the SDK's errors
+    def refused(error):
+        return jsonify(code="provider_error", status=error.status_code), 502
 
     @app.get("/poem")
     @byok.require_keys("openai")  # without one: 409 key_missing

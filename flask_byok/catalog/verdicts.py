@@ -90,9 +90,18 @@ class Judgement(NamedTuple):
         """Return the error of a call that ended so."""
         if self.kind == RejectedCredentialError.code:
             return RejectedCredentialError(self.reason, provider=provider, tier=tier)
-        kind = ERRORS_OF_CALLS[self.kind]
-        return kind(self.reason, provider=provider, tier=tier, retry_after=retry_after)
+        kind, reason = ERRORS_OF_CALLS[self.kind], self.reason
+        if retry_after and retry_after > 5:
+            reason = reason.replace("in a moment", f"in {_words_for(retry_after)}")
+        return kind(reason, provider=provider, tier=tier, retry_after=retry_after)
 
+
+def _words_for(seconds: int) -> str:
+    size, unit = next((each for each in _UNITS if seconds >= 2 * each[0]), _UNITS[-1])
+    return f"{math.ceil(seconds / size)} {unit}"
+
+
+_UNITS = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 # The code of the error of a call, by the verdict on its key.
 _KINDS = {
@@ -154,6 +163,8 @@ _CUT = "{name} did not finish its answer. Try again."
 _NOT_TAKEN = "{name} did not accept this key for this call. Check it, or use another one."
 _REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
 _PAGE = "This address shows a web page, not an API. Check the base URL: many end in /v1."
+# Refusals with which a server shows a page if there is no API at the address.
+_OF_NO_API = (400, 403, 404, 405)
 _NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."
 
 
@@ -185,6 +196,8 @@ def judge(
             return judged(spec, rule.verdict, kind, place, rule.reason)
     if is_check and answer.status == 200:
         return _success(spec, answer)
+    if answer.status in _OF_NO_API and _is_page(answer.body):
+        return judged(spec, Verdict.UNCHECKED, "request_refused", place, _PAGE)
     return _by_status(spec, error.status, place, elsewhere)
 
 
@@ -192,7 +205,7 @@ def judged(
     spec: ProviderSpec, verdict: Verdict, kind: str, place: Place, reason: str = ""
 ) -> Judgement:
     """Return a judgement, by default with the reason that the verdict or the kind has at this place."""
-    if not reason and place == "call":
+    if not reason and place == "call" and verdict is not Verdict.DISABLED:
         reason = _CALLS[kind]
     elif not reason:
         asked = verdict is Verdict.UNCHECKED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from ..errors import ByokError, ProviderError
+from ..errors import ByokError, ProviderError, ProviderUnavailableError, StreamIncompleteError
 from ..redaction import redact
 from ..wires.events import Reader, Scanner
 from .conversation import MAX_REFUSAL
@@ -75,10 +75,13 @@ class Passage(Iterator[bytes | None]):
     def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:
         self._ours.told = scanner = Scanner(reader, is_stream=self.is_stream)
         with self._ours:
-            for piece in self._call.body():
-                if piece:
-                    self._ours.count("used")
-                    if found := scanner.feed(piece):
-                        self._ours.refuse(0, found)
-                yield piece
+            try:
+                for piece in self._call.body():
+                    if piece:
+                        self._ours.count("used")
+                        if found := scanner.feed(piece):
+                            self._ours.refuse(0, found)
+                    yield piece
+            except ProviderUnavailableError as error:
+                raise StreamIncompleteError(str(error)) if self.is_stream else error from None
             self._ours.count("used")  # there may be no body

@@ -76,9 +76,11 @@ class _OpenAI(_Writer):
     def event(self, event: StreamEvent) -> bytes:
         match event.type:
             case "start":
+                # Beside OpenAI's model, provider and source; a second start tells those of another key.
                 is_first = "model" not in self._facts
                 self._facts["model"] = event.model
-                return self._chunk({"role": "assistant", "content": ""}) if is_first else b""
+                begun = {"role": "assistant", "content": ""} if is_first else {}
+                return self._chunk(begun, **event.to_dict())
             case "text":
                 return self._chunk({"content": event.text})
             case "reasoning":
@@ -92,9 +94,9 @@ class _OpenAI(_Writer):
             case _:
                 return self._chunk({}, _reason_of(event)) + self._usage
 
-    def _chunk(self, delta: Mapping[str, Any], reason: str | None = None) -> bytes:
+    def _chunk(self, delta: Mapping[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return _data({**self._facts, "choices": [choice]})
+        return _data({**self._facts, **more, "choices": [choice]})
 
     def error(self, told: Problem) -> bytes:
         facts = {"message": told["detail"], "type": told["code"], "param": None}

@@ -31,6 +31,7 @@ MOST_TOKENS = 1_000_000_000
 
 #: An end that is none: the provider could not go on, or the model made nothing that can be used.
 _FAILED = "failed"
+_NO_STREAM = "is not a stream. Check the model and the base URL, or try again"
 #: What the wires call their ends, in lower case. Each of them means the same in each wire that has it.
 _REASONS = {
     name: reason
@@ -54,6 +55,8 @@ _FIELDS = {
     "usage": ("input_tokens", "output_tokens"),
     "finish": ("reason",),
 }
+#: Seconds without an event after which a finish reason is the last one.
+_PATIENCE = 5
 _decode = msgspec.json.Decoder().decode
 # In a text the quotes would be escaped.
 _USAGE = re.compile(rb'.*"usage(?:Metadata)?"\s*:\s*(?=\{)', re.DOTALL)
@@ -154,7 +157,7 @@ class Reader:
         :raises StreamIncompleteError: the end mark has not come, or means a fault.
         """
         if not self.ended:
-            cut = "broke off before its end" if self.begun else "is not a stream"
+            cut = "broke off before its end. Try again" if self.begun else _NO_STREAM
             raise StreamIncompleteError(f"The provider's answer {cut}.")
         if self._reason == _FAILED:
             raise StreamIncompleteError("The provider's answer ended with an error.")
@@ -234,13 +237,14 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
     arguments of a tool call.
 
     The body is read to its end, so that its connection can serve again, but for no more than about a second after the
-    end mark. What happens to it then does not matter.
+    end mark; where more can follow, as some servers write a finish reason into every event, for five seconds without an
+    event. What happens to it then does not matter.
 
     :raises StreamIncompleteError: the bytes are no stream, or too many, or end before the end mark.
     :raises ErrorInStream: the provider sent an error within the stream.
     """
     parser, left, fault = _Parser(), STREAM_LIMIT, ""
-    told = monotonic()
+    told, quiet = monotonic(), 0
     try:
         for piece in chain(pieces, (b"\n\n",)):
             if piece is None:
@@ -249,11 +253,13 @@ def read_events(pieces: Iterable[bytes | None], reader: Reader) -> Iterator[Stre
                 raise StreamIncompleteError("The provider's answer is too long.")
             else:
                 for name, data in parser.feed(piece):
+                    quiet = 0
                     _read(reader, name, data)
                     yield from reader.said
                     reader.said = []
             if piece is None or monotonic() - told > 1.0:
-                if reader.ended:
+                quiet += 1
+                if reader.over or (reader.ended and quiet == _PATIENCE):
                     break
                 told = monotonic()
                 yield None

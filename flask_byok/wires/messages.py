@@ -255,6 +255,6 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     where = name + found[1] if found else name
     if not where:
         known = ", ".join(Params.__struct_fields__)
-        raise InvalidFieldError(f"A parameter is unknown. There are {known}.")
+        raise InvalidFieldError(f"A parameter is unknown: beside model there are {known}.")
     form = _FORMS.get(where.rpartition(".")[2], "has another form in OpenAI's chat completions.")
     raise InvalidFieldError(f"{where.removeprefix('.')} {form}")

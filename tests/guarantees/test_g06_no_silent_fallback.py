@@ -229,9 +229,12 @@ def test_a_passing_fault_alone_is_no_reason(tmp_path: Path, fake: FakeProviders)
     assert client.status()["passed_over"] is None
 
 
-@pytest.mark.parametrize("reason", ["rejected", *PASSING])
+@pytest.mark.parametrize(
+    ("reason", "protocol"),
+    [("rejected", "byok"), *((reason, "byok") for reason in PASSING), ("no_credit", "openai")],
+)
 def test_failover_goes_on_with_the_next_key(
-    tmp_path: Path, fake: FakeProviders, reason: str
+    tmp_path: Path, fake: FakeProviders, reason: str, protocol: str
 ) -> None:
     """With BYOK_FAILOVER a call that fails before its first piece goes on with the next key, and says so."""
     client = _host(tmp_path, fake, BYOK_FALLBACK_ON=[reason], BYOK_FAILOVER=True)
@@ -242,10 +245,11 @@ def test_failover_goes_on_with_the_next_key(
     else:
         fake.answer_next("openai", *PASSING[reason])
     fake.clear_calls()
-    text = client.get("/chat/openai").text
+    text = client.get(f"/chat/openai?protocol={protocol}").text
     assert _chats(fake) == [own, OPERATORS]
     assert re.findall(r'"source":"(\w+)"', text) == ["session", "env"]
-    assert text.endswith("event: done\ndata: {}\n\n")
+    end = "event: done\ndata: {}\n\n" if protocol == "byok" else "data: [DONE]\n\n"
+    assert text.endswith(end)
     assert client.status()["passed_over"]["state"] == reason
 
 

@@ -45,7 +45,9 @@ def check(fake: FakeProviders, http: httpx2.Client, spec: ProviderSpec, path: st
     """Check a key at this path below the base URL; return the verdict."""
     headers = {"anthropic-version": "2", **spec.auth.headers({"api_key": key})}
     answer = http.request(spec.check.method, fake.base_url(spec.id) + path, headers=headers)
-    return judge(spec, Answer(answer.status_code, answer.content), "check", {"api_key": key}).verdict
+    return judge(
+        spec, Answer(answer.status_code, answer.content), "check", {"api_key": key}
+    ).verdict
 
 
 @pytest.mark.parametrize("spec", Catalog.shipped, ids=lambda spec: spec.id)

@@ -664,7 +664,7 @@ def test_a_stream_that_breaks_off_says_so(tmp_path: Path, provider: str) -> None
     assert event.startswith("event: error\ndata: " if provider == "anthropic" else "data: ")
     error = json.loads(event.rpartition("data: ")[2])["error"]
     told = error["details"][0]["reason"] if provider == "google" else error["code"]
-    assert told == "provider_unavailable"
+    assert told == "stream_incomplete"
 
 
 def test_another_body_that_breaks_off_is_noticed(tmp_path: Path) -> None:
@@ -723,7 +723,9 @@ def test_calls_are_counted_and_refusals_marked(app: HostApp, fake: FakeProviders
 def test_an_error_within_a_stream_is_reported(app: HostApp, fake: FakeProviders, ann: Any) -> None:
     """A key that is revoked in the midst of an answer is marked; the bytes pass as they are."""
     fake.stream_next("openai", "Hello", error="key_rejected")
-    fake.refuse_next("openai", "key_rejected")  # to the check that follows, as the address is the operator's
+    fake.refuse_next(
+        "openai", "key_rejected"
+    )  # to the check that follows, as the address is the operator's
     got = ann(stream=True)
     assert (got.status_code, got.text.count("invalid_api_key")) == (200, 1)
     assert _uses(app)[0][0] == "rejected"

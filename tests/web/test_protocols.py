@@ -125,7 +125,11 @@ def everything(protocol: str, provider: str) -> bytes:
 
         used = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
         chunks = [
-            chunk({"role": "assistant", "content": ""}),
+            {
+                "provider": provider,
+                "source": "argument",
+                **chunk({"role": "assistant", "content": ""}),
+            },
             chunk({"reasoning_content": "Hm."}),
             chunk({"content": "Grüße "}),
             chunk({"content": "🌍"}),

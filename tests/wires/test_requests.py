@@ -552,7 +552,10 @@ def test_wrong_messages_of_one_wire(wire: str, messages: Any, advice: str) -> No
 @pytest.mark.parametrize(
     ("params", "place"),
     [
-        ({"max_completion_tokens": 5}, "unknown. There are max_tokens, temperature, .*extra"),
+        (
+            {"max_completion_tokens": 5},
+            "unknown: beside model there are max_tokens, temperature, .*extra",
+        ),
         ({"max_tokens": 0}, "max_tokens is a number of tokens"),
         ({"max_tokens": True}, "max_tokens is"),
         ({"max_tokens": "sk-secret"}, "max_tokens is"),

@@ -662,6 +662,20 @@ def test_a_connection_that_stays_open() -> None:
     assert next(silent) == HI
 
 
+@pytest.mark.parametrize(
+    ("wire", "events"),
+    [
+        ("google", [part({"text": each}, reason="STOP") for each in "abc"]),
+        ("openai", [chunk({"content": each}, "stop") for each in "abc"]),
+    ],
+)
+def test_a_finish_reason_in_every_event(wire: str, events: list[bytes]) -> None:
+    """Pauses between events that all have one cut nothing off."""
+    pauses: list[bytes | None] = [None] * 4
+    pieces = [events[0], *pauses, events[1], *pauses, events[2]]
+    assert read(iter(pieces), wire) == [*text("a"), *text("b"), *text("c"), finish("stop")]
+
+
 def test_the_fields_of_each_event() -> None:
     """``to_dict`` returns what the contract names for the type; an event cannot be changed."""
     said = StreamEvent("text", "Hi")
