@@ -266,7 +266,7 @@ def _translate(provider: BaseProvider, model: str, body: bytes) -> Response:
     params = {name: given[name] for name in Params.__struct_fields__ if name in given}
     if (most := given.get("max_completion_tokens")) is not None:
         params["max_tokens"] = most
-    events, link = provider.converse(given.get("messages", ()), model, **params), Link.of_request()
+    events, link = provider.converse(given.get("messages", ()), model, **params), Link()
     if given.get("stream"):
         # An error before the first piece of the answer has a status of its own.
         return respond(provider, begun(events, link, _PIECES), "openai")
@@ -283,7 +283,7 @@ def _pass(provider: BaseProvider, path: str, body: bytes) -> Response:
     query = [(name, v) for name, v in asked if name.lower().strip("$_-") not in _KEYS]
     url = f"/{path}?{urlencode(query)}" if query else f"/{path}"
     passage = provider.forward(request.method, url, body, sent)
-    link = Link.of_request()
+    link = Link()
     for _ in passage.head():
         if link.is_gone():
             passage.close()

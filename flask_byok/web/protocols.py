@@ -241,7 +241,7 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
         known = ", ".join(map(repr, get_args(Protocol)))
         raise InvalidFieldError(f"A stream's protocol is one of {known}.")
     writer = _WRITERS[protocol]()
-    link = Link.of_request()
+    link = Link()
     if protocol == "text":
         events = begun(events, link, ("text", "finish"))
     settings = url_for("byok.settings_page") if has_request_context() else None
@@ -319,31 +319,26 @@ def _told(error: ByokError, settings: str | None) -> Problem:
 class Link:
     """The connection to the browser, as far as the server hands it over.
 
-    gunicorn's threaded and greenlet workers and Werkzeug do; under others ``is_known`` is False.
+    gunicorn's threaded and greenlet workers and Werkzeug do, for the present request; others do not.
     """
 
-    def __init__(self, connection: socket.socket | None = None) -> None:
-        self._connection, self._poll = connection, _system_poll()
-        self.is_known = connection is not None and self._poll is not None
-
-    @classmethod
-    def of_request(cls) -> Link:
-        """Return that of the present request."""
+    def __init__(self) -> None:
         environ = request.environ if has_request_context() else {}
-        found = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
-        return cls(found if hasattr(found, "fileno") else None)
+        self._connection: Any = environ.get("gunicorn.socket") or environ.get("werkzeug.socket")
+        #: None if nothing tells whether the browser is there.
+        self._poll = _system_poll() if hasattr(self._connection, "fileno") else None
 
     def needs_beat(self, latest: float) -> bool:
         """Return True if silence since a time of ``time.monotonic`` has lasted long enough to write something.
 
         Where the browser's leaving cannot be seen, only writing shows it.
         """
-        longest = HEARTBEAT if self.is_known else _BLIND_HEARTBEAT
+        longest = HEARTBEAT if self._poll else _BLIND_HEARTBEAT
         return time.monotonic() - latest > longest
 
     def is_gone(self) -> bool:
         """Return True if the browser has closed the connection."""
-        if self._connection is None or self._poll is None:
+        if self._poll is None:
             return False
         with suppress(OSError, ValueError):
             # Not a peek with recv: of TLS that would show the record that says good-bye, and eat it.
@@ -358,7 +353,7 @@ class Link:
             return False
         with suppress(BlockingIOError):
             flags = socket.MSG_PEEK | socket.MSG_DONTWAIT
-            return self._connection is not None and self._connection.recv(1, flags) == b""
+            return bool(self._connection.recv(1, flags) == b"")
         return False
 
 
