@@ -31,7 +31,7 @@ from ..wires.messages import Params
 from .caller import GATEWAY, SOURCE_HEADER, ByokState, current_caller, get_state, note_use
 from .guards import ForeignOriginError, hide_address, refuse_foreign_origin, secure
 from .problems import Problem, http_problem, problem
-from .protocols import COMMENT, Link, begun, completion, respond
+from .protocols import COMMENT, Link, begun, completion, frame, respond
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
@@ -351,9 +351,8 @@ def _pieces(passage: Passage, adapter: str, link: Link) -> Iterator[bytes]:
     except ProviderError as error:
         if not passage.is_stream:
             raise ConnectionAbortedError(error.code) from None
-        name = b"event: error\n" if adapter == "anthropic" else b""
-        told = msgspec.json.encode(_in_words_of(adapter, problem(error)))
-        yield b"\n\n" + name + b"data: " + told + b"\n\n"
+        name = "error" if adapter == "anthropic" else ""
+        yield b"\n\n" + frame(_in_words_of(adapter, problem(error)), name)
 
 
 # Our own errors

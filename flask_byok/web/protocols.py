@@ -50,14 +50,14 @@ class _Writer:
     def event(self, event: StreamEvent) -> bytes:
         """Return the bytes for an event; none for one that the protocol does not tell."""
         name = "delta" if event.type == "text" else event.type
-        return _named(name, event.to_dict())
+        return frame(event.to_dict(), name)
 
     def error(self, told: Problem) -> bytes:
         """Return the bytes for an error, which ends the stream.
 
         :raises ConnectionResetError: the protocol can only break off.
         """
-        return _named("error", told)
+        return frame(told, "error")
 
 
 class _OpenAI(_Writer):
@@ -89,18 +89,18 @@ class _OpenAI(_Writer):
                 number, self._calls = self._calls, self._calls + 1
                 return self._chunk({"tool_calls": [{"index": number, **_call_of(event)}]})
             case "usage":  # OpenAI tells it after the finish
-                self._usage = _data({**self._facts, "choices": [], "usage": _usage_of(event)})
+                self._usage = frame({**self._facts, "choices": [], "usage": _usage_of(event)})
                 return b""
             case _:
                 return self._chunk({}, _reason_of(event)) + self._usage
 
     def _chunk(self, delta: Mapping[str, Any], reason: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return _data({**self._facts, **more, "choices": [choice]})
+        return frame({**self._facts, **more, "choices": [choice]})
 
     def error(self, told: Problem) -> bytes:
         facts = {"message": told["detail"], "type": told["code"], "param": None}
-        return _data({"error": {**told, **facts}})
+        return frame({"error": {**told, **facts}})
 
 
 def _facts(kind: str) -> dict[str, Any]:
@@ -164,15 +164,15 @@ class _UIMessage(_Writer):
             case "start":
                 facts = {"messageMetadata": event.to_dict()}
                 if self._begun:
-                    return _data({"type": "message-metadata", **facts})
+                    return frame({"type": "message-metadata", **facts})
                 self._begun = True
-                return _data({"type": "start", **facts}) + _data({"type": "start-step"})
+                return frame({"type": "start", **facts}) + frame({"type": "start-step"})
             case "text" | "reasoning":
                 begin = b"" if self._part == event.type else self._end() + self._begin(event.type)
                 delta = {"type": f"{event.type}-delta", "id": self._id, "delta": event.text}
-                return begin + _data(delta)
+                return begin + frame(delta)
             case "tool_call":
-                return self._end() + _data(self._call(event))
+                return self._end() + frame(self._call(event))
             case "usage":
                 used = {"inputTokens": event.input_tokens, "outputTokens": event.output_tokens}
                 used["totalTokens"] = sum(used.values())
@@ -180,15 +180,15 @@ class _UIMessage(_Writer):
                 return b""
             case _:
                 self._finish["finishReason"] = _reason_of(event).replace("_", "-")
-                return self._end() + _data({"type": "finish-step"}) + _data(self._finish)
+                return self._end() + frame({"type": "finish-step"}) + frame(self._finish)
 
     def _begin(self, part: str) -> bytes:
         self._part, self._id = part, str(int(self._id) + 1)
-        return _data({"type": f"{part}-start", "id": self._id})
+        return frame({"type": f"{part}-start", "id": self._id})
 
     def _end(self) -> bytes:
         part, self._part = self._part, ""
-        return _data({"type": f"{part}-end", "id": self._id}) if part else b""
+        return frame({"type": f"{part}-end", "id": self._id}) if part else b""
 
     @staticmethod
     def _call(event: StreamEvent) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class _UIMessage(_Writer):
 
     def error(self, told: Problem) -> bytes:
         facts = {"type": "data-byok-error", "data": told, "transient": True}
-        return _data(facts) + _data({"type": "error", "errorText": told["detail"]})
+        return frame(facts) + frame({"type": "error", "errorText": told["detail"]})
 
 
 class _Text(_Writer):
@@ -370,9 +370,7 @@ _HUNG_UP: int = getattr(select, "POLLRDHUP", 0)
 _GONE = _HUNG_UP | sum(getattr(select, name, 0) for name in ("POLLHUP", "POLLERR", "POLLNVAL"))
 
 
-def _named(name: str, data: Mapping[str, Any]) -> bytes:
-    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
-
-
-def _data(data: Mapping[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+def frame(data: Mapping[str, Any], name: str = "") -> bytes:
+    """Return an event of ``text/event-stream``, by default without a name."""
+    head = f"event: {name}\n" if name else ""
+    return head.encode() + b"data: " + msgspec.json.encode(data) + b"\n\n"
