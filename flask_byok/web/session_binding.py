@@ -34,11 +34,6 @@ _ENVIRON, _WITHIN = "flask_byok.session", "flask_byok.within"
 # Flask-Session keeps this entry when a session is cleared.
 _KEPT_ON_CLEAR = "_permanent"
 _logger = logging.getLogger("flask_byok.web")
-# Flask's, which mypy takes for what they stand for.
-_app: Any = current_app
-_app_context: Any = app_ctx
-_context: Any = request_ctx
-_request: Any = request
 
 #: The advice wherever it is not known whose keys are meant.
 SAY_WHOSE = (
@@ -161,7 +156,7 @@ class SessionBinding:
         """Look at the session before anything of the host's does."""
         _shed_stale_context()
         asked.environ[_ENVIRON] = None
-        asked.environ[_WITHIN] = weakref.ref(_app_context._get_current_object())
+        asked.environ[_WITHIN] = weakref.ref(_behind(app_ctx))
         session = _session_of_request()
         if isinstance(session, UnavailableSession):
             session.until_answered()
@@ -337,15 +332,20 @@ def in_request() -> bool:
     if not _has_request():
         return False
     # From Flask 3.2 on such a context has no request. The request's own is the one it began in, or that came with it.
-    own = [context for _, context in getattr(_context, "_cv_tokens", ()) if context]
-    if began_in := _request.environ.get(_WITHIN):
+    own = [context for _, context in getattr(request_ctx, "_cv_tokens", ()) if context]
+    if began_in := request.environ.get(_WITHIN):
         own.append(began_in())
-    return not own or _app_context._get_current_object() in own
+    return not own or _behind(app_ctx) in own
+
+
+def _behind(proxy: Any) -> Any:
+    """Return the object that one of Flask's proxies stands for."""
+    return proxy._get_current_object()
 
 
 def _has_request() -> bool:
     # Code in another app's request may have pushed this app's context.
-    return has_request_context() and _context.app is _app._get_current_object()
+    return has_request_context() and request_ctx.app is _behind(current_app)
 
 
 def kept() -> dict[str, Any]:
@@ -353,7 +353,7 @@ def kept() -> dict[str, Any]:
 
     It is the environ, except where our hooks did not run: all events of a socket have one environ.
     """
-    asked: Request = _request._get_current_object()
+    asked: Request = _behind(request)
     return asked.environ if _ENVIRON in asked.environ else vars(asked)
 
 
@@ -363,7 +363,7 @@ def _read_late() -> _Seen:
     :raises OwnerRequiredError: the session was one when the connection began, and is none now.
     :raises StoreError: the store of the host's sessions does not answer.
     """
-    app, there = _app._get_current_object(), _session_of_request()
+    app, there = _behind(current_app), _session_of_request()
     session = there
     if not hasattr(session, "sid"):
         # Flask-SocketIO puts a copy in its place, made when the connection began.
@@ -383,13 +383,13 @@ def _read_late() -> _Seen:
 
 def _session_of_request() -> Any:
     # flask.session would mark the session as accessed, and every page would then say "Vary: Cookie".
-    context = vars(_context._get_current_object())
+    context = vars(_behind(request_ctx))
     return context["_session" if "_session" in context else "session"]  # Flask before 3.1.3
 
 
 def _shed_stale_context() -> None:
     """Drop what another person's abandoned stream may have left on ``g`` (pallets/flask#6123)."""
-    if left := vars(g._get_current_object()):
+    if left := vars(_behind(g)):
         token = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
         for name in ("_login_user", "csrf_valid", token):
             left.pop(name, None)
