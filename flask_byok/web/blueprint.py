@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -58,13 +57,8 @@ def before_session(app: Flask, url_prefix: str) -> dict[str, Callable[..., Itera
 
 def openapi() -> Document:
     """Return this description."""
-    url = url_for("byok.openapi").removesuffix(_OPENAPI) or "/"
-    return _document(url, get_state().settings.gateway)
-
-
-@cache
-def _document(url: str, gateway: bool) -> Document:
-    release = version("flask-byok")
+    url, release = url_for("byok.openapi").removesuffix(_OPENAPI) or "/", version("flask-byok")
+    gateway = get_state().settings.gateway
     return Document(describe(ROUTES, url=url, version=release, gateway=gateway))
 
 

@@ -65,11 +65,6 @@ class Route:
         return {name: hints[name] for name in ("body", "query", "return") if name in hints}
 
     @property
-    def changes(self) -> bool:
-        """True if the call needs a CSRF token and may have a body."""
-        return self.method != "GET"
-
-    @property
     def status(self) -> HTTPStatus:
         """The status of a good answer."""
         if self.types["return"] is type(None):
@@ -161,7 +156,7 @@ def _parameters(route: Route) -> list[_Schema]:
     taken = {
         "id": "<id>" in route.path,
         "include_value": route.reveals,
-        "X-CSRFToken": route.changes,
+        "X-CSRFToken": route.method != "GET",
         "If-Match": route.method in ("PATCH", "PUT", "DELETE"),
     }
     found = _described(*filter(taken.get, taken))
