@@ -24,11 +24,11 @@ from .model.owner import Caller, Tier, identity_of
 from .redaction import install_log_redaction
 from .settings import Settings, ValidateOnSet
 from .web import caller, host_setup
-from .web.blueprint import before_session, create_blueprint
+from .web.blueprint import answer_health, create_blueprint
 from .web.caller import for_caller, get_state
 from .web.gateway import create_gateway
 from .web.guards import go_first, refuse_unrouted
-from .web.keys_api import TypedKey, judged
+from .web.keys_api import HEALTH, TypedKey, judged
 from .web.problems import problem_response
 from .web.session_binding import SessionBinding, check_session_interface, index_key, secret_keys
 from .web.session_guard import guard_sessions
@@ -80,7 +80,7 @@ class BYOK:
         app.jinja_env.globals["byok"] = UI()
         used = database if state.uses_database else None
         first = partial(host_setup.warn_of_late_setup, app, used)
-        guard_sessions(app, before_session(app, settings.url_prefix), first)
+        guard_sessions(app, settings.url_prefix + HEALTH.path, answer_health, first)
         app.register_blueprint(create_blueprint(settings.url_prefix))
         if settings.gateway:
             app.register_blueprint(create_gateway(settings.url_prefix))

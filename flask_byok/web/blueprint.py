@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
@@ -43,16 +43,12 @@ def create_blueprint(url_prefix: str) -> Blueprint:
     return blueprint
 
 
-def before_session(app: Flask, url_prefix: str) -> dict[str, Callable[..., Iterable[bytes]]]:
-    """Return what answers by path before everything that a request may wait for, or be refused by: health."""
-
-    def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        hide_address(app.request_class(environ), app)
-        response = keys_api.respond(keys_api.HEALTH, keys_api.health(app))
-        response.headers.update(HEADERS)
-        return response(environ, start_response)
-
-    return {f"{url_prefix}{keys_api.HEALTH.path}": answer}
+def answer_health(app: Flask, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+    """Answer before everything that a request may wait for, or be refused by."""
+    hide_address(app.request_class(environ), app)
+    response = keys_api.respond(keys_api.HEALTH, keys_api.health(app))
+    response.headers.update(HEADERS)
+    return response(environ, start_response)
 
 
 def openapi() -> Document:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, NoReturn, cast
 
@@ -123,20 +123,21 @@ class SessionGuard:
 
 def guard_sessions(
     app: Flask,
-    before_session: Mapping[str, Callable[..., Iterable[bytes]]],
+    health_path: str,
+    answer_health: Callable[..., Iterable[bytes]],
     first: Callable[[], object],
 ) -> None:
     """Wrap the app's session interface, no matter when the host sets it.
 
-    :param before_session: answers GET by path, before Flask knows of the request.
+    :param answer_health: answers GET of that path, before Flask knows of the request.
     :param first: is called at the first request.
     """
     inner_wsgi_app, steps = app.wsgi_app, [first]
 
     def wsgi_app(environ: Any, start_response: Any) -> Any:
-        answer = before_session.get(environ.get("PATH_INFO", ""))
-        if answer is not None and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return answer(environ, start_response)
+        is_health = environ.get("PATH_INFO") == health_path
+        if is_health and environ["REQUEST_METHOD"] in ("GET", "HEAD"):
+            return answer_health(app, environ, start_response)
         if steps:
             with suppress(IndexError):  # another thread was quicker
                 steps.pop()()
