@@ -14,6 +14,7 @@ import click
 from flask import Flask
 from werkzeug.serving import is_running_from_reloader
 
+from . import signals
 from .accounts.wing import Wing, open_accounts
 from .catalog import PROVIDERS, Catalog, ProviderSpec
 from .catalog.endpoints import shown
@@ -29,7 +30,6 @@ from .providers import load_sdks
 from .sealing.keyring import SHOWS_WRONG_KEY, Canary, Keyring, generate_encryption_key, is_guessable
 from .settings import MAX_SESSION_LIFETIMES, Settings
 from .storage.rates import RateLimiter
-from .web.caller import send_signal
 from .web.host_setup import GUESSABLE_FALLBACK, FoundDatabase
 from .web.session_binding import app_name, secret_keys
 
@@ -97,7 +97,7 @@ def build_service(
         operator=operator,
         validate_limit=limiter(settings.validate_rate, setting="BYOK_VALIDATE_RATE"),
         set_limit=limiter(settings.set_rate, setting="BYOK_SET_RATE"),
-        notify=partial(send_signal, app),
+        notify=lambda event, facts: getattr(signals, event).send(app, **facts),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from uuid import UUID
 
 from flask import Flask, Request, Response, current_app, has_request_context, request
 
-from .. import signals
 from ..errors import ConfigurationError, OwnerRequiredError, SessionRequiredError, StoreError
 from ..keys.service import Service
 from ..keys.sessions import KeysLostError
@@ -324,13 +323,6 @@ def _name_sources(response: Response) -> Response:
     if sources and SOURCE_HEADER not in response.headers:
         response.headers[SOURCE_HEADER] = ", ".join(sources)
     return response
-
-
-def send_signal(app: Flask, event: str, facts: Mapping[str, Any]) -> None:
-    """Send an event to the host as the signal of its name, with safe facts."""
-    signal = getattr(signals, event)
-    if signal.receivers:
-        signal.send(app, **facts)
 
 
 def _user_id(user: Any, source: str = "The owner_loader returned") -> str | None:
