@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, cast
 from uuid import uuid4
 
 import msgspec
@@ -238,8 +238,7 @@ def respond(provider: BaseProvider, events: Events, protocol: Protocol) -> Respo
     :raises InvalidFieldError: there is no such protocol.
     """
     if protocol not in _WRITERS:
-        known = ", ".join(map(repr, get_args(Protocol)))
-        raise InvalidFieldError(f"A stream's protocol is one of {known}.")
+        raise InvalidFieldError(f"A stream's protocol is one of {', '.join(map(repr, _WRITERS))}.")
     writer = _WRITERS[protocol]()
     link = Link()
     if protocol == "text":
