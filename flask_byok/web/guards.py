@@ -30,8 +30,9 @@ MAX_PASSED_BODY = 25 * 1024 * 1024
 # Each hidden piece costs time whenever anything is logged.
 _MOST_HIDDEN = 20
 
-# A record's id, the version in an asset's address, and what is too short for a key of any provider.
-_RECORD = re.compile("[0-9a-f]{32}")
+#: A record's id.
+RECORD_ID = re.compile("[0-9a-f]{32}")
+# The version in an asset's address, and what is too short for a key of any provider.
 _VERSION = re.compile("v=[0-9a-f]{12}|[0-9a-f]{12}")
 _SHORT = re.compile("https?:|[^/]{0,15}")
 
@@ -326,7 +327,7 @@ def _own_words(app: Flask) -> set[str]:
     return {"", "byok.js", "byok.css"}.union(*(rule.split("/") for rule in ours))
 
 
-def _from_odd(path: str, words: set[str], harmless: re.Pattern[str] = _RECORD) -> list[str]:
+def _from_odd(path: str, words: set[str], harmless: re.Pattern[str] = RECORD_ID) -> list[str]:
     """Return a path's segments from the first one on that is neither a word of ours nor harmless."""
     parts = path.split("/")
     return list(dropwhile(lambda part: part in words or harmless.fullmatch(part), parts))

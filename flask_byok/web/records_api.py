@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
@@ -21,11 +20,9 @@ from ..model.credential import CredentialRecord, Validation, ValidationFacts
 from ..model.owner import LONGEST_ID, Caller
 from ..settings import ValidateOnSet
 from .caller import for_caller, get_state
-from .guards import asks_for_value, keep_from_logs
+from .guards import RECORD_ID, asks_for_value, keep_from_logs
 from .keys_api import Description, Judged, Label, NewKeyRequest, ProviderName, TypedKey, judged
 from .openapi import Route
-
-_ID = re.compile("[0-9a-f]{32}")
 
 # Python's "$" lets a last line break pass; the rest of each pattern does not.
 _SLOT = Meta(pattern=r"^[A-Za-z0-9_-]{0,40}$(?!\n)", description="By default the first free one.")
@@ -187,7 +184,7 @@ def _open(find: Callable[[Service, Caller], Any], id: str | None = None) -> list
     records = for_caller(find)
     if id is None:
         return [records]
-    if not _ID.fullmatch(id):
+    if not RECORD_ID.fullmatch(id):
         keep_from_logs([id])  # it may be a pasted key
         raise KeyNotFoundError
     return [records, records.get(id)]
