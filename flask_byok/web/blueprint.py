@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -53,8 +54,13 @@ def answer_health(app: Flask, environ: dict[str, Any], start_response: Any) -> I
 
 def openapi() -> Document:
     """Return this description."""
-    url, release = url_for("byok.openapi").removesuffix(_OPENAPI) or "/", version("flask-byok")
-    gateway = get_state().settings.gateway
+    url = url_for("byok.openapi").removesuffix(_OPENAPI) or "/"
+    return _document(url, get_state().settings.gateway)
+
+
+@cache
+def _document(url: str, gateway: bool) -> Document:
+    release = version("flask-byok")
     return Document(describe(ROUTES, url=url, version=release, gateway=gateway))
 
 

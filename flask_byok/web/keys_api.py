@@ -193,7 +193,7 @@ def make_view(route: Route) -> Callable[..., Response]:
 
     :raises RevealDisabledError: the request asks for the key itself, of a call that never shows it.
     """
-    types, status = route.types, route.status
+    types, status, changes = route.types, route.status, route.changes
 
     def view(**path: str) -> Response:
         arguments = route.open(**path)
@@ -203,7 +203,7 @@ def make_view(route: Route) -> Callable[..., Response]:
             arguments.append(read_query(types["query"]))
         if "body" in types:
             arguments.append(read_body(types["body"]))
-        elif route.method != "GET":
+        elif changes:
             expect_no_body()
         return respond(route, route.call(*arguments), status)
 

@@ -65,6 +65,11 @@ class Route:
         return {name: hints[name] for name in ("body", "query", "return") if name in hints}
 
     @property
+    def changes(self) -> bool:
+        """True if the call needs a CSRF token and may have a body."""
+        return self.method != "GET"
+
+    @property
     def status(self) -> HTTPStatus:
         """The status of a good answer."""
         if self.types["return"] is type(None):
@@ -156,7 +161,7 @@ def _parameters(route: Route) -> list[_Schema]:
     taken = {
         "id": "<id>" in route.path,
         "include_value": route.reveals,
-        "X-CSRFToken": route.method != "GET",
+        "X-CSRFToken": route.changes,
         "If-Match": route.method in ("PATCH", "PUT", "DELETE"),
     }
     found = _described(*filter(taken.get, taken))
