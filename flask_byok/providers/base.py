@@ -229,8 +229,7 @@ class BaseProvider:
         self._require_key()
         # Checked again: the rules can have changed.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
-        observe = self._outcomes.observe
-        http_client = self._outbound.client_for(endpoint, observe, self._counted_as)
+        http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
         http_client.event_hooks = {"request": [self._outcomes.authenticate]}
         return http_client
 
