@@ -294,8 +294,7 @@ class StoreError(ByokError):
     retry_after = 1
 
 
-_CLASSES = [kind for kind in globals().values() if isinstance(kind, type)]
 #: Every class of the tree.
-ALL_ERRORS = [kind for kind in _CLASSES if issubclass(kind, ByokError)]
+ALL_ERRORS = [k for k in globals().values() if isinstance(k, type) and issubclass(k, ByokError)]
 #: The errors of calls, by their codes.
 ERRORS_OF_CALLS = {kind.code: kind for kind in ALL_ERRORS if issubclass(kind, ProviderError)}

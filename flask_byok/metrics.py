@@ -9,9 +9,8 @@ All apps of a process are measured together, as both libraries do by default.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .errors import ConfigurationError
 
@@ -20,8 +19,7 @@ Library = Literal["prometheus", "opentelemetry"]
 Sink = Callable[[str, float, tuple[str, ...]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Instrument:
+class Instrument(NamedTuple):
     """One measure. A ``level`` goes up and down by its values; a ``state`` is its last value."""
 
     kind: Literal["count", "seconds", "level", "state"]

@@ -253,8 +253,6 @@ def _tables(state: ByokState) -> Iterator[str]:
         _show("tables", f"{migrations.current(tables) or made} (newest {migrations.head()})")
     if isinstance(wing, Wing):
         wing.store.canary.secret()
-    elif (canary := state.service.sessions.canary) is not None:
-        canary.reseal()
     migrations.try_rights(tables)
     pooled, prepares = tables.call(tables.transactions.pooler)
     if pooled:

@@ -26,7 +26,7 @@ from ..http.outbound import Endpoint, Outbound, full_url, request_about
 from ..model.credential import Credential, Outcome, Secret, Tokens
 from ..wires import WIRES
 from ..wires.events import StreamEvent, encode
-from ..wires.messages import Facts
+from ..wires.messages import Chat, Facts
 from .conversation import Attempt, Conversation
 from .installed import require_sdk
 from .outcomes import NO_KEY, Count, OurCall, Outcomes, Report, ignore
@@ -141,11 +141,8 @@ class BaseProvider:
     @property
     def is_configured(self) -> bool:
         """True if every field that the provider requires has a value."""
-        return all(
-            self.credential.reveal(field.name) or field.name == "base_url"
-            for field in self._spec.fields
-            if field.required
-        )
+        required = (f.name for f in self._spec.fields if f.required and f.name != "base_url")
+        return all(map(self.credential.reveal, required))
 
     @property
     def api_key(self) -> str:
@@ -232,8 +229,7 @@ class BaseProvider:
         self._require_key()
         # Checked again: the rules can have changed.
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
-        observe = self._outcomes.observe
-        http_client = self._outbound.client_for(endpoint, observe, self._counted_as)
+        http_client = self._outbound.client_for(endpoint, self._outcomes.observe, self._counted_as)
         http_client.event_hooks = {"request": [self._outcomes.authenticate]}
         return http_client
 
@@ -293,7 +289,7 @@ class BaseProvider:
         known = model_info(self.name, chosen)
         limit = known.max_output if known else None
         facts = Facts(self._spec.limit_name, self._spec.asks_usage, limit)
-        path, body = wire.body(messages, chosen, params, facts)
+        path, body = wire.body(Chat(messages, chosen, params), facts)
         call = self._open("POST", path, encode(body), _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         reader = wire.reader()
@@ -361,16 +357,12 @@ class BaseProvider:
         """Return a call below the provider's base URL, with the key in it. Nothing is sent yet."""
         endpoint = Endpoint(self.credential.base_url, self.credential.trust)
         url = full_url(self._spec, endpoint, path)
-        headers = {
-            **headers,
-            **self._own_headers(),
-            **self._outcomes.headers(method, url, content),
-        }
+        ours = {**self._own_headers(), **self._outcomes.headers(method, url, content)}
         return self._outbound.open(
             endpoint,
             method,
             url,
-            headers=headers,
+            headers={**headers, **ours},
             content=content,
             owner=self._counted_as,
             timeout=self._options.get("timeout"),

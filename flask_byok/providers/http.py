@@ -10,7 +10,6 @@ from .base import BaseProvider
 class HttpProvider(BaseProvider):
     """Any service over HTTP. ``client`` is an ``httpx2.Client`` on the service's base URL, which signs each request."""
 
-    extra = ""
     allowed_options = frozenset({"timeout"})
 
     def _make_client(self, http_client: Any, *, is_async: bool) -> Any:

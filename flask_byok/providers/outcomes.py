@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from .. import metrics
 from ..catalog.auth import Auth
@@ -17,6 +17,7 @@ from ..catalog.spec import ProviderSpec
 from ..catalog.verdicts import Answer, Judgement, judge
 from ..errors import ByokError, ProviderError, RateLimitedError
 from ..model.credential import Credential, Outcome, Tokens, Verdict
+from ..wires.events import Reader, Scanner
 
 if TYPE_CHECKING:
     from ..http.live import LiveCall
@@ -105,25 +106,19 @@ class Outcomes:
         return outcome, judged if is_ours else None
 
 
-class Told(Protocol):
-    """What an answer has told until now of the tokens that it took."""
-
-    @property
-    def tokens(self) -> Tokens | None: ...
-
-
 @dataclass(eq=False)
 class OurCall:
     """A call that is read by us, to use as a block: it counts once, and is reported if it fails.
 
     At the block's end the connection is closed, and the tokens of a used call count, as far as they were told.
 
+    :param told: says which tokens the answer took, as far as it has told until now.
     :param elsewhere: see :meth:`Outcomes.is_elsewhere`.
     """
 
     outcomes: Outcomes
     call: LiveCall
-    told: Told
+    told: Reader | Scanner
     elsewhere: bool = False
     _outcome: Outcome | None = None
 

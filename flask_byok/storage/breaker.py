@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,36 +62,23 @@ _BY_STATE = {
     "57014": _SLOW,
     "57P": _STARTING,
 }
-#: While connecting libpq has a text only, the server's own in the server's language.
-_BY_TEXT = {
-    "too many connections": _NO_CONNECTION,
-    "too many clients": _NO_CONNECTION,
-    "connection slots are reserved": _NO_CONNECTION,
-    "no more connections allowed": _NO_CONNECTION,  # PgBouncer
-    "the database system is": _STARTING,
-    "invalid connection option": _PARAMETER,
-    "invalid URI query parameter": _PARAMETER,
-    "query_wait_timeout": _SLOW,  # PgBouncer
-    "no password supplied": _NO_ENTRY,
-    "no pg_hba.conf entry": _NO_ENTRY,
-    "is not permitted to log in": _NO_ENTRY,
-    "authentication failed": _NO_ENTRY,
-    'role "': _NO_ENTRY,
-    "no such database": _NO_DATABASE,  # PgBouncer
-    "no such user": _NO_ENTRY,
-    '" does not exist': _NO_DATABASE,
-    "Name or service not known": _NO_HOST,
-    "could not translate host name": _NO_HOST,
-    "Connection refused": _REFUSED,
-    "No route to host": _NO_ROUTE,
-    "is unreachable": _NO_ROUTE,
-    "SSL": _TLS,
-    "certificate": _TLS,
-    "timeout expired": _SLOW,
-    "timed out": _SLOW,
-    "connection is lost": _SLOW,
-    "closed the connection": _SLOW,
-}
+#: While connecting libpq has a text only, the server's own in the server's language. The first pattern that is found
+#: counts. Some are PgBouncer's.
+_BY_TEXT = (
+    (_NO_CONNECTION, "too many (connections|clients)|connection slots are reserved"),
+    (_NO_CONNECTION, "no more connections allowed"),
+    (_STARTING, "the database system is"),
+    (_PARAMETER, "invalid (connection option|URI query parameter)"),
+    (_SLOW, "query_wait_timeout"),
+    (_NO_ENTRY, "no password supplied|no pg_hba.conf entry|is not permitted to log in"),
+    (_NO_ENTRY, 'authentication failed|role "|no such user'),
+    (_NO_DATABASE, 'no such database|" does not exist'),
+    (_NO_HOST, "Name or service not known|could not translate host name"),
+    (_REFUSED, "Connection refused"),
+    (_NO_ROUTE, "No route to host|is unreachable"),
+    (_TLS, "SSL|certificate"),
+    (_SLOW, "timeout expired|timed out|connection is lost|closed the connection"),
+)
 #: By SQLite's primary result code (sqlite.org/rescode.html).
 _BY_SQLITE_CODE = {
     5: _LOCKED,
@@ -272,7 +260,7 @@ def _reason(error: BaseException) -> str | None:
         return next((_BY_STATE[state[:n]] for n in (5, 3, 2) if state[:n] in _BY_STATE), None)
     if type(error).__module__.startswith("psycopg"):
         text = str(error)
-        return next((reason for words, reason in _BY_TEXT.items() if words in text), None)
+        return next((reason for reason, words in _BY_TEXT if re.search(words, text)), None)
     return None
 
 

@@ -299,7 +299,6 @@ class Transactions:
         options = engine.get_execution_options()
         self.dialect = engine.dialect.name
         self._limit: float | None = options.get(_LIMITED)
-        self._is_limited = self._limit is not None
         self._single: Engine = engine
         if _LIMITED not in options:
             self._single = engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -313,7 +312,7 @@ class Transactions:
 
         A nested call has its own budget, which is not charged to the outer one.
         """
-        if not self._is_limited:
+        if self._limit is None:
             return function()
         budget = Budget(seconds(self._limit))
         outer = budget_of_call.set(budget)
@@ -360,13 +359,13 @@ class Transactions:
 
     def _is_long(self) -> bool:
         """Return True if the call under way has more time than the server gives by itself."""
-        return self._is_limited and seconds(self._limit) > (self._limit or LIMIT)
+        return self._limit is not None and seconds(self._limit) > (self._limit or LIMIT)
 
     @contextmanager
     def _watched(self, engine: Engine) -> Iterator[Connection]:
         """Yield a connection that the watchdog shuts if the server takes longer than the call may wait."""
         with engine.connect() as connection:
-            if not self._is_limited:
+            if self._limit is None:
                 with _unprepared(connection.connection.dbapi_connection):
                     yield connection
                 return

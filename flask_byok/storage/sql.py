@@ -115,10 +115,8 @@ class Database:
         try:
             result = self.transactions.call(function)
         except (SQLAlchemyError, TimeoutError) as error:
-            if isinstance(error, _FAULTS) and sql_state(error) not in (_HELD, _NO_RIGHT):
-                self.breaker.fault()
-            else:
-                self.breaker.success()  # it answered
+            is_fault = isinstance(error, _FAULTS) and sql_state(error) not in (_HELD, _NO_RIGHT)
+            (self.breaker.fault if is_fault else self.breaker.success)()
             self._ready = False
             if is_without_right(error):
                 raise OutdatedTablesError(_REFUSED) from None

@@ -9,10 +9,14 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+
+def _table(name: str, *parts: sa.schema.SchemaItem) -> sa.Table:
+    return sa.Table(name, metadata, *parts)
+
+
 #: One row per session. Times of sessions are seconds since 1970. ``revision`` is new with each change.
-session_documents = sa.Table(
+session_documents = _table(
     "byok_session_documents",
-    metadata,
     sa.Column("ref", sa.String(64), primary_key=True),
     sa.Column("revision", sa.String(16), nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
@@ -20,9 +24,8 @@ session_documents = sa.Table(
 )
 
 #: One row per session id: the session that it leads to.
-session_names = sa.Table(
+session_names = _table(
     "byok_session_names",
-    metadata,
     sa.Column("sid", sa.String(128), primary_key=True),
     sa.Column("ref", sa.String(64), nullable=False),
     sa.Column("expires_at", sa.Double, nullable=False, index=True),
@@ -30,9 +33,8 @@ session_names = sa.Table(
 
 #: One row per app, named after its SECRET_KEY: it shows whether the encryption key is the right one.
 #: The row ``audit`` holds the secret that keys the audit log of accounts.
-canaries = sa.Table(
+canaries = _table(
     "byok_canary",
-    metadata,
     sa.Column("name", sa.String(100), primary_key=True),
     sa.Column("sealed", sa.Text, nullable=False),
 )
@@ -43,9 +45,8 @@ canaries = sa.Table(
 #: it before the colon. ``id`` grows with time, so that pages have an order. ``version`` counts the
 #: changes; a verdict is about the version beside it. ``set_at`` is when the key itself was last saved,
 #: NULL where that is when the record was created.
-credentials = sa.Table(
+credentials = _table(
     "byok_credentials",
-    metadata,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("owner", sa.String(255), nullable=False),
     sa.Column("tier", sa.String(10), nullable=False),
@@ -74,9 +75,8 @@ credentials = sa.Table(
 
 #: What has come out of a session once never does so again, and counts there no longer: ``origin`` is
 #: the version of the session's record, which was promoted, replaced by an account's key or cleared.
-promotions = sa.Table(
+promotions = _table(
     "byok_promotions",
-    metadata,
     sa.Column("owner", sa.String(255), primary_key=True),
     sa.Column("origin", sa.String(64), primary_key=True),
     sa.Column("promoted_at", sa.BigInteger, nullable=False),
@@ -85,9 +85,8 @@ promotions = sa.Table(
 #: One row for each key, day (ISO 8601, UTC) and outcome; ``1970-01-01`` stands for all days that are
 #: long ago. It stays when the key is deleted. ``tier`` is the part of the owner before the colon.
 #: Tokens are in the rows of the outcome ``used``.
-usage = sa.Table(
+usage = _table(
     "byok_usage",
-    metadata,
     sa.Column("owner", sa.String(255), primary_key=True),
     sa.Column("provider", sa.String(100), primary_key=True),
     sa.Column("credential_id", sa.String(32), primary_key=True),
@@ -105,9 +104,8 @@ usage = sa.Table(
 #: row before. ``version`` is the key's after the event, 0 if the event deleted it, NULL if it changed none.
 #: ``was`` and ``became`` are keyed hashes of the key's record before and after the event, NULL if there
 #: was none.
-audit = sa.Table(
+audit = _table(
     "byok_audit",
-    metadata,
     sa.Column("owner", sa.String(255), primary_key=True),
     sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("at", sa.BigInteger, nullable=False, index=True),
@@ -130,9 +128,8 @@ audit = sa.Table(
 #: this row until it ends, so changes of one owner's keys come one after the other. The checkpoint is
 #: the number and the hash of the last row that was pruned; 0 and empty if none was. ``seal`` is keyed and
 #: covers the other columns.
-audit_heads = sa.Table(
+audit_heads = _table(
     "byok_audit_heads",
-    metadata,
     sa.Column("owner", sa.String(255), primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("hash", sa.String(64), nullable=False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from . import anthropic, google, openai
@@ -19,20 +19,13 @@ class Wire(NamedTuple):
     write: Callable[[Chat, Facts], tuple[str, dict[str, Any]]]
     reader: Callable[[], Reader]
 
-    def body(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        model: str,
-        params: Mapping[str, Any],
-        facts: Facts,
-    ) -> tuple[str, dict[str, Any]]:
+    def body(self, chat: Chat, facts: Facts) -> tuple[str, dict[str, Any]]:
         """Return the path below what the provider's SDK calls its base URL, and the JSON of a streamed call.
 
         ``extra`` goes in last: an object is added to the one that is there, all else replaces.
 
-        :raises InvalidFieldError: a message or a parameter is wrong, or has no form in this wire.
+        :raises InvalidFieldError: a message or a parameter has no form in this wire.
         """
-        chat = Chat(messages, model, params)
         path, body = self.write(chat, facts)
         for name, value in (chat.params.extra or {}).items():
             old = body.get(name)

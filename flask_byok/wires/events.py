@@ -126,7 +126,7 @@ class Reader:
         #: First halves of characters.
         self._halves: dict[Said, str] = {}
         self._reason = ""
-        self._usage: dict[str, Any] = {}
+        self._usage: dict[str, int] = {}
         self._calls: list[_Call] = []
         #: The last call by each index.
         self._open: dict[int | None, _Call] = {}
@@ -142,14 +142,9 @@ class Reader:
     @property
     def tokens(self) -> Tokens | None:
         """The tokens taken until now, as the provider says; None if it has not said any."""
-        if not self._usage:
-            return None
-        return Tokens(
-            *(
-                sum(_to_count(self._usage.get(name)) for name in names)
-                for names in (self.input_names, self.output_names)
-            )
-        )
+        kinds = self.input_names, self.output_names
+        sums = [sum(self._usage.get(name, 0) for name in names) for names in kinds]
+        return Tokens(*sums) if self._usage else None
 
     def end(self) -> Iterator[StreamEvent]:
         """Yield the tool calls, the usage and the finish.
@@ -198,7 +193,7 @@ class Reader:
         if isinstance(usage, dict):
             for name in (*self.input_names, *self.output_names):
                 if usage.get(name) is not None:
-                    self._usage[name] = usage[name]
+                    self._usage[name] = _to_count(usage[name])
 
     def find_usage(self, data: bytes | bytearray) -> None:
         """Note the last usage object in bytes of JSON, which may begin and end anywhere."""

@@ -128,11 +128,6 @@ class Message(Struct):
         return [part for part in content if not isinstance(part, Text) or part.text]
 
     @property
-    def is_empty(self) -> bool:
-        """True if there is nothing to send."""
-        return not (self.parts or self.tool_calls or self.tool_call_id)
-
-    @property
     def text(self) -> str:
         """The content as one text.
 
@@ -229,7 +224,8 @@ class Chat:
 
         :raises InvalidFieldError: nothing is left, which Anthropic and Google refuse.
         """
-        turns = [m for m in self._read if m.role not in _SYSTEMS and not m.is_empty]
+        spoken = (m for m in self._read if m.role not in _SYSTEMS)
+        turns = [m for m in spoken if m.parts or m.tool_calls or m.tool_call_id]
         if not turns:
             raise InvalidFieldError("messages needs one beside the system's with this provider.")
         return turns

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from flask_byok.errors import InvalidFieldError
 from flask_byok.wires import WIRES
-from flask_byok.wires.messages import Facts
+from flask_byok.wires.messages import Chat, Facts
 
 from .streams import GOOGLE, StreamEvent
 
@@ -76,7 +76,7 @@ def write(
     **params: Any,
 ) -> dict[str, Any]:
     """Return a body, seen by the vendor's own types."""
-    body = WIRES[wire].body(messages, model or MODELS[wire], params, facts)[1]
+    body = WIRES[wire].body(Chat(messages, model or MODELS[wire], params), facts)[1]
     if wire == "anthropic":
         _check_anthropic(body)
     if wire == "google":
@@ -131,7 +131,7 @@ def _check_google(body: Mapping[str, Any]) -> None:
 )
 def test_paths(wire: str, path: str) -> None:
     """Each wire has its path, below what the SDK calls the base URL."""
-    assert WIRES[wire].body([USER], MODELS[wire], {}, FACTS)[0] == path
+    assert WIRES[wire].body(Chat([USER], MODELS[wire], {}), FACTS)[0] == path
 
 
 def test_openai() -> None:
@@ -454,7 +454,7 @@ def test_extra_goes_in_as_it_is(wire: str) -> None:
     """``extra`` replaces what is there; an object is added to it."""
     body = write(wire, max_tokens=5)
     extra = {"top_k": 3, "stream": False, "messages": ["x"], "generationConfig": {"topK": 3}}
-    made = WIRES[wire].body([USER], MODELS[wire], {"max_tokens": 5, "extra": extra}, FACTS)[1]
+    made = WIRES[wire].body(Chat([USER], MODELS[wire], {"max_tokens": 5, "extra": extra}), FACTS)[1]
     both = {"generationConfig": {**body.get("generationConfig", {}), "topK": 3}}
     assert made == {**body, **extra, **both}
 
@@ -463,7 +463,9 @@ def test_mappings_and_tuples() -> None:
     """Messages and parameters may be any mapping and sequence."""
     talk = tuple(MappingProxyType(message) for message in TALK)
     for wire in ("anthropic", "google"):
-        body = WIRES[wire].body(talk, MODELS[wire], MappingProxyType({"stop": ("a",)}), FACTS)[1]
+        body = WIRES[wire].body(
+            Chat(talk, MODELS[wire], MappingProxyType({"stop": ("a",)})), FACTS
+        )[1]
         assert body == write(wire, TALK, stop=["a"])
 
 
@@ -620,7 +622,7 @@ SMUGGLED += [
 def test_a_model_stays_in_its_segment(model: str) -> None:
     """A name with anything that ends or leaves its part of the path is refused, and not repeated."""
     with pytest.raises(InvalidFieldError, match="model is a name of ") as raised:
-        WIRES["google"].body([USER], model, {}, FACTS)
+        WIRES["google"].body(Chat([USER], model, {}), FACTS)
     assert len(str(raised.value)) < 100
 
 
@@ -634,7 +636,7 @@ def test_a_model_stays_in_its_segment(model: str) -> None:
 )
 def test_models_of_google(model: str, segment: str) -> None:
     """Google's names work with and without their folder."""
-    path = WIRES["google"].body([USER], model, {}, FACTS)[0]
+    path = WIRES["google"].body(Chat([USER], model, {}), FACTS)[0]
     assert re.fullmatch(rf"/v1beta/{segment}:streamGenerateContent\?alt=sse", path)
 
 
@@ -643,6 +645,6 @@ def test_models_of_google(model: str, segment: str) -> None:
 def test_models_that_are_none(wire: str, model: Any) -> None:
     """The other wires have the name in the body, so any printable one may do."""
     with pytest.raises(InvalidFieldError, match="model is a name of"):
-        WIRES[wire].body([USER], model, {}, FACTS)
-    body = WIRES[wire].body([USER], "org/model name:free@1", {}, FACTS)[1]
+        WIRES[wire].body(Chat([USER], model, {}), FACTS)
+    body = WIRES[wire].body(Chat([USER], "org/model name:free@1", {}), FACTS)[1]
     assert body["model"] == "org/model name:free@1"

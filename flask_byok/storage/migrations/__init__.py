@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError
 
 from ...errors import ConfigurationError, OutdatedTablesError
 from ..engine import Transactions, patiently
-from ..sql import Database, is_without_right
+from ..sql import Database
 from ..tables import metadata
 
 if TYPE_CHECKING:
@@ -50,10 +49,12 @@ def prepare(transactions: Transactions, needed: Iterable[Table], *, own_file: bo
     :raises OutdatedTablesError: the tables are older than this version.
     """
     wanted = metadata.sorted_tables if own_file else needed
-    # Only a database that has just answered is given more time.
-    if not _answers(transactions, wanted):
-        with patiently():
-            _require(transactions.call(lambda: _complete(transactions, own_file)), wanted)
+    present = _read(transactions, _tables)
+    # Older tables are no reason to wait for an upgrade that is under way.
+    if not present or (own_file and not _suffice(present, wanted)):
+        with patiently():  # only a database that has just answered is given more time
+            present = transactions.call(lambda: _alone(transactions, _upgrade))
+    _require(present, wanted)
 
 
 def upgrade(database: Database) -> None:
@@ -105,25 +106,6 @@ def try_rights(database: Database) -> None:
             connection.execute(sa.delete(table).where(sa.false()))
 
     database.call(lambda: _alone(database.transactions, work))
-
-
-def _answers(transactions: Transactions, wanted: Iterable[Table]) -> bool:
-    """Return True if the tables can be read; that costs far less than a look at the schema."""
-    query = sa.select(*(sa.select(table).where(sa.false()).exists() for table in wanted))
-    with transactions.single() as connection:
-        try:
-            connection.execute(query)
-        except DBAPIError as error:
-            if error.connection_invalidated or is_without_right(error):
-                raise
-            return False
-    return True
-
-
-def _complete(transactions: Transactions, own_file: bool) -> _Columns:
-    present = _read(transactions, _tables)
-    # Older tables are no reason to wait for an upgrade that is under way.
-    return present if present and not own_file else _alone(transactions, _upgrade)
 
 
 def _read(transactions: Transactions, look: Callable[[Connection], T]) -> T:
