@@ -27,7 +27,7 @@ from ..http.outbound import Outbound, full_url, request_about
 from ..model.credential import Credential, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
-from .faults import REASONS, VERDICTS
+from .faults import PASSING, reason_of
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def check_api_key(
     spec = told(spec, typed.fields)
     found = refuse_admin_key(spec, typed.fields)
     found = found or _Asked(spec, typed, outbound, owner, known).validation()
-    if metrics.sinks:
-        metrics.record("checks", 1, spec.id, found.verdict)
+    metrics.record("checks", 1, spec.id, found.verdict)
     return found
 
 
@@ -219,13 +218,6 @@ class Checks:
         """Check the key in use, or a stored one, and store the verdict."""
         return self.validate(caller, spec, Typed.of(credential), credential)
 
-    def of_refused(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
-        """Check a key that a host's own call was refused with; if the provider agrees, it is marked, and told."""
-        validation = self.of_stored(caller, spec, credential)
-        if validation.valid is False:
-            self._tell_rejected(credential)
-        return validation
-
     def of_traffic(self, caller: Caller, credential: Credential, judged: Judgement) -> None:
         """Take in what a failed call tells about its key.
 
@@ -234,18 +226,18 @@ class Checks:
         seconds after the first, and the key serves meanwhile; with ``rejected`` in ``BYOK_FALLBACK_ON`` the next call
         is for another key, so it waits for none.
         """
-        passing, verdict = self.core.settings.fallback_on, None
+        verdict = PASSING.get(judged.kind)
         if judged.verdict.valid is False:
             verdict = self._agreed(caller, credential, judged.verdict)
-        elif (reason := REASONS.get(judged.kind)) in passing:
-            verdict = VERDICTS[reason]
+        elif reason_of(verdict) not in self.core.settings.fallback_on:
+            return
         if verdict is None:
             return
         found = Validation(credential.provider, verdict, "", utcnow())
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
         if verdict.valid is False:
-            self._tell_rejected(credential)
+            self.tell_rejected(credential)
 
     def _agreed(self, caller: Caller, credential: Credential, verdict: Verdict) -> Verdict | None:
         """Return a refusal's verdict; that of a second opinion where one is needed, None if it does not agree."""
@@ -255,9 +247,9 @@ class Checks:
         waits = shared and "rejected" not in self.core.settings.fallback_on
         if not self._is_due(credential, LATER if waits else 0.0):
             return None
-        spec, owner = self.core.catalog.get(credential.provider), caller.counted_as
         with suppress(ByokError):
-            found = check_api_key(spec, Typed.of(credential), self.core.outbound, owner=owner)
+            spec = self.core.catalog.get(credential.provider)
+            found = self._ask(caller, spec, Typed.of(credential))
             return found.verdict if found.valid is False else None
         return None
 
@@ -274,10 +266,10 @@ class Checks:
             self._due.pop(next(iter(self._due)), None)
         return True
 
-    def _tell_rejected(self, credential: Credential) -> None:
+    def tell_rejected(self, credential: Credential) -> None:
+        """Tell the host that a provider rejected a key."""
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        if metrics.sinks:
-            metrics.record("refusals", 1, *facts.values())
+        metrics.record("refusals", 1, *facts.values())
         try:
             self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on
