@@ -110,12 +110,10 @@ class LiveCall:
 
         :raises ProviderUnavailableError: the body broke off, was silent for too long, or is too long.
         """
-        while (piece := self._next()) is not None:
-            yield piece or None
-
-    def _next(self) -> bytes | None:
         try:
-            return self._exchange.next()
+            while (piece := self._exchange.next()) is not None:
+                yield piece or None
+            return
         except Exception as error:
             fault = _in_our_words(error)
         # Raised out here, so that the request with its headers does not hang on the error.
