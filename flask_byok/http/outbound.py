@@ -102,17 +102,9 @@ def request_about(
     return url, {**spec.headers, **spec.check.headers, **key}
 
 
-def _locate(endpoint: Endpoint, url: str) -> tuple[Endpoint, str]:
-    """Return the whole URL of a path of an endpoint, and the endpoint to call it as."""
-    if url.startswith("/"):
-        return endpoint, endpoint.base_url.rstrip("/") + url
-    return (Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint), url
-
-
-def _default_tls() -> ssl.SSLContext:
-    from .proxies import tls_context
-
-    return tls_context()
+def _called_as(endpoint: Endpoint, url: str) -> Endpoint:
+    """Return the endpoint that a URL is called as: the catalog may name other hosts."""
+    return Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint
 
 
 @dataclass(eq=False)
@@ -131,7 +123,7 @@ class Outbound:
     """
 
     allow_private: bool = False
-    tls: ssl.SSLContext = field(default_factory=_default_tls)
+    tls: ssl.SSLContext | None = None
     resolver: Resolver = socket.getaddrinfo
     ports: Collection[int] = (443,)
     proxy: str | None = field(default=None, repr=False)
@@ -142,6 +134,7 @@ class Outbound:
 
         self._connections, self._proxies, self._transport = connections, proxies, transport
         self._find_proxy = proxies.Proxies(self.proxy).find
+        self._tls = self.tls or proxies.tls_context()
         # By process id and proxy. A forked child keeps its parent's clients here, unused: collecting them would close
         # their sockets.
         self._shared: dict[tuple[int, str | None], KeylessClient] = {}
@@ -199,16 +192,11 @@ class Outbound:
         """
         from .live import Exchange, LiveCall
 
-        endpoint, url = _locate(endpoint, url)
         self._transport.origin_of(url)
-        client = self.client_for(endpoint, owner=owner)
-        times = self._transport.TIMEOUT.as_dict()
+        client = self.client_for(_called_as(endpoint, url), owner=owner)
+        request = client.build_request(method, url, headers=headers, content=content)
         if timeout is not None:
-            times["read"] = timeout
-        extensions = {"timeout": times}
-        request = client.build_request(
-            method, url, headers=headers, content=content, extensions=extensions
-        )
+            request.extensions["timeout"]["read"] = timeout
         return LiveCall(Exchange(client, request))
 
     def fetch(
@@ -224,15 +212,14 @@ class Outbound:
     ) -> Answer:
         """Make one plain request and read its answer whole, within a time and a size.
 
-        :param url: a path below the endpoint's base URL, or a whole one, see :func:`full_url`.
+        :param url: a whole one, see :func:`full_url`.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises RateLimitedError: too many calls of people's own servers are running.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
-        endpoint, url = _locate(endpoint, url)
         headers = {"Accept": "application/json", **headers}
-        client = self.client_for(endpoint, owner=owner)
+        client = self.client_for(_called_as(endpoint, url), owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
             with self._connections.until(time.monotonic() + seconds):
@@ -256,7 +243,7 @@ class Outbound:
     ) -> KeylessClient:
         backend = self._connections.GuardedBackend(rule, self.resolver)
         by_address = limits is self._transport.PERSONAL
-        pool = self._proxies.make_pool(backend, self.tls, proxy, by_address=by_address)
+        pool = self._proxies.make_pool(backend, self._tls, proxy, by_address=by_address)
         return self._transport.KeylessClient(
             self._transport.GuardedTransport(backend, pool, limits, enter)
         )
