@@ -58,41 +58,29 @@ _ADD_V1 = "The server answers one level below this address. Add /v1 to the end o
 _VERSION = re.compile(r"/v\d+\w*$")
 
 
-def check_api_key(
-    spec: ProviderSpec,
-    typed: Typed,
-    outbound: Outbound,
-    *,
-    owner: str | None = None,
-    known: Iterable[ProviderSpec] = (),
-) -> Validation:
-    """Check a key with a free request to its provider, and list the models that a good one may use.
+@dataclass(frozen=True, eq=False, repr=False)
+class Check:
+    """One check of a key, with a free request to its provider that lasts ``CHECK_SECONDS`` at most.
 
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
     :param known: providers whose keys it may be instead, beside those that ship with the package.
-    :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
-    :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
-    spec = told(spec, typed.fields)
-    found = refuse_admin_key(spec, typed.fields)
-    found = found or _Asked(spec, typed, outbound, owner, known).validation()
-    metrics.record("checks", 1, spec.id, found.verdict)
-    return found
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Asked:
-    """One check: a provider is asked about a key, for ``CHECK_SECONDS`` at most."""
 
     spec: ProviderSpec
     typed: Typed
     outbound: Outbound
-    owner: str | None
-    known: Iterable[ProviderSpec]
+    owner: str | None = None
+    known: Iterable[ProviderSpec] = ()
     started: float = field(default_factory=time.monotonic)
 
     def validation(self) -> Validation:
-        """Return what the provider says."""
+        """Return what the provider says, with the models that a good key may use.
+
+        :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+        :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
+        """
+        if found := refuse_admin_key(self.spec, self.typed.fields):
+            return found
         (verdict, _, reason), answer = self._judge()
         latency_ms = round((time.monotonic() - self.started) * 1000)
         models = self._models(answer) if answer and verdict.valid else ()
@@ -197,26 +185,23 @@ class Checks:
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
-    def _ask(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
-        core, owner = self.core, caller.counted_as
-        return check_api_key(spec, typed, core.outbound, owner=owner, known=core.catalog)
+    def _ask(self, caller: Caller, spec: ProviderSpec, key: Typed | Credential) -> Validation:
+        typed = Typed.of(key) if isinstance(key, Credential) else key
+        core, owner, spec = self.core, caller.counted_as, told(spec, typed.fields)
+        found = Check(spec, typed, core.outbound, owner, core.catalog).validation()
+        metrics.record("checks", 1, spec.id, found.verdict)
+        return found
 
-    def validate(
-        self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
-    ) -> Validation:
-        """Check a key as typed, or a stored one, whose verdict is stored."""
-        validation = self._ask(caller, spec, typed)
+    def validate(self, caller: Caller, spec: ProviderSpec, key: Typed | Credential) -> Validation:
+        """Check a key as typed, or the one in use or a stored one, whose verdict is stored."""
+        validation = self._ask(caller, spec, key)
         verdict = validation.verdict
-        if stored is None or not stored.id:
-            self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
-        if stored is not None:
-            self._record(caller, stored, validation, asked=True)
+        if isinstance(key, Typed) or not key.id:
+            self.core.accounts.note(caller, "validate", spec.id, key.fields, outcome=verdict)
+        if isinstance(key, Credential):
+            self._record(caller, key, validation, asked=True)
         self.core.notify("key_validated", {"provider": spec.id, "verdict": verdict.value})
         return validation
-
-    def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
-        """Check the key in use, or a stored one, and store the verdict."""
-        return self.validate(caller, spec, Typed.of(credential), credential)
 
     def of_traffic(self, caller: Caller, credential: Credential, judged: Judgement) -> None:
         """Take in what a failed call tells about its key.
@@ -249,7 +234,7 @@ class Checks:
             return None
         with suppress(ByokError):
             spec = self.core.catalog.get(credential.provider)
-            found = self._ask(caller, spec, Typed.of(credential))
+            found = self._ask(caller, spec, credential)
             return found.verdict if found.valid is False else None
         return None
 

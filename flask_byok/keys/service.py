@@ -318,7 +318,7 @@ class Service:
             # A stored key goes only to the address that it was saved with: another one needs a typed key.
             typed = read_typed(spec, fields or {}, base_url, self.settings)
             return self.checks.validate(caller, spec, typed)
-        return self.checks.of_stored(caller, spec, self.lookup.to_check(caller, spec))
+        return self.checks.validate(caller, spec, self.lookup.to_check(caller, spec))
 
     def warnings(self, provider: str, fields: Fields | None) -> list[KeyWarning]:
         """Return what the look of a typed key tells, such as whose it seems to be; nobody is asked."""
@@ -332,7 +332,7 @@ class Service:
             self.validate_limit.check(caller.counted_as)
         except RateLimitedError:
             return None
-        validation = self.checks.of_stored(caller, spec, credential)
+        validation = self.checks.validate(caller, spec, credential)
         if validation.valid is False:
             self.checks.tell_rejected(credential)
         return validation
