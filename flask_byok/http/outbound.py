@@ -107,6 +107,12 @@ def _called_as(endpoint: Endpoint, url: str) -> Endpoint:
     return Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint
 
 
+def _default_tls() -> ssl.SSLContext:
+    from .proxies import tls_context
+
+    return tls_context()
+
+
 @dataclass(eq=False)
 class Outbound:
     """Makes the HTTP clients through which keys are sent; they hold neither keys nor cookies.
@@ -123,7 +129,7 @@ class Outbound:
     """
 
     allow_private: bool = False
-    tls: ssl.SSLContext | None = None
+    tls: ssl.SSLContext = field(default_factory=_default_tls)
     resolver: Resolver = socket.getaddrinfo
     ports: Collection[int] = (443,)
     proxy: str | None = field(default=None, repr=False)
@@ -134,7 +140,6 @@ class Outbound:
 
         self._connections, self._proxies, self._transport = connections, proxies, transport
         self._find_proxy = proxies.Proxies(self.proxy).find
-        self._tls = self.tls or proxies.tls_context()
         # By process id and proxy. A forked child keeps its parent's clients here, unused: collecting them would close
         # their sockets.
         self._shared: dict[tuple[int, str | None], KeylessClient] = {}
@@ -243,7 +248,7 @@ class Outbound:
     ) -> KeylessClient:
         backend = self._connections.GuardedBackend(rule, self.resolver)
         by_address = limits is self._transport.PERSONAL
-        pool = self._proxies.make_pool(backend, self._tls, proxy, by_address=by_address)
+        pool = self._proxies.make_pool(backend, self.tls, proxy, by_address=by_address)
         return self._transport.KeylessClient(
             self._transport.GuardedTransport(backend, pool, limits, enter)
         )
