@@ -56,9 +56,8 @@ sinks: list[Sink] = []
 def record(name: str, value: float, *labels: str) -> None:
     """Give a value to each sink."""
     # A named endpoint is "custom/" and what a person typed: only the catalog's id is a label.
-    labels = tuple(label.partition("/")[0] for label in labels)
     for sink in sinks:
-        sink(name, value, labels)
+        sink(name, value, tuple(label.partition("/")[0] for label in labels))
 
 
 def switch_on(library: Library) -> None:

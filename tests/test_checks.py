@@ -15,7 +15,7 @@ from flask_byok.catalog.verdicts import Answer
 from flask_byok.errors import RateLimitedError
 from flask_byok.http import Endpoint, Outbound, endpoint_for, full_url
 from flask_byok.keys import checks
-from flask_byok.keys.checks import check_api_key
+from flask_byok.keys.checks import Check
 from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Secret, Validation, Verdict
 from flask_byok.testing import FakeProviders
@@ -31,7 +31,7 @@ def ask(fake: FakeProviders, provider: str, api_key: str, url: str | None = None
     spec, endpoint = CATALOG.get(provider), Endpoint(url or fake.base_url(provider), "operator")
     values = {**fake.fields(provider), spec.main_field.name: api_key}
     fields = {name: Secret(value) for name, value in values.items()}
-    return check_api_key(spec, Typed(fields, fields, None, endpoint), Outbound())
+    return Check(spec, Typed(fields, fields, None, endpoint), Outbound()).validation()
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -213,7 +213,7 @@ def test_a_slow_server_of_ones_own_does_not_keep_all_workers(
         fields = {"api_key": Secret("key-0123456789")}
         typed = Typed(fields, fields, endpoint.base_url, endpoint)
         try:
-            outcomes.append(check_api_key(spec, typed, outbound, owner=owner))
+            outcomes.append(Check(spec, typed, outbound, owner).validation())
         except RateLimitedError as error:
             outcomes.append(error)
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from flask_byok.catalog import Catalog
 from flask_byok.http import Endpoint, Outbound
-from flask_byok.keys.checks import check_api_key
+from flask_byok.keys.checks import Check
 from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Secret
 from flask_byok.providers import make_provider
@@ -319,7 +319,7 @@ def test_the_sdks_and_the_http_client_log_no_key_at_debug(
     del credential
     endpoint = Endpoint(fake.base_url(provider), "operator")
     fields = {"api_key": Secret(api_key)}
-    check_api_key(spec, Typed(fields, fields, None, endpoint), outbound)
+    Check(spec, Typed(fields, fields, None, endpoint), outbound).validation()
     del fields
     # Today's SDKs mask their headers themselves; a host that logs a key shows the redactor at work.
     alive = Secret(api_key)

@@ -319,7 +319,7 @@ class AccountRecords:
         spec = self.core.catalog.get(record.provider)
         self.core.validate_limit.check(self.caller.counted_as)
         credential = self.wing.opener.credential(spec, record.owner, record)
-        return self.core.checks.of_stored(self.caller, spec, credential)
+        return self.core.checks.validate(self.caller, spec, credential)
 
     # steps, also of a replacement
 

@@ -73,11 +73,9 @@ class Field:
 
     def read(self, text: str) -> str | None:
         """Return the value in a text; None if it is not among the choices or does not fit the pattern."""
-        if self.choices and text not in self.choices:
+        match = re.fullmatch(self.pattern or "(?s:.*)", text)
+        if match is None or (self.choices and text not in self.choices):
             return None
-        match = re.fullmatch(self.pattern, text) if self.pattern else None
-        if match is None:
-            return None if self.pattern else text
         return match[1] if match.re.groups else text
 
     def to_dict(self) -> FieldFacts:

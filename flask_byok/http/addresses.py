@@ -146,15 +146,6 @@ def _within(address: str, networks: tuple[IPv4Network | IPv6Network, ...]) -> bo
 def is_local_host(host: str) -> bool:
     """Return True for a name or an address that by itself means this machine or its network."""
     host = host.strip("[]").removesuffix(".").lower()
-    return (
-        not is_public(host)
-        if _is_address(host)
-        else "." not in host or bool(_LOCAL_NAMES.fullmatch(host))
-    )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return bool(ip_address(text))
-    except ValueError:
-        return False
+    if _within(host, ()) is None:
+        return "." not in host or "%" in host or bool(_LOCAL_NAMES.fullmatch(host))
+    return not is_public(host)

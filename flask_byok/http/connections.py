@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import httpcore2
 
+T = TypeVar("T")
 #: Returns True if an address may be connected to.
 AddressRule = Callable[[str], bool]
 #: Resolves names as ``socket.getaddrinfo`` does.
@@ -39,13 +40,18 @@ _line: ContextVar[Line | None] = ContextVar("flask_byok_line", default=None)
 
 
 @contextmanager
-def until(end: float) -> Iterator[None]:
-    """End this block's work on the network at a time of ``time.monotonic``, if not before."""
-    reset = _deadline.set(sooner(end))
+def _having(variable: ContextVar[T], value: T) -> Iterator[None]:
+    """Give a variable this value in a block."""
+    reset = variable.set(value)
     try:
         yield
     finally:
-        _deadline.reset(reset)
+        variable.reset(reset)
+
+
+def until(end: float) -> AbstractContextManager[None]:
+    """End this block's work on the network at a time of ``time.monotonic``, if not before."""
+    return _having(_deadline, sooner(end))
 
 
 def sooner(end: float) -> float:
@@ -77,14 +83,9 @@ class Line:
         self._stream: TimedStream | None = None
         self.is_cut = False
 
-    @contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> AbstractContextManager[None]:
         """Take the connections that this block sends on."""
-        reset = _line.set(self)
-        try:
-            yield
-        finally:
-            _line.reset(reset)
+        return _having(_line, self)
 
     @staticmethod
     def current() -> Line | None:

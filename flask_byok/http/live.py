@@ -28,27 +28,22 @@ class Exchange:
     def __init__(self, client: httpx2.Client, request: httpx2.Request) -> None:
         self._client = client
         self._request = request
-        self._line = Line()
+        self.line = Line()
         # Whoever closes the answer must not do so while another thread reads. Reentrant: see Line.
         self._lock = threading.RLock()
         self._response: httpx2.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
 
-    @property
-    def is_closed(self) -> bool:
-        """True once it was closed."""
-        return self._line.is_cut
-
     def send(self) -> httpx2.Response:
         """Send the request, and wait for the answer's head."""
-        with self._line.in_use():
+        with self.line.in_use():
             response = self._client.send(self._request, stream=True)
         with self._lock:
             self._response = response
             # It is closed already if a refusal was observed, and read for that.
             stream = cast(httpx2.SyncByteStream, response.stream)
             self._pieces = iter([response.content]) if response.is_closed else iter(stream)
-        if self.is_closed:
+        if self.line.is_cut:
             self.close()
         return response
 
@@ -56,9 +51,9 @@ class Exchange:
         """Return the next piece: an empty one after a second of silence, None at the end, also if this was closed."""
         with self._lock:
             try:
-                return None if self.is_closed else next(self._pieces, None)
+                return None if self.line.is_cut else next(self._pieces, None)
             except Exception:
-                if self.is_closed:
+                if self.line.is_cut:
                     return None
                 raise
 
@@ -67,7 +62,7 @@ class Exchange:
 
         While a connection is being made it cannot be closed; then nothing is sent on it.
         """
-        self._line.cut()
+        self.line.cut()
         with self._lock:
             if self._response is not None:
                 self._response.close()
@@ -99,9 +94,9 @@ class LiveCall:
         """
         if self._sent is None:
             self._sent = _send_elsewhere(self._exchange)
-        while not self._exchange.is_closed and not wait([self._sent], transport.TICK).done:
+        while not self._exchange.line.is_cut and not wait([self._sent], transport.TICK).done:
             yield None
-        if not self._exchange.is_closed:
+        if not self._exchange.line.is_cut:
             response = self._sent.result()
             self.status, self.headers = response.status_code, response.headers
 
@@ -110,12 +105,10 @@ class LiveCall:
 
         :raises ProviderUnavailableError: the body broke off, was silent for too long, or is too long.
         """
-        while (piece := self._next()) is not None:
-            yield piece or None
-
-    def _next(self) -> bytes | None:
         try:
-            return self._exchange.next()
+            while (piece := self._exchange.next()) is not None:
+                yield piece or None
+            return
         except Exception as error:
             fault = _in_our_words(error)
         # Raised out here, so that the request with its headers does not hang on the error.

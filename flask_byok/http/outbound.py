@@ -102,11 +102,9 @@ def request_about(
     return url, {**spec.headers, **spec.check.headers, **key}
 
 
-def _locate(endpoint: Endpoint, url: str) -> tuple[Endpoint, str]:
-    """Return the whole URL of a path of an endpoint, and the endpoint to call it as."""
-    if url.startswith("/"):
-        return endpoint, endpoint.base_url.rstrip("/") + url
-    return (Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint), url
+def _called_as(endpoint: Endpoint, url: str) -> Endpoint:
+    """Return the endpoint that a URL is called as: the catalog may name other hosts."""
+    return Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint
 
 
 def _default_tls() -> ssl.SSLContext:
@@ -199,16 +197,11 @@ class Outbound:
         """
         from .live import Exchange, LiveCall
 
-        endpoint, url = _locate(endpoint, url)
         self._transport.origin_of(url)
-        client = self.client_for(endpoint, owner=owner)
-        times = self._transport.TIMEOUT.as_dict()
+        client = self.client_for(_called_as(endpoint, url), owner=owner)
+        request = client.build_request(method, url, headers=headers, content=content)
         if timeout is not None:
-            times["read"] = timeout
-        extensions = {"timeout": times}
-        request = client.build_request(
-            method, url, headers=headers, content=content, extensions=extensions
-        )
+            request.extensions["timeout"]["read"] = timeout
         return LiveCall(Exchange(client, request))
 
     def fetch(
@@ -224,15 +217,14 @@ class Outbound:
     ) -> Answer:
         """Make one plain request and read its answer whole, within a time and a size.
 
-        :param url: a path below the endpoint's base URL, or a whole one, see :func:`full_url`.
+        :param url: a whole one, see :func:`full_url`.
         :raises EndpointNotAllowedError: see :meth:`client_for`.
         :raises RateLimitedError: too many calls of people's own servers are running.
         :raises ProviderUnavailableError: no answer came; the message says why.
         """
         transport = self._transport
-        endpoint, url = _locate(endpoint, url)
         headers = {"Accept": "application/json", **headers}
-        client = self.client_for(endpoint, owner=owner)
+        client = self.client_for(_called_as(endpoint, url), owner=owner)
         longest = MAX_PERSONAL_ANSWER_BYTES if endpoint.trust == "personal" else MAX_ANSWER_BYTES
         try:
             with self._connections.until(time.monotonic() + seconds):

@@ -18,7 +18,7 @@ import httpx2
 from ..errors import ConfigurationError
 from .addresses import is_local_host
 from .connections import GuardedBackend
-from .transport import Origin
+from .transport import Origin, origin_of
 
 #: The value of a setting that takes what the environment says.
 ENVIRONMENT = "environment"
@@ -72,10 +72,10 @@ def make_pool(
     if proxy is None:
         return httpcore2.ConnectionPool(**options)
     read = httpx2.Proxy(proxy)
-    default = 443 if read.url.scheme == "https" else 80
-    backend.chosen.add((read.url.raw_host.decode(), read.url.port or default))
+    scheme, host, port = origin_of(read.url)
+    backend.chosen.add((host, port))
     through = httpcore2.Proxy(
-        str(read.url), read.raw_auth, ssl_context=tls if default == 443 else None
+        str(read.url), read.raw_auth, ssl_context=tls if scheme == "https" else None
     )
     if not by_address:
         return httpcore2.ConnectionPool(**options, proxy=through)

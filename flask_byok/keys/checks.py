@@ -27,7 +27,7 @@ from ..http.outbound import Outbound, full_url, request_about
 from ..model.credential import Credential, RecordedVerdict, Validation, Verdict, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import ValidateOnSet
-from .faults import REASONS, VERDICTS
+from .faults import PASSING, reason_of
 from .typed import NewKey, Typed, require_word
 
 if TYPE_CHECKING:
@@ -58,42 +58,29 @@ _ADD_V1 = "The server answers one level below this address. Add /v1 to the end o
 _VERSION = re.compile(r"/v\d+\w*$")
 
 
-def check_api_key(
-    spec: ProviderSpec,
-    typed: Typed,
-    outbound: Outbound,
-    *,
-    owner: str | None = None,
-    known: Iterable[ProviderSpec] = (),
-) -> Validation:
-    """Check a key with a free request to its provider, and list the models that a good one may use.
+@dataclass(frozen=True, eq=False, repr=False)
+class Check:
+    """One check of a key, with a free request to its provider that lasts ``CHECK_SECONDS`` at most.
 
     :param owner: who asks. Checks of people's own servers are limited, for each owner and in all.
     :param known: providers whose keys it may be instead, beside those that ship with the package.
-    :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
-    :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
     """
-    spec = told(spec, typed.fields)
-    found = refuse_admin_key(spec, typed.fields)
-    found = found or _Asked(spec, typed, outbound, owner, known).validation()
-    if metrics.sinks:
-        metrics.record("checks", 1, spec.id, found.verdict)
-    return found
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class _Asked:
-    """One check: a provider is asked about a key, for ``CHECK_SECONDS`` at most."""
 
     spec: ProviderSpec
     typed: Typed
     outbound: Outbound
-    owner: str | None
-    known: Iterable[ProviderSpec]
+    owner: str | None = None
+    known: Iterable[ProviderSpec] = ()
     started: float = field(default_factory=time.monotonic)
 
     def validation(self) -> Validation:
-        """Return what the provider says."""
+        """Return what the provider says, with the models that a good key may use.
+
+        :raises EndpointNotAllowedError: keys may not be sent to this endpoint.
+        :raises RateLimitedError: too many checks are running. Every other failure is a verdict.
+        """
+        if found := refuse_admin_key(self.spec, self.typed.fields):
+            return found
         (verdict, _, reason), answer = self._judge()
         latency_ms = round((time.monotonic() - self.started) * 1000)
         models = self._models(answer) if answer and verdict.valid else ()
@@ -198,32 +185,22 @@ class Checks:
             raise KeyRefusedError(validation, provider=spec.id)
         return validation
 
-    def _ask(self, caller: Caller, spec: ProviderSpec, typed: Typed) -> Validation:
-        core, owner = self.core, caller.counted_as
-        return check_api_key(spec, typed, core.outbound, owner=owner, known=core.catalog)
+    def _ask(self, caller: Caller, spec: ProviderSpec, key: Typed | Credential) -> Validation:
+        typed = Typed.of(key) if isinstance(key, Credential) else key
+        core, owner, spec = self.core, caller.counted_as, told(spec, typed.fields)
+        found = Check(spec, typed, core.outbound, owner, core.catalog).validation()
+        metrics.record("checks", 1, spec.id, found.verdict)
+        return found
 
-    def validate(
-        self, caller: Caller, spec: ProviderSpec, typed: Typed, stored: Credential | None = None
-    ) -> Validation:
-        """Check a key as typed, or a stored one, whose verdict is stored."""
-        validation = self._ask(caller, spec, typed)
+    def validate(self, caller: Caller, spec: ProviderSpec, key: Typed | Credential) -> Validation:
+        """Check a key as typed, or the one in use or a stored one, whose verdict is stored."""
+        validation = self._ask(caller, spec, key)
         verdict = validation.verdict
-        if stored is None or not stored.id:
-            self.core.accounts.note(caller, "validate", spec.id, typed.fields, outcome=verdict)
-        if stored is not None:
-            self._record(caller, stored, validation, asked=True)
+        if isinstance(key, Typed) or not key.id:
+            self.core.accounts.note(caller, "validate", spec.id, key.fields, outcome=verdict)
+        if isinstance(key, Credential):
+            self._record(caller, key, validation, asked=True)
         self.core.notify("key_validated", {"provider": spec.id, "verdict": verdict.value})
-        return validation
-
-    def of_stored(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
-        """Check the key in use, or a stored one, and store the verdict."""
-        return self.validate(caller, spec, Typed.of(credential), credential)
-
-    def of_refused(self, caller: Caller, spec: ProviderSpec, credential: Credential) -> Validation:
-        """Check a key that a host's own call was refused with; if the provider agrees, it is marked, and told."""
-        validation = self.of_stored(caller, spec, credential)
-        if validation.valid is False:
-            self._tell_rejected(credential)
         return validation
 
     def of_traffic(self, caller: Caller, credential: Credential, judged: Judgement) -> None:
@@ -234,18 +211,18 @@ class Checks:
         seconds after the first, and the key serves meanwhile; with ``rejected`` in ``BYOK_FALLBACK_ON`` the next call
         is for another key, so it waits for none.
         """
-        passing, verdict = self.core.settings.fallback_on, None
+        verdict = PASSING.get(judged.kind)
         if judged.verdict.valid is False:
             verdict = self._agreed(caller, credential, judged.verdict)
-        elif (reason := REASONS.get(judged.kind)) in passing:
-            verdict = VERDICTS[reason]
+        elif reason_of(verdict) not in self.core.settings.fallback_on:
+            return
         if verdict is None:
             return
         found = Validation(credential.provider, verdict, "", utcnow())
         with suppress(ByokError):  # the person sees the call's own error; only the mark is missing
             self._record(caller, credential, found, asked=False)
         if verdict.valid is False:
-            self._tell_rejected(credential)
+            self.tell_rejected(credential)
 
     def _agreed(self, caller: Caller, credential: Credential, verdict: Verdict) -> Verdict | None:
         """Return a refusal's verdict; that of a second opinion where one is needed, None if it does not agree."""
@@ -255,9 +232,9 @@ class Checks:
         waits = shared and "rejected" not in self.core.settings.fallback_on
         if not self._is_due(credential, LATER if waits else 0.0):
             return None
-        spec, owner = self.core.catalog.get(credential.provider), caller.counted_as
         with suppress(ByokError):
-            found = check_api_key(spec, Typed.of(credential), self.core.outbound, owner=owner)
+            spec = self.core.catalog.get(credential.provider)
+            found = self._ask(caller, spec, credential)
             return found.verdict if found.valid is False else None
         return None
 
@@ -274,10 +251,10 @@ class Checks:
             self._due.pop(next(iter(self._due)), None)
         return True
 
-    def _tell_rejected(self, credential: Credential) -> None:
+    def tell_rejected(self, credential: Credential) -> None:
+        """Tell the host that a provider rejected a key."""
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        if metrics.sinks:
-            metrics.record("refusals", 1, *facts.values())
+        metrics.record("refusals", 1, *facts.values())
         try:
             self.core.notify("key_rejected", facts)
         except Exception as error:  # the provider's own error goes on

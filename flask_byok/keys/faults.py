@@ -16,7 +16,6 @@ from hashlib import blake2b
 
 from ..errors import StoreError
 from ..model.credential import Credential, RecordedVerdict, Verdict, utcnow
-from ..settings import FallbackReason
 from .documents import Documents
 
 #: After this time a passing fault is forgotten.
@@ -27,27 +26,26 @@ KEPT = 1.0
 # So long a refusal is remembered of a key that is neither checked nor replaced.
 _FOR_GOOD = timedelta(days=3650)
 
-#: The reason of a fallback, by the code of a call's error.
-REASONS: dict[str, FallbackReason] = {
-    "no_credit": "no_credit",
-    "provider_rate_limited": "rate_limited",
-    "provider_unavailable": "unreachable",
-    "provider_overloaded": "unreachable",
-}
-#: The verdict that stands for a passing reason.
-VERDICTS = {
+#: The verdict that stands for a passing fault, by the code of a call's error.
+PASSING = {
     "no_credit": Verdict.VALID_NO_CREDIT,
-    "rate_limited": Verdict.VALID_RATE_LIMITED,
-    "unreachable": Verdict.UNREACHABLE,
+    "provider_rate_limited": Verdict.VALID_RATE_LIMITED,
+    "provider_unavailable": Verdict.UNREACHABLE,
+    "provider_overloaded": Verdict.UNREACHABLE,
 }
+
+
+def reason_of(verdict: Verdict | None) -> str | None:
+    """Return the reason of a fallback that a verdict gives, if it gives one."""
+    if verdict and verdict in PASSING.values():
+        return verdict.removeprefix("valid_")
+    return "rejected" if verdict and verdict.valid is False else None
 
 
 def fault_in(recorded: RecordedVerdict | None) -> str | None:
     """Return the reason for which a key with this verdict may be passed over, if it is not forgotten."""
-    if recorded is None or recorded.verdict not in VERDICTS.values():
-        return None
-    fresh = utcnow() - recorded.checked_at < FORGOTTEN_AFTER
-    return recorded.verdict.removeprefix("valid_") if fresh else None
+    fresh = recorded and utcnow() - recorded.checked_at < FORGOTTEN_AFTER
+    return reason_of(recorded.verdict) if recorded and fresh else None
 
 
 @dataclass(eq=False, repr=False)
@@ -61,11 +59,9 @@ class Faults:
 
     def note(self, credential: Credential, verdict: Verdict) -> None:
         """Note what a check or call found, in place of what was known; a store that does not answer forgets it."""
-        name, lasts, reason = _name(credential), FORGOTTEN_AFTER, ""
-        if verdict in VERDICTS.values():
-            reason = verdict.removeprefix("valid_")
-        elif verdict.valid is False:
-            reason, lasts = "rejected", _FOR_GOOD  # until a good check, or another key
+        name, reason = _name(credential), reason_of(verdict)
+        # A refusal holds until a good check, or another key.
+        lasts = _FOR_GOOD if reason == "rejected" else FORGOTTEN_AFTER
         self._known.pop(name, None)
         with suppress(StoreError):
             held = self.documents.find(name)

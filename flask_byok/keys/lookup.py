@@ -92,13 +92,10 @@ class Lookup:
     ) -> None:
         kept = {tier: reader for reader in readers for tier in reader.tiers}
         self._readers = {tier: kept[tier] for tier in settings.precedence if tier in kept}
+        #: The tiers that are asked, in order.
+        self.tiers = list(self._readers)
         self._settings = settings
         self._faults = faults
-
-    @property
-    def tiers(self) -> list[Tier]:
-        """The tiers that are asked, in order."""
-        return list(self._readers)
 
     def resolve(self, caller: Caller, spec: ProviderSpec, *, rejected: bool = False) -> Credential:
         """Return the credential to use for this provider.

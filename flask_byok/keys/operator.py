@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..catalog.paste import clean_field
@@ -35,6 +35,7 @@ class OperatorKey(NamedTuple):
     name: str
 
 
+@dataclass(eq=False, repr=False)
 class OperatorKeys:
     """Reads the operator's keys, by the names of variables that the catalog gives.
 
@@ -44,17 +45,10 @@ class OperatorKeys:
     :param config: the host's, whose entries of these names come before the environment.
     """
 
+    settings: Settings
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    config: Mapping[str, Any] = field(default_factory=dict)
     tiers = (Tier.SECRET, Tier.ENV)
-
-    def __init__(
-        self,
-        settings: Settings,
-        environ: Mapping[str, str] = os.environ,
-        config: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        self._settings = settings
-        self._environ = environ
-        self._config = config
 
     def find(self, caller: Caller, specs: Sequence[ProviderSpec]) -> Found:
         """Return the operator's keys; they are the same for every caller."""
@@ -66,7 +60,7 @@ class OperatorKeys:
             key = self.key(tier, spec)
             if key is None:
                 return
-            endpoint = endpoint_for(spec, self._settings.base_urls, fields=key.fields)
+            endpoint = endpoint_for(spec, self.settings.base_urls, fields=key.fields)
         except (UnreadableCredentialError, EndpointNotAllowedError):
             yield Candidate(tier, "unreadable")
             return
@@ -107,7 +101,7 @@ class OperatorKeys:
 
     def faults(self, specs: Iterable[ProviderSpec]) -> Iterator[str]:
         """Yield a sentence with advice for each place that holds something other than a key."""
-        tiers = [tier for tier in self.tiers if tier in self._settings.precedence]
+        tiers = [tier for tier in self.tiers if tier in self.settings.precedence]
         for tier, spec in product(tiers, specs):
             for variable in main_variables(spec):
                 name = f"The secret file of {variable}"
@@ -157,16 +151,16 @@ class OperatorKeys:
     def _values(self, tier: Tier, variable: str) -> Iterator[tuple[str, str]]:
         """Yield the values that a tier has under a variable's name, each with the name of its place."""
         if tier is Tier.ENV:
-            if isinstance(entry := self._config.get(variable), str):
+            if isinstance(entry := self.config.get(variable), str):
                 yield f"app.config[{variable!r}]", entry
-            yield variable, self._environ.get(variable, "")
+            yield variable, self.environ.get(variable, "")
             return
-        if named := self._environ.get(f"{variable}_FILE", "").strip():
+        if named := self.environ.get(f"{variable}_FILE", "").strip():
             text = _read_secret(Path(named))
             if text is None:
                 raise FileNotFoundError
             yield f"{variable}_FILE", text
-        path = self._settings.secrets_dir / variable.lower()
+        path = self.settings.secrets_dir / variable.lower()
         yield str(path), _read_secret(path) or ""
 
 

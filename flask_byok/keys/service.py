@@ -32,7 +32,7 @@ from ..sealing.keyring import Keyring
 from ..settings import Settings
 from ..storage.rates import RateLimiter
 from .checks import Checks, Notify
-from .faults import REASONS, Faults
+from .faults import PASSING, Faults, reason_of
 from .health import Health
 from .lookup import Lookup, Opener, SessionTier, Specs, TierReader, locked_error
 from .ports import Accounts, Promotion
@@ -164,7 +164,8 @@ class Service:
 
         def successor(error: ByokError) -> BaseProvider | None:
             """Return the object on the key that serves now: what was told of the former one decides."""
-            reason = "rejected" if error.code == "key_rejected" else REASONS.get(error.code)
+            is_refusal = error.code == "key_rejected"
+            reason = "rejected" if is_refusal else reason_of(PASSING.get(error.code))
             if self.settings.failover and reason in self.settings.fallback_on:
                 with suppress(ByokError):
                     other = self.provider(
@@ -199,8 +200,7 @@ class Service:
 
     def _counter(self, caller: Caller, credential: Credential) -> Count:
         facts = {"provider": credential.provider, "source": str(credential.source)}
-        if metrics.sinks:
-            metrics.record("resolves", 1, *facts.values(), "served")
+        metrics.record("resolves", 1, *facts.values(), "served")
         self.notify("key_used", facts)
         return self.traffic.counter(caller, credential)
 
@@ -318,7 +318,7 @@ class Service:
             # A stored key goes only to the address that it was saved with: another one needs a typed key.
             typed = read_typed(spec, fields or {}, base_url, self.settings)
             return self.checks.validate(caller, spec, typed)
-        return self.checks.of_stored(caller, spec, self.lookup.to_check(caller, spec))
+        return self.checks.validate(caller, spec, self.lookup.to_check(caller, spec))
 
     def warnings(self, provider: str, fields: Fields | None) -> list[KeyWarning]:
         """Return what the look of a typed key tells, such as whose it seems to be; nobody is asked."""
@@ -332,7 +332,10 @@ class Service:
             self.validate_limit.check(caller.counted_as)
         except RateLimitedError:
             return None
-        return self.checks.of_refused(caller, spec, credential)
+        validation = self.checks.validate(caller, spec, credential)
+        if validation.valid is False:
+            self.checks.tell_rejected(credential)
+        return validation
 
     # promote
 
@@ -405,7 +408,7 @@ def _failures_measured(specs: Iterable[ProviderSpec]) -> Iterator[None]:
     try:
         yield
     except ByokError as error:
-        for spec in specs if metrics.sinks else ():
+        for spec in specs:
             if error.provider in (None, spec.id):
                 metrics.record("resolves", 1, spec.id, str(error.tier or "none"), error.code)
         raise

@@ -11,7 +11,7 @@ from msgspec import Meta
 from ..catalog import ProviderSpec
 from ..catalog.endpoints import is_named
 from ..catalog.spec import FieldFacts
-from ..model.credential import CredentialRecord, State, Timestamp, ValidityFacts, isoformat, utcnow
+from ..model.credential import State, Timestamp, ValidityFacts, isoformat, utcnow
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..settings import MAX_SESSION_LIFETIMES, Settings
 from .lookup import Candidate, Lookup
@@ -107,7 +107,9 @@ def build_status(
     locked = lookup.locked(caller, spec, candidates=candidates)
     offered = waiting if waiting and waiting.offered else None
     offered = offered or _own_in_session(caller, spec, candidates, lookup)
-    record = _shown_record(shown, waiting)
+    # Members see that a shared key exists, and nothing else about it.
+    told = shown or waiting
+    record = told.record if told and told.tier in PERSONAL_TIERS else None
     validity = record.current_validity() if record else None
     status: Status = {
         **provider_facts(spec),  # type: ignore[typeddict-item]  # they have no operator_names
@@ -157,13 +159,6 @@ def _own_in_session(
         return None
     mine = (c for c in candidates if c.tier is Tier.SESSION and c.state == "active")
     return next(mine, None)
-
-
-def _shown_record(shown: Candidate | None, waiting: Candidate | None) -> CredentialRecord | None:
-    # Members see that a shared key exists, and nothing else about it.
-    if shown is not None and shown.tier in PERSONAL_TIERS:
-        return shown.record
-    return waiting.record if shown is None and waiting is not None else None
 
 
 def storage_sentence(settings: Settings, caller: Caller, session_store: str) -> str:

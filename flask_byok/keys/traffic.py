@@ -69,10 +69,9 @@ class Traffic:
         """Count one use by an owner, or the tokens of one, now."""
         now = time.time()
         day = datetime.fromtimestamp(now, UTC).date().isoformat()
-        if isinstance(what, Tokens):
-            self._owners.note((owner, provider, credential_id, day, "used"), [0, now, *what])
-        else:
-            self._owners.note((owner, provider, credential_id, day, what), [1, now, 0, 0])
+        # Tokens come with a use that was counted before.
+        of, new = ("used", [0, now, *what]) if isinstance(what, Tokens) else (what, [1, now, 0, 0])
+        self._owners.note((owner, provider, credential_id, day, of), new)
 
     def counter(self, caller: Caller, credential: Credential) -> Count:
         """Return the callback that counts the calls with a credential, and their tokens."""

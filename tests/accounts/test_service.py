@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -20,8 +19,7 @@ from flask_byok.errors import (
     RateLimitedError,
     RejectedCredentialError,
 )
-from flask_byok.keys import checks as verdicts
-from flask_byok.keys.checks import check_api_key
+from flask_byok.keys.checks import Check
 from flask_byok.model.credential import Validation, Verdict
 from flask_byok.testing import FakeProviders
 from tests.worlds import World
@@ -154,13 +152,13 @@ def test_a_check_of_a_key_that_goes_meanwhile(
 ) -> None:
     """Who asks about a key that is deleted while its provider is asked hears what the provider said."""
     kept, caller = world.keep("system", key(world, "system")), world.caller(user)
-    ask = verdicts.check_api_key
+    ask = Check.validation
 
-    def deleting(*args: Any, **facts: Any) -> Any:
+    def deleting(check: Check) -> Validation:
         world.accounts.delete(kept.id, ["system"], AuditEvent("cli", "clear"))
-        return ask(*args, **facts)
+        return ask(check)
 
-    monkeypatch.setattr(verdicts, "check_api_key", deleting)
+    monkeypatch.setattr(Check, "validation", deleting)
     assert world.service.validate(caller, "openai").verdict == Verdict.VALID
     seen = [("user:ann", "validate", "valid")] if user else []
     stored, deleted = ("cli", "set", "done"), ("cli", "clear", "done")
@@ -174,17 +172,17 @@ def test_a_check_that_ends_after_a_refusal_lifts_none(
     """A refusal in real use stays where a check that began before it ends without having learnt anything."""
     ann, mine = world.caller("ann"), key(world, "ann")
     world.set(ann, mine, persist=persist, validate="off")
-    client, ask = world.service.provider(ann, "openai", max_retries=0).client, check_api_key
+    client, ask = world.service.provider(ann, "openai", max_retries=0).client, Check.validation
 
-    def late(*args: Any, **facts: Any) -> Validation:
-        validation = ask(*args, **facts)
+    def late(check: Check) -> Validation:
+        validation = ask(check)
         world.fake.add_key("openai", mine, "bad")
-        monkeypatch.setattr(verdicts, "check_api_key", ask)
+        monkeypatch.setattr(Check, "validation", ask)
         with pytest.raises(Exception, match="401"):
             client.models.list()
         return dataclasses.replace(validation, verdict=Verdict.UNREACHABLE)
 
-    monkeypatch.setattr(verdicts, "check_api_key", late)
+    monkeypatch.setattr(Check, "validation", late)
     assert world.service.validate(ann, "openai").verdict == Verdict.UNREACHABLE
     assert world.status(ann)["state"] == "rejected"
     assert world.logged("user:ann")[-1] == ("user:ann", "validate", "unreachable")

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask_byok.catalog import Catalog
 from flask_byok.http import Endpoint, Outbound
-from flask_byok.keys.checks import check_api_key
+from flask_byok.keys.checks import Check
 from flask_byok.keys.typed import Typed
 from flask_byok.model.credential import Credential, Secret
 from flask_byok.model.owner import Tier
@@ -36,7 +36,7 @@ def make(outbound: Outbound, url: str, trust: Any, provider: str) -> BaseProvide
 def _check(outbound: Outbound, url: str, trust: Any) -> object:
     """Check a key, as one that is typed."""
     typed = Typed(KEY, KEY, url if trust == "personal" else None, Endpoint(url, trust))
-    return check_api_key(CATALOG.get("custom"), typed, outbound)
+    return Check(CATALOG.get("custom"), typed, outbound).validation()
 
 
 def _door(use: Use, provider: str) -> Door:

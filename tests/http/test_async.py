@@ -128,7 +128,9 @@ def test_a_reader_that_blocks_is_read_in_a_loop(quick: None) -> None:
         assert await asyncio.to_thread(server.left.wait, IN_TIME)
 
     with hostile(lambda: iter([chunked() + chunk(b"a")]), keep=True) as server:
-        live = Outbound().open(Endpoint(server.origin, "operator"), "POST", "/", headers=KEY)
+        live = Outbound().open(
+            Endpoint(server.origin, "operator"), "POST", server.origin, headers=KEY
+        )
         asyncio.run(main())
 
 

@@ -111,9 +111,9 @@ def test_a_check_reads_so_much() -> None:
     body, outbound = b" " * (300 * 1024), Outbound(allow_private=True)
     with hostile(lambda: iter([head(200), body])) as server:
         endpoint = Endpoint(server.origin, "operator")
-        assert outbound.fetch(endpoint, "/", {}, seconds=5).body == body
-        found = outbound.fetch(Endpoint(server.origin, "personal"), "/", {}, seconds=5)
+        assert outbound.fetch(endpoint, server.origin, {}, seconds=5).body == body
+        found = outbound.fetch(Endpoint(server.origin, "personal"), server.origin, {}, seconds=5)
         assert (found.status, found.body) == (0, b"")
     with hostile(lambda: endless(head(401))) as server:
-        found = outbound.fetch(Endpoint(server.origin, "operator"), "/", {}, seconds=5)
+        found = outbound.fetch(Endpoint(server.origin, "operator"), server.origin, {}, seconds=5)
         assert (found.status, found.body) == (0, b"")

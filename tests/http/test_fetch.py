@@ -26,7 +26,8 @@ ELSEWHERE = "https://login.speech.example/v1/whoami?full=1"
 
 def fetch(outbound: Outbound, endpoint: Endpoint, path: str = "/models", **options: Any) -> Answer:
     """Make a request with a key."""
-    return outbound.fetch(endpoint, path, KEY, seconds=5, **options)
+    url = endpoint.base_url.rstrip("/") + path if path.startswith("/") else path
+    return outbound.fetch(endpoint, url, KEY, seconds=5, **options)
 
 
 def test_a_post_with_a_body() -> None:

@@ -36,7 +36,7 @@ def call(url: str, trust: Any = "operator", **options: Any) -> LiveCall:
     """Return a live call with a key."""
     outbound = options.pop("outbound", None) or Outbound(allow_private=True)
     made: LiveCall = outbound.open(
-        Endpoint(url, trust), "POST", "/chat", headers=KEY, content=b"{}", **options
+        Endpoint(url, trust), "POST", f"{url}/chat", headers=KEY, content=b"{}", **options
     )
     return made
 

@@ -46,7 +46,7 @@ def nobody(host: str, port: int, **options: Any) -> list[Any]:
 
 def fetch(outbound: Outbound, url: str, trust: Any = "catalog") -> int:
     """Ask for the list of models; return the answer's status."""
-    return outbound.fetch(Endpoint(url, trust), "/models", KEY, seconds=10).status
+    return outbound.fetch(Endpoint(url, trust), f"{url}/models", KEY, seconds=10).status
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -69,7 +69,7 @@ def test_a_proxy_resolves_the_catalogs_names(
         live = outbound.open(
             Endpoint(f"https://provider.test:{port}/openai/v1", "catalog"),
             "GET",
-            "/models",
+            f"https://provider.test:{port}/openai/v1/models",
             headers=KEY,
         )
         assert list(live.head()) == []

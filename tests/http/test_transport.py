@@ -40,7 +40,7 @@ class Resolver:
 def fetch(outbound: Outbound, url: str, trust: Any = "personal", seconds: float = 5.0) -> Any:
     """Ask for the list of models, with a key."""
     headers = {"Authorization": "Bearer sk-secret"}
-    return outbound.fetch(Endpoint(url, trust), "/models", headers, seconds=seconds)
+    return outbound.fetch(Endpoint(url, trust), f"{url}/models", headers, seconds=seconds)
 
 
 INSIDE = "127.0.0.1"
