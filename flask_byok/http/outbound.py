@@ -33,7 +33,7 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 MAX_PERSONAL_ANSWER_BYTES = 256 * 1024
 
 #: The headers that the answer to a check keeps.
-KEPT_HEADERS = frozenset({"retry-after", "content-type"})
+KEPT_HEADERS = frozenset({"retry-after", "content-type", "x-amzn-errortype"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from ..errors import (
     UnreadableCredentialError,
 )
 from ..http import Outbound
-from ..model.credential import Credential, Fields, Validation
+from ..model.credential import Credential, Fields, Secret, Validation
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
 from ..providers import BaseProvider, Count, make_provider
 from ..sealing.keyring import Keyring
@@ -223,13 +223,17 @@ class Service:
         return self._status_after(caller, spec), validation
 
     def _completed(self, caller: Caller, spec: ProviderSpec, new: NewKey) -> NewKey:
-        """Return a new key of a named endpoint with the name and model that it has, if it is set without its name."""
+        """Return a new key of a named endpoint with name, model and address as they are, if it is set without its name."""
         typed = {name: text for name, text in new.fields.items() if text.reveal().strip()}
         if not is_named(spec.id) or "name" in typed:
             return new
         candidates = self.lookup.survey(caller, [spec])[spec.id]
-        own = (c.credential.fields for c in candidates if c.credential and c.tier in PERSONAL_TIERS)
-        kept = {name: text for name, text in next(own, _NONE).items() if name in shown(spec)}
+        found = (c.credential for c in candidates if c.tier in PERSONAL_TIERS)
+        if (own := next(filter(None, found), None)) is None:
+            return new
+        kept = {name: text for name, text in own.fields.items() if name in shown(spec)}
+        if not new.base_url and own.trust == "personal":
+            kept["base_url"] = Secret(own.base_url)
         return dataclasses.replace(new, fields={**kept, **typed})
 
     def _status_after(self, caller: Caller, spec: ProviderSpec) -> Status | None:

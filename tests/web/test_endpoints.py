@@ -183,13 +183,17 @@ def test_one_key_each(make: MakeHost, fake: FakeProviders) -> None:
 
 
 def test_set_by_its_id(fake: FakeProviders, ann: Keeper) -> None:
-    """An endpoint that is set by its id keeps its name and its model; a fresh one is called by its id."""
+    """An endpoint set by its id keeps name, model and, if none is sent, address; a fresh one is called by its id."""
     save(ann, fake, model="local-large")
     base_url = fake.base_url("custom")
     again = ann.call("set", provider=ID, api_key=fake.api_key("custom"), base_url=base_url)
     assert again.get_json()["provider"]["name"] == NAME
     ann.get(f"/asked/{ID}")
     assert fake.calls_for("custom")[-1].body["model"] == "local-large"
+    other = fake.api_key("custom", owner="other")
+    assert ann.call("set", provider=ID, api_key=other).status_code == 200
+    ann.get(f"/asked/{ID}")
+    assert fake.calls_for("custom")[-1].api_key == other
     ann.call("set", provider="custom/fresh", base_url=base_url)
     assert shown(ann) == {"custom/fresh": "fresh", ID: NAME}
 
