@@ -223,7 +223,7 @@ class Service:
         return self._status_after(caller, spec), validation
 
     def _completed(self, caller: Caller, spec: ProviderSpec, new: NewKey) -> NewKey:
-        """Return a new key of a named endpoint with name, model and address as they are, if it is set without its name."""
+        """Return a new key of a named endpoint with the name, model and address that it has, if none is sent."""
         typed = {name: text for name, text in new.fields.items() if text.reveal().strip()}
         if not is_named(spec.id) or "name" in typed:
             return new
