@@ -73,9 +73,11 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
     """Return the URL of a path below an endpoint, or of another host that the catalog names with a whole URL.
 
     At an operator's address the other host's path stands where the catalog's base path would.
+
+    :raises EndpointNotAllowedError: see :func:`_below`.
     """
     if not path.startswith("https://"):
-        return endpoint.base_url.rstrip("/") + path
+        return _below(endpoint, path)
     if endpoint.trust != "operator":
         return path
     # Whatever the fields are that the base path names.
@@ -102,10 +104,20 @@ def request_about(
     return url, {**spec.headers, **spec.check.headers, **key}
 
 
+def _below(endpoint: Endpoint, path: str) -> str:
+    """Return the URL of a path below an endpoint.
+
+    :raises EndpointNotAllowedError: it does not begin with one slash: it could change the host that the key goes to.
+    """
+    if not path.startswith("/") or path[1:2] in ("/", "\\"):
+        raise EndpointNotAllowedError("A path below a base URL begins with one slash.")
+    return endpoint.base_url.rstrip("/") + path
+
+
 def _locate(endpoint: Endpoint, url: str) -> tuple[Endpoint, str]:
     """Return the whole URL of a path of an endpoint, and the endpoint to call it as."""
-    if url.startswith("/"):
-        return endpoint, endpoint.base_url.rstrip("/") + url
+    if not url.startswith(("https://", "http://")):
+        return endpoint, _below(endpoint, url)
     return (Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint), url
 
 
