@@ -95,7 +95,8 @@ def _faults(spec: ProviderSpec) -> Iterator[str]:
 def _faults_of_templates(spec: ProviderSpec, names: set[str]) -> Iterator[str]:
     urls = (spec.base_url, *_paths(spec))
     auth = spec.auth
-    way = auth.template if isinstance(auth, Auth) else ""
+    # The usual header is also that of rows which only keep fields for their host, and never make a call.
+    way = auth.template if isinstance(auth, Auth) and auth != Auth() else ""
     way = auth.region if isinstance(auth, SigV4) else way
     try:
         used, in_urls = set(names_in("".join((*urls, way)))), set(names_in("".join(urls)))
