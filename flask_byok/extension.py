@@ -12,6 +12,7 @@ from weakref import WeakSet
 from flask import Flask, before_render_template
 
 from .catalog import Catalog, ProviderSpec
+from .catalog.checked import checked
 from .errors import ByokError, ConfigurationError, InvalidFieldError, MissingCredentialError
 from .factory import stream_response
 from .keys.health import HealthFacts
@@ -129,8 +130,9 @@ class BYOK:
     def register_provider(self, spec: ProviderSpec) -> None:
         """Add a provider to the catalog, in apps set up before and after.
 
-        :raises ConfigurationError: its id or an alias is taken.
+        :raises ConfigurationError: its id or an alias is taken, or its description cannot be used.
         """
+        spec = checked(spec)
         for catalog in self._catalogs:
             catalog.register(spec)
         self._registered.append(spec)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_byok.catalog import PROVIDERS, Catalog, CheckSpec, Field, ProviderSpec, Rule
-from flask_byok.catalog.auth import Auth, names_in
+from flask_byok import BYOK
+from flask_byok.catalog import PROVIDERS, Auth, Catalog, CheckSpec, Field, ProviderSpec, Rule, SigV4
+from flask_byok.catalog.auth import names_in
 from flask_byok.catalog.verdicts import Answer, judge
 from flask_byok.errors import ConfigurationError, UnknownProviderError
 from flask_byok.model.credential import Verdict
 from flask_byok.providers.base import ADAPTERS
 from flask_byok.settings import Settings
+from flask_byok.testing import FakeProviders
 from flask_byok.wiring import build_catalog
 
 
@@ -26,7 +29,7 @@ def test_catalog_has_the_providers() -> None:
     assert ids[-1] == "custom"
     assert len(Catalog()) == len(set(ids)) == len(PROVIDERS)
     for alias, provider in {"gemini": "google", "google_gemini": "google", "grok": "xai"}.items():
-        assert Catalog().get(alias) is Catalog().get(provider)
+        assert Catalog().get(alias) == Catalog().get(provider)
         assert alias in Catalog()
 
 
@@ -251,4 +254,83 @@ def test_addresses_are_pinned_and_hold_no_secret() -> None:
         {"base_url": "https://example.com/{api_key}"},
     ):
         with pytest.raises(ConfigurationError, match="'mine'"):
-            ProviderSpec(id="mine", name="Mine", fields=(Field(), server), **wrong)
+            Catalog([ProviderSpec(id="mine", name="Mine", fields=(Field(), server), **wrong)])
+
+
+RULE = Rule((401,), Verdict.INVALID)
+
+
+def ruled(**wrong: Any) -> CheckSpec:
+    """Return a check with a rule of which something is wrong."""
+    return CheckSpec(rules=(replace(RULE, **wrong),))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        *(
+            ({"check": CheckSpec(**{name: path})}, "one slash")
+            for name in ("path", "models_path")
+            for path in (
+                "m/list",
+                ".evil.example/x",
+                "@evil.example",
+                "//evil.example/x",
+                "",
+                "/\\evil",
+            )
+        ),
+        ({"check": CheckSpec(path="http://evil.example/x")}, "https://"),
+        ({"check": CheckSpec(path="https://acme.co\\@evil.example/x")}, "https://"),
+        ({"check": CheckSpec(path="https://acme.co@evil.example/x")}, "https://"),
+        ({"check": CheckSpec(path="/{nope}")}, "'nope'.*api_key"),
+        ({"base_url": "https://api.acme.co/{nope}"}, "'nope'.*api_key"),
+        ({"base_url": "https://api.acme.co/{}"}, "no field is called ''"),
+        ({"base_url": "https://api.acme.co/{"}, "braces"),
+        ({"base_url": "api.acme.co/v1"}, "https://api.example.com/v1"),
+        ({"base_url": "http://api.acme.co/v1"}, "https://api.example.com/v1"),
+        ({"base_url": "https://"}, "https://api.example.com/v1"),
+        ({"base_url": None}, "base_url"),
+        ({"auth": Auth("X-Key", "{token}")}, "'token'.*api_key"),
+        ({"auth": SigV4("polly")}, "'region'.*api_key"),
+        ({"auth": "X-Key"}, "auth.*Auth"),
+        ({"adapter": "openia"}, "openai, anthropic, google, http"),
+        ({"shape": "("}, "shape"),
+        ({"fields": (Field(pattern="["),)}, "api_key"),
+        ({"fields": (Field(), Field())}, "api_key, api_key"),
+        ({"fields": ()}, "one field"),
+        ({"fields": Field()}, "fields is a tuple"),
+        ({"fields": (Field(kind="hidden"),)}, "secret, text, choice, json"),  # type: ignore[arg-type]
+        ({"env": "ACME_KEY"}, "env is a tuple"),
+        ({"prefixes": "spk-"}, "prefixes is a tuple"),
+        ({"check": ruled(status=401)}, r"status is a tuple.*\(401,\)"),
+        ({"check": ruled(verdict="rejected")}, "verdict is one of valid, .*invalid"),
+        ({"check": ruled(kind="no_money")}, "no_credit.*not 'no_money'"),
+        ({"check": ruled(place="calls")}, "place is one of both, check, call"),
+        ({"check": CheckSpec(method="PUT")}, "method is one of GET, POST"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_row_is_refused(fake: FakeProviders, wrong: dict[str, Any], told: str) -> None:
+    """What is wrong with a host's own provider is told at its registration, and by the fakes, with what to write."""
+    spec = ProviderSpec(**{"id": "mine", "name": "Mine", "base_url": "https://api.acme.co"} | wrong)
+    for register in (BYOK().register_provider, Catalog().register, fake.add_provider):
+        with pytest.raises(ConfigurationError, match=f"Provider 'mine': .*{told}"):
+            register(spec)
+
+
+def test_lists_and_words_will_do() -> None:
+    """A row with lists for tuples and a verdict's word for the verdict is as good as one with them."""
+    lists: dict[str, Any] = {
+        "env": ["ACME_KEY"],
+        "prefixes": ["spk-"],
+        "check": ruled(verdict="invalid"),
+    }
+    spec = Catalog([ProviderSpec(id="mine", name="Mine", **lists)]).get("mine")
+    assert (spec.env, spec.prefixes) == (("ACME_KEY",), ("spk-",))
+    assert judge(spec, Answer(401, b"{}"), "check").verdict.valid is False
+
+
+def test_one_variable_may_be_two_providers() -> None:
+    """Two providers may name the same variable."""
+    rows = [ProviderSpec(id=name, name=name, env=("ACME_KEY",)) for name in ("one", "two")]
+    assert len(Catalog(rows)) == 2

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from flask_byok.catalog import Catalog
+from flask_byok.catalog import Catalog, CheckSpec
 from flask_byok.catalog.models import MAX_MODELS, read_models
 from flask_byok.catalog.verdicts import Answer
-from flask_byok.errors import RateLimitedError
+from flask_byok.errors import EndpointNotAllowedError, RateLimitedError
 from flask_byok.http import Endpoint, Outbound, endpoint_for, full_url
+from flask_byok.http.outbound import request_about
 from flask_byok.keys import checks
 from flask_byok.keys.checks import Check
 from flask_byok.keys.typed import Typed
-from flask_byok.model.credential import Secret, Validation, Verdict
+from flask_byok.model.credential import Credential, Secret, Validation, Verdict
+from flask_byok.providers import make_provider
 from flask_byok.testing import FakeProviders
 from tests.patience import soon
 from tests.verdicts import VERDICTS
@@ -141,6 +144,27 @@ def test_an_operators_address_takes_over_the_paths(fake: FakeProviders, provider
     own = spec.url(spec.base_url, plain) + path if path.startswith("/") else path
     wanted = urlsplit(own)._replace(scheme="http", netloc="gateway:8080").geturl()
     assert full_url(spec, endpoint, path) == wanted
+
+
+@pytest.mark.parametrize("trust", ["catalog", "operator", "personal"])
+@pytest.mark.parametrize(
+    "path",
+    ["m/list", ".evil.example/x", "@evil.example/x", ":8443/x", "//evil.example/x", "/\\evil"],
+)
+def test_no_path_changes_the_host(trust: Any, path: str) -> None:
+    """A key never goes to a host that a path has made of its endpoint's, whatever the row and the call say."""
+    spec = replace(CATALOG.get("groq"), check=CheckSpec(path=path, models_path=path))
+    endpoint, outbound = Endpoint("https://api.acme.co", trust), Outbound()
+    fields = {"api_key": Secret("k" * 40)}
+    credential = Credential("groq", "argument", "", fields, endpoint.base_url, trust)
+    provider = make_provider(spec, credential, outbound)
+    for call in (
+        lambda: Check(spec, Typed(fields, fields, None, endpoint), outbound).validation(),
+        lambda: request_about(spec, endpoint, {}, path),
+        lambda: provider.forward("GET", path, b"", {}),
+    ):
+        with pytest.raises(EndpointNotAllowedError):
+            call()
 
 
 def test_a_shape_alone_refuses_nothing(fake: FakeProviders) -> None:

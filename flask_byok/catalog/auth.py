@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from string import Formatter
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..errors import ConfigurationError
 
 
+@runtime_checkable
 class Authentication(Protocol):
     """Makes the headers that carry a credential."""
 
@@ -70,4 +71,4 @@ class SigV4:
 
 def names_in(template: str) -> Iterator[str]:
     """Yield the names of the fields in a template."""
-    return (name for _, name, _, _ in Formatter().parse(template) if name)
+    return (name for _, name, _, _ in Formatter().parse(template) if name is not None)

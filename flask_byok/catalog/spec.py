@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypedDict, cast
-from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError, EndpointNotAllowedError, UnknownProviderError
 from ..model.credential import Fields, Secret, Verdict, make_hint
 from .auth import Auth, Authentication, names_in
+from .checked import checked
 from .endpoints import endpoint, find_endpoint, is_named, slug_of, takes_names
 
 _ID = re.compile(r"[a-z][a-z0-9_]{0,39}(/([a-z0-9-]+|\*))?")
@@ -97,7 +97,7 @@ class Rule:
     :param kind: the code of the call's error; by default the verdict's.
     :param path: names a value in the answer's JSON (``data.limit_remaining``), which must equal ``equals``; for 0 it
         may be less.
-    :param place: where the rule holds.
+    :param place: where the rule holds: in a ``check``, in a ``call``, or in ``both``.
     :param source: the document that says so.
     """
 
@@ -118,7 +118,12 @@ class CheckSpec:
 
     The first of the ``rules`` that fits an answer decides, before those of the wire.
 
-    :param path: relative to the base URL; or a URL of another host. It may name fields in braces, but no secret.
+    :param path: begins with a slash and is below the base URL; or it is a whole https URL, of another host perhaps. It
+        may name fields in braces, but no secret.
+    :param method: by which the path is asked for.
+    :param body: what is sent with a POST, as it is.
+    :param headers: sent with the check, and with the list of models, beside the provider's own.
+    :param answer: ``text`` for one that is no JSON.
     :param good: the path of a value that the documented success has, or several with ``|`` between them; ``[]`` is a
         list. Empty: any JSON without an error. Of an answer that is a ``text``: words that it contains.
     :param models_path: lists the models; it may be the same request.
@@ -150,7 +155,7 @@ class ProviderSpec:
     :param auth: how the key travels, in checks and calls alike.
     :param headers: sent with each request.
     :param env: environment variables that may hold the operator's key, first one first; a Docker secret file has the
-        same name in lower case.
+        same name in lower case. Providers of one company may name the same variable: its value is then the key of each.
     :param prefixes: public beginnings of its keys; a hint for people, never a gate.
     :param refused_prefixes: beginnings of admin keys, which can do far more than a call needs.
     :param other_kinds: beginnings of its secrets that are no API keys, each with what it is ("an OAuth token").
@@ -190,17 +195,6 @@ class ProviderSpec:
             raise ConfigurationError(f"Provider id {self.id!r}: {use}")
         if self.prefixes and self.fields == (Field(),):
             object.__setattr__(self, "fields", (Field(placeholder=f"{self.prefixes[0]}…"),))
-        pinned = {each.name for each in self.fields if each.pattern or each.choices}
-        paths = (self.base_url, self.check.path, self.check.models_path or "")
-        hosts = "".join(urlsplit(path).netloc for path in paths)
-        if named := {each.name for each in self.fields if each.secret} & set(
-            names_in("".join(paths))
-        ):
-            text = f"the field {named.pop()!r} is secret, and is in no URL."
-            raise ConfigurationError(f"Provider {self.id!r}: {text}")
-        if loose := set(names_in(hosts)) - pinned:
-            text = f"the host in its base URL needs a pattern or choices for the field {loose.pop()!r}."
-            raise ConfigurationError(f"Provider {self.id!r}: {text}")
 
     @property
     def personal_base_url(self) -> bool:
@@ -264,8 +258,9 @@ class Catalog:
     def register(self, spec: ProviderSpec) -> None:
         """Add a provider.
 
-        :raises ConfigurationError: its id or one of its aliases is taken.
+        :raises ConfigurationError: its id or one of its aliases is taken, or its description cannot be used.
         """
+        spec = checked(spec)
         names = (spec.id, *spec.aliases)
         for name in names:
             if is_named(name):

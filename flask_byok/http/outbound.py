@@ -73,9 +73,11 @@ def full_url(spec: ProviderSpec, endpoint: Endpoint, path: str) -> str:
     """Return the URL of a path below an endpoint, or of another host that the catalog names with a whole URL.
 
     At an operator's address the other host's path stands where the catalog's base path would.
+
+    :raises EndpointNotAllowedError: see :func:`_below`.
     """
     if not path.startswith("https://"):
-        return endpoint.base_url.rstrip("/") + path
+        return _below(endpoint, path)
     if endpoint.trust != "operator":
         return path
     # Whatever the fields are that the base path names.
@@ -105,6 +107,16 @@ def request_about(
 def _called_as(endpoint: Endpoint, url: str) -> Endpoint:
     """Return the endpoint that a URL is called as: the catalog may name other hosts."""
     return Endpoint(url, "catalog") if endpoint.trust == "catalog" else endpoint
+
+
+def _below(endpoint: Endpoint, path: str) -> str:
+    """Return the URL of a path below an endpoint.
+
+    :raises EndpointNotAllowedError: it does not begin with one slash: it could change the host that the key goes to.
+    """
+    if not path.startswith("/") or path[1:2] in ("/", "\\"):
+        raise EndpointNotAllowedError("A path below a base URL begins with one slash.")
+    return endpoint.base_url.rstrip("/") + path
 
 
 def _default_tls() -> ssl.SSLContext:

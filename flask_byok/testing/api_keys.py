@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from threading import Lock
+from uuid import UUID
 
 from ..catalog import Field
 from .wire import BEHAVIOURS
@@ -51,10 +52,17 @@ def name_in(api_key: str) -> str:
 
 
 def sample(field: Field) -> str:
-    """Return a value for a field beside the key: its default, its first choice, or what it shows as an example."""
-    if field.secret:
-        return _letters(field.name, _USUAL_LENGTH)
-    return field.default or next(iter(field.choices), field.placeholder)
+    """Return a value for a field beside the key: its default, its first choice, its example, or what fits its pattern.
+
+    :raises ValueError: nothing that is known here fits.
+    """
+    letters = _letters(field.name, _USUAL_LENGTH)
+    shown = [] if field.secret else [field.default, *field.choices, field.placeholder, field.name]
+    usual = (letters, letters[:8], "sample", "1234567890", "https://fake.example", str(UUID(int=0)))
+    fitting = (text for text in (*shown, *usual) if text and field.read(text) == text)
+    if not (value := next(fitting, "")):
+        raise ValueError(f"Give the field {field.name!r} a default that fits its pattern.")
+    return value
 
 
 class ApiKeyBook:

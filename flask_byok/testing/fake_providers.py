@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ..catalog import Catalog, ProviderSpec
+from ..catalog.checked import checked
 from . import anthropic_wire, google_wire, hostile, openai_wire, refusals
 from .api_keys import ApiKeyBook, make_api_key, name_in, sample
 from .calls import CallLog, RecordedCall
@@ -109,7 +110,11 @@ class FakeProviders:
         self._server.chunk_delay = seconds
 
     def add_provider(self, spec: ProviderSpec) -> None:
-        """Serve a provider beside those of the catalog, or one of them in another way."""
+        """Serve a provider beside those of the catalog, or one of them in another way.
+
+        :raises ConfigurationError: an app would not take it either.
+        """
+        checked(spec)
         self._specs[spec.id] = spec
         for behaviour in BEHAVIOURS[:-1]:
             self._register(spec, behaviour)
@@ -125,7 +130,7 @@ class FakeProviders:
 
         Without those where each person names a server, and without "demo", which an app must add itself.
         """
-        specs = (spec for spec in self._specs.values() if spec is not DEMO)
+        specs = (spec for spec in self._specs.values() if spec.id != DEMO.id)
         return {spec.id: self.base_url(spec.id) for spec in specs if not spec.personal_base_url}
 
     def hostile_url(self, kind: str) -> str:
@@ -154,7 +159,7 @@ class FakeProviders:
         if spec.personal_base_url:
             values["base_url"] = self.base_url(provider)
         needed = (each for each in spec.fields if each.required or each.default)
-        return {each.name: sample(each) for each in needed} | values
+        return {each.name: values.get(each.name) or sample(each) for each in needed} | values
 
     def add_key(self, provider: str, api_key: str, behaviour: str = "good") -> None:
         """Register a key of your own; an empty one lets calls without a key do this."""

@@ -35,7 +35,7 @@ SPEECH = ProviderSpec(
     adapter="http",
     auth=Auth("Authorization", "{api_key}"),
     check=CheckSpec(
-        path="https://who.example/{region}/me", method="POST", good="user.id|id", models_path=None
+        path="https://who.example/me", method="POST", good="user.id|id", models_path=None
     ),
 )
 PLACES: tuple[Place, ...] = ("check", "call")
@@ -80,6 +80,16 @@ def test_a_whole_credential(fake: FakeProviders, spec: ProviderSpec) -> None:
     for each in spec.fields:
         if each.name in fields:
             assert each.read(fields[each.name]) == fields[each.name] != ""
+
+
+@pytest.mark.parametrize("pattern", ["", "[a-z]+", "[0-9]{6,12}", "[0-9a-f]{8}", r"https://\S+"])
+def test_a_credential_of_a_hosts_own_fields(fake: FakeProviders, pattern: str) -> None:
+    """A field without a default or an example gets a value too, which its pattern takes."""
+    fields = (Field("project", "Project", kind="text", pattern=pattern), Field())
+    spec = replace(ACME, id="twofield", base_url="https://two.example/v1", fields=fields)
+    fake.add_provider(spec)
+    values = fake.fields("twofield")
+    assert values["project"] == fields[0].read(values["project"]) != ""
 
 
 def test_refusals_follow_from_the_rules(fake: FakeProviders, http: httpx2.Client) -> None:
@@ -171,7 +181,7 @@ def test_signatures_and_tokens(fake: FakeProviders, http: httpx2.Client) -> None
     """Of AWS's signature the access key counts, of a signed token its issuer."""
     fake.add_provider(
         ProviderSpec(
-            id="cloud", name="Cloud", adapter="http", auth=SigV4("sts"), prefixes=("AKIA",)
+            id="cloud", name="Cloud", adapter="http", auth=SigV4("sts", "x"), prefixes=("AKIA",)
         )
     )
     claims = urlsafe_b64encode(json.dumps({"iss": "me@cloud.example"}).encode()).decode()
