@@ -31,6 +31,7 @@ from .errors import (
     NotAllowedError as NotAllowedError,
     OwnerRequiredError as OwnerRequiredError,
     ProviderLockedError as ProviderLockedError,
+    ProviderError as ProviderError,
     ProviderUnavailableError as ProviderUnavailableError,
     RateLimitedError as RateLimitedError,
     RejectedCredentialError as RejectedCredentialError,

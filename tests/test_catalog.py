@@ -109,6 +109,20 @@ def test_unknown_provider_is_not_repeated() -> None:
     assert caught.value.provider is None
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("opnai", "openai"), ("OpenIA", "openai"), ("antropic", "anthropic"), ("zzz", None)],
+)
+def test_a_misspelt_provider_is_answered_with_the_one_that_is_meant(
+    name: str, meant: str | None
+) -> None:
+    """Of a near id the right one is said, and never what was given."""
+    with pytest.raises(UnknownProviderError) as caught:
+        Catalog(PROVIDERS).get(name)
+    advice = f". Did you mean {meant!r}?" if meant else ""
+    assert str(caught.value) == f"This provider is not available here{advice}"
+
+
 def test_some_providers_only() -> None:
     """The operator's choice keeps its order, an alias in it will do, and for a misspelt name the nearest is named."""
     catalog = Catalog().only(["grok", "openai"])

@@ -31,6 +31,16 @@ def test_all_names_can_be_imported_and_are_defined_here() -> None:
         _ = flask_byok.Byok
 
 
+def test_every_name_is_documented() -> None:
+    """The page on the Python interface has every public name, and all that a provider's object does."""
+    page = (Path(__file__).parents[1] / "docs" / "api.rst").read_text()
+    words = set(re.findall(r"\w+", page))
+    methods = {
+        name for name in vars(flask_byok.BaseProvider) if "stream_" in name and name[0] != "_"
+    }
+    assert words.issuperset([*flask_byok.__all__, *methods, "astream_chat"])
+
+
 @pytest.mark.parametrize(
     ("code", "loaded"),
     [

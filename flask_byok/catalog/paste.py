@@ -326,6 +326,14 @@ def looks_like(
     return None
 
 
+def owner_of(text: str, specs: Iterable[ProviderSpec]) -> ProviderSpec | None:
+    """Return whose key this is by its beginning alone, if that tells."""
+    known = _by_id(specs)
+    prefixes = beginnings(known.values())
+    owners = prefixes.get(_beginning(text, prefixes), {}) if _is_long(text) else ()
+    return known[next(iter(owners))] if len(owners) == 1 else None
+
+
 def _variables(spec: ProviderSpec) -> set[str]:
     return {*spec.env, *(name for f in spec.fields for name in f.env)}
 

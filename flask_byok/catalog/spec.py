@@ -295,7 +295,9 @@ class Catalog:
         spec = self._specs.get(provider) or self._find(provider)
         if spec is None:
             # The message does not repeat the name: people paste keys into the wrong field.
-            raise UnknownProviderError
+            name = _plain(provider[:_LONGEST_TYPO])
+            near = difflib.get_close_matches(name, self._specs, n=1, cutoff=0.8)
+            raise UnknownProviderError(_MEANT.format(near[0]) if near else None)
         return spec
 
     def get_typed(self, provider: str, fields: Fields) -> ProviderSpec:
@@ -327,6 +329,10 @@ class Catalog:
 
     def __contains__(self, provider: object) -> bool:
         return isinstance(provider, str) and self._find(provider) is not None
+
+
+_LONGEST_TYPO = 40
+_MEANT = UnknownProviderError.title + ". Did you mean {!r}?"
 
 
 def _plain(name: str) -> str:

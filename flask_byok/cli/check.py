@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from itertools import chain
@@ -17,6 +18,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from ..accounts.wing import Wing
 from ..errors import ByokError
+from ..http.proxies import Proxies
 from ..keys.operator import OperatorKeys
 from ..keys.service import Service
 from ..model.owner import Caller
@@ -63,6 +65,9 @@ _JUST_ENOUGH = (
 _NO_PROXY_FIX = (
     "there is no ProxyFix. Behind a proxy every request seems to come from it, over plain HTTP: set app.wsgi_app = "
     "ProxyFix(app.wsgi_app, x_for=1, x_proto=1, x_host=1)."
+)
+_NO_PROXY = (
+    "BYOK_PROXY: {} cannot be reached ({}), so no provider can. Mend its address, or start it."
 )
 _NO_SDK = "{} Until then its keys serve and its chats stream, but its client fails."
 _APART = "each worker allows BYOK_SET_RATE and BYOK_VALIDATE_RATE by itself; Redis (BYOK_REDIS) counts for all."
@@ -203,6 +208,7 @@ def _host(state: ByokState) -> Iterator[str]:
         yield host_setup.LATE_ENGINE
     if isinstance(keys := state.service.operator, OperatorKeys):
         yield from keys.faults(state.service.catalog)
+        yield from map(_Note, keys.misnamed([*state.service.catalog]))
     guard_interface(current_app)
     with current_app.test_request_context():
         state.binding.begin(request)  # as each request does
@@ -273,6 +279,18 @@ def _sdks(state: ByokState) -> Iterator[str]:
         yield _Note(_NO_SDK.format(fault))
 
 
+def _proxy(state: ByokState) -> Iterator[str]:
+    url = Proxies(state.settings.proxy).find(("https", "provider.example", 443))
+    if url is None:
+        return
+    parts = urlsplit(url)
+    place = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection(place, 3).close()
+    except OSError as error:
+        yield _NO_PROXY.format(shown_address(url), type(error).__name__)
+
+
 def _https(state: ByokState) -> Iterator[str]:
     if current_app.config.get("PREFERRED_URL_SCHEME") != "https":
         yield _Note(_HTTP)
@@ -284,7 +302,16 @@ def _https(state: ByokState) -> Iterator[str]:
 
 
 _Look = Callable[[ByokState], Iterator[str]]
-_LOOKS: list[_Look] = [_host, _https, _sdks, _sessions, _accounts, _tables, _encryption_keys]
+_LOOKS: list[_Look] = [
+    _host,
+    _https,
+    _proxy,
+    _sdks,
+    _sessions,
+    _accounts,
+    _tables,
+    _encryption_keys,
+]
 
 
 def count_sealed(service: Service) -> Iterator[tuple[str, str, str]]:

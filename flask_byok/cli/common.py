@@ -56,7 +56,9 @@ def sentence_of(error: Exception) -> str:
     """Return what to show of an error; it repeats no argument."""
     if isinstance(error, StoreError):
         return reason_of(error) or _AWAY
-    return _NO_PROVIDER if isinstance(error, UnknownProviderError) else str(error)
+    if isinstance(error, UnknownProviderError):
+        return _NO_PROVIDER + str(error).removeprefix(f"{error.title}.").removeprefix(error.title)
+    return str(error)
 
 
 class Commands(AppGroup):

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..catalog.paste import clean_field
-from ..catalog.spec import Field, ProviderSpec
+from ..catalog.paste import clean_field, looks_like, owner_of, refuse_admin_key
+from ..catalog.spec import Catalog, Field, ProviderSpec
 from ..errors import ByokError, EndpointNotAllowedError, UnreadableCredentialError
 from ..http import endpoint_for
 from ..model.credential import Credential, Secret, is_placeholder
@@ -117,8 +117,22 @@ class OperatorKeys:
                     yield f"{name} cannot be read: mend its path ({variable}_FILE), its rights or its content."
                 else:
                     lacking = _lacking(spec, others) - {spec.main_field.name} if value else ()
+                    is_elsewhere = spec.id in self._settings.base_urls or spec.personal_base_url
+                    if value and not is_elsewhere and not spec.standalone:
+                        yield from _suspicions(spec, *value)
                     for part in lacking:
                         yield f"{name} counts as unset, as {' and '.join(spec.variables[part])} is not set."
+
+    def misnamed(self, specs: Collection[ProviderSpec]) -> Iterator[str]:
+        """Yield a sentence for each variable that holds a provider's key and that nothing reads."""
+        read = {
+            name for spec in (*Catalog.shipped, *specs) for name in chain(*spec.variables.values())
+        }
+        for name in sorted(self.environ.keys() - read):
+            spec = None if name.endswith("_FILE") else owner_of(self.environ[name].strip(), specs)
+            own = main_variables(spec) if spec in specs and spec else ()
+            if spec and own and self.environ.keys().isdisjoint(own):
+                yield f"{name} in the environment looks like a key for {spec.name}, and is not read: {own[0]} is."
 
     def _value(
         self, tier: Tier, spec: ProviderSpec, part: Field, variable: str
@@ -162,6 +176,14 @@ class OperatorKeys:
             yield f"{variable}_FILE", text
         path = self.settings.secrets_dir / variable.lower()
         yield str(path), _read_secret(path) or ""
+
+
+def _suspicions(spec: ProviderSpec, key: Secret, name: str) -> Iterator[str]:
+    """Yield what the look of a key tells that is none of this provider's, or one for admins."""
+    if refuse_admin_key(spec, {"api_key": key}):
+        yield f"{name} holds an admin key, which is refused. Replace it by an ordinary API key for {spec.name}."
+    elif other := looks_like(key.reveal(), spec):
+        yield f"{name} holds what looks like a key for {other.name}. Replace it by one for {spec.name}."
 
 
 def main_variables(spec: ProviderSpec) -> tuple[str, ...]:

@@ -20,7 +20,9 @@ import msgspec
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
 
+from ..catalog.endpoints import takes_names
 from ..catalog.models import models_of
+from ..catalog.spec import ProviderSpec
 from ..errors import ByokError, InvalidFieldError, ProviderError, RejectedCredentialError
 from ..http.outbound import Slots
 from ..model.owner import PERSONAL_TIERS, Caller, Tier
@@ -47,6 +49,13 @@ _LISTED = {
     ("anthropic", "GET"): rf"v1/models(/{_ID})?",
     ("google", "POST"): rf"v1(beta)?/models/[A-Za-z0-9][\w.-]*:({_OF_GOOGLE})",
     ("google", "GET"): rf"v1(beta)?/models(/{_ID})?",
+}
+_NOT_PASSED = "The gateway does not pass this path and method on."
+_BASE = "The base URL for {} ends with {}, and the path of a call follows, such as /{}."
+_EXAMPLES = {
+    "openai": "chat/completions",
+    "anthropic": "v1/messages",
+    "google": "v1beta/models/gemini-2.5-flash:generateContent",
 }
 #: Paths that take files.
 _FORMS = re.compile(r"images/(edits|variations)|audio/(transcriptions|translations)")
@@ -152,7 +161,10 @@ def _find(path: str) -> tuple[str, str]:
         endpoint, _, rest = rest.partition("/")
         if spec.personal_base_url and _is_listed(spec.adapter, rest):
             return f"{spec.id}/{endpoint}", rest
-    raise NotFound("The gateway does not pass this path and method on.")
+        base, call = request.path.removesuffix(path) + spec.id, _EXAMPLES.get(spec.adapter, "")
+        base += "/<name>" if takes_names(spec) else ""
+        raise NotFound(f"{_NOT_PASSED} {_BASE.format(spec.name, base, call)}")
+    raise NotFound(_NOT_PASSED)
 
 
 def _is_listed(adapter: str, path: str) -> bool:
@@ -362,7 +374,8 @@ def _refuse(error: ByokError | HTTPException) -> Response:
     """Answer one of our errors in the shape in which the caller's SDK expects errors."""
     told = problem(error) if isinstance(error, ByokError) else http_problem(error)
     if told["status"] == 404:  # people also put keys where they do not belong
-        hide_address()
+        spec = _called()
+        hide_address(called=spec.id if spec else "")
     response = _json(_in_words_of(_adapter(), told))
     response.status_code = told["status"]
     response.retry_after = told.get("retry_after")
@@ -373,9 +386,14 @@ def _refuse(error: ByokError | HTTPException) -> Response:
 
 def _adapter() -> str:
     """Return the wire that the caller speaks: that of the provider in the path, or OpenAI's."""
+    spec = _called()
+    return spec.adapter if spec else "openai"
+
+
+def _called() -> ProviderSpec | None:
     name = str((request.view_args or {}).get("path")).partition("/")[0]
     catalog = get_state().service.catalog
-    return catalog.get(name).adapter if name in catalog else "openai"
+    return catalog.get(name) if name in catalog else None
 
 
 def _in_words_of(adapter: str, told: Problem) -> dict[str, Any]:

@@ -32,7 +32,8 @@ _MOST_HIDDEN = 20
 
 #: A record's id.
 RECORD_ID = re.compile("[0-9a-f]{32}")
-# The version in an asset's address, and what is too short for a key of any provider.
+# A word of a provider's API, the version in an asset's address, and what is too short for a key.
+_WORD = re.compile(r"[a-z_-]{0,15}|v\d{1,2}(alpha|beta)?")
 _VERSION = re.compile("v=[0-9a-f]{12}|[0-9a-f]{12}")
 _SHORT = re.compile("https?:|[^/]{0,15}")
 
@@ -85,6 +86,7 @@ def go_first(asked: Request) -> None:
     most = min(MAX_PASSED_BODY, asked.max_content_length or MAX_PASSED_BODY)
     # Not request.max_content_length, which Flask 3.0 does not let us set.
     limit = most if is_passed else MAX_BODY
+    asked.environ["flask_byok.most"] = limit
     asked.stream = get_input_stream(asked.environ, max_content_length=limit)
     protect = current_app.extensions.get("csrf")
     if isinstance(protect, CSRFProtect):
@@ -290,20 +292,22 @@ def _allow_reading(response: Response, origin: str) -> None:
 
 
 def hide_address(
-    asked: Request = request, app: Flask = current_app, *, hides_path: bool = True
+    asked: Request = request, app: Flask = current_app, *, hides_path: bool = True, called: str = ""
 ) -> None:
     """Redact in logs, until the request ends, what its address and its referrer hold beside our own words.
 
     People put keys there: in the query, as a segment of the path, or on the host's page that calls us.
 
     :param hides_path: off: hide nothing of the path.
+    :param called: id of the provider that the path is of: words that follow it stay.
     """
     raw = str(asked.environ.get("RAW_URI") or asked.environ.get("REQUEST_URI") or "")
     root, words = asked.script_root, _own_words(app)
     query = asked.query_string.decode("latin-1")
     address, _, referred = asked.headers.get("Referer", "").partition("?")
-    called = (asked.path, raw.partition("?")[0]) if hides_path else ()
-    paths = [_from_odd(path.removeprefix(root), words) for path in called]
+    own = (asked.path, raw.partition("?")[0]) if hides_path else ()
+    harmless = _WORD if called else RECORD_ID
+    paths = [_from_odd(path.removeprefix(root), words | {called}, harmless) for path in own]
     # A page of the host's has words of its own; keys are longer.
     paths += [_from_odd(path, words, _SHORT) for path in (address, unquote(address))]
     values = [value or name for name, value in asked.args.items(multi=True)]

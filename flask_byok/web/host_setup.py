@@ -15,11 +15,13 @@ from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from flask import Flask, before_render_template
 from werkzeug.routing import Rule
 
+from ..catalog.endpoints import base_of
 from ..errors import ConfigurationError
 from ..model.owner import ACCOUNT_TIERS
 from ..sealing.keyring import is_guessable
@@ -216,6 +218,12 @@ def unsafe_choices(settings: Settings) -> Iterator[str]:
             f"BYOK_SESSION_TTL is wide: a session's keys can be used for {settings.session_ttl.days} days "
             f"after their last use, and for {longest.days} days in all. Set it to a day or less."
         )
+    if settings.failover and not settings.fallback_on:
+        yield "BYOK_FAILOVER does nothing without BYOK_FALLBACK_ON: set that to the reasons, such as 'rejected'."
+    for provider, url in settings.base_urls.items():
+        if urlsplit(base := base_of(url)).path != urlsplit(url).path.rstrip("/"):
+            end = urlsplit(base).path or "its host"
+            yield f"BYOK_BASE_URLS: the URL for {provider!r} has the path of a call. It must end with {end}."
     if settings.allow_reveal:
         yield (
             "BYOK_ALLOW_REVEAL is on: an attacker who signs in as a user can read that user's keys. Set it to False."

@@ -74,6 +74,8 @@ def http_problem(error: HTTPException) -> Problem:
     status = error.code or 500
     title = HTTPStatus(status).phrase
     code, detail = title.lower().replace(" ", "_"), error.description or title
+    if status == 413 and (most := request.environ.get("flask_byok.most")):
+        detail = f"The body is too long: {most:,} bytes are the limit."
     if isinstance(error, CSRFError):
         code, detail = "csrf", _csrf_detail(error, detail)
     body = _body(status, "too_large" if status == 413 else code, title, detail)

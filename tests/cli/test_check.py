@@ -24,6 +24,7 @@ from flask_byok.cli.check import shown_address, shown_settings
 from flask_byok.model.owner import SessionRef
 from flask_byok.sealing.keyring import Keyring
 from flask_byok.settings import Settings
+from flask_byok.testing.api_keys import make_api_key
 from flask_byok.web.caller import get_state
 from tests.accounts.account_kinds import event_of, make_record
 from tests.keeper import close
@@ -446,3 +447,36 @@ def test_host_that_sets_its_database_up_too_late(
     assert len(said) == 1
     assert "Call db.init_app(app) before byok.init_app(app)" in said[0]
     assert run(app, "db", "current").output.startswith("tables  0")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"BYOK_BASE_URLS": {"openai": "https://ann:hunter22@x.example/v1/chat/completions"}},
+            "It must end with /v1.",
+        ),
+        ({"BYOK_FAILOVER": True}, "BYOK_FAILOVER does nothing without BYOK_FALLBACK_ON"),
+        ({"BYOK_PROXY": "http://ann:hunter22@127.0.0.1:{}"}, "cannot be reached"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path: Path, config: dict[str, Any], said: str) -> None:
+    """An address with the path of a call, a failover for no reason and a proxy that is away are unsafe."""
+    if proxy := config.get("BYOK_PROXY"):
+        config = {"BYOK_PROXY": proxy.format(free_port())}
+    result = run(make_app(tmp_path, **config, **SAFE), "check")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"unsafe: {next(iter(config))}")
+    assert said in line
+    assert "hunter22" not in result.output
+
+
+def test_key_that_nothing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider's key under a name that is nobody's is a note, as the app may read it."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("OPENAI_KEY", key := make_api_key("openai"))
+    result = run(make_app(tmp_path, **SAFE), "check")
+    assert result.exit_code == 0
+    assert "note: OPENAI_KEY in the environment looks like a key for OpenAI" in result.output
+    assert key not in result.output

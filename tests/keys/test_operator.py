@@ -201,3 +201,48 @@ def test_named_file_that_is_none(tmp_path: Path, target: str) -> None:
     """A _FILE variable that names no file raises: the operator meant one."""
     with pytest.raises(UnreadableCredentialError):
         file_key(tmp_path, GEMINI_API_KEY_FILE=str(tmp_path / target))
+
+
+@pytest.mark.parametrize(
+    ("variable", "owner", "said"),
+    [
+        ("OPENAI_API_KEY", "anthropic", "looks like a key for Anthropic"),
+        ("ANTHROPIC_API_KEY", "openai", "looks like a key for OpenAI"),
+        ("OPENAI_API_KEY", "sk-admin-0123456789abcdefghijABCDEFGHIJ", "an admin key"),
+        ("ANTHROPIC_API_KEY", "sk-ant-admin01-0123456789abcdefghijABCDEFGHIJ", "an admin key"),
+    ],
+)
+def test_keys_of_another_kind_are_told(
+    tmp_path: Path, variable: str, owner: str, said: str
+) -> None:
+    """A key of another provider, or for admins, is told without the key; behind a gateway any key may be right."""
+    key = make_api_key(owner) if owner in SHAPES else owner
+    settings = Settings(secrets_dir=tmp_path)
+    (fault,) = OperatorKeys(settings, {variable: key}).faults(PROVIDERS)
+    assert fault.startswith(f"{variable} holds ")
+    assert said in fault
+    assert key not in fault
+    urls = {"openai": "https://gateway.example", "anthropic": "https://gateway.example"}
+    settings = Settings(secrets_dir=tmp_path, base_urls=urls)
+    assert not list(OperatorKeys(settings, {variable: key}).faults(PROVIDERS))
+
+
+def test_nothing_is_said_of_a_providers_own_keys(tmp_path: Path) -> None:
+    """A key as its provider makes it is no fault in that provider's variable."""
+    specs = [spec for spec in PROVIDERS if spec.id in SHAPES and spec.env]
+    assert len(specs) > 5
+    for spec in specs:
+        keys = OperatorKeys(Settings(secrets_dir=tmp_path), {spec.env[0]: make_api_key(spec.id)})
+        assert not [fault for fault in keys.faults(PROVIDERS) if "looks like" in fault], spec.id
+        assert not list(keys.misnamed(PROVIDERS))
+
+
+def test_a_key_in_a_variable_of_another_name_is_told() -> None:
+    """A variable that nothing reads is named if a provider's key is in it, and that provider has none."""
+    key = make_api_key("openai")
+    (note,) = OperatorKeys(Settings(), {"OPENAI_KEY": key, "PATH": "/bin"}).misnamed(PROVIDERS)
+    assert note.startswith("OPENAI_KEY in the environment looks like a key for OpenAI")
+    assert "OPENAI_API_KEY is" in note
+    assert key not in note
+    both = {"OPENAI_KEY": key, "OPENAI_API_KEY": key}
+    assert not list(OperatorKeys(Settings(), both).misnamed(PROVIDERS))

@@ -344,6 +344,18 @@ def test_unknown_providers(app: HostApp) -> None:
     """A provider that is not here is 404, in OpenAI's shape."""
     got = browser(app).post(f"{GATEWAY}/nobody/chat/completions", json={})
     assert (got.status_code, code_of(got)) == (404, "unknown_provider")
+    got = browser(app).post(f"{GATEWAY}/opnai/chat/completions", json={})
+    assert "Did you mean 'openai'?" in got.get_json()["error"]["message"]
+
+
+@pytest.mark.parametrize("provider", CHATS)
+def test_a_wrong_path_is_answered_with_the_base_url(app: HostApp, provider: str) -> None:
+    """A path with one /v1 too many is 404, and says where the base URL ends and what follows."""
+    got = browser(app).post(f"{GATEWAY}/{provider}/v1/{CHATS[provider]}", json={})
+    assert got.status_code == 404
+    message = got.get_json()["error"]["message"]
+    assert f"ends with {GATEWAY}/{provider}, and" in message
+    assert message.endswith(f"/{CHATS[provider]}.")
 
 
 def test_shared_keys_are_for_people_who_are_signed_in(
@@ -498,6 +510,7 @@ def test_long_bodies_are_refused(
     visitor = with_keys(app, openai=fake.api_key("openai"))
     got = visitor.post(CHAT, data=b"x" * size, content_type="application/json")
     assert (got.status_code, code_of(got)) == (413, "too_large")
+    assert f"{limit or 25 * 1024 * 1024:,} bytes" in got.get_json()["error"]["message"]
     body = chat_of("openai", "x" * 500)
     assert visitor.post(CHAT, json=body).status_code == 200
 
@@ -774,10 +787,13 @@ def test_keys_in_addresses_stay_out_of_logs(
             "openai/models?key=sk-of-the-caller",
             "openai/sk-of-the-caller",
             "sk-of-the-caller/models",
+            "openai/files/sk-of-the-caller",
+            "openai/v1/chat/completions",
         ):
             wire.send("GET", f"{GATEWAY}/{path}")
     assert "sk-of-the-caller" not in caplog.text
     assert "/api/gateway/openai/models" in caplog.text
+    assert "/api/gateway/openai/v1/chat/completions" in caplog.text
 
 
 def test_it_is_described_where_it_is(app: HostApp, tmp_path: Path) -> None:
