@@ -63,6 +63,8 @@ _CONTINUATION = re.compile(
 )
 # Mail programs and terminals break no shorter lines than this.
 _NARROWEST = 60
+# A shorter line with a digit can be a word ("gpt4o", "claude3").
+_LONGEST_WORD = 8
 
 # OPENAI_API_KEY, apiKey, HF_TOKEN_2, Authorization: the word ends the name, or begins its ending.
 _NAMES_KEY = re.compile(
@@ -175,6 +177,11 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     if text.startswith(tuple(known)) and _ONE_WORD.fullmatch(text):
         return Pasted(text)
     tidy = _tidy(text, tuple(known), f.pattern or spec.shape)
+    if tidy is None:
+        said = (
+            "This key seems to go on in the next line. Copy the key alone, all of it in one line."
+        )
+        raise MalformedApiKeyError(said, provider=spec.id)
     if found := _find(tidy, known):
         return _choose(found, spec, f, known)
     word = _without_ends(tidy)
@@ -187,8 +194,8 @@ def unwrap(text: str, spec: ProviderSpec, f: Field) -> Pasted:
     raise MalformedApiKeyError(said, provider=spec.id)
 
 
-def _tidy(text: str, prefixes: tuple[str, ...], shape: str) -> str:
-    """Return a text without what no screen shows, with a wrapped key in one line.
+def _tidy(text: str, prefixes: tuple[str, ...], shape: str) -> str | None:
+    """Return a text without what no screen shows, with a wrapped key in one line; None if that cannot be told.
 
     :param shape: of the provider's keys, if it is known.
     """
@@ -197,9 +204,12 @@ def _tidy(text: str, prefixes: tuple[str, ...], shape: str) -> str:
     lines, begun, width = list[str](), "", 0
     for line in (_MARGIN.sub("", plain).strip() or plain).split("\n"):
         is_rest = begun and _CONTINUATION.fullmatch(line) and not line.startswith(prefixes)
-        # A line that is not full ends there, unless what it ends with is no whole key, or a quote goes on.
-        if is_rest and (width >= _NARROWEST or _is_open(lines[-1], begun, line, shape)):
+        is_long, is_full = len(line) >= _LONGEST_WORD, width >= _NARROWEST
+        # A full line goes on, and one that ends with no whole key, or within a quote.
+        if is_rest and ((is_full and is_long) or _is_open(lines[-1], begun, line, shape)):
             lines[-1] += line
+        elif is_rest and (is_full or is_long):
+            return None
         else:
             lines.append(line)
         last = _WORD_ENDS.split(lines[-1])[-1]

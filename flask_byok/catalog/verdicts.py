@@ -162,7 +162,10 @@ _CALLS = {
 _CUT = "{name} did not finish its answer. Try again."
 _NOT_TAKEN = "{name} did not accept this key for this call. Check it, or use another one."
 _REDIRECT = "{name} sent a redirect, which is never followed with a key. Check the base URL."
-_PAGE = "This address shows a web page, not an API. Check the base URL: many end in /v1."
+_PAGE = (
+    "A web page came in place of {name}'s answer. Check the base URL if one is set: many end in /v1. Else something "
+    "between this site and {name} blocks the call."
+)
 # Refusals with which a server shows a page if there is no API at the address.
 _OF_NO_API = (400, 403, 404, 405)
 _NOT_A_PROVIDER = "The answer was not that of a provider. Check the base URL."

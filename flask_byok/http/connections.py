@@ -31,9 +31,10 @@ _READ_BYTES = 65_536
 _MAX_HEAD_BYTES = 128 * 1024
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 # What stands before a chunk's data, as strictly as h11 takes it (RFC 9112, 7.1).
-_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;[^\n]*)?[ \t]*\r\n")
+_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,20})[ \t]*(?:;[^\n]*)?\r\n")
 _NEXT_LINE = re.compile(rb"\r\n" + _FIRST_LINE.pattern)
 _LONGEST_LINE = 1024
+_LONGEST_TRAILER = 8 * 1024
 
 _deadline: ContextVar[float | None] = ContextVar("flask_byok_deadline", default=None)
 _line: ContextVar[Line | None] = ContextVar("flask_byok_line", default=None)
@@ -179,23 +180,23 @@ class TimedStream(httpcore2.NetworkStream):
     def _has_come(self) -> bool:
         """Return True if something can be read without a wait: a byte of a chunk's data, all of the chunks' end."""
         if self._in_chunks and not self._left:
-            if line := self._line.match(self._held, self._at):
+            longest = self._at + _LONGEST_LINE
+            # First its end: the pattern would look for one in all that is held, again and again.
+            ends = self._held.find(b"\n", self._at + 2, longest) + 1
+            if ends and (line := self._line.match(self._held, self._at, ends)):
                 return self._begin_chunk(line)
-            is_whole = self._held.find(b"\n", self._at + 2) >= 0
-            if not is_whole and len(self._held) - self._at <= _LONGEST_LINE:
-                return False
-            return self._break_off(httpcore2.RemoteProtocolError("a chunk is malformed"))
+            return (ends > 0 or len(self._held) >= longest) and self._break_off(_malformed())
         return self._fault is not None or self._at < len(self._held)
 
     def _begin_chunk(self, line: re.Match[bytes]) -> bool:
         if size := int(line[1], 16):
             self._line, self._left, self._at = _NEXT_LINE, size, line.end()
             return self._at < len(self._held)
-        end = _BLANK_LINE.search(self._held, line.end() - 1)
-        if end or len(self._held) > _MAX_HEAD_BYTES:
+        if end := _BLANK_LINE.search(self._held, line.end() - 1):
             self._in_chunks, self._at = False, line.start(1)
-            self._left = end.end() - self._at if end else sys.maxsize
-        return not self._in_chunks
+            self._left = end.end() - self._at
+            return True
+        return len(self._held) - self._at > _LONGEST_TRAILER and self._break_off(_malformed())
 
     def _break_off(self, fault: Exception) -> bool:
         self._fault, self._in_chunks = fault, False
@@ -249,6 +250,10 @@ class TimedStream(httpcore2.NetworkStream):
         if info == "is_readable" and self._at < len(self._held):
             return True
         return self.stream.get_extra_info(info)
+
+
+def _malformed() -> httpcore2.RemoteProtocolError:
+    return httpcore2.RemoteProtocolError("a chunk is malformed")
 
 
 class NameNotFound(httpcore2.ConnectError):

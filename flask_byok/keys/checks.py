@@ -48,7 +48,8 @@ PAUSE = 30.0
 #: passing fault of a gateway.
 LATER = 10.0
 # Of how many keys it is remembered when the next second opinion is due.
-_MOST_REFUSED = 1000
+_MOST_REFUSED = 10_000
+_REMEMBERED = 86_400.0
 
 _NEEDS_KEY = (
     "This server wants an API key. Type the one that it was started with, or that it gave you."
@@ -241,15 +242,16 @@ class Checks:
     def _is_due(self, credential: Credential, later: float) -> bool:
         """Return True if this refusal of a key leads to a second opinion.
 
-        :param later: seconds from the first refusal.
+        :param later: seconds from the first refusal, which is forgotten after a day.
         """
         now, who = self.clock(), (credential.provider, credential.owner, credential.version)
-        if now < self._due.setdefault(who, now + later):
-            return False
-        self._due[who] = now + PAUSE
+        due = self._due.pop(who, None)
+        if due is None or now > due + _REMEMBERED:
+            due = now + later
+        self._due[who] = now + PAUSE if now >= due else due
         while len(self._due) > _MOST_REFUSED:
             self._due.pop(next(iter(self._due)), None)
-        return True
+        return now >= due
 
     def tell_rejected(self, credential: Credential) -> None:
         """Tell the host that a provider rejected a key."""

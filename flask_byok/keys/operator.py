@@ -117,7 +117,7 @@ class OperatorKeys:
                     yield f"{name} cannot be read: mend its path ({variable}_FILE), its rights or its content."
                 else:
                     lacking = _lacking(spec, others) - {spec.main_field.name} if value else ()
-                    is_elsewhere = spec.id in self._settings.base_urls or spec.personal_base_url
+                    is_elsewhere = spec.id in self.settings.base_urls or spec.personal_base_url
                     if value and not is_elsewhere and not spec.standalone:
                         yield from _suspicions(spec, *value)
                     for part in lacking:

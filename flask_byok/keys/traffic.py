@@ -70,8 +70,10 @@ class Traffic:
         now = time.time()
         day = datetime.fromtimestamp(now, UTC).date().isoformat()
         # Tokens come with a use that was counted before.
-        of, new = ("used", [0, now, *what]) if isinstance(what, Tokens) else (what, [1, now, 0, 0])
-        self._owners.note((owner, provider, credential_id, day, of), new)
+        if isinstance(what, Tokens):
+            self._owners.note((owner, provider, credential_id, day, "used"), [0, now, *what])
+        else:
+            self._owners.note((owner, provider, credential_id, day, what), [1, now, 0, 0])
 
     def counter(self, caller: Caller, credential: Credential) -> Count:
         """Return the callback that counts the calls with a credential, and their tokens."""

@@ -289,8 +289,13 @@ class BaseProvider:
         known = model_info(self.name, chosen)
         limit = known.max_output if known else None
         facts = Facts(self._spec.limit_name, self._spec.asks_usage, limit)
-        path, body = wire.body(Chat(messages, chosen, params), facts)
-        call = self._open("POST", path, encode(body), _JSON)
+        try:
+            path, body = wire.body(Chat(messages, chosen, params), facts)
+            content = encode(body)
+        except InvalidFieldError as error:
+            error.provider = self.name
+            raise
+        call = self._open("POST", path, content, _JSON)
         start = StreamEvent("start", provider=self.name, model=chosen, source=self.source)
         reader = wire.reader()
         return Attempt(OurCall(self._outcomes, call, reader), reader, start)

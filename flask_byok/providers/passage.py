@@ -68,8 +68,8 @@ class Passage(Iterator[bytes | None]):
 
     def close(self) -> None:
         """End the call. The connection to the provider is closed at once."""
+        self._call.close()  # first: this ends a read in another thread
         self._pieces.close()
-        self._call.close()
         self._ours.count("failed")
 
     def _read(self, reader: Reader) -> Generator[bytes | None, None, None]:

@@ -116,7 +116,10 @@ class Database:
             result = self.transactions.call(function)
         except (SQLAlchemyError, TimeoutError) as error:
             is_fault = isinstance(error, _FAULTS) and sql_state(error) not in (_HELD, _NO_RIGHT)
-            (self.breaker.fault if is_fault else self.breaker.success)()
+            if is_fault:
+                self.breaker.fault()
+            else:
+                self.breaker.success()  # it answered
             self._ready = False
             if is_without_right(error):
                 raise OutdatedTablesError(_REFUSED) from None

@@ -73,7 +73,8 @@ def _flask_login() -> Any:
 
 def signed_in_user() -> str | None:
     """Return the id of Flask-Login's user; None for a visitor, or without Flask-Login."""
-    user = login.current_user._get_current_object() if (login := _flask_login()) else None
+    login = _flask_login()
+    user = login.current_user._get_current_object() if login else None
     return _lasting_id(user) if user is not None and user.is_authenticated else None
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import msgspec
 from flask import Blueprint, Response, request
 from werkzeug.exceptions import BadRequest, HTTPException, NotFound
+from werkzeug.http import parse_options_header
 
 from ..catalog.endpoints import takes_names
 from ..catalog.models import models_of
@@ -59,11 +60,9 @@ _EXAMPLES = {
 }
 #: Paths that take files.
 _FORMS = re.compile(r"images/(edits|variations)|audio/(transcriptions|translations)")
-#: The part of a form that is called "model", after its boundary.
-_MODEL_PART = (
-    rb"--%b\r\n(?i:(?:[^\r\n]+\r\n){0,8}?content-disposition:[^\r\n]*[; ]name=\"?model\"?(?=[;\r])[^\r\n]*\r\n"
-    rb"(?:[^\r\n]+\r\n){0,8}\r\n)([^\r\n]*)"
-)
+#: Parts of a form, and bytes of a part's head, in which the part called "model" is looked for.
+_MOST_PARTS = 100
+_LONGEST_HEAD = 8 * 1024
 _NO_MODEL = "The model is named with its provider here: 'openai/gpt-4o-mini'."
 
 #: The headers that pass to the provider, and those that pass back.
@@ -253,16 +252,32 @@ def _read_model(state: ByokState) -> tuple[str, str, bytes]:
     """
     body = request.get_data(cache=False)
     if request.mimetype == "multipart/form-data":
-        boundary = re.escape(request.mimetype_params.get("boundary", "").encode())
-        part = re.search(_MODEL_PART % boundary, body)
-        if part is None:
-            raise InvalidFieldError(_NO_MODEL)
-        name, model = _split(state, part[1].decode(errors="replace"))
-        return name, model, body[: part.start(1)] + model.encode() + body[part.end(1) :]
+        start, end = _find_model(body, request.mimetype_params.get("boundary", "").encode())
+        name, model = _split(state, body[start:end].decode(errors="replace"))
+        return name, model, body[:start] + model.encode() + body[end:]
     fields: dict[str, msgspec.Raw] = _decode(body, dict[str, msgspec.Raw])
     name, model = _split(state, _decode(fields.get("model", msgspec.Raw(b'""')), str))
     fields["model"] = msgspec.Raw(msgspec.json.encode(model))
     return name, model, msgspec.json.encode(fields)
+
+
+def _find_model(form: bytes, boundary: bytes) -> tuple[int, int]:
+    """Return where the value of a form's part "model" begins and ends.
+
+    :raises InvalidFieldError: there is none.
+    """
+    mark, place = b"--" + boundary + b"\r\n", 0
+    for _ in range(_MOST_PARTS):
+        if (place := form.find(mark, place)) < 0:
+            break
+        place += len(mark)
+        start = form.find(b"\r\n\r\n", place, place + _LONGEST_HEAD)
+        for line in form[place : max(start, place)].split(b"\r\n"):
+            header, _, value = line.decode("latin-1").partition(":")
+            is_name = header.strip().lower() == "content-disposition"
+            if is_name and parse_options_header(value)[1].get("name") == "model":
+                return start + 4, form.find(b"\r\n", start + 4)
+    raise InvalidFieldError(_NO_MODEL)
 
 
 def _decode(data: bytes | msgspec.Raw, kind: Any) -> Any:

@@ -262,6 +262,20 @@ def test_silence_between_chunks(
         assert b"a" + b"".join(filter(None, pieces)) == body
 
 
+@pytest.mark.parametrize(
+    "line", [b"5;" + b"\t" * 60_000, b"5;" + b" " * 60_000 + b"\n", b"0\r\n" + b"a: b\r\n" * 9_000]
+)
+def test_a_long_line_between_chunks(line: bytes) -> None:
+    """It is refused at once, and holds no other thread up."""
+    script = [CHUNKED + chunk(EVENT) + line]
+    with (
+        hostile(lambda: iter(script), keep=True) as server,
+        soon(),
+        pytest.raises(ProviderUnavailableError, match="broke off"),
+    ):
+        read(call(server.origin))
+
+
 def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if "flask-byok-call" in thread.name]
 

@@ -12,6 +12,7 @@ import pytest
 
 from flask_byok.testing import FakeProviders
 from tests.app import Browser, HostApp, browser
+from tests.patience import soon
 
 from .gateway_host import (
     API_KEY,
@@ -170,6 +171,22 @@ def test_a_form_names_its_model(raw: tuple[Upstream, Browser], path: str) -> Non
     assert gone_to == f"/v1/{path}"
     assert sent_headers["authorization"] == "Bearer gsk_another-made-up-key"
     assert sent == b"".join(parts).replace(b"groq/whisper-1", b"whisper-1")
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"--b\r\ncontent-disposition: form-data" + b'; name="model";' * 20_000 + b"\r\nq",
+        b"--b\r\n" * 100_000,
+        b"--b\r\ncontent-disposition: form-data" + b'; name="mode' * 600 + b"\r\n\r\n",
+    ],
+)
+def test_a_hostile_form_costs_nothing(ours: Browser, form: bytes) -> None:
+    """Whoever sends it is refused at once, and no other caller waits."""
+    kind = "multipart/form-data; boundary=b"
+    headers = {"Content-Type": kind, "Sec-Fetch-Site": "same-origin"}
+    with soon():
+        assert ours.post(f"{V1}/images/edits", data=form, headers=headers).status_code == 422
 
 
 def test_models_are_listed_with_their_providers(
