@@ -68,7 +68,7 @@ def refused(request: Request, kind: str) -> Answer:
         status, headers, body = found["status"], found.get("headers", {}), found["body"]
     else:
         headers, (status, body) = {}, _by_rule(request, _WIDER.get(kind, kind))
-    text = json.dumps(body).replace(API_KEY, request.api_key or "")
+    text = json.dumps(body).replace(API_KEY, json.dumps(request.api_key or "")[1:-1])
     answer = Answer(status, text.encode(), headers=dict(headers))
     seconds = request.retry_after
     if seconds is None and "retry-after" in headers:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Annotated, NotRequired, TypedDict
 
 import msgspec
-from flask import Response, current_app, has_app_context, request
+from flask import Response, current_app, has_app_context, has_request_context, request
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
@@ -74,7 +74,8 @@ def http_problem(error: HTTPException) -> Problem:
     status = error.code or 500
     title = HTTPStatus(status).phrase
     code, detail = title.lower().replace(" ", "_"), error.description or title
-    if status == 413 and (most := request.environ.get("flask_byok.most")):
+    most = request.environ.get("flask_byok.most") if has_request_context() else None
+    if status == 413 and most:
         detail = f"The body is too long: {most:,} bytes are the limit."
     if isinstance(error, CSRFError):
         code, detail = "csrf", _csrf_detail(error, detail)

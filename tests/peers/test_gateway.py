@@ -86,5 +86,6 @@ def test_litellm(url: str, fake: FakeProviders) -> None:
         assert (refused["name"], refused["status"]) == (name, status)
         assert keyless["status"] == 409
         assert "No API key for" in keyless["message"]
-    people = [fake.api_key("openai", behaviour) for behaviour in ("good", "good", "bad")]
+    # The last one is the check of the refused key, as the address is the operator's.
+    people = [fake.api_key("openai", behaviour) for behaviour in ("good", "good", "bad", "bad")]
     assert [call.api_key for call in fake.calls_for("openai")] == people

@@ -144,7 +144,7 @@ def test_refusal_in_the_middle_of_an_answer_is_said(page: SettingsPage, demo: De
     page.store("demo", demo.printed(r"demo-good-\w+"))
     page.visit()
     say(page, "error-midstream")
-    wait_for(page, ".failed", "Demo provider has a fault of its own")
+    wait_for(page, ".failed", "Demo provider has too much to do")
     wait_for(page, ".theirs", "Hello! This")
 
 
