@@ -96,6 +96,7 @@ _GREEN = (
 )
 
 
+@pytest.mark.stress
 @in_all_sizes
 def test_each_greenlet_has_its_own_key(threads: int, people: int) -> None:
     """The test above passes under gevent, with greenlets in place of threads."""
